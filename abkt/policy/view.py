@@ -1,0 +1,104 @@
+"""What a decision sees and says. Decisions hold numbers, never frames or tensors."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Mode = Literal["raw", "stream"]
+Order = Literal["uniform", "slope"]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What each cut of a stream costs and leaves, point by point (at most 65 points).
+
+    bytes: wire bytes up to and with band i, rising. distortion: what is left then, falling, relative squared error. bits: mean bits per
+    KV value of the passes so far. Point 0 is what always travels: header, exact edges and metadata, so the mean alone.
+    """
+
+    bytes: tuple[float, ...]
+    distortion: tuple[float, ...]
+    bits: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.bytes) == len(self.distortion) == len(self.bits) >= 1:
+            raise ValueError("a curve needs as many bytes as distortions and bits, and at least one point")
+
+    @property
+    def finest(self) -> int:
+        return len(self.bytes) - 1
+
+    def cut_within(self, budget_bytes: float) -> int:
+        """The finest cut of at most budget_bytes; 0 if even that is too much."""
+        return max(0, bisect_right(self.bytes, budget_bytes) - 1)
+
+    def cut_reaching(self, distortion: float) -> int:
+        """The coarsest cut with at most this distortion; the finest if none has so little."""
+        return min(self.finest, bisect_left(self.distortion, -distortion, key=lambda d: -d))
+
+    def cut_of_bits(self, bits: float) -> int:
+        """The coarsest cut with at least this many bits per value; the finest if none has so many."""
+        return min(self.finest, bisect_left(self.bits, bits - 1e-9))
+
+    def scaled(self, factor: float) -> Curve:
+        """The same curve for a transfer whose bytes are `factor` times as many."""
+        return Curve(tuple(b * factor for b in self.bytes), self.distortion, self.bits)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferView:
+    """One transfer, as its bitrate policy sees it.
+
+    deadline_s: when KV should be usable for TTFT to hold its SLO. slope, uniform: the curves of the two orders (before encoding: the
+    expected ones; after: this request's own). sent_bytes, sent_cut: what left already; what left cannot be taken back.
+    encode_s, expand_s: expected codec time still to come at full depth, and raw_s, the same for a raw transfer (copies).
+    """
+
+    raw_bytes: int
+    deadline_s: float
+    slope: Curve
+    uniform: Curve
+    encode_s: float = 0.0
+    expand_s: float = 0.0
+    raw_s: float = 0.0
+    sent_bytes: float = 0.0
+    sent_cut: int = 0
+
+    def curve(self, order: Order) -> Curve:
+        return self.slope if order == "slope" else self.uniform
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """mode raw: bytes as they are. mode stream: passes in `order` up to `cut`; depth_bits is how deep to encode, so how far it may go."""
+
+    mode: Mode
+    order: Order = "slope"
+    cut: int = 0
+    depth_bits: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class GoodputSample:
+    """Wire bytes that passed a link in duration_s of sending (idle time left out); never multiplied by a compression ratio."""
+
+    wire_bytes: float
+    duration_s: float
+
+
+class BitratePolicy(Protocol):
+    """One object per peer. The same calls give the same answers, so a run can be replayed through it.
+
+    decide is asked before encoding, and again whenever the cut may still move (before each frame; at each change of a modelled rate).
+    `mode`, `order` and `depth_bits` of the first decision stand for the whole transfer.
+    """
+
+    def observe(self, now_s: float, sample: GoodputSample) -> None: ...
+
+    def decide(self, now_s: float, view: TransferView) -> Decision: ...
+
+    def estimate_bytes_per_s(self, now_s: float) -> float:
+        """What the policy believes of the link, for the records; nan if it holds no estimate."""
+        ...

@@ -1,0 +1,1 @@
+"""Measure a machine once; let the model read it. `abkt.profile.schema` needs no torch."""

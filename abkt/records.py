@@ -1,0 +1,171 @@
+"""What both worlds write: one record a request, one a transfer, one summary. The one place where metrics are defined.
+
+Stages overlap, so they do not add: `_busy_s` is how long a stage worked, `_exposed_s` how long the request waited for it alone.
+The exposed parts sum to E2E. Times are seconds on the run's clock (CLOCK_MONOTONIC less the run's start; simulated time in the
+model). TTFT is `decode_token_s - arrival_s`: the decode side has produced a token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+STAGES = ("queue", "prefill", "encode", "wire", "expand", "decode")
+OUTCOMES = ("completed", "rejected", "failed")
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request. isl, osl: prompt and output tokens. rate: mean bits per KV value on the wire; distortion: see TransferRecord.
+
+    queue: from arrival to the start of prefill. wire: from the end of encoding to the last promised byte, waiting for the link
+    included. expand: from there to usable KV, waiting for memory and for an iteration boundary included. decode: to the last token.
+    """
+
+    request_id: int
+    isl: int
+    osl: int
+    arrival_s: float
+    queue_busy_s: float = 0.0
+    queue_exposed_s: float = 0.0
+    prefill_busy_s: float = 0.0
+    prefill_exposed_s: float = 0.0
+    encode_busy_s: float = 0.0
+    encode_exposed_s: float = 0.0
+    wire_busy_s: float = 0.0
+    wire_exposed_s: float = 0.0
+    expand_busy_s: float = 0.0
+    expand_exposed_s: float = 0.0
+    decode_busy_s: float = 0.0
+    decode_exposed_s: float = 0.0
+    prefill_token_s: float = math.nan
+    decode_token_s: float = math.nan
+    finish_s: float = math.nan
+    prefill_node: str = ""
+    decode_node: str = ""
+    compute: str = "model"  # real | paced | model
+    rate: float = math.nan
+    wire_bytes: int = 0
+    raw_bytes: int = 0
+    distortion_start: float = 0.0
+    distortion_final: float = 0.0
+    distortion_token_weighted: float = 0.0
+    cost_usd: float = 0.0
+    extrapolated: bool = False
+    outcome: str = "completed"
+    reason: str = ""
+
+    @property
+    def ttft_s(self) -> float:
+        return self.decode_token_s - self.arrival_s
+
+    @property
+    def tpot_s(self) -> float:
+        """Seconds per output token after the first one on the decode side; nan where there is only one."""
+        return (self.finish_s - self.decode_token_s) / (self.osl - 2) if self.osl > 2 else math.nan
+
+    @property
+    def e2e_s(self) -> float:
+        return self.finish_s - self.arrival_s
+
+    @property
+    def transfer_exposed_s(self) -> float:
+        return self.encode_exposed_s + self.wire_exposed_s + self.expand_exposed_s
+
+    def expose(self, prefill_start_s: float, encode_start_s: float, wire_start_s: float, expand_start_s: float, decode_start_s: float) -> None:
+        """Fill every exposed time from the moments at which one stage ends and the next begins; finish_s must be set."""
+        moments = (self.arrival_s, prefill_start_s, encode_start_s, wire_start_s, expand_start_s, decode_start_s, self.finish_s)
+        for stage, start_s, end_s in zip(STAGES, moments, moments[1:], strict=False):
+            setattr(self, f"{stage}_exposed_s", end_s - start_s)
+
+
+@dataclass(slots=True)
+class TransferRecord:
+    """One KV transfer. estimate: the policy's link estimate at the start, bytes/s (nan where it has none).
+
+    Distortion is relative squared error on mean-removed channels, weighted: 0 is exact, 1 is the mean alone. mode: raw | stream.
+    """
+
+    request_id: int
+    source: str
+    destination: str
+    start_s: float
+    finish_s: float = math.nan
+    mode: str = "raw"
+    order: str = ""
+    depth_bits: int = 0
+    cut: int = 0
+    slope: float = math.nan
+    price: float = 0.0
+    estimate_bytes_per_s: float = math.nan
+    calls: int = 0
+    wire_bytes: int = 0
+    raw_bytes: int = 0
+    bits_per_value: float = math.nan
+    retries: int = 0
+    resumes: int = 0
+    distortion_start: float = 0.0
+    distortion_final: float = 0.0
+    pacing: str = ""  # model | userspace | none
+    outcome: str = "completed"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SLO:
+    """A request is good if it completed with both held (a request with no second decoded token has no TPOT to hold)."""
+
+    ttft_s: float
+    tpot_s: float
+
+
+DERIVED = ("ttft_s", "tpot_s", "e2e_s", "transfer_exposed_s")
+
+
+def columns(records: Sequence[RequestRecord] | Sequence[TransferRecord]) -> dict[str, list[object]]:
+    """Records as columns, derived times included for requests; the schema of the Parquet files."""
+    if not records:
+        return {}
+    names = [f.name for f in fields(records[0])]
+    if isinstance(records[0], RequestRecord):
+        names += DERIVED
+    return {name: [getattr(record, name) for record in records] for name in names}
+
+
+def summarize(records: Sequence[RequestRecord], slo: SLO, wall_s: float) -> dict[str, object]:
+    """The summary of a run. Throughput and goodput count from the first arrival to the last finish; wall_s is what the run took."""
+    done = [r for r in records if r.outcome == "completed"]
+    good = [r for r in done if r.ttft_s <= slo.ttft_s and not r.tpot_s > slo.tpot_s]
+    span_s = max((r.finish_s for r in done), default=math.nan) - min((r.arrival_s for r in records), default=math.nan)
+    distortion = [r.distortion_token_weighted for r in done]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "requests": {"initiated": len(records), **{o: sum(r.outcome == o for r in records) for o in OUTCOMES}},
+        "ttft_s": spread(r.ttft_s for r in done),
+        "tpot_s": spread(r.tpot_s for r in done),
+        "e2e_s": spread(r.e2e_s for r in done),
+        "transfer_exposed_s": spread(r.transfer_exposed_s for r in done),
+        "stages_exposed_s": {s: spread(getattr(r, f"{s}_exposed_s") for r in done) for s in STAGES},
+        "throughput_per_s": len(done) / span_s if done and span_s > 0 else 0.0,
+        "goodput_per_s": len(good) / span_s if done and span_s > 0 else 0.0,
+        "good_share": len(good) / len(records) if records else 0.0,
+        "wire_bytes": sum(r.wire_bytes for r in done),
+        "raw_bytes": sum(r.raw_bytes for r in done),
+        "cost_usd": sum(r.cost_usd for r in done),
+        "distortion": {"mean": float(np.mean(distortion)), "p99": float(np.quantile(distortion, 0.99))} if done else {},
+        "extrapolated_share": sum(r.extrapolated for r in done) / len(done) if done else 0.0,
+        "wall_s": wall_s,
+    }
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """mean, p50, p90, p99 of the finite values; nan where there are none."""
+    finite = np.array([v for v in values if not math.isnan(v)])
+    if not len(finite):
+        return dict.fromkeys(("mean", "p50", "p90", "p99"), math.nan)
+    p50, p90, p99 = np.quantile(finite, (0.5, 0.9, 0.99))
+    return {"mean": float(finite.mean()), "p50": float(p50), "p90": float(p90), "p99": float(p99)}

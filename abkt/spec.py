@@ -1,0 +1,69 @@
+"""What is moved: the shapes of a model's KV cache and of the pool that holds it. Dtypes are strings, so nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A causal language model as KV transfer and its costs see it.
+
+    parameters, active_parameters: counts (equal in dense models; without the embedding table where it is tied). hidden, heads: for
+    the attention part of a roofline. K and V of one token and layer are [kv_heads, head_dim] each.
+    """
+
+    name: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str = "bfloat16"
+    hidden: int = 0
+    heads: int = 0
+    parameters: float = 0.0
+    active_parameters: float = 0.0
+    max_tokens: int = 131_072
+
+    def __post_init__(self) -> None:
+        if min(self.layers, self.kv_heads, self.head_dim, self.max_tokens) < 1:
+            raise ValueError(f"model {self.name}: layers, kv_heads, head_dim and max_tokens must be at least 1")
+        if self.dtype not in DTYPE_BYTES:
+            raise ValueError(f"model {self.name}: dtype {self.dtype} is not one of {', '.join(DTYPE_BYTES)}")
+
+    @property
+    def values_per_token(self) -> int:
+        return self.layers * 2 * self.kv_heads * self.head_dim
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.values_per_token * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """A block-contiguous pool: [block, layer, K|V, kv_head, token, head_dim], so that a run of adjacent blocks is one piece of memory.
+
+    Source: FlowKV (arXiv 2504.03775), section 3.
+    """
+
+    model: ModelSpec
+    blocks: int
+    block_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if self.blocks < 1 or self.block_tokens < 1:
+            raise ValueError(f"pool of {self.blocks} blocks of {self.block_tokens} tokens: both must be at least 1")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int, int]:
+        model = self.model
+        return (self.blocks, model.layers, 2, model.kv_heads, self.block_tokens, model.head_dim)
+
+    @property
+    def block_bytes(self) -> int:
+        return self.block_tokens * self.model.kv_bytes_per_token
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.block_tokens)

@@ -1,0 +1,81 @@
+"""Recall tasks: token sequences whose answers can only be found in the context.
+
+Every task returns (tokens, answer): int64 ids and a bool mask of the tokens that the context determines. They train the probe
+(loss on answers), examine it (recall by distance), and are the prompts of the twin, because a wrong answer is then countable.
+
+Copying and key-value recall follow the usual induction-head curricula; `needle` puts key-value lines between real text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SPECIALS = ("<bos>", "<eos>", "<pad>", "<copy>", "<kv>", "<ask>", "<sep>", "<text>")
+BOS, EOS, PAD, COPY, KV, ASK, SEP, TEXT = range(len(SPECIALS))
+FIRST_SYMBOL = 300  # behind the specials and the 256 bytes of the tokenizer's alphabet
+MAX_SYMBOLS = 1700
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """tokens: [length] int64; answer: [length] bool, True where the context determines the token."""
+
+    tokens: np.ndarray
+    answer: np.ndarray
+
+
+def copying(rng: np.random.Generator, length: int, symbols: int) -> Sample:
+    """A string of random symbols, then the same string again."""
+    half = (length - 3) // 2
+    string = FIRST_SYMBOL + rng.integers(0, symbols, half)
+    return _sample([BOS, COPY, *string, SEP], string, [True] * half, length)
+
+
+def key_values(rng: np.random.Generator, length: int, symbols: int, asks: int | None = None, value_tokens: int = 1) -> Sample:
+    """Pairs of key and value in random order, then keys asked for and their values given."""
+    size = 1 + value_tokens
+    asks = asks if asks is not None else max(1, length // (4 * size))
+    pairs = min((length - 3) // size - asks, symbols)
+    asks = min(asks, pairs)
+    keys = FIRST_SYMBOL + rng.permutation(symbols)[:pairs]
+    values = FIRST_SYMBOL + rng.integers(0, symbols, (pairs, value_tokens))
+    lines = np.concatenate([keys[:, None], values], axis=1)
+    asked = lines[rng.choice(pairs, asks, replace=False)]
+    mark = np.tile([False] + [True] * value_tokens, asks)
+    return _sample([BOS, KV, *lines.ravel(), ASK], asked.ravel(), mark, length)
+
+
+def needles(rng: np.random.Generator, length: int, symbols: int, text: np.ndarray, asks: int = 8, value_tokens: int = 2) -> Sample:
+    """Real text with key-value lines between its parts, then the keys asked for.
+
+    text: [>= length] int64. The lines stand at random places; each is `<kv> key value… <sep>`.
+    """
+    line = value_tokens + 3
+    asks = max(1, min(asks, length // (3 * (line + value_tokens + 1))))
+    tail = asks * (1 + value_tokens)
+    body = length - tail - 3 - asks * line
+    cuts = np.sort(rng.integers(0, body + 1, asks))
+    keys = FIRST_SYMBOL + rng.permutation(symbols)[:asks]
+    values = FIRST_SYMBOL + rng.integers(0, symbols, (asks, value_tokens))
+    tokens: list[int] = [BOS, TEXT]
+    start = 0
+    for cut, key, value in zip(cuts, keys, values, strict=True):
+        tokens += [*text[start:cut], KV, key, *value, SEP]
+        start = cut
+    tokens += [*text[start:body], ASK]
+    order = rng.permutation(asks)
+    asked = np.concatenate([keys[:, None], values], axis=1)[order]
+    mark = np.tile([False] + [True] * value_tokens, asks)
+    return _sample(tokens, asked.ravel(), mark, length)
+
+
+def _sample(head: list[int], tail: np.ndarray, mark: list[bool] | np.ndarray, length: int) -> Sample:
+    tokens = np.full(length, PAD, dtype=np.int64)
+    answer = np.zeros(length, dtype=bool)
+    used = len(head) + len(tail)
+    tokens[: len(head)] = head
+    tokens[len(head) : used] = tail
+    answer[len(head) : used] = mark
+    return Sample(tokens, answer)
