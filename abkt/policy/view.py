@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -102,3 +103,48 @@ class BitratePolicy(Protocol):
     def estimate_bytes_per_s(self, now_s: float) -> float:
         """What the policy believes of the link, for the records; nan if it holds no estimate."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """A request before it is placed."""
+
+    request_id: int
+    isl: int
+    osl: int
+    arrival_s: float
+
+
+class PrefillLoad(Protocol):
+    """A prefill node as routing sees it: live attributes of a node of the model, or of the frontend's book of a real worker."""
+
+    name: str
+    queued_s: float  # expected seconds of prefill (and encoding) accepted but not done
+
+    def prefill_s(self, isl: int) -> float: ...
+
+
+class DecodeLoad(Protocol):
+    """A decode node as routing sees it. kv_used: share of its KV memory taken or promised; tpot_s: its last iteration time."""
+
+    name: str
+    active: int
+    kv_used: float
+    tpot_s: float
+
+    def wait_s(self, isl: int) -> float:
+        """Expected wait for memory."""
+        ...
+
+
+class RoutingPolicy(Protocol):
+    """decide returns indices into the two lists. quote_s(p, d): expected transfer seconds by the pair's bitrate policy and link."""
+
+    def decide(
+        self,
+        now_s: float,
+        request: RequestView,
+        prefill: Sequence[PrefillLoad],
+        decode: Sequence[DecodeLoad],
+        quote_s: Callable[[int, int], float],
+    ) -> tuple[int, int]: ...

@@ -1,0 +1,31 @@
+"""What a transfer is expected to cost before it is coded: the view both worlds hand to a bitrate policy, from the same Profile."""
+
+from __future__ import annotations
+
+import math
+
+from abkt.policy.view import TransferView
+from abkt.profile.schema import Profile, RateCurve
+
+
+def curve_for(profile: Profile, tokens: int, draw: int = 0, among: int = 4) -> RateCurve:
+    """One of the `among` measured curves nearest in length (by ratio); draw 0 is the nearest. Raises ValueError without any."""
+    if not profile.curves:
+        raise ValueError("the profile has no rate curves; run `abkt profile` again")
+    nearest = sorted(profile.curves, key=lambda c: abs(math.log(c.tokens / tokens)))[:among]
+    return nearest[draw % len(nearest)]
+
+
+def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateCurve | None = None) -> TransferView:
+    """The view of a transfer of `tokens` of KV before its first byte; curve: its own, or None for the nearest measured one."""
+    raw_bytes = tokens * profile.model.kv_bytes_per_token
+    curve = curve or curve_for(profile, tokens)
+    return TransferView(
+        raw_bytes=raw_bytes,
+        deadline_s=deadline_s,
+        slope=curve.slope.scaled(raw_bytes),
+        uniform=curve.uniform.scaled(raw_bytes),
+        encode_s=profile.fit("encode/8").seconds(tokens=tokens),
+        expand_s=profile.fit("expand/8").seconds(tokens=tokens),
+        raw_s=profile.fit("encode/raw").seconds(tokens=tokens) + profile.fit("expand/raw").seconds(tokens=tokens),
+    )
