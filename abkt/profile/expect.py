@@ -29,3 +29,8 @@ def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateC
         expand_s=profile.fit("expand/8").seconds(tokens=tokens),
         raw_s=profile.fit("encode/raw").seconds(tokens=tokens) + profile.fit("expand/raw").seconds(tokens=tokens),
     )
+
+
+def kv_deadline_s(profile: Profile, arrival_s: float, isl: int, slo_ttft_s: float) -> float:
+    """When KV must be usable for the first decoded token to come in time: one iteration, alone in the batch, before the SLO."""
+    return arrival_s + slo_ttft_s - profile.fit("decode").seconds(batch=1, context=isl)

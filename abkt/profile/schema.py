@@ -97,20 +97,32 @@ def load(path: Path) -> Profile:
         raise ValueError(f"profile {path} does not exist; make one with `abkt profile out=DIR`") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"profile {path} cannot be read: {error}") from None
+    try:
+        return parse(data)
+    except ValueError as error:
+        raise ValueError(f"profile {path}: {error}") from None
+
+
+def parse(data: object) -> Profile:
+    """A Profile from its JSON form. Raises ValueError, one line, where it is damaged or of another schema version."""
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"profile {path} has schema version {version}, this code reads {SCHEMA_VERSION}; run `abkt profile` again")
+    if not isinstance(data, dict) or version != SCHEMA_VERSION:
+        raise ValueError(f"schema version is {version}, this code reads {SCHEMA_VERSION}; run `abkt profile` again")
     try:
         return Profile(
             model=ModelSpec(**data["model"]),
             fits={stage: Fit(**{**fit, "features": tuple(fit["features"]), "coefficients": tuple(fit["coefficients"])}) for stage, fit in data["fits"].items()},
-            curves=tuple(RateCurve(c["tokens"], _curve(c["slope"]), _curve(c["uniform"])) for c in data["curves"]),
+            curves=tuple(RateCurve(c["tokens"], parse_curve(c["slope"]), parse_curve(c["uniform"])) for c in data["curves"]),
             fingerprint=data["fingerprint"],
             source=data["source"],
             created=data["created"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"profile {path} is damaged: {error!r}; run `abkt profile` again") from None
+        raise ValueError(f"it is damaged: {error!r}; run `abkt profile` again") from None
+
+
+def parse_curve(data: Mapping[str, Sequence[float]]) -> Curve:
+    return Curve(tuple(data["bytes"]), tuple(data["distortion"]), tuple(data["bits"]))
 
 
 def fit(features: Sequence[str], samples: Sequence[tuple[Mapping[str, float], float]]) -> Fit:
@@ -143,6 +155,3 @@ def fit(features: Sequence[str], samples: Sequence[tuple[Mapping[str, float], fl
 def _feature(feature: str, variables: Mapping[str, float]) -> float:
     return 1.0 if feature == "1" else math.prod(variables[name] for name in feature.split("*"))
 
-
-def _curve(data: Mapping[str, Sequence[float]]) -> Curve:
-    return Curve(tuple(data["bytes"]), tuple(data["distortion"]), tuple(data["bits"]))

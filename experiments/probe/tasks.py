@@ -3,7 +3,7 @@
 Every task returns (tokens, answer): int64 ids and a bool mask of the tokens that the context determines. They train the probe
 (loss on answers), examine it (recall by distance), and are the prompts of the twin, because a wrong answer is then countable.
 
-Copying and key-value recall follow the usual induction-head curricula; `needle` puts key-value lines between real text.
+Copying, segments and key-value recall follow the usual induction-head curricula; `needle` puts key-value lines between real text.
 """
 
 from __future__ import annotations
@@ -27,21 +27,36 @@ class Sample:
 
 
 def copying(rng: np.random.Generator, length: int, symbols: int) -> Sample:
-    """A string of random symbols, then the same string again."""
-    half = (length - 3) // 2
-    string = FIRST_SYMBOL + rng.integers(0, symbols, half)
-    return _sample([BOS, COPY, *string, SEP], string, [True] * half, length)
+    """A string of random symbols, again and again. Its length varies, so that no fixed distance solves the task."""
+    period = int(rng.integers(max(4, length // 6), (length - 3) // 2 + 1))
+    string = FIRST_SYMBOL + rng.integers(0, symbols, period)
+    return _sample([BOS, COPY, *string], np.resize(string, length - 2 - period), True, length)
+
+
+def segments(rng: np.random.Generator, length: int, symbols: int) -> Sample:
+    """A string of distinct symbols, then pieces of it: each symbol's successor is known from the first reading."""
+    size = int(rng.integers(max(4, length // 6), min(length // 2, symbols) + 1))
+    string = FIRST_SYMBOL + rng.permutation(symbols)[:size]
+    tail: list[int] = []
+    mark: list[bool] = []
+    while len(tail) < length - 2 - size:
+        start, run = int(rng.integers(0, size - 1)), int(rng.integers(2, 7))
+        piece = string[start : start + run]
+        tail += piece.tolist()
+        mark += [False] + [True] * (len(piece) - 1)
+    room = length - 2 - size
+    return _sample([BOS, COPY, *string], np.array(tail[:room]), mark[:room], length)
 
 
 def key_values(rng: np.random.Generator, length: int, symbols: int, asks: int | None = None, value_tokens: int = 1) -> Sample:
-    """Pairs of key and value in random order, then keys asked for and their values given."""
+    """Pairs of key and value in random order, then keys asked for and their values given. No symbol is both key and value."""
     size = 1 + value_tokens
     asks = asks if asks is not None else max(1, length // (4 * size))
-    pairs = min((length - 3) // size - asks, symbols)
+    pairs = min((length - 3) // size - asks, symbols // 2)
     asks = min(asks, pairs)
-    keys = FIRST_SYMBOL + rng.permutation(symbols)[:pairs]
-    values = FIRST_SYMBOL + rng.integers(0, symbols, (pairs, value_tokens))
-    lines = np.concatenate([keys[:, None], values], axis=1)
+    shuffled = FIRST_SYMBOL + rng.permutation(symbols)
+    values = rng.choice(shuffled[pairs:], (pairs, value_tokens))
+    lines = np.concatenate([shuffled[:pairs, None], values], axis=1)
     asked = lines[rng.choice(pairs, asks, replace=False)]
     mark = np.tile([False] + [True] * value_tokens, asks)
     return _sample([BOS, KV, *lines.ravel(), ASK], asked.ravel(), mark, length)
@@ -71,7 +86,7 @@ def needles(rng: np.random.Generator, length: int, symbols: int, text: np.ndarra
     return _sample(tokens, asked.ravel(), mark, length)
 
 
-def _sample(head: list[int], tail: np.ndarray, mark: list[bool] | np.ndarray, length: int) -> Sample:
+def _sample(head: list[int], tail: np.ndarray, mark: bool | list[bool] | np.ndarray, length: int) -> Sample:
     tokens = np.full(length, PAD, dtype=np.int64)
     answer = np.zeros(length, dtype=bool)
     used = len(head) + len(tail)
@@ -79,3 +94,18 @@ def _sample(head: list[int], tail: np.ndarray, mark: list[bool] | np.ndarray, le
     tokens[len(head) : used] = tail
     answer[len(head) : used] = mark
     return Sample(tokens, answer)
+
+
+def recall_prompt(rng: np.random.Generator, tokens: int, value_tokens: int = 3) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(prompt of exactly `tokens`, the value that a perfect reader answers): key-value lines, then one key. tokens: at least 8."""
+    line = 1 + value_tokens
+    if tokens < line + 4:
+        raise ValueError(f"a recall prompt needs at least {line + 4} tokens, not {tokens}")
+    pairs = (tokens - 4) // line
+    symbols = FIRST_SYMBOL + rng.permutation(MAX_SYMBOLS)
+    keys, pool = symbols[: MAX_SYMBOLS // 2], symbols[MAX_SYMBOLS // 2 :]
+    lines = np.concatenate([np.resize(keys, pairs)[:, None], rng.choice(pool, (pairs, value_tokens))], axis=1)
+    asked = lines[rng.integers(0, min(pairs, len(keys)))]
+    filler = [SEP] * (tokens - 4 - pairs * line)
+    prompt = [BOS, KV, *filler, *lines.ravel(), ASK, asked[0]]
+    return tuple(int(t) for t in prompt), tuple(int(t) for t in asked[1:])

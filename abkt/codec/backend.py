@@ -1,0 +1,50 @@
+"""What every path through the quantiser offers: the oracle, the compiled one and the Triton kernels are interchangeable."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from abkt.codec.cells import Cells
+
+EXACT = -1
+"""In `present`: the cell travelled exact, so there is nothing to expand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Cells, quantised. body: uint8 on the CPU, every pass in its slot (cells.py). errors: [passes + 1, cells] float64, the squared error
+    left after each pass. exact: [cells] bool, cells that must travel as they are (their slots are 0, their errors too). deviation:
+    [layers, 2, kv_heads] float64, squared deviation of the coded values from their channel means over the coded tokens."""
+
+    body: torch.Tensor
+    errors: np.ndarray
+    exact: np.ndarray
+    deviation: np.ndarray
+
+
+class Backend(Protocol):
+    def describe(self) -> str: ...
+
+    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> Coded:
+        """Quantise what lies between the edges. data: a pool's tensor; blocks: the coded part of a table."""
+        ...
+
+    def expand(self, wire: np.ndarray, offsets: np.ndarray, present: np.ndarray, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
+        """Write into the pool what `wire` (uint8) holds. offsets: [passes + 1, cells] int64, where each slot is in it. present: [cells]
+        int8, passes there beyond metadata, or EXACT."""
+        ...
+
+    def checksums(self, buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """CRC-32 of slots of a uint8 buffer: uint32, in the shape of offsets."""
+        ...
+
+
+def checksums(buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    view = memoryview(buffer)
+    sums = [zlib.crc32(view[o : o + n]) for o, n in zip(offsets.ravel().tolist(), sizes.ravel().tolist(), strict=True)]
+    return np.array(sums, dtype=np.uint32).reshape(offsets.shape)

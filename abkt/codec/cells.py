@@ -1,0 +1,117 @@
+"""How a sequence is cut up: exact edges, tiles of tokens, cells, and the slot of every pass of every cell.
+
+The first block (attention sinks) and the newest 1 to block_tokens tokens (those that do not fill a block, or the last full one) travel
+as they are. What lies between is whole blocks; `tile_tokens` of them make a tile, and the last tile may be shorter. A cell is
+(layer, K|V, kv_head, tile), numbered in that order. Its passes are
+
+  0  metadata   per group: offset (the pool's dtype), and 16 bits that hold step and mean; a group is a channel of K, a token of V
+  1  bits 7-6   four codes a byte            2  bits 5-4   four codes a byte            3  bits 3-0   two codes a byte
+
+Each pass of each cell has a fixed slot of a multiple of 16 bytes, pass after pass, cell after cell: wire order is a list of slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from abkt.spec import DTYPE_BYTES, KVLayout
+
+PASSES = {2: 1, 4: 2, 8: 3}  # depth in bits -> refinement passes
+BITS = (0, 2, 4, 8)  # bits per value after each pass, metadata first
+ALIGN = 16
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The cells of a sequence of `tokens` tokens. Raises ValueError if tile_tokens is no whole number of blocks, or depth is unknown.
+
+    shape: [layers, 2, kv_heads, tiles]. sizes, offsets: [passes + 1, cells] int64, bytes of each slot and where it is in the body.
+    values: [cells] int64, KV values of each cell.
+    """
+
+    layout: KVLayout
+    tokens: int
+    tile_tokens: int
+    depth_bits: int
+    shape: tuple[int, int, int, int] = field(init=False)
+    sizes: np.ndarray = field(init=False)
+    offsets: np.ndarray = field(init=False)
+    values: np.ndarray = field(init=False)
+    body_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        layout, model = self.layout, self.layout.model
+        if self.depth_bits not in PASSES:
+            raise ValueError(f"depth of {self.depth_bits} bits; one of {', '.join(map(str, PASSES))} is possible")
+        if self.tile_tokens < 1 or self.tile_tokens % layout.block_tokens:
+            raise ValueError(f"tile of {self.tile_tokens} tokens is no whole number of blocks of {layout.block_tokens} tokens")
+        if self.tokens < 1:
+            raise ValueError(f"{self.tokens} tokens; a sequence has at least 1")
+        lengths = np.array(self.tile_lengths, dtype=np.int64)
+        shape = (model.layers, 2, model.kv_heads, len(lengths))
+        meta = DTYPE_BYTES[model.dtype] + 2
+        quarter = -(-lengths // 4) * model.head_dim
+        per_tile = np.empty((self.passes + 1, 2, len(lengths)), dtype=np.int64)
+        per_tile[0, 0], per_tile[0, 1] = model.head_dim * meta, lengths * meta
+        for index in range(1, self.passes + 1):
+            per_tile[index] = quarter * (2 if index == 3 else 1)
+        per_tile = -(-per_tile // ALIGN) * ALIGN
+        sizes = np.broadcast_to(per_tile[:, None, :, None, :], (self.passes + 1, *shape)).reshape(self.passes + 1, -1)
+        ends = sizes.cumsum().reshape(sizes.shape)
+        values = np.broadcast_to(lengths * model.head_dim, shape).reshape(-1)
+        derived = {"shape": shape, "sizes": sizes, "offsets": ends - sizes, "values": values}
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "body_bytes", int(ends[-1, -1]) if ends.size else 0)
+
+    @property
+    def passes(self) -> int:
+        return PASSES[self.depth_bits]
+
+    @property
+    def count(self) -> int:
+        return self.sizes.shape[1]
+
+    @property
+    def coded_blocks(self) -> int:
+        """Blocks between the edges: positions 1 to coded_blocks of the table."""
+        return max(0, self.layout.blocks_for(self.tokens) - 2)
+
+    @property
+    def sink_tokens(self) -> int:
+        return min(self.tokens, self.layout.block_tokens)
+
+    @property
+    def newest_tokens(self) -> int:
+        """Tokens of the exact edge at the end; 0 if the first block holds the whole sequence."""
+        return self.tokens - self.sink_tokens - self.coded_blocks * self.layout.block_tokens
+
+    @property
+    def tile_lengths(self) -> tuple[int, ...]:
+        """Tokens of each tile."""
+        coded = self.coded_blocks * self.layout.block_tokens
+        full, rest = divmod(coded, self.tile_tokens)
+        return (self.tile_tokens,) * full + ((rest,) if rest else ())
+
+    def coded_table(self, table: list[int]) -> list[int]:
+        return table[1 : 1 + self.coded_blocks]
+
+    def tile_blocks(self, tile: int) -> slice:
+        """The blocks of a tile, as a slice of the coded table."""
+        per_tile = self.tile_tokens // self.layout.block_tokens
+        return slice(tile * per_tile, min((tile + 1) * per_tile, self.coded_blocks))
+
+    def place(self, cell: int) -> tuple[int, int, int, int]:
+        """(layer, 0 for K or 1 for V, kv_head, tile) of a cell."""
+        layer, kv, head, tile = (int(i) for i in np.unravel_index(cell, self.shape))
+        return layer, kv, head, tile
+
+    def name(self, cell: int) -> str:
+        layer, kv, head, tile = self.place(cell)
+        return f"cell (layer {layer}, head {head}, {'KV'[kv]}, tile {tile})"

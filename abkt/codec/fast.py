@@ -1,0 +1,125 @@
+"""The compiled CPU path: fast.cpp, built once with g++ for this machine and loaded without Python.h.
+
+Source of the choice: a cell that is gathered, coded, measured and packed in one visit to the cache runs several times faster than
+whole-tensor passes over it, however well each pass is compiled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from abkt.codec.backend import Coded
+from abkt.codec.cells import Cells
+
+SOURCE = Path(__file__).with_name("fast.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+LANES = 16  # head_dim must be a multiple
+
+log = logging.getLogger("abkt.codec")
+
+
+class Compiled:
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def describe(self) -> str:
+        return f"compiled (g++ {' '.join(FLAGS[1:3])}, one thread)"
+
+    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> Coded:
+        layers, _, heads, _ = cells.shape
+        body = torch.empty(cells.body_bytes, dtype=torch.uint8)
+        errors = np.empty((cells.passes + 1, cells.count))
+        exact = np.empty(cells.count, dtype=bool)
+        deviation = np.empty((layers, 2, heads))
+        shape, table = _shape(cells), np.array(blocks, dtype=np.int64)
+        self.library.abkt_encode(
+            _at(shape), DTYPES[data.dtype], _tensor_at(data), _at(table), _at(cells.offsets), _at(cells.sizes), _tensor_at(body), _at(errors),
+            _at(exact), _at(deviation),
+        )  # fmt: skip
+        return Coded(body, errors, exact, deviation)
+
+    def expand(self, wire: np.ndarray, offsets: np.ndarray, present: np.ndarray, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
+        shape, table, offsets = _shape(cells), np.array(blocks, dtype=np.int64), np.ascontiguousarray(offsets)
+        self.library.abkt_expand(_at(shape), DTYPES[data.dtype], _tensor_at(data), _at(table), _at(offsets), _at(wire), _at(present))
+
+    def checksums(self, buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        offsets, sizes = np.ascontiguousarray(offsets), np.ascontiguousarray(sizes)
+        sums = np.empty(offsets.shape, dtype=np.uint32)
+        self.library.abkt_checksums(_at(buffer), ctypes.c_int64(offsets.size), _at(offsets), _at(sizes), _at(sums))
+        return sums
+
+
+def _at(array: np.ndarray) -> ctypes.c_void_p:
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _tensor_at(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _shape(cells: Cells) -> np.ndarray:
+    model, block = cells.layout.model, cells.layout.block_tokens
+    tile_blocks, tiles = cells.tile_tokens // block, len(cells.tile_lengths)
+    fields = (model.layers, model.kv_heads, block, model.head_dim, tile_blocks, tiles, cells.coded_blocks, cells.passes)
+    return np.array(fields, dtype=np.int64)
+
+
+@cache
+def load() -> Compiled | None:
+    """The compiled path, or None (said once in the log, with the reason) where g++ is missing or cannot build it."""
+    try:
+        return Compiled(ctypes.CDLL(str(_built())))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = error.stderr.strip().splitlines()[-1] if isinstance(error, subprocess.CalledProcessError) and error.stderr else error
+        log.warning("the codec's CPU path could not be compiled (%s); the torch oracle runs in its place, about 50 times slower", reason)
+        return None
+
+
+def _built() -> Path:
+    """The shared library of this source, these flags and this processor; built if no earlier process did."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise FileNotFoundError("no g++ on the path")
+    version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True, check=True).stdout
+    key = hashlib.sha256("\n".join((SOURCE.read_text(), *FLAGS, version, _processor())).encode()).hexdigest()[:16]
+    library = _cache_folder() / f"codec-{key}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            fresh = Path(folder) / library.name
+            subprocess.run([compiler, *FLAGS, "-o", str(fresh), str(SOURCE)], capture_output=True, text=True, check=True)
+            os.replace(fresh, library)  # whole or not at all, whoever else builds it now
+    return library
+
+
+def _processor() -> str:
+    """What -march=native looks at: a home folder may be shared by different machines."""
+    info = Path("/proc/cpuinfo")
+    flags = next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "") if info.exists() else ""
+    return f"{platform.machine()} {flags}"
+
+
+def _cache_folder() -> Path:
+    """A folder that only this user writes to, since what lies in it is run."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abkt"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        pass
+    else:
+        if os.access(folder, os.W_OK):
+            return folder
+    return Path(tempfile.mkdtemp(prefix="abkt-"))

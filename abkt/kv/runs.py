@@ -1,0 +1,35 @@
+"""Runs: blocks that are adjacent on both sides of a transfer, so one call and one copy each.
+
+Source: FlowKV (arXiv 2504.03775), section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`blocks` adjacent blocks from block `source` of one pool to block `destination` of another."""
+
+    source: int
+    destination: int
+    blocks: int
+
+
+def aligned_runs(source: Sequence[int], destination: Sequence[int]) -> list[Run]:
+    """The fewest runs that move table `source` to table `destination`, broken only where a side is not adjacent.
+
+    Raises ValueError if the tables differ in length.
+    """
+    if len(source) != len(destination):
+        raise ValueError(f"tables of {len(source)} and {len(destination)} blocks cannot be aligned; they must be of one length")
+    runs: list[Run] = []
+    start = 0
+    for i in range(1, len(source) + 1):
+        if i < len(source) and source[i] == source[i - 1] + 1 and destination[i] == destination[i - 1] + 1:
+            continue
+        runs.append(Run(source[start], destination[start], i - start))
+        start = i
+    return runs if source else []

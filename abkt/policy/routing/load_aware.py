@@ -1,0 +1,55 @@
+"""The pair of nodes on which the request's KV is usable first, if its decode node keeps its pace.
+
+cost(p, d) = T_prefill(p) + T_transfer(p, d) + T_wait(d) + kappa_s max(0, TPOT(d) / SLO - 1)
+
+T_prefill: what the node has queued and the prompt itself. T_transfer: what the pair's own bitrate policy quotes, codec included.
+Ties go to the decode node with less memory promised, then to the nodes named first.
+
+Source: FlowKV (arXiv 2504.03775), load-aware scheduling; the terms as in DESIGN: time to usable KV, and a price on a slow decode node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import nsmallest
+
+from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
+
+
+@dataclass(slots=True)
+class LoadAware:
+    """kappa_s: seconds that a TPOT of twice its SLO costs. top_k: nodes of each side that are looked at, those best without the transfer."""
+
+    tpot_slo_s: float = 0.05
+    kappa_s: float = 1.0
+    top_k: int = 4
+
+    def __post_init__(self) -> None:
+        if not (self.tpot_slo_s > 0 and self.kappa_s >= 0 and self.top_k >= 1):
+            raise ValueError("load_aware: tpot_slo_s must be above 0, kappa_s not below 0, top_k at least 1")
+
+    def decide(
+        self,
+        now_s: float,
+        request: RequestView,
+        prefill: Sequence[PrefillLoad],
+        decode: Sequence[DecodeLoad],
+        quote_s: Callable[[int, int], float],
+    ) -> tuple[int, int]:
+        isl = request.isl
+        sources = nsmallest(self.top_k, [(node.queued_s + node.prefill_s(isl), p) for p, node in enumerate(prefill)])
+        targets = nsmallest(self.top_k, [(self._decode_s(node, isl), node.kv_used, d) for d, node in enumerate(decode)])
+        pairs = sorted((prefill_s + decode_s, used, p, d) for prefill_s, p in sources for decode_s, used, d in targets)
+        best = None
+        for known_s, used, p, d in pairs:
+            if best is not None and known_s > best[0]:
+                break  # no transfer is faster than none, so no later pair is better
+            cost = (known_s + quote_s(p, d), used, p, d)
+            if best is None or cost < best:
+                best = cost
+        assert best is not None
+        return best[2], best[3]
+
+    def _decode_s(self, node: DecodeLoad, isl: int) -> float:
+        return node.wait_s(isl) + self.kappa_s * max(0.0, node.tpot_s / self.tpot_slo_s - 1)

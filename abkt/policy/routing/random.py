@@ -1,0 +1,28 @@
+"""Any prefill node, any decode node: the floor that every other routing has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random as Generator
+
+from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
+
+
+@dataclass(slots=True)
+class Random:
+    seed: int = 0
+    _generator: Generator = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._generator = Generator(self.seed)
+
+    def decide(
+        self,
+        now_s: float,
+        request: RequestView,
+        prefill: Sequence[PrefillLoad],
+        decode: Sequence[DecodeLoad],
+        quote_s: Callable[[int, int], float],
+    ) -> tuple[int, int]:
+        return self._generator.randrange(len(prefill)), self._generator.randrange(len(decode))

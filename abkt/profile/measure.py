@@ -1,0 +1,91 @@
+"""Measure this machine: calibration requests through a real 1P1D cluster, fits over what its stages took.
+
+The workers that serve are the ones that are measured, each on its core while the other computes, so every cost is a cost under load.
+Four kinds of run, on an unpaced link: raw, and each fixed depth; then a burst, for large decode batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+
+from abkt.capacity import Capacity
+from abkt.profile.fingerprint import fingerprint
+from abkt.profile.schema import Fit, Profile, RateCurve, fit, parse_curve
+from abkt.records import SLO
+from abkt.serve.cluster import Cluster, Run
+from abkt.serve.prompt import Prompt
+
+UNLIMITED = Capacity.constant(float("inf"))
+NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
+DEPTHS_BITS = (2, 4, 8)
+Sample = tuple[dict[str, float], float]
+
+
+@dataclass(slots=True)
+class Samples:
+    """(variables, seconds) by stage, and the curves of what was coded at full depth."""
+
+    stages: dict[str, list[Sample]] = field(default_factory=dict)
+    curves: list[RateCurve] = field(default_factory=list)
+
+    def add(self, run: Run, depth: str) -> None:
+        for record in run.requests:
+            if record.outcome != "completed":
+                raise ValueError(f"calibration request {record.request_id} {record.outcome}: {record.reason}")
+            tokens = {"tokens": float(record.isl)}
+            self._take("prefill", tokens, record.prefill_busy_s)
+            self._take(f"encode/{depth}", tokens, record.encode_busy_s)
+            self._take(f"expand/{depth}", tokens, record.expand_busy_s)
+        for transfer, record in zip(run.transfers, sorted(run.requests, key=lambda r: r.prefill_token_s), strict=True):
+            self._take("transport", {"calls": float(transfer.calls), "bytes": float(transfer.wire_bytes)}, record.wire_busy_s)
+        for batch, context, seconds in run.iterations:
+            self._take("decode", {"batch": float(batch), "context": float(context)}, seconds)
+        for coded in run.coded:
+            raw_bytes = coded["raw_bytes"]
+            slope, uniform = parse_curve(coded["slope"]), parse_curve(coded["uniform"])
+            self.curves.append(RateCurve(coded["tokens"], slope.scaled(1 / raw_bytes), uniform.scaled(1 / raw_bytes)))
+
+    def _take(self, stage: str, variables: dict[str, float], seconds: float) -> None:
+        self.stages.setdefault(stage, []).append((variables, max(seconds, 1e-9)))
+
+
+def calibrate(cluster: Cluster, prompts: Callable[[Sequence[tuple[int, int, float]]], list[Prompt]], progress: Callable[[str], None]) -> Profile:
+    """prompts: makes prompts of given (isl, osl, arrival_s). progress: told the name of each run as it begins."""
+    longest = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)
+    lengths = [int(n) for n in np.geomspace(64, longest, 14)]
+    order = np.random.default_rng(0).permutation(len(lengths))
+    spaced, at_s = [], 0.0
+    for i in order:
+        spaced.append((lengths[i], 24, at_s))
+        at_s += lengths[i] / 4000 + 0.05
+    burst = [(int(n), 32, 0.0) for n in np.geomspace(64, longest // 2, 2 * cluster.spec.max_batch)]
+    samples = Samples()
+    progress("warm-up")
+    cluster.run(prompts(spaced[:3]), _policy(8), UNLIMITED, NO_SLO)
+    for depth in ("raw", *map(str, reversed(DEPTHS_BITS))):
+        progress(f"{depth} bits" if depth != "raw" else "raw")
+        samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth)
+    progress("burst")
+    samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw")
+    return Profile(
+        model=cluster.model,
+        fits=fits(samples),
+        curves=tuple(c for c in samples.curves if c.slope.bits[-1] >= max(DEPTHS_BITS)),
+        fingerprint=fingerprint(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def fits(samples: Samples) -> dict[str, Fit]:
+    features = {"prefill": ("1", "tokens", "tokens*tokens"), "decode": ("1", "batch", "context"), "transport": ("calls", "bytes")}
+    return {stage: fit(features.get(stage, ("1", "tokens")), taken) for stage, taken in samples.stages.items()}
+
+
+def _policy(depth: object) -> dict[str, object]:
+    if depth == "raw":
+        return {"_target_": "abkt.policy.bitrate.fixed.Raw"}
+    return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": int(str(depth))}

@@ -1,0 +1,63 @@
+"""How the frontend talks to its worker processes: one JSON object a line on the worker's stdin and stdout.
+
+The worker's own prints, and those of its libraries, go to stderr, which is its log file. When stdin ends, the frontend is gone, and
+the worker ends too: no orphan remains.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """What a worker needs to start. core: the CPU it is pinned to (None: unpinned). peers: decode worker name -> port on loopback."""
+
+    name: str
+    model_folder: str
+    blocks: int
+    block_tokens: int
+    max_batch: int
+    core: int | None = None
+    threads: int = 1
+    device: str = "cpu"
+    peers: dict[str, int] | None = None
+
+
+class Control:
+    """The worker's end. `inbox` also takes what the worker's own threads have to say to its main loop."""
+
+    def __init__(self) -> None:
+        self._out = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+        self.inbox: SimpleQueue[Message] = SimpleQueue()
+        threading.Thread(target=self._read, name="control", daemon=True).start()
+
+    def say(self, event: str, **fields: object) -> None:
+        with self._lock:
+            self._out.write(json.dumps({"event": event, **fields}) + "\n")
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self.inbox.put(json.loads(line))
+        self.inbox.put({"op": "stop"})
+        # The main loop answers at its next message; a worker stuck in a computation must not outlive its frontend.
+        threading.Timer(3.0, os._exit, args=(1,)).start()
+
+
+def pin(config: WorkerConfig) -> None:
+    """One core and so many threads; before torch computes anything."""
+    if config.core is not None:
+        os.sched_setaffinity(0, {config.core})
+    import torch
+
+    torch.set_num_threads(config.threads)

@@ -1,0 +1,80 @@
+"""A model over a block pool: prefill a prompt, decode one token for each row of a batch. Greedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from abkt.kv.pool import Pool
+from abkt.serve.attention import Pass, Row, register
+from abkt.spec import KVLayout, ModelSpec
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The KV shapes of a Hugging Face model folder. Raises ValueError where it has no readable config."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model folder {folder} has no config.json; give a Hugging Face folder, or make one with `abkt train-probe`")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model folder {folder}: its config cannot be read: {str(error).splitlines()[0]}") from None
+    heads = config.num_attention_heads
+    return ModelSpec(
+        name=folder.name,
+        layers=config.num_hidden_layers,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        dtype=str(config.dtype or "float32").removeprefix("torch."),
+        hidden=config.hidden_size,
+        heads=heads,
+        max_tokens=config.max_position_embeddings,
+    )
+
+
+class Engine:
+    """Not thread-safe: one thread computes. The pool is shared with the transfer, which touches other blocks."""
+
+    def __init__(self, folder: Path, layout: KVLayout, device: str = "cpu") -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.layout = layout
+        self.pool = Pool(layout, device)
+        self.device = device
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register())
+        self.model.to(device).eval()
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Sequence[int], table: Sequence[int]) -> int:
+        """Write the KV of a prompt into the blocks of table; returns the first output token."""
+        self._check(len(tokens), table)
+        return self._forward([list(tokens)], [list(range(len(tokens)))], [Row(table, 0)])[0]
+
+    @torch.inference_mode()
+    def decode(self, rows: Sequence[Row], last: Sequence[int]) -> list[int]:
+        """One iteration: the last token of each row goes in, its KV into the pool, the next token comes out. Rows grow by one."""
+        for row in rows:
+            self._check(row.tokens + 1, row.table)
+        out = self._forward([[token] for token in last], [[row.tokens] for row in rows], rows)
+        for row in rows:
+            row.tokens += 1
+        return out
+
+    def _forward(self, tokens: list[list[int]], positions: list[list[int]], rows: Sequence[Row]) -> list[int]:
+        out = self.model(
+            input_ids=torch.tensor(tokens, device=self.device),
+            position_ids=torch.tensor(positions, device=self.device),
+            use_cache=False,
+            logits_to_keep=1,
+            pass_=Pass(self.pool, rows),
+        )
+        return out.logits[:, -1].argmax(-1).tolist()
+
+    def _check(self, tokens: int, table: Sequence[int]) -> None:
+        if self.layout.blocks_for(tokens) > len(table):
+            raise ValueError(f"{tokens} tokens need {self.layout.blocks_for(tokens)} blocks of {self.layout.block_tokens}; the table has {len(table)}")
+        if tokens > self.layout.model.max_tokens:
+            raise ValueError(f"{tokens} tokens are more than the {self.layout.model.max_tokens} that model {self.layout.model.name} can hold")

@@ -1,0 +1,231 @@
+"""The prefill worker: computes a prompt's KV, lets the policy decide, encodes, hands it to the sender. `python -m abkt.serve.prefill CONFIG`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from abkt.capacity import Capacity
+from abkt.codec.codec import Codec
+from abkt.codec.stream import Stream
+from abkt.kv.segments import Segments
+from abkt.policy.build import build
+from abkt.policy.view import BitratePolicy, Curve, Decision, GoodputSample, TransferView
+from abkt.profile.expect import expected_view
+from abkt.profile.schema import Profile, parse
+from abkt.serve.control import Control, Message, WorkerConfig, pin
+from abkt.serve.engine import Engine, read_spec
+from abkt.serve.wire import fingerprint, raw_pieces
+from abkt.spec import KVLayout
+from abkt.transfer.link import PacedLink
+from abkt.transfer.messages import Hello, Offer
+from abkt.transfer.outgoing import Outgoing, Sent
+from abkt.transfer.pieces import ByteSource, PiecesSource
+from abkt.transfer.sender import Sender
+from abkt.transfer.tcp import Tcp
+
+UNKNOWN = Curve(bytes=(0.0,) * 4, distortion=(1.0,) * 4, bits=(0.0, 2.0, 4.0, 8.0))  # stands for both orders until there is a profile
+
+
+@dataclass(slots=True)
+class Peer:
+    """A decode worker during one run. The policy is asked by the main loop and by the sender's thread, so under a lock."""
+
+    policy: BitratePolicy
+    sender: Sender
+    pacing: str
+    lock: threading.Lock
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One transfer under way: what the policy saw last, and the book of its sending time."""
+
+    view: TransferView
+    decision: Decision
+    distortion: tuple[float, ...]
+    wire_busy_s: float = 0.0
+
+
+class PrefillWorker:
+    """One prompt at a time, in the order they come; the source blocks stay until the decode side has acknowledged."""
+
+    def __init__(self, config: WorkerConfig, control: Control) -> None:
+        self.config = config
+        self.control = control
+        layout = KVLayout(read_spec(Path(config.model_folder)), config.blocks, config.block_tokens)
+        self.engine = Engine(Path(config.model_folder), layout, config.device)
+        self.codec = Codec(layout)
+        self.segments = Segments(config.blocks)
+        self.waiting: deque[Message] = deque()
+        self.peers: dict[str, Peer] = {}
+        self.profile: Profile | None = None
+        self.origin_s = 0.0
+        self._warm_up()
+
+    def serve(self) -> None:
+        while True:
+            message = self.control.inbox.get()
+            match message["op"]:
+                case "run":
+                    self._begin(message)
+                case "submit":
+                    self.waiting.append(message)
+                case "release":
+                    self.segments.free(message["table"])
+                case "stop":
+                    self._end()
+                    return
+            while self.waiting and self.control.inbox.empty() and self._fits(self.waiting[0]):
+                self._prefill(self.waiting.popleft())
+
+    def _fits(self, request: Message) -> bool:
+        return self.segments.can_allocate(self.engine.layout.blocks_for(len(request["tokens"])))
+
+    def _prefill(self, request: Message) -> None:
+        tokens = request["tokens"]
+        start_s = self._now_s()
+        table = self.segments.allocate(self.engine.layout.blocks_for(len(tokens)))
+        first_token = self.engine.prefill(tokens, table)
+        end_s = self._now_s()
+        peer = self.peers[request["destination"]]
+        view = self._view(len(tokens), request["deadline_s"])
+        with peer.lock:
+            decision = peer.policy.decide(end_s, view)
+            estimate = peer.policy.estimate_bytes_per_s(end_s)
+        source: ByteSource
+        if decision.mode == "stream":
+            stream = self.codec.encode(self.engine.pool, table, len(tokens), depth_bits=decision.depth_bits, order=decision.order)
+            source, curve = stream, stream.curve
+            view = replace(view, slope=stream.slope, uniform=stream.uniform, encode_s=0.0)
+            if decision.depth_bits == 8:
+                self._tell_coded(stream, len(tokens), view.raw_bytes)
+        else:
+            source = PiecesSource(raw_pieces(self.engine.pool, table))
+            curve = Curve((float(source.ends[0]),), (0.0,), (math.nan,))
+        encoded_s = self._now_s()
+        transfer = Transfer(view, decision, curve.distortion)
+        offer = Offer(
+            request_id=request["request_id"],
+            mode=decision.mode,
+            tokens=len(tokens),
+            ends=tuple(int(end) for end in source.ends),
+            first_token=first_token,
+            more={"osl": request["osl"]},
+        )
+        self.control.say(
+            "prefilled",
+            request_id=request["request_id"],
+            prefill_start_s=start_s,
+            prefill_end_s=end_s,
+            encode_end_s=encoded_s,
+            mode=decision.mode,
+            order=decision.order if decision.mode == "stream" else "",
+            depth_bits=decision.depth_bits if decision.mode == "stream" else 0,
+            estimate_bytes_per_s=None if math.isnan(estimate) else estimate,
+            pacing=peer.pacing,
+            codec=self.codec.describe(),
+        )
+        outgoing = Outgoing(
+            transfer_id=request["request_id"],
+            offer=offer,
+            source=source,
+            next_cut=lambda now_s, sent_bytes, sent_cut: self._next_cut(peer, transfer, now_s, sent_bytes, sent_cut),
+            on_sent=lambda now_s, wire_bytes, duration_s: self._on_sent(peer, transfer, now_s, wire_bytes, duration_s),
+        )
+        peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(request["request_id"], table, transfer, future))
+
+    def _next_cut(self, peer: Peer, transfer: Transfer, now_s: float, sent_bytes: int, sent_cut: int) -> int:
+        """Late binding: asked before every frame. Mode, order and depth stand since the first decision."""
+        if transfer.decision.mode == "raw":
+            return 0
+        with peer.lock:
+            return peer.policy.decide(now_s - self.origin_s, replace(transfer.view, sent_bytes=sent_bytes, sent_cut=sent_cut)).cut
+
+    def _on_sent(self, peer: Peer, transfer: Transfer, now_s: float, wire_bytes: int, duration_s: float) -> None:
+        transfer.wire_busy_s += duration_s
+        with peer.lock:
+            peer.policy.observe(now_s - self.origin_s, GoodputSample(wire_bytes, duration_s))
+
+    def _sent(self, request_id: int, table: list[int], transfer: Transfer, future: Future[Sent]) -> None:
+        """Called by the sender's thread at the transfer's end, good or bad."""
+        self.control.inbox.put({"op": "release", "table": table})
+        sent = future.result()
+        if sent.error:
+            self.control.say("failed", request_id=request_id, reason=f"transfer: {sent.error}")
+            return
+        self.control.say(
+            "sent",
+            request_id=request_id,
+            last_byte_s=sent.last_byte_s - self.origin_s,
+            acked_s=sent.acked_s - self.origin_s,
+            wire_busy_s=transfer.wire_busy_s,
+            wire_bytes=sent.wire_bytes,
+            calls=sent.calls,
+            cut=sent.cut,
+            retries=sent.retries,
+            distortion=transfer.distortion[sent.cut],
+        )
+
+    def _view(self, tokens: int, deadline_s: float) -> TransferView:
+        if self.profile:
+            return expected_view(self.profile, tokens, deadline_s)
+        raw_bytes = tokens * self.engine.layout.model.kv_bytes_per_token
+        return TransferView(raw_bytes, deadline_s, slope=UNKNOWN, uniform=UNKNOWN)
+
+    def _tell_coded(self, stream: Stream, tokens: int, raw_bytes: int) -> None:
+        curves = {
+            order: {"bytes": curve.bytes, "distortion": curve.distortion, "bits": curve.bits}
+            for order, curve in (("slope", stream.slope), ("uniform", stream.uniform))
+        }
+        self.control.say("coded", tokens=tokens, raw_bytes=raw_bytes, **curves)
+
+    def _begin(self, run: Message) -> None:
+        """A run starts with fresh policies, a fresh link schedule and fresh connections."""
+        self._end()
+        self.origin_s = run["origin_s"]
+        self.profile = parse(run["profile"]) if run["profile"] else None
+        network = {key: tuple(value) if isinstance(value, list) else value for key, value in run["network"].items()}
+        capacity = Capacity(**network)
+        link = PacedLink(capacity, origin_s=self.origin_s)
+        hello = Hello(self.config.name, fingerprint(self.engine.layout))
+        for name, port in (self.config.peers or {}).items():
+            sender = Sender(Tcp(), f"127.0.0.1:{port}", hello, link)
+            pacing = "none" if math.isinf(capacity.bytes_per_s[0]) else "userspace"
+            self.peers[name] = Peer(build(run["bitrate"]), sender, pacing, threading.Lock())
+
+    def _end(self) -> None:
+        for peer in self.peers.values():
+            peer.sender.close()
+        self.peers.clear()
+
+    def _warm_up(self) -> None:
+        """The first pass of a shape and the first use of the codec cost more than those that follow."""
+        tokens = min(256, self.engine.layout.model.max_tokens)
+        table = list(range(self.engine.layout.blocks_for(tokens)))
+        self.engine.prefill(list(range(tokens)), table)
+        for depth_bits in (2, 4, 8):
+            self.codec.encode(self.engine.pool, table, tokens, depth_bits=depth_bits, order="slope")
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self.origin_s
+
+
+def main() -> None:
+    config = WorkerConfig(**json.loads(sys.argv[1]))
+    pin(config)
+    control = Control()
+    worker = PrefillWorker(config, control)
+    control.say("ready")
+    worker.serve()
+
+
+if __name__ == "__main__":
+    main()

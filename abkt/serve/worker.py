@@ -1,0 +1,82 @@
+"""One worker process as its frontend holds it: started, listened to, noticed when it dies, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO
+
+from abkt.serve.control import Message, WorkerConfig
+
+LOG_LINES = 5
+
+
+class WorkerDied(RuntimeError):
+    """Says which worker, how it ended and its last log lines, in one line."""
+
+
+class Worker:
+    """role: the module of abkt.serve that the process runs. What it says arrives in `events` as (name, message); (name, None) at its end."""
+
+    def __init__(self, role: str, config: WorkerConfig, log_dir: Path, events: SimpleQueue[tuple[str, Message | None]]) -> None:
+        self.name = config.name
+        self.log = log_dir / f"{config.name}.log"
+        environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads), "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", f"abkt.serve.{role}", json.dumps(asdict(config))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is the frontend's to handle
+            )
+        assert self.process.stdin is not None
+        self._in: IO[bytes] = self.process.stdin
+        self._listener = threading.Thread(target=self._listen, args=(events,), name=f"listen-{self.name}", daemon=True)
+        self._listener.start()
+
+    def tell(self, op: str, **fields: object) -> None:
+        """Raises WorkerDied where nobody listens any more."""
+        try:
+            self._in.write(json.dumps({"op": op, **fields}).encode() + b"\n")
+            self._in.flush()
+        except (BrokenPipeError, ValueError):
+            raise self.death() from None
+
+    def death(self) -> WorkerDied:
+        try:
+            code: object = self.process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            code = "none yet"
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return WorkerDied(f"worker {self.name} ended (exit code {code}); its log ends: {' | '.join(lines[-LOG_LINES:]) or 'empty'}")
+
+    def end(self, timeout_s: float = 3.0) -> None:
+        """Ask, then terminate, then kill. Returns when the process is gone."""
+        try:
+            self._in.close()
+        except BrokenPipeError:
+            pass
+        for stop in (lambda: None, self.process.terminate, self.process.kill):
+            stop()
+            try:
+                self.process.wait(timeout=timeout_s)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self._listener.join(timeout=timeout_s)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def _listen(self, events: SimpleQueue[tuple[str, Message | None]]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            events.put((self.name, json.loads(line)))
+        events.put((self.name, None))

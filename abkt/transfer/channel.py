@@ -1,0 +1,115 @@
+"""Frames over a connection, and the keepalive: each side says something every `ping_s`, and silence of `silence_s` is an error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from abkt.transfer.frame import CLOSING, HEADER_BYTES, Buffer, FrameError, FrameType, Header, parse, seal, verify
+from abkt.transfer.messages import Abort
+from abkt.transfer.stream_socket import TICK_S
+from abkt.transfer.transport import Connection, PeerError, PeerLost, PeerSilent, Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Keepalive:
+    """Noticed within 3 s: silence_s and one tick."""
+
+    ping_s: float = 0.8
+    silence_s: float = 2.5
+
+    def __post_init__(self) -> None:
+        if not 0 < 2 * self.ping_s <= self.silence_s:
+            raise ValueError(f"keepalive: silence of {self.silence_s:g} s must be at least two pings of {self.ping_s:g} s")
+
+    @property
+    def tick_s(self) -> float:
+        return min(TICK_S, self.ping_s / 2)
+
+
+class Channel:
+    """One connection as frames. Used by one thread."""
+
+    def __init__(self, connection: Connection, keepalive: Keepalive) -> None:
+        self.connection = connection
+        self.keepalive = keepalive
+        self.peer = connection.peer  # the node's name, once it has said HELLO
+        self._spoke_s = self._heard_s = time.monotonic()
+
+    def send(self, header: Header, payload: Sequence[Buffer] = ()) -> tuple[int, bytes]:
+        """Seal and send one frame; header.length is set here. Returns (calls, tag)."""
+        sealed = seal(replace(header, length=sum(len(piece) for piece in payload)), payload)
+        calls = self.connection.send([sealed, *payload])
+        self._spoke_s = time.monotonic()
+        return calls, sealed[-16:]
+
+    def arrived(self, timeout_s: float) -> bool:
+        """Whether a frame has begun to arrive within timeout_s. Keeps the connection alive; raises PeerSilent."""
+        self._ping()
+        if self.connection.readable(timeout_s):
+            return True
+        if time.monotonic() - self._heard_s >= self.keepalive.silence_s:
+            raise PeerSilent(f"{self.peer} has been silent for {self.keepalive.silence_s:g} s")
+        return False
+
+    def header(self) -> Header:
+        """Wait for the next frame and read its header; raises FrameError if it is none."""
+        while not self.arrived(self.keepalive.tick_s):
+            pass
+        data = bytearray(HEADER_BYTES)
+        self.connection.receive([memoryview(data)], self._ping)
+        self._heard_s = time.monotonic()
+        return parse(data)
+
+    def payload(self, header: Header, buffers: Sequence[memoryview]) -> None:
+        """Read the payload into the buffers, and check it; raises FrameError if it is damaged, and then the buffers hold rubbish."""
+        self.connection.receive(buffers, self._ping)
+        self._heard_s = time.monotonic()
+        verify(header, buffers)
+
+    def message(self, header: Header) -> bytes:
+        """The payload of any frame but DATA."""
+        data = bytearray(header.length)
+        self.payload(header, [memoryview(data)] if data else [])
+        return bytes(data)
+
+    def expect(self, kind: FrameType, waiting: Callable[[], None] = lambda: None) -> tuple[Header, bytes]:
+        """The next frame that is not keepalive, which must be of this kind; `waiting` is called every tick."""
+        while True:
+            waiting()
+            if self.arrived(self.keepalive.tick_s):
+                header = self.header()
+                if header.type is kind:
+                    return header, self.message(header)
+                self.aside(header)
+
+    def aside(self, header: Header) -> None:
+        """Take a frame that nobody waits for: PING may always come; ABORT raises PeerError or Refused, anything else FrameError."""
+        if header.type is FrameType.ABORT:
+            reason = Abort.parse(self.message(header)).reason
+            raise (PeerError if header.flags else Refused)(f"{self.peer}: {reason}")
+        if header.type is not FrameType.PING:
+            raise FrameError(f"{header.type.name} frame came out of turn")
+        self.message(header)
+
+    def abort(self, reason: str, transfer_id: int = 0, closing: bool = True) -> None:
+        """Tell the peer why; if it cannot be told any more, the next use of the connection finds out."""
+        with suppress(PeerError):
+            self.send(Header(FrameType.ABORT, transfer_id, flags=CLOSING if closing else 0), [Abort(reason).payload()])
+
+    def last_words(self) -> str:
+        """Why the peer ended the connection, if it said so; for when sending failed."""
+        try:
+            while self.connection.readable(0):
+                self.aside(self.header())
+        except (PeerLost, FrameError):
+            pass  # it left without a word
+        except PeerError as error:
+            return str(error)
+        return ""
+
+    def _ping(self) -> None:
+        if time.monotonic() - self._spoke_s >= self.keepalive.ping_s:
+            self.send(Header(FrameType.PING))

@@ -1,0 +1,118 @@
+"""The frame: a fixed 64-byte header, then the payload. Struct-packed; nothing a peer sends is ever executed or unpickled.
+
+Little-endian: magic 4s, version u16, type u8, flags u8, transfer id u64, sequence u64, offset u64, epoch u32, length u32, reserved u64
+(zero; a cell range will stand there), tag 16s. The tag is xxh3_128 over the first 48 bytes and the payload: it finds accidents, not
+attackers. A resend of the same (transfer id, epoch, sequence) is the same bytes, so a keyed tag can take its place.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+Buffer = bytes | bytearray | memoryview
+
+MAGIC = b"ABKT"
+VERSION = 1
+HEADER_BYTES = 64
+TAG_BYTES = 16
+DATA_CAP_BYTES = 8 << 20
+META_CAP_BYTES = 256 << 10
+OFFSET_CAP_BYTES = 1 << 48
+CLOSING = 1  # flag of ABORT: the connection ends with it, not only this transfer
+
+_FIELDS = struct.Struct("<4sHBBQQQIIQ")
+
+
+class FrameError(ValueError):
+    """A frame, or a message in one, that breaks the protocol. One line."""
+
+
+class FrameType(IntEnum):
+    HELLO = 1
+    OFFER = 2
+    GRANT = 3
+    DATA = 4
+    ACK = 5
+    COMMIT = 6
+    ABORT = 7
+    PING = 8
+
+
+_TYPES = {int(kind): kind for kind in FrameType}
+_EMPTY = (FrameType.ACK, FrameType.PING)
+_COUNTED = (FrameType.DATA, FrameType.COMMIT)
+_OF_CONNECTION = (FrameType.HELLO, FrameType.PING)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """sequence counts the DATA frames of a transfer from 0, and its COMMIT. offset: of the payload in the byte sequence (DATA), or how
+    many payload bytes are held (ACK). length: payload bytes. tag: empty until the frame is sealed."""
+
+    type: FrameType
+    transfer_id: int = 0
+    sequence: int = 0
+    offset: int = 0
+    epoch: int = 0
+    length: int = 0
+    flags: int = 0
+    tag: bytes = b""
+
+    def untagged(self) -> bytes:
+        """The 48 bytes that the tag covers besides the payload."""
+        return _FIELDS.pack(MAGIC, VERSION, self.type, self.flags, self.transfer_id, self.sequence, self.offset, self.epoch, self.length, 0)
+
+
+def digest_of(pieces: Iterable[Buffer]) -> bytes:
+    """xxh3_128 of all the pieces, one after another."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
+
+
+def seal(header: Header, payload: Sequence[Buffer] = ()) -> bytes:
+    """The 64 header bytes of a frame, tag included; header.length must be the payload's."""
+    untagged = header.untagged()
+    return untagged + digest_of([untagged, *payload])
+
+
+def parse(data: Buffer) -> Header:
+    """The header in 64 bytes, checked field by field; its payload is checked by verify. Raises FrameError."""
+    if len(data) != HEADER_BYTES:
+        raise FrameError(f"a frame header has {HEADER_BYTES} bytes, not {len(data)}")
+    magic, version, number, flags, transfer_id, sequence, offset, epoch, length, reserved = _FIELDS.unpack_from(data)
+    if magic != MAGIC:
+        raise FrameError(f"frame begins with {bytes(magic)!r}, not {MAGIC!r}; the peer does not speak this protocol")
+    if version != VERSION:
+        raise FrameError(f"peer speaks protocol version {version}, this side {VERSION}; run the same release on both")
+    kind = _TYPES.get(number)
+    if kind is None:
+        raise FrameError(f"frame type {number} is unknown")
+    if reserved or flags & ~(CLOSING if kind is FrameType.ABORT else 0):
+        raise FrameError(f"{kind.name} frame has unknown flags {flags} or a reserved field of {reserved}")
+    cap = DATA_CAP_BYTES if kind is FrameType.DATA else 0 if kind in _EMPTY else META_CAP_BYTES
+    if length > cap:
+        raise FrameError(f"{kind.name} frame of {length} bytes is above the cap of {cap}")
+    if length == 0 and cap:
+        raise FrameError(f"{kind.name} frame is empty")
+    if kind in _OF_CONNECTION and (transfer_id or epoch):
+        raise FrameError(f"{kind.name} frame names transfer {transfer_id}, epoch {epoch}; it belongs to none")
+    if sequence and kind not in _COUNTED:
+        raise FrameError(f"{kind.name} frame has sequence {sequence}; only DATA and COMMIT are counted")
+    if offset and kind is not FrameType.DATA and kind is not FrameType.ACK:
+        raise FrameError(f"{kind.name} frame has offset {offset}; only DATA and ACK have one")
+    if offset + length > OFFSET_CAP_BYTES:
+        raise FrameError(f"{kind.name} frame ends at byte {offset + length}, above the cap of {OFFSET_CAP_BYTES}")
+    return Header(kind, transfer_id, sequence, offset, epoch, length, flags, bytes(data[-TAG_BYTES:]))
+
+
+def verify(header: Header, payload: Sequence[Buffer]) -> None:
+    """Raises FrameError if header or payload are not what the sender sealed."""
+    if digest_of([header.untagged(), *payload]) != header.tag:
+        raise FrameError(f"{header.type.name} frame {header.sequence} of transfer {header.transfer_id} is damaged: its tag does not fit")

@@ -1,0 +1,200 @@
+"""What the metadata frames say: bounded JSON, checked field by field into frozen dataclasses. Raises FrameError, one line."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from abkt.transfer.frame import META_CAP_BYTES, OFFSET_CAP_BYTES, FrameError
+
+Scalar = str | int | float | bool
+TransferMode = Literal["raw", "stream"]
+COUNT_CAP = 1 << 31
+LIST_CAP = 16_384
+NAME_CAP = 256
+TEXT_CAP = 1024
+
+
+class Fields:
+    """The members of one JSON object, taken one by one; what was not asked for is an error at the end."""
+
+    def __init__(self, payload: bytes, message: str) -> None:
+        self._message = message
+        if len(payload) > META_CAP_BYTES:
+            raise FrameError(f"{message} of {len(payload)} bytes is above the cap of {META_CAP_BYTES}")
+        try:
+            members = json.loads(payload.decode(), parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise FrameError(f"{message} is not JSON: {type(error).__name__}") from None
+        if not isinstance(members, dict):
+            raise FrameError(f"{message} is not a JSON object")
+        self._members: dict[str, Any] = members
+
+    def take(self, key: str) -> Any:
+        if key not in self._members:
+            raise FrameError(f"{self._message} lacks {key}")
+        return self._members.pop(key)
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self.take(key)
+        if type(value) is not int or not low <= value <= high:
+            raise FrameError(f"{self._message}: {key} must be an integer from {low} to {high}")
+        return value
+
+    def text(self, key: str, cap: int = NAME_CAP) -> str:
+        value = self.take(key)
+        if not isinstance(value, str) or len(value) > cap:
+            raise FrameError(f"{self._message}: {key} must be a text of at most {cap} characters")
+        return value
+
+    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        value = self.take(key)
+        if not isinstance(value, list) or len(value) > LIST_CAP or any(type(n) is not int or not low <= n <= high for n in value):
+            raise FrameError(f"{self._message}: {key} must be a list of at most {LIST_CAP} integers from {low} to {high}")
+        return tuple(value)
+
+    def scalars(self, key: str) -> dict[str, Scalar]:
+        value = self.take(key)
+        if not isinstance(value, dict) or any(not isinstance(member, Scalar) for member in value.values()):
+            raise FrameError(f"{self._message}: {key} must be an object of texts, numbers and booleans")
+        return cast("dict[str, Scalar]", value)
+
+    def end(self) -> None:
+        if self._members:
+            raise FrameError(f"{self._message} has an unknown field {min(self._members)[:NAME_CAP]!r}")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _payload(members: Mapping[str, Any]) -> bytes:
+    payload = json.dumps(members, separators=(",", ":"), allow_nan=False).encode()
+    if len(payload) > META_CAP_BYTES:
+        raise FrameError(f"a message of {len(payload)} bytes is above the cap of {META_CAP_BYTES}; put less into it")
+    return payload
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first frame of each side. layout: what both must have in common, as text (model, shapes, dtype, codec)."""
+
+    node: str
+    layout: str
+
+    def payload(self) -> bytes:
+        return _payload({"node": self.node, "layout": self.layout})
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Hello:
+        fields = Fields(payload, "HELLO")
+        hello = cls(fields.text("node"), fields.text("layout", TEXT_CAP))
+        fields.end()
+        return hello
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One transfer before it starts.
+
+    ends: the byte at which each cut ends, rising; the last is the size of all that may come. A raw transfer has one. runs: lengths of
+    the adjacent runs on the sender's side, in blocks, for the receiver to mirror. more: what the two workers tell each other besides
+    (texts, numbers); it is theirs to check.
+    """
+
+    request_id: int
+    mode: TransferMode
+    tokens: int
+    ends: tuple[int, ...]
+    first_token: int = -1
+    runs: tuple[int, ...] = ()
+    more: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.ends or self.ends[0] < 1 or any(b <= a for a, b in zip(self.ends, self.ends[1:], strict=False)):
+            raise FrameError("OFFER: the ends of the cuts must rise from above 0, and there must be one at least")
+        if self.mode == "raw" and len(self.ends) != 1:
+            raise FrameError(f"OFFER: a raw transfer has one cut, not {len(self.ends)}")
+
+    @property
+    def size(self) -> int:
+        return self.ends[-1]
+
+    def cut_within(self, size_bytes: int) -> int:
+        """The finest cut whose bytes are all among the first size_bytes; -1 if none is."""
+        return bisect_right(self.ends, size_bytes) - 1
+
+    def payload(self) -> bytes:
+        return _payload({name: getattr(self, name) for name in ("request_id", "mode", "tokens", "ends", "first_token", "runs", "more")})
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Offer:
+        fields = Fields(payload, "OFFER")
+        request_id, mode = fields.integer("request_id", 0, 1 << 62), fields.text("mode")
+        if mode not in ("raw", "stream"):
+            raise FrameError(f"OFFER: mode must be raw or stream, not {mode!r}")
+        offer = cls(
+            request_id,
+            cast(TransferMode, mode),
+            fields.integer("tokens", 0, COUNT_CAP),
+            fields.integers("ends", 1, OFFSET_CAP_BYTES),
+            fields.integer("first_token", -1, COUNT_CAP),
+            fields.integers("runs", 1, COUNT_CAP),
+            fields.scalars("more"),
+        )
+        fields.end()
+        return offer
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The receiver holds memory for the first `size` bytes of an offer; the sender may write those and no others."""
+
+    size: int
+
+    def payload(self) -> bytes:
+        return _payload({"size": self.size})
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Grant:
+        fields = Fields(payload, "GRANT")
+        grant = cls(fields.integer("size", 1, OFFSET_CAP_BYTES))
+        fields.end()
+        return grant
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What the sender has promised and sent. digest: xxh3_128, hex, over the tags of all DATA frames in order, so over every byte."""
+
+    cut: int
+    size: int
+    digest: str
+
+    def payload(self) -> bytes:
+        return _payload({"cut": self.cut, "size": self.size, "digest": self.digest})
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Commit:
+        fields = Fields(payload, "COMMIT")
+        commit = cls(fields.integer("cut", 0, LIST_CAP), fields.integer("size", 1, OFFSET_CAP_BYTES), fields.text("digest", 32))
+        fields.end()
+        return commit
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    reason: str
+
+    def payload(self) -> bytes:
+        return _payload({"reason": self.reason[:TEXT_CAP]})
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Abort:
+        fields = Fields(payload, "ABORT")
+        abort = cls(fields.text("reason", TEXT_CAP))
+        fields.end()
+        return abort

@@ -1,0 +1,183 @@
+"""One transfer, seen from the sender: OFFER, wait for GRANT, DATA while the cut may still move, COMMIT, wait for ACK."""
+
+from __future__ import annotations
+
+import math
+import threading
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from abkt.transfer.channel import Channel
+from abkt.transfer.frame import HEADER_BYTES, FrameError, FrameType, Header, digest_of
+from abkt.transfer.link import PacedLink
+from abkt.transfer.messages import Commit, Grant, Offer
+from abkt.transfer.pieces import ByteSource
+
+FRAME_BYTES = (64 << 10, 1 << 20)
+FRAME_S = 0.02
+
+
+class Cancelled(Exception):
+    """This side does not want the transfer any more."""
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """What to send, and who decides how much of it.
+
+    next_cut(now_s, sent_bytes, sent_cut) is asked before every DATA frame and answers with the cut that the transfer shall reach: sent_cut
+    is the finest cut that is complete with what has left (0 before that). The answer may move up and down; it is held between sent_cut
+    and the finest cut that was granted, and the transfer ends as soon as it is reached, in the middle of a band if need be.
+    on_sent(now_s, wire_bytes, duration_s) follows each DATA frame: the time it took, waiting for its link included, idle time not.
+    Both run in the sender's thread and must return at once. cancel may be set from any thread.
+    """
+
+    transfer_id: int
+    offer: Offer
+    source: ByteSource
+    next_cut: Callable[[float, int, int], int] | None = None  # none: everything
+    on_sent: Callable[[float, int, float], None] = lambda now_s, wire_bytes, duration_s: None
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.transfer_id < 1 << 64:
+            raise ValueError(f"transfer id {self.transfer_id} must fit into 64 bits without a sign")
+        if tuple(self.source.ends) != tuple(self.offer.ends):
+            raise ValueError(f"transfer {self.transfer_id}: the offer's cuts are not those of its source")
+
+
+@dataclass(slots=True)
+class Sent:
+    """What became of a transfer. Times are the link's clock, nan if it did not get so far; error is empty if it was acknowledged.
+
+    first_byte_s: when the first DATA frame entered the link. last_byte_s: when the last was handed on. wire_bytes: headers and metadata
+    counted, keepalive not. calls: of sendmsg, for the DATA frames. retries: connections that were found dead before the grant.
+    """
+
+    transfer_id: int
+    offered_s: float = math.nan
+    granted_s: float = math.nan
+    first_byte_s: float = math.nan
+    last_byte_s: float = math.nan
+    acked_s: float = math.nan
+    wire_bytes: int = 0
+    payload_bytes: int = 0
+    calls: int = 0
+    cut: int = -1
+    retries: int = 0
+    error: str = ""
+
+
+@dataclass(slots=True)
+class FrameSize:
+    """How much to decide at once: what passes in about 20 ms at the rate of the last frames, 64 KiB to 1 MiB."""
+
+    bytes_per_s: float = 0.0
+
+    def observe(self, wire_bytes: int, duration_s: float) -> None:
+        rate = wire_bytes / max(duration_s, 1e-9)
+        self.bytes_per_s += (rate - self.bytes_per_s) * (0.3 if self.bytes_per_s else 1.0)
+
+    def size(self) -> int:
+        least, most = FRAME_BYTES
+        return int(min(max(self.bytes_per_s * FRAME_S, least), most))
+
+    def stop(self, ends: tuple[int, ...], start: int, cut: int) -> int:
+        """Where the frame from byte `start` on ends: at the last end of a band within reach, if the frame is large enough then."""
+        reach = min(start + self.size(), ends[cut])
+        index = bisect_right(ends, reach) - 1
+        return ends[index] if index >= 0 and ends[index] - start >= FRAME_BYTES[0] else reach
+
+
+class Sending:
+    """Runs one Outgoing over a channel; fills `sent` as it goes. Raises PeerError, FrameError or Cancelled."""
+
+    def __init__(self, outgoing: Outgoing, sent: Sent, channel: Channel, link: PacedLink, size: FrameSize, epoch: int) -> None:
+        self._outgoing = outgoing
+        self._sent = sent
+        self._channel = channel
+        self._link = link
+        self._size = size
+        self._epoch = epoch
+        self._ready_s = math.inf  # since when the next frame could have been on its way
+
+    def run(self) -> None:
+        sent, offer, clock = self._sent, self._outgoing.offer, self._link.clock
+        sent.offered_s = clock()
+        self._put(FrameType.OFFER, offer.payload())
+        grant = Grant.parse(self._answer(FrameType.GRANT))
+        sent.granted_s = clock()
+        granted_cut = offer.cut_within(grant.size)
+        if granted_cut < 0:
+            raise Cancelled(f"{self._channel.peer} granted {grant.size} bytes, but the coarsest cut needs {offer.ends[0]}")
+        frames, digest = self._data(granted_cut)
+        commit = Commit(sent.cut, sent.payload_bytes, digest)
+        self._put(FrameType.COMMIT, commit.payload(), sequence=frames)
+        self._answer(FrameType.ACK, sent.payload_bytes)
+        sent.acked_s = clock()
+
+    def _data(self, granted_cut: int) -> tuple[int, str]:
+        """Send up to the cut, wherever it moves; returns the number of frames and the digest over their tags."""
+        sent, ends, source = self._sent, self._outgoing.offer.ends, self._outgoing.source
+        tags: list[bytes] = []
+        self._ready_s = math.inf
+        begun_s = self._link.clock()
+        while sent.payload_bytes < ends[cut := self._cut(granted_cut)]:
+            stop = self._size.stop(ends, sent.payload_bytes, cut)
+            payload = source.buffers(sent.payload_bytes, stop)
+            size = stop - sent.payload_bytes
+            if not tags:
+                sent.first_byte_s = begun_s = self._link.clock()
+            self._pass(HEADER_BYTES + size)
+            header = Header(FrameType.DATA, self._outgoing.transfer_id, len(tags), sent.payload_bytes, self._epoch)
+            calls, tag = self._channel.send(header, payload)
+            tags.append(tag)
+            sent.calls += calls
+            sent.payload_bytes = stop
+            sent.wire_bytes += HEADER_BYTES + size
+            now_s = self._link.clock()
+            sent.last_byte_s = now_s
+            self._size.observe(HEADER_BYTES + size, now_s - begun_s)
+            self._outgoing.on_sent(now_s, HEADER_BYTES + size, now_s - begun_s)
+            begun_s = now_s
+        sent.cut = cut
+        return len(tags), digest_of(tags).hex()
+
+    def _cut(self, granted_cut: int) -> int:
+        """The cut as it stands now; whatever else has to be heeded between two frames is heeded first."""
+        self._heed()
+        complete = max(0, self._outgoing.offer.cut_within(self._sent.payload_bytes))
+        if self._outgoing.next_cut is None:
+            return granted_cut
+        asked = self._outgoing.next_cut(self._link.clock(), self._sent.payload_bytes, complete)
+        return min(max(asked, complete), granted_cut)
+
+    def _pass(self, size: int) -> None:
+        """Wait until the link has passed `size` bytes, keeping the connection alive."""
+        passed_s = self._link.book(size, self._ready_s)
+        while (left_s := passed_s - self._link.clock()) > 0:
+            self._link.sleep(min(left_s, self._channel.keepalive.tick_s))
+            self._heed()
+        self._ready_s = passed_s
+
+    def _put(self, kind: FrameType, payload: bytes, sequence: int = 0) -> None:
+        self._pass(HEADER_BYTES + len(payload))
+        self._channel.send(Header(kind, self._outgoing.transfer_id, sequence, epoch=self._epoch), [payload])
+        self._sent.wire_bytes += HEADER_BYTES + len(payload)
+
+    def _answer(self, kind: FrameType, offset: int = 0) -> bytes:
+        header, message = self._channel.expect(kind, self._check_cancel)
+        if (header.transfer_id, header.epoch, header.offset) != (self._outgoing.transfer_id, self._epoch, offset):
+            raise FrameError(f"{kind.name} of transfer {header.transfer_id} came when {self._outgoing.transfer_id} waits for one")
+        return message
+
+    def _heed(self) -> None:
+        """Take what has come while this side was sending."""
+        self._check_cancel()
+        while self._channel.arrived(0):
+            self._channel.aside(self._channel.header())
+
+    def _check_cancel(self) -> None:
+        if self._outgoing.cancel.is_set():
+            raise Cancelled("cancelled by its sender")

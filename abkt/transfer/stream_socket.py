@@ -1,0 +1,123 @@
+"""Blocking stream sockets: sendmsg and recvmsg_into over scattered memory, with a limit on how long a peer may stand still."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from abkt.transfer.frame import Buffer
+from abkt.transfer.transport import PeerLost, PeerSilent
+
+IOV_MAX = os.sysconf("SC_IOV_MAX")
+TICK_S = 0.25
+
+
+class StreamConnection:
+    """A connected stream socket. Its timeouts live in the kernel, so a call that finds bytes costs no poll."""
+
+    def __init__(self, connected: socket.socket, peer: str, silence_s: float) -> None:
+        self.peer = peer
+        self._socket = connected
+        self._silence_s = silence_s
+        connected.setblocking(True)
+        tick = struct.pack("ll", 0, int(min(TICK_S, silence_s / 4) * 1e6))
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
+        self._poll = select.poll()
+        self._poll.register(connected, select.POLLIN)
+
+    def send(self, buffers: Sequence[Buffer]) -> int:
+        rest: Sequence[Buffer] = buffers
+        calls, moved_s = 0, time.monotonic()
+        while rest:
+            try:
+                calls += 1
+                sent = self._socket.sendmsg(rest[:IOV_MAX])
+            except BlockingIOError:
+                self._complain(moved_s)
+            except OSError as error:
+                raise self._lost(error) from None
+            else:
+                moved_s = time.monotonic()
+                rest = _after(rest, sent)
+        return calls
+
+    def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:
+        rest: Sequence[Buffer] = buffers
+        moved_s = time.monotonic()
+        while rest:
+            try:
+                got = self._socket.recvmsg_into(rest[:IOV_MAX])[0]
+            except BlockingIOError:
+                self._complain(moved_s)
+            except OSError as error:
+                raise self._lost(error) from None
+            else:
+                if not got:
+                    raise PeerLost(f"{self.peer} closed the connection")
+                moved_s = time.monotonic()
+                rest = _after(rest, got)
+            waiting()
+
+    def readable(self, timeout_s: float) -> bool:
+        return bool(self._poll.poll(timeout_s * 1e3))
+
+    def abort(self) -> None:
+        with suppress(OSError):  # it may have ended already, which is what was asked for
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _complain(self, moved_s: float) -> None:
+        if time.monotonic() - moved_s >= self._silence_s:
+            raise PeerSilent(f"{self.peer} has moved no byte for {self._silence_s:g} s in the middle of a frame")
+
+    def _lost(self, error: OSError) -> PeerLost:
+        return PeerLost(f"the connection with {self.peer} broke: {error.strerror or error}")
+
+
+class StreamListener:
+    """A listening stream socket; path: the file to remove at the end, for Unix sockets."""
+
+    def __init__(
+        self, listening: socket.socket, address: str, silence_s: float, tune: Callable[[socket.socket], None], path: str = ""
+    ) -> None:
+        self.address = address
+        self._socket = listening
+        self._silence_s = silence_s
+        self._tune = tune
+        self._path = path
+        listening.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(listening, select.POLLIN)
+
+    def accept(self, timeout_s: float) -> StreamConnection | None:
+        if not self._poll.poll(timeout_s * 1e3):
+            return None
+        try:
+            connected, address = self._socket.accept()
+        except (BlockingIOError, ConnectionError):
+            return None  # whoever knocked has left
+        self._tune(connected)
+        peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else f"a peer of {self.address}"
+        return StreamConnection(connected, peer, self._silence_s)
+
+    def close(self) -> None:
+        self._socket.close()
+        if self._path:
+            os.unlink(self._path)
+
+
+def _after(buffers: Sequence[Buffer], done: int) -> Sequence[Buffer]:
+    """What is left of the buffers after `done` bytes."""
+    for index, buffer in enumerate(buffers):
+        if done < len(buffer):
+            return [memoryview(buffer)[done:], *buffers[index + 1 :]] if done else buffers[index:]
+        done -= len(buffer)
+    return ()

@@ -1,0 +1,132 @@
+"""A verb's configuration from conf/ and the command line. Hydra's errors, of several lines, become one with what is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments import usage
+from experiments.paths import conf_dir, data_path
+
+HYDRA_VERSION = "1.3"  # whose defaults hold
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """config: plain values, everything resolved. choices: group -> choice, such as bitrate -> embedded."""
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+
+
+def compose(verb: str, overrides: Sequence[str] = ()) -> Composed:
+    """Raises ValueError, one line, where an override cannot be read or names what the verb does not have."""
+    try:
+        config = _compose(verb, overrides)
+        return plain(config, config.hydra.runtime.choices)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(verb, overrides, error)) from None
+
+
+def plain(config: DictConfig, chosen: Mapping[str, Any]) -> Composed:
+    """chosen: Hydra's own book of choices. Raises ValueError where a value that only the user can give is missing."""
+    values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    missing = sorted(OmegaConf.missing_keys(values))
+    if missing:
+        raise ValueError(f"{missing[0]} must be given: {missing[0]}=VALUE")
+    resolved = OmegaConf.to_container(values, resolve=True)
+    assert isinstance(resolved, dict)
+    choices = {group: choice for group, choice in chosen.items() if "/" not in group and choice is not None}
+    return Composed({str(key): value for key, value in resolved.items()}, choices)
+
+
+def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    register_resolvers()
+    with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION):
+        return hydra_compose(verb.replace("-", "_"), list(overrides), return_hydra_config=True)
+
+
+def register_resolvers() -> None:
+    """What conf/ may say beyond YAML: ${bytes_per_s:gbps}, and ${data:NAME} for a file that comes with abkt."""
+    OmegaConf.register_new_resolver("bytes_per_s", _bytes_per_s, replace=True)
+    OmegaConf.register_new_resolver("data", lambda name: str(data_path(name)), replace=True)
+
+
+def _bytes_per_s(gbps: Any) -> Any:
+    """What is no number stays as it is: the verb's own configuration class refuses it by name."""
+    return gbps * 1e9 / 8 if isinstance(gbps, (int, float)) else gbps
+
+
+def explain(verb: str, overrides: Sequence[str], error: Exception, multirun: bool = False) -> str:
+    """One line for what Hydra could not compose: the first override at fault and what is possible in its place."""
+    parsed = [_parse(text) for text in overrides]
+    groups = usage.groups(verb)
+    for text, override in zip(overrides, parsed, strict=True):
+        if override is None:
+            return f"cannot read {text!r}: write group=choice or key=value, and put quotes around a value with special characters"
+        if override.is_sweep_override() and not multirun:
+            return f"{text!r} gives several values; add -m to run each of them"
+        name = override.key_or_group
+        if name in groups:
+            for value in _values(override):
+                choices = usage.choices(name)
+                if str(value) not in choices:
+                    return f"{name}={value} is not known{_near(str(value), choices)}; {name} is one of {', '.join(choices)}"
+    chosen = [text for text, override in zip(overrides, parsed, strict=True) if override and override.key_or_group in groups]
+    try:
+        config = _compose(verb, [] if multirun else chosen)
+    except (HydraException, OmegaConfBaseException):
+        return _said(error)
+    known = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    assert isinstance(known, dict)
+    for override in parsed:
+        if override and not override.is_add() and not override.is_force_add() and not override.key_or_group.startswith("hydra"):
+            unknown = _unknown(override.key_or_group.split("."), known)
+            if unknown:
+                return unknown
+    return _said(error)
+
+
+def _parse(text: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        return None
+
+
+def _values(override: Override) -> list[Any]:
+    return list(override.sweep_string_iterator()) if override.is_choice_sweep() else [override.value()]
+
+
+def _unknown(path: list[str], known: Mapping[Any, Any]) -> str | None:
+    """What to say of a key that is not there; None if it is. Lists its neighbours, closest names first where there are any."""
+    node: Any = known
+    for depth, name in enumerate(path):
+        if not isinstance(node, Mapping):
+            return f"{'.'.join(path[:depth])} is a single value; {'.'.join(path)} does not exist"
+        names = [str(key) for key in node]
+        if name not in names:
+            place = f"{'.'.join(path[:depth])} has" if depth else "there are"
+            return f"no group or key {'.'.join(path)}{_near(name, names)}; {place} {', '.join(sorted(names))}"
+        node = node[name]
+    return None
+
+
+def _said(error: Exception) -> str:
+    """What OmegaConf says ends with lines about its own types."""
+    return " ".join(str(error).partition("\n    full_key")[0].split())
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    near = get_close_matches(name, names, 1)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -1,0 +1,49 @@
+"""Colours, figures and files. Colours are Okabe and Ito's, told apart by colour-blind eyes; worlds differ by line style and hatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+from matplotlib import style as styles
+from matplotlib.figure import Figure
+
+SHEET = Path(__file__).with_name("abkt.mplstyle")
+STAGE_COLOURS = {
+    "queue": "#BBBBBB",
+    "prefill": "#0072B2",
+    "encode": "#E69F00",
+    "wire": "#D55E00",
+    "expand": "#F0E442",
+    "decode": "#009E73",
+}
+POLICY_COLOURS = ("#000000", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+WORLDS = {"real": "measured", "model": "predicted"}
+
+
+@contextmanager
+def sheet() -> Iterator[None]:
+    with styles.context(["default", SHEET]), matplotlib.rc_context({"svg.hashsalt": "abkt"}):
+        yield
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    return {name: POLICY_COLOURS[i % len(POLICY_COLOURS)] for i, name in enumerate(names)}
+
+
+def markers(names: Sequence[str]) -> dict[str, str]:
+    return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
+
+
+def save(figure: Figure, folder: Path, name: str) -> Path:
+    """name.pdf and name.png, the same bytes from the same figure: no dates, no versions. Returns the PNG's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    return folder / f"{name}.png"
+
+
+Draw = Callable[..., Figure]

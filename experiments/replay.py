@@ -1,0 +1,49 @@
+"""Run requests on a real prefill and a real decode process of this machine, with real KV over a paced link."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from abkt.profile import schema
+from abkt.records import SLO
+from experiments.config import NetworkConfig
+from experiments.verb import Run, verb
+from experiments.workload import PoissonWorkload, TraceWorkload, load_requests
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayConfig:
+    """profile: what the policies expect of this machine, as `abkt profile` wrote it; null: they start knowing nothing."""
+
+    model_folder: Path
+    network: NetworkConfig
+    workload: TraceWorkload | PoissonWorkload
+    bitrate: dict[str, Any]
+    slo: SLO
+    profile: Path | None
+    seed: int
+    out: Path
+
+
+@verb("replay")
+def main(config: ReplayConfig, run: Run) -> None:
+    from abkt.serve.cluster import Cluster, ClusterSpec
+    from experiments.manifest import write_manifest
+    from experiments.prompts import prompts_for
+    from experiments.show import bar
+    from experiments.twin import Twin, run_real
+
+    requests, scaling, inputs = load_requests(config.workload, config.seed)
+    profile = schema.load(config.profile) if config.profile else None
+    twin = Twin(prompts_for(requests, config.seed), config.network.capacity(), config.slo, profile)
+    print(f"plan: {len(requests)} requests over {requests[-1].arrival_s:.0f} s through one prefill and one decode process of this machine")
+    config.out.mkdir(parents=True, exist_ok=True)
+    with Cluster(ClusterSpec(config.model_folder), config.out) as cluster, bar("requests", len(requests)) as progress:
+        summary = run_real(twin, cluster, config.bitrate, config.out, progress.update)
+    write_manifest(run, [*inputs, config.model_folder / "config.json"])
+    print(
+        f"{summary['requests']['completed']} completed; TTFT mean {summary['ttft_s']['mean']:.3f} s, p99 {summary['ttft_s']['p99']:.3f} s; "
+        f"{summary['wire_bytes'] / summary['raw_bytes']:.2f} of the raw bytes; distortion {summary['distortion']['mean']:.4f}: {config.out}"
+    )

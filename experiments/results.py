@@ -1,0 +1,103 @@
+"""Result files: Parquet for records, JSON for the rest. Each is written beside its place and then moved, so none is ever half there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from abkt.records import DERIVED, RequestRecord, TransferRecord, columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
+
+
+def write_records(folder: Path, requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord], **labels: str) -> None:
+    """requests.parquet and transfers.parquet; labels are constant columns, such as world="real"."""
+    write_table(folder / "requests.parquet", _table(RequestRecord, requests, labels))
+    write_table(folder / "transfers.parquet", _table(TransferRecord, transfers, labels))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    _whole(path, lambda part: pq.write_table(table, part))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """nan and infinity become null and "inf": plain JSON has neither."""
+    write_text(path, json.dumps(_plain(data), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    _whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError, one line, where the file is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; {path.parent} is not a folder of results") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def read_records(path: Path) -> pd.DataFrame:
+    """One of the two Parquet files. Raises ValueError, one line, where it is missing or damaged."""
+    try:
+        return pq.read_table(path).to_pandas()
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; {path.parent} is not a folder of results") from None
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def merge_records(parts: Mapping[Path, Mapping[str, str]], folder: Path) -> None:
+    """One requests.parquet and one transfers.parquet in `folder` from those of many runs, each run's labels as columns."""
+    for name in ("requests.parquet", "transfers.parquet"):
+        tables = []
+        for part, labels in parts.items():
+            table = pq.read_table(part / name)
+            for label, value in labels.items():
+                table = table.append_column(label, pa.array([value] * len(table), pa.string()))
+            tables.append(table)
+        write_table(folder / name, pa.concat_tables(tables))
+
+
+def _table(kind: type[RequestRecord] | type[TransferRecord], records: Sequence[Any], labels: Mapping[str, str]) -> pa.Table:
+    """The schema comes from the record class, so that a run without transfers still has the columns."""
+    hints = get_type_hints(kind)
+    schema = pa.schema([(f.name, ARROW[hints[f.name]]) for f in fields(kind)])
+    if kind is RequestRecord:
+        schema = pa.schema([*schema, *((name, pa.float64()) for name in DERIVED)])
+    table = pa.table(columns(records) or {name: [] for name in schema.names}, schema)
+    for label, value in labels.items():
+        table = table.append_column(label, pa.array([value] * len(table), pa.string()))
+    return table
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return str(value) if isinstance(value, Path) else value

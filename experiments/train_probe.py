@@ -1,0 +1,62 @@
+"""Train the probe model on public-domain text and recall tasks; writes a Hugging Face folder with a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from experiments.probe.trainer import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class TrainProbeConfig:
+    """corpus: a folder of .txt or .txt.gz; pattern: which of its files; held_out: parts of the names of books kept for examination.
+
+    Training that was interrupted goes on where its last checkpoint in `out` stands. Examination alone: recipe.minutes=0.
+    """
+
+    corpus: Path
+    out: Path
+    pattern: str = "*.txt*"
+    held_out: tuple[str, ...] = ("moby-dick", "sherlock-holmes")
+    vocabulary: int = 2048
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+def run(config: TrainProbeConfig) -> None:
+    from rich.progress import Progress as Bar
+    from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from tokenizers import Tokenizer
+    from transformers import LlamaForCausalLM
+
+    from experiments.probe import corpus as text
+    from experiments.probe import folder, trainer
+    from experiments.probe.examine import examine
+
+    if not config.corpus.is_dir():
+        raise ValueError(f"corpus {config.corpus} is no folder; give one with .txt or .txt.gz books: corpus=DIR")
+    config.out.mkdir(parents=True, exist_ok=True)
+    stored = config.out / "tokenizer.json"
+    if stored.exists():
+        tokenizer = Tokenizer.from_file(str(stored))
+    else:
+        train, _ = text.read_books(config.corpus, config.pattern, config.held_out)
+        tokenizer = text.train_tokenizer([book[:1_000_000] for book in train.values()], config.vocabulary)
+        tokenizer.save(str(stored))
+    books = text.load(config.corpus, config.pattern, config.held_out, tokenizer)
+    model_folder = config.out / "model"
+    print(f"plan: train {config.recipe.minutes:.0f} minutes on {len(books.train):,} tokens of {len(books.train_books)} books into {model_folder}")
+    with Bar(TextColumn("{task.description}"), *Bar.get_default_columns()[1:2], TimeElapsedColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task("training", total=config.recipe.minutes * 60)
+
+        def report(progress: trainer.Progress, line: str) -> None:
+            bar.update(task, completed=progress.elapsed_s, description=f"step {progress.step}: {line}")
+
+        progress = trainer.train(config.recipe, books, config.out, lambda model, _: folder.write(model, tokenizer, model_folder), report)
+    examination = examine(LlamaForCausalLM.from_pretrained(model_folder), books.held_out)
+    (model_folder / "README.md").write_text(folder.card(config.recipe, progress, books, examination))
+    (model_folder / "probe.json").write_text(json.dumps(folder.facts(config.recipe, progress, examination), indent=1))
+    shutil.copy(config.out / "progress.json", model_folder / "training_log.json")
+    print(json.dumps(asdict(examination), indent=1))

@@ -1,0 +1,77 @@
+"""The same requests and policy objects in both worlds: real processes on this machine, and the model fed by its profile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from abkt.capacity import Capacity
+from abkt.policy.build import build
+from abkt.policy.routing.round_robin import RoundRobin
+from abkt.profile.schema import Profile
+from abkt.records import SLO, RequestRecord, TransferRecord, summarize
+from abkt.serve.cluster import Cluster, ClusterSpec
+from abkt.serve.prompt import Prompt
+from abkt.serve.worker import WorkerDied
+from experiments.errors import RunError
+from experiments.prompts import answers
+from experiments.results import write_json, write_records
+from sim.cluster import Cluster as ModelCluster
+from sim.cluster import NodeSpec, Simulation
+from sim.workload import Request
+
+Progress = Callable[[int, int], None]
+Bitrate = Mapping[str, Any]  # a policy's configuration, as abkt.policy.build takes it
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """What both worlds share. isl and osl of the prompts are those of the scaled trace."""
+
+    prompts: Sequence[Prompt]
+    network: Capacity
+    slo: SLO
+    profile: Profile | None
+
+
+def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progress: Progress) -> dict[str, Any]:
+    """One policy on the real cluster; returns its summary. What was finished is written even if the run breaks (RunError)."""
+    finished: list[RequestRecord] = []
+    started_s = time.monotonic()
+    try:
+        run = cluster.run(twin.prompts, bitrate, twin.network, twin.slo, twin.profile, progress, keep=finished.append)
+    except (WorkerDied, RuntimeError) as error:
+        _save(folder, "real", finished, [], twin.slo, time.monotonic() - started_s)
+        raise RunError(f"{error}; {len(finished)} of {len(twin.prompts)} requests were finished and are in {folder}") from None
+    except KeyboardInterrupt:
+        _save(folder, "real", finished, [], twin.slo, time.monotonic() - started_s)
+        raise
+    extra = {"answers": answers(twin.prompts, run.outputs), "codec": run.codec}
+    return _save(folder, "real", run.requests, run.transfers, twin.slo, run.wall_s, **extra)
+
+
+def run_model(twin: Twin, spec: ClusterSpec, bitrate: Bitrate, folder: Path) -> dict[str, Any]:
+    """The same policy in the model: 1P1D with the measured costs; the sender's link is the paced one."""
+    if twin.profile is None:
+        raise ValueError("the model needs a profile; measure one with `abkt profile`")
+    cluster = ModelCluster(
+        prefill=(NodeSpec("p0", twin.profile, spec.pool_tokens, twin.network),),
+        decode=(NodeSpec("d0", twin.profile, spec.pool_tokens, Capacity.constant(float("inf"))),),
+        max_batch=spec.max_batch,
+        block_tokens=spec.block_tokens,
+    )
+    requests = [Request(p.request_id, p.arrival_s, p.isl, p.osl) for p in twin.prompts]
+    result = Simulation(cluster, requests, lambda: build(bitrate), RoundRobin(), twin.slo).run()
+    return _save(folder, "model", result.requests, result.transfers, twin.slo, result.wall_s)
+
+
+def _save(
+    folder: Path, world: str, requests: list[RequestRecord], transfers: list[TransferRecord], slo: SLO, wall_s: float, **extra: Any
+) -> dict[str, Any]:
+    write_records(folder, requests, transfers)
+    summary = {**summarize(requests, slo, wall_s), "world": world, "slo": asdict(slo), **extra}
+    write_json(folder / "summary.json", summary)
+    return summary

@@ -1,0 +1,111 @@
+"""What work costs in seconds, from a Profile: the only place where the model reads one.
+
+Not modelled: noise (the same work always takes the same time), and load on the host beyond the one it was profiled under.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+
+from abkt.policy.view import Decision, TransferView
+from abkt.profile.expect import curve_for, expected_view
+from abkt.profile.schema import Fit, Profile
+
+FRAME_BYTES = 1 << 20  # one call of the transport each
+KEPT = 4096  # views kept for requests of the same length
+
+
+class Costs:
+    """Raises ValueError if the profile lacks a table, or has one in features that the closed forms do not know."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.base_s, self.request_s, self.context_s = _terms(profile, "decode", ("1", "batch", "context"))
+        if self.base_s + self.request_s + self.context_s <= 0:
+            raise ValueError("the profile's decode iterations take no time; run `abkt profile` again")
+        self._prefill = _terms(profile, "prefill", ("1", "tokens", "tokens*tokens"))
+        self._encode, self._expand = _Codec(profile, "encode"), _Codec(profile, "expand")
+        self.call_s, self.byte_s = _terms(profile, "transport", ("calls", "bytes"))
+        self.kv_bytes_per_token = profile.model.kv_bytes_per_token
+        self._views: dict[tuple[int, int], TransferView] = {}
+        self._prefill_range = _range(profile.fit("prefill"), "tokens")
+        self._batch_range, self._context_range = (_range(profile.fit("decode"), name) for name in ("batch", "context"))
+
+    def prefill_s(self, tokens: int) -> float:
+        base, linear, square = self._prefill
+        return base + tokens * (linear + tokens * square)
+
+    def iteration_s(self, batch: int, context: int) -> float:
+        """One decode iteration of `batch` requests with `context` tokens of KV in all."""
+        return self.base_s + self.request_s * batch + self.context_s * context
+
+    def encode_s(self, tokens: int, decision: Decision) -> float:
+        return self._encode.seconds(tokens, decision.depth_bits if decision.mode == "stream" else math.inf)
+
+    def expand_s(self, tokens: int, bits: float) -> float:
+        """bits: mean bits per value that arrived, between the measured depths on a straight line; inf: raw."""
+        return self._expand.seconds(tokens, bits)
+
+    def calls(self, mode: str, wire_bytes: float) -> int:
+        """One run of adjacent blocks goes raw in one call; a stream goes in frames."""
+        return 1 if mode == "raw" else max(1, math.ceil(wire_bytes / FRAME_BYTES))
+
+    def view(self, tokens: int, deadline_s: float, draw: int = 0) -> TransferView:
+        """The expected view of a transfer, on the `draw`-th of the measured curves nearest in length (0: the nearest)."""
+        key = (tokens, draw % 12)  # draws among 1, 2, 3 or 4 curves repeat after 12
+        known = self._views.get(key)
+        if known is None:
+            if len(self._views) >= KEPT:
+                self._views.clear()
+            known = self._views[key] = expected_view(self.profile, tokens, 0.0, curve_for(self.profile, tokens, key[1]))
+        return TransferView(known.raw_bytes, deadline_s, known.slope, known.uniform, known.encode_s, known.expand_s, known.raw_s)
+
+    def prefill_measured(self, tokens: int) -> bool:
+        low, high = self._prefill_range
+        return low <= tokens <= high
+
+    def codec_measured(self, tokens: int) -> bool:
+        return self._encode.low <= tokens <= self._encode.high and self._expand.low <= tokens <= self._expand.high
+
+    def decode_measured(self, batch: int, context: int, last_context: int) -> bool:
+        low, high = self._batch_range
+        least, most = self._context_range
+        return low <= batch <= high and least <= context and last_context <= most
+
+
+class _Codec:
+    """encode or expand: seconds by tokens, at the measured depths and on a straight line between them."""
+
+    def __init__(self, profile: Profile, stage: str) -> None:
+        self.raw = _terms(profile, f"{stage}/raw", ("1", "tokens"))
+        names = [name for name in profile.fits if name.startswith(f"{stage}/") and name != f"{stage}/raw"]
+        if not names:
+            raise ValueError(f"the profile has no table {stage}/8; run `abkt profile` again")
+        self.depths = sorted(float(name.partition("/")[2]) for name in names)
+        self.terms = [_terms(profile, f"{stage}/{depth:g}", ("1", "tokens")) for depth in self.depths]
+        ranges = [_range(profile.fit(name), "tokens") for name in names]
+        self.low, self.high = max(low for low, _ in ranges), min(high for _, high in ranges)
+
+    def seconds(self, tokens: int, bits: float) -> float:
+        if math.isinf(bits):
+            return self.raw[0] + self.raw[1] * tokens
+        after = bisect_left(self.depths, bits)
+        if after == 0 or after == len(self.depths):  # outside the measured depths: the nearest one
+            base, linear = self.terms[min(after, len(self.depths) - 1)]
+            return base + linear * tokens
+        share = (bits - self.depths[after - 1]) / (self.depths[after] - self.depths[after - 1])
+        (base0, linear0), (base1, linear1) = self.terms[after - 1], self.terms[after]
+        return base0 + share * (base1 - base0) + tokens * (linear0 + share * (linear1 - linear0))
+
+
+def _terms(profile: Profile, stage: str, known: tuple[str, ...]) -> tuple[float, ...]:
+    """Coefficients of the known features, 0 where the table has none."""
+    table = profile.fit(stage).by_feature
+    if unknown := set(table) - set(known):
+        raise ValueError(f"the profile's table {stage} has the feature {min(unknown)}; the model knows {', '.join(known)}")
+    return tuple(table.get(feature, 0.0) for feature in known)
+
+
+def _range(fit: Fit, variable: str) -> tuple[float, float]:
+    return fit.low.get(variable, -math.inf), fit.high.get(variable, math.inf)

@@ -1,0 +1,181 @@
+"""Flows that share links max-min fairly: sender NIC, fabric, receiver NIC, each with a capacity that may change with time.
+
+A set of rates is max-min fair if no flow can get more without another, that has no more than it, getting less; equivalently, every
+flow has a bottleneck: a full link on which nobody is faster. Progressive filling finds it: raise all rates together, freeze those
+on the link that fills first, go on. It is solved again whenever a flow joins or leaves or a capacity changes, for the flows that
+are connected to the change by shared links; the others keep their rates.
+
+Source: Bertsekas and Gallager, Data Networks, section 6.5.2.
+Not modelled: packets, TCP's ramp-up and losses, propagation delay, queues in switches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+from simpy.events import Event
+
+from abkt.capacity import Capacity
+from sim.clock import Clock, Wake
+
+
+def fair_rates(paths: Sequence[Sequence[Hashable]], capacity: Mapping[Any, float]) -> list[float]:
+    """Max-min fair rates of flows over `paths` of links; inf where nothing limits a flow."""
+    rates = [math.inf] * len(paths)
+    flows: dict[Hashable, set[int]] = {}
+    for flow, path in enumerate(paths):
+        for link in path:
+            flows.setdefault(link, set()).add(flow)
+    room = {link: capacity[link] for link in flows}
+    while flows:
+        bottleneck = min(flows, key=lambda link: room[link] / len(flows[link]))
+        share = room[bottleneck] / len(flows[bottleneck])
+        if math.isinf(share):
+            break
+        for flow in flows.pop(bottleneck):
+            rates[flow] = share
+            for link in paths[flow]:
+                if others := flows.get(link):
+                    others.discard(flow)
+                    room[link] = max(0.0, room[link] - share)
+                    if not others:
+                        del flows[link]
+    return rates
+
+
+class Link:
+    """bytes_per_s holds until change_s; `flows` are those that use it now, in order of joining."""
+
+    __slots__ = ("bytes_per_s", "capacity", "change_s", "flows", "name", "wake")
+
+    def __init__(self, clock: Clock, name: str, capacity: Capacity) -> None:
+        self.name = name
+        self.capacity = capacity
+        self.bytes_per_s, self.change_s = capacity.at(clock.now)
+        self.flows: dict[Flow, None] = {}
+        self.wake = Wake(clock)
+
+    def refresh(self, now_s: float) -> None:
+        if now_s >= self.change_s:
+            self.bytes_per_s, self.change_s = self.capacity.at(now_s)
+
+
+class Flow:
+    """`target_bytes` over `path`, at most limit_bytes_per_s. `end` rings when they have passed; the target may move before.
+
+    on_rate(bytes, seconds) is called whenever the flow gets another rate, the first included, with what passed at the last one and
+    how long that took. It returns the target.
+    """
+
+    __slots__ = ("end", "limit_bytes_per_s", "on_rate", "path", "rate", "sent_bytes", "since_s", "target_bytes")
+
+    def __init__(
+        self,
+        clock: Clock,
+        path: tuple[Link, ...],
+        target_bytes: float,
+        on_rate: Callable[[float, float], float],
+        limit_bytes_per_s: float = math.inf,
+    ) -> None:
+        self.path = path
+        self.target_bytes = target_bytes
+        self.on_rate = on_rate
+        self.limit_bytes_per_s = limit_bytes_per_s
+        self.end = Wake(clock)
+        self.rate = 0.0
+        self.sent_bytes = 0.0
+        self.since_s = clock.now
+
+    def settle(self, now_s: float) -> tuple[float, float]:
+        """Count the bytes that passed since the last change; returns them and the seconds they took."""
+        seconds, left = now_s - self.since_s, self.target_bytes - self.sent_bytes
+        passed = min(left, self.rate * seconds) if seconds > 0 else 0.0
+        self.sent_bytes += passed
+        self.since_s = now_s
+        return passed, seconds
+
+    def finish(self, now_s: float) -> tuple[float, float]:
+        """`settle` once `end` has rung: all of the target has passed, whatever rounding says."""
+        passed, seconds = self.target_bytes - self.sent_bytes, now_s - self.since_s
+        self.sent_bytes, self.since_s = self.target_bytes, now_s
+        return passed, seconds
+
+    def aim(self, target_bytes: float) -> None:
+        """Move the end to when target_bytes will have passed; what has passed stays sent. Settle first."""
+        self.target_bytes = max(target_bytes, self.sent_bytes)
+        self.end.at(self.since_s + (self.target_bytes - self.sent_bytes) / self.rate)
+
+
+class Network:
+    """Links made by `link`, flows that join and leave."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def link(self, name: str, capacity: Capacity) -> Link:
+        link = Link(self.clock, name, capacity)
+        if link.change_s < math.inf:
+            self.clock.process(self._follow(link))
+        return link
+
+    def join(self, flow: Flow) -> None:
+        now_s = flow.since_s = self.clock.now
+        for link in flow.path:
+            link.flows[flow] = None
+            link.refresh(now_s)
+            if len(link.flows) == 1 and link.change_s < math.inf:
+                link.wake.at(link.change_s)
+        self._solve(flow.path)
+
+    def leave(self, flow: Flow) -> None:
+        """Once `end` has rung, or to give up."""
+        flow.end.cancel()
+        flow.rate = 0.0
+        for link in flow.path:
+            del link.flows[flow]
+            if not link.flows:
+                link.wake.cancel()
+        self._solve(flow.path)
+
+    def _follow(self, link: Link) -> Generator[Event, None, None]:
+        """A capacity that changes: while the link is used, solve again at each change."""
+        while True:
+            yield link.wake
+            link.refresh(self.clock.now)
+            self._solve((link,))
+            link.wake.at(link.change_s)
+
+    def _solve(self, changed: Iterable[Link]) -> None:
+        flows = _connected(changed)
+        if not flows:
+            return
+        if len(flows) == 1:
+            (flow,) = flows
+            rates = [min([flow.limit_bytes_per_s, *[link.bytes_per_s for link in flow.path]])]
+        else:
+            capacity: dict[Hashable, float] = {link: link.bytes_per_s for flow in flows for link in flow.path}
+            capacity.update({flow: flow.limit_bytes_per_s for flow in flows})  # a limit is a link of its own
+            rates = fair_rates([(*flow.path, flow) for flow in flows], capacity)
+        now_s = self.clock.now
+        for flow, rate in zip(flows, rates):
+            if rate != flow.rate:
+                passed, seconds = flow.settle(now_s)
+                flow.rate = rate
+                flow.aim(flow.on_rate(passed, seconds))
+
+
+def _connected(changed: Iterable[Link]) -> dict[Flow, None]:
+    """Flows on the changed links, those that share a link with them, and so on."""
+    flows: dict[Flow, None] = {}
+    seen, reached = set(changed), list(changed)
+    while reached:
+        for flow in reached.pop().flows:
+            if flow not in flows:
+                flows[flow] = None
+                for link in flow.path:
+                    if link not in seen:
+                        seen.add(link)
+                        reached.append(link)
+    return flows

@@ -1,0 +1,112 @@
+"""Requests: what arrives, when, and how long it is. Read from a trace, scaled to what a cluster can hold, or synthetic.
+
+Not modelled: a client that waits for an answer before it asks again (arrivals are an open loop).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """isl, osl: prompt and output tokens. hash_ids: the trace's prefix blocks, in order, empty where it has none."""
+
+    request_id: int
+    arrival_s: float
+    isl: int
+    osl: int
+    hash_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.isl < 1 or self.osl < 1:
+            raise ValueError(f"request {self.request_id}: isl is {self.isl} and osl {self.osl}; both must be at least 1")
+        if not 0 <= self.arrival_s < math.inf:
+            raise ValueError(f"request {self.request_id}: arrival is {self.arrival_s} s; it must be finite and not negative")
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How a trace is cut to size: `requests` of them after the first `skip`, `speedup` times as fast, lengths scaled, then clipped."""
+
+    requests: int | None = None
+    speedup: float = 1.0
+    isl_scale: float = 1.0
+    osl_scale: float = 1.0
+    isl_max: int = 1 << 40
+    osl_max: int = 1 << 40
+    isl_min: int = 1
+    osl_min: int = 2  # with one token, nothing would be transferred
+    skip: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.requests is not None and self.requests < 1) or self.skip < 0:
+            raise ValueError(f"scaling takes {self.requests} requests after {self.skip}; requests must be at least 1, skip not negative")
+        if not all(0 < factor < math.inf for factor in (self.speedup, self.isl_scale, self.osl_scale)):
+            raise ValueError("scaling: speedup, isl_scale and osl_scale must be above 0")
+        if not (1 <= self.isl_min <= self.isl_max and 1 <= self.osl_min <= self.osl_max):
+            raise ValueError("scaling: 1 <= isl_min <= isl_max and 1 <= osl_min <= osl_max must hold")
+
+
+def scale(requests: Sequence[Request], scaling: Scaling) -> tuple[list[Request], dict[str, float]]:
+    """The scaled requests, the first arriving at 0 s, and what scaling did to them: counts clipped, means before and after.
+
+    Request ids stay those of the trace, and so do prefix blocks: each then stands for isl_scale times as many tokens.
+    """
+    stop = None if scaling.requests is None else scaling.skip + scaling.requests
+    taken = requests[scaling.skip : stop]
+    if not taken:
+        raise ValueError(f"no request is left: the trace has {len(requests)}, and scaling skips {scaling.skip}")
+    start_s = taken[0].arrival_s
+    isl = [round(r.isl * scaling.isl_scale) for r in taken]
+    osl = [round(r.osl * scaling.osl_scale) for r in taken]
+    scaled = [
+        Request(
+            request_id=r.request_id,
+            arrival_s=(r.arrival_s - start_s) / scaling.speedup,
+            isl=min(max(i, scaling.isl_min), scaling.isl_max),
+            osl=min(max(o, scaling.osl_min), scaling.osl_max),
+            hash_ids=r.hash_ids,
+        )
+        for r, i, o in zip(taken, isl, osl)
+    ]
+    return scaled, {
+        "requests": len(scaled),
+        "requests_in_trace": len(requests),
+        "isl_clipped": sum(i != r.isl for i, r in zip(isl, scaled)),
+        "osl_clipped": sum(o != r.osl for o, r in zip(osl, scaled)),
+        "isl_mean_before": _mean([r.isl for r in taken]),
+        "isl_mean_after": _mean([r.isl for r in scaled]),
+        "osl_mean_before": _mean([r.osl for r in taken]),
+        "osl_mean_after": _mean([r.osl for r in scaled]),
+        "rate_per_s_before": _rate(taken),
+        "rate_per_s_after": _rate(scaled),
+    }
+
+
+def poisson(requests: int, rate_per_s: float, isl: int, osl: int, variation: float = 0.0, seed: int = 0) -> list[Request]:
+    """Arrivals of a Poisson process, the first at 0 s. variation: of both lengths, standard deviation by mean (gamma); 0: all equal."""
+    if requests < 1 or not 0 < rate_per_s < math.inf or min(isl, osl) < 1 or variation < 0:
+        raise ValueError("a synthetic workload needs requests, isl and osl of at least 1, a rate above 0 and a variation not below 0")
+    random = np.random.default_rng(seed)
+    gaps = random.exponential(1 / rate_per_s, requests)
+    gaps[0] = 0.0
+    arrivals = np.cumsum(gaps)
+    lengths = []
+    for mean in (isl, osl):
+        drawn = random.gamma(1 / variation**2, mean * variation**2, requests) if variation > 0 else np.full(requests, float(mean))
+        lengths.append(np.maximum(1, np.rint(drawn)).astype(int))
+    return [Request(i, float(a), int(p), int(o)) for i, (a, p, o) in enumerate(zip(arrivals, *lengths))]
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / len(values)
+
+
+def _rate(requests: Sequence[Request]) -> float:
+    span_s = requests[-1].arrival_s - requests[0].arrival_s
+    return len(requests) / span_s if span_s > 0 else math.inf
