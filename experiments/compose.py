@@ -68,33 +68,35 @@ def _bytes_per_s(gbps: Any) -> Any:
 
 
 def explain(verb: str, overrides: Sequence[str], error: Exception, multirun: bool = False) -> str:
-    """One line for what Hydra could not compose: the first override at fault and what is possible in its place."""
-    parsed = [_parse(text) for text in overrides]
-    groups = usage.groups(verb)
-    for text, override in zip(overrides, parsed, strict=True):
+    """One line for what Hydra could not compose."""
+    return fault(verb, overrides, multirun) or _said(error)
+
+
+def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | None:
+    """The first override at fault, and what is possible in its place; None if all can be read and name what the verb has."""
+    groups, chosen, keys = usage.groups(verb), [], []
+    for text in overrides:
+        override = _parse(text)
         if override is None:
             return f"cannot read {text!r}: write group=choice or key=value, and put quotes around a value with special characters"
         if override.is_sweep_override() and not multirun:
             return f"{text!r} gives several values; add -m to run each of them"
         name = override.key_or_group
         if name in groups:
-            for value in _values(override):
-                choices = usage.choices(name)
-                if str(value) not in choices:
-                    return f"{name}={value} is not known{_near(str(value), choices)}; {name} is one of {', '.join(choices)}"
-    chosen = [text for text, override in zip(overrides, parsed, strict=True) if override and override.key_or_group in groups]
+            values, choices = _values(override), usage.choices(name)
+            for value in values:
+                if value not in choices:
+                    return f"{name}={value} is not known{_near(value, choices)}; {name} is one of {', '.join(choices)}"
+            chosen.append(f"{name}={values[0]}")
+        elif not (override.is_add() or override.is_force_add() or name.startswith("hydra")):
+            keys.append(name)
     try:
-        config = _compose(verb, [] if multirun else chosen)
-    except (HydraException, OmegaConfBaseException):
+        config = _compose(verb, chosen)
+    except (HydraException, OmegaConfBaseException) as error:
         return _said(error)
     known = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
     assert isinstance(known, dict)
-    for override in parsed:
-        if override and not override.is_add() and not override.is_force_add() and not override.key_or_group.startswith("hydra"):
-            unknown = _unknown(override.key_or_group.split("."), known)
-            if unknown:
-                return unknown
-    return _said(error)
+    return next((unknown for key in keys if (unknown := _unknown(key.split("."), known))), None)
 
 
 def _parse(text: str) -> Override | None:
@@ -104,8 +106,8 @@ def _parse(text: str) -> Override | None:
         return None
 
 
-def _values(override: Override) -> list[Any]:
-    return list(override.sweep_string_iterator()) if override.is_choice_sweep() else [override.value()]
+def _values(override: Override) -> list[str]:
+    return [str(value) for value in (override.sweep_string_iterator() if override.is_sweep_override() else [override.value()])]
 
 
 def _unknown(path: list[str], known: Mapping[Any, Any]) -> str | None:

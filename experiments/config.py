@@ -106,7 +106,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def _first_line(error: ValidationError) -> str:
     """`cluster.prefill is 'two'; a valid integer is needed`."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part not in ("GpuSpec", "MeasuredHardware"))
+    key = ".".join(str(part) for part in first["loc"] if not str(part)[:1].isupper())  # a class of a union
     match first["type"]:
         case "value_error":
             return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])

@@ -6,15 +6,14 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from abkt.policy.view import Curve
-from abkt.profile.schema import RateCurve
+from abkt.profile.schema import RateCurve, parse_curve
 from experiments.results import write_json
 
 
 def load_curves(path: Path) -> tuple[RateCurve, ...]:
     """Raises ValueError, one line, where the file is missing, empty or no list of curves."""
     try:
-        found = tuple(RateCurve(int(c["tokens"]), _curve(c["slope"]), _curve(c["uniform"])) for c in json.loads(path.read_text()))
+        found = tuple(RateCurve(int(c["tokens"]), parse_curve(c["slope"]), parse_curve(c["uniform"])) for c in json.loads(path.read_text()))
     except FileNotFoundError:
         raise ValueError(f"rate curves {path} do not exist; measure them with `abkt profile` or give curves=FILE") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -26,7 +25,3 @@ def load_curves(path: Path) -> tuple[RateCurve, ...]:
 
 def save_curves(curves: tuple[RateCurve, ...], path: Path) -> None:
     write_json(path, [asdict(curve) for curve in curves])
-
-
-def _curve(data: dict[str, list[float]]) -> Curve:
-    return Curve(tuple(data["bytes"]), tuple(data["distortion"]), tuple(data["bits"]))

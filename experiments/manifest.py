@@ -30,14 +30,14 @@ def write_manifest(run: Run, inputs: Iterable[Path] = ()) -> None:
 
 
 def manifest(run: Run, inputs: Iterable[Path] = ()) -> dict[str, Any]:
-    config = {key: value for key, value in run.config.items() if key != "out"}
+    config = json.loads(_anonymous(json.dumps({key: value for key, value in run.config.items() if key != "out"}, default=str)))
     return {
         "schema_version": SCHEMA_VERSION,
         "verb": run.verb,
         "command": _anonymous(shlex.join(("abkt", run.verb, *run.arguments))),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(ROOT),
-        "config": json.loads(_anonymous(json.dumps(config, default=str))),
+        "config": config,
         "config_sha256": config_hash(config),
         "choices": run.choices,
         "seed": config.get("seed"),
@@ -48,8 +48,8 @@ def manifest(run: Run, inputs: Iterable[Path] = ()) -> dict[str, Any]:
 
 
 def config_hash(config: Any) -> str:
-    """Of the resolved configuration in one canonical form; where the results go is not part of it."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+    """Of the resolved configuration in one canonical form. Where abkt lies and where results go are no part of it."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:
@@ -100,4 +100,5 @@ def _version(name: str) -> str | None:
 
 
 def _anonymous(text: str) -> str:
-    return text.replace(str(Path.home()), "~") if len(str(Path.home())) > 1 else text
+    """Paths of the checkout as relative ones, and the home folder as ~."""
+    return text.replace(f"{ROOT}/", "").replace(f"{Path.home()}/", "~/")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from experiments.config import STRICT
 from experiments.verb import Run, verb
 
 if TYPE_CHECKING:
+    from pydantic import ConfigDict
+
     from abkt.profile.schema import Profile
     from abkt.serve.cluster import Cluster
 
@@ -21,6 +24,7 @@ class ProfileConfig:
     model_folder: Path
     seed: int
     out: Path
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @verb("profile")

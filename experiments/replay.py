@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkt.profile import schema
 from abkt.records import SLO
-from experiments.config import NetworkConfig
+from experiments.config import STRICT, NetworkConfig
+from experiments.simulate import TraceWorkload, Workload, read_workload
 from experiments.verb import Run, verb
-from experiments.workload import PoissonWorkload, TraceWorkload, load_requests
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +22,13 @@ class ReplayConfig:
 
     model_folder: Path
     network: NetworkConfig
-    workload: TraceWorkload | PoissonWorkload
+    workload: Workload
     bitrate: dict[str, Any]
     slo: SLO
     profile: Path | None
     seed: int
     out: Path
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @verb("replay")
@@ -35,13 +39,14 @@ def main(config: ReplayConfig, run: Run) -> None:
     from experiments.show import bar
     from experiments.twin import Twin, run_real
 
-    requests, scaling, inputs = load_requests(config.workload, config.seed)
+    requests, scaling = read_workload(config.workload, config.seed)
+    inputs = [config.workload.path] if isinstance(config.workload, TraceWorkload) else []
     profile = schema.load(config.profile) if config.profile else None
     twin = Twin(prompts_for(requests, config.seed), config.network.capacity(), config.slo, profile)
     print(f"plan: {len(requests)} requests over {requests[-1].arrival_s:.0f} s through one prefill and one decode process of this machine")
     config.out.mkdir(parents=True, exist_ok=True)
     with Cluster(ClusterSpec(config.model_folder), config.out) as cluster, bar("requests", len(requests)) as progress:
-        summary = run_real(twin, cluster, config.bitrate, config.out, progress.update)
+        summary = run_real(twin, cluster, config.bitrate, config.out, progress.update, scaling=scaling)
     write_manifest(run, [*inputs, config.model_folder / "config.json"])
     print(
         f"{summary['requests']['completed']} completed; TTFT mean {summary['ttft_s']['mean']:.3f} s, p99 {summary['ttft_s']['p99']:.3f} s; "

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from experiments.probe.trainer import Recipe
+from experiments.config import STRICT
+from experiments.verb import Run, verb
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeConfig:
+    """The keys of experiments.probe.trainer.Recipe that the command line may set; that class needs torch, this one does not."""
+
+    minutes: float
+    seed: int
+    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +33,15 @@ class TrainProbeConfig:
 
     corpus: Path
     out: Path
-    pattern: str = "*.txt*"
-    held_out: tuple[str, ...] = ("moby-dick", "sherlock-holmes")
-    vocabulary: int = 2048
-    recipe: Recipe = field(default_factory=Recipe)
+    pattern: str
+    held_out: tuple[str, ...]
+    vocabulary: int
+    recipe: RecipeConfig
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
-def run(config: TrainProbeConfig) -> None:
+@verb("train-probe")
+def main(config: TrainProbeConfig, run: Run) -> None:
     from rich.progress import Progress as Bar
     from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from tokenizers import Tokenizer
@@ -45,18 +61,19 @@ def run(config: TrainProbeConfig) -> None:
         train, _ = text.read_books(config.corpus, config.pattern, config.held_out)
         tokenizer = text.train_tokenizer([book[:1_000_000] for book in train.values()], config.vocabulary)
         tokenizer.save(str(stored))
+    recipe = trainer.Recipe(**asdict(config.recipe))
     books = text.load(config.corpus, config.pattern, config.held_out, tokenizer)
     model_folder = config.out / "model"
-    print(f"plan: train {config.recipe.minutes:.0f} minutes on {len(books.train):,} tokens of {len(books.train_books)} books into {model_folder}")
+    print(f"plan: train {recipe.minutes:.0f} minutes on {len(books.train):,} tokens of {len(books.train_books)} books into {model_folder}")
     with Bar(TextColumn("{task.description}"), *Bar.get_default_columns()[1:2], TimeElapsedColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task("training", total=config.recipe.minutes * 60)
+        task = bar.add_task("training", total=recipe.minutes * 60)
 
         def report(progress: trainer.Progress, line: str) -> None:
             bar.update(task, completed=progress.elapsed_s, description=f"step {progress.step}: {line}")
 
-        progress = trainer.train(config.recipe, books, config.out, lambda model, _: folder.write(model, tokenizer, model_folder), report)
+        progress = trainer.train(recipe, books, config.out, lambda model, _: folder.write(model, tokenizer, model_folder), report)
     examination = examine(LlamaForCausalLM.from_pretrained(model_folder), books.held_out)
-    (model_folder / "README.md").write_text(folder.card(config.recipe, progress, books, examination))
-    (model_folder / "probe.json").write_text(json.dumps(folder.facts(config.recipe, progress, examination), indent=1))
+    (model_folder / "README.md").write_text(folder.card(recipe, progress, books, examination))
+    (model_folder / "probe.json").write_text(json.dumps(folder.facts(recipe, progress, examination), indent=1))
     shutil.copy(config.out / "progress.json", model_folder / "training_log.json")
     print(json.dumps(asdict(examination), indent=1))

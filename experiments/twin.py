@@ -37,7 +37,7 @@ class Twin:
     profile: Profile | None
 
 
-def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progress: Progress) -> dict[str, Any]:
+def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progress: Progress, **facts: Any) -> dict[str, Any]:
     """One policy on the real cluster; returns its summary. What was finished is written even if the run breaks (RunError)."""
     finished: list[RequestRecord] = []
     started_s = time.monotonic()
@@ -49,8 +49,8 @@ def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progr
     except KeyboardInterrupt:
         _save(folder, "real", finished, [], twin.slo, time.monotonic() - started_s)
         raise
-    extra = {"answers": answers(twin.prompts, run.outputs), "codec": run.codec}
-    return _save(folder, "real", run.requests, run.transfers, twin.slo, run.wall_s, **extra)
+    facts |= {"answers": answers(twin.prompts, run.outputs), "codec": run.codec}
+    return _save(folder, "real", run.requests, run.transfers, twin.slo, run.wall_s, **facts)
 
 
 def run_model(twin: Twin, spec: ClusterSpec, bitrate: Bitrate, folder: Path) -> dict[str, Any]:
@@ -69,9 +69,9 @@ def run_model(twin: Twin, spec: ClusterSpec, bitrate: Bitrate, folder: Path) -> 
 
 
 def _save(
-    folder: Path, world: str, requests: list[RequestRecord], transfers: list[TransferRecord], slo: SLO, wall_s: float, **extra: Any
+    folder: Path, world: str, requests: list[RequestRecord], transfers: list[TransferRecord], slo: SLO, wall_s: float, **facts: Any
 ) -> dict[str, Any]:
     write_records(folder, requests, transfers)
-    summary = {**summarize(requests, slo, wall_s), "world": world, "slo": asdict(slo), **extra}
+    summary = {**summarize(requests, slo, wall_s), "world": world, "slo": asdict(slo), **facts}
     write_json(folder / "summary.json", summary)
     return summary

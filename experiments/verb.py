@@ -96,12 +96,15 @@ def run_many(name: str, start: Callable[[Composed, Sequence[str], Path], None], 
         own = HydraConfig.get()
         start(composer.plain(config, own.runtime.choices), own.overrides.task, Path(own.runtime.output_dir))
 
+    composer.register_resolvers()
+    if wrong := composer.fault(name, sweep, multirun=True):  # Hydra would only say so after it has made the folder
+        raise ValueError(wrong)
+
     # Without its name in sys.argv and its own logging, Hydra would log to the terminal and leave a .hydra folder in each result.
     quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null", f"hydra.job.name={name}"]
     argv, environment = sys.argv, dict(os.environ)
     sys.argv = [f"abkt {name}", "--multirun", *quiet, f"hydra.sweep.dir='{folder}'", *sweep]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions as they are; what the user reads is made here
-    composer.register_resolvers()
     try:
         hydra.main(version_base=composer.HYDRA_VERSION, config_path=str(conf_dir()), config_name=name.replace("-", "_"))(job)()
     except (HydraException, OmegaConfBaseException) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeVar
 
 from simpy.events import Event
@@ -96,14 +97,13 @@ class Simulation:
     def __post_init__(self) -> None:
         if not self.requests:
             raise ValueError("there are no requests to run")
-        if any(after.arrival_s < before.arrival_s for before, after in zip(self.requests, self.requests[1:])):
+        if any(after.arrival_s < before.arrival_s for before, after in pairwise(self.requests)):
             raise ValueError("requests must be in order of arrival")
         cluster = self.cluster
         self.clock = Clock()
         self.network = Network(self.clock)
-        costs: dict[int, Costs] = {}
-        for node in (*cluster.prefill, *cluster.decode):
-            costs.setdefault(id(node.profile), Costs(node.profile))
+        profiles = {id(node.profile): node.profile for node in (*cluster.prefill, *cluster.decode)}  # nodes of a kind share one
+        costs = {key: Costs(profile) for key, profile in profiles.items()}
         self.prefill = [
             PrefillNode(
                 self.clock, node.name, costs[id(node.profile)], Memory(node.kv_tokens, cluster.block_tokens), node.usd_per_hour, self._done

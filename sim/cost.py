@@ -41,7 +41,7 @@ class Costs:
         return self.base_s + self.request_s * batch + self.context_s * context
 
     def encode_s(self, tokens: int, decision: Decision) -> float:
-        return self._encode.seconds(tokens, decision.depth_bits if decision.mode == "stream" else math.inf)
+        return self._encode.seconds(tokens, math.inf if decision.mode == "raw" else decision.depth_bits)
 
     def expand_s(self, tokens: int, bits: float) -> float:
         """bits: mean bits per value that arrived, between the measured depths on a straight line; inf: raw."""
@@ -59,7 +59,12 @@ class Costs:
             if len(self._views) >= KEPT:
                 self._views.clear()
             known = self._views[key] = expected_view(self.profile, tokens, 0.0, curve_for(self.profile, tokens, key[1]))
-        return TransferView(known.raw_bytes, deadline_s, known.slope, known.uniform, known.encode_s, known.expand_s, known.raw_s)
+        if known.deadline_s == deadline_s:
+            return known
+        known = self._views[key] = TransferView(
+            known.raw_bytes, deadline_s, known.slope, known.uniform, known.encode_s, known.expand_s, known.raw_s
+        )
+        return known
 
     def prefill_measured(self, tokens: int) -> bool:
         low, high = self._prefill_range
@@ -88,7 +93,7 @@ class _Codec:
         self.low, self.high = max(low for low, _ in ranges), min(high for _, high in ranges)
 
     def seconds(self, tokens: int, bits: float) -> float:
-        if math.isinf(bits):
+        if bits == math.inf:
             return self.raw[0] + self.raw[1] * tokens
         after = bisect_left(self.depths, bits)
         if after == 0 or after == len(self.depths):  # outside the measured depths: the nearest one

@@ -71,7 +71,9 @@ class DecodeNode:
         """Until memory and a place in the batch are free, if what is taken keeps turning over at its usual pace."""
         missing = self.promised_blocks + self.memory.blocks_for(isl) - self.memory.blocks
         crowd = self.active + 1 - self.max_batch
-        return self.residence_s * max(0.0, missing / self.memory.blocks, crowd / self.max_batch)
+        if missing <= 0 >= crowd:
+            return 0.0
+        return self.residence_s * max(missing / self.memory.blocks, crowd / self.max_batch)
 
     def iteration_with_s(self, isl: int) -> float:
         """One iteration with this prompt in the batch as well."""

@@ -1,10 +1,11 @@
-"""A request on its way through the cluster: where it is, and the moments its record is made of.
+"""A request on its way through the cluster: where it goes, and the moments and sums its record is made of.
 
 Not modelled: a request that its client gives up.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from abkt.policy.view import Decision
@@ -15,32 +16,25 @@ if TYPE_CHECKING:
     from sim.transfer import Pair
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Job:
-    __slots__ = (
-        "decision",
-        "decode_blocks",
-        "decode_start_s",
-        "encode_start_s",
-        "expand_start_s",
-        "expected_bytes",
-        "pair",
-        "prefill_blocks",
-        "prefill_s",
-        "prefill_start_s",
-        "promised_s",
-        "record",
-        "request",
-        "reserved_s",
-        "share_s",
-        "wire_bits",
-        "wire_start_s",
-        "worked_s",
-    )
+    """promised_s: what the prefill queue counts for it. share_s, worked_s: those of the decode node when it joined the batch."""
 
-    def __init__(self, request: Request, pair: Pair, record: RequestRecord) -> None:
-        self.request = request
-        self.pair = pair
-        self.record = record
-        self.decision: Decision
-        self.expected_bytes = 0.0
-        self.wire_bits = 0.0  # mean bits per value that arrived; inf: raw
+    request: Request
+    pair: Pair
+    record: RequestRecord
+    prefill_s: float = field(init=False)
+    promised_s: float = field(init=False)
+    prefill_blocks: int = field(init=False)
+    decode_blocks: int = field(init=False)
+    prefill_start_s: float = field(init=False)
+    encode_start_s: float = field(init=False)
+    decision: Decision = field(init=False)
+    expected_bytes: float = field(init=False)
+    wire_start_s: float = field(init=False)
+    reserved_s: float = field(init=False)
+    wire_bits: float = field(init=False)  # mean bits per value that arrived; inf: raw
+    expand_start_s: float = field(init=False)
+    decode_start_s: float = field(init=False)
+    share_s: float = field(init=False)
+    worked_s: float = field(init=False)

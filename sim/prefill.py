@@ -39,7 +39,8 @@ class PrefillNode:
 
     @property
     def queued_s(self) -> float:
-        return self.waiting_s + max(0.0, self.busy_until_s - self.clock.now)
+        left_s = self.busy_until_s - self.clock.now
+        return self.waiting_s + left_s if left_s > 0 else self.waiting_s
 
     def prefill_s(self, isl: int) -> float:
         return self.costs.prefill_s(isl)

@@ -14,6 +14,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -26,7 +27,7 @@ MOONCAKE = ("timestamp", "input_length", "output_length")
 
 
 def read_trace(path: str | Path, format: str = "auto", seed: int = 0) -> list[Request]:
-    """Requests of a trace, the first arriving at 0 s. format: auto (by content), mooncake or azure.
+    """Requests of a trace; time counts from its first row. format: auto (by content), mooncake or azure.
 
     Mooncake's timestamps come in steps (3 s in the published files), so many arrivals share one: they are spread at random within
     their step, by `seed`, and keep their order. Raises ValueError, with file and line, for whatever is not a trace in order of time.
@@ -40,7 +41,7 @@ def read_trace(path: str | Path, format: str = "auto", seed: int = 0) -> list[Re
     rows = list(_READERS[format](path, text))
     if not rows:
         raise ValueError(f"trace {path} is empty; it needs at least one request")
-    for (_, before_s, *_), (line, now_s, *_) in zip(rows, rows[1:]):
+    for (_, before_s, *_), (line, now_s, *_) in pairwise(rows):
         if now_s < before_s:
             raise _error(path, line, "its time is before that of the line above; a trace must be in order of time")
     times_s = [row[1] - rows[0][1] for row in rows]
@@ -57,7 +58,7 @@ def spread(times_s: list[float], seed: int) -> list[float]:
     starts = sorted(set(times_s))
     if len(starts) == len(times_s) or len(starts) == 1:
         return times_s
-    gaps = [after - before for before, after in zip(starts, starts[1:])]
+    gaps = [after - before for before, after in pairwise(starts)]
     usual_s = median(gaps)
     width_s = {start: min(gap, usual_s) for start, gap in zip(starts, [*gaps, usual_s])}
     random = Random(seed)

@@ -60,20 +60,16 @@ class Pair:
     # -- before the transfer -----------------------------------------------------------------------------------------------------
 
     def quote_s(self, tokens: int, arrival_s: float) -> float:
-        """Seconds a transfer decided now would take, from the end of prefill to usable KV."""
+        """Seconds a transfer of the next prompt would take, from the end of its prefill to usable KV."""
         now_s, costs = self.clock.now, self.source.costs
-        start_s = now_s + self.source.queued_s + costs.prefill_s(tokens)
         view = costs.view(tokens, self.deadline_s(tokens, arrival_s))
-        decision = self.policy.decide(start_s, view)
+        decision = self.policy.decide(now_s + self.source.queued_s + costs.prefill_s(tokens), view)
         size_bytes, bits = _outcome(decision, view)
-        estimate = self.policy.estimate_bytes_per_s(now_s)
-        rate = self.share() if math.isnan(estimate) else estimate
-        return (
-            costs.encode_s(tokens, decision)
-            + (self.backlog_bytes + size_bytes) / rate
-            + costs.call_s * costs.calls(decision.mode, size_bytes)
-            + self.target.costs.expand_s(tokens, bits)
-        )
+        rate = self.policy.estimate_bytes_per_s(now_s)
+        if rate != rate:  # nan: the policy has no estimate
+            rate = self.share()
+        codec_s = costs.encode_s(tokens, decision) + self.target.costs.expand_s(tokens, bits)
+        return codec_s + (self.backlog_bytes + size_bytes) / rate + costs.call_s * costs.calls(decision.mode, size_bytes)
 
     def share(self) -> float:
         return min(self.limit_bytes_per_s, min((link.bytes_per_s / (len(link.flows) + 1) for link in self.path), default=math.inf))
@@ -152,7 +148,9 @@ class Pair:
         now_s, view, sent_bytes = self.clock.now, self.view, self.flow.sent_bytes
         sent_cut = bisect_left(self.curve.bytes, sent_bytes * (1 - 1e-12)) if sent_bytes > 0 else 0
         # No encoding is left to do, and the copies of a raw transfer can no longer be chosen.
-        still = TransferView(view.raw_bytes, view.deadline_s, view.slope, view.uniform, 0.0, view.expand_s, view.raw_s, sent_bytes, sent_cut)
+        still = TransferView(
+            view.raw_bytes, view.deadline_s, view.slope, view.uniform, 0.0, view.expand_s, view.raw_s, sent_bytes, sent_cut
+        )
         decision = self.policy.decide(now_s, still)
         wanted = decision.cut if decision.mode == "stream" else self.deepest  # raw cannot be had any more: as good as was encoded
         return max(min(wanted, self.deepest), sent_cut)

@@ -20,7 +20,9 @@ from abkt.spec import DTYPE_BYTES, KVLayout
 
 PASSES = {2: 1, 4: 2, 8: 3}  # depth in bits -> refinement passes
 BITS = (0, 2, 4, 8)  # bits per value after each pass, metadata first
+WIDTHS = (2, 2, 4)  # bits of each refinement pass
 ALIGN = 16
+MAX_TILE_TOKENS = 32_768  # sums of a group's codes stay exact in float32
 
 
 def aligned(size: int) -> int:
@@ -51,6 +53,8 @@ class Cells:
             raise ValueError(f"depth of {self.depth_bits} bits; one of {', '.join(map(str, PASSES))} is possible")
         if self.tile_tokens < 1 or self.tile_tokens % layout.block_tokens:
             raise ValueError(f"tile of {self.tile_tokens} tokens is no whole number of blocks of {layout.block_tokens} tokens")
+        if self.tile_tokens > MAX_TILE_TOKENS:
+            raise ValueError(f"tile of {self.tile_tokens} tokens; at most {MAX_TILE_TOKENS} are possible")
         if self.tokens < 1:
             raise ValueError(f"{self.tokens} tokens; a sequence has at least 1")
         lengths = np.array(self.tile_lengths, dtype=np.int64)

@@ -1,59 +1,33 @@
 // The quantiser of quantize.py for one core: each cell is gathered, coded, measured and packed while it is in the first-level cache.
-// Values equal the oracle's bit for bit (see there why); sums differ in their last digits. Vectors are GCC's portable ones: 16 lanes are
-// one AVX-512 register, two of AVX2 or four of NEON. head_dim is a multiple of 16; the caller sees to that.
-#include <cstdint>
-#include <cstring>
+// Values equal the oracle's bit for bit (see there why); sums differ in their last digits. head_dim is a multiple of 16; the caller sees to that.
 #include <vector>
-#if defined(__PCLMUL__) && defined(__SSE4_1__)
-#include <immintrin.h>
-#endif
+
+#include "fast_lanes.h"
 
 namespace {
 
-constexpr int LANES = 16;
-typedef float F __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-typedef uint32_t U __attribute__((vector_size(64)));
-typedef uint16_t U16 __attribute__((vector_size(32)));
-typedef uint8_t U8 __attribute__((vector_size(16)));
-typedef _Float16 H16 __attribute__((vector_size(32)));
-
-template <class V> inline V load(const void* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
-template <class V> inline void store(void* to, V v) { std::memcpy(to, &v, sizeof v); }
-inline F splat(float x) { return F{} + x; }
-inline F least(F a, F b) { return a < b ? a : b; }
-inline F greatest(F a, F b) { return a > b ? a : b; }
-inline uint32_t bits_of(float x) { uint32_t u; std::memcpy(&u, &x, 4); return u; }
-inline float float_of(uint32_t u) { float x; std::memcpy(&x, &u, 4); return x; }
-inline double total(F v) { double sum = 0; for (int i = 0; i < LANES; i++) sum += v[i]; return sum; }
-
-template <class G> inline float across(F v, G better) {
-  v = better(v, __builtin_shuffle(v, I{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
-  v = better(v, __builtin_shuffle(v, I{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
-  v = better(v, __builtin_shuffle(v, I{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
-  v = better(v, __builtin_shuffle(v, I{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
-  return v[0];
-}
+inline uint32_t bits_of(float x) { return load<uint32_t>(&x); }
+inline float float_of(uint32_t u) { return load<float>(&u); }
 
 struct Bf16 {
   typedef uint16_t T;
   static constexpr float LIMIT = 0x1p48f;
-  static F get(const T* from) { return (F)(__builtin_convertvector(load<U16>(from), U) << 16); }
+  static F get(const T* from) { return (F)(widen(from) << 16); }
   static U nearest(F v) { U u = (U)v; return u + 0x7fff + ((u >> 16) & 1); }  // ties to even; no NaN comes here
   static F round(F v) { return (F)(nearest(v) & 0xffff0000u); }
-  static void put(T* to, F v) { store(to, __builtin_convertvector(nearest(v) >> 16, U16)); }
-  static T narrow(float v) { uint32_t u = bits_of(v); return (u + 0x7fff + ((u >> 16) & 1)) >> 16; }
-  static float widen(T v) { return float_of(uint32_t(v) << 16); }
+  static void put(T* to, F v) { narrow(to, nearest(v) >> 16); }
+  static T one(float v) { const uint32_t u = bits_of(v); return T((u + 0x7fff + ((u >> 16) & 1)) >> 16); }
+  static float wide(T v) { return float_of(uint32_t(v) << 16); }
 };
 
 struct Fp16 {
   typedef _Float16 T;
   static constexpr float LIMIT = 0x1p15f;
-  static F get(const T* from) { return __builtin_convertvector(load<H16>(from), F); }
-  static F round(F v) { return __builtin_convertvector(__builtin_convertvector(v, H16), F); }
-  static void put(T* to, F v) { store(to, __builtin_convertvector(v, H16)); }
-  static T narrow(float v) { return T(v); }
-  static float widen(T v) { return float(v); }
+  static F get(const T* from) { return widen(from); }
+  static F round(F v) { return round_half(v); }
+  static void put(T* to, F v) { narrow(to, v); }
+  static T one(float v) { return T(v); }
+  static float wide(T v) { return float(v); }
 };
 
 struct Fp32 {
@@ -62,9 +36,12 @@ struct Fp32 {
   static F get(const T* from) { return load<F>(from); }
   static F round(F v) { return v; }
   static void put(T* to, F v) { store(to, v); }
-  static T narrow(float v) { return v; }
-  static float widen(T v) { return v; }
+  static T one(float v) { return v; }
+  static float wide(T v) { return v; }
 };
+
+typedef uint64_t B __attribute__((vector_size(16)));  // 16 bytes; a shift crosses bytes, and the mask that follows undoes that
+inline B every(uint8_t byte) { return B{} + 0x0101010101010101ull * byte; }
 
 struct Shape {  // as fast.py fills it
   int64_t layers, heads, block_tokens, dim, tile_blocks, tiles, coded_blocks, passes;
@@ -72,21 +49,25 @@ struct Shape {  // as fast.py fills it
   int64_t cells() const { return strips() * tiles; }
 };
 
+constexpr int cleared(int pass) { return pass == 1 ? 0xc0 : pass == 2 ? 0xf0 : 0xff; }  // the bits of a code that are known
+constexpr float half(int pass) { return pass == 1 ? 32 : pass == 2 ? 8 : 0.5f; }         // from there to the middle of the bin
+
 template <class E> struct Cell {
   typedef typename E::T T;
   const Shape shape;
-  const int64_t dim, tile_tokens;
+  const int64_t dim;
   int64_t tokens = 0, quarter = 0;
   std::vector<T*> rows;
   std::vector<uint8_t> codes;
-  std::vector<float> low, inverse, step, high, sum, middle;
+  std::vector<float> low, high, step, inverse, sum, middle;
   std::vector<int32_t> code_sum;
+  std::vector<uint16_t> packed;
+  std::vector<T> narrow_low;
 
-  explicit Cell(const Shape& s)
-      : shape(s), dim(s.dim), tile_tokens(s.tile_blocks * s.block_tokens), rows(tile_tokens), codes((tile_tokens + 3) / 4 * 4 * dim) {
-    const int64_t groups = tile_tokens > dim ? tile_tokens : dim;
-    for (auto* v : {&low, &inverse, &step, &high, &sum, &middle}) v->resize(groups);
-    code_sum.resize(groups);
+  explicit Cell(const Shape& s) : shape(s), dim(s.dim) {
+    const int64_t most = s.tile_blocks * s.block_tokens, groups = most > dim ? most : dim;
+    rows.resize(most), codes.resize((most + 3) / 4 * 4 * dim), code_sum.resize(groups), packed.resize(groups), narrow_low.resize(groups);
+    for (auto* v : {&low, &high, &step, &inverse, &sum, &middle}) v->resize(groups);
   }
 
   void find(T* pool, const int64_t* blocks, int64_t strip, int64_t tile) {
@@ -100,161 +81,181 @@ template <class E> struct Cell {
     }
   }
 
-  // Sums over the tokens, and the extremes of every group. False if the cell must travel exact.
+  // Channel sums over the tokens, and the extremes of every group. False if the cell must travel exact.
   template <bool KEY> bool survey() {
-    bool tame = true;
-    for (int64_t c = 0; c < dim; c += LANES) {
-      F all{}, lo = E::get(rows[0] + c), hi = lo;
-      for (int64_t t = 0; t < tokens; t++) {
-        const F x = E::get(rows[t] + c);
-        all += x;
-        if (KEY) lo = least(x, lo), hi = greatest(x, hi);
-      }
-      store(&sum[c], all);
-      if (KEY) store(&low[c], lo), store(&high[c], hi);
-    }
-    if (!KEY)
-      for (int64_t t = 0; t < tokens; t++) {
-        F lo = E::get(rows[t]), hi = lo;
-        for (int64_t c = LANES; c < dim; c += LANES) {
-          const F x = E::get(rows[t] + c);
-          lo = least(x, lo), hi = greatest(x, hi);
+    const int64_t dim = this->dim, tokens = this->tokens;  // bytes written through a pointer may alias a member, never a local
+    const T* const* row = rows.data();
+    float *sums = sum.data(), *lows = low.data(), *highs = high.data();
+    if (KEY) {
+      for (int64_t c = 0; c < dim; c += LANES) {
+        F all{}, lo = E::get(row[0] + c), hi = lo;
+        for (int64_t t = 0; t < tokens; t++) {
+          const F x = E::get(row[t] + c);
+          all += x, lo = least(x, lo), hi = greatest(x, hi);
         }
-        low[t] = across(lo, least), high[t] = across(hi, greatest);
+        store(sums + c, all), store(lows + c, lo), store(highs + c, hi);
       }
-    for (int64_t c = 0; c < dim; c++) tame &= sum[c] == sum[c];  // a NaN may slip through the extremes, never through a sum
-    for (int64_t g = 0; g < (KEY ? dim : tokens); g++) tame &= high[g] < E::LIMIT && low[g] > -E::LIMIT;
-    return tame;
+    } else {
+      for (int64_t c = 0; c < dim; c++) sums[c] = 0;
+      for (int64_t t = 0; t < tokens; t++) {
+        F lo = E::get(row[t]), hi = lo;
+        for (int64_t c = 0; c < dim; c += LANES) {
+          const F x = E::get(row[t] + c);
+          lo = least(x, lo), hi = greatest(x, hi);
+          store(sums + c, load<F>(sums + c) + x);
+        }
+        lows[t] = across(lo, least), highs[t] = across(hi, greatest);
+      }
+    }
+    int wild = 0;
+    for (int64_t c = 0; c < dim; c++) wild |= !(sums[c] == sums[c]);  // a NaN may slip through the extremes, never through a sum
+    for (int64_t g = 0; g < (KEY ? dim : tokens); g++) wild |= !(highs[g] < E::LIMIT) | !(lows[g] > -E::LIMIT);
+    return !wild;
   }
 
   void settle(int64_t groups) {  // offsets and steps from the extremes
+    float *lows = low.data(), *highs = high.data(), *steps = step.data(), *inverses = inverse.data();
     for (int64_t g = 0; g < groups; g++) {
-      const float lo = low[g] + 0.0f, wide = (high[g] - lo) / 256;
-      const float raised = wide > 0 ? (wide > 0x1p-64f ? wide : 0x1p-64f) : 0;
-      low[g] = lo;
-      step[g] = float_of((bits_of(raised) + (1u << 19) - 1) >> 19 << 19);
-      inverse[g] = step[g] > 0 ? 1 / step[g] : 0;
+      const float lo = lows[g] + 0.0f, wide = (highs[g] - lo) / 256;
+      const float raised = wide > 0x1p-64f ? wide : 0x1p-64f;
+      const float width = wide > 0 ? float_of((bits_of(raised) + (1u << 19) - 1) >> 19 << 19) : 0;
+      const float inv = 1 / width;
+      lows[g] = lo, steps[g] = width, inverses[g] = wide > 0 ? inv : 0;
     }
+  }
+
+  template <int PASSES> static I encode_lanes(F x, F mean, F lo, F inv, F width, F* errors, F& spread) {
+    const I code = to_int(least((x - lo) * inv, splat(255)));
+    const F off = x - mean;
+    spread += off * off;
+    for (int p = 1; p <= PASSES; p++) {
+      const F error = x - E::round(lo + width * (to_float(code & cleared(p)) + half(p)));
+      errors[p - 1] += error * error;
+    }
+    return code;
   }
 
   // Codes, squared errors of passes 1.., and the squared deviation from the cell's own channel means (returned).
   template <bool KEY, int PASSES> double code(double* left) {
+    const int64_t dim = this->dim, tokens = this->tokens;
     F errors[PASSES]{}, spread{};
-    const float inverse_tokens = 1.0f / float(tokens);
-    for (int64_t c = 0; c < dim; c += LANES) {
-      const F mean = load<F>(&sum[c]) * inverse_tokens;
-      F lo, inv, width;
-      if (KEY) lo = load<F>(&low[c]), inv = load<F>(&inverse[c]), width = load<F>(&step[c]);
-      I codes_sum{};
-      for (int64_t t = 0; t < tokens; t++) {
-        if (!KEY) lo = splat(low[t]), inv = splat(inverse[t]), width = splat(step[t]);
-        const F x = E::get(rows[t] + c);
-        I code = __builtin_convertvector((x - lo) * inv, I);
-        code = code < 255 ? code : 255;
-        store(&codes[t * dim + c], __builtin_convertvector(code, U8));
-        if (KEY) codes_sum += code;
-        const F off = x - mean;
-        spread += off * off;
-        for (int p = 0; p < PASSES; p++) {
-          const int cleared = p == 0 ? 0xc0 : p == 1 ? 0xf0 : 0xff;
-          const float half = p == 0 ? 32 : p == 1 ? 8 : 0.5f;
-          const F error = x - E::round(lo + width * (__builtin_convertvector(code & cleared, F) + half));
-          errors[p] += error * error;
+    const T* const* row = rows.data();
+    const float *sums = sum.data(), *lows = low.data(), *inverses = inverse.data(), *steps = step.data();
+    uint8_t* out = codes.data();
+    int32_t* code_sums = code_sum.data();
+    const float share = 1.0f / float(tokens);
+    if (KEY) {
+      for (int64_t c = 0; c < dim; c += LANES) {
+        const F mean = load<F>(sums + c) * share, lo = load<F>(lows + c), inv = load<F>(inverses + c), width = load<F>(steps + c);
+        I all{};
+        for (int64_t t = 0; t < tokens; t++) {
+          const I code = encode_lanes<PASSES>(E::get(row[t] + c), mean, lo, inv, width, errors, spread);
+          narrow(out + t * dim + c, code);
+          all += code;
         }
+        store(code_sums + c, all);
       }
-      if (KEY) store(&code_sum[c], codes_sum);
-    }
-    if (!KEY)
+    } else {
       for (int64_t t = 0; t < tokens; t++) {
-        int32_t row = 0;
-        for (int64_t c = 0; c < dim; c++) row += codes[t * dim + c];
-        code_sum[t] = row;
+        const F lo = splat(lows[t]), inv = splat(inverses[t]), width = splat(steps[t]);
+        I all{};
+        for (int64_t c = 0; c < dim; c += LANES) {
+          const I code = encode_lanes<PASSES>(E::get(row[t] + c), load<F>(sums + c) * share, lo, inv, width, errors, spread);
+          narrow(out + t * dim + c, code);
+          all += code;
+        }
+        code_sums[t] = total(all);
       }
+    }
     for (int p = 0; p < PASSES; p++) left[p + 1] = total(errors[p]);
     return total(spread);
   }
 
   // Metadata into its slot, and the squared error at 0 bits.
   template <bool KEY> void describe(uint8_t* slot, int64_t size, double* left) {
-    const int64_t groups = KEY ? dim : tokens, members = KEY ? tokens : dim;
-    uint8_t* packed = slot + groups * sizeof(T);
+    const int64_t dim = this->dim, tokens = this->tokens, groups = KEY ? dim : tokens;
+    const float members = float(KEY ? tokens : dim);
+    const T* const* row = rows.data();
+    const float *lows = low.data(), *steps = step.data();
+    float* guesses = middle.data();
+    const int32_t* code_sums = code_sum.data();
+    uint16_t* both = packed.data();
+    T* narrowed = narrow_low.data();
     for (int64_t g = 0; g < groups; g++) {
-      const uint32_t mean = uint32_t((2 * code_sum[g] + members) / (32 * members));
-      const T narrow = E::narrow(low[g]);
-      const uint16_t both = uint16_t(bits_of(step[g]) >> 15 | mean);
-      std::memcpy(slot + g * sizeof(T), &narrow, sizeof(T));
-      std::memcpy(packed + g * 2, &both, 2);
-      middle[g] = E::widen(E::narrow(low[g] + step[g] * float(mean * 16 + 8)));
+      const int32_t mean = int32_t((2 * float(code_sums[g]) + members) / (32 * members));  // exact: see Codec's limits
+      both[g] = uint16_t(bits_of(steps[g]) >> 15 | uint32_t(mean));
+      narrowed[g] = E::one(lows[g]);
+      guesses[g] = E::wide(E::one(lows[g] + steps[g] * float(mean * 16 + 8)));
     }
-    std::memset(packed + groups * 2, 0, size - groups * (sizeof(T) + 2));
-    F errors{};
-    for (int64_t c = 0; c < dim; c += LANES) {
-      F guess = load<F>(&middle[KEY ? c : 0]);
-      for (int64_t t = 0; t < tokens; t++) {
-        if (!KEY) guess = splat(middle[t]);
-        const F error = E::get(rows[t] + c) - guess;
+    std::memcpy(slot, narrowed, groups * sizeof(T));
+    std::memcpy(slot + groups * sizeof(T), both, groups * 2);
+    std::memset(slot + groups * (sizeof(T) + 2), 0, size - groups * (sizeof(T) + 2));
+    F even{}, odd{};  // two chains, so that one need not wait for the other
+    for (int64_t t = 0; t < tokens; t++) {
+      F guess = splat(guesses[KEY ? 0 : t]);
+      for (int64_t c = 0; c < dim; c += LANES) {
+        if (KEY) guess = load<F>(guesses + c);
+        const F error = E::get(row[t] + c) - guess;
+        F& errors = c / LANES % 2 ? odd : even;
         errors += error * error;
       }
     }
-    left[0] = total(errors);
+    left[0] = total(even + odd);
   }
 
-  static uint64_t every(uint8_t byte) { return 0x0101010101010101ull * byte; }
-
-  void pack(uint8_t* const* slot, int passes) {
+  template <int PASSES> void pack(uint8_t* const* slot) {
     const int64_t n = quarter * dim;
     std::memset(&codes[tokens * dim], 0, (4 * quarter - tokens) * dim);
     const uint8_t *q0 = codes.data(), *q1 = q0 + n, *q2 = q1 + n, *q3 = q2 + n;
-    for (int64_t i = 0; i < n; i += 8) {
-      const uint64_t a = load<uint64_t>(q0 + i), b = load<uint64_t>(q1 + i), c = load<uint64_t>(q2 + i), d = load<uint64_t>(q3 + i);
-      store(slot[1] + i, (a >> 6 & every(0x03)) | (b >> 4 & every(0x0c)) | (c >> 2 & every(0x30)) | (d & every(0xc0)));
-      if (passes < 2) continue;
-      store(slot[2] + i, (a >> 4 & every(0x03)) | (b >> 2 & every(0x0c)) | (c & every(0x30)) | (d << 2 & every(0xc0)));
-      if (passes < 3) continue;
-      store(slot[3] + i, (a & every(0x0f)) | (c << 4 & every(0xf0)));
-      store(slot[3] + n + i, (b & every(0x0f)) | (d << 4 & every(0xf0)));
+    uint8_t *__restrict first = slot[1], *__restrict second = PASSES > 1 ? slot[2] : nullptr, *__restrict third = PASSES > 2 ? slot[3] : nullptr;
+    for (int64_t i = 0; i < n; i += 16) {
+      const B a = load<B>(q0 + i), b = load<B>(q1 + i), c = load<B>(q2 + i), d = load<B>(q3 + i);
+      store(first + i, (a >> 6 & every(0x03)) | (b >> 4 & every(0x0c)) | (c >> 2 & every(0x30)) | (d & every(0xc0)));
+      if (PASSES > 1) store(second + i, (a >> 4 & every(0x03)) | (b >> 2 & every(0x0c)) | (c & every(0x30)) | (d << 2 & every(0xc0)));
+      if (PASSES > 2) store(third + i, (a & every(0x0f)) | (c << 4 & every(0xf0)));
+      if (PASSES > 2) store(third + n + i, (b & every(0x0f)) | (d << 4 & every(0xf0)));
     }
   }
 
-  void unpack(const uint8_t* const* slot, int passes) {
+  template <int PASSES> void unpack(const uint8_t* const* slot) {
     const int64_t n = quarter * dim;
-    uint8_t *q0 = codes.data(), *q1 = q0 + n, *q2 = q1 + n, *q3 = q2 + n;
-    for (int64_t i = 0; i < n; i += 8) {
-      const uint64_t top = load<uint64_t>(slot[1] + i);
-      uint64_t a = top << 6 & every(0xc0), b = top << 4 & every(0xc0), c = top << 2 & every(0xc0), d = top & every(0xc0);
-      if (passes > 1) {
-        const uint64_t next = load<uint64_t>(slot[2] + i);
+    uint8_t *__restrict q0 = codes.data(), *__restrict q1 = q0 + n, *__restrict q2 = q1 + n, *__restrict q3 = q2 + n;
+    const uint8_t *first = slot[1], *second = PASSES > 1 ? slot[2] : nullptr, *third = PASSES > 2 ? slot[3] : nullptr;
+    for (int64_t i = 0; i < n; i += 16) {
+      const B top = load<B>(first + i);
+      B a = top << 6 & every(0xc0), b = top << 4 & every(0xc0), c = top << 2 & every(0xc0), d = top & every(0xc0);
+      if (PASSES > 1) {
+        const B next = load<B>(second + i);
         a |= next << 4 & every(0x30), b |= next << 2 & every(0x30), c |= next & every(0x30), d |= next >> 2 & every(0x30);
       }
-      if (passes > 2) {
-        const uint64_t ac = load<uint64_t>(slot[3] + i), bd = load<uint64_t>(slot[3] + n + i);
+      if (PASSES > 2) {
+        const B ac = load<B>(third + i), bd = load<B>(third + n + i);
         a |= ac & every(0x0f), b |= bd & every(0x0f), c |= ac >> 4 & every(0x0f), d |= bd >> 4 & every(0x0f);
       }
       store(q0 + i, a), store(q1 + i, b), store(q2 + i, c), store(q3 + i, d);
     }
   }
 
-  template <bool KEY> void restore(const uint8_t* const* slot, int passes) {
-    const int64_t groups = KEY ? dim : tokens;
-    const float half = passes == 1 ? 32 : passes == 2 ? 8 : 0.5f;
+  template <bool KEY, int PASSES> void restore(const uint8_t* const* slot) {
+    const int64_t dim = this->dim, tokens = this->tokens, groups = KEY ? dim : tokens;
+    T *const *row = rows.data(), *narrowed = narrow_low.data();
+    float *lows = low.data(), *steps = step.data();
+    uint16_t* both = packed.data();
+    std::memcpy(narrowed, slot[0], groups * sizeof(T));
+    std::memcpy(both, slot[0] + groups * sizeof(T), groups * 2);
     for (int64_t g = 0; g < groups; g++) {
-      T narrow;
-      uint16_t both;
-      std::memcpy(&narrow, slot[0] + g * sizeof(T), sizeof(T));
-      std::memcpy(&both, slot[0] + groups * sizeof(T) + g * 2, 2);
-      step[g] = float_of(uint32_t(both >> 4) << 19);
-      low[g] = E::widen(narrow) + (passes ? 0 : step[g] * float((both & 15) * 16 + 8));
+      steps[g] = float_of(uint32_t(both[g] >> 4) << 19);
+      lows[g] = E::wide(narrowed[g]) + (PASSES ? 0 : steps[g] * float((both[g] & 15) * 16 + 8));
     }
-    if (passes) unpack(slot, passes);
-    for (int64_t t = 0; t < tokens; t++)
+    if (PASSES) unpack<PASSES>(slot);
+    const uint8_t* code = codes.data();
+    for (int64_t t = 0; t < tokens; t++) {
+      F lo = splat(lows[KEY ? 0 : t]), width = splat(steps[KEY ? 0 : t]);
       for (int64_t c = 0; c < dim; c += LANES) {
-        F x = KEY ? load<F>(&low[c]) : splat(low[t]);
-        if (passes) {
-          const F width = KEY ? load<F>(&step[c]) : splat(step[t]);
-          x += width * (__builtin_convertvector(__builtin_convertvector(load<U8>(&codes[t * dim + c]), I), F) + half);
-        }
-        E::put(rows[t] + c, x);
+        if (KEY) lo = load<F>(lows + c), width = load<F>(steps + c);
+        E::put(row[t] + c, PASSES ? lo + width * (to_float(widen(code + t * dim + c)) + half(PASSES)) : lo);
       }
+    }
   }
 };
 
@@ -284,7 +285,7 @@ template <class E, bool KEY, int PASSES> bool encode_cell(Cell<E>& cell, uint8_t
   cell.settle(KEY ? cell.dim : cell.tokens);
   const double own = cell.template code<KEY, PASSES>(left);
   cell.template describe<KEY>(slot[0], size[0], left);
-  cell.pack(slot, PASSES);
+  cell.template pack<PASSES>(slot);
   spread.merge(cell.sum.data(), own, cell.tokens);
   return true;
 }
@@ -325,8 +326,11 @@ template <class E> void expand(const Shape& shape, void* pool, const int64_t* bl
       const uint8_t* slot[4];
       for (int p = 0; p <= passes; p++) slot[p] = wire + offsets[p * cells + index];
       cell.find(static_cast<typename E::T*>(pool), blocks, strip, tile);
-      if (strip / shape.heads % 2 == 0) cell.template restore<true>(slot, passes);
-      else cell.template restore<false>(slot, passes);
+      typedef Cell<E> C;
+      static constexpr void (C::*by_key[2][4])(const uint8_t* const*) = {
+          {&C::template restore<true, 0>, &C::template restore<true, 1>, &C::template restore<true, 2>, &C::template restore<true, 3>},
+          {&C::template restore<false, 0>, &C::template restore<false, 1>, &C::template restore<false, 2>, &C::template restore<false, 3>}};
+      (cell.*by_key[strip / shape.heads % 2][passes])(slot);
     }
 }
 

@@ -22,9 +22,11 @@ import torch
 
 from abkt.codec.backend import Coded
 from abkt.codec.cells import Cells
+from abkt.spec import KVLayout
 
 SOURCE = Path(__file__).with_name("fast.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+HEADER = Path(__file__).with_name("fast_lanes.h")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-shared")
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 LANES = 16  # head_dim must be a multiple
 
@@ -78,6 +80,20 @@ def _shape(cells: Cells) -> np.ndarray:
     return np.array(fields, dtype=np.int64)
 
 
+def for_layout(layout: KVLayout, required: bool = False) -> Compiled | None:
+    """The compiled path if it can code this layout here, or else None; ValueError instead of None if it is required."""
+    dim = layout.model.head_dim
+    if dim % LANES == 0:
+        compiled = load()
+        if compiled is None and required:
+            raise ValueError("the compiled codec needs g++, and a working one was not found; install it, or take backend auto or oracle")
+        return compiled
+    if required:
+        raise ValueError(f"the compiled codec needs a head_dim that is a multiple of {LANES}, not {dim}; take backend auto or oracle")
+    log.warning("head_dim %d is no multiple of %d; the torch oracle codes it, about 50 times slower than compiled code", dim, LANES)
+    return None
+
+
 @cache
 def load() -> Compiled | None:
     """The compiled path, or None (said once in the log, with the reason) where g++ is missing or cannot build it."""
@@ -95,7 +111,7 @@ def _built() -> Path:
     if compiler is None:
         raise FileNotFoundError("no g++ on the path")
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\n".join((SOURCE.read_text(), *FLAGS, version, _processor())).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join((SOURCE.read_text(), HEADER.read_text(), *FLAGS, version, _processor())).encode()).hexdigest()[:16]
     library = _cache_folder() / f"codec-{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:

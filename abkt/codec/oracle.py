@@ -7,7 +7,7 @@ import torch
 
 from abkt.codec import quantize as q
 from abkt.codec.backend import EXACT, Coded, checksums
-from abkt.codec.cells import Cells
+from abkt.codec.cells import BITS, Cells
 
 
 class Oracle:
@@ -60,7 +60,7 @@ class Oracle:
             for index in range(1, passes + 1):
                 rows = quarter * (2 if index == 3 else 1)
                 codes |= q.unpack_pass(slot(index, rows * dim).view(rows, dim), index, tokens)
-            x = q.reconstruct(q.Quantized(codes, low, step, mean), (0, 2, 4, 8)[passes]).to(data.dtype)
+            x = q.reconstruct(q.Quantized(codes, low, step, mean), BITS[passes]).to(data.dtype)
             held = torch.tensor(blocks[cells.tile_blocks(tile)], dtype=torch.long, device=data.device)
             data[held, layer, kv, head] = x.view(len(held), -1, dim).to(data.device)
 

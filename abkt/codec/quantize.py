@@ -19,12 +19,13 @@ from dataclasses import dataclass
 
 import torch
 
+from abkt.codec.cells import BITS, WIDTHS
+
 LIMIT = {torch.bfloat16: 2.0**48, torch.float32: 2.0**48, torch.float16: 2.0**15}
 """Cells with a value outside +-LIMIT (or NaN) travel exact: within it no sum of squares and no reconstruction overflows."""
 
 MIN_STEP = 2.0**-64  # keeps 1 / step and squared errors normal; a group of smaller range lands in the first bins
 SHIFTS = (6, 4, 0)  # of each pass in the code
-WIDTHS = (2, 2, 4)  # bits of each pass
 GROUP_DIM = (-2, -1)  # what a group runs over in [..., tokens, head_dim]: tokens for K, channels for V
 
 
@@ -70,7 +71,7 @@ def reconstruct(coded: Quantized, bits: int) -> torch.Tensor:
 
 def squared_errors(x: torch.Tensor, coded: Quantized, depth_bits: int, dtype: torch.dtype) -> torch.Tensor:
     """Squared error of each cell that is left after each pass, as the pool will hold it: [..., passes + 1] float64, metadata first."""
-    left = [(x - reconstruct(coded, bits).to(dtype).float()).double().square().sum((-2, -1)) for bits in (0, 2, 4, 8) if bits <= depth_bits]
+    left = [(x - reconstruct(coded, bits).to(dtype).float()).double().square().sum((-2, -1)) for bits in BITS if bits <= depth_bits]
     return torch.stack(left, -1)
 
 

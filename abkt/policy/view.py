@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import neg
 from typing import Literal, Protocol
 
 Mode = Literal["raw", "stream"]
@@ -37,7 +38,7 @@ class Curve:
 
     def cut_reaching(self, distortion: float) -> int:
         """The coarsest cut with at most this distortion; the finest if none has so little."""
-        return min(self.finest, bisect_left(self.distortion, -distortion, key=lambda d: -d))
+        return min(self.finest, bisect_left(self.distortion, -distortion, key=neg))
 
     def cut_of_bits(self, bits: float) -> int:
         """The coarsest cut with at least this many bits per value; the finest if none has so many."""
@@ -119,7 +120,11 @@ class PrefillLoad(Protocol):
     """A prefill node as routing sees it: live attributes of a node of the model, or of the frontend's book of a real worker."""
 
     name: str
-    queued_s: float  # expected seconds of prefill (and encoding) accepted but not done
+
+    @property
+    def queued_s(self) -> float:
+        """Expected seconds of prefill (and encoding) accepted but not done."""
+        ...
 
     def prefill_s(self, isl: int) -> float: ...
 

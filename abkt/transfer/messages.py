@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,13 +59,17 @@ class Fields:
 
     def scalars(self, key: str) -> dict[str, Scalar]:
         value = self.take(key)
-        if not isinstance(value, dict) or any(not isinstance(member, Scalar) for member in value.values()):
-            raise FrameError(f"{self._message}: {key} must be an object of texts, numbers and booleans")
+        if not isinstance(value, dict) or not all(_plain(member) for member in value.values()):
+            raise FrameError(f"{self._message}: {key} must be an object of texts, booleans and finite numbers")
         return cast("dict[str, Scalar]", value)
 
     def end(self) -> None:
         if self._members:
             raise FrameError(f"{self._message} has an unknown field {min(self._members)[:NAME_CAP]!r}")
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, Scalar) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _no_constant(name: str) -> float:

@@ -45,6 +45,7 @@ class Outgoing:
             raise ValueError(f"transfer id {self.transfer_id} must fit into 64 bits without a sign")
         if tuple(self.source.ends) != tuple(self.offer.ends):
             raise ValueError(f"transfer {self.transfer_id}: the offer's cuts are not those of its source")
+        Offer.parse(self.offer.payload())  # better refused here than by the peer
 
 
 @dataclass(slots=True)

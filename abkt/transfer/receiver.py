@@ -49,6 +49,7 @@ class Receiver:
 
     def close(self) -> None:
         self._closing.set()
+        self._listener.abort()
         self._thread.join()
         self._listener.close()
         for session in self._sessions:

@@ -102,11 +102,15 @@ class StreamListener:
             return None
         try:
             connected, address = self._socket.accept()
-        except (BlockingIOError, ConnectionError):
-            return None  # whoever knocked has left
+        except OSError:
+            return None  # whoever knocked has left, or this side was told to stop
         self._tune(connected)
         peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else f"a peer of {self.address}"
         return StreamConnection(connected, peer, self._silence_s)
+
+    def abort(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._socket.close()

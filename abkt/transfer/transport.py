@@ -55,6 +55,10 @@ class Listener(Protocol):
         """The next connection; None if none came."""
         ...
 
+    def abort(self) -> None:
+        """Wake the thread that is in accept; it may be called from another. No connection comes any more."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -1,6 +1,7 @@
 """Above: the link's capacity, what each measured transfer got of it, and what the policy believed. Below: bits sent per KV value.
 
-A bar spans a transfer from its first to its last byte; measured transfers are filled, predicted ones are crosses."""
+A bar spans a transfer from its first to its last byte; above are the policies that estimate the link (all, if none does). Below, open
+marks are measured transfers and crosses predicted ones."""
 
 from __future__ import annotations
 
@@ -23,25 +24,28 @@ def draw(study: Study) -> Figure:
     times, rates = _schedule(study, end_s)
     if all(map(math.isfinite, rates)):
         above.step(times, [r / MEGABIT for r in rates], where="post", color="#777777", linewidth=1.2, label="capacity")
-    for policy in study.policies:
+    believers = [policy for policy in study.policies if study.sent("real", policy).estimate_bytes_per_s.notna().any()]
+    for policy in believers or study.policies:
         sent = study.sent("real", policy)
         seconds = (sent.finish_s - sent.start_s).clip(lower=1e-9)
-        above.hlines(sent.wire_bytes / seconds / MEGABIT, sent.start_s, sent.finish_s, color=colour[policy], linewidth=2.2)
-        believed = sent.dropna(subset=["estimate_bytes_per_s"])
-        if len(believed):
-            above.plot(
-                believed.start_s, believed.estimate_bytes_per_s / MEGABIT, ":", color=colour[policy], linewidth=1.2, label=f"{policy} believes"
+        above.hlines(sent.wire_bytes / seconds / MEGABIT, sent.start_s, sent.finish_s, color=colour[policy], linewidth=2.4, label=policy)
+        if policy in believers:
+            label = f"{policy} believes"
+            above.step(
+                sent.start_s, sent.estimate_bytes_per_s / MEGABIT, ":", where="post", color=colour[policy], linewidth=1.3, label=label
             )
-        below.plot(sent.start_s, sent.bits_per_value, marker[policy], color=colour[policy], markersize=4, label=policy)
-        predicted = study.sent("model", policy)
-        below.plot(predicted.start_s, predicted.bits_per_value, "x", color=colour[policy], markersize=4, markeredgewidth=0.8)
+    for policy in study.policies:
+        look = {"color": colour[policy], "linestyle": "none", "markerfacecolor": "none"}
+        for world, mark, width, label in (("real", marker[policy], 1.0, policy), ("model", "x", 0.7, None)):
+            sent = study.sent(world, policy)
+            below.plot(sent.start_s, sent.bits_per_value, marker=mark, markeredgewidth=width, label=label, **look)
     above.set_ylim(bottom=0)
     above.set_ylabel("link (Mbit/s)")
-    below.set_ylim(bottom=0)
+    below.set_ylim(0, max(16.0, below.get_ylim()[1]) * 1.06)
+    below.set_yticks(range(0, 17, 4))
     below.set_ylabel("bits per KV value")
     below.set_xlabel("time (s)")
-    if above.get_legend_handles_labels()[0]:
-        above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
+    above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.1)
     below.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.1, handletextpad=0.2)
     return figure
 

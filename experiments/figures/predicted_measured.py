@@ -17,7 +17,14 @@ def draw(study: Study) -> Figure:
     for policy in study.policies:
         both = study.done("real", policy).merge(study.done("model", policy), on="request_id", suffixes=("", "_model"))
         axes.scatter(
-            both.ttft_s, both.ttft_s_model, s=22, marker=marker[policy], facecolors="none", edgecolors=colour[policy], linewidths=1.1, label=policy
+            both.ttft_s,
+            both.ttft_s_model,
+            s=22,
+            marker=marker[policy],
+            facecolors="none",
+            edgecolors=colour[policy],
+            linewidths=1.1,
+            label=policy,
         )
         reach += [*both.ttft_s, *both.ttft_s_model]
     seconds = [s for s in reach if s > 0]

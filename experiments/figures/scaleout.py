@@ -1,4 +1,4 @@
-"""The scale-out in the model alone: goodput within the SLO and the slowest hundredth's time to first token, by routing and bitrate policy."""
+"""In the model alone: goodput within the SLO, and the time to first token that one request in a hundred exceeds, by policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def draw(study: Study) -> Figure:
         below.bar(places, [run["ttft_s"]["p99"] or 0.0 for run in runs], **look)
     limit_s = study.summary["scaleout_slo"]["ttft_s"]
     below.axhline(limit_s, color="#777777", linewidth=1, linestyle=":")
-    below.annotate(f"SLO {limit_s:g} s", (1.0, limit_s), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9, color="#555555")
+    below.annotate(
+        f"SLO {limit_s:g} s", (1.0, limit_s), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9, color="#555555"
+    )
     above.set_ylabel("goodput (requests/s)")
     below.set_ylabel("p99 TTFT (s)")
     below.set_xticks(range(len(bitrates)), bitrates)

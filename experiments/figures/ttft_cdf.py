@@ -20,11 +20,13 @@ def draw(study: Study) -> Figure:
             if len(seconds):
                 shares = np.arange(len(seconds) + 1) / len(seconds)
                 axes.step([seconds[0], *seconds], shares, line, where="post", color=colour[policy], linewidth=1.5)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     limit_s = study.summary["slo"]["ttft_s"]
     if axes.get_xlim()[0] < limit_s < axes.get_xlim()[1]:
         axes.axvline(limit_s, color="#777777", linewidth=1, linestyle=":")
         axes.annotate("SLO", (limit_s, 0.02), xytext=(3, 0), textcoords="offset points", fontsize=9, color="#555555")
-    axes.set_ylim(0, 1.01)
+    axes.set_ylim(0, 1.02)
     axes.set_xlabel("time to first token (s)")
     axes.set_ylabel("share of requests")
     lines = [Line2D([], [], color=colour[policy], label=policy) for policy in study.policies]

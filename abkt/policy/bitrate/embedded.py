@@ -12,6 +12,8 @@ from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.break_even import compression_loses
 from abkt.policy.view import Decision, GoodputSample, TransferView
 
+RAW = Decision(mode="raw")
+
 
 @dataclass(slots=True)
 class Embedded:
@@ -32,11 +34,12 @@ class Embedded:
         low = self.link.low_bytes_per_s()
         asked = view.slope.cut_reaching(self.target_distortion)
         if view.sent_bytes == 0 and compression_loses(low, view, view.slope.bytes[asked]):  # raw is exact, so a tie is its
-            return Decision(mode="raw")
+            return RAW
         left_s = max(0.0, view.deadline_s - now_s - view.encode_s - view.expand_s)
-        in_time = view.slope.cut_within(view.sent_bytes + low * left_s)
-        floor = view.slope.cut_reaching(self.max_distortion)
-        return Decision(mode="stream", order="slope", cut=max(min(asked, in_time), floor, view.sent_cut))
+        cut = min(asked, view.slope.cut_within(view.sent_bytes + low * left_s))
+        if cut < asked:
+            cut = max(cut, view.slope.cut_reaching(self.max_distortion))
+        return Decision(mode="stream", order="slope", cut=max(cut, view.sent_cut))
 
     def estimate_bytes_per_s(self, now_s: float) -> float:
         return self.link.mean_bytes_per_s()

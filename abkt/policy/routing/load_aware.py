@@ -12,18 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
 
 from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
 
 
 @dataclass(slots=True)
 class LoadAware:
-    """kappa_s: seconds that a TPOT of twice its SLO costs. top_k: nodes of each side that are looked at, those best without the transfer."""
+    """kappa_s: seconds that a TPOT of twice its SLO costs. top_k: nodes of each side that are looked at."""
 
     tpot_slo_s: float = 0.05
     kappa_s: float = 1.0
-    top_k: int = 4
+    top_k: int = 2
 
     def __post_init__(self) -> None:
         if not (self.tpot_slo_s > 0 and self.kappa_s >= 0 and self.top_k >= 1):
@@ -38,8 +37,8 @@ class LoadAware:
         quote_s: Callable[[int, int], float],
     ) -> tuple[int, int]:
         isl = request.isl
-        sources = nsmallest(self.top_k, [(node.queued_s + node.prefill_s(isl), p) for p, node in enumerate(prefill)])
-        targets = nsmallest(self.top_k, [(self._decode_s(node, isl), node.kv_used, d) for d, node in enumerate(decode)])
+        sources = sorted((node.queued_s + node.prefill_s(isl), p) for p, node in enumerate(prefill))[: self.top_k]
+        targets = sorted((self._decode_s(node, isl), node.kv_used, d) for d, node in enumerate(decode))[: self.top_k]
         pairs = sorted((prefill_s + decode_s, used, p, d) for prefill_s, p in sources for decode_s, used, d in targets)
         best = None
         for known_s, used, p, d in pairs:

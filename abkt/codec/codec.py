@@ -1,0 +1,223 @@
+"""The codec: KV of a sequence to an embedded stream, and any prefix of it that ends at a cut back to KV."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from abkt.codec import fast
+from abkt.codec.backend import EXACT, Backend
+from abkt.codec.cells import BITS, Cells, aligned
+from abkt.codec.oracle import Oracle
+from abkt.codec.order import choose_bands, curve_of, slope_bands, uniform_bands, weighted_distortion
+from abkt.codec.stream import NEVER, ORDERS, Header, Stream, edge_bytes, first_bytes, raw_cell_bytes, read_header
+from abkt.kv.pool import Pool
+from abkt.policy.view import Order
+from abkt.spec import DTYPE_BYTES, KVLayout
+
+Name = Literal["auto", "oracle", "compiled", "triton"]
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """What was written. distortion: what the encoder measured at this cut. exact_cells: cells that travelled as they were."""
+
+    cut: int
+    tokens: int
+    distortion: float
+    exact_cells: int
+
+
+class Codec:
+    """layout: of the pools on both sides (they may differ in their number of blocks). backend auto: Triton for a pool on a GPU, else
+    compiled code where g++ and head_dim allow it, else the torch oracle. All give the same bytes."""
+
+    def __init__(self, layout: KVLayout, backend: Name = "auto", tile_tokens: int = 128) -> None:
+        if layout.model.dtype not in ("bfloat16", "float16", "float32"):
+            raise ValueError(f"model {layout.model.name}: KV of {layout.model.dtype} cannot be coded; bfloat16, float16 and float32 can")
+        self.layout = layout
+        self.tile_tokens = tile_tokens
+        self.backend = backend
+        self._loaded: dict[str, Backend] = {}
+        Cells(layout, 1, tile_tokens, 8)  # raises for a tile that is no whole number of blocks
+
+    def describe(self, device: str | torch.device = "cpu") -> str:
+        """The path that codes a pool on `device`, in words."""
+        return self._on(torch.device(device)).describe()
+
+    def encode(
+        self,
+        pool: Pool,
+        table: Sequence[int],
+        tokens: int,
+        depth_bits: int = 8,
+        order: Order = "slope",
+        weights: torch.Tensor | None = None,
+    ) -> Stream:
+        """The first `tokens` tokens of a sequence as a stream that may be refined up to depth_bits bits (2, 4 or 8).
+
+        weights: how much the squared error of each cell matters, [layers, 2, kv_heads, tiles], of any scale; None is flat.
+        Raises ValueError for a pool of another layout, a table that does not hold the tokens, an unknown depth or order.
+        """
+        blocks = self._check(pool, table, tokens)
+        if order not in ORDERS:
+            raise ValueError(f"order {order} is unknown; one of {', '.join(ORDERS)} is possible")
+        cells = Cells(self.layout, tokens, self.tile_tokens, depth_bits)
+        backend = self._on(pool.data.device)
+        coded = backend.encode(pool.data, cells.coded_table(blocks), cells)
+        left = weighted_distortion(coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells)
+        slope, uniform = slope_bands(cells.sizes, left), uniform_bands(cells.sizes, coded.exact)
+        exact = np.flatnonzero(coded.exact).astype(np.uint32)
+        curves = [curve_of(bands, cells, left, coded.exact, first_bytes(cells, bands.count, exact)) for bands in (slope, uniform)]
+        body = coded.body.numpy()
+        edges, raw = _edges(pool, blocks, cells), _raw_cells(pool, blocks, cells, exact)
+        header = Header(
+            cells=cells,
+            order=order,
+            bands=slope if order == "slope" else uniform,
+            distortion=curves[ORDERS[::-1].index(order)].distortion,
+            exact=exact,
+            checksums=backend.checksums(body, cells.offsets, cells.sizes),
+            edges_crc=zlib.crc32(edges),
+            raw_crc=zlib.crc32(raw),
+        )
+        return Stream(header, *curves, ends=header.ends, head=memoryview(header.pack() + edges + raw), body=memoryview(body))
+
+    def expand(self, data: bytes | bytearray | memoryview, pool: Pool, table: Sequence[int]) -> Expanded:
+        """Write what a prefix of a stream holds into the blocks `table`, which may lie anywhere in the pool.
+
+        Raises ValueError, naming the section or cell, if the prefix does not end at a cut, is damaged, of another version or for
+        another layout, or if the table does not hold it; the pool is untouched then.
+        """
+        view = memoryview(data).cast("B")
+        header = read_header(view, self.layout)
+        cells, ends = header.cells, header.ends
+        blocks = self._check(pool, table, cells.tokens)
+        cut = _cut_at(len(view), ends)
+        backend = self._on(pool.data.device)
+        wire = np.frombuffer(view, dtype=np.uint8)
+        offsets = _wire_offsets(header)
+        _verify(header, cut, wire, offsets, backend)
+        present = (header.bands.of < cut).sum(0).astype(np.int8)
+        present[header.exact] = EXACT
+        if cells.count:
+            backend.expand(wire, offsets, present, pool.data, cells.coded_table(blocks), cells)
+        _put_edges(wire, header, pool, blocks)
+        _put_raw_cells(wire, header, pool, blocks)
+        return Expanded(cut, cells.tokens, header.distortion[cut], len(header.exact))
+
+    def _check(self, pool: Pool, table: Sequence[int], tokens: int) -> list[int]:
+        if pool.layout.shape[1:] != self.layout.shape[1:] or pool.layout.model.dtype != self.layout.model.dtype:
+            theirs, ours = pool.layout, self.layout
+            raise ValueError(
+                f"pool {theirs.shape} of {theirs.model.dtype} does not fit this codec's {ours.shape} of {ours.model.dtype}; "
+                "only the number of blocks may differ"
+            )
+        return pool.check_table(table, tokens)
+
+    def _on(self, device: torch.device) -> Backend:
+        if device.type not in self._loaded:
+            self._loaded[device.type] = self._load(device)
+        return self._loaded[device.type]
+
+    def _load(self, device: torch.device) -> Backend:
+        if self.backend == "triton" or (self.backend == "auto" and device.type == "cuda"):
+            from abkt.codec.kernels import Kernels
+
+            return Kernels()
+        if self.backend == "oracle":
+            return Oracle()
+        return fast.for_layout(self.layout, required=self.backend == "compiled") or Oracle()
+
+
+def _cut_at(size: int, ends: tuple[int, ...]) -> int:
+    if size in ends:
+        return ends.index(size)
+    if size > ends[-1]:
+        raise ValueError(f"stream of {ends[-1]} bytes is followed by {size - ends[-1]} that are not its own")
+    cut = next(i for i, end in enumerate(ends) if end > size)
+    where = f"band {cut - 1}" if cut else "its edges or metadata"
+    raise ValueError(f"stream is cut inside {where}: {size} bytes, and the next cut is at {ends[cut]}")
+
+
+def _wire_offsets(header: Header) -> np.ndarray:
+    """Where each slot is on the wire: [passes + 1, cells] int64; 0 for slots that are not sent."""
+    cells = header.cells
+    order, _ = header.slots()
+    sizes = cells.sizes[1:].reshape(-1)[order]
+    offsets = np.zeros(cells.sizes.shape, dtype=np.int64)
+    offsets[0] = header.metadata_at + cells.offsets[0]
+    passes = np.zeros(cells.passes * cells.count, dtype=np.int64)
+    passes[order] = header.metadata_at + int(cells.sizes[0].sum()) + sizes.cumsum() - sizes
+    offsets[1:] = passes.reshape(cells.passes, -1)
+    return offsets
+
+
+def _verify(header: Header, cut: int, wire: np.ndarray, offsets: np.ndarray, backend: Backend) -> None:
+    view = memoryview(wire)
+    for name, start, end, expected in (
+        ("exact edges", header.edges_at, header.raw_at, header.edges_crc),
+        ("exact cells", header.raw_at, header.metadata_at, header.raw_crc),
+    ):
+        if zlib.crc32(view[start:end]) != expected:
+            raise ValueError(f"stream is damaged in its {name}: their checksum does not match")
+    here = np.concatenate((np.ones((1, header.cells.count), dtype=bool), header.bands.of < cut))
+    found = backend.checksums(wire, offsets[here], header.cells.sizes[here])
+    wrong = np.flatnonzero(found != header.checksums[here])
+    if len(wrong):
+        index, cell = (int(i[wrong[0]]) for i in np.nonzero(here))
+        part = "metadata" if index == 0 else f"bits {8 - BITS[index - 1] - 1} to {8 - BITS[index]}"
+        raise ValueError(f"stream is damaged in {header.cells.name(cell)}, {part}: the checksum does not match")
+
+
+def _edge_views(pool: Pool, blocks: list[int], cells: Cells) -> list[torch.Tensor]:
+    last = self_block = cells.layout.blocks_for(cells.tokens) - 1
+    views = [pool.data[blocks[0], ..., : cells.sink_tokens, :]]
+    return [*views, pool.data[blocks[self_block], ..., : cells.newest_tokens, :]] if last else views
+
+
+def _raw_views(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -> list[torch.Tensor]:
+    coded = cells.coded_table(blocks)
+    places = [cells.place(int(cell)) for cell in exact]
+    return [pool.data[block, layer, kv, head] for layer, kv, head, tile in places for block in coded[cells.tile_blocks(tile)]]
+
+
+def _gather(views: list[torch.Tensor]) -> bytes:
+    if not views:
+        return b""
+    whole = torch.cat([v.contiguous().view(torch.uint8).reshape(-1) for v in views]).cpu()
+    return whole.numpy().tobytes().ljust(aligned(len(whole)), b"\0")
+
+
+def _scatter(wire: np.ndarray, start: int, views: list[torch.Tensor]) -> None:
+    for view in views:
+        part = torch.empty(view.shape, dtype=view.dtype)
+        size = part.numel() * part.element_size()
+        part.view(torch.uint8).numpy().reshape(-1)[:] = wire[start : start + size]
+        view.copy_(part)
+        start += size
+
+
+def _edges(pool: Pool, blocks: list[int], cells: Cells) -> bytes:
+    edges = _gather(_edge_views(pool, blocks, cells))
+    assert len(edges) == edge_bytes(cells)
+    return edges
+
+
+def _raw_cells(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -> bytes:
+    raw = _gather(_raw_views(pool, blocks, cells, exact))
+    assert len(raw) == aligned(raw_cell_bytes(cells, exact))
+    return raw
+
+
+def _put_edges(wire: np.ndarray, header: Header, pool: Pool, blocks: list[int]) -> None:
+    _scatter(wire, header.edges_at, _edge_views(pool, blocks, header.cells))
+
+
+def _put_raw_cells(wire: np.ndarray, header: Header, pool: Pool, blocks: list[int]) -> None:
+    _scatter(wire, header.raw_at, _raw_views(pool, blocks, header.cells, header.exact))

@@ -1,0 +1,112 @@
+"""The order of passes on the wire: distortion removed per byte, in at most 64 bands, and the curve that this gives.
+
+A cell's useful cuts are the convex hull of its points (bytes, distortion left); a pass's slope is that of its hull segment, so slopes
+fall from pass to pass, and sorting all passes by slope keeps each cell's own in order. Passes that remove nothing (slope 0 or less) are
+never sent. Source: EBCOT's post-compression rate-distortion optimisation (Taubman 2000) and JPEG 2000's quality layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from abkt.codec.cells import WIDTHS, Cells
+from abkt.policy.view import Curve, Order
+
+MAX_BANDS = 64
+NEVER = 255
+"""The band of a pass that is not sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """of: [passes, cells] uint8, the band of every pass, or NEVER. count: bands in use, numbered 0 to count - 1."""
+
+    of: np.ndarray
+    count: int
+
+
+def weighted_distortion(errors: np.ndarray, deviation: np.ndarray, weights: np.ndarray | None, cells: Cells) -> np.ndarray:
+    """Each cell's share of the stream's distortion after each pass, [passes + 1, cells]; its sum over cells is D.
+
+    errors: [passes + 1, cells] squared errors. deviation: [layers, 2, kv_heads], as in Coded. weights: one a cell, cells.shape, at
+    least 0, of any scale; None is flat. Every (layer, K|V) counts the same: its squared error over its squared deviation from channel
+    means, so D = 1 where all is its channel mean and 0 where all is exact. A group that does not vary over the tokens is measured
+    against its own error at 0 bits instead. Raises ValueError for weights of another shape, below 0 or not finite.
+    """
+    layers, _, heads, tiles = cells.shape
+    mean_alone = errors[0].reshape(cells.shape).sum((2, 3))
+    scale = deviation.sum(2)
+    scale = np.where(scale > 0, scale, mean_alone)
+    share = 1 / (np.where(scale > 0, scale, 1.0) * layers * 2)
+    factor = np.repeat(share.reshape(-1), heads * tiles)
+    if weights is not None:
+        if weights.shape != cells.shape:
+            raise ValueError(f"weights {weights.shape} do not fit; one a cell is needed: [layers, 2, kv_heads, tiles] = {cells.shape}")
+        flat = weights.astype(np.float64).reshape(-1)
+        if flat.size and not (np.isfinite(flat).all() and flat.min() >= 0 and flat.max() > 0):
+            raise ValueError("weights must be finite and at least 0, and not all 0")
+        factor = factor * flat / (np.average(flat, weights=cells.values) if flat.size else 1.0)
+    return errors * factor
+
+
+def hull_slopes(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Distortion removed per byte on the convex hull of each cell, [passes, cells], falling from pass to pass.
+
+    sizes: [passes + 1, cells] bytes of each pass; left: distortion after it. By the min-max formula of isotonic regression: the slope
+    of pass p is the least over starts before p of the steepest descent from there to an end at or after p.
+    """
+    spent = sizes.cumsum(0)
+    passes = len(sizes) - 1
+    slopes = np.empty((passes, sizes.shape[1]))
+    for p in range(1, passes + 1):
+        steepest = [
+            np.max([(left[start] - left[end]) / (spent[end] - spent[start]) for end in range(p, passes + 1)], axis=0) for start in range(p)
+        ]
+        slopes[p - 1] = np.min(steepest, axis=0)
+    return slopes
+
+
+def slope_bands(sizes: np.ndarray, left: np.ndarray) -> Bands:
+    """Passes by falling slope, in at most MAX_BANDS bands of about equal bytes."""
+    slopes = hull_slopes(sizes, left).T.reshape(-1)  # cell by cell, so that a stable sort keeps equal slopes of a cell in order
+    order = np.argsort(-slopes, kind="stable")[: int((slopes > 0).sum())]
+    ends = sizes[1:].T.reshape(-1)[order].cumsum()
+    band = np.full(slopes.shape, NEVER, dtype=np.uint8)
+    if not len(order):
+        return Bands(band.reshape(-1, len(sizes) - 1).T, 0)
+    layer = -(-ends * MAX_BANDS // ends[-1]) - 1
+    kept, renumbered = np.unique(layer, return_inverse=True)
+    band[order] = renumbered
+    return Bands(band.reshape(-1, len(sizes) - 1).T, len(kept))
+
+
+def uniform_bands(sizes: np.ndarray, exact: np.ndarray) -> Bands:
+    """The first pass of all cells, then the second of all, and so on: what a codec of one precision for everything sends."""
+    passes = len(sizes) - 1
+    band = np.repeat(np.arange(passes, dtype=np.uint8)[:, None], sizes.shape[1], axis=1)
+    band[:, exact] = NEVER
+    return Bands(band, 0 if exact.all() else passes)
+
+
+def choose_bands(order: Order, sizes: np.ndarray, left: np.ndarray, exact: np.ndarray) -> Bands:
+    return slope_bands(sizes, left) if order == "slope" else uniform_bands(sizes, exact)
+
+
+def curve_of(bands: Bands, cells: Cells, left: np.ndarray, exact: np.ndarray, first_bytes: int) -> Curve:
+    """What each cut costs and leaves. first_bytes: wire bytes of point 0. bits: per value of the cells that are coded at all."""
+    sent = bands.of != NEVER
+    band = bands.of[sent]
+    widths = np.array(WIDTHS[: cells.passes])[:, None]
+    coded_values = max(1, int(cells.values[~exact].sum()))
+
+    def running(first: float, amounts: np.ndarray) -> tuple[float, ...]:
+        added = np.bincount(band, weights=amounts[sent], minlength=bands.count)
+        return (first, *(first + np.cumsum(added)).tolist())
+
+    return Curve(
+        bytes=running(float(first_bytes), cells.sizes[1:]),
+        distortion=running(float(left[0].sum()), left[1:] - left[:-1]),
+        bits=running(0.0, widths * cells.values / coded_values),
+    )

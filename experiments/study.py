@@ -1,0 +1,163 @@
+"""`abkt study`: which KV-transfer policy should this cluster use, and can that answer be trusted?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from abkt.profile import schema
+from abkt.records import SLO
+from abkt.spec import ModelSpec
+from experiments import study_folder
+from experiments.compare import compare_twins
+from experiments.config import STRICT, ClusterConfig, Hardware, NetworkConfig, read
+from experiments.curves import save_curves
+from experiments.manifest import write_manifest
+from experiments.results import write_json
+from experiments.show import bar
+from experiments.simulate import SimulateConfig, TraceWorkload, Workload, build_simulation, read_workload, write_result
+from experiments.verb import Run, verb
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
+
+NOTES = (
+    "Real: one prefill and one decode process on this machine, one pinned core and one thread each, computing with the probe model.",
+    "The link is emulated: frames are held back in user space until a link of the given capacity would have passed them "
+    "(no loss, no propagation delay), then cross loopback TCP.",
+    "Prompts are key-value lines of the probe's own kind, at the trace's scaled lengths; a perfect reader's answer is known.",
+    "Arrivals within one timestamp of the trace are spread at random, seeded.",
+    "Scale-out: costs from data sheets, rate curves of the probe's KV; nothing of it was validated on hardware here.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleOutConfig:
+    """The cluster that the model alone runs, for every routing and bitrate. workers: processes to run them in."""
+
+    model: ModelSpec
+    hardware: Hardware
+    cluster: ClusterConfig
+    network: NetworkConfig
+    workload: Workload
+    slo: SLO
+    bitrates: dict[str, dict[str, Any]]
+    routings: dict[str, dict[str, Any]]
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class StudyConfig:
+    """bitrates: the policies of the twin, by name. profile: one measured before, or null to measure now."""
+
+    model_folder: Path
+    network: NetworkConfig
+    workload: Workload
+    bitrates: dict[str, dict[str, Any]]
+    slo: SLO
+    scaleout: ScaleOutConfig
+    max_distortion: float
+    profile: Path | None
+    seed: int
+    out: Path
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+
+@verb("study")
+def main(config: StudyConfig, run: Run) -> None:
+    from abkt.serve.cluster import Cluster, ClusterSpec
+    from experiments.profile import measure, print_fits
+    from experiments.prompts import prompts_for
+    from experiments.report import write_report
+    from experiments.twin import Twin, run_model, run_real
+
+    requests, scaling = read_workload(config.workload, config.seed)
+    spec = ClusterSpec(config.model_folder)
+    span_s = requests[-1].arrival_s
+    print(
+        f"plan: profile this machine; {len(requests)} requests over {span_s:.0f} s by {', '.join(config.bitrates)} for real (1P1D) and in the "
+        f"model; {len(config.scaleout.routings)} routings x {len(config.scaleout.bitrates)} bitrates on "
+        f"{config.scaleout.cluster.prefill}P{config.scaleout.cluster.decode}D in the model; about {(90 + len(config.bitrates) * (span_s + 5) + 60) / 60:.0f} minutes"
+    )
+    config.out.mkdir(parents=True, exist_ok=True)
+    with Cluster(spec, config.out) as cluster:
+        if config.profile:
+            profile = schema.load(config.profile)
+        else:
+            with bar("profile") as progress:
+                profile = measure(cluster, config.seed, progress.step)
+        profile.save(config.out / "profile.json")
+        save_curves(profile.curves, config.out / "curves.json")
+        print_fits(profile)
+        twin = Twin(prompts_for(requests, config.seed), config.network.capacity(), config.slo, profile)
+        for name, bitrate in config.bitrates.items():
+            with bar(f"real: {name}", len(requests)) as progress:
+                run_real(twin, cluster, bitrate, study_folder.twin(config.out, "real", name), progress.update)
+    for name, bitrate in config.bitrates.items():
+        run_model(twin, spec, bitrate, study_folder.twin(config.out, "model", name))
+    write_json(config.out / "compare.json", compare_twins(config.out, list(config.bitrates), config.max_distortion))
+    run_scaleout(config)
+    study_folder.write_study(config.out, facts(config, run, scaling))
+    inputs = [w.path for w in (config.workload, config.scaleout.workload) if isinstance(w, TraceWorkload)]
+    write_manifest(run, [*inputs, config.model_folder / "config.json"])
+    write_report(config.out)
+    print(f"report: {config.out / 'report.html'}")
+
+
+def run_scaleout(config: StudyConfig) -> None:
+    """Every routing with every bitrate, in as many processes as there are workers."""
+    cells = [
+        {
+            "model": config.scaleout.model,
+            "hardware": config.scaleout.hardware,
+            "cluster": config.scaleout.cluster,
+            "network": config.scaleout.network,
+            "workload": config.scaleout.workload,
+            "slo": config.scaleout.slo,
+            "bitrate": bitrate,
+            "routing": routing,
+            "seed": config.seed,
+            "curves": config.out / "curves.json",
+            "progress": False,
+            "out": study_folder.scaleout(config.out, routing_name, bitrate_name),
+        }
+        for routing_name, routing in config.scaleout.routings.items()
+        for bitrate_name, bitrate in config.scaleout.bitrates.items()
+    ]
+    with bar("scale-out", len(cells)) as progress, ProcessPoolExecutor(config.scaleout.workers, get_context("spawn")) as pool:
+        for done, future in enumerate(as_completed([pool.submit(run_cell, cell) for cell in cells]), 1):
+            future.result()
+            progress.update(done, len(cells))
+
+
+def run_cell(values: Mapping[str, Any]) -> None:
+    config = read(SimulateConfig, values)
+    requests, scaling = read_workload(config.workload, config.seed)
+    result = build_simulation(config, requests).run()
+    write_result(config.out, result, config.slo, bitrate=config.bitrate, routing=config.routing, scaling=scaling)
+
+
+def facts(config: StudyConfig, run: Run, scaling: Mapping[str, float]) -> study_folder.StudyFacts:
+    scaleout, cluster = config.scaleout, config.scaleout.cluster
+    return study_folder.StudyFacts(
+        policies=list(config.bitrates),
+        routings=list(scaleout.routings),
+        bitrates=list(scaleout.bitrates),
+        max_distortion=config.max_distortion,
+        slo=config.slo,
+        scaleout_slo=scaleout.slo,
+        link=config.network.capacity(),
+        scaling=scaling,
+        scaleout={
+            "model": scaleout.model.name,
+            "hardware": getattr(scaleout.hardware, "name", "measured profile"),
+            "cluster": f"{cluster.prefill}P{cluster.decode}D",
+            "network": f"{scaleout.network.gbps:g} Gbit/s links",
+            "workload": scaleout.workload.path.name if isinstance(scaleout.workload, TraceWorkload) else "synthetic",
+        },
+        notes=NOTES,
+    )

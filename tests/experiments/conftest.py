@@ -1,0 +1,117 @@
+"""Made-up curves, profiles and a made-up study: the model's own records, and the same with noise as if they had been measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from abkt.capacity import Capacity
+from abkt.policy.view import Curve
+from abkt.profile.roofline import GpuSpec, roofline
+from abkt.profile.schema import RateCurve
+from abkt.records import SLO, RequestRecord, summarize
+from experiments.compare import compare_twins
+from experiments.compose import compose
+from experiments.config import read
+from experiments.curves import save_curves
+from experiments.manifest import write_manifest
+from experiments.results import write_json, write_records
+from experiments.simulate import SimulateConfig, build_simulation, read_workload, run_simulation, write_result
+from experiments.study_folder import StudyFacts, scaleout, twin, write_study
+from experiments.verb import Run
+
+POLICIES = ("raw", "int8", "int4", "embedded")
+ROUTINGS = ("round_robin", "load_aware")
+
+
+def made_up_curves() -> tuple[RateCurve, ...]:
+    """Distortion falls by four with every bit; the uniform order pays a little more for its metadata."""
+    bits = tuple(i / 4 for i in range(33))
+    distortion = tuple(2.0 ** (-2 * b) for b in bits)
+    slope, uniform = (Curve(tuple(edge + b / 16 for b in bits), distortion, bits) for edge in (0.02, 0.03))
+    return tuple(RateCurve(tokens, slope, uniform) for tokens in (128, 512, 2048))
+
+
+@pytest.fixture(scope="session")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("curves") / "probe.json"
+    save_curves(made_up_curves(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory, curves: Path) -> Path:
+    """A study folder without its report."""
+    folder = tmp_path_factory.mktemp("study")
+    write_made_up_study(folder, curves)
+    return folder
+
+
+def write_made_up_study(folder: Path, curves: Path) -> None:
+    gpu = GpuSpec("made-up", flops=2e11, memory_bytes_per_s=1e10, memory_bytes=1e9, overhead_s=0.01)
+    config, link = None, None
+    for policy in POLICIES:
+        config = _config(
+            curves, "model=probe", "cluster=1p1d", "network=mid_drop", "network.gbps=0.03", "slo=twin", f"bitrate={policy}", *_TWIN
+        )
+        requests, scaling = read_workload(config.workload, seed=0)
+        profile = roofline(gpu, config.model, made_up_curves())
+        result = run_simulation(build_simulation(replace(config, hardware=gpu), requests), progress=False)
+        write_result(twin(folder, "model", policy), result, config.slo)
+        noise = np.random.default_rng(POLICIES.index(policy))
+        measured = [_measured(record, 1 + 0.08 * noise.standard_normal(), 0.006) for record in result.requests]
+        write_records(twin(folder, "real", policy), measured, result.transfers)
+        write_json(twin(folder, "real", policy) / "summary.json", summarize(measured, config.slo, wall_s=60.0))
+        link = config.network.capacity()
+    for routing in ROUTINGS:
+        for bitrate in POLICIES:
+            big = _config(curves, f"routing={routing}", f"bitrate={bitrate}", "network.gbps=8", "workload.scaling.requests=60")
+            result = run_simulation(build_simulation(big, read_workload(big.workload, 0)[0]), progress=False)
+            write_result(scaleout(folder, routing, bitrate), result, big.slo)
+    assert config is not None
+    assert isinstance(link, Capacity)
+    profile.save(folder / "profile.json")
+    facts = StudyFacts(
+        policies=POLICIES,
+        routings=ROUTINGS,
+        bitrates=POLICIES,
+        max_distortion=0.02,
+        slo=config.slo,
+        scaleout_slo=SLO(10.0, 0.1),
+        link=link,
+        scaling=scaling,
+        scaleout={"model": "llama-3.1-8b", "hardware": "H100 SXM", "cluster": "4P4D", "network": "8 Gbit/s", "workload": "mooncake"},
+        notes=["Prompts are scaled to what the probe can hold.", "The link is paced in user space."],
+    )
+    write_study(folder, facts)
+    write_json(folder / "compare.json", compare_twins(folder, POLICIES, 0.02))
+    write_manifest(Run("study", ("out=DIR",), {"seed": 0, "policies": list(POLICIES)}, {}, folder), [curves])
+
+
+_TWIN = (
+    "workload.scaling.speedup=0.4",
+    "workload.scaling.requests=40",
+    "workload.scaling.isl_scale=0.08",
+    "workload.scaling.isl_max=1500",
+    "workload.scaling.isl_min=64",
+)
+
+
+def _config(curves: Path, *overrides: str) -> SimulateConfig:
+    small = (*overrides, "workload.scaling.osl_scale=0.1", f"curves={curves}", "progress=false")
+    return read(SimulateConfig, {**compose("simulate", small).config, "out": curves.parent})
+
+
+def _measured(record: RequestRecord, factor: float, delay_s: float) -> RequestRecord:
+    """The record with all its exposed times stretched, and a little more waiting on the wire."""
+    stretched = replace(record, wire_exposed_s=record.wire_exposed_s + delay_s)
+    for stage in ("prefill", "encode", "wire", "expand", "decode"):
+        setattr(stretched, f"{stage}_exposed_s", getattr(stretched, f"{stage}_exposed_s") * factor)
+    before_s = sum(getattr(stretched, f"{s}_exposed_s") for s in ("queue", "prefill", "encode", "wire", "expand"))
+    first_s = record.decode_token_s - (record.finish_s - record.decode_exposed_s)
+    stretched.decode_token_s = record.arrival_s + before_s + first_s * factor
+    stretched.finish_s = record.arrival_s + before_s + stretched.decode_exposed_s
+    return stretched

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abkt.policy.view import Decision
+from abkt.profile.expect import curve_for, expected_view
+from abkt.profile.schema import Fit
+from sim.cost import FRAME_BYTES, Costs
+
+tokens = st.integers(1, 5000)
+
+
+@given(tokens=tokens, batch=st.integers(1, 64), depth=st.sampled_from((2, 4, 8)))
+def test_costs_are_the_profile_s_own(profile, tokens, batch, depth) -> None:
+    costs = Costs(profile)
+    assert costs.prefill_s(tokens) == pytest.approx(profile.fit("prefill").seconds(tokens=tokens))
+    assert costs.iteration_s(batch, tokens) == pytest.approx(profile.fit("decode").seconds(batch=batch, context=tokens))
+    stream, raw = Decision("stream", depth_bits=depth), Decision("raw")
+    assert costs.encode_s(tokens, stream) == pytest.approx(profile.fit(f"encode/{depth}").seconds(tokens=tokens))
+    assert costs.encode_s(tokens, raw) == pytest.approx(profile.fit("encode/raw").seconds(tokens=tokens))
+    assert costs.expand_s(tokens, depth) == pytest.approx(profile.fit(f"expand/{depth}").seconds(tokens=tokens))
+    assert costs.expand_s(tokens, float("inf")) == pytest.approx(profile.fit("expand/raw").seconds(tokens=tokens))
+
+
+@given(tokens=tokens, bits=st.floats(0, 8), more=st.floats(0, 8))
+def test_expanding_lies_between_the_measured_depths(profile, tokens, bits, more) -> None:
+    costs = Costs(profile)
+    two, four, eight = (profile.fit(f"expand/{depth}").seconds(tokens=tokens) for depth in (2, 4, 8))
+    expected = two if bits <= 2 else two + (four - two) * (bits - 2) / 2 if bits <= 4 else four + (eight - four) * (bits - 4) / 4
+    assert costs.expand_s(tokens, bits) == pytest.approx(expected)
+    assert costs.expand_s(tokens, min(bits, more)) <= costs.expand_s(tokens, max(bits, more)) * (1 + 1e-12)
+
+
+@given(tokens=tokens, draw=st.integers(0, 1000), count=st.integers(1, 5), deadlines=st.lists(st.floats(0, 9), min_size=2, max_size=3))
+def test_a_kept_view_is_the_one_that_would_be_made(profile, tokens, draw, count, deadlines) -> None:
+    few = replace(profile, curves=profile.curves[:count])
+    costs = Costs(few)
+    for deadline_s in deadlines:
+        assert costs.view(tokens, deadline_s, draw) == expected_view(few, tokens, deadline_s, curve_for(few, tokens, draw))
+        assert costs.view(tokens, deadline_s) == expected_view(few, tokens, deadline_s)
+
+
+def test_calls(profile) -> None:
+    costs = Costs(profile)
+    assert costs.calls("raw", 1e12) == 1
+    assert [costs.calls("stream", b) for b in (0, 1, FRAME_BYTES, FRAME_BYTES + 1)] == [1, 1, 1, 2]
+
+
+def test_what_was_not_measured_is_known(profile) -> None:
+    costs = Costs(profile)
+    assert costs.prefill_measured(1000) and not costs.prefill_measured(1001)
+    assert costs.decode_measured(32, 1, 20_000)
+    assert not costs.decode_measured(33, 1, 9) and not costs.decode_measured(1, 1, 20_001) and not costs.decode_measured(1, 0, 9)
+    assert costs.codec_measured(10**9)  # no range in the profile: nothing to leave
+
+
+def test_a_profile_that_the_model_cannot_use_is_refused(profile) -> None:
+    def without(stage: str) -> dict[str, Fit]:
+        return {name: fit for name, fit in profile.fits.items() if name != stage}
+
+    with pytest.raises(ValueError, match="no table decode"):
+        Costs(replace(profile, fits=without("decode")))
+    strange = Fit(("batch*context",), (1.0,), {}, {}, 0.0, 0)
+    with pytest.raises(ValueError, match=r"decode has the feature batch\*context"):
+        Costs(replace(profile, fits={**profile.fits, "decode": strange}))
+    with pytest.raises(ValueError, match="take no time"):
+        Costs(replace(profile, fits={**profile.fits, "decode": Fit(("1",), (0.0,), {}, {}, 0.0, 0)}))

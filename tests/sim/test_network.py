@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abkt.capacity import Capacity
+from sim.clock import Clock, Wake
+from sim.network import Flow, Link, Network, fair_rates
+
+rates = st.floats(0.1, 1e3)
+
+
+@st.composite
+def meshes(draw):
+    links = draw(st.integers(1, 6))
+    capacity = {link: draw(rates) for link in range(links)}
+    paths = draw(st.lists(st.lists(st.integers(0, links - 1), min_size=1, max_size=3, unique=True), min_size=1, max_size=10))
+    return paths, capacity
+
+
+@pytest.mark.parametrize(
+    ("paths", "capacity", "expected"),
+    [
+        (["a"], {"a": 6.0}, [6.0]),
+        (["a", "a", "a"], {"a": 6.0}, [2.0, 2.0, 2.0]),
+        (["a", "ab", "b"], {"a": 10.0, "b": 4.0}, [8.0, 2.0, 2.0]),  # b fills first; the first flow takes what is left of a
+        (["ab", "a", "bc", "c"], {"a": 4.0, "b": 9.0, "c": 3.0}, [2.0, 2.0, 1.5, 1.5]),
+        (["ac", "bc", "c"], {"a": 1.0, "b": 5.0, "c": 9.0}, [1.0, 4.0, 4.0]),
+        (["a", "b"], {"a": math.inf, "b": 2.0}, [math.inf, 2.0]),
+        (["ax", "bx", "cx", "dx"], {"a": 9.0, "b": 9.0, "c": 9.0, "d": 0.4, "x": 4.0}, [1.2, 1.2, 1.2, 0.4]),  # incast
+    ],
+)
+def test_rates_by_hand(paths, capacity, expected) -> None:
+    assert fair_rates(paths, capacity) == pytest.approx(expected)
+
+
+@given(meshes())
+def test_rates_are_max_min_fair(mesh) -> None:
+    """The definition: no link is overfull, and every flow has a full link on which nobody is faster."""
+    paths, capacity = mesh
+    fair = fair_rates(paths, capacity)
+    load = {link: sum(rate for rate, path in zip(fair, paths) if link in path) for link in capacity}
+    assert all(load[link] <= capacity[link] * (1 + 1e-9) for link in capacity)
+    for rate, path in zip(fair, paths):
+        assert any(
+            load[link] >= capacity[link] * (1 - 1e-9) and all(other <= rate * (1 + 1e-9) for other, p in zip(fair, paths) if link in p)
+            for link in path
+        )
+
+
+@given(meshes(), st.integers(0, 9))
+def test_no_flow_gets_more_unless_one_with_less_gets_less(mesh, at) -> None:
+    paths, capacity = mesh
+    fair = fair_rates(paths, capacity)
+    at %= len(paths)
+    greedy = fair_rates([*paths, *[[("cap", i)] for i in range(len(paths))]], {**capacity, **{("cap", i): r for i, r in enumerate(fair)}})
+    assert greedy[: len(fair)] == pytest.approx(fair)  # solving twice changes nothing
+    slack = [capacity[link] - sum(r for r, p in zip(fair, paths) if link in p and r <= fair[at]) for link in paths[at]]
+    assert min(slack) <= 1e-9 * max(capacity.values())  # even if all that are faster gave way, nothing would be left for it
+
+
+class Sender:
+    """One flow from start_s on; notes its segments and its end."""
+
+    def __init__(self, clock: Clock, network: Network, path, start_s: float, size: float, limit: float = math.inf, turns=()) -> None:
+        self.clock, self.network = clock, network
+        self.path, self.start_s, self.size, self.limit = path, start_s, size, limit
+        self.turns = list(turns)  # targets to move to, one for each time that `end` rings
+        self.segments: list[tuple[float, float]] = []
+        self.end_s = math.nan
+        clock.process(self.run())
+
+    def on_rate(self, passed: float, seconds: float) -> float:
+        self.segments.append((passed, seconds))
+        return self.size
+
+    def run(self):
+        yield Wake(self.clock).at(self.start_s)
+        self.flow = Flow(self.clock, self.path, self.size, self.on_rate, self.limit)
+        self.network.join(self.flow)
+        yield self.flow.end
+        self.segments.append(self.flow.finish(self.clock.now))
+        while self.turns:
+            self.size = self.turns.pop(0)
+            self.flow.aim(self.size)
+            yield self.flow.end
+            self.segments.append(self.flow.finish(self.clock.now))
+        self.network.leave(self.flow)
+        self.end_s = self.clock.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def network(clock) -> Network:
+    return Network(clock)
+
+
+def test_joining_and_leaving_by_hand(clock, network) -> None:
+    link = (network.link("nic", Capacity.constant(10.0)),)
+    first, second = Sender(clock, network, link, 0.0, 100.0), Sender(clock, network, link, 4.0, 20.0)
+    clock.run()
+    assert (first.end_s, second.end_s) == (pytest.approx(12.0), pytest.approx(8.0))
+    assert first.segments == [(0.0, 0.0), (40.0, 4.0), (pytest.approx(20.0), 4.0), (pytest.approx(40.0), pytest.approx(4.0))]
+
+
+def test_a_target_that_moves(clock, network) -> None:
+    link = (network.link("nic", Capacity.constant(10.0)),)
+    longer = Sender(clock, network, link, 0.0, 30.0, turns=[70.0])
+    clock.run()
+    assert longer.end_s == pytest.approx(7.0) and sum(b for b, _ in longer.segments) == 70.0
+
+    def shorten():
+        yield Wake(clock).at(9.0)
+        shorter.flow.settle(clock.now)
+        shorter.flow.aim(25.0)
+
+    shorter = Sender(clock, network, link, 8.0, 50.0)  # 10 bytes have passed when it is cut to 25
+    clock.process(shorten())
+    clock.run()
+    assert shorter.end_s == pytest.approx(10.5)
+
+
+def test_what_has_passed_cannot_be_taken_back(clock, network) -> None:
+    sender = Sender(clock, network, (network.link("nic", Capacity.constant(10.0)),), 0.0, 50.0)
+
+    def shorten():
+        yield Wake(clock).at(3.0)
+        sender.flow.settle(clock.now)
+        sender.flow.aim(5.0)
+
+    clock.process(shorten())
+    clock.run()
+    assert sender.end_s == 3.0 and sender.flow.sent_bytes == 30.0
+
+
+def test_unlimited_links_take_no_time(clock, network) -> None:
+    free = Sender(clock, network, (network.link("nic", Capacity.constant(math.inf)),), 1.5, 1e12)
+    clock.run()
+    assert free.end_s == 1.5 and free.flow.sent_bytes == 1e12
+
+
+@st.composite
+def schedules(draw):
+    gaps = draw(st.lists(st.floats(0.1, 5), min_size=0, max_size=4))
+    starts = [0.0]
+    for gap in gaps:
+        starts.append(starts[-1] + gap)
+    period = draw(st.one_of(st.just(math.inf), st.floats(0.1, 5).map(lambda tail: starts[-1] + tail)))
+    return Capacity(tuple(starts), tuple(draw(rates) for _ in starts), period)
+
+
+@given(schedules(), st.floats(0, 20), st.floats(1, 1e4), st.one_of(st.just(math.inf), rates))
+def test_alone_on_a_link_that_changes(capacity, start_s, size, limit) -> None:
+    """The event-driven flow ends when the schedule's own integral says; a slower limit acts as a link of its own."""
+    clock = Clock()
+    network = Network(clock)
+    sender = Sender(clock, network, (network.link("nic", capacity),), start_s, size, limit)
+    clock.run()
+    slower = Capacity(capacity.starts_s, tuple(min(b, limit) for b in capacity.bytes_per_s), capacity.period_s)
+    assert sender.end_s == pytest.approx(slower.finish_s(start_s, size), rel=1e-6)
+    assert sum(b for b, _ in sender.segments) == pytest.approx(size)
+
+
+class Checked(Network):
+    """After every change, all rates of the whole network are the fair ones, though only connected flows were solved again."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.links: list[Link] = []
+
+    def link(self, name: str, capacity: Capacity) -> Link:
+        self.links.append(super().link(name, capacity))
+        return self.links[-1]
+
+    def _solve(self, changed) -> None:
+        super()._solve(changed)
+        flows = list({flow: None for link in self.links for flow in link.flows})
+        capacity = {link: link.bytes_per_s for link in self.links}
+        caps = {flow: flow.limit_bytes_per_s for flow in flows}
+        expected = fair_rates([(*flow.path, flow) for flow in flows], {**capacity, **caps})
+        assert [flow.rate for flow in flows] == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(schedules(), min_size=2, max_size=5),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0, 10), st.floats(1, 2000), rates), min_size=1, max_size=12),
+)
+def test_solving_the_connected_flows_alone_is_enough(capacities, flows) -> None:
+    clock = Clock()
+    network = Checked(clock)
+    links = [network.link(str(i), capacity) for i, capacity in enumerate(capacities)]
+    senders = []
+    for a, b, start_s, size, limit in flows:
+        path = tuple(dict.fromkeys((links[a % len(links)], links[b % len(links)])))
+        senders.append(Sender(clock, network, path, start_s, size, limit))
+    clock.run()
+    for sender, (*_, start_s, size, limit) in zip(senders, flows):
+        assert sum(b for b, _ in sender.segments) == pytest.approx(size)
+        assert sum(s for _, s in sender.segments) == pytest.approx(sender.end_s - start_s, abs=1e-9)
+        assert sender.end_s - start_s >= size / limit * (1 - 1e-9)
+
+
+@given(st.lists(st.floats(1, 1000), min_size=1, max_size=8), rates)
+def test_one_shared_link_is_processor_sharing(sizes, capacity) -> None:
+    """All start together: the k-th shortest ends when the shorter ones and its own size in every longer one have passed."""
+    clock = Clock()
+    network = Network(clock)
+    link = (network.link("nic", Capacity.constant(capacity)),)
+    senders = [Sender(clock, network, link, 0.0, size) for size in sizes]
+    clock.run()
+    for sender in senders:
+        assert sender.end_s == pytest.approx(sum(min(other, sender.size) for other in sizes) / capacity)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.traces import read_trace, spread
+from sim.workload import Request
+
+PUBLISHED = Path(__file__).parents[2] / ".." / "shared" / "data" / "traces"
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.6805900,374,44\r\n2023-11-16 18:15:50.9951690,396,109\r\n"
+
+
+def mooncake(*rows: tuple[int, int, int]) -> str:
+    return "".join(json.dumps({"timestamp": t, "input_length": i, "output_length": o, "hash_ids": [0, t]}) + "\n" for t, i, o in rows)
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a"])
+def test_azure(tmp_path, name) -> None:
+    first, second = read_trace(written(tmp_path / name, AZURE))
+    assert first == Request(0, 0.0, 374, 44)
+    assert (second.isl, second.osl) == (396, 109) and second.arrival_s == pytest.approx(4.3145790, abs=1e-9)
+
+
+def test_azure_keeps_the_seventh_digit_and_reads_time_zones(tmp_path) -> None:
+    text = "ContextTokens,GeneratedTokens,TIMESTAMP\n1,2,2024-05-10 23:59:59.0000001+00:00\n3,4,2024-05-11 00:00:00.0000009+00:00\n"
+    assert read_trace(written(tmp_path / "a.csv", text))[1].arrival_s == pytest.approx(1.0000008, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz"])
+def test_mooncake_with_times_that_all_differ_is_read_as_it_is(tmp_path, name) -> None:
+    trace = read_trace(written(tmp_path / name, mooncake((500, 7, 3), (1250, 9, 1))))
+    assert trace == [Request(0, 0.0, 7, 3, (0, 500)), Request(1, 0.75, 9, 1, (0, 1250))]
+
+
+def test_mooncake_steps_are_spread(tmp_path) -> None:
+    path = written(tmp_path / "m.jsonl", mooncake(*[(step * 3000, 10 + i, 5) for step in (0, 1, 2, 9) for i in range(20)]))
+    trace = read_trace(path, seed=5)
+    assert [r.isl for r in trace] == [10 + i for _ in range(4) for i in range(20)]  # order kept
+    assert [int(r.arrival_s // 3) for r in trace] == [step for step in (0, 1, 2, 9) for _ in range(20)]  # each in its own step
+    assert len({r.arrival_s for r in trace}) == 80
+    assert trace == read_trace(path, seed=5) != read_trace(path, seed=6)
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=60).map(sorted), st.integers(0, 9))
+def test_spreading_keeps_steps_and_order(steps, seed) -> None:
+    times = [3.0 * step for step in steps]
+    moved = spread(times, seed)
+    assert moved == sorted(moved) and len(moved) == len(times)
+    starts = sorted(set(times))
+    for before, after in zip(times, moved):
+        later = [start for start in starts if start > before]
+        assert before <= after and not (later and after >= later[0])
+
+
+BAD = {
+    "line 2: input_length is 0; a length must be at least 1": mooncake((0, 1, 1), (0, 0, 1)),
+    "line 2: its time is before": mooncake((5, 1, 1), (4, 1, 1)),
+    "line 2: not JSON": mooncake((0, 1, 1)) + "{oops\n",
+    "line 1: output_length is missing": '{"timestamp": 0, "input_length": 3}\n',
+    "line 1: input_length is 2.5; a length must be a whole number": '{"timestamp": 0, "input_length": 2.5, "output_length": 3}\n',
+    "line 1: input_length is True": '{"timestamp": 0, "input_length": true, "output_length": 3}\n',
+    "line 1: timestamp is 'now'": '{"timestamp": "now", "input_length": 2, "output_length": 3}\n',
+    "line 1: timestamp is nan": '{"timestamp": NaN, "input_length": 2, "output_length": 3}\n',
+    "line 2: not a JSON object": mooncake((0, 1, 1)) + "[1]\n",
+    "line 1: hash_ids": '{"timestamp": 0, "input_length": 2, "output_length": 3, "hash_ids": ["a"]}\n',
+    "line 3: GeneratedTokens is -3; a length must be at least 1": AZURE.replace(",109", ",-3"),
+    "line 3: ContextTokens is 'many'": AZURE.replace("396", "many"),
+    "line 2: 2 values for 3 columns": AZURE.replace(",44", ""),
+    "line 2: TIMESTAMP is 'noon'": AZURE.replace("2023-11-16 18:15:46.6805900", "noon"),
+    "line 3: its time is before": AZURE.replace("18:15:50", "18:15:40"),
+    "line 1: there is no column GeneratedTokens": AZURE.replace("GeneratedTokens", "Tokens"),
+    "line 3: TIMESTAMP is '2023-11-16 18:15:50.9951690[+]00:00'": AZURE.replace("50.9951690", "50.9951690+00:00"),
+    "is empty": AZURE.splitlines()[0],
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, message) -> None:
+    path = written(tmp_path / "bad.txt", BAD[message])
+    with pytest.raises(ValueError, match=message) as caught:
+        read_trace(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_read_is_said(tmp_path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        read_trace(tmp_path / "none.csv")
+    for name, data in (("plain.csv.gz", AZURE.encode()), ("cut.csv.gz", gzip.compress(AZURE.encode() * 50)[:-30]), ("bytes.csv", b"\xff\xfe\x00")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match="cannot be read"):
+            read_trace(tmp_path / name)
+    with pytest.raises(ValueError, match="is empty"):
+        read_trace(written(tmp_path / "empty.csv", ""))
+    with pytest.raises(ValueError, match="auto, mooncake, azure"):
+        read_trace(written(tmp_path / "a.csv", AZURE), format="vidur")
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published traces are not here")
+def test_the_published_traces() -> None:
+    trace = read_trace(PUBLISHED / "mooncake_conversation_trace.jsonl.gz")
+    assert len(trace) == 12_031 and sum(r.isl for r in trace) / len(trace) == pytest.approx(12_035, abs=1)
+    assert Counter(type(r.hash_ids) for r in trace) == {tuple: 12_031} and max(r.arrival_s for r in trace) < 3_600
+    assert len(read_trace(PUBLISHED / "azure2023_conv.csv.gz")) == 19_366

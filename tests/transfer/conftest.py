@@ -1,0 +1,118 @@
+"""Real loopback sockets, a receiving desk that writes down what happens, and a clock that only sleeping moves."""
+
+import queue
+import threading
+
+import pytest
+
+from abkt.transfer.channel import Channel, Keepalive
+from abkt.transfer.frame import FrameType, Header
+from abkt.transfer.messages import Hello, Offer
+from abkt.transfer.outgoing import Outgoing
+from abkt.transfer.pieces import BufferSink, PiecesSource
+from abkt.transfer.receiver import Receiver
+from abkt.transfer.sender import Sender
+from abkt.transfer.tcp import Tcp
+from abkt.transfer.unix import Unix
+
+BACKENDS = {"tcp": (Tcp, lambda path: "127.0.0.1:0"), "unix": (Unix, lambda path: str(path / "socket"))}
+PATIENT = Keepalive(ping_s=1.0, silence_s=20.0)  # a slow machine is no fault
+WAIT_S = 30.0
+LAYOUT = "model of the tests, 2 layers"
+
+
+class Clock:
+    def __init__(self, now_s=0.0):
+        self.now_s = now_s
+
+    def __call__(self):
+        return self.now_s
+
+    def sleep(self, duration_s):
+        assert duration_s > 0
+        self.now_s += duration_s
+
+
+class Desk:
+    """A receiving node. By default it takes every offer into a new buffer; what comes of it stands in two queues."""
+
+    def __init__(self, transport, address, keepalive=PATIENT, sink_of=lambda offer: BufferSink(offer.size)):
+        self.sink_of = sink_of
+        self.commits, self.aborts = queue.Queue(), queue.Queue()
+        self.receiver = Receiver(
+            transport,
+            address,
+            Hello("decode-0", LAYOUT),
+            lambda peer, offer: self.sink_of(offer),
+            self.commits.put,
+            lambda received, reason: self.aborts.put((received, reason)),
+            keepalive,
+        )
+        self.address = self.receiver.address
+
+    def committed(self):
+        return self.commits.get(timeout=WAIT_S)
+
+    def aborted(self):
+        return self.aborts.get(timeout=WAIT_S)
+
+
+class House:
+    """Makes nodes on one backend, and closes them all at the end."""
+
+    def __init__(self, backend, path):
+        kind, self.address_in = BACKENDS[backend]
+        self.transport, self.path, self.open = kind(), path, []
+        self.count = 0
+
+    def desk(self, **options):
+        self.count += 1
+        path = self.path / str(self.count)
+        path.mkdir()
+        desk = Desk(self.transport, self.address_in(path), **options)
+        self.open.append(desk.receiver.close)
+        return desk
+
+    def sender(self, address, link=None, keepalive=PATIENT, layout=LAYOUT):
+        sender = Sender(self.transport, address, Hello("prefill-0", layout), link, keepalive)
+        self.open.append(sender.close)
+        return sender
+
+    def channel(self, address, keepalive=PATIENT, greet=True):
+        """A peer that speaks frame by frame, for what no sender would say."""
+        channel = Channel(self.transport.connect(address, keepalive.silence_s), keepalive)
+        self.open.append(channel.connection.close)
+        if greet:
+            channel.send(Header(FrameType.HELLO), [Hello("odd-peer", LAYOUT).payload()])
+            channel.expect(FrameType.HELLO)
+        return channel
+
+    def close(self):
+        while self.open:
+            self.open.pop()()
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def house(request, tmp_path):
+    before = set(threading.enumerate())
+    house = House(request.param, tmp_path)
+    yield house
+    house.close()
+    assert not [thread.name for thread in threading.enumerate() if thread not in before], "threads outlived close()"
+
+
+@pytest.fixture(scope="session")
+def fake_clock():
+    return Clock
+
+
+@pytest.fixture(scope="session")
+def outgoing():
+    """outgoing(transfer_id, pieces, ends=…, **options) of one raw transfer, or a stream if it has ends."""
+
+    def make(transfer_id, pieces, ends=(), more=None, **options):
+        source = PiecesSource(pieces, ends)
+        offer = Offer(transfer_id, "stream" if ends else "raw", 16, source.ends, more=more or {})
+        return Outgoing(transfer_id, offer, source, **options)
+
+    return make

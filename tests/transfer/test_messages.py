@@ -1,0 +1,93 @@
+"""Metadata: what is said is understood, and nothing else is accepted."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abkt.transfer.frame import META_CAP_BYTES, FrameError
+from abkt.transfer.messages import Abort, Commit, Grant, Hello, Offer
+
+KINDS = [Hello, Offer, Grant, Commit, Abort]
+ENDS = st.lists(st.integers(1, 2**47), min_size=1, max_size=65, unique=True).map(lambda ends: tuple(sorted(ends)))
+NAMES = st.text(max_size=20)
+MORE = st.dictionaries(NAMES, NAMES | st.integers(-(2**70), 2**70) | st.booleans() | st.floats(allow_nan=False, allow_infinity=False))
+OFFER = Offer(1, "stream", 40, (10, 20), 3, (2, 1), {"osl": 8})
+
+
+@given(st.integers(0, 2**62), st.integers(0, 2**31), ENDS, st.lists(st.integers(1, 2**31)).map(tuple), MORE)
+def test_an_offer_says_itself(request_id, tokens, ends, runs, more):
+    offer = Offer(request_id, "stream", tokens, ends, tokens - 1, runs, more)
+    assert Offer.parse(offer.payload()) == offer
+
+
+@given(NAMES, NAMES, st.integers(1, 2**48), st.integers(0, 100))
+def test_the_others_say_themselves(name, text, size, cut):
+    for message in (Hello(name, text), Grant(size), Commit(cut, size, "00" * 16), Abort(text)):
+        assert type(message).parse(message.payload()) == message
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+)
+
+
+@given(st.sampled_from(KINDS), st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_payload_is_refused_or_understood(kind, payload):
+    try:
+        message = kind.parse(payload)
+    except FrameError:
+        return
+    assert kind.parse(message.payload()) == message
+
+
+@given(st.sampled_from(sorted(json.loads(OFFER.payload()))), JSON)
+def test_one_field_changed_at_random(key, value):
+    members = json.loads(OFFER.payload()) | {key: value}
+    try:
+        offer = Offer.parse(json.dumps(members).encode())
+    except FrameError:
+        return
+    assert json.loads(offer.payload()) == members  # what was understood is what was said
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"ends": [20, 10]}, "must rise"),
+        ({"ends": []}, "one at least"),
+        ({"ends": [0, 10]}, "list of at most"),
+        ({"mode": "raw"}, "one cut, not 2"),
+        ({"mode": "fast"}, "raw or stream"),
+        ({"tokens": True}, "tokens must be an integer"),
+        ({"tokens": 1.0}, "tokens must be an integer"),
+        ({"tokens": -1}, "tokens must be an integer"),
+        ({"runs": [0]}, "list of at most"),
+        ({"more": {"a": [1]}}, "more must be"),
+        ({"price": 1}, "unknown field 'price'"),
+    ],
+)
+def test_a_wrong_field_is_named(change, complaint):
+    with pytest.raises(FrameError, match=complaint):
+        Offer.parse(json.dumps(json.loads(OFFER.payload()) | change).encode())
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "NaN", '{"reason": ' + "9" * 5000 + "}", "\xff", '{"reason": Infinity}', "[]", "{}"])
+def test_hostile_json_is_refused(text):
+    with pytest.raises(FrameError):
+        Abort.parse(text.encode("latin-1"))
+
+
+def test_metadata_is_bounded_on_both_sides():
+    with pytest.raises(FrameError, match="above the cap"):
+        Abort.parse(b" " * (META_CAP_BYTES + 1))
+    with pytest.raises(FrameError, match="put less into it"):
+        Offer(1, "raw", 1, (1,), more={"prompt": "x" * META_CAP_BYTES}).payload()
+    with pytest.raises(FrameError, match="more must be"):
+        Offer.parse(OFFER.payload().replace(b'"osl":8', b'"osl":1e999'))
+
+
+def test_the_cut_within_some_bytes():
+    assert [OFFER.cut_within(size) for size in (0, 9, 10, 19, 20, 99)] == [-1, -1, 0, 0, 1, 1]

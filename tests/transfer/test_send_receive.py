@@ -1,0 +1,387 @@
+"""One suite over all transports: what is sent arrives, no less, no more, no earlier than it may."""
+
+import math
+import os
+import random
+import threading
+from contextlib import suppress
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from abkt.capacity import Capacity
+from abkt.transfer.frame import HEADER_BYTES
+from abkt.transfer.link import PacedLink
+from abkt.transfer.messages import Commit, Offer
+from abkt.transfer.outgoing import FRAME_BYTES, FrameSize
+from abkt.transfer.pieces import BufferSink, PiecesSink
+from abkt.transfer.tcp import Tcp
+
+WAIT_S = 30.0
+KIB = 1024
+
+
+def scatter(data, seed):
+    """Fresh buffers, which hold the data one after another, at most 9,000 bytes each."""
+    dice, pieces, start = random.Random(seed), [], 0
+    while start < len(data):
+        stop = start + dice.randint(1, 9000)
+        pieces.append(bytearray(data[start:stop]))
+        start = stop
+    return pieces
+
+
+@given(sizes=st.lists(st.integers(1, 300_000), min_size=1, max_size=3), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_scattered_pieces_arrive_in_scattered_pieces(house, outgoing, sizes, seed):
+    """Several transfers over one connection, in order; memory of the receiver itself is written, however it is cut."""
+    desk = house.desk()
+    sender = house.sender(desk.address)
+    memory = {}
+    desk.sink_of = lambda offer: PiecesSink(memory.setdefault(offer.request_id, scatter(bytes(offer.size), seed + 1)))
+    whole = [random.Random(seed + size).randbytes(size) for size in sizes]
+    futures = [sender.submit(outgoing(number, scatter(data, seed))) for number, data in enumerate(whole)]
+    for number, data in enumerate(whole):
+        received, sent = desk.committed(), futures[number].result(WAIT_S)
+        assert (received.peer, received.transfer_id, received.cut, received.payload_bytes) == ("prefill-0", number, 0, len(data))
+        assert b"".join(memory[number]) == data
+        assert (sent.error, sent.cut, sent.payload_bytes, sent.retries) == ("", 0, len(data), 0)
+        assert sent.offered_s <= sent.granted_s <= sent.first_byte_s <= sent.last_byte_s <= sent.acked_s
+        assert received.offered_s <= received.granted_s <= received.first_byte_s <= received.last_byte_s <= received.committed_s
+    house.close()
+
+
+def test_more_pieces_than_one_call_takes(house, outgoing):
+    data = os.urandom(60_000)
+    desk = house.desk(sink_of=lambda offer: PiecesSink(memory))
+    memory = [bytearray(20) for _ in range(3000)]
+    sent = house.sender(desk.address).submit(outgoing(1, [data[i : i + 10] for i in range(0, len(data), 10)])).result(WAIT_S)
+    desk.committed()
+    assert b"".join(memory) == data
+    assert sent.calls >= 6  # 6,001 buffers, 1,024 a call
+
+
+def test_the_offer_arrives_whole(house, outgoing):
+    desk = house.desk()
+    offered = outgoing(5, [b"abc"], ends=(1, 3), more={"osl": 12, "greedy": True, "model": "probe"})
+    offered.transfer_id = 2**64 - 1
+    house.sender(desk.address).submit(offered).result(WAIT_S)
+    received = desk.committed()
+    assert (received.offer, received.transfer_id) == (offered.offer, 2**64 - 1)
+
+
+def test_two_senders_at_once(house, outgoing):
+    desk = house.desk()
+    data = [os.urandom(1 << 20), os.urandom(1 << 20)]
+    futures = [house.sender(desk.address).submit(outgoing(i, [data[i]])) for i in range(2)]
+    got = {received.transfer_id: received.sink.data for received in (desk.committed(), desk.committed())}
+    assert got == dict(enumerate(data))
+    assert not any(future.result(WAIT_S).error for future in futures)
+
+
+# The cut. At 1 MB/s a frame has the least size, 64 KiB; the clock is moved by pacing alone.
+
+
+SLOW = Capacity.constant(1e6)
+FRAME = FRAME_BYTES[0]
+
+
+@pytest.fixture
+def streamed(house, outgoing, fake_clock):
+    """streamed(ends, answers): send with these answers of next_cut, the last for ever. Returns (source, Received, Sent, what was asked)."""
+
+    def run(ends, answers, sink_of=lambda offer: BufferSink(offer.size)):
+        desk, clock, asked = house.desk(sink_of=sink_of), fake_clock(), []
+        data = os.urandom(ends[-1])
+
+        def next_cut(now_s, sent_bytes, sent_cut):
+            asked.append((now_s, sent_bytes, sent_cut))
+            return answers[min(len(asked), len(answers)) - 1]
+
+        sender = house.sender(desk.address, PacedLink(SLOW, clock, clock.sleep))
+        sent = sender.submit(outgoing(1, [data], ends, next_cut=next_cut)).result(WAIT_S)
+        assert not sent.error
+        received = desk.committed()
+        house.close()
+        return data, received, sent, asked
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("answers", "cut"),
+    [
+        ([0], 0),
+        ([9], 9),
+        ([9, 9, 2], 2),  # down while under way: nothing after band 2 leaves
+        ([1, 5, 3, 7], 7),  # up and down
+        ([9, 9, 9, 9, 1], 3),  # below what has left: at once, not back
+        ([99], 9),
+    ],
+)
+def test_the_cut_moves_and_exactly_that_prefix_arrives(streamed, answers, cut):
+    ends = tuple(FRAME * band for band in range(1, 11))
+    data, received, sent, asked = streamed(ends, answers)
+    assert received.cut == sent.cut == cut
+    assert received.payload_bytes == sent.payload_bytes == ends[cut]
+    assert received.sink.data == data[: ends[cut]] + bytes(ends[-1] - ends[cut])
+    assert sent.wire_bytes == ends[cut] + HEADER_BYTES * (cut + 1) + metadata(received, sent)
+    assert [left for _, left, _ in asked] == [0, *ends[: cut + 1]]  # asked before each frame, and whether to stop
+
+
+@given(
+    st.lists(st.integers(1, 200_000), min_size=1, max_size=8).map(lambda bands: tuple(sum(bands[: i + 1]) for i in range(len(bands)))),
+    st.lists(st.integers(0, 8), min_size=1, max_size=12),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bands_and_any_answers(streamed, ends, answers):
+    data, received, sent, asked = streamed(ends, answers)
+    assert received.sink.data[: sent.payload_bytes] == data[: sent.payload_bytes]
+    assert not any(received.sink.data[sent.payload_bytes :])
+    last = answers[min(len(asked), len(answers)) - 1]
+    for _, left, complete in asked:
+        assert complete == max([band for band, end in enumerate(ends) if end <= left], default=0)
+    stops = [left for _, left, _ in asked]
+    assert all(0 < b - a <= FRAME for a, b in pairwise(stops))
+    assert sent.cut == received.cut == max(band for band, end in enumerate(ends) if end <= stops[-1])
+    assert sent.cut >= min(last, len(ends) - 1)
+    for answer, (_, left, complete) in zip(answers + [answers[-1]] * len(asked), asked[:-1], strict=False):
+        assert left < ends[min(max(answer, complete), len(ends) - 1)]  # it went on only while the cut was not reached
+
+
+def metadata(received, sent):
+    commit = Commit(sent.cut, sent.payload_bytes, "0" * 32)
+    return len(received.offer.payload()) + len(commit.payload()) + 2 * HEADER_BYTES
+
+
+def test_a_smaller_grant_is_the_finest_cut_that_fits(streamed):
+    data, received, sent, _ = streamed((FRAME, 2 * FRAME, 3 * FRAME), [2], sink_of=lambda offer: BufferSink(2 * FRAME + 5))
+    assert (sent.cut, sent.payload_bytes) == (1, 2 * FRAME)
+    assert received.sink.data == data[: 2 * FRAME] + bytes(5)
+
+
+def test_an_offer_larger_than_its_grant_is_not_sent(house, outgoing):
+    desk = house.desk(sink_of=lambda offer: BufferSink(99))
+    sender = house.sender(desk.address)
+    sent = sender.submit(outgoing(1, [bytes(100)])).result(WAIT_S)
+    assert "granted 99 bytes, but the coarsest cut needs 100" in sent.error
+    assert sent.payload_bytes == 0
+    assert desk.aborted()[0].transfer_id == 1
+    assert not sender.submit(outgoing(2, [bytes(99)])).result(WAIT_S).error
+
+
+# The frame
+
+
+@given(
+    st.lists(st.integers(1, 3 << 20), min_size=1, max_size=20, unique=True).map(lambda ends: tuple(sorted(ends))),
+    st.floats(1, 1e10),
+    st.data(),
+)
+def test_a_frame_ends_with_a_band_where_it_can(ends, rate, data):
+    cut = data.draw(st.integers(0, len(ends) - 1))
+    start = data.draw(st.integers(0, ends[cut] - 1))
+    size = FrameSize(rate)
+    stop = size.stop(ends, start, cut)
+    assert start < stop <= min(ends[cut], start + size.size())
+    assert FRAME <= size.size() <= FRAME_BYTES[1]
+    if stop not in ends:
+        assert stop == start + size.size()
+        assert not [end for end in ends if start + FRAME <= end <= stop]
+
+
+def test_a_frame_is_20_ms_of_the_link():
+    size = FrameSize()
+    assert size.size() == FRAME
+    size.observe(1_000_000, 0.1)
+    assert size.size() == 200_000
+    size.observe(1_000_000, 1e-4)
+    assert size.size() == FRAME_BYTES[1]
+
+
+# Time
+
+
+@pytest.mark.parametrize(
+    "capacity",
+    [
+        Capacity.constant(250_000.0),
+        Capacity((0.0, 0.4), (12.5e6, 250_000.0)),  # a drop from 100 to 2 Mbit/s
+        Capacity((0.0, 0.1), (6.25e6, 625_000.0), period_s=0.2),  # 50 to 5 and back
+    ],
+)
+def test_a_paced_transfer_takes_what_the_capacity_says(house, outgoing, fake_clock, capacity):
+    clock = fake_clock(100.0)
+    samples = []
+    desk = house.desk()
+    sender = house.sender(desk.address, PacedLink(capacity, clock, clock.sleep, origin_s=100.0))
+    data = os.urandom(6_000_000)
+    offered = outgoing(1, [data], on_sent=lambda now_s, size, duration_s: samples.append((now_s, size, duration_s)))
+    sent = sender.submit(offered).result(WAIT_S)
+    assert desk.committed().sink.data == data
+    frames = sum(size for _, size, _ in samples)
+    assert frames == len(data) + HEADER_BYTES * len(samples)
+    end_s = 100.0 + capacity.finish_s(sent.first_byte_s - 100.0, frames)
+    assert sent.last_byte_s == pytest.approx(end_s, abs=1e-6)
+    assert sum(duration_s for _, _, duration_s in samples) == pytest.approx(end_s - sent.first_byte_s)
+    assert sent.acked_s == pytest.approx(100.0 + capacity.finish_s(0.0, sent.wire_bytes), abs=1e-6)  # OFFER and COMMIT pay too
+
+
+def test_no_byte_arrives_before_the_link_has_passed_it(house, outgoing, fake_clock):
+    """The clock stops in the middle of the fourth frame: three have arrived, and the fourth has not."""
+    clock, stopped, go_on = fake_clock(), threading.Event(), threading.Event()
+    frame_s = (FRAME + HEADER_BYTES) / 1e6
+
+    def sleep(duration_s):
+        if clock.now_s + duration_s > 3.5 * frame_s and not go_on.is_set():
+            stopped.set()
+            assert go_on.wait(WAIT_S)
+        clock.sleep(duration_s)
+
+    desk, sink, seen = house.desk(), BufferSink(5 * FRAME), threading.Event()
+    buffers = sink.buffers
+    sink.buffers = lambda start, stop: (start == 2 * FRAME and seen.set()) or buffers(start, stop)
+    desk.sink_of = lambda offer: sink
+    future = house.sender(desk.address, PacedLink(SLOW, clock, sleep)).submit(outgoing(1, [bytes([1]) * 5 * FRAME]))
+    assert stopped.wait(WAIT_S)
+    assert seen.wait(WAIT_S)
+    assert not any(sink.data[3 * FRAME :])
+    assert desk.commits.empty()
+    go_on.set()
+    assert not future.result(WAIT_S).error
+    assert all(sink.data)
+
+
+# Waiting, refusing, cancelling, closing
+
+
+def test_an_offer_waits_until_there_is_memory(house, outgoing):
+    free, asked = threading.Event(), threading.Semaphore(0)
+
+    def sink_of(offer):
+        asked.release()
+        return BufferSink(offer.size) if free.is_set() else None
+
+    desk = house.desk(sink_of=sink_of)
+    future = house.sender(desk.address).submit(outgoing(1, [b"patience"]))
+    assert all(asked.acquire(timeout=WAIT_S) for _ in range(2))
+    assert not future.done()
+    free.set()
+    desk.receiver.memory_freed()
+    assert math.isfinite(future.result(WAIT_S).granted_s)
+    assert desk.committed().sink.data == b"patience"
+
+
+def test_a_refused_offer_leaves_the_connection_alone(house, outgoing):
+    def sink_of(offer):
+        if offer.size > 10:
+            raise ValueError("prompt of 11 tokens is longer than this node can hold")
+        return BufferSink(offer.size)
+
+    desk = house.desk(sink_of=sink_of)
+    sender = house.sender(desk.address)
+    sent = sender.submit(outgoing(1, [bytes(11)])).result(WAIT_S)
+    assert sent.error == "decode-0: prompt of 11 tokens is longer than this node can hold"
+    assert math.isnan(sent.granted_s)
+    channel = sender._channel
+    assert not sender.submit(outgoing(2, [bytes(10)])).result(WAIT_S).error
+    assert sender._channel is channel
+    assert desk.aborts.empty()
+
+
+@pytest.mark.parametrize("when", ["waiting", "sending", "queued"])
+def test_a_cancelled_transfer_frees_the_memory_of_its_receiver(house, outgoing, when):
+    desk = house.desk()
+    sender = house.sender(desk.address)
+    begun = threading.Event()
+    first = outgoing(1, [bytes(1 << 20)])
+    if when == "waiting":
+        desk.sink_of = lambda offer: begun.set()
+    else:
+        first.next_cut = lambda now_s, sent_bytes, sent_cut: begun.set() or first.cancel.wait(WAIT_S) * 0
+    second = outgoing(2, [b"next"])
+    futures = [sender.submit(first), sender.submit(second)]
+    assert begun.wait(WAIT_S)
+    if when == "queued":
+        assert futures[1].cancel()
+    desk.sink_of = lambda offer: BufferSink(offer.size)
+    first.cancel.set()
+    assert futures[0].result(WAIT_S).error == "cancelled by its sender"
+    if when != "waiting":
+        assert desk.aborted()[0].transfer_id == 1
+    if when != "queued":
+        assert not futures[1].result(WAIT_S).error
+        assert desk.committed().transfer_id == 2
+
+
+def test_closing_the_sender_ends_what_it_was_doing(house, outgoing):
+    desk = house.desk(sink_of=lambda offer: None)
+    sender = house.sender(desk.address)
+    futures = [sender.submit(outgoing(i, [b"x"])) for i in range(3)]
+    sender.close()
+    assert [future.result(0).error for future in futures] == ["the sender was closed"] * 3
+    with pytest.raises(ValueError, match="is closed"):
+        sender.submit(outgoing(4, [b"x"]))
+
+
+def test_nothing_is_left_open(house, outgoing):
+    before = sockets()
+    desk = house.desk()
+    sender = house.sender(desk.address)
+    assert not sender.submit(outgoing(1, [b"x"])).result(WAIT_S).error
+    house.sender(desk.address).close()
+    assert sockets() > before
+    house.close()
+    assert sockets() == before
+    assert not [path for path in house.path.rglob("*") if path.is_socket()]
+
+
+def sockets():
+    found = 0
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the listing's own
+            found += os.readlink(f"/proc/self/fd/{number}").startswith("socket:")
+    return found
+
+
+# Addresses
+
+
+def test_a_taken_address_is_one_line(house):
+    desk = house.desk()
+    with pytest.raises(ValueError, match=r"in use; give another|exists; give another") as error:
+        house.transport.listen(desk.address, 1.0)
+    assert "\n" not in str(error.value)
+
+
+def test_nobody_there(house, outgoing):
+    desk = house.desk()
+    desk.receiver.close()
+    house.open.clear()
+    sent = house.sender(desk.address).submit(outgoing(1, [b"x"])).result(WAIT_S)
+    assert sent.error.startswith(f"cannot connect to {desk.address}")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "192.0.2.1:80", "[::]:0", ":80"])
+def test_an_address_beyond_this_host_needs_a_key(address):
+    for use in (Tcp().listen, Tcp().connect):
+        with pytest.raises(ValueError, match=r"needs a key|must be an IP address"):
+            use(address, 1.0)
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "localhost:", "localhost:x", "localhost:65536", "localhost:-1", "example.org:80"])
+def test_a_bad_address_is_one_line(address):
+    with pytest.raises(ValueError, match=r"host:port|IP address"):
+        Tcp().listen(address, 1.0)
+
+
+def test_an_offer_must_be_that_of_its_source(outgoing):
+    made = outgoing(1, [b"abc"])
+    with pytest.raises(ValueError, match="not those of its source"):
+        type(made)(1, Offer(1, "raw", 1, (4,)), made.source)
+    with pytest.raises(ValueError, match="tokens must be"):
+        type(made)(1, Offer(1, "raw", -1, (3,)), made.source)
+    with pytest.raises(ValueError, match="64 bits"):
+        outgoing(2**64, [b"abc"])

@@ -1,0 +1,451 @@
+"""One fault suite over all transports: whoever breaks the rules, falls silent or dies harms nobody else."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from abkt.capacity import Capacity
+from abkt.transfer.channel import Channel, Keepalive
+from abkt.transfer.frame import DATA_CAP_BYTES, FrameError, FrameType, Header, digest_of, seal
+from abkt.transfer.link import PacedLink
+from abkt.transfer.messages import Commit, Grant, Hello, Offer
+from abkt.transfer.pieces import BufferSink
+from abkt.transfer.transport import PeerError, PeerLost
+
+WAIT_S = 30.0
+SHORT = Keepalive(ping_s=0.2, silence_s=0.8)
+DATA, COMMIT, ACK = FrameType.DATA, FrameType.COMMIT, FrameType.ACK
+
+
+def offer(channel, size=100, transfer_id=1, request_id=1):
+    channel.send(Header(FrameType.OFFER, transfer_id), [Offer(request_id, "raw", 1, (size,)).payload()])
+    return Grant.parse(channel.expect(FrameType.GRANT)[1])
+
+
+def commit(channel, tags, size, transfer_id=1, **change):
+    said = {"cut": 0, "size": size, "digest": digest_of(tags).hex()} | change
+    channel.send(Header(COMMIT, transfer_id, len(tags)), [Commit(**said).payload()])
+
+
+def data(channel, sequence=0, offset=0, size=50, transfer_id=1, epoch=0):
+    return channel.send(Header(DATA, transfer_id, sequence, offset, epoch), [b"d" * size])[1]
+
+
+def test_the_odd_peer_of_these_tests_can_be_good(house):
+    """Frame by frame, a transfer that breaks no rule arrives: so what is refused below is refused for its one fault."""
+    desk = house.desk()
+    channel = house.channel(desk.address)
+    assert offer(channel) == Grant(100)
+    tags = [data(channel), data(channel, 1, 50)]
+    commit(channel, tags, 100)
+    assert channel.expect(ACK)[0].offset == 100
+    received = desk.committed()
+    assert (received.peer, received.sink.data) == ("odd-peer", b"d" * 100)
+
+
+def damaged(channel):
+    header = Header(DATA, 1, 0, 0, 0, 50)
+    channel.connection.send([seal(header, [b"d" * 50]), b"d" * 49 + b"e"])
+
+
+def oversized(channel):
+    channel.connection.send([seal(Header(DATA, 1, 0, 0, 0, DATA_CAP_BYTES + 1))])
+
+
+def other_version(channel):
+    sealed = bytearray(seal(Header(DATA, 1, length=50), [b"d" * 50]))
+    sealed[4] = 2
+    channel.connection.send([sealed])
+
+
+def duplicate(channel):
+    data(channel)
+    data(channel)
+
+
+def swapped(channel):
+    data(channel, 1, 50)
+
+
+def hole(channel):
+    data(channel, 0, 50)
+
+
+def beyond(channel):
+    data(channel, 0, 0, 101)
+
+
+def beyond_in_steps(channel):
+    data(channel, 0, 0, 60)
+    data(channel, 1, 60, 60)
+
+
+def other_transfer(channel):
+    data(channel, transfer_id=2)
+
+
+def other_epoch(channel):
+    data(channel, epoch=1)
+
+
+def second_offer(channel):
+    channel.send(Header(FrameType.OFFER, 2), [Offer(2, "raw", 1, (10,)).payload()])
+
+
+def second_hello(channel):
+    channel.send(Header(FrameType.HELLO), [Hello("odd-peer", "x").payload()])
+
+
+def answer_of_a_receiver(channel):
+    channel.send(Header(ACK, 1, offset=0))
+
+
+def commit_too_soon(channel):
+    commit(channel, [data(channel)], 100)
+
+
+def commit_of_another_size(channel):
+    commit(channel, [data(channel), data(channel, 1, 50)], 99)
+
+
+def commit_of_other_bytes(channel):
+    tags = [data(channel), data(channel, 1, 50)]
+    commit(channel, tags, 100, digest=digest_of(reversed(tags)).hex())
+
+
+def commit_of_another_cut(channel):
+    commit(channel, [data(channel), data(channel, 1, 50)], 100, cut=1)
+
+
+def not_a_frame(channel):
+    channel.connection.send([b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n" + bytes(64)])
+
+
+FAULTS = [
+    (damaged, "damaged"),
+    (oversized, "above the cap"),
+    (other_version, "version 2, this side 1"),
+    (duplicate, "frame 0 of transfer 1 came when 1 was due"),
+    (swapped, "frame 1 of transfer 1 came when 0 was due"),
+    (hole, "starts at byte 50, not at 0"),
+    (beyond, "ends at byte 101, but 100 were granted"),
+    (beyond_in_steps, "ends at byte 120, but 100 were granted"),
+    (other_transfer, "transfer 2, epoch 0, which was not granted"),
+    (other_epoch, "transfer 1, epoch 1, which was not granted"),
+    (second_offer, "OFFER frame came out of turn"),
+    (second_hello, "HELLO frame came out of turn"),
+    (answer_of_a_receiver, "ACK frame came out of turn"),
+    (commit_too_soon, "COMMIT of 100 bytes does not fit the 50"),
+    (commit_of_another_size, "COMMIT of 99 bytes does not fit the 100"),
+    (commit_of_other_bytes, "does not fit"),
+    (commit_of_another_cut, "COMMIT of cut 1"),
+    (not_a_frame, "does not speak this protocol"),
+]
+
+
+@pytest.mark.parametrize(("fault", "complaint"), FAULTS, ids=[fault.__name__ for fault, _ in FAULTS])
+def test_a_broken_rule_ends_that_connection_alone(house, outgoing, caplog, fault, complaint):
+    """The memory is released, once; nothing becomes visible; the peer is told; it is logged once; a transfer that is under way goes on."""
+    desk = house.desk()
+    other = house.channel(desk.address)
+    offer(other, transfer_id=9, request_id=9)
+    tags = [data(other, transfer_id=9)]
+
+    channel = house.channel(desk.address)
+    offer(channel)
+    fault(channel)
+    with pytest.raises(PeerError, match=complaint):
+        channel.expect(ACK)
+    received, reason = desk.aborted()
+    assert (received.peer, received.transfer_id) == ("odd-peer", 1)
+    assert complaint in reason
+    assert "\n" not in reason
+    assert [record.getMessage() for record in caplog.records] == [f"odd-peer: {reason}; connection closed"]
+    with pytest.raises(PeerLost):
+        channel.header()
+
+    tags.append(data(other, 1, 50, transfer_id=9))
+    commit(other, tags, 100, transfer_id=9)
+    assert desk.committed().transfer_id == 9
+    assert not house.sender(desk.address).submit(outgoing(3, [b"x" * 1000])).result(WAIT_S).error
+    assert desk.committed().transfer_id == 3
+    assert desk.aborts.empty()
+    assert desk.commits.empty()
+
+
+def test_data_without_a_grant(house):
+    desk = house.desk()
+    channel = house.channel(desk.address)
+    data(channel)
+    with pytest.raises(PeerError, match="DATA frame came out of turn"):
+        channel.expect(ACK)
+    assert desk.aborts.empty()
+    assert desk.commits.empty()
+
+
+def test_a_byte_beyond_the_grant_is_never_written(house):
+    """The sink is the front of a larger memory; what lies behind it stays as it was."""
+    memory = bytearray(b"." * 200)
+    desk = house.desk(sink_of=lambda offer: FrontSink(memory, 100))
+    channel = house.channel(desk.address)
+    assert offer(channel, size=200) == Grant(100)
+    beyond(channel)
+    desk.aborted()
+    assert memory == b"." * 200
+
+
+class FrontSink:
+    def __init__(self, memory, size):
+        self.size = size
+        self._memory = memoryview(memory)
+
+    def buffers(self, start, stop):
+        return [self._memory[start:stop]]
+
+
+def test_another_layout_is_refused_with_both_named(house, outgoing, caplog):
+    desk = house.desk()
+    sent = house.sender(desk.address, layout="another model").submit(outgoing(1, [b"x"])).result(WAIT_S)
+    assert "prefill-0 has layout 'another model', decode-0 has 'model of the tests, 2 layers'" in sent.error
+    assert desk.commits.empty()
+    assert desk.aborts.empty()
+    assert len(caplog.records) == 1
+    assert not house.sender(desk.address).submit(outgoing(1, [b"x"])).result(WAIT_S).error
+
+
+def test_a_stranger_that_says_no_hello(house):
+    desk = house.desk()
+    channel = house.channel(desk.address, greet=False)
+    channel.send(Header(FrameType.OFFER, 1), [Offer(1, "raw", 1, (10,)).payload()])
+    with pytest.raises(PeerError, match="OFFER frame came out of turn"):
+        channel.expect(FrameType.GRANT)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=200), max_size=4), st.booleans())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_from_the_wire(house, shared_desk, chunks, granted):
+    """Whatever comes, before or after a grant: at its end the memory is free, and the next peer is served."""
+    desk = shared_desk
+    channel = house.channel(desk.address)
+    if granted:
+        offer(channel, size=10)
+    with suppress(PeerLost):  # it may hang up on us first
+        channel.connection.send([seal(Header(DATA, 1, length=9)), *chunks])
+    channel.connection.abort()
+    if granted:
+        assert desk.aborted()[0].transfer_id == 1
+    good = house.channel(desk.address)
+    offer(good, size=50)
+    commit(good, [data(good)], 50)
+    assert good.expect(ACK)[0].offset == 50
+    assert desk.committed().peer == "odd-peer"
+    assert desk.aborts.empty()
+    good.connection.abort()
+
+
+@pytest.fixture
+def shared_desk(house):
+    """One desk for all examples of a test."""
+    return house.desk()
+
+
+# Silence and death
+
+
+def test_a_receiver_that_stands_still_is_noticed_and_named(house, outgoing, caplog):
+    """It grants, and then neither reads nor says anything; the sender is in the middle of its frames."""
+    listener = house.transport.listen(house.address_in(house.path), WAIT_S)
+    sender = house.sender(listener.address, keepalive=SHORT)
+    future = sender.submit(outgoing(1, [bytes(64 << 20)]))
+    channel = Channel(listener.accept(WAIT_S), SHORT)
+    channel.expect(FrameType.HELLO)
+    channel.send(Header(FrameType.HELLO), [Hello("frozen-0", "model of the tests, 2 layers").payload()])
+    channel.expect(FrameType.OFFER)
+    channel.send(Header(FrameType.GRANT, 1), [Grant(64 << 20).payload()])
+    sent = future.result(WAIT_S)
+    assert "0.8 s" in sent.error
+    assert "frozen-0" in sent.error or listener.address in sent.error
+    assert sent.payload_bytes < 64 << 20
+    channel.connection.close()
+    listener.close()
+
+
+def test_a_receiver_that_stands_still_behind_a_slow_link_is_noticed(house, outgoing):
+    """What it does not read fits into the kernel, so sending never blocks: its silence alone shows it."""
+    listener = house.transport.listen(house.address_in(house.path), WAIT_S)
+    sender = house.sender(listener.address, PacedLink(Capacity.constant(1000.0)), SHORT)
+    future = sender.submit(outgoing(1, [bytes(1 << 20)]))
+    channel = Channel(listener.accept(WAIT_S), SHORT)
+    channel.expect(FrameType.HELLO)
+    channel.send(Header(FrameType.HELLO), [Hello("frozen-0", "model of the tests, 2 layers").payload()])
+    channel.expect(FrameType.OFFER)
+    channel.send(Header(FrameType.GRANT, 1), [Grant(1 << 20).payload()])
+    assert future.result(WAIT_S).error == "frozen-0 has been silent for 0.8 s"
+    channel.connection.close()
+    listener.close()
+
+
+@pytest.mark.parametrize("sent", [0, 30, 100])
+def test_a_sender_that_stands_still_is_noticed_and_its_memory_freed(house, caplog, sent):
+    """Between two frames (0), in a header (30), and in a payload (100)."""
+    desk = house.desk(keepalive=SHORT)
+    channel = house.channel(desk.address, keepalive=SHORT)
+    offer(channel)
+    channel.connection.send([(seal(Header(DATA, 1, length=50), [bytes(50)]) + bytes(50))[:sent]])
+    received, reason = desk.aborted()
+    assert received.transfer_id == 1
+    assert reason.endswith("silent for 0.8 s" if not sent else "moved no byte for 0.8 s in the middle of a frame")
+    assert len(caplog.records) == 1
+
+
+def test_a_slow_link_is_no_silence(house, outgoing):
+    """One frame takes more than twice the silence allowed; both sides keep each other company meanwhile."""
+    desk = house.desk(keepalive=SHORT)
+    link = PacedLink(Capacity.constant(30_000.0))
+    assert not house.sender(desk.address, link, SHORT).submit(outgoing(1, [bytes(60_000)])).result(WAIT_S).error
+
+
+def test_waiting_for_memory_is_no_silence(house, outgoing):
+    started_s = time.monotonic()
+    desk = house.desk(keepalive=SHORT, sink_of=lambda offer: BufferSink(offer.size) if time.monotonic() > started_s + 2 else None)
+    assert not house.sender(desk.address, keepalive=SHORT).submit(outgoing(1, [b"x"])).result(WAIT_S).error
+
+
+def test_an_idle_connection_stays(house, outgoing):
+    desk = house.desk(keepalive=SHORT)
+    sender = house.sender(desk.address, keepalive=SHORT)
+    assert not sender.submit(outgoing(1, [b"x"])).result(WAIT_S).error
+    channel = sender._channel
+    time.sleep(2)
+    assert not sender.submit(outgoing(2, [b"x"])).result(WAIT_S).error
+    assert sender._channel is channel
+
+
+def test_a_receiver_that_came_back_is_found_again(house, outgoing):
+    desk = house.desk()
+    sender = house.sender(desk.address)
+    assert not sender.submit(outgoing(1, [b"x"])).result(WAIT_S).error
+    desk.receiver.close()
+    assert sender.submit(outgoing(2, [b"x"])).result(WAIT_S).error.startswith("cannot connect to")
+    again = type(desk)(house.transport, desk.address)
+    house.open[0] = again.receiver.close
+    assert not sender.submit(outgoing(3, [b"y"])).result(WAIT_S).error
+    assert again.committed().transfer_id == 3
+
+
+def test_a_connection_found_dead_before_the_grant_is_made_again(house, outgoing):
+    """The first connection ends right after its OFFER was read."""
+    desk = house.desk()
+    sender = house.sender(desk.address)
+    assert not sender.submit(outgoing(1, [b"x"])).result(WAIT_S).error
+    calls = []
+
+    def sink_of(offer):
+        calls.append(offer)
+        if len(calls) == 1:
+            next(iter(desk.receiver._sessions)).connection.abort()
+            return None
+        return BufferSink(offer.size)
+
+    desk.sink_of = sink_of
+    sent = sender.submit(outgoing(2, [b"y"])).result(WAIT_S)
+    assert (sent.error, sent.retries) == ("", 1)
+    received = [desk.committed(), desk.committed()]
+    assert [(each.transfer_id, each.epoch) for each in received] == [(1, 0), (2, 1)]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_sender_gives_its_memory_back(house, outgoing, how):
+    desk = house.desk()
+    kind = type(house.transport)
+    code = f"""
+import time
+from contextlib import suppress
+from {kind.__module__} import {kind.__name__}
+from abkt.capacity import Capacity
+from abkt.transfer.link import PacedLink
+from abkt.transfer.messages import Hello, Offer
+from abkt.transfer.outgoing import Outgoing
+from abkt.transfer.pieces import PiecesSource
+from abkt.transfer.sender import Sender
+source = PiecesSource([bytes(1 << 24)])
+sender = Sender({kind.__name__}(), {desk.address!r}, Hello("doomed", "model of the tests, 2 layers"), PacedLink(Capacity.constant(1e6)))
+sent = sender.submit(Outgoing(7, Offer(7, "raw", 1, source.ends), source, on_sent=lambda *sample: print("sent", flush=True)))
+time.sleep(60)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline() == b"sent\n"
+        process.send_signal(how)
+        received, reason = desk.aborted()
+        process.wait(WAIT_S)
+    assert (received.peer, received.transfer_id) == ("doomed", 7)
+    assert received.payload_bytes < 1 << 24
+    assert "closed the connection" in reason or "broke" in reason
+    assert desk.commits.empty()
+    assert not house.sender(desk.address).submit(outgoing(8, [b"x"])).result(WAIT_S).error
+
+
+def test_a_killed_receiver_fails_the_transfer_with_its_name(house, outgoing):
+    desk = house.desk()
+    sender = house.sender(desk.address)
+    offered = outgoing(1, [bytes(8 << 20)])
+    offered.on_sent = lambda now_s, size, duration_s: [session.connection.abort() for session in desk.receiver._sessions]
+    sent = sender.submit(offered).result(WAIT_S)
+    assert "decode-0" in sent.error or desk.address in sent.error
+    assert desk.aborted()[0].transfer_id == 1
+    assert not sender.submit(outgoing(2, [b"x"])).result(WAIT_S).error
+
+
+def test_a_sender_under_way_learns_why_it_was_cut_off(house, outgoing):
+    """The receiver's last words come while the sender is busy sending: they must not be lost in the reset of the connection."""
+
+    class Spoilt(BufferSink):
+        def buffers(self, start, stop):
+            if start > 4 << 20:
+                raise FrameError("DATA frame is damaged")
+            return super().buffers(start, stop)
+
+    desk = house.desk(sink_of=lambda offer: Spoilt(offer.size))
+    sent = house.sender(desk.address).submit(outgoing(1, [bytes(32 << 20)])).result(WAIT_S)
+    assert sent.error == "decode-0: DATA frame is damaged"
+    assert desk.aborted()[0].payload_bytes > 4 << 20
+
+
+# Faults of one's own
+
+
+def test_a_policy_that_raises_fails_its_transfer_alone(house, outgoing, caplog):
+    desk = house.desk()
+    sender = house.sender(desk.address)
+    sent = sender.submit(outgoing(1, [b"x"], next_cut=lambda *view: 1 // 0)).result(WAIT_S)
+    assert sent.error.startswith("ZeroDivisionError")
+    assert "Traceback" in caplog.text
+    assert "ZeroDivisionError" in desk.aborted()[1]
+    assert not sender.submit(outgoing(2, [b"x"])).result(WAIT_S).error
+
+
+def test_a_desk_that_raises_closes_that_connection(house, outgoing, caplog):
+    desk = house.desk(sink_of=lambda offer: {}["missing"])
+    sender = house.sender(desk.address)
+    assert "the receiver failed" in sender.submit(outgoing(1, [b"x"])).result(WAIT_S).error
+    assert "KeyError" in caplog.text
+    desk.sink_of = lambda offer: BufferSink(offer.size)
+    assert not sender.submit(outgoing(2, [b"x"])).result(WAIT_S).error
+
+
+def test_a_keepalive_must_leave_time_for_an_answer():
+    with pytest.raises(ValueError, match="at least two pings"):
+        Keepalive(ping_s=1.0, silence_s=1.5)
+    assert Keepalive().silence_s + Keepalive().tick_s < 3.0
+
+
+def test_frame_errors_are_value_errors():
+    assert issubclass(FrameError, ValueError)
