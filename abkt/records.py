@@ -76,7 +76,9 @@ class RequestRecord:
     def transfer_exposed_s(self) -> float:
         return self.encode_exposed_s + self.wire_exposed_s + self.expand_exposed_s
 
-    def expose(self, prefill_start_s: float, encode_start_s: float, wire_start_s: float, expand_start_s: float, decode_start_s: float) -> None:
+    def expose(
+        self, prefill_start_s: float, encode_start_s: float, wire_start_s: float, expand_start_s: float, decode_start_s: float
+    ) -> None:
         """Fill every exposed time from the moments at which one stage ends and the next begins; finish_s must be set."""
         moments = (self.arrival_s, prefill_start_s, encode_start_s, wire_start_s, expand_start_s, decode_start_s, self.finish_s)
         for stage, start_s, end_s in zip(STAGES, moments, moments[1:], strict=False):

@@ -40,7 +40,8 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> Composed:
 
 def plain(config: DictConfig, chosen: Mapping[str, Any]) -> Composed:
     """chosen: Hydra's own book of choices. Raises ValueError where a value that only the user can give is missing."""
-    values = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    register_resolvers()  # a launcher may have sent the configuration to another process
+    values = _without_hydra(config)
     missing = sorted(OmegaConf.missing_keys(values))
     if missing:
         raise ValueError(f"{missing[0]} must be given: {missing[0]}=VALUE")
@@ -54,6 +55,10 @@ def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION):
         return hydra_compose(verb.replace("-", "_"), list(overrides), return_hydra_config=True)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def register_resolvers() -> None:
@@ -74,27 +79,30 @@ def explain(verb: str, overrides: Sequence[str], error: Exception, multirun: boo
 
 def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | None:
     """The first override at fault, and what is possible in its place; None if all can be read and name what the verb has."""
-    groups, chosen, keys = usage.groups(verb), [], []
+    groups = usage.groups(verb)
+    chosen: list[str] = []
+    keys: list[str] = []
     for text in overrides:
         override = _parse(text)
         if override is None:
             return f"cannot read {text!r}: write group=choice or key=value, and put quotes around a value with special characters"
         if override.is_sweep_override() and not multirun:
             return f"{text!r} gives several values; add -m to run each of them"
-        name = override.key_or_group
-        if name in groups:
+        name, added = override.key_or_group, override.is_add() or override.is_force_add()
+        place = f"{name}@{override.package}" if override.package else name
+        if place in groups or (added and (conf_dir() / name).is_dir()):
             values, choices = _values(override), usage.choices(name)
             for value in values:
                 if value not in choices:
-                    return f"{name}={value} is not known{_near(value, choices)}; {name} is one of {', '.join(choices)}"
-            chosen.append(f"{name}={values[0]}")
-        elif not (override.is_add() or override.is_force_add() or name.startswith("hydra")):
+                    return f"{place}={value} is not known{_near(value, choices)}; {name} is one of {', '.join(choices)}"
+            chosen.append(f"{'+' if added else ''}{place}={values[0]}")
+        elif not (added or name.startswith("hydra")):
             keys.append(name)
     try:
         config = _compose(verb, chosen)
     except (HydraException, OmegaConfBaseException) as error:
         return _said(error)
-    known = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    known = OmegaConf.to_container(_without_hydra(config))
     assert isinstance(known, dict)
     return next((unknown for key in keys if (unknown := _unknown(key.split("."), known))), None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -67,8 +66,13 @@ class MeasuredHardware:
 
 Hardware = Annotated[
     Annotated[GpuSpec, Tag("GpuSpec")] | Annotated[MeasuredHardware, Tag("MeasuredHardware")],
-    Discriminator(lambda value: "MeasuredHardware" if isinstance(value, MeasuredHardware) or "profile" in value else "GpuSpec"),
+    Discriminator(lambda value: kind_of(value, "profile", "MeasuredHardware", "GpuSpec")),
 ]
+
+
+def kind_of(value: Any, key: str, having: str, lacking: str) -> str:
+    """Which class of a union plain values are meant for: the one that has `key`, or the other. An object is what it is."""
+    return (having if key in value else lacking) if isinstance(value, Mapping) else type(value).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +97,9 @@ def instance(hardware: GpuSpec | MeasuredHardware, model: ModelSpec, curves: Pat
 def read(kind: type[T], values: Mapping[str, Any]) -> T:
     """values as a `kind`, nested classes alike. Raises ValueError, one line, at the first value that does not fit."""
     try:
-        return _adapter(kind).validate_python(dict(values))
+        return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         raise ValueError(_first_line(error)) from None
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def _first_line(error: ValidationError) -> str:

@@ -34,7 +34,7 @@ def main(config: ProfileConfig, run: Run) -> None:
     from experiments.manifest import write_manifest
     from experiments.show import bar
 
-    print(f"plan: calibration requests through a prefill and a decode process of this machine, model {config.model_folder.name}; about a minute")
+    print(f"plan: calibrate {config.model_folder.name} on one prefill and one decode process of this machine; about a minute")
     config.out.mkdir(parents=True, exist_ok=True)
     with Cluster(ClusterSpec(config.model_folder), config.out) as cluster, bar("profile") as progress:
         profile = measure(cluster, config.seed, progress.step)

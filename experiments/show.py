@@ -26,5 +26,7 @@ class Bar:
 
 @contextmanager
 def bar(name: str, total: int | None = None) -> Iterator[Bar]:
-    with Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}"), TimeElapsedColumn(), TimeRemainingColumn()) as shown:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}"), TimeElapsedColumn(), TimeRemainingColumn()
+    ) as shown:
         yield Bar(shown, shown.add_task(name, total=total), name)

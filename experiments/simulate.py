@@ -12,7 +12,7 @@ from pydantic import Discriminator, Tag
 from abkt.policy.build import build
 from abkt.records import SLO, summarize
 from abkt.spec import ModelSpec
-from experiments.config import STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, NetworkConfig, instance
+from experiments.config import STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, NetworkConfig, instance, kind_of
 from experiments.manifest import write_manifest
 from experiments.results import write_json, write_records
 from experiments.verb import Run, verb
@@ -46,7 +46,7 @@ class PoissonWorkload:
 
 Workload = Annotated[
     Annotated[TraceWorkload, Tag("TraceWorkload")] | Annotated[PoissonWorkload, Tag("PoissonWorkload")],
-    Discriminator(lambda value: "TraceWorkload" if isinstance(value, TraceWorkload) or "path" in value else "PoissonWorkload"),
+    Discriminator(lambda value: kind_of(value, "path", "TraceWorkload", "PoissonWorkload")),
 ]
 
 
@@ -111,8 +111,8 @@ def plan_line(config: SimulateConfig, choices: Mapping[str, str], requests: Sequ
     on = "as profiled" if isinstance(hardware, MeasuredHardware) else f"{hardware.gpus} x {hardware.name} each, not validated on hardware"
     return (
         f"plan: {len(requests):,} requests over {_clock(requests[-1].arrival_s)} ({choices['workload']}), "
-        f"{config.model.name} on {cluster.prefill}P{cluster.decode}D ({on}), links of {config.network.gbps:g} Gbit/s ({choices['network']}), "
-        f"bitrate {choices['bitrate']}, routing {choices['routing']}"
+        f"{config.model.name} on {cluster.prefill}P{cluster.decode}D ({on}), "
+        f"links of {config.network.gbps:g} Gbit/s ({choices['network']}), bitrate {choices['bitrate']}, routing {choices['routing']}"
     )
 
 
@@ -159,7 +159,8 @@ def show(summary: Mapping[str, Any]) -> None:
     distortion = summary["distortion"]
     console.print(
         f"goodput {summary['goodput_per_s']:.3g} of {summary['throughput_per_s']:.3g} requests/s, "
-        f"{summary['good_share']:.1%} within the SLO, {summary['wire_bytes'] / 1e9:.4g} of {summary['raw_bytes'] / 1e9:.4g} GB sent, cost {summary['cost_usd']:.4g} USD"
+        f"{summary['good_share']:.1%} within the SLO, cost {summary['cost_usd']:.4g} USD, "
+        f"{summary['wire_bytes'] / 1e9:.4g} of {summary['raw_bytes'] / 1e9:.4g} GB sent"
     )
     if distortion:
         console.print(f"distortion mean {distortion['mean']:.4g}, p99 {distortion['p99']:.4g}")

@@ -77,12 +77,7 @@ def main(config: StudyConfig, run: Run) -> None:
 
     requests, scaling = read_workload(config.workload, config.seed)
     spec = ClusterSpec(config.model_folder)
-    span_s = requests[-1].arrival_s
-    print(
-        f"plan: profile this machine; {len(requests)} requests over {span_s:.0f} s by {', '.join(config.bitrates)} for real (1P1D) and in the "
-        f"model; {len(config.scaleout.routings)} routings x {len(config.scaleout.bitrates)} bitrates on "
-        f"{config.scaleout.cluster.prefill}P{config.scaleout.cluster.decode}D in the model; about {(90 + len(config.bitrates) * (span_s + 5) + 60) / 60:.0f} minutes"
-    )
+    print(plan_line(config, len(requests), requests[-1].arrival_s))
     config.out.mkdir(parents=True, exist_ok=True)
     with Cluster(spec, config.out) as cluster:
         if config.profile:
@@ -100,7 +95,7 @@ def main(config: StudyConfig, run: Run) -> None:
     for name, bitrate in config.bitrates.items():
         run_model(twin, spec, bitrate, study_folder.twin(config.out, "model", name))
     write_json(config.out / "compare.json", compare_twins(config.out, list(config.bitrates), config.max_distortion))
-    run_scaleout(config)
+    run_scaleout(run.config["scaleout"], config.seed, config.out)
     study_folder.write_study(config.out, facts(config, run, scaling))
     inputs = [w.path for w in (config.workload, config.scaleout.workload) if isinstance(w, TraceWorkload)]
     write_manifest(run, [*inputs, config.model_folder / "config.json"])
@@ -108,27 +103,27 @@ def main(config: StudyConfig, run: Run) -> None:
     print(f"report: {config.out / 'report.html'}")
 
 
-def run_scaleout(config: StudyConfig) -> None:
-    """Every routing with every bitrate, in as many processes as there are workers."""
+def plan_line(config: StudyConfig, requests: int, span_s: float) -> str:
+    """What will run, on what, and for how long."""
+    scaleout = config.scaleout
+    minutes = (60 + len(config.bitrates) * (span_s + 5) + 60) / 60
+    return (
+        f"plan: profile this machine; {requests} requests over {span_s:.0f} s by {', '.join(config.bitrates)}, for real and in the model; "
+        f"{len(scaleout.routings)} routings x {len(scaleout.bitrates)} bitrates on {scaleout.cluster.prefill}P{scaleout.cluster.decode}D "
+        f"in the model; about {minutes:.0f} minutes"
+    )
+
+
+def run_scaleout(plain: Mapping[str, Any], seed: int, folder: Path) -> None:
+    """Every routing with every bitrate, in as many processes as there are workers. plain: the scaleout part of the configuration."""
+    shared = {key: plain[key] for key in ("model", "hardware", "cluster", "network", "workload", "slo")}
+    shared |= {"seed": seed, "curves": folder / "curves.json", "progress": False}
     cells = [
-        {
-            "model": config.scaleout.model,
-            "hardware": config.scaleout.hardware,
-            "cluster": config.scaleout.cluster,
-            "network": config.scaleout.network,
-            "workload": config.scaleout.workload,
-            "slo": config.scaleout.slo,
-            "bitrate": bitrate,
-            "routing": routing,
-            "seed": config.seed,
-            "curves": config.out / "curves.json",
-            "progress": False,
-            "out": study_folder.scaleout(config.out, routing_name, bitrate_name),
-        }
-        for routing_name, routing in config.scaleout.routings.items()
-        for bitrate_name, bitrate in config.scaleout.bitrates.items()
+        {**shared, "bitrate": bitrate, "routing": routing, "out": study_folder.scaleout(folder, routing_name, bitrate_name)}
+        for routing_name, routing in plain["routings"].items()
+        for bitrate_name, bitrate in plain["bitrates"].items()
     ]
-    with bar("scale-out", len(cells)) as progress, ProcessPoolExecutor(config.scaleout.workers, get_context("spawn")) as pool:
+    with bar("scale-out", len(cells)) as progress, ProcessPoolExecutor(plain["workers"], get_context("spawn")) as pool:
         for done, future in enumerate(as_completed([pool.submit(run_cell, cell) for cell in cells]), 1):
             future.result()
             progress.update(done, len(cells))

@@ -80,7 +80,8 @@ class Study:
     @property
     def link(self) -> Capacity:
         schedule = self.summary["link"]
-        return Capacity(*(tuple(map(float, schedule[name])) for name in ("starts_s", "bytes_per_s")), float(schedule["period_s"]))
+        starts_s, bytes_per_s = (tuple(map(float, schedule[name])) for name in ("starts_s", "bytes_per_s"))
+        return Capacity(starts_s, bytes_per_s, float(schedule["period_s"]))
 
     def run(self, path: str) -> dict[str, Any]:
         """The summary of one run, such as twin/real/int4 or scaleout/random-raw."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.paths import conf_dir
 
 KEY = re.compile(r"^(?P<indent> *)(?P<key>[a-z_]\w*):\s*(?P<value>[^#]*?)\s*(?:#\s*(?P<comment>.*))?$")
-DEFAULT = re.compile(r"^  - (?:override )?(?P<group>[a-z]\w*): (?P<choice>\S+)")
+DEFAULT = re.compile(r"^  - (?P<group>[a-z][\w@.]*): (?P<choice>\S+)")
 
 
 def overview(verbs: tuple[str, ...]) -> str:
@@ -33,11 +33,14 @@ def describe(verb: str) -> str:
     if chosen:
         lines += ["", "Groups (default): choices"]
         lines += [f"  {group} ({choice}): {' '.join(choices(group))}" for group, choice in chosen.items()]
-    lines += ["", "Keys = default"]
-    lines += [_key(key, value, comment) for key, value, comment in keys(_file(verb))]
+    shown = {key: (value, comment) for key, value, comment in keys(_file(verb))}
     for group, choice in chosen.items():
-        path = conf_dir() / group / f"{choice}.yaml"
-        lines += [_key(f"{group}.{key}", value, comment) for key, value, comment in keys(path) if comment]
+        of_group = [] if "@" in group else keys(conf_dir() / group / f"{choice}.yaml")
+        for key, value, comment in of_group:
+            own, said = shown.get(f"{group}.{key}", (value, ""))  # the verb's own value wins
+            if comment:
+                shown[f"{group}.{key}"] = own, said or comment
+    lines += ["", "Keys = default", *(f"  {key}={value}  {comment}".rstrip() for key, (value, comment) in shown.items())]
     if chosen:
         lines += ["", f"All keys of the groups: {conf_dir()}"]
     return "\n".join([*lines, "", *(f"Example: {example}" for example in examples)])
@@ -51,13 +54,13 @@ def paragraph(verb: str) -> tuple[str, list[str]]:
 
 
 def groups(verb: str) -> dict[str, str]:
-    """The verb's groups and their default choices, in the order of its defaults list."""
+    """The verb's groups and their default choices, in the order of its defaults list; one that lies elsewhere is `group@place`."""
     matches = (DEFAULT.match(line) for line in _file(verb).read_text().splitlines())
     return {m["group"]: m["choice"] for m in matches if m}
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    return sorted(path.stem for path in (conf_dir() / group.partition("@")[0]).glob("*.yaml"))
 
 
 def keys(path: Path) -> list[tuple[str, str, str]]:
@@ -72,10 +75,6 @@ def keys(path: Path) -> list[tuple[str, str, str]]:
         if match["value"] and match["key"] != "_target_":
             found.append((".".join(parents), match["value"], match["comment"] or ""))
     return found
-
-
-def _key(key: str, value: str, comment: str) -> str:
-    return f"  {key}={value}  {comment}".rstrip()
 
 
 def _file(verb: str) -> Path:

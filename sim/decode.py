@@ -102,7 +102,7 @@ class DecodeNode:
             self.release_finished()
             if admitted := self.admit():
                 self.state = "expanding"
-                yield self.wake.after(self.expand(admitted))
+                yield self.wake.at(self.expand(admitted))
                 self.join(admitted)
             self.plan()
 
@@ -147,13 +147,17 @@ class DecodeNode:
         return [self.waiting.popleft() for _ in range(min(places, len(self.waiting)))]
 
     def expand(self, jobs: list[Job]) -> float:
+        """One after another; returns when the last one's KV is usable."""
+        usable_s = self.clock.now
         for job in jobs:
             job.record.expand_busy_s = self.costs.expand_s(job.request.isl, job.wire_bits)
-        return sum(job.record.expand_busy_s for job in jobs)
+            usable_s += job.record.expand_busy_s
+            job.decode_start_s = usable_s
+        return usable_s
 
     def join(self, jobs: list[Job]) -> None:
         for job in jobs:
-            job.decode_start_s, job.share_s, job.worked_s = self.clock.now, self.share_s, self.worked_s
+            job.share_s, job.worked_s = self.share_s, self.worked_s
             self.joined += 1
             self.context += job.request.isl
             heappush(self.batch, (self.iterations + job.request.osl - 1, self.joined, job))

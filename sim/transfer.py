@@ -3,7 +3,8 @@
 The sender waits until the decode side has reserved memory for the whole request, then its bytes flow at the max-min fair rate,
 at most at the 1/beta that the transport itself manages; alpha for each call comes after the last byte. The pair's bitrate policy is
 asked before encoding (on the expected curve), then, on the request's own measured curve, when the flow starts, when its rate
-changes, and when it has reached the cut: the cut may move while it flows.
+changes, and when it has reached the cut: the cut may move while it flows. A transfer record starts with its flow; a request's exposed
+wire time also holds the waits for earlier transfers of the pair and for memory.
 
 Not modelled: encoding that overlaps sending, acknowledgement delay, lost frames, retries, refinement behind the start.
 """
@@ -136,7 +137,7 @@ class Pair:
         passed_bytes, seconds = self.flow.finish(self.clock.now)
         if seconds > 0:
             self.policy.observe(self.clock.now, GoodputSample(passed_bytes, seconds))
-        if self.job.decision.mode == "raw":
+        if self.job.decision.mode == "raw" or self.cut == self.deepest:
             return False
         before, self.cut = self.cut, self.decide()
         if self.cut > before:
@@ -165,6 +166,7 @@ class Pair:
             job.wire_bits, distortion = curve.bits[self.cut], curve.distortion[self.cut]
             record.order, record.depth_bits, record.cut = job.decision.order, job.decision.depth_bits, self.cut
             record.slope = _slope(curve, self.cut)
+        self.policy.delivered(now_s, distortion)
         record.finish_s = now_s
         record.wire_bytes = round(flow.sent_bytes)
         record.calls = self.source.costs.calls(record.mode, record.wire_bytes)

@@ -27,6 +27,16 @@ class Coded:
     deviation: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A prefix of a stream. wire: its bytes, uint8. offsets: [passes + 1, cells] int64, where each slot is in it. present: [cells] int8,
+    how many passes of each cell are there beyond its metadata, or EXACT."""
+
+    wire: np.ndarray
+    offsets: np.ndarray
+    present: np.ndarray
+
+
 class Backend(Protocol):
     def describe(self) -> str: ...
 
@@ -34,9 +44,8 @@ class Backend(Protocol):
         """Quantise what lies between the edges. data: a pool's tensor; blocks: the coded part of a table."""
         ...
 
-    def expand(self, wire: np.ndarray, offsets: np.ndarray, present: np.ndarray, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
-        """Write into the pool what `wire` (uint8) holds. offsets: [passes + 1, cells] int64, where each slot is in it. present: [cells]
-        int8, passes there beyond metadata, or EXACT."""
+    def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
+        """Write what arrived into a pool's tensor, at the blocks of the coded part of a table."""
         ...
 
     def checksums(self, buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -45,6 +54,6 @@ class Backend(Protocol):
 
 
 def checksums(buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    view = memoryview(buffer)
+    view = buffer.data
     sums = [zlib.crc32(view[o : o + n]) for o, n in zip(offsets.ravel().tolist(), sizes.ravel().tolist(), strict=True)]
     return np.array(sums, dtype=np.uint32).reshape(offsets.shape)

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from abkt.codec import fast
-from abkt.codec.backend import EXACT, Backend
+from abkt.codec.backend import EXACT, Arrived, Backend
 from abkt.codec.cells import BITS, Cells, aligned
 from abkt.codec.oracle import Oracle
-from abkt.codec.order import choose_bands, curve_of, slope_bands, uniform_bands, weighted_distortion
-from abkt.codec.stream import NEVER, ORDERS, Header, Stream, edge_bytes, first_bytes, raw_cell_bytes, read_header
+from abkt.codec.order import Bands, curve_of, slope_bands, uniform_bands, weighted_distortion
+from abkt.codec.stream import DTYPES, ORDERS, Header, Stream, edge_bytes, first_bytes, raw_cell_bytes, read_header
 from abkt.kv.pool import Pool
 from abkt.policy.view import Order
-from abkt.spec import DTYPE_BYTES, KVLayout
+from abkt.spec import KVLayout
 
 Name = Literal["auto", "oracle", "compiled", "triton"]
 
@@ -38,8 +38,8 @@ class Codec:
     compiled code where g++ and head_dim allow it, else the torch oracle. All give the same bytes."""
 
     def __init__(self, layout: KVLayout, backend: Name = "auto", tile_tokens: int = 128) -> None:
-        if layout.model.dtype not in ("bfloat16", "float16", "float32"):
-            raise ValueError(f"model {layout.model.name}: KV of {layout.model.dtype} cannot be coded; bfloat16, float16 and float32 can")
+        if layout.model.dtype not in DTYPES:
+            raise ValueError(f"model {layout.model.name}: KV of {layout.model.dtype} cannot be coded; {', '.join(DTYPES)} can")
         self.layout = layout
         self.tile_tokens = tile_tokens
         self.backend = backend
@@ -71,22 +71,23 @@ class Codec:
         backend = self._on(pool.data.device)
         coded = backend.encode(pool.data, cells.coded_table(blocks), cells)
         left = weighted_distortion(coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells)
-        slope, uniform = slope_bands(cells.sizes, left), uniform_bands(cells.sizes, coded.exact)
         exact = np.flatnonzero(coded.exact).astype(np.uint32)
-        curves = [curve_of(bands, cells, left, coded.exact, first_bytes(cells, bands.count, exact)) for bands in (slope, uniform)]
+        bands: dict[Order, Bands] = {"slope": slope_bands(cells.sizes, left), "uniform": uniform_bands(cells.sizes, coded.exact)}
+        curves = {o: curve_of(b, cells, left, coded.exact, first_bytes(cells, b.count, exact)) for o, b in bands.items()}
         body = coded.body.numpy()
         edges, raw = _edges(pool, blocks, cells), _raw_cells(pool, blocks, cells, exact)
         header = Header(
             cells=cells,
             order=order,
-            bands=slope if order == "slope" else uniform,
-            distortion=curves[ORDERS[::-1].index(order)].distortion,
+            bands=bands[order],
+            distortion=curves[order].distortion,
             exact=exact,
             checksums=backend.checksums(body, cells.offsets, cells.sizes),
             edges_crc=zlib.crc32(edges),
             raw_crc=zlib.crc32(raw),
         )
-        return Stream(header, *curves, ends=header.ends, head=memoryview(header.pack() + edges + raw), body=memoryview(body))
+        head = memoryview(header.pack() + edges + raw)
+        return Stream(header, curves["slope"], curves["uniform"], header.ends, head, body.data)
 
     def expand(self, data: bytes | bytearray | memoryview, pool: Pool, table: Sequence[int]) -> Expanded:
         """Write what a prefix of a stream holds into the blocks `table`, which may lie anywhere in the pool.
@@ -106,7 +107,7 @@ class Codec:
         present = (header.bands.of < cut).sum(0).astype(np.int8)
         present[header.exact] = EXACT
         if cells.count:
-            backend.expand(wire, offsets, present, pool.data, cells.coded_table(blocks), cells)
+            backend.expand(Arrived(wire, offsets, present), pool.data, cells.coded_table(blocks), cells)
         _put_edges(wire, header, pool, blocks)
         _put_raw_cells(wire, header, pool, blocks)
         return Expanded(cut, cells.tokens, header.distortion[cut], len(header.exact))
@@ -159,7 +160,7 @@ def _wire_offsets(header: Header) -> np.ndarray:
 
 
 def _verify(header: Header, cut: int, wire: np.ndarray, offsets: np.ndarray, backend: Backend) -> None:
-    view = memoryview(wire)
+    view = wire.data
     for name, start, end, expected in (
         ("exact edges", header.edges_at, header.raw_at, header.edges_crc),
         ("exact cells", header.raw_at, header.metadata_at, header.raw_crc),
@@ -176,9 +177,9 @@ def _verify(header: Header, cut: int, wire: np.ndarray, offsets: np.ndarray, bac
 
 
 def _edge_views(pool: Pool, blocks: list[int], cells: Cells) -> list[torch.Tensor]:
-    last = self_block = cells.layout.blocks_for(cells.tokens) - 1
+    last = cells.layout.blocks_for(cells.tokens) - 1
     views = [pool.data[blocks[0], ..., : cells.sink_tokens, :]]
-    return [*views, pool.data[blocks[self_block], ..., : cells.newest_tokens, :]] if last else views
+    return [*views, pool.data[blocks[last], ..., : cells.newest_tokens, :]] if last else views
 
 
 def _raw_views(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -> list[torch.Tensor]:

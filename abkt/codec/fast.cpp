@@ -129,7 +129,8 @@ template <class E> struct Cell {
     const F off = x - mean;
     spread += off * off;
     for (int p = 1; p <= PASSES; p++) {
-      const F error = x - E::round(lo + width * (to_float(code & cleared(p)) + half(p)));
+      const F middle = p < 3 ? to_float((code & cleared(p)) | int(half(p))) : to_float(code) + half(p);
+      const F error = x - E::round(lo + width * middle);
       errors[p - 1] += error * error;
     }
     return code;
@@ -137,7 +138,7 @@ template <class E> struct Cell {
 
   // Codes, squared errors of passes 1.., and the squared deviation from the cell's own channel means (returned).
   template <bool KEY, int PASSES> double code(double* left) {
-    const int64_t dim = this->dim, tokens = this->tokens;
+    const int64_t dim = this->dim, tokens = this->tokens, next = shape.block_tokens * dim;  // where the next head's rows are
     F errors[PASSES]{}, spread{};
     const T* const* row = rows.data();
     const float *sums = sum.data(), *lows = low.data(), *inverses = inverse.data(), *steps = step.data();
@@ -149,6 +150,7 @@ template <class E> struct Cell {
         const F mean = load<F>(sums + c) * share, lo = load<F>(lows + c), inv = load<F>(inverses + c), width = load<F>(steps + c);
         I all{};
         for (int64_t t = 0; t < tokens; t++) {
+          __builtin_prefetch(row[t] + next + c);
           const I code = encode_lanes<PASSES>(E::get(row[t] + c), mean, lo, inv, width, errors, spread);
           narrow(out + t * dim + c, code);
           all += code;
@@ -160,6 +162,7 @@ template <class E> struct Cell {
         const F lo = splat(lows[t]), inv = splat(inverses[t]), width = splat(steps[t]);
         I all{};
         for (int64_t c = 0; c < dim; c += LANES) {
+          __builtin_prefetch(row[t] + next + c);
           const I code = encode_lanes<PASSES>(E::get(row[t] + c), load<F>(sums + c) * share, lo, inv, width, errors, spread);
           narrow(out + t * dim + c, code);
           all += code;

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from abkt.codec.backend import Coded
+from abkt.codec.backend import Arrived, Coded
 from abkt.codec.cells import Cells
 from abkt.spec import KVLayout
 
@@ -47,15 +47,14 @@ class Compiled:
         exact = np.empty(cells.count, dtype=bool)
         deviation = np.empty((layers, 2, heads))
         shape, table = _shape(cells), np.array(blocks, dtype=np.int64)
-        self.library.abkt_encode(
-            _at(shape), DTYPES[data.dtype], _tensor_at(data), _at(table), _at(cells.offsets), _at(cells.sizes), _tensor_at(body), _at(errors),
-            _at(exact), _at(deviation),
-        )  # fmt: skip
+        pool, slots = (DTYPES[data.dtype], _tensor_at(data), _at(table)), (_at(cells.offsets), _at(cells.sizes), _tensor_at(body))
+        self.library.abkt_encode(_at(shape), *pool, *slots, _at(errors), _at(exact), _at(deviation))
         return Coded(body, errors, exact, deviation)
 
-    def expand(self, wire: np.ndarray, offsets: np.ndarray, present: np.ndarray, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
-        shape, table, offsets = _shape(cells), np.array(blocks, dtype=np.int64), np.ascontiguousarray(offsets)
-        self.library.abkt_expand(_at(shape), DTYPES[data.dtype], _tensor_at(data), _at(table), _at(offsets), _at(wire), _at(present))
+    def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
+        shape, table = _shape(cells), np.array(blocks, dtype=np.int64)
+        pool = (DTYPES[data.dtype], _tensor_at(data), _at(table))
+        self.library.abkt_expand(_at(shape), *pool, _at(arrived.offsets), _at(arrived.wire), _at(arrived.present))
 
     def checksums(self, buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         offsets, sizes = np.ascontiguousarray(offsets), np.ascontiguousarray(sizes)

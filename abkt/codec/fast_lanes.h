@@ -23,8 +23,13 @@ typedef uint32_t U __attribute__((vector_size(4 * LANES)));
 template <class V> inline V load(const void* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
 template <class V> inline void store(void* to, V v) { std::memcpy(to, &v, sizeof v); }
 inline F splat(float x) { return F{} + x; }
+#if defined(ABKT_AVX512)
+inline F least(F a, F b) { return (F)_mm512_min_ps((__m512)a, (__m512)b); }
+inline F greatest(F a, F b) { return (F)_mm512_max_ps((__m512)a, (__m512)b); }
+#else
 inline F least(F a, F b) { return a < b ? a : b; }
 inline F greatest(F a, F b) { return a > b ? a : b; }
+#endif
 inline F to_float(I v) { return __builtin_convertvector(v, F); }
 inline I to_int(F v) { return __builtin_convertvector(v, I); }  // towards 0
 

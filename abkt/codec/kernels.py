@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from abkt.codec import backend, fast
-from abkt.codec.backend import Coded
+from abkt.codec.backend import Arrived, Coded
 from abkt.codec.cells import Cells
 from abkt.codec.quantize import LIMIT
 
@@ -59,15 +59,27 @@ def _codes(x, mask, low, inverse):
 
 
 @triton.jit
+def _rounded(x, element: tl.constexpr):
+    """x as float32, rounded to nearest-even in the pool's dtype. In integers for bfloat16: the interpreter's own cast truncates."""
+    if element == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    else:
+        return x.to(element).to(tl.float32)
+
+
+@triton.jit
 def _error(x, mask, guess, data):
     """Squared error against what the pool will hold."""
-    off = tl.where(mask, x - guess.to(data.dtype.element_ty).to(tl.float32), 0.0)
+    off = tl.where(mask, x - _rounded(guess, data.dtype.element_ty), 0.0)
     return tl.sum(off * off)
 
 
 @triton.jit
-def _error_at(x, mask, codes, low, step, data, CLEARED: tl.constexpr, HALF: tl.constexpr):
-    return _error(x, mask, low + step * ((codes & CLEARED).to(tl.float32) + HALF), data)
+def _error_at(x, mask, codes, low, step, data, INDEX: tl.constexpr):
+    """Squared error after pass INDEX."""
+    unknown: tl.constexpr = 64 if INDEX == 1 else 16 if INDEX == 2 else 1
+    return _error(x, mask, low + step * ((codes & (256 - unknown)).to(tl.float32) + unknown * 0.5), data)
 
 
 @triton.jit
@@ -145,24 +157,25 @@ def _encode(
     place = row[:, None] * DIM + col[None, :]
     kept = (row < quarter)[:, None] & (col < DIM)[None, :]
     for index in tl.static_range(1, PASSES + 1):
-        bits: tl.constexpr = 2 if index == 1 else 4 if index == 2 else 8
-        cleared: tl.constexpr = 256 - (1 << (8 - bits))
-        half: tl.constexpr = 0.5 * (1 << (8 - bits))
-        left = _error_at(x0, m0, c0, low0, s0, data, cleared, half) + _error_at(x1, m1, c1, low1, s1, data, cleared, half)
-        left += _error_at(x2, m2, c2, low2, s2, data, cleared, half) + _error_at(x3, m3, c3, low3, s3, data, cleared, half)
+        left = _error_at(x0, m0, c0, low0, s0, data, index) + _error_at(x1, m1, c1, low1, s1, data, index)
+        left += _error_at(x2, m2, c2, low2, s2, data, index) + _error_at(x3, m3, c3, low3, s3, data, index)
         tl.store(errors + index * cells + cell, left)
         slot = body + tl.multiple_of(tl.load(offsets + index * cells + cell), 16)
         if index < 3:
-            shift: tl.constexpr = 8 - bits
-            packed = ((c0 >> shift) & 3) | (((c1 >> shift) & 3) << 2) | (((c2 >> shift) & 3) << 4) | (((c3 >> shift) & 3) << 6)
-            tl.store(slot + place, packed.to(tl.uint8), mask=kept)
+            tl.store(slot + place, _pair(c0, index, 0) | _pair(c1, index, 2) | _pair(c2, index, 4) | _pair(c3, index, 6), mask=kept)
         else:
             tl.store(slot + place, ((c0 & 15) | ((c2 & 15) << 4)).to(tl.uint8), mask=kept)
             tl.store(slot + quarter * DIM + place, ((c1 & 15) | ((c3 & 15) << 4)).to(tl.uint8), mask=kept)
 
 
 @triton.jit
-def _group(slot, at, held, groups, present, data):
+def _pair(codes, INDEX: tl.constexpr, AT: tl.constexpr):
+    """The two bits of pass 1 or 2, moved to bit AT of a byte."""
+    return (((codes >> (8 - 2 * INDEX)) & 3) << AT).to(tl.uint8)
+
+
+@triton.jit
+def _group(slot, at, held, groups, data):
     """low, step and 4-bit mean of groups `at`."""
     element = data.dtype.element_ty
     low = tl.load(slot.to(tl.pointer_type(element)) + at, mask=held, other=0.0).to(tl.float32)
@@ -174,7 +187,8 @@ def _group(slot, at, held, groups, present, data):
 @triton.jit
 def _restore(pointers, mask, codes, low, step, mean, present, half):
     code = tl.where(present == 0, mean * 16, codes).to(tl.float32)
-    tl.store(pointers, (low + step * (code + half)).to(pointers.dtype.element_ty), mask=mask)
+    element = pointers.dtype.element_ty
+    tl.store(pointers, _rounded(low + step * (code + half), element).to(element), mask=mask)
 
 
 @triton.jit
@@ -196,9 +210,8 @@ def _expand(
             slot = wire + tl.multiple_of(tl.load(offsets + index * cells + cell), 16)
             packed = tl.load(slot + place, mask=there, other=0).to(tl.int32)
             if index < 3:
-                shift: tl.constexpr = 8 - 2 * index
-                c0, c1 = c0 | ((packed & 3) << shift), c1 | (((packed >> 2) & 3) << shift)
-                c2, c3 = c2 | (((packed >> 4) & 3) << shift), c3 | (((packed >> 6) & 3) << shift)
+                c0, c1 = c0 | ((packed & 3) << (8 - 2 * index)), c1 | (((packed >> 2) & 3) << (8 - 2 * index))
+                c2, c3 = c2 | (((packed >> 4) & 3) << (8 - 2 * index)), c3 | (((packed >> 6) & 3) << (8 - 2 * index))
             else:
                 other = tl.load(slot + quarter * DIM + place, mask=there, other=0).to(tl.int32)
                 c0, c1, c2, c3 = c0 | (packed & 15), c1 | (other & 15), c2 | (packed >> 4), c3 | (other >> 4)
@@ -209,16 +222,16 @@ def _expand(
         p2, m2, t2, h2 = _rows(data, table, strips, strip, tile, tokens, 2, TILE, BLOCK, DIM, ROWS, COLS)
         p3, m3, t3, h3 = _rows(data, table, strips, strip, tile, tokens, 3, TILE, BLOCK, DIM, ROWS, COLS)
         if KEY:
-            low, step, mean = _group(slot, col, col < DIM, DIM, present, data)
+            low, step, mean = _group(slot, col, col < DIM, DIM, data)
             _restore(p0, m0, c0, low[None, :], step[None, :], mean[None, :], present, half)
             _restore(p1, m1, c1, low[None, :], step[None, :], mean[None, :], present, half)
             _restore(p2, m2, c2, low[None, :], step[None, :], mean[None, :], present, half)
             _restore(p3, m3, c3, low[None, :], step[None, :], mean[None, :], present, half)
         else:
-            a0, s0, n0 = _group(slot, t0, h0, tokens, present, data)
-            a1, s1, n1 = _group(slot, t1, h1, tokens, present, data)
-            a2, s2, n2 = _group(slot, t2, h2, tokens, present, data)
-            a3, s3, n3 = _group(slot, t3, h3, tokens, present, data)
+            a0, s0, n0 = _group(slot, t0, h0, tokens, data)
+            a1, s1, n1 = _group(slot, t1, h1, tokens, data)
+            a2, s2, n2 = _group(slot, t2, h2, tokens, data)
+            a3, s3, n3 = _group(slot, t3, h3, tokens, data)
             _restore(p0, m0, c0, a0[:, None], s0[:, None], n0[:, None], present, half)
             _restore(p1, m1, c1, a1[:, None], s1[:, None], n1[:, None], present, half)
             _restore(p2, m2, c2, a2[:, None], s2[:, None], n2[:, None], present, half)
@@ -238,17 +251,17 @@ class Kernels:
         sums, spreads = torch.zeros(cells.count, dim, device=device), torch.zeros(cells.count, device=device)
         table, offsets = _on(blocks, device), _on(cells.offsets, device)
         for key in (True, False) if cells.count else ():
-            _encode[(layers * heads * tiles,)](
-                data, table, offsets, body, errors, exact, sums, spreads, *_sizes(cells), KEY=key, BOUND=LIMIT[data.dtype], **constants(cells)
-            )
+            outputs = (body, errors, exact, sums, spreads)
+            launch = _encode[(layers * heads * tiles,)]
+            launch(data, table, offsets, *outputs, *_sizes(cells), KEY=key, BOUND=LIMIT[data.dtype], **constants(cells))
         coded_exactly = exact.bool()
         deviation = _deviation(sums.double(), spreads.double(), coded_exactly, cells)
         return Coded(body.cpu(), errors.double().cpu().numpy(), coded_exactly.cpu().numpy(), deviation.cpu().numpy())
 
-    def expand(self, wire: np.ndarray, offsets: np.ndarray, present: np.ndarray, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
+    def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         layers, _, heads, tiles = cells.shape
         device = data.device
-        arguments = (_on(blocks, device), _on(offsets, device), _on(wire, device), _on(present, device), *_sizes(cells))
+        arguments = (*(_on(part, device) for part in (blocks, arrived.offsets, arrived.wire, arrived.present)), *_sizes(cells))
         for key in (True, False):
             _expand[(layers * heads * tiles,)](data, *arguments, KEY=key, **constants(cells))
 
@@ -258,6 +271,7 @@ class Kernels:
 
 
 def constants(cells: Cells) -> dict[str, int]:
+    """Compile-time arguments and launch options of both kernels."""
     dim, tile = cells.layout.model.head_dim, cells.tile_tokens
     return {
         "PASSES": cells.passes,
@@ -267,6 +281,7 @@ def constants(cells: Cells) -> dict[str, int]:
         "ROWS": triton.next_power_of_2(-(-tile // 4)),
         "COLS": triton.next_power_of_2(dim),
         "num_warps": 8,
+        "enable_fp_fusion": True,  # harmless: the products that are added to offsets are exact
     }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from abkt.codec import quantize as q
-from abkt.codec.backend import EXACT, Coded, checksums
+from abkt.codec.backend import EXACT, Arrived, Coded, checksums
 from abkt.codec.cells import BITS, Cells
 
 
@@ -17,7 +17,7 @@ class Oracle:
     checksums = staticmethod(checksums)
 
     def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> Coded:
-        layers, _, heads, tiles = cells.shape
+        layers, _, heads, _ = cells.shape
         body = torch.zeros(cells.body_bytes, dtype=torch.uint8)
         errors = np.zeros((cells.passes + 1, *cells.shape))
         exact = np.zeros(cells.shape, dtype=bool)
@@ -44,9 +44,9 @@ class Oracle:
                 deviation[layer, kv] = _deviation(whole, ~coded_exactly).numpy()
         return Coded(body, errors.reshape(cells.passes + 1, -1), exact.reshape(-1), deviation)
 
-    def expand(self, wire: np.ndarray, offsets: np.ndarray, present: np.ndarray, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
+    def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         dim, meta = cells.layout.model.head_dim, data.element_size() + 2
-        buffer = torch.tensor(wire)
+        buffer, offsets, present = torch.tensor(arrived.wire), arrived.offsets, arrived.present
         for cell in np.flatnonzero(present != EXACT).tolist():
             layer, kv, head, tile = cells.place(cell)
             tokens, passes = cells.tile_lengths[tile], int(present[cell])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from abkt.codec.cells import WIDTHS, Cells
-from abkt.policy.view import Curve, Order
+from abkt.policy.view import Curve
 
 MAX_BANDS = 64
 NEVER = 255
@@ -70,16 +70,22 @@ def hull_slopes(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
 
 def slope_bands(sizes: np.ndarray, left: np.ndarray) -> Bands:
     """Passes by falling slope, in at most MAX_BANDS bands of about equal bytes."""
-    slopes = hull_slopes(sizes, left).T.reshape(-1)  # cell by cell, so that a stable sort keeps equal slopes of a cell in order
-    order = np.argsort(-slopes, kind="stable")[: int((slopes > 0).sum())]
-    ends = sizes[1:].T.reshape(-1)[order].cumsum()
-    band = np.full(slopes.shape, NEVER, dtype=np.uint8)
+    passes = len(sizes) - 1
+    slopes = hull_slopes(sizes, left)
+    flat = slopes.T.reshape(-1)  # cell by cell, so that a stable sort keeps equal slopes of a cell in order
+    order = np.argsort(-flat, kind="stable")[: int((flat > 0).sum())]
     if not len(order):
-        return Bands(band.reshape(-1, len(sizes) - 1).T, 0)
-    layer = -(-ends * MAX_BANDS // ends[-1]) - 1
-    kept, renumbered = np.unique(layer, return_inverse=True)
-    band[order] = renumbered
-    return Bands(band.reshape(-1, len(sizes) - 1).T, len(kept))
+        return Bands(np.full(slopes.shape, NEVER, dtype=np.uint8), 0)
+    ends = sizes[1:].T.reshape(-1)[order].cumsum()
+    placed = np.full(flat.shape, NEVER, dtype=np.int64)
+    placed[order] = -(-ends * MAX_BANDS // ends[-1]) - 1
+    layer = placed.reshape(-1, passes).T
+    for p in range(passes - 1, 0, -1):  # passes of one hull segment are only worth their bytes together
+        layer[p - 1] = np.where(slopes[p - 1] == slopes[p], layer[p], layer[p - 1])
+    used = np.unique(layer[layer != NEVER])
+    number = np.full(NEVER + 1, NEVER, dtype=np.uint8)
+    number[used] = np.arange(len(used))
+    return Bands(number[layer], len(used))
 
 
 def uniform_bands(sizes: np.ndarray, exact: np.ndarray) -> Bands:
@@ -90,10 +96,6 @@ def uniform_bands(sizes: np.ndarray, exact: np.ndarray) -> Bands:
     return Bands(band, 0 if exact.all() else passes)
 
 
-def choose_bands(order: Order, sizes: np.ndarray, left: np.ndarray, exact: np.ndarray) -> Bands:
-    return slope_bands(sizes, left) if order == "slope" else uniform_bands(sizes, exact)
-
-
 def curve_of(bands: Bands, cells: Cells, left: np.ndarray, exact: np.ndarray, first_bytes: int) -> Curve:
     """What each cut costs and leaves. first_bytes: wire bytes of point 0. bits: per value of the cells that are coded at all."""
     sent = bands.of != NEVER
@@ -101,12 +103,10 @@ def curve_of(bands: Bands, cells: Cells, left: np.ndarray, exact: np.ndarray, fi
     widths = np.array(WIDTHS[: cells.passes])[:, None]
     coded_values = max(1, int(cells.values[~exact].sum()))
 
-    def running(first: float, amounts: np.ndarray) -> tuple[float, ...]:
-        added = np.bincount(band, weights=amounts[sent], minlength=bands.count)
-        return (first, *(first + np.cumsum(added)).tolist())
+    def running(amounts: np.ndarray) -> np.ndarray:
+        return np.bincount(band, weights=amounts[sent], minlength=bands.count).cumsum()
 
-    return Curve(
-        bytes=running(float(first_bytes), cells.sizes[1:]),
-        distortion=running(float(left[0].sum()), left[1:] - left[:-1]),
-        bits=running(0.0, widths * cells.values / coded_values),
-    )
+    size = running(cells.sizes[1:])
+    distortion = left[0].sum() - running(left[:-1] - left[1:])
+    bits = running(widths * cells.values) / coded_values
+    return Curve((float(first_bytes), *(first_bytes + size).tolist()), (float(left[0].sum()), *distortion.tolist()), (0.0, *bits.tolist()))

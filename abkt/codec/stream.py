@@ -28,7 +28,8 @@ from abkt.spec import DTYPE_BYTES, KVLayout
 MAGIC = b"ABKT"
 VERSION = 1
 ORDERS: tuple[Order, ...] = ("uniform", "slope")
-# magic, version, depth, order, header bytes, tokens, tile tokens, layers, heads, dim, block tokens, dtype, bands, pad, exact cells, edge CRC, raw CRC
+DTYPES = ("bfloat16", "float16", "float32")  # by their number on the wire
+# magic, version, depth, order | header bytes, tokens, tile tokens | layers, heads, dim, block tokens | dtype, bands | exact cells, two CRCs
 FIXED = struct.Struct("<4sHBBIIIHHHHBB2xIII")
 
 
@@ -80,7 +81,7 @@ class Header:
         cells, model = self.cells, self.cells.layout.model
         fixed = FIXED.pack(
             MAGIC, VERSION, cells.depth_bits, ORDERS.index(self.order), self.header_bytes, cells.tokens, cells.tile_tokens, model.layers,
-            model.kv_heads, model.head_dim, cells.layout.block_tokens, list(DTYPE_BYTES).index(model.dtype), self.bands.count, len(self.exact),
+            model.kv_heads, model.head_dim, cells.layout.block_tokens, DTYPES.index(model.dtype), self.bands.count, len(self.exact),
             self.edges_crc, self.raw_crc,
         )  # fmt: skip
         parts = (
@@ -130,10 +131,9 @@ def read_header(data: memoryview, layout: KVLayout) -> Header:
     if zlib.crc32(data[: size - 4]) != struct.unpack_from("<I", data, size - 4)[0]:
         raise ValueError("stream header is damaged: its checksum does not match")
     model = layout.model
-    names = list(DTYPE_BYTES)
     theirs = (layers, 2, heads, block_tokens, dim)
-    if theirs != layout.shape[1:] or dtype >= len(names) or names[dtype] != model.dtype:
-        kind = names[dtype] if dtype < len(names) else "an unknown dtype"
+    if theirs != layout.shape[1:] or dtype >= len(DTYPES) or DTYPES[dtype] != model.dtype:
+        kind = DTYPES[dtype] if dtype < len(DTYPES) else "an unknown dtype"
         raise ValueError(f"stream holds blocks {theirs} of {kind}; the pool has blocks {layout.shape[1:]} of {model.dtype}")
     if layout.blocks_for(tokens) > layout.blocks:
         raise ValueError(f"stream holds {tokens} tokens; the pool has room for {layout.blocks * layout.block_tokens}")

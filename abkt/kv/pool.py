@@ -19,7 +19,7 @@ class Pool:
         self.layout = layout
         self.dtype: torch.dtype = getattr(torch, layout.model.dtype)
         self.data = torch.zeros(layout.shape, dtype=self.dtype, device=device)
-        self._bytes = memoryview(self.data.view(torch.uint8).numpy()).cast("B") if self.data.device.type == "cpu" else None
+        self._bytes = self.data.view(torch.uint8).reshape(-1).numpy().data if self.data.device.type == "cpu" else None
 
     def write(self, table: Sequence[int], layer: int, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put keys and values [kv_heads, tokens, head_dim] at token positions start .. start + tokens of the sequence.
@@ -74,7 +74,8 @@ class Pool:
         """The table as a list. Raises ValueError unless it holds `tokens` tokens in distinct blocks of this pool."""
         blocks, needed = list(table), self.layout.blocks_for(tokens)
         if len(blocks) < needed:
-            raise ValueError(f"a table of {len(blocks)} blocks of {self.layout.block_tokens} tokens holds no {tokens} tokens; {needed} are needed")
+            size = self.layout.block_tokens
+            raise ValueError(f"a table of {len(blocks)} blocks of {size} tokens holds no {tokens} tokens; {needed} are needed")
         if blocks and not 0 <= min(blocks) <= max(blocks) < self.layout.blocks:
             raise ValueError(f"table names block {max(blocks, key=abs)}; the pool has blocks 0 to {self.layout.blocks - 1}")
         if len(set(blocks)) != len(blocks):

@@ -58,8 +58,8 @@ class Bandwidth:
 
     def _fill(self, rate: float, seconds: float) -> None:
         grain_s = self.window_s / GRAINS
-        if seconds > 2 * self.window_s:  # nothing older is left, so whole grains may be skipped
-            seconds = self.window_s + math.fmod(seconds, grain_s)
+        if seconds > 2 * self.window_s:  # a window and a grain of it drive out all that is older, so whole grains may be skipped
+            seconds = self.window_s + grain_s + math.fmod(seconds, grain_s)
         while self._open_s + seconds >= grain_s:
             taken_s = grain_s - self._open_s
             self._grains.append((self._open_bytes + rate * taken_s) / grain_s)

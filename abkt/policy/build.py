@@ -18,7 +18,11 @@ def build(config: Mapping[str, Any]) -> Any:
         kind = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         raise ValueError(f"policy class {target!r} cannot be found; _target_ is package.module.Class") from None
-    fields = {key: build(value) if isinstance(value, Mapping) and "_target_" in value else value for key, value in config.items() if key != "_target_"}
+    fields = {
+        key: build(value) if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in config.items()
+        if key != "_target_"
+    }
     try:
         return kind(**fields)
     except TypeError as error:

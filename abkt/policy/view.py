@@ -99,6 +99,10 @@ class BitratePolicy(Protocol):
 
     def observe(self, now_s: float, sample: GoodputSample) -> None: ...
 
+    def delivered(self, now_s: float, distortion: float) -> None:
+        """A transfer to this peer is complete, with the distortion it ended at (0: raw). Transfers of one peer follow one another."""
+        ...
+
     def decide(self, now_s: float, view: TransferView) -> Decision: ...
 
     def estimate_bytes_per_s(self, now_s: float) -> float:

@@ -40,8 +40,9 @@ class Samples:
             self._take("prefill", tokens, record.prefill_busy_s)
             self._take(f"encode/{depth}", tokens, record.encode_busy_s)
             self._take(f"expand/{depth}", tokens, record.expand_busy_s)
-        for transfer, record in zip(run.transfers, sorted(run.requests, key=lambda r: r.prefill_token_s), strict=True):
-            self._take("transport", {"calls": float(transfer.calls), "bytes": float(transfer.wire_bytes)}, record.wire_busy_s)
+        busy_s = {record.request_id: record.wire_busy_s for record in run.requests}
+        for transfer in run.transfers:
+            self._take("transport", {"calls": float(transfer.calls), "bytes": float(transfer.wire_bytes)}, busy_s[transfer.request_id])
         for batch, context, seconds in run.iterations:
             self._take("decode", {"batch": float(batch), "context": float(context)}, seconds)
         for coded in run.coded:
@@ -53,7 +54,9 @@ class Samples:
         self.stages.setdefault(stage, []).append((variables, max(seconds, 1e-9)))
 
 
-def calibrate(cluster: Cluster, prompts: Callable[[Sequence[tuple[int, int, float]]], list[Prompt]], progress: Callable[[str], None]) -> Profile:
+def calibrate(
+    cluster: Cluster, prompts: Callable[[Sequence[tuple[int, int, float]]], list[Prompt]], progress: Callable[[str], None]
+) -> Profile:
     """prompts: makes prompts of given (isl, osl, arrival_s). progress: told the name of each run as it begins."""
     longest = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)
     lengths = [int(n) for n in np.geomspace(64, longest, 14)]

@@ -23,6 +23,7 @@ from abkt.policy.view import Curve
 from abkt.spec import ModelSpec
 
 SCHEMA_VERSION = 1
+REWEIGHTINGS = 4
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,10 @@ def parse(data: object) -> Profile:
     try:
         return Profile(
             model=ModelSpec(**data["model"]),
-            fits={stage: Fit(**{**fit, "features": tuple(fit["features"]), "coefficients": tuple(fit["coefficients"])}) for stage, fit in data["fits"].items()},
+            fits={
+                stage: Fit(**{**fit, "features": tuple(fit["features"]), "coefficients": tuple(fit["coefficients"])})
+                for stage, fit in data["fits"].items()
+            },
             curves=tuple(RateCurve(c["tokens"], parse_curve(c["slope"]), parse_curve(c["uniform"])) for c in data["curves"]),
             fingerprint=data["fingerprint"],
             source=data["source"],
@@ -128,30 +132,38 @@ def parse_curve(data: Mapping[str, Sequence[float]]) -> Curve:
 def fit(features: Sequence[str], samples: Sequence[tuple[Mapping[str, float], float]]) -> Fit:
     """Least squares of relative error with coefficients >= 0 (a cost cannot be negative: drop the most negative and fit again).
 
-    samples: (variables, seconds). Raises ValueError with fewer samples than features.
+    The error is relative to the fit, not to the sample, by reweighting: relative to the sample, noise would pull the fit below the
+    mean. samples: (variables, seconds). Raises ValueError with fewer samples than features.
     """
     if len(samples) < len(features):
         raise ValueError(f"{len(samples)} samples cannot fit the {len(features)} features {', '.join(features)}")
     seconds = np.array([s for _, s in samples])
-    design = np.array([[_feature(f, v) for f in features] for v, _ in samples]) / seconds[:, None]
-    kept, coefficients = list(range(len(features))), np.zeros(len(features))
-    while kept:
-        solution = np.linalg.lstsq(design[:, kept], np.ones(len(samples)), rcond=None)[0]
-        if solution.min() >= 0:
-            coefficients[kept] = solution
-            break
-        kept.pop(int(solution.argmin()))
+    design = np.array([[_feature(f, v) for f in features] for v, _ in samples])
+    scale = seconds
+    for _ in range(REWEIGHTINGS):
+        coefficients = _non_negative(design / scale[:, None], seconds / scale)
+        scale = np.maximum(design @ coefficients, 1e-3 * seconds)
     names = {name for variables, _ in samples for name in variables}
     return Fit(
         features=tuple(features),
         coefficients=tuple(float(c) for c in coefficients),
         low={name: min(v[name] for v, _ in samples) for name in names},
         high={name: max(v[name] for v, _ in samples) for name in names},
-        residual=float(np.sqrt(np.mean((design @ coefficients - 1.0) ** 2))),
+        residual=float(np.sqrt(np.mean((seconds / scale - 1.0) ** 2))),
         samples=len(samples),
     )
 
 
+def _non_negative(design: np.ndarray, target: np.ndarray) -> np.ndarray:
+    kept, coefficients = list(range(design.shape[1])), np.zeros(design.shape[1])
+    while kept:
+        solution = np.linalg.lstsq(design[:, kept], target, rcond=None)[0]
+        if solution.min() >= 0:
+            coefficients[kept] = solution
+            break
+        kept.pop(int(solution.argmin()))
+    return coefficients
+
+
 def _feature(feature: str, variables: Mapping[str, float]) -> float:
     return 1.0 if feature == "1" else math.prod(variables[name] for name in feature.split("*"))
-

@@ -138,7 +138,9 @@ class Cluster:
             message = self._next(max(0.0, min(until_s, 1.0)))
             if message is None:
                 if due == len(waiting) and time.monotonic() - heard_s > self.spec.stall_timeout_s:
-                    raise RuntimeError(f"no worker said anything for {self.spec.stall_timeout_s:.0f} s; {len(parts)} requests are unfinished")
+                    raise RuntimeError(
+                        f"no worker said anything for {self.spec.stall_timeout_s:.0f} s; {len(parts)} requests are unfinished"
+                    )
                 continue
             heard_s = time.monotonic()
             if message["event"] == "coded":
@@ -175,7 +177,8 @@ class Cluster:
 
     def _refusal(self, prompt: Prompt) -> str:
         if prompt.isl + prompt.osl > min(self.model.max_tokens, self.spec.pool_tokens):
-            return f"{prompt.isl} + {prompt.osl} tokens can never fit: the model holds {self.model.max_tokens}, the pool {self.spec.pool_tokens}"
+            most = f"the model holds {self.model.max_tokens}, the pool {self.spec.pool_tokens}"
+            return f"{prompt.isl} + {prompt.osl} tokens can never fit: {most}"
         return ""
 
     def _start(self, role: str, name: str, core: int, peers: dict[str, int] | None) -> Message:

@@ -1,4 +1,7 @@
-"""The decode worker: takes KV in, expands it at iteration boundaries, decodes in continuous batches. `python -m abkt.serve.decode CONFIG`."""
+"""The decode worker: takes KV in, expands it at iteration boundaries, decodes in continuous batches.
+
+`python -m abkt.serve.decode CONFIG`, with a WorkerConfig as JSON; its frontend starts it.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,9 @@ class DecodeWorker:
             assert isinstance(received.sink, BufferSink)
             data = memoryview(received.sink.data)[: offer.ends[received.cut]]
             self.codec.expand(data, self.engine.pool, table[: self.engine.layout.blocks_for(offer.tokens)])
-        running = Running(offer.request_id, int(offer.more["osl"]), table, Row(table, offer.tokens), [offer.first_token], received.committed_s)
+        running = Running(
+            offer.request_id, int(offer.more["osl"]), table, Row(table, offer.tokens), [offer.first_token], received.committed_s
+        )
         running.expand_end_s = time.monotonic()
         running.expand_busy_s = running.expand_end_s - start_s
         self.batch.append(running)
@@ -131,7 +136,9 @@ class DecodeWorker:
         layout = self.engine.layout
         osl = offer.more.get("osl")
         if not isinstance(osl, int) or osl < 2 or layout.blocks_for(offer.tokens + osl) > layout.blocks:
-            raise ValueError(f"request {offer.request_id} of {offer.tokens} tokens and osl {osl} does not fit a pool of {layout.blocks} blocks")
+            raise ValueError(
+                f"request {offer.request_id} of {offer.tokens} tokens and osl {osl} does not fit a pool of {layout.blocks} blocks"
+            )
         if offer.mode == "raw" and offer.size != layout.blocks_for(offer.tokens) * layout.block_bytes:
             raise ValueError(f"request {offer.request_id}: raw KV of {offer.tokens} tokens is not {offer.size} bytes here")
         with self._memory:

@@ -75,6 +75,10 @@ class Engine:
 
     def _check(self, tokens: int, table: Sequence[int]) -> None:
         if self.layout.blocks_for(tokens) > len(table):
-            raise ValueError(f"{tokens} tokens need {self.layout.blocks_for(tokens)} blocks of {self.layout.block_tokens}; the table has {len(table)}")
+            raise ValueError(
+                f"{tokens} tokens need {self.layout.blocks_for(tokens)} blocks of {self.layout.block_tokens}; the table has {len(table)}"
+            )
         if tokens > self.layout.model.max_tokens:
-            raise ValueError(f"{tokens} tokens are more than the {self.layout.model.max_tokens} that model {self.layout.model.name} can hold")
+            raise ValueError(
+                f"{tokens} tokens are more than the {self.layout.model.max_tokens} that model {self.layout.model.name} can hold"
+            )

@@ -1,4 +1,7 @@
-"""The prefill worker: computes a prompt's KV, lets the policy decide, encodes, hands it to the sender. `python -m abkt.serve.prefill CONFIG`."""
+"""The prefill worker: computes a prompt's KV, lets the policy decide, encodes, hands the bytes to the sender.
+
+`python -m abkt.serve.prefill CONFIG`, with a WorkerConfig as JSON; its frontend starts it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from pathlib import Path
 
 from abkt.capacity import Capacity
 from abkt.codec.codec import Codec
-from abkt.codec.stream import Stream
 from abkt.kv.segments import Segments
 from abkt.policy.build import build
 from abkt.policy.view import BitratePolicy, Curve, Decision, GoodputSample, TransferView
@@ -105,8 +107,6 @@ class PrefillWorker:
             stream = self.codec.encode(self.engine.pool, table, len(tokens), depth_bits=decision.depth_bits, order=decision.order)
             source, curve = stream, stream.curve
             view = replace(view, slope=stream.slope, uniform=stream.uniform, encode_s=0.0)
-            if decision.depth_bits == 8:
-                self._tell_coded(stream, len(tokens), view.raw_bytes)
         else:
             source = PiecesSource(raw_pieces(self.engine.pool, table))
             curve = Curve((float(source.ends[0]),), (0.0,), (math.nan,))
@@ -140,7 +140,9 @@ class PrefillWorker:
             next_cut=lambda now_s, sent_bytes, sent_cut: self._next_cut(peer, transfer, now_s, sent_bytes, sent_cut),
             on_sent=lambda now_s, wire_bytes, duration_s: self._on_sent(peer, transfer, now_s, wire_bytes, duration_s),
         )
-        peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(request["request_id"], table, transfer, future))
+        peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(peer, request["request_id"], table, transfer, future))
+        if decision.mode == "stream" and decision.depth_bits == 8:
+            self._tell_coded(view, len(tokens))
 
     def _next_cut(self, peer: Peer, transfer: Transfer, now_s: float, sent_bytes: int, sent_cut: int) -> int:
         """Late binding: asked before every frame. Mode, order and depth stand since the first decision."""
@@ -154,13 +156,15 @@ class PrefillWorker:
         with peer.lock:
             peer.policy.observe(now_s - self.origin_s, GoodputSample(wire_bytes, duration_s))
 
-    def _sent(self, request_id: int, table: list[int], transfer: Transfer, future: Future[Sent]) -> None:
+    def _sent(self, peer: Peer, request_id: int, table: list[int], transfer: Transfer, future: Future[Sent]) -> None:
         """Called by the sender's thread at the transfer's end, good or bad."""
         self.control.inbox.put({"op": "release", "table": table})
         sent = future.result()
         if sent.error:
             self.control.say("failed", request_id=request_id, reason=f"transfer: {sent.error}")
             return
+        with peer.lock:
+            peer.policy.delivered(self._now_s(), transfer.distortion[sent.cut])
         self.control.say(
             "sent",
             request_id=request_id,
@@ -180,12 +184,12 @@ class PrefillWorker:
         raw_bytes = tokens * self.engine.layout.model.kv_bytes_per_token
         return TransferView(raw_bytes, deadline_s, slope=UNKNOWN, uniform=UNKNOWN)
 
-    def _tell_coded(self, stream: Stream, tokens: int, raw_bytes: int) -> None:
+    def _tell_coded(self, view: TransferView, tokens: int) -> None:
         curves = {
             order: {"bytes": curve.bytes, "distortion": curve.distortion, "bits": curve.bits}
-            for order, curve in (("slope", stream.slope), ("uniform", stream.uniform))
+            for order, curve in (("slope", view.slope), ("uniform", view.uniform))
         }
-        self.control.say("coded", tokens=tokens, raw_bytes=raw_bytes, **curves)
+        self.control.say("coded", tokens=tokens, raw_bytes=view.raw_bytes, **curves)
 
     def _begin(self, run: Message) -> None:
         """A run starts with fresh policies, a fresh link schedule and fresh connections."""

@@ -12,7 +12,8 @@ from abkt.spec import KVLayout
 def fingerprint(layout: KVLayout) -> str:
     """What both ends must agree on before a byte of KV moves; a mismatch is refused with both named."""
     model = layout.model
-    return f"{model.name}: {model.layers} layers, {model.kv_heads} kv heads of {model.head_dim}, {model.dtype}, blocks of {layout.block_tokens}"
+    shape = f"{model.layers} layers, {model.kv_heads} kv heads of {model.head_dim}, {model.dtype}, blocks of {layout.block_tokens}"
+    return f"{model.name}: {shape}"
 
 
 def raw_pieces(pool: Pool, table: Sequence[int]) -> list[memoryview]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,7 +23,7 @@ class WorkerDied(RuntimeError):
 
 
 class Worker:
-    """role: the module of abkt.serve that the process runs. What it says arrives in `events` as (name, message); (name, None) at its end."""
+    """role: the module of abkt.serve that the process runs. What it says comes to `events` as (name, message), its end as (name, None)."""
 
     def __init__(self, role: str, config: WorkerConfig, log_dir: Path, events: SimpleQueue[tuple[str, Message | None]]) -> None:
         self.name = config.name
@@ -60,10 +61,8 @@ class Worker:
 
     def end(self, timeout_s: float = 3.0) -> None:
         """Ask, then terminate, then kill. Returns when the process is gone."""
-        try:
+        with suppress(BrokenPipeError):
             self._in.close()
-        except BrokenPipeError:
-            pass
         for stop in (lambda: None, self.process.terminate, self.process.kill):
             stop()
             try:

@@ -1,0 +1,1 @@
+"""Bytes from one node to another: frames, integrity, transports, a paced sender, a receiver. Not here yet: keys, resume, refinement."""

@@ -37,11 +37,14 @@ class Channel:
         self.keepalive = keepalive
         self.peer = connection.peer  # the node's name, once it has said HELLO
         self._spoke_s = self._heard_s = time.monotonic()
+        self._within = False  # in the middle of a frame of ours, where no other may begin
 
-    def send(self, header: Header, payload: Sequence[Buffer] = ()) -> tuple[int, bytes]:
-        """Seal and send one frame; header.length is set here. Returns (calls, tag)."""
+    def send(self, header: Header, payload: Sequence[Buffer] = (), waiting: Callable[[], None] = lambda: None) -> tuple[int, bytes]:
+        """Seal and send one frame; header.length is set here. `waiting` is called now and then. Returns (calls, tag)."""
         sealed = seal(replace(header, length=sum(len(piece) for piece in payload)), payload)
-        calls = self.connection.send([sealed, *payload])
+        self._within = True
+        calls = self.connection.send([sealed, *payload], waiting)
+        self._within = False
         self._spoke_s = time.monotonic()
         return calls, sealed[-16:]
 
@@ -96,6 +99,8 @@ class Channel:
 
     def abort(self, reason: str, transfer_id: int = 0, closing: bool = True) -> None:
         """Tell the peer why; if it cannot be told any more, the next use of the connection finds out."""
+        if self._within:
+            return
         with suppress(PeerError):
             self.send(Header(FrameType.ABORT, transfer_id, flags=CLOSING if closing else 0), [Abort(reason).payload()])
 
@@ -111,5 +116,5 @@ class Channel:
         return ""
 
     def _ping(self) -> None:
-        if time.monotonic() - self._spoke_s >= self.keepalive.ping_s:
+        if not self._within and time.monotonic() - self._spoke_s >= self.keepalive.ping_s:
             self.send(Header(FrameType.PING))

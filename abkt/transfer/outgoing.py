@@ -132,7 +132,7 @@ class Sending:
                 sent.first_byte_s = begun_s = self._link.clock()
             self._pass(HEADER_BYTES + size)
             header = Header(FrameType.DATA, self._outgoing.transfer_id, len(tags), sent.payload_bytes, self._epoch)
-            calls, tag = self._channel.send(header, payload)
+            calls, tag = self._channel.send(header, payload, self._listen)
             tags.append(tag)
             sent.calls += calls
             sent.payload_bytes = stop
@@ -174,8 +174,12 @@ class Sending:
         return message
 
     def _heed(self) -> None:
-        """Take what has come while this side was sending."""
+        """Between two frames: take what has come, and see whether to go on."""
         self._check_cancel()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Take what has come, even in the middle of a frame: bytes that go into a peer's kernel are no sign of its life."""
         while self._channel.arrived(0):
             self._channel.aside(self._channel.header())
 

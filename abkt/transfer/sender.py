@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 from concurrent.futures import Future
@@ -12,7 +13,7 @@ from abkt.transfer.frame import FrameError, FrameType, Header
 from abkt.transfer.link import PacedLink
 from abkt.transfer.messages import Hello
 from abkt.transfer.outgoing import Cancelled, FrameSize, Outgoing, Sending, Sent
-from abkt.transfer.transport import PeerError, PeerLost, Refused, Transport
+from abkt.transfer.transport import PeerError, PeerLost, PeerSilent, Refused, Transport
 
 log = logging.getLogger(__name__)
 
@@ -36,21 +37,24 @@ class Sender:
         self._channel: Channel | None = None
         self._size = FrameSize()
         self._closing = threading.Event()
+        self._door = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"send to {address}", daemon=True)
         self._thread.start()
 
     def submit(self, outgoing: Outgoing) -> Future[Sent]:
         """The future's result comes from the sender's thread: callbacks must be quick. Its source must hold still until then."""
-        if self._closing.is_set():
-            raise ValueError(f"the sender to {self._address} is closed")
         future: Future[Sent] = Future()
-        self._queue.put((outgoing, future))
+        with self._door:
+            if self._closing.is_set():
+                raise ValueError(f"the sender to {self._address} is closed")
+            self._queue.put((outgoing, future))
         return future
 
     def close(self) -> None:
         """End now: the transfer that is on its way and those that wait fail with an error. Wait for the futures first to send them all."""
-        self._closing.set()
-        self._queue.put(None)
+        with self._door:  # whatever was submitted before will get its answer
+            self._closing.set()
+            self._queue.put(None)
         if channel := self._channel:
             channel.connection.abort()
         self._thread.join()
@@ -78,7 +82,7 @@ class Sender:
             try:
                 self._attempt(outgoing, sent)
             except PeerLost:
-                if not reused or sent.granted_s == sent.granted_s or self._closing.is_set():
+                if not reused or not math.isnan(sent.granted_s) or self._closing.is_set():
                     raise
                 sent = Sent(outgoing.transfer_id, retries=1)
                 self._attempt(outgoing, sent)
@@ -101,6 +105,9 @@ class Sender:
             reason = self._channel.last_words() if self._channel else ""
             self._disconnect()
             raise PeerError(reason) if reason else error from None
+        except PeerSilent:
+            self._disconnect()  # without a word, which it would not read
+            raise
         except (PeerError, FrameError, Cancelled) as error:
             self._disconnect(str(error))
             raise
@@ -120,7 +127,8 @@ class Sender:
             while self._channel and self._channel.arrived(0):
                 self._channel.aside(self._channel.header())
         except (PeerError, FrameError) as error:
-            log.warning("%s: %s; the next transfer will connect again", self._address, error)
+            if not self._closing.is_set():
+                log.warning("%s: %s; the next transfer will connect again", self._address, error)
             self._disconnect()
 
     def _disconnect(self, reason: str = "") -> None:

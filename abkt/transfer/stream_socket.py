@@ -31,7 +31,7 @@ class StreamConnection:
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN)
 
-    def send(self, buffers: Sequence[Buffer]) -> int:
+    def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
         rest: Sequence[Buffer] = buffers
         calls, moved_s = 0, time.monotonic()
         while rest:
@@ -45,6 +45,8 @@ class StreamConnection:
             else:
                 moved_s = time.monotonic()
                 rest = _after(rest, sent)
+            if rest:
+                waiting()
         return calls
 
     def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:

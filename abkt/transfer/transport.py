@@ -29,8 +29,11 @@ class Connection(Protocol):
 
     peer: str
 
-    def send(self, buffers: Sequence[Buffer]) -> int:
-        """Hand all the bytes on; returns how many calls it took. Raises PeerLost, or PeerSilent if no byte is taken for long."""
+    def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
+        """Hand all the bytes on; returns how many calls it took. `waiting` is called now and then, if it takes more than one.
+
+        Raises PeerLost, or PeerSilent if no byte is taken for long.
+        """
         ...
 
     def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:

@@ -30,13 +30,11 @@ def draw(study: Study) -> Figure:
         seconds = (sent.finish_s - sent.start_s).clip(lower=1e-9)
         above.hlines(sent.wire_bytes / seconds / MEGABIT, sent.start_s, sent.finish_s, color=colour[policy], linewidth=2.4, label=policy)
         if policy in believers:
-            label = f"{policy} believes"
-            above.step(
-                sent.start_s, sent.estimate_bytes_per_s / MEGABIT, ":", where="post", color=colour[policy], linewidth=1.3, label=label
-            )
+            look = {"color": colour[policy], "linewidth": 1.3, "label": f"{policy} believes"}
+            above.step(sent.start_s, sent.estimate_bytes_per_s / MEGABIT, ":", where="post", **look)
     for policy in study.policies:
         look = {"color": colour[policy], "linestyle": "none", "markerfacecolor": "none"}
-        for world, mark, width, label in (("real", marker[policy], 1.0, policy), ("model", "x", 0.7, None)):
+        for world, mark, width, label in (("real", marker[policy], 1.0, policy), ("model", "x", 0.7, f"_{policy}")):
             sent = study.sent(world, policy)
             below.plot(sent.start_s, sent.bits_per_value, marker=mark, markeredgewidth=width, label=label, **look)
     above.set_ylim(bottom=0)

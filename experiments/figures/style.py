@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 from matplotlib import style as styles
@@ -22,6 +23,7 @@ STAGE_COLOURS = {
 POLICY_COLOURS = ("#000000", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WORLDS = {"real": "measured", "model": "predicted"}
+LINES: dict[str, Literal["-", "--"]] = {"real": "-", "model": "--"}
 
 
 @contextmanager
@@ -44,6 +46,3 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     return folder / f"{name}.png"
-
-
-Draw = Callable[..., Figure]

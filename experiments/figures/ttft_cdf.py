@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.figures.style import WORLDS, colours
+from experiments.figures.style import LINES, WORLDS, colours
 from experiments.study_folder import Study
 
 
@@ -15,7 +15,7 @@ def draw(study: Study) -> Figure:
     axes = figure.subplots()
     colour = colours(study.policies)
     for policy in study.policies:
-        for world, line in (("real", "-"), ("model", "--")):
+        for world, line in LINES.items():
             seconds = np.sort(study.done(world, policy).ttft_s.dropna())
             if len(seconds):
                 shares = np.arange(len(seconds) + 1) / len(seconds)
@@ -30,6 +30,6 @@ def draw(study: Study) -> Figure:
     axes.set_xlabel("time to first token (s)")
     axes.set_ylabel("share of requests")
     lines = [Line2D([], [], color=colour[policy], label=policy) for policy in study.policies]
-    worlds = [Line2D([], [], color="#777777", linestyle=s, label=WORLDS[w]) for w, s in (("real", "-"), ("model", "--"))]
+    worlds = [Line2D([], [], color="#777777", linestyle=LINES[w], label=WORLDS[w]) for w in WORLDS]
     figure.legend(handles=[*lines, *worlds], loc="outside upper left", ncols=3, handlelength=1.8, columnspacing=1.2)
     return figure

@@ -25,7 +25,7 @@ def read_books(folder: Path, pattern: str, held_out: tuple[str, ...]) -> tuple[d
     """(train, held-out) texts by file name. Raises ValueError where the folder has no such file or nothing is held out."""
     train, kept = {}, {}
     for path in sorted(folder.glob(pattern)):
-        text = gzip.open(path, "rt", encoding="utf-8").read() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
         (kept if any(name in path.name for name in held_out) else train)[path.name] = text
     if not train or not kept:
         raise ValueError(f"{folder} has {len(train)} training and {len(kept)} held-out books matching {pattern}; both must be > 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -77,4 +78,4 @@ def loss_by_position(model, texts: list[np.ndarray]) -> dict[str, float]:
         logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none").numpy())
     mean = np.stack(losses).mean(0)
-    return {f"{a}-{b}": round(float(mean[a:b].mean()), 4) for a, b in zip(POSITIONS, POSITIONS[1:], strict=False)}
+    return {f"{a}-{b}": round(float(mean[a:b].mean()), 4) for a, b in pairwise(POSITIONS)}

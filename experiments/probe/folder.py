@@ -19,7 +19,10 @@ def write(model, tokenizer, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=tasks.SPECIALS[tasks.BOS], eos_token=tasks.SPECIALS[tasks.EOS], pad_token=tasks.SPECIALS[tasks.PAD]
+        tokenizer_object=tokenizer,
+        bos_token=tasks.SPECIALS[tasks.BOS],
+        eos_token=tasks.SPECIALS[tasks.EOS],
+        pad_token=tasks.SPECIALS[tasks.PAD],
     )
     fast.save_pretrained(folder)
     copy = type(model)(model.config)
@@ -35,8 +38,8 @@ def card(recipe: Recipe, progress: Progress, corpus: Corpus, examination: Examin
         "A small Llama-shaped model trained by this project so that every run has real KV and every wrong token can be counted. It is a",
         "measuring instrument, not a language model to talk to.",
         "",
-        f"* Training: {progress.step:,} steps, {progress.tokens:,} tokens, {progress.elapsed_s / 60:.0f} minutes on {recipe.threads} CPU threads,",
-        f"  seed {recipe.seed}, AdamW {recipe.learning_rate} (beta2 {recipe.beta2}), curriculum of {recipe.tokens_per_step}-token steps (`abkt train-probe`).",
+        f"* Training: {progress.step:,} steps, {progress.tokens:,} tokens, {progress.elapsed_s / 60:.0f} minutes on {recipe.threads} threads",
+        f"  of a CPU, seed {recipe.seed}, AdamW {recipe.learning_rate} (beta2 {recipe.beta2}), steps of {recipe.tokens_per_step} tokens.",
         f"* Text: {len(corpus.train):,} tokens of public-domain books (Standard Ebooks editions, CC0): {', '.join(corpus.train_books)}.",
         f"* Held out: {', '.join(corpus.held_out_books)}.",
         "* Tasks: copying, segments, key-value recall, key-value lines between text.",
@@ -56,4 +59,5 @@ def card(recipe: Recipe, progress: Progress, corpus: Corpus, examination: Examin
 
 
 def facts(recipe: Recipe, progress: Progress, examination: Examination) -> dict[str, object]:
-    return {"recipe": asdict(recipe), "steps": progress.step, "tokens": progress.tokens, "elapsed_s": progress.elapsed_s, **asdict(examination)}
+    trained = {"steps": progress.step, "tokens": progress.tokens, "elapsed_s": progress.elapsed_s}
+    return {"recipe": asdict(recipe), **trained, **asdict(examination)}

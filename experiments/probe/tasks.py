@@ -27,9 +27,9 @@ class Sample:
 
 
 def copying(rng: np.random.Generator, length: int, symbols: int) -> Sample:
-    """A string of random symbols, again and again. Its length varies, so that no fixed distance solves the task."""
-    period = int(rng.integers(max(4, length // 6), (length - 3) // 2 + 1))
-    string = FIRST_SYMBOL + rng.integers(0, symbols, period)
+    """A string of distinct symbols, again and again. Its length varies, so that no fixed distance solves the task."""
+    period = int(rng.integers(max(4, length // 6), min((length - 3) // 2, symbols) + 1))
+    string = FIRST_SYMBOL + rng.permutation(symbols)[:period]
     return _sample([BOS, COPY, *string], np.resize(string, length - 2 - period), True, length)
 
 
@@ -49,15 +49,18 @@ def segments(rng: np.random.Generator, length: int, symbols: int) -> Sample:
 
 
 def key_values(rng: np.random.Generator, length: int, symbols: int, asks: int | None = None, value_tokens: int = 1) -> Sample:
-    """Pairs of key and value in random order, then keys asked for and their values given. No symbol is both key and value."""
+    """Pairs of key and value in random order, then keys asked for and their values given. No symbol is both key and value.
+
+    asks: how many keys are asked for; None: as many as there are pairs, each drawn anew, so that half the sequence are answers.
+    """
     size = 1 + value_tokens
-    asks = asks if asks is not None else max(1, length // (4 * size))
-    pairs = min((length - 3) // size - asks, symbols // 2)
-    asks = min(asks, pairs)
+    room = (length - 3) // size
+    pairs = min(room // 2 if asks is None else room - asks, symbols // 2)
+    asks = room - pairs if asks is None else asks
     shuffled = FIRST_SYMBOL + rng.permutation(symbols)
     values = rng.choice(shuffled[pairs:], (pairs, value_tokens))
     lines = np.concatenate([shuffled[:pairs, None], values], axis=1)
-    asked = lines[rng.choice(pairs, asks, replace=False)]
+    asked = lines[rng.integers(0, pairs, asks)]
     mark = np.tile([False] + [True] * value_tokens, asks)
     return _sample([BOS, KV, *lines.ravel(), ASK], asked.ravel(), mark, length)
 

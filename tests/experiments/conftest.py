@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from abkt.capacity import Capacity
 from abkt.policy.view import Curve
 from abkt.profile.roofline import GpuSpec, roofline
 from abkt.profile.schema import RateCurve
-from abkt.records import SLO, RequestRecord, summarize
+from abkt.records import RequestRecord, summarize
 from experiments.compare import compare_twins
 from experiments.compose import compose
 from experiments.config import read
@@ -52,27 +51,24 @@ def study(tmp_path_factory: pytest.TempPathFactory, curves: Path) -> Path:
 
 def write_made_up_study(folder: Path, curves: Path) -> None:
     gpu = GpuSpec("made-up", flops=2e11, memory_bytes_per_s=1e10, memory_bytes=1e9, overhead_s=0.01)
-    config, link = None, None
+    config = _config(curves, *_TWIN)
+    requests, scaling = read_workload(config.workload, seed=0)
+    profile = roofline(gpu, config.model, made_up_curves())
     for policy in POLICIES:
-        config = _config(
-            curves, "model=probe", "cluster=1p1d", "network=mid_drop", "network.gbps=0.03", "slo=twin", f"bitrate={policy}", *_TWIN
-        )
-        requests, scaling = read_workload(config.workload, seed=0)
-        profile = roofline(gpu, config.model, made_up_curves())
+        config = _config(curves, f"bitrate={policy}", *_TWIN)
         result = run_simulation(build_simulation(replace(config, hardware=gpu), requests), progress=False)
         write_result(twin(folder, "model", policy), result, config.slo)
         noise = np.random.default_rng(POLICIES.index(policy))
         measured = [_measured(record, 1 + 0.08 * noise.standard_normal(), 0.006) for record in result.requests]
         write_records(twin(folder, "real", policy), measured, result.transfers)
         write_json(twin(folder, "real", policy) / "summary.json", summarize(measured, config.slo, wall_s=60.0))
-        link = config.network.capacity()
+    big = _config(curves, *_BIG)
+    many, _ = read_workload(big.workload, seed=0)
     for routing in ROUTINGS:
         for bitrate in POLICIES:
-            big = _config(curves, f"routing={routing}", f"bitrate={bitrate}", "network.gbps=8", "workload.scaling.requests=60")
-            result = run_simulation(build_simulation(big, read_workload(big.workload, 0)[0]), progress=False)
+            big = _config(curves, f"routing={routing}", f"bitrate={bitrate}", *_BIG)
+            result = run_simulation(build_simulation(big, many), progress=False)
             write_result(scaleout(folder, routing, bitrate), result, big.slo)
-    assert config is not None
-    assert isinstance(link, Capacity)
     profile.save(folder / "profile.json")
     facts = StudyFacts(
         policies=POLICIES,
@@ -80,8 +76,8 @@ def write_made_up_study(folder: Path, curves: Path) -> None:
         bitrates=POLICIES,
         max_distortion=0.02,
         slo=config.slo,
-        scaleout_slo=SLO(10.0, 0.1),
-        link=link,
+        scaleout_slo=big.slo,
+        link=config.network.capacity(),
         scaling=scaling,
         scaleout={"model": "llama-3.1-8b", "hardware": "H100 SXM", "cluster": "4P4D", "network": "8 Gbit/s", "workload": "mooncake"},
         notes=["Prompts are scaled to what the probe can hold.", "The link is paced in user space."],
@@ -92,12 +88,10 @@ def write_made_up_study(folder: Path, curves: Path) -> None:
 
 
 _TWIN = (
-    "workload.scaling.speedup=0.4",
-    "workload.scaling.requests=40",
-    "workload.scaling.isl_scale=0.08",
-    "workload.scaling.isl_max=1500",
-    "workload.scaling.isl_min=64",
+    *("model=probe", "cluster=1p1d", "network=mid_drop", "network.gbps=0.03", "slo=twin"),
+    *(f"workload.scaling.{key}" for key in ("requests=40", "speedup=0.4", "isl_scale=0.08", "isl_min=64", "isl_max=1500")),
 )
+_BIG = ("network.gbps=8", "workload.scaling.requests=60")
 
 
 def _config(curves: Path, *overrides: str) -> SimulateConfig:

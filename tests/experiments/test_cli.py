@@ -47,7 +47,7 @@ def test_each_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]
     assert f"Example: abkt {verb}" in shown
     assert "  out=null" in shown
     for group, choice in usage.groups(verb).items():
-        files = sorted(p.stem for p in (ROOT / "conf" / group).iterdir())
+        files = sorted(p.stem for p in (ROOT / "conf" / group.partition("@")[0]).iterdir())
         assert f"  {group} ({choice}): {' '.join(files)}" in shown
 
 
@@ -98,13 +98,25 @@ def test_help_reads_nested_keys_and_comments(tmp_path: Path) -> None:
         (["simulate", "out=/etc/passwd/here"], ["/etc/passwd is a file"]),
         (["simulate", "-m", "bitrate=raw,int5"], ["bitrate=int5", "embedded, int2, int4, int8, raw"]),
         (["simulate", "-m", "network.gpbs=1,2"], ["network.gpbs", "did you mean gbps?"]),
+        (["study", "model@scaleout.model=gpt"], ["model@scaleout.model=gpt", "llama-3.1-8b"]),
+        (
+            ["study", "model@scaleout.model=qwen3-8b", "max_distorsion=1"],
+            ["no group or key max_distorsion", "did you mean max_distortion?"],
+        ),
+        (["study", "+bitrate@bitrates.int3=int3"], ["bitrate@bitrates.int3=int3", "embedded, int2, int4, int8, raw"]),
+        (["study", "routing=random"], ["no group or key routing", "network"]),
         (["compare", "/nowhere/a"], ["b must be given"]),
         (["compare", "/nowhere/a", "/nowhere/b"], ["/nowhere/a/requests.parquet does not exist"]),
         (["compare", "/nowhere/a", "/nowhere/b", "/nowhere/c"], ["cannot read '/nowhere/c'"]),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    arguments: list[str], parts: list[str], curves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    parts: list[str],
+    curves: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = {argument.partition("=")[0] for argument in arguments}
@@ -123,7 +135,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [
-        ("trace.jsonl", '{"timestamp": 0, "input_length": 5, "output_length": 2}\n{"timestamp": 1, "input_length": 0, "output_length": 2}\n', 2),
+        (
+            "trace.jsonl",
+            '{"timestamp": 0, "input_length": 5, "output_length": 2}\n{"timestamp": 1, "input_length": 0, "output_length": 2}\n',
+            2,
+        ),
         ("trace.jsonl", '{"timestamp": 0, "input_length": 5, "output_length": 2}\nnot json\n', 2),
         ("trace.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:47.1,12,-3\n", 3),
     ],

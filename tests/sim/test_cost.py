@@ -52,9 +52,12 @@ def test_calls(profile) -> None:
 
 def test_what_was_not_measured_is_known(profile) -> None:
     costs = Costs(profile)
-    assert costs.prefill_measured(1000) and not costs.prefill_measured(1001)
+    assert costs.prefill_measured(1000)
+    assert not costs.prefill_measured(1001)
     assert costs.decode_measured(32, 1, 20_000)
-    assert not costs.decode_measured(33, 1, 9) and not costs.decode_measured(1, 1, 20_001) and not costs.decode_measured(1, 0, 9)
+    assert not costs.decode_measured(33, 1, 9)
+    assert not costs.decode_measured(1, 1, 20_001)
+    assert not costs.decode_measured(1, 0, 9)
     assert costs.codec_measured(10**9)  # no range in the profile: nothing to leave
 
 

@@ -58,7 +58,7 @@ def test_no_flow_gets_more_unless_one_with_less_gets_less(mesh, at) -> None:
     at %= len(paths)
     greedy = fair_rates([*paths, *[[("cap", i)] for i in range(len(paths))]], {**capacity, **{("cap", i): r for i, r in enumerate(fair)}})
     assert greedy[: len(fair)] == pytest.approx(fair)  # solving twice changes nothing
-    slack = [capacity[link] - sum(r for r, p in zip(fair, paths) if link in p and r <= fair[at]) for link in paths[at]]
+    slack = [capacity[link] - sum(r for r, p in zip(fair, paths) if link in p and r <= fair[at] * (1 + 1e-9)) for link in paths[at]]
     assert min(slack) <= 1e-9 * max(capacity.values())  # even if all that are faster gave way, nothing would be left for it
 
 
@@ -114,7 +114,8 @@ def test_a_target_that_moves(clock, network) -> None:
     link = (network.link("nic", Capacity.constant(10.0)),)
     longer = Sender(clock, network, link, 0.0, 30.0, turns=[70.0])
     clock.run()
-    assert longer.end_s == pytest.approx(7.0) and sum(b for b, _ in longer.segments) == 70.0
+    assert longer.end_s == pytest.approx(7.0)
+    assert sum(b for b, _ in longer.segments) == 70.0
 
     def shorten():
         yield Wake(clock).at(9.0)
@@ -137,13 +138,15 @@ def test_what_has_passed_cannot_be_taken_back(clock, network) -> None:
 
     clock.process(shorten())
     clock.run()
-    assert sender.end_s == 3.0 and sender.flow.sent_bytes == 30.0
+    assert sender.end_s == 3.0
+    assert sender.flow.sent_bytes == 30.0
 
 
 def test_unlimited_links_take_no_time(clock, network) -> None:
     free = Sender(clock, network, (network.link("nic", Capacity.constant(math.inf)),), 1.5, 1e12)
     clock.run()
-    assert free.end_s == 1.5 and free.flow.sent_bytes == 1e12
+    assert free.end_s == 1.5
+    assert free.flow.sent_bytes == 1e12
 
 
 @st.composite
@@ -188,7 +191,7 @@ class Checked(Network):
         assert [flow.rate for flow in flows] == pytest.approx(expected, rel=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(schedules(), min_size=2, max_size=5),
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0, 10), st.floats(1, 2000), rates), min_size=1, max_size=12),

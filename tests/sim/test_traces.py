@@ -29,7 +29,8 @@ def written(path: Path, text: str) -> Path:
 def test_azure(tmp_path, name) -> None:
     first, second = read_trace(written(tmp_path / name, AZURE))
     assert first == Request(0, 0.0, 374, 44)
-    assert (second.isl, second.osl) == (396, 109) and second.arrival_s == pytest.approx(4.3145790, abs=1e-9)
+    assert (second.isl, second.osl) == (396, 109)
+    assert second.arrival_s == pytest.approx(4.3145790, abs=1e-9)
 
 
 def test_azure_keeps_the_seventh_digit_and_reads_time_zones(tmp_path) -> None:
@@ -56,11 +57,13 @@ def test_mooncake_steps_are_spread(tmp_path) -> None:
 def test_spreading_keeps_steps_and_order(steps, seed) -> None:
     times = [3.0 * step for step in steps]
     moved = spread(times, seed)
-    assert moved == sorted(moved) and len(moved) == len(times)
+    assert moved == sorted(moved)
+    assert len(moved) == len(times)
     starts = sorted(set(times))
     for before, after in zip(times, moved):
         later = [start for start in starts if start > before]
-        assert before <= after and not (later and after >= later[0])
+        assert before <= after
+        assert not (later and after >= later[0])
 
 
 BAD = {
@@ -90,13 +93,18 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, message) -> None:
     path = written(tmp_path / "bad.txt", BAD[message])
     with pytest.raises(ValueError, match=message) as caught:
         read_trace(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_cannot_be_read_is_said(tmp_path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         read_trace(tmp_path / "none.csv")
-    for name, data in (("plain.csv.gz", AZURE.encode()), ("cut.csv.gz", gzip.compress(AZURE.encode() * 50)[:-30]), ("bytes.csv", b"\xff\xfe\x00")):
+    for name, data in (
+        ("plain.csv.gz", AZURE.encode()),
+        ("cut.csv.gz", gzip.compress(AZURE.encode() * 50)[:-30]),
+        ("bytes.csv", b"\xff\xfe\x00"),
+    ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match="cannot be read"):
             read_trace(tmp_path / name)
@@ -109,6 +117,8 @@ def test_what_cannot_be_read_is_said(tmp_path) -> None:
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published traces are not here")
 def test_the_published_traces() -> None:
     trace = read_trace(PUBLISHED / "mooncake_conversation_trace.jsonl.gz")
-    assert len(trace) == 12_031 and sum(r.isl for r in trace) / len(trace) == pytest.approx(12_035, abs=1)
-    assert Counter(type(r.hash_ids) for r in trace) == {tuple: 12_031} and max(r.arrival_s for r in trace) < 3_600
+    assert len(trace) == 12_031
+    assert sum(r.isl for r in trace) / len(trace) == pytest.approx(12_035, abs=1)
+    assert Counter(type(r.hash_ids) for r in trace) == {tuple: 12_031}
+    assert max(r.arrival_s for r in trace) < 3_600
     assert len(read_trace(PUBLISHED / "azure2023_conv.csv.gz")) == 19_366

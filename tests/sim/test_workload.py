@@ -17,9 +17,13 @@ def test_scaling_by_hand() -> None:
     trace = [Request(0, 1.0, 10, 10), Request(1, 5.0, 1000, 1), Request(2, 7.0, 400, 90), Request(3, 9.0, 4, 9)]
     scaled, facts = scale(trace, Scaling(requests=2, skip=1, speedup=2.0, isl_scale=0.25, osl_scale=0.5, isl_max=200, osl_max=30))
     assert scaled == [Request(1, 0.0, 200, 2), Request(2, 1.0, 100, 30)]  # 250 -> 200; 0 -> 2; 45 -> 30
-    assert facts["isl_clipped"] == 1 and facts["osl_clipped"] == 2 and facts["requests"] == 2
-    assert facts["isl_mean_before"] == 700 and facts["isl_mean_after"] == 150
-    assert facts["rate_per_s_before"] == 1.0 and facts["rate_per_s_after"] == 2.0
+    assert facts["isl_clipped"] == 1
+    assert facts["osl_clipped"] == 2
+    assert facts["requests"] == 2
+    assert facts["isl_mean_before"] == 700
+    assert facts["isl_mean_after"] == 150
+    assert facts["rate_per_s_before"] == 1.0
+    assert facts["rate_per_s_after"] == 2.0
 
 
 @given(traces, st.floats(0.1, 50), st.floats(0.001, 3), st.integers(1, 64), st.integers(64, 4096))
@@ -55,8 +59,11 @@ def test_a_request_has_tokens(fields) -> None:
 def test_poisson_has_the_rate_and_the_lengths_that_were_asked_for() -> None:
     requests = poisson(20_000, 20.0, 868, 227, variation=0.5, seed=3)
     gaps = np.diff([r.arrival_s for r in requests])
-    assert requests[0].arrival_s == 0.0 and gaps.mean() == pytest.approx(1 / 20, rel=0.03) and gaps.std() == pytest.approx(1 / 20, rel=0.03)
+    assert requests[0].arrival_s == 0.0
+    assert gaps.mean() == pytest.approx(1 / 20, rel=0.03)
+    assert gaps.std() == pytest.approx(1 / 20, rel=0.03)
     for mean, drawn in ((868, [r.isl for r in requests]), (227, [r.osl for r in requests])):
-        assert np.mean(drawn) == pytest.approx(mean, rel=0.02) and np.std(drawn) / np.mean(drawn) == pytest.approx(0.5, rel=0.05)
+        assert np.mean(drawn) == pytest.approx(mean, rel=0.02)
+        assert np.std(drawn) / np.mean(drawn) == pytest.approx(0.5, rel=0.05)
     assert requests == poisson(20_000, 20.0, 868, 227, variation=0.5, seed=3) != poisson(20_000, 20.0, 868, 227, variation=0.5, seed=4)
     assert {(r.isl, r.osl) for r in poisson(10, 20.0, 868, 227)} == {(868, 227)}

@@ -24,6 +24,10 @@ SHORT = Keepalive(ping_s=0.2, silence_s=0.8)
 DATA, COMMIT, ACK = FrameType.DATA, FrameType.COMMIT, FrameType.ACK
 
 
+def nothing():
+    pass
+
+
 def offer(channel, size=100, transfer_id=1, request_id=1):
     channel.send(Header(FrameType.OFFER, transfer_id), [Offer(request_id, "raw", 1, (size,)).payload()])
     return Grant.parse(channel.expect(FrameType.GRANT)[1])
@@ -52,17 +56,17 @@ def test_the_odd_peer_of_these_tests_can_be_good(house):
 
 def damaged(channel):
     header = Header(DATA, 1, 0, 0, 0, 50)
-    channel.connection.send([seal(header, [b"d" * 50]), b"d" * 49 + b"e"])
+    channel.connection.send([seal(header, [b"d" * 50]), b"d" * 49 + b"e"], nothing)
 
 
 def oversized(channel):
-    channel.connection.send([seal(Header(DATA, 1, 0, 0, 0, DATA_CAP_BYTES + 1))])
+    channel.connection.send([seal(Header(DATA, 1, 0, 0, 0, DATA_CAP_BYTES + 1))], nothing)
 
 
 def other_version(channel):
     sealed = bytearray(seal(Header(DATA, 1, length=50), [b"d" * 50]))
     sealed[4] = 2
-    channel.connection.send([sealed])
+    channel.connection.send([sealed], nothing)
 
 
 def duplicate(channel):
@@ -125,7 +129,7 @@ def commit_of_another_cut(channel):
 
 
 def not_a_frame(channel):
-    channel.connection.send([b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n" + bytes(64)])
+    channel.connection.send([b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n" + bytes(64)], nothing)
 
 
 FAULTS = [
@@ -237,7 +241,7 @@ def test_any_bytes_from_the_wire(house, shared_desk, chunks, granted):
     if granted:
         offer(channel, size=10)
     with suppress(PeerLost):  # it may hang up on us first
-        channel.connection.send([seal(Header(DATA, 1, length=9)), *chunks])
+        channel.connection.send([seal(Header(DATA, 1, length=9)), *chunks], nothing)
     channel.connection.abort()
     if granted:
         assert desk.aborted()[0].transfer_id == 1
@@ -277,6 +281,25 @@ def test_a_receiver_that_stands_still_is_noticed_and_named(house, outgoing, capl
     listener.close()
 
 
+def test_a_kernel_that_still_takes_bytes_is_no_sign_of_life(house, outgoing):
+    """The bytes are taken, slowly, but nobody says anything; the transfer would take 30 s, and be acknowledged by no one."""
+    listener = house.transport.listen(house.address_in(house.path), WAIT_S)
+    future = house.sender(listener.address, keepalive=SHORT).submit(outgoing(1, [bytes(64 << 20)]))
+    channel = Channel(listener.accept(WAIT_S), SHORT)
+    channel.expect(FrameType.HELLO)
+    channel.send(Header(FrameType.HELLO), [Hello("frozen-0", "model of the tests, 2 layers").payload()])
+    channel.expect(FrameType.OFFER)
+    channel.send(Header(FrameType.GRANT, 1), [Grant(64 << 20).payload()])
+    taken = memoryview(bytearray(64 << 10))
+    with suppress(PeerLost):
+        for _ in range(600):
+            channel.connection.receive([taken], nothing)
+            time.sleep(0.03)
+    assert future.result(WAIT_S).error == "frozen-0 has been silent for 0.8 s"
+    channel.connection.close()
+    listener.close()
+
+
 def test_a_receiver_that_stands_still_behind_a_slow_link_is_noticed(house, outgoing):
     """What it does not read fits into the kernel, so sending never blocks: its silence alone shows it."""
     listener = house.transport.listen(house.address_in(house.path), WAIT_S)
@@ -298,7 +321,7 @@ def test_a_sender_that_stands_still_is_noticed_and_its_memory_freed(house, caplo
     desk = house.desk(keepalive=SHORT)
     channel = house.channel(desk.address, keepalive=SHORT)
     offer(channel)
-    channel.connection.send([(seal(Header(DATA, 1, length=50), [bytes(50)]) + bytes(50))[:sent]])
+    channel.connection.send([(seal(Header(DATA, 1, length=50), [bytes(50)]) + bytes(50))[:sent]], nothing)
     received, reason = desk.aborted()
     assert received.transfer_id == 1
     assert reason.endswith("silent for 0.8 s" if not sent else "moved no byte for 0.8 s in the middle of a frame")
@@ -449,3 +472,12 @@ def test_a_keepalive_must_leave_time_for_an_answer():
 
 def test_frame_errors_are_value_errors():
     assert issubclass(FrameError, ValueError)
+
+
+def test_the_room_needs_neither_torch_nor_pickle():
+    """It speaks memory: nothing heavy is imported, and nothing that would run what a peer sent."""
+    code = "import sys, abkt.transfer.sender, abkt.transfer.receiver, abkt.transfer.tcp, abkt.transfer.unix; print(*sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout.split()
+    assert "abkt.transfer.frame" in loaded
+    assert not {"torch", "numpy", "pickle", "abkt.codec", "abkt.kv"} & set(loaded)

@@ -15,6 +15,9 @@ class Raw:
     def observe(self, now_s: float, sample: GoodputSample) -> None:
         pass
 
+    def delivered(self, now_s: float, distortion: float) -> None:
+        pass
+
     def decide(self, now_s: float, view: TransferView) -> Decision:
         return Decision(mode="raw")
 
@@ -33,6 +36,9 @@ class Fixed:
             raise ValueError(f"bitrate.bits is {self.bits}; one of 2, 4, 8 is possible")
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
+        pass
+
+    def delivered(self, now_s: float, distortion: float) -> None:
         pass
 
     def decide(self, now_s: float, view: TransferView) -> Decision:

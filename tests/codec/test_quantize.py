@@ -1,0 +1,124 @@
+"""The oracle's own laws: prefixes, error bounds, packing; checked against arithmetic done here."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abkt.codec import quantize as q
+from abkt.codec.cells import BITS
+
+shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
+finite = st.floats(-1e4, 1e4, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)
+
+
+@st.composite
+def cells(draw):
+    tokens, dim = draw(shapes)
+    if draw(st.booleans()):
+        values = torch.tensor(draw(st.lists(finite, min_size=tokens * dim, max_size=tokens * dim))).view(tokens, dim)
+    else:
+        generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+        values = torch.randn(tokens, dim, generator=generator) * 10 ** draw(st.floats(-6, 6))
+        values += 10 ** draw(st.floats(-3, 5)) * torch.randn(1, dim, generator=generator)
+    return values.to(draw(st.sampled_from([torch.bfloat16, torch.float32])))
+
+
+@given(cells(), st.sampled_from([-2, -1]))
+@settings(max_examples=60, deadline=None)
+def test_error_is_within_half_a_bin_of_its_own_group(x, dim):
+    coded = q.quantize(x.float(), dim)
+    span = x.float().amax(dim, keepdim=True) - x.float().amin(dim, keepdim=True)
+    assert (coded.step <= (span / 256 * (1 + 1 / 16 + 1e-6)).clamp_min(q.MIN_STEP)).all(), "a step larger than its rounding allows"
+    for bits in (2, 4, 8):
+        decoded = q.reconstruct(coded, bits)
+        bound = coded.step * 2 ** (7 - bits) + 2.0**-22 * x.float().abs() + 2e-7 * span  # and the rounding of float32 arithmetic
+        assert ((x.float() - decoded).abs() <= bound).all()
+    constant = (span == 0).expand(x.shape)
+    assert torch.equal(q.reconstruct(coded, 0)[constant], x.float()[constant] + 0.0)
+
+
+@given(cells(), st.sampled_from([-2, -1]))
+@settings(max_examples=40, deadline=None)
+def test_zero_bits_is_the_mean_to_a_sixteenth_of_the_range(x, dim):
+    coded = q.quantize(x.float(), dim)
+    mean = x.double().mean(dim, keepdim=True)
+    off = (q.reconstruct(coded, 0).double() - mean).abs()
+    assert (off <= coded.step.double() * (8 + 0.5 + 1e-3) + x.double().abs().amax() * 1e-6).all()
+
+
+@given(cells(), st.sampled_from([-2, -1]), st.sampled_from([2, 4]))
+@settings(max_examples=40, deadline=None)
+def test_the_top_bits_are_the_coarser_code(x, dim, bits):
+    coded = q.quantize(x.float(), dim)
+    rest = torch.randint(0, 2 ** (8 - bits), coded.codes.shape, dtype=torch.uint8)  # whatever the later passes hold
+    other = q.Quantized((coded.codes >> (8 - bits) << (8 - bits)) | rest, coded.low, coded.step, coded.mean)
+    assert torch.equal(q.reconstruct(coded, bits), q.reconstruct(other, bits))
+
+
+@given(shapes, st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_packing_is_undone_and_fills_the_bytes(shape, seed):
+    codes = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    tokens, dim = shape
+    together = torch.zeros_like(codes)
+    for index in (1, 2, 3):
+        packed = q.pack_pass(codes, index)
+        assert packed.numel() == -(-tokens // 4) * dim * (2 if index == 3 else 1)
+        together |= q.unpack_pass(packed, index, tokens)
+    assert torch.equal(together, codes)
+
+
+def test_a_byte_by_hand():
+    codes = torch.tensor([[0b10_01_1100], [0b11_00_0011], [0b00_10_1010], [0b01_11_0101]], dtype=torch.uint8)
+    assert q.pack_pass(codes, 1).tolist() == [[0b01_00_11_10]], "top two bits of tokens 3 2 1 0"
+    assert q.pack_pass(codes, 2).tolist() == [[0b11_10_00_01]]
+    assert q.pack_pass(codes, 3).tolist() == [[0b1010_1100], [0b0101_0011]], "tokens 0 and 2, then 1 and 3"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dim", [-2, -1])
+def test_metadata_is_undone_in_32_bits_a_group(dtype, dim):
+    x = (torch.randn(3, 24, 20) * 3).to(dtype)
+    coded = q.quantize(x.float(), dim)
+    packed = q.pack_metadata(coded, dim, dtype)
+    groups = 20 if dim == -2 else 24
+    assert packed.shape == (3, groups * (dtype.itemsize + 2))
+    low, step, mean = q.unpack_metadata(packed, dim, dtype)
+    assert torch.equal(low, coded.low)
+    assert torch.equal(step, coded.step)
+    assert torch.equal(mean, coded.mean)
+
+
+def test_a_large_bias_on_one_channel_hurts_no_other():
+    x = torch.randn(128, 64, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    biased = x.clone()
+    biased[:, 5] = (x[:, 5].float() + 100).to(torch.bfloat16)
+    plain, shifted = q.quantize(x.float(), -2), q.quantize(biased.float(), -2)
+    for bits in BITS:
+        a, b = q.reconstruct(plain, bits).bfloat16(), q.reconstruct(shifted, bits).bfloat16()
+        others = [c for c in range(64) if c != 5]
+        assert torch.equal(a[:, others], b[:, others])
+    off = (q.reconstruct(shifted, 8).bfloat16() - biased)[:, 5].float().abs()
+    assert (off <= 0.25 + shifted.step[0, 5] / 2).all(), "more than the rounding of bfloat16 at 100"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0**48])
+def test_what_cannot_be_coded_is_seen(bad):
+    x = torch.randn(2, 3, 16, 8)
+    assert not q.travels_exact(x).any()
+    x[1, 2, 15, 7] = bad
+    assert q.travels_exact(x).tolist() == [[False] * 3, [False, False, True]]
+    half = torch.full((1, 4, 4), 32768.0, dtype=torch.float16)
+    assert q.travels_exact(half).all(), "a reconstruction above 65504 would be infinite"
+
+
+def test_uniform_noise_has_the_error_that_theory_gives():
+    x = torch.rand(1, 4096, 16, generator=torch.Generator().manual_seed(0))
+    coded = q.quantize(x, -2)
+    errors = q.squared_errors(x, coded, 8, torch.float32)[0].numpy()
+    step = coded.step.double().numpy().reshape(-1)
+    for index, bits in enumerate(BITS[1:], 1):
+        expected = 4096 * np.sum((step * 2 ** (8 - bits)) ** 2) / 12
+        assert abs(errors[index] / expected - 1) < (0.15 if bits == 2 else 0.03)  # the last of four bins is only part filled

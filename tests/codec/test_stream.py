@@ -1,0 +1,197 @@
+"""The container: cuts, pieces, and that nothing damaged is ever decoded."""
+
+import struct
+import zlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abkt.codec.codec import Codec
+from abkt.codec.stream import FIXED, read_header
+from abkt.kv.pool import Pool
+
+
+@pytest.fixture(scope="module")
+def case(layout_of, filled_pool, table_of):
+    layout = layout_of(layers=1, heads=2, dim=16, block_tokens=4, blocks=30)
+    pool, table = filled_pool(layout), table_of(layout, 77)
+    pool.data[table[3], 0, 1, 1, 2, 5] = float("nan")
+    codec = Codec(layout, tile_tokens=12)
+    return codec, layout, table, codec.encode(pool, table, 77)
+
+
+def refused(case, data: bytes, message: str = "stream") -> str:
+    """The reason why `data` is refused; the pool must be as it was."""
+    codec, layout, table, _ = case
+    out = Pool(layout)
+    out.data.fill_(3.0)
+    with pytest.raises(ValueError, match=message) as caught:
+        codec.expand(data, out, table)
+    assert (out.data == 3.0).all(), "the pool was written before the stream was found damaged"
+    return str(caught.value)
+
+
+def resealed(data: bytes, change) -> bytes:
+    """A header changed by someone who also knows its checksum."""
+    size = FIXED.unpack_from(data)[4]
+    head = bytearray(data[: size - 4])
+    change(head)
+    return bytes(head) + struct.pack("<I", zlib.crc32(head)) + data[size:]
+
+
+@given(st.data())
+@settings(max_examples=80, deadline=None)
+def test_any_flipped_byte_is_refused(case, data):
+    stream = case[-1]
+    good = stream.prefix(data.draw(st.integers(0, len(stream.ends) - 1)))
+    at = data.draw(st.integers(0, len(good) - 1))
+    bad = bytearray(good)
+    bad[at] ^= data.draw(st.integers(1, 255))
+    refused(case, bytes(bad))
+
+
+def test_every_header_byte_matters(case):
+    good = case[-1].prefix(0)
+    for at in range(FIXED.unpack_from(good)[4]):
+        bad = bytearray(good)
+        bad[at] ^= 0x10
+        refused(case, bytes(bad))
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_a_cut_inside_a_band_is_refused(case, size):
+    stream = case[-1]
+    size %= stream.ends[-1]
+    if size not in stream.ends:
+        refused(case, stream.prefix(len(stream.ends) - 1)[:size], "is cut inside")
+
+
+def test_damage_is_named(case):
+    stream = case[-1]
+    good = stream.prefix(len(stream.ends) - 1)
+    header = stream.header
+
+    def flipped(at: int) -> bytes:
+        return good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
+
+    assert "header is damaged" in refused(case, flipped(20))
+    assert "exact edges" in refused(case, flipped(header.edges_at))
+    assert "exact cells" in refused(case, flipped(header.raw_at))
+    assert "layer 0, head 0, K, tile 0), metadata" in refused(case, flipped(header.metadata_at))
+    order, _ = header.slots()
+    first_pass, first_cell = divmod(int(order[0]), header.cells.count)
+    assert first_pass == 0
+    assert f"{header.cells.name(first_cell)}, bits 7 to 6" in refused(case, flipped(stream.ends[0]))
+    assert "followed by 3" in refused(case, good + b"abc")
+    assert "not a KV stream" in refused(case, b"GIF8" + good[4:])
+    assert "cut inside its header" in refused(case, b"")
+
+
+def test_a_header_that_lies_is_refused(case):
+    good = case[-1].prefix(0)
+
+    def field(offset: int, form: str, value: int):
+        return lambda head: struct.pack_into(form, head, offset, value)
+
+    for change, message in (
+        (field(4, "<H", 2), "version 2; this codec reads version 1"),
+        (field(6, "<B", 3), "3 bits"),
+        (field(7, "<B", 9), "order 9"),
+        (field(12, "<I", 10**9), "room for 120"),
+        (field(12, "<I", 0), "at least 1"),
+        (field(16, "<I", 0), "no whole number of blocks"),
+        (field(20, "<H", 2), r"\(2, 2, 2, 4, 16\).*\(1, 2, 2, 4, 16\)"),
+        (field(28, "<B", 2), "float32"),
+        (field(28, "<B", 77), "unknown dtype"),
+        (field(29, "<B", 70), "70 bands"),
+        (field(29, "<B", 5), "its fields need|not valid|cut inside"),
+        (field(32, "<I", 10**9), "its fields need"),
+    ):
+        refused(case, resealed(good, change), message)
+
+
+def test_a_cell_out_of_order_or_twice_is_refused(case):
+    stream = case[-1]
+    good, header = stream.prefix(0), stream.header
+    exact_at = FIXED.size + 4 * (header.bands.count + 1)
+    bands_at = exact_at + 4 * len(header.exact)
+    cell = next(c for c in range(header.cells.count) if c not in header.exact)
+
+    def later_first(head: bytearray) -> None:
+        head[bands_at + cell] = header.bands.count - 1
+        head[bands_at + header.cells.count + cell] = 0
+
+    def coded_and_exact(head: bytearray) -> None:
+        head[bands_at + int(header.exact[0])] = 0
+
+    def beyond(head: bytearray) -> None:
+        struct.pack_into("<I", head, exact_at, header.cells.count)
+
+    for change in (later_first, coded_and_exact, beyond):
+        refused(case, resealed(good, change), "not valid")
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_pieces_are_the_wire_bytes(case, data):
+    stream = case[-1]
+    good = stream.prefix(len(stream.ends) - 1)
+    assert len(good) == stream.ends[-1]
+    start, stop = sorted(data.draw(st.lists(st.integers(0, len(good)), min_size=2, max_size=2)))
+    pieces = stream.buffers(start, stop)
+    assert b"".join(pieces) == good[start:stop]
+    assert all(len(piece) for piece in pieces)
+
+
+def test_pieces_are_not_copies_and_few(layout_of, filled_pool, table_of):
+    layout = layout_of(dim=64)
+    stream = Codec(layout).encode(filled_pool(layout), table_of(layout, 300), 300, order="uniform")
+    assert len(stream.buffers(0, stream.ends[-1])) == 2, "head, and one body in storage order"
+    piece = stream.buffers(stream.ends[0], stream.ends[1])[0]
+    assert piece.obj is stream.body.obj
+    with pytest.raises(ValueError, match="not all in a stream"):
+        stream.buffers(0, stream.ends[-1] + 1)
+
+
+def test_slots_stay_aligned_on_the_wire(case):
+    stream = case[-1]
+    assert all(end % 16 == 0 for end in stream.ends)
+    assert stream.header.edges_at % 16 == stream.header.raw_at % 16 == stream.header.metadata_at % 16 == 0
+
+
+def test_a_stream_needs_no_more_than_its_layout(case, layout_of):
+    """Another pool size is another number of blocks, not another layout; a smaller one is refused."""
+    codec, _, table, stream = case
+    good = stream.prefix(len(stream.ends) - 1)
+    larger = layout_of(layers=1, heads=2, dim=16, block_tokens=4, blocks=200)
+    out, same = Pool(larger), Pool(codec.layout)
+    Codec(larger).expand(bytearray(good), out, [block + 150 for block in table])
+    codec.expand(memoryview(good), same, table)
+    moved, kept = out.data[[block + 150 for block in table]], same.data[table]
+    assert torch.equal(moved.view(torch.int16), kept.view(torch.int16))
+    with pytest.raises(ValueError, match="room for 16"):
+        read_header(memoryview(good), layout_of(layers=1, heads=2, dim=16, block_tokens=4, blocks=4))
+    refused((codec, codec.layout, table[:-1], stream), good, "holds no 77 tokens")
+
+
+@pytest.mark.slow
+def test_a_million_mutated_headers(case):
+    """The parser says ValueError or gives a header that is consistent with its own size, whatever comes."""
+    import random
+
+    layout, good = case[1], case[-1].prefix(0)
+    size, rng = FIXED.unpack_from(good)[4], random.Random(0)
+    for _ in range(1_000_000):
+        head = bytearray(good[:size])
+        for _ in range(rng.randint(1, 3)):
+            head[rng.randrange(FIXED.size if rng.random() < 0.7 else size)] = rng.randrange(256)
+        head[-4:] = struct.pack("<I", zlib.crc32(memoryview(head)[:-4]))
+        try:
+            header = read_header(memoryview(head), layout)
+        except ValueError:
+            continue
+        assert header.header_bytes == size
+        assert list(header.ends) == sorted(header.ends)

@@ -1,0 +1,123 @@
+"""Run by test_kernels.py in a process of its own, since Triton chooses between compiler and interpreter when it is imported.
+
+python triton_check.py values            kernels against the oracle in the interpreter
+python triton_check.py compile 80 90   ahead of time for these architectures: registers, spills and widest access, as JSON
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens, dtype
+    (77, 1, 1, 64, 16, 32, "bfloat16"),
+    (20, 1, 2, 20, 3, 9, "bfloat16"),
+    (60, 2, 1, 16, 8, 32, "float16"),
+    (29, 1, 1, 80, 4, 16, "float32"),
+]
+
+
+def check_values() -> None:
+    import numpy as np
+    import torch
+    from conftest import make_layout, make_pool
+
+    from abkt.codec.backend import Arrived
+    from abkt.codec.cells import Cells
+    from abkt.codec.codec import Codec
+    from abkt.codec.kernels import Kernels
+    from abkt.codec.oracle import Oracle
+    from abkt.kv.pool import Pool
+
+    for tokens, layers, heads, dim, block_tokens, tile, dtype in SHAPES:
+        layout = make_layout(layers, heads, dim, dtype, blocks=24, block_tokens=block_tokens)
+        pool, cells = make_pool(layout, seed=tokens), Cells(layout, tokens, tile, 8)
+        table = torch.randperm(24, generator=torch.Generator().manual_seed(1))[: layout.blocks_for(tokens)].tolist()
+        blocks = cells.coded_table(table)
+        pool.data[blocks[-1], 0, 1, 0, 0, 3] = float("nan")
+        pool.data[blocks[0], 0, 0, 0, :, 2] = 1.5
+        a, b = (path.encode(pool.data, blocks, cells) for path in (Oracle(), Kernels()))
+        assert torch.equal(a.body, b.body), f"{dtype}: encoded bytes differ"
+        assert a.exact.sum() == 1
+        assert np.array_equal(a.exact, b.exact)
+        assert np.allclose(a.errors, b.errors, rtol=1e-4, atol=1e-9)
+        assert np.allclose(a.deviation, b.deviation, rtol=1e-4)
+        have = np.where(a.exact, -1, np.arange(cells.count) % 4).astype(np.int8)
+        results = []
+        for path in (Oracle(), Kernels()):
+            out = Pool(layout)
+            path.expand(Arrived(a.body.numpy(), cells.offsets, have), out.data, blocks, cells)
+            results.append(out.data)
+        assert torch.equal(*results), f"{dtype}: expanded values differ"
+    layout = make_layout(layers=1, heads=1, dim=32)
+    pool, table = make_pool(layout), list(range(6, 0, -1))
+    streams = [Codec(layout, backend, tile_tokens=32).encode(pool, table, 90, order="uniform") for backend in ("oracle", "triton")]
+    assert np.array_equal(streams[0].header.checksums, streams[1].header.checksums)
+    results = []
+    for backend in ("oracle", "triton"):
+        out = Pool(layout)
+        Codec(layout, backend, tile_tokens=32).expand(streams[1].prefix(2), out, table)
+        results.append(out.data)
+    assert torch.equal(*results)
+
+
+def check_compile(depth: int, architectures: list[int]) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from abkt.codec import kernels
+    from abkt.codec.cells import Cells
+    from abkt.spec import KVLayout, ModelSpec
+
+    cells = Cells(KVLayout(ModelSpec("probe", layers=6, kv_heads=2, head_dim=64), 126), 2003, 128, depth)
+    options = kernels.constants(cells)
+    fixed = {name: options.pop(name) for name in list(options) if name.isupper()}
+    pointers = {
+        "data": "*bf16", "table": "*i64", "offsets": "*i64", "body": "*u8", "wire": "*u8", "errors": "*fp32", "exact": "*u8",
+        "sums": "*fp32", "spreads": "*fp32", "presence": "*i8",
+    }  # fmt: skip
+    report = []
+    for architecture in architectures:
+        for kernel in (kernels._encode, kernels._expand):
+            for key in (True, False):
+                constants = {n: v for n, v in {**fixed, "KEY": key, "BOUND": 2.0**48}.items() if n in kernel.arg_names}
+                signature = {n: pointers.get(n, "constexpr" if n in constants else "i32") for n in kernel.arg_names}
+                attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in pointers}
+                source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+                binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["cubin"]
+                usage, code = disassembled(triton, binary)
+                report.append(
+                    {
+                        "kernel": f"{kernel.fn.__name__} sm_{architecture} {'K' if key else 'V'}",
+                        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+                        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+                        "local": len(re.findall(r"\b(?:LDL|STL)\b", code)),
+                        "wide_loads": len(re.findall(r"\bLDG\.E\.128\b", code)),
+                        "wide_stores": len(re.findall(r"\bSTG\.E\.128\b", code)),
+                    }
+                )
+    print(json.dumps(report))
+
+
+def disassembled(triton, binary: bytes) -> tuple[str, str]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        usage, code = (
+            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout for flag in ("-res-usage", "-sass")
+        )
+    return usage, code
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    os.environ["TRITON_INTERPRET"] = "1" if sys.argv[1] == "values" else "0"
+    if sys.argv[1] == "values":
+        check_values()
+    else:
+        check_compile(int(sys.argv[2]), [int(a) for a in sys.argv[3:]])

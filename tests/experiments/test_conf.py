@@ -1,0 +1,114 @@
+"""Every choice of every group can be had, and says what it should."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from abkt.capacity import Capacity
+from abkt.policy.build import build
+from abkt.policy.view import GoodputSample
+from experiments import usage
+from experiments.compose import compose
+from experiments.config import read
+from experiments.paths import ROOT, conf_dir, data_path
+from experiments.simulate import SimulateConfig, build_simulation, read_workload
+
+CHOICES = [(group, choice) for group in usage.groups("simulate") for choice in usage.choices(group)]
+GIVEN = {"azure": ["workload.path=trace.csv"], "profile": ["hardware.profile=profile.json"], "llama-3.1-70b": ["hardware.gpus=4"]}
+GIVEN["mixtral-8x7b"] = GIVEN["qwen3-32b"] = GIVEN["llama-3.1-70b"]
+
+
+def config(curves: Path, *overrides: str) -> SimulateConfig:
+    return read(SimulateConfig, {**compose("simulate", [*overrides, f"curves={curves}"]).config, "out": Path("out")})
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_builds(group: str, choice: str, curves: Path) -> None:
+    made = config(
+        curves, f"{group}={choice}", "workload=poisson", *([f"{group}={choice}"] if group == "workload" else []), *GIVEN.get(choice, [])
+    )
+    if choice in ("azure", "profile"):
+        return  # their files are the user's
+    requests, _ = read_workload(made.workload, seed=0)
+    simulation = build_simulation(made, requests[:2])
+    assert len(simulation.prefill) == made.cluster.prefill
+    assert len(simulation.decode) == made.cluster.decode
+
+
+# layers x 2 x kv_heads x head_dim x 2 bytes of bf16, as published with each model
+KV_BYTES = """model,bytes
+llama-3.2-1b,32768
+llama-3.1-8b,131072
+llama-3.1-70b,327680
+qwen3-8b,147456
+qwen3-32b,262144
+qwen3-30b-a3b,98304
+mixtral-8x7b,131072
+probe,3072
+"""
+
+
+def test_models_have_their_published_kv_sizes(curves: Path) -> None:
+    table = {row["model"]: int(row["bytes"]) for row in csv.DictReader(io.StringIO(KV_BYTES))}
+    assert sorted(table) == usage.choices("model")
+    for name, size in table.items():
+        spec = config(curves, f"model={name}").model
+        assert (spec.name, spec.kv_bytes_per_token) == (name, size)
+
+
+def test_dense_models_have_the_parameters_that_their_shapes_give(curves: Path) -> None:
+    """Attention and MLP of each layer, and two tables of vocabulary x hidden (one where it is tied)."""
+    shapes = {"llama-3.1-8b": (14336, 2 * 128256), "llama-3.1-70b": (28672, 2 * 128256), "llama-3.2-1b": (8192, 128256)}
+    shapes |= {"qwen3-8b": (12288, 2 * 151936), "qwen3-32b": (25600, 2 * 151936), "probe": (704, 2048)}
+    for name, (inner, tables) in shapes.items():
+        spec = config(curves, f"model={name}").model
+        attention = 2 * spec.hidden * spec.heads * spec.head_dim + 2 * spec.hidden * spec.kv_heads * spec.head_dim
+        count = spec.layers * (attention + 3 * spec.hidden * inner) + tables * spec.hidden
+        assert spec.parameters == pytest.approx(count, rel=0.005)
+        assert spec.active_parameters == spec.parameters
+
+
+def test_a_network_scales_as_a_whole(curves: Path) -> None:
+    """20 Gbit/s are 2.5 GB/s, and mid_drop leaves a tenth from 15 s to 30 s of every minute."""
+    made = config(curves, "network=mid_drop", "network.gbps=20")
+    assert made.network.capacity() == Capacity((0.0, 15.0, 30.0), (2.5e9, 2.5e8, 2.5e9), 60.0)
+
+
+def test_the_policy_believes_the_configured_link_until_its_first_sample(curves: Path) -> None:
+    made = config(curves, "network=constant", "network.gbps=4")
+    policy = build(made.bitrate)
+    assert policy.estimate_bytes_per_s(0.0) == 5e8
+    policy.observe(1.0, GoodputSample(1e6, 0.5))
+    assert policy.estimate_bytes_per_s(1.0) == 2e6
+
+
+def test_what_is_built_already_is_taken_as_it_is(curves: Path) -> None:
+    for overrides in ([], ["hardware=profile", "hardware.profile=p.json", "workload=poisson"]):
+        made = config(curves, *overrides)
+        assert read(SimulateConfig, {field.name: getattr(made, field.name) for field in fields(made)}) == made
+
+
+def test_the_scale_out_of_a_study_keeps_its_own_link_and_limits() -> None:
+    """Interpolations of a group would reach for the twin's values, which are another cluster's."""
+    study = compose("study", ["slo@scaleout.slo=interactive", "network@scaleout.network=100g"]).config
+    assert study["scaleout"]["routings"]["load_aware"]["tpot_slo_s"] == study["scaleout"]["slo"]["tpot_s"] != study["slo"]["tpot_s"]
+    assert study["scaleout"]["bitrates"]["embedded"]["link"]["initial_bytes_per_s"] == 12.5e9
+    assert study["bitrates"]["embedded"]["link"]["initial_bytes_per_s"] == study["network"]["gbps"] * 1.25e8
+
+
+def test_each_verbs_configuration_composes_with_what_it_asks_for() -> None:
+    for path in conf_dir().glob("*.yaml"):
+        missing = [f"{key}=x" for key, value, _ in usage.keys(path) if value == "???"]
+        assert compose(path.stem, missing).config["out"] is None
+
+
+def test_the_data_that_comes_with_abkt() -> None:
+    assert conf_dir() == ROOT / "conf"
+    trace = data_path("traces/mooncake_conversation.jsonl.gz")
+    assert trace.is_file()
+    assert trace.name in (ROOT / "data" / "ATTRIBUTION.md").read_text()

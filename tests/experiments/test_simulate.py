@@ -1,0 +1,80 @@
+"""The verb simulate, from the command line to its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import dispatch
+from experiments.results import read_records
+
+FEW = ["workload.scaling.requests=12", "progress=false"]
+
+
+def test_results_lie_in_out_itself_and_agree_with_each_other(curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert dispatch(["simulate", f"curves={curves}", f"out={out}", "bitrate=int4", "routing=random", *FEW]) == 0
+    assert capsys.readouterr().out.startswith("plan: 12 requests over ")
+    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "requests.parquet", "summary.json", "transfers.parquet"]
+    summary, manifest = (json.loads((out / f"{name}.json").read_text()) for name in ("summary", "manifest"))
+    requests, transfers = (read_records(out / f"{name}.parquet") for name in ("requests", "transfers"))
+    assert (summary["bitrate"], summary["routing"], summary["validated"]) == ("int4", "random", False)
+    assert summary["requests"]["initiated"] == len(requests) == 12
+    assert summary["wire_bytes"] == transfers.wire_bytes.sum()
+    assert summary["ttft_s"]["mean"] == pytest.approx(requests.ttft_s.mean())
+    assert summary["scaling"]["requests_in_trace"] == 12031
+    assert (requests.compute == "model").all()
+    assert manifest["config"]["bitrate"] == {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": 4}
+    assert [item["name"] for item in manifest["inputs"]] == ["mooncake_conversation.jsonl.gz", "probe.json"]
+
+
+def test_the_same_seed_gives_the_same_requests(curves: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", "other"):
+        seed = 5 if name == "other" else 4
+        arguments = ["workload=poisson", "workload.requests=8", f"seed={seed}", "routing=random", "progress=false"]
+        assert dispatch(["simulate", f"curves={curves}", f"out={tmp_path / name}", *arguments]) == 0
+    one, two, other = (read_records(tmp_path / name / "requests.parquet") for name in ("one", "two", "other"))
+    assert one.equals(two)
+    assert not one.arrival_s.equals(other.arrival_s)
+
+
+def test_the_default_folder_is_below_outputs(curves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # in the same second or not
+        assert dispatch(["simulate", f"curves={curves}", *FEW]) == 0
+    folders = list((tmp_path / "outputs" / "simulate").iterdir())
+    assert len(folders) == 2
+    assert all((folder / "summary.json").is_file() for folder in folders)
+
+
+def test_multirun_gives_each_combination_a_folder(curves: Path, tmp_path: Path) -> None:
+    out = tmp_path / "many runs"
+    assert dispatch(["simulate", "-m", f"curves={curves}", f"out={out}", "bitrate=raw,int4", "network.gbps=10,25", *FEW]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["0", "1", "2", "3", "multirun.yaml"]
+    found = set()
+    for number in range(4):
+        folder = out / str(number)
+        assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "requests.parquet", "summary.json", "transfers.parquet"]
+        manifest = json.loads((folder / "manifest.json").read_text())
+        found.add((json.loads((folder / "summary.json").read_text())["bitrate"], manifest["config"]["network"]["gbps"]))
+    assert found == {("raw", 10), ("raw", 25), ("int4", 10), ("int4", 25)}
+
+
+def test_a_failing_run_of_many_is_told_in_one_line(curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["simulate", "-m", f"curves={curves}", f"out={tmp_path / 'out'}", "cluster.prefill=1,0", *FEW]
+    assert dispatch(arguments) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "abkt: cluster: prefill, decode and max_batch must be at least 1"
+
+
+def test_a_link_that_drops_makes_transfers_longer(curves: Path, tmp_path: Path) -> None:
+    """A tenth of the link all the time but the first second: the same bytes take longer, and nothing else does."""
+    steady, drop = tmp_path / "steady", tmp_path / "drop"
+    same = [f"curves={curves}", "bitrate=raw", "routing=round_robin", *FEW]
+    assert dispatch(["simulate", f"out={steady}", "network=constant", *same]) == 0
+    assert dispatch(["simulate", f"out={drop}", "network=mid_drop", "network.starts_s=[0,1,3599]", "network.period_s=3600", *same]) == 0
+    one, other = (read_records(folder / "requests.parquet") for folder in (steady, drop))
+    assert one.wire_bytes.equals(other.wire_bytes)
+    assert one.prefill_busy_s.equals(other.prefill_busy_s)
+    assert other.wire_busy_s.sum() > 5 * one.wire_busy_s.sum()

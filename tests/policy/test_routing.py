@@ -1,0 +1,141 @@
+"""Laws that every routing policy keeps, and what each is for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abkt.policy.routing.least_loaded import LeastLoaded
+from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.random import Random
+from abkt.policy.routing.round_robin import RoundRobin
+from abkt.policy.view import RequestView
+
+POLICIES: dict[str, Callable] = {"random": Random, "round_robin": RoundRobin, "least_loaded": LeastLoaded, "load_aware": LoadAware}
+REQUEST = RequestView(0, isl=1000, osl=100, arrival_s=0.0)
+
+
+@dataclass
+class Prefill:
+    queued_s: float = 0.0
+    slowness: float = 1e-5
+    name: str = "p"
+
+    def prefill_s(self, isl: int) -> float:
+        return self.slowness * isl
+
+
+@dataclass
+class Decode:
+    kv_used: float = 0.0
+    active: int = 0
+    tpot_s: float = 0.0
+    wait: float = 0.0
+    name: str = "d"
+
+    def wait_s(self, isl: int) -> float:
+        return self.wait
+
+
+# Few different values, so that ties are common.
+prefills = st.lists(st.builds(Prefill, st.sampled_from([0.0, 0.1, 0.5, 2.0]), st.sampled_from([1e-5, 3e-4])), min_size=1, max_size=6)
+decodes = st.lists(
+    st.builds(
+        Decode,
+        st.sampled_from([0.0, 0.3, 0.95]),
+        st.integers(0, 3),
+        st.sampled_from([0.0, 0.04, 0.06, 0.2]),
+        st.sampled_from([0.0, 0.0, 0.7]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+quotes = st.integers(0, 10**6).map(lambda seed: lambda p, d: ((p * 31 + d * 17 + seed) % 7) * 0.1)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(prefill=prefills, decode=decodes, quote_s=quotes, times=st.integers(1, 5))
+def test_a_node_of_each_side_and_the_same_for_the_same_calls(name, prefill, decode, quote_s, times) -> None:
+    one, other = POLICIES[name](), POLICIES[name]()
+    for _ in range(times):
+        p, d = one.decide(0.0, REQUEST, prefill, decode, quote_s)
+        assert 0 <= p < len(prefill)
+        assert 0 <= d < len(decode)
+        assert (p, d) == other.decide(0.0, REQUEST, prefill, decode, quote_s)
+
+
+def cost(p: int, d: int, prefill, decode, quote_s, slo_s: float = 0.05, kappa_s: float = 1.0) -> float:
+    late = max(0.0, decode[d].tpot_s / slo_s - 1)
+    return prefill[p].queued_s + prefill[p].prefill_s(1000) + quote_s(p, d) + decode[d].wait + kappa_s * late
+
+
+@given(prefills, decodes, quotes)
+def test_load_aware_is_brute_force_on_a_small_cluster(prefill, decode, quote_s) -> None:
+    chosen = LoadAware(top_k=6).decide(0.0, REQUEST, prefill, decode, quote_s)
+    costs = {(p, d): cost(p, d, prefill, decode, quote_s) for p in range(len(prefill)) for d in range(len(decode))}
+    assert costs[chosen] == pytest.approx(min(costs.values()))
+
+
+@given(prefills, decodes, quotes, st.integers(1, 3))
+def test_load_aware_pruned_is_brute_force_among_the_best_of_each_side(prefill, decode, quote_s, top_k) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def counted(p: int, d: int) -> float:
+        asked.append((p, d))
+        return quote_s(p, d)
+
+    p, d = LoadAware(top_k=top_k).decide(0.0, REQUEST, prefill, decode, counted)
+    assert len(asked) == len(set(asked)) <= top_k**2
+    sources = sorted(range(len(prefill)), key=lambda i: (prefill[i].queued_s + prefill[i].prefill_s(1000), i))[:top_k]
+    targets = sorted(range(len(decode)), key=lambda i: (cost(0, i, [Prefill()], decode, lambda p, d: 0.0), decode[i].kv_used, i))[:top_k]
+    best = min(cost(i, j, prefill, decode, quote_s) for i in sources for j in targets)
+    assert p in sources
+    assert d in targets
+    assert cost(p, d, prefill, decode, quote_s) == pytest.approx(best)
+
+
+def test_load_aware_by_hand() -> None:
+    prefill = [Prefill(0.3), Prefill(0.0)]
+    decode = [Decode(), Decode(tpot_s=0.1)]
+    policy = LoadAware(tpot_slo_s=0.05, kappa_s=0.5)
+    assert policy.decide(0.0, REQUEST, prefill, decode, lambda p, d: 0.0) == (1, 0)
+    assert policy.decide(0.0, REQUEST, prefill, decode, lambda p, d: 0.4 if p == 1 else 0.0) == (0, 0)  # queueing is cheaper than sending
+    assert policy.decide(0.0, REQUEST, prefill, decode, lambda p, d: 0.6 if d == 0 else 0.0) == (1, 1)  # twice the SLO costs 0.5 s
+    assert policy.decide(0.0, REQUEST, prefill, [Decode(kv_used=0.4), Decode(kv_used=0.3)], lambda p, d: 0.2) == (1, 1)  # a tie
+
+
+@pytest.mark.parametrize(("p", "d"), [(4, 4), (4, 2), (2, 4), (3, 5), (1, 1), (6, 4)])
+def test_round_robin_meets_every_pair_once_and_takes_turns(p, d) -> None:
+    policy = RoundRobin()
+    pairs = [policy.decide(0.0, REQUEST, [Prefill()] * p, [Decode()] * d, lambda p, d: 0.0) for _ in range(p * d)]
+    assert len(set(pairs)) == p * d
+    assert [source for source, _ in pairs] == [i % p for i in range(p * d)]
+    assert set(Counter(target for _, target in pairs).values()) == {p}
+
+
+def test_random_is_even_and_its_seed_decides() -> None:
+    def drawn(seed: int) -> list[tuple[int, int]]:
+        policy = Random(seed)
+        return [policy.decide(0.0, REQUEST, [Prefill()] * 2, [Decode()] * 3, lambda p, d: 0.0) for _ in range(3000)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert len(Counter(drawn(1))) == 6
+    assert all(400 < count < 600 for count in Counter(drawn(1)).values())
+
+
+@given(prefills, decodes)
+def test_least_loaded_by_its_definition(prefill, decode) -> None:
+    p, d = LeastLoaded().decide(0.0, REQUEST, prefill, decode, lambda p, d: 0.0)
+    assert prefill[p].queued_s == min(node.queued_s for node in prefill)
+    assert (decode[d].kv_used, decode[d].active) == min((node.kv_used, node.active) for node in decode)
+
+
+@pytest.mark.parametrize("fields", [{"tpot_slo_s": 0.0}, {"kappa_s": -1.0}, {"top_k": 0}])
+def test_refused(fields) -> None:
+    with pytest.raises(ValueError, match="load_aware"):
+        LoadAware(**fields)

@@ -1,0 +1,93 @@
+"""A real 1P1D cluster: two processes, real KV, loopback TCP. Laws of what comes out; no clock is asserted."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from abkt.capacity import Capacity
+from abkt.records import SLO, STAGES, RequestRecord
+from abkt.serve.cluster import Cluster, ClusterSpec
+from abkt.serve.prompt import Prompt
+from abkt.serve.worker import WorkerDied
+from tests.serve.test_engine import generate
+
+UNLIMITED = Capacity.constant(math.inf)
+LINK = Capacity.constant(8e6)
+RAW = {"_target_": "abkt.policy.bitrate.fixed.Raw"}
+INT8 = {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": 8}
+EMBEDDED = {
+    "_target_": "abkt.policy.bitrate.embedded.Embedded",
+    "link": {"_target_": "abkt.policy.bandwidth.Bandwidth", "initial_bytes_per_s": 8e6},
+}
+SLOW_SLO = SLO(ttft_s=5.0, tpot_s=1.0)
+
+
+def prompts(lengths: tuple[int, ...] = (37, 200, 500, 64, 16), osl: int = 8, gap_s: float = 0.05) -> list[Prompt]:
+    return [Prompt(i, gap_s * i, tuple((7 * i + 3 * j) % 512 for j in range(n)), osl) for i, n in enumerate(lengths)]
+
+
+def test_raw_transfer_gives_the_tokens_of_a_single_process(cluster: Cluster) -> None:
+    run = cluster.run(prompts(), RAW, UNLIMITED, SLOW_SLO)
+    assert run.outputs == {p.request_id: generate(cluster.spec.model_folder, list(p.tokens), p.osl) for p in prompts()}
+
+
+@pytest.mark.parametrize("bitrate", [RAW, INT8, EMBEDDED], ids=["raw", "int8", "embedded"])
+def test_records_add_up(cluster: Cluster, bitrate: dict[str, object]) -> None:
+    run = cluster.run(prompts(), bitrate, LINK, SLOW_SLO)
+    assert [r.outcome for r in run.requests] == ["completed"] * 5
+    assert {t.request_id for t in run.transfers} == {r.request_id for r in run.requests}
+    for r in run.requests:
+        assert sum(getattr(r, f"{stage}_exposed_s") for stage in STAGES) == pytest.approx(r.e2e_s, abs=1e-9)
+        assert all(getattr(r, f"{stage}_exposed_s") >= 0 for stage in STAGES)
+        assert r.arrival_s <= r.prefill_token_s <= r.decode_token_s <= r.finish_s
+        assert r.wire_exposed_s >= r.wire_bytes / LINK.bytes_per_s[0] * 0.9  # the link was paced, whoever had to wait
+        assert len(run.outputs[r.request_id]) == r.osl
+    raw_share = sum(r.wire_bytes for r in run.requests) / sum(r.raw_bytes for r in run.requests)
+    if bitrate is RAW:
+        assert raw_share > 1
+        assert all(r.distortion_start == 0 for r in run.requests)
+    else:
+        assert raw_share < 0.6  # fp32 KV, so 8 bits are a quarter, and short prompts are mostly exact edges
+        assert all(0 < r.distortion_start < 1e-3 for r in run.requests if r.isl > 100 and bitrate is INT8)
+
+
+def test_memory_for_one_request_at_a_time_delays_but_loses_nothing(cluster: Cluster) -> None:
+    run = cluster.run(prompts(lengths=(600, 600, 600), gap_s=0.0), INT8, UNLIMITED, SLOW_SLO)
+    assert [r.outcome for r in run.requests] == ["completed"] * 3
+
+
+def test_what_can_never_fit_is_rejected_with_its_reason(cluster: Cluster) -> None:
+    kept: list[RequestRecord] = []
+    run = cluster.run(prompts(lengths=(1020, 64)), RAW, UNLIMITED, SLOW_SLO, keep=kept.append)
+    assert [(r.outcome, bool(r.reason)) for r in run.requests] == [("rejected", True), ("completed", False)]
+    assert len(kept) == 2
+
+
+def test_a_worker_that_dies_is_named_and_the_others_end(tiny_model: Path, tmp_path: Path) -> None:
+    kept: list[RequestRecord] = []
+    with Cluster(ClusterSpec(tiny_model, pool_tokens=1024), tmp_path) as cluster:
+        pids = [worker.process.pid for worker in cluster._workers.values()]
+
+        def kill_after_first(record: RequestRecord) -> None:
+            kept.append(record)
+            os.kill(pids[0], signal.SIGKILL)
+
+        with pytest.raises(WorkerDied, match="worker d0 ended"):
+            cluster.run(prompts(gap_s=0.5), RAW, UNLIMITED, SLOW_SLO, keep=kill_after_first)
+    assert len(kept) == 1
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_model_that_cannot_be_loaded_is_said_by_the_worker_that_tried(tiny_model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text((tiny_model / "config.json").read_text())
+    with pytest.raises(WorkerDied, match="worker d0 ended"), Cluster(ClusterSpec(broken), tmp_path):
+        pass

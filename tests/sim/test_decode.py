@@ -1,0 +1,158 @@
+"""Leaping and stepping give the same records: the closed forms against one event an iteration, over whole clusters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abkt.capacity import Capacity
+from abkt.policy.bandwidth import Bandwidth
+from abkt.policy.bitrate.embedded import Embedded
+from abkt.policy.bitrate.fixed import Fixed, Raw
+from abkt.policy.routing.least_loaded import LeastLoaded
+from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.random import Random
+from abkt.policy.routing.round_robin import RoundRobin
+from abkt.records import SLO, RequestRecord, TransferRecord
+from sim.cluster import Cluster, NodeSpec, Simulation
+from sim.decode import DecodeNode
+from sim.job import Job
+from sim.workload import Request
+
+SLOS = SLO(ttft_s=0.4, tpot_s=0.02)
+
+
+class SteppingNode(DecodeNode):
+    """The oracle: one event an iteration, every request's context and share counted on its own, no closed form."""
+
+    left = False  # somebody left the batch after the last iteration
+
+    def arrive(self, job: Job) -> None:
+        self.waiting.append(job)
+        if self.state == "idle":
+            self.state = "iterating"
+            self.wake.after(0.0)
+
+    def run(self):
+        batch: list[Job] = []
+        tokens: dict[Job, int] = {}
+        used_s: dict[Job, float] = {}
+        worked_s: dict[Job, float] = {}
+        while True:
+            if not batch and not self.waiting:
+                self.state, self.tpot_s = "idle", 0.0
+                yield self.wake
+            changed = False
+            joining = []
+            while self.waiting and len(batch) + len(joining) < self.max_batch:
+                joining.append(self.waiting.popleft())
+            if joining:
+                for job in joining:
+                    job.record.expand_busy_s = self.costs.expand_s(job.request.isl, job.wire_bits)
+                    yield self.wake.after(job.record.expand_busy_s)
+                    job.decode_start_s = self.clock.now
+            for job in joining:
+                batch.append(job)
+                tokens[job], used_s[job], worked_s[job], changed = 1, 0.0, 0.0, True
+            context = sum(job.request.isl + tokens[job] - 1 for job in batch)
+            seconds = self.costs.iteration_s(len(batch), context)
+            if changed or self.left:
+                self.tpot_s = seconds
+            measured = self.costs.decode_measured(len(batch), context, context)
+            yield self.wake.after(seconds)
+            self.left = False
+            for job in list(batch):
+                tokens[job] += 1
+                used_s[job] += seconds / len(batch)
+                worked_s[job] += seconds
+                job.record.extrapolated |= not measured
+                if tokens[job] == 2:
+                    job.record.decode_token_s = self.clock.now
+            for job in list(batch):
+                if tokens[job] == job.request.osl:
+                    batch.remove(job)
+                    self.left = True
+                    job.record.finish_s = self.clock.now
+                    job.record.decode_busy_s = worked_s[job]
+                    job.record.cost_usd += (used_s[job] + job.record.expand_busy_s) * self.usd_per_s
+                    self.finish(job)
+            if not batch:
+                self.tpot_s = 0.0
+
+
+requests = st.lists(st.tuples(st.floats(0, 1.5), st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=25).map(
+    lambda rows: [Request(i, at, isl, osl) for i, (at, isl, osl) in enumerate(sorted(rows))]
+)
+nics = st.sampled_from(
+    [Capacity.constant(3e5), Capacity.constant(2e4), Capacity.constant(math.inf), Capacity((0.0, 0.31, 0.77), (2e5, 1.3e4, 9e4), 1.013)]
+)
+bitrates = st.sampled_from([Raw, lambda: Fixed(4), lambda: Fixed(2), lambda: Embedded(Bandwidth(1.7e5, 0.1, 0.2))])
+routings = st.sampled_from([RoundRobin, lambda: Random(3), LeastLoaded, lambda: LoadAware(SLOS.tpot_s)])
+
+
+@st.composite
+def clusters(draw, profile=None):
+    kv = draw(st.sampled_from([400, 900, 100_000]))
+    nodes = [
+        tuple(NodeSpec(f"{role}{i}", profile, kv, draw(nics), 3.6) for i in range(draw(st.integers(1, 3))))
+        for role in ("prefill", "decode")
+    ]
+    return Cluster(nodes[0], nodes[1], max_batch=draw(st.integers(1, 6)), usd_per_gb=0.1)
+
+
+def assert_same(left: list, right: list, kind: type) -> None:
+    assert len(left) == len(right)
+    for one, other in zip(left, right):
+        for field in fields(kind):
+            a, b = getattr(one, field.name), getattr(other, field.name)
+            if isinstance(a, float):
+                assert a == pytest.approx(b, rel=1e-9, abs=1e-11, nan_ok=True), (field.name, one.request_id)
+            elif field.name == "wire_bytes":
+                assert abs(a - b) <= 1  # rounded to whole bytes
+            else:
+                assert a == b, (field.name, one.request_id)
+
+
+@settings(max_examples=120)
+@given(data=st.data(), requests=requests, bitrate=bitrates, routing=routings)
+def test_leaping_and_stepping_give_the_same_records(profile, data, requests, bitrate, routing) -> None:
+    cluster = data.draw(clusters(profile))
+    leaping = Simulation(cluster, requests, bitrate, routing(), SLOS).run()
+    stepping = Simulation(cluster, requests, bitrate, routing(), SLOS, decode_node=SteppingNode).run()
+    assert_same(leaping.requests, stepping.requests, RequestRecord)
+    by_id = [sorted(result.transfers, key=lambda t: t.request_id) for result in (leaping, stepping)]
+    assert_same(*by_id, TransferRecord)
+
+
+def test_a_long_leap_with_an_arrival_in_it(profile) -> None:
+    """Thousands of iterations between two events, so that a wrong root would be off by many."""
+    nic = Capacity.constant(1e9)
+    cluster = Cluster((NodeSpec("p", profile, 10**6, nic),), (NodeSpec("d", profile, 10**6, nic),))
+    requests = [Request(0, 0.0, 100, 6000), Request(1, 7.7, 200, 3000), Request(2, 33.3, 50, 2), Request(3, 33.4, 50, 4000)]
+    leaping = Simulation(cluster, requests, Raw, RoundRobin(), SLOS).run()
+    stepping = Simulation(cluster, requests, Raw, RoundRobin(), SLOS, decode_node=SteppingNode).run()
+    assert_same(leaping.requests, stepping.requests, RequestRecord)
+
+
+@given(st.integers(1, 64), st.integers(64, 10**6), st.floats(0, 100), st.floats(0, 1e-6))
+def test_the_boundary_after_a_moment(profile, batch, context, elapsed_s, growth_s) -> None:
+    """iterations_until is the smallest count whose closed form reaches the moment; the closed form is the plain sum."""
+    node = Simulation(
+        Cluster((NodeSpec("p", profile, 64, Capacity.constant(1.0)),), (NodeSpec("d", profile, 64, Capacity.constant(1.0)),)),
+        [Request(0, 0.0, 1, 1)],
+        Raw,
+        RoundRobin(),
+        SLOS,
+    ).decode[0]
+    node.costs.context_s = growth_s
+    node.batch = [(0, i, None) for i in range(batch)]
+    node.context, node.start_s = context, 5.0
+    count = node.iterations_until(5.0 + elapsed_s)
+    assert node.start_s + node.leap_s(count) >= 5.0 + elapsed_s
+    assert count == 0 or node.start_s + node.leap_s(count - 1) < 5.0 + elapsed_s
+    few = min(count, 50)
+    assert node.leap_s(few) == pytest.approx(math.fsum(node.costs.iteration_s(batch, context + i * batch) for i in range(few)))
