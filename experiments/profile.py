@@ -35,8 +35,10 @@ def main(config: ProfileConfig, run: Run) -> None:
     from experiments.show import bar
 
     print(f"plan: calibrate {config.model_folder.name} on one prefill and one decode process of this machine; about a minute")
+    spec = ClusterSpec(config.model_folder)
+    spec.layout()  # a folder that is no model is said before anything is made
     config.out.mkdir(parents=True, exist_ok=True)
-    with Cluster(ClusterSpec(config.model_folder), config.out) as cluster, bar("profile") as progress:
+    with Cluster(spec, config.out) as cluster, bar("profile") as progress:
         profile = measure(cluster, config.seed, progress.step)
     profile.save(config.out / "profile.json")
     save_curves(profile.curves, config.out / "curves.json")

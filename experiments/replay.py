@@ -44,8 +44,10 @@ def main(config: ReplayConfig, run: Run) -> None:
     profile = schema.load(config.profile) if config.profile else None
     twin = Twin(prompts_for(requests, config.seed), config.network.capacity(), config.slo, profile)
     print(f"plan: {len(requests)} requests over {requests[-1].arrival_s:.0f} s through one prefill and one decode process of this machine")
+    spec = ClusterSpec(config.model_folder)
+    spec.layout()  # a folder that is no model is said before anything is made
     config.out.mkdir(parents=True, exist_ok=True)
-    with Cluster(ClusterSpec(config.model_folder), config.out) as cluster, bar("requests", len(requests)) as progress:
+    with Cluster(spec, config.out) as cluster, bar("requests", len(requests)) as progress:
         summary = run_real(twin, cluster, config.bitrate, config.out, progress.update, scaling=scaling)
     write_manifest(run, [*inputs, config.model_folder / "config.json"])
     print(

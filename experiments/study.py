@@ -77,6 +77,7 @@ def main(config: StudyConfig, run: Run) -> None:
 
     requests, scaling = read_workload(config.workload, config.seed)
     spec = ClusterSpec(config.model_folder)
+    spec.layout()  # a folder that is no model is said before anything is made
     print(plan_line(config, len(requests), requests[-1].arrival_s))
     config.out.mkdir(parents=True, exist_ok=True)
     with Cluster(spec, config.out) as cluster:

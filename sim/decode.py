@@ -124,6 +124,7 @@ class DecodeNode:
 
     def release_finished(self) -> None:
         batch, now_s = self.batch, self.clock.now
+        finished: list[Job] = []
         while batch and batch[0][0] == self.iterations:
             job = heappop(batch)[2]
             request, record = job.request, job.record
@@ -132,6 +133,10 @@ class DecodeNode:
             record.decode_busy_s = self.worked_s - job.worked_s
             record.cost_usd += (self.share_s - job.share_s + record.expand_busy_s) * self.usd_per_s
             record.extrapolated |= self.unmeasured_s > job.decode_start_s
+            finished.append(job)
+        if finished:
+            self.set_pace()  # the batch is another one, also while others are expanded
+        for job in finished:
             self.finish(job)
 
     def finish(self, job: Job) -> None:
@@ -162,10 +167,13 @@ class DecodeNode:
             self.context += job.request.isl
             heappush(self.batch, (self.iterations + job.request.osl - 1, self.joined, job))
         self.fresh += jobs
+        self.set_pace()
+
+    def set_pace(self) -> None:
+        self.tpot_s = self.costs.iteration_s(len(self.batch), self.context) if self.batch else 0.0
 
     def plan(self) -> None:
         """Leap to the next completion; only one iteration if somebody waits who finds a place after it."""
-        self.tpot_s = self.costs.iteration_s(len(self.batch), self.context) if self.batch else 0.0
         if not self.batch:
             self.state = "idle"
             return

@@ -30,18 +30,19 @@ class Coded:
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """A prefix of a stream. wire: its bytes, uint8. offsets: [passes + 1, cells] int64, where each slot is in it. present: [cells] int8,
-    how many passes of each cell are there beyond its metadata, or EXACT."""
+    how many passes of each cell are there beyond its metadata, or EXACT. centres: [layers, kv_heads, head_dim] float32, of V."""
 
     wire: np.ndarray
     offsets: np.ndarray
     present: np.ndarray
+    centres: np.ndarray
 
 
 class Backend(Protocol):
     def describe(self) -> str: ...
 
-    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> Coded:
-        """Quantise what lies between the edges. data: a pool's tensor; blocks: the coded part of a table."""
+    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> Coded:
+        """Quantise what lies between the edges. data: a pool's tensor; blocks: the coded part of a table; centres: as in Arrived."""
         ...
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:

@@ -13,9 +13,10 @@ import torch
 from abkt.codec import fast
 from abkt.codec.backend import EXACT, Arrived, Backend
 from abkt.codec.cells import BITS, Cells, aligned
+from abkt.codec.centre import value_centres
 from abkt.codec.oracle import Oracle
 from abkt.codec.order import Bands, curve_of, slope_bands, uniform_bands, weighted_distortion
-from abkt.codec.stream import DTYPES, ORDERS, Header, Stream, edge_bytes, first_bytes, raw_cell_bytes, read_header
+from abkt.codec.stream import DTYPES, ORDERS, Header, Stream, edge_bytes, exact_token_bytes, first_bytes, raw_cell_bytes, read_header
 from abkt.kv.pool import Pool
 from abkt.policy.view import Order
 from abkt.spec import KVLayout
@@ -69,13 +70,14 @@ class Codec:
             raise ValueError(f"order {order} is unknown; one of {', '.join(ORDERS)} is possible")
         cells = Cells(self.layout, tokens, self.tile_tokens, depth_bits)
         backend = self._on(pool.data.device)
-        coded = backend.encode(pool.data, cells.coded_table(blocks), cells)
+        centres = value_centres(pool.data, cells.coded_table(blocks), cells)
+        coded = backend.encode(pool.data, cells.coded_table(blocks), cells, centres)
         left = weighted_distortion(coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells)
         exact = np.flatnonzero(coded.exact).astype(np.uint32)
         bands: dict[Order, Bands] = {"slope": slope_bands(cells.sizes, left), "uniform": uniform_bands(cells.sizes, coded.exact)}
         curves = {o: curve_of(b, cells, left, coded.exact, first_bytes(cells, b.count, exact)) for o, b in bands.items()}
         body = coded.body.numpy()
-        edges, raw = _edges(pool, blocks, cells), _raw_cells(pool, blocks, cells, exact)
+        edges, raw = _edges(pool, blocks, cells, centres), _raw_cells(pool, blocks, cells, exact)
         header = Header(
             cells=cells,
             order=order,
@@ -107,7 +109,8 @@ class Codec:
         present = (header.bands.of < cut).sum(0).astype(np.int8)
         present[header.exact] = EXACT
         if cells.count:
-            backend.expand(Arrived(wire, offsets, present), pool.data, cells.coded_table(blocks), cells)
+            arrived = Arrived(wire, offsets, present, _centres(wire, header, pool.dtype))
+            backend.expand(arrived, pool.data, cells.coded_table(blocks), cells)
         _put_edges(wire, header, pool, blocks)
         _put_raw_cells(wire, header, pool, blocks)
         return Expanded(cut, cells.tokens, header.distortion[cut], len(header.exact))
@@ -128,7 +131,7 @@ class Codec:
 
     def _load(self, device: torch.device) -> Backend:
         if self.backend == "triton" or (self.backend == "auto" and device.type == "cuda"):
-            from abkt.codec.kernels import Kernels
+            from abkt.codec.launch import Kernels
 
             return Kernels()
         if self.backend == "oracle":
@@ -162,7 +165,7 @@ def _wire_offsets(header: Header) -> np.ndarray:
 def _verify(header: Header, cut: int, wire: np.ndarray, offsets: np.ndarray, backend: Backend) -> None:
     view = wire.data
     for name, start, end, expected in (
-        ("exact edges", header.edges_at, header.raw_at, header.edges_crc),
+        ("exact edges and centres", header.edges_at, header.raw_at, header.edges_crc),
         ("exact cells", header.raw_at, header.metadata_at, header.raw_crc),
     ):
         if zlib.crc32(view[start:end]) != expected:
@@ -191,7 +194,7 @@ def _raw_views(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -
 def _gather(views: list[torch.Tensor]) -> bytes:
     if not views:
         return b""
-    whole = torch.cat([v.contiguous().view(torch.uint8).reshape(-1) for v in views]).cpu()
+    whole = torch.cat([v.cpu().contiguous().view(torch.uint8).reshape(-1) for v in views])
     return whole.numpy().tobytes().ljust(aligned(len(whole)), b"\0")
 
 
@@ -204,10 +207,18 @@ def _scatter(wire: np.ndarray, start: int, views: list[torch.Tensor]) -> None:
         start += size
 
 
-def _edges(pool: Pool, blocks: list[int], cells: Cells) -> bytes:
-    edges = _gather(_edge_views(pool, blocks, cells))
+def _edges(pool: Pool, blocks: list[int], cells: Cells, centres: np.ndarray) -> bytes:
+    views = _edge_views(pool, blocks, cells)
+    edges = _gather([*views, torch.tensor(centres).to(pool.dtype)] if cells.count else views)
     assert len(edges) == edge_bytes(cells)
     return edges
+
+
+def _centres(wire: np.ndarray, header: Header, dtype: torch.dtype) -> np.ndarray:
+    model = header.cells.layout.model
+    centres = torch.empty(model.layers, model.kv_heads, model.head_dim, dtype=dtype)
+    _scatter(wire, header.edges_at + exact_token_bytes(header.cells), [centres])
+    return centres.float().numpy()
 
 
 def _raw_cells(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -> bytes:

@@ -25,7 +25,7 @@ from abkt.codec.cells import Cells
 from abkt.spec import KVLayout
 
 SOURCE = Path(__file__).with_name("fast.cpp")
-HEADER = Path(__file__).with_name("fast_lanes.h")
+HEADERS = tuple(SOURCE.with_name(f"fast_{part}.h") for part in ("cell", "crc", "lanes"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-shared")
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 LANES = 16  # head_dim must be a multiple
@@ -40,7 +40,7 @@ class Compiled:
     def describe(self) -> str:
         return f"compiled (g++ {' '.join(FLAGS[1:3])}, one thread)"
 
-    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> Coded:
+    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> Coded:
         layers, _, heads, _ = cells.shape
         body = torch.empty(cells.body_bytes, dtype=torch.uint8)
         errors = np.empty((cells.passes + 1, cells.count))
@@ -48,13 +48,13 @@ class Compiled:
         deviation = np.empty((layers, 2, heads))
         shape, table = _shape(cells), np.array(blocks, dtype=np.int64)
         pool, slots = (DTYPES[data.dtype], _tensor_at(data), _at(table)), (_at(cells.offsets), _at(cells.sizes), _tensor_at(body))
-        self.library.abkt_encode(_at(shape), *pool, *slots, _at(errors), _at(exact), _at(deviation))
+        self.library.abkt_encode(_at(shape), *pool, _at(centres), *slots, _at(errors), _at(exact), _at(deviation))
         return Coded(body, errors, exact, deviation)
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         shape, table = _shape(cells), np.array(blocks, dtype=np.int64)
         pool = (DTYPES[data.dtype], _tensor_at(data), _at(table))
-        self.library.abkt_expand(_at(shape), *pool, _at(arrived.offsets), _at(arrived.wire), _at(arrived.present))
+        self.library.abkt_expand(_at(shape), *pool, _at(arrived.centres), _at(arrived.offsets), _at(arrived.wire), _at(arrived.present))
 
     def checksums(self, buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         offsets, sizes = np.ascontiguousarray(offsets), np.ascontiguousarray(sizes)
@@ -110,7 +110,9 @@ def _built() -> Path:
     if compiler is None:
         raise FileNotFoundError("no g++ on the path")
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\n".join((SOURCE.read_text(), HEADER.read_text(), *FLAGS, version, _processor())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        "\n".join((*(file.read_text() for file in (SOURCE, *HEADERS)), *FLAGS, version, _processor())).encode()
+    ).hexdigest()[:16]
     library = _cache_folder() / f"codec-{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:

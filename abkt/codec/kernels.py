@@ -3,21 +3,12 @@
 A program holds its tile as four quarters [rows, channels], so packing is elementwise between them (quantize.pack_pass). Values equal
 the oracle's bit for bit; sums differ in their last digits. On a machine without a GPU the same code runs in Triton's interpreter
 (TRITON_INTERPRET=1 before the first import).
-
-Not here yet: CUDA graphs, one asynchronous copy per layer group, ordering and checksums on the GPU.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 import triton
 import triton.language as tl
-
-from abkt.codec import backend, fast
-from abkt.codec.backend import Arrived, Coded
-from abkt.codec.cells import Cells
-from abkt.codec.quantize import LIMIT
 
 
 @triton.jit
@@ -27,6 +18,13 @@ def _place(tiles, heads, coded_tokens, KEY: tl.constexpr, TILE: tl.constexpr):
     tile = pid % tiles
     strip = (pid // tiles // heads * 2 + (0 if KEY else 1)) * heads + pid // tiles % heads
     return strip * tiles + tile, strip, tile, tl.minimum(TILE, coded_tokens - tile * TILE)
+
+
+@triton.jit
+def _centre(centres, tiles, KEY: tl.constexpr, DIM: tl.constexpr, COLS: tl.constexpr):
+    """The centres of this program's channels, [1, channels]; 0 for K."""
+    col = tl.arange(0, COLS)
+    return tl.load(centres + tl.program_id(0) // tiles * DIM + col, mask=(col < DIM) & (not KEY), other=0.0)[None, :]
 
 
 @triton.jit
@@ -43,22 +41,6 @@ def _rows(data, table, strips, strip, tile, tokens, part, TILE: tl.constexpr, BL
 
 
 @triton.jit
-def _scale(low, high):
-    """Offset, step and its inverse of groups with these extremes; see quantize.round_up_step."""
-    low = low + 0.0
-    wide = (high - low) * 0.00390625
-    raised = tl.maximum(wide, 5.421010862427522e-20).to(tl.int32, bitcast=True)
-    up = (((raised + 0x7FFFF) >> 19) << 19).to(tl.float32, bitcast=True)
-    step = tl.where(wide > 0, up, 0.0)
-    return low, step, tl.where(wide > 0, tl.div_rn(1.0, up), 0.0)
-
-
-@triton.jit
-def _codes(x, mask, low, inverse):
-    return tl.where(mask, tl.minimum((x - low) * inverse, 255.0), 0.0).to(tl.int32)
-
-
-@triton.jit
 def _rounded(x, element: tl.constexpr):
     """x as float32, rounded to nearest-even in the pool's dtype. In integers for bfloat16: the interpreter's own cast truncates."""
     if element == tl.bfloat16:
@@ -69,17 +51,41 @@ def _rounded(x, element: tl.constexpr):
 
 
 @triton.jit
-def _error(x, mask, guess, data):
-    """Squared error against what the pool will hold."""
-    off = tl.where(mask, x - _rounded(guess, data.dtype.element_ty), 0.0)
+def _scale(low, high, element: tl.constexpr, KEY: tl.constexpr):
+    """Offset, step and its inverse of groups with these extremes; see quantize.py."""
+    low = low + 0.0
+    if not KEY:
+        low = _rounded(low - tl.abs(low) * 0.00390625, element)
+    wide = (high - low) * 0.00390625
+    raised = tl.maximum(wide, 5.421010862427522e-20).to(tl.int32, bitcast=True)
+    up = (((raised + 0x7FFFF) >> 19) << 19).to(tl.float32, bitcast=True)
+    step = tl.where(wide > 0, up, 0.0)
+    return low, step, tl.where(wide > 0, tl.div_rn(1.0, up), 0.0)
+
+
+@triton.jit
+def _wild(x, mask, centre, BOUND: tl.constexpr):
+    """1 if a value cannot be coded: NaN, infinite or too large."""
+    return tl.max(tl.where(mask & ~(tl.abs(x - centre) < BOUND), 1, 0))
+
+
+@triton.jit
+def _codes(x, mask, low, inverse):
+    return tl.where(mask, tl.minimum(tl.maximum((x - low) * inverse, 0.0), 255.0), 0.0).to(tl.int32)
+
+
+@triton.jit
+def _error(x, mask, guess, centre, data):
+    """Squared error against what the pool will hold. x: as it was; guess: less the centre."""
+    off = tl.where(mask, x - _rounded(guess + centre, data.dtype.element_ty), 0.0)
     return tl.sum(off * off)
 
 
 @triton.jit
-def _error_at(x, mask, codes, low, step, data, INDEX: tl.constexpr):
+def _error_at(x, mask, codes, low, step, centre, data, INDEX: tl.constexpr):
     """Squared error after pass INDEX."""
     unknown: tl.constexpr = 64 if INDEX == 1 else 16 if INDEX == 2 else 1
-    return _error(x, mask, low + step * ((codes & (256 - unknown)).to(tl.float32) + unknown * 0.5), data)
+    return _error(x, mask, low + step * ((codes & (256 - unknown)).to(tl.float32) + unknown * 0.5), centre, data)
 
 
 @triton.jit
@@ -95,8 +101,8 @@ def _describe(slot, at, held, groups, low, step, code_sum, members, data):
 
 
 @triton.jit
-def _encode(
-    data, table, offsets, body, errors, exact, sums, spreads, cells, strips, heads, tiles, coded_tokens,
+def encode_cells(
+    data, table, centres, offsets, body, errors, exact, sums, spreads, cells, strips, heads, tiles, coded_tokens,
     KEY: tl.constexpr, PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
     COLS: tl.constexpr, BOUND: tl.constexpr,
 ):  # fmt: skip
@@ -110,11 +116,12 @@ def _encode(
     x2 = tl.load(p2, mask=m2, other=0.0).to(tl.float32)
     x3 = tl.load(p3, mask=m3, other=0.0).to(tl.float32)
 
-    tame = (tl.abs(x0) < BOUND) & (tl.abs(x1) < BOUND) & (tl.abs(x2) < BOUND) & (tl.abs(x3) < BOUND)  # False for NaN
-    wild = tl.max(tl.where(tame, 0, 1))
+    centre = _centre(centres, tiles, KEY, DIM, COLS)
+    wild = tl.maximum(tl.maximum(_wild(x0, m0, centre, BOUND), _wild(x1, m1, centre, BOUND)), tl.maximum(_wild(x2, m2, centre, BOUND), _wild(x3, m3, centre, BOUND)))  # fmt: skip  # noqa: E501
     tl.store(exact + cell, wild.to(tl.uint8))
-    x0, x1 = tl.where(wild == 1, 0.0, x0), tl.where(wild == 1, 0.0, x1)  # then every slot and error of the cell is 0
-    x2, x3 = tl.where(wild == 1, 0.0, x2), tl.where(wild == 1, 0.0, x3)
+    tame = wild == 0
+    centre = tl.where(tame, centre, 0.0)  # with it 0 everywhere, every slot and error of an exact cell is 0
+    x0, x1, x2, x3 = tl.where(tame, x0, 0.0), tl.where(tame, x1, 0.0), tl.where(tame, x2, 0.0), tl.where(tame, x3, 0.0)
 
     col = tl.arange(0, COLS)
     total = tl.sum(x0, 0) + tl.sum(x1, 0) + tl.sum(x2, 0) + tl.sum(x3, 0)
@@ -125,25 +132,27 @@ def _encode(
 
     slot = body + tl.multiple_of(tl.load(offsets + cell), 16)
     inf: tl.constexpr = float("inf")
-    l0, l1, l2, l3 = tl.where(m0, x0, inf), tl.where(m1, x1, inf), tl.where(m2, x2, inf), tl.where(m3, x3, inf)
-    g0, g1, g2, g3 = tl.where(m0, x0, -inf), tl.where(m1, x1, -inf), tl.where(m2, x2, -inf), tl.where(m3, x3, -inf)
+    y0, y1, y2, y3 = x0 - centre, x1 - centre, x2 - centre, x3 - centre
+    l0, l1, l2, l3 = tl.where(m0, y0, inf), tl.where(m1, y1, inf), tl.where(m2, y2, inf), tl.where(m3, y3, inf)
+    g0, g1, g2, g3 = tl.where(m0, y0, -inf), tl.where(m1, y1, -inf), tl.where(m2, y2, -inf), tl.where(m3, y3, -inf)
+    element: tl.constexpr = data.dtype.element_ty
     if KEY:
         least = tl.min(tl.minimum(tl.minimum(l0, l1), tl.minimum(l2, l3)), 0)
         most = tl.max(tl.maximum(tl.maximum(g0, g1), tl.maximum(g2, g3)), 0)
-        low, step, inverse = _scale(tl.where(col < DIM, least, 0.0), tl.where(col < DIM, most, 0.0))
-        c0, c1 = _codes(x0, m0, low[None, :], inverse[None, :]), _codes(x1, m1, low[None, :], inverse[None, :])
-        c2, c3 = _codes(x2, m2, low[None, :], inverse[None, :]), _codes(x3, m3, low[None, :], inverse[None, :])
+        low, step, inverse = _scale(tl.where(col < DIM, least, 0.0), tl.where(col < DIM, most, 0.0), element, KEY)
+        c0, c1 = _codes(y0, m0, low[None, :], inverse[None, :]), _codes(y1, m1, low[None, :], inverse[None, :])
+        c2, c3 = _codes(y2, m2, low[None, :], inverse[None, :]), _codes(y3, m3, low[None, :], inverse[None, :])
         guess = _describe(slot, col, col < DIM, DIM, low, step, tl.sum(c0 + c1 + c2 + c3, 0), tokens, data)
         e0, e1, e2, e3 = guess[None, :], guess[None, :], guess[None, :], guess[None, :]
         low0, low1, low2, low3 = low[None, :], low[None, :], low[None, :], low[None, :]
         s0, s1, s2, s3 = step[None, :], step[None, :], step[None, :], step[None, :]
     else:
-        a0, b0, i0 = _scale(tl.where(h0, tl.min(l0, 1), 0.0), tl.where(h0, tl.max(g0, 1), 0.0))
-        a1, b1, i1 = _scale(tl.where(h1, tl.min(l1, 1), 0.0), tl.where(h1, tl.max(g1, 1), 0.0))
-        a2, b2, i2 = _scale(tl.where(h2, tl.min(l2, 1), 0.0), tl.where(h2, tl.max(g2, 1), 0.0))
-        a3, b3, i3 = _scale(tl.where(h3, tl.min(l3, 1), 0.0), tl.where(h3, tl.max(g3, 1), 0.0))
-        c0, c1 = _codes(x0, m0, a0[:, None], i0[:, None]), _codes(x1, m1, a1[:, None], i1[:, None])
-        c2, c3 = _codes(x2, m2, a2[:, None], i2[:, None]), _codes(x3, m3, a3[:, None], i3[:, None])
+        a0, b0, i0 = _scale(tl.where(h0, tl.min(l0, 1), 0.0), tl.where(h0, tl.max(g0, 1), 0.0), element, KEY)
+        a1, b1, i1 = _scale(tl.where(h1, tl.min(l1, 1), 0.0), tl.where(h1, tl.max(g1, 1), 0.0), element, KEY)
+        a2, b2, i2 = _scale(tl.where(h2, tl.min(l2, 1), 0.0), tl.where(h2, tl.max(g2, 1), 0.0), element, KEY)
+        a3, b3, i3 = _scale(tl.where(h3, tl.min(l3, 1), 0.0), tl.where(h3, tl.max(g3, 1), 0.0), element, KEY)
+        c0, c1 = _codes(y0, m0, a0[:, None], i0[:, None]), _codes(y1, m1, a1[:, None], i1[:, None])
+        c2, c3 = _codes(y2, m2, a2[:, None], i2[:, None]), _codes(y3, m3, a3[:, None], i3[:, None])
         e0 = _describe(slot, t0, h0, tokens, a0, b0, tl.sum(c0, 1), DIM, data)[:, None]
         e1 = _describe(slot, t1, h1, tokens, a1, b1, tl.sum(c1, 1), DIM, data)[:, None]
         e2 = _describe(slot, t2, h2, tokens, a2, b2, tl.sum(c2, 1), DIM, data)[:, None]
@@ -151,14 +160,16 @@ def _encode(
         low0, low1, low2, low3 = a0[:, None], a1[:, None], a2[:, None], a3[:, None]
         s0, s1, s2, s3 = b0[:, None], b1[:, None], b2[:, None], b3[:, None]
 
-    tl.store(errors + cell, _error(x0, m0, e0, data) + _error(x1, m1, e1, data) + _error(x2, m2, e2, data) + _error(x3, m3, e3, data))
+    left = _error(x0, m0, e0, centre, data) + _error(x1, m1, e1, centre, data)
+    left += _error(x2, m2, e2, centre, data) + _error(x3, m3, e3, centre, data)
+    tl.store(errors + cell, left)
     quarter = (tokens + 3) // 4
     row = tl.arange(0, ROWS)
     place = row[:, None] * DIM + col[None, :]
     kept = (row < quarter)[:, None] & (col < DIM)[None, :]
     for index in tl.static_range(1, PASSES + 1):
-        left = _error_at(x0, m0, c0, low0, s0, data, index) + _error_at(x1, m1, c1, low1, s1, data, index)
-        left += _error_at(x2, m2, c2, low2, s2, data, index) + _error_at(x3, m3, c3, low3, s3, data, index)
+        left = _error_at(x0, m0, c0, low0, s0, centre, data, index) + _error_at(x1, m1, c1, low1, s1, centre, data, index)
+        left += _error_at(x2, m2, c2, low2, s2, centre, data, index) + _error_at(x3, m3, c3, low3, s3, centre, data, index)
         tl.store(errors + index * cells + cell, left)
         slot = body + tl.multiple_of(tl.load(offsets + index * cells + cell), 16)
         if index < 3:
@@ -185,15 +196,15 @@ def _group(slot, at, held, groups, data):
 
 
 @triton.jit
-def _restore(pointers, mask, codes, low, step, mean, present, half):
+def _restore(pointers, mask, codes, low, step, mean, centre, present, half):
     code = tl.where(present == 0, mean * 16, codes).to(tl.float32)
     element = pointers.dtype.element_ty
-    tl.store(pointers, _rounded(low + step * (code + half), element).to(element), mask=mask)
+    tl.store(pointers, _rounded(low + step * (code + half) + centre, element).to(element), mask=mask)
 
 
 @triton.jit
-def _expand(
-    data, table, offsets, wire, presence, cells, strips, heads, tiles, coded_tokens,
+def expand_cells(
+    data, table, centres, offsets, wire, presence, cells, strips, heads, tiles, coded_tokens,
     KEY: tl.constexpr, PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):  # fmt: skip
@@ -221,85 +232,19 @@ def _expand(
         p1, m1, t1, h1 = _rows(data, table, strips, strip, tile, tokens, 1, TILE, BLOCK, DIM, ROWS, COLS)
         p2, m2, t2, h2 = _rows(data, table, strips, strip, tile, tokens, 2, TILE, BLOCK, DIM, ROWS, COLS)
         p3, m3, t3, h3 = _rows(data, table, strips, strip, tile, tokens, 3, TILE, BLOCK, DIM, ROWS, COLS)
+        centre = _centre(centres, tiles, KEY, DIM, COLS)
         if KEY:
             low, step, mean = _group(slot, col, col < DIM, DIM, data)
-            _restore(p0, m0, c0, low[None, :], step[None, :], mean[None, :], present, half)
-            _restore(p1, m1, c1, low[None, :], step[None, :], mean[None, :], present, half)
-            _restore(p2, m2, c2, low[None, :], step[None, :], mean[None, :], present, half)
-            _restore(p3, m3, c3, low[None, :], step[None, :], mean[None, :], present, half)
+            _restore(p0, m0, c0, low[None, :], step[None, :], mean[None, :], centre, present, half)
+            _restore(p1, m1, c1, low[None, :], step[None, :], mean[None, :], centre, present, half)
+            _restore(p2, m2, c2, low[None, :], step[None, :], mean[None, :], centre, present, half)
+            _restore(p3, m3, c3, low[None, :], step[None, :], mean[None, :], centre, present, half)
         else:
             a0, s0, n0 = _group(slot, t0, h0, tokens, data)
             a1, s1, n1 = _group(slot, t1, h1, tokens, data)
             a2, s2, n2 = _group(slot, t2, h2, tokens, data)
             a3, s3, n3 = _group(slot, t3, h3, tokens, data)
-            _restore(p0, m0, c0, a0[:, None], s0[:, None], n0[:, None], present, half)
-            _restore(p1, m1, c1, a1[:, None], s1[:, None], n1[:, None], present, half)
-            _restore(p2, m2, c2, a2[:, None], s2[:, None], n2[:, None], present, half)
-            _restore(p3, m3, c3, a3[:, None], s3[:, None], n3[:, None], present, half)
-
-
-class Kernels:
-    def describe(self) -> str:
-        return "triton"
-
-    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> Coded:
-        layers, _, heads, tiles = cells.shape
-        dim, device = cells.layout.model.head_dim, data.device
-        body = torch.zeros(cells.body_bytes, dtype=torch.uint8, device=device)
-        errors = torch.zeros(cells.passes + 1, cells.count, device=device)
-        exact = torch.zeros(cells.count, dtype=torch.uint8, device=device)
-        sums, spreads = torch.zeros(cells.count, dim, device=device), torch.zeros(cells.count, device=device)
-        table, offsets = _on(blocks, device), _on(cells.offsets, device)
-        for key in (True, False) if cells.count else ():
-            outputs = (body, errors, exact, sums, spreads)
-            launch = _encode[(layers * heads * tiles,)]
-            launch(data, table, offsets, *outputs, *_sizes(cells), KEY=key, BOUND=LIMIT[data.dtype], **constants(cells))
-        coded_exactly = exact.bool()
-        deviation = _deviation(sums.double(), spreads.double(), coded_exactly, cells)
-        return Coded(body.cpu(), errors.double().cpu().numpy(), coded_exactly.cpu().numpy(), deviation.cpu().numpy())
-
-    def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
-        layers, _, heads, tiles = cells.shape
-        device = data.device
-        arguments = (*(_on(part, device) for part in (blocks, arrived.offsets, arrived.wire, arrived.present)), *_sizes(cells))
-        for key in (True, False):
-            _expand[(layers * heads * tiles,)](data, *arguments, KEY=key, **constants(cells))
-
-    def checksums(self, buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        compiled = fast.load()
-        return compiled.checksums(buffer, offsets, sizes) if compiled else backend.checksums(buffer, offsets, sizes)
-
-
-def constants(cells: Cells) -> dict[str, int]:
-    """Compile-time arguments and launch options of both kernels."""
-    dim, tile = cells.layout.model.head_dim, cells.tile_tokens
-    return {
-        "PASSES": cells.passes,
-        "TILE": tile,
-        "BLOCK": cells.layout.block_tokens,
-        "DIM": dim,
-        "ROWS": triton.next_power_of_2(-(-tile // 4)),
-        "COLS": triton.next_power_of_2(dim),
-        "num_warps": 8,
-        "enable_fp_fusion": True,  # harmless: the products that are added to offsets are exact
-    }
-
-
-def _sizes(cells: Cells) -> tuple[int, int, int, int, int]:
-    layers, _, heads, tiles = cells.shape
-    return cells.count, layers * 2 * heads, heads, tiles, cells.coded_blocks * cells.layout.block_tokens
-
-
-def _on(values: np.ndarray | list[int], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values).to(device)
-
-
-def _deviation(sums: torch.Tensor, spreads: torch.Tensor, exact: torch.Tensor, cells: Cells) -> torch.Tensor:
-    """Squared deviation from channel means over all tiles of a (layer, K|V, head): [layers, 2, heads]. sums: [cells, head_dim]."""
-    dim = sums.shape[1]
-    lengths = torch.tensor(cells.tile_lengths, dtype=torch.float64, device=sums.device)
-    counted = (lengths * ~exact.view(cells.shape))[..., None]  # tokens of each tile, 0 where the cell is exact
-    tile_means = sums.view(*cells.shape, dim) / lengths[:, None]
-    means = (tile_means * counted).sum(3, keepdim=True) / counted.sum(3, keepdim=True).clamp_min(1)
-    between = (counted * (tile_means - means).square()).sum((3, 4))
-    return between + (spreads.view(cells.shape) * ~exact.view(cells.shape)).sum(3)
+            _restore(p0, m0, c0, a0[:, None], s0[:, None], n0[:, None], centre, present, half)
+            _restore(p1, m1, c1, a1[:, None], s1[:, None], n1[:, None], centre, present, half)
+            _restore(p2, m2, c2, a2[:, None], s2[:, None], n2[:, None], centre, present, half)
+            _restore(p3, m3, c3, a3[:, None], s3[:, None], n3[:, None], centre, present, half)

@@ -16,7 +16,7 @@ class Oracle:
 
     checksums = staticmethod(checksums)
 
-    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> Coded:
+    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> Coded:
         layers, _, heads, _ = cells.shape
         body = torch.zeros(cells.body_bytes, dtype=torch.uint8)
         errors = np.zeros((cells.passes + 1, *cells.shape))
@@ -26,14 +26,16 @@ class Oracle:
         for layer in range(layers):
             for kv in range(2):
                 whole = data[table, layer, kv].transpose(0, 1).flatten(1, 2).cpu()  # [heads, coded tokens, head_dim]
+                centre = _centre(centres, layer, kv)
                 coded_exactly = torch.zeros(whole.shape[:2], dtype=torch.bool)
                 for tile, tokens in enumerate(cells.tile_lengths):
                     span = slice(tile * cells.tile_tokens, tile * cells.tile_tokens + tokens)
-                    bad = q.travels_exact(whole[:, span])
+                    bad = q.travels_exact(whole[:, span].float() - centre, data.dtype)
                     coded_exactly[:, span] = bad[:, None]
-                    x = whole[:, span].float().masked_fill(bad[:, None, None], 0.0)
-                    coded = q.quantize(x, q.GROUP_DIM[kv])
-                    errors[:, layer, kv, :, tile] = q.squared_errors(x, coded, cells.depth_bits, data.dtype).T.numpy()
+                    x = torch.where(bad[:, None, None], 0.0, whole[:, span])
+                    coded = q.quantize(x.float() - centre, q.GROUP_DIM[kv], data.dtype)
+                    left = q.squared_errors(x, coded, centre, cells.depth_bits).T.numpy()
+                    errors[:, layer, kv, :, tile] = np.where(bad.numpy(), 0.0, left)
                     exact[layer, kv, :, tile] = bad.numpy()
                     packed = [q.pack_metadata(coded, q.GROUP_DIM[kv], data.dtype)]
                     packed += [q.pack_pass(coded.codes, index).flatten(1) for index in range(1, cells.passes + 1)]
@@ -60,9 +62,15 @@ class Oracle:
             for index in range(1, passes + 1):
                 rows = quarter * (2 if index == 3 else 1)
                 codes |= q.unpack_pass(slot(index, rows * dim).view(rows, dim), index, tokens)
-            x = q.reconstruct(q.Quantized(codes, low, step, mean), BITS[passes]).to(data.dtype)
+            x = q.reconstruct(q.Quantized(codes, low, step, mean), BITS[passes])
+            x = (x + _centre(arrived.centres, layer, kv)[head]).to(data.dtype)
             held = torch.tensor(blocks[cells.tile_blocks(tile)], dtype=torch.long, device=data.device)
             data[held, layer, kv, head] = x.view(len(held), -1, dim).to(data.device)
+
+
+def _centre(centres: np.ndarray, layer: int, kv: int) -> torch.Tensor:
+    """[heads, 1, head_dim]; 0 for K."""
+    return torch.tensor(centres[layer] * kv)[:, None]
 
 
 def _deviation(x: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:

@@ -5,10 +5,11 @@ A group (a channel of K over the tile's tokens, a token of V over the channels) 
     code = floor((x - low) / step),  in 0..255        x at b bits = low + step * (code with its last 8 - b bits cleared + 2**(7 - b))
 
 so the top b bits of a code *are* the b-bit code, reconstructed at the middle of their bin, and |x - decoded| <= step * 2**(7 - b) plus
-the rounding to the pool's dtype. The offset is the least value, which the pool's dtype holds exactly: a bias of 100 times the spread
-costs nothing. The step is range / 256, rounded up to the top twelve bits of a float32 (8 of exponent, 4 of mantissa: 2 % too large on
-average), so step * code is exact in float32 and all backends agree bit by bit. At 0 bits a group is its mean, carried as a 4-bit code
-of the same quantiser and packed under the step: 32 bits a group in all.
+the rounding to the pool's dtype. V is coded less the centre of its channels (centre.py). The offset of K is the least value, which the
+pool's dtype holds exactly, so a bias of 100 times the spread costs nothing; that of V is rounded down. The step is range / 256, rounded
+up to the top twelve bits of a float32 (8 of exponent, 4 of mantissa: 2 % too large on average), so step * code is exact in float32 and
+all backends agree bit by bit. At 0 bits a group is its mean, carried as a 4-bit code of the same quantiser and packed under the step:
+32 bits a group in all.
 
 Not here yet: 1, 3 and 6 bits, symmetric groups, a range fitted to the statistics, centroid reconstruction.
 """
@@ -21,7 +22,7 @@ import torch
 
 from abkt.codec.cells import BITS, WIDTHS
 
-LIMIT = {torch.bfloat16: 2.0**48, torch.float32: 2.0**48, torch.float16: 2.0**15}
+LIMIT = {torch.bfloat16: 2.0**48, torch.float32: 2.0**48, torch.float16: 2.0**14}
 """Cells with a value outside +-LIMIT (or NaN) travel exact: within it no sum of squares and no reconstruction overflows."""
 
 MIN_STEP = 2.0**-64  # keeps 1 / step and squared errors normal; a group of smaller range lands in the first bins
@@ -39,14 +40,19 @@ class Quantized:
     mean: torch.Tensor
 
 
-def travels_exact(x: torch.Tensor) -> torch.Tensor:
-    """Which cells of x [..., tokens, head_dim], in the pool's dtype, hold a value that is not finite or too large to code: [...] bool."""
-    return ~(x.float().abs() < LIMIT[x.dtype]).all(-1).all(-1)
+def travels_exact(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Which cells of x [..., tokens, head_dim] float32 hold a value that is not finite, or too large to code in `dtype`: [...] bool."""
+    return ~(x.abs() < LIMIT[dtype]).all(-1).all(-1)
 
 
-def quantize(x: torch.Tensor, dim: int) -> Quantized:
-    """Nested 8-bit codes of cells x [..., tokens, head_dim] float32, in groups along `dim`. Every |x| must be below LIMIT."""
+def quantize(x: torch.Tensor, dim: int, dtype: torch.dtype) -> Quantized:
+    """Nested 8-bit codes of cells x [..., tokens, head_dim] float32, in groups along `dim`, for a pool of `dtype`.
+
+    x: K as the pool holds it, V less its centre. Every |x| must be below LIMIT.
+    """
     low = x.amin(dim, keepdim=True) + 0.0  # -0 becomes 0, so that equal values are equal bytes
+    if dim == GROUP_DIM[1]:
+        low = (low - low.abs() / 256).to(dtype).float()  # nothing in the group is below it
     step = round_up_step((x.amax(dim, keepdim=True) - low) / 256)
     inverse = torch.where(step > 0, 1 / step, 0.0)
     codes = ((x - low) * inverse).to(torch.int32).clamp(0, 255)
@@ -62,17 +68,20 @@ def round_up_step(step: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruct(coded: Quantized, bits: int) -> torch.Tensor:
-    """What `bits` bits of the codes say of x, float32; the caller rounds to the pool's dtype."""
+    """What `bits` bits of the codes say of x, float32; the caller adds the centre and rounds to the pool's dtype."""
     if bits == 0:
         return coded.low + coded.step * (coded.mean * 16 + 8).float().expand(coded.codes.shape)
     cleared = coded.codes.int() >> (8 - bits) << (8 - bits)
     return coded.low + coded.step * (cleared.float() + 2.0 ** (7 - bits))
 
 
-def squared_errors(x: torch.Tensor, coded: Quantized, depth_bits: int, dtype: torch.dtype) -> torch.Tensor:
-    """Squared error of each cell that is left after each pass, as the pool will hold it: [..., passes + 1] float64, metadata first."""
-    left = [(x - reconstruct(coded, bits).to(dtype).float()).double().square().sum((-2, -1)) for bits in BITS if bits <= depth_bits]
-    return torch.stack(left, -1)
+def squared_errors(x: torch.Tensor, coded: Quantized, centre: torch.Tensor, depth_bits: int) -> torch.Tensor:
+    """Squared error of each cell that is left after each pass, metadata first: [..., passes + 1] float64.
+
+    x: [..., tokens, head_dim] as the pool holds it, and its dtype is what the decoded values are rounded to.
+    """
+    decoded = [(reconstruct(coded, bits) + centre).to(x.dtype) for bits in BITS if bits <= depth_bits]
+    return torch.stack([(x.double() - y.double()).square().sum((-2, -1)) for y in decoded], -1)
 
 
 def pack_pass(codes: torch.Tensor, index: int) -> torch.Tensor:

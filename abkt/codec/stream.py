@@ -2,7 +2,8 @@
 
     header     fixed fields | distortion of each cut, float32 | exact cells, uint32 | band of each pass of each cell, uint8
                | CRC-32 of each slot, metadata included, uint32 | CRC-32 of the header
-    edges      the first block, then the newest tokens: [layer, K|V, kv_head, token, head_dim] each, in the pool's dtype
+    edges      the first block, then the newest tokens: [layer, K|V, kv_head, token, head_dim] each, in the pool's dtype;
+               then, if there are cells, the centres of V's channels, [layer, kv_head, head_dim], in the pool's dtype
     raw        cells that travel exact, [token, head_dim] each
     metadata   the metadata slot of every cell
     bands      the slots of band 0, 1, ...: within a band pass by pass, cell by cell
@@ -100,8 +101,13 @@ def header_bytes(cells: Cells, bands: int, exact: int) -> int:
     return aligned(FIXED.size + 4 * (bands + 1) + 4 * exact + table + 4)
 
 
+def exact_token_bytes(cells: Cells) -> int:
+    return (cells.sink_tokens + cells.newest_tokens) * cells.layout.model.kv_bytes_per_token
+
+
 def edge_bytes(cells: Cells) -> int:
-    return aligned((cells.sink_tokens + cells.newest_tokens) * cells.layout.model.kv_bytes_per_token)
+    centres = cells.layout.model.kv_bytes_per_token // 2 if cells.count else 0  # one vector the size of a token's V
+    return aligned(exact_token_bytes(cells) + centres)
 
 
 def raw_cell_bytes(cells: Cells, exact: np.ndarray) -> int:

@@ -68,7 +68,7 @@ def transfer_record(parts: Parts, model: ModelSpec) -> TransferRecord:
         request_id=prompt.request_id,
         source="p0",
         destination="d0",
-        start_s=first["encode_end_s"],
+        start_s=sent["granted_s"],
         finish_s=sent["last_byte_s"],
         mode=first["mode"],
         order=first["order"],

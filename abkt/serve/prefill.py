@@ -148,8 +148,11 @@ class PrefillWorker:
         """Late binding: asked before every frame. Mode, order and depth stand since the first decision."""
         if transfer.decision.mode == "raw":
             return 0
+        view = replace(transfer.view, sent_bytes=sent_bytes, sent_cut=sent_cut)
         with peer.lock:
-            return peer.policy.decide(now_s - self.origin_s, replace(transfer.view, sent_bytes=sent_bytes, sent_cut=sent_cut)).cut
+            decision = peer.policy.decide(now_s - self.origin_s, view)
+        # Raw can no longer be had once it is encoded: then as good as was encoded.
+        return decision.cut if decision.mode == "stream" else len(transfer.distortion) - 1
 
     def _on_sent(self, peer: Peer, transfer: Transfer, now_s: float, wire_bytes: int, duration_s: float) -> None:
         transfer.wire_busy_s += duration_s
@@ -168,6 +171,7 @@ class PrefillWorker:
         self.control.say(
             "sent",
             request_id=request_id,
+            granted_s=sent.granted_s - self.origin_s,
             last_byte_s=sent.last_byte_s - self.origin_s,
             acked_s=sent.acked_s - self.origin_s,
             wire_busy_s=transfer.wire_busy_s,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from abkt.codec import fast
 from abkt.codec.backend import Arrived
 from abkt.codec.cells import Cells
+from abkt.codec.centre import value_centres
 from abkt.codec.codec import Codec
 from abkt.codec.oracle import Oracle
 from abkt.kv.pool import Pool
@@ -68,7 +69,8 @@ def test_compiled_code_is_the_oracle(layout_of, filled_pool, table_of, tokens, l
         last = cells.coded_table(table)[-1]
         pool.data[last, 0, 1, 0, 0, 3] = float("nan")
     slow, quick = Oracle(), fast.load()
-    a, b = (path.encode(pool.data, cells.coded_table(table), cells) for path in (slow, quick))
+    centres = value_centres(pool.data, cells.coded_table(table), cells)
+    a, b = (path.encode(pool.data, cells.coded_table(table), cells, centres) for path in (slow, quick))
     assert torch.equal(a.body, b.body)
     assert np.array_equal(a.exact, b.exact)
     assert a.exact.sum() == (cells.count > 2)
@@ -81,7 +83,7 @@ def test_compiled_code_is_the_oracle(layout_of, filled_pool, table_of, tokens, l
         results = []
         for path in (slow, quick):
             out = Pool(layout)
-            path.expand(Arrived(a.body.numpy(), cells.offsets, have), out.data, cells.coded_table(target), cells)
+            path.expand(Arrived(a.body.numpy(), cells.offsets, have, centres), out.data, cells.coded_table(target), cells)
             results.append(out.data)
         assert torch.equal(*results)
 
@@ -213,6 +215,30 @@ def test_a_key_bias_of_100_times_the_spread(layout_of, table_of, backend):
         others = [c for c in range(32) if c != 9]
         assert torch.equal(a.data[..., others], b.data[..., others])
     assert (whole(b, table, 300) - whole(biased, table, 300))[0, 0, :, :, 9].abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_constant_part_of_v_costs_nothing(layout_of, filled_pool, table_of, backend):
+    """Channels of V that are far from 0 by 10 times their spread are coded as well as centred ones."""
+    layout = layout_of(dim=32, dtype="float32")
+    plain, moved = filled_pool(layout), filled_pool(layout)
+    spread = plain.data[:, :, 1].std((0, 3), keepdim=True)
+    moved.data[:, :, 1] += 10 * spread * torch.randn(spread.shape, generator=torch.Generator().manual_seed(4))
+    table, codec = table_of(layout, 300), Codec(layout, backend)
+    a, b = (codec.encode(p, table, 300, order="uniform").uniform.distortion for p in (plain, moved))
+    assert b == pytest.approx(a, rel=0.02)
+    assert a[0] == pytest.approx(1, rel=0.1), "at 0 bits all is its mean"
+
+
+def test_a_first_tile_without_a_mean_is_no_harm(layout_of, filled_pool, table_of):
+    layout = layout_of(dim=16)
+    pool, table, codec = filled_pool(layout), table_of(layout, 200), Codec(layout, tile_tokens=32)
+    pool.data[table[1], :, 1, :, 3, 5] = float("inf")
+    stream = codec.encode(pool, table, 200)
+    assert stream.exact_cells == 2 * 2, "V of tile 0 of every layer and head"
+    _, out = expanded(codec, stream, len(stream.ends) - 1, layout, table)
+    decoded, source = whole(out, table, 200)[..., 48:, :], whole(pool, table, 200)[..., 48:, :]
+    assert (decoded - source).abs().max() < 0.02 * source.abs().max()
 
 
 def test_a_longer_prefix_refines_in_place(layout_of, filled_pool, table_of):

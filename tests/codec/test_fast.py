@@ -9,6 +9,7 @@ import torch
 
 from abkt.codec import fast
 from abkt.codec.cells import Cells
+from abkt.codec.centre import value_centres
 from abkt.codec.codec import Codec
 from abkt.codec.oracle import Oracle
 
@@ -58,5 +59,6 @@ def test_narrower_machines_give_the_same_bytes(tmp_path, layout_of, filled_pool,
     layout = layout_of(dim=80, dtype=dtype)
     pool, table, cells = filled_pool(layout), table_of(layout, 200), Cells(layout, 200, 64, 8)
     narrow = fast.Compiled(ctypes.CDLL(str(library)))
-    a, b = (path.encode(pool.data, cells.coded_table(table), cells) for path in (Oracle(), narrow))
+    centres = value_centres(pool.data, cells.coded_table(table), cells)
+    a, b = (path.encode(pool.data, cells.coded_table(table), cells, centres) for path in (Oracle(), narrow))
     assert torch.equal(a.body, b.body)

@@ -27,8 +27,9 @@ def check_values() -> None:
 
     from abkt.codec.backend import Arrived
     from abkt.codec.cells import Cells
+    from abkt.codec.centre import value_centres
     from abkt.codec.codec import Codec
-    from abkt.codec.kernels import Kernels
+    from abkt.codec.launch import Kernels
     from abkt.codec.oracle import Oracle
     from abkt.kv.pool import Pool
 
@@ -39,7 +40,8 @@ def check_values() -> None:
         blocks = cells.coded_table(table)
         pool.data[blocks[-1], 0, 1, 0, 0, 3] = float("nan")
         pool.data[blocks[0], 0, 0, 0, :, 2] = 1.5
-        a, b = (path.encode(pool.data, blocks, cells) for path in (Oracle(), Kernels()))
+        centres = value_centres(pool.data, blocks, cells)
+        a, b = (path.encode(pool.data, blocks, cells, centres) for path in (Oracle(), Kernels()))
         assert torch.equal(a.body, b.body), f"{dtype}: encoded bytes differ"
         assert a.exact.sum() == 1
         assert np.array_equal(a.exact, b.exact)
@@ -49,7 +51,7 @@ def check_values() -> None:
         results = []
         for path in (Oracle(), Kernels()):
             out = Pool(layout)
-            path.expand(Arrived(a.body.numpy(), cells.offsets, have), out.data, blocks, cells)
+            path.expand(Arrived(a.body.numpy(), cells.offsets, have, centres), out.data, blocks, cells)
             results.append(out.data)
         assert torch.equal(*results), f"{dtype}: expanded values differ"
     layout = make_layout(layers=1, heads=1, dim=32)
@@ -71,18 +73,19 @@ def check_compile(depth: int, architectures: list[int]) -> None:
 
     from abkt.codec import kernels
     from abkt.codec.cells import Cells
+    from abkt.codec.launch import constants
     from abkt.spec import KVLayout, ModelSpec
 
     cells = Cells(KVLayout(ModelSpec("probe", layers=6, kv_heads=2, head_dim=64), 126), 2003, 128, depth)
-    options = kernels.constants(cells)
+    options = constants(cells)
     fixed = {name: options.pop(name) for name in list(options) if name.isupper()}
     pointers = {
-        "data": "*bf16", "table": "*i64", "offsets": "*i64", "body": "*u8", "wire": "*u8", "errors": "*fp32", "exact": "*u8",
-        "sums": "*fp32", "spreads": "*fp32", "presence": "*i8",
+        "data": "*bf16", "table": "*i64", "centres": "*fp32", "offsets": "*i64", "body": "*u8", "wire": "*u8", "errors": "*fp32",
+        "exact": "*u8", "sums": "*fp32", "spreads": "*fp32", "presence": "*i8",
     }  # fmt: skip
     report = []
     for architecture in architectures:
-        for kernel in (kernels._encode, kernels._expand):
+        for kernel in (kernels.encode_cells, kernels.expand_cells):
             for key in (True, False):
                 constants = {n: v for n, v in {**fixed, "KEY": key, "BOUND": 2.0**48}.items() if n in kernel.arg_names}
                 signature = {n: pointers.get(n, "constexpr" if n in constants else "i32") for n in kernel.arg_names}

@@ -28,7 +28,7 @@ SLOW_SLO = SLO(ttft_s=5.0, tpot_s=1.0)
 
 
 def prompts(lengths: tuple[int, ...] = (37, 200, 500, 64, 16), osl: int = 8, gap_s: float = 0.05) -> list[Prompt]:
-    return [Prompt(i, gap_s * i, tuple((7 * i + 3 * j) % 512 for j in range(n)), osl) for i, n in enumerate(lengths)]
+    return [Prompt(i, gap_s * i, tuple((7 * i + 3 * j) % 2048 for j in range(n)), osl) for i, n in enumerate(lengths)]
 
 
 def test_raw_transfer_gives_the_tokens_of_a_single_process(cluster: Cluster) -> None:

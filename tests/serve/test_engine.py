@@ -22,7 +22,7 @@ def generate(folder: Path, prompt: list[int], osl: int) -> list[int]:
 def test_a_batch_over_scattered_and_adjacent_blocks_gives_the_tokens_of_generate(tiny_model: Path) -> None:
     engine = Engine(tiny_model, KVLayout(read_spec(tiny_model), blocks=64))
     random = torch.Generator().manual_seed(1)
-    prompts = [torch.randint(0, 512, (n,), generator=random).tolist() for n in (37, 100, 5, 16)]
+    prompts = [torch.randint(0, 2048, (n,), generator=random).tolist() for n in (37, 100, 5, 16)]
     tables = [[9, 2, 30, 7], list(range(40, 48)), [60], [33, 31]]
     outputs = [[engine.prefill(prompt, table)] for prompt, table in zip(prompts, tables, strict=True)]
     rows = [Row(table, len(prompt)) for prompt, table in zip(prompts, tables, strict=True)]

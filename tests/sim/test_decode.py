@@ -29,8 +29,6 @@ SLOS = SLO(ttft_s=0.4, tpot_s=0.02)
 class SteppingNode(DecodeNode):
     """The oracle: one event an iteration, every request's context and share counted on its own, no closed form."""
 
-    left = False  # somebody left the batch after the last iteration
-
     def arrive(self, job: Job) -> None:
         self.waiting.append(job)
         if self.state == "idle":
@@ -44,9 +42,8 @@ class SteppingNode(DecodeNode):
         worked_s: dict[Job, float] = {}
         while True:
             if not batch and not self.waiting:
-                self.state, self.tpot_s = "idle", 0.0
+                self.state = "idle"
                 yield self.wake
-            changed = False
             joining = []
             while self.waiting and len(batch) + len(joining) < self.max_batch:
                 joining.append(self.waiting.popleft())
@@ -57,31 +54,30 @@ class SteppingNode(DecodeNode):
                     job.decode_start_s = self.clock.now
             for job in joining:
                 batch.append(job)
-                tokens[job], used_s[job], worked_s[job], changed = 1, 0.0, 0.0, True
+                tokens[job], used_s[job], worked_s[job] = 1, 0.0, 0.0
             context = sum(job.request.isl + tokens[job] - 1 for job in batch)
             seconds = self.costs.iteration_s(len(batch), context)
-            if changed or self.left:
+            if joining:
                 self.tpot_s = seconds
             measured = self.costs.decode_measured(len(batch), context, context)
             yield self.wake.after(seconds)
-            self.left = False
-            for job in list(batch):
+            for job in batch:
                 tokens[job] += 1
                 used_s[job] += seconds / len(batch)
                 worked_s[job] += seconds
                 job.record.extrapolated |= not measured
                 if tokens[job] == 2:
                     job.record.decode_token_s = self.clock.now
-            for job in list(batch):
-                if tokens[job] == job.request.osl:
-                    batch.remove(job)
-                    self.left = True
-                    job.record.finish_s = self.clock.now
-                    job.record.decode_busy_s = worked_s[job]
-                    job.record.cost_usd += (used_s[job] + job.record.expand_busy_s) * self.usd_per_s
-                    self.finish(job)
-            if not batch:
-                self.tpot_s = 0.0
+            finished = [job for job in batch if tokens[job] == job.request.osl]
+            batch = [job for job in batch if job not in finished]
+            if finished:  # the pace is that of the batch without them, by definition, before anybody gets their memory
+                context = sum(job.request.isl + tokens[job] - 1 for job in batch)
+                self.tpot_s = self.costs.iteration_s(len(batch), context) if batch else 0.0
+            for job in finished:
+                job.record.finish_s = self.clock.now
+                job.record.decode_busy_s = worked_s[job]
+                job.record.cost_usd += (used_s[job] + job.record.expand_busy_s) * self.usd_per_s
+                self.finish(job)
 
 
 requests = st.lists(st.tuples(st.floats(0, 1.5), st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=25).map(
@@ -136,6 +132,22 @@ def test_a_long_leap_with_an_arrival_in_it(profile) -> None:
     leaping = Simulation(cluster, requests, Raw, RoundRobin(), SLOS).run()
     stepping = Simulation(cluster, requests, Raw, RoundRobin(), SLOS, decode_node=SteppingNode).run()
     assert_same(leaping.requests, stepping.requests, RequestRecord)
+
+
+def test_an_empty_batch_has_no_pace_while_the_next_request_is_expanded(profile) -> None:
+    """The last request has left and another one is being expanded: what asks for the pace then (deadlines, routing) sees an empty node."""
+    paces: list[float] = []
+
+    class Watched(DecodeNode):
+        def expand(self, jobs: list[Job]) -> float:
+            paces.append(self.tpot_s)
+            return super().expand(jobs)
+
+    nic = Capacity.constant(1e9)
+    cluster = Cluster((NodeSpec("p", profile, 10**4, nic),), (NodeSpec("d", profile, 10**4, nic),), max_batch=1)
+    requests = [Request(i, 0.0, 100, 200) for i in range(3)]
+    Simulation(cluster, requests, Raw, RoundRobin(), SLOS, decode_node=Watched).run()
+    assert paces == [0.0, 0.0, 0.0]
 
 
 @given(st.integers(1, 64), st.integers(64, 10**6), st.floats(0, 100), st.floats(0, 1e-6))

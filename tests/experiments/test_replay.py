@@ -1,0 +1,81 @@
+"""`abkt replay` and `abkt profile` as a user calls them, on a tiny model: what they leave behind, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from experiments.results import read_records
+
+TINY = ["workload.scaling.isl_max=600", "workload.scaling.osl_max=8", "workload.scaling.osl_min=4"]
+
+
+def abkt(*arguments: str, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "experiments.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    """Bounded, so that a hang is a failure."""
+    until_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until_s, "it never came"
+        time.sleep(0.05)
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [p for p in psutil.Process(process.pid).children(recursive=True) if any("abkt.serve." in part for part in p.cmdline())]
+
+
+def test_replay_writes_records_that_are_whole(tiny_model: Path, tmp_path: Path) -> None:
+    process = abkt("replay", f"model_folder={tiny_model}", "bitrate=int4", "workload.scaling.requests=4", *TINY, f"out={tmp_path / 'out'}")
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    requests = read_records(tmp_path / "out" / "requests.parquet")
+    assert list(requests.outcome) == ["completed"] * 4
+    assert (requests.wire_bytes < requests.raw_bytes).all()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["requests"] == {"initiated": 4, "completed": 4, "rejected": 0, "failed": 0}
+    assert {"manifest.json", "transfers.parquet"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+@pytest.mark.parametrize(("victim", "signal_", "code"), [("worker", signal.SIGKILL, 1), ("frontend", signal.SIGINT, 130)])
+def test_a_broken_run_keeps_what_was_finished_and_leaves_no_process(
+    tiny_model: Path, tmp_path: Path, victim: str, signal_: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "out"
+    process = abkt("replay", f"model_folder={tiny_model}", "bitrate=raw", "workload.scaling.requests=40", *TINY, f"out={out}")
+    wait_for(lambda: len(workers(process)) == 2)
+    started = workers(process)
+    wait_for(lambda: (out / "p0.log").exists())
+    time.sleep(15.0 if victim == "frontend" else 12.0)  # into the run, or still starting: it must end well either way
+    os.kill(process.pid if victim == "frontend" else started[0].pid, signal_)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    said = [line for line in errors.splitlines() if line.startswith("abkt: ")]
+    assert len(said) == 1
+    assert "Traceback" not in errors
+    if victim == "worker":
+        assert "worker d0 ended" in said[0]
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert alive == []
+
+
+def test_a_model_folder_without_a_config_is_one_line(tmp_path: Path) -> None:
+    process = abkt("profile", f"model_folder={tmp_path}", f"out={tmp_path / 'out'}")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert (
+        errors.strip()
+        == f"abkt: model folder {tmp_path} has no config.json; give a Hugging Face folder, or make one with `abkt train-probe`"
+    )
+    assert not (tmp_path / "out").exists()
