@@ -87,9 +87,10 @@ class RequestRecord:
 
 @dataclass(slots=True)
 class TransferRecord:
-    """One KV transfer, from the moment the decode side had reserved memory for it. estimate: the policy's link estimate at the start, bytes/s (nan where it has none).
+    """One KV transfer, from the moment the decode side had reserved memory for it.
 
-    Distortion is relative squared error on mean-removed channels, weighted: 0 is exact, 1 is the mean alone. mode: raw | stream.
+    estimate: the policy's link estimate at the start, bytes/s (nan where it has none). mode: raw | stream. Distortion is relative
+    squared error on mean-removed channels, weighted: 0 is exact, 1 is the mean alone.
     """
 
     request_id: int
