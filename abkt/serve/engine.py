@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ class Engine:
         self.layout = layout
         self.pool = Pool(layout, device)
         self.device = device
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register())
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register())
         self.model.to(device).eval()
 
     @torch.inference_mode()

@@ -200,8 +200,8 @@ class PrefillWorker:
         self._end()
         self.origin_s = run["origin_s"]
         self.profile = parse(run["profile"]) if run["profile"] else None
-        network = {key: tuple(value) if isinstance(value, list) else value for key, value in run["network"].items()}
-        capacity = Capacity(**network)
+        network = run["network"]
+        capacity = Capacity(tuple(network["starts_s"]), tuple(network["bytes_per_s"]), network["period_s"])
         link = PacedLink(capacity, origin_s=self.origin_s)
         hello = Hello(self.config.name, fingerprint(self.engine.layout))
         for name, port in (self.config.peers or {}).items():

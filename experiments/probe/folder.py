@@ -39,7 +39,7 @@ def card(recipe: Recipe, progress: Progress, corpus: Corpus, examination: Examin
         "measuring instrument, not a language model to talk to.",
         "",
         f"* Training: {progress.step:,} steps, {progress.tokens:,} tokens, {progress.elapsed_s / 60:.0f} minutes on {recipe.threads}",
-        f"  CPU threads, seed {recipe.seed}, AdamW {recipe.learning_rate} (beta2 {recipe.beta2}), steps of {recipe.tokens_per_step} tokens.",
+        f"  CPU threads, seed {recipe.seed}, AdamW {recipe.learning_rate}, beta2 {recipe.beta2}, steps of {recipe.tokens_per_step} tokens.",
         f"* Text: {len(corpus.train):,} tokens of public-domain books (Standard Ebooks editions, CC0): {', '.join(corpus.train_books)}.",
         f"* Held out: {', '.join(corpus.held_out_books)}.",
         "* Tasks: copying, segments, key-value recall, key-value lines between text.",
