@@ -14,6 +14,8 @@ from experiments.verb import Run, verb
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
+SAMPLE_TOKENS = 400  # of held-out text, whose KV is kept for tests
+
 
 @dataclass(frozen=True, slots=True)
 class RecipeConfig:
@@ -48,7 +50,7 @@ def main(config: TrainProbeConfig, run: Run) -> None:
     from transformers import LlamaForCausalLM
 
     from experiments.probe import corpus as text
-    from experiments.probe import folder, trainer
+    from experiments.probe import folder, sample, trainer
     from experiments.probe.examine import examine
 
     if not config.corpus.is_dir():
@@ -75,5 +77,6 @@ def main(config: TrainProbeConfig, run: Run) -> None:
     examination = examine(LlamaForCausalLM.from_pretrained(model_folder), books.held_out)
     (model_folder / "README.md").write_text(folder.card(recipe, progress, books, examination))
     (model_folder / "probe.json").write_text(json.dumps(folder.facts(recipe, progress, examination), indent=1))
+    sample.write(model_folder, books.held_out[:SAMPLE_TOKENS].tolist())
     shutil.copy(config.out / "progress.json", model_folder / "training_log.json")
     print(json.dumps(asdict(examination), indent=1))

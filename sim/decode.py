@@ -75,10 +75,6 @@ class DecodeNode:
             return 0.0
         return self.residence_s * max(missing / self.memory.blocks, crowd / self.max_batch)
 
-    def iteration_with_s(self, isl: int) -> float:
-        """One iteration with this prompt in the batch as well."""
-        return (self.tpot_s or self.costs.base_s) + self.costs.request_s + self.costs.context_s * isl
-
     # -- what happens to it ------------------------------------------------------------------------------------------------------
 
     def promise(self, job: Job) -> None:

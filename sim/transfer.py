@@ -76,8 +76,8 @@ class Pair:
         return min(self.limit_bytes_per_s, min((link.bytes_per_s / (len(link.flows) + 1) for link in self.path), default=math.inf))
 
     def deadline_s(self, tokens: int, arrival_s: float) -> float:
-        """When KV must be usable, so that its first iteration ends within the SLO."""
-        return arrival_s + self.slo.ttft_s - self.target.iteration_with_s(tokens)
+        """When KV must be usable: as abkt.profile.expect.kv_deadline_s, which the real frontend uses."""
+        return arrival_s + self.slo.ttft_s - self.target.costs.iteration_s(1, tokens)
 
     def choose(self, job: Job) -> None:
         """Ask the policy for mode, order and depth, which stand for the whole transfer."""

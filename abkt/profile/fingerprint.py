@@ -12,7 +12,7 @@ def fingerprint() -> dict[str, str]:
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": str(len(os.sched_getaffinity(0))),
         "gpu": gpu,
         "python": platform.python_version(),
@@ -22,7 +22,7 @@ def fingerprint() -> dict[str, str]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -45,7 +45,9 @@ class Engine:
         self.layout = layout
         self.pool = Pool(layout, device)
         self.device = device
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register())
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register()
+        )
         self.model.to(device).eval()
 
     @torch.inference_mode()
