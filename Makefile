@@ -20,7 +20,7 @@ study: $(READY)
 	$(BIN)/abkt study
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

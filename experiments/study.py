@@ -17,7 +17,7 @@ from experiments.compare import compare_twins
 from experiments.config import STRICT, ClusterConfig, Hardware, NetworkConfig, read
 from experiments.curves import save_curves
 from experiments.manifest import write_manifest
-from experiments.results import write_json
+from experiments.results import read_json, write_json
 from experiments.show import bar
 from experiments.simulate import SimulateConfig, TraceWorkload, Workload, build_simulation, read_workload, write_result
 from experiments.verb import Run, verb
@@ -33,6 +33,8 @@ NOTES = (
     "Arrivals within one timestamp of the trace are spread at random, seeded.",
     "Scale-out: costs from data sheets, rate curves of the probe's KV; nothing of it was validated on hardware here.",
 )
+
+RECALL_GATE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,16 @@ def run_cell(values: Mapping[str, Any]) -> None:
     write_result(config.out, result, config.slo, bitrate=config.bitrate, routing=config.routing, scaling=scaling)
 
 
+def probe_note(folder: Path) -> str:
+    """What is known of the model's ability to use its context: it decides what the answers can tell."""
+    examined = folder / "probe.json"
+    if not examined.exists():
+        return f"The model {folder.name} was not examined; its answers may say nothing about the KV it received."
+    recall = read_json(examined)["recall_by_length"]["1024"]
+    verdict = "passes" if recall >= RECALL_GATE else "does not pass"
+    return f"The probe recalls {recall:.1%} of values in contexts of 1,024 tokens, which {verdict} the gate of {RECALL_GATE:.0%}."
+
+
 def facts(config: StudyConfig, run: Run, scaling: Mapping[str, float]) -> study_folder.StudyFacts:
     scaleout, cluster = config.scaleout, config.scaleout.cluster
     return study_folder.StudyFacts(
@@ -155,5 +167,5 @@ def facts(config: StudyConfig, run: Run, scaling: Mapping[str, float]) -> study_
             "network": f"{scaleout.network.gbps:g} Gbit/s links",
             "workload": scaleout.workload.path.name if isinstance(scaleout.workload, TraceWorkload) else "synthetic",
         },
-        notes=NOTES,
+        notes=(*NOTES, probe_note(config.model_folder)),
     )
