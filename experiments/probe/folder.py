@@ -53,8 +53,8 @@ def card(recipe: Recipe, progress: Progress, corpus: Corpus, examination: Examin
         values = getattr(examination, name)
         lines += ["", "| " + name + " | " + " | ".join(values) + " |", "|---|" + "---|" * len(values)]
         lines.append("| | " + " | ".join(f"{v:.3f}" for v in values.values()) + " |")
-    short = [f"{k} {v:.2f}" for k, v in examination.recall_by_length.items() if v < recipe.pass_recall]
-    lines += ["", f"Below the {recipe.pass_recall:.0%} recall gate: {', '.join(short) or 'none of these lengths'}.", ""]
+    short = [f"{k} {v:.2f}" for k, v in examination.recall_by_length.items() if v < 0.9]
+    lines += ["", f"Below 90 % recall: {', '.join(short) or 'none of these lengths'}.", ""]
     return "\n".join(lines)
 
 
