@@ -45,10 +45,8 @@ class Engine:
         self.layout = layout
         self.pool = Pool(layout, device)
         self.device = device
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register()
-        )
-        self.model.to(device).eval()
+        load: Any = AutoModelForCausalLM.from_pretrained
+        self.model = load(folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register()).to(device).eval()
 
     @torch.inference_mode()
     def prefill(self, tokens: Sequence[int], table: Sequence[int]) -> int:
