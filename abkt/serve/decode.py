@@ -11,15 +11,11 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 
-from abkt.codec.codec import Codec
-from abkt.kv.segments import Segments
 from abkt.serve.attention import Row
 from abkt.serve.control import Control, Message, WorkerConfig, pin
-from abkt.serve.engine import Engine, read_spec
+from abkt.serve.equipment import equip
 from abkt.serve.wire import fingerprint, raw_pieces
-from abkt.spec import KVLayout
 from abkt.transfer.incoming import Received
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.pieces import BufferSink, ByteSink, PiecesSink
@@ -51,18 +47,15 @@ class DecodeWorker:
     def __init__(self, config: WorkerConfig, control: Control) -> None:
         self.config = config
         self.control = control
-        layout = KVLayout(read_spec(Path(config.model_folder)), config.blocks, config.block_tokens)
-        self.engine = Engine(Path(config.model_folder), layout, config.device)
-        self.codec = Codec(layout)
-        self.segments = Segments(config.blocks)
+        equipment = equip(config)
+        self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
         self._memory = threading.Lock()
         self._tables: dict[int, list[int]] = {}  # by transfer id, from the offer to the last token
         self.arrived: deque[Received] = deque()
         self.batch: list[Running] = []
         self.iterations: list[tuple[int, int, float]] = []
         self.origin_s = 0.0
-        self._warm_up()
-        hello = Hello(config.name, fingerprint(layout))
+        hello = Hello(config.name, fingerprint(self.engine.layout))
         self.receiver = Receiver(Tcp(), "127.0.0.1:0", hello, self._accept, self._committed, self._aborted)
 
     def serve(self) -> None:
@@ -162,17 +155,6 @@ class DecodeWorker:
         with self._memory:
             self.segments.free(self._tables.pop(request_id))
         self.receiver.memory_freed()
-
-    def _warm_up(self) -> None:
-        """The first pass of a shape and the first use of the codec cost more than those that follow."""
-        layout = self.engine.layout
-        tokens = min(256, layout.model.max_tokens - 1)
-        table = list(range(layout.blocks_for(tokens + 1)))
-        self.engine.prefill(list(range(tokens)), table)
-        for depth_bits in (2, 4, 8):
-            stream = self.codec.encode(self.engine.pool, table, tokens, depth_bits=depth_bits, order="slope")
-            self.codec.expand(b"".join(stream.buffers(0, stream.ends[-1])), self.engine.pool, table)
-        self.engine.decode([Row(table, tokens)], [0])
 
 
 def main() -> None:

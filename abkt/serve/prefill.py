@@ -13,19 +13,15 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from abkt.capacity import Capacity
-from abkt.codec.codec import Codec
-from abkt.kv.segments import Segments
 from abkt.policy.build import build
 from abkt.policy.view import BitratePolicy, Curve, Decision, GoodputSample, TransferView
 from abkt.profile.expect import expected_view
 from abkt.profile.schema import Profile, parse
 from abkt.serve.control import Control, Message, WorkerConfig, pin
-from abkt.serve.engine import Engine, read_spec
+from abkt.serve.equipment import equip
 from abkt.serve.wire import fingerprint, raw_pieces
-from abkt.spec import KVLayout
 from abkt.transfer.link import PacedLink
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.outgoing import Outgoing, Sent
@@ -62,15 +58,12 @@ class PrefillWorker:
     def __init__(self, config: WorkerConfig, control: Control) -> None:
         self.config = config
         self.control = control
-        layout = KVLayout(read_spec(Path(config.model_folder)), config.blocks, config.block_tokens)
-        self.engine = Engine(Path(config.model_folder), layout, config.device)
-        self.codec = Codec(layout)
-        self.segments = Segments(config.blocks)
+        equipment = equip(config)
+        self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
         self.waiting: deque[Message] = deque()
         self.peers: dict[str, Peer] = {}
         self.profile: Profile | None = None
         self.origin_s = 0.0
-        self._warm_up()
 
     def serve(self) -> None:
         while True:
@@ -213,14 +206,6 @@ class PrefillWorker:
         for peer in self.peers.values():
             peer.sender.close()
         self.peers.clear()
-
-    def _warm_up(self) -> None:
-        """The first pass of a shape and the first use of the codec cost more than those that follow."""
-        tokens = min(256, self.engine.layout.model.max_tokens)
-        table = list(range(self.engine.layout.blocks_for(tokens)))
-        self.engine.prefill(list(range(tokens)), table)
-        for depth_bits in (2, 4, 8):
-            self.codec.encode(self.engine.pool, table, tokens, depth_bits=depth_bits, order="slope")
 
     def _now_s(self) -> float:
         return time.monotonic() - self.origin_s

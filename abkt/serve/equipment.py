@@ -1,0 +1,41 @@
+"""What every worker has, whatever its role: a model over a pool, a codec for it, and the book of its blocks; all of it used once before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from abkt.codec.codec import Codec
+from abkt.kv.segments import Segments
+from abkt.serve.attention import Row
+from abkt.serve.control import WorkerConfig
+from abkt.serve.engine import Engine, read_spec
+from abkt.spec import KVLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    engine: Engine
+    codec: Codec
+    segments: Segments
+
+
+def equip(config: WorkerConfig) -> Equipment:
+    """Raises ValueError where the model folder cannot be read."""
+    folder = Path(config.model_folder)
+    layout = KVLayout(read_spec(folder), config.blocks, config.block_tokens)
+    equipment = Equipment(Engine(folder, layout, config.device), Codec(layout), Segments(config.blocks))
+    _warm_up(equipment)
+    return equipment
+
+
+def _warm_up(equipment: Equipment) -> None:
+    """The first pass of a shape and the first use of the codec cost more than those that follow."""
+    engine, codec = equipment.engine, equipment.codec
+    tokens = min(256, engine.layout.model.max_tokens - 1)
+    table = list(range(engine.layout.blocks_for(tokens + 1)))
+    engine.prefill(list(range(tokens)), table)
+    for depth_bits in (2, 4, 8):
+        stream = codec.encode(engine.pool, table, tokens, depth_bits=depth_bits, order="slope")
+        codec.expand(b"".join(stream.buffers(0, stream.ends[-1])), engine.pool, table)
+    engine.decode([Row(table, tokens)], [0])
