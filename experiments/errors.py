@@ -1,6 +1,6 @@
 """How a verb fails: one clear line, and an exit code that says whose turn it is.
 
-ValueError or OSError: what was asked cannot be done (exit code 2). RunError: it was under way and broke (1). Ctrl-C: 130.
+ValueError or OSError: what was asked cannot be done (exit code 2). RunError, ClusterError: it was under way and broke (1). Ctrl-C: 130.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+
+from abkt.serve.worker import ClusterError
 
 BAD_INPUT, BROKEN, INTERRUPTED = 2, 1, 128 + signal.SIGINT
 
@@ -28,10 +30,10 @@ def exit_code(work: Callable[[], None]) -> int:
     """
     try:
         work()
-    except (ValueError, OSError, RunError) as error:
+    except (ValueError, OSError, RunError, ClusterError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        broken = isinstance(error, RunError)
+        broken = isinstance(error, RunError | ClusterError)
         print(f"abkt: {str(error) if broken else one_line(error)}", file=sys.stderr)
         return BROKEN if broken else BAD_INPUT
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord, summarize
 from abkt.serve.cluster import Cluster, ClusterSpec
 from abkt.serve.prompt import Prompt
-from abkt.serve.worker import WorkerDied
+from abkt.serve.worker import ClusterError
 from experiments.errors import RunError
 from experiments.prompts import answers
 from experiments.results import write_json, write_records
@@ -43,7 +43,7 @@ def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progr
     started_s = time.monotonic()
     try:
         run = cluster.run(twin.prompts, bitrate, twin.network, twin.slo, twin.profile, progress, keep=finished.append)
-    except (WorkerDied, RuntimeError) as error:
+    except ClusterError as error:
         _save(folder, "real", finished, [], twin.slo, time.monotonic() - started_s)
         raise RunError(f"{error}; {len(finished)} of {len(twin.prompts)} requests were finished and are in {folder}") from None
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from abkt.serve.control import Message, WorkerConfig
 from abkt.serve.engine import read_spec
 from abkt.serve.merge import Parts, request_record, transfer_record
 from abkt.serve.prompt import Prompt
-from abkt.serve.worker import Worker
+from abkt.serve.worker import ClusterError, Worker
 from abkt.spec import KVLayout, ModelSpec
 
 START_TIMEOUT_S = 180.0
@@ -74,16 +74,17 @@ class Cluster:
             decode = self._start("decode", "d0", core=1, peers=None)
             self._start("prefill", "p0", core=0, peers={"d0": int(decode["port"])})
         except BaseException:
-            self.close()
+            self.close(ask=False)
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(ask=kind is None)
 
-    def close(self) -> None:
+    def close(self, ask: bool = True) -> None:
+        """ask: let the workers finish what they are at; without, whoever waits for an error gets it at once."""
         for worker in self._workers.values():
-            worker.end()
+            worker.end(ask)
         self._workers.clear()
 
     def run(
@@ -99,7 +100,7 @@ class Cluster:
         """Send every prompt at its time and wait for all; `keep` gets each record as it is finished, so that none is lost.
 
         bitrate: a policy's configuration (abkt.policy.build). profile: what the policy expects of this machine; None: nothing yet.
-        Raises WorkerDied within 3 s of a worker's death, RuntimeError if nothing happens for stall_timeout_s.
+        Raises WorkerDied within 3 s of a worker's death, ClusterError if nothing happens for stall_timeout_s.
         """
         started_s = time.monotonic()
         origin_s = started_s + LEAD_S
@@ -138,7 +139,7 @@ class Cluster:
             message = self._next(max(0.0, min(until_s, 1.0)))
             if message is None:
                 if due == len(waiting) and time.monotonic() - heard_s > self.spec.stall_timeout_s:
-                    raise RuntimeError(
+                    raise ClusterError(
                         f"no worker said anything for {self.spec.stall_timeout_s:.0f} s; {len(parts)} requests are unfinished"
                     )
                 continue
@@ -171,7 +172,7 @@ class Cluster:
         while True:
             message = self._next(10.0)
             if message is None:
-                raise RuntimeError("worker d0 did not report its iterations within 10 s")
+                raise ClusterError("worker d0 did not report its iterations within 10 s")
             if message["event"] == "iterations":
                 return [tuple(i) for i in message["iterations"]]
 
@@ -199,7 +200,7 @@ class Cluster:
             message = self._next(1.0)
             if message and message["event"] == "ready":
                 return message
-        raise RuntimeError(f"worker {name} was not ready after {START_TIMEOUT_S:.0f} s; see {self._workers[name].log}")
+        raise ClusterError(f"worker {name} was not ready after {START_TIMEOUT_S:.0f} s; see {self._workers[name].log}")
 
     def _next(self, timeout_s: float) -> Message | None:
         """The next message of any worker; None after timeout_s. A worker's end, or an error it tells of, raises WorkerDied."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,11 @@ from abkt.serve.control import Message, WorkerConfig
 LOG_LINES = 5
 
 
-class WorkerDied(RuntimeError):
+class ClusterError(RuntimeError):
+    """A cluster that broke while it was starting or running, in one line."""
+
+
+class WorkerDied(ClusterError):
     """Says which worker, how it ended and its last log lines, in one line."""
 
 
@@ -59,11 +64,12 @@ class Worker:
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return WorkerDied(f"worker {self.name} ended (exit code {code}); its log ends: {' | '.join(lines[-LOG_LINES:]) or 'empty'}")
 
-    def end(self, timeout_s: float = 3.0) -> None:
-        """Ask, then terminate, then kill. Returns when the process is gone."""
+    def end(self, ask: bool = True, timeout_s: float = 3.0) -> None:
+        """Ask (unless there is no time for that), then terminate, then kill. Returns when the process is gone."""
         with suppress(BrokenPipeError):
             self._in.close()
-        for stop in (lambda: None, self.process.terminate, self.process.kill):
+        asking: list[Callable[[], None]] = [lambda: None] if ask else []
+        for stop in (*asking, self.process.terminate, self.process.kill):
             stop()
             try:
                 self.process.wait(timeout=timeout_s)
