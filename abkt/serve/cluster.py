@@ -108,7 +108,7 @@ class Cluster:
         parts: dict[int, Parts] = {}
         common = {"origin_s": origin_s, "slo_ttft_s": slo.ttft_s}
         self._workers["d0"].tell("run", **common)
-        self._workers["p0"].tell("run", bitrate=bitrate, network=asdict(network), profile=_portable(profile), **common)
+        self._workers["p0"].tell("run", bitrate=bitrate, network=asdict(network), profile=asdict(profile) if profile else None, **common)
         waiting = sorted(prompts, key=lambda p: (p.arrival_s, p.request_id))
         due = 0
         heard_s = time.monotonic()
@@ -211,7 +211,3 @@ class Cluster:
         if message is None:
             raise self._workers[name].death()
         return message
-
-
-def _portable(profile: Profile | None) -> dict[str, Any] | None:
-    return asdict(profile) if profile else None

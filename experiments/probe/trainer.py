@@ -52,7 +52,7 @@ class Recipe:
     weight_decay: float = 0.05
     warmup_steps: int = 100
     decay_share: float = 0.2  # the last part of the time budget, where the learning rate goes to 5 %
-    pass_recall: float = 0.85  # copying few symbols is ambiguous, so 0.9 may never come in the first stage
+    pass_recall: float = 0.85  # the first tokens of a repetition cannot be known, so copying stays below 1
     seed: int = 0
     threads: int = 2
 

@@ -35,7 +35,7 @@ def test_the_slope_order_is_never_worse_than_the_uniform_one_at_its_bytes(filled
         assert stream.slope.distortion[stream.slope.cut_within(size * 1.02)] <= distortion * 1.02
 
 
-def test_every_cut_decodes_to_what_the_curve_says(filled: tuple[Pool, list[int], int]) -> None:
+def test_a_finer_cut_is_nearer_and_the_stream_says_how_near(filled: tuple[Pool, list[int], int]) -> None:
     pool, table, tokens = filled
     codec, other = Codec(pool.layout), Pool(pool.layout)
     stream = codec.encode(pool, table, tokens)
