@@ -51,6 +51,10 @@ class Codec:
         """The path that codes a pool on `device`, in words."""
         return self.backend_on(torch.device(device)).describe()
 
+    def cells(self, tokens: int, depth_bits: int = 8) -> Cells:
+        """How a sequence of so many tokens is cut up."""
+        return Cells(self.layout, tokens, self.tile_tokens, depth_bits)
+
     def encode(
         self,
         pool: Pool,
@@ -69,7 +73,7 @@ class Codec:
         blocks = self._check(pool, table, tokens)
         if order not in ORDERS:
             raise ValueError(f"order {order} is unknown; one of {', '.join(ORDERS)} is possible")
-        cells = Cells(self.layout, tokens, self.tile_tokens, depth_bits)
+        cells = self.cells(tokens, depth_bits)
         backend = self.backend_on(pool.data.device)
         centres = value_centres(pool.data, cells.coded_table(blocks), cells)
         coded = backend.encode(pool.data, cells.coded_table(blocks), cells, centres)

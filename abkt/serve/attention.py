@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from abkt.codec.importance import Importance
 from abkt.kv.pool import Pool
 
 NAME = "abkt_pool"
@@ -33,10 +34,14 @@ class Row:
 
 @dataclass(slots=True)
 class Pass:
-    """One forward pass: a whole prompt (one row with no tokens yet) or one decode iteration (a token for each row)."""
+    """One forward pass: a whole prompt (one row with no tokens yet) or one decode iteration (a token for each row).
+
+    importance: is given the queries of each layer of a prompt.
+    """
 
     pool: Pool
     rows: Sequence[Row]
+    importance: Importance | None = None
     blocks: torch.Tensor = field(init=False)
     offsets: torch.Tensor = field(init=False)
 
@@ -47,6 +52,8 @@ class Pass:
 
     def prefill(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         self.pool.write(self.rows[0].table, layer, 0, key[0], value[0])
+        if self.importance is not None:
+            self.importance.observe(layer, query[0], scale)
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
 
     def decode(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:

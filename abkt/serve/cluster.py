@@ -30,7 +30,10 @@ LEAD_S = 0.2  # between telling the workers of a run and its first possible arri
 
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
-    """A 1P1D cluster: pool_tokens of KV on each side, max_batch decoding at a time, one core and one thread a worker."""
+    """A 1P1D cluster: pool_tokens of KV on each side, max_batch decoding at a time, one core and one thread a worker.
+
+    importance_window: as in WorkerConfig.
+    """
 
     model_folder: Path
     pool_tokens: int = 16_384
@@ -38,6 +41,7 @@ class ClusterSpec:
     max_batch: int = 8
     device: str = "cpu"
     stall_timeout_s: float = 60.0
+    importance_window: int = 32
 
     def layout(self) -> KVLayout:
         return KVLayout(read_spec(self.model_folder), blocks=self.pool_tokens // self.block_tokens, block_tokens=self.block_tokens)
@@ -193,6 +197,7 @@ class Cluster:
             core=cores[core % len(cores)],
             device=self.spec.device,
             peers=peers,
+            importance_window=self.spec.importance_window,
         )
         self._workers[name] = Worker(role, config, self._log_dir, self._events)
         deadline_s = time.monotonic() + START_TIMEOUT_S

@@ -19,7 +19,8 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What a worker needs to start. core: the CPU it is pinned to (None: unpinned). peers: decode worker name -> port on loopback."""
+    """What a worker needs to start. core: the CPU it is pinned to (None: unpinned). peers: decode worker name -> port on loopback.
+    importance_window: last queries of a prompt that weigh its cells in slope order; 0: flat weights."""
 
     name: str
     model_folder: str
@@ -30,6 +31,7 @@ class WorkerConfig:
     threads: int = 1
     device: str = "cpu"
     peers: dict[str, int] | None = None
+    importance_window: int = 32
 
 
 class Control:

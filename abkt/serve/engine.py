@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from abkt.codec.importance import Importance
 from abkt.kv.pool import Pool
 from abkt.serve.attention import Pass, Row, register
 from abkt.spec import KVLayout, ModelSpec
@@ -49,10 +50,10 @@ class Engine:
         self.model = load(folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register()).to(device).eval()
 
     @torch.inference_mode()
-    def prefill(self, tokens: Sequence[int], table: Sequence[int]) -> int:
-        """Write the KV of a prompt into the blocks of table; returns the first output token."""
+    def prefill(self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None) -> int:
+        """Write the KV of a prompt into the blocks of table; returns the first output token. importance: is given the last queries."""
         self._check(len(tokens), table)
-        return self._forward([list(tokens)], [list(range(len(tokens)))], [Row(table, 0)])[0]
+        return self._forward([list(tokens)], [list(range(len(tokens)))], [Row(table, 0)], importance)[0]
 
     @torch.inference_mode()
     def decode(self, rows: Sequence[Row], last: Sequence[int]) -> list[int]:
@@ -64,13 +65,15 @@ class Engine:
             row.tokens += 1
         return out
 
-    def _forward(self, tokens: list[list[int]], positions: list[list[int]], rows: Sequence[Row]) -> list[int]:
+    def _forward(
+        self, tokens: list[list[int]], positions: list[list[int]], rows: Sequence[Row], importance: Importance | None = None
+    ) -> list[int]:
         out = self.model(
             input_ids=torch.tensor(tokens, device=self.device),
             position_ids=torch.tensor(positions, device=self.device),
             use_cache=False,
             logits_to_keep=1,
-            pass_=Pass(self.pool, rows),
+            pass_=Pass(self.pool, rows, importance),
         )
         return out.logits[:, -1].argmax(-1).tolist()
 

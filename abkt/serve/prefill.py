@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from abkt.capacity import Capacity
+from abkt.codec.importance import Importance
+from abkt.codec.stream import Stream
 from abkt.policy.build import build
 from abkt.policy.view import BitratePolicy, Curve, Decision, GoodputSample, TransferView
 from abkt.profile.expect import expected_view
@@ -81,6 +83,11 @@ class PrefillWorker:
             while self.waiting and self.control.inbox.empty() and self._fits(self.waiting[0]):
                 self._prefill(self.waiting.popleft())
 
+    def _encode(self, table: list[int], tokens: int, decision: Decision, importance: Importance | None) -> Stream:
+        pool, depth_bits = self.engine.pool, decision.depth_bits
+        weights = importance.weights(pool, table, self.codec.cells(tokens, depth_bits)) if importance else None
+        return self.codec.encode(pool, table, tokens, depth_bits, decision.order, weights)
+
     def _fits(self, request: Message) -> bool:
         return self.segments.can_allocate(self.engine.layout.blocks_for(len(request["tokens"])))
 
@@ -88,7 +95,8 @@ class PrefillWorker:
         tokens = request["tokens"]
         start_s = self._now_s()
         table = self.segments.allocate(self.engine.layout.blocks_for(len(tokens)))
-        first_token = self.engine.prefill(tokens, table)
+        importance = Importance(self.config.importance_window) if self.config.importance_window else None
+        first_token = self.engine.prefill(tokens, table, importance)
         end_s = self._now_s()
         peer = self.peers[request["destination"]]
         view = self._view(len(tokens), request["deadline_s"])
@@ -97,7 +105,7 @@ class PrefillWorker:
             estimate = peer.policy.estimate_bytes_per_s(end_s)
         source: ByteSource
         if decision.mode == "stream":
-            stream = self.codec.encode(self.engine.pool, table, len(tokens), depth_bits=decision.depth_bits, order=decision.order)
+            stream = self._encode(table, len(tokens), decision, importance)
             source, curve = stream, stream.curve
             view = replace(view, slope=stream.slope, uniform=stream.uniform, encode_s=0.0)
         else:

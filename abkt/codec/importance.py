@@ -1,0 +1,99 @@
+"""What decoding will look at, predicted from the last window of queries of a prompt.
+
+An error of V in token t moves the attention output o of a query by a_t times that error, and one of K by a_t (v_t - o) times what it does
+to the logit; so to first order the squared error of the output is a sum over tokens of
+
+    V   E[a_t^2] |dv_t|^2                  K   E[a_t^2 |v_t - o|^2] E[q_c^2] scale^2 dk_tc^2     (summed over the channels c)
+
+with means over the window, and sums over the query heads that share a KV head (DESIGN: squares, not means of a). The window stands for the
+tokens that will be decoded: they ask what the end of the prompt asks. SnapKV (arXiv 2404.14469) observes that it does; the squares and
+the term of K are ours. A cell's weight is the mean over its tokens, K's channels weighted by their spread, since a channel's error goes
+with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from abkt.codec.cells import Cells
+from abkt.kv.pool import Pool
+
+FLOOR = 1e-6  # of the mean weight: nothing is worth nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Of one layer: what a unit of squared error in K or V of a token adds to the relative squared error of the layer's attention output.
+
+    tokens: [kinds, kv_heads, tokens] float32. deviation: [kinds] squared deviation of K and V from their channel means.
+    """
+
+    tokens: torch.Tensor
+    deviation: torch.Tensor
+
+
+def weights_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Weights:
+    """query: [heads, window, head_dim], of the last tokens; key, value: [kv_heads, tokens, head_dim]; scale: of the logits.
+
+    Raises ValueError unless heads are a multiple of kv_heads and the window is no longer than the tokens.
+    """
+    heads, window, dim = query.shape
+    kv_heads, tokens, _ = key.shape
+    if heads % kv_heads or window > tokens or key.shape != value.shape or key.shape[2] != dim:
+        raise ValueError(f"queries {tuple(query.shape)} do not fit keys {tuple(key.shape)} and values {tuple(value.shape)}")
+    q, k, v = query.float().view(kv_heads, heads // kv_heads, window, dim), key.float()[:, None], value.float()[:, None]
+    seen = torch.arange(tokens, device=key.device) <= torch.arange(tokens - window, tokens, device=key.device)[:, None]
+    attention = (q @ k.mT * scale).masked_fill(~seen, float("-inf")).softmax(-1)  # [kv_heads, group, window, tokens]
+    out = attention @ v
+    squared = attention.square()
+    apart = v.square().sum(-1)[:, :, None] - 2 * out @ v.mT + out.square().sum(-1, keepdim=True)  # |v_t - o|^2
+    spread = (k - k.mean(2, keepdim=True)).square().sum(2)  # [kv_heads, 1, dim]
+    asked = (q.square().mean(2) * spread).sum(-1) / spread.sum(-1).clamp_min(1e-30) * scale**2  # [kv_heads, group]
+    of_keys = ((squared * apart.clamp_min(0)).mean(2) * asked[..., None]).sum(1)
+    of_values = squared.mean(2).sum(1)
+    energy = out.square().sum(-1).mean(2).sum().clamp_min(1e-30)
+    deviation = torch.stack([(x - x.mean(2, keepdim=True)).square().sum() for x in (k, v)])
+    return Weights(torch.stack((of_keys, of_values)) / energy, deviation)
+
+
+@dataclass(slots=True)
+class Importance:
+    """Keeps the last queries of a prompt while it is prefilled; what they looked at is computed only if it is asked for.
+
+    window: queries looked at. queries: by layer, [heads, window, head_dim], and the scale of the logits.
+    """
+
+    window: int = 32
+    queries: dict[int, tuple[torch.Tensor, float]] = field(default_factory=dict)
+
+    def observe(self, layer: int, query: torch.Tensor, scale: float) -> None:
+        """query: [heads, tokens, head_dim] of a whole prompt, or of a later chunk of one: the last call stands."""
+        self.queries[layer] = query[:, -self.window :], scale
+
+    def weights(self, pool: Pool, table: Sequence[int], cells: Cells, gamma: float = 1.0) -> torch.Tensor:
+        """What `Codec.encode` takes: cells.shape, float32, mean 1. gamma: 0 is flat, 1 is all that was seen.
+
+        Relative to the deviation of each (layer, kind), as the codec measures distortion. Raises ValueError if a layer was not observed.
+        """
+        layers, kinds, heads, tiles = cells.shape
+        missing = [layer for layer in range(layers) if layer not in self.queries]
+        if missing or kinds != 2:
+            raise ValueError(f"importance needs queries, K and V of every layer; missing are {missing or 'V of a latent'}")
+        if not tiles:
+            return torch.ones(cells.shape)
+        found = []
+        for layer in range(layers):
+            query, scale = self.queries[layer]
+            keys, values = pool.read(table, layer, cells.tokens)
+            of_layer = weights_of(query, keys, values, scale)
+            found.append(of_layer.tokens * of_layer.deviation[:, None, None])
+        first, ends = cells.layout.block_tokens, np.cumsum(cells.tile_lengths)
+        spans = zip(first + ends - cells.tile_lengths, first + ends)
+        cell = torch.stack([torch.stack(found)[..., start:stop].mean(-1) for start, stop in spans], -1)
+        relative = cell.repeat_interleave(heads // cell.shape[2], 2) / cell.mean().clamp_min(1e-30)
+        mixed = relative.nan_to_num(1.0, 1.0, 1.0).clamp_min(FLOOR) ** gamma
+        return mixed / mixed.mean()
