@@ -1,0 +1,134 @@
+"""Run by test_exact_kernels.py in a process of its own, since Triton chooses between compiler and interpreter when it is imported.
+
+python exact_triton_check.py values        kernels against the oracle in the interpreter
+python exact_triton_check.py compile 80 90   ahead of time for these architectures: registers, spills and widest access, as JSON
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CASES = [
+    ("bfloat16", 4096, 3),
+    ("bfloat16", 6160, 3),
+    ("bfloat16", 2048, 2),
+    ("bfloat16", 512, 4),
+    ("float16", 4096, 3),
+    ("float16", 1936, 4),
+]
+
+
+def check_values() -> None:
+    import torch
+
+    from abkt.codec import exact
+    from abkt.codec.exact import Form
+    from abkt.codec.exact_launch import Room, TritonExact
+
+    kernels = TritonExact()
+    for name, n, width in CASES:
+        dtype, generator = getattr(torch, name), torch.Generator().manual_seed(n)
+        x = (torch.randn(7, n, generator=generator) * 2 ** (2 * torch.randn(7, 1, generator=generator))).to(dtype)
+        x[0] *= 3
+        x[1, ::7] = 0  # many escapes
+        x[2] = torch.randint(-(2**15), 2**15, (n,), dtype=torch.int16, generator=generator).view(dtype)  # goes as it is
+        x[3, :16] = torch.tensor([0x7F80, 0x7FC1, -1, -0x8000, 1, 0x7FFF, -0x80, 0] * 2, dtype=torch.int16).view(dtype)
+        windows = exact.windows_for(x, 1, width)
+        order = [5, 0, 3, 6, 2, 1, 4]
+        pool = torch.full((9, n + 32), 7, dtype=torch.int16).view(dtype)
+        places = torch.tensor([1, 8, 0, 3, 2, 7, 5])
+        pool[places, 16 : n + 16] = x
+        starts = places[order] * (n + 32) + 16
+        a = exact.encode(x[order], windows)
+        room = Room.of(Form(dtype, n, width), windows, len(x))
+        room.body.fill_(170)
+        room.slots.fill_(170)
+        kernels.encode_into(room, pool, starts)
+        b = room.units()
+        assert torch.equal(a.sizes, b.sizes), f"{name} {n} {width}: sizes differ"
+        assert torch.equal(a.body, b.body), f"{name} {n} {width}: bytes differ"
+        assert 0 < int((a.sizes == 2 * n).sum()) < len(x)
+        out = torch.full((9, n + 32), 7, dtype=torch.int16).view(dtype)
+        assert not kernels.decode_into(b, out, starts).any()
+        assert torch.equal(out.view(torch.int16), pool.view(torch.int16)), f"{name} {n} {width}: values differ"
+        # a unit whose codes are all escapes, for which its tail has no room
+        broken = b.body.clone()
+        coded = int((b.sizes != 2 * n).nonzero()[0])
+        begin = coded * b.form.fixed_bytes
+        broken[begin : begin + b.form.fixed_bytes] = 255
+        flags = kernels.decode_into(exact.ExactUnits(b.form, b.windows, b.sizes, broken), out, starts)
+        assert flags.nonzero().flatten().tolist() == [coded]
+        counts = kernels.histograms(pool, starts, n, 7)
+        assert torch.equal(counts, exact.histograms(x[order][:, :2048], 7))
+        assert torch.equal(kernels.windows(pool, starts, n, 7, width).bases, exact.windows_of(counts, dtype, width).bases)
+
+
+def check_compile(architectures: list[int]) -> None:
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from abkt.codec import exact_kernels
+    from abkt.codec.exact import Form
+    from abkt.codec.exact_launch import constants
+
+    form = Form(torch.bfloat16, 16_384, 3)
+    options = constants(form)
+    fixed = {name: options.pop(name) for name in list(options) if name.isupper()}
+    words = {"data": "*i32", "fixed": "*i32", "slots": "*i32", "tails": "*i32"}
+    pointers = {**words, "starts": "*i64", "bases": "*u8", "sizes": "*i64", "ends": "*i64", "damaged": "*u8"}
+    jobs = [
+        (exact_kernels.encode_units, fixed, options),
+        (exact_kernels.decode_units, fixed, options),
+        (
+            exact_kernels.gather_tails,
+            {"FIXED": form.fixed_bytes, "SPARE": form.raw_bytes - form.fixed_bytes, "ROWS": 128},
+            {"num_warps": 4},
+        ),
+    ]
+    report = []
+    for architecture in architectures:
+        for kernel, values, launch in jobs:
+            constant = {n: v for n, v in values.items() if n in kernel.arg_names}
+            signature = {n: pointers.get(n, "constexpr" if n in constant else "i32") for n in kernel.arg_names}
+            attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in pointers}
+            source = ASTSource(kernel, signature=signature, constexprs=constant, attrs=attributes)
+            binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch).asm["cubin"]
+            usage, code = disassembled(triton, binary)
+            report.append(
+                {
+                    "kernel": f"{kernel.fn.__name__} sm_{architecture}",
+                    "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+                    "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+                    "shared": int(re.search(r"SHARED:(\d+)", usage)[1]),
+                    "local": len(re.findall(r"\b(?:LDL|STL)\b", code)),
+                    "wide_loads": len(re.findall(r"\bLDG\.E\.128\b", code)),
+                    "wide_stores": len(re.findall(r"\bSTG\.E\.128\b", code)),
+                    "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.M)),
+                }
+            )
+    print(json.dumps(report))
+
+
+def disassembled(triton, binary: bytes) -> tuple[str, str]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        usage, code = (
+            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout for flag in ("-res-usage", "-sass")
+        )
+    return usage, code
+
+
+if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "1" if sys.argv[1] == "values" else "0"
+    if sys.argv[1] == "values":
+        check_values()
+    else:
+        check_compile([int(a) for a in sys.argv[2:]])
