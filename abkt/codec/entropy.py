@@ -1,0 +1,310 @@
+"""The entropy form of the nested quantiser, written to be read: the oracle of its fast paths.
+
+A value is coded as centre + sign * magnitude, the magnitude in bins of its strip's step (entropy_plan.py), which each pass halves or, in
+passes 5 and 6, quarters. What pass p sends of a value is its bin, if its channel starts there; which half or quarter of its bin, if it
+started before; and nothing if it has not. These symbols run token by token, over the channels that have started. They are coded with rANS
+(rans.py) and static tables, by the class of the bin (entropy_tables.py): the ratio of the channel's deviation to the step, corrected by the
+cell's gain; or, from pass 3 on, packed as plain bits (as in quantize.pack_pass) where coding saves next to nothing.
+
+Metadata are one byte a cell, at the head of pass 1: the gain in quarter octaves (4 bits) and the shape of its density (bit 4). Both follow
+from how many values lie beyond one deviation and beyond three. At rate 0 a cell is its centre, and has no bytes.
+
+Turning centres. K is turned by its position (RoPE), so what was constant before that is a rotation now. Where a strip says so, its
+centre turns by the same angle: channel c with c + dim / 2, by cosine and sine in 4,096ths, so that their products with a centre
+in half precision are exact. It is a prediction from the position alone, so streams stay embedded. On the probe's K it saves 0.5 bit.
+
+A cell falls back (its caller sends it in another form) if a value is not finite or out of reach of its channel's table, or if a pass is
+longer than its room. Arithmetic is exact in float32 up to the difference to the centre and the sum with it, so all paths agree bit by bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from abkt.codec import rans_fast
+from abkt.codec.cells import WIDTHS
+from abkt.codec.entropy_plan import FINER, FINEST, MANTISSAS, ORIGIN, PASSES, Plan, plan_of
+from abkt.codec.entropy_tables import FAR, GAIN_BIAS, GAINS, HALVES, HEAVY, LEAST, MOST, OVER, POINT, POINTS, QUARTERS, SHARES, SKEW, WIDEST
+from abkt.codec.quantize import LIMIT
+from abkt.codec.rans import STATE_BYTES
+
+HEAVY_BIT = 16  # of the metadata
+MEASURED_UNTIL = 4  # the channels whose values say the gain are those that have started by this pass
+LARGEST = 1 << 22  # of a magnitude in the finest bins; no table reaches so far
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Of every strip, once a stream. centre: [strips, dim] float32, each a value of the pool's dtype. log_scale: [strips, dim] uint8
+    (entropy_plan.py). turns: [strips] bool, whether the centre turns with the position."""
+
+    centre: np.ndarray
+    log_scale: np.ndarray
+    turns: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """slots: [passes][cells], the bytes of each pass. errors: [passes + 1, cells] float64, squared error left, at rate 0 first.
+    fallback: [cells] bool; such a cell has no bytes, and its errors are those of rate 0, or 0 where that is not finite."""
+
+    slots: list[list[bytes]]
+    errors: np.ndarray
+    fallback: np.ndarray
+
+
+def turn_of(positions: int, dim: int, theta: float = 10_000.0) -> np.ndarray:
+    """Cosine and sine of RoPE's angles in 4,096ths: [positions, 2, dim // 2] float32. Frequencies are theta**(-2 * i / dim)."""
+    angles = np.arange(positions)[:, None] * theta ** (-2.0 * np.arange(dim // 2) / dim)
+    return np.round(np.stack((np.cos(angles), np.sin(angles)), 1) * 4096).astype(np.float32) / 4096
+
+
+def strip_stats(x: np.ndarray, dtype: torch.dtype, turn: np.ndarray | None = None) -> Stats:
+    """What strips x [strips, tokens, dim] float32 are centred on and how they vary; `turn` [tokens, 2, dim // 2] if K may turn.
+
+    A strip turns where that makes the scales smaller. Values that are not finite or above the codec's limit count as 0.
+    """
+    y = np.where(np.abs(x) < LIMIT[dtype], x, 0.0).astype(np.float64)
+    centre = rounded(y.mean(1).astype(np.float32), dtype)
+    scale = _scale_of(y - centre[:, None], centre)
+    if turn is None:
+        return Stats(centre, scale, np.zeros(len(x), dtype=bool))
+    level = _turned(y, turn * np.array([1.0, -1.0])[:, None]).mean(1)  # as it was before RoPE
+    narrow = torch.bfloat16 if dtype == torch.float32 else dtype  # so that products with an angle are exact
+    turned = rounded(level.astype(np.float32), narrow)
+    turned_scale = _scale_of(y - _turned(turned[:, None], turn), turned)
+    better = turned_scale.sum(1, dtype=np.int64) < scale.sum(1, dtype=np.int64)
+    return Stats(np.where(better[:, None], turned, centre), np.where(better[:, None], turned_scale, scale), better)
+
+
+def _scale_of(off: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Codes of the root mean square over the tokens of off [strips, tokens, dim]; 0 where it is lost in the centre's rounding."""
+    deviation = np.sqrt(np.square(off).mean(1))
+    with np.errstate(divide="ignore"):
+        code = np.clip(np.round(4 * np.log2(deviation)) + ORIGIN, 1, 255)
+    return np.where(deviation > np.abs(centre) * 2.0**-17, code, 0).astype(np.uint8)
+
+
+def _turned(x: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """x [..., tokens or 1, dim] turned by `turn` [..., tokens, 2, dim // 2]."""
+    half = x.shape[-1] // 2
+    cos, sin = turn[..., 0, :], turn[..., 1, :]
+    a, b = x[..., :half], x[..., half:]
+    return np.concatenate((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def centres_of(stats: Stats, strip: np.ndarray, tokens: int, first: np.ndarray, turn: np.ndarray | None) -> np.ndarray:
+    """What each value is coded around: [cells, tokens, dim] float32. strip, first: [cells], strip and position of the first token.
+
+    Products with a turning centre are exact for float16 and bfloat16 pools, and their difference is rounded once.
+    """
+    still = np.broadcast_to(stats.centre[strip][:, None], (len(strip), tokens, stats.centre.shape[1]))
+    if not stats.turns.any():
+        return still
+    if turn is None:
+        raise ValueError("a strip's centre turns with the position; give turn=turn_of(positions, dim, theta)")
+    angles = turn[first[:, None] + np.arange(tokens)]
+    return np.where(stats.turns[strip][:, None, None], _turned(still, angles), still)
+
+
+def rounded(x: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    return torch.from_numpy(np.ascontiguousarray(x)).to(dtype).float().numpy()
+
+
+def room_of(tokens: int, dim: int) -> int:
+    """Bytes that a pass of a cell never exceeds: metadata, states and a byte a value of whole eighths, as a multiple of 16."""
+    return -(-(1 + STATE_BYTES + -(-tokens // 8) * 8 * dim) // 16) * 16
+
+
+def encode_cells(
+    x: np.ndarray, strip: np.ndarray, stats: Stats, depth: int, dtype: torch.dtype,
+    first: np.ndarray | None = None, turn: np.ndarray | None = None,
+) -> Coded:  # fmt: skip
+    """The passes 1 to `depth` of cells x [cells, tokens, dim] float32, values of `dtype`, in strips `strip` [cells].
+
+    first: [cells], position of each cell's first token, and turn [positions, 2, dim // 2], for strips that turn. Raises ValueError for
+    shapes that do not fit.
+    """
+    cells, tokens, dim = x.shape
+    if stats.centre.shape[1:] != (dim,) or strip.shape != (cells,) or not 1 <= depth <= PASSES:
+        raise ValueError(f"cells {x.shape}, strips {strip.shape}, centres {stats.centre.shape}, depth {depth} of {PASSES} do not fit")
+    plan = plan_of(stats.log_scale)
+    centre = centres_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, turn)
+    fallback = ~(np.abs(x) < LIMIT[dtype]).all((1, 2))
+    tame = np.where(fallback[:, None, None], centre, x).astype(np.float32)
+    off = tame - centre
+    finest = plan.step * np.float32(2.0**-FINEST)
+    magnitude = np.minimum(np.abs(off) * (1 / finest)[strip][:, None], LARGEST).astype(np.int32)
+    negative = off < 0
+    meta = metadata_of(magnitude, plan, strip)
+    slots: list[list[bytes]] = [[b""] * cells for _ in range(depth)]
+    errors = np.zeros((depth + 1, cells))
+    fallback |= _out_of_reach(magnitude, plan, strip, meta, depth)
+    for s in np.unique(strip):
+        here = np.flatnonzero((strip == s) & ~fallback)
+        for p in range(1, depth + 1) if here.size else ():
+            for cell, data in zip(here, _encode_pass(magnitude[here], negative[here], meta[here], plan, s, p), strict=True):
+                slots[p - 1][cell] = bytes(meta[cell : cell + 1]) + data if p == 1 else data
+    for p in range(depth):
+        fallback |= np.array([len(d) > room_of(tokens, dim) for d in slots[p]])
+    for p in range(depth + 1):
+        guess = rounded(reconstruct(magnitude, negative, meta, plan, strip, np.full(cells, p)) + centre, dtype)
+        errors[p] = np.square(tame.astype(np.float64) - guess).sum((1, 2))
+    errors[:, fallback] = errors[0, fallback]
+    return Coded([[b"" if fell else d for d, fell in zip(row, fallback, strict=True)] for row in slots], errors, fallback)
+
+
+def decode_cells(
+    slots: list[list[bytes]], strip: np.ndarray, stats: Stats, tokens: int, dtype: torch.dtype,
+    first: np.ndarray | None = None, turn: np.ndarray | None = None, have: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """What the first `have` [cells] passes of each cell say (all given, if None): [cells, tokens, dim] float32, values of `dtype`.
+
+    slots: [passes][cells]. Raises ValueError for bytes that no encoder wrote, where that shows.
+    """
+    cells, dim = len(strip), stats.centre.shape[1]
+    have = np.full(cells, len(slots)) if have is None else have
+    plan = plan_of(stats.log_scale)
+    centre = centres_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, turn)
+    magnitude = np.zeros((cells, tokens, dim), dtype=np.int32)
+    negative = np.zeros((cells, tokens, dim), dtype=bool)
+    meta = np.full(cells, GAIN_BIAS, dtype=np.uint8)
+    for cell in np.flatnonzero(have > 0).tolist():
+        meta[cell] = _metadata_in(slots[0][cell], cell)
+    for s in np.unique(strip):
+        for p in range(1, len(slots) + 1):
+            here = np.flatnonzero((strip == s) & (have >= p))
+            if not here.size:
+                break
+            data = [slots[p - 1][cell][1:] if p == 1 else slots[p - 1][cell] for cell in here]
+            a, b = _decode_pass(data, magnitude[here], meta[here], plan, s, p)
+            magnitude[here] |= a
+            negative[here] |= b
+    return rounded(reconstruct(magnitude, negative, meta, plan, strip, have) + centre, dtype)
+
+
+def metadata_of(magnitude: np.ndarray, plan: Plan, strip: np.ndarray) -> np.ndarray:
+    """Gain and shape of each cell, [cells] uint8. magnitude: [cells, tokens, dim] int32, in the finest bins."""
+    counted = (plan.start <= MEASURED_UNTIL)[strip][:, None]
+    kind = np.where(plan.start <= MEASURED_UNTIL, plan.kind, 0)
+    deviation = np.ldexp(np.array(MANTISSAS)[kind & 3], (kind >> 2) + FINEST).astype(np.int32)[strip][:, None]
+    members = np.maximum(1, counted.sum((1, 2)) * magnitude.shape[1])
+    over = ((magnitude >= deviation) & counted).sum((1, 2)) * 65_536 // members
+    far = ((magnitude >= FAR * deviation) & counted).sum((1, 2)) * 65_536 // members
+    gain = np.where(counted.any((1, 2)), (over[:, None] > np.array(OVER)).sum(1), GAIN_BIAS)
+    return (gain | np.where(far > np.array(HEAVY)[gain], HEAVY_BIT, 0)).astype(np.uint8)
+
+
+def _metadata_in(slot: bytes, cell: int) -> int:
+    if not slot or slot[0] >= 2 * HEAVY_BIT:
+        raise ValueError(f"cell {cell}: pass 1 does not begin with a gain and a shape; its bytes are damaged")
+    return slot[0]
+
+
+def class_row(meta: np.ndarray, kind: np.ndarray, p: int) -> np.ndarray:
+    """Row in a table [shapes * classes] of bins at pass p: [cells, dim]; HALVES where the bins are too fine for one."""
+    gain = (meta & (GAINS - 1)).astype(np.int32) - GAIN_BIAS
+    classes = POINTS.shape[1]
+    found = np.maximum(kind + 4 * FINER[p - 1] + gain[:, None], LEAST) - LEAST
+    return np.where(found < classes, found + (meta >= HEAVY_BIT)[:, None] * classes, HALVES)
+
+
+def _out_of_reach(magnitude: np.ndarray, plan: Plan, strip: np.ndarray, meta: np.ndarray, depth: int) -> np.ndarray:
+    """Cells with a value that its channel's table has no symbol for, or that a channel without symbols leaves 4 steps off."""
+    last = 4 << (FINEST - FINER[depth - 1])
+    limit = np.full((len(strip), magnitude.shape[2]), last, dtype=np.int64)
+    reach = np.append((SHARES[:HALVES, ::2] > 0).sum(1), MOST)
+    for p in range(1, depth + 1):
+        starts = (plan.start == p)[strip]
+        limit = np.where(starts, reach[class_row(meta, plan.kind[strip], p)] << (FINEST - FINER[p - 1]), limit)
+    return np.asarray((magnitude >= limit[:, None]).any((1, 2)))
+
+
+def _symbols(plan: Plan, strip: int, p: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Channels that have started by pass p, [n]; which of them start here, [n] bool; octaves between the pass and the finest bins."""
+    active = np.flatnonzero(plan.start[strip] <= p)
+    return active, plan.start[strip][active] == p, FINEST - FINER[p - 1]
+
+
+def _contexts(above: np.ndarray, meta: np.ndarray, plan: Plan, strip: int, p: int) -> np.ndarray:
+    """Row of SHARES for every symbol of a pass, [cells, tokens, active] uint8. above: magnitudes so far, in the finest bins."""
+    active, starts, shift = _symbols(plan, strip, p)
+    kind = plan.kind[strip][active][None]
+    if WIDTHS[p - 1] == 2:
+        refine = np.full(above.shape, QUARTERS, dtype=np.int32)
+    elif p == 1:
+        refine = np.zeros(above.shape, dtype=np.int32)
+    else:
+        skew = np.concatenate((SKEW.reshape(HALVES, WIDEST), np.zeros((1, WIDEST), dtype=np.uint8)))
+        bins = np.minimum(above >> (shift + WIDTHS[p - 1]), WIDEST - 1)
+        refine = HALVES + skew[class_row(meta, np.broadcast_to(kind, (len(meta), kind.shape[1])), p - 1)[:, None], bins].astype(np.int32)
+    begin = np.minimum(class_row(meta, np.broadcast_to(kind, (len(meta), kind.shape[1])), p), HALVES - 1)
+    return np.where(starts, begin[:, None], refine).astype(np.uint8)
+
+
+def _encode_pass(magnitude: np.ndarray, negative: np.ndarray, meta: np.ndarray, plan: Plan, strip: int, p: int) -> list[bytes]:
+    active, starts, shift = _symbols(plan, strip, p)
+    cells, width = len(magnitude), WIDTHS[p - 1]
+    finer = magnitude[..., active] >> shift
+    if not plan.coded[strip, p - 1]:
+        packed = pack_bits((finer & ((1 << width) - 1)).astype(np.uint8), width)
+        return [row.tobytes() for row in packed]
+    above = np.where(starts, 0, finer >> width << width) << shift
+    symbols = np.where(starts, 2 * finer + negative[..., active], finer & ((1 << width) - 1)).astype(np.uint8)
+    contexts = _contexts(above, meta, plan, strip, p)
+    return rans_fast.encode(symbols.reshape(cells, -1), contexts.reshape(cells, -1), SHARES)
+
+
+def _decode_pass(data: list[bytes], above: np.ndarray, meta: np.ndarray, plan: Plan, strip: int, p: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a pass adds to the magnitudes and signs so far, [cells, tokens, dim] int32 and bool."""
+    active, starts, shift = _symbols(plan, strip, p)
+    cells, tokens, dim = above.shape
+    added, negative = np.zeros((cells, tokens, dim), dtype=np.int32), np.zeros((cells, tokens, dim), dtype=bool)
+    if not plan.coded[strip, p - 1]:
+        symbols = unpack_bits(data, WIDTHS[p - 1], tokens, len(active))
+    else:
+        contexts = _contexts(above[..., active], meta, plan, strip, p).reshape(cells, -1)
+        symbols = rans_fast.decode(data, tokens * len(active), contexts, SHARES).reshape(cells, tokens, -1)
+    added[..., active] = np.where(starts, symbols >> 1, symbols).astype(np.int32) << shift
+    negative[..., active] = starts & (symbols & 1 == 1)
+    return added, negative
+
+
+def reconstruct(
+    magnitude: np.ndarray, negative: np.ndarray, meta: np.ndarray, plan: Plan, strip: np.ndarray, have: np.ndarray
+) -> np.ndarray:
+    """What is left of a value beside its centre after `have` [cells] passes: [cells, tokens, dim] float32. Exact: no rounding."""
+    out = np.zeros(magnitude.shape, dtype=np.float32)
+    points = np.concatenate((POINTS.reshape(HALVES, WIDEST), np.full((1, WIDEST), POINT // 2, dtype=np.uint8)))
+    for p in range(1, PASSES + 1):
+        here = np.flatnonzero(have == p)
+        shift = FINEST - FINER[p - 1]
+        bins = magnitude[here] >> shift
+        rows = class_row(meta[here], plan.kind[strip[here]], p)[:, None]
+        place = bins * POINT + points[rows, np.minimum(bins, WIDEST - 1)]
+        started = (plan.start[strip[here]] <= p)[:, None]
+        size = np.where(started, place, 0).astype(np.float32) * (plan.step[strip[here]][:, None] * np.float32(2.0 ** -(FINER[p - 1] + 6)))
+        out[here] = np.where(negative[here], -size, size)
+    return out
+
+
+def pack_bits(values: np.ndarray, width: int) -> np.ndarray:
+    """values [cells, tokens, channels] uint8 of `width` bits as bytes [cells, width * ceil(tokens / 8) * channels]."""
+    e = np.split(np.pad(values, ((0, 0), (0, -values.shape[1] % 8), (0, 0))), 8, axis=1)
+    per_byte = 8 // width
+    halves = [sum(e[i + j].astype(np.int32) << (width * j) for j in range(per_byte)) for i in range(0, 8, per_byte)]
+    return np.concatenate(halves, 1).astype(np.uint8).reshape(len(values), -1)
+
+
+def unpack_bits(data: list[bytes], width: int, tokens: int, channels: int) -> np.ndarray:
+    """The inverse of `pack_bits`: [cells, tokens, channels] uint8. Raises ValueError for bytes of another length."""
+    size = width * -(-tokens // 8) * channels
+    for d in data:
+        if len(d) != size:
+            raise ValueError(f"a plain pass has {len(d)} bytes, not {size}; its bytes are damaged")
+    packed = np.frombuffer(b"".join(data), dtype=np.uint8).reshape(len(data), width, -(-tokens // 8), channels)
+    eighths = [(packed[:, half] >> (width * j)) & ((1 << width) - 1) for half in range(width) for j in range(8 // width)]
+    return np.concatenate(eighths, 1)[:, :tokens]

@@ -1,0 +1,202 @@
+"""The entropy form's laws: a prefix decodes to what was measured, shapes and hostile channels, reach, damage, turning centres."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abkt.codec import entropy_tables as tables
+from abkt.codec.entropy import Coded, Stats, centres_of, decode_cells, encode_cells, rounded, strip_stats, turn_of
+from abkt.codec.entropy_plan import FINER, NEVER, PASSES, START_AT, plan_of
+
+BF16 = torch.bfloat16
+
+
+def strips(seed: int, count: int, tokens: int, dim: int, dtype: torch.dtype = BF16, spread: float = 0.7) -> np.ndarray:
+    """Channels of their own offset and spread, [count, tokens, dim], as a pool of `dtype` holds them."""
+    rng = np.random.default_rng(seed)
+    scale = np.exp(spread * rng.standard_normal((count, 1, dim)))
+    x = scale * (rng.standard_normal((count, tokens, dim)) + 3 * rng.standard_normal((count, 1, dim)))
+    return rounded(x.astype(np.float32), dtype)
+
+
+def squared_error(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.square(x.astype(np.float64) - y).sum((1, 2))
+
+
+def coded(x: np.ndarray, depth: int = PASSES, dtype: torch.dtype = BF16) -> tuple[Coded, Stats, np.ndarray]:
+    stats, strip = strip_stats(x, dtype), np.arange(len(x))
+    return encode_cells(x, strip, stats, depth, dtype), stats, strip
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dim", "dtype"),
+    [(128, 64, BF16), (77, 80, BF16), (1, 96, torch.float16), (9, 128, torch.float32), (33, 256, BF16), (128, 20, torch.float16)],
+)
+def test_every_prefix_decodes_to_the_error_that_was_measured(tokens: int, dim: int, dtype: torch.dtype) -> None:
+    x = strips(tokens, 3, max(tokens, 40), dim, dtype)
+    stats, strip = strip_stats(x, dtype), np.arange(3)
+    x = np.ascontiguousarray(x[:, :tokens])
+    done = encode_cells(x, strip, stats, PASSES, dtype)
+    assert not done.fallback.any()
+    for passes in range(PASSES + 1):
+        y = decode_cells(done.slots[:passes], strip, stats, tokens, dtype)
+        assert np.array_equal(squared_error(x, y), done.errors[passes])
+    have = np.array([0, 2, 5])  # each cell may stop where it likes
+    y = decode_cells(done.slots, strip, stats, tokens, dtype, have=have)
+    assert np.array_equal(squared_error(x, y), done.errors[have, strip])
+
+
+def test_a_shorter_stream_is_a_prefix_of_a_longer_one() -> None:
+    x = strips(1, 4, 64, 32)
+    deep, shallow = coded(x)[0], coded(x, depth=3)[0]
+    assert shallow.slots == deep.slots[:3]
+    assert np.array_equal(shallow.errors, deep.errors[:4])
+
+
+def test_each_pass_lowers_the_error_of_normal_channels_about_as_much_as_its_bits_should() -> None:
+    x = strips(2, 4, 512, 64, torch.float32)
+    done = coded(x, dtype=torch.float32)[0]
+    noise = done.errors.sum(1) / done.errors[0].sum()
+    ratios = noise[1:] / noise[:-1]
+    assert (ratios[1:4] < 0.33).all()  # a bit is worth 1/4
+    assert (ratios[4:] < 0.075).all()  # two are worth 1/16
+    bits = np.array([[8 * len(d) for d in row] for row in done.slots]).mean(1).cumsum() / x[0].size
+    assert np.allclose(bits, (1, 2, 3, 4, 6, 8), atol=0.2)
+
+
+def test_constant_channels_cost_nothing_and_are_exact() -> None:
+    x = strips(3, 2, 128, 64)
+    varied = coded(x)[0]
+    x = np.concatenate((x, np.full((2, 128, 64), 3.25, dtype=np.float32)), 2)
+    done, stats, strip = coded(x)
+    assert not done.fallback.any()
+    assert done.slots == varied.slots
+    assert (decode_cells(done.slots[:1], strip, stats, 128, BF16)[..., 64:] == 3.25).all()
+    flat = np.full((1, 16, 32), -7.5, dtype=np.float32)
+    done, stats, strip = coded(flat)
+    assert (done.errors == 0).all()
+    assert np.array_equal(decode_cells(done.slots, strip, stats, 16, BF16), flat)
+
+
+def test_an_outlier_channel_takes_no_precision_from_the_others() -> None:
+    x = strips(4, 2, 256, 64, torch.float32, spread=0.0)
+    plain = coded(x, dtype=torch.float32)[0].errors
+    biased = x.copy()
+    biased[..., 5] += 100 * x[..., 5].std()
+    done = coded(biased, dtype=torch.float32)[0]
+    assert not done.fallback.any()
+    assert np.allclose(done.errors, plain, rtol=0.02)
+    wide = x.copy()
+    wide[..., 5] *= 100  # its deviation is beyond 4 steps: a coarser step of its own, and still every channel is coded
+    done = coded(wide, dtype=torch.float32)[0]
+    assert not done.fallback.any()
+    others = np.delete(np.arange(64), 5)
+    y = decode_cells(done.slots, np.arange(2), strip_stats(wide, torch.float32), 256, torch.float32)
+    assert squared_error(wide[..., others], y[..., others]).sum() < 1e-3 * np.square(x).sum()
+
+
+def test_what_no_table_reaches_falls_back_and_touches_no_neighbour() -> None:
+    x = strips(5, 1, 64, 32)[[0, 0, 0, 0, 0]]
+    stats, strip = strip_stats(x[:1], BF16), np.zeros(5, dtype=np.int64)
+    whole = encode_cells(x, strip, stats, 4, BF16)
+    x[1, 3, 7], x[2, 0, 0], x[3, 63, 31] = 1e6, np.nan, 2.0**60
+    done = encode_cells(x, strip, stats, 4, BF16)
+    assert done.fallback.tolist() == [False, True, True, True, False]
+    for row, untouched in zip(done.slots, whole.slots, strict=True):
+        assert row[0] == untouched[0]
+        assert row[4] == untouched[4]
+        assert row[1] == row[2] == row[3] == b""
+    assert np.isfinite(done.errors).all()
+
+
+def test_a_louder_and_a_quieter_cell_are_told_by_their_gain() -> None:
+    x = strips(6, 1, 256, 64, torch.float32, spread=0.0)
+    stats, strip = strip_stats(x, torch.float32), np.zeros(3, dtype=np.int64)
+    off = x[0, :128] - stats.centre[0]
+    cells = np.stack([stats.centre[0] + gain * off for gain in (0.5, 1.0, 2.0)]).astype(np.float32)
+    done = encode_cells(cells, strip, stats, 3, torch.float32)
+    gains = [(row[0] & 15) - tables.GAIN_BIAS for row in done.slots[0]]
+    assert gains[1] in (-1, 0, 1)
+    assert gains[0] == pytest.approx(-4, abs=1)
+    assert gains[2] == pytest.approx(4, abs=1)
+    sizes = np.array([[len(d) for d in row] for row in done.slots]).sum(0)
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_a_turning_centre_is_worth_what_it_removes() -> None:
+    tokens, dim = 256, 64
+    rng = np.random.default_rng(7)
+    turn = turn_of(tokens + 16, dim)
+    still = rng.standard_normal(dim) * 4
+    level = Stats(rounded(still[None].astype(np.float32), BF16), np.zeros((1, dim), dtype=np.uint8), np.array([True]))
+    around = centres_of(level, np.zeros(1, dtype=np.int64), tokens, np.array([16]), turn)
+    # By hand, token 2 of the tile, pair 1: position 18 at frequency 10000 ** (-2 / 64).
+    angle = 18 * 10_000 ** (-2 / 64)
+    a, b = level.centre[0, 1], level.centre[0, 33]
+    assert around[0, 2, 1] == pytest.approx(a * np.cos(angle) - b * np.sin(angle), abs=3e-3)
+    assert around[0, 2, 33] == pytest.approx(b * np.cos(angle) + a * np.sin(angle), abs=3e-3)
+    x = rounded((around + rng.standard_normal((1, tokens, dim))).astype(np.float32), BF16)
+    stats = strip_stats(x, BF16, turn[16:])
+    assert stats.turns.all()
+    plain = strip_stats(x, BF16)
+    strip, first = np.zeros(1, dtype=np.int64), np.array([16])
+    with_turn = encode_cells(x, strip, stats, 4, BF16, first, turn)
+    without = encode_cells(x, strip, plain, 4, BF16)
+    assert with_turn.errors[4] < 0.3 * without.errors[4]
+    y = decode_cells(with_turn.slots, strip, stats, tokens, BF16, first, turn)
+    assert np.array_equal(squared_error(x, y), with_turn.errors[4])
+    assert not strip_stats(rounded(rng.standard_normal((1, tokens, dim)).astype(np.float32) + 4, BF16), BF16, turn[16:]).turns.any()
+    with pytest.raises(ValueError, match="turn=turn_of"):
+        encode_cells(x, strip, stats, 4, BF16, first)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 2), st.data())
+def test_damage_is_said_or_decodes_to_finite_numbers(seed: int, p: int, data: st.DataObject) -> None:
+    x = strips(seed % 5, 1, 16, 16)
+    done, stats, strip = coded(x, depth=4)
+    slot = bytearray(done.slots[p][0])
+    at = data.draw(st.integers(0, len(slot) - 1))
+    slot[at] ^= data.draw(st.integers(1, 255))
+    damaged = [list(row) for row in done.slots]
+    damaged[p][0] = bytes(slot[: data.draw(st.integers(0, len(slot)))])
+    try:
+        y = decode_cells(damaged, strip, stats, 16, BF16)
+    except ValueError:
+        return
+    assert np.isfinite(y).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=40))
+def test_a_plan_shares_error_as_reverse_water_filling_does(codes: list[int]) -> None:
+    plan = plan_of(np.array([codes], dtype=np.uint8))
+    for code, step, kind, start in zip(codes, plan.step[0], plan.kind[0], plan.start[0], strict=True):
+        assert step <= plan.step.min() or kind > 4, "a coarser step is only for what would be out of reach"
+        if code == 0:
+            assert start == NEVER
+        elif start < NEVER:
+            assert kind == pytest.approx(4 * np.log2(2.0 ** ((code - 128) / 4) / step), abs=0.11)
+            assert kind + 4 * FINER[start - 1] >= START_AT
+            assert start == 1 or kind + 4 * FINER[start - 2] < START_AT
+    assert plan.coded[0, :2].all()
+    assert all(plan.coded[0, start - 1] for start in plan.start[0] if start < NEVER), "a bin of many values does not fit in plain bits"
+
+
+def test_the_tables_say_what_the_densities_do() -> None:
+    from scipy.stats import norm
+
+    k = 0 - tables.LEAST  # bins of one deviation
+    shares = tables.SHARES[k].astype(float) / 4096
+    for magnitude, chance in enumerate(norm.cdf(np.arange(1, 4)) - norm.cdf(np.arange(3))):
+        assert shares[2 * magnitude] == shares[2 * magnitude + 1] == pytest.approx(chance, abs=0.01)
+    centroid = (norm.pdf(0) - norm.pdf(1)) / (norm.cdf(1) - norm.cdf(0))
+    assert tables.POINTS[0, k, 0] / 64 == pytest.approx(centroid, abs=0.015)
+    near = (norm.cdf(1.5) - norm.cdf(1)) / (norm.cdf(2) - norm.cdf(1))
+    level = tables.SHARES[tables.HALVES + tables.SKEW[0, k, 1], 0] / 4096
+    assert level == pytest.approx(near, abs=0.03)
+    assert (tables.SHARES.sum(1) == 4096).all()
