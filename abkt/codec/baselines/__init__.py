@@ -1,0 +1,29 @@
+"""Published baselines as codecs of one interface (base.py), each message counted to its last byte."""
+
+from __future__ import annotations
+
+from abkt.codec.baselines.base import Baseline
+from abkt.codec.baselines.cachegen import CacheGen
+from abkt.codec.baselines.fp8 import Fp8
+from abkt.codec.baselines.kivi import Kivi
+from abkt.codec.baselines.layers import Layers
+from abkt.codec.baselines.lynx import Lynx
+from abkt.codec.baselines.tiers import Tiers
+from abkt.codec.baselines.uniform import Uniform
+
+ALL: tuple[Baseline, ...] = (
+    Uniform("int8", 8),
+    Uniform("int4", 4),
+    Uniform("int2", 2),
+    Kivi("kivi4", 4),
+    Kivi("kivi2", 2),
+    Fp8(),
+    CacheGen(),
+    Lynx("lynx8", refined=True),
+    Lynx("lynx4", refined=False),
+    Tiers("spectrum"),
+    Tiers("random", seed=0),
+    Layers(),
+)
+
+__all__ = ["ALL", "Baseline", "CacheGen", "Fp8", "Kivi", "Layers", "Lynx", "Tiers", "Uniform"]

@@ -1,0 +1,52 @@
+"""Asymmetric min/max quantisation of the last axis, with a scale and a zero in float16 for each row."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def quantise(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """x: [..., n] float32. Returns codes [..., n] uint8 and [..., 2] float16: scale and zero. A code is taken against the rounded pair.
+
+    Raises ValueError where float16 cannot hold a row's range.
+    """
+    low, high = x.amin(-1), x.amax(-1)
+    pair = torch.stack([(high - low) / (2**bits - 1), low], -1).half()
+    if not pair.isfinite().all():
+        raise ValueError("KV is not finite, or beyond what a float16 scale and zero can hold; send it exact")
+    scale, zero = pair.float().unbind(-1)
+    codes = ((x - zero[..., None]) / torch.where(scale > 0, scale, 1.0)[..., None]).round().clamp(0, 2**bits - 1)
+    return codes.to(torch.uint8), pair
+
+
+def restore(codes: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
+    """codes: [..., n] of any dtype. pair: [..., 2] float16. Returns [..., n] float32."""
+    scale, zero = pair.float().unbind(-1)
+    return codes.float() * scale[..., None] + zero[..., None]
+
+
+def grouped(x: torch.Tensor, size: int) -> torch.Tensor:
+    """[..., n] to [..., groups, size]; a last group that is short repeats its last value, which changes no minimum or maximum."""
+    short = -x.shape[-1] % size
+    if short:
+        x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], short)], -1)
+    return x.unflatten(-1, (-1, size))
+
+
+def spread(pair: torch.Tensor, size: int, n: int) -> torch.Tensor:
+    """Pairs of groups [..., groups, 2] to one for each value, [..., n, 2]."""
+    return pair.repeat_interleave(size, -2)[..., :n, :]
+
+
+def quantise_groups(x: torch.Tensor, bits: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `quantise`, by groups of `size` along the last axis: codes [..., n], pairs [..., groups, 2]."""
+    codes, pair = quantise(grouped(x, size), bits)
+    return codes.flatten(-2)[..., : x.shape[-1]], pair
+
+
+def restore_groups(codes: torch.Tensor, pair: torch.Tensor, size: int) -> torch.Tensor:
+    """What `quantise_groups` stands for, [..., n] float32."""
+    n = codes.shape[-1]
+    full = F.pad(codes.float(), (0, -n % size)).unflatten(-1, (-1, size))
+    return restore(full, pair).flatten(-2)[..., :n]

@@ -1,0 +1,125 @@
+"""The one interface of the published baselines, and what they share: gathering, the message, its checks, and scattering.
+
+    header    magic, version, name | tokens | layers, kinds, kv_heads, head_dim, block tokens | dtype
+    body      the arrays that the baseline packs, one after another
+    CRC-32    of all before it
+
+Little-endian. A message decodes only into pools of its layout; the number of blocks may differ.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from abkt.codec.stream import DTYPES
+from abkt.kv.pool import Pool
+from abkt.spec import KVLayout
+
+MAGIC, VERSION = b"ABKB", 1
+FIXED = struct.Struct("<4sB15sIHHHHHB3x")
+CRC = struct.Struct("<I")
+FRAME_BYTES = FIXED.size + CRC.size
+
+
+class Baseline(Protocol):
+    """A codec without cuts: one message holds the KV of a sequence."""
+
+    @property
+    def name(self) -> str: ...
+
+    def encode(self, pool: Pool, table: Sequence[int], tokens: int) -> bytes:
+        """The first `tokens` tokens as one message. Raises ValueError for a table that does not hold them or KV that cannot be coded."""
+
+    def expand(self, data: bytes, pool: Pool, table: Sequence[int]) -> None:
+        """Write a message into the blocks `table`. Raises ValueError for damage or another layout; the pool is untouched then."""
+
+
+class Body:
+    """The body of a message, read from its beginning."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._left = memoryview(data)
+
+    def take(self, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        """The next array. Raises ValueError if the body is too short."""
+        count = torch.Size(shape).numel()
+        raw = bytearray(self.take_bytes(count * dtype.itemsize))
+        return torch.frombuffer(raw, dtype=dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
+
+    def take_bytes(self, size: int) -> bytes:
+        """The next `size` bytes. Raises ValueError if the body is too short."""
+        if size > len(self._left):
+            raise ValueError(f"message is damaged: {size} bytes are due and {len(self._left)} are left")
+        part, self._left = bytes(self._left[:size]), self._left[size:]
+        return part
+
+    def finish(self) -> None:
+        """Raises ValueError if bytes are left."""
+        if len(self._left):
+            raise ValueError(f"message is followed by {len(self._left)} bytes that are not its own")
+
+
+class Whole(ABC):
+    """A baseline that packs KV [layers, kinds, kv_heads, tokens, head_dim] as a whole. kind 0 is K, or the latent of MLA; 1 is V."""
+
+    name: str
+
+    @abstractmethod
+    def pack(self, x: torch.Tensor) -> list[torch.Tensor | bytes]:
+        """x: in the pool's dtype, on the CPU, at least one token. Returns the body's arrays in the order of the wire."""
+
+    @abstractmethod
+    def restore(self, body: Body, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """What `pack` stands for, [*shape] of any floating dtype. dtype: the pool's."""
+
+    def encode(self, pool: Pool, table: Sequence[int], tokens: int) -> bytes:
+        blocks = pool.check_table(table, tokens)[: pool.layout.blocks_for(tokens)]
+        body: list[bytes] = []
+        if tokens:
+            held = pool.data[torch.tensor(blocks, device=pool.data.device)].cpu()
+            x = held.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[..., :tokens, :].contiguous()
+            body = [_bytes(part) for part in self.pack(x)]
+        data = b"".join([self._header(pool.layout, tokens), *body])
+        return data + CRC.pack(zlib.crc32(data))
+
+    def expand(self, data: bytes, pool: Pool, table: Sequence[int]) -> None:
+        if len(data) < FRAME_BYTES:
+            raise ValueError(f"message of {len(data)} bytes is cut; a header and a checksum take {FRAME_BYTES}")
+        if CRC.unpack(data[-CRC.size :])[0] != zlib.crc32(data[: -CRC.size]):
+            raise ValueError("message is damaged: its checksum does not match")
+        tokens = FIXED.unpack_from(data)[3]
+        ours = self._header(pool.layout, tokens)
+        if data[: FIXED.size] != ours:
+            theirs = FIXED.unpack_from(data)
+            raise ValueError(f"message {theirs[:3]} of layout {theirs[4:]} is not for {self.name} and layout {FIXED.unpack(ours)[4:]}")
+        blocks = pool.check_table(table, tokens)[: pool.layout.blocks_for(tokens)]
+        body = Body(memoryview(data)[FIXED.size : -CRC.size])
+        _, layers, kinds, heads, size, dim = pool.layout.shape
+        if not tokens:
+            return body.finish()
+        x = self.restore(body, (layers, kinds, heads, tokens, dim), pool.dtype)
+        body.finish()
+        at = torch.arange(tokens, device=pool.data.device)
+        block = torch.tensor(blocks, device=pool.data.device)[at // size]
+        pool.data[block, :, :, :, at % size] = x.permute(3, 0, 1, 2, 4).to(pool.data)
+
+    def _header(self, layout: KVLayout, tokens: int) -> bytes:
+        _, layers, kinds, heads, size, dim = layout.shape
+        if layout.model.dtype not in DTYPES:
+            raise ValueError(f"KV of {layout.model.dtype} cannot be coded by {self.name}; {', '.join(DTYPES)} can")
+        dtype = DTYPES.index(layout.model.dtype)
+        return FIXED.pack(MAGIC, VERSION, self.name.encode(), tokens, layers, kinds, heads, dim, size, dtype)
+
+
+def _bytes(part: torch.Tensor | bytes) -> bytes:
+    if isinstance(part, bytes):
+        return part
+    flat = part.contiguous().reshape(-1)
+    return np.asarray(flat.view(torch.uint8)).tobytes() if flat.numel() else b""

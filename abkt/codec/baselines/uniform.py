@@ -1,0 +1,38 @@
+"""Uniform quantisation per token, the plainest baseline. A float16 scale and zero for a token of a head: 32 / head_dim bit a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from abkt.codec.baselines import affine
+from abkt.codec.baselines.base import Body, Whole
+from abkt.codec.baselines.bits import pack, packed_bytes, unpack
+
+
+def put_tokens(x: torch.Tensor, bits: int) -> list[torch.Tensor | bytes]:
+    """x [..., head_dim]: the pairs of scale and zero, then the codes."""
+    codes, pair = affine.quantise(x.float(), bits)
+    return [pair, pack(codes, bits)]
+
+
+def take_tokens(body: Body, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """What `put_tokens` stands for, [*shape] float32."""
+    pair = body.take(torch.float16, *shape[:-1], 2)
+    codes = body.take(torch.uint8, packed_bytes(torch.Size(shape).numel(), bits))
+    return affine.restore(unpack(codes, bits, shape), pair)
+
+
+@dataclass(frozen=True)
+class Uniform(Whole):
+    """bits: 2, 4 or 8. Asymmetric, from the least to the greatest of a token's values."""
+
+    name: str
+    bits: int
+
+    def pack(self, x: torch.Tensor) -> list[torch.Tensor | bytes]:
+        return put_tokens(x, self.bits)
+
+    def restore(self, body: Body, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return take_tokens(body, self.bits, shape)
