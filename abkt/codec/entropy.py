@@ -4,16 +4,20 @@ A value is coded as centre + sign * magnitude, the magnitude in bins of its stri
 passes 5 and 6, quarters. What pass p sends of a value is its bin, if its channel starts there; which half or quarter of its bin, if it
 started before; and nothing if it has not. These symbols run token by token, over the channels that have started. They are coded with rANS
 (rans.py) and static tables, by the class of the bin (entropy_tables.py): the ratio of the channel's deviation to the step, corrected by the
-cell's gain; or, from pass 3 on, packed as plain bits (as in quantize.pack_pass) where coding saves next to nothing.
+cell's gain; or, from pass 3 on, packed as plain bits (entropy_wire.py) where coding saves next to nothing.
 
-Metadata are one byte a cell, at the head of pass 1: the gain in quarter octaves (4 bits) and the shape of its density (bit 4). Both follow
-from how many values lie beyond one deviation and beyond three. At rate 0 a cell is its centre, and has no bytes.
+Metadata are one byte a cell, at the head of pass 1: the gain in quarter octaves (4 bits), the shape of its density (bit 4), and whether it
+has outliers (bit 5). Gain and shape follow from how many values lie beyond one deviation and beyond three. At rate 0 a cell is its
+centre, and has no bytes.
+
+Outliers, values that their channel's table does not reach, follow the metadata as they are: their number (16 bits), the place of each in
+the cell (16 bits, or 32 where the cell has more than 65,536 values), and the values in the pool's dtype. They are exact from pass 1 on.
 
 Turning centres. K is turned by its position (RoPE), so what was constant before that is a rotation now. Where a strip says so, its
 centre turns by the same angle: channel c with c + dim / 2, by cosine and sine in 4,096ths, so that their products with a centre
 in half precision are exact. It is a prediction from the position alone, so streams stay embedded. On the probe's K it saves 0.5 bit.
 
-A cell falls back (its caller sends it in another form) if a value is not finite or out of reach of its channel's table, or if a pass is
+A cell falls back (its caller sends it in another form) if a value is not finite, if more than one in 64 is an outlier, or if a pass is
 longer than its room. Arithmetic is exact in float32 up to the difference to the centre and the sum with it, so all paths agree bit by bit.
 """
 
@@ -28,10 +32,12 @@ from abkt.codec import rans_fast
 from abkt.codec.cells import WIDTHS
 from abkt.codec.entropy_plan import FINER, FINEST, MANTISSAS, ORIGIN, PASSES, Plan, plan_of
 from abkt.codec.entropy_tables import FAR, GAIN_BIAS, GAINS, HALVES, HEAVY, LEAST, MOST, OVER, POINT, POINTS, QUARTERS, SHARES, SKEW, WIDEST
+from abkt.codec.entropy_wire import head_of, pack_bits, read_head, unpack_bits
 from abkt.codec.quantize import LIMIT
 from abkt.codec.rans import STATE_BYTES
 
 HEAVY_BIT = 16  # of the metadata
+OUTLIERS_IN = 64  # values: one of them may be an outlier
 MEASURED_UNTIL = 4  # the channels whose values say the gain are those that have started by this pass
 LARGEST = 1 << 22  # of a magnitude in the finest bins; no table reaches so far
 
@@ -142,16 +148,20 @@ def encode_cells(
     meta = metadata_of(magnitude, plan, strip)
     slots: list[list[bytes]] = [[b""] * cells for _ in range(depth)]
     errors = np.zeros((depth + 1, cells))
-    fallback |= _out_of_reach(magnitude, plan, strip, meta, depth)
+    outlier = _out_of_reach(magnitude, plan, strip, meta, depth)
+    fallback |= outlier.sum((1, 2)) > min(tokens * dim // OUTLIERS_IN, 65_535)
+    magnitude[outlier], negative[outlier] = 0, False
+    heads = [head_of(m, o, v, dtype) for m, o, v in zip(meta.tolist(), outlier, tame, strict=True)]
     for s in np.unique(strip):
         here = np.flatnonzero((strip == s) & ~fallback)
         for p in range(1, depth + 1) if here.size else ():
             for cell, data in zip(here, _encode_pass(magnitude[here], negative[here], meta[here], plan, s, p), strict=True):
-                slots[p - 1][cell] = bytes(meta[cell : cell + 1]) + data if p == 1 else data
+                slots[p - 1][cell] = heads[cell] + data if p == 1 else data
     for p in range(depth):
         fallback |= np.array([len(d) > room_of(tokens, dim) for d in slots[p]])
     for p in range(depth + 1):
         guess = rounded(reconstruct(magnitude, negative, meta, plan, strip, np.full(cells, p)) + centre, dtype)
+        guess = np.where(outlier & (p > 0), tame, guess)
         errors[p] = np.square(tame.astype(np.float64) - guess).sum((1, 2))
     errors[:, fallback] = errors[0, fallback]
     return Coded([[b"" if fell else d for d, fell in zip(row, fallback, strict=True)] for row in slots], errors, fallback)
@@ -172,18 +182,22 @@ def decode_cells(
     magnitude = np.zeros((cells, tokens, dim), dtype=np.int32)
     negative = np.zeros((cells, tokens, dim), dtype=bool)
     meta = np.full(cells, GAIN_BIAS, dtype=np.uint8)
+    bodies, outliers = list(slots[0]) if slots else [], {}
     for cell in np.flatnonzero(have > 0).tolist():
-        meta[cell] = _metadata_in(slots[0][cell], cell)
+        meta[cell], outliers[cell], bodies[cell] = read_head(slots[0][cell], cell, tokens * dim, dtype)
     for s in np.unique(strip):
         for p in range(1, len(slots) + 1):
             here = np.flatnonzero((strip == s) & (have >= p))
             if not here.size:
                 break
-            data = [slots[p - 1][cell][1:] if p == 1 else slots[p - 1][cell] for cell in here]
+            data = [(bodies if p == 1 else slots[p - 1])[cell] for cell in here]
             a, b = _decode_pass(data, magnitude[here], meta[here], plan, s, p)
             magnitude[here] |= a
             negative[here] |= b
-    return rounded(reconstruct(magnitude, negative, meta, plan, strip, have) + centre, dtype)
+    out = rounded(reconstruct(magnitude, negative, meta, plan, strip, have) + centre, dtype)
+    for cell, (places, values) in outliers.items():
+        out[cell].reshape(-1)[places] = values
+    return out
 
 
 def metadata_of(magnitude: np.ndarray, plan: Plan, strip: np.ndarray) -> np.ndarray:
@@ -198,12 +212,6 @@ def metadata_of(magnitude: np.ndarray, plan: Plan, strip: np.ndarray) -> np.ndar
     return (gain | np.where(far > np.array(HEAVY)[gain], HEAVY_BIT, 0)).astype(np.uint8)
 
 
-def _metadata_in(slot: bytes, cell: int) -> int:
-    if not slot or slot[0] >= 2 * HEAVY_BIT:
-        raise ValueError(f"cell {cell}: pass 1 does not begin with a gain and a shape; its bytes are damaged")
-    return slot[0]
-
-
 def class_row(meta: np.ndarray, kind: np.ndarray, p: int) -> np.ndarray:
     """Row in a table [shapes * classes] of bins at pass p: [cells, dim]; HALVES where the bins are too fine for one."""
     gain = (meta & (GAINS - 1)).astype(np.int32) - GAIN_BIAS
@@ -213,14 +221,14 @@ def class_row(meta: np.ndarray, kind: np.ndarray, p: int) -> np.ndarray:
 
 
 def _out_of_reach(magnitude: np.ndarray, plan: Plan, strip: np.ndarray, meta: np.ndarray, depth: int) -> np.ndarray:
-    """Cells with a value that its channel's table has no symbol for, or that a channel without symbols leaves 4 steps off."""
+    """Values that their channel's table has no symbol for, or that a channel without symbols leaves 4 steps off: like magnitude, bool."""
     last = 4 << (FINEST - FINER[depth - 1])
     limit = np.full((len(strip), magnitude.shape[2]), last, dtype=np.int64)
     reach = np.append((SHARES[:HALVES, ::2] > 0).sum(1), MOST)
     for p in range(1, depth + 1):
         starts = (plan.start == p)[strip]
         limit = np.where(starts, reach[class_row(meta, plan.kind[strip], p)] << (FINEST - FINER[p - 1]), limit)
-    return np.asarray((magnitude >= limit[:, None]).any((1, 2)))
+    return np.asarray(magnitude >= limit[:, None])
 
 
 def _symbols(plan: Plan, strip: int, p: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -289,22 +297,3 @@ def reconstruct(
         size = np.where(started, place, 0).astype(np.float32) * (plan.step[strip[here]][:, None] * np.float32(2.0 ** -(FINER[p - 1] + 6)))
         out[here] = np.where(negative[here], -size, size)
     return out
-
-
-def pack_bits(values: np.ndarray, width: int) -> np.ndarray:
-    """values [cells, tokens, channels] uint8 of `width` bits as bytes [cells, width * ceil(tokens / 8) * channels]."""
-    e = np.split(np.pad(values, ((0, 0), (0, -values.shape[1] % 8), (0, 0))), 8, axis=1)
-    per_byte = 8 // width
-    halves = [sum(e[i + j].astype(np.int32) << (width * j) for j in range(per_byte)) for i in range(0, 8, per_byte)]
-    return np.concatenate(halves, 1).astype(np.uint8).reshape(len(values), -1)
-
-
-def unpack_bits(data: list[bytes], width: int, tokens: int, channels: int) -> np.ndarray:
-    """The inverse of `pack_bits`: [cells, tokens, channels] uint8. Raises ValueError for bytes of another length."""
-    size = width * -(-tokens // 8) * channels
-    for d in data:
-        if len(d) != size:
-            raise ValueError(f"a plain pass has {len(d)} bytes, not {size}; its bytes are damaged")
-    packed = np.frombuffer(b"".join(data), dtype=np.uint8).reshape(len(data), width, -(-tokens // 8), channels)
-    eighths = [(packed[:, half] >> (width * j)) & ((1 << width) - 1) for half in range(width) for j in range(8 // width)]
-    return np.concatenate(eighths, 1)[:, :tokens]

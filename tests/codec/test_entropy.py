@@ -99,18 +99,32 @@ def test_an_outlier_channel_takes_no_precision_from_the_others() -> None:
     assert squared_error(wide[..., others], y[..., others]).sum() < 1e-3 * np.square(x).sum()
 
 
-def test_what_no_table_reaches_falls_back_and_touches_no_neighbour() -> None:
+def test_a_value_no_table_reaches_is_exact_and_touches_no_neighbour() -> None:
     x = strips(5, 1, 64, 32)[[0, 0, 0, 0, 0]]
     stats, strip = strip_stats(x[:1], BF16), np.zeros(5, dtype=np.int64)
     whole = encode_cells(x, strip, stats, 4, BF16)
-    x[1, 3, 7], x[2, 0, 0], x[3, 63, 31] = 1e6, np.nan, 2.0**60
+    x[1, 3, 7], x[1, 63, 31], x[2, 0, 0], x[3, 63, 31] = 2.0**20, -(2.0**40), np.nan, 2.0**60
     done = encode_cells(x, strip, stats, 4, BF16)
-    assert done.fallback.tolist() == [False, True, True, True, False]
+    assert done.fallback.tolist() == [False, False, True, True, False]
     for row, untouched in zip(done.slots, whole.slots, strict=True):
         assert row[0] == untouched[0]
         assert row[4] == untouched[4]
-        assert row[1] == row[2] == row[3] == b""
+        assert row[2] == row[3] == b""
     assert np.isfinite(done.errors).all()
+    assert len(done.slots[0][1]) < len(whole.slots[0][1]) + 2 + 2 * (2 + 2) + 8  # count, places, values; the symbols change a little
+    for have in range(1, 5):
+        y = decode_cells(done.slots, strip[:2], stats, 64, BF16, have=np.array([have, have]))
+        assert y[1, 3, 7] == x[1, 3, 7]
+        assert y[1, 63, 31] == x[1, 63, 31]
+        assert squared_error(x[1:2], y[1:2]).sum() == pytest.approx(done.errors[have, 1])
+        assert done.errors[have, 1] < 1.5 * done.errors[have, 0]
+
+
+def test_more_outliers_than_one_in_64_fall_back() -> None:
+    x = strips(5, 1, 64, 32)[[0, 0]]
+    stats, strip = strip_stats(x[:1], BF16), np.zeros(2, dtype=np.int64)
+    x[0, :32, 5] = x[1, :33, 5] = 2.0**40
+    assert encode_cells(x, strip, stats, 2, BF16).fallback.tolist() == [False, True]
 
 
 def test_a_louder_and_a_quieter_cell_are_told_by_their_gain() -> None:
