@@ -10,13 +10,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from abkt.codec import fast
-from abkt.codec.backend import EXACT, Arrived, Backend
+from abkt.codec import entropy_form, fast
+from abkt.codec.backend import EXACT, Arrived, Backend, Coded
 from abkt.codec.cells import BITS, Cells, aligned
 from abkt.codec.centre import value_centres
 from abkt.codec.oracle import Oracle
 from abkt.codec.order import Bands, curve_of, distortions, slope_bands, uniform_bands, weighted_distortion
-from abkt.codec.stream import DTYPES, ORDERS, Header, Stream, edge_bytes, exact_token_bytes, raw_cell_bytes, read_header
+from abkt.codec.stream import CODERS, DTYPES, ORDERS, Coder, Header, Stream, edge_bytes, exact_token_bytes, raw_cell_bytes, read_header
 from abkt.kv.pool import Pool
 from abkt.policy.view import Curve, Order
 from abkt.spec import KVLayout
@@ -36,14 +36,16 @@ class Expanded:
 
 class Codec:
     """layout: of the pools on both sides (they may differ in their number of blocks). backend auto: Triton for a pool on a GPU, else
-    compiled code where g++ and head_dim allow it, else the torch oracle. All give the same bytes."""
+    compiled code where g++ and head_dim allow it, else the torch oracle. All give the same bytes. rope_theta: the base of the model's
+    rotary embedding, which the entropy form uses to predict K; None costs bytes alone."""
 
-    def __init__(self, layout: KVLayout, backend: Name = "auto", tile_tokens: int = 128) -> None:
+    def __init__(self, layout: KVLayout, backend: Name = "auto", tile_tokens: int = 128, rope_theta: float | None = None) -> None:
         if layout.model.dtype not in DTYPES:
             raise ValueError(f"model {layout.model.name}: KV of {layout.model.dtype} cannot be coded; {', '.join(DTYPES)} can")
         self.layout = layout
         self.tile_tokens = tile_tokens
         self.backend = backend
+        self.rope_theta = rope_theta
         self._loaded: dict[str, Backend] = {}
         Cells(layout, 1, tile_tokens, 8)  # raises for a tile that is no whole number of blocks
 
@@ -63,28 +65,31 @@ class Codec:
         depth_bits: int = 8,
         order: Order = "slope",
         weights: torch.Tensor | None = None,
+        coder: Coder = "fixed",
     ) -> Stream:
         """The first `tokens` tokens of a sequence as a stream that may be refined up to depth_bits bits (1, 2, 3, 4, 6 or 8).
 
         weights: how much the squared error of each cell matters, [layers, kinds, heads, tiles] (`Cells.shape`), of any scale;
             None is flat.
-        Raises ValueError for a pool of another layout, a table that does not hold the tokens, an unknown depth or order.
+        coder: fixed packs bits, at the speed of memory; entropy takes fewer bytes for the same error, and far longer.
+        Raises ValueError for a pool of another layout, a table that does not hold the tokens, an unknown depth, order or coder.
         """
         blocks = self._check(pool, table, tokens)
         if order not in ORDERS:
             raise ValueError(f"order {order} is unknown; one of {', '.join(ORDERS)} is possible")
+        if coder not in CODERS:
+            raise ValueError(f"coder {coder} is unknown; one of {', '.join(CODERS)} is possible")
         cells = self.cells(tokens, depth_bits)
-        backend = self.backend_on(pool.data.device)
-        centres = value_centres(pool.data, cells.coded_table(blocks), cells)
-        coded = backend.encode(pool.data, cells.coded_table(blocks), cells, centres)
+        coded, lengths, statistics = self._coded(pool, cells.coded_table(blocks), cells, coder)
         left = weighted_distortion(coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells)
         exact = coded.forms == EXACT
-        bands: dict[Order, Bands] = {"slope": slope_bands(cells.sizes, left), "uniform": uniform_bands(cells.sizes, exact)}
-        edges, raw = _edges(pool, blocks, cells, centres), _raw_cells(pool, blocks, cells, np.flatnonzero(exact))
+        sizes = cells.sizes if lengths is None else np.concatenate((np.zeros_like(lengths[:1]), lengths))
+        bands: dict[Order, Bands] = {"slope": slope_bands(sizes, left), "uniform": uniform_bands(sizes, exact)}
+        edges, raw = _edges(pool, blocks, cells, statistics, coder), _raw_cells(pool, blocks, cells, np.flatnonzero(exact))
 
         def header_of(kind: Order) -> tuple[Header, Curve]:
             distortion = distortions(bands[kind], left)
-            header = Header(cells, kind, bands[kind], distortion, coded.forms, zlib.crc32(edges), zlib.crc32(raw))
+            header = Header(cells, kind, bands[kind], distortion, coded.forms, zlib.crc32(edges), zlib.crc32(raw), coder, lengths)
             return header, curve_of(bands[kind], cells, exact, header.ends, distortion)
 
         headers, curves = {}, {}
@@ -92,7 +97,8 @@ class Codec:
             headers[kind], curves[kind] = header_of(kind)
         header, body = headers[order], coded.body.numpy()
         head = memoryview(header.pack() + edges + raw)
-        return Stream(header, curves["slope"], curves["uniform"], header.ends, head, _checksums(header, body, backend), body.data)
+        sums = _checksums(header, body, self.backend_on(pool.data.device))
+        return Stream(header, curves["slope"], curves["uniform"], header.ends, head, sums, body.data)
 
     def expand(self, data: bytes | bytearray | memoryview, pool: Pool, table: Sequence[int]) -> Expanded:
         """Write what a prefix of a stream holds into the blocks `table`, which may lie anywhere in the pool.
@@ -109,13 +115,28 @@ class Codec:
         wire = np.frombuffer(view, dtype=np.uint8)
         _verify(header, cut, wire, backend)
         if cells.count:
-            offsets = header.sections.offsets(cells.sizes.shape)
+            coded_blocks, offsets = cells.coded_table(blocks), header.sections.offsets(header.sizes.shape)
             present = (header.bands.of < cut).sum(0).astype(np.int8)
-            arrived = Arrived(wire, offsets, present, header.forms, _centres(wire, header, pool.dtype))
-            backend.expand(arrived, pool.data, cells.coded_table(blocks), cells)
+            if header.coder == "entropy":
+                start = header.edges_at + exact_token_bytes(cells)
+                entropy_form.expand(
+                    wire, offsets, header.sizes, present, header.forms, bytes(wire[start : header.raw_at]), pool.data, coded_blocks, cells
+                )
+            else:
+                arrived = Arrived(wire, offsets, present, header.forms, _centres(wire, header, pool.dtype))
+                backend.expand(arrived, pool.data, coded_blocks, cells)
         _put_edges(wire, header, pool, blocks)
         _put_raw_cells(wire, header, pool, blocks)
         return Expanded(cut, cells.tokens, header.distortion[cut], len(header.exact))
+
+    def _coded(self, pool: Pool, blocks: list[int], cells: Cells, coder: Coder) -> tuple[Coded, np.ndarray | None, bytes]:
+        """The cells, the bytes of their passes if the coder decides them, and what the head says of all."""
+        if coder == "entropy":
+            done = entropy_form.encode(pool.data, blocks, cells, self.rope_theta)
+            return done.coded, done.lengths, done.statistics
+        centres = value_centres(pool.data, blocks, cells)
+        coded = self.backend_on(pool.data.device).encode(pool.data, blocks, cells, centres)
+        return coded, None, _gather([torch.tensor(centres).to(pool.dtype)])
 
     def _check(self, pool: Pool, table: Sequence[int], tokens: int) -> list[int]:
         if pool.layout.shape[1:] != self.layout.shape[1:] or pool.layout.model.dtype != self.layout.model.dtype:
@@ -154,8 +175,8 @@ def _cut_at(size: int, ends: tuple[int, ...]) -> int:
 
 def _checksums(header: Header, body: np.ndarray, backend: Backend) -> memoryview:
     """The tables of checksums of all sections, each padded to 16 bytes."""
-    at, cells = header.sections, header.cells
-    found = backend.checksums(body, cells.offsets.reshape(-1)[at.order], cells.sizes.reshape(-1)[at.order]).astype("<u4")
+    at = header.sections
+    found = backend.checksums(body, header.offsets.reshape(-1)[at.order], header.sizes.reshape(-1)[at.order]).astype("<u4")
     tables = (found[at.of == section].tobytes().ljust(at.table_bytes(section), b"\0") for section in range(len(at.ends)))
     return memoryview(b"".join(tables))
 
@@ -172,7 +193,7 @@ def _verify(header: Header, cut: int, wire: np.ndarray, backend: Backend) -> Non
     order, of = at.order[here], at.of[here]
     tables = [wire[int(start) :][: 4 * int((of == section).sum())] for section, start in enumerate(at.tables[: cut + 1])]
     expected_sums = np.concatenate(tables).view("<u4")
-    wrong = np.flatnonzero(backend.checksums(wire, at.starts[here], cells.sizes.reshape(-1)[order]) != expected_sums)
+    wrong = np.flatnonzero(backend.checksums(wire, at.starts[here], header.sizes.reshape(-1)[order]) != expected_sums)
     if len(wrong):
         index, cell = divmod(int(order[wrong[0]]), cells.count)
         part = "metadata" if index == 0 else f"bits {8 - BITS[index - 1] - 1} to {8 - BITS[index]}"
@@ -198,8 +219,12 @@ def _raw_views(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -
 def _gather(views: list[torch.Tensor]) -> bytes:
     if not views:
         return b""
-    whole = torch.cat([v.cpu().contiguous().view(torch.uint8).reshape(-1) for v in views])
-    return whole.numpy().tobytes().ljust(aligned(len(whole)), b"\0")
+    return torch.cat([v.cpu().contiguous().view(torch.uint8).reshape(-1) for v in views]).numpy().tobytes()
+
+
+def _padded(data: bytes, size: int) -> bytes:
+    assert size - 16 < len(data) <= size
+    return data.ljust(size, b"\0")
 
 
 def _scatter(wire: np.ndarray, start: int, views: list[torch.Tensor]) -> None:
@@ -211,11 +236,8 @@ def _scatter(wire: np.ndarray, start: int, views: list[torch.Tensor]) -> None:
         start += size
 
 
-def _edges(pool: Pool, blocks: list[int], cells: Cells, centres: np.ndarray) -> bytes:
-    views = _edge_views(pool, blocks, cells)
-    edges = _gather([*views, torch.tensor(centres).to(pool.dtype)] if edge_bytes(cells) > exact_token_bytes(cells) else views)
-    assert len(edges) == edge_bytes(cells)
-    return edges
+def _edges(pool: Pool, blocks: list[int], cells: Cells, statistics: bytes, coder: Coder) -> bytes:
+    return _padded(_gather(_edge_views(pool, blocks, cells)) + (statistics if cells.count else b""), edge_bytes(cells, coder))
 
 
 def _centres(wire: np.ndarray, header: Header, dtype: torch.dtype) -> np.ndarray:
@@ -226,9 +248,7 @@ def _centres(wire: np.ndarray, header: Header, dtype: torch.dtype) -> np.ndarray
 
 
 def _raw_cells(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -> bytes:
-    raw = _gather(_raw_views(pool, blocks, cells, exact))
-    assert len(raw) == aligned(raw_cell_bytes(cells, exact))
-    return raw
+    return _padded(_gather(_raw_views(pool, blocks, cells, exact)), aligned(raw_cell_bytes(cells, exact)))
 
 
 def _put_edges(wire: np.ndarray, header: Header, pool: Pool, blocks: list[int]) -> None:

@@ -37,6 +37,7 @@ from abkt.codec.quantize import LIMIT
 from abkt.codec.rans import STATE_BYTES
 
 HEAVY_BIT = 16  # of the metadata
+TAMED = 8  # deviations, of a value that counts for its channel's statistics
 OUTLIERS_IN = 64  # values: one of them may be an outlier
 MEASURED_UNTIL = 4  # the channels whose values say the gain are those that have started by this pass
 LARGEST = 1 << 22  # of a magnitude in the finest bins; no table reaches so far
@@ -71,9 +72,10 @@ def turn_of(positions: int, dim: int, theta: float = 10_000.0) -> np.ndarray:
 def strip_stats(x: np.ndarray, dtype: torch.dtype, turn: np.ndarray | None = None) -> Stats:
     """What strips x [strips, tokens, dim] float32 are centred on and how they vary; `turn` [tokens, 2, dim // 2] if K may turn.
 
-    A strip turns where that makes the scales smaller. Values that are not finite or above the codec's limit count as 0.
+    A strip turns where that makes the scales smaller. Values that are not finite or above the codec's limit, and those more than TAMED
+    deviations from their channel's mean, count as that mean: one wild value would widen the steps of all tokens.
     """
-    y = np.where(np.abs(x) < LIMIT[dtype], x, 0.0).astype(np.float64)
+    y = _tamed(np.where(np.abs(x) < LIMIT[dtype], x, np.nan).astype(np.float64))
     centre = rounded(y.mean(1).astype(np.float32), dtype)
     scale = _scale_of(y - centre[:, None], centre)
     if turn is None:
@@ -84,6 +86,22 @@ def strip_stats(x: np.ndarray, dtype: torch.dtype, turn: np.ndarray | None = Non
     turned_scale = _scale_of(y - _turned(turned[:, None], turn), turned)
     better = turned_scale.sum(1, dtype=np.int64) < scale.sum(1, dtype=np.int64)
     return Stats(np.where(better[:, None], turned, centre), np.where(better[:, None], turned_scale, scale), better)
+
+
+def _tamed(y: np.ndarray) -> np.ndarray:
+    """y [strips, tokens, dim] float64 with what is wild, or NaN, replaced by its channel's mean. Twice, as one wild value hides another."""
+    for _ in range(2):
+        known = np.isfinite(y)
+        count = np.maximum(1, known.sum(1, keepdims=True))
+        off = y - np.where(known, y, 0.0).sum(1, keepdims=True) / count
+        deviation = np.sqrt(np.where(known, off * off, 0.0).sum(1, keepdims=True) / count)
+        wild = ~known | (np.abs(off) > TAMED * deviation)
+        if not wild.any():
+            return y
+        y = np.where(wild, np.nan, y)
+    known = np.isfinite(y)
+    mean = np.where(known, y, 0.0).sum(1, keepdims=True) / np.maximum(1, known.sum(1, keepdims=True))
+    return np.where(known, y, mean)
 
 
 def _scale_of(off: np.ndarray, centre: np.ndarray) -> np.ndarray:

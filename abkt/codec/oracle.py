@@ -24,7 +24,7 @@ class Oracle:
         deviation = np.zeros((layers, kinds, heads))
         table = torch.tensor(blocks, dtype=torch.long, device=data.device)
         for layer, kind in np.ndindex(layers, kinds):
-            whole = _tokens(data[table, layer, kind], cells.dim).cpu()
+            whole = tokens_of(data[table, layer, kind], cells.dim).cpu()
             centre, dim = _centre(centres, layer, kind), q.GROUP_DIM[kind]
             coded_exactly = torch.zeros(whole.shape[:2], dtype=torch.bool)
             for tile, tokens in enumerate(cells.tile_lengths):
@@ -42,7 +42,7 @@ class Oracle:
                     cell = np.ravel_multi_index((layer, kind, head, tile), cells.shape)
                     for slot, offset in zip(packed, cells.offsets[:, cell].tolist(), strict=True):
                         body[offset : offset + slot.shape[1]] = slot[head]
-            deviation[layer, kind] = _deviation(whole, ~coded_exactly).numpy()
+            deviation[layer, kind] = deviation_of(whole, ~coded_exactly).numpy()
         return Coded(body, errors.reshape(cells.passes + 1, -1), forms.reshape(-1), deviation)
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
@@ -69,7 +69,7 @@ class Oracle:
             data[held, layer, kind, head // parts, :, columns] = x.view(len(held), -1, dim).to(data.device)
 
 
-def _tokens(held: torch.Tensor, dim: int) -> torch.Tensor:
+def tokens_of(held: torch.Tensor, dim: int) -> torch.Tensor:
     """Blocks [blocks, kv_heads, tokens, head_dim] as [heads or their parts, coded tokens, channels]."""
     blocks, kv_heads, tokens, head_dim = held.shape
     parts = held.view(blocks, kv_heads, tokens, head_dim // dim, dim).permute(1, 3, 0, 2, 4)
@@ -81,7 +81,7 @@ def _centre(centres: np.ndarray, layer: int, kind: int) -> torch.Tensor:
     return torch.tensor(centres[layer])[:, None] if kind else torch.zeros(1, 1, centres.shape[-1])
 
 
-def _deviation(x: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+def deviation_of(x: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """Squared deviation from channel means of the counted tokens of x [heads, tokens, channels]: [heads] float64."""
     kept = x.double().masked_fill(~counted[..., None], 0.0)
     mean = kept.sum(1, keepdim=True) / counted.sum(1).clamp_min(1)[:, None, None]

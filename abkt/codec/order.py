@@ -62,7 +62,8 @@ def hull_slopes(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
     slopes = np.empty((passes, sizes.shape[1]))
     for p in range(1, passes + 1):
         steepest = [
-            np.max([(left[start] - left[end]) / (spent[end] - spent[start]) for end in range(p, passes + 1)], axis=0) for start in range(p)
+            np.max([(left[start] - left[end]) / np.maximum(spent[end] - spent[start], 1) for end in range(p, passes + 1)], axis=0)
+            for start in range(p)
         ]
         slopes[p - 1] = np.min(steepest, axis=0)
     return slopes

@@ -1,7 +1,7 @@
 """Where things lie on the wire behind the head of a stream: the metadata, then band after band.
 
 A section is the CRC-32 of each of its slots (uint32, padded to 16 bytes), then the slots, pass by pass and cell by cell. Section 0 holds
-the metadata of every cell that is coded, section i band i - 1. A cut is the end of a section.
+the metadata of every cell that is coded, section i band i - 1. A cut is the end of a section. Slots of no bytes are not listed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from abkt.codec.backend import EXACT
-from abkt.codec.cells import Cells, aligned
+from abkt.codec.cells import aligned
 from abkt.codec.order import NEVER, Bands
 
 
@@ -37,13 +37,13 @@ class Sections:
         return aligned(4 * int((self.of == section).sum()))
 
 
-def sections(cells: Cells, bands: Bands, forms: np.ndarray, start: int) -> Sections:
-    """The sections of a stream whose head is `start` bytes."""
+def sections(slots: np.ndarray, bands: Bands, forms: np.ndarray, start: int) -> Sections:
+    """The sections of a stream whose head is `start` bytes. slots: [passes + 1, cells] int64, bytes of each."""
     of = np.concatenate((np.where(forms == EXACT, NEVER, 0).astype(np.uint8)[None], bands.of + np.uint8(1) * (bands.of != NEVER)))
-    flat = of.reshape(-1)
+    flat = np.where(slots > 0, of, NEVER).reshape(-1)
     order = np.argsort(flat, kind="stable")[: int((flat != NEVER).sum())]
     section = flat[order].astype(np.int64)
-    sizes = cells.sizes.reshape(-1)[order]
+    sizes = slots.reshape(-1)[order]
     count = bands.count + 1
     tables = -(-4 * np.bincount(section, minlength=count) // 16) * 16
     whole = tables + np.bincount(section, weights=sizes, minlength=count).astype(np.int64)
