@@ -249,7 +249,7 @@ def decode(units: ExactUnits) -> torch.Tensor:
         listed = _by_part(symbol[:, begun : begun + PARTS * lanes], lanes)[:, :values]
         begun += PARTS * lanes
         exponents.append(torch.where(code == limit, listed, (base + code) & 255))
-    bits = _joined(torch.cat(exponents, 1), torch.cat(rests, 1), form.dtype)
+    bits = joined(torch.cat(exponents, 1), torch.cat(rests, 1), form.dtype)
     if form.low_bytes:
         bits = (bits << 16) | (fixed[:, : form.low_bytes].contiguous().view(torch.int16).to(torch.int32) & 0xFFFF)
     coded = bits.to(INTEGER[form.dtype.itemsize]).view(torch.uint8)
@@ -307,6 +307,6 @@ def _by_part(by_lane: torch.Tensor, lanes: int) -> torch.Tensor:
     return by_lane.view(len(by_lane), lanes, PARTS).transpose(1, 2).reshape(len(by_lane), -1)
 
 
-def _joined(exponent: torch.Tensor, rest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def joined(exponent: torch.Tensor, rest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     mantissa, sign = MANTISSA[dtype], 7 if dtype.itemsize == 1 else 15
     return (rest & ((1 << mantissa) - 1)) | (exponent << mantissa) | (rest >> mantissa << sign)
