@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from abkt.codec.cells import Cells
 from abkt.codec.order import MAX_BANDS, NEVER, curve_of, distortions, hull_slopes, slope_bands, uniform_bands, weighted_distortion
@@ -52,6 +53,26 @@ def test_every_cut_is_the_best_of_its_size(cells):
         distortion = sum(left[p, c] for c, p in enumerate(present))
         best = min(d for s, d in every if s <= size)
         assert distortion <= best + 1e-9, "another allocation of as many bytes leaves less"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_mixture_of_allocations_is_better_by_one_percent(seed):
+    """At every band's end, against the linear program over all convex mixtures of each cell's cuts: the bound of any allocation."""
+    rng = np.random.default_rng(seed)
+    cells, passes = 60, 6
+    sizes = rng.integers(2, 40, (passes + 1, cells)) * 16
+    steps = rng.exponential(size=(passes + 1, cells)) * 3.0 ** -np.arange(passes + 1)[:, None] * rng.lognormal(sigma=2, size=cells)
+    left = steps[::-1].cumsum(0)[::-1] * rng.choice([1.0, 0.3], (passes + 1, cells), p=[0.9, 0.1])  # some passes make it worse
+    bands = slope_bands(sizes, left)
+    spent = np.concatenate((np.zeros((1, cells)), sizes[1:].cumsum(0)))
+    every = np.arange((passes + 1) * cells) % cells
+    of_cell = (every[None] == np.arange(cells)[:, None]).astype(float)
+    for cut in range(1, bands.count + 1, 7):
+        present = (bands.of < cut).sum(0)
+        size, distortion = spent[present, np.arange(cells)].sum(), left[present, np.arange(cells)].sum()
+        best = linprog(left.reshape(-1), spent.reshape(1, -1), [size], of_cell, np.ones(cells), bounds=(0, 1))
+        assert best.status == 0
+        assert distortion <= best.fun * 1.01
 
 
 def test_bands_are_few_ordered_and_complete():
