@@ -23,6 +23,12 @@ def value_centres(data: torch.Tensor, blocks: list[int], cells: Cells) -> np.nda
         return np.zeros((0, heads, cells.dim), dtype=np.float32)
     if not cells.count:
         return np.zeros((layers, heads, cells.dim), dtype=np.float32)
-    first = data[blocks[cells.tile_blocks(0)], :, 1]  # [blocks, layers, kv_heads, tokens, head_dim]
+    return centres_of_first_tile(data, torch.tensor(blocks[cells.tile_blocks(0)], device=data.device), cells).cpu().numpy()
+
+
+def centres_of_first_tile(data: torch.Tensor, table: torch.Tensor, cells: Cells) -> torch.Tensor:
+    """The centres where the pool is, and without waiting for it. table: int64 there, at least the first tile of the coded blocks."""
+    layers, _, heads, _ = cells.shape
+    first = data[table[cells.tile_blocks(0)], :, 1]  # [blocks, layers, kv_heads, tokens, head_dim]
     mean = first.double().mean((0, 3)).to(data.dtype).float().reshape(layers, heads, cells.dim)
-    return torch.where(mean.abs() < LIMIT[data.dtype], mean, 0.0).cpu().numpy()
+    return torch.where(mean.abs() < LIMIT[data.dtype], mean, 0.0)

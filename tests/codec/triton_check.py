@@ -66,6 +66,39 @@ def check_values() -> None:
         Codec(layout, backend, tile_tokens=32).expand(streams[1].prefix(2), out, table)
         results.append(out.data)
     assert torch.equal(*results)
+    check_buffers_used_again()
+
+
+def check_buffers_used_again() -> None:
+    """One Encoding for two sequences, the first with a cell that travels exact: the second's codes and report are as if it were new."""
+    import numpy as np
+    import torch
+    from conftest import make_layout, make_pool
+
+    from abkt.codec.backend import EXACT
+    from abkt.codec.cells import Cells
+    from abkt.codec.centre import value_centres
+    from abkt.codec.enqueue import Encoding
+    from abkt.codec.oracle import Oracle
+
+    layout = make_layout(layers=2, heads=1, dim=16)
+    pool, cells = make_pool(layout), Cells(layout, 70, 32, 4)
+    tables = [cells.coded_table([0, 1, 2, 3, 4]), cells.coded_table([5, 9, 8, 6, 7])]
+    pool.data[tables[0][0], 1, 0, 0, 2, 3] = float("nan")
+    work = Encoding(cells, pool.data.device)
+    for table in tables:
+        work.table.copy_(torch.tensor(table))
+        work.enqueue(pool.data)
+        work.copy_report()
+        centres = value_centres(pool.data, table, cells)
+        expected = Oracle().encode(pool.data, table, cells, centres)
+        assert np.array_equal(work.centres.numpy(), centres)
+        assert np.array_equal(work.host.forms.numpy(), expected.forms)
+        assert np.allclose(work.host.errors, expected.errors, rtol=1e-4, atol=1e-9)
+        assert np.allclose(work.host.deviation, expected.deviation, rtol=1e-4)
+        for offset, size in zip(cells.offsets.T[expected.forms != EXACT].flat, cells.sizes.T[expected.forms != EXACT].flat, strict=True):
+            assert torch.equal(work.body[offset : offset + size], expected.body[offset : offset + size])
+    assert (expected.forms != EXACT).all()
 
 
 def check_compile(depth: int, dim: int, architectures: list[int]) -> None:
@@ -75,7 +108,7 @@ def check_compile(depth: int, dim: int, architectures: list[int]) -> None:
 
     from abkt.codec import kernels
     from abkt.codec.cells import Cells
-    from abkt.codec.launch import constants
+    from abkt.codec.enqueue import constants
     from abkt.codec.quantize import MARGINS
     from abkt.spec import KVLayout, ModelSpec
 
