@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -91,6 +91,8 @@ def instance(hardware: GpuSpec | MeasuredHardware, model: ModelSpec, curves: Pat
     profile = schema.load(hardware.profile)
     if profile.model.kv_bytes_per_token != model.kv_bytes_per_token:
         raise ValueError(f"profile {hardware.profile} is of model {profile.model.name}, not {model.name}; choose that one with model=")
+    if not profile.curves:  # measured on a device alone, without KV of a real model
+        profile = replace(profile, curves=load_curves(curves))
     return Instance(profile, hardware.kv_tokens, hardware.usd_per_hour)
 
 

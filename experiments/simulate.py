@@ -140,7 +140,8 @@ def write_result(folder: Path, result: SimulationResult, slo: SLO, **facts: Any)
 def inputs(config: SimulateConfig) -> list[Path]:
     """The files that the run reads."""
     trace = [config.workload.path.expanduser()] if isinstance(config.workload, TraceWorkload) else []
-    return [*trace, config.hardware.profile if isinstance(config.hardware, MeasuredHardware) else config.curves]
+    measured = [config.hardware.profile] if isinstance(config.hardware, MeasuredHardware) else []
+    return [*trace, *measured, config.curves]
 
 
 def show(summary: Mapping[str, Any]) -> None:

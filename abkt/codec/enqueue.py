@@ -120,7 +120,7 @@ class Expansion:
             expand_cells[(layers * heads * tiles,)](data, *given, KEY=kind == 0, **constants(self.cells))
 
 
-def captured(enqueue: Callable[[], None]) -> Callable[[], None]:
+def captured(enqueue: Callable[[], object]) -> Callable[[], None]:
     """`enqueue` as a CUDA graph: calling the result replays its launches, on the buffers they had. Needs a GPU."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

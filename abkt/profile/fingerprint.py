@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 
 def fingerprint() -> dict[str, str]:
@@ -17,9 +17,17 @@ def fingerprint() -> dict[str, str]:
         "gpu": gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": version("transformers"),
+        "triton": _version("triton"),
+        "transformers": _version("transformers"),
         "kernel": platform.release().split("-")[0],
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def cpu_name() -> str:
