@@ -217,9 +217,8 @@ def _raw_views(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -
 
 
 def _gather(views: list[torch.Tensor]) -> bytes:
-    if not views:
-        return b""
-    return torch.cat([v.cpu().contiguous().view(torch.uint8).reshape(-1) for v in views]).numpy().tobytes()
+    parts = [v.cpu().contiguous().reshape(-1).view(torch.uint8) for v in views if v.numel()]  # an empty view may have strides of 0
+    return torch.cat(parts).numpy().tobytes() if parts else b""
 
 
 def _padded(data: bytes, size: int) -> bytes:
