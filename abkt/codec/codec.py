@@ -10,15 +10,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from abkt.codec import entropy_form, fast
+from abkt.codec import edges, entropy_form, fast
 from abkt.codec.backend import EXACT, Arrived, Backend, Coded
-from abkt.codec.cells import BITS, Cells, aligned
+from abkt.codec.cells import BITS, Cells
 from abkt.codec.centre import value_centres
+from abkt.codec.header import CODERS, DTYPES, ORDERS, Coder, Header, exact_token_bytes, read_header
 from abkt.codec.oracle import Oracle
-from abkt.codec.order import Bands, curve_of, distortions, slope_bands, uniform_bands, weighted_distortion
-from abkt.codec.stream import CODERS, DTYPES, ORDERS, Coder, Header, Stream, edge_bytes, exact_token_bytes, raw_cell_bytes, read_header
+from abkt.codec.stream import Parts, Stream, assemble, slot_sums
 from abkt.kv.pool import Pool
-from abkt.policy.view import Curve, Order
+from abkt.policy.view import Order
 from abkt.spec import KVLayout
 
 Name = Literal["auto", "oracle", "compiled", "triton"]
@@ -81,24 +81,10 @@ class Codec:
             raise ValueError(f"coder {coder} is unknown; one of {', '.join(CODERS)} is possible")
         cells = self.cells(tokens, depth_bits)
         coded, lengths, statistics = self._coded(pool, cells.coded_table(blocks), cells, coder)
-        left = weighted_distortion(coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells)
-        exact = coded.forms == EXACT
-        sizes = cells.sizes if lengths is None else np.concatenate((np.zeros_like(lengths[:1]), lengths))
-        bands: dict[Order, Bands] = {"slope": slope_bands(sizes, left), "uniform": uniform_bands(sizes, exact)}
-        edges, raw = _edges(pool, blocks, cells, statistics, coder), _raw_cells(pool, blocks, cells, np.flatnonzero(exact))
-
-        def header_of(kind: Order) -> tuple[Header, Curve]:
-            distortion = distortions(bands[kind], left)
-            header = Header(cells, kind, bands[kind], distortion, coded.forms, zlib.crc32(edges), zlib.crc32(raw), coder, lengths)
-            return header, curve_of(bands[kind], cells, exact, header.ends, distortion)
-
-        headers, curves = {}, {}
-        for kind in ORDERS:
-            headers[kind], curves[kind] = header_of(kind)
-        header, body = headers[order], coded.body.numpy()
-        head = memoryview(header.pack() + edges + raw)
-        sums = _checksums(header, body, self.backend_on(pool.data.device))
-        return Stream(header, curves["slope"], curves["uniform"], header.ends, head, sums, body.data)
+        at_edges = edges.edges(pool, blocks, cells, statistics, coder)
+        raw = edges.raw_cells(pool, blocks, cells, np.flatnonzero(coded.forms == EXACT))
+        sums = slot_sums(cells, lengths, coded, self.backend_on(pool.data.device))
+        return assemble(Parts(cells, coder, coded, lengths, at_edges, raw, sums), order, weights)
 
     def expand(self, data: bytes | bytearray | memoryview, pool: Pool, table: Sequence[int]) -> Expanded:
         """Write what a prefix of a stream holds into the blocks `table`, which may lie anywhere in the pool.
@@ -123,10 +109,10 @@ class Codec:
                     wire, offsets, header.sizes, present, header.forms, bytes(wire[start : header.raw_at]), pool.data, coded_blocks, cells
                 )
             else:
-                arrived = Arrived(wire, offsets, present, header.forms, _centres(wire, header, pool.dtype))
+                arrived = Arrived(wire, offsets, present, header.forms, edges.centres_of(wire, header, pool.dtype))
                 backend.expand(arrived, pool.data, coded_blocks, cells)
-        _put_edges(wire, header, pool, blocks)
-        _put_raw_cells(wire, header, pool, blocks)
+        edges.put_edges(wire, header, pool, blocks)
+        edges.put_raw_cells(wire, header, pool, blocks)
         return Expanded(cut, cells.tokens, header.distortion[cut], len(header.exact))
 
     def _coded(self, pool: Pool, blocks: list[int], cells: Cells, coder: Coder) -> tuple[Coded, np.ndarray | None, bytes]:
@@ -136,7 +122,7 @@ class Codec:
             return done.coded, done.lengths, done.statistics
         centres = value_centres(pool.data, blocks, cells)
         coded = self.backend_on(pool.data.device).encode(pool.data, blocks, cells, centres)
-        return coded, None, _gather([torch.tensor(centres).to(pool.dtype)])
+        return coded, None, edges.gather([torch.tensor(centres).to(pool.dtype)])
 
     def _check(self, pool: Pool, table: Sequence[int], tokens: int) -> list[int]:
         if pool.layout.shape[1:] != self.layout.shape[1:] or pool.layout.model.dtype != self.layout.model.dtype:
@@ -173,14 +159,6 @@ def _cut_at(size: int, ends: tuple[int, ...]) -> int:
     raise ValueError(f"stream is cut inside {where}: {size} bytes, and the next cut is at {ends[cut]}")
 
 
-def _checksums(header: Header, body: np.ndarray, backend: Backend) -> memoryview:
-    """The tables of checksums of all sections, each padded to 16 bytes."""
-    at = header.sections
-    found = backend.checksums(body, header.offsets.reshape(-1)[at.order], header.sizes.reshape(-1)[at.order]).astype("<u4")
-    tables = (found[at.of == section].tobytes().ljust(at.table_bytes(section), b"\0") for section in range(len(at.ends)))
-    return memoryview(b"".join(tables))
-
-
 def _verify(header: Header, cut: int, wire: np.ndarray, backend: Backend) -> None:
     view, at, cells = wire.data, header.sections, header.cells
     for name, start, end, expected in (
@@ -198,61 +176,3 @@ def _verify(header: Header, cut: int, wire: np.ndarray, backend: Backend) -> Non
         index, cell = divmod(int(order[wrong[0]]), cells.count)
         part = "metadata" if index == 0 else f"bits {8 - BITS[index - 1] - 1} to {8 - BITS[index]}"
         raise ValueError(f"stream is damaged in {cells.name(cell)}, {part}: the checksum does not match")
-
-
-def _edge_views(pool: Pool, blocks: list[int], cells: Cells) -> list[torch.Tensor]:
-    last = cells.layout.blocks_for(cells.tokens) - 1
-    views = [pool.data[blocks[0], ..., : cells.sink_tokens, :]]
-    return [*views, pool.data[blocks[last], ..., : cells.newest_tokens, :]] if last else views
-
-
-def _raw_views(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -> list[torch.Tensor]:
-    coded = cells.coded_table(blocks)
-    parts = pool.data.shape[-1] // cells.dim
-    views = []
-    for layer, kind, head, tile in (cells.place(int(cell)) for cell in exact):
-        columns = slice(head % parts * cells.dim, (head % parts + 1) * cells.dim)
-        views += [pool.data[block, layer, kind, head // parts, :, columns] for block in coded[cells.tile_blocks(tile)]]
-    return views
-
-
-def _gather(views: list[torch.Tensor]) -> bytes:
-    parts = [v.cpu().contiguous().reshape(-1).view(torch.uint8) for v in views if v.numel()]  # an empty view may have strides of 0
-    return torch.cat(parts).numpy().tobytes() if parts else b""
-
-
-def _padded(data: bytes, size: int) -> bytes:
-    assert size - 16 < len(data) <= size
-    return data.ljust(size, b"\0")
-
-
-def _scatter(wire: np.ndarray, start: int, views: list[torch.Tensor]) -> None:
-    for view in views:
-        part = torch.empty(view.shape, dtype=view.dtype)
-        size = part.numel() * part.element_size()
-        part.view(torch.uint8).numpy().reshape(-1)[:] = wire[start : start + size]
-        view.copy_(part)
-        start += size
-
-
-def _edges(pool: Pool, blocks: list[int], cells: Cells, statistics: bytes, coder: Coder) -> bytes:
-    return _padded(_gather(_edge_views(pool, blocks, cells)) + (statistics if cells.count else b""), edge_bytes(cells, coder))
-
-
-def _centres(wire: np.ndarray, header: Header, dtype: torch.dtype) -> np.ndarray:
-    layers, kinds, heads, _ = header.cells.shape
-    centres = torch.empty(layers if kinds > 1 else 0, heads, header.cells.dim, dtype=dtype)
-    _scatter(wire, header.edges_at + exact_token_bytes(header.cells), [centres])
-    return centres.float().numpy()
-
-
-def _raw_cells(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -> bytes:
-    return _padded(_gather(_raw_views(pool, blocks, cells, exact)), aligned(raw_cell_bytes(cells, exact)))
-
-
-def _put_edges(wire: np.ndarray, header: Header, pool: Pool, blocks: list[int]) -> None:
-    _scatter(wire, header.edges_at, _edge_views(pool, blocks, header.cells))
-
-
-def _put_raw_cells(wire: np.ndarray, header: Header, pool: Pool, blocks: list[int]) -> None:
-    _scatter(wire, header.raw_at, _raw_views(pool, blocks, header.cells, header.exact))

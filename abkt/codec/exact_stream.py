@@ -22,7 +22,7 @@ from abkt.codec import exact_entropy
 from abkt.codec.exact import ALIGNMENT, INTEGER
 from abkt.codec.exact_codec import Exact
 from abkt.codec.exact_wire import DTYPES
-from abkt.codec.stream import CODERS, Coder
+from abkt.codec.header import CODERS, Coder
 from abkt.kv.pool import Pool
 
 MAGIC = b"ABKL"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abkt.codec.codec import Codec
-from abkt.codec.stream import FIXED, read_header
+from abkt.codec.header import FIXED, read_header
 from abkt.kv.pool import Pool
 
 
@@ -200,3 +200,21 @@ def test_a_million_mutated_headers(case):
             continue
         assert header.header_bytes == size
         assert list(header.ends) == sorted(header.ends)
+
+
+@pytest.mark.parametrize("coder", ["fixed", "entropy"])
+def test_a_stream_in_another_order_is_what_encoding_in_that_order_gives(layout_of, filled_pool, table_of, coder):
+    """Weights that come late cost no second encode: every byte is the same, and so is what it decodes to."""
+    layout = layout_of(layers=2, heads=2, dim=16, block_tokens=4, blocks=30)
+    pool, table, codec = filled_pool(layout), table_of(layout, 77), Codec(layout, tile_tokens=12)
+    pool.data[table[3], 0, 1, 1, 2, 5] = float("nan")
+    flat = codec.encode(pool, table, 77, coder=coder)
+    weights = torch.rand(flat.header.cells.shape, generator=torch.Generator().manual_seed(3)) ** 4
+    for order in ("slope", "uniform"):
+        late, early = flat.reordered(weights, order), codec.encode(pool, table, 77, order=order, weights=weights, coder=coder)
+        assert late.curve == early.curve
+        for cut in range(len(early.ends)):
+            assert late.prefix(cut) == early.prefix(cut)
+    assert flat.reordered(weights).prefix(3) != flat.prefix(3)
+    with pytest.raises(ValueError, match="do not fit"):
+        flat.reordered(weights[0])

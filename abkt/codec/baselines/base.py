@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from abkt.codec.stream import DTYPES
+from abkt.codec.header import DTYPES
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout
 
