@@ -12,6 +12,7 @@ import torch
 
 from abkt.codec import edges, entropy_form, fast
 from abkt.codec.backend import EXACT, Arrived, Backend, Coded
+from abkt.codec.calibration import Calibration
 from abkt.codec.cells import BITS, Cells
 from abkt.codec.centre import value_centres
 from abkt.codec.header import CODERS, DTYPES, ORDERS, Coder, Header, exact_token_bytes, read_header
@@ -37,15 +38,26 @@ class Expanded:
 class Codec:
     """layout: of the pools on both sides (they may differ in their number of blocks). backend auto: Triton for a pool on a GPU, else
     compiled code where g++ and head_dim allow it, else the torch oracle. All give the same bytes. rope_theta: the base of the model's
-    rotary embedding, which the entropy form uses to predict K; None costs bytes alone."""
+    rotary embedding, which the entropy form uses to predict K; None costs bytes alone. calibration: says which heads the entropy form
+    codes as differences; without one each sequence decides for itself."""
 
-    def __init__(self, layout: KVLayout, backend: Name = "auto", tile_tokens: int = 128, rope_theta: float | None = None) -> None:
+    def __init__(
+        self,
+        layout: KVLayout,
+        backend: Name = "auto",
+        tile_tokens: int = 128,
+        rope_theta: float | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
         if layout.model.dtype not in DTYPES:
             raise ValueError(f"model {layout.model.name}: KV of {layout.model.dtype} cannot be coded; {', '.join(DTYPES)} can")
         self.layout = layout
         self.tile_tokens = tile_tokens
         self.backend = backend
         self.rope_theta = rope_theta
+        self.calibration = calibration
+        if calibration:
+            calibration.check(layout)
         self._loaded: dict[str, Backend] = {}
         Cells(layout, 1, tile_tokens, 8)  # raises for a tile that is no whole number of blocks
 
@@ -80,11 +92,11 @@ class Codec:
         if coder not in CODERS:
             raise ValueError(f"coder {coder} is unknown; one of {', '.join(CODERS)} is possible")
         cells = self.cells(tokens, depth_bits)
-        coded, lengths, statistics = self._coded(pool, cells.coded_table(blocks), cells, coder)
-        at_edges = edges.edges(pool, blocks, cells, statistics, coder)
+        coded, lengths, levels, statistics = self._coded(pool, cells.coded_table(blocks), cells, coder)
+        at_edges = edges.edges(pool, blocks, cells, statistics, levels)
         raw = edges.raw_cells(pool, blocks, cells, np.flatnonzero(coded.forms == EXACT))
         sums = slot_sums(cells, lengths, coded, self.backend_on(pool.data.device))
-        return assemble(Parts(cells, coder, coded, lengths, at_edges, raw, sums), order, weights)
+        return assemble(Parts(cells, coder, coded, lengths, levels, at_edges, raw, sums), order, weights)
 
     def expand(self, data: bytes | bytearray | memoryview, pool: Pool, table: Sequence[int]) -> Expanded:
         """Write what a prefix of a stream holds into the blocks `table`, which may lie anywhere in the pool.
@@ -104,10 +116,10 @@ class Codec:
             coded_blocks, offsets = cells.coded_table(blocks), header.sections.offsets(header.sizes.shape)
             present = (header.bands.of < cut).sum(0).astype(np.int8)
             if header.coder == "entropy":
-                start = header.edges_at + exact_token_bytes(cells)
-                entropy_form.expand(
-                    wire, offsets, header.sizes, present, header.forms, bytes(wire[start : header.raw_at]), pool.data, coded_blocks, cells
-                )
+                assert header.levels is not None
+                statistics = bytes(wire[header.edges_at + exact_token_bytes(cells) : header.raw_at])
+                of_slots = (wire, offsets, header.sizes, present, header.forms, header.levels, statistics)
+                entropy_form.expand(*of_slots, pool.data, coded_blocks, cells)
             else:
                 arrived = Arrived(wire, offsets, present, header.forms, edges.centres_of(wire, header, pool.dtype))
                 backend.expand(arrived, pool.data, coded_blocks, cells)
@@ -115,14 +127,17 @@ class Codec:
         edges.put_raw_cells(wire, header, pool, blocks)
         return Expanded(cut, cells.tokens, header.distortion[cut], len(header.exact))
 
-    def _coded(self, pool: Pool, blocks: list[int], cells: Cells, coder: Coder) -> tuple[Coded, np.ndarray | None, bytes]:
-        """The cells, the bytes of their passes if the coder decides them, and what the head says of all."""
+    def _coded(
+        self, pool: Pool, blocks: list[int], cells: Cells, coder: Coder
+    ) -> tuple[Coded, np.ndarray | None, np.ndarray | None, bytes]:
+        """The cells, in the entropy form the bytes of their passes and the levels of their strips, and what the head says of all."""
         if coder == "entropy":
-            done = entropy_form.encode(pool.data, blocks, cells, self.rope_theta)
-            return done.coded, done.lengths, done.statistics
+            levels = self.calibration.levels if self.calibration else None
+            done = entropy_form.encode(pool.data, blocks, cells, self.rope_theta, levels)
+            return done.coded, done.lengths, done.levels, done.statistics
         centres = value_centres(pool.data, blocks, cells)
         coded = self.backend_on(pool.data.device).encode(pool.data, blocks, cells, centres)
-        return coded, None, edges.gather([torch.tensor(centres).to(pool.dtype)])
+        return coded, None, None, edges.gather([torch.tensor(centres).to(pool.dtype)])
 
     def _check(self, pool: Pool, table: Sequence[int], tokens: int) -> list[int]:
         if pool.layout.shape[1:] != self.layout.shape[1:] or pool.layout.model.dtype != self.layout.model.dtype:

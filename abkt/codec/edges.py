@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import Cells, aligned
-from abkt.codec.header import Coder, Header, edge_bytes, exact_token_bytes, raw_cell_bytes
+from abkt.codec.header import Header, edge_bytes, exact_token_bytes, raw_cell_bytes
 from abkt.kv.pool import Pool
 
 
-def edges(pool: Pool, blocks: list[int], cells: Cells, statistics: bytes, coder: Coder) -> bytes:
-    """The first block and the newest tokens, then what the head says of all cells."""
-    return _padded(gather(_edge_views(pool, blocks, cells)) + (statistics if cells.count else b""), edge_bytes(cells, coder))
+def edges(pool: Pool, blocks: list[int], cells: Cells, statistics: bytes, levels: np.ndarray | None) -> bytes:
+    """The first block and the newest tokens, then what the head says of all cells. levels: as in Header."""
+    return _padded(gather(_edge_views(pool, blocks, cells)) + (statistics if cells.count else b""), edge_bytes(cells, levels))
 
 
 def raw_cells(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -> bytes:

@@ -13,9 +13,8 @@ centre, and has no bytes.
 Outliers, values that their channel's table does not reach, follow the metadata as they are: their number (16 bits), the place of each in
 the cell (16 bits, or 32 where the cell has more than 65,536 values), and the values in the pool's dtype. They are exact from pass 1 on.
 
-Turning centres. K is turned by its position (RoPE), so what was constant before that is a rotation now. Where a strip says so, its
-centre turns by the same angle: channel c with c + dim / 2, by cosine and sine in 4,096ths, so that their products with a centre
-in half precision are exact. It is a prediction from the position alone, so streams stay embedded. On the probe's K it saves 0.5 bit.
+What a strip is centred on, and whether it is coded as differences of neighbouring tokens, is entropy_stats.py's: then "value", "token" and
+"channel" here mean those of its transform, and an outlier is a coefficient, carried as float32.
 
 A cell falls back (its caller sends it in another form) if a value is not finite, if more than one in 64 is an outlier, or if a pass is
 longer than its room. Arithmetic is exact in float32 up to the difference to the centre and the sum with it, so all paths agree bit by bit.
@@ -30,27 +29,17 @@ import torch
 
 from abkt.codec import rans_fast
 from abkt.codec.cells import WIDTHS
-from abkt.codec.entropy_plan import FINER, FINEST, MANTISSAS, ORIGIN, PASSES, Plan, plan_of
+from abkt.codec.entropy_plan import FINER, FINEST, MANTISSAS, PASSES, Plan
+from abkt.codec.entropy_stats import Stats, around_of
 from abkt.codec.entropy_tables import FAR, GAIN_BIAS, GAINS, HALVES, HEAVY, LEAST, MOST, OVER, POINT, POINTS, QUARTERS, SHARES, SKEW, WIDEST
 from abkt.codec.entropy_wire import head_of, pack_bits, read_head, unpack_bits
 from abkt.codec.quantize import LIMIT
 from abkt.codec.rans import STATE_BYTES
 
 HEAVY_BIT = 16  # of the metadata
-TAMED = 8  # deviations, of a value that counts for its channel's statistics
 OUTLIERS_IN = 64  # values: one of them may be an outlier
 MEASURED_UNTIL = 4  # the channels whose values say the gain are those that have started by this pass
 LARGEST = 1 << 22  # of a magnitude in the finest bins; no table reaches so far
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Of every strip, once a stream. centre: [strips, dim] float32, each a value of the pool's dtype. log_scale: [strips, dim] uint8
-    (entropy_plan.py). turns: [strips] bool, whether the centre turns with the position."""
-
-    centre: np.ndarray
-    log_scale: np.ndarray
-    turns: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,81 +50,6 @@ class Coded:
     slots: list[list[bytes]]
     errors: np.ndarray
     fallback: np.ndarray
-
-
-def turn_of(positions: int, dim: int, theta: float = 10_000.0) -> np.ndarray:
-    """Cosine and sine of RoPE's angles in 4,096ths: [positions, 2, dim // 2] float32. Frequencies are theta**(-2 * i / dim)."""
-    angles = np.arange(positions)[:, None] * theta ** (-2.0 * np.arange(dim // 2) / dim)
-    return np.round(np.stack((np.cos(angles), np.sin(angles)), 1) * 4096).astype(np.float32) / 4096
-
-
-def strip_stats(x: np.ndarray, dtype: torch.dtype, turn: np.ndarray | None = None) -> Stats:
-    """What strips x [strips, tokens, dim] float32 are centred on and how they vary; `turn` [tokens, 2, dim // 2] if K may turn.
-
-    A strip turns where that makes the scales smaller. Values that are not finite or above the codec's limit, and those more than TAMED
-    deviations from their channel's mean, count as that mean: one wild value would widen the steps of all tokens.
-    """
-    y = _tamed(np.where(np.abs(x) < LIMIT[dtype], x, np.nan).astype(np.float64))
-    centre = rounded(y.mean(1).astype(np.float32), dtype)
-    scale = _scale_of(y - centre[:, None], centre)
-    if turn is None:
-        return Stats(centre, scale, np.zeros(len(x), dtype=bool))
-    level = _turned(y, turn * np.array([1.0, -1.0])[:, None]).mean(1)  # as it was before RoPE
-    narrow = torch.bfloat16 if dtype == torch.float32 else dtype  # so that products with an angle are exact
-    turned = rounded(level.astype(np.float32), narrow)
-    turned_scale = _scale_of(y - _turned(turned[:, None], turn), turned)
-    better = turned_scale.sum(1, dtype=np.int64) < scale.sum(1, dtype=np.int64)
-    return Stats(np.where(better[:, None], turned, centre), np.where(better[:, None], turned_scale, scale), better)
-
-
-def _tamed(y: np.ndarray) -> np.ndarray:
-    """y [strips, tokens, dim] float64 with what is wild, or NaN, replaced by its channel's mean. Twice, as one wild value hides another."""
-    for _ in range(2):
-        known = np.isfinite(y)
-        count = np.maximum(1, known.sum(1, keepdims=True))
-        off = y - np.where(known, y, 0.0).sum(1, keepdims=True) / count
-        deviation = np.sqrt(np.where(known, off * off, 0.0).sum(1, keepdims=True) / count)
-        wild = ~known | (np.abs(off) > TAMED * deviation)
-        if not wild.any():
-            return y
-        y = np.where(wild, np.nan, y)
-    known = np.isfinite(y)
-    mean = np.where(known, y, 0.0).sum(1, keepdims=True) / np.maximum(1, known.sum(1, keepdims=True))
-    return np.where(known, y, mean)
-
-
-def _scale_of(off: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Codes of the root mean square over the tokens of off [strips, tokens, dim]; 0 where it is lost in the centre's rounding."""
-    deviation = np.sqrt(np.square(off).mean(1))
-    with np.errstate(divide="ignore"):
-        code = np.clip(np.round(4 * np.log2(deviation)) + ORIGIN, 1, 255)
-    return np.where(deviation > np.abs(centre) * 2.0**-17, code, 0).astype(np.uint8)
-
-
-def _turned(x: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """x [..., tokens or 1, dim] turned by `turn` [..., tokens, 2, dim // 2]."""
-    half = x.shape[-1] // 2
-    cos, sin = turn[..., 0, :], turn[..., 1, :]
-    a, b = x[..., :half], x[..., half:]
-    return np.concatenate((a * cos - b * sin, b * cos + a * sin), -1)
-
-
-def centres_of(stats: Stats, strip: np.ndarray, tokens: int, first: np.ndarray, turn: np.ndarray | None) -> np.ndarray:
-    """What each value is coded around: [cells, tokens, dim] float32. strip, first: [cells], strip and position of the first token.
-
-    Products with a turning centre are exact for float16 and bfloat16 pools, and their difference is rounded once.
-    """
-    still = np.broadcast_to(stats.centre[strip][:, None], (len(strip), tokens, stats.centre.shape[1]))
-    if not stats.turns.any():
-        return still
-    if turn is None:
-        raise ValueError("a strip's centre turns with the position; give turn=turn_of(positions, dim, theta)")
-    angles = turn[first[:, None] + np.arange(tokens)]
-    return np.where(stats.turns[strip][:, None, None], _turned(still, angles), still)
-
-
-def rounded(x: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    return torch.from_numpy(np.ascontiguousarray(x)).to(dtype).float().numpy()
 
 
 def room_of(tokens: int, dim: int) -> int:
@@ -153,13 +67,14 @@ def encode_cells(
     shapes that do not fit.
     """
     cells, tokens, dim = x.shape
-    if stats.centre.shape[1:] != (dim,) or strip.shape != (cells,) or not 1 <= depth <= PASSES:
-        raise ValueError(f"cells {x.shape}, strips {strip.shape}, centres {stats.centre.shape}, depth {depth} of {PASSES} do not fit")
-    plan = plan_of(stats.log_scale)
-    centre = centres_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, turn)
+    if stats.centre.shape[1:] != (dim,) or strip.shape != (cells,) or not 1 <= depth <= PASSES or tokens % (1 << stats.levels):
+        given = f"cells {x.shape}, strips {strip.shape}, centres {stats.centre.shape}, depth {depth} of {PASSES}"
+        raise ValueError(f"{given}, {stats.levels} levels do not fit")
+    plan, room = stats.plan, room_of(tokens >> stats.levels, dim << stats.levels)
+    around = around_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, turn)
     fallback = ~(np.abs(x) < LIMIT[dtype]).all((1, 2))
-    tame = np.where(fallback[:, None, None], centre, x).astype(np.float32)
-    off = tame - centre
+    tame = np.where(fallback[:, None, None], around.centre, x).astype(np.float32)
+    off = around.coefficients(tame)
     finest = plan.step * np.float32(2.0**-FINEST)
     magnitude = np.minimum(np.abs(off) * (1 / finest)[strip][:, None], LARGEST).astype(np.int32)
     negative = off < 0
@@ -169,17 +84,19 @@ def encode_cells(
     outlier = _out_of_reach(magnitude, plan, strip, meta, depth)
     fallback |= outlier.sum((1, 2)) > min(tokens * dim // OUTLIERS_IN, 65_535)
     magnitude[outlier], negative[outlier] = 0, False
-    heads = [head_of(m, o, v, dtype) for m, o, v in zip(meta.tolist(), outlier, tame, strict=True)]
+    listed, carried = (off, torch.float32) if stats.levels else (tame, dtype)
+    heads = [head_of(m, o, v, carried) for m, o, v in zip(meta.tolist(), outlier, listed, strict=True)]
     for s in np.unique(strip):
         here = np.flatnonzero((strip == s) & ~fallback)
         for p in range(1, depth + 1) if here.size else ():
             for cell, data in zip(here, _encode_pass(magnitude[here], negative[here], meta[here], plan, s, p), strict=True):
                 slots[p - 1][cell] = heads[cell] + data if p == 1 else data
     for p in range(depth):
-        fallback |= np.array([len(d) > room_of(tokens, dim) for d in slots[p]])
+        fallback |= np.array([len(d) > room for d in slots[p]])
     for p in range(depth + 1):
-        guess = rounded(reconstruct(magnitude, negative, meta, plan, strip, np.full(cells, p)) + centre, dtype)
-        guess = np.where(outlier & (p > 0), tame, guess)
+        guess = reconstruct(magnitude, negative, meta, plan, strip, np.full(cells, p))
+        guess = around.values(np.where(outlier & (p > 0), off, guess) if stats.levels else guess, dtype)
+        guess = guess if stats.levels else np.where(outlier & (p > 0), tame, guess)
         errors[p] = np.square(tame.astype(np.float64) - guess).sum((1, 2))
     errors[:, fallback] = errors[0, fallback]
     return Coded([[b"" if fell else d for d, fell in zip(row, fallback, strict=True)] for row in slots], errors, fallback)
@@ -195,14 +112,14 @@ def decode_cells(
     """
     cells, dim = len(strip), stats.centre.shape[1]
     have = np.full(cells, len(slots)) if have is None else have
-    plan = plan_of(stats.log_scale)
-    centre = centres_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, turn)
-    magnitude = np.zeros((cells, tokens, dim), dtype=np.int32)
-    negative = np.zeros((cells, tokens, dim), dtype=bool)
+    plan = stats.plan
+    around = around_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, turn)
+    magnitude = np.zeros((cells, tokens >> stats.levels, dim << stats.levels), dtype=np.int32)
+    negative = np.zeros(magnitude.shape, dtype=bool)
     meta = np.full(cells, GAIN_BIAS, dtype=np.uint8)
     bodies, outliers = list(slots[0]) if slots else [], {}
     for cell in np.flatnonzero(have > 0).tolist():
-        meta[cell], outliers[cell], bodies[cell] = read_head(slots[0][cell], cell, tokens * dim, dtype)
+        meta[cell], outliers[cell], bodies[cell] = read_head(slots[0][cell], cell, tokens * dim, torch.float32 if stats.levels else dtype)
     for s in np.unique(strip):
         for p in range(1, len(slots) + 1):
             here = np.flatnonzero((strip == s) & (have >= p))
@@ -212,10 +129,11 @@ def decode_cells(
             a, b = _decode_pass(data, magnitude[here], meta[here], plan, s, p)
             magnitude[here] |= a
             negative[here] |= b
-    out = rounded(reconstruct(magnitude, negative, meta, plan, strip, have) + centre, dtype)
+    coefficients = reconstruct(magnitude, negative, meta, plan, strip, have)
+    out = coefficients if stats.levels else around.values(coefficients, dtype)
     for cell, (places, values) in outliers.items():
         out[cell].reshape(-1)[places] = values
-    return out
+    return around.values(out, dtype) if stats.levels else out
 
 
 def metadata_of(magnitude: np.ndarray, plan: Plan, strip: np.ndarray) -> np.ndarray:

@@ -35,6 +35,8 @@ def read_head(slot: bytes, cell: int, size: int, dtype: torch.dtype) -> tuple[in
     if not count or places.max() >= size:
         raise ValueError(f"cell {cell}: an outlier is beyond the cell's {size} values; its bytes are damaged")
     values = torch.frombuffer(bytearray(slot[3 + count * place.itemsize : end]), dtype=dtype).float().numpy()
+    if not np.isfinite(values).all():
+        raise ValueError(f"cell {cell}: an outlier is not finite; its bytes are damaged")
     return slot[0] & ~OUTLIER_BIT, (places, values), slot[end:]
 
 

@@ -1,7 +1,8 @@
 """The container: a self-describing stream that can be cut after any band.
 
     header     fixed fields | distortion of each cut, float32 | form of each cell, uint8 | band of each pass of each cell, uint8
-               | in the entropy form, bytes of each pass of each cell, uint16, or uint32 for cells above 64 KiB | CRC-32 of the header
+               | in the entropy form, bytes of each pass of each cell, uint16, or uint32 for cells above 64 KiB, and the levels of
+               differences of each strip, uint8 | CRC-32 of the header
     edges      the first block, then the newest tokens: [layer, kind, kv_head, token, head_dim] each, in the pool's dtype;
                then, if there are cells, the centres of V's channels, [layer, kv_head, head_dim], in the pool's dtype,
                or the statistics of the entropy form (entropy_form.py)
@@ -26,7 +27,7 @@ import numpy as np
 from abkt.codec.backend import EXACT
 from abkt.codec.cells import PASSES, Cells, aligned
 from abkt.codec.entropy import room_of
-from abkt.codec.entropy_form import statistic_bytes
+from abkt.codec.entropy_form import most_levels, statistic_bytes
 from abkt.codec.order import MAX_BANDS, NEVER, Bands
 from abkt.codec.quantize import CLASSES
 from abkt.codec.sections import Sections, sections
@@ -34,7 +35,7 @@ from abkt.policy.view import Order
 from abkt.spec import DTYPE_BYTES, KVLayout
 
 MAGIC = b"ABKT"
-VERSION = 3
+VERSION = 4
 ORDERS: tuple[Order, ...] = ("uniform", "slope")
 Coder = Literal["fixed", "entropy"]
 CODERS: tuple[Coder, ...] = ("fixed", "entropy")
@@ -46,7 +47,8 @@ FIXED = struct.Struct("<4sHBBBxIIIHHHHHBBII")
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a stream says of itself. forms: [cells] uint8, the class of each cell's variance (0 in the entropy form), or EXACT. lengths:
-    [passes, cells] int64, bytes of each pass in the entropy form. sizes, offsets: [passes + 1, cells], of each slot in the body."""
+    [passes, cells] int64, bytes of each pass, and levels: [strips] uint8, of differences, in the entropy form. sizes, offsets:
+    [passes + 1, cells], of each slot in the body."""
 
     cells: Cells
     order: Order
@@ -57,6 +59,7 @@ class Header:
     raw_crc: int
     coder: Coder = "fixed"
     lengths: np.ndarray | None = None
+    levels: np.ndarray | None = None
     sizes: np.ndarray = field(init=False, repr=False)
     offsets: np.ndarray = field(init=False, repr=False)
     sections: Sections = field(init=False, repr=False)
@@ -80,7 +83,7 @@ class Header:
 
     @property
     def raw_at(self) -> int:
-        return self.edges_at + edge_bytes(self.cells, self.coder)
+        return self.edges_at + edge_bytes(self.cells, self.levels)
 
     @property
     def head_bytes(self) -> int:
@@ -107,13 +110,19 @@ class Header:
         parts = [fixed, np.array(self.distortion, dtype="<f4").tobytes(), self.forms.tobytes(), self.bands.of.tobytes()]
         if self.lengths is not None:
             parts.append(self.lengths.astype(_length_dtype(cells)).tobytes())
+        if self.levels is not None:
+            parts.append(self.levels.tobytes())
         body = b"".join(parts).ljust(self.header_bytes - 4, b"\0")
         return body + struct.pack("<I", zlib.crc32(body))
 
 
 def header_bytes(cells: Cells, bands: int, coder: Coder) -> int:
-    lengths = cells.count * cells.passes * np.dtype(_length_dtype(cells)).itemsize if coder == "entropy" else 0
-    return aligned(FIXED.size + 4 * (bands + 1) + cells.count * (cells.passes + 1) + lengths + 4)
+    entropy = cells.count * cells.passes * np.dtype(_length_dtype(cells)).itemsize + _strips(cells) if coder == "entropy" else 0
+    return aligned(FIXED.size + 4 * (bands + 1) + cells.count * (cells.passes + 1) + entropy + 4)
+
+
+def _strips(cells: Cells) -> int:
+    return int(np.prod(cells.shape[:3]))
 
 
 def _length_dtype(cells: Cells) -> str:
@@ -124,12 +133,13 @@ def exact_token_bytes(cells: Cells) -> int:
     return (cells.sink_tokens + cells.newest_tokens) * cells.layout.model.kv_bytes_per_token
 
 
-def edge_bytes(cells: Cells, coder: Coder) -> int:
+def edge_bytes(cells: Cells, levels: np.ndarray | None) -> int:
+    """levels: as in Header, so None where the coder is fixed."""
     model = cells.layout.model
     has_centres = cells.count and cells.shape[1] > 1
     statistics = model.kv_bytes_per_token // 2 if has_centres else 0  # one vector the size of a token's V
-    if coder == "entropy":
-        statistics = statistic_bytes(cells, DTYPE_BYTES[model.dtype])
+    if levels is not None:
+        statistics = statistic_bytes(cells, DTYPE_BYTES[model.dtype], levels)
     return aligned(exact_token_bytes(cells) + statistics)
 
 
@@ -183,4 +193,7 @@ def read_header(data: memoryview, layout: KVLayout) -> Header:
     lengths = take(_length_dtype(cells), cells.passes, cells.count).astype(np.int64) if CODERS[coder] == "entropy" else None
     if lengths is not None and (lengths[:, forms == EXACT].any() or (lengths > room_of(tile, cells.dim)).any()):
         raise ValueError("stream header is not valid: a pass is longer than a cell's could be")
-    return Header(cells, ORDERS[order], Bands(of, bands), distortion, forms, edges_crc, raw_crc, CODERS[coder], lengths)
+    levels = take("u1", _strips(cells)) if CODERS[coder] == "entropy" else None
+    if levels is not None and levels.size and levels.max() > most_levels(cells):
+        raise ValueError(f"stream header is not valid: {levels.max()} levels of differences; these tiles have {most_levels(cells)} at most")
+    return Header(cells, ORDERS[order], Bands(of, bands), distortion, forms, edges_crc, raw_crc, CODERS[coder], lengths, levels)

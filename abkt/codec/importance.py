@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from abkt.codec.calibration import Calibration
 from abkt.codec.cells import Cells
 from abkt.kv.pool import Pool
 
@@ -74,10 +75,12 @@ class Importance:
         """query: [heads, tokens, head_dim] of a whole prompt, or of a later chunk of one: the last call stands."""
         self.queries[layer] = query[:, -self.window :], scale
 
-    def weights(self, pool: Pool, table: Sequence[int], cells: Cells, gamma: float = 1.0) -> torch.Tensor:
-        """What `Codec.encode` takes: cells.shape, float32, mean 1. gamma: 0 is flat, 1 is all that was seen.
+    def weights(self, pool: Pool, table: Sequence[int], cells: Cells, calibration: Calibration | None = None) -> torch.Tensor:
+        """What `Codec.encode` takes: cells.shape, float32, mean 1. calibration: how far to trust what was seen, and what each head is worth
+        beside; without one it is trusted fully, and heads are worth the same.
 
-        Relative to the deviation of each (layer, kind), as the codec measures distortion. Raises ValueError if a layer was not observed.
+        Relative to the deviation of each (layer, kind), as the codec measures distortion. Raises ValueError if a layer was not observed,
+        or if the calibration is of another model.
         """
         layers, kinds, heads, tiles = cells.shape
         missing = [layer for layer in range(layers) if layer not in self.queries]
@@ -94,6 +97,9 @@ class Importance:
         first, ends = cells.layout.block_tokens, np.cumsum(cells.tile_lengths)
         spans = zip(first + ends - cells.tile_lengths, first + ends)
         cell = torch.stack([torch.stack(found)[..., start:stop].mean(-1) for start, stop in spans], -1)
-        relative = cell.repeat_interleave(heads // cell.shape[2], 2) / cell.mean().clamp_min(1e-30)
-        mixed = relative.nan_to_num(1.0, 1.0, 1.0).clamp_min(FLOOR) ** gamma
-        return mixed / mixed.mean()
+        relative = (cell / cell.mean().clamp_min(1e-30)).nan_to_num(1.0, 1.0, 1.0).clamp_min(FLOOR)
+        if calibration is not None:
+            calibration.check(cells.layout)
+            relative = relative**calibration.gamma * torch.from_numpy(calibration.sensitivity).to(relative)[..., None]
+        weights = relative.repeat_interleave(heads // cell.shape[2], 2)
+        return weights / weights.mean()

@@ -23,13 +23,14 @@ from abkt.policy.view import Curve, Order
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What every order of a stream shares. lengths: [passes, cells] bytes of each pass in the entropy form. edges, raw: what follows the
-    header. sums: [passes + 1, cells] uint32, the CRC-32 of each slot, 0 where a cell is exact."""
+    """What every order of a stream shares. lengths, levels: as in Header. edges, raw: what follows the header. sums: [passes + 1, cells]
+    uint32, the CRC-32 of each slot, 0 where a cell is exact."""
 
     cells: Cells
     coder: Coder
     coded: Coded
     lengths: np.ndarray | None
+    levels: np.ndarray | None
     edges: bytes
     raw: bytes
     sums: np.ndarray
@@ -139,7 +140,7 @@ def assemble(parts: Parts, order: Order, weights: torch.Tensor | None) -> Stream
     for kind in ORDERS:
         distortion = distortions(bands[kind], left)
         crcs = zlib.crc32(parts.edges), zlib.crc32(parts.raw)
-        headers[kind] = Header(cells, kind, bands[kind], distortion, coded.forms, *crcs, parts.coder, parts.lengths)
+        headers[kind] = Header(cells, kind, bands[kind], distortion, coded.forms, *crcs, parts.coder, parts.lengths, parts.levels)
         curves[kind] = curve_of(bands[kind], cells, exact, headers[kind].ends, distortion)
     header = headers[order]
     head = memoryview(header.pack() + parts.edges + parts.raw)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abkt.codec import entropy_tables as tables
-from abkt.codec.entropy import Coded, Stats, centres_of, decode_cells, encode_cells, rounded, strip_stats, turn_of
+from abkt.codec.entropy import Coded, decode_cells, encode_cells
 from abkt.codec.entropy_plan import FINER, NEVER, PASSES, START_AT, plan_of
+from abkt.codec.entropy_stats import Stats, around_of, rounded, strip_stats, turn_of
 
 BF16 = torch.bfloat16
 
@@ -147,7 +148,7 @@ def test_a_turning_centre_is_worth_what_it_removes() -> None:
     turn = turn_of(tokens + 16, dim)
     still = rng.standard_normal(dim) * 4
     level = Stats(rounded(still[None].astype(np.float32), BF16), np.zeros((1, dim), dtype=np.uint8), np.array([True]))
-    around = centres_of(level, np.zeros(1, dtype=np.int64), tokens, np.array([16]), turn)
+    around = around_of(level, np.zeros(1, dtype=np.int64), tokens, np.array([16]), turn).centre
     # By hand, token 2 of the tile, pair 1: position 18 at frequency 10000 ** (-2 / 64).
     angle = 18 * 10_000 ** (-2 / 64)
     a, b = level.centre[0, 1], level.centre[0, 33]

@@ -1,8 +1,10 @@
 """Importance against what it claims: how far errors of K and V move the attention output, by moving them."""
 
+import numpy as np
 import pytest
 import torch
 
+from abkt.codec.calibration import Calibration
 from abkt.codec.cells import Cells
 from abkt.codec.codec import Codec
 from abkt.codec.importance import Importance, weights_of
@@ -81,11 +83,28 @@ def test_gamma_goes_from_flat_to_full(layout_of, table_of):
     table = table_of(layout, 200)
     pool, importance = needle(layout, table, 200, at=70)
     cells = Cells(layout, 200, 32, 8)
-    flat, half, full = (importance.weights(pool, table, cells, gamma) for gamma in (0.0, 0.5, 1.0))
+    even, none = np.ones((2, 2, 2)), np.zeros((2, 2, 2), dtype=np.uint8)
+    calibrated = (Calibration("m", gamma, even, none) for gamma in (0.0, 0.5, 1.0))
+    flat, half, full = (importance.weights(pool, table, cells, calibration) for calibration in calibrated)
     assert torch.equal(flat, torch.ones(cells.shape))
     assert torch.equal(half.flatten().argsort(stable=True), full.flatten().argsort(stable=True))
     assert half.max() < full.max()
     assert full.min() > 0
+
+
+def test_a_head_is_worth_what_the_calibration_says(layout_of, table_of):
+    layout = layout_of(dim=16)
+    table = table_of(layout, 200)
+    pool, importance = needle(layout, table, 200, at=70)
+    cells = Cells(layout, 200, 32, 8)
+    sensitivity = np.arange(1.0, 9).reshape(2, 2, 2)
+    plain = importance.weights(pool, table, cells)
+    weighed = importance.weights(pool, table, cells, Calibration("m", 1.0, sensitivity, np.zeros((2, 2, 2), dtype=np.uint8)))
+    ratio = (weighed / plain).flatten(3)
+    assert torch.allclose(ratio / ratio[0, 0, 0, 0], torch.from_numpy(sensitivity).float()[..., None].expand_as(ratio), rtol=1e-4)
+    other = Calibration("other", 1.0, np.ones((3, 2, 2)), np.zeros((3, 2, 2), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"\(3, 2, 2\); the pool has \(2, 2, 2\)"):
+        importance.weights(pool, table, cells, other)
 
 
 def test_parts_of_a_head_share_its_weight(layout_of, table_of):

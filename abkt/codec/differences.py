@@ -1,0 +1,83 @@
+"""Differential coding along tokens that stays embedded: an orthonormal Haar transform over 2, 4 or 8 neighbouring tokens.
+
+To code a token against its neighbour, as CacheGen does (SIGCOMM'24, section 5.2), both ends need the neighbour as it was decoded, and in an
+embedded stream that depends on the cut. A transform does not: neighbours a, b become (a + b) / sqrt(2) and (a - b) / sqrt(2), the sums
+again with each other at the next level, and what KV has in common with its neighbours ends in few coefficients with a scale of their own.
+Squared error is what it is without, so slopes stay true. Of tokens with a correlation of r between neighbours one level saves
+-log2(1 - r**2) / 4 bits a value, and all levels at most twice that. Lifting in two steps is JPEG 2000's way to the same end.
+
+Keys are turned by their position (RoPE), which hides what neighbours have in common; it is undone before, where the base is known.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+MOST_LEVELS = 3
+WORTH_BITS = 0.02  # a value: what a level has to save, so that noise in the statistics does not choose it
+ROOT_HALF = np.float32(0.5**0.5)
+
+
+def forward(x: np.ndarray, levels: int) -> np.ndarray:
+    """x [..., tokens, channels] as [..., tokens >> levels, channels << levels]: the sums, then the differences from coarse to fine.
+
+    tokens: a multiple of 2**levels. Each result is one addition and one multiplication, so float32 is the same on every machine.
+    """
+    if not levels:
+        return x
+    a, b = x[..., 0::2, :], x[..., 1::2, :]
+    root = x.dtype.type(ROOT_HALF)
+    fine = (a - b) * root
+    coarse = forward((a + b) * root, levels - 1)
+    return np.concatenate((coarse, fine.reshape(*coarse.shape[:-1], -1)), -1)
+
+
+def inverse(y: np.ndarray, levels: int) -> np.ndarray:
+    """The inverse of `forward`, to float32's rounding: [..., tokens, channels]."""
+    if not levels:
+        return y
+    half = y.shape[-1] // 2
+    coarse = inverse(y[..., :half], levels - 1)
+    fine, root = y[..., half:].reshape(coarse.shape), y.dtype.type(ROOT_HALF)
+    pairs = np.stack(((coarse + fine) * root, (coarse - fine) * root), -2)
+    return pairs.reshape(*y.shape[:-2], -1, coarse.shape[-1])
+
+
+def per_coefficient(of_bands: np.ndarray, levels: int) -> np.ndarray:
+    """What is said once a band, [strips, (levels + 1) * channels], for each channel of `forward`: [strips, channels << levels]."""
+    bands = np.split(of_bands, levels + 1, axis=1)
+    return np.concatenate([bands[0], *(np.tile(band, 1 << i) for i, band in enumerate(bands[1:]))], 1)
+
+
+def bands_of(y: np.ndarray, levels: int) -> list[np.ndarray]:
+    """The coefficients of each band of forward(x, levels), as [..., n, channels]: sums, then differences from coarse to fine."""
+    channels = y.shape[-1] >> levels
+    edges = [0, *(channels << i for i in range(levels + 1))]
+    return [y[..., start:stop].reshape(*y.shape[:-2], -1, channels) for start, stop in pairwise(edges)]
+
+
+def best_levels(x: np.ndarray, most: int) -> np.ndarray:
+    """How many levels of strips x [strips, tokens, channels] save bits, by the deviations of their bands: [strips] uint8, at most `most`.
+
+    Each level costs a byte a channel for its scales, and must save WORTH_BITS a value on top.
+    """
+    tokens = x.shape[1]
+    chosen = np.zeros(len(x), dtype=np.uint8)
+    least = _log_deviation(x, 0)
+    for levels in range(1, most + 1):
+        whole = x[:, : tokens >> levels << levels]
+        if not whole.shape[1]:
+            break
+        bits = _log_deviation(whole, levels) + levels * (WORTH_BITS + 8 / tokens)
+        better = bits < least
+        chosen[better], least[better] = levels, bits[better]
+    return chosen
+
+
+def _log_deviation(x: np.ndarray, levels: int) -> np.ndarray:
+    """Mean over values of log2 of their band's and channel's deviation: [strips]."""
+    bands = bands_of(forward(x, levels), levels)
+    logs = [np.log2(np.maximum(np.sqrt(np.square(band).mean(1)), 1e-30)).mean(1) * band.shape[1] for band in bands]
+    return np.sum(logs, axis=0) / x.shape[1]
