@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abkt.codec.codec import Codec
-from abkt.codec.header import FIXED, read_header
+from abkt.codec.header import FIXED, VERSION, read_header
 from abkt.kv.pool import Pool
 
 
@@ -98,7 +98,7 @@ def test_a_header_that_lies_is_refused(case):
         return lambda head: struct.pack_into(form, head, offset, value)
 
     for change, message in (
-        (field(4, "<H", 4), "version 4; this codec reads version 3"),
+        (field(4, "<H", VERSION + 1), f"version {VERSION + 1}; this codec reads version {VERSION}"),
         (field(6, "<B", 5), "depth of 5 bits"),
         (field(7, "<B", 9), "order 9"),
         (field(8, "<B", 2), "coder 2"),
