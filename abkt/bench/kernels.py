@@ -1,8 +1,9 @@
 """The codec's kernels against a plain copy of the same bytes in the same run, after a check of their values against the oracle.
 
-Rows: `copy`, `encode`, `expand` (ns/token, and as `…_gbps` GB/s of raw KV) for each length, block size and depth; `order` and `stream`,
-what ordering costs and what `Codec.encode` takes as a whole; and the summary rows `encode_4bit_over_copy`, `decode_4bit_over_copy` at
-the smallest length of at least 16 MiB. On a CPU everything runs in one thread.
+Rows: `encode`, `expand` (ns/token, and as `…_gbps` GB/s of raw KV) for each length, block size and depth, beside the copy's; `order` and
+`stream`, what ordering costs and what `Codec.encode` takes as a whole; `gather`, `scatter` of raw blocks for each length and block size;
+and the summary rows `encode_4bit_over_copy`, `decode_4bit_over_copy` at the smallest length of at least 16 MiB. On a CPU everything runs
+in one thread.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 import numpy as np
 import torch
 
+from abkt.bench import copies
 from abkt.bench.arguments import Arguments
 from abkt.bench.rows import Row
 from abkt.bench.timing import medians
@@ -84,6 +86,7 @@ def rows(arguments: Arguments) -> Iterator[Row]:
                 continue  # nothing lies between the edges
             case = Case(arguments, tokens, block_tokens)
             taken = yield from measured(case, arguments, f"{tokens}x{block_tokens}", device)
+            yield from copies.rows(case.pool, case.other, case.table, f"{tokens}x{block_tokens}", arguments.repeats)
             if summary is None and case.raw_bytes >= SUMMARY_BYTES and SUMMARY_DEPTH in arguments.depths:
                 summary = taken
         if summary:
@@ -96,6 +99,7 @@ def rows(arguments: Arguments) -> Iterator[Row]:
 def check(arguments: Arguments) -> int:
     """Cells of a short sequence that the device codes and expands to the oracle's bytes, at every depth: all, or ValueError."""
     case, oracle, count = Case(arguments, 77 + 2 * arguments.blocks[0], arguments.blocks[0]), Oracle(), 0
+    copies.check(case.pool, case.table)
     for depth in arguments.depths:
         cells = case.cells(depth)
         ours, theirs = case.encode(cells), case.encode(cells, oracle)

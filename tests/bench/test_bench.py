@@ -28,8 +28,14 @@ def test_rows_stand_for_what_was_asked(tmp_path, capsys):
                 assert row["unit"] == "ns/token"
                 assert row["value"] > 0
                 assert row["yardstick"] > 0
+    for verb in ("gather", "scatter"):
+        for case in ("80x16", "200x16", "200x32"):
+            assert rows[f"{verb}/{case}"]["unit"] == "ns/token"
+            assert min(rows[f"{verb}/{case}"][key] for key in ("value", "yardstick")) > 0
+            assert rows[f"{verb}_gbps/{case}"]["unit"] == "GB/s of raw KV"
     raw_bytes_per_token = 2 * 2 * 32 * 2
     assert rows["encode_4bit_gbps/200x16"]["value"] == pytest.approx(raw_bytes_per_token / rows["encode_4bit/200x16"]["value"])
+    assert rows["gather_gbps/200x32"]["value"] == pytest.approx(raw_bytes_per_token / rows["gather/200x32"]["value"])
     assert "encode_4bit_over_copy" not in rows, "no case of 16 MiB"
     assert written["facts"]["shape"] == "1 layers, 2 KV heads of 32, bfloat16"
     assert "200x16" in capsys.readouterr().out
@@ -45,6 +51,17 @@ def test_a_wrong_kernel_fails(monkeypatch):
     monkeypatch.setattr("abkt.codec.codec.Codec.backend_on", lambda self, device: Wrong())
     with pytest.raises(ValueError, match="depth 2 differ from the oracle's"):
         next(kernels.rows(arguments.parse(SMALL)))
+
+
+def test_a_wrong_gather_or_scatter_fails(monkeypatch):
+    for verb, wrong in (
+        ("gather", lambda pool, table, out: out.copy_(pool.data[table[::-1]])),
+        ("scatter", lambda staged, pool, table: pool.data.__setitem__(slice(len(table)), staged)),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"abkt.kv.copy.{verb}", wrong)
+            with pytest.raises(ValueError, match=f"{verb} of 7 blocks on cpu"):
+                next(kernels.rows(arguments.parse(SMALL)))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,7 @@ python triton_check.py compile DEPTH DIM 80 90   ahead of time for these archite
 
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens, dtype
@@ -102,6 +99,7 @@ def check_buffers_used_again() -> None:
 
 
 def check_compile(depth: int, dim: int, architectures: list[int]) -> None:
+    import sass
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -129,33 +127,13 @@ def check_compile(depth: int, dim: int, architectures: list[int]) -> None:
                 attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in pointers}
                 source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
                 binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["cubin"]
-                usage, code = disassembled(triton, binary)
-                report.append(
-                    {
-                        "kernel": f"{kernel.fn.__name__} sm_{architecture} {'K' if key else 'V'}",
-                        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
-                        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
-                        "local": len(re.findall(r"\b(?:LDL|STL)\b", code)),
-                        "wide_loads": len(re.findall(r"\bLDG\.E\.128\b", code)),
-                        "wide_stores": len(re.findall(r"\bSTG\.E\.128\b", code)),
-                    }
-                )
+                row = {"kernel": f"{kernel.fn.__name__} sm_{architecture} {'K' if key else 'V'}"}
+                report.append(row | sass.counts(triton, binary))
     print(json.dumps(report))
 
 
-def disassembled(triton, binary: bytes) -> tuple[str, str]:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        usage, code = (
-            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout for flag in ("-res-usage", "-sass")
-        )
-    return usage, code
-
-
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     os.environ["TRITON_INTERPRET"] = "1" if sys.argv[1] == "values" else "0"
     if sys.argv[1] == "values":
         check_values()

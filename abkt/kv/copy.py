@@ -1,0 +1,180 @@
+"""Raw KV of a pool, whole blocks: gathered into a staging buffer, scattered from one, or copied from pool to pool; one launch each.
+
+Memory is words here, whatever the dtype, so every bit pattern survives. Any pool is [block, piece, bytes] with strides of its own, a piece
+for each layer and kind in the order of a block, so a layer-major pool feeds a block-contiguous one, and the other way round; where both
+sides hold a block in one, it is one piece. On a GPU the kernel of copy_kernels.py moves them; `move` is the same in torch, for pools on a
+CPU and as what the kernel is compared to. A GroupedPool is copied part by part. Source: FlowKV (arXiv 2504.03775), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import gcd
+
+import torch
+
+from abkt.kv.layer_major import LayerMajorPool
+from abkt.kv.pool import Pool, check_table
+from abkt.kv.runs import Run, aligned_runs
+
+WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+LONG_RUN = 8  # blocks; from this mean length a call a run is as fast as one indexed copy, and needs no second buffer
+
+
+def gather(pool: Pool | LayerMajorPool, table: Sequence[int], out: torch.Tensor) -> None:
+    """Blocks of a table, in its order, each [layer, kind, kv_head, token, head_dim], into `out`: contiguous, uint8 or of the pool's dtype,
+    on the pool's device, as many bytes as the blocks.
+
+    Raises ValueError, and writes nothing, if `out` is not so, and for a table with a foreign block or one named twice.
+    """
+    enqueue_gather(pool, table_on(by_piece(pool).device, check_table(pool.layout, table, 0)), out)
+
+
+def scatter(staged: torch.Tensor, pool: Pool | LayerMajorPool, table: Sequence[int]) -> None:
+    """The inverse of gather: `staged`, as `out` there, into the blocks of a table. Raises ValueError as gather does."""
+    enqueue_scatter(staged, pool, table_on(by_piece(pool).device, check_table(pool.layout, table, 0)))
+
+
+def copy_runs(source: Pool | LayerMajorPool, destination: Pool | LayerMajorPool, runs: Sequence[Run]) -> None:
+    """All runs from one pool straight into another of the same layout, which may be on another GPU or another process's, mapped here.
+
+    Raises ValueError, and writes nothing, if the pools do not fit each other, if a run is empty or has a block that its pool has not, and
+    if a block is named twice on a side, or on both sides of one pool.
+    """
+    empty = next((run for run in runs if run.blocks < 1), None)
+    if empty is not None:
+        raise ValueError(f"{empty}: a run has at least 1 block")
+    sent = check_table(source.layout, [run.source + i for run in runs for i in range(run.blocks)], 0)
+    received = check_table(destination.layout, [run.destination + i for run in runs for i in range(run.blocks)], 0)
+    memory, both = (by_piece(source), by_piece(destination)), set(sent) & set(received)
+    if both and memory[0].data_ptr() == memory[1].data_ptr():
+        raise ValueError(f"block {min(both)} is read and written in one copy within a pool; its runs have no order")
+    enqueue_copy(source, destination, *(table_on(memory[0].device, table) for table in (sent, received)))
+
+
+def enqueue_gather(pool: Pool | LayerMajorPool, blocks: torch.Tensor, out: torch.Tensor) -> None:
+    """gather by a table that is on the pool's device, int64 [blocks]: one launch that a CUDA graph can hold. Nothing waits, so what a table
+    on a GPU names is the caller's to check; on a CPU it is checked here."""
+    memory = by_piece(pool)
+    _check_blocks(blocks, pool, pool.data.device)
+    staged = _staged(out, pool, len(blocks))
+    if len(blocks):
+        mover_on(pool.data.device)(memory, staged, blocks, None)
+
+
+def enqueue_scatter(staged: torch.Tensor, pool: Pool | LayerMajorPool, blocks: torch.Tensor) -> None:
+    """scatter by a table on the pool's device, as in enqueue_gather."""
+    memory = by_piece(pool)
+    _check_blocks(blocks, pool, pool.data.device)
+    given = _staged(staged, pool, len(blocks))
+    if len(blocks):
+        mover_on(pool.data.device)(given, memory, None, blocks)
+
+
+def enqueue_copy(
+    source: Pool | LayerMajorPool, destination: Pool | LayerMajorPool, source_blocks: torch.Tensor, destination_blocks: torch.Tensor
+) -> None:
+    """copy_runs by tables of one length on the source's device, as in enqueue_gather: block source_blocks[i] to destination_blocks[i].
+
+    Between two GPUs it is enqueued on the source's, in the order of both current streams, as Tensor.copy_ is.
+    """
+    for blocks, pool in ((source_blocks, source), (destination_blocks, destination)):
+        _check_blocks(blocks, pool, source.data.device)
+    sides = [(pool.layout.shape[1:], pool.dtype, pool.data.device.type) for pool in (source, destination)]
+    if sides[0] != sides[1] or len(source_blocks) != len(destination_blocks):
+        raise ValueError(
+            f"{len(source_blocks)} blocks of {_named(source)} cannot go to {len(destination_blocks)} of {_named(destination)}; "
+            "blocks of one shape and dtype, as many of them, and two CPU or two GPU pools are needed"
+        )
+    memory = by_piece(source), by_piece(destination)
+    if len(source_blocks):
+        mover_on(source.data.device)(*memory, source_blocks, destination_blocks)
+
+
+def by_piece(pool: Pool | LayerMajorPool) -> torch.Tensor:
+    """The memory of a pool, uint8 [blocks, layers * kinds, bytes]: a view. Raises ValueError if it is not what the layout says."""
+    if not isinstance(pool, Pool | LayerMajorPool):
+        raise ValueError(f"a {type(pool).__name__} of {pool.layout.shape} is not one piece of memory; its parts are copied one by one")
+    blocks, layers, kinds, *rest = pool.layout.shape
+    flat = isinstance(pool, Pool)
+    shape = (blocks, layers, kinds, *rest) if flat else (layers, kinds, blocks, *rest)
+    data = pool.data
+    if tuple(data.shape) != shape or data.dtype != pool.dtype or not data.is_contiguous():
+        raise ValueError(f"memory {tuple(data.shape)} of {data.dtype} is not a contiguous pool {shape} of {pool.dtype}")
+    memory = data.view(torch.uint8)
+    return memory.view(blocks, layers * kinds, -1) if flat else memory.view(layers * kinds, blocks, -1).transpose(0, 1)
+
+
+def table_on(device: torch.device, table: Sequence[int]) -> torch.Tensor:
+    """A table as int64 on a device, without a wait: it goes from pinned memory, on the device's current stream."""
+    return torch.tensor(table, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+Mover = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None], None]
+
+
+def mover_on(device: torch.device) -> Mover:
+    """`move` on a CPU; on a GPU the launch of the kernel that does the same."""
+    if device.type == "cpu":
+        return move
+    from abkt.kv.copy_kernels import launch
+
+    return launch
+
+
+def move(
+    source: torch.Tensor, destination: torch.Tensor, source_blocks: torch.Tensor | None, destination_blocks: torch.Tensor | None
+) -> None:
+    """destination[destination_blocks] = source[source_blocks], views as of by_piece on a CPU, tables int64; None for one that counts up."""
+    source, destination = joined(source, destination)
+    word = WORDS[word_bytes(8, source, destination)]
+    source, destination = source.view(word), destination.view(word)
+    counted = list(range(len(source if source_blocks is None else source_blocks)))
+    runs = aligned_runs(*(counted if blocks is None else blocks.tolist() for blocks in (source_blocks, destination_blocks)))
+    if len(runs) * LONG_RUN <= len(counted):
+        for run in runs:
+            destination[run.destination : run.destination + run.blocks] = source[run.source : run.source + run.blocks]
+    elif source_blocks is not None and destination_blocks is not None:
+        destination.index_copy_(0, destination_blocks, source.index_select(0, source_blocks))
+    elif source_blocks is not None:
+        torch.index_select(source, 0, source_blocks, out=destination)
+    elif destination_blocks is not None:
+        destination.index_copy_(0, destination_blocks, source)
+    else:
+        destination.copy_(source)
+
+
+def joined(*views: torch.Tensor) -> list[torch.Tensor]:
+    """Views [blocks, pieces, bytes], as [blocks, 1, pieces * bytes] if in all of them the pieces of a block are adjacent."""
+    adjacent = all(view.stride(1) == view.shape[2] for view in views)
+    return [view.flatten(1)[:, None] if adjacent else view for view in views]
+
+
+def word_bytes(widest: int, *views: torch.Tensor) -> int:
+    """Bytes of the widest word, a power of 2 up to `widest`, that all pieces of these views are whole and aligned in."""
+    return gcd(widest, *(part for view in views for part in (view.shape[2], view.data_ptr(), view.storage_offset())))
+
+
+def _staged(buffer: torch.Tensor, pool: Pool | LayerMajorPool, blocks: int) -> torch.Tensor:
+    """A staging buffer as [blocks, pieces, bytes]."""
+    needed, held, strided = blocks * pool.layout.block_bytes, buffer.numel() * buffer.element_size(), not buffer.is_contiguous()
+    if needed != held or strided or buffer.dtype not in (torch.uint8, pool.dtype) or buffer.device != pool.data.device:
+        raise ValueError(
+            f"{'strided ' * strided}buffer {tuple(buffer.shape)} of {buffer.dtype} on {buffer.device}, {held} bytes, is not for "
+            f"{blocks} blocks of {_named(pool)}; {needed} bytes there are needed, contiguous, of uint8 or {pool.dtype}"
+        )
+    planes = pool.layout.model.layers * pool.layout.model.kv_kinds
+    return buffer.reshape(-1).view(torch.uint8).view(blocks, planes, pool.layout.block_bytes // planes)
+
+
+def _check_blocks(blocks: torch.Tensor, pool: Pool | LayerMajorPool, device: torch.device) -> None:
+    if blocks.dim() != 1 or blocks.dtype != torch.int64 or blocks.device != device or not blocks.is_contiguous():
+        raise ValueError(
+            f"table {tuple(blocks.shape)} of {blocks.dtype} on {blocks.device} for {_named(pool)}; [blocks] of int64 on {device} is needed"
+        )
+    if device.type == "cpu":
+        check_table(pool.layout, blocks.tolist(), 0)
+
+
+def _named(pool: Pool | LayerMajorPool) -> str:
+    return f"pool {pool.layout.shape} of {pool.dtype} on {pool.data.device}"
