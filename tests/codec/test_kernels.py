@@ -29,10 +29,10 @@ SLOW = [(depth, dim) for depth in "123468" for dim in ("64", "80", "128", "256")
 @pytest.mark.parametrize("architecture", ["80", "90"])
 def test_compiles_ahead_of_time_without_spills(architecture, depth, dim):
     report = json.loads(run("compile", depth, dim, architecture))
-    assert len(report) == 4
+    assert len(report) == 7
     for row in report:
         assert row["stack"] == row["local"] == 0, row
         if "encode" in row["kernel"]:
             assert row["wide_loads"] >= 3, f"KV is not read 16 bytes at a time: {row}"
-        else:
+        elif "expand" in row["kernel"]:
             assert row["wide_stores"] >= 1, f"KV is not written 16 bytes at a time: {row}"

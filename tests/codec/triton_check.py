@@ -64,6 +64,7 @@ def check_values() -> None:
         results.append(out.data)
     assert torch.equal(*results)
     check_buffers_used_again()
+    check_order()
 
 
 def check_buffers_used_again() -> None:
@@ -98,13 +99,47 @@ def check_buffers_used_again() -> None:
     assert (expected.forms != EXACT).all()
 
 
+def check_order() -> None:
+    """Bands, and what each takes and removes, as order.py has them; weighted, with an exact cell and a pass that removes nothing."""
+    import numpy as np
+    import torch
+    from conftest import make_layout
+
+    from abkt.codec.backend import EXACT
+    from abkt.codec.cells import Cells
+    from abkt.codec.enqueue import Report
+    from abkt.codec.order import distortions, slope_bands, weighted_distortion
+    from abkt.codec.order_kernels import Ordering
+
+    cells, rng = Cells(make_layout(layers=3, heads=2, dim=16), 300, 32, 8), np.random.default_rng(0)
+    report, ordering = Report.of(cells, torch.device("cpu")), Ordering(cells, torch.device("cpu"))
+    for _ in range(2):  # buffers are used again
+        falling = np.exp(rng.standard_normal(cells.count)) * 0.3 ** np.arange(cells.passes + 1)[:, None]
+        errors = (falling * np.exp(0.5 * rng.standard_normal(falling.shape))).astype(np.float32)
+        deviation, forms = rng.random(cells.shape[:3]) + 1, rng.integers(0, 16, cells.count).astype(np.uint8)
+        forms[5], errors[:, 5], errors[3:, 7], deviation[1, 0] = EXACT, 0, errors[2, 7], 0
+        weights = rng.random(cells.shape)
+        for to, given in ((report.errors, errors), (report.deviation, deviation), (report.forms, forms)):
+            to.copy_(torch.from_numpy(given))
+        ordering.weights.copy_(torch.from_numpy(weights.reshape(-1) / np.average(weights.reshape(-1), weights=cells.values)))
+        ordering.enqueue(report)
+        left = weighted_distortion(errors.astype(np.float64), deviation, weights, cells)
+        bands = slope_bands(cells.sizes, left)
+        assert 30 < bands.count <= 64
+        assert np.array_equal(ordering.bands.numpy(), bands.of)
+        sent = bands.of < 255
+        assert ordering.bytes_of_band.numpy().tolist() == np.bincount(bands.of[sent], cells.sizes[1:][sent], 64).astype(int).tolist()
+        after = left[0].sum() - ordering.removed.numpy().cumsum()[: bands.count]
+        assert np.allclose(after, distortions(bands, left)[1:], rtol=1e-9)
+
+
 def check_compile(depth: int, dim: int, architectures: list[int]) -> None:
     import sass
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from abkt.codec import kernels
+    from abkt.codec import kernels, order_kernels
     from abkt.codec.cells import Cells
     from abkt.codec.enqueue import constants
     from abkt.codec.quantize import MARGINS
@@ -115,20 +150,27 @@ def check_compile(depth: int, dim: int, architectures: list[int]) -> None:
     fixed = {name: options.pop(name) for name in list(options) if name.isupper()}
     pointers = {
         "data": "*bf16", "table": "*i64", "centres": "*fp32", "offsets": "*i64", "body": "*u8", "wire": "*u8", "errors": "*fp32",
-        "forms": "*u8", "rules": "*i32", "sums": "*fp32", "spreads": "*fp32", "presence": "*i8",
+        "forms": "*u8", "rules": "*i32", "sums": "*fp32", "spreads": "*fp32", "presence": "*i8", "sizes": "*i64", "shares": "*fp64",
+        "weights": "*fp64", "keys": "*i32", "bytes_of_bin": "*i64", "ends": "*i64", "begins": "*i32", "numbers": "*i64", "bands": "*u8",
+        "bytes_of_band": "*i64", "removed": "*fp64",
     }  # fmt: skip
     margins = dict(zip(("OUTER", "INNER"), MARGINS.get(depth, (0.0, 0.0))))
+    jobs = [
+        (kernel, {**fixed, **margins, "KEY": key, "BOUND": 2.0**48}, options, "K" if key else "V")
+        for kernel in (kernels.encode_cells, kernels.expand_cells)
+        for key in (True, False)
+    ]
+    ordering = {"PASSES": cells.passes, "CELLS": order_kernels.CELLS, "SIZE": 1024}
+    jobs += [(kernel, ordering, {}, "") for kernel in (order_kernels.count_slopes, order_kernels.begin_bands, order_kernels.fill_bands)]
     report = []
     for architecture in architectures:
-        for kernel in (kernels.encode_cells, kernels.expand_cells):
-            for key in (True, False):
-                constants = {n: v for n, v in {**fixed, **margins, "KEY": key, "BOUND": 2.0**48}.items() if n in kernel.arg_names}
-                signature = {n: pointers.get(n, "constexpr" if n in constants else "i32") for n in kernel.arg_names}
-                attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in pointers}
-                source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-                binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["cubin"]
-                row = {"kernel": f"{kernel.fn.__name__} sm_{architecture} {'K' if key else 'V'}"}
-                report.append(row | sass.counts(triton, binary))
+        for kernel, given, launch, kind in jobs:
+            constant = {n: v for n, v in given.items() if n in kernel.arg_names}
+            signature = {n: pointers.get(n, "constexpr" if n in constant else "i32") for n in kernel.arg_names}
+            attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in pointers}
+            source = ASTSource(kernel, signature=signature, constexprs=constant, attrs=attributes)
+            binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch).asm["cubin"]
+            report.append({"kernel": f"{kernel.fn.__name__} sm_{architecture} {kind}"} | sass.counts(triton, binary))
     print(json.dumps(report))
 
 
