@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+
+from abkt.arguments import read
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,26 +24,13 @@ class Arguments:
     depths: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
     repeats: int = 7
 
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device={self.device}: one of cpu, cuda is possible")
+        if min(*self.tokens, *self.blocks, *self.depths, self.kv_heads, self.head_dim, self.repeats) < 1 or self.layers < 0:
+            raise ValueError("tokens, blocks, depths, kv_heads, head_dim and repeats must be at least 1, layers at least 0")
+
 
 def parse(arguments: Sequence[str]) -> Arguments:
     """Raises ValueError, one line, for an argument that is unknown or has no such value."""
-    known = {field.name: field for field in fields(Arguments)}
-    given: dict[str, object] = {}
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        if name not in known or not equals:
-            raise ValueError(f"argument {argument} is unknown; there are {', '.join(f'{name}=' for name in known)}")
-        try:
-            given[name] = _value(type(known[name].default), text)
-        except ValueError:
-            raise ValueError(f"{argument}: a number, or numbers with commas between, is needed") from None
-    parsed = Arguments(**given)  # type: ignore[arg-type]
-    if parsed.device not in ("cpu", "cuda"):
-        raise ValueError(f"device={parsed.device}: one of cpu, cuda is possible")
-    if min(*parsed.tokens, *parsed.blocks, *parsed.depths, parsed.kv_heads, parsed.head_dim, parsed.repeats) < 1 or parsed.layers < 0:
-        raise ValueError("tokens, blocks, depths, kv_heads, head_dim and repeats must be at least 1, layers at least 0")
-    return parsed
-
-
-def _value(kind: type, text: str) -> object:
-    return tuple(int(part) for part in text.split(",")) if kind is tuple else kind(text)
+    return read(Arguments, arguments)

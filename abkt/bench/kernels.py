@@ -1,9 +1,10 @@
 """The codec's kernels against a plain copy of the same bytes in the same run, after a check of their values against the oracle.
 
 Rows: `encode`, `expand` (ns/token, and as `…_gbps` GB/s of raw KV) for each length, block size and depth, beside the copy's; `order` and
-`stream`, what ordering costs and what `Codec.encode` takes as a whole; `gather`, `scatter` of raw blocks for each length and block size;
-and the summary rows `encode_4bit_over_copy`, `decode_4bit_over_copy` at the smallest length of at least 16 MiB. On a CPU everything runs
-in one thread.
+`stream`, what ordering costs and what `Codec.encode` takes as a whole; `gather`, `scatter` of raw blocks, and the rows of stages.py, for
+each length and block size; and the summary rows `encode_4bit_over_copy`, `decode_4bit_over_copy` at the smallest length of at least
+16 MiB, where on a CPU the peers that are installed run too (peers.py). On a CPU everything runs in one thread; on a GPU what is timed is
+what the codec enqueues (but `stream`, which waits).
 """
 
 from __future__ import annotations
@@ -14,59 +15,18 @@ from collections.abc import Callable, Generator, Iterator
 import numpy as np
 import torch
 
-from abkt.bench import copies
+from abkt.bench import copies, stages
 from abkt.bench.arguments import Arguments
+from abkt.bench.case import Case, coder
 from abkt.bench.rows import Row
 from abkt.bench.timing import medians
-from abkt.codec.backend import Arrived, Backend, Coded
 from abkt.codec.cells import Cells
-from abkt.codec.centre import value_centres
-from abkt.codec.codec import Codec
 from abkt.codec.oracle import Oracle
 from abkt.codec.order import slope_bands, weighted_distortion
-from abkt.kv.pool import Pool
 from abkt.profile.fingerprint import cpu_name
-from abkt.spec import KVLayout, ModelSpec
 
-TILE_TOKENS = 128
 SUMMARY_BYTES = 16 * 2**20
 SUMMARY_DEPTH = 4
-
-
-class Case:
-    """Synthetic KV of one length in scattered blocks, and all that the kernels need to code it to one depth."""
-
-    def __init__(self, arguments: Arguments, tokens: int, block_tokens: int) -> None:
-        on_gpu = arguments.device == "cuda"
-        spec = ModelSpec("bench", arguments.layers or (32 if on_gpu else 1), arguments.kv_heads, arguments.head_dim)
-        blocks = -(-tokens // block_tokens)
-        self.layout = KVLayout(spec, blocks + 2, block_tokens)
-        self.tokens, self.table = tokens, (torch.randperm(blocks, generator=torch.Generator().manual_seed(tokens)) + 1).tolist()
-        self.pool, self.other = Pool(self.layout, arguments.device), Pool(self.layout, arguments.device)
-        for block in self.pool.data:  # one by one: no second copy of a large pool in float32
-            block.normal_().mul_(torch.linspace(0.5, 2, arguments.head_dim, device=block.device)).add_(1)
-        self.codec = Codec(self.layout, tile_tokens=max(TILE_TOKENS, block_tokens))
-        self.backend = self.codec.backend_on(self.pool.data.device)
-
-    @property
-    def raw_bytes(self) -> int:
-        return self.tokens * self.layout.model.kv_bytes_per_token
-
-    def cells(self, depth_bits: int) -> Cells:
-        return Cells(self.layout, self.tokens, self.codec.tile_tokens, depth_bits)
-
-    def encode(self, cells: Cells, backend: Backend | None = None) -> Coded:
-        blocks = cells.coded_table(self.table)
-        return (backend or self.backend).encode(self.pool.data, blocks, cells, value_centres(self.pool.data, blocks, cells))
-
-    def arrived(self, cells: Cells, coded: Coded) -> Arrived:
-        present = np.full(cells.count, cells.passes, dtype=np.int8)
-        centres = value_centres(self.pool.data, cells.coded_table(self.table), cells)
-        return Arrived(coded.body.cpu().numpy(), cells.offsets, present, coded.forms, centres)
-
-    def expand(self, cells: Cells, arrived: Arrived, backend: Backend | None = None) -> torch.Tensor:
-        (backend or self.backend).expand(arrived, self.other.data, cells.coded_table(self.table), cells)
-        return self.other.data
 
 
 def rows(arguments: Arguments) -> Iterator[Row]:
@@ -87,6 +47,7 @@ def rows(arguments: Arguments) -> Iterator[Row]:
             case = Case(arguments, tokens, block_tokens)
             taken = yield from measured(case, arguments, f"{tokens}x{block_tokens}", device)
             yield from copies.rows(case.pool, case.other, case.table, f"{tokens}x{block_tokens}", arguments.repeats)
+            yield from stages.rows(case, f"{tokens}x{block_tokens}", arguments.repeats)
             if summary is None and case.raw_bytes >= SUMMARY_BYTES and SUMMARY_DEPTH in arguments.depths:
                 summary = taken
         if summary:
@@ -116,30 +77,17 @@ def measured(case: Case, arguments: Arguments, name: str, device: torch.device) 
     """Rows of one case; returns seconds by what was timed."""
     source = case.pool.data[1 : 1 + len(case.table)]
     target = torch.empty_like(source)
+    share = case.tokens / (len(case.table) * case.layout.block_tokens)
     every: dict[str, float] = {}
     for depth in arguments.depths:
         cells = case.cells(depth)
-        coded = case.encode(cells)
-        arrived, share = case.arrived(cells, coded), case.tokens / (len(case.table) * case.layout.block_tokens)
-
-        def encode(cells: Cells = cells) -> object:
-            return case.encode(cells)
-
-        def expand(cells: Cells = cells, arrived: Arrived = arrived) -> object:
-            return case.expand(cells, arrived)
-
-        def order(coded: Coded = coded, cells: Cells = cells) -> object:
-            return slope_bands(cells.sizes, weighted_distortion(coded.errors, coded.deviation, None, cells))
-
-        def stream(depth: int = depth) -> object:
-            return case.codec.encode(case.pool, case.table, case.tokens, depth)
-
+        encode, expand = coder(case.codec, cells, case.pool, case.other, cells.coded_table(case.table))
         functions: dict[str, Callable[[], object]] = {
             "copy": lambda: target.copy_(source),
             f"encode {depth}": encode,
             f"expand {depth}": expand,
-            f"order {depth}": order,
-            f"stream {depth}": stream,
+            f"order {depth}": orderer(case, cells),
+            f"stream {depth}": lambda depth=depth: case.codec.encode(case.pool, case.table, case.tokens, depth),  # type: ignore[misc]
         }
         taken = medians(functions, device, arguments.repeats)
         copy = taken.pop("copy") * share
@@ -151,6 +99,20 @@ def measured(case: Case, arguments: Arguments, name: str, device: torch.device) 
             if verb in ("encode", "expand"):
                 yield Row(f"{verb}_{bits}bit_gbps/{name}", case.raw_bytes / seconds / 1e9, "GB/s of raw KV", case.raw_bytes / copy / 1e9)
     return every
+
+
+def orderer(case: Case, cells: Cells) -> Callable[[], object]:
+    """What puts the passes of an encode in order, where its report is."""
+    coded = case.encode(cells)
+    if case.pool.data.device.type == "cpu":
+        return lambda: slope_bands(cells.sizes, weighted_distortion(coded.errors, coded.deviation, None, cells))
+    from abkt.codec.enqueue import Report
+    from abkt.codec.order_kernels import Ordering
+
+    report, ordering = Report.of(cells, case.pool.data.device), Ordering(cells, case.pool.data.device)
+    for to, given in ((report.errors, coded.errors), (report.deviation, coded.deviation), (report.forms, coded.forms)):
+        to.copy_(torch.from_numpy(given).view(to.shape))
+    return lambda: ordering.enqueue(report)
 
 
 def facts(arguments: Arguments) -> dict[str, str]:

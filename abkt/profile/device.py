@@ -16,10 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from abkt.bench.case import coder
 from abkt.bench.timing import medians
-from abkt.codec.backend import Arrived
-from abkt.codec.cells import Cells
-from abkt.codec.centre import value_centres
 from abkt.codec.codec import Codec
 from abkt.kv.pool import Pool
 from abkt.profile.fingerprint import fingerprint
@@ -156,40 +154,9 @@ def _codec(shape: Shape, device: torch.device, lengths: list[int], repeats: int)
         codec = Codec(layout)
         for depth in DEPTHS_BITS:
             cells = codec.cells(tokens + 1, depth)
-            functions[f"encode/{depth}"], functions[f"expand/{depth}"] = _coder(codec, cells, pool, other, cells.coded_table(table))
+            functions[f"encode/{depth}"], functions[f"expand/{depth}"] = coder(codec, cells, pool, other, cells.coded_table(table))
         for stage, seconds in _seconds(functions, device, repeats).items():
             yield stage, {"tokens": float(tokens)}, seconds
-
-
-def _coder(codec: Codec, cells: Cells, pool: Pool, other: Pool, blocks: list[int]) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Encode and expand of these cells, to be called as often as wanted."""
-    device = pool.data.device
-    centres = value_centres(pool.data, blocks, cells)
-    if device.type == "cpu":
-        backend = codec.backend_on(device)
-        coded = backend.encode(pool.data, blocks, cells, centres)
-        present = np.full(cells.count, cells.passes, dtype=np.int8)
-        arrived = Arrived(coded.body.numpy(), cells.offsets, present, coded.forms, centres)
-        return (
-            lambda: backend.encode(pool.data, blocks, cells, value_centres(pool.data, blocks, cells)),
-            lambda: backend.expand(arrived, other.data, blocks, cells),
-        )
-    from abkt.codec.enqueue import Encoding, Expansion
-
-    encoding, expansion = Encoding(cells, device), Expansion(cells, device)
-    for work in (encoding, expansion):
-        work.table.copy_(torch.tensor(blocks))
-
-    def encode() -> None:
-        encoding.enqueue(pool.data)
-        encoding.copy_report()
-
-    encode()
-    expansion.centres.copy_(encoding.centres)
-    expansion.offsets.copy_(torch.from_numpy(cells.offsets))
-    expansion.present.fill_(cells.passes)
-    expansion.forms.copy_(encoding.report.forms)
-    return encode, lambda: expansion.enqueue(encoding.body, other.data)
 
 
 def _transport(shape: Shape, device: torch.device, longest: int, repeats: int) -> Iterator[tuple[str, dict[str, float], float]]:

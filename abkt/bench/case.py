@@ -1,0 +1,85 @@
+"""What the benches code: synthetic KV of one length in scattered blocks, and its encode and expand as calls to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from abkt.bench.arguments import Arguments
+from abkt.codec.backend import Arrived, Backend, Coded
+from abkt.codec.cells import Cells
+from abkt.codec.centre import value_centres
+from abkt.codec.codec import Codec
+from abkt.kv.pool import Pool
+from abkt.spec import KVLayout, ModelSpec
+
+TILE_TOKENS = 128
+
+
+class Case:
+    """Synthetic KV of one length in scattered blocks, and all that the kernels need to code it to one depth."""
+
+    def __init__(self, arguments: Arguments, tokens: int, block_tokens: int) -> None:
+        on_gpu = arguments.device == "cuda"
+        spec = ModelSpec("bench", arguments.layers or (32 if on_gpu else 1), arguments.kv_heads, arguments.head_dim)
+        blocks = -(-tokens // block_tokens)
+        self.layout = KVLayout(spec, blocks + 2, block_tokens)
+        self.tokens, self.table = tokens, (torch.randperm(blocks, generator=torch.Generator().manual_seed(tokens)) + 1).tolist()
+        self.pool, self.other = Pool(self.layout, arguments.device), Pool(self.layout, arguments.device)
+        for block in self.pool.data:  # one by one: no second copy of a large pool in float32
+            block.normal_().mul_(torch.linspace(0.5, 2, arguments.head_dim, device=block.device)).add_(1)
+        self.codec = Codec(self.layout, tile_tokens=max(TILE_TOKENS, block_tokens))
+        self.backend = self.codec.backend_on(self.pool.data.device)
+
+    @property
+    def raw_bytes(self) -> int:
+        return self.tokens * self.layout.model.kv_bytes_per_token
+
+    def cells(self, depth_bits: int) -> Cells:
+        return Cells(self.layout, self.tokens, self.codec.tile_tokens, depth_bits)
+
+    def encode(self, cells: Cells, backend: Backend | None = None) -> Coded:
+        blocks = cells.coded_table(self.table)
+        return (backend or self.backend).encode(self.pool.data, blocks, cells, value_centres(self.pool.data, blocks, cells))
+
+    def arrived(self, cells: Cells, coded: Coded) -> Arrived:
+        present = np.full(cells.count, cells.passes, dtype=np.int8)
+        centres = value_centres(self.pool.data, cells.coded_table(self.table), cells)
+        return Arrived(coded.body.cpu().numpy(), cells.offsets, present, coded.forms, centres)
+
+    def expand(self, cells: Cells, arrived: Arrived, backend: Backend | None = None) -> torch.Tensor:
+        (backend or self.backend).expand(arrived, self.other.data, cells.coded_table(self.table), cells)
+        return self.other.data
+
+
+def coder(codec: Codec, cells: Cells, pool: Pool, other: Pool, blocks: list[int]) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Encode and expand of these cells, to be called as often as wanted."""
+    device = pool.data.device
+    centres = value_centres(pool.data, blocks, cells)
+    if device.type == "cpu":
+        backend = codec.backend_on(device)
+        coded = backend.encode(pool.data, blocks, cells, centres)
+        present = np.full(cells.count, cells.passes, dtype=np.int8)
+        arrived = Arrived(coded.body.numpy(), cells.offsets, present, coded.forms, centres)
+        return (
+            lambda: backend.encode(pool.data, blocks, cells, value_centres(pool.data, blocks, cells)),
+            lambda: backend.expand(arrived, other.data, blocks, cells),
+        )
+    from abkt.codec.enqueue import Encoding, Expansion
+
+    encoding, expansion = Encoding(cells, device), Expansion(cells, device)
+    for work in (encoding, expansion):
+        work.table.copy_(torch.tensor(blocks))
+
+    def encode() -> None:
+        encoding.enqueue(pool.data)
+        encoding.copy_report()
+
+    encode()
+    expansion.centres.copy_(encoding.centres)
+    expansion.offsets.copy_(torch.from_numpy(cells.offsets))
+    expansion.present.fill_(cells.passes)
+    expansion.forms.copy_(encoding.report.forms)
+    return encode, lambda: expansion.enqueue(encoding.body, other.data)

@@ -1,0 +1,71 @@
+"""What the codec does beside its kernels: importance, the exact rate, raw blocks; and on a GPU the order.
+
+Rows: `importance` (what the last queries looked at, for all cells), `exact_encode`, `exact_decode` (the fixed code of bfloat16) and their
+`…_gbps`, `exact_ratio`; beside each what a copy of the same bytes takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from abkt.bench.case import Case
+from abkt.bench.rows import Row
+from abkt.bench.timing import medians
+from abkt.codec.exact import Form
+from abkt.codec.exact_codec import Exact
+from abkt.codec.importance import Importance
+
+WINDOW, GROUP = 32, 4  # queries, and query heads to a KV head
+WIDTH = 3  # of the exact code
+
+
+def rows(case: Case, name: str, repeats: int) -> Iterator[Row]:
+    """Rows of one case, on its pool's device."""
+    device, source = case.pool.data.device, case.pool.data[: len(case.table)]
+    target = torch.empty_like(source)
+    encode, decode, ratio = _exact(case)
+    functions: dict[str, Callable[[], object]] = {
+        "copy": lambda: target.copy_(source),
+        "importance": _importance(case),
+        "exact_encode": encode,
+        "exact_decode": decode,
+    }
+    taken = medians(functions, device, repeats)
+    copy, moved = taken.pop("copy"), len(case.table) * case.layout.block_bytes
+    for what, seconds in taken.items():
+        yield Row(f"{what}/{name}", seconds / case.tokens * 1e9, "ns/token", copy / case.tokens * 1e9)
+        if what != "importance":
+            yield Row(f"{what}_gbps/{name}", moved / seconds / 1e9, "GB/s of raw KV", moved / copy / 1e9)
+    yield Row(f"exact_ratio/{name}", ratio, "of the coded bytes")
+
+
+def _importance(case: Case) -> Callable[[], object]:
+    model, seen, cells = case.layout.model, Importance(WINDOW), case.cells(8)
+    for layer in range(model.layers):
+        query = torch.randn(GROUP * model.kv_heads, WINDOW, model.head_dim, device=case.pool.data.device, dtype=case.pool.dtype)
+        seen.observe(layer, query, model.head_dim**-0.5)
+    return lambda: seen.weights(case.pool, case.table, cells)
+
+
+def _exact(case: Case) -> tuple[Callable[[], object], Callable[[], object], float]:
+    """Encode and decode of all blocks of the table, a unit each (block, layer, K or V); and raw bytes over coded ones."""
+    _, layers, kinds, heads, block_tokens, dim = case.layout.shape
+    n, groups, data = heads * block_tokens * dim, layers * kinds, case.pool.data
+    blocks = torch.tensor(case.table, device=data.device)
+    starts = (blocks[:, None] * groups * n + torch.arange(groups, device=data.device) * n).reshape(-1)
+    if data.device.type == "cpu":
+        codec = Exact.best()
+        windows = codec.windows(data, starts, n, groups)
+        units = codec.encode(data, starts, n, groups, windows)
+        ratio = len(starts) * units.form.raw_bytes / len(units.body)
+        return lambda: codec.encode(data, starts, n, groups, windows), lambda: codec.decode(units, case.other.data, starts), ratio
+    from abkt.codec.exact_launch import Room, TritonExact
+
+    kernels = TritonExact()
+    room = Room.of(Form(case.pool.dtype, n, WIDTH), kernels.windows(data, starts, n, groups, WIDTH), len(starts))
+    kernels.encode_into(room, data, starts)
+    held = room.units()
+    ratio = len(starts) * room.form.raw_bytes / len(held.body)
+    return lambda: kernels.encode_into(room, data, starts), lambda: kernels.decode_into(held, case.other.data, starts), ratio
