@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(slots=True)
 class Pass:
-    """One forward pass: a whole prompt (one row with no tokens yet) or one decode iteration (a token for each row).
+    """One forward pass: a whole prompt (one row with no tokens yet), more tokens of one row, or one decode iteration (a token for each).
 
     importance: is given the queries of each layer of a prompt.
     """
@@ -56,6 +56,15 @@ class Pass:
             self.importance.observe(layer, query[0], scale)
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
 
+    def extend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """Several tokens after those in the pool, one row: query [1, heads, n, dim] sees the pool and what comes before it of the n."""
+        row, n = self.rows[0], query.shape[2]
+        self.pool.write(row.table, layer, row.tokens, key[0], value[0])
+        keys, values = self.pool.read(row.table, layer, row.tokens + n)
+        last = torch.arange(row.tokens, row.tokens + n, device=query.device)[:, None]
+        seen = torch.arange(row.tokens + n, device=query.device) <= last
+        return scaled_dot_product_attention(query, keys[None], values[None], attn_mask=seen, scale=scale, enable_gqa=True)
+
     def decode(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """query [batch, heads, 1, dim], key, value [batch, kv_heads, 1, dim] -> [batch, heads, 1, dim]."""
         data = self.pool.data
@@ -76,7 +85,7 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
     """transformers' attention interface: -> ([batch, tokens, heads, dim], no weights)."""
     if pass_ is None:
         raise ValueError("the model's attention runs over the block pool: call it through abkt.serve.engine.Engine")
-    run = pass_.decode if pass_.rows[0].tokens else pass_.prefill
+    run = pass_.prefill if not pass_.rows[0].tokens else pass_.extend if query.shape[2] > 1 else pass_.decode
     return run(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
 

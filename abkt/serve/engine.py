@@ -65,17 +65,33 @@ class Engine:
             row.tokens += 1
         return out
 
+    @torch.inference_mode()
+    def score(self, tokens: Sequence[int], row: Row) -> torch.Tensor:
+        """Put given tokens after a row's, whatever the model would say itself: logits [tokens, vocabulary] float32, of what follows each.
+        Their KV goes into the pool, and the row grows by them. Raises ValueError where the table or the model does not hold them."""
+        self._check(row.tokens + len(tokens), row.table)
+        positions = list(range(row.tokens, row.tokens + len(tokens)))
+        logits = self._logits([list(tokens)], [positions], [row], keep=len(tokens))[0]
+        row.tokens += len(tokens)
+        return logits.float()
+
     def _forward(
         self, tokens: list[list[int]], positions: list[list[int]], rows: Sequence[Row], importance: Importance | None = None
     ) -> list[int]:
+        return self._logits(tokens, positions, rows, importance)[:, -1].argmax(-1).tolist()
+
+    def _logits(
+        self, tokens: list[list[int]], positions: list[list[int]], rows: Sequence[Row], importance: Importance | None = None, keep: int = 1
+    ) -> torch.Tensor:
+        """[rows, keep, vocabulary], of the last `keep` tokens of each row."""
         out = self.model(
             input_ids=torch.tensor(tokens, device=self.device),
             position_ids=torch.tensor(positions, device=self.device),
             use_cache=False,
-            logits_to_keep=1,
+            logits_to_keep=keep,
             pass_=Pass(self.pool, rows, importance),
         )
-        return out.logits[:, -1].argmax(-1).tolist()
+        return out.logits
 
     def _check(self, tokens: int, table: Sequence[int]) -> None:
         if self.layout.blocks_for(tokens) > len(table):

@@ -32,6 +32,23 @@ def test_a_batch_over_scattered_and_adjacent_blocks_gives_the_tokens_of_generate
     assert outputs == [generate(tiny_model, prompt, 9) for prompt in prompts]
 
 
+def test_scores_after_a_prompt_are_those_of_the_whole_sequence_at_once(tiny_model: Path) -> None:
+    """Several tokens at a time, in scattered blocks, against one forward pass of transformers without a cache."""
+    from transformers import AutoModelForCausalLM
+
+    engine = Engine(tiny_model, KVLayout(read_spec(tiny_model), blocks=64))
+    tokens = torch.randint(0, 2048, (90,), generator=torch.Generator().manual_seed(2)).tolist()
+    table = [9, 2, 30, 7, 11, 3]
+    engine.prefill(tokens[:37], table)
+    row = Row(table, 37)
+    found = torch.cat([engine.score(tokens[37:60], row), engine.score(tokens[60:61], row), engine.score(tokens[61:], row)])
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.no_grad():
+        whole = model(torch.tensor([tokens])).logits[0, 37:]
+    assert row.tokens == 90
+    assert torch.allclose(found, whole, atol=1e-4)
+
+
 def test_rows_do_not_write_into_each_others_blocks(tiny_model: Path) -> None:
     engine = Engine(tiny_model, KVLayout(read_spec(tiny_model), blocks=8))
     engine.prefill(list(range(20)), [3, 5])
