@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from abkt.bench import arguments, kernels, peer_codecs, peers
+from abkt.bench import arguments, peer_codecs, peers
+from abkt.bench.case import Case
 from abkt.bench.peers import Match, Result, compared, match
 from abkt.codec.baselines import affine
 
@@ -71,7 +72,7 @@ class Failing(PerToken):
 def rows_of(monkeypatch, *kinds):
     monkeypatch.setattr(peers, "PEERS", kinds)
     facts = {"cpu": "some"}
-    case = kernels.Case(SMALL, 200, 16)
+    case = Case(SMALL, 200, 16)
     return {row.name: row for row in peers.rows(case, SMALL, facts)}, facts, case
 
 

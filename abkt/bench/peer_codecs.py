@@ -1,0 +1,153 @@
+"""Other projects' 4-bit KV quantisers that run on a CPU, behind one interface.
+
+Each is called as its own documentation or transformers' `QuantizedCache` calls it, K and V of each layer by themselves, and keeps what it
+coded as tensors in memory, but for LMCache, whose product is bytes. Each is imported where it is made: none of them is needed here.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+
+GROUP = 64
+
+
+class Peer(Protocol):
+    """Made without arguments, and imports what it needs then. distribution: the package that has it."""
+
+    name: str
+    distribution: str
+
+    def encode(self, x: torch.Tensor) -> Any:
+        """x: [layers, kinds, heads, tokens, head_dim], contiguous."""
+        ...
+
+    def decode(self, coded: Any) -> torch.Tensor:
+        """Values of the shape and dtype of x."""
+        ...
+
+    def wire_bytes(self, coded: Any) -> int:
+        """Everything that decode needs but shapes."""
+        ...
+
+
+class Quanto:
+    """As transformers' quanto cache by default: groups of 64 neighbours along the channels."""
+
+    name, distribution, axis = "quanto", "optimum-quanto", 0
+
+    def __init__(self) -> None:
+        from optimum.quanto import MaxOptimizer, qint4, quantize_weight
+
+        self.optimizer, self.qtype, self.quantize = MaxOptimizer(), qint4, quantize_weight
+
+    def encode(self, x: torch.Tensor) -> Any:
+        return [[self._quantized(part[None]) for part in layer] for layer in x]
+
+    def _quantized(self, part: torch.Tensor) -> Any:
+        scale, shift = self.optimizer(part, self.qtype, self.axis, GROUP)
+        return self.quantize(part, self.qtype, self.axis, scale, shift, GROUP)
+
+    def decode(self, coded: Any) -> torch.Tensor:
+        return torch.stack([torch.cat([part.dequantize() for part in layer]) for layer in coded])
+
+    def wire_bytes(self, coded: Any) -> int:
+        return sum(part._data._data.nbytes + part._scale.nbytes + part._shift.nbytes for layer in coded for part in layer)
+
+
+class QuantoChannels(Quanto):
+    """The axis that keeps channels apart: groups of 64 tokens of one channel."""
+
+    name, axis = "quanto_channels", -1
+
+
+class Hqq:
+    """As transformers' HQQ cache with axis 1, which its documentation recommends: groups as Quanto's, and zeros refined step by step."""
+
+    name, distribution, optimize = "hqq", "hqq", True
+
+    def __init__(self) -> None:
+        from hqq.core.quantize import Quantizer
+
+        self.quantizer = Quantizer
+
+    def encode(self, x: torch.Tensor) -> Any:
+        return [[self._quantized(part[None]) for part in layer] for layer in x]
+
+    def _quantized(self, part: torch.Tensor) -> Any:
+        given = {"nbits": 4, "group_size": GROUP, "axis": 1, "device": "cpu", "compute_dtype": part.dtype}
+        codes, meta = self.quantizer.quantize(part, optimize=self.optimize, **given)
+        meta["compute_dtype"] = part.dtype
+        return self.quantizer.cuda(codes, meta, "cpu")  # its name for a move to any device; rounds scales and zeros to compute_dtype
+
+    def decode(self, coded: Any) -> torch.Tensor:
+        return torch.stack([torch.cat([self.quantizer.dequantize(*part) for part in layer]) for layer in coded])
+
+    def wire_bytes(self, coded: Any) -> int:
+        return sum(codes.nbytes + meta["scale"].nbytes + meta["zero"].nbytes for layer in coded for codes, meta in layer)
+
+
+class HqqUnrefined(Hqq):
+    """The same without refinement: a plain affine code, and much faster."""
+
+    name, optimize = "hqq_unrefined", False
+
+
+class TorchAo:
+    """Its affine primitives, groups of 64 channels of a token. Two codes a byte are packed here, the quickest way there is: its own int4
+    tensors need an accelerator, and its packing for a CPU is a prototype that takes longer."""
+
+    name, distribution = "torchao", "torchao"
+
+    def __init__(self) -> None:
+        from torchao.quantization import quant_primitives
+
+        self.ao = quant_primitives
+
+    def encode(self, x: torch.Tensor) -> Any:
+        block, limits = (*[1] * (x.dim() - 1), GROUP), (torch.uint8, 0, 15)
+        scale, zero = self.ao.choose_qparams_affine(x, self.ao.MappingType.ASYMMETRIC, block, *limits, zero_point_dtype=torch.int8)
+        low, high = self.ao.quantize_affine(x, block, scale, zero, *limits).chunk(2, -1)
+        return low | (high << 4), scale, zero
+
+    def decode(self, coded: Any) -> torch.Tensor:
+        packed, scale, zero = coded
+        codes = torch.cat((packed & 15, packed >> 4), -1)
+        block = (*[1] * (codes.dim() - 1), GROUP)
+        return self.ao.dequantize_affine(codes, block, scale, zero, torch.uint8, 0, 15, output_dtype=scale.dtype)
+
+    def wire_bytes(self, coded: Any) -> int:
+        return sum(part.nbytes for part in coded)
+
+
+class LmCache:
+    """CacheGen as LMCache serialises it, chunks of 256 tokens, with the bins of the first layers of Llama-3.1-8B (32). Its coder for a CPU
+    is Python compiled by numba. Its layout, [layers, kinds, tokens, heads, head_dim], is made within, in less than 1 % of its time."""
+
+    name, distribution = "lmcache_cachegen", "lmcache"
+
+    CHUNK = 256
+
+    def __init__(self) -> None:
+        from lmcache.storage_backend.serde.cachegen_decoder import CacheGenDeserializer
+        from lmcache.storage_backend.serde.cachegen_encoder import CacheGenSerializer
+
+        config, model = SimpleNamespace(chunk_size=self.CHUNK), SimpleNamespace(model_name="meta-llama/Llama-3.1-8B-Instruct")
+        self.serializer, self.deserializer = CacheGenSerializer(config, model), CacheGenDeserializer(config, model, torch.bfloat16)
+        self.bins = self.serializer.key_bins, self.serializer.value_bins
+
+    def encode(self, x: torch.Tensor) -> Any:
+        for side in (self.serializer, self.deserializer):
+            side.key_bins, side.value_bins = (bins[: len(x)] for bins in self.bins)
+        return [self.serializer.to_bytes(chunk.contiguous()) for chunk in x.transpose(2, 3).split(self.CHUNK, 2)]
+
+    def decode(self, coded: Any) -> torch.Tensor:
+        return torch.cat([self.deserializer.from_bytes(chunk) for chunk in coded], 2).transpose(2, 3)
+
+    def wire_bytes(self, coded: Any) -> int:
+        return sum(map(len, coded))
+
+
+PEERS: tuple[type[Peer], ...] = (Quanto, QuantoChannels, Hqq, HqqUnrefined, TorchAo, LmCache)

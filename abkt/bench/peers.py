@@ -1,0 +1,180 @@
+"""Other projects' 4-bit KV quantisers on a CPU, against ours in the same run and one thread: how many times longer they take.
+
+The values are those that our codec codes, what lies between the exact edges of a sequence. Peers get them gathered beforehand into one
+contiguous tensor, and leave them so, while ours reads and writes scattered blocks and measures what each pass removes: that favours the
+peers. What they are is peer_codecs.py's.
+
+Rows: `peer_<name>_encode`, `_decode` (ns/token; beside it ours at 4 bits), `_nmse` (squared error over the squared deviation from the
+channels' means), `_bits` (a value on the wire, scales and zeros too) and `_over_ours`, the peer's encode and decode over ours. Ours is at
+4 bits, or where a peer's error is smaller than ours there, at the least depth whose error is no larger, which the unit names. The least of
+them is `over_fastest_peer`, beside `over_fastest_peer_bits`: what ours then takes on the wire, and what that peer takes. A peer that is
+not installed, or fails, is named in the facts of the run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from abkt.bench.arguments import Arguments
+from abkt.bench.case import Case
+from abkt.bench.peer_codecs import PEERS, Peer
+from abkt.bench.rows import Row
+from abkt.bench.timing import medians
+from abkt.codec.backend import Arrived
+from abkt.codec.cells import Cells
+
+DEPTHS = (4, 6, 8)
+FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Of a peer, or of ours at one depth. seconds: encode and decode of all tokens."""
+
+    nmse: float
+    bits: float
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A peer against ours at `depth` bits. ratio: its time over ours; 0 if no depth of ours has as small an error (depth 0)."""
+
+    depth: int
+    ratio: float
+
+
+def match(peer: Result, ours: Mapping[int, Result]) -> Match:
+    depth = depth_for(peer.nmse, ours)
+    return Match(depth, sum(peer.seconds) / sum(ours[depth].seconds) if depth else 0.0)
+
+
+def depth_for(nmse: float, ours: Mapping[int, Result]) -> int:
+    """The least depth of ours whose error is no larger, or 0."""
+    return next((depth for depth in sorted(ours) if ours[depth].nmse <= nmse), 0)
+
+
+def rows(case: Case, arguments: Arguments, facts: dict[str, str]) -> Iterator[Row]:
+    """Rows of every peer that is installed, and the summary of all; what each is, or why it is missing, is added to `facts`.
+
+    The caller holds torch to one thread. There is nothing to say of a case on a GPU, or one with nothing between its edges.
+    """
+    cells = case.cells(DEPTHS[0])
+    if case.pool.data.device.type != "cpu" or not cells.count:
+        return
+    with quiet():
+        peers, ours = measured(case, arguments.repeats, facts)
+    tokens, at_4 = cells.coded_blocks * case.layout.block_tokens, ours[DEPTHS[0]]
+    for name, peer in peers.items():
+        for verb, seconds, yardstick in zip(("encode", "decode"), peer.seconds, at_4.seconds, strict=True):
+            yield Row(f"peer_{name}_{verb}", seconds / tokens * 1e9, "ns/token", yardstick / tokens * 1e9)
+        yield Row(f"peer_{name}_nmse", peer.nmse, "of the deviation", at_4.nmse)
+        yield Row(f"peer_{name}_bits", peer.bits, "bits a value", at_4.bits)
+    yield from compared(peers, ours)
+
+
+def compared(peers: Mapping[str, Result], ours: Mapping[int, Result]) -> Iterator[Row]:
+    """How many times our time each peer takes, and of all the least."""
+    matches = {name: match(peer, ours) for name, peer in peers.items()}
+    for name, found in matches.items():
+        yield Row(f"peer_{name}_over_ours", found.ratio, _unit(found), 1.0)
+    if matches:
+        name = min(matches, key=lambda name: matches[name].ratio)
+        found = matches[name]
+        yield Row("over_fastest_peer", found.ratio, f"{_unit(found)} ({name})", 1.0)
+        yield Row("over_fastest_peer_bits", ours[found.depth or max(ours)].bits, "bits a value", peers[name].bits)
+
+
+def _unit(found: Match) -> str:
+    return f"x ours at {found.depth} bits" if found.depth else "no depth of ours is as accurate"
+
+
+def measured(case: Case, repeats: int, facts: dict[str, str]) -> tuple[dict[str, Result], dict[int, Result]]:
+    """Results by peer, and of ours by depth, all timed in the same interleaved rounds."""
+    x = contiguous(case, case.pool.data)
+    deviation = squared(x, x.float().mean(-2, keepdim=True))
+    functions: dict[tuple[str | int, str], Callable[[], object]] = {}
+    peers: dict[str, Result] = {}
+    for made in installed(facts):
+        try:
+            coded = made.encode(x)
+            y = made.decode(coded)
+            peers[made.name] = Result(squared(x, y) / deviation, 8 * made.wire_bytes(coded) / x.numel())
+        except FAILURES as error:
+            facts[f"peer {made.name}"] += f", fails: {reason_of(error)}"
+            continue
+        functions[made.name, "encode"] = lambda made=made: made.encode(x)  # type: ignore[misc]
+        functions[made.name, "decode"] = lambda made=made, coded=coded: made.decode(coded)  # type: ignore[misc]
+    ours: dict[int, Result] = {}
+    for depth in DEPTHS if peers else DEPTHS[:1]:
+        cells = case.cells(depth)
+        coded = case.encode(cells)
+        arrived = case.arrived(cells, coded)
+        left = squared(x, contiguous(case, case.expand(cells, arrived)))
+        ours[depth] = Result(left / deviation, 8 * wire_bytes(cells, arrived, x.dtype) / x.numel())
+        functions[depth, "encode"] = lambda cells=cells: case.encode(cells)  # type: ignore[misc]
+        functions[depth, "decode"] = lambda cells=cells, arrived=arrived: case.expand(cells, arrived)  # type: ignore[misc]
+        if all(depth_for(peer.nmse, ours) for peer in peers.values()):
+            break
+    taken = medians({f"{who} {verb}": function for (who, verb), function in functions.items()}, x.device, repeats)
+
+    def timed(who: str | int, result: Result) -> Result:
+        return Result(result.nmse, result.bits, (taken[f"{who} encode"], taken[f"{who} decode"]))
+
+    return {name: timed(name, peer) for name, peer in peers.items()}, {depth: timed(depth, one) for depth, one in ours.items()}
+
+
+def installed(facts: dict[str, str]) -> Sequence[Peer]:
+    """The peers that can be made here."""
+    made: list[Peer] = []
+    for kind in PEERS:
+        key, distribution = f"peer {kind.name}", kind.distribution
+        try:
+            facts[key] = f"{distribution} {importlib.metadata.version(distribution)}"
+        except importlib.metadata.PackageNotFoundError:
+            facts[key] = f"{distribution} not installed"
+            continue
+        try:
+            made.append(kind())
+        except FAILURES as error:
+            facts[key] += f", cannot be imported: {reason_of(error)}"
+    return made
+
+
+def reason_of(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def contiguous(case: Case, data: torch.Tensor) -> torch.Tensor:
+    """What is coded of a pool's tensor, [layers, kinds, heads, tokens, head_dim]."""
+    return data[case.cells(DEPTHS[0]).coded_table(case.table)].permute(1, 2, 3, 0, 4, 5).flatten(3, 4).contiguous()
+
+
+def squared(x: torch.Tensor, y: torch.Tensor) -> float:
+    return sum(float((a.double() - b.double()).square().sum()) for a, b in zip(x.flatten(0, 2), y.flatten(0, 2), strict=True))
+
+
+def wire_bytes(cells: Cells, arrived: Arrived, dtype: torch.dtype) -> int:
+    """Everything that expand needs but shapes: the slots, the centres in the pool's dtype and a byte a cell for its form."""
+    return cells.body_bytes + arrived.centres.size * dtype.itemsize + arrived.forms.nbytes
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Peers warn of what they would like to find here, and of each other."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
