@@ -20,14 +20,14 @@ def run(given: Sequence[str]) -> None:
 
     arguments = reader.parse(given[1:])
     rows: list[Row] = []
-    for row in kernels.rows(arguments):
+    facts = kernels.facts(arguments)
+    for row in kernels.rows(arguments, facts):
         rows.append(row)
         if sys.stderr.isatty():
             print(f"\r{len(rows)} rows, {row.name:<40}", end="", file=sys.stderr, flush=True)
-    facts = kernels.facts(arguments)
     path = arguments.out / "kernels.json"
     save(path, rows, facts)
-    shown = [row for row in rows if "gbps" in row.name or row.unit in ("of copy", "cells")]
+    shown = [row for row in rows if "gbps" in row.name or row.unit in ("of copy", "cells") or "peer" in row.name]
     print("\n".join(f"{name}: {value}" for name, value in facts.items()))
     print(table(shown))
     print(f"kernels: {path}")

@@ -28,8 +28,9 @@ class Case:
         self.layout = KVLayout(spec, blocks + 2, block_tokens)
         self.tokens, self.table = tokens, (torch.randperm(blocks, generator=torch.Generator().manual_seed(tokens)) + 1).tolist()
         self.pool, self.other = Pool(self.layout, arguments.device), Pool(self.layout, arguments.device)
+        spread, level = channels(self.layout, self.pool.data.device)
         for block in self.pool.data:  # one by one: no second copy of a large pool in float32
-            block.normal_().mul_(torch.linspace(0.5, 2, arguments.head_dim, device=block.device)).add_(1)
+            block.normal_().mul_(spread).add_(level)
         self.codec = Codec(self.layout, tile_tokens=max(TILE_TOKENS, block_tokens))
         self.backend = self.codec.backend_on(self.pool.data.device)
 
@@ -52,6 +53,17 @@ class Case:
     def expand(self, cells: Cells, arrived: Arrived, backend: Backend | None = None) -> torch.Tensor:
         (backend or self.backend).expand(arrived, self.other.data, cells.coded_table(self.table), cells)
         return self.other.data
+
+
+def channels(layout: KVLayout, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Spread and level of every channel, [layers, kinds, heads, 1, head_dim]: as in KV of models, both differ from channel to channel, two
+    channels of a head are six times wider, and keys lie some four spreads off 0."""
+    shape, generator = (*layout.shape[1:4], 1, layout.shape[-1]), torch.Generator().manual_seed(0)
+    spread = (0.5 * torch.randn(shape, generator=generator)).exp()
+    spread[..., :2] *= 6
+    off = torch.tensor([4.0, 0.5])[: shape[1]].view(1, -1, 1, 1, 1)
+    level = off * spread * torch.randn(shape, generator=generator)
+    return spread.to(device), level.to(device)
 
 
 def coder(codec: Codec, cells: Cells, pool: Pool, other: Pool, blocks: list[int]) -> tuple[Callable[[], object], Callable[[], object]]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 import numpy as np
 import torch
 
-from abkt.bench import copies, stages
+from abkt.bench import copies, peers, stages
 from abkt.bench.arguments import Arguments
 from abkt.bench.case import Case, coder
 from abkt.bench.rows import Row
@@ -29,8 +29,8 @@ SUMMARY_BYTES = 16 * 2**20
 SUMMARY_DEPTH = 4
 
 
-def rows(arguments: Arguments) -> Iterator[Row]:
-    """All rows, as they are measured. Raises ValueError where the device is missing, or its values are not the oracle's."""
+def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
+    """All rows, as they are measured; what is learnt of the peers is added to `about`. Raises ValueError where the device is missing, or its values are not the oracle's."""
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch sees no GPU here; device=cpu measures the compiled path")
@@ -50,6 +50,7 @@ def rows(arguments: Arguments) -> Iterator[Row]:
             yield from stages.rows(case, f"{tokens}x{block_tokens}", arguments.repeats)
             if summary is None and case.raw_bytes >= SUMMARY_BYTES and SUMMARY_DEPTH in arguments.depths:
                 summary = taken
+                yield from peers.rows(case, arguments, about)
         if summary:
             yield Row(f"encode_{SUMMARY_DEPTH}bit_over_copy", summary["copy"] / summary[f"encode {SUMMARY_DEPTH}"], "of copy", 1.0)
             yield Row(f"decode_{SUMMARY_DEPTH}bit_over_copy", summary["copy"] / summary[f"expand {SUMMARY_DEPTH}"], "of copy", 1.0)

@@ -30,5 +30,6 @@ def centres_of_first_tile(data: torch.Tensor, table: torch.Tensor, cells: Cells)
     """The centres where the pool is, and without waiting for it. table: int64 there, at least the first tile of the coded blocks."""
     layers, _, heads, _ = cells.shape
     first = data[table[cells.tile_blocks(0)], :, 1]  # [blocks, layers, kv_heads, tokens, head_dim]
-    mean = first.double().mean((0, 3)).to(data.dtype).float().reshape(layers, heads, cells.dim)
+    tokens = first.shape[0] * first.shape[3]
+    mean = (first.sum(3, dtype=torch.float64).sum(0) / tokens).to(data.dtype).float().reshape(layers, heads, cells.dim)
     return torch.where(mean.abs() < LIMIT[data.dtype], mean, 0.0)

@@ -23,14 +23,15 @@ struct Spread {
   }
 };
 
-template <class E, bool KEY> int encode_cell(Cell<E>& cell, uint8_t* const* slot, const int64_t* size, double* left, Spread& spread) {
+template <class E, bool KEY>
+int encode_cell(Cell<E>& cell, int part, uint8_t* const* slot, const int64_t* size, double* left, Spread& spread) {
   const int passes = int(cell.shape.passes);
   if (!cell.template survey<KEY>()) {
     for (int p = 0; p <= passes; p++) std::memset(slot[p], 0, size[p]), left[p] = 0;
     return EXACT;
   }
   cell.template settle<KEY>(false);
-  cell.template code<KEY>();
+  const double own = cell.template code<KEY>();
   int form = cell.template classify<KEY>();
   if (passes <= 3 && form >= NARROW_FROM) {
     cell.template settle<KEY>(true);
@@ -39,9 +40,9 @@ template <class E, bool KEY> int encode_cell(Cell<E>& cell, uint8_t* const* slot
   }
   cell.prepare(KEY, form, 0, passes);
   typedef Cell<E> C;
-  static constexpr double (C::*by_depth[])(double*) = {&C::template measure<KEY, 1>, &C::template measure<KEY, 2>, &C::template measure<KEY, 3>,
+  static constexpr void (C::*by_depth[])(int, double*) = {&C::template measure<KEY, 1>, &C::template measure<KEY, 2>, &C::template measure<KEY, 3>,
                                                        &C::template measure<KEY, 4>, &C::template measure<KEY, 5>, &C::template measure<KEY, 6>};
-  const double own = (cell.*by_depth[passes - 1])(left);
+  (cell.*by_depth[passes - 1])(part, left);
   cell.describe(KEY, slot[0], size[0]);
   cell.pack(slot, size, passes);
   spread.merge(cell.sum.data(), own, cell.tokens);
@@ -65,7 +66,7 @@ template <class E> void encode(const Shape& shape, const Rules& rules, void* poo
       cell.find(static_cast<typename E::T*>(pool), blocks, strip, tile);
       cell.centre = centres + (strip / heads / shape.kinds * heads + strip % heads) * shape.dim;
       const bool key = strip / heads % shape.kinds == 0;
-      forms[index] = uint8_t((key ? encode_cell<E, true> : encode_cell<E, false>)(cell, slot, size, left, spread[strip]));
+      forms[index] = uint8_t((key ? encode_cell<E, true> : encode_cell<E, false>)(cell, int((strip + tile) % 8), slot, size, left, spread[strip]));
       for (int p = 0; p <= passes; p++) errors[p * cells + index] = left[p];
     }
   for (int64_t strip = 0; strip < shape.strips(); strip++) deviation[strip] = spread[strip].squares;

@@ -51,7 +51,7 @@ struct Shape {  // as fast.py fills it
 };
 
 constexpr int BITS[] = {0, 1, 2, 3, 4, 6, 8};
-constexpr int PASSES = 6, CLASSES = 16, EXACT = 255, NARROW_FROM = 3;
+constexpr int PASSES = 6, CLASSES = 16, EXACT = 255, NARROW_FROM = 3, MEASURED_WHOLE = 64;
 
 struct Rules {  // the tables of quantize.py
   int32_t limits[CLASSES - 1];
@@ -67,7 +67,7 @@ template <class E> struct Cell {
   const float* centre = nullptr;  // of V's channels
   std::vector<T*> rows;
   std::vector<uint8_t> codes;
-  std::vector<float> least, extent, low, step, inverse, sum, mean, scale, offset;
+  std::vector<float> least, extent, low, step, inverse, sum, mean, channel_mean, scale, offset;
   std::vector<int32_t> code_sum, code_squares;
   std::vector<uint16_t> packed;
   std::vector<T> narrow_low;
@@ -75,7 +75,7 @@ template <class E> struct Cell {
   Cell(const Shape& s, const Rules& r) : shape(s), rules(r), dim(s.dim) {
     const int64_t most = s.tile_blocks * s.block_tokens, groups = most > dim ? most : dim;
     rows.resize(most), codes.resize((most + 7) / 8 * 8 * dim), packed.resize(groups), narrow_low.resize(groups);
-    for (auto* v : {&least, &extent, &low, &step, &inverse, &sum, &mean}) v->resize(groups);
+    for (auto* v : {&least, &extent, &low, &step, &inverse, &sum, &mean, &channel_mean}) v->resize(groups);
     for (auto* v : {&scale, &offset}) v->resize((PASSES + 1) * groups);
     for (auto* v : {&code_sum, &code_squares}) v->resize(groups);
   }
@@ -144,39 +144,48 @@ template <class E> struct Cell {
     }
   }
 
-  // Codes, and their sums and squared sums in each group.
-  template <bool KEY> void code() {
+  // Codes, and their sums and squared sums in each group; returns the squared deviation from the cell's own channel means.
+  template <bool KEY> double code() {
     const int64_t dim = this->dim, tokens = this->tokens, next = shape.block_tokens * shape.row();  // where the next head's rows are
     const T* const* row = rows.data();
-    const float *lows = low.data(), *inverses = inverse.data(), *middles = centre;
+    const float *sums_of_channels = sum.data(), *lows = low.data(), *inverses = inverse.data(), *middles = centre;
+    const float share = 1.0f / float(tokens);
     uint8_t* out = codes.data();
+    F spread{};
     int32_t *sums = code_sum.data(), *squares = code_squares.data();
     const auto one = [](F x, F lo, F inv) { return to_int(::least(greatest((x - lo) * inv, F{}), splat(255))); };
     if (KEY) {
       for (int64_t c = 0; c < dim; c += LANES) {
-        const F lo = load<F>(lows + c), inv = load<F>(inverses + c);
+        const F lo = load<F>(lows + c), inv = load<F>(inverses + c), mean = load<F>(sums_of_channels + c) * share;
         I all{}, squared{};
         for (int64_t t = 0; t < tokens; t++) {
           __builtin_prefetch(row[t] + next + c);
-          const I code = one(E::get(row[t] + c), lo, inv);
+          const F x = E::get(row[t] + c), off = x - mean;
+          const I code = one(x, lo, inv);
+          spread += off * off;
           narrow(out + t * dim + c, code);
           all += code, squared += code * code;
         }
         store(sums + c, all), store(squares + c, squared);
       }
     } else {
+      float* means = channel_mean.data();
+      for (int64_t c = 0; c < dim; c++) means[c] = sums_of_channels[c] * share;
       for (int64_t t = 0; t < tokens; t++) {
         const F lo = splat(lows[t]), inv = splat(inverses[t]);
         I all{}, squared{};
         for (int64_t c = 0; c < dim; c += LANES) {
           __builtin_prefetch(row[t] + next + c);
-          const I code = one(E::get(row[t] + c) - load<F>(middles + c), lo, inv);
+          const F x = E::get(row[t] + c), off = x - load<F>(means + c);
+          const I code = one(x - load<F>(middles + c), lo, inv);
+          spread += off * off;
           narrow(out + t * dim + c, code);
           all += code, squared += code * code;
         }
         sums[t] = total(all), squares[t] = total(squared);
       }
     }
+    return total(spread);
   }
 
   // The mean of every group, and the class of the cell's variance around them.
@@ -206,17 +215,27 @@ template <class E> struct Cell {
     }
   }
 
-  // Squared errors after each pass, and the squared deviation from the cell's own channel means (returned).
-  template <bool KEY, int LAST> double measure(double* left) {
-    const int64_t dim = this->dim, tokens = this->tokens, count = groups(KEY);
-    F errors[LAST + 1]{}, spread{};
+  // Squared errors after each pass, of the measured tokens (see quantize.py), counted for all by the square of their steps.
+  template <bool KEY, int LAST> void measure(int part, double* left) {
+    const int64_t dim = this->dim, count = groups(KEY);
+    int64_t first = 0, stop = tokens;
+    double factor = 1;
+    if (tokens >= MEASURED_WHOLE) {
+      const int64_t end = (part + 1) * eighth < tokens ? (part + 1) * eighth : tokens;
+      double all = 0, chosen = 0;
+      if (KEY) all = double(tokens), chosen = double(end - part * eighth);
+      else
+        for (int64_t t = 0; t < tokens; t++) {
+          const double squared = double(step[t]) * step[t];
+          all += squared, chosen += t >= part * eighth && t < end ? squared : 0;
+        }
+      if (chosen > 0) first = part * eighth, stop = end, factor = all / chosen;
+    }
+    F errors[LAST + 1]{};
     const T* const* row = rows.data();
     const uint8_t* code = codes.data();
-    const float *sums = sum.data(), *lows = low.data(), *scales = scale.data(), *offsets = offset.data(), *middles = centre;
-    const float share = 1.0f / float(tokens);
-    const auto one = [&](F x, I coded, F mean, F middle, F lo, const F* a, const F* b) {
-      const F off = x - mean;
-      spread += off * off;
+    const float *lows = low.data(), *scales = scale.data(), *offsets = offset.data(), *middles = centre;
+    const auto one = [&](F x, I coded, F middle, F lo, const F* a, const F* b) {
 #pragma GCC unroll 8
       for (int p = 0; p <= LAST; p++) {
         const F guess = p ? lo + (to_float(coded & (0xff00 >> BITS[p] & 0xff)) * a[p] + b[p]) : lo + b[0];
@@ -228,20 +247,18 @@ template <class E> struct Cell {
       for (int64_t c = 0; c < dim; c += LANES) {
         F a[LAST + 1], b[LAST + 1];
         for (int p = 0; p <= LAST; p++) a[p] = load<F>(scales + p * count + c), b[p] = load<F>(offsets + p * count + c);
-        const F mean = load<F>(sums + c) * share, lo = load<F>(lows + c);
-        for (int64_t t = 0; t < tokens; t++) one(E::get(row[t] + c), widen(code + t * dim + c), mean, F{}, lo, a, b);
+        const F lo = load<F>(lows + c);
+        for (int64_t t = first; t < stop; t++) one(E::get(row[t] + c), widen(code + t * dim + c), F{}, lo, a, b);
       }
     } else {
-      for (int64_t t = 0; t < tokens; t++) {
+      for (int64_t t = first; t < stop; t++) {
         F a[LAST + 1], b[LAST + 1];
         for (int p = 0; p <= LAST; p++) a[p] = splat(scales[p * count + t]), b[p] = splat(offsets[p * count + t]);
         const F lo = splat(lows[t]);
-        for (int64_t c = 0; c < dim; c += LANES)
-          one(E::get(row[t] + c), widen(code + t * dim + c), load<F>(sums + c) * share, load<F>(middles + c), lo, a, b);
+        for (int64_t c = 0; c < dim; c += LANES) one(E::get(row[t] + c), widen(code + t * dim + c), load<F>(middles + c), lo, a, b);
       }
     }
-    for (int p = 0; p <= LAST; p++) left[p] = total(errors[p]);
-    return total(spread);
+    for (int p = 0; p <= LAST; p++) left[p] = factor * total(errors[p]);
   }
 
   void describe(bool key, uint8_t* slot, int64_t size) {  // metadata into its slot

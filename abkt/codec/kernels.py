@@ -14,6 +14,7 @@ import triton.language as tl
 
 EXACT = tl.constexpr(255)  # as in backend.py
 NARROW_FROM = tl.constexpr(3)  # as in quantize.py
+MEASURED_WHOLE = tl.constexpr(64)  # likewise
 CLASSES = tl.constexpr(16)
 
 
@@ -106,10 +107,12 @@ def _statistics(
     KEY: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr,
     COLS: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the codes of each channel (of K), and the class of the cell's variance."""
+    """Sums of the codes of each channel (of K), the class of the cell's variance, and the squared steps of V's tokens: of all, and of the
+    eighth that is measured."""
     element: tl.constexpr = data.dtype.element_ty
     sums, squares = tl.zeros((COLS,), dtype=tl.int32), tl.zeros((COLS,), dtype=tl.int32)
     of_tokens = tl.zeros((ROWS,), dtype=tl.int64)
+    steps, measured = tl.zeros((ROWS,), dtype=tl.float32), tl.zeros((ROWS,), dtype=tl.float32)
     low, _step, inverse = _scale(least, most, narrow, element, True, OUTER, INNER)
     for part in range(8):
         at, mask, _token, held = _rows(data, table, strips, strip, tile, tokens, part, TILE, BLOCK, DIM, PARTS, ROWS, COLS)
@@ -119,7 +122,10 @@ def _statistics(
             sums += tl.sum(c, 0)
             squares += tl.sum(c * c, 0)
         else:
-            low_t, _step_t, inverse_t = _token_scale(y, mask, held, narrow, element, OUTER, INNER)
+            low_t, step_t, inverse_t = _token_scale(y, mask, held, narrow, element, OUTER, INNER)
+            of_part = tl.sum(step_t, 1) * tl.sum(step_t, 1)
+            steps += of_part
+            measured += tl.where(part == (strip + tile) % 8, of_part, 0.0)
             c = _codes(y, mask, low_t, inverse_t)
             all = tl.sum(c, 1)
             middle = _mean(all, DIM)
@@ -133,7 +139,7 @@ def _statistics(
     variance = squared // (tokens * DIM)
     index = tl.arange(0, CLASSES)
     limits = tl.load(rules + index, mask=index < CLASSES - 1, other=0)
-    return sums, tl.sum((variance < limits).to(tl.int32))
+    return sums, tl.sum((variance < limits).to(tl.int32)), tl.sum(steps), tl.sum(measured)
 
 
 @triton.jit
@@ -188,10 +194,10 @@ def encode_cells(
         tl.store(sums + cell.to(tl.int64) * DIM + col, total, mask=col < DIM)
         channel_mean = (total / tokens)[None, :]
         narrow = False
-        code_sums, form = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
+        code_sums, form, steps, measured = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
         if PASSES <= 3:
             narrow = form >= NARROW_FROM
-            code_sums, form = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
+            code_sums, form, steps, measured = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
         tl.store(forms + cell, form.to(tl.uint8))
 
         slot = body + tl.multiple_of(tl.load(offsets + cell), 16)
@@ -199,9 +205,14 @@ def encode_cells(
         middle_c = _mean(code_sums, tokens)
         if KEY:
             _describe(slot, col, col < DIM, DIM, low_c, step_c, middle_c, data)
+        chosen = (strip + tile) % 8
+        if KEY:
+            eighth_of = (tokens + 7) // 8
+            steps, measured = tokens.to(tl.float32), (tl.minimum(tokens, (chosen + 1) * eighth_of) - chosen * eighth_of).to(tl.float32)
+        whole = (tokens < MEASURED_WHOLE) | (measured == 0)
         planes, pairs = tl.zeros((ROWS, COLS), dtype=tl.int32), tl.zeros((ROWS, COLS), dtype=tl.int32)
         spread = tl.zeros((ROWS, COLS), dtype=tl.float32)
-        e0, e1, e2, e3, e4, e5, e6 = spread, spread, spread, spread, spread, spread, spread
+        e0, e1, e2, e3, e4, e5, e6 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         for part in range(8):
             at, mask, token, held = _rows(data, table, strips, strip, tile, tokens, part, TILE, BLOCK, DIM, PARTS, ROWS, COLS)
             x = tl.load(at, mask=mask, other=0.0).to(tl.float32)
@@ -224,32 +235,34 @@ def encode_cells(
                 pairs |= (c & 3) << (16 + 2 * (part % 4) + 8 * (part // 4))
             off = tl.where(mask, x - channel_mean, 0.0)
             spread += off * off
-            e0 += _missed(x, mask, c, low, step, mean, centre, rules, form, element, 0)
-            e1 += _missed(x, mask, c, low, step, mean, centre, rules, form, element, 1)
-            if PASSES >= 2:
-                e2 += _missed(x, mask, c, low, step, mean, centre, rules, form, element, 2)
-            if PASSES >= 3:
-                e3 += _missed(x, mask, c, low, step, mean, centre, rules, form, element, 3)
-            if PASSES >= 4:
-                e4 += _missed(x, mask, c, low, step, mean, centre, rules, form, element, 4)
-            if PASSES >= 5:
-                e5 += _missed(x, mask, c, low, step, mean, centre, rules, form, element, 5)
-            if PASSES >= 6:
-                e6 += _missed(x, mask, c, low, step, mean, centre, rules, form, element, 6)
+            if whole | (part == chosen):
+                e0 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 0))
+                e1 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 1))
+                if PASSES >= 2:
+                    e2 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 2))
+                if PASSES >= 3:
+                    e3 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 3))
+                if PASSES >= 4:
+                    e4 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 4))
+                if PASSES >= 5:
+                    e5 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 5))
+                if PASSES >= 6:
+                    e6 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 6))
 
+        factor = tl.where(whole, 1.0, steps / tl.where(whole, 1.0, measured))
         tl.store(spreads + cell, tl.sum(spread))
-        tl.store(errors + cell, tl.sum(e0))
-        tl.store(errors + cells + cell, tl.sum(e1))
+        tl.store(errors + cell, factor * e0)
+        tl.store(errors + cells + cell, factor * e1)
         if PASSES >= 2:
-            tl.store(errors + 2 * cells + cell, tl.sum(e2))
+            tl.store(errors + 2 * cells + cell, factor * e2)
         if PASSES >= 3:
-            tl.store(errors + 3 * cells + cell, tl.sum(e3))
+            tl.store(errors + 3 * cells + cell, factor * e3)
         if PASSES >= 4:
-            tl.store(errors + 4 * cells + cell, tl.sum(e4))
+            tl.store(errors + 4 * cells + cell, factor * e4)
         if PASSES >= 5:
-            tl.store(errors + 5 * cells + cell, tl.sum(e5))
+            tl.store(errors + 5 * cells + cell, factor * e5)
         if PASSES >= 6:
-            tl.store(errors + 6 * cells + cell, tl.sum(e6))
+            tl.store(errors + 6 * cells + cell, factor * e6)
         eighth = (tokens + 7) // 8
         place = row[:, None] * DIM + col[None, :]
         kept = (row < eighth)[:, None] & (col < DIM)[None, :]

@@ -33,8 +33,10 @@ class Oracle:
                 coded_exactly[:, span] = bad[:, None]
                 x = torch.where(bad[:, None, None], 0.0, whole[:, span])
                 coded = q.quantize(x.float() - centre, dim, data.dtype, cells.depth_bits)
-                left = q.squared_errors(x, coded, centre, cells.passes).T.numpy()
-                errors[:, layer, kind, :, tile] = np.where(bad.numpy(), 0.0, left)
+                by_token, first_strip = q.squared_errors(x, coded, centre, cells.passes), (layer * kinds + kind) * heads
+                for head in (h for h in range(heads) if not bad[h]):
+                    chosen = q.measured(tokens, first_strip + head, tile)
+                    errors[:, layer, kind, head, tile] = q.cell_errors(by_token[head], coded.step[head], chosen).numpy()
                 forms[layer, kind, :, tile] = np.where(bad.numpy(), EXACT, coded.spread.numpy())
                 packed = [q.pack_metadata(coded, dim, data.dtype)]
                 packed += [q.pack_pass(coded.codes, index).flatten(1) for index in range(1, cells.passes + 1)]

@@ -20,6 +20,9 @@ of 1/32; so all products below are exact in float32, and all backends agree bit 
 Range. A depth of 1 to 3 bits need not reach the outermost values: a cell whose values crowd the middle (from class NARROW_FROM on) is
 coded over the inner 13/16 of each group's range, or 15/16 at 3 bits. Deeper streams take all of it, since a clipped value is never refined.
 
+Errors. What each pass leaves is measured on one eighth of the tokens of a tile (`measured`), since to measure all costs more than to code.
+On the probe the order that follows leaves at most 0.4 % more at equal bytes, and a stream's distortion is told within 0.7 %.
+
 Symmetric groups (no offset) are not built: they save 16 bits a group and widen the range of 128 normal values by 8 %, which costs as much.
 """
 
@@ -51,6 +54,8 @@ def _share(s2: int, width: int) -> int:
 
 SHARES = tuple(tuple(_share(s2, 2 ** (8 - bits)) for bits in BITS) for s2 in VARIANCES)
 """[class][passes]: thirty-seconds of the way from a bin's middle to the mean."""
+
+MEASURED_WHOLE = 64  # tokens: a tile that has fewer is measured whole
 
 NARROW_FROM = 3  # the first class whose cells are narrowed: that of 128 normal values
 MARGINS = {1: (1 / 8, 1 / 32), 2: (1 / 8, 1 / 32), 3: (1 / 32, 0.0)}
@@ -131,12 +136,32 @@ def reconstruct(coded: Quantized, passes: int) -> torch.Tensor:
 
 
 def squared_errors(x: torch.Tensor, coded: Quantized, centre: torch.Tensor, passes: int) -> torch.Tensor:
-    """Squared error of each cell that is left after each pass, metadata first: [..., passes + 1] float64.
+    """Squared error of each token that is left after each pass, metadata first: [..., tokens, passes + 1] float64.
 
     x: [..., tokens, channels] as the pool holds it, and its dtype is what the decoded values are rounded to.
     """
     decoded = [(reconstruct(coded, p) + centre).to(x.dtype) for p in range(passes + 1)]
-    return torch.stack([(x.double() - y.double()).square().sum((-2, -1)) for y in decoded], -1)
+    return torch.stack([(x.double() - y.double()).square().sum(-1) for y in decoded], -1)
+
+
+def measured(tokens: int, strip: int, tile: int) -> slice:
+    """The tokens of a tile whose errors are measured: an eighth of it, another one in each cell; all of a tile below MEASURED_WHOLE."""
+    if tokens < MEASURED_WHOLE:
+        return slice(0, tokens)
+    eighth, part = -(-tokens // 8), (strip + tile) % 8
+    return slice(part * eighth, min(tokens, (part + 1) * eighth))
+
+
+def cell_errors(by_token: torch.Tensor, step: torch.Tensor, chosen: slice) -> torch.Tensor:
+    """Squared error of a cell after each pass, [passes + 1], from those of its measured tokens [tokens, passes + 1] (squared_errors).
+
+    step: [tokens, 1] of V, [1, channels] of K. Error goes with the square of the step, so that is how the other tokens are counted; where
+    the measured ones have no step at all, every token is measured.
+    """
+    squared = step.double().square().sum(-1).expand(len(by_token))
+    if squared[chosen].sum() == 0:
+        return by_token.sum(0)
+    return by_token[chosen].sum(0) * (squared.sum() / squared[chosen].sum())
 
 
 def pack_pass(codes: torch.Tensor, index: int) -> torch.Tensor:

@@ -52,7 +52,7 @@ def test_a_wrong_kernel_fails(monkeypatch):
 
     monkeypatch.setattr("abkt.codec.codec.Codec.backend_on", lambda self, device: Wrong())
     with pytest.raises(ValueError, match="depth 2 differ from the oracle's"):
-        next(kernels.rows(arguments.parse(SMALL)))
+        next(kernels.rows(arguments.parse(SMALL), {}))
 
 
 def test_a_wrong_gather_or_scatter_fails(monkeypatch):
@@ -63,7 +63,7 @@ def test_a_wrong_gather_or_scatter_fails(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(f"abkt.kv.copy.{verb}", wrong)
             with pytest.raises(ValueError, match=f"{verb} of 7 blocks on cpu"):
-                next(kernels.rows(arguments.parse(SMALL)))
+                next(kernels.rows(arguments.parse(SMALL), {}))
 
 
 @pytest.mark.parametrize(

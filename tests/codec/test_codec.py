@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from abkt.codec import fast
 from abkt.codec.codec import Codec
+from abkt.codec.quantize import MEASURED_WHOLE
 from abkt.kv.pool import Pool
 
 SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens
@@ -76,11 +77,27 @@ def test_every_cut_leaves_what_it_says(layout_of, filled_pool, table_of, tokens,
         assert result.tokens == tokens
         assert result.distortion == pytest.approx(claimed, rel=1e-6)
         if last > first + 1:
-            assert measured_distortion(source, decoded, first, last) == pytest.approx(claimed, rel=1e-4, abs=1e-12)
+            within = 0.1 if tile >= MEASURED_WHOLE else 1e-4  # few cells, of which an eighth is measured
+            assert measured_distortion(source, decoded, first, last) == pytest.approx(claimed, rel=within, abs=1e-12)
         else:
             assert (first < last) or claimed == 0
         untouched = [b for b in range(layout.blocks) if b not in target]
         assert not out.data[untouched].any(), "a foreign block was written"
+
+
+@pytest.mark.parametrize("norms", [0.0, 1.5], ids=["like tokens", "tokens of very different norms"])
+def test_an_eighth_of_the_tokens_tells_the_error_of_all(layout_of, filled_pool, table_of, norms):
+    """Over 96 cells within 3 %; also where a few tokens of V carry most of the error, which an eighth that is only scaled would miss."""
+    layout = layout_of(layers=4, heads=2, dim=64, blocks=100)
+    pool, table, tokens = filled_pool(layout), table_of(layout, 800), 800
+    factor = (norms * torch.randn(100, 1, 1, 16, 1, generator=torch.Generator().manual_seed(1))).exp()
+    pool.data[:, :, 1] *= factor.to(pool.dtype)
+    codec = Codec(layout)
+    stream = codec.encode(pool, table, tokens, order="uniform")
+    source = whole(pool, table, tokens)
+    for cut, claimed in enumerate(stream.curve.distortion):
+        _, out = expanded(codec, stream, cut, layout, table)
+        assert measured_distortion(source, whole(out, table, tokens), 16, 784) == pytest.approx(claimed, rel=0.03), cut
 
 
 @pytest.mark.parametrize("depth", [4, 6])

@@ -15,6 +15,7 @@ SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens, dtype
     (60, 2, 1, 16, 8, 32, "float16"),
     (29, 1, 1, 80, 4, 16, "float32"),
     (50, 1, 1, 576, 16, 16, "bfloat16"),
+    (190, 1, 2, 16, 8, 96, "bfloat16"),  # tiles of 96 and 80 tokens, of which an eighth is measured
 ]
 
 
@@ -31,7 +32,10 @@ def check_values() -> None:
     from abkt.codec.oracle import Oracle
     from abkt.kv.pool import Pool
 
-    for shape, depth in [*((shape, 8) for shape in SHAPES), (SHAPES[0], 1), (SHAPES[1], 2), (SHAPES[2], 3), (SHAPES[0], 4), (SHAPES[3], 6)]:
+    for shape, depth in [
+        *((shape, 8) for shape in SHAPES[:5]),
+        *zip([SHAPES[i] for i in (0, 1, 2, 0, 3, 5)], (1, 2, 3, 4, 6, 4), strict=True),
+    ]:
         tokens, layers, heads, dim, block_tokens, tile, dtype = shape
         layout = make_layout(layers, heads, dim, dtype, blocks=24, block_tokens=block_tokens)
         pool, cells = make_pool(layout, seed=tokens), Cells(layout, tokens, tile, depth)

@@ -90,7 +90,7 @@ def test_a_latent_is_coded_by_channels(backend):
     done = codec.expand(stream.prefix(len(stream.ends) - 1), other, table)
     sent, got = (torch.cat([p.read(table, layer, 120)[0] for layer in range(2)]).double()[:, 16:112] for p in (pool, other))
     error = ((sent - got).square().sum((1, 2)) / (sent - sent.mean(1, keepdim=True)).square().sum((1, 2))).mean()
-    assert done.distortion == pytest.approx(float(error), rel=1e-3)
+    assert done.distortion == pytest.approx(float(error), rel=0.02)
     assert 0.005 < done.distortion < 0.012
     two = layout_of(layers=2, kinds=2, dim=576, block_tokens=16)
     with pytest.raises(ValueError, match="holds blocks"):
