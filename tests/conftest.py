@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run beside each other, and its threads would wait for each other
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

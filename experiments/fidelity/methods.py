@@ -1,0 +1,174 @@
+"""Ways for the KV of a prompt to travel, each as points of bytes and KV: ours at many cuts, its ablations, and the published baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from abkt.codec.baselines import ALL as BASELINES
+from abkt.codec.baselines import CacheGen, Kivi
+from abkt.codec.baselines.base import Baseline
+from abkt.codec.calibration import Calibration
+from abkt.codec.cells import BITS, Cells
+from abkt.codec.codec import Codec
+from abkt.codec.header import Coder
+from abkt.codec.importance import Importance
+from abkt.codec.stream import Stream
+from abkt.kv.pool import Pool
+from abkt.policy.view import Order
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The KV of a prompt as prefill left it, and the last queries."""
+
+    pool: Pool
+    table: list[int]
+    tokens: int
+    importance: Importance
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One rate. put: writes the KV as it arrives into the blocks of another table of the same pool."""
+
+    rate: str
+    wire_bytes: int
+    put: Callable[[list[int]], None]
+
+
+class Method(Protocol):
+    name: str
+
+    def points(self, held: Held) -> Iterator[Point]: ...
+
+
+@dataclass(frozen=True)
+class Message:
+    """A baseline: one message, one rate."""
+
+    codec: Baseline
+
+    @property
+    def name(self) -> str:
+        return self.codec.name
+
+    def points(self, held: Held) -> Iterator[Point]:
+        data = self.codec.encode(held.pool, held.table, held.tokens)
+        yield Point("", len(data), lambda table: self.codec.expand(data, held.pool, table))
+
+
+@dataclass(frozen=True)
+class Raw:
+    name: str = "raw"
+
+    def points(self, held: Held) -> Iterator[Point]:
+        source = held.table[: held.pool.layout.blocks_for(held.tokens)]
+
+        def put(table: list[int]) -> None:
+            held.pool.data[table[: len(source)]] = held.pool.data[source]
+
+        yield Point("", held.tokens * held.pool.layout.model.kv_bytes_per_token, put)
+
+
+Weigh = Callable[[Held, Cells], torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Ours. weigh: weights of the cells. order slope: cuts at the bytes of the whole rates of the uniform order and between; uniform: those
+    rates. nested False: a code made for each depth, at its full depth."""
+
+    name: str
+    codec: Codec
+    weigh: Weigh = field(default=lambda held, cells: None)
+    order: Order = "slope"
+    coder: Coder = "fixed"
+    nested: bool = True
+
+    def points(self, held: Held) -> Iterator[Point]:
+        for depth in (8,) if self.nested else BITS[1:]:
+            stream = self.stream(held, depth)
+            for rate, cut in self.cuts(stream).items():
+                yield Point(rate, stream.ends[cut], self._put(held, stream.prefix(cut)))
+
+    def stream(self, held: Held, depth: int = 8) -> Stream:
+        weights = self.weigh(held, self.codec.cells(held.tokens, depth))
+        return self.codec.encode(held.pool, held.table, held.tokens, depth, self.order, weights, self.coder)
+
+    def cuts(self, stream: Stream) -> dict[str, int]:
+        """Cuts by the bits of the uniform order whose bytes they have at most."""
+        whole = [(bits, stream.uniform.bytes[cut]) for cut, bits in enumerate(BITS[: stream.uniform.finest + 1]) if cut]
+        if not self.nested:
+            return {f"{whole[-1][0]:g}": stream.curve.finest}
+        if self.order == "uniform":
+            return {f"{bits:g}": cut for cut, (bits, _) in enumerate(whole, 1)}
+        between = [((a + c) / 2, (b * d) ** 0.5) for (a, b), (c, d) in pairwise(whole)]
+        return {f"{bits:g}": cut for bits, budget in sorted(whole + between) if (cut := stream.slope.cut_within(budget))}
+
+    def _put(self, held: Held, data: bytes) -> Callable[[list[int]], None]:
+        return lambda table: self.codec.expand(data, held.pool, table)
+
+
+def seen(calibration: Calibration | None) -> Weigh:
+    """Weights of the last queries, as calibrated."""
+    return lambda held, cells: held.importance.weights(held.pool, held.table, cells, calibration)
+
+
+def averaged(over: tuple[int, ...], calibration: Calibration | None) -> Weigh:
+    """Weights of the last queries, averaged over some of layers, kinds, heads and tiles."""
+    inner = seen(calibration)
+
+    def weigh(held: Held, cells: Cells) -> torch.Tensor | None:
+        weights = inner(held, cells)
+        return weights if weights is None else weights.mean(over, keepdim=True).expand(cells.shape).contiguous()
+
+    return weigh
+
+
+def shuffled(calibration: Calibration | None) -> Weigh:
+    """The same weights on other cells, at random."""
+    inner = seen(calibration)
+
+    def weigh(held: Held, cells: Cells) -> torch.Tensor | None:
+        weights = inner(held, cells)
+        if weights is None:
+            return None
+        order = torch.randperm(weights.numel(), generator=torch.Generator().manual_seed(held.tokens))
+        return weights.flatten()[order].view(weights.shape)
+
+    return weigh
+
+
+def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
+    """All, by name. codec: for KV of the model; calibration: of the model, if there is one."""
+    still = Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=_without_differences(codec))
+    weigh = seen(calibration)
+    ours: Sequence[Method] = (
+        Raw(),
+        Cuts("ours", codec, weigh),
+        Cuts("ours-entropy", codec, weigh, coder="entropy"),
+        Cuts("uniform", codec, order="uniform"),
+        Cuts("uniform-entropy", codec, order="uniform", coder="entropy"),
+        Cuts("flat", codec),
+        Cuts("flat-entropy", codec, coder="entropy"),
+        Cuts("position-only", codec, averaged((0, 1, 2), calibration)),
+        Cuts("head-only", codec, averaged((3,), calibration)),
+        Cuts("shuffled", codec, shuffled(calibration)),
+        Cuts("no-prediction", still, weigh, coder="entropy"),
+        Cuts("not-nested", codec, order="uniform", nested=False),
+        Message(CacheGen("cachegen2", coarseness=2.0)),
+        Message(Kivi("kivi3", 3)),
+    )
+    return {method.name: method for method in (*ours, *(Message(baseline) for baseline in BASELINES))}
+
+
+def _without_differences(codec: Codec) -> Calibration:
+    model = codec.layout.model
+    shape = (model.layers, model.kv_kinds, model.kv_heads)
+    return Calibration(model.name, 1.0, np.ones(shape), np.zeros(shape, dtype=np.uint8))

@@ -1,0 +1,85 @@
+"""What a model is asked: a prompt, and a continuation put after it whatever the model would say, so that every codec is judged alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.probe import tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """prompt, continuation: token ids. answers: bool a continuation token, where the prompt determines it (all, of text). distance: tokens
+    between an answer and what it is known from; -1 where there is none."""
+
+    kind: str
+    prompt: tuple[int, ...]
+    continuation: tuple[int, ...]
+    answers: tuple[bool, ...]
+    distance: tuple[int, ...]
+
+
+MOST_RECALL = tasks.MAX_SYMBOLS  # tokens of pairs: no symbol is both key and value
+
+
+def recall(rng: np.random.Generator, tokens: int, asks: int) -> Sample:
+    """Key-value pairs and then keys, each followed by its value: the probe's own task. The prompt ends with the first key asked for.
+
+    Raises ValueError for more tokens than there are symbols for.
+    """
+    if tokens > MOST_RECALL:
+        raise ValueError(f"tokens={tokens}: a recall prompt has at most {MOST_RECALL}")
+    whole = tasks.key_values(rng, tokens + 2 * asks - 1, tasks.MAX_SYMBOLS, asks=asks)
+    used = int(np.flatnonzero(whole.tokens != tasks.PAD)[-1]) + 1
+    ask = int(np.flatnonzero(whole.tokens == tasks.ASK)[0])
+    place = {int(key): 2 + 2 * i for i, key in enumerate(whole.tokens[2:ask:2])}
+    start = ask + 2
+    after, marked = whole.tokens[start:used], whole.answer[start:used]
+    far = [start + i - place[int(whole.tokens[start + i - 1])] if is_answer else -1 for i, is_answer in enumerate(marked)]
+    return Sample("recall", _ids(whole.tokens[:start]), _ids(after), tuple(marked.tolist()), tuple(far))
+
+
+def text(rng: np.random.Generator, ids: np.ndarray, tokens: int, after: int) -> Sample:
+    """A passage, and what follows it."""
+    start = int(rng.integers(0, len(ids) - tokens - after))
+    prompt, continuation = ids[start : start + tokens], ids[start + tokens : start + tokens + after]
+    return Sample("text", _ids(prompt), _ids(continuation), (True,) * after, (-1,) * after)
+
+
+def samples(count: int, tokens: int, seed: int, texts: np.ndarray | None, recalls: bool) -> Iterator[Sample]:
+    """`count` of each kind that there is something for. texts: token ids of held-out text. recalls: whether the model knows the probe's
+    tasks."""
+    for i in range(count):
+        if recalls:
+            yield recall(np.random.default_rng((seed, 0, i)), tokens, asks=min(64, tokens // 8))
+        if texts is not None:
+            yield text(np.random.default_rng((seed, 1, i)), texts, tokens, after=128)
+
+
+def read_texts(folder: Path, model_folder: Path, most: int = 2_000_000) -> np.ndarray:
+    """Token ids of all *.txt and *.txt.gz of a folder, by the model's tokenizer. Raises ValueError, one line, where there is no text, no
+    tokenizer, or too little of it."""
+    import gzip
+
+    from transformers import AutoTokenizer
+
+    paths = sorted(p for p in folder.glob("*.txt*") if p.suffix in (".txt", ".gz"))
+    if not paths:
+        raise ValueError(f"texts={folder}: there is no .txt or .txt.gz file")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model folder {model_folder} has no tokenizer that can be read: {str(error).splitlines()[0]}") from None
+    ids: list[int] = []
+    for path in paths:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        ids += tokenizer.encode(raw.decode("utf-8", errors="replace")[:most], add_special_tokens=False)
+    return np.asarray(ids)
+
+
+def _ids(tokens: np.ndarray | Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(token) for token in tokens)
