@@ -1,0 +1,122 @@
+"""The entropy form: what coding and expanding all passes of a depth take, beside a plain copy of the same bytes, on the pool's device.
+
+Rows: `entropy_encode`, `entropy_decode` and their `…_gbps`, and `entropy_bits`, of a value on the wire without the statistics. Strips are
+coded without differences. On a CPU an encode measures its statistics too; on a GPU it is what is enqueued, and they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from abkt.bench.case import Case
+from abkt.bench.rows import Row
+from abkt.bench.timing import medians
+from abkt.codec import entropy_form
+from abkt.codec.cells import Cells
+from abkt.codec.entropy_form import EntropyCoded
+from abkt.codec.entropy_stats import Stats, strip_stats
+from abkt.codec.oracle import tokens_of
+
+DEPTH = 4  # bits
+
+
+def rows(case: Case, name: str, repeats: int) -> Iterator[Row]:
+    """Rows of one case, in which something lies between the edges."""
+    device, source, cells = case.pool.data.device, case.pool.data[: len(case.table)], case.cells(DEPTH)
+    target = torch.empty_like(source)
+    work = _Compiled(case, cells) if device.type == "cpu" else _Enqueued(case, cells)
+    functions: dict[str, Callable[[], object]] = {
+        "copy": lambda: target.copy_(source),
+        "entropy_encode": work.encode,
+        "entropy_decode": work.decode,
+    }
+    work.encode()
+    coded_bytes = len(work.arrive())
+    taken = medians(functions, device, repeats)
+    tokens = sum(cells.tile_lengths)
+    copy = taken.pop("copy") * tokens / (len(case.table) * case.layout.block_tokens)
+    raw_bytes = tokens * case.layout.model.kv_bytes_per_token
+    for what, seconds in taken.items():
+        yield Row(f"{what}/{name}", seconds / tokens * 1e9, "ns/token", copy / tokens * 1e9)
+        yield Row(f"{what}_gbps/{name}", raw_bytes / seconds / 1e9, "GB/s of raw KV", raw_bytes / copy / 1e9)
+    yield Row(f"entropy_bits/{name}", 8 * coded_bytes / int(cells.values.sum()), "bits a value")
+
+
+def check(case: Case) -> int:
+    """Cells of a case, best a short one, that the kernels code and expand as the compiled path does: all, or ValueError."""
+    device, cells = case.pool.data.device, case.cells(DEPTH)
+    ours, theirs = _Enqueued(case, cells), _Compiled(case, cells)
+    ours.encode()
+    theirs.encode()
+    if not torch.equal(ours.arrive().cpu(), theirs.arrive()):
+        raise ValueError(f"entropy form on {device}: bytes differ from the compiled path's")
+    ours.decode()
+    found = case.other.data.clone()
+    theirs.decode()
+    if not torch.equal(found, case.other.data):
+        raise ValueError(f"entropy form on {device}: expanded values differ from the compiled path's")
+    return cells.count
+
+
+class _Compiled:
+    """entropy_form.py's encode and expand of a case."""
+
+    def __init__(self, case: Case, cells: Cells) -> None:
+        self._case, self._cells, self._blocks = case, cells, cells.coded_table(case.table)
+        self._levels = np.zeros(cells.shape[:3], dtype=np.int64)
+        self._coded: EntropyCoded | None = None
+
+    def encode(self) -> None:
+        self._coded = entropy_form.encode(self._case.pool.data, self._blocks, self._cells, None, self._levels)
+
+    def arrive(self) -> torch.Tensor:
+        """What was coded is what `decode` expands; returns all passes."""
+        assert self._coded
+        coded, sizes = self._coded, np.concatenate((np.zeros((1, self._cells.count), dtype=np.int64), self._coded.lengths))
+        offsets, present = sizes.cumsum().reshape(sizes.shape) - sizes, np.full(self._cells.count, self._cells.passes, dtype=np.int8)
+        self._arrived = coded.coded.body.numpy(), offsets, sizes, present, coded.coded.forms, coded.levels, coded.statistics
+        return coded.coded.body
+
+    def decode(self) -> None:
+        entropy_form.expand(*self._arrived, self._case.other.data, self._blocks, self._cells)
+
+
+class _Enqueued:
+    """The same by entropy_launch.py, of one set of statistics."""
+
+    def __init__(self, case: Case, cells: Cells) -> None:
+        from abkt.codec.entropy_launch import EntropyEncoding, EntropyExpansion
+        from abkt.codec.entropy_strips import Strips
+
+        self._case, data, blocks = case, case.pool.data, torch.tensor(cells.coded_table(case.table))
+        layers, kinds, heads, _ = cells.shape
+        every = []
+        for layer, kind in np.ndindex(layers, kinds):
+            held = data[blocks.to(data.device), layer, kind]
+            every.append(strip_stats(tokens_of(held, cells.dim).float().cpu().numpy(), data.dtype))
+        centre, scale = np.concatenate([stats.centre for stats in every]), np.concatenate([stats.log_scale for stats in every])
+        joined = Stats(centre, scale, np.concatenate([stats.turns for stats in every]))
+        groups = [Strips.of(range(layers * kinds * heads), joined, data.device)]
+        self._encoding = EntropyEncoding(cells, groups, None, data.device)
+        self._expansion = EntropyExpansion(cells, groups, None, data.device)
+        for work in (self._encoding, self._expansion):
+            work.table.copy_(blocks)
+        self._expansion.present.fill_(cells.passes)
+
+    def encode(self) -> None:
+        self._encoding.enqueue(self._case.pool.data)
+        self._encoding.copy_report()
+
+    def arrive(self) -> torch.Tensor:
+        """What was coded is what `decode` expands; returns all passes."""
+        encoding, expansion = self._encoding, self._expansion
+        expansion.sizes[1:].copy_(encoding.lengths)
+        expansion.offsets[1:].copy_(encoding.ends - encoding.lengths)
+        expansion.forms.copy_(encoding.report.forms)
+        return encoding.body[: int(encoding.ends[-1, -1])]
+
+    def decode(self) -> None:
+        self._expansion.enqueue(self._encoding.body, self._case.other.data)

@@ -1,0 +1,196 @@
+"""Run by test_rans_kernels.py in a process of its own, since Triton chooses between compiler and interpreter when it is imported.
+
+python rans_triton_check.py values          kernels against the oracle in the interpreter
+python rans_triton_check.py compile 80 90   ahead of time for these architectures: registers and spills, as JSON
+"""
+
+import ctypes
+import json
+import mmap
+import os
+import sys
+from pathlib import Path
+
+CASES = [  # streams, n, contexts, alphabet, flatness of the tables
+    (19, 64, 2, 2, 0.05),
+    (3, 37, 3, 5, 0.5),
+    (2, 7, 1, 17, 1.0),
+    (1, 1, 1, 1, 1.0),
+    (17, 41, 2, 256, 1.0),
+    (2, 0, 1, 3, 1.0),
+    (0, 9, 1, 3, 1.0),
+]
+
+
+def check_values() -> None:
+    import numpy as np
+    import torch
+    from test_rans import sample
+
+    from abkt.codec import rans, rans_launch
+    from abkt.codec.rans_launch import Tables
+
+    def on_device(*arrays):
+        return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+
+    cpu = torch.device("cpu")
+    for streams, n, *shape in CASES:
+        symbols, contexts, shares = sample(n, streams, n, *shape)
+        expected, tables = rans.encode(symbols, contexts, shares), Tables.of(shares, cpu)
+        done = rans_launch.encode(*on_device(symbols, contexts), tables)
+        assert not done.failed.any()
+        assert done.sizes.tolist() == [len(d) for d in expected], f"{streams} streams of {n}: sizes differ"
+        joined = b"".join(expected)
+        assert done.body[: len(joined)].numpy().tobytes() == joined, f"{streams} streams of {n}: bytes differ"
+        gap = torch.from_numpy(np.frombuffer(b"\7" + b"\7".join([*expected, b""]), np.uint8).copy())  # no stream begins where words do
+        offsets = done.ends - done.sizes + torch.arange(1, streams + 1)
+        found, damaged = rans_launch.decode(gap, offsets, done.sizes, n, on_device(contexts)[0], tables)
+        assert not damaged.any()
+        assert np.array_equal(found.numpy(), symbols), f"{streams} streams of {n}: symbols differ"
+    check_room(sample)
+    check_absent()
+    check_damage(sample)
+
+
+def check_room(sample) -> None:
+    """Streams that are longer than their room fail alone, and the others are as they are."""
+    import torch
+
+    from abkt.codec import rans, rans_launch
+
+    symbols, contexts, shares = sample(5, 6, 64, 2, 40)
+    symbols[::2, :48] = 0  # what is likely, or not, takes another length
+    shares[:, 0] += shares[:, 1:].sum(1, dtype=shares.dtype) - 39
+    shares[:, 1:] = 1
+    expected = rans.encode(symbols, contexts, shares)
+    room = (len(expected[0]) + len(expected[1])) // 2
+    done = rans_launch.encode(
+        torch.from_numpy(symbols), torch.from_numpy(contexts), rans_launch.Tables.of(shares, torch.device("cpu")), room
+    )
+    assert done.failed.tolist() == [len(d) > room for d in expected] == [False, True] * 3
+    whole = b"".join(d for d in expected if len(d) <= room)
+    assert done.body[: int(done.ends[-1])].numpy().tobytes() == whole
+
+
+def check_absent() -> None:
+    """What the tables cannot code fails, and reads nothing that is not there; a certain symbol costs nothing but its states."""
+    import numpy as np
+    import torch
+
+    from abkt.codec import rans, rans_launch
+
+    shares = np.array([[4096, 0], [1, 4095]], dtype=np.uint16)
+    tables = rans_launch.Tables.of(shares, torch.device("cpu"))
+    symbols, contexts = np.zeros((4, 9), dtype=np.uint8), np.zeros((4, 9), dtype=np.uint8)
+    good = rans.encode(symbols[:1], contexts[:1], shares)[0]
+    symbols[1, 4], symbols[2, 8], contexts[3, 0] = 1, 2, 2
+    done = rans_launch.encode(torch.from_numpy(symbols), torch.from_numpy(contexts), tables)
+    assert done.failed.tolist() == [False, True, True, True]
+    assert done.sizes.tolist() == [rans.STATE_BYTES, 0, 0, 0]
+    assert done.body[: rans.STATE_BYTES].numpy().tobytes() == good
+    data, sizes = torch.from_numpy(np.frombuffer(good, np.uint8).copy()), torch.full((4,), rans.STATE_BYTES)
+    found, damaged = rans_launch.decode(data, torch.zeros_like(sizes), sizes, 9, torch.from_numpy(contexts), tables)
+    assert damaged.tolist() == [False, False, False, True]
+    assert not found.any()
+    # One symbol; by their last states, that a word of 0 makes 2**16, these would be whole: but a context is unknown, a state too low.
+    for first, context, whole in ((2**16, 0, False), (2**28, 1, True), (2**16 + 1, 2, False), (1, 0, False)):
+        data = np.array([first] + [2**16] * 7, dtype="<u4").tobytes() + b"\0\0" * (first != 2**28)
+        given = torch.from_numpy(np.frombuffer(data, np.uint8).copy()), torch.tensor([0]), torch.tensor([len(data)])
+        found, damaged = rans_launch.decode(*given, 1, torch.tensor([[context]], dtype=torch.uint8), tables)
+        assert damaged.tolist() == [not whole], f"state {first} in context {context}"
+        assert not found.any()
+
+
+def check_damage(sample) -> None:
+    """Bytes changed, cut, added or elsewhere: the flags are the oracle's, and nothing beyond the data is read, where reading is fatal."""
+    import numpy as np
+    import torch
+
+    from abkt.codec import rans, rans_launch
+
+    n, rng = 30, np.random.default_rng(1)
+    symbols, contexts, shares = sample(3, 1, n, 2, 5)
+    good = rans.encode(symbols, contexts, shares)[0]
+    streams = [good, good[:-2], good[:-1], good[:32], good[:31], good[:2], b"", good + b"\0\0", good + b"\7", b"\0" * len(good)]
+    for _ in range(30):
+        damaged = bytearray(good)
+        for at in rng.integers(0, len(good), rng.integers(1, 4)):
+            damaged[at] = rng.integers(256)
+        streams.append(bytes(damaged))
+    answers = []
+    for stream in streams:
+        try:
+            answers.append(rans.decode([stream], n, contexts, shares)[0].tolist())
+        except ValueError:
+            answers.append(None)
+    assert 1 < sum(answer is not None for answer in answers) < 12, "no damage that says nothing was tried, or nothing else"
+    assert answers[0] == symbols[0].tolist()
+    sizes = np.array([len(stream) for stream in streams])
+    offsets = sizes.cumsum() - sizes
+    total = int(sizes.sum())
+    outside = [(-1, 40), (-(2**40), 40), (total - 39, 40), (total, 40), (2**40, 40), (0, -2), (0, 2**62), (2**62, 2**62), (-2, -2)]
+    offsets, sizes = (np.concatenate((held, [pair[i] for pair in outside])) for i, held in enumerate((offsets, sizes)))
+    data = torch.from_numpy(guarded(b"".join(streams)))
+    all_contexts = torch.from_numpy(np.repeat(contexts, len(sizes), 0))
+    tables = rans_launch.Tables.of(shares, torch.device("cpu"))
+    found, flags = rans_launch.decode(data, torch.from_numpy(offsets), torch.from_numpy(sizes), n, all_contexts, tables)
+    assert flags.tolist() == [answer is None for answer in answers] + [True] * len(outside)
+    assert found.max() < 5
+    for row, answer in zip(found.tolist(), answers, strict=False):
+        assert answer is None or row == answer
+
+
+def guarded(data: bytes):
+    """A copy of `data` that ends where memory does: to read beyond it, or before its page, ends the process."""
+    import numpy as np
+
+    page = mmap.PAGESIZE
+    pages = -(-len(data) // page)
+    memory = np.frombuffer(mmap.mmap(-1, (pages + 2) * page), np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for first in (0, pages + 1):
+        start = memory.ctypes.data + first * page
+        assert libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(page), ctypes.c_int(0)) == 0, os.strerror(ctypes.get_errno())
+    held = memory[(pages + 1) * page - len(data) : (pages + 1) * page]
+    held[:] = np.frombuffer(data, np.uint8)
+    return held
+
+
+def check_compile(architectures: list[int]) -> None:
+    import sass
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from abkt.codec import rans_kernels, rans_launch
+
+    pointers = {
+        "symbols": "*u8", "contexts": "*u8", "data": "*u8", "owner": "*u8", "damaged": "*u8", "body": "*u8",
+        "sizes": "*i64", "offsets": "*i64", "ends": "*i64",
+    }  # fmt: skip
+    jobs = [
+        (rans_kernels.encode_streams, rans_launch.LAUNCH, {"table": "*i64", "slots": "*i16"}),
+        (rans_kernels.decode_streams, rans_launch.LAUNCH, {"table": "*i32", "length": "i64"}),
+        (rans_kernels.join_streams, rans_launch.COPIED, {"slots": "*u8"}),
+    ]
+    report = []
+    for architecture in architectures:
+        for kernel, launch, own in jobs:
+            options = dict(launch)
+            constant = {name: options.pop(name) for name in list(options) if name.isupper()}
+            types = pointers | own
+            signature = {n: "constexpr" if n in constant else types.get(n, "i32") for n in kernel.arg_names}
+            attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n].startswith("*")}
+            source = ASTSource(kernel, signature=signature, constexprs=constant, attrs=attributes)
+            binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["cubin"]
+            report.append({"kernel": f"{kernel.fn.__name__} sm_{architecture}", **sass.counts(triton, binary)})
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    os.environ["TRITON_INTERPRET"] = "1" if sys.argv[1] == "values" else "0"
+    if sys.argv[1] == "values":
+        check_values()
+    else:
+        check_compile([int(a) for a in sys.argv[2:]])

@@ -1,0 +1,68 @@
+"""rANS in Triton without a GPU: the oracle's bytes, symbols and refusals in the interpreter; registers by ahead-of-time compilation."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_rans import sample
+
+pytest.importorskip("triton")
+SCRIPT = Path(__file__).with_name("rans_triton_check.py")
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-4000:]}"
+    return done.stdout
+
+
+def test_bytes_symbols_and_refusals_are_the_oracle_s():
+    run("values")
+
+
+def test_compiles_ahead_of_time_without_spills():
+    report = json.loads(run("compile", "80", "90"))
+    assert len(report) == 6
+    for row in report:
+        assert row["stack"] == row["local"] == 0, row
+        assert row["registers"] <= 32, f"fewer than 2,048 threads a multiprocessor: {row}"
+
+
+def test_a_multiplication_and_a_comparison_divide_by_every_share():
+    """As put() does: x times the inverse, its upper half, and 1 more where the rest is not below the share."""
+    from abkt.codec.rans_launch import entries_of
+
+    rng = np.random.default_rng(0)
+    for share in [*range(1, 70), *rng.integers(70, 4096, 200).tolist(), 4095, 4096]:
+        entry = entries_of(np.array([[share, 4096 - share]], dtype=np.uint16))[0][0, 0]
+        inverse, most = np.uint64(entry) >> np.uint64(32), (share << 20) - 1
+        quotients = np.append(rng.integers(0, 1 << 20, 500), (1 << 20) - 1)
+        x = np.concatenate((quotients * share, np.maximum(quotients * share - 1, 0), rng.integers(0, most + 1, 500), [most])).astype(
+            np.uint64
+        )
+        quotient = (x * inverse) >> np.uint64(32)
+        quotient += (x - quotient * np.uint64(share)) >= share
+        assert (quotient == x // np.uint64(share)).all()
+        assert entry & 0xFFFF == share
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_bytes_and_symbols_are_the_oracle_s():
+    from abkt.codec import rans, rans_launch
+
+    device = torch.device("cuda")
+    for streams, n, contexts, alphabet, flatness in ((1000, 999, 5, 30, 0.3), (3, 5, 1, 2, 0.05), (40, 64, 61, 256, 1.0)):
+        symbols, context, shares = sample(n, streams, n, contexts, alphabet, flatness)
+        tables = rans_launch.Tables.of(shares, device)
+        on_device = torch.from_numpy(context).to(device)
+        done = rans_launch.encode(torch.from_numpy(symbols).to(device), on_device, tables)
+        expected = rans.encode(symbols, context, shares)
+        assert done.sizes.tolist() == [len(d) for d in expected]
+        assert done.body[: int(done.ends[-1])].cpu().numpy().tobytes() == b"".join(expected)
+        found, damaged = rans_launch.decode(done.body, done.ends - done.sizes, done.sizes, n, on_device, tables)
+        assert not damaged.any()
+        assert np.array_equal(found.cpu().numpy(), symbols)
