@@ -30,7 +30,8 @@ SUMMARY_DEPTH = 4
 
 
 def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
-    """All rows, as they are measured; what is learnt of the peers is added to `about`. Raises ValueError where the device is missing, or its values are not the oracle's."""
+    """All rows, as they are measured; what is learnt of the peers is added to `about`. Raises ValueError where the device is missing, or
+    its values are not the oracle's."""
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch sees no GPU here; device=cpu measures the compiled path")

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from abkt.transfer.frame import CLOSING, HEADER_BYTES, Buffer, FrameError, FrameType, Header, parse, seal, verify
+from abkt.transfer.frame import CLOSING, HEADER_BYTES, TAG_BYTES, Buffer, FrameError, FrameType, Header, parse
 from abkt.transfer.messages import Abort
-from abkt.transfer.stream_socket import TICK_S
-from abkt.transfer.transport import Connection, PeerError, PeerLost, PeerSilent, Refused
+from abkt.transfer.tags import Plain, Tags
+from abkt.transfer.transport import TICK_S, Connection, PeerError, PeerLost, PeerSilent, Refused
 
 
 @dataclass(frozen=True, slots=True)
 class Keepalive:
-    """Noticed within 3 s: silence_s and one tick."""
+    """Silence is noticed within 3 s: silence_s and one tick. greet_s: how long a peer may take to say who it is.
+
+    resume_s: how long a sender tries to go on with a transfer whose connection broke. hold_s: how long its receiver keeps the memory and
+    what has come; longer, because it may notice first.
+    """
 
     ping_s: float = 0.8
     silence_s: float = 2.5
+    greet_s: float = 5.0
+    resume_s: float = 3.0
+    hold_s: float = 6.0
 
     def __post_init__(self) -> None:
         if not 0 < 2 * self.ping_s <= self.silence_s:
             raise ValueError(f"keepalive: silence of {self.silence_s:g} s must be at least two pings of {self.ping_s:g} s")
+        if not (0 <= self.resume_s <= self.hold_s and self.greet_s > 0):
+            raise ValueError(f"keepalive: memory held for {self.hold_s:g} s must outlast the {self.resume_s:g} s of resuming")
 
     @property
     def tick_s(self) -> float:
@@ -36,21 +46,24 @@ class Channel:
         self.connection = connection
         self.keepalive = keepalive
         self.peer = connection.peer  # the node's name, once it has said HELLO
+        self.outgoing: Tags = Plain()
+        self.incoming: Tags = Plain()
+        self.greeted_by_s = math.inf  # when whoever has not proved who it is must leave
         self._spoke_s = self._heard_s = time.monotonic()
         self._within = False  # in the middle of a frame of ours, where no other may begin
 
     def send(self, header: Header, payload: Sequence[Buffer] = (), waiting: Callable[[], None] = lambda: None) -> tuple[int, bytes]:
         """Seal and send one frame; header.length is set here. `waiting` is called now and then. Returns (calls, tag)."""
-        sealed = seal(replace(header, length=sum(len(piece) for piece in payload)), payload)
+        frame = self.outgoing.seal(replace(header, length=sum(len(piece) for piece in payload)), payload)
         self._within = True
-        calls = self.connection.send([sealed, *payload], waiting)
+        calls = self.connection.send(frame, waiting)
         self._within = False
         self._spoke_s = time.monotonic()
-        return calls, sealed[-16:]
+        return calls, bytes(frame[0][-TAG_BYTES:])
 
     def arrived(self, timeout_s: float) -> bool:
         """Whether a frame has begun to arrive within timeout_s. Keeps the connection alive; raises PeerSilent."""
-        self._ping()
+        self._tick()
         if self.connection.readable(timeout_s):
             return True
         if time.monotonic() - self._heard_s >= self.keepalive.silence_s:
@@ -62,15 +75,14 @@ class Channel:
         while not self.arrived(self.keepalive.tick_s):
             pass
         data = bytearray(HEADER_BYTES)
-        self.connection.receive([memoryview(data)], self._ping)
+        self.connection.receive([memoryview(data)], self._tick)
         self._heard_s = time.monotonic()
         return parse(data)
 
     def payload(self, header: Header, buffers: Sequence[memoryview]) -> None:
         """Read the payload into the buffers, and check it; raises FrameError if it is damaged, and then the buffers hold rubbish."""
-        self.connection.receive(buffers, self._ping)
+        self.incoming.open(header, buffers, lambda step: self.connection.receive(step, self._tick))
         self._heard_s = time.monotonic()
-        verify(header, buffers)
 
     def message(self, header: Header) -> bytes:
         """The payload of any frame but DATA."""
@@ -115,6 +127,9 @@ class Channel:
             return str(error)
         return ""
 
-    def _ping(self) -> None:
+    def _tick(self) -> None:
+        """Raises PeerSilent if a stranger has stayed one for too long."""
+        if self.greeted_by_s < math.inf and time.monotonic() >= self.greeted_by_s:
+            raise PeerSilent(f"{self.peer} has not proved who it is within {self.keepalive.greet_s:g} s")
         if not self._within and time.monotonic() - self._spoke_s >= self.keepalive.ping_s:
             self.send(Header(FrameType.PING))

@@ -1,8 +1,8 @@
 """The frame: a fixed 64-byte header, then the payload. Struct-packed; nothing a peer sends is ever executed or unpickled.
 
 Little-endian: magic 4s, version u16, type u8, flags u8, transfer id u64, sequence u64, offset u64, epoch u32, length u32, reserved u64
-(zero; a cell range will stand there), tag 16s. The tag is xxh3_128 over the first 48 bytes and the payload: it finds accidents, not
-attackers. A resend of the same (transfer id, epoch, sequence) is the same bytes, so a keyed tag can take its place.
+(zero; a cell range will stand there), tag 16s. The tag covers the first 48 bytes and the payload. Here it is their xxh3_128, which finds
+accidents, not attackers; with a key, tags.py puts another in its place.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ HEADER_BYTES = 64
 TAG_BYTES = 16
 DATA_CAP_BYTES = 8 << 20
 META_CAP_BYTES = 256 << 10
+HELLO_CAP_BYTES = 16 << 10  # strangers may send one
+PROOF_BYTES = 32
+PRICE_BYTES = 8
 OFFSET_CAP_BYTES = 1 << 48
 CLOSING = 1  # flag of ABORT: the connection ends with it, not only this transfer
+COMMITTED = 2  # flag of ACK: the transfer is complete, not only so far
 
 _FIELDS = struct.Struct("<4sHBBQQQIIQ")
 
@@ -39,18 +43,27 @@ class FrameType(IntEnum):
     COMMIT = 6
     ABORT = 7
     PING = 8
+    PROOF = 9
 
 
 _TYPES = {int(kind): kind for kind in FrameType}
-_EMPTY = (FrameType.ACK, FrameType.PING)
-_COUNTED = (FrameType.DATA, FrameType.COMMIT)
-_OF_CONNECTION = (FrameType.HELLO, FrameType.PING)
+_CAPS = {
+    FrameType.DATA: DATA_CAP_BYTES,
+    FrameType.HELLO: HELLO_CAP_BYTES,
+    FrameType.PROOF: PROOF_BYTES,
+    FrameType.ACK: PRICE_BYTES,
+    FrameType.PING: 0,
+}
+_FLAGS = {FrameType.ABORT: CLOSING, FrameType.ACK: COMMITTED}
+_COUNTED = (FrameType.OFFER, FrameType.DATA, FrameType.COMMIT)
+_OF_CONNECTION = (FrameType.HELLO, FrameType.PROOF, FrameType.PING)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """sequence counts the DATA frames of a transfer from 0, and its COMMIT. offset: of the payload in the byte sequence (DATA), or how
-    many payload bytes are held (ACK). length: payload bytes. tag: empty until the frame is sealed."""
+    """sequence counts the DATA frames of a transfer from 0, and its COMMIT; in an OFFER, the transfers of a sender. offset: of the
+    payload in the byte sequence (DATA), or how many payload bytes are held (ACK). epoch: which try of the transfer this is, from 0.
+    length: payload bytes. tag: empty until the frame is sealed."""
 
     type: FrameType
     transfer_id: int = 0
@@ -94,9 +107,9 @@ def parse(data: Buffer) -> Header:
     kind = _TYPES.get(number)
     if kind is None:
         raise FrameError(f"frame type {number} is unknown")
-    if reserved or flags & ~(CLOSING if kind is FrameType.ABORT else 0):
+    if reserved or flags & ~_FLAGS.get(kind, 0):
         raise FrameError(f"{kind.name} frame has unknown flags {flags} or a reserved field of {reserved}")
-    cap = DATA_CAP_BYTES if kind is FrameType.DATA else 0 if kind in _EMPTY else META_CAP_BYTES
+    cap = _CAPS.get(kind, META_CAP_BYTES)
     if length > cap:
         raise FrameError(f"{kind.name} frame of {length} bytes is above the cap of {cap}")
     if length == 0 and cap:
@@ -104,7 +117,7 @@ def parse(data: Buffer) -> Header:
     if kind in _OF_CONNECTION and (transfer_id or epoch):
         raise FrameError(f"{kind.name} frame names transfer {transfer_id}, epoch {epoch}; it belongs to none")
     if sequence and kind not in _COUNTED:
-        raise FrameError(f"{kind.name} frame has sequence {sequence}; only DATA and COMMIT are counted")
+        raise FrameError(f"{kind.name} frame has sequence {sequence}; only OFFER, DATA and COMMIT are counted")
     if offset and kind is not FrameType.DATA and kind is not FrameType.ACK:
         raise FrameError(f"{kind.name} frame has offset {offset}; only DATA and ACK have one")
     if offset + length > OFFSET_CAP_BYTES:

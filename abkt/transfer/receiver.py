@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable
 
 from abkt.transfer.channel import Keepalive
-from abkt.transfer.incoming import Decider, Memory, Received, Session
+from abkt.transfer.incoming import Decider, Memory, Node, Session
+from abkt.transfer.key import Key
+from abkt.transfer.leases import Leases
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.pieces import ByteSink
-from abkt.transfer.transport import Transport
+from abkt.transfer.received import Received
+from abkt.transfer.transport import Connection, Transport
+
+MOST_PEERS = 64
+
+log = logging.getLogger(__name__)
 
 
 class Receiver:
@@ -17,9 +26,11 @@ class Receiver:
 
     accept(peer, offer) -> the memory that is now reserved for this transfer (it may be smaller than offer.size: then only cuts that fit
     may come), or None: not now, ask again (at the latest when memory_freed is called). It raises ValueError to refuse for good.
-    on_commit(received): every promised byte is in received.sink, verified and acknowledged. on_abort(received, reason): it never
-    will be; the memory is free again, and nobody writes there any more. Exactly one of the two follows each sink that was returned.
-    All three are called from the thread of the peer's connection, so from several threads, and must return at once.
+    on_commit(received): every promised byte is in received.sink, and verified. on_abort(received, reason): it never will be; the memory is
+    free again, and nobody writes there any more. Exactly one of the two follows each sink that was returned; if the connection breaks,
+    after keepalive.hold_s at the latest. They are called from the threads of connections and of the listener, and must return at once.
+    key: peers must prove that they hold it; without, only this host is served. price() is told to senders with what has come.
+    most_peers: connections at a time, those that are not greeted yet counted; one more is closed unheard.
     """
 
     def __init__(
@@ -31,13 +42,19 @@ class Receiver:
         on_commit: Callable[[Received], None],
         on_abort: Callable[[Received, str], None],
         keepalive: Keepalive | None = None,
+        *,
+        key: Key | None = None,
+        price: Callable[[], float] = lambda: 0.0,
+        most_peers: int = MOST_PEERS,
     ) -> None:
         self._keepalive = keepalive or Keepalive()
-        self._listener = transport.listen(address, self._keepalive.silence_s)
+        self._listener = transport.listen(address, self._keepalive.silence_s, keyed=key is not None)
         self.address = self._listener.address
-        self._hello = hello
-        self._decider = Decider(accept, on_commit, on_abort)
         self._memory = Memory()
+        self._leases = Leases(self._keepalive, on_abort)
+        self._node = Node(hello, key, Decider(accept, on_commit, price), self._memory, self._leases, self._keepalive)
+        self._most_peers = most_peers
+        self._full = False
         self._sessions: dict[Session, threading.Thread] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._listen, name=f"listen on {self.address}", daemon=True)
@@ -57,12 +74,25 @@ class Receiver:
         self._memory.freed()
         for thread in self._sessions.values():
             thread.join()
+        self._leases.close()
 
     def _listen(self) -> None:
         while not self._closing.is_set():
             connection = self._listener.accept(self._keepalive.tick_s)
             self._sessions = {session: thread for session, thread in self._sessions.items() if thread.is_alive()}
+            self._leases.sweep(time.monotonic())
             if connection:
-                session = Session(connection, self._hello, self._decider, self._memory, self._keepalive)
-                self._sessions[session] = threading.Thread(target=session.run, name=f"receive from {connection.peer}", daemon=True)
-                self._sessions[session].start()
+                self._serve(connection)
+
+    def _serve(self, connection: Connection) -> None:
+        """Logged when it becomes full, not for each that is turned away."""
+        full = len(self._sessions) >= self._most_peers
+        if full and not self._full:
+            log.warning("%s: a connection more than the %d served at a time; closed, as are those after it", self.address, self._most_peers)
+        self._full = full
+        if full:
+            connection.close()
+            return
+        session = Session(connection, self._node)
+        self._sessions[session] = threading.Thread(target=session.run, name=f"receive from {connection.peer}", daemon=True)
+        self._sessions[session].start()

@@ -5,34 +5,51 @@ from __future__ import annotations
 import logging
 import math
 import queue
+import secrets
 import threading
+import time
 from concurrent.futures import Future
+from dataclasses import replace
 
 from abkt.transfer.channel import Channel, Keepalive
-from abkt.transfer.frame import FrameError, FrameType, Header
+from abkt.transfer.frame import FrameError
+from abkt.transfer.handshake import greet
+from abkt.transfer.key import Key
 from abkt.transfer.link import PacedLink
-from abkt.transfer.messages import Hello
+from abkt.transfer.messages import INSTANCE_BYTES, Hello
 from abkt.transfer.outgoing import Cancelled, FrameSize, Outgoing, Sending, Sent
 from abkt.transfer.transport import PeerError, PeerLost, PeerSilent, Refused, Transport
+
+RECONNECT_S = (0.05, 0.5)
 
 log = logging.getLogger(__name__)
 
 
 class Sender:
-    """submit transfers, then close. hello: who this side is and what layout it has; the peer must have the same.
+    """submit transfers, then close. hello: who this side is and what layout it has; the peer must have the same, and the same key.
 
     A transfer that fails gives a Sent with an error; the next one is tried on a new connection. One whose connection turns out to be
-    dead before anything was granted is tried again once.
+    dead before anything was granted is tried again once; one whose connection breaks after that goes on where it was, if the peer can be
+    reached again within keepalive.resume_s. Nothing is resumed that the peer has refused or aborted.
     """
 
     def __init__(
-        self, transport: Transport, address: str, hello: Hello, link: PacedLink | None = None, keepalive: Keepalive | None = None
+        self,
+        transport: Transport,
+        address: str,
+        hello: Hello,
+        link: PacedLink | None = None,
+        keepalive: Keepalive | None = None,
+        *,
+        key: Key | None = None,
     ) -> None:
         self.link = link or PacedLink()
         self._transport = transport
         self._address = address
-        self._hello = hello
+        self._hello = replace(hello, instance=secrets.token_hex(INSTANCE_BYTES))
+        self._key = key
         self._keepalive = keepalive or Keepalive()
+        self._count = 0
         self._queue: queue.SimpleQueue[tuple[Outgoing, Future[Sent]] | None] = queue.SimpleQueue()
         self._channel: Channel | None = None
         self._size = FrameSize()
@@ -55,6 +72,7 @@ class Sender:
         with self._door:  # whatever was submitted before will get its answer
             self._closing.set()
             self._queue.put(None)
+        self._thread.join(2 * self._keepalive.tick_s)  # time to tell the peer
         if channel := self._channel:
             channel.connection.abort()
         self._thread.join()
@@ -78,27 +96,47 @@ class Sender:
         """The transfer, whatever becomes of it."""
         sent = Sent(outgoing.transfer_id)
         try:
-            reused = self._channel is not None
-            try:
-                self._attempt(outgoing, sent)
-            except PeerLost:
-                if not reused or not math.isnan(sent.granted_s) or self._closing.is_set():
-                    raise
-                sent = Sent(outgoing.transfer_id, retries=1)
-                self._attempt(outgoing, sent)
+            self._persist(Sending(outgoing, sent, self.link, self._size, self._count, self._closing))
         except (PeerError, FrameError, Cancelled) as error:
             sent.error = "the sender was closed" if self._closing.is_set() else str(error)
         except Exception as error:
             log.exception("transfer %d to %s failed on this side", outgoing.transfer_id, self._address)
             sent.error = f"{type(error).__name__}: {error}"
             self._disconnect(sent.error)
+        self._count += 1
         return sent
 
-    def _attempt(self, outgoing: Outgoing, sent: Sent) -> None:
+    def _persist(self, sending: Sending) -> None:
+        """Try, and after a break go on, as long as bytes get through or resume_s has not passed."""
+        sent, reused = sending.sent, self._channel is not None
+        until_s, held_bytes, tries, broken = -math.inf, -1, 0, ""
+        while True:
+            try:
+                self._attempt(sending)
+                return
+            except (PeerLost, PeerSilent) as error:
+                if self._closing.is_set():
+                    raise
+                if math.isnan(sent.granted_s):
+                    if sent.retries or not reused or isinstance(error, PeerSilent):
+                        raise
+                    sent.retries = 1
+                    continue
+                if sent.held_bytes > held_bytes:
+                    held_bytes, tries, broken = sent.held_bytes, 0, str(error)
+                    until_s = time.monotonic() + self._keepalive.resume_s
+                    log.warning("%s; transfer %d is taken up again", error, sent.transfer_id)
+                if time.monotonic() >= until_s:
+                    again = "" if str(error) == broken else f", then: {error}"
+                    raise PeerLost(f"{broken}; not resumed within {self._keepalive.resume_s:g} s{again}") from None
+            sending.check_cancel()
+            self._closing.wait(min(RECONNECT_S[0] * 2**tries, RECONNECT_S[1]))
+            tries += 1
+
+    def _attempt(self, sending: Sending) -> None:
         """One try, on the connection that there is or a new one; after an error that concerns the connection there is none."""
         try:
-            channel = self._channel or self._connect()
-            Sending(outgoing, sent, channel, self.link, self._size, epoch=sent.retries).run()
+            sending.run(self._channel or self._connect())
         except Refused:
             raise
         except PeerLost as error:
@@ -113,12 +151,12 @@ class Sender:
             raise
 
     def _connect(self) -> Channel:
-        """Connect and say HELLO. Raises PeerError if the peer's layout is another."""
-        channel = self._channel = Channel(self._transport.connect(self._address, self._keepalive.silence_s), self._keepalive)
+        """Connect and say HELLO. Raises PeerError or FrameError if the two do not fit together."""
+        connection = self._transport.connect(self._address, self._keepalive.silence_s, keyed=self._key is not None)
+        channel = self._channel = Channel(connection, self._keepalive)
         if self._closing.is_set():
             raise PeerLost("closed")
-        channel.send(Header(FrameType.HELLO), [self._hello.payload()])
-        channel.peer = Hello.parse(channel.expect(FrameType.HELLO)[1]).node
+        greet(channel, self._hello, self._key)
         return channel
 
     def _idle(self) -> None:

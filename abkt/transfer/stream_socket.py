@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from abkt.transfer.frame import Buffer
-from abkt.transfer.transport import PeerLost, PeerSilent
+from abkt.transfer.transport import TICK_S, Connection, PeerLost, PeerSilent
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
-TICK_S = 0.25
 
 
 class StreamConnection:
@@ -54,7 +53,7 @@ class StreamConnection:
         moved_s = time.monotonic()
         while rest:
             try:
-                got = self._socket.recvmsg_into(rest[:IOV_MAX])[0]
+                got = self._socket.recvmsg_into(rest[:IOV_MAX], 0, socket.MSG_WAITALL)[0]
             except BlockingIOError:
                 self._complain(moved_s)
             except OSError as error:
@@ -85,30 +84,26 @@ class StreamConnection:
 
 
 class StreamListener:
-    """A listening stream socket; path: the file to remove at the end, for Unix sockets."""
+    """A listening stream socket; made: the connection of a socket and its peer's name. path: the file to remove at the end."""
 
-    def __init__(
-        self, listening: socket.socket, address: str, silence_s: float, tune: Callable[[socket.socket], None], path: str = ""
-    ) -> None:
+    def __init__(self, listening: socket.socket, address: str, made: Callable[[socket.socket, str], Connection], path: str = "") -> None:
         self.address = address
         self._socket = listening
-        self._silence_s = silence_s
-        self._tune = tune
+        self._made = made
         self._path = path
         listening.setblocking(False)
         self._poll = select.poll()
         self._poll.register(listening, select.POLLIN)
 
-    def accept(self, timeout_s: float) -> StreamConnection | None:
+    def accept(self, timeout_s: float) -> Connection | None:
         if not self._poll.poll(timeout_s * 1e3):
             return None
         try:
             connected, address = self._socket.accept()
         except OSError:
             return None  # whoever knocked has left, or this side was told to stop
-        self._tune(connected)
         peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else f"a peer of {self.address}"
-        return StreamConnection(connected, peer, self._silence_s)
+        return self._made(connected, peer)
 
     def abort(self) -> None:
         with suppress(OSError):

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from abkt.transfer.frame import Buffer
 
+TICK_S = 0.25  # how often a thread that waits looks around
+
 
 class PeerError(ConnectionError):
     """A transfer failed because of its peer, which the message names. One line."""
@@ -66,12 +68,15 @@ class Listener(Protocol):
 
 
 class Transport(Protocol):
-    """Addresses are texts of the backend's own form. silence_s: how long a peer may make no progress inside of a frame."""
+    """Addresses are texts of the backend's own form. silence_s: how long a peer may make no progress inside of a frame.
 
-    def connect(self, address: str, silence_s: float) -> Connection:
+    keyed: both sides will prove that they hold the same key; without, an address that others than this host reach is refused.
+    """
+
+    def connect(self, address: str, silence_s: float, keyed: bool = False) -> Connection:
         """Raises PeerLost if nobody answers, ValueError on a bad address."""
         ...
 
-    def listen(self, address: str, silence_s: float) -> Listener:
+    def listen(self, address: str, silence_s: float, keyed: bool = False) -> Listener:
         """Raises ValueError, one line, on a bad address or one that is taken."""
         ...

@@ -6,17 +6,26 @@ import threading
 import pytest
 
 from abkt.transfer.channel import Channel, Keepalive
-from abkt.transfer.frame import FrameType, Header
+from abkt.transfer.handshake import greet, welcome
+from abkt.transfer.key import Key
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.outgoing import Outgoing
 from abkt.transfer.pieces import BufferSink, PiecesSource
 from abkt.transfer.receiver import Receiver
 from abkt.transfer.sender import Sender
+from abkt.transfer.shm import Shm
 from abkt.transfer.tcp import Tcp
 from abkt.transfer.unix import Unix
 
-BACKENDS = {"tcp": (Tcp, lambda path: "127.0.0.1:0"), "unix": (Unix, lambda path: str(path / "socket"))}
-PATIENT = Keepalive(ping_s=1.0, silence_s=20.0)  # a slow machine is no fault
+BACKENDS = {
+    "tcp": (Tcp, lambda path: "127.0.0.1:0"),
+    "unix": (Unix, lambda path: str(path / "socket")),
+    "shm": (Shm, lambda path: str(path / "socket")),
+}
+KEYS = {"": None, "keyed": Key(b"k" * 32), "encrypted": Key(b"e" * 40, encrypt=True)}
+BARE = ["tcp", "unix", "shm"]
+HOUSES = [*BARE, "tcp-keyed", "shm-encrypted"]
+PATIENT = Keepalive(ping_s=1.0, silence_s=20.0, greet_s=20.0, resume_s=0.5, hold_s=1.0)  # a slow machine is no fault
 WAIT_S = 30.0
 LAYOUT = "model of the tests, 2 layers"
 
@@ -36,7 +45,7 @@ class Clock:
 class Desk:
     """A receiving node. By default it takes every offer into a new buffer; what comes of it stands in two queues."""
 
-    def __init__(self, transport, address, keepalive=PATIENT, sink_of=lambda offer: BufferSink(offer.size)):
+    def __init__(self, transport, address, keepalive=PATIENT, sink_of=lambda offer: BufferSink(offer.size), **options):
         self.sink_of = sink_of
         self.commits, self.aborts = queue.Queue(), queue.Queue()
         self.receiver = Receiver(
@@ -47,6 +56,7 @@ class Desk:
             self.commits.put,
             lambda received, reason: self.aborts.put((received, reason)),
             keepalive,
+            **options,
         )
         self.address = self.receiver.address
 
@@ -58,10 +68,12 @@ class Desk:
 
 
 class House:
-    """Makes nodes on one backend, and closes them all at the end."""
+    """Makes nodes on one backend, with one key or none, and closes them all at the end."""
 
-    def __init__(self, backend, path):
+    def __init__(self, name, path):
+        backend, _, key = name.partition("-")
         kind, self.address_in = BACKENDS[backend]
+        self.key, self.socket = KEYS[key], backend != "shm"
         self.transport, self.path, self.open = kind(), path, []
         self.count = 0
 
@@ -69,22 +81,33 @@ class House:
         self.count += 1
         path = self.path / str(self.count)
         path.mkdir()
-        desk = Desk(self.transport, self.address_in(path), **options)
+        desk = Desk(self.transport, self.address_in(path), **{"key": self.key} | options)
         self.open.append(desk.receiver.close)
         return desk
 
     def sender(self, address, link=None, keepalive=PATIENT, layout=LAYOUT):
-        sender = Sender(self.transport, address, Hello("prefill-0", layout), link, keepalive)
+        sender = Sender(self.transport, address, Hello("prefill-0", layout), link, keepalive, key=self.key)
         self.open.append(sender.close)
         return sender
 
-    def channel(self, address, keepalive=PATIENT, greet=True):
+    def channel(self, address, keepalive=PATIENT, greeted=True, **hello):
         """A peer that speaks frame by frame, for what no sender would say."""
         channel = Channel(self.transport.connect(address, keepalive.silence_s), keepalive)
         self.open.append(channel.connection.close)
-        if greet:
-            channel.send(Header(FrameType.HELLO), [Hello("odd-peer", LAYOUT).payload()])
-            channel.expect(FrameType.HELLO)
+        if greeted:
+            greet(channel, Hello("odd-peer", LAYOUT, **hello), self.key)
+        return channel
+
+    def listener(self):
+        listener = self.transport.listen(self.address_in(self.path), WAIT_S)
+        self.open.append(listener.close)
+        return listener
+
+    def answered(self, listener, keepalive=PATIENT):
+        """A receiver that speaks frame by frame, once it has been greeted."""
+        channel = Channel(listener.accept(WAIT_S), keepalive)
+        self.open.append(channel.connection.close)
+        welcome(channel, Hello("odd-receiver", LAYOUT), self.key)
         return channel
 
     def close(self):
@@ -92,7 +115,7 @@ class House:
             self.open.pop()()
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=HOUSES)
 def house(request, tmp_path):
     before = set(threading.enumerate())
     house = House(request.param, tmp_path)

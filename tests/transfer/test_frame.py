@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from abkt.transfer.frame import (
     CLOSING,
+    COMMITTED,
     DATA_CAP_BYTES,
     HEADER_BYTES,
+    HELLO_CAP_BYTES,
     META_CAP_BYTES,
     FrameError,
     FrameType,
@@ -27,16 +29,17 @@ U32 = st.integers(0, 2**32 - 1)
 @st.composite
 def frames(draw):
     kind = draw(st.sampled_from(FrameType))
-    payload = b"" if kind in (FrameType.ACK, FrameType.PING) else draw(st.binary(min_size=1, max_size=300))
-    alone = kind in (FrameType.HELLO, FrameType.PING)
+    most = {FrameType.PING: 0, FrameType.ACK: 8, FrameType.PROOF: 32}.get(kind, 300)
+    payload = draw(st.binary(min_size=min(most, 1), max_size=most))
+    alone = kind in (FrameType.HELLO, FrameType.PROOF, FrameType.PING)
     header = Header(
         kind,
         0 if alone else draw(U64),
-        draw(U64) if kind in (FrameType.DATA, FrameType.COMMIT) else 0,
+        draw(U64) if kind in (FrameType.OFFER, FrameType.DATA, FrameType.COMMIT) else 0,
         draw(st.integers(0, 2**47)) if kind in (FrameType.DATA, FrameType.ACK) else 0,
         0 if alone else draw(U32),
         len(payload),
-        draw(st.sampled_from([0, CLOSING])) if kind is FrameType.ABORT else 0,
+        draw(st.sampled_from([0, {FrameType.ABORT: CLOSING, FrameType.ACK: COMMITTED}.get(kind, 0)])),
     )
     return header, payload
 
@@ -106,12 +109,15 @@ DATA = Header(FrameType.DATA, length=1)
         (bytes(63), "64 bytes, not 63"),
         (changed(DATA, 0, b"HTTP"), "does not speak this protocol"),
         (changed(DATA, 4, b"\x02"), "version 2, this side 1"),
-        (changed(DATA, 6, b"\x09"), "type 9 is unknown"),
+        (changed(DATA, 6, b"\x0a"), "type 10 is unknown"),
         (changed(DATA, 7, b"\x01"), "unknown flags 1"),
         (changed(DATA, 40, b"\x01"), "reserved"),
         (seal(Header(FrameType.DATA, length=DATA_CAP_BYTES + 1)), "above the cap"),
         (seal(Header(FrameType.OFFER, length=META_CAP_BYTES + 1)), "above the cap"),
         (seal(Header(FrameType.PING, length=1)), "above the cap"),
+        (seal(Header(FrameType.HELLO, length=HELLO_CAP_BYTES + 1)), "above the cap"),
+        (seal(Header(FrameType.PROOF, length=33)), "above the cap of 32"),
+        (seal(Header(FrameType.ABORT, flags=2, length=1)), "unknown flags 2"),
         (seal(Header(FrameType.DATA)), "is empty"),
         (seal(Header(FrameType.DATA, offset=2**63, length=1)), "above the cap"),
         (seal(Header(FrameType.HELLO, transfer_id=1, length=1)), "belongs to none"),

@@ -1,17 +1,19 @@
 """Metadata: what is said is understood, and nothing else is accepted."""
 
 import json
+import math
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.transfer.frame import META_CAP_BYTES, FrameError
-from abkt.transfer.messages import Abort, Commit, Grant, Hello, Offer
+from abkt.transfer.messages import Abort, Ack, Commit, Grant, Hello, Offer
 
-KINDS = [Hello, Offer, Grant, Commit, Abort]
+KINDS = [Hello, Offer, Grant, Ack, Commit, Abort]
 ENDS = st.lists(st.integers(1, 2**47), min_size=1, max_size=65, unique=True).map(lambda ends: tuple(sorted(ends)))
-NAMES = st.text(max_size=20)
+NAMES = st.text(max_size=20).filter(str.isprintable)
 MORE = st.dictionaries(NAMES, NAMES | st.integers(-(2**70), 2**70) | st.booleans() | st.floats(allow_nan=False, allow_infinity=False))
 OFFER = Offer(1, "stream", 40, (10, 20), 3, (2, 1), {"osl": 8})
 
@@ -24,7 +26,9 @@ def test_an_offer_says_itself(request_id, tokens, ends, runs, more):
 
 @given(NAMES, NAMES, st.integers(1, 2**48), st.integers(0, 100))
 def test_the_others_say_themselves(name, text, size, cut):
-    for message in (Hello(name, text), Grant(size), Commit(cut, size, "00" * 16), Abort(text)):
+    keyed = Hello(name, text, "0a" * 16, "keyed", "1b" * 32)
+    grant = Grant(size, size - 1, min(cut, size - 1), True, cut / 7)
+    for message in (Hello(name, text), keyed, Grant(size), grant, Ack(cut / 7), Commit(cut, size, "00" * 16), Abort(text)):
         assert type(message).parse(message.payload()) == message
 
 
@@ -60,7 +64,7 @@ def test_one_field_changed_at_random(key, value):
         ({"ends": []}, "one at least"),
         ({"ends": [0, 10]}, "list of at most"),
         ({"mode": "raw"}, "one cut, not 2"),
-        ({"mode": "fast"}, "raw or stream"),
+        ({"mode": "fast"}, "raw, exact or stream"),
         ({"tokens": True}, "tokens must be an integer"),
         ({"tokens": 1.0}, "tokens must be an integer"),
         ({"tokens": -1}, "tokens must be an integer"),
@@ -78,6 +82,39 @@ def test_a_wrong_field_is_named(change, complaint):
 def test_hostile_json_is_refused(text):
     with pytest.raises(FrameError):
         Abort.parse(text.encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "complaint"),
+    [
+        (Hello, {"node": "a\nb"}, "printable"),
+        (Hello, {"nonce": "0" * 63}, "64 hexadecimal"),
+        (Hello, {"instance": "G" * 32}, "32 hexadecimal"),
+        (Hello, {"security": "none"}, "one of open, keyed, encrypted"),
+        (Hello, {"security": "keyed"}, "need a nonce"),
+        (Hello, {"nonce": "0" * 64}, "need a nonce"),
+        (Grant, {"held": 11}, "11 bytes in 0 frames cannot be held of 10"),
+        (Grant, {"frames": 1}, "cannot be held"),
+        (Grant, {"committed": 1}, "true or false"),
+        (Grant, {"price": -1.0}, "price"),
+        (Grant, {"price": True}, "must be a number"),
+        (Grant, {"price": 10**400}, "price"),
+    ],
+)
+def test_a_greeting_or_a_grant_that_cannot_be(kind, members, complaint):
+    good = Hello("a", "b") if kind is Hello else Grant(10)
+    with pytest.raises(FrameError, match=complaint):
+        kind.parse(json.dumps(json.loads(good.payload()) | members).encode())
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(7), struct.pack("<d", math.nan), struct.pack("<d", -1), struct.pack("<d", math.inf)])
+def test_a_price_that_cannot_be(payload):
+    with pytest.raises(FrameError):
+        Ack.parse(payload)
+
+
+def test_a_reason_is_one_line():
+    assert Abort.parse(Abort("a\nb\x00c").payload()).reason == "a b c"
 
 
 def test_metadata_is_bounded_on_both_sides():

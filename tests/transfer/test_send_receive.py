@@ -6,6 +6,7 @@ import random
 import threading
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -60,7 +61,8 @@ def test_more_pieces_than_one_call_takes(house, outgoing):
     sent = house.sender(desk.address).submit(outgoing(1, [data[i : i + 10] for i in range(0, len(data), 10)])).result(WAIT_S)
     desk.committed()
     assert b"".join(memory) == data
-    assert sent.calls >= 6  # 6,001 buffers, 1,024 a call
+    if house.socket and not (house.key and house.key.encrypt):  # ciphertext is one piece
+        assert sent.calls >= 6  # 6,001 buffers, 1,024 a call
 
 
 def test_the_offer_arrives_whole(house, outgoing):
@@ -335,6 +337,7 @@ def test_nothing_is_left_open(house, outgoing):
     assert sockets() > before
     house.close()
     assert sockets() == before
+    assert "memfd:abkt" not in Path("/proc/self/maps").read_text()
     assert not [path for path in house.path.rglob("*") if path.is_socket()]
 
 
@@ -362,13 +365,6 @@ def test_nobody_there(house, outgoing):
     house.open.clear()
     sent = house.sender(desk.address).submit(outgoing(1, [b"x"])).result(WAIT_S)
     assert sent.error.startswith(f"cannot connect to {desk.address}")
-
-
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "192.0.2.1:80", "[::]:0", ":80"])
-def test_an_address_beyond_this_host_needs_a_key(address):
-    for use in (Tcp().listen, Tcp().connect):
-        with pytest.raises(ValueError, match=r"needs a key|must be an IP address"):
-            use(address, 1.0)
 
 
 @pytest.mark.parametrize("address", ["", "localhost", "localhost:", "localhost:x", "localhost:65536", "localhost:-1", "example.org:80"])

@@ -1,0 +1,188 @@
+"""What a transfer costs: against bare sockets, and by how its memory is cut. Between two processes of this machine.
+
+`raw_tcp_over_bare`: 256 MiB through Sender and Receiver over loopback TCP, over the same bytes by bare sendmsg and recvmsg_into, in turn.
+The layout rows send KV of FlowKV's lengths three ways: `layer` (a piece for each block, layer and kind), `block` (one a block) and
+`contiguous` (one alone); `calls` are those of the transport, which gathers pieces, `pieces` is what a transport that does not would call.
+`alpha`, `beta`: latency = alpha * pieces + beta * bytes, by least squares of relative errors over all lengths and ways of a transport.
+
+`python -m abkt.bench.transfer out=DIR` writes transfer.json.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from abkt.bench.arguments import Arguments, parse
+from abkt.bench.bare import BareSender
+from abkt.bench.rows import Row, save, table
+from abkt.bench.transfer_peer import LAYOUT, TRANSPORTS, PeerProcess
+from abkt.profile.fingerprint import cpu_name
+from abkt.transfer.messages import Hello, Offer
+from abkt.transfer.outgoing import FRAME_BYTES, Outgoing, Sent
+from abkt.transfer.pieces import PiecesSource
+from abkt.transfer.sender import Sender
+
+RAW_BYTES = 256 << 20
+LEAST_REPEATS = 5
+LENGTHS = (500, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000)  # of FlowKV (arXiv 2504.03775), table 3
+LAYERS = 4  # unless layers= is given: 160 MiB at the longest, which fits beside other work
+WAIT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How one sequence lies in memory. piece_bytes: of each, but the last."""
+
+    name: str
+    piece_bytes: int
+
+
+class Course:
+    """Transfers to one peer over one transport, one after another."""
+
+    def __init__(self, kind: str, address: str) -> None:
+        self._sender = Sender(TRANSPORTS[kind](), address, Hello("bench-sender", LAYOUT))
+        self._count = 0
+
+    def send(self, memory: memoryview, piece_bytes: int) -> tuple[float, Sent]:
+        """Seconds from the submission to the acknowledgement of the last byte."""
+        size = len(memory) // 2
+        pieces = [memory[2 * start : 2 * start + min(piece_bytes, size - start)] for start in range(0, size, piece_bytes)]
+        source = PiecesSource(pieces)
+        offer = Offer(self._count, "raw", 1, source.ends, more={"piece_bytes": piece_bytes})
+        self._count += 1
+        begun_s = time.perf_counter()
+        sent = self._sender.submit(Outgoing(offer.request_id, offer, source)).result(WAIT_S)
+        taken_s = time.perf_counter() - begun_s
+        if sent.error:
+            raise ValueError(f"transfer bench: {sent.error}")
+        return taken_s, sent
+
+    def close(self) -> None:
+        self._sender.close()
+
+
+def rows(arguments: Arguments) -> Iterator[Row]:
+    """All rows, as they are measured. Raises ValueError where a transfer fails."""
+    repeats = max(arguments.repeats, LEAST_REPEATS)
+    yield from raw_rows(repeats)
+    for kind in TRANSPORTS:
+        yield from layout_rows(kind, arguments, repeats)
+
+
+def raw_rows(repeats: int, size_bytes: int = RAW_BYTES) -> Iterator[Row]:
+    memory = touched(2 * size_bytes)
+    taken: dict[str, list[float]] = {"ours": [], "bare": []}
+    frame_bytes = FRAME_BYTES[1]
+    with PeerProcess("tcp", "127.0.0.1:0", size_bytes, 0) as peer, PeerProcess("bare", "", size_bytes, frame_bytes) as bare_peer:
+        course, bare = Course("tcp", peer.address), BareSender(bare_peer.address, frame_bytes)
+        try:
+            for turn in range(repeats + 1):
+                ours_s = course.send(memory, size_bytes)[0]
+                begun_s = time.perf_counter()
+                bare.send(memory[:size_bytes])
+                bare_s = time.perf_counter() - begun_s
+                if turn:  # the first is not counted
+                    taken["ours"].append(ours_s)
+                    taken["bare"].append(bare_s)
+        finally:
+            course.close()
+            bare.close()
+    ours, plain = (size_bytes / statistics.median(taken[name]) / 1e9 for name in ("ours", "bare"))
+    yield Row("raw_tcp_gbps", ours, "GB/s of payload", plain)
+    ratios = [bare_s / ours_s for ours_s, bare_s in zip(taken["ours"], taken["bare"], strict=True)]
+    yield Row("raw_tcp_over_bare", statistics.median(ratios), "of bare", 1.0)
+
+
+def layout_rows(kind: str, arguments: Arguments, repeats: int) -> Iterator[Row]:
+    layers, block_tokens = arguments.layers or LAYERS, arguments.blocks[0]
+    kind_bytes = block_tokens * arguments.kv_heads * arguments.head_dim * 2  # of one block, layer and kind, 16 bits a value
+    block_bytes = 2 * layers * kind_bytes
+    sizes = {tokens: -(-tokens // block_tokens) * block_bytes for tokens in LENGTHS}
+    memory = touched(2 * max(sizes.values()))
+    points: list[tuple[float, float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        address = "127.0.0.1:0" if kind == "tcp" else str(Path(folder) / "socket")
+        with PeerProcess(kind, address, max(sizes.values()), 0) as peer:
+            course = Course(kind, peer.address)
+            try:
+                for tokens, size in sizes.items():
+                    ways = [Way("layer", kind_bytes), Way("block", block_bytes), Way("contiguous", size)]
+                    taken: dict[str, list[tuple[float, Sent]]] = {way.name: [] for way in ways}
+                    for _ in range(repeats + 1):
+                        for way in ways:
+                            taken[way.name].append(course.send(memory[: 2 * size], way.piece_bytes))
+                    plain_s = statistics.median(seconds for seconds, _ in taken["contiguous"][1:])
+                    for way in ways:
+                        seconds = statistics.median(seconds for seconds, _ in taken[way.name][1:])
+                        pieces = -(-size // way.piece_bytes)
+                        name = f"{kind}/{way.name}/{tokens}"
+                        yield Row(f"latency/{name}", seconds, "s", plain_s)
+                        yield Row(f"pieces/{name}", pieces, "pieces")
+                        yield Row(f"calls/{name}", statistics.median(sent.calls for _, sent in taken[way.name][1:]), "calls")
+                        points.append((pieces, size, seconds))
+            finally:
+                course.close()
+    alpha, beta, middle, worst = fitted(points)
+    yield Row(f"alpha/{kind}", alpha, "s/piece")
+    yield Row(f"beta/{kind}", beta, "s/byte")
+    yield Row(f"fit_error_median/{kind}", middle, "of latency")
+    yield Row(f"fit_error_worst/{kind}", worst, "of latency")
+
+
+def fitted(points: list[tuple[float, float, float]]) -> tuple[float, float, float, float]:
+    """(alpha, beta, median and worst relative error) of seconds = alpha * pieces + beta * bytes over (pieces, bytes, seconds)."""
+    pieces, sizes, seconds = np.array(points, dtype=float).T
+    scaled = np.stack([pieces / seconds, sizes / seconds], axis=1)
+    alpha, beta = np.linalg.lstsq(scaled, np.ones(len(points)), rcond=None)[0]
+    error = np.abs((alpha * pieces + beta * sizes) / seconds - 1)
+    return float(alpha), float(beta), float(np.median(error)), float(error.max())
+
+
+def touched(size_bytes: int) -> memoryview:
+    """Memory whose pages are all there, with bytes that no machine could guess."""
+    memory = memoryview(bytearray(size_bytes))
+    some = os.urandom(1 << 20)
+    for start in range(0, size_bytes, len(some)):
+        memory[start : start + len(some)] = some[: size_bytes - start]
+    return memory
+
+
+def facts(arguments: Arguments) -> dict[str, str]:
+    shape = f"{arguments.layers or LAYERS} layers, {arguments.kv_heads} KV heads of {arguments.head_dim}, 2 bytes a value"
+    return {
+        "cpu": cpu_name(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "shape": f"{shape}, blocks of {arguments.blocks[0]}",
+        "repeats": str(max(arguments.repeats, LEAST_REPEATS)),
+        "link": "loopback",
+    }
+
+
+def main() -> None:
+    try:
+        arguments = parse(sys.argv[1:])
+        measured = list(rows(arguments))
+    except ValueError as error:
+        print(f"abkt.bench.transfer: {error}", file=sys.stderr)
+        sys.exit(2)
+    path = arguments.out / "transfer.json"
+    save(path, measured, facts(arguments))
+    print(table(measured))
+    print(f"transfer: {path}")
+
+
+if __name__ == "__main__":
+    main()

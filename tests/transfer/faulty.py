@@ -1,0 +1,76 @@
+"""A transport with one fault in what its side sends: at a given byte of each connection, or in the frame that this byte is in."""
+
+import threading
+import time
+from dataclasses import dataclass
+
+KINDS = ("break", "flip", "stall", "truncate", "drop", "duplicate", "reorder")
+
+
+@dataclass
+class Fault:
+    """break: the connection ends just before the byte. truncate: its frame ends there, and others follow. stall: nothing for stall_s."""
+
+    kind: str
+    at: int
+    stall_s: float = 0.0
+
+
+class Faulty:
+    """faults: of the first connections made, in their order; None, and those after them, have none."""
+
+    def __init__(self, transport, faults):
+        self._transport, self._faults = transport, list(faults)
+        self.connections = 0
+        self._lock = threading.Lock()
+
+    def connect(self, *where, **how):
+        connection = self._transport.connect(*where, **how)
+        with self._lock:
+            fault = self._faults[self.connections] if self.connections < len(self._faults) else None
+            self.connections += 1
+        return FaultyConnection(connection, fault) if fault else connection
+
+    def listen(self, *where, **how):
+        return self._transport.listen(*where, **how)
+
+
+class FaultyConnection:
+    def __init__(self, connection, fault):
+        self._connection, self._fault, self._sent = connection, fault, 0
+        self._held = b""
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def send(self, buffers, waiting):
+        size = sum(len(buffer) for buffer in buffers)
+        begun, self._sent = self._sent, self._sent + size
+        if self._held:
+            held, self._held = self._held, b""
+            self._connection.send(buffers, waiting)
+            return self._connection.send([held], waiting)
+        if not begun <= self._fault.at < begun + size:
+            return self._connection.send(buffers, waiting)
+        frame, at = bytearray(b"".join(buffers)), self._fault.at - begun
+        match self._fault.kind:
+            case "break":
+                self._connection.send([frame[:at]] if at else [], waiting)
+                self._connection.abort()
+                return self._connection.send([frame[at:]], waiting)
+            case "flip":
+                frame[at] ^= 1 << at % 8
+            case "stall":
+                self._connection.send([frame[:at]] if at else [], waiting)
+                time.sleep(self._fault.stall_s)
+                frame = frame[at:]
+            case "truncate":
+                frame = frame[:at]
+            case "drop":
+                frame = b""
+            case "duplicate":
+                frame = frame + frame  # a new one: parts of the old may still be exported
+            case "reorder":
+                self._held = bytes(frame)
+                return 1
+        return self._connection.send([frame], waiting) if frame else 1

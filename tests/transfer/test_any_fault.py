@@ -1,0 +1,207 @@
+"""Any fault at any byte, over all transports: a transfer ends committed with the right bytes, or aborted; nothing leaks, nothing hangs.
+
+A few in the default run, 10,000 and ten million frames with `-m slow`.
+"""
+
+import random
+import threading
+
+import pytest
+
+from abkt.transfer.channel import Keepalive
+from abkt.transfer.frame import DATA_CAP_BYTES, HEADER_BYTES, FrameError, FrameType, Header, parse, seal
+from abkt.transfer.messages import Abort, Ack, Commit, Grant, Hello, Offer
+from abkt.transfer.pieces import BufferSink
+from tests.transfer.faulty import KINDS, Fault, Faulty, FaultyConnection
+
+WAIT_S = 60.0
+QUICK = Keepalive(ping_s=0.2, silence_s=3.0, greet_s=3.0, resume_s=2.0, hold_s=6.0)
+MESSAGES = [Abort, Ack, Commit, Grant, Hello, Offer]
+
+
+class Books:
+    """Every sink that was given out, and what became of it."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.given, self.committed, self.aborted = {}, {}, []
+
+    def sink_of(self, offer):
+        sink = BufferSink(offer.size)
+        with self.lock:
+            self.given[id(sink)] = sink
+        return sink
+
+
+def run(house, outgoing, seed, count, size_cap):
+    """So many transfers, each of which meets a fault of its own on the first connection, and perhaps others while it is resumed."""
+    dice, books, transport = random.Random(seed), Books(), house.transport
+    desk = house.desk(keepalive=QUICK, sink_of=books.sink_of)
+    ends = {"committed": 0, "failed": 0}
+    for number in range(count):
+        data = dice.randbytes(dice.randint(1, size_cap))
+        faults = [fault(dice, len(data)) for _ in range(dice.randint(1, 3))]
+        house.transport = Faulty(transport, faults)
+        sender = house.sender(desk.address, keepalive=QUICK)
+        cuts = sorted({dice.randint(1, len(data)), len(data)})
+        sent = sender.submit(outgoing(number, [data], ends=cuts)).result(WAIT_S)
+        sender.close()
+        house.open.pop()
+        given = f"seed {seed}, transfer {number}, {faults}"
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("send to")], given
+        if sent.error:
+            ends["failed"] += 1
+            assert "\n" not in sent.error, given
+        while not desk.commits.empty() or (not sent.error and number not in books.committed):
+            received = desk.commits.get(timeout=WAIT_S)
+            assert received.transfer_id not in books.committed, given
+            books.committed[received.transfer_id] = received
+            if received.transfer_id == number:
+                assert received.sink.data == data, given
+        ends["committed"] += number in books.committed
+    house.close()  # frees what is kept
+    while not desk.aborts.empty():
+        books.aborted.append(desk.aborts.get()[0])
+    while not desk.commits.empty():
+        received = desk.commits.get()
+        books.committed[received.transfer_id] = received
+    settled = [id(received.sink) for received in (*books.aborted, *books.committed.values())]
+    assert len(settled) == len(set(settled)), "a sink was settled twice"
+    assert set(settled) == set(books.given), "a sink leaked"
+    return ends
+
+
+def fault(dice, size):
+    kind = dice.choice(KINDS)
+    return Fault(kind, dice.randrange(size + 900), stall_s=dice.choice([0.001, 0.05]) if kind == "stall" else 0.0)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+def test_any_fault_at_any_byte(house, outgoing, seed):
+    """A fault may cost its transfer the silence after which a peer counts as gone, so few in the default run."""
+    ends = run(house, outgoing, seed, 12 if seed else 3, 200_000)
+    assert ends["committed"] or not seed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_any_fault_at_any_byte_ten_thousand_times(house, outgoing, seed):
+    """20 seeds of 100 transfers over each of the five houses."""
+    ends = run(house, outgoing, seed, 100, 400_000)
+    assert ends["committed"]
+
+
+def test_a_receiver_that_breaks_off_anywhere(house, outgoing):
+    """The fault is in what the receiver says: GRANT, ACK, or its HELLO."""
+    dice = random.Random(4)
+    listen = house.transport.listen
+    for number in range(3):
+        at = dice.randrange(700)
+        made = []
+
+        def broken(*where, at=at, made=made, **how):
+            listener = listen(*where, **how)
+            accept = listener.accept
+
+            def faulty(timeout_s):
+                connection = accept(timeout_s)
+                if connection and not made:
+                    made.append(connection)
+                    return FaultyConnection(connection, Fault("break", at))
+                return connection
+
+            listener.accept = faulty
+            return listener
+
+        house.transport.listen = broken
+        desk = house.desk(keepalive=QUICK)
+        house.transport.listen = listen
+        data = dice.randbytes(100_000)
+        sent = house.sender(desk.address, keepalive=QUICK).submit(outgoing(number, [data])).result(WAIT_S)
+        if not sent.error:
+            assert desk.committed().sink.data == data
+        house.close()
+        assert desk.commits.empty()
+
+
+# The parser
+
+
+def mutants(dice):
+    """Frames of every type, changed a little; and bytes of no meaning."""
+    kinds = list(FrameType)
+    while True:
+        kind = dice.choice(kinds)
+        length = dice.choice([0, 1, 8, 32, 300, DATA_CAP_BYTES])
+        frame = bytearray(seal(Header(kind, dice.getrandbits(64), dice.getrandbits(8), dice.getrandbits(40), 0, length)))
+        yield bytes(frame)
+        for _ in range(30):
+            for _ in range(dice.randint(1, 3)):
+                frame[dice.randrange(HEADER_BYTES)] = dice.choice([0, 1, 255, dice.randrange(256)])
+            yield bytes(frame)
+        yield dice.randbytes(dice.choice([0, 63, 64, 64, 65]))
+
+
+def fuzz(count, seed):
+    dice, understood = random.Random(seed), 0
+    for _, data in zip(range(count), mutants(dice), strict=False):
+        try:
+            header = parse(data)
+        except FrameError:
+            continue
+        understood += 1
+        assert 0 <= header.length <= DATA_CAP_BYTES
+        assert header.untagged() + header.tag == data
+    return understood
+
+
+def fuzz_messages(count, seed):
+    """Payloads of real messages with bytes changed, cut off or repeated."""
+    dice, understood = random.Random(seed), 0
+    good = [
+        Hello("a", "b", "0a" * 16, "keyed", "1b" * 32).payload(),
+        Offer(1, "stream", 40, (10, 20), 3, (2, 1), {"osl": 8}).payload(),
+        Grant(100, 50, 1, False, 0.5).payload(),
+        Ack(1.0).payload(),
+        Commit(1, 20, "00" * 16).payload(),
+        Abort("why").payload(),
+    ]
+    for _ in range(count):
+        payload = bytearray(dice.choice(good))
+        for _ in range(dice.randint(1, 4)):
+            at = dice.randrange(len(payload) or 1)
+            match dice.randrange(3):
+                case 0:
+                    payload[at : at + 1] = bytes([dice.choice(b'0123456789-.eE{}[]",:tfn\\\x00\xff')])
+                case 1:
+                    del payload[at : at + dice.randint(1, 9)]
+                case 2:
+                    payload[at:at] = payload[at : at + dice.randint(1, 9)]
+        kind = dice.choice(MESSAGES)
+        try:
+            message = kind.parse(bytes(payload))
+        except FrameError:
+            continue
+        understood += 1
+        assert kind.parse(message.payload()) == message
+    return understood
+
+
+def test_mutated_frames_are_parsed_or_refused():
+    assert fuzz(30_000, 1) > 100
+    assert fuzz_messages(10_000, 1) > 50
+
+
+@pytest.mark.slow
+def test_ten_million_mutated_frames_take_bounded_memory():
+    import resource
+
+    fuzz(100_000, 2)
+    fuzz_messages(100_000, 2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for seed in range(8):
+        fuzz(1_000_000, 10 + seed)
+    for seed in range(2):
+        fuzz_messages(1_000_000, 30 + seed)
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kib < 64 << 10

@@ -1,0 +1,126 @@
+"""What a frame takes on a link that the kernel holds back. Real loopback sockets and real time, with wide tolerances."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from abkt.transfer.kernel_paced import KernelPaced, PassingConnection
+from abkt.transfer.tcp import Tcp
+from abkt.transfer.transport import PeerLost, PeerSilent
+
+FRAME = bytes(64 << 10)
+
+
+class Peer:
+    """Takes frames as fast as they come, if it reads at all."""
+
+    def __init__(self, transport: KernelPaced, reads: bool = True, silence_s: float = 20.0) -> None:
+        self.listener = Tcp().listen("127.0.0.1:0", silence_s)
+        self.connection = transport.connect(self.listener.address, silence_s)
+        accepted = self.listener.accept(10.0)
+        assert accepted is not None
+        self.far = accepted
+        self.times_s: list[float] = []
+        self._thread = threading.Thread(target=self._read if reads else lambda: None)
+        self._thread.start()
+
+    def send(self, frames: int) -> float:
+        """Seconds that they took."""
+        begun_s = time.monotonic()
+        for _ in range(frames):
+            assert self.connection.send([FRAME], lambda: None) >= 1
+        return time.monotonic() - begun_s
+
+    def close(self) -> None:
+        self.far.abort()
+        self._thread.join()
+        for end in (self.connection, self.far, self.listener):
+            end.close()
+
+    def _read(self) -> None:
+        buffer = [memoryview(bytearray(len(FRAME)))]
+        try:
+            while True:
+                self.far.receive(buffer, lambda: None)
+                self.times_s.append(time.monotonic())
+        except PeerLost:
+            pass
+
+
+@pytest.fixture
+def transport() -> Iterator[KernelPaced]:
+    paced = KernelPaced()
+    yield paced
+    assert not paced._connections, "a connection was not forgotten"
+
+
+@pytest.mark.slow
+def test_a_frame_takes_the_time_of_the_link_from_the_first_one_on(transport: KernelPaced) -> None:
+    """4 MB/s: 16 ms a frame. Two segments of it may be left, and the kernel paces in steps of a millisecond or a few segments."""
+    transport.pace(4e6)
+    peer = Peer(transport)
+    first_s, rest_s = peer.send(1), peer.send(20)
+    peer.close()
+    assert first_s > 0.5 * len(FRAME) / 4e6
+    assert rest_s == pytest.approx(20 * len(FRAME) / 4e6, rel=0.15)
+    assert peer.times_s[19] - peer.times_s[0] == pytest.approx(19 * len(FRAME) / 4e6, rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_pace_changes_for_connections_that_are_there(transport: KernelPaced) -> None:
+    transport.pace(16e6)
+    peer = Peer(transport)
+    fast_s = peer.send(20)
+    transport.pace(4e6)
+    peer.send(2)
+    slow_s = peer.send(10)
+    transport.pace(16e6)
+    peer.send(2)
+    again_s = peer.send(20)
+    peer.close()
+    assert slow_s == pytest.approx(10 * len(FRAME) / 4e6, rel=0.2)
+    assert max(fast_s, again_s) < 1.5 * 20 * len(FRAME) / 16e6 + 0.05
+
+
+def test_a_peer_that_takes_nothing_is_silent_and_not_awaited_for_ever(transport: KernelPaced) -> None:
+    """The window of its kernel fills; what does not fit waits here."""
+    peer = Peer(transport, reads=False, silence_s=0.4)
+    waited: list[float] = []
+    with pytest.raises(PeerSilent, match="has moved no byte"):
+        peer.connection.send([bytes(32 << 20)], lambda: waited.append(time.monotonic()))
+    peer.close()
+    assert waited
+
+
+def test_waiting_may_end_a_send(transport: KernelPaced) -> None:
+    """It is where a sender heeds its peer, while the kernel has all and the link has not."""
+    transport.pace(1e5)
+    peer = Peer(transport)
+
+    def heed() -> None:
+        raise PeerLost("aborted")
+
+    with pytest.raises(PeerLost, match="aborted"):
+        peer.connection.send([FRAME], heed)
+    peer.close()
+
+
+def test_only_loopback_without_a_key(transport: KernelPaced) -> None:
+    with pytest.raises(ValueError, match="needs a key"):
+        transport.connect("192.0.2.1:9", 0.1)
+    with pytest.raises(PeerLost, match="cannot connect"):
+        transport.connect("127.0.0.1:1", 0.5)
+
+
+def test_a_small_message_is_not_waited_for(transport: KernelPaced) -> None:
+    transport.pace(1e3)
+    peer = Peer(transport)
+    assert isinstance(peer.connection, PassingConnection)
+    begun_s = time.monotonic()
+    peer.connection.send([b"x" * 64], lambda: None)
+    assert time.monotonic() - begun_s < 10
+    peer.close()
