@@ -14,6 +14,7 @@ from typing import TypeVar
 from simpy.events import Event
 
 from abkt.capacity import Capacity
+from abkt.policy.price import Price
 from abkt.policy.view import BitratePolicy, RequestView, RoutingPolicy
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord
@@ -44,7 +45,10 @@ class NodeSpec:
 
 @dataclass(frozen=True)
 class Cluster:
-    """max_batch: requests in one decode iteration. fabric: shared by all flows, if any. usd_per_gb: of wire bytes (10^9) between nodes."""
+    """max_batch: requests in one decode iteration. fabric: shared by all flows, if any. usd_per_gb: of wire bytes (10^9) between nodes.
+
+    delay_s: propagation between nodes, each way.
+    """
 
     prefill: tuple[NodeSpec, ...]
     decode: tuple[NodeSpec, ...]
@@ -52,6 +56,7 @@ class Cluster:
     block_tokens: int = 16
     fabric: Capacity | None = None
     usd_per_gb: float = 0.0
+    delay_s: float = 0.0
 
     def __post_init__(self) -> None:
         for role, nodes in (("prefill", self.prefill), ("decode", self.decode)):
@@ -122,6 +127,7 @@ class Simulation:
             )
             for node in cluster.decode
         ]
+        self.prices = {node.name: Price(max(node.nic.bytes_per_s)) for node in (*cluster.prefill, *cluster.decode)}
         self.links = {node.name: self.network.link(node.name, node.nic) for node in (*cluster.prefill, *cluster.decode)}
         self.fabric = (self.network.link("fabric", cluster.fabric),) if cluster.fabric else ()
         self.pairs: dict[tuple[PrefillNode, DecodeNode], Pair] = {}
@@ -176,8 +182,10 @@ class Simulation:
         pair = self.pairs.get((source, target))
         if pair is None:
             path = (self.links[source.name], *self.fabric, self.links[target.name])
+            prices = self.prices[source.name], self.prices[target.name]
+            usd_per_gb, delay_s, policy = self.cluster.usd_per_gb, self.cluster.delay_s, self.bitrate()
             pair = self.pairs[source, target] = Pair(
-                self.clock, self.network, source, target, path, self.bitrate(), self.slo, self.cluster.usd_per_gb, self.transfers.append
+                self.clock, self.network, source, target, path, prices, policy, self.slo, usd_per_gb, self.transfers.append, delay_s
             )
         return pair
 

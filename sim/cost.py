@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from dataclasses import replace
+from typing import Any
 
-from abkt.policy.view import Decision, TransferView
+from abkt.policy.view import Curve, Decision, Mode, TransferView
 from abkt.profile.expect import curve_for, expected_view
 from abkt.profile.schema import Fit, Profile
 
 FRAME_BYTES = 1 << 20  # one call of the transport each
 KEPT = 4096  # views kept for requests of the same length
+DRAWS = 12  # draws among 1, 2, 3 or 4 curves repeat after so many
 
 
 class Costs:
@@ -41,30 +44,30 @@ class Costs:
         return self.base_s + self.request_s * batch + self.context_s * context
 
     def encode_s(self, tokens: int, decision: Decision) -> float:
-        return self._encode.seconds(tokens, math.inf if decision.mode == "raw" else decision.depth_bits)
+        return self._encode.seconds(tokens, decision.mode, decision.depth_bits)
 
-    def expand_s(self, tokens: int, bits: float) -> float:
-        """bits: mean bits per value that arrived, between the measured depths on a straight line; inf: raw."""
-        return self._expand.seconds(tokens, bits)
+    def expand_s(self, tokens: int, mode: Mode, bits: float = 0.0) -> float:
+        """bits: of a stream, mean bits per value that arrived, between the measured depths on a straight line."""
+        return self._expand.seconds(tokens, mode, bits)
 
-    def calls(self, mode: str, wire_bytes: float) -> int:
-        """One run of adjacent blocks goes raw in one call; a stream goes in frames."""
+    def calls(self, mode: Mode, wire_bytes: float) -> int:
+        """One run of adjacent blocks goes raw in one call; what is coded goes in frames."""
         return 1 if mode == "raw" else max(1, math.ceil(wire_bytes / FRAME_BYTES))
 
-    def view(self, tokens: int, deadline_s: float, draw: int = 0) -> TransferView:
-        """The expected view of a transfer, on the `draw`-th of the measured curves nearest in length (0: the nearest)."""
-        key = (tokens, draw % 12)  # draws among 1, 2, 3 or 4 curves repeat after 12
+    def view(self, tokens: int, deadline_s: float, draw: int = 0, **now: Any) -> TransferView:
+        """The expected view of a transfer, on the `draw`-th of the measured curves nearest in length (0: the nearest). now: other fields of
+        it, as they are at the moment."""
+        key = (tokens, draw % DRAWS)
         known = self._views.get(key)
         if known is None:
             if len(self._views) >= KEPT:
                 self._views.clear()
             known = self._views[key] = expected_view(self.profile, tokens, 0.0, curve_for(self.profile, tokens, key[1]))
-        if known.deadline_s == deadline_s:
-            return known
-        known = self._views[key] = TransferView(
-            known.raw_bytes, deadline_s, known.slope, known.uniform, known.encode_s, known.expand_s, known.raw_s
-        )
-        return known
+        return replace(known, deadline_s=deadline_s, **now)
+
+    def own_slope(self, tokens: int, draw: int) -> Curve:
+        """The slope of that view, by raw bytes."""
+        return curve_for(self.profile, tokens, draw % DRAWS).slope
 
     def prefill_measured(self, tokens: int) -> bool:
         low, high = self._prefill_range
@@ -80,11 +83,13 @@ class Costs:
 
 
 class _Codec:
-    """encode or expand: seconds by tokens, at the measured depths and on a straight line between them."""
+    """encode or expand: seconds by tokens, raw, exact, and at the measured depths and on a straight line between them."""
 
     def __init__(self, profile: Profile, stage: str) -> None:
-        self.raw = _terms(profile, f"{stage}/raw", ("1", "tokens"))
-        names = [name for name in profile.fits if name.startswith(f"{stage}/") and name != f"{stage}/raw"]
+        wholes = [f"{stage}/{mode}" for mode in ("raw", "exact")]
+        self.raw = _terms(profile, wholes[0], ("1", "tokens"))
+        self.exact = _terms(profile, wholes[1], ("1", "tokens")) if wholes[1] in profile.fits else None
+        names = [name for name in profile.fits if name.startswith(f"{stage}/") and name not in wholes]
         if not names:
             raise ValueError(f"the profile has no table {stage}/8; run `abkt profile` again")
         self.depths = sorted(float(name.partition("/")[2]) for name in names)
@@ -92,9 +97,12 @@ class _Codec:
         ranges = [_range(profile.fit(name), "tokens") for name in names]
         self.low, self.high = max(low for low, _ in ranges), min(high for _, high in ranges)
 
-    def seconds(self, tokens: int, bits: float) -> float:
-        if bits == math.inf:
-            return self.raw[0] + self.raw[1] * tokens
+    def seconds(self, tokens: int, mode: Mode, bits: float) -> float:
+        if mode != "stream":
+            whole = self.raw if mode == "raw" else self.exact
+            if whole is None:
+                raise ValueError("the profile has no tables encode/exact and expand/exact; run `abkt profile` again")
+            return whole[0] + whole[1] * tokens
         after = bisect_left(self.depths, bits)
         if after == 0 or after == len(self.depths):  # outside the measured depths: the nearest one
             base, linear = self.terms[min(after, len(self.depths) - 1)]

@@ -151,7 +151,7 @@ class DecodeNode:
         """One after another; returns when the last one's KV is usable."""
         usable_s = self.clock.now
         for job in jobs:
-            job.record.expand_busy_s = self.costs.expand_s(job.request.isl, job.wire_bits)
+            job.record.expand_busy_s = self.costs.expand_s(job.request.isl, job.decision.mode, job.wire_bits)
             usable_s += job.record.expand_busy_s
             job.decode_start_s = usable_s
         return usable_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from abkt.policy.view import Decision
+from abkt.policy.view import Decision, TransferView
 from abkt.records import RequestRecord
 from sim.workload import Request
 
@@ -30,10 +30,11 @@ class Job:
     prefill_start_s: float = field(init=False)
     encode_start_s: float = field(init=False)
     decision: Decision = field(init=False)
+    view: TransferView = field(init=False)  # that the decision was made on
     expected_bytes: float = field(init=False)
     wire_start_s: float = field(init=False)
     reserved_s: float = field(init=False)
-    wire_bits: float = field(init=False)  # mean bits per value that arrived; inf: raw
+    wire_bits: float = field(init=False)  # of a stream, mean bits per value that arrived
     expand_start_s: float = field(init=False)
     decode_start_s: float = field(init=False)
     share_s: float = field(init=False)

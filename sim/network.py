@@ -6,7 +6,7 @@ on the link that fills first, go on. It is solved again whenever a flow joins or
 are connected to the change by shared links; the others keep their rates.
 
 Source: Bertsekas and Gallager, Data Networks, section 6.5.2.
-Not modelled: packets, TCP's ramp-up and losses, propagation delay, queues in switches.
+Not modelled: packets, TCP's ramp-up and losses, propagation delay (a transfer adds it), queues in switches.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """Estimates of a peer's wire goodput: an exponential mean and a windowed low quantile, both weighted by time.
 
 Weights follow sending time, so cutting a sample in two changes nothing: sockets (a sample a frame) and the model (a sample per
-constant rate) agree. The window is kept in `GRAINS` equal grains of sending time, each with its mean rate, so that an estimate costs
-the same however many samples there were.
+constant rate) agree. The mean weighs a rate by exp(-(sending time since) / horizon_s). The window is kept in `GRAINS` equal grains of
+sending time, each with its mean rate, so that an estimate costs the same however many samples there were.
+
+Age: what was measured is trusted the less the longer ago the last sample was, trust = max(0, 1 - age_s / stale_s), and what is
+configured takes its place: estimate = measured ** trust * initial ** (1 - trust). To the next sample the past weighs trust times as much:
+all of it in the mean, and the window has lost its oldest share 1 - trust. After stale_s without a sample nothing is left of it.
 """
 
 from __future__ import annotations
@@ -18,14 +22,16 @@ GRAINS = 64
 
 @dataclass(slots=True)
 class Bandwidth:
-    """initial_bytes_per_s is believed until the first sample. window_s counts sending time, not idle time."""
+    """initial_bytes_per_s is believed until the first sample. horizon_s, window_s: of sending time, not idle time. stale_s: see above."""
 
     initial_bytes_per_s: float
     horizon_s: float = 1.0
     window_s: float = 2.0
     low_quantile: float = 0.2
+    stale_s: float = math.inf
     updated_s: float = math.nan
     _mean: float = math.nan
+    _weight: float = 0.0  # of all that is in the mean; 1 after a long time of sending
     _grains: deque[float] = field(default_factory=lambda: deque(maxlen=GRAINS))  # rates, newest last
     _open_bytes: float = 0.0  # of the grain that is not full yet
     _open_s: float = 0.0
@@ -34,27 +40,55 @@ class Bandwidth:
     def __post_init__(self) -> None:
         if not (self.initial_bytes_per_s > 0 and self.horizon_s > 0 and self.window_s > 0 and 0 <= self.low_quantile <= 1):
             raise ValueError("bandwidth: initial rate, horizon and window must be above 0, low_quantile in [0, 1]")
+        if not self.stale_s > 0:
+            raise ValueError(f"bandwidth: stale_s is {self.stale_s}; it must be above 0 (.inf: estimates do not age)")
 
     def update(self, now_s: float, sample: GoodputSample) -> None:
         if sample.duration_s <= 0 or sample.wire_bytes <= 0:
             return
+        self._age(now_s - sample.duration_s)
         rate = sample.wire_bytes / sample.duration_s
-        keep = math.exp(-sample.duration_s / self.horizon_s)
-        self._mean = rate if math.isnan(self._mean) else keep * self._mean + (1 - keep) * rate
+        past, new = self._weight * math.exp(-sample.duration_s / self.horizon_s), -math.expm1(-sample.duration_s / self.horizon_s)
+        self._mean = (past * self._mean + new * rate) / (past + new) if past else rate
+        self._weight = past + new
         self._fill(rate, sample.duration_s)
         self._low = math.nan
         self.updated_s = now_s
 
-    def mean_bytes_per_s(self) -> float:
-        return self.initial_bytes_per_s if math.isnan(self._mean) else self._mean
+    def age_s(self, now_s: float) -> float:
+        """Since the last sample; inf before the first."""
+        return math.inf if math.isnan(self.updated_s) else max(0.0, now_s - self.updated_s)
 
-    def low_bytes_per_s(self) -> float:
+    def mean_bytes_per_s(self, now_s: float) -> float:
+        return self._aged(self._mean, now_s)
+
+    def low_bytes_per_s(self, now_s: float) -> float:
         """The rate below which the link was for `low_quantile` of its recent sending time, and never above the mean."""
-        if math.isnan(self._mean):
-            return self.initial_bytes_per_s
-        if math.isnan(self._low):
+        if math.isnan(self._low) and not math.isnan(self._mean):
             self._low = min(self._quantile(), self._mean)
-        return self._low
+        return self._aged(self._low, now_s)
+
+    def _trust(self, now_s: float) -> float:
+        return max(0.0, 1.0 - self.age_s(now_s) / self.stale_s)
+
+    def _aged(self, measured: float, now_s: float) -> float:
+        if math.isnan(measured):
+            return self.initial_bytes_per_s
+        trust = self._trust(now_s)
+        if trust in (0.0, 1.0):
+            return measured if trust else self.initial_bytes_per_s
+        return measured**trust * self.initial_bytes_per_s ** (1 - trust)
+
+    def _age(self, now_s: float) -> None:
+        """Forget what idle time up to now_s has made stale."""
+        if math.isnan(self._mean):
+            return
+        trust = self._trust(now_s)
+        self._weight *= trust
+        for _ in range(len(self._grains) - math.ceil(trust * len(self._grains))):
+            self._grains.popleft()
+        if trust == 0.0:
+            self._open_bytes = self._open_s = 0.0
 
     def _fill(self, rate: float, seconds: float) -> None:
         grain_s = self.window_s / GRAINS

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import neg
 from typing import Literal, Protocol
 
-Mode = Literal["raw", "stream"]
+Mode = Literal["raw", "exact", "stream"]
 Order = Literal["uniform", "slope"]
 
 
@@ -44,6 +44,10 @@ class Curve:
         """The coarsest cut with at least this many bits per value; the finest if none has so many."""
         return min(self.finest, bisect_left(self.bits, bits - 1e-9))
 
+    def cut_worth(self, price: float) -> int:
+        """The cut with the least distortion + price x bytes, of ties the coarser: as far as bands remove more than `price` a byte."""
+        return min(range(len(self.bytes)), key=lambda cut: self.distortion[cut] + price * self.bytes[cut])
+
     def scaled(self, factor: float) -> Curve:
         """The same curve for a transfer whose bytes are `factor` times as many."""
         return Curve(tuple(b * factor for b in self.bytes), self.distortion, self.bits)
@@ -55,7 +59,11 @@ class TransferView:
 
     deadline_s: when KV should be usable for TTFT to hold its SLO. slope, uniform: the curves of the two orders (before encoding: the
     expected ones; after: this request's own). sent_bytes, sent_cut: what left already; what left cannot be taken back.
-    encode_s, expand_s: expected codec time still to come at full depth, and raw_s, the same for a raw transfer (copies).
+    encode_s, expand_s: expected codec time still to come at full depth, and raw_s, the same for a raw transfer (copies); inf once
+    another mode is encoded, so that raw can no longer be had. exact_bytes, exact_encode_s, exact_expand_s: expected of the exact mode;
+    0 bytes: not to be had. hidden_s: from now on, seconds in which the request waits for something else anyway (none, while transfers
+    begin after prefill). price: distortion that a byte must remove to be worth its place on the link, the higher of its two ends'; 0:
+    none. own_slope: this request's own curve, by raw bytes, where it is known before encoding: in a model alone, for bounds.
     """
 
     raw_bytes: int
@@ -67,6 +75,12 @@ class TransferView:
     raw_s: float = 0.0
     sent_bytes: float = 0.0
     sent_cut: int = 0
+    exact_bytes: float = 0.0
+    exact_encode_s: float = 0.0
+    exact_expand_s: float = 0.0
+    hidden_s: float = 0.0
+    price: float = 0.0
+    own_slope: Curve | None = None
 
     def curve(self, order: Order) -> Curve:
         return self.slope if order == "slope" else self.uniform
@@ -74,7 +88,8 @@ class TransferView:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """mode raw: bytes as they are. mode stream: passes in `order` up to `cut`; depth_bits is how deep to encode, so how far it may go."""
+    """mode raw: bytes as they are. mode exact: coded without loss, whole. mode stream: passes in `order` up to `cut`; depth_bits is how
+    deep to encode, so how far it may go."""
 
     mode: Mode
     order: Order = "slope"
@@ -90,17 +105,29 @@ class GoodputSample:
     duration_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A complete transfer: the distortion it ended at (0: raw or exact), and for those who learn, the first decision, the view it was
+    made on, and the seconds of encoding and sending (waits for earlier transfers and for memory left out)."""
+
+    distortion: float
+    decision: Decision
+    view: TransferView
+    seconds: float
+
+
 class BitratePolicy(Protocol):
     """One object per peer. The same calls give the same answers, so a run can be replayed through it.
 
-    decide is asked before encoding, and again whenever the cut may still move (before each frame; at each change of a modelled rate).
-    `mode`, `order` and `depth_bits` of the first decision stand for the whole transfer.
+    decide is asked before encoding, and again whenever the cut may still move (before each frame; at each change of a modelled rate), and
+    by routing for transfers that may never be: asking changes nothing. `mode`, `order` and `depth_bits` of the first decision stand for
+    the whole transfer.
     """
 
     def observe(self, now_s: float, sample: GoodputSample) -> None: ...
 
-    def delivered(self, now_s: float, distortion: float) -> None:
-        """A transfer to this peer is complete, with the distortion it ended at (0: raw). Transfers of one peer follow one another."""
+    def delivered(self, now_s: float, done: Delivered) -> None:
+        """A transfer to this peer is complete. Transfers of one peer follow one another."""
         ...
 
     def decide(self, now_s: float, view: TransferView) -> Decision: ...

@@ -2,7 +2,8 @@
 
 Latency does not depend on weights, so one layer stands for all: its matrices, attention over KV, times the number of layers, plus the
 head. On a GPU decode runs as a CUDA graph, as serving engines run it. What this leaves out: sampling, scheduling, tensor parallelism, the
-gaps between phases. Rate curves need KV of a real model, so there are none; the model takes those of its own file.
+gaps between phases. Rate curves need KV of a real model, so there are none; the model takes those of its own file. The exact mode's share
+of the raw bytes is that of normal values, and said to be so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from abkt.bench.case import coder
 from abkt.bench.timing import medians
 from abkt.codec.codec import Codec
 from abkt.kv.pool import Pool
+from abkt.profile import exact
 from abkt.profile.fingerprint import fingerprint
 from abkt.profile.schema import Fit, Profile, fit
 from abkt.spec import KVLayout, ModelSpec
@@ -94,13 +96,14 @@ def measure(shape: Shape, device: torch.device, longest: int, repeats: int, prog
         raise ValueError("device=cuda: torch sees no GPU here; device=cpu measures this machine's cores")
     lengths = sorted({int(n) // BLOCK_TOKENS * BLOCK_TOKENS for n in np.geomspace(min(256, longest // 4), longest, 8)})
     samples: dict[str, list[Sample]] = {}
+    shares: list[float] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if device.type == "cpu" else threads)
     try:
         with torch.inference_mode():
             for name, taken in (
                 ("prefill and decode", _compute(shape, device, lengths, repeats)),
-                ("codec", _codec(shape, device, lengths, repeats)),
+                ("codec", _codec(shape, device, lengths, repeats, shares)),
                 ("transport", _transport(shape, device, lengths[-1], repeats)),
             ):
                 progress(name)
@@ -113,8 +116,10 @@ def measure(shape: Shape, device: torch.device, longest: int, repeats: int, prog
         **fingerprint(),
         "weights": "random, one layer for all",
         "transport": f"runs between two pools of one {device.type} device",
+        "exact": "share of normal values",
     }
-    return Profile(shape.spec, fits, (), about, created=datetime.now(UTC).isoformat(timespec="seconds"))
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return Profile(shape.spec, fits, (), about, created=created, exact_share=max(shares))
 
 
 def _compute(shape: Shape, device: torch.device, lengths: list[int], repeats: int) -> Iterator[tuple[str, dict[str, float], float]]:
@@ -137,8 +142,10 @@ def _compute(shape: Shape, device: torch.device, lengths: list[int], repeats: in
             yield "decode", {"batch": float(batch), "context": float(batch * context)}, taken["layer"] * shape.layers + taken["head"]
 
 
-def _codec(shape: Shape, device: torch.device, lengths: list[int], repeats: int) -> Iterator[tuple[str, dict[str, float], float]]:
-    """Every stage by the length; on a GPU what it enqueues, on a CPU the compiled path."""
+def _codec(
+    shape: Shape, device: torch.device, lengths: list[int], repeats: int, shares: list[float]
+) -> Iterator[tuple[str, dict[str, float], float]]:
+    """Every stage by the length; on a GPU what it enqueues, on a CPU the compiled path. shares: takes the exact mode's, of each length."""
     for tokens in lengths:
         layout = KVLayout(shape.spec, tokens // BLOCK_TOKENS + 4, BLOCK_TOKENS)
         pool, other = Pool(layout, device), Pool(layout, device)
@@ -155,6 +162,8 @@ def _codec(shape: Shape, device: torch.device, lengths: list[int], repeats: int)
         for depth in DEPTHS_BITS:
             cells = codec.cells(tokens + 1, depth)
             functions[f"encode/{depth}"], functions[f"expand/{depth}"] = coder(codec, cells, pool, other, cells.coded_table(table))
+        functions["encode/exact"], functions["expand/exact"], share = exact.coder(pool, other, table, tokens + 1)
+        shares.append(share)
         for stage, seconds in _seconds(functions, device, repeats).items():
             yield stage, {"tokens": float(tokens)}, seconds
 

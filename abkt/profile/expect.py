@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from abkt.policy.view import TransferView
+from abkt.policy.view import BitratePolicy, TransferView
 from abkt.profile.schema import Profile, RateCurve
 
 
@@ -20,6 +20,7 @@ def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateC
     """The view of a transfer of `tokens` of KV before its first byte; curve: its own, or None for the nearest measured one."""
     raw_bytes = tokens * profile.model.kv_bytes_per_token
     curve = curve or curve_for(profile, tokens)
+    exact = profile.exact_share > 0 and {"encode/exact", "expand/exact"} <= profile.fits.keys()
     return TransferView(
         raw_bytes=raw_bytes,
         deadline_s=deadline_s,
@@ -28,7 +29,15 @@ def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateC
         encode_s=profile.fit("encode/8").seconds(tokens=tokens),
         expand_s=profile.fit("expand/8").seconds(tokens=tokens),
         raw_s=profile.fit("encode/raw").seconds(tokens=tokens) + profile.fit("expand/raw").seconds(tokens=tokens),
+        exact_bytes=raw_bytes * profile.exact_share if exact else 0.0,
+        exact_encode_s=profile.fit("encode/exact").seconds(tokens=tokens) if exact else 0.0,
+        exact_expand_s=profile.fit("expand/exact").seconds(tokens=tokens) if exact else 0.0,
     )
+
+
+def ask_once(policy: BitratePolicy, profile: Profile) -> None:
+    """Raises ValueError, one line, where the policy needs what the profile does not have: before a run, not in it."""
+    policy.decide(0.0, expected_view(profile, tokens=1024, deadline_s=0.0))
 
 
 def kv_deadline_s(profile: Profile, arrival_s: float, isl: int, slo_ttft_s: float) -> float:

@@ -1,7 +1,7 @@
 """Measure this machine: calibration requests through a real 1P1D cluster, fits over what its stages took.
 
 The workers that serve are the ones that are measured, each on its core while the other computes, so every cost is a cost under load.
-Four kinds of run, on an unpaced link: raw, and each fixed depth; then a burst, for large decode batches.
+Five kinds of run, on an unpaced link: raw, exact, and each fixed depth; then a burst, for large decode batches.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from abkt.serve.prompt import Prompt
 UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
 DEPTHS_BITS = (2, 4, 8)
+WHOLE = {"raw": "abkt.policy.bitrate.fixed.Raw", "exact": "abkt.policy.bitrate.lossless.Lossless"}
 Sample = tuple[dict[str, float], float]
 
 
 @dataclass(slots=True)
 class Samples:
-    """(variables, seconds) by stage, and the curves of what was coded at full depth."""
+    """(variables, seconds) by stage, the curves of what was coded at full depth, and the bytes of what was coded exactly."""
 
     stages: dict[str, list[Sample]] = field(default_factory=dict)
     curves: list[RateCurve] = field(default_factory=list)
+    exact_bytes: int = 0
+    exact_raw_bytes: int = 0
 
     def add(self, run: Run, depth: str) -> None:
         for record in run.requests:
@@ -43,6 +46,9 @@ class Samples:
         busy_s = {record.request_id: record.wire_busy_s for record in run.requests}
         for transfer in run.transfers:
             self._take("transport", {"calls": float(transfer.calls), "bytes": float(transfer.wire_bytes)}, busy_s[transfer.request_id])
+            if transfer.mode == "exact":
+                self.exact_bytes += transfer.wire_bytes
+                self.exact_raw_bytes += transfer.raw_bytes
         for batch, context, seconds in run.iterations:
             self._take("decode", {"batch": float(batch), "context": float(context)}, seconds)
         for coded in run.coded:
@@ -69,8 +75,8 @@ def calibrate(
     samples = Samples()
     progress("warm-up")
     cluster.run(prompts(spaced[:3]), _policy(8), UNLIMITED, NO_SLO)
-    for depth in ("raw", *map(str, reversed(DEPTHS_BITS))):
-        progress(f"{depth} bits" if depth != "raw" else "raw")
+    for depth in (*WHOLE, *map(str, reversed(DEPTHS_BITS))):
+        progress(depth if depth in WHOLE else f"{depth} bits")
         samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth)
     progress("burst")
     samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw")
@@ -80,6 +86,7 @@ def calibrate(
         curves=tuple(c for c in samples.curves if c.slope.bits[-1] >= max(DEPTHS_BITS)),
         fingerprint=fingerprint(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        exact_share=samples.exact_bytes / samples.exact_raw_bytes,
     )
 
 
@@ -89,6 +96,6 @@ def fits(samples: Samples) -> dict[str, Fit]:
 
 
 def _policy(depth: object) -> dict[str, object]:
-    if depth == "raw":
-        return {"_target_": "abkt.policy.bitrate.fixed.Raw"}
+    if depth in WHOLE:
+        return {"_target_": WHOLE[str(depth)]}
     return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": int(str(depth))}

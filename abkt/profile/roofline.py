@@ -3,8 +3,9 @@
 prefill  = overhead + tokens x 2 active_parameters / flops + tokens^2 x 2 layers heads head_dim / flops   (causal attention: half)
 decode   = overhead + weights / bandwidth + batch x 2 active_parameters / flops + context x kv bytes / bandwidth
 codec    = tokens x (KV bytes read + coded bytes written) / (bandwidth x codec_efficiency)
+exact    = 12 of bfloat16's 16 bits (SplitZip's fixed codes, arXiv 2605.01708); other dtypes have no exact mode here
 
-Not modelled: kernel launch gaps beyond one overhead per pass, tensor-parallel communication, expert routing.
+Not modelled: kernel launch gaps beyond one overhead per pass, tensor-parallel communication, expert routing, escapes of the exact code.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 
 from abkt.profile.schema import Fit, Profile, RateCurve
 from abkt.spec import DTYPE_BYTES, ModelSpec
+
+EXACT_SHARE = {"bfloat16": 12 / 16}  # assumption; the probe's KV takes 0.71
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,14 @@ def roofline(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...]) -> P
         "encode/raw": _exact({"tokens": 0.0}),
         "expand/raw": _exact({"tokens": 0.0}),
     }
-    for bits in (2, 4, 8):
-        coded = kv_bytes * (1 + (bits + 0.25) / (8 * value_bytes))
-        fits[f"encode/{bits}"] = _exact({"1": gpu.call_s, "tokens": coded / codec})
-        fits[f"expand/{bits}"] = _exact({"1": gpu.call_s, "tokens": coded / codec})
-    return Profile(model=model, fits=fits, curves=curves, fingerprint={"gpu": gpu.name, "source": gpu.source}, source="roofline")
+    shares = {str(bits): (bits + 0.25) / (8 * value_bytes) for bits in (2, 4, 8)}
+    exact_share = EXACT_SHARE.get(model.dtype, 0.0)
+    if exact_share:
+        shares["exact"] = exact_share
+    for name, share in shares.items():
+        fits[f"encode/{name}"] = fits[f"expand/{name}"] = _exact({"1": gpu.call_s, "tokens": kv_bytes * (1 + share) / codec})
+    about = {"gpu": gpu.name, "source": gpu.source}
+    return Profile(model=model, fits=fits, curves=curves, fingerprint=about, source="roofline", exact_share=exact_share)
 
 
 def _exact(terms: dict[str, float]) -> Fit:

@@ -5,6 +5,7 @@ Costs are linear in named features (units in the name of what they give: seconds
   decode           batch, context            one iteration of `batch` requests with `context` tokens of KV in all
   encode/raw, encode/2, encode/4, encode/8   tokens    by the depth encoded, in bits; raw: copies out of the pool
   expand/raw, expand/2, expand/4, expand/8   tokens    into the pool
+  encode/exact, expand/exact                 tokens    the exact mode; a profile may do without them, and then has no such mode
   transport        calls, bytes              one transfer on the unpaced link
 """
 
@@ -69,7 +70,8 @@ class RateCurve:
 
 @dataclass(frozen=True)
 class Profile:
-    """fingerprint: the machine and versions measured. source: measured | published | roofline, and whence."""
+    """fingerprint: the machine and versions measured. source: measured | published | roofline, and whence. exact_share: bytes of an exact
+    transfer by raw bytes; 0: not measured."""
 
     model: ModelSpec
     fits: dict[str, Fit]
@@ -78,6 +80,7 @@ class Profile:
     source: str = "measured"
     created: str = ""
     schema_version: int = SCHEMA_VERSION
+    exact_share: float = 0.0
 
     def fit(self, stage: str) -> Fit:
         if stage not in self.fits:
@@ -120,6 +123,7 @@ def parse(data: object) -> Profile:
             fingerprint=data["fingerprint"],
             source=data["source"],
             created=data["created"],
+            exact_share=data.get("exact_share", 0.0),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it is damaged: {error!r}; run `abkt profile` again") from None

@@ -63,7 +63,9 @@ def test_finish_is_when_the_integral_reaches_the_size(capacity, now_s, size) -> 
 
 @given(schedules(), st.floats(0, 50), st.floats(0, 1e5), st.floats(0, 1e5))
 def test_sending_in_two_parts_ends_at_the_same_time(capacity, now_s, first, second) -> None:
-    assert capacity.finish_s(capacity.finish_s(now_s, first), second) == pytest.approx(capacity.finish_s(now_s, first + second), abs=1e-6)
+    assert capacity.finish_s(capacity.finish_s(now_s, first), second) == pytest.approx(
+        capacity.finish_s(now_s, first + second), rel=1e-9, abs=1e-6
+    )
 
 
 def test_by_hand() -> None:

@@ -16,7 +16,7 @@ from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.policy.routing.least_loaded import LeastLoaded
 from abkt.policy.routing.load_aware import LoadAware
 from abkt.policy.routing.round_robin import RoundRobin
-from abkt.policy.view import Decision, GoodputSample, TransferView
+from abkt.policy.view import Decision, Delivered, GoodputSample, TransferView
 from abkt.profile.expect import curve_for
 from abkt.profile.schema import Fit
 from abkt.records import SLO, STAGES, summarize
@@ -169,13 +169,13 @@ class Scripted:
     decisions: list[Decision]
     views: list[tuple[float, TransferView]] = field(default_factory=list)
     samples: list[GoodputSample] = field(default_factory=list)
-    distortions: list[float] = field(default_factory=list)
+    done: list[Delivered] = field(default_factory=list)
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
         self.samples.append(sample)
 
-    def delivered(self, now_s: float, distortion: float) -> None:
-        self.distortions.append(distortion)
+    def delivered(self, now_s: float, done: Delivered) -> None:
+        self.done.append(done)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         self.views.append((now_s, view))
@@ -199,7 +199,9 @@ def test_the_cut_moves_when_it_is_reached(profile) -> None:
     assert record.distortion_start == own.distortion[4]
     assert transfer.slope == pytest.approx((own.distortion[3] - own.distortion[4]) / (own.bytes[4] - own.bytes[3]))
     assert transfer.estimate_bytes_per_s == 123.0
-    assert policy.distortions == [own.distortion[4]]
+    (done,) = policy.done
+    assert (done.distortion, done.decision, done.view) == (own.distortion[4], stream(1), policy.views[0][1])
+    assert done.seconds == pytest.approx(record.encode_busy_s + record.wire_busy_s)
     assert [view.sent_cut for _, view in policy.views] == [0, 0, 1, 4]
     assert [view.sent_bytes for _, view in policy.views] == pytest.approx([0, 0, own.bytes[1], own.bytes[4]])
     assert policy.views[0][1].slope == curve_for(profile, 100).slope.scaled(6400)  # before encoding: the nearest curve

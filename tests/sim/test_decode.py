@@ -49,7 +49,7 @@ class SteppingNode(DecodeNode):
                 joining.append(self.waiting.popleft())
             if joining:
                 for job in joining:
-                    job.record.expand_busy_s = self.costs.expand_s(job.request.isl, job.wire_bits)
+                    job.record.expand_busy_s = self.costs.expand_s(job.request.isl, job.decision.mode, job.wire_bits)
                     yield self.wake.after(job.record.expand_busy_s)
                     job.decode_start_s = self.clock.now
             for job in joining:

@@ -1,15 +1,49 @@
-"""When compression loses: the break-even test that `+off` policies and ours share.
+"""When compression loses: the break-even test that `Off` and our policies share.
 
-A serial codec wins iff raw_bytes / B > encode + wire_bytes / B + expand, which is B < (1 - 1/r) S with 1/S = 1/S_enc + 1/S_dec
-(docs: break-even of a serial codec). Here with this transfer's own bytes and times, so no ratio need be assumed.
+Compared is exposed time, what of a transfer is not hidden behind other work:
+
+    serial      encode, then wire, then expand:  wins iff raw / B > encode + wire / B + expand,
+                which is B < (1 - 1/r) S with 1/S = 1/S_enc + 1/S_dec
+    pipelined   the slowest of the three:        wins iff raw / B > max(encode, wire / B, expand), which is B < min(S_enc, S_dec)
+    either      loses where raw is hidden already
+
+Here with this transfer's own bytes and times, so no ratio need be assumed. Raw is exact, so a tie is its.
+
+Source: KVServe (arXiv 2605.13734), theorem 1, for the serial codec; DESIGN, section 1.
 """
 
 from __future__ import annotations
 
-from abkt.policy.view import TransferView
+from abkt.policy.bitrate.base import EXACT, RAW
+from abkt.policy.view import Decision, TransferView
 
 
-def compression_loses(bytes_per_s: float, view: TransferView, wire_bytes: float) -> bool:
-    """True if raw bytes would be usable at least as early as `wire_bytes` of coded ones."""
-    raw_s = view.raw_s + view.raw_bytes / bytes_per_s
-    return raw_s <= view.encode_s + wire_bytes / bytes_per_s + view.expand_s
+def parts(view: TransferView, decision: Decision) -> tuple[float, float, float]:
+    """(seconds of encoding, wire bytes still to come, seconds of expanding). The copies of a raw transfer count as its encoding."""
+    if decision.mode == "raw":
+        return view.raw_s, float(view.raw_bytes), 0.0
+    if decision.mode == "exact":
+        return view.exact_encode_s, view.exact_bytes, view.exact_expand_s
+    return view.encode_s, max(0.0, view.curve(decision.order).bytes[decision.cut] - view.sent_bytes), view.expand_s
+
+
+def usable_s(bytes_per_s: float, view: TransferView, decision: Decision, pipelined: bool = False) -> float:
+    """Seconds until KV is usable, alone on the link. pipelined: the codec works while bytes flow."""
+    encode_s, wire_bytes, expand_s = parts(view, decision)
+    wire_s = wire_bytes / bytes_per_s
+    if pipelined and decision.mode != "raw":
+        return max(encode_s, wire_s, expand_s)
+    return encode_s + wire_s + expand_s
+
+
+def loses(bytes_per_s: float, view: TransferView, decision: Decision, pipelined: bool = False) -> bool:
+    """True if raw bytes would be usable at least as early, or early enough to be hidden."""
+    raw_s = usable_s(bytes_per_s, view, RAW)
+    return raw_s <= max(view.hidden_s, usable_s(bytes_per_s, view, decision, pipelined))
+
+
+def without_loss(bytes_per_s: float, view: TransferView, rival: Decision) -> Decision | None:
+    """Raw or exact, the faster of them (of ties raw), where it is exposed for no longer than `rival`; None where neither is."""
+    exact = view.exact_bytes > 0 and not loses(bytes_per_s, view, EXACT)
+    best = EXACT if exact else RAW
+    return best if usable_s(bytes_per_s, view, best) <= max(view.hidden_s, usable_s(bytes_per_s, view, rival)) else None

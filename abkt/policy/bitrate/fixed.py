@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from abkt.policy.view import Decision, GoodputSample, TransferView
+from abkt.policy.bitrate.base import RAW, Blind, stream
+from abkt.policy.view import Decision, TransferView
 
 
 @dataclass(slots=True)
-class Raw:
+class Raw(Blind):
     """bf16 as it is, in runs of adjacent blocks (FlowKV's transfer)."""
 
-    def observe(self, now_s: float, sample: GoodputSample) -> None:
-        pass
-
-    def delivered(self, now_s: float, distortion: float) -> None:
-        pass
-
     def decide(self, now_s: float, view: TransferView) -> Decision:
-        return Decision(mode="raw")
-
-    def estimate_bytes_per_s(self, now_s: float) -> float:
-        return math.nan
+        return RAW
 
 
 @dataclass(slots=True)
-class Fixed:
+class Fixed(Blind):
     """The same number of bits for every cell: int8, int4, int2."""
 
     bits: int
@@ -35,14 +26,5 @@ class Fixed:
         if self.bits not in (2, 4, 8):
             raise ValueError(f"bitrate.bits is {self.bits}; one of 2, 4, 8 is possible")
 
-    def observe(self, now_s: float, sample: GoodputSample) -> None:
-        pass
-
-    def delivered(self, now_s: float, distortion: float) -> None:
-        pass
-
     def decide(self, now_s: float, view: TransferView) -> Decision:
-        return Decision(mode="stream", order="uniform", cut=view.uniform.cut_of_bits(self.bits), depth_bits=self.bits)
-
-    def estimate_bytes_per_s(self, now_s: float) -> float:
-        return math.nan
+        return stream(view, "uniform", view.uniform.cut_of_bits(self.bits), self.bits)

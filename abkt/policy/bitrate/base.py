@@ -1,0 +1,57 @@
+"""What bitrate policies have in common: those that look at the view alone, those that believe a link, and the bytes of a deadline."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from abkt.policy.bandwidth import Bandwidth
+from abkt.policy.view import Decision, Delivered, GoodputSample, Order, TransferView
+
+RAW, EXACT = Decision("raw"), Decision("exact")
+
+
+@dataclass(slots=True)
+class Blind:
+    """Looks at nothing but the view."""
+
+    def observe(self, now_s: float, sample: GoodputSample) -> None:
+        pass
+
+    def delivered(self, now_s: float, done: Delivered) -> None:
+        pass
+
+    def estimate_bytes_per_s(self, now_s: float) -> float:
+        return math.nan
+
+
+@dataclass(slots=True)
+class Linked:
+    """Believes an estimate of the link to its peer."""
+
+    link: Bandwidth
+
+    def observe(self, now_s: float, sample: GoodputSample) -> None:
+        self.link.update(now_s, sample)
+
+    def delivered(self, now_s: float, done: Delivered) -> None:
+        pass
+
+    def estimate_bytes_per_s(self, now_s: float) -> float:
+        return self.link.mean_bytes_per_s(now_s)
+
+
+def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8) -> Decision:
+    """A cut no coarser than what has left."""
+    return Decision("stream", order, max(cut, view.sent_cut), depth_bits)
+
+
+def sending_s(now_s: float, view: TransferView) -> float:
+    """Seconds that are left to a stream on the wire; the codec has its own."""
+    return max(0.0, view.deadline_s - now_s - view.encode_s - view.expand_s)
+
+
+def bytes_in_time(bytes_per_s: float, now_s: float, view: TransferView) -> float:
+    """Wire bytes of a stream that will have left by the deadline, those that have left already among them."""
+    seconds = sending_s(now_s, view)
+    return view.sent_bytes + (bytes_per_s * seconds if seconds > 0 else 0.0)

@@ -1,0 +1,44 @@
+"""Send what is worth its place on the link: the cut is where a band removes less distortion per byte than the link's price.
+
+One price lambda for all transfers that share a NIC (price.py), the higher of the sender's and the receiver's; distortion is relative to
+each request's own KV, so a short request's bytes are worth more than a long one's. Equal slopes are the optimum of the sum of distortions
+at a given sum of bytes. As good as asked at most; raw or exact where they are usable no later than that; within a budget (budget.py).
+
+Source: DESIGN, section 7; Lagrangian bit allocation (Shoham and Gersho 1988), with a price that follows the backlog for the multiplier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from abkt.policy.bitrate.base import Linked, stream
+from abkt.policy.bitrate.break_even import without_loss
+from abkt.policy.bitrate.budget import Budget
+from abkt.policy.view import Decision, Delivered, TransferView
+
+
+@dataclass(slots=True)
+class Fleet(Linked):
+    """target_distortion, mean_distortion, max_distortion: as Embedded's. link: for the break-even test alone."""
+
+    target_distortion: float = 0.005
+    mean_distortion: float = 0.01
+    max_distortion: float = 0.08
+    _budget: Budget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._budget = Budget(self.target_distortion, self.mean_distortion, self.max_distortion)
+
+    def delivered(self, now_s: float, done: Delivered) -> None:
+        self._budget.spend(done.distortion)
+
+    def decide(self, now_s: float, view: TransferView) -> Decision:
+        curve = view.slope
+        asked = curve.cut_reaching(self.target_distortion)
+        low = self.link.low_bytes_per_s(now_s)
+        if view.sent_bytes == 0 and (whole := without_loss(low, view, stream(view, "slope", asked))):
+            return whole
+        cut = min(asked, curve.cut_worth(view.price))
+        if cut < asked:
+            cut = max(cut, curve.cut_reaching(self._budget.allowed()))
+        return stream(view, "slope", cut)

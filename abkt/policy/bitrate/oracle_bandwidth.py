@@ -1,0 +1,56 @@
+"""A bound: Embedded with the link's capacity known for all time, instead of estimated.
+
+What it does not know is who else will use the link. A policy that does better than this one does so by what others leave it.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from abkt.capacity import Capacity
+from abkt.policy.bitrate.base import EXACT, RAW, Blind, stream
+from abkt.policy.bitrate.break_even import parts
+from abkt.policy.bitrate.budget import Budget
+from abkt.policy.view import Decision, Delivered, TransferView
+
+
+@dataclass(slots=True)
+class OracleBandwidth(Blind):
+    """capacity: of the link, on the clock that now_s is of. The distortions: as Embedded's."""
+
+    capacity: Capacity
+    target_distortion: float = 0.005
+    mean_distortion: float = 0.01
+    max_distortion: float = 0.08
+    _budget: Budget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._budget = Budget(self.target_distortion, self.mean_distortion, self.max_distortion)
+
+    def delivered(self, now_s: float, done: Delivered) -> None:
+        self._budget.spend(done.distortion)
+
+    def decide(self, now_s: float, view: TransferView) -> Decision:
+        curve = view.slope
+        asked = curve.cut_reaching(self.target_distortion)
+        if view.sent_bytes == 0:
+            asked_s = self._usable_at_s(now_s, view, stream(view, "slope", asked))
+            whole = min((RAW, EXACT) if view.exact_bytes > 0 else (RAW,), key=lambda d: self._usable_at_s(now_s, view, d))
+            if self._usable_at_s(now_s, view, whole) <= max(now_s + view.hidden_s, asked_s):
+                return whole
+        in_time = bisect_right(
+            range(asked + 1), view.deadline_s, key=lambda cut: self._usable_at_s(now_s, view, Decision("stream", "slope", cut))
+        )
+        cut = max(0, in_time - 1)
+        if cut < asked:
+            cut = max(cut, curve.cut_reaching(self._budget.allowed()))
+        return stream(view, "slope", cut)
+
+    def estimate_bytes_per_s(self, now_s: float) -> float:
+        return self.capacity.at(now_s)[0]
+
+    def _usable_at_s(self, now_s: float, view: TransferView, decision: Decision) -> float:
+        encode_s, wire_bytes, expand_s = parts(view, decision)
+        return self.capacity.finish_s(now_s + encode_s, wire_bytes) + expand_s if encode_s < math.inf else math.inf

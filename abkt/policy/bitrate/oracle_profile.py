@@ -1,0 +1,30 @@
+"""A bound: any policy that is shown this request's own curve before anything is encoded, instead of the expected one.
+
+Only a model can know it (TransferView.own_slope); on real processes, and where routing asks, the expected curve has to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, TransferView
+
+
+@dataclass(slots=True)
+class OracleProfile:
+    """inner: the policy, one that cuts in slope order."""
+
+    inner: BitratePolicy
+
+    def observe(self, now_s: float, sample: GoodputSample) -> None:
+        self.inner.observe(now_s, sample)
+
+    def delivered(self, now_s: float, done: Delivered) -> None:
+        self.inner.delivered(now_s, done)
+
+    def decide(self, now_s: float, view: TransferView) -> Decision:
+        own = view.own_slope
+        return self.inner.decide(now_s, replace(view, slope=own.scaled(view.raw_bytes)) if own else view)
+
+    def estimate_bytes_per_s(self, now_s: float) -> float:
+        return self.inner.estimate_bytes_per_s(now_s)

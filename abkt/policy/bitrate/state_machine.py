@@ -1,0 +1,84 @@
+"""GOOD, DEGRADED or POOR by votes, for 8, 4 or 2 bits: quick to fall, slow to rise.
+
+A vote: GOOD if the rate is at least good_share of the line, POOR if below poor_share, DEGRADED else. The newest vote becomes the state if
+it is worse and 2 of the last 3 agree with it, or if it is better and 4 of the last 5 do. The first vote is the first state.
+
+Source: the reference implementation (github 354100117/ABKT, backend/state_machine.py): 40 and 15 MB/s on 1 Gbit/s, so 0.32 and 0.12 of
+the line. It declares dead bands beside the votes and uses none, so there are none here. Assumptions: a vote for each vote_s of sending,
+and one for what is left of it at the end of a transfer (there: one a probe); 4 bits before the first vote; the round-trip time, which
+there also has a say, is not measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from abkt.policy.bitrate.base import stream
+from abkt.policy.view import Decision, Delivered, GoodputSample, TransferView
+
+State = Literal["good", "degraded", "poor"]
+BITS: dict[State, int] = {"good": 8, "degraded": 4, "poor": 2}
+RANK: dict[State, int] = {"good": 0, "degraded": 1, "poor": 2}
+FALL, RISE = (2, 3), (4, 5)  # votes of the last votes
+
+
+@dataclass(slots=True)
+class StateMachine:
+    """line_bytes_per_s: of the link at its best."""
+
+    line_bytes_per_s: float
+    good_share: float = 0.32
+    poor_share: float = 0.12
+    vote_s: float = 0.5
+    state: State | None = field(default=None, init=False)
+    _votes: deque[State] = field(default_factory=lambda: deque(maxlen=max(FALL[1], RISE[1])), init=False)
+    _rate: float = field(default=math.nan, init=False)
+    _open_bytes: float = field(default=0.0, init=False)  # of the vote that is not cast yet
+    _open_s: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        if not (self.line_bytes_per_s > 0 and 0 < self.poor_share <= self.good_share and self.vote_s > 0):
+            raise ValueError("state_machine: line_bytes_per_s and vote_s must be above 0, and 0 < poor_share <= good_share")
+
+    def observe(self, now_s: float, sample: GoodputSample) -> None:
+        if sample.duration_s <= 0 or sample.wire_bytes <= 0:
+            return
+        rate, seconds = sample.wire_bytes / sample.duration_s, sample.duration_s
+        settled_s = (RISE[1] + 1) * self.vote_s  # after so many equal votes another one changes nothing
+        if seconds > settled_s + self.vote_s:
+            seconds = settled_s + math.fmod(seconds, self.vote_s)
+        while self._open_s + seconds >= self.vote_s:
+            taken_s = self.vote_s - self._open_s
+            self._vote((self._open_bytes + rate * taken_s) / self.vote_s)
+            self._open_bytes = self._open_s = 0.0
+            seconds -= taken_s
+        self._open_bytes += rate * seconds
+        self._open_s += seconds
+
+    def delivered(self, now_s: float, done: Delivered) -> None:
+        if self._open_s > 0:
+            self._vote(self._open_bytes / self._open_s)
+        self._open_bytes = self._open_s = 0.0
+
+    def decide(self, now_s: float, view: TransferView) -> Decision:
+        bits = BITS[self.state or "degraded"]
+        return stream(view, "uniform", view.uniform.cut_of_bits(bits), bits)
+
+    def estimate_bytes_per_s(self, now_s: float) -> float:
+        return self._rate
+
+    def _vote(self, rate: float) -> None:
+        self._rate, share = rate, rate / self.line_bytes_per_s
+        vote: State = "good" if share >= self.good_share else "poor" if share < self.poor_share else "degraded"
+        self._votes.append(vote)
+        if self.state is None or self._agreed(vote, self.state):
+            self.state = vote
+
+    def _agreed(self, vote: State, state: State) -> bool:
+        if vote == state:
+            return False
+        enough, last = FALL if RANK[vote] > RANK[state] else RISE
+        return list(self._votes)[-last:].count(vote) >= enough

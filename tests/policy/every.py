@@ -1,0 +1,108 @@
+"""The one list of bitrate policies that the laws are checked on, and the transfers they are asked about."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from abkt.policy.build import build
+from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, TransferView
+
+PACKAGE = "abkt.policy.bitrate"
+LINE = 1e6  # bytes/s that a state machine takes for the link at its best
+SLOPE = Curve((2e4, 5e4, 1e5, 2e5, 4e5, 6e5), (1.0, 0.4, 0.15, 0.04, 0.008, 0.0005), (0.0, 0.5, 1.2, 2.8, 5.5, 8.0))
+UNIFORM = Curve((2e4, 1.6e5, 2.9e5, 5.4e5), (1.0, 0.2, 0.01, 0.0003), (0.0, 2.0, 4.0, 8.0))
+
+
+def configs(rate: float, **budget: float) -> dict[str, dict[str, Any]]:
+    """Every policy, as its YAML would make it, on a link that it believes has `rate` bytes/s. budget: of ours, if not wide."""
+    budget = budget or {"mean_distortion": 0.3, "max_distortion": 0.3}
+
+    def link() -> dict[str, Any]:
+        return {"_target_": "abkt.policy.bandwidth.Bandwidth", "initial_bytes_per_s": rate, "stale_s": 30.0}
+
+    def made(where: str, **fields: Any) -> dict[str, Any]:
+        return {"_target_": f"{PACKAGE}.{where}", **fields}
+
+    plain = {
+        "raw": made("fixed.Raw"),
+        "int8": made("fixed.Fixed", bits=8),
+        "int4": made("fixed.Fixed", bits=4),
+        "int2": made("fixed.Fixed", bits=2),
+        "lossless": made("lossless.Lossless"),
+        "random": made("random.Random", seed=3),
+        "cachegen": made("cachegen.CacheGen", initial_bytes_per_s=rate, chunk_bytes=5e4),
+        "lynx": made("lynx.Lynx", link=link()),
+        "spectrum": made("spectrum.Spectrum", link=link()),
+        "spectrum of two tiers": made("spectrum.Spectrum", link=link(), bears_int4=False),
+        "kvserve": made("kvserve.KVServe", link=link()),
+        "state_machine": made("state_machine.StateMachine", line_bytes_per_s=LINE),
+    }
+    embedded = made("embedded.Embedded", link=link(), **budget)
+    capacity = {"_target_": "abkt.capacity.Capacity", "starts_s": [0.0], "bytes_per_s": [rate]}
+    ours = {
+        "embedded": embedded,
+        "fleet": made("fleet.Fleet", link=link(), **budget),
+        "oracle_bandwidth": made("oracle_bandwidth.OracleBandwidth", capacity=capacity, **budget),
+        "oracle_profile": made("oracle_profile.OracleProfile", inner=embedded),
+    }
+    off = {f"{name}_off": made("off.Off", inner=inner, link=link()) for name, inner in plain.items()}
+    return {**plain, **ours, **off}
+
+
+POLICIES = configs(LINE)
+OURS = ["embedded", "fleet", "oracle_bandwidth", "oracle_profile"]
+OFF = [name for name in POLICIES if name.endswith("_off")]
+ADAPTIVE = [*OURS, *OFF, "cachegen", "lynx", "spectrum", "spectrum of two tiers", "kvserve", "state_machine"]
+every = pytest.mark.parametrize("name", POLICIES)
+
+
+def policy(name: str, rate: float = LINE, **budget: float) -> BitratePolicy:
+    return build(configs(rate, **budget)[name])
+
+
+@st.composite
+def views(draw) -> TransferView:
+    """A transfer of 1 MB before it is encoded."""
+    return TransferView(
+        raw_bytes=1_000_000,
+        deadline_s=draw(st.floats(-1, 3)),
+        slope=SLOPE,
+        uniform=UNIFORM,
+        encode_s=draw(st.floats(1e-3, 0.5)),
+        expand_s=draw(st.floats(1e-3, 0.5)),
+        raw_s=draw(st.floats(0, 0.1)),
+        exact_bytes=7.5e5,
+        exact_encode_s=draw(st.floats(0, 0.2)),
+        exact_expand_s=draw(st.floats(0, 0.2)),
+        hidden_s=draw(st.sampled_from([0.0, 0.0, 0.3])),
+        price=draw(st.one_of(st.just(0.0), st.floats(1e-9, 1e-3))),
+        own_slope=draw(st.sampled_from([None, replace(SLOPE.scaled(1e-6), distortion=tuple(d / 2 for d in SLOPE.distortion))])),
+    )
+
+
+def under_way(view: TransferView, decision: Decision, share: float) -> TransferView:
+    """The view as it is once a share of what was decided has left."""
+    sizes = view.curve(decision.order).bytes
+    sent_bytes = share * sizes[decision.cut]
+    sent_cut = next(cut for cut, size in enumerate(sizes) if size >= sent_bytes) if sent_bytes else 0
+    return replace(view, encode_s=0.0, raw_s=math.inf, exact_bytes=0.0, sent_bytes=sent_bytes, sent_cut=sent_cut)
+
+
+samples = st.builds(GoodputSample, st.floats(1.0, 1e6), st.floats(1e-3, 1.0))
+decisions = st.sampled_from([Decision("raw"), Decision("exact"), Decision("stream", "uniform", 2, 4)])
+deliveries = st.builds(Delivered, st.floats(0, 0.3), decisions, views(), st.floats(1e-3, 1.0))
+histories = st.lists(st.one_of(samples, deliveries), max_size=8)
+
+
+def tell(of: BitratePolicy, history: list[GoodputSample | Delivered], every_s: float = 1.0) -> None:
+    for i, event in enumerate(history):
+        (of.observe if isinstance(event, GoodputSample) else of.delivered)(i * every_s, event)  # type: ignore[arg-type]
+
+
+def distortion(view: TransferView, decision: Decision) -> float:
+    return view.curve(decision.order).distortion[decision.cut] if decision.mode == "stream" else 0.0

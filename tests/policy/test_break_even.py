@@ -1,0 +1,86 @@
+"""When compression loses: the closed forms, solved by hand, against the times that are compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abkt.policy.bitrate.base import EXACT, RAW
+from abkt.policy.bitrate.break_even import loses, usable_s, without_loss
+from abkt.policy.build import build
+from abkt.policy.view import Curve, Decision, TransferView
+from tests.policy.every import OFF, SLOPE, UNIFORM, configs, policy, views
+
+STREAM = Decision("stream", "uniform", 1)
+case = {
+    "raw_bytes": st.integers(1000, 10**9),
+    "ratio": st.floats(1.05, 16),
+    "encode": st.floats(1e-3, 10),
+    "expand": st.floats(1e-3, 10),
+    "rate": st.floats(1e3, 1e11),
+}
+
+
+def coded(raw_bytes: int, ratio: float, encode: float, expand: float) -> TransferView:
+    curve = Curve((1.0, raw_bytes / ratio), (1.0, 0.0), (0.0, 8.0))
+    return TransferView(raw_bytes, 0.0, curve, curve, encode_s=encode, expand_s=expand)
+
+
+@given(**case)
+def test_a_serial_codec_wins_below_its_own_speed_less_what_it_leaves(raw_bytes, ratio, encode, expand, rate) -> None:
+    """B < (1 - 1/r) S with 1/S = 1/S_enc + 1/S_dec."""
+    speed = 1 / (encode / raw_bytes + expand / raw_bytes)
+    threshold = (1 - 1 / ratio) * speed
+    if abs(rate / threshold - 1) > 1e-6:
+        assert loses(rate, coded(raw_bytes, ratio, encode, expand), STREAM) == (rate > threshold)
+
+
+@given(**case)
+def test_a_pipelined_codec_wins_below_its_slower_end(raw_bytes, ratio, encode, expand, rate) -> None:
+    """B < min(S_enc, S_dec), whatever the ratio."""
+    threshold = min(raw_bytes / encode, raw_bytes / expand)
+    if abs(rate / threshold - 1) > 1e-6:
+        assert loses(rate, coded(raw_bytes, ratio, encode, expand), STREAM, pipelined=True) == (rate > threshold)
+
+
+@given(view=views(), rate=st.floats(1e3, 1e9), more=st.floats(0, 1))
+def test_neither_wins_where_raw_is_hidden_already(view, rate, more) -> None:
+    hidden = replace(view, hidden_s=usable_s(rate, view, RAW) + more)
+    for decision in (STREAM, EXACT):
+        assert loses(rate, hidden, decision)
+        assert loses(rate, hidden, decision, pipelined=True)
+
+
+def test_by_hand() -> None:
+    """100 MB, four times smaller, 1 GB/s to encode and 1 GB/s to expand: S = 0.5 GB/s, so up to 0.375 GB/s serial, 1 GB/s pipelined."""
+    view = coded(100_000_000, 4.0, 0.1, 0.1)
+    assert usable_s(0.25e9, view, STREAM) == pytest.approx(0.1 + 0.1 + 0.1)
+    assert usable_s(0.25e9, view, RAW) == pytest.approx(0.4)
+    assert [loses(b * 1e9, view, STREAM) for b in (0.25, 0.37, 0.38, 1.0)] == [False, False, True, True]
+    assert [loses(b * 1e9, view, STREAM, pipelined=True) for b in (0.25, 0.38, 0.99, 1.0)] == [False, False, False, True]
+    # At 0.25 GB/s raw takes 0.4 s and the stream 0.3: where 0.35 s are hidden, raw's 0.05 s still lose; where 0.4 are, nothing is exposed.
+    assert [loses(0.25e9, replace(view, hidden_s=h), STREAM) for h in (0.0, 0.35, 0.4)] == [False, False, True]
+    half_sent = replace(view, encode_s=0.0, sent_bytes=12.5e6)
+    assert usable_s(0.25e9, half_sent, STREAM) == pytest.approx(0.05 + 0.1)
+
+
+def test_raw_or_exact_whichever_is_sooner_and_no_later_than_the_rival() -> None:
+    """Exact: 0.7 of 1 MB, 0.1 s of codec, so sooner than raw below 3 MB/s. The stream: 0.2 MB and 0.5 s."""
+    view = TransferView(
+        1_000_000, 0.0, SLOPE, UNIFORM, encode_s=0.3, expand_s=0.2, exact_bytes=7e5, exact_encode_s=0.06, exact_expand_s=0.04
+    )
+    rival = Decision("stream", "slope", 3)
+    assert [without_loss(b, view, rival) for b in (1e6, 1.3e6, 2.9e6, 3.1e6)] == [None, EXACT, EXACT, RAW]
+    assert without_loss(1.3e6, replace(view, exact_bytes=0.0), rival) is None
+    assert without_loss(1.3e6, replace(view, raw_s=float("inf"), exact_bytes=0.0, encode_s=0.0), rival) is None  # it is encoded
+
+
+@pytest.mark.parametrize("name", OFF)
+@given(view=views(), rate=st.floats(1e4, 1e8), pipelined=st.booleans())
+def test_off_is_the_inner_policy_or_raw_where_that_loses(name, view, rate, pipelined) -> None:
+    inner = policy(name.removesuffix("_off"), rate).decide(0.0, view)
+    decision = build({**configs(rate)[name], "pipelined": pipelined}).decide(0.0, view)
+    assert decision == (RAW if loses(rate, view, inner, pipelined) else inner)
