@@ -89,8 +89,9 @@ class RequestRecord:
 class TransferRecord:
     """One KV transfer, from the moment the decode side had reserved memory for it.
 
-    estimate: the policy's link estimate at the start, bytes/s (nan where it has none). mode: raw | stream. Distortion is relative
-    squared error on mean-removed channels, weighted: 0 is exact, 1 is the mean alone.
+    estimate: the policy's link estimate at the start, bytes/s (nan where it has none). mode: raw | exact | stream. price: of the
+    dearer end at the start, distortion per byte. Distortion is relative squared error on mean-removed channels, weighted: 0 is exact, 1
+    is the mean alone.
     """
 
     request_id: int
@@ -113,7 +114,7 @@ class TransferRecord:
     resumes: int = 0
     distortion_start: float = 0.0
     distortion_final: float = 0.0
-    pacing: str = ""  # model | userspace | none
+    pacing: str = ""  # who held the bytes back: model | tbf | socket | userspace | none
     outcome: str = "completed"
     reason: str = ""
 

@@ -62,14 +62,30 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def register_resolvers() -> None:
-    """What conf/ may say beyond YAML: ${bytes_per_s:gbps}, and ${data:NAME} for a file that comes with abkt."""
+    """What conf/ may say beyond YAML: ${bytes_per_s:gbps}, ${capacity:network} for a network's schedule as a policy's field, and
+    ${data:NAME} for a file that comes with abkt."""
     OmegaConf.register_new_resolver("bytes_per_s", _bytes_per_s, replace=True)
+    OmegaConf.register_new_resolver("capacity", _capacity, replace=True)
     OmegaConf.register_new_resolver("data", lambda name: str(data_path(name)), replace=True)
 
 
 def _bytes_per_s(gbps: Any) -> Any:
     """What is no number stays as it is: the verb's own configuration class refuses it by name."""
     return gbps * 1e9 / 8 if isinstance(gbps, (int, float)) else gbps
+
+
+def _capacity(network: DictConfig) -> dict[str, Any]:
+    """The network's schedule in the form that abkt.policy.build takes; nothing of one that the verb's own class will refuse by name."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from experiments.network import Network
+
+    try:
+        capacity = TypeAdapter(Network).validate_python(OmegaConf.to_container(network, resolve=True)).capacity()
+    except ValidationError:
+        return {}
+    starts_s, bytes_per_s = list(capacity.starts_s), list(capacity.bytes_per_s)
+    return {"_target_": "abkt.capacity.Capacity", "starts_s": starts_s, "bytes_per_s": bytes_per_s, "period_s": capacity.period_s}
 
 
 def explain(verb: str, overrides: Sequence[str], error: Exception, multirun: bool = False) -> str:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
-from abkt.capacity import Capacity
 from abkt.profile import schema
 from abkt.profile.roofline import GpuSpec, kv_tokens, roofline
 from abkt.profile.schema import Profile
@@ -18,24 +17,6 @@ from experiments.curves import load_curves
 
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid")  # stands in every verb's class and holds for all that lies in it
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkConfig:
-    """Every node's link: gbps (10^9 bits per second) times share[i] from starts_s[i] on, again after period_s."""
-
-    gbps: float
-    share: tuple[float, ...]
-    starts_s: tuple[float, ...]
-    period_s: float
-
-    def __post_init__(self) -> None:
-        if not self.gbps > 0:
-            raise ValueError(f"gbps is {self.gbps}; it must be above 0 (.inf is an unlimited link)")
-        self.capacity()
-
-    def capacity(self) -> Capacity:
-        return Capacity(self.starts_s, tuple(self.gbps * share * 1e9 / 8 for share in self.share), self.period_s)
 
 
 @dataclass(frozen=True, slots=True)

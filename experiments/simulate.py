@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Tag
 
+from abkt.capacity import Capacity
 from abkt.policy.build import build
+from abkt.profile.expect import ask_once
 from abkt.records import SLO, summarize
 from abkt.spec import ModelSpec
-from experiments.config import STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, NetworkConfig, instance, kind_of
+from experiments.config import STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, instance, kind_of
 from experiments.manifest import write_manifest
+from experiments.network import Network
+from experiments.network import inputs as network_inputs
 from experiments.results import write_json, write_records
 from experiments.verb import Run, verb
 from sim.cluster import Cluster, NodeSpec, Simulation, SimulationResult
@@ -57,7 +61,7 @@ class SimulateConfig:
     model: ModelSpec
     hardware: Hardware
     cluster: ClusterConfig
-    network: NetworkConfig
+    network: Network
     workload: Workload
     bitrate: dict[str, Any]
     routing: dict[str, Any]
@@ -90,18 +94,20 @@ def read_workload(workload: TraceWorkload | PoissonWorkload, seed: int) -> tuple
 
 def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Simulation:
     """Raises ValueError, one line, where profile, curves, policies or cluster cannot be had."""
-    build(config.bitrate)  # a policy that cannot be built is bad input now, not when the first pair of nodes meets
     one = instance(config.hardware, config.model, config.curves)
+    ask_once(build(config.bitrate), one.profile)  # a policy that cannot work is bad input now, not when nodes meet
+    nic = config.network.capacity()
     cluster = Cluster(
-        prefill=_nodes("prefill", config.cluster.prefill, one, config.network),
-        decode=_nodes("decode", config.cluster.decode, one, config.network),
+        prefill=_nodes("prefill", config.cluster.prefill, one, nic),
+        decode=_nodes("decode", config.cluster.decode, one, nic),
         max_batch=config.cluster.max_batch,
+        usd_per_gb=config.network.egress_usd_per_gb,
+        delay_s=config.network.delay_s,
     )
     return Simulation(cluster, requests, bitrate=lambda: build(config.bitrate), routing=build(config.routing), slo=config.slo)
 
 
-def _nodes(role: str, count: int, one: Instance, network: NetworkConfig) -> tuple[NodeSpec, ...]:
-    nic = network.capacity()
+def _nodes(role: str, count: int, one: Instance, nic: Capacity) -> tuple[NodeSpec, ...]:
     return tuple(NodeSpec(f"{role}-{i}", one.profile, one.kv_tokens, nic, one.usd_per_hour) for i in range(count))
 
 
@@ -141,7 +147,7 @@ def inputs(config: SimulateConfig) -> list[Path]:
     """The files that the run reads."""
     trace = [config.workload.path.expanduser()] if isinstance(config.workload, TraceWorkload) else []
     measured = [config.hardware.profile] if isinstance(config.hardware, MeasuredHardware) else []
-    return [*trace, *measured, config.curves]
+    return [*trace, *measured, *network_inputs(config.network), config.curves]
 
 
 def show(summary: Mapping[str, Any]) -> None:

@@ -14,9 +14,10 @@ from abkt.records import SLO
 from abkt.spec import ModelSpec
 from experiments import study_folder
 from experiments.compare import compare_twins
-from experiments.config import STRICT, ClusterConfig, Hardware, NetworkConfig, read
+from experiments.config import STRICT, ClusterConfig, Hardware, read
 from experiments.curves import save_curves
 from experiments.manifest import write_manifest
+from experiments.network import Network
 from experiments.results import read_json, write_json
 from experiments.show import bar
 from experiments.simulate import SimulateConfig, TraceWorkload, Workload, build_simulation, read_workload, write_result
@@ -44,7 +45,7 @@ class ScaleOutConfig:
     model: ModelSpec
     hardware: Hardware
     cluster: ClusterConfig
-    network: NetworkConfig
+    network: Network
     workload: Workload
     slo: SLO
     bitrates: dict[str, dict[str, Any]]
@@ -57,7 +58,7 @@ class StudyConfig:
     """bitrates: the policies of the twin, by name. profile: one measured before, or null to measure now."""
 
     model_folder: Path
-    network: NetworkConfig
+    network: Network
     workload: Workload
     bitrates: dict[str, dict[str, Any]]
     slo: SLO

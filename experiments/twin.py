@@ -29,12 +29,13 @@ Bitrate = Mapping[str, Any]  # a policy's configuration, as abkt.policy.build ta
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """What both worlds share. isl and osl of the prompts are those of the scaled trace."""
+    """What both worlds share. isl and osl of the prompts are those of the scaled trace. usd_per_gb: of wire bytes, 10^9."""
 
     prompts: Sequence[Prompt]
     network: Capacity
     slo: SLO
     profile: Profile | None
+    usd_per_gb: float = 0.0
 
 
 def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progress: Progress, **facts: Any) -> dict[str, Any]:
@@ -42,14 +43,14 @@ def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progr
     finished: list[RequestRecord] = []
     started_s = time.monotonic()
     try:
-        run = cluster.run(twin.prompts, bitrate, twin.network, twin.slo, twin.profile, progress, keep=finished.append)
+        run = cluster.run(twin.prompts, bitrate, twin.network, twin.slo, twin.profile, progress, finished.append, twin.usd_per_gb)
     except ClusterError as error:
         _save(folder, "real", finished, [], twin.slo, time.monotonic() - started_s)
         raise RunError(f"{error}; {len(finished)} of {len(twin.prompts)} requests were finished and are in {folder}") from None
     except KeyboardInterrupt:
         _save(folder, "real", finished, [], twin.slo, time.monotonic() - started_s)
         raise
-    facts |= {"answers": answers(twin.prompts, run.outputs), "codec": run.codec}
+    facts |= {"answers": answers(twin.prompts, run.outputs), "codec": run.codec, "network": {**run.network, **facts.get("network", {})}}
     return _save(folder, "real", run.requests, run.transfers, twin.slo, run.wall_s, **facts)
 
 
@@ -62,6 +63,7 @@ def run_model(twin: Twin, spec: ClusterSpec, bitrate: Bitrate, folder: Path) -> 
         decode=(NodeSpec("d0", twin.profile, spec.pool_tokens, Capacity.constant(float("inf"))),),
         max_batch=spec.max_batch,
         block_tokens=spec.block_tokens,
+        usd_per_gb=twin.usd_per_gb,
     )
     requests = [Request(p.request_id, p.arrival_s, p.isl, p.osl) for p in twin.prompts]
     result = Simulation(cluster, requests, lambda: build(bitrate), RoundRobin(), twin.slo).run()

@@ -19,8 +19,9 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What a worker needs to start. core: the CPU it is pinned to (None: unpinned). peers: decode worker name -> port on loopback.
-    importance_window: last queries of a prompt that weigh its cells in slope order; 0: flat weights."""
+    """What a worker needs to start. core: the CPU it is pinned to (None: unpinned). host: to listen on. peers: decode worker -> address.
+    importance_window: last queries of a prompt that weigh its cells in slope order; 0: flat weights. key_file: the key of its transfers,
+    empty for what ABKT_KEY_FILE names, or none; encrypt: hide them too."""
 
     name: str
     model_folder: str
@@ -30,8 +31,11 @@ class WorkerConfig:
     core: int | None = None
     threads: int = 1
     device: str = "cpu"
-    peers: dict[str, int] | None = None
+    host: str = "127.0.0.1"
+    peers: dict[str, str] | None = None
     importance_window: int = 32
+    key_file: str = ""
+    encrypt: bool = False
 
 
 class Control:

@@ -12,13 +12,15 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from abkt.codec import exact_stream
 from abkt.serve.attention import Row
 from abkt.serve.control import Control, Message, WorkerConfig, pin
 from abkt.serve.equipment import equip
 from abkt.serve.wire import fingerprint, raw_pieces
-from abkt.transfer.incoming import Received
+from abkt.transfer.key import find_key
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.pieces import BufferSink, ByteSink, PiecesSink
+from abkt.transfer.received import Received
 from abkt.transfer.receiver import Receiver
 from abkt.transfer.tcp import Tcp
 
@@ -56,7 +58,8 @@ class DecodeWorker:
         self.iterations: list[tuple[int, int, float]] = []
         self.origin_s = 0.0
         hello = Hello(config.name, fingerprint(self.engine.layout))
-        self.receiver = Receiver(Tcp(), "127.0.0.1:0", hello, self._accept, self._committed, self._aborted)
+        key = find_key(config.key_file, config.encrypt)
+        self.receiver = Receiver(Tcp(), f"{config.host}:0", hello, self._accept, self._committed, self._aborted, key=key)
 
     def serve(self) -> None:
         while True:
@@ -83,10 +86,11 @@ class DecodeWorker:
         """Expand what has arrived and put the request into the batch."""
         offer, table = received.offer, self._tables[received.transfer_id]
         start_s = time.monotonic()
-        if offer.mode == "stream":
+        if offer.mode != "raw":
             assert isinstance(received.sink, BufferSink)
             data = memoryview(received.sink.data)[: offer.ends[received.cut]]
-            self.codec.expand(data, self.engine.pool, table[: self.engine.layout.blocks_for(offer.tokens)])
+            expand = exact_stream.expand if offer.mode == "exact" else self.codec.expand
+            expand(data, self.engine.pool, table[: self.engine.layout.blocks_for(offer.tokens)])
         running = Running(
             offer.request_id, int(offer.more["osl"]), table, Row(table, offer.tokens), [offer.first_token], received.committed_s
         )
@@ -162,7 +166,7 @@ def main() -> None:
     pin(config)
     control = Control()
     worker = DecodeWorker(config, control)
-    control.say("ready", port=int(worker.receiver.address.rpartition(":")[2]))
+    control.say("ready", address=worker.receiver.address)
     worker.serve()
 
 

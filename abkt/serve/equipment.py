@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from abkt.codec import exact_stream
 from abkt.codec.codec import Codec
 from abkt.kv.segments import Segments
 from abkt.serve.attention import Row
@@ -38,4 +39,6 @@ def _warm_up(equipment: Equipment) -> None:
     for depth_bits in (2, 4, 8):
         stream = codec.encode(engine.pool, table, tokens, depth_bits=depth_bits, order="slope")
         codec.expand(b"".join(stream.buffers(0, stream.ends[-1])), engine.pool, table)
+    if engine.pool.data.device.type == "cpu":
+        exact_stream.expand(exact_stream.encode(engine.pool, table, tokens), engine.pool, table)
     engine.decode([Row(table, tokens)], [0])

@@ -13,9 +13,10 @@ from abkt.spec import ModelSpec
 
 @dataclass(slots=True)
 class Parts:
-    """prefilled, sent: of the prefill worker; finished: of the decode worker; failed: of whoever noticed."""
+    """source: the prefill worker. prefilled, sent: of the prefill worker; finished: of the decode worker; failed: of whoever noticed."""
 
     prompt: Prompt
+    source: str = "p0"
     said: dict[str, Message] = field(default_factory=dict)
 
     def add(self, message: Message) -> None:
@@ -35,7 +36,8 @@ class Parts:
 
 def request_record(parts: Parts, model: ModelSpec) -> RequestRecord:
     prompt = parts.prompt
-    record = RequestRecord(prompt.request_id, prompt.isl, prompt.osl, prompt.arrival_s, compute="real", prefill_node="p0", decode_node="d0")
+    record = RequestRecord(prompt.request_id, prompt.isl, prompt.osl, prompt.arrival_s, compute="real")
+    record.prefill_node, record.decode_node = parts.source, "d0"
     record.raw_bytes = prompt.isl * model.kv_bytes_per_token
     if "failed" in parts.said:
         record.outcome, record.reason = "failed", str(parts.said["failed"]["reason"])
@@ -66,7 +68,7 @@ def transfer_record(parts: Parts, model: ModelSpec) -> TransferRecord:
     prompt, first, sent = parts.prompt, parts.said["prefilled"], parts.said["sent"]
     return TransferRecord(
         request_id=prompt.request_id,
-        source="p0",
+        source=parts.source,
         destination="d0",
         start_s=sent["granted_s"],
         finish_s=sent["last_byte_s"],
@@ -74,12 +76,14 @@ def transfer_record(parts: Parts, model: ModelSpec) -> TransferRecord:
         order=first["order"],
         depth_bits=first["depth_bits"],
         cut=sent["cut"],
+        price=first["price"],
         estimate_bytes_per_s=first["estimate_bytes_per_s"] or math.nan,
         calls=sent["calls"],
         wire_bytes=sent["wire_bytes"],
         raw_bytes=prompt.isl * model.kv_bytes_per_token,
         bits_per_value=8 * sent["wire_bytes"] / (prompt.isl * model.values_per_token),
         retries=sent["retries"],
+        resumes=sent["resumes"],
         distortion_start=sent["distortion"],
         distortion_final=sent["distortion"],
         pacing=first["pacing"],

@@ -15,21 +15,24 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from abkt.capacity import Capacity
+from abkt.codec import exact_stream
 from abkt.codec.importance import Importance
 from abkt.codec.stream import Stream
+from abkt.policy.bitrate.break_even import parts
 from abkt.policy.build import build
-from abkt.policy.view import BitratePolicy, Curve, Decision, GoodputSample, TransferView
+from abkt.policy.price import Price
+from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, TransferView
 from abkt.profile.expect import expected_view
 from abkt.profile.schema import Profile, parse
 from abkt.serve.control import Control, Message, WorkerConfig, pin
 from abkt.serve.equipment import equip
+from abkt.serve.pacing import Pacing
 from abkt.serve.wire import fingerprint, raw_pieces
-from abkt.transfer.link import PacedLink
+from abkt.transfer.key import find_key
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.outgoing import Outgoing, Sent
 from abkt.transfer.pieces import ByteSource, PiecesSource
 from abkt.transfer.sender import Sender
-from abkt.transfer.tcp import Tcp
 
 UNKNOWN = Curve(bytes=(0.0,) * 4, distortion=(1.0,) * 4, bits=(0.0, 2.0, 4.0, 8.0))  # stands for both orders until there is a profile
 
@@ -46,12 +49,18 @@ class Peer:
 
 @dataclass(slots=True)
 class Transfer:
-    """One transfer under way: what the policy saw last, and the book of its sending time."""
+    """One transfer under way: what was decided on which view, the view since it is encoded, and the book of its time."""
 
-    view: TransferView
+    expected: TransferView
     decision: Decision
+    view: TransferView
     distortion: tuple[float, ...]
+    encode_s: float
     wire_busy_s: float = 0.0
+
+    @property
+    def expected_bytes(self) -> float:
+        return parts(self.expected, self.decision)[1]
 
 
 class PrefillWorker:
@@ -60,11 +69,15 @@ class PrefillWorker:
     def __init__(self, config: WorkerConfig, control: Control) -> None:
         self.config = config
         self.control = control
+        self.key = find_key(config.key_file, config.encrypt)
         equipment = equip(config)
         self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
         self.waiting: deque[Message] = deque()
         self.peers: dict[str, Peer] = {}
         self.profile: Profile | None = None
+        self.pacing = Pacing("userspace", Capacity.constant(math.inf), 0.0)
+        self.price = Price(math.inf)
+        self._price_lock = threading.Lock()  # the main loop and the senders' threads count its backlog
         self.origin_s = 0.0
 
     def serve(self) -> None:
@@ -83,6 +96,13 @@ class PrefillWorker:
             while self.waiting and self.control.inbox.empty() and self._fits(self.waiting[0]):
                 self._prefill(self.waiting.popleft())
 
+    def _source(self, table: list[int], tokens: int, decision: Decision, importance: Importance | None) -> ByteSource:
+        if decision.mode == "stream":
+            return self._encode(table, tokens, decision, importance)
+        if decision.mode == "exact":
+            return PiecesSource([exact_stream.encode(self.engine.pool, table, tokens)])
+        return PiecesSource(raw_pieces(self.engine.pool, table))
+
     def _encode(self, table: list[int], tokens: int, decision: Decision, importance: Importance | None) -> Stream:
         pool, depth_bits = self.engine.pool, decision.depth_bits
         weights = importance.weights(pool, table, self.codec.cells(tokens, depth_bits)) if importance else None
@@ -99,20 +119,20 @@ class PrefillWorker:
         first_token = self.engine.prefill(tokens, table, importance)
         end_s = self._now_s()
         peer = self.peers[request["destination"]]
-        view = self._view(len(tokens), request["deadline_s"])
+        expected = self._view(len(tokens), request["deadline_s"], end_s)
         with peer.lock:
-            decision = peer.policy.decide(end_s, view)
+            decision = peer.policy.decide(end_s, expected)
             estimate = peer.policy.estimate_bytes_per_s(end_s)
-        source: ByteSource
-        if decision.mode == "stream":
-            stream = self._encode(table, len(tokens), decision, importance)
-            source, curve = stream, stream.curve
-            view = replace(view, slope=stream.slope, uniform=stream.uniform, encode_s=0.0)
-        else:
-            source = PiecesSource(raw_pieces(self.engine.pool, table))
-            curve = Curve((float(source.ends[0]),), (0.0,), (math.nan,))
+        source = self._source(table, len(tokens), decision, importance)
         encoded_s = self._now_s()
-        transfer = Transfer(view, decision, curve.distortion)
+        # No encoding is left to do, and the other modes can no longer be had.
+        view = replace(expected, encode_s=0.0, raw_s=math.inf, exact_bytes=0.0)
+        transfer = Transfer(expected, decision, view, (0.0,), encoded_s - end_s)
+        if isinstance(source, Stream):
+            transfer.view = replace(view, slope=source.slope, uniform=source.uniform)
+            transfer.distortion = source.curve.distortion
+        with self._price_lock:
+            self.price.enter(encoded_s, transfer.expected_bytes)
         offer = Offer(
             request_id=request["request_id"],
             mode=decision.mode,
@@ -130,6 +150,7 @@ class PrefillWorker:
             mode=decision.mode,
             order=decision.order if decision.mode == "stream" else "",
             depth_bits=decision.depth_bits if decision.mode == "stream" else 0,
+            price=expected.price,
             estimate_bytes_per_s=None if math.isnan(estimate) else estimate,
             pacing=peer.pacing,
             codec=self.codec.describe(),
@@ -143,16 +164,17 @@ class PrefillWorker:
         )
         peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(peer, request["request_id"], table, transfer, future))
         if decision.mode == "stream" and decision.depth_bits == 8:
-            self._tell_coded(view, len(tokens))
+            self._tell_coded(transfer.view, len(tokens))
 
     def _next_cut(self, peer: Peer, transfer: Transfer, now_s: float, sent_bytes: int, sent_cut: int) -> int:
         """Late binding: asked before every frame. Mode, order and depth stand since the first decision."""
-        if transfer.decision.mode == "raw":
+        if transfer.decision.mode != "stream":
             return 0
-        view = replace(transfer.view, sent_bytes=sent_bytes, sent_cut=sent_cut)
+        now_s -= self.origin_s
+        view = replace(transfer.view, sent_bytes=sent_bytes, sent_cut=sent_cut, price=self._price_per_byte(now_s))
         with peer.lock:
-            decision = peer.policy.decide(now_s - self.origin_s, view)
-        # Raw can no longer be had once it is encoded: then as good as was encoded.
+            decision = peer.policy.decide(now_s, view)
+        # Whoever still wants raw: as good as was encoded.
         return decision.cut if decision.mode == "stream" else len(transfer.distortion) - 1
 
     def _on_sent(self, peer: Peer, transfer: Transfer, now_s: float, wire_bytes: int, duration_s: float) -> None:
@@ -163,12 +185,15 @@ class PrefillWorker:
     def _sent(self, peer: Peer, request_id: int, table: list[int], transfer: Transfer, future: Future[Sent]) -> None:
         """Called by the sender's thread at the transfer's end, good or bad."""
         self.control.inbox.put({"op": "release", "table": table})
+        with self._price_lock:
+            self.price.leave(self._now_s(), transfer.expected_bytes)
         sent = future.result()
         if sent.error:
             self.control.say("failed", request_id=request_id, reason=f"transfer: {sent.error}")
             return
+        seconds = transfer.encode_s + sent.acked_s - sent.granted_s
         with peer.lock:
-            peer.policy.delivered(self._now_s(), transfer.distortion[sent.cut])
+            peer.policy.delivered(self._now_s(), Delivered(transfer.distortion[sent.cut], transfer.decision, transfer.expected, seconds))
         self.control.say(
             "sent",
             request_id=request_id,
@@ -180,14 +205,23 @@ class PrefillWorker:
             calls=sent.calls,
             cut=sent.cut,
             retries=sent.retries,
+            resumes=sent.resumes,
             distortion=transfer.distortion[sent.cut],
         )
 
-    def _view(self, tokens: int, deadline_s: float) -> TransferView:
+    def _view(self, tokens: int, deadline_s: float, now_s: float) -> TransferView:
         if self.profile:
-            return expected_view(self.profile, tokens, deadline_s)
-        raw_bytes = tokens * self.engine.layout.model.kv_bytes_per_token
-        return TransferView(raw_bytes, deadline_s, slope=UNKNOWN, uniform=UNKNOWN)
+            view = expected_view(self.profile, tokens, deadline_s)
+        else:
+            raw_bytes = tokens * self.engine.layout.model.kv_bytes_per_token
+            view = TransferView(raw_bytes, deadline_s, slope=UNKNOWN, uniform=UNKNOWN, exact_bytes=raw_bytes)
+        exact_bytes = view.exact_bytes if self.engine.pool.data.device.type == "cpu" else 0.0  # the message is made there alone
+        return replace(view, price=self._price_per_byte(now_s), exact_bytes=exact_bytes)
+
+    def _price_per_byte(self, now_s: float) -> float:
+        """This end's alone: the other's is not sent yet."""
+        with self._price_lock:
+            return self.price.per_byte(now_s)
 
     def _tell_coded(self, view: TransferView, tokens: int) -> None:
         curves = {
@@ -203,17 +237,18 @@ class PrefillWorker:
         self.profile = parse(run["profile"]) if run["profile"] else None
         network = run["network"]
         capacity = Capacity(tuple(network["starts_s"]), tuple(network["bytes_per_s"]), network["period_s"])
-        link = PacedLink(capacity, origin_s=self.origin_s)
+        self.pacing = Pacing(run["pacing"], capacity, self.origin_s)
+        self.price = Price(max(capacity.bytes_per_s))
         hello = Hello(self.config.name, fingerprint(self.engine.layout))
-        for name, port in (self.config.peers or {}).items():
-            sender = Sender(Tcp(), f"127.0.0.1:{port}", hello, link)
-            pacing = "none" if math.isinf(capacity.bytes_per_s[0]) else "userspace"
-            self.peers[name] = Peer(build(run["bitrate"]), sender, pacing, threading.Lock())
+        for name, address in (self.config.peers or {}).items():
+            sender = Sender(self.pacing.transport, address, hello, self.pacing.link, key=self.key)
+            self.peers[name] = Peer(build(run["bitrate"]), sender, self.pacing.name, threading.Lock())
 
     def _end(self) -> None:
         for peer in self.peers.values():
             peer.sender.close()
         self.peers.clear()
+        self.pacing.close()
 
     def _now_s(self) -> float:
         return time.monotonic() - self.origin_s

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -28,15 +28,20 @@ class WorkerDied(ClusterError):
 
 
 class Worker:
-    """role: the module of abkt.serve that the process runs. What it says comes to `events` as (name, message), its end as (name, None)."""
+    """role: the module of abkt.serve that the process runs. What it says comes to `events` as (name, message), its end as (name, None).
 
-    def __init__(self, role: str, config: WorkerConfig, log_dir: Path, events: SimpleQueue[tuple[str, Message | None]]) -> None:
+    where: what runs a command in its network namespace, if it has one.
+    """
+
+    def __init__(
+        self, role: str, config: WorkerConfig, log_dir: Path, events: SimpleQueue[tuple[str, Message | None]], where: Sequence[str] = ()
+    ) -> None:
         self.name = config.name
         self.log = log_dir / f"{config.name}.log"
         environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads), "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"abkt.serve.{role}", json.dumps(asdict(config))],
+                [*where, sys.executable, "-m", f"abkt.serve.{role}", json.dumps(asdict(config))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -29,7 +29,8 @@ def draw(study: Study) -> Figure:
     )
     above.set_ylabel("goodput (requests/s)")
     below.set_ylabel("p99 TTFT (s)")
-    below.set_xticks(range(len(bitrates)), bitrates)
+    slanted = {"rotation": 35, "ha": "right"} if len(bitrates) > 6 else {}  # or their names would run into each other
+    below.set_xticks(range(len(bitrates)), bitrates, **slanted)
     for axes in (above, below):
         axes.grid(axis="x", visible=False)
     figure.legend(loc="outside upper left", ncols=4, title="not validated on hardware here", alignment="left", title_fontsize=9)

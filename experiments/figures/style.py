@@ -21,7 +21,7 @@ STAGE_COLOURS = {
     "decode": "#009E73",
 }
 POLICY_COLOURS = ("#000000", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours, so that both repeat together only after 56 policies
 WORLDS = {"real": "measured", "model": "predicted"}
 LINES: dict[str, Literal["-", "--"]] = {"real": "-", "model": "--"}
 

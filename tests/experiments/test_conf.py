@@ -20,6 +20,7 @@ from experiments.simulate import SimulateConfig, build_simulation, read_workload
 
 CHOICES = [(group, choice) for group in usage.groups("simulate") for choice in usage.choices(group)]
 GIVEN = {"azure": ["workload.path=trace.csv"], "profile": ["hardware.profile=profile.json"], "llama-3.1-70b": ["hardware.gpus=4"]}
+GIVEN["wan_5g"] = ["network.path=drive.parquet"]
 GIVEN["deepseek-v3"] = ["hardware.gpus=32"]
 GIVEN["mixtral-8x7b"] = GIVEN["qwen3-32b"] = GIVEN["llama-3.1-70b"]
 
@@ -33,7 +34,7 @@ def test_every_choice_builds(group: str, choice: str, curves: Path) -> None:
     made = config(
         curves, f"{group}={choice}", "workload=poisson", *([f"{group}={choice}"] if group == "workload" else []), *GIVEN.get(choice, [])
     )
-    if choice in ("azure", "profile"):
+    if choice in ("azure", "profile", "wan_5g"):
         return  # their files are the user's
     requests, _ = read_workload(made.workload, seed=0)
     simulation = build_simulation(made, requests[:2])
@@ -114,3 +115,21 @@ def test_the_data_that_comes_with_abkt() -> None:
     trace = data_path("traces/mooncake_conversation.jsonl.gz")
     assert trace.is_file()
     assert trace.name in (ROOT / "data" / "ATTRIBUTION.md").read_text()
+
+
+def test_a_bound_knows_the_network_that_is_configured(curves: Path) -> None:
+    for network in ("oscillating", "gradual", "25g", "unlimited"):
+        made = config(curves, f"network={network}", "bitrate=oracle_bandwidth")
+        knows, is_so = build(made.bitrate).capacity, made.network.capacity()
+        assert [knows.at(float(t)) for t in range(100)] == [is_so.at(float(t)) for t in range(100)]
+
+
+@pytest.mark.parametrize("name", [choice for choice in usage.choices("bitrate") if choice.endswith("_off")])
+def test_off_holds_the_policy_of_its_name(name: str, curves: Path) -> None:
+    assert config(curves, f"bitrate={name}").bitrate["inner"] == config(curves, f"bitrate={name.removesuffix('_off')}").bitrate
+
+
+def test_every_policy_but_raw_has_an_off_switch_or_is_off_by_itself() -> None:
+    alone = {"raw", "embedded", "fleet", "oracle_bandwidth", "oracle_profile"}
+    plain = {choice for choice in usage.choices("bitrate") if not choice.endswith("_off")}
+    assert {f"{choice}_off" for choice in plain - alone} <= set(usage.choices("bitrate"))

@@ -32,6 +32,7 @@ NEEDED_ELSEWHERE = {"transformers", "xxhash", "cryptography"}  # only inside fun
 BELOW = {
     "spec": set(),
     "capacity": set(),
+    "net": {"capacity"},
     "records": set(),
     "kv": {"spec"},
     "policy": {"spec", "capacity", "records", "profile"},

@@ -10,15 +10,20 @@ from pathlib import Path
 import pytest
 
 from abkt.capacity import Capacity
+from abkt.policy.view import Curve
+from abkt.profile.roofline import GpuSpec, roofline
+from abkt.profile.schema import RateCurve
 from abkt.records import SLO, STAGES, RequestRecord
 from abkt.serve.cluster import Cluster, ClusterSpec
 from abkt.serve.prompt import Prompt
 from abkt.serve.worker import WorkerDied
+from tests.policy.every import configs
 from tests.serve.test_engine import generate
 
 UNLIMITED = Capacity.constant(math.inf)
 LINK = Capacity.constant(8e6)
 RAW = {"_target_": "abkt.policy.bitrate.fixed.Raw"}
+EXACT = {"_target_": "abkt.policy.bitrate.lossless.Lossless"}
 INT8 = {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": 8}
 EMBEDDED = {
     "_target_": "abkt.policy.bitrate.embedded.Embedded",
@@ -31,12 +36,13 @@ def prompts(lengths: tuple[int, ...] = (37, 200, 500, 64, 16), osl: int = 8, gap
     return [Prompt(i, gap_s * i, tuple((7 * i + 3 * j) % 2048 for j in range(n)), osl) for i, n in enumerate(lengths)]
 
 
-def test_raw_transfer_gives_the_tokens_of_a_single_process(cluster: Cluster) -> None:
-    run = cluster.run(prompts(), RAW, UNLIMITED, SLOW_SLO)
+@pytest.mark.parametrize("bitrate", [RAW, EXACT], ids=["raw", "exact"])
+def test_what_loses_nothing_gives_the_tokens_of_a_single_process(cluster: Cluster, bitrate: dict[str, object]) -> None:
+    run = cluster.run(prompts(), bitrate, UNLIMITED, SLOW_SLO)
     assert run.outputs == {p.request_id: generate(cluster.spec.model_folder, list(p.tokens), p.osl) for p in prompts()}
 
 
-@pytest.mark.parametrize("bitrate", [RAW, INT8, EMBEDDED], ids=["raw", "int8", "embedded"])
+@pytest.mark.parametrize("bitrate", [RAW, EXACT, INT8, EMBEDDED], ids=["raw", "exact", "int8", "embedded"])
 def test_records_add_up(cluster: Cluster, bitrate: dict[str, object]) -> None:
     run = cluster.run(prompts(), bitrate, LINK, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * 5
@@ -50,10 +56,31 @@ def test_records_add_up(cluster: Cluster, bitrate: dict[str, object]) -> None:
     raw_share = sum(r.wire_bytes for r in run.requests) / sum(r.raw_bytes for r in run.requests)
     if bitrate is RAW:
         assert raw_share > 1
+    elif bitrate is EXACT:
+        assert raw_share < 1  # of float32, a little
+        assert {t.mode for t in run.transfers} == {"exact"}
+    if bitrate in (RAW, EXACT):
         assert all(r.distortion_start == 0 for r in run.requests)
     else:
         assert raw_share < 0.6  # fp32 KV, so 8 bits are a quarter, and short prompts are mostly exact edges
         assert all(0 < r.distortion_start < 1e-3 for r in run.requests if r.isl > 100 and bitrate is INT8)
+
+
+LEARNING = {name: configs(8e6)[name] for name in ("cachegen", "kvserve", "state_machine", "fleet", "lynx_off", "oracle_bandwidth")}
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_policies_that_learn_run_here_as_in_the_model(cluster: Cluster, name: str) -> None:
+    run = cluster.run(prompts(lengths=(200, 500, 64), gap_s=0.0), LEARNING[name], LINK, SLOW_SLO)
+    assert [r.outcome for r in run.requests] == ["completed"] * 3
+    assert all(t.price > 0 for t in run.transfers)
+
+
+def test_a_policy_that_the_profile_cannot_serve_is_refused_before_anything_runs(cluster: Cluster) -> None:
+    gpu = GpuSpec("none", flops=1e12, memory_bytes_per_s=1e10, memory_bytes=1e10)
+    curve = RateCurve(64, Curve((0.1, 0.5), (1.0, 0.01), (0.0, 8.0)), Curve((0.1, 0.5), (1.0, 0.01), (0.0, 8.0)))
+    with pytest.raises(ValueError, match="encode/exact"):
+        cluster.run(prompts(), EXACT, UNLIMITED, SLOW_SLO, roofline(gpu, cluster.model, (curve,)))  # which has none for float32
 
 
 def test_memory_for_one_request_at_a_time_delays_but_loses_nothing(cluster: Cluster) -> None:
@@ -91,3 +118,24 @@ def test_a_model_that_cannot_be_loaded_is_said_by_the_worker_that_tried(tiny_mod
     (broken / "config.json").write_text((tiny_model / "config.json").read_text())
     with pytest.raises(WorkerDied, match="worker d0 ended"), Cluster(ClusterSpec(broken), tmp_path):
         pass
+
+
+def test_with_a_key_and_encryption_the_tokens_are_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
+    given = prompts(lengths=(37, 100))
+    with Cluster(ClusterSpec(tiny_model, pool_tokens=1024, key_file=str(key), encrypt=True), tmp_path) as cluster:
+        run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO)
+    assert run.outputs == {p.request_id: generate(tiny_model, list(p.tokens), p.osl) for p in given}
+    assert [t.resumes for t in run.transfers] == [0, 0]
+
+
+def test_a_key_that_cannot_be_used_is_said_before_anything_starts(tiny_model: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(bytes(32))
+    key.chmod(0o644)
+    with pytest.raises(ValueError, match="is open to every user"):
+        Cluster(ClusterSpec(tiny_model, key_file=str(key)), tmp_path)
+    with pytest.raises(ValueError, match="encryption needs a key"):
+        Cluster(ClusterSpec(tiny_model, encrypt=True), tmp_path)

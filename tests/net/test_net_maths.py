@@ -1,0 +1,180 @@
+"""What needs no network: token buckets, layouts, the packets a relay holds, and the following of a schedule."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abkt.capacity import Capacity
+from abkt.net.bucket import Bucket, payload_share
+from abkt.net.delay_line import DelayLine
+from abkt.net.follow import Follower, step
+from abkt.net.layout import HUB, End, Layout
+from abkt.net.relay import Relay
+
+FRAME = 1514
+
+
+@given(st.floats(1.0, 1e10), st.floats(0.001, 0.01))
+def test_a_bucket_keeps_its_rate_with_a_timer_that_rings_once_a_tick(bytes_per_s: float, tick_s: float) -> None:
+    bucket = Bucket.of(bytes_per_s, 1500, tick_s)
+    assert bucket.burst_bytes >= bytes_per_s * tick_s - 1
+    assert bucket.burst_bytes >= 2 * FRAME
+    queue = bucket.limit_bytes - bucket.burst_bytes
+    assert queue == pytest.approx(max(10 * FRAME, bytes_per_s * 0.05), abs=1)
+
+
+def test_a_bucket_in_the_words_of_tc() -> None:
+    """10 Mbit/s: 5,000 bytes a tick of 4 ms, and 62,500 bytes in 50 ms."""
+    assert Bucket.of(1.25e6, 1500, 0.004).arguments() == ("tbf", "rate", "10000000bit", "burst", "5000b", "limit", "67500b")
+    assert payload_share(1500) == pytest.approx(1448 / 1514)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])
+def test_a_bucket_without_a_rate(rate: float) -> None:
+    with pytest.raises(ValueError, match="finite number above 0"):
+        Bucket.of(rate, 1500)
+
+
+def test_one_sender_is_a_pair_and_more_meet_at_the_receivers_port() -> None:
+    assert Layout(1).shaped() == (End("p0", "eth0"), End("d0", "eth0"))
+    assert len(Layout(1).links()) == 1
+    star = Layout(4, relayed=True)
+    assert star.rooms == ("p0", "p1", "p2", "p3", "d0", HUB)
+    assert star.shaped()[-2:] == (End("d0", "eth0"), End(HUB, "d0"))
+    assert [link.relayed for link in star.links()] == [False] * 4 + [True]
+    assert len({star.address(node) for node in star.nodes}) == len({star.hardware(node) for node in star.nodes}) == 5
+    with pytest.raises(ValueError, match="0 senders"):
+        Layout(0)
+
+
+def test_device_names_fit_into_what_the_kernel_allows() -> None:
+    assert all(len(end.device) <= 15 for link in Layout(200).links() for end in (link.a, link.b))
+
+
+@given(st.lists(st.floats(0, 0.01), max_size=40), st.floats(0, 0.05))
+def test_packets_leave_in_order_and_not_before_their_time(gaps: list[float], delay_s: float) -> None:
+    line, now_s, sent, out = DelayLine(delay_s, 0.0, seed=0), 0.0, [], []
+    for number, gap_s in enumerate(gaps):
+        now_s += gap_s
+        line.put(now_s, bytes([number]))
+        sent.append(now_s)
+        while (packet := line.take(now_s)) is not None:
+            out.append(packet[0])
+            assert sent[packet[0]] + delay_s <= now_s
+    while math.isfinite(line.next_s()):
+        packet = line.take(line.next_s())
+        assert packet is not None
+        out.append(packet[0])
+    assert out == list(range(len(gaps)))
+    assert (line.passed, line.lost) == (len(gaps), 0)
+
+
+def test_loss_is_the_share_that_was_asked_for_and_the_same_again() -> None:
+    def lost(seed: int) -> list[int]:
+        line = DelayLine(0.0, 0.01, seed)
+        before, gone = 0, []
+        for number in range(20_000):
+            line.put(0.0, b"")
+            if line.lost > before:
+                gone.append(number)
+            before = line.lost
+        return gone
+
+    assert lost(1) == lost(1) != lost(2)
+    assert len(lost(1)) == pytest.approx(200, abs=60)  # more than four standard deviations
+
+
+@pytest.mark.parametrize(("delay_s", "loss", "said"), [(-1, 0, "delay_s"), (math.inf, 0, "delay_s"), (0, 1, "loss"), (0, -0.1, "loss")])
+def test_a_delay_or_loss_that_cannot_be(delay_s: float, loss: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DelayLine(delay_s, loss, 0)
+
+
+def test_a_relay_carries_frames_both_ways_and_counts_them() -> None:
+    """Between two pairs of datagram sockets, which keep frames apart as TAP devices do."""
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
+    (near, a), (far, b) = pairs
+    control, tell = os.pipe()
+    for end in (near, far, a, b):
+        end.setblocking(False)
+    relay = Relay([a.fileno(), b.fileno()], [DelayLine(0.02, 0.0, 0), DelayLine(0.02, 0.0, 1)], 2048)
+    sent_s = time.monotonic()
+    for word in (b"one", b"two"):
+        near.send(word)
+        far.send(word.upper())
+    while relay.report()["passed"] < 4:
+        assert not relay.step(control)
+        assert time.monotonic() - sent_s < 30
+    assert time.monotonic() - sent_s >= 0.02
+    assert [far.recv(99) for _ in range(2)] == [b"one", b"two"]
+    assert [near.recv(99) for _ in range(2)] == [b"ONE", b"TWO"]
+    os.write(tell, b"?")
+    assert relay.step(control)
+    for end in (near, far, a, b):
+        end.close()
+    os.close(control)
+    os.close(tell)
+
+
+OSCILLATING = Capacity((0.0, 0.05), (100.0, 10.0), 0.1)
+
+
+def test_a_schedule_holds_its_first_rate_before_it_starts() -> None:
+    assert step(OSCILLATING, -0.01) == (100.0, 0.05)
+    assert step(OSCILLATING, 0.06) == (10.0, 0.1)
+    assert step(Capacity.constant(5.0), -1.0) == (5.0, math.inf)
+
+
+@given(
+    st.floats(0, 1e5), st.sampled_from([OSCILLATING, Capacity((0.0, 15.0, 30.0), (1.0, 2.0, 3.0), 60.0), Capacity((0.0, 1.0), (1.0, 2.0))])
+)
+def test_a_next_change_is_ahead(now_s: float, capacity: Capacity) -> None:
+    rate, change_s = step(capacity, now_s)
+    assert change_s > now_s
+    assert rate in capacity.bytes_per_s
+
+
+def test_a_follower_sets_every_rate_at_its_time() -> None:
+    set_s: list[tuple[float, float]] = []
+    origin_s = time.monotonic() + 0.02
+    with Follower(OSCILLATING, lambda rate: set_s.append((time.monotonic() - origin_s, rate)), origin_s) as follower:
+        while len(set_s) < 5:
+            assert time.monotonic() - origin_s < 30
+            time.sleep(0.01)
+    assert [rate for _, rate in set_s[:5]] == [100.0, 10.0, 100.0, 10.0, 100.0]
+    assert all(at_s >= 0.05 * i for i, (at_s, _) in enumerate(set_s[1:5], 1))
+    assert follower.changes >= 4
+    assert not [thread for thread in threading.enumerate() if thread.name == "follow"]
+
+
+def test_a_constant_rate_needs_no_thread() -> None:
+    rates: list[float] = []
+    with Follower(Capacity.constant(7.0), rates.append, time.monotonic()):
+        assert not [thread for thread in threading.enumerate() if thread.name == "follow"]
+    assert rates == [7.0]
+
+
+def test_what_goes_wrong_while_following_is_said_at_the_end() -> None:
+    def shape(rate: float) -> None:
+        if rate == 10.0:
+            raise OSError("the link is gone")
+
+    follower = Follower(OSCILLATING, shape, time.monotonic())
+    with pytest.raises(OSError, match="the link is gone"), follower:
+        follower._thread.join(timeout=30)
+
+
+def test_after_its_last_change_there_is_nothing_to_follow() -> None:
+    rates: list[float] = []
+    with Follower(Capacity((0.0, 0.01), (1.0, 2.0)), rates.append, time.monotonic()) as follower:
+        follower._thread.join(timeout=30)
+        assert not follower._thread.is_alive()
+    assert rates == [1.0, 2.0]
