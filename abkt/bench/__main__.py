@@ -1,14 +1,15 @@
-"""`python -m abkt.bench kernels device=cpu|cuda out=DIR …`: needs torch, triton and numpy alone."""
+"""`python -m abkt.bench kernels|transfer device=cpu|cuda out=DIR …`: needs torch, triton, numpy, and xxhash for transfers."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from abkt.bench import arguments as reader
 from abkt.bench.rows import Row, save, table
 
-BENCHES = ("kernels",)
+BENCHES = ("kernels", "transfer")
 BAD_INPUT = 2
 
 
@@ -16,21 +17,20 @@ def run(given: Sequence[str]) -> None:
     """Raises ValueError, one line, for bad input."""
     if not given or given[0] not in BENCHES:
         raise ValueError(f"a bench is needed: {', '.join(BENCHES)}; then key=value, such as device=cpu out=DIR")
-    from abkt.bench import kernels
-
     arguments = reader.parse(given[1:])
+    bench = import_module(f"abkt.bench.{given[0]}")
     rows: list[Row] = []
-    facts = kernels.facts(arguments)
-    for row in kernels.rows(arguments, facts):
+    facts = bench.facts(arguments)
+    for row in bench.rows(arguments, facts):
         rows.append(row)
         if sys.stderr.isatty():
             print(f"\r{len(rows)} rows, {row.name:<40}", end="", file=sys.stderr, flush=True)
-    path = arguments.out / "kernels.json"
+    path = arguments.out / f"{given[0]}.json"
     save(path, rows, facts)
-    shown = [row for row in rows if "gbps" in row.name or row.unit in ("of copy", "cells") or "peer" in row.name]
+    shown = [row for row in rows if bench.is_shown(row)]
     print("\n".join(f"{name}: {value}" for name, value in facts.items()))
     print(table(shown))
-    print(f"kernels: {path}")
+    print(f"{given[0]}: {path}")
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
 Rows: `encode`, `expand` (ns/token, and as `…_gbps` GB/s of raw KV) for each length, block size and depth, beside the copy's; `order` and
 `stream`, what ordering costs and what `Codec.encode` takes as a whole; `gather`, `scatter` of raw blocks, and the rows of stages.py, for
 each length and block size; and the summary rows `encode_4bit_over_copy`, `decode_4bit_over_copy` at the smallest length of at least
-16 MiB, where on a CPU the peers that are installed run too (peers.py). On a CPU everything runs in one thread; on a GPU what is timed is
-what the codec enqueues (but `stream`, which waits).
+16 MiB, where on a CPU the peers that are installed run too (peers.py), and the entropy form (entropy.py) at a length of its own. On a
+CPU everything runs in one thread; on a GPU what is timed is what the codec enqueues (but `stream`, which waits).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 import numpy as np
 import torch
 
-from abkt.bench import copies, peers, stages
+from abkt.bench import copies, entropy, peers, stages
 from abkt.bench.arguments import Arguments
 from abkt.bench.case import Case, coder
 from abkt.bench.rows import Row
@@ -27,6 +27,7 @@ from abkt.profile.fingerprint import cpu_name
 
 SUMMARY_BYTES = 16 * 2**20
 SUMMARY_DEPTH = 4
+ENTROPY_TOKENS = 1_024  # the entropy form on a CPU is some hundred times slower
 
 
 def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
@@ -51,6 +52,7 @@ def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
             yield from stages.rows(case, f"{tokens}x{block_tokens}", arguments.repeats)
             if summary is None and case.raw_bytes >= SUMMARY_BYTES and SUMMARY_DEPTH in arguments.depths:
                 summary = taken
+                yield from entropy.rows(Case(arguments, ENTROPY_TOKENS, block_tokens), f"{ENTROPY_TOKENS}x{block_tokens}", 1)
                 yield from peers.rows(case, arguments, about)
         if summary:
             yield Row(f"encode_{SUMMARY_DEPTH}bit_over_copy", summary["copy"] / summary[f"encode {SUMMARY_DEPTH}"], "of copy", 1.0)
@@ -115,6 +117,11 @@ def orderer(case: Case, cells: Cells) -> Callable[[], object]:
     for to, given in ((report.errors, coded.errors), (report.deviation, coded.deviation), (report.forms, coded.forms)):
         to.copy_(torch.from_numpy(given).view(to.shape))
     return lambda: ordering.enqueue(report)
+
+
+def is_shown(row: Row) -> bool:
+    """Whether a row stands in the short table."""
+    return "gbps" in row.name or row.unit in ("of copy", "cells") or "peer" in row.name
 
 
 def facts(arguments: Arguments) -> dict[str, str]:

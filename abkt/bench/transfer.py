@@ -5,7 +5,7 @@ The layout rows send KV of FlowKV's lengths three ways: `layer` (a piece for eac
 `contiguous` (one alone); `calls` are those of the transport, which gathers pieces, `pieces` is what a transport that does not would call.
 `alpha`, `beta`: latency = alpha * pieces + beta * bytes, by least squares of relative errors over all lengths and ways of a transport.
 
-`python -m abkt.bench.transfer out=DIR` writes transfer.json.
+`python -m abkt.bench transfer out=DIR` writes transfer.json. device=cuda is not measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from abkt.bench.arguments import Arguments, parse
+from abkt.bench.arguments import Arguments
 from abkt.bench.bare import BareSender
-from abkt.bench.rows import Row, save, table
+from abkt.bench.rows import Row
 from abkt.bench.transfer_peer import LAYOUT, TRANSPORTS, PeerProcess
 from abkt.profile.fingerprint import cpu_name
 from abkt.transfer.messages import Hello, Offer
@@ -72,7 +71,7 @@ class Course:
         self._sender.close()
 
 
-def rows(arguments: Arguments) -> Iterator[Row]:
+def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
     """All rows, as they are measured. Raises ValueError where a transfer fails."""
     repeats = max(arguments.repeats, LEAST_REPEATS)
     yield from raw_rows(repeats)
@@ -171,18 +170,6 @@ def facts(arguments: Arguments) -> dict[str, str]:
     }
 
 
-def main() -> None:
-    try:
-        arguments = parse(sys.argv[1:])
-        measured = list(rows(arguments))
-    except ValueError as error:
-        print(f"abkt.bench.transfer: {error}", file=sys.stderr)
-        sys.exit(2)
-    path = arguments.out / "transfer.json"
-    save(path, measured, facts(arguments))
-    print(table(measured))
-    print(f"transfer: {path}")
-
-
-if __name__ == "__main__":
-    main()
+def is_shown(row: Row) -> bool:
+    """Whether a row stands in the short table."""
+    return True

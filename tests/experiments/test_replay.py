@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -32,7 +33,12 @@ def wait_for(condition, seconds: float = 120.0) -> None:
 
 
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [p for p in psutil.Process(process.pid).children(recursive=True) if any("abkt.serve." in part for part in p.cmdline())]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # others come and go, such as those that lay links
+            if any("abkt.serve." in part for part in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_replay_writes_records_that_are_whole(tiny_model: Path, tmp_path: Path) -> None:
