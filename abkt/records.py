@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STAGES = ("queue", "prefill", "encode", "wire", "expand", "decode")
 OUTCOMES = ("completed", "rejected", "failed")
 
@@ -91,7 +91,8 @@ class TransferRecord:
 
     estimate: the policy's link estimate at the start, bytes/s (nan where it has none). mode: raw | exact | stream. price: of the
     dearer end at the start, distortion per byte. Distortion is relative squared error on mean-removed channels, weighted: 0 is exact, 1
-    is the mean alone.
+    is the mean alone. finish_s: the cut that was promised is there, decoding may begin. refine_bytes, refine_finish_s: of what followed
+    behind the start (in wire_bytes too); 0 and nan where nothing did.
     """
 
     request_id: int
@@ -114,6 +115,8 @@ class TransferRecord:
     resumes: int = 0
     distortion_start: float = 0.0
     distortion_final: float = 0.0
+    refine_bytes: int = 0
+    refine_finish_s: float = math.nan
     pacing: str = ""  # who held the bytes back: model | tbf | socket | userspace | none
     outcome: str = "completed"
     reason: str = ""

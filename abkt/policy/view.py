@@ -63,7 +63,8 @@ class TransferView:
     another mode is encoded, so that raw can no longer be had. exact_bytes, exact_encode_s, exact_expand_s: expected of the exact mode;
     0 bytes: not to be had. hidden_s: from now on, seconds in which the request waits for something else anyway (none, while transfers
     begin after prefill). price: distortion that a byte must remove to be worth its place on the link, the higher of its two ends'; 0:
-    none. own_slope: this request's own curve, by raw bytes, where it is known before encoding: in a model alone, for bounds.
+    none. own_slope: this request's own curve, by raw bytes, where it is known before encoding: in a model alone, for bounds. started:
+    decoding may begin, the cut is promised and there; what leaves from now on refines it.
     """
 
     raw_bytes: int
@@ -81,6 +82,7 @@ class TransferView:
     hidden_s: float = 0.0
     price: float = 0.0
     own_slope: Curve | None = None
+    started: bool = False
 
     def curve(self, order: Order) -> Curve:
         return self.slope if order == "slope" else self.uniform
@@ -89,12 +91,14 @@ class TransferView:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """mode raw: bytes as they are. mode exact: coded without loss, whole. mode stream: passes in `order` up to `cut`; depth_bits is how
-    deep to encode, so how far it may go."""
+    deep to encode, so how far it may go. behind: the cut to go on to once decoding has begun, when nothing more urgent waits for the
+    link; none above `cut`: nothing follows."""
 
     mode: Mode
     order: Order = "slope"
     cut: int = 0
     depth_bits: int = 8
+    behind: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Channel:
         self.incoming: Tags = Plain()
         self.greeted_by_s = math.inf  # when whoever has not proved who it is must leave
         self._spoke_s = self._heard_s = time.monotonic()
+        self._said = self._heard = 0  # frames
         self._within = False  # in the middle of a frame of ours, where no other may begin
 
     def send(self, header: Header, payload: Sequence[Buffer] = (), waiting: Callable[[], None] = lambda: None) -> tuple[int, bytes]:
@@ -58,6 +59,7 @@ class Channel:
         self._within = True
         calls = self.connection.send(frame, waiting)
         self._within = False
+        self._said += 1
         self._spoke_s = time.monotonic()
         return calls, bytes(frame[0][-TAG_BYTES:])
 
@@ -77,6 +79,7 @@ class Channel:
         data = bytearray(HEADER_BYTES)
         self.connection.receive([memoryview(data)], self._tick)
         self._heard_s = time.monotonic()
+        self._heard += 1
         return parse(data)
 
     def payload(self, header: Header, buffers: Sequence[memoryview]) -> None:
@@ -108,6 +111,8 @@ class Channel:
         if header.type is not FrameType.PING:
             raise FrameError(f"{header.type.name} frame came out of turn")
         self.message(header)
+        if header.sequence != self._heard - 1:  # or both sides could wait for ever, and tell each other that they live
+            raise FrameError(f"PING says that {header.sequence} frames were sent, but {self._heard - 1} have come")
 
     def abort(self, reason: str, transfer_id: int = 0, closing: bool = True) -> None:
         """Tell the peer why; if it cannot be told any more, the next use of the connection finds out."""
@@ -132,4 +137,4 @@ class Channel:
         if self.greeted_by_s < math.inf and time.monotonic() >= self.greeted_by_s:
             raise PeerSilent(f"{self.peer} has not proved who it is within {self.keepalive.greet_s:g} s")
         if not self._within and time.monotonic() - self._spoke_s >= self.keepalive.ping_s:
-            self.send(Header(FrameType.PING))
+            self.send(Header(FrameType.PING, sequence=self._said))

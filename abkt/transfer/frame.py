@@ -55,15 +55,15 @@ _CAPS = {
     FrameType.PING: 0,
 }
 _FLAGS = {FrameType.ABORT: CLOSING, FrameType.ACK: COMMITTED}
-_COUNTED = (FrameType.OFFER, FrameType.DATA, FrameType.COMMIT)
+_COUNTED = (FrameType.OFFER, FrameType.DATA, FrameType.COMMIT, FrameType.PING)
 _OF_CONNECTION = (FrameType.HELLO, FrameType.PROOF, FrameType.PING)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """sequence counts the DATA frames of a transfer from 0, and its COMMIT; in an OFFER, the transfers of a sender. offset: of the
-    payload in the byte sequence (DATA), or how many payload bytes are held (ACK). epoch: which try of the transfer this is, from 0.
-    length: payload bytes. tag: empty until the frame is sealed."""
+    """sequence counts the DATA frames of a transfer from 0, and its COMMIT; in an OFFER, the transfers of a sender; in a PING, the frames
+    of its side before it. offset: of the payload in the byte sequence (DATA), or how many payload bytes are held (ACK). epoch: which try
+    of the transfer this is, from 0. length: payload bytes. tag: empty until the frame is sealed."""
 
     type: FrameType
     transfer_id: int = 0
@@ -117,7 +117,7 @@ def parse(data: Buffer) -> Header:
     if kind in _OF_CONNECTION and (transfer_id or epoch):
         raise FrameError(f"{kind.name} frame names transfer {transfer_id}, epoch {epoch}; it belongs to none")
     if sequence and kind not in _COUNTED:
-        raise FrameError(f"{kind.name} frame has sequence {sequence}; only OFFER, DATA and COMMIT are counted")
+        raise FrameError(f"{kind.name} frame has sequence {sequence}; only OFFER, DATA, COMMIT and PING are counted")
     if offset and kind is not FrameType.DATA and kind is not FrameType.ACK:
         raise FrameError(f"{kind.name} frame has offset {offset}; only DATA and ACK have one")
     if offset + length > OFFSET_CAP_BYTES:

@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from abkt.transfer.frame import Buffer
 from abkt.transfer.stream_socket import StreamListener
-from abkt.transfer.transport import TICK_S, PeerLost, PeerSilent
+from abkt.transfer.transport import TICK_S, PeerLost, PeerSilent, Progress
 from abkt.transfer.unix import bound
 
 RING_BYTES = 1 << 20
@@ -95,7 +95,8 @@ class ShmConnection:
                     calls, put = calls + 1, 0
                     waiting()
                 if not self._free:
-                    self._wait(TICK_S, moved_s)
+                    if not self._wait():
+                        self._complain(moved_s)
                     waiting()
                     continue
                 size = min(len(rest), self._free, CHUNK_BYTES - put, RING_BYTES - self._head)
@@ -111,13 +112,14 @@ class ShmConnection:
         return calls
 
     def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:
-        moved_s = time.monotonic()
+        progress = Progress(self.peer, self._silence_s)
         for buffer in buffers:
             rest = buffer
             while rest:
                 if not self._filled:
                     self._tell_taken()
-                    self._wait(TICK_S, moved_s)
+                    self._wait()
+                    progress.came(0)
                     waiting()
                     continue
                 size = min(len(rest), self._filled, HELD_BYTES, RING_BYTES - self._tail)
@@ -126,7 +128,7 @@ class ShmConnection:
                 self._filled -= size
                 self._taken += size
                 rest = rest[size:]
-                moved_s = time.monotonic()
+                progress.came(size)
                 if self._taken >= HELD_BYTES:
                     self._tell_taken()
                     self._listen()
@@ -154,17 +156,19 @@ class ShmConnection:
             self._map.close()
 
     def _tell_taken(self) -> None:
+        """If there is room for a count; a peer that needs it listens. Whether it is still there shows when the ring is empty."""
         if self._taken:
-            taken, self._taken = self._taken, 0
-            with suppress(PeerLost):  # what is in the ring can still be taken
-                self._tell(-taken)
+            with suppress(OSError):
+                self._socket.send(_COUNT.pack(-self._taken), socket.MSG_DONTWAIT)
+                self._taken = 0
 
     def _tell(self, count: int) -> None:
         """Both sides may be telling and not listening: so this one listens as soon as the socket is full."""
         begun_s = time.monotonic()
         while True:
             if not self._map:
-                self._wait(TICK_S, begun_s)
+                if not self._wait():
+                    self._complain(begun_s)
                 continue
             try:
                 self._socket.send(_COUNT.pack(count), socket.MSG_DONTWAIT)
@@ -176,14 +180,14 @@ class ShmConnection:
             except OSError as error:
                 raise PeerLost(f"the connection with {self.peer} broke: {error.strerror or error}") from None
 
-    def _wait(self, timeout_s: float, moved_s: float) -> None:
-        """For a count. Raises PeerLost if none will come, PeerSilent if none has for long."""
+    def _wait(self) -> bool:
+        """For a count, one tick at most: whether one has come. Raises PeerLost if none will."""
         if self._end:
             raise PeerLost(self._end)
-        if self._poll.poll(min(timeout_s, self._silence_s / 4) * 1e3):
+        came = bool(self._poll.poll(min(TICK_S, self._silence_s / 4) * 1e3))
+        if came:
             self._listen()
-        else:
-            self._complain(moved_s)
+        return came
 
     def _listen(self) -> None:
         """Take in all the counts that have come."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from abkt.transfer.frame import Buffer
-from abkt.transfer.transport import TICK_S, Connection, PeerLost, PeerSilent
+from abkt.transfer.transport import TICK_S, Connection, PeerLost, PeerSilent, Progress
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 
@@ -50,19 +50,19 @@ class StreamConnection:
 
     def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:
         rest: Sequence[Buffer] = buffers
-        moved_s = time.monotonic()
+        progress = Progress(self.peer, self._silence_s)
         while rest:
             try:
                 got = self._socket.recvmsg_into(rest[:IOV_MAX], 0, socket.MSG_WAITALL)[0]
             except BlockingIOError:
-                self._complain(moved_s)
+                progress.came(0)
             except OSError as error:
                 raise self._lost(error) from None
             else:
                 if not got:
                     raise PeerLost(f"{self.peer} closed the connection")
-                moved_s = time.monotonic()
                 rest = _after(rest, got)
+                progress.came(got)
             waiting()
 
     def readable(self, timeout_s: float) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
+from abkt.transfer.frame import Buffer
 from abkt.transfer.stream_socket import StreamConnection, StreamListener
 from abkt.transfer.transport import PeerLost
 
@@ -20,7 +23,7 @@ class Tcp:
             connected = socket.create_connection(_parsed(address, keyed), timeout=silence_s)
         except OSError as error:
             raise PeerLost(f"cannot connect to {address}: {error.strerror or error}") from None
-        return _connection(connected, address, silence_s)
+        return TcpConnection(connected, address, silence_s)
 
     def listen(self, address: str, silence_s: float, keyed: bool = False) -> StreamListener:
         host, port = _parsed(address, keyed)
@@ -35,13 +38,30 @@ class Tcp:
                 raise ValueError(f"port {port} of {host} is in use; give another one, or 0 for a free one") from None
             raise ValueError(f"cannot listen on {address}: {error.strerror or error}") from None
         bound = f"{_quoted(host)}:{listening.getsockname()[1]}"
-        return StreamListener(listening, bound, lambda connected, peer: _connection(connected, peer, silence_s))
+        return StreamListener(listening, bound, lambda connected, peer: TcpConnection(connected, peer, silence_s))
 
 
-def _connection(connected: socket.socket, peer: str, silence_s: float) -> StreamConnection:
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-    return StreamConnection(connected, peer, silence_s)
+class TcpConnection(StreamConnection):
+    """A frame is what a link passes in about 20 ms, so half of one unsent is 10 ms of it: for a fast link many more bytes than for a slow
+    one, which would wake its sender a thousand times a second for nothing."""
+
+    def __init__(self, connected: socket.socket, peer: str, silence_s: float) -> None:
+        super().__init__(connected, peer, silence_s)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._unsent_bytes = 0
+        self._leave(UNSENT_BYTES)
+
+    def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
+        size = sum(len(buffer) for buffer in buffers)
+        if size >= UNSENT_BYTES // 2:  # metadata says nothing of the link
+            self._leave(max(UNSENT_BYTES, size // 2))
+        return super().send(buffers, waiting)
+
+    def _leave(self, unsent_bytes: int) -> None:
+        if unsent_bytes != self._unsent_bytes:
+            self._unsent_bytes = unsent_bytes
+            with suppress(OSError):  # a connection that broke is found so by its next use
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent_bytes)
 
 
 def _parsed(address: str, keyed: bool) -> tuple[str, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from abkt.transfer.frame import Buffer
 
 TICK_S = 0.25  # how often a thread that waits looks around
+LEAST_BYTES = 4096  # that must come within silence_s inside of a frame, so that a few now and then are no sign of life
 
 
 class PeerError(ConnectionError):
@@ -26,6 +28,26 @@ class Refused(PeerError):
     """The receiver does not take this transfer; the connection goes on."""
 
 
+class Progress:
+    """Of bytes that are being received. Raises PeerSilent if fewer than LEAST_BYTES come within silence_s."""
+
+    def __init__(self, peer: str, silence_s: float) -> None:
+        self._peer = peer
+        self._silence_s = silence_s
+        self._since_s = time.monotonic()
+        self._bytes = 0
+
+    def came(self, count: int) -> None:
+        """count: bytes since the last call; 0 if none came."""
+        now_s = time.monotonic()
+        self._bytes += count
+        if self._bytes >= LEAST_BYTES:
+            self._bytes, self._since_s = 0, now_s
+        elif now_s - self._since_s >= self._silence_s:
+            moved = f"only {self._bytes} bytes" if self._bytes else "no byte"
+            raise PeerSilent(f"{self._peer} has moved {moved} for {self._silence_s:g} s in the middle of a frame")
+
+
 class Connection(Protocol):
     """An ordered stream of bytes to one peer. One thread uses it; only `abort` may be called from another."""
 
@@ -39,7 +61,7 @@ class Connection(Protocol):
         ...
 
     def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:
-        """Fill all the buffers; `waiting` is called now and then. Raises PeerLost, or PeerSilent if no byte comes for long."""
+        """Fill all the buffers; `waiting` is called now and then. Raises PeerLost, or PeerSilent as Progress does."""
         ...
 
     def readable(self, timeout_s: float) -> bool:

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import socket
 import threading
 from contextlib import suppress
 from itertools import pairwise
@@ -381,3 +382,20 @@ def test_an_offer_must_be_that_of_its_source(outgoing):
         type(made)(1, Offer(1, "raw", -1, (3,)), made.source)
     with pytest.raises(ValueError, match="64 bits"):
         outgoing(2**64, [b"abc"])
+
+
+def test_little_is_left_unsent_in_the_kernel_and_more_of_large_frames():
+    """Half a frame, so 10 ms of the link; of frames up to 256 KiB, 128 KiB. Metadata changes nothing."""
+    listener = Tcp().listen("127.0.0.1:0", WAIT_S)
+    there = Tcp().connect(listener.address, WAIT_S)
+    here = listener.accept(WAIT_S)
+    left = []
+    for size in (64, 64 * KIB, 4 << 20, 64, 256 * KIB):
+        reader = threading.Thread(target=here.receive, args=([memoryview(bytearray(size))], lambda: None))
+        reader.start()
+        there.send([bytes(size)], lambda: None)
+        reader.join(WAIT_S)
+        left.append(there._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT))
+    assert left == [128 * KIB, 128 * KIB, 2 << 20, 2 << 20, 128 * KIB]
+    for each in (there, here, listener):
+        each.close()

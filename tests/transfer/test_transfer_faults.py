@@ -313,7 +313,7 @@ def test_a_sender_that_stands_still_is_noticed_and_its_memory_freed(house, caplo
     channel.connection.send([sealed(channel, Header(DATA, 1, length=50), [bytes(50)])[:sent]], nothing)
     received, reason = desk.aborted()
     assert received.transfer_id == 1
-    assert reason.endswith("silent for 0.8 s" if not sent else "moved no byte for 0.8 s in the middle of a frame")
+    assert reason.endswith("silent for 0.8 s" if not sent else " for 0.8 s in the middle of a frame")
     assert len(caplog.records) == 1
 
 
@@ -481,3 +481,39 @@ def test_the_room_needs_neither_torch_nor_pickle():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout.split()
     assert "abkt.transfer.frame" in loaded
     assert not {"torch", "numpy", "pickle", "abkt.codec", "abkt.kv"} & set(loaded)
+
+
+# What would let both sides wait for ever, each hearing that the other lives
+
+
+@pytest.mark.parametrize("lost", ["said", "heard"])
+def test_a_frame_that_nobody_got_is_missed_at_the_next_ping(house, caplog, lost):
+    """A COMMIT or a GRANT that never was on the wire, or one that came from nowhere."""
+    desk = house.desk(keepalive=Keepalive(ping_s=0.1, silence_s=WAIT_S, hold_s=0.0, resume_s=0.0))
+    channel = house.channel(desk.address, Keepalive(ping_s=0.1, silence_s=WAIT_S))
+    offer(channel)
+    if lost == "said":
+        channel._said += 1
+        with pytest.raises(PeerError, match=r"PING says that \d+ frames were sent, but \d+ have come"):
+            acknowledged(channel)
+        assert desk.aborted()[0].transfer_id == 1
+    else:
+        channel._heard += 1
+        with pytest.raises(FrameError, match=r"PING says that \d+ frames were sent, but \d+ have come"):
+            acknowledged(channel)
+
+
+@bare
+def test_a_frame_that_comes_by_the_byte_is_no_sign_of_life(house):
+    desk = house.desk(keepalive=SHORT)
+    channel = house.channel(desk.address)
+    offer(channel, size=50_000)
+    frame = sealed(channel, Header(DATA, 1, length=50_000), [bytes(50_000)])
+    with suppress(PeerLost):
+        for byte in frame:
+            channel.connection.send([bytes([byte])], nothing)
+            time.sleep(0.02)
+    received, reason = desk.aborted()
+    assert received.payload_bytes == 0
+    assert "has moved only " in reason
+    assert reason.endswith(" bytes for 0.8 s in the middle of a frame")
