@@ -120,6 +120,15 @@ class Delivered:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """A delivered transfer whose request has ended: the distortion it was delivered with, and its mean over the output tokens, each at
+    what was there when it was decoded."""
+
+    distortion_start: float
+    distortion_token_weighted: float
+
+
 class BitratePolicy(Protocol):
     """One object per peer. The same calls give the same answers, so a run can be replayed through it.
 
@@ -132,6 +141,10 @@ class BitratePolicy(Protocol):
 
     def delivered(self, now_s: float, done: Delivered) -> None:
         """A transfer to this peer is complete. Transfers of one peer follow one another."""
+        ...
+
+    def refined(self, now_s: float, done: Refined) -> None:
+        """What followed a delivered transfer behind its start is over. Not called where nothing did; in any order."""
         ...
 
     def decide(self, now_s: float, view: TransferView) -> Decision: ...

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from abkt.policy.bandwidth import Bandwidth
-from abkt.policy.view import Decision, Delivered, GoodputSample, Order, TransferView
+from abkt.policy.view import Curve, Decision, Delivered, GoodputSample, Order, Refined, TransferView
 
 RAW, EXACT = Decision("raw"), Decision("exact")
 
@@ -19,6 +19,9 @@ class Blind:
         pass
 
     def delivered(self, now_s: float, done: Delivered) -> None:
+        pass
+
+    def refined(self, now_s: float, done: Refined) -> None:
         pass
 
     def estimate_bytes_per_s(self, now_s: float) -> float:
@@ -37,13 +40,21 @@ class Linked:
     def delivered(self, now_s: float, done: Delivered) -> None:
         pass
 
+    def refined(self, now_s: float, done: Refined) -> None:
+        pass
+
     def estimate_bytes_per_s(self, now_s: float) -> float:
         return self.link.mean_bytes_per_s(now_s)
 
 
-def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8) -> Decision:
+def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, behind: int = 0) -> Decision:
     """A cut no coarser than what has left."""
-    return Decision("stream", order, max(cut, view.sent_cut), depth_bits)
+    return Decision("stream", order, max(cut, view.sent_cut), depth_bits, behind)
+
+
+def cut_behind(curve: Curve, distortion: float) -> int:
+    """How far to go behind the start; 0, so nothing follows, where no distortion is asked for."""
+    return 0 if math.isinf(distortion) else curve.cut_reaching(distortion)
 
 
 def sending_s(now_s: float, view: TransferView) -> float:

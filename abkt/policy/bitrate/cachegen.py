@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from abkt.policy.bitrate.base import sending_s, stream
-from abkt.policy.view import Decision, Delivered, GoodputSample, TransferView
+from abkt.policy.view import Decision, Delivered, GoodputSample, Refined, TransferView
 
 
 @dataclass(slots=True)
@@ -51,6 +51,9 @@ class CacheGen:
         if self._open_s > 0:
             self._throughput = self._open_bytes / self._open_s
         self._open_bytes = self._open_s = 0.0
+
+    def refined(self, now_s: float, done: Refined) -> None:
+        pass
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         left_s, curve = sending_s(now_s, view), view.uniform

@@ -7,21 +7,24 @@ are usable no later than what was asked for, they go instead (break_even.py). Th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from abkt.policy.bitrate.base import Linked, bytes_in_time, stream
+from abkt.policy.bitrate.base import Linked, bytes_in_time, cut_behind, stream
 from abkt.policy.bitrate.break_even import without_loss
 from abkt.policy.bitrate.budget import Budget
-from abkt.policy.view import Decision, Delivered, TransferView
+from abkt.policy.view import Decision, Delivered, Refined, TransferView
 
 
 @dataclass(slots=True)
 class Embedded(Linked):
-    """target_distortion: as good as asked, where time allows. mean_distortion: of all transfers. max_distortion: of any one."""
+    """target_distortion: as good as asked, where time allows. mean_distortion: of all transfers. max_distortion: of any one.
+    behind_distortion: go on to this while the request is decoded and the link has nothing else to do; inf: nothing follows."""
 
     target_distortion: float = 0.005
     mean_distortion: float = 0.01
     max_distortion: float = 0.08
+    behind_distortion: float = math.inf
     _budget: Budget = field(init=False)
 
     def __post_init__(self) -> None:
@@ -29,6 +32,9 @@ class Embedded(Linked):
 
     def delivered(self, now_s: float, done: Delivered) -> None:
         self._budget.spend(done.distortion)
+
+    def refined(self, now_s: float, done: Refined) -> None:
+        self._budget.correct(done)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         low, curve = self.link.low_bytes_per_s(now_s), view.slope
@@ -38,4 +44,4 @@ class Embedded(Linked):
         cut = min(asked, curve.cut_within(bytes_in_time(low, now_s, view)))
         if cut < asked:
             cut = max(cut, curve.cut_reaching(self._budget.allowed()))
-        return stream(view, "slope", cut)
+        return stream(view, "slope", cut, behind=cut_behind(curve, self.behind_distortion))

@@ -9,21 +9,24 @@ Source: DESIGN, section 7; Lagrangian bit allocation (Shoham and Gersho 1988), w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from abkt.policy.bitrate.base import Linked, stream
+from abkt.policy.bitrate.base import Linked, cut_behind, stream
 from abkt.policy.bitrate.break_even import without_loss
 from abkt.policy.bitrate.budget import Budget
-from abkt.policy.view import Decision, Delivered, TransferView
+from abkt.policy.view import Decision, Delivered, Refined, TransferView
 
 
 @dataclass(slots=True)
 class Fleet(Linked):
-    """target_distortion, mean_distortion, max_distortion: as Embedded's. link: for the break-even test alone."""
+    """target_distortion, mean_distortion, max_distortion: as Embedded's. link: for the break-even test alone. behind_distortion: go on to
+    this behind the start, as far as it is worth the price, which falls while nobody else wants the link; inf: nothing follows."""
 
     target_distortion: float = 0.005
     mean_distortion: float = 0.01
     max_distortion: float = 0.08
+    behind_distortion: float = math.inf
     _budget: Budget = field(init=False)
 
     def __post_init__(self) -> None:
@@ -32,13 +35,18 @@ class Fleet(Linked):
     def delivered(self, now_s: float, done: Delivered) -> None:
         self._budget.spend(done.distortion)
 
+    def refined(self, now_s: float, done: Refined) -> None:
+        self._budget.correct(done)
+
     def decide(self, now_s: float, view: TransferView) -> Decision:
         curve = view.slope
         asked = curve.cut_reaching(self.target_distortion)
         low = self.link.low_bytes_per_s(now_s)
         if view.sent_bytes == 0 and (whole := without_loss(low, view, stream(view, "slope", asked))):
             return whole
-        cut = min(asked, curve.cut_worth(view.price))
+        worth = curve.cut_worth(view.price)
+        cut = min(asked, worth)
         if cut < asked:
             cut = max(cut, curve.cut_reaching(self._budget.allowed()))
-        return stream(view, "slope", cut)
+        behind = min(cut_behind(curve, self.behind_distortion), worth)
+        return stream(view, "slope", cut, behind=behind)

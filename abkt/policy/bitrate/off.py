@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.base import RAW
 from abkt.policy.bitrate.break_even import loses
-from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, TransferView
+from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, Refined, TransferView
 
 
 @dataclass(slots=True)
@@ -29,6 +29,9 @@ class Off:
 
     def delivered(self, now_s: float, done: Delivered) -> None:
         self.inner.delivered(now_s, done)
+
+    def refined(self, now_s: float, done: Refined) -> None:
+        self.inner.refined(now_s, done)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         decision = self.inner.decide(now_s, view)

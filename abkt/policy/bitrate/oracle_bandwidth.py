@@ -10,20 +10,21 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from abkt.capacity import Capacity
-from abkt.policy.bitrate.base import EXACT, RAW, Blind, stream
+from abkt.policy.bitrate.base import EXACT, RAW, Blind, cut_behind, stream
 from abkt.policy.bitrate.break_even import parts
 from abkt.policy.bitrate.budget import Budget
-from abkt.policy.view import Decision, Delivered, TransferView
+from abkt.policy.view import Decision, Delivered, Refined, TransferView
 
 
 @dataclass(slots=True)
 class OracleBandwidth(Blind):
-    """capacity: of the link, on the clock that now_s is of. The distortions: as Embedded's."""
+    """capacity: of the link, on the clock that now_s is of. The distortions: as Embedded's, so what follows the start too."""
 
     capacity: Capacity
     target_distortion: float = 0.005
     mean_distortion: float = 0.01
     max_distortion: float = 0.08
+    behind_distortion: float = math.inf
     _budget: Budget = field(init=False)
 
     def __post_init__(self) -> None:
@@ -31,6 +32,9 @@ class OracleBandwidth(Blind):
 
     def delivered(self, now_s: float, done: Delivered) -> None:
         self._budget.spend(done.distortion)
+
+    def refined(self, now_s: float, done: Refined) -> None:
+        self._budget.correct(done)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         curve = view.slope
@@ -46,7 +50,7 @@ class OracleBandwidth(Blind):
         cut = max(0, in_time - 1)
         if cut < asked:
             cut = max(cut, curve.cut_reaching(self._budget.allowed()))
-        return stream(view, "slope", cut)
+        return stream(view, "slope", cut, behind=cut_behind(curve, self.behind_distortion))
 
     def estimate_bytes_per_s(self, now_s: float) -> float:
         return self.capacity.at(now_s)[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, TransferView
+from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, Refined, TransferView
 
 
 @dataclass(slots=True)
@@ -21,6 +21,9 @@ class OracleProfile:
 
     def delivered(self, now_s: float, done: Delivered) -> None:
         self.inner.delivered(now_s, done)
+
+    def refined(self, now_s: float, done: Refined) -> None:
+        self.inner.refined(now_s, done)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         own = view.own_slope

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from abkt.policy.bitrate.base import stream
-from abkt.policy.view import Decision, Delivered, GoodputSample, TransferView
+from abkt.policy.view import Decision, Delivered, GoodputSample, Refined, TransferView
 
 State = Literal["good", "degraded", "poor"]
 BITS: dict[State, int] = {"good": 8, "degraded": 4, "poor": 2}
@@ -62,6 +62,9 @@ class StateMachine:
         if self._open_s > 0:
             self._vote(self._open_bytes / self._open_s)
         self._open_bytes = self._open_s = 0.0
+
+    def refined(self, now_s: float, done: Refined) -> None:
+        pass
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         bits = BITS[self.state or "degraded"]
