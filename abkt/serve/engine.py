@@ -1,4 +1,4 @@
-"""A model over a block pool: prefill a prompt, decode one token for each row of a batch. Greedy."""
+"""A model over a block pool: prefill a prompt, decode one token for each row of a batch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from abkt.codec.importance import Importance
 from abkt.kv.pool import Pool
 from abkt.serve.attention import Pass, Row, register
+from abkt.serve.sampling import GREEDY, Choice, Sampling, choose
 from abkt.spec import KVLayout, ModelSpec
 
 
@@ -25,6 +26,7 @@ def read_spec(folder: Path) -> ModelSpec:
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"model folder {folder}: its config cannot be read: {str(error).splitlines()[0]}") from None
     heads = config.num_attention_heads
+    window = getattr(config, "sliding_window", None) or config.max_position_embeddings
     return ModelSpec(
         name=folder.name,
         layers=config.num_hidden_layers,
@@ -33,7 +35,7 @@ def read_spec(folder: Path) -> ModelSpec:
         dtype=str(config.dtype or "float32").removeprefix("torch."),
         hidden=config.hidden_size,
         heads=heads,
-        max_tokens=config.max_position_embeddings,
+        max_tokens=min(config.max_position_embeddings, window),  # within a sliding window attention is full, as here
     )
 
 
@@ -49,21 +51,32 @@ class Engine:
         load: Any = AutoModelForCausalLM.from_pretrained
         self.model = load(folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register()).to(device).eval()
 
-    @torch.inference_mode()
     def prefill(self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None) -> int:
-        """Write the KV of a prompt into the blocks of table; returns the first output token. importance: is given the last queries."""
-        self._check(len(tokens), table)
-        return self._forward([list(tokens)], [list(range(len(tokens)))], [Row(table, 0)], importance)[0]
+        """Write the KV of a prompt into the blocks of table; returns the likeliest next token. importance: is given the last queries."""
+        return self.begin(tokens, table, importance).token
+
+    def decode(self, rows: Sequence[Row], last: Sequence[int]) -> list[int]:
+        """One iteration: the last token of each row goes in, its KV into the pool, the likeliest next one comes out. Rows grow by one."""
+        return [choice.token for choice in self.step(rows, last, [GREEDY] * len(rows))]
 
     @torch.inference_mode()
-    def decode(self, rows: Sequence[Row], last: Sequence[int]) -> list[int]:
-        """One iteration: the last token of each row goes in, its KV into the pool, the next token comes out. Rows grow by one."""
+    def begin(
+        self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None, sampling: Sampling = GREEDY
+    ) -> Choice:
+        """As prefill; the first output token is chosen as `sampling` says."""
+        self._check(len(tokens), table)
+        logits = self._logits([list(tokens)], [list(range(len(tokens)))], [Row(table, 0)], importance)
+        return choose(logits[:, -1], [sampling], [len(tokens)])[0]
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[Row], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
+        """As decode; each row's token is chosen as its own sampling says."""
         for row in rows:
             self._check(row.tokens + 1, row.table)
-        out = self._forward([[token] for token in last], [[row.tokens] for row in rows], rows)
+        logits = self._logits([[token] for token in last], [[row.tokens] for row in rows], rows)
         for row in rows:
             row.tokens += 1
-        return out
+        return choose(logits[:, -1], samplings, [row.tokens for row in rows])
 
     @torch.inference_mode()
     def score(self, tokens: Sequence[int], row: Row) -> torch.Tensor:
@@ -74,11 +87,6 @@ class Engine:
         logits = self._logits([list(tokens)], [positions], [row], keep=len(tokens))[0]
         row.tokens += len(tokens)
         return logits.float()
-
-    def _forward(
-        self, tokens: list[list[int]], positions: list[list[int]], rows: Sequence[Row], importance: Importance | None = None
-    ) -> list[int]:
-        return self._logits(tokens, positions, rows, importance)[:, -1].argmax(-1).tolist()
 
     def _logits(
         self, tokens: list[list[int]], positions: list[list[int]], rows: Sequence[Row], importance: Importance | None = None, keep: int = 1
