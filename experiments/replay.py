@@ -12,8 +12,8 @@ from abkt.records import SLO
 from experiments.config import STRICT
 from experiments.network import Network
 from experiments.network import inputs as network_inputs
-from experiments.simulate import TraceWorkload, Workload, read_workload
 from experiments.verb import Run, verb
+from experiments.workload import Workload, read_workload, workload_files
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -51,7 +51,7 @@ def main(config: ReplayConfig, run: Run) -> None:
     from experiments.twin import Twin, run_real
 
     requests, scaling = read_workload(config.workload, config.seed)
-    inputs = [config.workload.path] if isinstance(config.workload, TraceWorkload) else []
+    inputs = workload_files(config.workload)
     inputs += network_inputs(config.network)
     profile = schema.load(config.profile) if config.profile else None
     twin = Twin(prompts_for(requests, config.seed), config.network.capacity(), config.slo, profile, config.network.egress_usd_per_gb)

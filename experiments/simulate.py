@@ -5,53 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
-
-from pydantic import Discriminator, Tag
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkt.capacity import Capacity
 from abkt.policy.build import build
 from abkt.profile.expect import ask_once
 from abkt.records import SLO, summarize
 from abkt.spec import ModelSpec
-from experiments.config import STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, instance, kind_of
+from experiments.config import STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, instance
 from experiments.manifest import write_manifest
 from experiments.network import Network
 from experiments.network import inputs as network_inputs
 from experiments.results import write_json, write_records
 from experiments.verb import Run, verb
+from experiments.workload import Workload, read_workload, workload_files
 from sim.cluster import Cluster, NodeSpec, Simulation, SimulationResult
-from sim.traces import read_trace
-from sim.workload import Request, Scaling, poisson, scale
+from sim.workload import Request
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
-
-
-@dataclass(frozen=True, slots=True)
-class TraceWorkload:
-    """A trace file, cut to size."""
-
-    path: Path
-    format: str
-    scaling: Scaling
-
-
-@dataclass(frozen=True, slots=True)
-class PoissonWorkload:
-    """Arrivals at random; see sim.workload.poisson."""
-
-    requests: int
-    rate_per_s: float
-    isl: int
-    osl: int
-    variation: float
-
-
-Workload = Annotated[
-    Annotated[TraceWorkload, Tag("TraceWorkload")] | Annotated[PoissonWorkload, Tag("PoissonWorkload")],
-    Discriminator(lambda value: kind_of(value, "path", "TraceWorkload", "PoissonWorkload")),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +47,7 @@ class SimulateConfig:
 
 @verb("simulate")
 def main(config: SimulateConfig, run: Run) -> None:
-    requests, scaling = read_workload(config.workload, config.seed)
+    requests, scaling = read_workload(config.workload, config.seed, closed_loop=True)
     simulation = build_simulation(config, requests)
     print(plan_line(config, run.choices, requests))
     result = run_simulation(simulation, config.progress)
@@ -83,13 +55,6 @@ def main(config: SimulateConfig, run: Run) -> None:
     write_manifest(run, inputs(config))
     show(summary)
     print(f"results: {run.out}")
-
-
-def read_workload(workload: TraceWorkload | PoissonWorkload, seed: int) -> tuple[list[Request], dict[str, float]]:
-    """The requests in order of arrival, and what scaling did to them (nothing to synthetic ones)."""
-    if isinstance(workload, PoissonWorkload):
-        return poisson(workload.requests, workload.rate_per_s, workload.isl, workload.osl, workload.variation, seed), {}
-    return scale(read_trace(workload.path.expanduser(), workload.format, seed), workload.scaling)
 
 
 def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Simulation:
@@ -104,7 +69,14 @@ def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Sim
         usd_per_gb=config.network.egress_usd_per_gb,
         delay_s=config.network.delay_s,
     )
-    return Simulation(cluster, requests, bitrate=lambda: build(config.bitrate), routing=build(config.routing), slo=config.slo)
+    return Simulation(
+        cluster,
+        requests,
+        bitrate=lambda: build(config.bitrate),
+        routing=build(config.routing),
+        slo=config.slo,
+        concurrency=config.workload.concurrency,
+    )
 
 
 def _nodes(role: str, count: int, one: Instance, nic: Capacity) -> tuple[NodeSpec, ...]:
@@ -113,10 +85,11 @@ def _nodes(role: str, count: int, one: Instance, nic: Capacity) -> tuple[NodeSpe
 
 def plan_line(config: SimulateConfig, choices: Mapping[str, str], requests: Sequence[Request]) -> str:
     """What will run, on what, and for how long in simulated time."""
-    cluster, hardware = config.cluster, config.hardware
+    cluster, hardware, clients = config.cluster, config.hardware, config.workload.concurrency
+    pace = f"of {clients} clients in a closed loop" if clients else f"over {_clock(requests[-1].arrival_s)}"
     on = "as profiled" if isinstance(hardware, MeasuredHardware) else f"{hardware.gpus} x {hardware.name} each, not validated on hardware"
     return (
-        f"plan: {len(requests):,} requests over {_clock(requests[-1].arrival_s)} ({choices['workload']}), "
+        f"plan: {len(requests):,} requests {pace} ({choices['workload']}), "
         f"{config.model.name} on {cluster.prefill}P{cluster.decode}D ({on}), "
         f"links of {config.network.gbps:g} Gbit/s ({choices['network']}), bitrate {choices['bitrate']}, routing {choices['routing']}"
     )
@@ -145,9 +118,8 @@ def write_result(folder: Path, result: SimulationResult, slo: SLO, **facts: Any)
 
 def inputs(config: SimulateConfig) -> list[Path]:
     """The files that the run reads."""
-    trace = [config.workload.path.expanduser()] if isinstance(config.workload, TraceWorkload) else []
     measured = [config.hardware.profile] if isinstance(config.hardware, MeasuredHardware) else []
-    return [*trace, *measured, *network_inputs(config.network), config.curves]
+    return [*workload_files(config.workload), *measured, *network_inputs(config.network), config.curves]
 
 
 def show(summary: Mapping[str, Any]) -> None:

@@ -20,8 +20,9 @@ from experiments.manifest import write_manifest
 from experiments.network import Network
 from experiments.results import read_json, write_json
 from experiments.show import bar
-from experiments.simulate import SimulateConfig, TraceWorkload, Workload, build_simulation, read_workload, write_result
+from experiments.simulate import SimulateConfig, build_simulation, write_result
 from experiments.verb import Run, verb
+from experiments.workload import TraceWorkload, Workload, read_workload, workload_files
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -101,7 +102,7 @@ def main(config: StudyConfig, run: Run) -> None:
     write_json(config.out / "compare.json", compare_twins(config.out, list(config.bitrates), config.max_distortion))
     run_scaleout(run.config["scaleout"], config.seed, config.out)
     study_folder.write_study(config.out, facts(config, run, scaling))
-    inputs = [w.path for w in (config.workload, config.scaleout.workload) if isinstance(w, TraceWorkload)]
+    inputs = [path for w in (config.workload, config.scaleout.workload) for path in workload_files(w)]
     write_manifest(run, [*inputs, config.model_folder / "config.json"])
     write_report(config.out)
     print(f"report: {config.out / 'report.html'}")

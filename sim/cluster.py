@@ -19,6 +19,7 @@ from abkt.policy.view import BitratePolicy, RequestView, RoutingPolicy
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.clock import Clock, Wake
+from sim.closed_loop import ClosedLoop
 from sim.cost import Costs
 from sim.decode import DecodeNode
 from sim.job import Job
@@ -96,6 +97,7 @@ class Simulation:
     routing: RoutingPolicy
     slo: SLO
     decode_node: type[DecodeNode] = DecodeNode
+    concurrency: int = 0  # above 0: so many clients, each of which waits for its answer, and the requests' own times do not count
     records: list[RequestRecord] = field(default_factory=list, init=False)
     transfers: list[TransferRecord] = field(default_factory=list, init=False)
 
@@ -133,7 +135,8 @@ class Simulation:
         self.pairs: dict[tuple[PrefillNode, DecodeNode], Pair] = {}
         self.done = 0
         self.progress: Progress | None = None
-        self.clock.process(self._arrivals())
+        self.clients = ClosedLoop(self.clock, self.requests, self.concurrency, self._place) if self.concurrency else None
+        self.clock.process(self.clients.run() if self.clients else self._arrivals())
 
     def run(self, progress: Progress | None = None) -> SimulationResult:
         """Until the last request is done. Raises RuntimeError, with the state of every queue, if that cannot be."""
@@ -195,6 +198,8 @@ class Simulation:
 
     def _count(self) -> None:
         self.done += 1
+        if self.clients is not None:
+            self.clients.done()
         total = len(self.requests)
         if self.progress is not None and (self.done % max(1, total // 200) == 0 or self.done == total):
             self.progress(self.done, total, self.clock.now)

@@ -1,53 +1,56 @@
-"""Published traces as requests: Mooncake's JSONL and Azure's LLM CSV, plain or gzipped.
+"""Published traces as requests, in whichever of the formats of sim.trace_formats; one reader a format, found by content.
 
 A row that is not what it should be stops the reading, with its file and line: a skipped row would be a different trace.
-
-Sources: Mooncake (FAST'25) conversation and tool traces; Azure LLM inference traces 2023 and 2024.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import zlib
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 from statistics import median
 
+from sim.trace_files import Lines, Table, bad_line, open_trace
+from sim.trace_formats import FORMATS, Format
 from sim.workload import Request
 
-Row = tuple[int, float, int, int, tuple[int, ...]]  # line, seconds, isl, osl, hash ids
-AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-MOONCAKE = ("timestamp", "input_length", "output_length")
+ArrivalTimes = Callable[[int], Sequence[float]]  # of so many requests, rising, the first at 0 s
 
 
-def read_trace(path: str | Path, format: str = "auto", seed: int = 0) -> list[Request]:
-    """Requests of a trace; time counts from its first row. format: auto (by content), mooncake or azure.
+def read_trace(path: str | Path, format: str = "auto", seed: int = 0, arrivals: ArrivalTimes | None = None) -> list[Request]:
+    """Requests of a trace; time counts from its first row. format: auto (by content) or the name of one of FORMATS.
 
-    Mooncake's timestamps come in steps (3 s in the published files), so many arrivals share one: they are spread at random within
-    their step, by `seed`, and keep their order. Raises ValueError, with file and line, for whatever is not a trace in order of time.
+    arrivals: times that take the place of the trace's own; lengths that come without times need them. Mooncake's timestamps come in
+    steps (3 s in the published files), so many arrivals share one: they are spread at random within their step, by `seed`, and keep
+    their order. Raises ValueError, with file and line, for whatever is not a trace in order of time.
     """
     path = Path(path)
-    text = _text(path)
-    if format == "auto":
-        format = "mooncake" if text.lstrip()[:1] == "{" else "azure"
-    if format not in _READERS:
-        raise ValueError(f"trace format {format!r} is not one of auto, {', '.join(_READERS)}")
-    rows = list(_READERS[format](path, text))
+    trace = open_trace(path)
+    known = {f.name: f for f in FORMATS}
+    if format != "auto" and format not in known:
+        raise ValueError(f"trace format {format!r} is not one of auto, {', '.join(known)}")
+    reader = known[format] if format != "auto" else _recognised(trace)
+    if not isinstance(trace, reader.kind):
+        raise ValueError(
+            f"trace {path} is not of the format {reader.name}: {'JSON lines' if reader.kind is Lines else 'a table'} is needed"
+        )
+    rows = list(reader.read(trace, reader.names))
     if not rows:
         raise ValueError(f"trace {path} is empty; it needs at least one request")
-    for (_, before_s, *_), (line, now_s, *_) in pairwise(rows):
-        if now_s < before_s:
-            raise _error(path, line, "its time is before that of the line above; a trace must be in order of time")
-    times_s = [row[1] - rows[0][1] for row in rows]
-    if format == "mooncake":
-        times_s = spread(times_s, seed)
-    return [Request(i, time_s, isl, osl, ids) for i, (time_s, (_, _, isl, osl, ids)) in enumerate(zip(times_s, rows))]
+    times_s: Sequence[float]
+    if arrivals is not None:
+        times_s = arrivals(len(rows))
+    elif not reader.timed:
+        raise ValueError(f"trace {path} has lengths but no times ({reader.name}); say how requests arrive: workload.rate_per_s=RATE")
+    else:
+        for (_, before_s, *_), (line, now_s, *_) in pairwise(rows):
+            if now_s < before_s:
+                raise bad_line(path, line, "its time is before that of the line above; a trace must be in order of time")
+        times_s = [row[1] - rows[0][1] for row in rows]
+        if reader.name == "mooncake":
+            times_s = spread(times_s, seed)
+    return [Request(i, float(time_s), isl, osl, ids) for i, (time_s, (_, _, isl, osl, ids)) in enumerate(zip(times_s, rows))]
 
 
 def spread(times_s: list[float], seed: int) -> list[float]:
@@ -65,89 +68,17 @@ def spread(times_s: list[float], seed: int) -> list[float]:
     return sorted(time_s + width_s[time_s] * random.random() for time_s in times_s)
 
 
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"trace {path} does not exist") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"trace {path} cannot be read: {error}") from None
-
-
-def _mooncake(path: Path, text: str) -> Iterator[Row]:
-    for line, content in enumerate(text.splitlines(), start=1):
-        if not content.strip():
-            continue
-        try:
-            row = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise _error(path, line, f"not JSON ({error.msg}, column {error.colno})") from None
-        if not isinstance(row, dict):
-            raise _error(path, line, "not a JSON object with timestamp, input_length and output_length")
-        for name in MOONCAKE:
-            if name not in row:
-                raise _error(path, line, f"{name} is missing")
-        time_ms, ids = row["timestamp"], row.get("hash_ids", [])
-        if isinstance(time_ms, bool) or not isinstance(time_ms, int | float) or not abs(time_ms) < 1e15:
-            raise _error(path, line, f"timestamp is {time_ms!r}; it must be a number of milliseconds")
-        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            raise _error(path, line, "hash_ids is not a list of integers")
-        isl, osl = (_length(path, line, name, row[name]) for name in MOONCAKE[1:])
-        yield line, time_ms / 1000, isl, osl, tuple(ids)
-
-
-def _azure(path: Path, text: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = next(reader, None)
-    if header is None:
-        return
-    for name in AZURE:
-        if name not in header:
-            raise _error(path, 1, f"there is no column {name}; the columns are {', '.join(header)}")
-    at, context, generated = (header.index(name) for name in AZURE)
-    first: datetime | None = None
-    try:
-        for row in reader:
-            line = reader.line_num
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise _error(path, line, f"{len(row)} values for {len(header)} columns")
-            try:
-                moment, fraction_s = _moment(row[at])
-                first = first or moment
-                time_s = (moment - first).total_seconds() + fraction_s
-            except (ValueError, TypeError):
-                raise _error(path, line, f"TIMESTAMP is {row[at]!r}; it must look like 2023-11-16 18:15:46.6805900") from None
-            yield line, time_s, _length(path, line, AZURE[1], row[context]), _length(path, line, AZURE[2], row[generated]), ()
-    except csv.Error as error:
-        raise _error(path, reader.line_num, f"not CSV ({error})") from None
-
-
-def _moment(text: str) -> tuple[datetime, float]:
-    """Whole seconds, and the fraction on its own: Azure writes seven digits, a datetime holds six."""
-    whole, dot, rest = text.partition(".")
-    digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
-    if bool(dot) != bool(digits):
-        raise ValueError(text)
-    return datetime.fromisoformat(whole + rest[len(digits) :]), float(f"0.{digits or 0}")
-
-
-def _length(path: Path, line: int, name: str, value: object) -> int:
-    try:
-        length = int(value) if isinstance(value, str) else value
-    except ValueError:
-        length = None
-    if not isinstance(length, int) or isinstance(length, bool):
-        raise _error(path, line, f"{name} is {value!r}; a length must be a whole number")
-    if length < 1:
-        raise _error(path, line, f"{name} is {length}; a length must be at least 1")
-    return length
-
-
-def _error(path: Path, line: int, what: str) -> ValueError:
-    return ValueError(f"trace {path}, line {line}: {what}")
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {"mooncake": _mooncake, "azure": _azure}
+def _recognised(trace: Table | Lines) -> Format:
+    """The format whose names are all there; else the one with most of them, whose reader will say what is missing."""
+    fitting = [f for f in FORMATS if f.fits(trace)]
+    if fitting:
+        return fitting[0]
+    if isinstance(trace, Lines):
+        return FORMATS[0]
+    if not trace.columns:
+        raise ValueError(f"trace {trace.path} is empty; it needs at least one request")
+    best = max((f for f in FORMATS if f.kind is Table), key=lambda f: len(set(f.names) & set(trace.columns)))
+    if not set(best.names) & set(trace.columns):
+        tables = "; ".join(", ".join(f.names) for f in FORMATS if f.kind is Table)
+        raise bad_line(trace.path, 1, f"the columns {', '.join(trace.columns)} are no trace's; there must be {tables}")
+    return best

@@ -1,6 +1,6 @@
-"""Requests: what arrives, when, and how long it is. Read from a trace, scaled to what a cluster can hold, or synthetic.
+"""Requests: what arrives, when, and how long it is; and a trace's requests scaled to what a cluster can hold.
 
-Not modelled: a client that waits for an answer before it asks again (arrivals are an open loop).
+Not modelled: requests that depend on the answer to another one.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +84,6 @@ def scale(requests: Sequence[Request], scaling: Scaling) -> tuple[list[Request],
         "rate_per_s_before": _rate(taken),
         "rate_per_s_after": _rate(scaled),
     }
-
-
-def poisson(requests: int, rate_per_s: float, isl: int, osl: int, variation: float = 0.0, seed: int = 0) -> list[Request]:
-    """Arrivals of a Poisson process, the first at 0 s. variation: of both lengths, standard deviation by mean (gamma); 0: all equal."""
-    if requests < 1 or not 0 < rate_per_s < math.inf or min(isl, osl) < 1 or variation < 0:
-        raise ValueError("a synthetic workload needs requests, isl and osl of at least 1, a rate above 0 and a variation not below 0")
-    random = np.random.default_rng(seed)
-    gaps = random.exponential(1 / rate_per_s, requests)
-    gaps[0] = 0.0
-    arrivals = np.cumsum(gaps)
-    lengths = []
-    for mean in (isl, osl):
-        drawn = random.gamma(1 / variation**2, mean * variation**2, requests) if variation > 0 else np.full(requests, float(mean))
-        lengths.append(np.maximum(1, np.rint(drawn)).astype(int))
-    return [Request(i, float(a), int(p), int(o)) for i, (a, p, o) in enumerate(zip(arrivals, *lengths))]
 
 
 def _mean(values: Sequence[int]) -> float:

@@ -19,7 +19,9 @@ from experiments.paths import ROOT, conf_dir, data_path
 from experiments.simulate import SimulateConfig, build_simulation, read_workload
 
 CHOICES = [(group, choice) for group in usage.groups("simulate") for choice in usage.choices(group)]
-GIVEN = {"azure": ["workload.path=trace.csv"], "profile": ["hardware.profile=profile.json"], "llama-3.1-70b": ["hardware.gpus=4"]}
+TRACES = ("azure", "burstgpt", "sharegpt", "arxiv", "longbench")  # the user's own files
+GIVEN = {**{name: ["workload.path=trace.csv"] for name in TRACES}, "servegen": ["workload.lengths=l.csv", "workload.rates=r.csv"]}
+GIVEN |= {"profile": ["hardware.profile=profile.json"], "llama-3.1-70b": ["hardware.gpus=4"]}
 GIVEN["wan_5g"] = ["network.path=drive.parquet"]
 GIVEN["deepseek-v3"] = ["hardware.gpus=32"]
 GIVEN["mixtral-8x7b"] = GIVEN["qwen3-32b"] = GIVEN["llama-3.1-70b"]
@@ -34,9 +36,9 @@ def test_every_choice_builds(group: str, choice: str, curves: Path) -> None:
     made = config(
         curves, f"{group}={choice}", "workload=poisson", *([f"{group}={choice}"] if group == "workload" else []), *GIVEN.get(choice, [])
     )
-    if choice in ("azure", "profile", "wan_5g"):
+    if choice in (*TRACES, "servegen", "profile", "wan_5g"):
         return  # their files are the user's
-    requests, _ = read_workload(made.workload, seed=0)
+    requests, _ = read_workload(made.workload, seed=0, closed_loop=True)
     simulation = build_simulation(made, requests[:2])
     assert len(simulation.prefill) == made.cluster.prefill
     assert len(simulation.decode) == made.cluster.decode

@@ -3,8 +3,11 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +69,11 @@ def test_spreading_keeps_steps_and_order(steps, seed) -> None:
         assert not (later and after >= later[0])
 
 
+BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,7,2,9,x\n"
+LENGTHS = "num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n74,918,992,0.08\n290,905,1195,0.32\n"
+LONGBENCH = '{"input": "", "length": 2099, "dataset": "multi_news"}\n{"length": 31, "dataset": "trec"}\n'
+
+
 BAD = {
     "line 2: input_length is 0; a length must be at least 1": mooncake((0, 1, 1), (0, 0, 1)),
     "line 2: its time is before": mooncake((5, 1, 1), (4, 1, 1)),
@@ -85,6 +93,11 @@ BAD = {
     "line 1: there is no column GeneratedTokens": AZURE.replace("GeneratedTokens", "Tokens"),
     "line 3: TIMESTAMP is '2023-11-16 18:15:50.9951690[+]00:00'": AZURE.replace("50.9951690", "50.9951690+00:00"),
     "is empty": AZURE.splitlines()[0],
+    "line 3: Response tokens is 0; a length must be at least 1": BURSTGPT.replace("7,2,9", "7,0,7"),
+    "line 3: Timestamp is 'soon'; it must be a number of seconds": BURSTGPT.replace("45,", "soon,"),
+    "line 3: its time is before that": BURSTGPT.replace("45,", "4,"),
+    "line 2: num_decode_tokens is '9.5'": LENGTHS.replace("918", "9.5"),
+    "line 2: dataset is 'cooking'": LONGBENCH.replace("trec", "cooking"),
 }
 
 
@@ -101,7 +114,7 @@ def test_what_cannot_be_read_is_said(tmp_path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         read_trace(tmp_path / "none.csv")
     for name, data in (
-        ("plain.csv.gz", AZURE.encode()),
+        ("cut.parquet", b"PAR1" + bytes(40)),
         ("cut.csv.gz", gzip.compress(AZURE.encode() * 50)[:-30]),
         ("bytes.csv", b"\xff\xfe\x00"),
     ):
@@ -110,8 +123,48 @@ def test_what_cannot_be_read_is_said(tmp_path) -> None:
             read_trace(tmp_path / name)
     with pytest.raises(ValueError, match="is empty"):
         read_trace(written(tmp_path / "empty.csv", ""))
-    with pytest.raises(ValueError, match="auto, mooncake, azure"):
+    with pytest.raises(ValueError, match="are no trace's; there must be"):
+        read_trace(written(tmp_path / "other.csv", "a,b\n1,2\n"))
+    with pytest.raises(ValueError, match="JSON lines is needed"):
+        read_trace(written(tmp_path / "a.csv", AZURE), format="mooncake")
+    with pytest.raises(ValueError, match="auto, mooncake, longbench, azure"):
         read_trace(written(tmp_path / "a.csv", AZURE), format="vidur")
+
+
+def test_burstgpt(tmp_path) -> None:
+    assert read_trace(written(tmp_path / "b.csv", BURSTGPT)) == [Request(0, 0.0, 472, 18), Request(1, 40.0, 7, 2)]
+
+
+@pytest.mark.parametrize(("text", "expected"), [(LENGTHS, [(74, 918), (290, 905)]), (LONGBENCH, [(2099, 512), (31, 64)])])
+def test_lengths_without_times_need_arrivals(tmp_path, text, expected) -> None:
+    path = written(tmp_path / "lengths", text)
+    assert read_trace(path, arrivals=lambda n: [float(i) for i in range(n)]) == [
+        Request(i, float(i), *pair) for i, pair in enumerate(expected)
+    ]
+    with pytest.raises(ValueError, match="lengths but no times"):
+        read_trace(path)
+
+
+def test_arrivals_take_the_place_of_a_traces_own(tmp_path) -> None:
+    assert [r.arrival_s for r in read_trace(written(tmp_path / "b.csv", BURSTGPT), arrivals=lambda n: [0.0, 0.5])] == [0.0, 0.5]
+
+
+def test_a_table_may_come_as_parquet(tmp_path) -> None:
+    """The same rows, with the types that a Parquet file has; and a name that says nothing."""
+    columns = {"Timestamp": [5.0, 45.0], "Model": ["ChatGPT", "GPT-4"], "Request tokens": [472, 7], "Response tokens": [18, 2]}
+    pq.write_table(pa.table(columns), tmp_path / "b")
+    assert read_trace(tmp_path / "b") == read_trace(written(tmp_path / "b.csv.gz", BURSTGPT))
+    moments = [datetime(2023, 11, 16, 18, 15, 46), datetime(2023, 11, 16, 18, 15, 50, 500_000)]
+    pq.write_table(pa.table({"TIMESTAMP": moments, "ContextTokens": [3, 4], "GeneratedTokens": [5, 6]}), tmp_path / "a")
+    assert read_trace(tmp_path / "a") == [Request(0, 0.0, 3, 5), Request(1, 4.5, 4, 6)]
+    pq.write_table(pa.table({**columns, "Request tokens": [472, 0]}), tmp_path / "bad")
+    with pytest.raises(ValueError, match="line 2: Request tokens is 0"):
+        read_trace(tmp_path / "bad")
+
+
+def test_the_records_of_a_run_are_a_trace(tmp_path) -> None:
+    pq.write_table(pa.table({"isl": [3, 4], "arrival_s": [1.0, 2.5], "osl": [5, 6], "outcome": ["a", "b"]}), tmp_path / "r.parquet")
+    assert read_trace(tmp_path / "r.parquet") == [Request(0, 0.0, 3, 5), Request(1, 1.5, 4, 6)]
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published traces are not here")
@@ -122,3 +175,9 @@ def test_the_published_traces() -> None:
     assert Counter(type(r.hash_ids) for r in trace) == {tuple: 12_031}
     assert max(r.arrival_s for r in trace) < 3_600
     assert len(read_trace(PUBLISHED / "azure2023_conv.csv.gz")) == 19_366
+    sharegpt = read_trace(PUBLISHED / "lengths_sharegpt_8k_etalon.csv.gz", arrivals=lambda n: [0.0] * n)
+    assert (len(sharegpt), sharegpt[0]) == (30_731, Request(0, 0.0, 74, 918))
+    assert len(read_trace(PUBLISHED / "lengths_arxiv_summarization_vidur.csv.gz", arrivals=lambda n: [0.0] * n)) == 28_257
+    longbench = read_trace(PUBLISHED.parent / "longbench" / "v1_multi_news.jsonl.gz", arrivals=lambda n: [0.0] * n)
+    assert sum(r.isl for r in longbench) / len(longbench) == pytest.approx(2_113, abs=1)  # words, as LongBench's own table has it
+    assert {r.osl for r in longbench} == {512}

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.workload import Request, Scaling, poisson, scale
+from sim.workload import Request, Scaling, scale
 
 lengths = st.integers(1, 100_000)
 traces = st.lists(st.tuples(st.floats(0, 1e4), lengths, lengths), min_size=1, max_size=30).map(
@@ -54,16 +53,3 @@ def test_skipping_everything_is_refused() -> None:
 def test_a_request_has_tokens(fields) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Request(3, 0.0, *fields)
-
-
-def test_poisson_has_the_rate_and_the_lengths_that_were_asked_for() -> None:
-    requests = poisson(20_000, 20.0, 868, 227, variation=0.5, seed=3)
-    gaps = np.diff([r.arrival_s for r in requests])
-    assert requests[0].arrival_s == 0.0
-    assert gaps.mean() == pytest.approx(1 / 20, rel=0.03)
-    assert gaps.std() == pytest.approx(1 / 20, rel=0.03)
-    for mean, drawn in ((868, [r.isl for r in requests]), (227, [r.osl for r in requests])):
-        assert np.mean(drawn) == pytest.approx(mean, rel=0.02)
-        assert np.std(drawn) / np.mean(drawn) == pytest.approx(0.5, rel=0.05)
-    assert requests == poisson(20_000, 20.0, 868, 227, variation=0.5, seed=3) != poisson(20_000, 20.0, 868, 227, variation=0.5, seed=4)
-    assert {(r.isl, r.osl) for r in poisson(10, 20.0, 868, 227)} == {(868, 227)}
