@@ -42,8 +42,11 @@ class PrefillNode:
         left_s = self.busy_until_s - self.clock.now
         return self.waiting_s + left_s if left_s > 0 else self.waiting_s
 
-    def prefill_s(self, isl: int) -> float:
+    def prefill_s(self, isl: int, cached: int = 0) -> float:
         return self.costs.prefill_s(isl)
+
+    def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
+        return 0
 
     def submit(self, job: Job) -> None:
         isl = job.request.isl

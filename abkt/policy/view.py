@@ -46,16 +46,17 @@ class Curve:
 
     def cut_worth(self, price: float) -> int:
         """The cut with the least distortion + price x bytes, of ties the coarser: as far as bands remove more than `price` a byte."""
-        return min(range(len(self.bytes)), key=lambda cut: self.distortion[cut] + price * self.bytes[cut])
+        costs = [distortion + price * size for distortion, size in zip(self.distortion, self.bytes, strict=True)]
+        return costs.index(min(costs))
 
     def scaled(self, factor: float) -> Curve:
         """The same curve for a transfer whose bytes are `factor` times as many."""
         return Curve(tuple(b * factor for b in self.bytes), self.distortion, self.bits)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would take five times as long to make; a model makes several for each request
 class TransferView:
-    """One transfer, as its bitrate policy sees it.
+    """One transfer, as its bitrate policy sees it. Nobody changes one that was made.
 
     deadline_s: when KV should be usable for TTFT to hold its SLO. slope, uniform: the curves of the two orders (before encoding: the
     expected ones; after: this request's own). sent_bytes, sent_cut: what left already; what left cannot be taken back.
@@ -156,12 +157,13 @@ class BitratePolicy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RequestView:
-    """A request before it is placed."""
+    """A request before it is placed. hash_ids: its prompt's prefix blocks, in order; empty where nobody hashed them."""
 
     request_id: int
     isl: int
     osl: int
     arrival_s: float
+    hash_ids: tuple[int, ...] = ()
 
 
 class PrefillLoad(Protocol):
@@ -174,7 +176,13 @@ class PrefillLoad(Protocol):
         """Expected seconds of prefill (and encoding) accepted but not done."""
         ...
 
-    def prefill_s(self, isl: int) -> float: ...
+    def prefill_s(self, isl: int, cached: int = 0) -> float:
+        """Of a prompt of isl tokens, of which the first `cached` need not be computed."""
+        ...
+
+    def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
+        """Tokens of the prompt's beginning that the node holds; 0 without a prefix cache. Asked only of prompts with hash_ids."""
+        ...
 
 
 class DecodeLoad(Protocol):

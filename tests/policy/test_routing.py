@@ -12,22 +12,38 @@ from hypothesis import strategies as st
 
 from abkt.policy.routing.least_loaded import LeastLoaded
 from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.min_ttft import MinTTFT
+from abkt.policy.routing.power_of_two import PowerOfTwo
+from abkt.policy.routing.prefix_aware import PrefixAware
 from abkt.policy.routing.random import Random
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.policy.view import RequestView
 
-POLICIES: dict[str, Callable] = {"random": Random, "round_robin": RoundRobin, "least_loaded": LeastLoaded, "load_aware": LoadAware}
+POLICIES: dict[str, Callable] = {
+    "random": Random,
+    "round_robin": RoundRobin,
+    "least_loaded": LeastLoaded,
+    "power_of_two": PowerOfTwo,
+    "prefix_aware": PrefixAware,
+    "min_ttft": MinTTFT,
+    "load_aware": LoadAware,
+}
 REQUEST = RequestView(0, isl=1000, osl=100, arrival_s=0.0)
+HASHED = RequestView(0, isl=1000, osl=100, arrival_s=0.0, hash_ids=(7, 8, 9, 10))  # 250 tokens each
 
 
 @dataclass
 class Prefill:
     queued_s: float = 0.0
     slowness: float = 1e-5
+    held: int = 0  # of HASHED's blocks
     name: str = "p"
 
-    def prefill_s(self, isl: int) -> float:
-        return self.slowness * isl
+    def prefill_s(self, isl: int, cached: int = 0) -> float:
+        return self.slowness * (isl - cached)
+
+    def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
+        return 250 * self.held
 
 
 @dataclass
@@ -43,7 +59,9 @@ class Decode:
 
 
 # Few different values, so that ties are common.
-prefills = st.lists(st.builds(Prefill, st.sampled_from([0.0, 0.1, 0.5, 2.0]), st.sampled_from([1e-5, 3e-4])), min_size=1, max_size=6)
+prefills = st.lists(
+    st.builds(Prefill, st.sampled_from([0.0, 0.1, 0.5, 2.0]), st.sampled_from([1e-5, 3e-4]), st.integers(0, 4)), min_size=1, max_size=6
+)
 decodes = st.lists(
     st.builds(
         Decode,
@@ -59,14 +77,14 @@ quotes = st.integers(0, 10**6).map(lambda seed: lambda p, d: ((p * 31 + d * 17 +
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@given(prefill=prefills, decode=decodes, quote_s=quotes, times=st.integers(1, 5))
-def test_a_node_of_each_side_and_the_same_for_the_same_calls(name, prefill, decode, quote_s, times) -> None:
+@given(prefill=prefills, decode=decodes, quote_s=quotes, times=st.integers(1, 5), request_=st.sampled_from([REQUEST, HASHED]))
+def test_a_node_of_each_side_and_the_same_for_the_same_calls(name, prefill, decode, quote_s, times, request_) -> None:
     one, other = POLICIES[name](), POLICIES[name]()
     for _ in range(times):
-        p, d = one.decide(0.0, REQUEST, prefill, decode, quote_s)
+        p, d = one.decide(0.0, request_, prefill, decode, quote_s)
         assert 0 <= p < len(prefill)
         assert 0 <= d < len(decode)
-        assert (p, d) == other.decide(0.0, REQUEST, prefill, decode, quote_s)
+        assert (p, d) == other.decide(0.0, request_, prefill, decode, quote_s)
 
 
 def cost(p: int, d: int, prefill, decode, quote_s, slo_s: float = 0.05, kappa_s: float = 1.0) -> float:
@@ -135,7 +153,46 @@ def test_least_loaded_by_its_definition(prefill, decode) -> None:
     assert (decode[d].kv_used, decode[d].active) == min((node.kv_used, node.active) for node in decode)
 
 
+@given(prefills, decodes)
+def test_min_ttft_by_its_definition(prefill, decode) -> None:
+    p, d = MinTTFT().decide(0.0, HASHED, prefill, decode, lambda p, d: 0.0)
+    ttfts = [node.queued_s + node.slowness * (1000 - 250 * node.held) for node in prefill]
+    assert ttfts[p] == min(ttfts)
+    assert decode[d].tpot_s == min(node.tpot_s for node in decode)
+
+
+def test_prefix_aware_by_hand() -> None:
+    decode = [Decode(kv_used=0.5), Decode()]
+    policy = PrefixAware(share=0.5, balance_s=1.0)
+
+    def chosen(*prefill: Prefill, request: RequestView = HASHED) -> tuple[int, int]:
+        return policy.decide(0.0, request, prefill, decode, lambda p, d: 0.0)
+
+    assert chosen(Prefill(0.0), Prefill(0.9, held=3), Prefill(0.0, held=2)) == (1, 1)  # the longest prefix, if it is not far behind
+    assert chosen(Prefill(0.0), Prefill(1.1, held=3), Prefill(0.0, held=2)) == (0, 1)  # too busy: the idlest, not the next best
+    assert chosen(Prefill(0.1), Prefill(0.2, held=1)) == (0, 1)  # a quarter of the prompt is less than the half that was asked for
+    assert chosen(Prefill(0.1), Prefill(0.2, held=3), request=REQUEST) == (0, 1)  # nobody hashed it
+
+
+def test_power_of_two_takes_the_less_loaded_of_two() -> None:
+    prefill = [Prefill(float(i)) for i in range(10)]
+    decode = [Decode(kv_used=i / 10) for i in range(10)]
+    policy = PowerOfTwo(5)
+    chosen = [policy.decide(0.0, REQUEST, prefill, decode, lambda p, d: 0.0) for _ in range(4500)]
+    for side in (0, 1):
+        counts = Counter(pair[side] for pair in chosen)
+        assert counts[9] == 0  # of two different nodes one is less loaded
+        for node in range(9):  # node i is chosen with one of the 9 - i above it, of 45 pairs
+            assert counts[node] == pytest.approx(100 * (9 - node), abs=130)
+
+
 @pytest.mark.parametrize("fields", [{"tpot_slo_s": 0.0}, {"kappa_s": -1.0}, {"top_k": 0}])
 def test_refused(fields) -> None:
     with pytest.raises(ValueError, match="load_aware"):
         LoadAware(**fields)
+
+
+@pytest.mark.parametrize(("policy", "fields"), [(PrefixAware, {"share": 0.0}), (PrefixAware, {"balance_s": -1.0}), (MinTTFT, {"top_k": 0})])
+def test_others_refused(policy, fields) -> None:
+    with pytest.raises(ValueError, match="must"):
+        policy(**fields)

@@ -1,0 +1,50 @@
+"""The prefill node on which the first token comes first, prefix cache counted; the decode node with the shortest iterations.
+
+    TTFT(p) = queued(p) + T_prefill(isl, cached(p)),    p = argmin TTFT(p),    d = argmin TPOT(d), then the memory promised
+
+Source: Mooncake (FAST'25, arXiv 2407.00079), algorithm 1. Its copy of a prefix from one prefill node to another is left out, and so is its
+rejection of late requests, which is admission's (abkt.policy.admission.reject_late).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from abkt.policy.routing.least_loaded import backlog
+from abkt.policy.routing.ranking import candidates
+from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
+
+
+@dataclass(slots=True)
+class MinTTFT:
+    """top_k: nodes that are looked at in a large cluster."""
+
+    top_k: int = 4
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"min_ttft: top_k is {self.top_k}; it must be at least 1")
+
+    def decide(
+        self,
+        now_s: float,
+        request: RequestView,
+        prefill: Sequence[PrefillLoad],
+        decode: Sequence[DecodeLoad],
+        quote_s: Callable[[int, int], float],
+    ) -> tuple[int, int]:
+        looked = candidates(prefill, self.top_k, backlog, request.hash_ids)
+        p = min(looked, key=lambda p: first_token_s(prefill[p], request))
+        d = min(candidates(decode, 1, _pace), key=lambda d: _pace(decode[d]))
+        return p, d
+
+
+def first_token_s(node: PrefillLoad, request: RequestView) -> float:
+    """From now until the prefill node has the first token."""
+    cached = node.cached_tokens(request.hash_ids) if request.hash_ids else 0
+    return node.queued_s + node.prefill_s(request.isl, cached)
+
+
+def _pace(node: DecodeLoad) -> tuple[float, float]:
+    return node.tpot_s, node.kv_used

@@ -1,0 +1,95 @@
+"""Nodes in order of their load, kept while it changes, so that a decision among a thousand of them looks at a few.
+
+A node's load changes several times for each request and is asked for once. So a change only marks the node (`changed.add(node)`), and
+the next question moves the marked ones: O(log n) each, by bisection. What a policy orders by must not change on its own as time
+passes: of prefill nodes not the seconds queued, but the moment at which the queue will be empty.
+
+Nodes of one `kind` have the same order for every request. The k least of all lie among the k least of each kind, whatever a request
+costs on each kind.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+FEW = 8  # nodes that are looked at one by one instead
+
+
+class Ranking(list[T]):
+    """A list of nodes, made once for as long as it has the same members. kind(node): see above; it may change like a load.
+
+    holders: block hash -> the nodes that hold it, in order of getting it; kept by the nodes' prefix caches.
+    """
+
+    def __init__(self, nodes: Iterable[T], kind: Callable[[T], Hashable], holders: dict[int, dict[T, None]] | None = None) -> None:
+        super().__init__(nodes)
+        self.kind = kind
+        self.holders: dict[int, dict[T, None]] = {} if holders is None else holders
+        self.changed: set[T] = set()
+        self.place = {node: index for index, node in enumerate(self)}
+        self._orders: dict[Callable[[T], Any], _Order] = {}
+
+    def least(self, count: int, load: Callable[[T], Any]) -> Sequence[int]:
+        """Indices of the `count` nodes of each kind with the least load (ties: the first), and maybe of more."""
+        if len(self) <= max(FEW, count):
+            return range(len(self))
+        if self.changed:
+            moved = [(self.place[node], node) for node in self.changed if node in self.place]
+            self.changed.clear()
+            for by, order in self._orders.items():
+                for index, node in moved:
+                    order.move(index, self.kind(node), by(node))
+        known = self._orders.get(load)
+        if known is None:
+            known = self._orders[load] = _Order([(self.kind(node), load(node)) for node in self])
+        return known.first(count)
+
+    def holding(self, hash_ids: tuple[int, ...], count: int) -> list[int]:
+        """Indices of at most `count` nodes that hold the longest part of the prefix that any node holds."""
+        deepest = bisect_left(hash_ids, True, key=lambda block: not self.holders.get(block)) - 1
+        if deepest < 0:
+            return []
+        found: list[int] = []
+        for node in self.holders[hash_ids[deepest]]:
+            if node in self.place:
+                found.append(self.place[node])
+                if len(found) == count:
+                    break
+        return found
+
+
+def candidates(nodes: Sequence[T], count: int, load: Callable[[T], Any], hash_ids: tuple[int, ...] = ()) -> Sequence[int]:
+    """Indices that are worth a look: all of a plain list; of a Ranking the least loaded, and those that hold the prefix."""
+    if not isinstance(nodes, Ranking):
+        return range(len(nodes))
+    least = nodes.least(count, load)
+    if not hash_ids or len(least) == len(nodes):
+        return least
+    return sorted({*least, *nodes.holding(hash_ids, count)})
+
+
+class _Order:
+    """Nodes by (load, index), one sorted list for each kind."""
+
+    def __init__(self, entries: list[tuple[Hashable, Any]]) -> None:
+        self.entries = entries
+        self.lists: dict[Hashable, list[tuple[Any, int]]] = {}
+        for index, (kind, load) in enumerate(entries):
+            self.lists.setdefault(kind, []).append((load, index))
+        for nodes in self.lists.values():
+            nodes.sort()
+
+    def move(self, index: int, kind: Hashable, load: Any) -> None:
+        old_kind, old_load = self.entries[index]
+        if (kind, load) == (old_kind, old_load):
+            return
+        nodes = self.lists[old_kind]
+        del nodes[bisect_left(nodes, (old_load, index))]
+        insort(self.lists.setdefault(kind, []), (load, index))
+        self.entries[index] = kind, load
+
+    def first(self, count: int) -> list[int]:
+        return [index for nodes in self.lists.values() for _, index in nodes[:count]]
