@@ -1,65 +1,67 @@
 """Simulated time, and the one timer each process of the model waits on.
 
 SimPy schedules by delay, and `now + (then - now)` is not always `then`; the model's times are planned in closed form and compared
-for equality, so here an event is put at an absolute time.
+for equality, so here a process is woken at an absolute time. Of what falls on one moment, what was put there first comes first.
+
+Most of what a run does is waking processes, so the queue holds the timers themselves, not an event for each time one is set.
 
 Not modelled: drift or offset between the clocks of nodes.
 """
 
 from __future__ import annotations
 
-from heapq import heappush
+from heapq import heappop, heappush
 
 import simpy
 from simpy.events import NORMAL, Event
 
+UNSET = -1
+
 
 class Clock(simpy.Environment):
-    """A SimPy environment whose events may be put at an absolute time, exactly."""
+    """A SimPy environment with timers at absolute times."""
 
-    def put(self, event: Event, time_s: float) -> None:
-        if time_s < self._now:
-            raise RuntimeError(f"an event at {time_s} s is in the past; it is {self._now} s")
-        heappush(self._queue, (time_s, NORMAL, next(self._eid), event))
-
-
-class _Alarm(Event):
-    """An event that is bound to happen: SimPy's Timeout, at an absolute time and with its one callback."""
-
-    def __init__(self, clock: Clock, time_s: float, wake: Wake) -> None:
-        self.env = clock
-        self.callbacks = [wake.ring]
-        self._ok = True
-        self._value = None
-        clock.put(self, time_s)
+    def step(self) -> None:
+        queue = self._queue
+        wake = queue[0][3] if queue else None
+        if not isinstance(wake, Wake):
+            super().step()
+            return
+        now_s, _, number, _ = heappop(queue)
+        if wake.number == number:  # else it was moved or cancelled since, and nothing happens
+            self._now = now_s
+            wake.number = UNSET
+            sleepers, wake.callbacks = wake.callbacks, []
+            for resume in sleepers:
+                resume(wake)
 
 
 class Wake(Event):
     """The one timer of one process: `yield wake.at(t)`, and whoever changes the plan moves it.
 
-    An alarm that was moved stays in SimPy's queue until its time; it is not the newest one then, and does nothing. (Racing two
-    events, `timeout | event`, would leave as many stale timers and cost nine times as much.)
+    Where it stood before stays in the queue until its time, and does nothing then. (Racing two events, `timeout | event`, would leave as
+    many stale timers and cost nine times as much.)
     """
+
+    callbacks: list  # type: ignore[type-arg]  # never None: it may ring again and again
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
         self.clock = clock
-        self._alarm: Event | None = None
+        self.number = UNSET  # of its entry in the queue
+        self._ok = True
+        self._value = None
 
     def at(self, time_s: float) -> Wake:
-        self._alarm = _Alarm(self.clock, time_s, self)
+        clock = self.clock
+        if time_s < clock._now:
+            raise RuntimeError(f"an event at {time_s} s is in the past; it is {clock._now} s")
+        self.number = number = next(clock._eid)
+        heappush(clock._queue, (time_s, NORMAL, number, self))
         return self
 
     def after(self, delay_s: float) -> Wake:
-        return self.at(self.clock.now + delay_s)
+        return self.at(self.clock._now + delay_s)
 
     def cancel(self) -> None:
-        self._alarm = None
-
-    def ring(self, alarm: Event) -> None:
-        if alarm is not self._alarm:
-            return
-        self._alarm = None
-        sleepers, self.callbacks = self.callbacks, []
-        for resume in sleepers or ():
-            resume(alarm)
+        self.number = UNSET

@@ -12,7 +12,7 @@ all of it in the mean, and the window has lost its oldest share 1 - trust. After
 from __future__ import annotations
 
 import math
-from collections import deque
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from abkt.policy.view import GoodputSample
@@ -32,7 +32,7 @@ class Bandwidth:
     updated_s: float = math.nan
     _mean: float = math.nan
     _weight: float = 0.0  # of all that is in the mean; 1 after a long time of sending
-    _grains: deque[float] = field(default_factory=lambda: deque(maxlen=GRAINS))  # rates, newest last
+    _grains: list[float] = field(default_factory=list)  # rates, newest last; not a deque, which is large even if it is empty
     _open_bytes: float = 0.0  # of the grain that is not full yet
     _open_s: float = 0.0
     _low: float = math.nan
@@ -64,7 +64,9 @@ class Bandwidth:
 
     def low_bytes_per_s(self, now_s: float) -> float:
         """The rate below which the link was for `low_quantile` of its recent sending time, and never above the mean."""
-        if math.isnan(self._low) and not math.isnan(self._mean):
+        if math.isnan(self._low):
+            if math.isnan(self._mean):
+                return self.initial_bytes_per_s
             self._low = min(self._quantile(), self._mean)
         return self._aged(self._low, now_s)
 
@@ -74,10 +76,10 @@ class Bandwidth:
     def _aged(self, measured: float, now_s: float) -> float:
         if math.isnan(measured):
             return self.initial_bytes_per_s
-        trust = self._trust(now_s)
-        if trust in (0.0, 1.0):
-            return measured if trust else self.initial_bytes_per_s
-        return measured**trust * self.initial_bytes_per_s ** (1 - trust)
+        if now_s <= self.updated_s or self.stale_s == math.inf:
+            return measured
+        trust = 1.0 - (now_s - self.updated_s) / self.stale_s
+        return measured**trust * self.initial_bytes_per_s ** (1 - trust) if trust > 0 else self.initial_bytes_per_s
 
     def _age(self, now_s: float) -> None:
         """Forget what idle time up to now_s has made stale."""
@@ -85,8 +87,7 @@ class Bandwidth:
             return
         trust = self._trust(now_s)
         self._weight *= trust
-        for _ in range(len(self._grains) - math.ceil(trust * len(self._grains))):
-            self._grains.popleft()
+        del self._grains[: len(self._grains) - math.ceil(trust * len(self._grains))]
         if trust == 0.0:
             self._open_bytes = self._open_s = 0.0
 
@@ -97,20 +98,23 @@ class Bandwidth:
         while self._open_s + seconds >= grain_s:
             taken_s = grain_s - self._open_s
             self._grains.append((self._open_bytes + rate * taken_s) / grain_s)
+            if len(self._grains) > GRAINS:
+                del self._grains[0]
             self._open_bytes = self._open_s = 0.0
             seconds -= taken_s
         self._open_bytes += rate * seconds
         self._open_s += seconds
 
     def _quantile(self) -> float:
-        grain_s = self.window_s / GRAINS
-        parts = [(rate, grain_s) for rate in self._grains]
+        rates = sorted(self._grains)
+        weights_s = [self.window_s / GRAINS] * len(rates)
         if self._open_s > 0:
-            parts.append((self._open_bytes / self._open_s, self._open_s))
-        parts.sort()
-        enough_s, passed_s = self.low_quantile * sum(seconds for _, seconds in parts), 0.0
-        for rate, seconds in parts:
+            place = bisect_left(rates, rate := self._open_bytes / self._open_s)
+            rates.insert(place, rate)
+            weights_s.insert(place, self._open_s)
+        enough_s, passed_s = self.low_quantile * sum(weights_s), 0.0
+        for rate, seconds in zip(rates, weights_s, strict=True):
             passed_s += seconds
             if passed_s >= enough_s:
                 return rate
-        return parts[-1][0]
+        return rates[-1]

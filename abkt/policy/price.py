@@ -30,6 +30,7 @@ class Price:
     backlog_bytes: float = field(default=0.0, init=False)
     _value: float = field(default=0.0, init=False)
     _since_s: float = field(default=0.0, init=False)
+    _trend: float = field(default=-1.0, init=False)  # of the price's logarithm, by gain_per_s: -1 while the NIC is idle, at most 1
 
     def __post_init__(self) -> None:
         if not (self.bytes_per_s > 0 and self.target_s > 0 and self.gain_per_s >= 0 and 0 < self.low <= self.high < math.inf):
@@ -39,18 +40,24 @@ class Price:
     def enter(self, now_s: float, wire_bytes: float) -> None:
         """So many bytes now wait for the NIC."""
         self._value, self._since_s = self.per_second(now_s), max(now_s, self._since_s)
-        self.backlog_bytes += wire_bytes
+        self._hold(self.backlog_bytes + wire_bytes)
 
     def leave(self, now_s: float, wire_bytes: float) -> None:
         """They have passed, or will not come."""
         self.enter(now_s, -wire_bytes)
-        self.backlog_bytes = max(0.0, self.backlog_bytes)
+        if self.backlog_bytes < 0:
+            self._hold(0.0)
 
     def per_second(self, now_s: float) -> float:
-        pressure = self.backlog_bytes / self.bytes_per_s / self.target_s - 1
-        exponent = self.gain_per_s * min(1.0, max(-1.0, pressure)) * max(0.0, now_s - self._since_s)
+        if now_s <= self._since_s or (self._trend <= 0 and self._value == self.low):
+            return self._value
+        exponent = self.gain_per_s * self._trend * (now_s - self._since_s)
         return min(self.high, max(self.low, self._value * math.exp(min(exponent, 700.0))))
 
     def per_byte(self, now_s: float) -> float:
         """What a TransferView is given; of two ends the higher one counts."""
         return self.per_second(now_s) / self.bytes_per_s
+
+    def _hold(self, backlog_bytes: float) -> None:
+        self.backlog_bytes = backlog_bytes
+        self._trend = min(1.0, max(-1.0, backlog_bytes / self.bytes_per_s / self.target_s - 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.view import Curve, Decision, Delivered, GoodputSample, Order, Refined, TransferView
@@ -49,7 +50,13 @@ class Linked:
 
 def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, behind: int = 0) -> Decision:
     """A cut no coarser than what has left."""
-    return Decision("stream", order, max(cut, view.sent_cut), depth_bits, behind)
+    return _stream(order, max(cut, view.sent_cut), depth_bits, behind)
+
+
+@lru_cache(maxsize=1 << 14)
+def _stream(order: Order, cut: int, depth_bits: int, behind: int) -> Decision:
+    """There are few that differ, and many are made."""
+    return Decision("stream", order, cut, depth_bits, behind)
 
 
 def cut_behind(curve: Curve, distortion: float) -> int:

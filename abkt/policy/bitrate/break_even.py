@@ -29,9 +29,11 @@ def parts(view: TransferView, decision: Decision) -> tuple[float, float, float]:
 
 def usable_s(bytes_per_s: float, view: TransferView, decision: Decision, pipelined: bool = False) -> float:
     """Seconds until KV is usable, alone on the link. pipelined: the codec works while bytes flow."""
+    if decision.mode == "raw":
+        return view.raw_s + view.raw_bytes / bytes_per_s
     encode_s, wire_bytes, expand_s = parts(view, decision)
     wire_s = wire_bytes / bytes_per_s
-    if pipelined and decision.mode != "raw":
+    if pipelined:
         return max(encode_s, wire_s, expand_s)
     return encode_s + wire_s + expand_s
 
@@ -44,6 +46,9 @@ def loses(bytes_per_s: float, view: TransferView, decision: Decision, pipelined:
 
 def without_loss(bytes_per_s: float, view: TransferView, rival: Decision) -> Decision | None:
     """Raw or exact, the faster of them (of ties raw), where it is exposed for no longer than `rival`; None where neither is."""
-    exact = view.exact_bytes > 0 and not loses(bytes_per_s, view, EXACT)
-    best = EXACT if exact else RAW
-    return best if usable_s(bytes_per_s, view, best) <= max(view.hidden_s, usable_s(bytes_per_s, view, rival)) else None
+    best, best_s = RAW, usable_s(bytes_per_s, view, RAW)
+    if view.exact_bytes > 0:
+        exact_s = usable_s(bytes_per_s, view, EXACT)
+        if best_s > max(view.hidden_s, exact_s):
+            best, best_s = EXACT, exact_s
+    return best if best_s <= max(view.hidden_s, usable_s(bytes_per_s, view, rival)) else None
