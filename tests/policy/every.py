@@ -33,6 +33,7 @@ def configs(rate: float, **budget: float) -> dict[str, dict[str, Any]]:
         "int8": made("fixed.Fixed", bits=8),
         "int4": made("fixed.Fixed", bits=4),
         "int2": made("fixed.Fixed", bits=2),
+        "allocated": made("allocated.Allocated", bits=2.8),
         "lossless": made("lossless.Lossless"),
         "random": made("random.Random", seed=3),
         "cachegen": made("cachegen.CacheGen", initial_bytes_per_s=rate, chunk_bytes=5e4),

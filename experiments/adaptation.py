@@ -1,0 +1,179 @@
+"""`abkt adaptation`: is following the link worth anything, once distortion is held equal?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from abkt.profile import schema
+from abkt.records import SLO
+from experiments.config import STRICT
+from experiments.contest.match import Match, play
+from experiments.contest.worlds import Setting, World, model, real
+from experiments.manifest import write_manifest
+from experiments.network import Network
+from experiments.network import inputs as network_inputs
+from experiments.results import write_json
+from experiments.show import bar
+from experiments.verb import Run, verb
+from experiments.workload import TraceWorkload, Workload, read_workload
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
+
+    from abkt.profile.schema import Profile
+    from sim.workload import Request
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptationConfig:
+    """ours: policies that can be told bounds, by name. bits: of the fixed rates. asked: target_distortion of ours, in D."""
+
+    world: Literal["model", "real"]
+    model_folder: Path
+    profile: Path | None
+    pacing: str
+    network: Network
+    workload: Workload
+    ours: dict[str, dict[str, Any]]
+    cachegen: dict[str, Any]
+    oracle: dict[str, Any]
+    bits: tuple[float, ...]
+    asked: float
+    met: float
+    tpot_s: float
+    repeats: int
+    seed: int
+    out: Path
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or not 0 < self.met < 1 or not 0 < self.asked <= 1 or not self.bits:
+            raise ValueError("adaptation needs a repeat, bits of a fixed rate, met between 0 and 1, and asked above 0 and at most 1")
+
+
+@verb("adaptation")
+def main(config: AdaptationConfig, run: Run) -> None:
+    repeats = [_requests(config.workload, config.seed, repeat) for repeat in range(config.repeats)]
+    total = sum(len(requests) for requests in repeats)
+    print(
+        f"plan: {config.repeats} repeats, {total} requests in all, network {run.choices['network']}, in the {config.world} world; "
+        f"{', '.join(config.ours)} against fixed rates of {', '.join(f'{bits:g}' for bits in config.bits)} bits, cachegen and a bound"
+    )
+    config.out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        world, facts = _world(config, repeats, stack)
+        matches = [
+            play(
+                world, config.repeats, bits, config.ours, config.cachegen, config.oracle, config.asked, config.met, SLO(1.0, config.tpot_s)
+            )
+            for bits in config.bits
+        ]
+    write_json(
+        config.out / "adaptation.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "network": run.choices["network"],
+            "world": config.world,
+            "repeats": config.repeats,
+            "requests": total,
+            **facts,
+            "matches": [match.plain() for match in matches],
+        },
+    )
+    traces = [config.workload.path] if isinstance(config.workload, TraceWorkload) else []
+    write_manifest(run, [*traces, *network_inputs(config.network), config.out / "profile.json"])
+    show(run.choices["network"], matches)
+    print(f"results: {config.out}")
+
+
+def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
+    """Another stretch of the trace for each repeat, or another draw."""
+    if isinstance(workload, TraceWorkload):
+        scaling = workload.scaling
+        if scaling.requests is None:
+            raise ValueError("workload.scaling.requests must be a number, so that each repeat can have other requests of the trace")
+        workload = replace(workload, scaling=replace(scaling, skip=scaling.skip + repeat * scaling.requests))
+    return read_workload(workload, seed + repeat)[0]
+
+
+def _world(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, dict[str, Any]]:
+    """With what is known of it. A profile is measured where none is given, and kept beside the results."""
+    from abkt.serve.cluster import Cluster, ClusterSpec
+
+    spec = ClusterSpec(config.model_folder, prefill=config.network.senders)
+    spec.layout()
+    if config.world == "model":
+        profile = schema.load(config.profile) if config.profile else _measured(config)
+        profile.save(config.out / "profile.json")
+        return model(_setting(config, profile), repeats), {}
+    from experiments.prompts import prompts_for
+    from experiments.real_network import real_network
+
+    profile = schema.load(config.profile) if config.profile else _measured(config)
+    profile.save(config.out / "profile.json")
+    network = stack.enter_context(real_network(config.network, config.pacing, config.seed))
+    cluster = stack.enter_context(Cluster(replace(spec, key_file=network.key_file), config.out, network.namespaces, network.pacing))
+    shown = stack.enter_context(bar("requests"))
+    prompts = [prompts_for(requests, config.seed + i) for i, requests in enumerate(repeats)]
+    return real(_setting(config, profile), cluster, prompts, lambda: shown.progress.advance(shown.task)), {
+        "pacing": network.pacing,
+        **network.facts,
+    }
+
+
+def _measured(config: AdaptationConfig) -> Profile:
+    from abkt.serve.cluster import Cluster, ClusterSpec
+    from experiments.profile import measure
+
+    with Cluster(ClusterSpec(config.model_folder), config.out) as cluster, bar("profile") as progress:
+        return measure(cluster, config.seed, progress.step)
+
+
+def _setting(config: AdaptationConfig, profile: Profile) -> Setting:
+    network = config.network
+    return Setting(profile, network.capacity(), network.senders, network.delay_s)
+
+
+def show(network: str, matches: Sequence[Match]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    for match in matches:
+        title = f"{network}: D {match.bounds.mean:.4f} (a fixed rate of {match.bits:g} bits), SLO {match.slo_ttft_s:.3f} s"
+        table = Table("policy", title=title, title_justify="left", box=None)
+        for heading in ("within", "exposed p99", "TTFT", "worst", "distortion, p99", "of raw"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, row in match.rows.items():
+            table.add_row(
+                name,
+                f"{row['within_slo']:.1%}",
+                *(f"{row[key]:.3f} s" for key in ("exposed_p99_s", "ttft_mean_s", "ttft_worst_s")),
+                f"{row['distortion_mean']:.4f}, {row['distortion_p99']:.3f}",
+                f"{row['wire_share']:.3f}",
+            )
+        console.print(table)
+        for name, against in match.ttft.items():
+            rivals = [f"{_interval(match.against[rival][name])} of {rival}'s" for rival in match.against]
+            console.print(f"{name}: p99 exposed {', '.join(rivals)}; mean TTFT {_interval(against)} of the bound's")
+        for name, reason in match.missing.items():
+            console.print(f"{name} {reason}")
+
+
+def _interval(made: Mapping[str, float]) -> str:
+    return f"{made['ratio']:.2f} [{made['low']:.2f}, {made['high']:.2f}]"
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """An adaptation.json. Raises ValueError, one line, where it is of another schema version."""
+    data = json.loads(path.read_text())
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema version {data.get('schema_version')}, this code reads {SCHEMA_VERSION}")
+    return dict(data)

@@ -1,0 +1,49 @@
+"""Who meets whom, and that all of them keep the same bounds: mean distortion at most D, p99 at most 8 D.
+
+D is what a fixed rate leaves. A policy that adapts is told D; of one that knows only levels, the coarsest that break the bounds are taken
+away. Equal p99 would forbid adapting at all, and without bounds the lowest rate would win every figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.contest.scores import p99
+
+TAIL = 8.0  # p99 distortion may be this many times D
+Bitrate = dict[str, Any]  # a policy's configuration, as abkt.policy.build takes it
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of token-weighted distortion over all requests."""
+
+    mean: float
+
+    @property
+    def p99(self) -> float:
+        return TAIL * self.mean
+
+    def held_by(self, distortion: Sequence[float]) -> bool:
+        return bool(np.mean(distortion) <= self.mean * (1 + 1e-9) and p99(np.asarray(distortion)) <= self.p99)
+
+
+def allocated(bits: float, order: str = "slope") -> Bitrate:
+    return {"_target_": "abkt.policy.bitrate.allocated.Allocated", "bits": bits, "order": order}
+
+
+def told(bitrate: Mapping[str, Any], bounds: Bounds, asked: float) -> Bitrate:
+    """An adaptive policy with these bounds; as good as `asked` times the mean where there is time."""
+    distortions = {"target_distortion": asked * bounds.mean, "mean_distortion": bounds.mean, "max_distortion": bounds.p99}
+    if missing := sorted(distortions.keys() - bitrate.keys()):
+        raise ValueError(f"policy {bitrate.get('_target_')} has no {missing[0]}; only policies that can be told bounds adapt within them")
+    return {**bitrate, **distortions}
+
+
+def coarsest_within(bounds: Bounds, levels: Sequence[float], distortion: Callable[[float], Sequence[float]]) -> float | None:
+    """The fewest bits of the levels whose distortion (of each request) keeps the bounds; None if none does."""
+    return next((bits for bits in sorted(levels) if bounds.held_by(distortion(bits))), None)

@@ -1,0 +1,49 @@
+"""`abkt adaptation` in the model, as a user calls it: what it leaves behind, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import adaptation
+from experiments.cli import dispatch
+
+SMALL = ["repeats=2", "bits=[2]", "workload.scaling.requests=40"]
+
+
+def test_ours_keep_the_bounds_and_meet_the_slo_more_often(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adaptation.main(["network=wan_oscillating", f"profile={study / 'profile.json'}", *SMALL, f"out={tmp_path}"])
+    (match,) = adaptation.read(tmp_path / "adaptation.json")["matches"]
+    fixed, embedded = match["rows"]["fixed"], match["rows"]["embedded"]
+    assert fixed["within_slo"] == pytest.approx(0.9, abs=0.02)
+    assert embedded["distortion_mean"] <= fixed["distortion_mean"]
+    assert embedded["distortion_p99"] <= 8 * fixed["distortion_mean"]
+    assert embedded["within_slo"] > fixed["within_slo"]
+    assert match["exposed_p99_against"]["fixed"]["embedded"]["ratio"] < 1
+    assert "embedded: p99 exposed" in capsys.readouterr().out
+    assert (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("repeats=0", "needs a repeat"),
+        ("world=paper", "world is 'paper'"),
+        ("workload.scaling.requests=null", "must be a number"),
+        ("profile=nowhere.json", "nowhere.json"),
+    ],
+)
+def test_refused_in_one_line(override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["adaptation", override, f"out={tmp_path / 'out'}"]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_results_of_another_schema_version_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "adaptation.json"
+    path.write_text(json.dumps({"schema_version": 99}))
+    with pytest.raises(ValueError, match="schema version 99"):
+        adaptation.read(path)
