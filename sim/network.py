@@ -2,8 +2,9 @@
 
 A set of rates is max-min fair if no flow can get more without another, that has no more than it, getting less; equivalently, every
 flow has a bottleneck: a full link on which nobody is faster. Progressive filling finds it: raise all rates together, freeze those
-on the link that fills first, go on. It is solved again whenever a flow joins or leaves or a capacity changes, for the flows that
-are connected to the change by shared links; the others keep their rates.
+on the link that fills first, go on. Flows of a higher level are less urgent: each level shares what the levels before it leave, so a
+level may get nothing. It is solved again whenever a flow joins or leaves or a capacity changes, for the flows that are connected to
+the change by shared links; the others keep their rates.
 
 Source: Bertsekas and Gallager, Data Networks, section 6.5.2.
 Not modelled: packets, TCP's ramp-up and losses, propagation delay (a transfer adds it), queues in switches.
@@ -20,15 +21,30 @@ from simpy.events import Event
 from abkt.capacity import Capacity
 from sim.clock import Clock, Wake
 
+FULL = 1e-12  # a link of which this share or less is left is full; more than rounding leaves of it
 
-def fair_rates(paths: Sequence[Sequence[Hashable]], capacity: Mapping[Any, float]) -> list[float]:
-    """Max-min fair rates of flows over `paths` of links; inf where nothing limits a flow."""
+
+def fair_rates(paths: Sequence[Sequence[Hashable]], capacity: Mapping[Any, float], levels: Sequence[int] | None = None) -> list[float]:
+    """Max-min fair rates of flows over `paths` of links, the lower `levels` first; inf where nothing limits a flow."""
+    if levels is None or len(set(levels)) < 2:
+        return _fill(paths, {link: capacity[link] for path in paths for link in path})
+    rates = [0.0] * len(paths)
+    room = {link: capacity[link] for path in paths for link in path}
+    for level in sorted(set(levels)):
+        members = [flow for flow, of in enumerate(levels) if of == level]
+        for flow, rate in zip(members, _fill([paths[flow] for flow in members], room), strict=True):
+            rates[flow] = rate
+        room = {link: 0.0 if left <= FULL * capacity[link] < math.inf else left for link, left in room.items()}
+    return rates
+
+
+def _fill(paths: Sequence[Sequence[Hashable]], room: dict[Hashable, float]) -> list[float]:
+    """Progressive filling of what room there is, which is taken."""
     rates = [math.inf] * len(paths)
     flows: dict[Hashable, set[int]] = {}
     for flow, path in enumerate(paths):
         for link in path:
             flows.setdefault(link, set()).add(flow)
-    room = {link: capacity[link] for link in flows}
     while flows:
         bottleneck = min(flows, key=lambda link: room[link] / len(flows[link]))
         share = room[bottleneck] / len(flows[bottleneck])
@@ -42,34 +58,43 @@ def fair_rates(paths: Sequence[Sequence[Hashable]], capacity: Mapping[Any, float
                     room[link] = max(0.0, room[link] - share)
                     if not others:
                         del flows[link]
+        room[bottleneck] = 0.0
     return rates
 
 
 class Link:
-    """bytes_per_s holds until change_s; `flows` are those that use it now, in order of joining."""
+    """bytes_per_s holds until change_s; `flows` are those that use it now, in order of joining. share: what faults leave of it."""
 
-    __slots__ = ("bytes_per_s", "capacity", "change_s", "flows", "name", "wake")
+    __slots__ = ("bytes_per_s", "capacity", "change_s", "flows", "name", "share", "wake")
 
     def __init__(self, clock: Clock, name: str, capacity: Capacity) -> None:
         self.name = name
         self.capacity = capacity
         self.bytes_per_s, self.change_s = capacity.at(clock.now)
+        self.share = 1.0
         self.flows: dict[Flow, None] = {}
         self.wake = Wake(clock)
 
     def refresh(self, now_s: float) -> None:
         if now_s >= self.change_s:
             self.bytes_per_s, self.change_s = self.capacity.at(now_s)
+            if self.share != 1.0:
+                self.bytes_per_s *= self.share
+
+    def leave_share(self, now_s: float, share: float) -> None:
+        self.share = share
+        bytes_per_s, self.change_s = self.capacity.at(now_s)
+        self.bytes_per_s = bytes_per_s * share if share > 0 else 0.0
 
 
 class Flow:
     """`target_bytes` over `path`, at most limit_bytes_per_s. `end` rings when they have passed; the target may move before.
 
-    on_rate(bytes, seconds) is called whenever the flow gets another rate, the first included, with what passed at the last one and
-    how long that took. It returns the target.
+    level: flows of a lower one go first. on_rate(bytes, seconds) is called whenever the flow gets another rate, the first included, with
+    what passed at the last one and how long that took. It returns the target.
     """
 
-    __slots__ = ("end", "limit_bytes_per_s", "on_rate", "path", "rate", "sent_bytes", "since_s", "target_bytes")
+    __slots__ = ("end", "level", "limit_bytes_per_s", "on_rate", "path", "rate", "sent_bytes", "since_s", "target_bytes")
 
     def __init__(
         self,
@@ -78,13 +103,16 @@ class Flow:
         target_bytes: float,
         on_rate: Callable[[float, float], float],
         limit_bytes_per_s: float = math.inf,
+        level: int = 0,
+        end: Wake | None = None,
     ) -> None:
         self.path = path
         self.target_bytes = target_bytes
         self.on_rate = on_rate
         self.limit_bytes_per_s = limit_bytes_per_s
-        self.end = Wake(clock)
-        self.rate = 0.0
+        self.level = level
+        self.end = end or Wake(clock)
+        self.rate = math.nan  # before it joins
         self.sent_bytes = 0.0
         self.since_s = clock.now
 
@@ -105,7 +133,13 @@ class Flow:
     def aim(self, target_bytes: float) -> None:
         """Move the end to when target_bytes will have passed; what has passed stays sent. Settle first."""
         self.target_bytes = max(target_bytes, self.sent_bytes)
-        self.end.at(self.since_s + (self.target_bytes - self.sent_bytes) / self.rate)
+        left = self.target_bytes - self.sent_bytes
+        if left <= 0:
+            self.end.at(self.since_s)
+        elif self.rate > 0:
+            self.end.at(self.since_s + left / self.rate)
+        else:
+            self.end.cancel()  # until it has a rate again
 
 
 class Network:
@@ -122,22 +156,35 @@ class Network:
 
     def join(self, flow: Flow) -> None:
         now_s = flow.since_s = self.clock.now
+        alone = True
         for link in flow.path:
+            if link.flows:
+                alone = False
             link.flows[flow] = None
-            link.refresh(now_s)
-            if len(link.flows) == 1 and link.change_s < math.inf:
-                link.wake.at(link.change_s)
-        self._solve(flow.path)
+            if link.change_s < math.inf:
+                link.refresh(now_s)
+                if len(link.flows) == 1:
+                    link.wake.at(link.change_s)
+        self._solve(flow.path, flow if alone else None)
 
     def leave(self, flow: Flow) -> None:
-        """Once `end` has rung, or to give up."""
+        """Once `end` has rung, or to give up. It may join again, and goes on from there."""
         flow.end.cancel()
-        flow.rate = 0.0
+        flow.rate = math.nan
+        shared = False
         for link in flow.path:
             del link.flows[flow]
-            if not link.flows:
+            if link.flows:
+                shared = True
+            else:
                 link.wake.cancel()
-        self._solve(flow.path)
+        if shared:
+            self._solve(flow.path)
+
+    def leave_share(self, link: Link, share: float) -> None:
+        """A fault leaves so much of the link's capacity: 0 while it is down, 1 once it is over."""
+        link.leave_share(self.clock.now, share)
+        self._solve((link,))
 
     def _follow(self, link: Link) -> Generator[Event, None, None]:
         """A capacity that changes: while the link is used, solve again at each change."""
@@ -147,8 +194,9 @@ class Network:
             self._solve((link,))
             link.wake.at(link.change_s)
 
-    def _solve(self, changed: Iterable[Link]) -> None:
-        flows = _connected(changed)
+    def _solve(self, changed: Iterable[Link], alone: Flow | None = None) -> None:
+        """alone: the one flow on the changed links, where that is known."""
+        flows = (alone,) if alone else _connected(changed)
         if not flows:
             return
         if len(flows) == 1:
@@ -157,7 +205,7 @@ class Network:
         else:
             capacity: dict[Hashable, float] = {link: link.bytes_per_s for flow in flows for link in flow.path}
             capacity.update({flow: flow.limit_bytes_per_s for flow in flows})  # a limit is a link of its own
-            rates = fair_rates([(*flow.path, flow) for flow in flows], capacity)
+            rates = fair_rates([(*flow.path, flow) for flow in flows], capacity, [flow.level for flow in flows])
         now_s = self.clock.now
         for flow, rate in zip(flows, rates):
             if rate != flow.rate:

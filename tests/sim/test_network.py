@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abkt.capacity import Capacity
-from sim.clock import Clock, Wake
+from sim.clock import UNSET, Clock, Wake
+from sim.link_faults import LinkFault, LinkFaults
 from sim.network import Flow, Link, Network, fair_rates
 
 rates = st.floats(0.1, 1e3)
@@ -62,12 +63,57 @@ def test_no_flow_gets_more_unless_one_with_less_gets_less(mesh, at) -> None:
     assert min(slack) <= 1e-9 * max(capacity.values())  # even if all that are faster gave way, nothing would be left for it
 
 
+@pytest.mark.parametrize(
+    ("paths", "levels", "capacity", "expected"),
+    [
+        (["a", "a"], [1, 0], {"a": 6.0}, [0.0, 6.0]),
+        (["a", "a", "a"], [0, 1, 1], {"a": 6.0}, [6.0, 0.0, 0.0]),
+        (["ab", "a", "a"], [0, 1, 1], {"a": 6.0, "b": 2.0}, [2.0, 2.0, 2.0]),  # b holds the urgent one back; the others share what is left
+        (["a", "ab", "b"], [0, 1, 2], {"a": 5.0, "b": 9.0}, [5.0, 0.0, 9.0]),  # who gets nothing on a takes nothing of b
+        (["a", "a"], [0, 1], {"a": math.inf}, [math.inf, math.inf]),
+    ],
+)
+def test_urgent_flows_go_first(paths, levels, capacity, expected) -> None:
+    assert fair_rates(paths, capacity, levels) == pytest.approx(expected)
+
+
+@given(meshes(), st.lists(st.integers(0, 2), min_size=10, max_size=10))
+def test_each_level_is_max_min_fair_on_what_the_ones_before_it_leave(mesh, levels) -> None:
+    paths, capacity = mesh
+    levels = levels[: len(paths)]
+    fair = fair_rates(paths, capacity, levels)
+    for level in set(levels):
+        before = {link: sum(r for r, p, of in zip(fair, paths, levels) if link in p and of < level) for link in capacity}
+        upto = {link: sum(r for r, p, of in zip(fair, paths, levels) if link in p and of <= level) for link in capacity}
+        assert all(upto[link] <= capacity[link] * (1 + 1e-9) for link in capacity)
+        peers = [(rate, path) for rate, path, of in zip(fair, paths, levels) if of == level]
+        for rate, path in peers:  # a link that is full with this level, and on it none of this level is faster
+            assert any(
+                upto[link] >= capacity[link] * (1 - 1e-9)
+                and all(r <= rate * (1 + 1e-9) + 1e-9 * capacity[link] for r, p in peers if link in p)
+                for link in path
+            )
+            assert rate <= min(capacity[link] - before[link] for link in path) + 1e-9 * max(capacity.values())
+
+
+@given(meshes(), st.data())
+def test_who_is_less_urgent_changes_nothing_for_the_others(mesh, data) -> None:
+    paths, capacity = mesh
+    levels = [data.draw(st.integers(0, 2)) for _ in paths]
+    urgent = [flow for flow, level in enumerate(levels) if level == 0]
+    alone = fair_rates([paths[flow] for flow in urgent], capacity)
+    together = fair_rates(paths, capacity, levels)
+    assert [together[flow] for flow in urgent] == pytest.approx(alone, rel=1e-12)
+
+
 class Sender:
     """One flow from start_s on; notes its segments and its end."""
 
-    def __init__(self, clock: Clock, network: Network, path, start_s: float, size: float, limit: float = math.inf, turns=()) -> None:
+    def __init__(
+        self, clock: Clock, network: Network, path, start_s: float, size: float, limit: float = math.inf, turns=(), level=0
+    ) -> None:
         self.clock, self.network = clock, network
-        self.path, self.start_s, self.size, self.limit = path, start_s, size, limit
+        self.path, self.start_s, self.size, self.limit, self.level = path, start_s, size, limit, level
         self.turns = list(turns)  # targets to move to, one for each time that `end` rings
         self.segments: list[tuple[float, float]] = []
         self.end_s = math.nan
@@ -79,7 +125,7 @@ class Sender:
 
     def run(self):
         yield Wake(self.clock).at(self.start_s)
-        self.flow = Flow(self.clock, self.path, self.size, self.on_rate, self.limit)
+        self.flow = Flow(self.clock, self.path, self.size, self.on_rate, self.limit, self.level)
         self.network.join(self.flow)
         yield self.flow.end
         self.segments.append(self.flow.finish(self.clock.now))
@@ -149,6 +195,53 @@ def test_unlimited_links_take_no_time(clock, network) -> None:
     assert free.flow.sent_bytes == 1e12
 
 
+def test_a_less_urgent_flow_waits_and_goes_on(clock, network) -> None:
+    link = (network.link("nic", Capacity.constant(10.0)),)
+    behind = Sender(clock, network, link, 0.0, 50.0, level=1)
+    urgent = Sender(clock, network, link, 2.0, 30.0)
+    clock.run()
+    assert (urgent.end_s, behind.end_s) == (pytest.approx(5.0), pytest.approx(8.0))
+    assert behind.segments == [(0.0, 0.0), (20.0, 2.0), (0.0, pytest.approx(3.0)), (pytest.approx(30.0), pytest.approx(3.0))]
+
+
+def test_incast_by_hand(clock, network) -> None:
+    """Eight senders of 10 bytes/s meet at a link of 20; each gets 2.5 until the two short ones are done, then a sixth."""
+    target = network.link("target", Capacity.constant(20.0))
+    sizes = [5.0, 5.0, *[20.0] * 6]
+    senders = [Sender(clock, network, (network.link(f"s{i}", Capacity.constant(10.0)), target), 0.0, size) for i, size in enumerate(sizes)]
+    clock.run()
+    assert [s.end_s for s in senders] == pytest.approx([2.0, 2.0, *[2.0 + 15 / (20 / 6)] * 6])
+
+
+def test_a_link_that_is_down_and_one_that_is_slow(clock, network) -> None:
+    link = network.link("nic", Capacity((0.0, 6.0), (10.0, 20.0)))
+    LinkFaults(network, {"nic": link}, [LinkFault("nic", 1.0, 3.0, 0.0), LinkFault("nic", 4.0, 7.0, 0.5), LinkFault("nic", 4.0, 5.0, 0.5)])
+    sender = Sender(clock, network, (link,), 0.0, 57.5)
+    clock.run()
+    # 10 until 1, 0 until 3, 10 until 4, 10/4 until 5, 10/2 until 6, 20/2 until 7, then 20
+    assert sender.segments == [pytest.approx(s) for s in ((0, 0), (10, 1), (0, 2), (10, 1), (2.5, 1), (5, 1), (10, 1), (20, 1))]
+    assert sender.end_s == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (("nic", 2.0, 2.0, 0.0), "must end after it starts"),
+        (("nic", -1.0, 2.0, 0.0), "must end after it starts"),
+        (("nic", 0.0, 2.0, 1.5), "leaves 1.5 of it"),
+        (("nic", 0.0, math.inf, 0.0), "for ever"),
+    ],
+)
+def test_a_fault_that_makes_no_sense_is_refused(fault, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        LinkFault(*fault)
+
+
+def test_a_fault_of_a_link_that_is_not_there_is_refused(network) -> None:
+    with pytest.raises(ValueError, match="no link nic; there are a, b"):
+        LinkFaults(network, {"b": None, "a": None}, [LinkFault("nic", 0.0, 1.0, 0.0)])
+
+
 @st.composite
 def schedules(draw):
     gaps = draw(st.lists(st.floats(0.1, 5), min_size=0, max_size=4))
@@ -182,30 +275,40 @@ class Checked(Network):
         self.links.append(super().link(name, capacity))
         return self.links[-1]
 
-    def _solve(self, changed) -> None:
-        super()._solve(changed)
+    def _solve(self, changed, alone=None) -> None:
+        super()._solve(changed, alone)
         flows = list({flow: None for link in self.links for flow in link.flows})
         capacity = {link: link.bytes_per_s for link in self.links}
         caps = {flow: flow.limit_bytes_per_s for flow in flows}
-        expected = fair_rates([(*flow.path, flow) for flow in flows], {**capacity, **caps})
+        expected = fair_rates([(*flow.path, flow) for flow in flows], {**capacity, **caps}, [flow.level for flow in flows])
         assert [flow.rate for flow in flows] == pytest.approx(expected, rel=1e-9)
+        assert all(flow.end.number == UNSET for flow in flows if flow.rate == 0)  # nothing is due while nothing passes
 
 
 @settings(max_examples=60)
 @given(
     st.lists(schedules(), min_size=2, max_size=5),
-    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0, 10), st.floats(1, 2000), rates), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0, 10), st.floats(1, 2000), rates, st.integers(0, 2)),
+        min_size=1,
+        max_size=12,
+    ),
+    st.lists(st.tuples(st.integers(0, 4), st.floats(0, 10), st.floats(0.1, 5), st.sampled_from([0.0, 0.25])), max_size=3),
 )
-def test_solving_the_connected_flows_alone_is_enough(capacities, flows) -> None:
+def test_solving_the_connected_flows_alone_is_enough(capacities, flows, faults) -> None:
     clock = Clock()
     network = Checked(clock)
     links = [network.link(str(i), capacity) for i, capacity in enumerate(capacities)]
     senders = []
-    for a, b, start_s, size, limit in flows:
+    for a, b, start_s, size, limit, level in flows:
         path = tuple(dict.fromkeys((links[a % len(links)], links[b % len(links)])))
-        senders.append(Sender(clock, network, path, start_s, size, limit))
+        senders.append(Sender(clock, network, path, start_s, size, limit, level=level))
+    LinkFaults(
+        network, {link.name: link for link in links}, [LinkFault(str(a % len(links)), at, at + long, left) for a, at, long, left in faults]
+    )
     clock.run()
-    for sender, (*_, start_s, size, limit) in zip(senders, flows):
+    assert all(link.share == 1.0 for link in links)
+    for sender, (*_, start_s, size, limit, _) in zip(senders, flows):
         assert sum(b for b, _ in sender.segments) == pytest.approx(size)
         assert sum(s for _, s in sender.segments) == pytest.approx(sender.end_s - start_s, abs=1e-9)
         assert sender.end_s - start_s >= size / limit * (1 - 1e-9)
