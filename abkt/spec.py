@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+WEIGHT_BYTES = {**DTYPE_BYTES, "mxfp4": 17 / 32}  # 4 bits and a shared scale of 8 bits for 32 of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,11 @@ class ModelSpec:
     the attention part of a roofline. kv_kinds: 2 where K and V of one token and layer are [kv_heads, head_dim] each; 1 for multi-head
     latent attention, where one latent of head_dim values (512 and 64 that carry the position, in DeepSeek-V3) stands for both. K and V
     of unequal width are not described.
+
+    For costs from kernels, 0 where a model has none: inner (of a dense MLP), vocabulary; experts, experts_active, expert_inner,
+    shared_experts, expert_dtype (of their weights) and dense_layers (those without experts); query_latent, key_dim and value_dim of latent
+    attention; window (tokens) and window_layers of a model some of whose layers see no further back. weight_bytes: of all weights, where
+    they are not all of `dtype`.
     """
 
     name: str
@@ -28,6 +34,20 @@ class ModelSpec:
     active_parameters: float = 0.0
     max_tokens: int = 131_072
     kv_kinds: int = 2
+    inner: int = 0
+    vocabulary: int = 0
+    experts: int = 0
+    experts_active: int = 0
+    expert_inner: int = 0
+    shared_experts: int = 0
+    expert_dtype: str = "bfloat16"
+    dense_layers: int = 0
+    query_latent: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
+    window: int = 0
+    window_layers: int = 0
+    weight_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.layers, self.kv_heads, self.head_dim, self.max_tokens) < 1:
@@ -36,6 +56,10 @@ class ModelSpec:
             raise ValueError(f"model {self.name}: kv_kinds is {self.kv_kinds}; 2 for K and V, 1 for one latent")
         if self.dtype not in DTYPE_BYTES:
             raise ValueError(f"model {self.name}: dtype {self.dtype} is not one of {', '.join(DTYPE_BYTES)}")
+        if self.expert_dtype not in WEIGHT_BYTES:
+            raise ValueError(f"model {self.name}: expert_dtype {self.expert_dtype} is not one of {', '.join(WEIGHT_BYTES)}")
+        if not 0 <= self.window_layers < self.layers or (self.window_layers > 0) != (self.window > 0):
+            raise ValueError(f"model {self.name}: window_layers must be fewer than layers, and have a window of at least 1 token")
 
     @property
     def values_per_token(self) -> int:
@@ -44,6 +68,17 @@ class ModelSpec:
     @property
     def kv_bytes_per_token(self) -> int:
         return self.values_per_token * DTYPE_BYTES[self.dtype]
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Of a sequence: layers with a window need no more than its last tokens."""
+        if tokens <= self.window or not self.window_layers:
+            return tokens * self.kv_bytes_per_token
+        each = self.kv_bytes_per_token // self.layers
+        return each * ((self.layers - self.window_layers) * tokens + self.window_layers * self.window)
+
+    @property
+    def bytes_of_weights(self) -> float:
+        return self.weight_bytes or self.parameters * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ REWEIGHTINGS = 4
 
 @dataclass(frozen=True)
 class Fit:
-    """seconds = sum of coefficient x feature; a feature is "1" or a product of variables such as "tokens*tokens".
+    """seconds = sum of coefficient x feature; a feature is "1", a product of variables such as "tokens*tokens", or what a variable has
+    beyond a knot, such as "batch>32" for max(0, batch - 32): the sum is then linear in pieces.
 
     residual: relative root-mean-square error over the samples. low, high: the measured range of each variable.
     """
@@ -170,4 +171,9 @@ def _non_negative(design: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def _feature(feature: str, variables: Mapping[str, float]) -> float:
-    return 1.0 if feature == "1" else math.prod(variables[name] for name in feature.split("*"))
+    if feature == "1":
+        return 1.0
+    name, above, knot = feature.partition(">")
+    if above:
+        return max(0.0, variables[name] - float(knot))
+    return math.prod(variables[name] for name in feature.split("*"))
