@@ -15,15 +15,18 @@ from queue import SimpleQueue
 from typing import Any
 
 Message = dict[str, Any]
+ROLES = ("prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What a worker needs to start. core: the CPU it is pinned to (None: unpinned). host: to listen on. peers: decode worker -> address.
-    importance_window: last queries of a prompt that weigh its cells in slope order; 0: flat weights. key_file: the key of its transfers,
-    empty for what ABKT_KEY_FILE names, or none; encrypt: hide them too."""
+    """What a worker needs to start. role: prefill or decode, to begin with. core: the CPU it is pinned to (None: unpinned). host: to
+    listen on. paced: the profile.json of the machine that it stands for (compute=paced); empty: it computes. importance_window: last
+    queries of a prompt that weigh its cells in slope order; 0: flat weights. key_file: the key of its transfers, empty for what
+    ABKT_KEY_FILE names, or none; encrypt: hide them too."""
 
     name: str
+    role: str
     model_folder: str
     blocks: int
     block_tokens: int
@@ -32,14 +35,15 @@ class WorkerConfig:
     threads: int = 1
     device: str = "cpu"
     host: str = "127.0.0.1"
-    peers: dict[str, str] | None = None
+    paced: str = ""
     importance_window: int = 32
     key_file: str = ""
     encrypt: bool = False
 
 
 class Control:
-    """The worker's end. `inbox` also takes what the worker's own threads have to say to its main loop."""
+    """The worker's end. `inbox` also takes what the worker's own threads have to say to its main loop. A ping is answered at once, whatever
+    the main loop is at: silence means that the process does not run."""
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w", buffering=1)
@@ -54,7 +58,11 @@ class Control:
 
     def _read(self) -> None:
         for line in sys.stdin:
-            self.inbox.put(json.loads(line))
+            message = json.loads(line)
+            if message["op"] == "ping":
+                self.say("pong")
+            else:
+                self.inbox.put(message)
         self.inbox.put({"op": "stop"})
         # The main loop answers at its next message; a worker stuck in a computation must not outlive its frontend.
         threading.Timer(3.0, os._exit, args=(1,)).start()

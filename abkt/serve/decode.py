@@ -1,21 +1,20 @@
-"""The decode worker: takes KV in, expands it at iteration boundaries, decodes in continuous batches.
+"""A worker in the role of decode: takes KV in, expands it at iteration boundaries, decodes in continuous batches.
 
-`python -m abkt.serve.decode CONFIG`, with a WorkerConfig as JSON; its frontend starts it.
+An offer says in `more`: osl, how to sample, stop (a token that ends it; -1: none), stream (whether each token is told as it comes).
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from abkt.codec import exact_stream
 from abkt.serve.attention import Row
-from abkt.serve.control import Control, Message, WorkerConfig, pin
-from abkt.serve.equipment import equip
+from abkt.serve.control import Control, Message, WorkerConfig
+from abkt.serve.equipment import Equipment
+from abkt.serve.sampling import GREEDY, Sampling
 from abkt.serve.wire import fingerprint, raw_pieces
 from abkt.transfer.key import find_key
 from abkt.transfer.messages import Hello, Offer
@@ -41,46 +40,77 @@ class Running:
     expand_end_s: float = 0.0
     decode_token_s: float = 0.0
     decode_busy_s: float = 0.0
+    sampling: Sampling = GREEDY
+    stop: int = -1
+    stream: bool = False
+    margins: list[float] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return len(self.tokens) >= self.osl or self.tokens[-1] == self.stop
 
 
 class DecodeWorker:
     """The receiver's threads reserve memory and put what has arrived into the control's inbox; only the main loop computes."""
 
-    def __init__(self, config: WorkerConfig, control: Control) -> None:
+    def __init__(self, config: WorkerConfig, control: Control, equipment: Equipment) -> None:
         self.config = config
         self.control = control
-        equipment = equip(config)
         self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
         self._memory = threading.Lock()
         self._tables: dict[int, list[int]] = {}  # by transfer id, from the offer to the last token
         self.arrived: deque[Received] = deque()
         self.batch: list[Running] = []
+        self.unwanted: set[int] = set()  # cancelled while it came, or before; under the memory's lock
         self.iterations: list[tuple[int, int, float]] = []
         self.origin_s = 0.0
         hello = Hello(config.name, fingerprint(self.engine.layout))
         key = find_key(config.key_file, config.encrypt)
         self.receiver = Receiver(Tcp(), f"{config.host}:0", hello, self._accept, self._committed, self._aborted, key=key)
 
-    def serve(self) -> None:
+    def serve(self) -> str:
+        """Until there is another role to take, which is returned, or nothing more to do: empty."""
         while True:
             while not self.control.inbox.empty() or not (self.batch or self.arrived):
-                if not self._handle(self.control.inbox.get()):
+                message = self.control.inbox.get()
+                if message["op"] in ("role", "stop"):
                     self.receiver.close()
-                    return
+                    return str(message.get("role", ""))
+                self._handle(message)
             while self.arrived and len(self.batch) < self.config.max_batch:
                 self._join(self.arrived.popleft())
             self._iterate()
 
-    def _handle(self, message: Message) -> bool:
+    def _handle(self, message: Message) -> None:
         match message["op"]:
             case "run":
                 self.origin_s = message["origin_s"]
                 self.iterations.clear()
             case "arrived":
-                self.arrived.append(message["received"])
+                self._arrive(message["received"])
+            case "cancel":
+                self._cancel(message["request_id"])
             case "report":
                 self.control.say("iterations", iterations=self.iterations)
-        return message["op"] != "stop"
+
+    def _arrive(self, received: Received) -> None:
+        if received.offer.request_id in self.unwanted:
+            self._release(received.offer.request_id)
+        else:
+            self.arrived.append(received)
+
+    def _cancel(self, request_id: int) -> None:
+        """Nobody waits for it any more. Says `gone` once nothing of it is held; what is on its way is let come first, and dropped then."""
+        running, arrived = len(self.batch), len(self.arrived)
+        self.batch = [each for each in self.batch if each.request_id != request_id]
+        self.arrived = deque(each for each in self.arrived if each.offer.request_id != request_id)
+        with self._memory:
+            self.unwanted.add(request_id)
+            coming = request_id in self._tables
+        if (len(self.batch), len(self.arrived)) != (running, arrived):
+            self._release(request_id)
+        elif not coming:
+            self.control.say("gone", request_id=request_id)
 
     def _join(self, received: Received) -> None:
         """Expand what has arrived and put the request into the batch."""
@@ -94,6 +124,8 @@ class DecodeWorker:
         running = Running(
             offer.request_id, int(offer.more["osl"]), table, Row(table, offer.tokens), [offer.first_token], received.committed_s
         )
+        running.sampling = Sampling.of(offer.more)
+        running.stop, running.stream = int(offer.more.get("stop", -1)), bool(offer.more.get("stream", False))
         running.expand_end_s = time.monotonic()
         running.expand_busy_s = running.expand_end_s - start_s
         self.batch.append(running)
@@ -102,15 +134,19 @@ class DecodeWorker:
         """One token for each request of the batch."""
         start_s = time.monotonic()
         context = sum(running.row.tokens for running in self.batch)
-        tokens = self.engine.decode([running.row for running in self.batch], [running.tokens[-1] for running in self.batch])
+        last = [running.tokens[-1] for running in self.batch]
+        choices = self.engine.step([running.row for running in self.batch], last, [running.sampling for running in self.batch])
         end_s = time.monotonic()
         if len(self.iterations) < ITERATIONS_KEPT:
             self.iterations.append((len(self.batch), context, end_s - start_s))
-        for running, token in zip(self.batch, tokens, strict=True):
+        for running, choice in zip(self.batch, choices, strict=True):
             running.decode_token_s = running.decode_token_s or end_s
-            running.tokens.append(token)
+            running.tokens.append(choice.token)
+            running.margins.append(choice.margin)
             running.decode_busy_s += end_s - start_s
-        for running in [r for r in self.batch if len(r.tokens) >= r.osl]:
+        if streams := {running.request_id: running.tokens[-1] for running in self.batch if running.stream and not running.done}:
+            self.control.say("tokens", tokens=list(streams.items()))
+        for running in [r for r in self.batch if r.done]:
             self.batch.remove(running)
             self._finish(running, end_s)
 
@@ -126,6 +162,7 @@ class DecodeWorker:
             decode_busy_s=running.decode_busy_s,
             finish_s=finish_s - self.origin_s,
             tokens=running.tokens,
+            margins=running.margins,
         )
 
     def _accept(self, peer: str, offer: Offer) -> ByteSink | None:
@@ -136,12 +173,13 @@ class DecodeWorker:
             raise ValueError(
                 f"request {offer.request_id} of {offer.tokens} tokens and osl {osl} does not fit a pool of {layout.blocks} blocks"
             )
+        Sampling.of(offer.more)
         if offer.mode == "raw" and offer.size != layout.blocks_for(offer.tokens) * layout.block_bytes:
             raise ValueError(f"request {offer.request_id}: raw KV of {offer.tokens} tokens is not {offer.size} bytes here")
         with self._memory:
             blocks = layout.blocks_for(offer.tokens + osl)
-            if offer.request_id in self._tables:
-                raise ValueError(f"request {offer.request_id} is here already")
+            if offer.request_id in self._tables or offer.request_id in self.unwanted:
+                raise ValueError(f"request {offer.request_id} is here already, or was cancelled")
             if not self.segments.can_allocate(blocks):
                 return None
             table = self._tables[offer.request_id] = self.segments.allocate(blocks)
@@ -158,17 +196,7 @@ class DecodeWorker:
     def _release(self, request_id: int) -> None:
         with self._memory:
             self.segments.free(self._tables.pop(request_id))
+            unwanted = request_id in self.unwanted
         self.receiver.memory_freed()
-
-
-def main() -> None:
-    config = WorkerConfig(**json.loads(sys.argv[1]))
-    pin(config)
-    control = Control()
-    worker = DecodeWorker(config, control)
-    control.say("ready", address=worker.receiver.address)
-    worker.serve()
-
-
-if __name__ == "__main__":
-    main()
+        if unwanted:
+            self.control.say("gone", request_id=request_id)

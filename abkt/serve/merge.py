@@ -13,42 +13,61 @@ from abkt.spec import ModelSpec
 
 @dataclass(slots=True)
 class Parts:
-    """source: the prefill worker. prefilled, sent: of the prefill worker; finished: of the decode worker; failed: of whoever noticed."""
+    """One try of a request. prompt: as this try has it, so with the tokens that an earlier one produced. source, destination: the workers.
+
+    prefilled, sent: of the prefill worker; finished: of the decode worker; failed: of whoever noticed.
+    """
 
     prompt: Prompt
     source: str = "p0"
+    destination: str = "d0"
     said: dict[str, Message] = field(default_factory=dict)
 
     def add(self, message: Message) -> None:
         self.said[message["event"]] = message
 
     @property
+    def single(self) -> bool:
+        """The first token was the last, so nothing was transferred."""
+        return bool(self.said.get("prefilled", {}).get("last"))
+
+    @property
     def complete(self) -> bool:
-        return "failed" in self.said or {"prefilled", "sent", "finished"} <= self.said.keys()
+        """The tokens are there, and what was sent is known, as far as it will be."""
+        return self.single or ("finished" in self.said and not self.said.keys().isdisjoint({"sent", "failed"}))
 
     @property
     def transfer(self) -> bool:
         return "sent" in self.said
 
     def outputs(self) -> list[int]:
+        if self.single:
+            return [self.said["prefilled"]["token"]]
         return list(self.said.get("finished", {}).get("tokens", []))
 
+    def margins(self) -> list[float]:
+        """Of each output."""
+        return [self.said["prefilled"]["margin"], *self.said.get("finished", {}).get("margins", [])]
 
-def request_record(parts: Parts, model: ModelSpec) -> RequestRecord:
-    prompt = parts.prompt
-    record = RequestRecord(prompt.request_id, prompt.isl, prompt.osl, prompt.arrival_s, compute="real")
-    record.prefill_node, record.decode_node = parts.source, "d0"
+
+def request_record(parts: Parts, model: ModelSpec, compute: str = "real") -> RequestRecord:
+    """Of a complete try."""
+    prompt, first = parts.prompt, parts.said["prefilled"]
+    record = RequestRecord(prompt.request_id, prompt.isl, len(parts.outputs()), prompt.arrival_s, compute=compute)
+    record.prefill_node = parts.source
     record.raw_bytes = prompt.isl * model.kv_bytes_per_token
-    if "failed" in parts.said:
-        record.outcome, record.reason = "failed", str(parts.said["failed"]["reason"])
-        return record
-    first, sent, last = parts.said["prefilled"], parts.said["sent"], parts.said["finished"]
     record.prefill_busy_s = first["prefill_end_s"] - first["prefill_start_s"]
+    record.prefill_token_s = first["prefill_end_s"]
+    if parts.single:
+        record.decode_token_s = record.finish_s = first["prefill_end_s"]
+        record.raw_bytes = 0
+        record.expose(first["prefill_start_s"], *[record.finish_s] * 4)
+        return record
+    last, sent = parts.said["finished"], parts.said.get("sent")
+    record.decode_node = parts.destination
     record.encode_busy_s = first["encode_end_s"] - first["prefill_end_s"]
-    record.wire_busy_s = sent["wire_busy_s"]
     record.expand_busy_s = last["expand_busy_s"]
     record.decode_busy_s = last["decode_busy_s"]
-    record.prefill_token_s = first["prefill_end_s"]
     record.decode_token_s = last["decode_token_s"]
     record.finish_s = last["finish_s"]
     record.expose(
@@ -58,9 +77,13 @@ def request_record(parts: Parts, model: ModelSpec) -> RequestRecord:
         expand_start_s=max(last["received_s"], first["encode_end_s"]),
         decode_start_s=last["expand_end_s"],
     )
-    record.wire_bytes = sent["wire_bytes"]
-    record.rate = 8 * sent["wire_bytes"] / (prompt.isl * model.values_per_token)
-    record.distortion_start = record.distortion_final = record.distortion_token_weighted = sent["distortion"]
+    if sent:
+        record.wire_busy_s = sent["wire_busy_s"]
+        record.wire_bytes = sent["wire_bytes"]
+        record.rate = 8 * sent["wire_bytes"] / (prompt.isl * model.values_per_token)
+        record.distortion_start = record.distortion_final = record.distortion_token_weighted = sent["distortion"]
+    else:
+        record.reason = f"its tokens came, its transfer's figures did not: {parts.said['failed']['reason']}"
     return record
 
 
@@ -69,7 +92,7 @@ def transfer_record(parts: Parts, model: ModelSpec) -> TransferRecord:
     return TransferRecord(
         request_id=prompt.request_id,
         source=parts.source,
-        destination="d0",
+        destination=parts.destination,
         start_s=sent["granted_s"],
         finish_s=sent["last_byte_s"],
         mode=first["mode"],

@@ -1,18 +1,17 @@
-"""The prefill worker: computes a prompt's KV, lets the policy decide, encodes, hands the bytes to the sender.
+"""A worker in the role of prefill: computes a prompt's KV, lets the policy decide, encodes, hands the bytes to the sender.
 
-`python -m abkt.serve.prefill CONFIG`, with a WorkerConfig as JSON; its frontend starts it.
+A request_id is the frontend's number of one try; a request that is tried again comes with another one.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 import threading
 import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 from abkt.capacity import Capacity
 from abkt.codec import exact_stream
@@ -24,9 +23,10 @@ from abkt.policy.price import Price
 from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, TransferView
 from abkt.profile.expect import expected_view
 from abkt.profile.schema import Profile, parse
-from abkt.serve.control import Control, Message, WorkerConfig, pin
-from abkt.serve.equipment import equip
+from abkt.serve.control import Control, Message, WorkerConfig
+from abkt.serve.equipment import Equipment
 from abkt.serve.pacing import Pacing
+from abkt.serve.sampling import Sampling
 from abkt.serve.wire import fingerprint, raw_pieces
 from abkt.transfer.key import find_key
 from abkt.transfer.messages import Hello, Offer
@@ -66,35 +66,55 @@ class Transfer:
 class PrefillWorker:
     """One prompt at a time, in the order they come; the source blocks stay until the decode side has acknowledged."""
 
-    def __init__(self, config: WorkerConfig, control: Control) -> None:
+    def __init__(self, config: WorkerConfig, control: Control, equipment: Equipment) -> None:
         self.config = config
         self.control = control
         self.key = find_key(config.key_file, config.encrypt)
-        equipment = equip(config)
         self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
         self.waiting: deque[Message] = deque()
         self.peers: dict[str, Peer] = {}
+        self.sending: dict[int, Outgoing] = {}  # until the sender is done with it
+        self.bitrate: dict[str, Any] = {}
         self.profile: Profile | None = None
         self.pacing = Pacing("userspace", Capacity.constant(math.inf), 0.0)
         self.price = Price(math.inf)
         self._price_lock = threading.Lock()  # the main loop and the senders' threads count its backlog
         self.origin_s = 0.0
 
-    def serve(self) -> None:
+    def serve(self) -> str:
+        """Until there is another role to take, which is returned, or nothing more to do: empty."""
         while True:
             message = self.control.inbox.get()
             match message["op"]:
                 case "run":
                     self._begin(message)
+                case "peer":
+                    self._meet(message["name"], message["address"])
+                case "unpeer":
+                    self._leave(message["name"])
                 case "submit":
                     self.waiting.append(message)
+                case "cancel":
+                    self._cancel(message["request_id"])
                 case "release":
-                    self.segments.free(message["table"])
-                case "stop":
+                    self._release(message["request_id"], message["table"])
+                case "role" | "stop":
                     self._end()
-                    return
+                    return str(message.get("role", ""))
             while self.waiting and self.control.inbox.empty() and self._fits(self.waiting[0]):
                 self._prefill(self.waiting.popleft())
+
+    def _cancel(self, request_id: int) -> None:
+        """Nobody waits for it any more. It is said to have failed, unless it is done."""
+        if outgoing := self.sending.get(request_id):
+            outgoing.cancel.set()
+        for request in [each for each in self.waiting if each["request_id"] == request_id]:
+            self.waiting.remove(request)
+            self.control.say("failed", request_id=request_id, reason="cancelled")
+
+    def _release(self, request_id: int, table: list[int]) -> None:
+        self.segments.free(table)
+        self.sending.pop(request_id, None)
 
     def _source(self, table: list[int], tokens: int, decision: Decision, importance: Importance | None) -> ByteSource:
         if decision.mode == "stream":
@@ -112,13 +132,28 @@ class PrefillWorker:
         return self.segments.can_allocate(self.engine.layout.blocks_for(len(request["tokens"])))
 
     def _prefill(self, request: Message) -> None:
-        tokens = request["tokens"]
+        request_id, tokens = request["request_id"], request["tokens"]
         start_s = self._now_s()
         table = self.segments.allocate(self.engine.layout.blocks_for(len(tokens)))
         importance = Importance(self.config.importance_window) if self.config.importance_window else None
-        first_token = self.engine.prefill(tokens, table, importance)
+        first = self.engine.begin(tokens, table, importance, Sampling.of(request["more"]))
         end_s = self._now_s()
-        peer = self.peers[request["destination"]]
+        computed = {
+            "request_id": request_id,
+            "prefill_start_s": start_s,
+            "prefill_end_s": end_s,
+            "token": first.token,
+            "margin": first.margin,
+        }
+        if request["more"]["osl"] < 2 or first.token == request["more"].get("stop", -1):
+            self.segments.free(table)
+            self.control.say("prefilled", last=True, **computed)
+            return
+        peer = self.peers.get(request["destination"])
+        if peer is None:
+            self.segments.free(table)
+            self.control.say("failed", request_id=request_id, reason=f"{request['destination']} has left")
+            return
         expected = self._view(len(tokens), request["deadline_s"], end_s)
         with peer.lock:
             decision = peer.policy.decide(end_s, expected)
@@ -134,18 +169,17 @@ class PrefillWorker:
         with self._price_lock:
             self.price.enter(encoded_s, transfer.expected_bytes)
         offer = Offer(
-            request_id=request["request_id"],
+            request_id=request_id,
             mode=decision.mode,
             tokens=len(tokens),
             ends=tuple(int(end) for end in source.ends),
-            first_token=first_token,
-            more={"osl": request["osl"]},
+            first_token=first.token,
+            more=request["more"],
         )
         self.control.say(
             "prefilled",
-            request_id=request["request_id"],
-            prefill_start_s=start_s,
-            prefill_end_s=end_s,
+            last=False,
+            **computed,
             encode_end_s=encoded_s,
             mode=decision.mode,
             order=decision.order if decision.mode == "stream" else "",
@@ -156,13 +190,14 @@ class PrefillWorker:
             codec=self.codec.describe(),
         )
         outgoing = Outgoing(
-            transfer_id=request["request_id"],
+            transfer_id=request_id,
             offer=offer,
             source=source,
             next_cut=lambda now_s, sent_bytes, sent_cut: self._next_cut(peer, transfer, now_s, sent_bytes, sent_cut),
             on_sent=lambda now_s, wire_bytes, duration_s: self._on_sent(peer, transfer, now_s, wire_bytes, duration_s),
         )
-        peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(peer, request["request_id"], table, transfer, future))
+        self.sending[request_id] = outgoing
+        peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(peer, request_id, table, transfer, future))
         if decision.mode == "stream" and decision.depth_bits == 8:
             self._tell_coded(transfer.view, len(tokens))
 
@@ -184,7 +219,7 @@ class PrefillWorker:
 
     def _sent(self, peer: Peer, request_id: int, table: list[int], transfer: Transfer, future: Future[Sent]) -> None:
         """Called by the sender's thread at the transfer's end, good or bad."""
-        self.control.inbox.put({"op": "release", "table": table})
+        self.control.inbox.put({"op": "release", "request_id": request_id, "table": table})
         with self._price_lock:
             self.price.leave(self._now_s(), transfer.expected_bytes)
         sent = future.result()
@@ -235,33 +270,30 @@ class PrefillWorker:
         self._end()
         self.origin_s = run["origin_s"]
         self.profile = parse(run["profile"]) if run["profile"] else None
+        self.bitrate = run["bitrate"]
         network = run["network"]
         capacity = Capacity(tuple(network["starts_s"]), tuple(network["bytes_per_s"]), network["period_s"])
         self.pacing = Pacing(run["pacing"], capacity, self.origin_s)
         self.price = Price(max(capacity.bytes_per_s))
+        for name, address in run["peers"].items():
+            self._meet(name, address)
+
+    def _meet(self, name: str, address: str) -> None:
+        """A decode worker is there."""
+        self._leave(name)
         hello = Hello(self.config.name, fingerprint(self.engine.layout))
-        for name, address in (self.config.peers or {}).items():
-            sender = Sender(self.pacing.transport, address, hello, self.pacing.link, key=self.key)
-            self.peers[name] = Peer(build(run["bitrate"]), sender, self.pacing.name, threading.Lock())
+        sender = Sender(self.pacing.transport, address, hello, self.pacing.link, key=self.key)
+        self.peers[name] = Peer(build(self.bitrate), sender, self.pacing.name, threading.Lock())
+
+    def _leave(self, name: str) -> None:
+        """Transfers to it that are not done fail."""
+        if peer := self.peers.pop(name, None):
+            peer.sender.close()
 
     def _end(self) -> None:
-        for peer in self.peers.values():
-            peer.sender.close()
-        self.peers.clear()
+        for name in list(self.peers):
+            self._leave(name)
         self.pacing.close()
 
     def _now_s(self) -> float:
         return time.monotonic() - self.origin_s
-
-
-def main() -> None:
-    config = WorkerConfig(**json.loads(sys.argv[1]))
-    pin(config)
-    control = Control()
-    worker = PrefillWorker(config, control)
-    control.say("ready")
-    worker.serve()
-
-
-if __name__ == "__main__":
-    main()

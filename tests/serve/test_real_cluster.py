@@ -98,7 +98,7 @@ def test_what_can_never_fit_is_rejected_with_its_reason(cluster: Cluster) -> Non
 def test_a_worker_that_dies_is_named_and_the_others_end(tiny_model: Path, tmp_path: Path) -> None:
     kept: list[RequestRecord] = []
     with Cluster(ClusterSpec(tiny_model, pool_tokens=1024), tmp_path) as cluster:
-        pids = [worker.process.pid for worker in cluster._workers.values()]
+        pids = [worker.process.pid for worker in (member.worker for member in cluster.roster.members.values())]
 
         def kill_after_first(record: RequestRecord) -> None:
             kept.append(record)
@@ -116,7 +116,7 @@ def test_a_model_that_cannot_be_loaded_is_said_by_the_worker_that_tried(tiny_mod
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text((tiny_model / "config.json").read_text())
-    with pytest.raises(WorkerDied, match="worker d0 ended"), Cluster(ClusterSpec(broken), tmp_path):
+    with pytest.raises(WorkerDied, match="worker [pd]0 ended"), Cluster(ClusterSpec(broken), tmp_path):
         pass
 
 
