@@ -24,10 +24,12 @@ class Costs:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.base_s, self.request_s, self.context_s = _terms(profile, "decode", ("1", "batch", "context"))
+        self.base_s, self.request_s, self.context_s = _terms(profile, "decode", ("1", "batch", "context"), "batch")
+        self._batch_pieces = pieces(profile, "decode", "batch")
         if self.base_s + self.request_s + self.context_s <= 0:
             raise ValueError("the profile's decode iterations take no time; run `abkt profile` again")
-        self._prefill = _terms(profile, "prefill", ("1", "tokens", "tokens*tokens"))
+        self._prefill = _terms(profile, "prefill", ("1", "tokens", "tokens*tokens"), "tokens")
+        self._prefill_pieces = pieces(profile, "prefill", "tokens")
         self._encode, self._expand = _Codec(profile, "encode"), _Codec(profile, "expand")
         self.call_s, self.byte_s = _terms(profile, "transport", ("calls", "bytes"))
         self.kv_bytes_per_token = profile.model.kv_bytes_per_token
@@ -37,11 +39,11 @@ class Costs:
 
     def prefill_s(self, tokens: int) -> float:
         base, linear, square = self._prefill
-        return base + tokens * (linear + tokens * square)
+        return base + tokens * (linear + tokens * square) + beyond(self._prefill_pieces, tokens)
 
     def iteration_s(self, batch: int, context: int) -> float:
         """One decode iteration of `batch` requests with `context` tokens of KV in all."""
-        return self.base_s + self.request_s * batch + self.context_s * context
+        return self.base_s + self.request_s * batch + beyond(self._batch_pieces, batch) + self.context_s * context
 
     def encode_s(self, tokens: int, decision: Decision) -> float:
         return self._encode.seconds(tokens, decision.mode, decision.depth_bits)
@@ -112,10 +114,25 @@ class _Codec:
         return base0 + share * (base1 - base0) + tokens * (linear0 + share * (linear1 - linear0))
 
 
-def _terms(profile: Profile, stage: str, known: tuple[str, ...]) -> tuple[float, ...]:
-    """Coefficients of the known features, 0 where the table has none."""
+def pieces(profile: Profile, stage: str, variable: str) -> tuple[tuple[float, float], ...]:
+    """The features `variable>knot` of a table that is linear in pieces: (knot, seconds more for each unit beyond it), in order."""
+    split = ((name.partition(">"), value) for name, value in profile.fit(stage).by_feature.items())
+    return tuple(sorted((float(knot), value) for (name, above, knot), value in split if above and name == variable))
+
+
+def beyond(pieces: tuple[tuple[float, float], ...], value: float) -> float:
+    seconds = 0.0
+    for knot, slope in pieces:
+        if value <= knot:
+            break
+        seconds += slope * (value - knot)
+    return seconds
+
+
+def _terms(profile: Profile, stage: str, known: tuple[str, ...], pieced: str = "") -> tuple[float, ...]:
+    """Coefficients of the known features, 0 where the table has none. pieced: the variable that may have knots besides."""
     table = profile.fit(stage).by_feature
-    if unknown := set(table) - set(known):
+    if unknown := {name for name in set(table) - set(known) if not (pieced and name.startswith(f"{pieced}>"))}:
         raise ValueError(f"the profile's table {stage} has the feature {min(unknown)}; the model knows {', '.join(known)}")
     return tuple(table.get(feature, 0.0) for feature in known)
 
