@@ -13,7 +13,7 @@ from abkt.policy.view import Decision, Order, TransferView
 
 @dataclass(slots=True)
 class Allocated(Blind):
-    """bits: mean bits per KV value, the coarsest cut with at least so many. order: uniform gives every cell the same (Fixed: whole depths)."""
+    """bits: mean bits per KV value, the coarsest cut with at least so many. order: uniform gives every cell the same."""
 
     bits: float
     order: Order = "slope"
