@@ -38,6 +38,14 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> Composed:
         raise ValueError(explain(verb, overrides, error)) from None
 
 
+def unresolved(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The same with its interpolations open, for one who sets more keys in it. Raises ValueError, one line."""
+    try:
+        return _without_hydra(_compose(verb, overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(verb, overrides, error)) from None
+
+
 def plain(config: DictConfig, chosen: Mapping[str, Any]) -> Composed:
     """chosen: Hydra's own book of choices. Raises ValueError where a value that only the user can give is missing."""
     register_resolvers()  # a launcher may have sent the configuration to another process
@@ -62,10 +70,11 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def register_resolvers() -> None:
-    """What conf/ may say beyond YAML: ${bytes_per_s:gbps}, ${capacity:network} for a network's schedule as a policy's field, and
-    ${data:NAME} for a file that comes with abkt."""
+    """What conf/ may say beyond YAML: ${bytes_per_s:gbps}, ${capacity:network} for a network's schedule as a policy's field,
+    ${data:NAME} for a file that comes with abkt, and ${times:a,b} for a product."""
     OmegaConf.register_new_resolver("bytes_per_s", _bytes_per_s, replace=True)
     OmegaConf.register_new_resolver("capacity", _capacity, replace=True)
+    OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("data", lambda name: str(data_path(name)), replace=True)
 
 
@@ -90,7 +99,7 @@ def _capacity(network: DictConfig) -> dict[str, Any]:
 
 def explain(verb: str, overrides: Sequence[str], error: Exception, multirun: bool = False) -> str:
     """One line for what Hydra could not compose."""
-    return fault(verb, overrides, multirun) or _said(error)
+    return fault(verb, overrides, multirun) or said(error)
 
 
 def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | None:
@@ -99,7 +108,7 @@ def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | 
     chosen: list[str] = []
     keys: list[str] = []
     for text in overrides:
-        override = _parse(text)
+        override = parse(text)
         if override is None:
             return f"cannot read {text!r}: write group=choice or key=value, and put quotes around a value with special characters"
         if override.is_sweep_override() and not multirun:
@@ -117,13 +126,13 @@ def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | 
     try:
         config = _compose(verb, chosen)
     except (HydraException, OmegaConfBaseException) as error:
-        return _said(error)
+        return said(error)
     known = OmegaConf.to_container(_without_hydra(config))
     assert isinstance(known, dict)
     return next((unknown for key in keys if (unknown := _unknown(key.split("."), known))), None)
 
 
-def _parse(text: str) -> Override | None:
+def parse(text: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException:
@@ -148,7 +157,7 @@ def _unknown(path: list[str], known: Mapping[Any, Any]) -> str | None:
     return None
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """What OmegaConf says ends with lines about its own types."""
     return " ".join(str(error).partition("\n    full_key")[0].split())
 

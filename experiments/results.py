@@ -32,7 +32,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """nan and infinity become null and "inf": plain JSON has neither."""
-    write_text(path, json.dumps(_plain(data), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -93,11 +93,11 @@ def _whole(path: Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return str(value) if isinstance(value, Path) else value

@@ -12,6 +12,7 @@ from experiments.paths import conf_dir
 
 KEY = re.compile(r"^(?P<indent> *)(?P<key>[a-z_]\w*):\s*(?P<value>[^#]*?)\s*(?:#\s*(?P<comment>.*))?$")
 DEFAULT = re.compile(r"^  - (?P<group>[a-z][\w@.]*): (?P<choice>\S+)")
+BASE = re.compile(r"^  - (?P<verb>[a-z]\w*)$")  # a verb whose groups and keys this one has as well
 
 
 def overview(verbs: tuple[str, ...]) -> str:
@@ -33,9 +34,9 @@ def describe(verb: str) -> str:
     if chosen:
         lines += ["", "Groups (default): choices"]
         lines += [f"  {group} ({choice}): {' '.join(choices(group))}" for group, choice in chosen.items()]
-    shown = {key: (value, comment) for key, value, comment in keys(_file(verb))}
+    shown = {key: (value, comment) for name in (*_bases(verb), verb) for key, value, comment in keys(_file(name))}
     for group, choice in chosen.items():
-        of_group = [] if "@" in group else keys(conf_dir() / group / f"{choice}.yaml")
+        of_group = [] if "@" in group or choice == "null" else keys(conf_dir() / group / f"{choice}.yaml")
         for key, value, comment in of_group:
             own, said = shown.get(f"{group}.{key}", (value, ""))  # the verb's own value wins
             if comment:
@@ -55,8 +56,11 @@ def paragraph(verb: str) -> tuple[str, list[str]]:
 
 def groups(verb: str) -> dict[str, str]:
     """The verb's groups and their default choices, in the order of its defaults list; one that lies elsewhere is `group@place`."""
-    matches = (DEFAULT.match(line) for line in _file(verb).read_text().splitlines())
-    return {m["group"]: m["choice"] for m in matches if m}
+    found: dict[str, str] = {}
+    for name in (*_bases(verb), verb):
+        matches = (DEFAULT.match(line) for line in _file(name).read_text().splitlines())
+        found |= {m["group"]: m["choice"] for m in matches if m}
+    return found
 
 
 def choices(group: str) -> list[str]:
@@ -75,6 +79,10 @@ def keys(path: Path) -> list[tuple[str, str, str]]:
         if match["value"] and match["key"] != "_target_":
             found.append((".".join(parents), match["value"], match["comment"] or ""))
     return found
+
+
+def _bases(verb: str) -> list[str]:
+    return [m["verb"] for line in _file(verb).read_text().splitlines() if (m := BASE.match(line))]
 
 
 def _file(verb: str) -> Path:

@@ -1,0 +1,71 @@
+"""The processes of a sweep. Each keeps the requests of the workloads it has read, as reading a trace takes longer than a small run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from abkt.records import summarize
+from experiments.config import read
+from experiments.results import plain, write_records
+from experiments.simulate import SimulateConfig, build_simulation
+from experiments.sweeps.journal import flat
+from experiments.workload import Workload, read_workload
+from sim.workload import Request
+
+KEPT = 16  # workloads
+
+
+def run_all(tasks: Mapping[str, Mapping[str, Any]], workers: int, done: Callable[[str, dict[str, Any] | str], None]) -> None:
+    """tasks: name -> keywords of run_point. done(name, figures, or why there are none), in order of completion."""
+    if not tasks:
+        return
+    with ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn")) as pool:
+        names = {pool.submit(run_point, **task): name for name, task in tasks.items()}
+        try:
+            for future in as_completed(names):
+                error = future.exception()
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else ""
+                done(names[future], reason or future.result())
+        except BaseException:  # interrupted, or the journal cannot be written: what has not begun shall not
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_point(config: Mapping[str, Any], out: Path | None) -> dict[str, Any]:
+    """The figures of one simulation, flat. out: a folder for its records, or None."""
+    simulation_config = read(SimulateConfig, {**config, "progress": False, "out": out or Path()})
+    requests = _requests(json.dumps(plain(asdict(simulation_config.workload))), simulation_config.seed, simulation_config.workload)
+    result = build_simulation(simulation_config, requests).run()
+    if out is not None:
+        write_records(out, result.requests, result.transfers)
+    figures = flat(summarize(result.requests, simulation_config.slo, result.wall_s))
+    return {**figures, "calls": sum(t.calls for t in result.transfers), "transfers": len(result.transfers)}
+
+
+class _Kept:
+    """A workload that is looked up by its values: dataclasses with dictionaries in them have no hash."""
+
+    def __init__(self, key: str, seed: int, workload: Workload) -> None:
+        self.key, self.seed, self.workload = key, seed, workload
+
+    def __hash__(self) -> int:
+        return hash((self.key, self.seed))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Kept) and (self.key, self.seed) == (other.key, other.seed)
+
+
+@lru_cache(KEPT)
+def _read(kept: _Kept) -> Sequence[Request]:
+    return read_workload(kept.workload, kept.seed, closed_loop=True)[0]
+
+
+def _requests(key: str, seed: int, workload: Workload) -> Sequence[Request]:
+    return _read(_Kept(key, seed, workload))

@@ -1,0 +1,121 @@
+"""A sweep gives what single simulations give, goes on where it was stopped, and survives a point that fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments import compose as composer
+from experiments.cli import dispatch
+from experiments.stamp import read_stamp
+from experiments.sweeps.grid import axes, points
+from experiments.sweeps.journal import Journal, flat, table
+
+SMALL = ("workload=poisson", "workload.requests=6", "workload.isl=500", "workload.osl=8")
+
+
+def test_points_are_the_configurations_that_simulate_composes() -> None:
+    """Each point equals what `abkt simulate` gets from the same overrides; interpolations follow the axis."""
+    grid = axes("sweep", ["bitrate=raw,embedded", "network.gbps=1,10.0", "seed=range(0,2)"])
+    made = list(points("sweep", SMALL, grid))
+    assert [point.place for point in made][:3] == [
+        {"bitrate": "raw", "network.gbps": 1, "seed": 0},
+        {"bitrate": "raw", "network.gbps": 1, "seed": 1},
+        {"bitrate": "raw", "network.gbps": 10.0, "seed": 0},
+    ]
+    assert len(made) == 8
+    for point in (made[0], made[-1]):
+        whole = composer.compose("simulate", [*SMALL, *(f"{key}={value}" for key, value in point.place.items())]).config
+        assert point.config == {key: value for key, value in whole.items() if key not in ("out", "progress")}
+    assert made[-1].config["bitrate"]["link"]["initial_bytes_per_s"] == 10e9 / 8
+
+
+def test_a_later_axis_of_a_name_wins() -> None:
+    (axis,) = axes("sweep", ["seed=0,1,2", "seed=5,6"])
+    assert axis.values == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["sweep", "sed=0,1"], ["no group or key sed", "did you mean seed?"]),
+        (["sweep", "experiment=nothing"], ["experiment=nothing is not known", "policies"]),
+        (["sweep", "bitrate=raw,int5"], ["bitrate=int5 is not known"]),
+        (["sweep", "seed=1"], ["the sweep has no axis"]),
+        (["sweep", "seed=0,1", "workers=0"], ["workers is 0"]),
+        (["sweep", "cluster.prefill=0,1"], ["at least 1"]),
+        (["sweep", "bitrate=int4,raw", "bitrate.bits=2,4"], ["the point bitrate=raw, bitrate.bits=2 cannot be had"]),
+        (["sweep", "-m", "experiment=policies,nothing"], ["experiment=nothing is not known"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dispatch([*arguments, "out=results"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for part in parts:
+        assert part in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_against_single_runs_stopped_in_between_and_with_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One point's trace is missing: it is recorded, the others are done, the exit code says so; afterwards only it runs again."""
+    trace = tmp_path / "trace.jsonl"
+    lines = [json.dumps({"timestamp": i, "input_length": 500, "output_length": 8}) for i in range(4)]
+    good = tmp_path / "good.jsonl"
+    good.write_text("\n".join(lines))
+    out = tmp_path / "sweep"
+    arguments = ["sweep", f"workload.path={trace},{good}", "bitrate=raw,int4", "workers=2", f"out={out}"]
+    assert dispatch(arguments) == 1
+    assert "2 of 4 points failed" in capsys.readouterr().err
+    rows = pd.read_parquet(out / "sweep.parquet")
+    assert list(rows["workload.path"]) == [str(trace)] * 2 + [str(good)] * 2
+    assert rows.error.str.contains("does not exist").tolist() == [True, True, False, False]
+    assert rows["ttft_s.mean"].isna().tolist() == [True, True, False, False]
+
+    assert dispatch(["simulate", f"workload.path={good}", "bitrate=int4", "progress=false", f"out={tmp_path / 'one'}"]) == 0
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert rows.iloc[3]["ttft_s.mean"] == summary["ttft_s"]["mean"]
+    assert rows.iloc[3]["wire_bytes"] == summary["wire_bytes"]
+
+    trace.write_text("\n".join(lines[:2]))
+    with (out / "points.jsonl").open("a") as file:
+        file.write('{"point": "killed while wri')
+    capsys.readouterr()
+    assert dispatch(arguments) == 0
+    assert "2 of them done before" in capsys.readouterr().out
+    again = pd.read_parquet(out / "sweep.parquet")
+    assert (again.error == "").all()
+    assert again.iloc[2:]["wall_s"].tolist() == rows.iloc[2:]["wall_s"].tolist()  # not run again
+    assert again.iloc[0]["requests.completed"] == 2
+    assert read_stamp(out / "sweep.parquet")["verb"] == "sweep"
+
+
+def test_a_damaged_journal_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "points.jsonl").write_text("no json\n{}\n")
+    assert dispatch(["sweep", *SMALL, "seed=0,1", f"out={tmp_path}"]) == 2
+    assert "points.jsonl is damaged" in capsys.readouterr().err
+
+
+def test_a_journal_keeps_the_last_row_of_a_point_and_drops_a_torn_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "points.jsonl")
+    for error in ("broke", ""):
+        journal.add({"point": "a", "error": error})
+    journal.path.write_text(journal.path.read_text() + '{"point": "b"')
+    assert journal.rows() == {"a": {"point": "a", "error": ""}}
+    journal.mend()
+    journal.add({"point": "c", "error": ""})
+    assert set(journal.rows()) == {"a", "c"}
+
+
+def test_a_table_has_the_columns_of_all_rows() -> None:
+    made = table([{"a": 1, "b": 2.5}, {"a": 2, "b": 3, "c": "x"}, {"a": "inf"}])
+    assert made.column_names == ["a", "b", "c"]
+    assert made["a"].to_pylist() == ["1", "2", "inf"]
+    assert made["b"].to_pylist() == [2.5, 3.0, None]
+    assert flat({"ttft_s": {"mean": 1, "deep": {"er": 2}}, "x": 3}) == {"ttft_s.mean": 1, "ttft_s.deep.er": 2, "x": 3}
