@@ -54,6 +54,8 @@ class RequestRecord:
     distortion_start: float = 0.0
     distortion_final: float = 0.0
     distortion_token_weighted: float = 0.0
+    cached_tokens: int = 0  # of the prompt, that the node of its prefill held already
+    preemptions: int = 0  # how often it gave its memory back and began again
     cost_usd: float = 0.0
     extrapolated: bool = False
     outcome: str = "completed"

@@ -9,70 +9,22 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TypeVar
 
 from simpy.events import Event
 
-from abkt.capacity import Capacity
-from abkt.policy.price import Price
 from abkt.policy.view import BitratePolicy, RequestView, RoutingPolicy
-from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.clock import Clock, Wake
 from sim.closed_loop import ClosedLoop
-from sim.cost import Costs
-from sim.decode import DecodeNode
+from sim.fleet import Fleet
 from sim.job import Job
-from sim.memory import Memory
-from sim.network import Network
-from sim.prefill import PrefillNode
-from sim.transfer import Pair
+from sim.node import Node
+from sim.specs import Cluster, Engine, NodeSpec
 from sim.workload import Request
 
-Node = TypeVar("Node", PrefillNode, DecodeNode)
+__all__ = ["Cluster", "Engine", "NodeSpec", "Simulation", "SimulationResult"]
+
 Progress = Callable[[int, int, float], None]  # requests done, requests in all, simulated seconds
-
-
-@dataclass(frozen=True)
-class NodeSpec:
-    """One instance. kv_tokens: KV memory; nic: its own link, each way; usd_per_hour: of the whole instance."""
-
-    name: str
-    profile: Profile
-    kv_tokens: int
-    nic: Capacity
-    usd_per_hour: float = 0.0
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """max_batch: requests in one decode iteration. fabric: shared by all flows, if any. usd_per_gb: of wire bytes (10^9) between nodes.
-
-    delay_s: propagation between nodes, each way.
-    """
-
-    prefill: tuple[NodeSpec, ...]
-    decode: tuple[NodeSpec, ...]
-    max_batch: int = 64
-    block_tokens: int = 16
-    fabric: Capacity | None = None
-    usd_per_gb: float = 0.0
-    delay_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        for role, nodes in (("prefill", self.prefill), ("decode", self.decode)):
-            if not nodes:
-                raise ValueError(f"the cluster has no {role} node; it needs at least one")
-        if self.max_batch < 1 or self.block_tokens < 1:
-            raise ValueError(f"max_batch is {self.max_batch} and block_tokens {self.block_tokens}; both must be at least 1")
-        nodes = (*self.prefill, *self.decode)
-        if len({node.name for node in nodes}) < len(nodes):
-            raise ValueError("two nodes of the cluster have the same name")
-        for node in nodes:
-            if node.kv_tokens < self.block_tokens:
-                raise ValueError(f"node {node.name} holds {node.kv_tokens} tokens of KV, less than one block of {self.block_tokens}")
-        if len({(m.layers, m.kv_heads, m.head_dim, m.dtype) for m in (node.profile.model for node in nodes)}) > 1:
-            raise ValueError("the nodes' profiles are of models with different KV; prefill and decode must run the same model")
 
 
 @dataclass(frozen=True)
@@ -86,7 +38,7 @@ class SimulationResult:
 
 @dataclass
 class Simulation:
-    """requests in order of arrival. bitrate: makes one policy for each pair of nodes that meets. decode_node: for tests of the leaps.
+    """requests in order of arrival. bitrate: makes one policy for each pair of nodes that meets. node: for tests of the leaps.
 
     Raises ValueError where a profile lacks what the model needs or requests are out of order.
     """
@@ -96,7 +48,7 @@ class Simulation:
     bitrate: Callable[[], BitratePolicy]
     routing: RoutingPolicy
     slo: SLO
-    decode_node: type[DecodeNode] = DecodeNode
+    node: type[Node] = Node
     concurrency: int = 0  # above 0: so many clients, each of which waits for its answer, and the requests' own times do not count
     records: list[RequestRecord] = field(default_factory=list, init=False)
     transfers: list[TransferRecord] = field(default_factory=list, init=False)
@@ -106,33 +58,8 @@ class Simulation:
             raise ValueError("there are no requests to run")
         if any(after.arrival_s < before.arrival_s for before, after in pairwise(self.requests)):
             raise ValueError("requests must be in order of arrival")
-        cluster = self.cluster
         self.clock = Clock()
-        self.network = Network(self.clock)
-        profiles = {id(node.profile): node.profile for node in (*cluster.prefill, *cluster.decode)}  # nodes of a kind share one
-        costs = {key: Costs(profile) for key, profile in profiles.items()}
-        self.prefill = [
-            PrefillNode(
-                self.clock, node.name, costs[id(node.profile)], Memory(node.kv_tokens, cluster.block_tokens), node.usd_per_hour, self._done
-            )
-            for node in cluster.prefill
-        ]
-        self.decode = [
-            self.decode_node(
-                self.clock,
-                node.name,
-                costs[id(node.profile)],
-                Memory(node.kv_tokens, cluster.block_tokens),
-                node.usd_per_hour,
-                cluster.max_batch,
-                self._done,
-            )
-            for node in cluster.decode
-        ]
-        self.prices = {node.name: Price(max(node.nic.bytes_per_s)) for node in (*cluster.prefill, *cluster.decode)}
-        self.links = {node.name: self.network.link(node.name, node.nic) for node in (*cluster.prefill, *cluster.decode)}
-        self.fabric = (self.network.link("fabric", cluster.fabric),) if cluster.fabric else ()
-        self.pairs: dict[tuple[PrefillNode, DecodeNode], Pair] = {}
+        self.fleet = Fleet(self.clock, self.cluster, self.bitrate, self.slo, self.node, self._done, self.transfers.append)
         self.done = 0
         self.progress: Progress | None = None
         self.clients = ClosedLoop(self.clock, self.requests, self.concurrency, self._place) if self.concurrency else None
@@ -159,9 +86,10 @@ class Simulation:
         isl, arrival_s = request.isl, request.arrival_s
         record = RequestRecord(request.request_id, isl, request.osl, arrival_s)
         self.records.append(record)
+        fleet, routing = self.fleet, self.routing
         decode_tokens = isl + request.osl if request.osl > 1 else 0  # a single token comes from prefill
-        prefill, decode = _that_hold(self.prefill, isl), _that_hold(self.decode, decode_tokens)
-        for role, tokens, able, nodes in (("prefill", isl, prefill, self.prefill), ("decode", decode_tokens, decode, self.decode)):
+        prefill, decode = fleet.able(isl, decode_tokens)
+        for role, tokens, able, nodes in (("prefill", isl, prefill, fleet.prefill), ("decode", decode_tokens, decode, fleet.decode)):
             if not able:
                 most = max(node.memory.tokens for node in nodes)
                 record.outcome, record.reason = "rejected", f"needs {tokens} tokens of KV; the largest {role} node holds {most}"
@@ -169,28 +97,17 @@ class Simulation:
                 return
 
         def quote_s(p: int, d: int) -> float:
-            return self._pair(prefill[p], decode[d]).quote_s(isl, arrival_s)
+            return fleet.pair(prefill[p], decode[d]).quote_s(isl, arrival_s)
 
-        view = RequestView(request.request_id, isl, request.osl, arrival_s)
-        p, d = self.routing.decide(self.clock.now, view, prefill, decode, quote_s)
-        pair = self._pair(prefill[p], decode[d])
+        view = RequestView(request.request_id, isl, request.osl, arrival_s, request.hash_ids)
+        p, d = routing.decide(self.clock.now, view, prefill, decode, quote_s)
+        pair = fleet.pair(prefill[p], decode[d])
         record.prefill_node = pair.source.name
-        job = Job(request, pair, record)
+        job = Job(request, record, pair)
         if request.osl > 1:
             record.decode_node = pair.target.name
             pair.target.promise(job)
         pair.source.submit(job)
-
-    def _pair(self, source: PrefillNode, target: DecodeNode) -> Pair:
-        pair = self.pairs.get((source, target))
-        if pair is None:
-            path = (self.links[source.name], *self.fabric, self.links[target.name])
-            prices = self.prices[source.name], self.prices[target.name]
-            usd_per_gb, delay_s, policy = self.cluster.usd_per_gb, self.cluster.delay_s, self.bitrate()
-            pair = self.pairs[source, target] = Pair(
-                self.clock, self.network, source, target, path, prices, policy, self.slo, usd_per_gb, self.transfers.append, delay_s
-            )
-        return pair
 
     def _done(self, job: Job) -> None:
         job.record.expose(job.prefill_start_s, job.encode_start_s, job.wire_start_s, job.expand_start_s, job.decode_start_s)
@@ -205,13 +122,5 @@ class Simulation:
             self.progress(self.done, total, self.clock.now)
 
     def _stuck(self) -> str:
-        prefill = [f"{n.name}: {len(n.queue)} queued, {n.memory}" for n in self.prefill]
-        decode = [f"{n.name}: {n.state}, {len(n.batch)} in the batch, {len(n.waiting)} to expand, {n.memory}" for n in self.decode]
-        pairs = [f"{p.source.name} to {p.target.name}: {len(p.queue)} to send" for p in self.pairs.values() if not p.idle]
         done = f"{self.done} of {len(self.requests)} requests done at {self.clock.now:.6g} s, and nothing more will happen"
-        return "; ".join([done, *prefill, *decode, *pairs])
-
-
-def _that_hold(nodes: list[Node], tokens: int) -> list[Node]:
-    """All of them, but for a request that is too large for some."""
-    return nodes if tokens <= min(n.memory.tokens for n in nodes) else [n for n in nodes if tokens <= n.memory.tokens]
+        return f"{done}; {self.fleet.state()}"

@@ -1,10 +1,11 @@
 """A request on its way through the cluster: where it goes, and the moments and sums its record is made of.
 
-Not modelled: a request that its client gives up.
+Not modelled: a request that its client changes under way.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,21 +14,36 @@ from abkt.records import RequestRecord
 from sim.workload import Request
 
 if TYPE_CHECKING:
+    from sim.refinement import Refinement
     from sim.transfer import Pair
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Job:
-    """promised_s: what the prefill queue counts for it. share_s, worked_s: those of the decode node when it joined the batch."""
+    """pair: None where one node does all of it, and nothing is sent. tokens: the prompt, which gives one token; left: iterations after
+    it. (A preempted request begins again with a longer prompt.) prefilled: tokens of the prompt that need no more work.
+
+    promised_s: what the prefill queue still counts for it, encode_s of it for the codec. reserved: its prompt has its memory. pinned:
+    hashes of the prefix that it uses on the node of its prompt, and prefill_blocks what it has there beside them; decode_blocks: on the
+    node that decodes. order: in which it joined the batch, 0 while it is in none. share_s, worked_s: those of the batch when it joined.
+    attempts: how often it was placed. gone: it was given up; whoever meets it lets it go.
+    """
 
     request: Request
-    pair: Pair
     record: RequestRecord
-    prefill_s: float = field(init=False)
+    pair: Pair | None = None
+    tokens: int = field(init=False)
+    left: int = field(init=False)
+    prefilled: int = 0
+    reserved: bool = False
     promised_s: float = field(init=False)
-    prefill_blocks: int = field(init=False)
-    decode_blocks: int = field(init=False)
-    prefill_start_s: float = field(init=False)
+    encode_s: float = field(init=False)
+    pinned: tuple[int, ...] = ()
+    prefill_blocks: int = 0
+    decode_blocks: int = 0
+    held_tokens: int = 0  # of the prompt, on the decode node before anything was sent
+    decode_pinned: tuple[int, ...] = ()
+    prefill_start_s: float = math.nan
     encode_start_s: float = field(init=False)
     decision: Decision = field(init=False)
     view: TransferView = field(init=False)  # that the decision was made on
@@ -36,6 +52,15 @@ class Job:
     reserved_s: float = field(init=False)
     wire_bits: float = field(init=False)  # of a stream, mean bits per value that arrived
     expand_start_s: float = field(init=False)
-    decode_start_s: float = field(init=False)
+    decode_start_s: float = math.nan
+    first_iteration: int = field(init=False)  # of its decode node, before which it had none of its tokens from there
+    refinement: Refinement | None = None  # what follows its transfer behind the start
+    order: int = 0
     share_s: float = field(init=False)
     worked_s: float = field(init=False)
+    attempts: int = 0
+    gone: bool = False
+
+    def __post_init__(self) -> None:
+        self.tokens = self.request.isl
+        self.left = self.request.osl - 1

@@ -1,117 +1,238 @@
-"""A prefill node: prompts in order of arrival, one at a time; then the KV is encoded on the same GPU and given to the sender.
+"""A node's prompts: in order of arrival, whole or in chunks; then the KV is encoded on the same GPU and given to the sender.
 
-KV memory for the prompt is reserved before its prefill starts and stays taken until the decode side has acknowledged the transfer,
-so a slow link holds back prefill.
+KV memory for a prompt is reserved before it begins, the part of its prefix that is cached here less, and stays taken until the decode side
+has acknowledged its transfer, so a slow link holds back prefill. A prompt that will be decoded here takes its decode memory at once.
 
-Not modelled: batched or chunked prefill, prefix cache, encoding that overlaps prefill layer by layer or the next prompt.
+Not modelled: encoding on another stream than the passes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from typing import Any
 
 from simpy.events import Event
 
-from sim.clock import Clock, Wake
-from sim.cost import Costs
+from sim.clock import Wake
+from sim.decode import DecodeSide
 from sim.job import Job
-from sim.memory import Memory
 
 
-class PrefillNode:
-    """Also what routing sees of it (abkt.policy.view.PrefillLoad). done(job): called for a request that ends here, with its only token."""
+class PromptSide(DecodeSide):
+    """Also what routing sees of it (abkt.policy.view.PrefillLoad). free_s: when its prompts would be done if nothing held them up."""
 
-    def __init__(self, clock: Clock, name: str, costs: Costs, memory: Memory, usd_per_hour: float, done: Callable[[Job], None]) -> None:
-        self.clock = clock
-        self.name = name
-        self.costs = costs
-        self.memory = memory
-        self.usd_per_s = usd_per_hour / 3600
-        self.done = done
-        self.queue: deque[Job] = deque()
-        self.wake = Wake(clock)
-        self.idle = True
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.prompts: deque[Job] = deque()
+        self.prefilled: deque[Job] = deque()  # their last chunk is done
+        self.blocked: Job | None = None  # the first prompt, while it waits for memory
+        self.granted = Wake(self.clock)
         self.busy_until_s = 0.0
-        self.waiting_s = 0.0  # of the queue
+        self.waiting_s = 0.0  # of the prompts that are not under way
         self.encode_token_s = 0.0  # encoding seconds per token of the last prompt: what is expected of the next
-        clock.process(prefill(self))
+
+    # -- what routing and the bitrate policy ask ---------------------------------------------------------------------------------
 
     @property
     def queued_s(self) -> float:
         left_s = self.busy_until_s - self.clock.now
         return self.waiting_s + left_s if left_s > 0 else self.waiting_s
 
+    @property
+    def free_s(self) -> float:
+        return self.busy_until_s + self.waiting_s
+
     def prefill_s(self, isl: int, cached: int = 0) -> float:
-        return self.costs.prefill_s(isl)
+        costs = self.costs
+        return costs.prefill_s(isl) - (costs.prefill_s(cached) - costs.prefill_s(0)) if cached else costs.prefill_s(isl)
 
     def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
-        return 0
+        cache = self.memory.cache
+        return cache.match(hash_ids, self.engine.reuse_distortion) * cache.hash_tokens if cache is not None else 0
+
+    def wait_s(self, isl: int) -> float:
+        """As the decode side says, and until the prompts that come before it here are done."""
+        return super().wait_s(isl) + (self.queued_s if self.prompts or self.chunk else 0.0)
+
+    # -- what happens to it ------------------------------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        isl = job.request.isl
-        job.prefill_s = self.costs.prefill_s(isl)
-        job.prefill_blocks = self.memory.blocks_for(isl)
-        job.promised_s = job.prefill_s + isl * self.encode_token_s
+        """A prompt, to be sent to the decode node of its pair, or decoded here where it has none."""
+        request = job.request
+        cached = min(request.isl - 1, self.cached_tokens(request.hash_ids)) if request.hash_ids else 0
+        job.encode_s = 0.0 if job.pair is None else request.isl * self.encode_token_s
+        job.promised_s = self.prefill_s(request.isl, cached) + job.encode_s
+        self.enqueue(job)
+
+    def enqueue(self, job: Job, first: bool = False) -> None:
         self.waiting_s += job.promised_s
-        self.queue.append(job)
-        if self.idle:
-            self.idle = False
-            self.wake.after(0.0)
+        if first:
+            self.prompts.appendleft(job)
+        else:
+            self.prompts.append(job)
+        self.mark()
+        self.attend()
 
-    def next_job(self) -> Job:
-        job = self.queue.popleft()
-        self.waiting_s = self.waiting_s - job.promised_s if self.queue else 0.0
-        return job
+    def take(self) -> None:
+        """The prompts, or parts of them, of the next iteration."""
+        engine, prompts = self.engine, self.prompts
+        budget = engine.prefill_tokens
+        room = budget - len(self.batch.heap)
+        while prompts and (not self.chunk or room > 0):
+            job = prompts[0]
+            if not (job.reserved or self.reserve(job)):
+                break
+            tokens = left = job.tokens - job.prefilled
+            if engine.chunked:
+                tokens = min(tokens, room)
+            elif self.chunk and tokens > room:
+                break
+            self.chunk.append((job, tokens))
+            room -= tokens
+            part_s = job.promised_s if tokens == left else (job.promised_s - job.encode_s) * tokens / left
+            self.waiting_s -= part_s
+            job.promised_s -= part_s
+            if tokens < left:
+                break
+            prompts.popleft()
+            if not prompts:
+                self.waiting_s = 0.0
 
-    def start(self, job: Job) -> float:
-        """The prompt is in its one pass; returns when the pass ends."""
-        now_s = self.clock.now
-        job.prefill_start_s = now_s
-        job.record.prefill_busy_s = job.prefill_s
-        job.record.extrapolated |= not self.costs.prefill_measured(job.request.isl)
-        job.record.cost_usd += job.prefill_s * self.usd_per_s
-        self.busy_until_s = now_s + job.promised_s
-        return now_s + job.prefill_s
+    def reserve(self, job: Job) -> bool:
+        """The first prompt's memory. False: it waits for it, or for a place to decode."""
+        memory, cache, isl = self.memory, self.memory.cache, job.request.isl
+        if self.blocked is job or (job.pair is None and self.places() <= 0):
+            return False
+        if cache is not None and job.request.hash_ids:
+            hash_ids = cache.whole(job.request.hash_ids, isl - 1)
+            job.pinned = hash_ids[: cache.match(hash_ids, self.engine.reuse_distortion)]
+            memory.pin(job.pinned)
+            job.prefilled = len(job.pinned) * cache.hash_tokens
+            job.record.cached_tokens = job.prefilled
+        if job.pair is None:
+            self.promise_again(job)
+            blocks = job.decode_blocks
+        else:
+            blocks = job.prefill_blocks = memory.blocks_for(isl) - self.pinned_blocks(job)
+        if memory.can_reserve(blocks):
+            memory.reserve(blocks)
+            self.admit_prompt(job)
+            return True
+        self.blocked = job
+        self.granted.callbacks.append(self.unblock)
+        memory.waited_for(blocks, self.granted)
+        self.mark()
+        return False
+
+    def admit_prompt(self, job: Job) -> None:
+        job.reserved = True
+        if job.pair is None:
+            self.locals += 1
+            job.reserved_s = self.clock.now
+
+    def unblock(self, _: Event) -> None:
+        job, self.blocked = self.blocked, None
+        assert job is not None
+        self.admit_prompt(job)
+        self.mark()
+        self.attend()
+
+    def begin_chunk(self) -> None:
+        """How long it takes: each part as a pass of its own, but with one overhead, the larger of prompts' and decoding's."""
+        now_s, base_s = self.clock.now, self.costs.prefill_s(0)
+        total_s, encode_s = -base_s * (len(self.chunk) - 1), 0.0
+        for job, tokens in self.chunk:
+            if job.prefill_start_s != job.prefill_start_s:  # nan: it has not begun
+                job.prefill_start_s = now_s
+            total_s += self.prefill_s(job.prefilled + tokens, job.prefilled)
+            if job.prefilled + tokens == job.tokens:
+                encode_s += job.encode_s
+        if self.batch.heap:
+            total_s -= min(base_s, self.pace.overhead_s)
+        self.chunk_s = total_s * self.batch.slow
+        self.busy_until_s = now_s + self.chunk_s + self.batch.leap_s(self.leap) + encode_s
+        self.mark()
+
+    def end_chunk(self, seconds: float) -> None:
+        """The iteration is done, and took so long. Prompts pay for what they added to it, by the time each would take alone."""
+        alone_s = [self.prefill_s(job.prefilled + tokens, job.prefilled) for job, tokens in self.chunk]
+        price = self.chunk_s / total_s * self.usd_per_s if (total_s := sum(alone_s)) > 0 else 0.0
+        for (job, tokens), part_s in zip(self.chunk, alone_s):
+            record = job.record
+            record.cost_usd += part_s * price
+            record.prefill_busy_s += seconds
+            job.prefilled += tokens
+            if job.prefilled == job.tokens:
+                self.prefilled.append(job)
+        self.chunk.clear()
+        self.chunk_s = 0.0
 
     def encode(self, job: Job) -> float:
         """The first token is known; the bitrate policy says what becomes of the KV. Returns when it is encoded."""
-        now_s = self.clock.now
-        job.encode_start_s = job.record.prefill_token_s = now_s
-        isl, record = job.request.isl, job.record
-        if job.request.osl == 1:
-            self.busy_until_s = now_s
+        now_s, request, record = self.clock.now, job.request, job.record
+        self.keep_prefix(job)
+        self.busy_until_s = now_s + sum(other.encode_s for other in self.prefilled)
+        if record.prefill_token_s != record.prefill_token_s:  # nan: not one that begins again
+            job.encode_start_s = record.prefill_token_s = now_s
+            record.extrapolated |= not self.costs.prefill_measured(request.isl)
+        if job.pair is None or request.osl == 1:
+            self.mark()
             return now_s
         job.pair.choose(job)
-        record.encode_busy_s = self.costs.encode_s(isl, job.decision)
-        record.extrapolated |= not self.costs.codec_measured(isl)
+        record.encode_busy_s = self.costs.encode_s(request.isl, job.decision) * self.batch.slow
+        record.extrapolated |= not self.costs.codec_measured(request.isl)
         record.cost_usd += record.encode_busy_s * self.usd_per_s
-        self.encode_token_s = record.encode_busy_s / isl
-        self.busy_until_s = now_s + record.encode_busy_s
-        return self.busy_until_s
+        self.encode_token_s = record.encode_busy_s / request.isl
+        self.busy_until_s += record.encode_busy_s
+        self.mark()
+        return now_s + record.encode_busy_s
 
     def hand_over(self, job: Job) -> None:
-        job.wire_start_s = self.clock.now
-        if job.request.osl > 1:
+        """To the sender, to the batch, or out with its only token."""
+        now_s = self.clock.now
+        if job.pair is not None and job.left:
+            job.wire_start_s = now_s
             job.pair.send(job)
-            return
-        job.expand_start_s = job.decode_start_s = job.record.decode_token_s = job.record.finish_s = self.clock.now
-        self.memory.release(job.prefill_blocks)
-        self.done(job)
-
-
-def prefill(node: PrefillNode) -> Generator[Event, None, None]:
-    while True:
-        if not node.queue:
-            node.idle = True
-            yield node.wake
-        job = node.next_job()
-        if node.memory.can_reserve(job.prefill_blocks):
-            node.memory.reserve(job.prefill_blocks)
+        elif job.left:
+            self.locals -= 1
+            if job.decode_start_s != job.decode_start_s:  # nan: not one that begins again
+                job.wire_start_s = job.expand_start_s = job.decode_start_s = now_s
+            self.join([job])
         else:
-            yield node.memory.waited_for(job.prefill_blocks, node.wake)
-        yield node.wake.at(node.start(job))
-        encoded_s = node.encode(job)
-        if encoded_s > node.clock.now:
-            yield node.wake.at(encoded_s)
-        node.hand_over(job)
+            record = job.record
+            if record.decode_token_s != record.decode_token_s:
+                record.decode_token_s = now_s
+            if job.decode_start_s != job.decode_start_s:
+                job.wire_start_s = job.expand_start_s = job.decode_start_s = now_s
+            record.finish_s = now_s
+            if job.pair is None:
+                self.locals -= 1
+                self.finish(job)
+            else:
+                self.release_prompt(job)
+                self.done(job)
+
+    def release_prompt(self, job: Job) -> None:
+        """Its KV has been sent and acknowledged, or is wanted no more."""
+        self.memory.release(job.prefill_blocks)
+        job.prefill_blocks = 0
+        self.release_prefix(job)
+
+    def keep_prefix(self, job: Job) -> None:
+        """The prompt is computed: whole blocks of it go to the cache, no better than the prefix they were computed on."""
+        cache = self.memory.cache
+        if cache is None or not job.request.hash_ids:
+            return
+        hash_ids = cache.whole(job.request.hash_ids, job.request.isl)
+        freed = self.memory.share(hash_ids, len(job.pinned), cache.worst(job.pinned))
+        job.pinned = hash_ids
+        if job.pair is None:
+            self.account(0, -freed)
+            job.decode_blocks -= freed
+        else:
+            job.prefill_blocks -= freed
+
+    def release_prefix(self, job: Job) -> None:
+        if job.pinned:
+            self.memory.unpin(job.pinned)
+            job.pinned = ()

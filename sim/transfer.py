@@ -25,10 +25,9 @@ from abkt.policy.price import Price
 from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, TransferView
 from abkt.records import SLO, TransferRecord
 from sim.clock import Clock, Wake
-from sim.decode import DecodeNode
 from sim.job import Job
 from sim.network import Flow, Link, Network
-from sim.prefill import PrefillNode
+from sim.node import Node
 
 
 class Pair:
@@ -39,8 +38,8 @@ class Pair:
         self,
         clock: Clock,
         network: Network,
-        source: PrefillNode,
-        target: DecodeNode,
+        source: Node,
+        target: Node,
         path: tuple[Link, ...],
         prices: tuple[Price, Price],
         policy: BitratePolicy,
@@ -198,7 +197,7 @@ class Pair:
         self.backlog_bytes = self.backlog_bytes - job.expected_bytes if self.queue else 0.0
         for price in self.prices:
             price.leave(now_s, job.expected_bytes)
-        self.source.memory.release(job.prefill_blocks)
+        self.source.release_prompt(job)
         self.delivered(record)
         self.target.arrive(job)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -18,66 +18,16 @@ from abkt.policy.routing.load_aware import LoadAware
 from abkt.policy.routing.random import Random
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, RequestRecord, TransferRecord
+from sim.batch import Batch
 from sim.cluster import Cluster, NodeSpec, Simulation
-from sim.decode import DecodeNode
 from sim.job import Job
+from sim.node import Node
+from sim.pace import Pace
 from sim.workload import Request
+from tests.sim.conftest import exact
+from tests.sim.stepping import SteppingNode
 
 SLOS = SLO(ttft_s=0.4, tpot_s=0.02)
-
-
-class SteppingNode(DecodeNode):
-    """The oracle: one event an iteration, every request's context and share counted on its own, no closed form."""
-
-    def arrive(self, job: Job) -> None:
-        self.waiting.append(job)
-        if self.state == "idle":
-            self.state = "iterating"
-            self.wake.after(0.0)
-
-    def run(self):
-        batch: list[Job] = []
-        tokens: dict[Job, int] = {}
-        used_s: dict[Job, float] = {}
-        worked_s: dict[Job, float] = {}
-        while True:
-            if not batch and not self.waiting:
-                self.state = "idle"
-                yield self.wake
-            joining = []
-            while self.waiting and len(batch) + len(joining) < self.max_batch:
-                joining.append(self.waiting.popleft())
-            if joining:
-                for job in joining:
-                    job.record.expand_busy_s = self.costs.expand_s(job.request.isl, job.decision.mode, job.wire_bits)
-                    yield self.wake.after(job.record.expand_busy_s)
-                    job.decode_start_s = self.clock.now
-            for job in joining:
-                batch.append(job)
-                tokens[job], used_s[job], worked_s[job] = 1, 0.0, 0.0
-            context = sum(job.request.isl + tokens[job] - 1 for job in batch)
-            seconds = self.costs.iteration_s(len(batch), context)
-            if joining:
-                self.tpot_s = seconds
-            measured = self.costs.decode_measured(len(batch), context, context)
-            yield self.wake.after(seconds)
-            for job in batch:
-                tokens[job] += 1
-                used_s[job] += seconds / len(batch)
-                worked_s[job] += seconds
-                job.record.extrapolated |= not measured
-                if tokens[job] == 2:
-                    job.record.decode_token_s = self.clock.now
-            finished = [job for job in batch if tokens[job] == job.request.osl]
-            batch = [job for job in batch if job not in finished]
-            if finished:  # the pace is that of the batch without them, by definition, before anybody gets their memory
-                context = sum(job.request.isl + tokens[job] - 1 for job in batch)
-                self.tpot_s = self.costs.iteration_s(len(batch), context) if batch else 0.0
-            for job in finished:
-                job.record.finish_s = self.clock.now
-                job.record.decode_busy_s = worked_s[job]
-                job.record.cost_usd += (used_s[job] + job.record.expand_busy_s) * self.usd_per_s
-                self.finish(job)
 
 
 requests = st.lists(st.tuples(st.floats(0, 1.5), st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=25).map(
@@ -118,7 +68,7 @@ def assert_same(left: list, right: list, kind: type) -> None:
 def test_leaping_and_stepping_give_the_same_records(profile, data, requests, bitrate, routing) -> None:
     cluster = data.draw(clusters(profile))
     leaping = Simulation(cluster, requests, bitrate, routing(), SLOS).run()
-    stepping = Simulation(cluster, requests, bitrate, routing(), SLOS, decode_node=SteppingNode).run()
+    stepping = Simulation(cluster, requests, bitrate, routing(), SLOS, node=SteppingNode).run()
     assert_same(leaping.requests, stepping.requests, RequestRecord)
     by_id = [sorted(result.transfers, key=lambda t: t.request_id) for result in (leaping, stepping)]
     assert_same(*by_id, TransferRecord)
@@ -130,7 +80,7 @@ def test_a_long_leap_with_an_arrival_in_it(profile) -> None:
     cluster = Cluster((NodeSpec("p", profile, 10**6, nic),), (NodeSpec("d", profile, 10**6, nic),))
     requests = [Request(0, 0.0, 100, 6000), Request(1, 7.7, 200, 3000), Request(2, 33.3, 50, 2), Request(3, 33.4, 50, 4000)]
     leaping = Simulation(cluster, requests, Raw, RoundRobin(), SLOS).run()
-    stepping = Simulation(cluster, requests, Raw, RoundRobin(), SLOS, decode_node=SteppingNode).run()
+    stepping = Simulation(cluster, requests, Raw, RoundRobin(), SLOS, node=SteppingNode).run()
     assert_same(leaping.requests, stepping.requests, RequestRecord)
 
 
@@ -138,7 +88,7 @@ def test_an_empty_batch_has_no_pace_while_the_next_request_is_expanded(profile) 
     """The last request has left and another one is being expanded: what asks for the pace then (deadlines, routing) sees an empty node."""
     paces: list[float] = []
 
-    class Watched(DecodeNode):
+    class Watched(Node):
         def expand(self, jobs: list[Job]) -> float:
             paces.append(self.tpot_s)
             return super().expand(jobs)
@@ -146,25 +96,20 @@ def test_an_empty_batch_has_no_pace_while_the_next_request_is_expanded(profile) 
     nic = Capacity.constant(1e9)
     cluster = Cluster((NodeSpec("p", profile, 10**4, nic),), (NodeSpec("d", profile, 10**4, nic),), max_batch=1)
     requests = [Request(i, 0.0, 100, 200) for i in range(3)]
-    Simulation(cluster, requests, Raw, RoundRobin(), SLOS, decode_node=Watched).run()
+    Simulation(cluster, requests, Raw, RoundRobin(), SLOS, node=Watched).run()
     assert paces == [0.0, 0.0, 0.0]
 
 
 @given(st.integers(1, 64), st.integers(64, 10**6), st.floats(0, 100), st.floats(0, 1e-6))
-def test_the_boundary_after_a_moment(profile, batch, context, elapsed_s, growth_s) -> None:
+def test_the_boundary_after_a_moment(profile, size, context, elapsed_s, growth_s) -> None:
     """iterations_until is the smallest count whose closed form reaches the moment; the closed form is the plain sum."""
-    node = Simulation(
-        Cluster((NodeSpec("p", profile, 64, Capacity.constant(1.0)),), (NodeSpec("d", profile, 64, Capacity.constant(1.0)),)),
-        [Request(0, 0.0, 1, 1)],
-        Raw,
-        RoundRobin(),
-        SLOS,
-    ).decode[0]
-    node.costs.context_s = growth_s
-    node.batch = [(0, i, None) for i in range(batch)]
-    node.context, node.start_s = context, 5.0
-    count = node.iterations_until(5.0 + elapsed_s)
-    assert node.start_s + node.leap_s(count) >= 5.0 + elapsed_s
-    assert count == 0 or node.start_s + node.leap_s(count - 1) < 5.0 + elapsed_s
+    batch = Batch(Pace(replace(profile, fits={**profile.fits, "decode": exact({"1": 0.00311, "batch": 0.000271, "context": growth_s})})))
+    for _ in range(size):
+        batch.heap.append((0, 0, None))  # type: ignore[arg-type]
+    batch.context = context
+    batch.measure()
+    count = batch.iterations_until(5.0, 5.0 + elapsed_s)
+    assert 5.0 + batch.leap_s(count) >= 5.0 + elapsed_s
+    assert count == 0 or 5.0 + batch.leap_s(count - 1) < 5.0 + elapsed_s
     few = min(count, 50)
-    assert node.leap_s(few) == pytest.approx(math.fsum(node.costs.iteration_s(batch, context + i * batch) for i in range(few)))
+    assert batch.leap_s(few) == pytest.approx(math.fsum(batch.pace.piece(size, context + i * size)[0] for i in range(few)))

@@ -102,7 +102,7 @@ class Recorded(Price):
 @pytest.fixture
 def prices(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     Recorded.made = []
-    monkeypatch.setattr("sim.cluster.Price", Recorded)
+    monkeypatch.setattr("sim.fleet.Price", Recorded)
     return Recorded.made
 
 

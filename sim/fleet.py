@@ -1,0 +1,115 @@
+"""The nodes of a cluster, what each of them is given to do now, and the pairs of them that have met.
+
+Not modelled: the time that knowing each other's load takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from abkt.policy.price import Price
+from abkt.policy.routing.ranking import Ranking
+from abkt.policy.view import BitratePolicy
+from abkt.records import SLO, TransferRecord
+from sim.clock import Clock
+from sim.cost import Costs
+from sim.job import Job
+from sim.memory import Memory
+from sim.network import Network
+from sim.node import Node
+from sim.pace import Pace
+from sim.prefix import PrefixCache
+from sim.specs import Cluster, Engine, NodeSpec
+from sim.transfer import Pair
+
+
+class Fleet:
+    """prefill, decode: the nodes that are given prompts, and those that are given requests to decode; some may be both."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        cluster: Cluster,
+        bitrate: Callable[[], BitratePolicy],
+        slo: SLO,
+        node: type[Node],
+        done: Callable[[Job], None],
+        delivered: Callable[[TransferRecord], None],
+    ) -> None:
+        self.clock, self.cluster, self.bitrate, self.slo, self.delivered = clock, cluster, bitrate, slo, delivered
+        self.engine = cluster.engine or Engine(max_batch=cluster.max_batch)
+        self.network = Network(clock)
+        self.holders: dict[int, dict[Node, None]] = {}
+        specs = (*cluster.prefill, *cluster.decode)
+        profiles = {id(spec.profile): spec.profile for spec in specs}  # nodes of a kind share one
+        costs = {key: (Costs(profile), Pace(profile)) for key, profile in profiles.items()}
+        kinds: dict[tuple[int, int], int] = {}
+
+        def made(spec: NodeSpec) -> Node:
+            kind = kinds.setdefault((id(spec.profile), spec.kv_tokens), len(kinds))
+            memory = Memory(spec.kv_tokens, cluster.block_tokens, self._cache())
+            made = node(clock, spec.name, *costs[id(spec.profile)], memory, spec.usd_per_hour, self.engine, done, kind)
+            if memory.cache is not None:
+                memory.cache.owner = made
+            return made
+
+        self.nodes = [made(spec) for spec in specs]
+        for index, one in enumerate(self.nodes):
+            one.role = "prefill" if index < len(cluster.prefill) else "decode"
+        self.prices = {spec.name: Price(max(spec.nic.bytes_per_s)) for spec in specs}
+        self.links = {spec.name: self.network.link(spec.name, spec.nic) for spec in specs}
+        self.fabric = (self.network.link("fabric", cluster.fabric),) if cluster.fabric else ()
+        self.pairs: dict[tuple[Node, Node], Pair] = {}
+        self.rank()
+
+    def _cache(self) -> PrefixCache | None:
+        tokens = self.engine.hash_tokens
+        return PrefixCache(tokens, self.cluster.block_tokens, self.holders) if tokens else None
+
+    def rank(self) -> None:
+        """Some node has another role."""
+        self.prefill = Ranking([node for node in self.nodes if node.role in ("prefill", "both")], _prompt_kind, self.holders)
+        self.decode = Ranking([node for node in self.nodes if node.role in ("decode", "both")], _kind)
+        for node in self.nodes:
+            node.changed = [ranking.changed for ranking in (self.prefill, self.decode) if node in ranking.place]
+        self._least_prompt, self._least_decode = (min((n.memory.tokens for n in side), default=0) for side in (self.prefill, self.decode))
+
+    def able(self, prompt_tokens: int, decode_tokens: int) -> tuple[list[Node], list[Node]]:
+        """Who can hold the prompt, and who the whole request."""
+        prefill: list[Node] = self.prefill
+        decode: list[Node] = self.decode
+        if prompt_tokens > self._least_prompt:
+            prefill = [node for node in prefill if prompt_tokens <= node.memory.tokens]
+        if decode_tokens > self._least_decode:
+            decode = [node for node in decode if decode_tokens <= node.memory.tokens]
+        return prefill, decode
+
+    def pair(self, source: Node, target: Node) -> Pair:
+        pair = self.pairs.get((source, target))
+        if pair is None:
+            path = (self.links[source.name], *self.fabric, self.links[target.name])
+            prices = self.prices[source.name], self.prices[target.name]
+            usd_per_gb, delay_s, policy = self.cluster.usd_per_gb, self.cluster.delay_s, self.bitrate()
+            pair = self.pairs[source, target] = Pair(
+                self.clock, self.network, source, target, path, prices, policy, self.slo, usd_per_gb, self.delivered, delay_s
+            )
+        return pair
+
+    def state(self) -> str:
+        """Of every queue, for whoever has to find out why nothing happens."""
+        nodes = [f"{node.name}: {node.state}, {_queues(node)}, {node.memory}" for node in self.nodes]
+        pairs = [f"{p.source.name} to {p.target.name}: {len(p.queue)} to send" for p in self.pairs.values() if not p.idle]
+        return "; ".join([*nodes, *pairs])
+
+
+def _queues(node: Node) -> str:
+    return f"{len(node.prompts)} prompts, {len(node.batch)} in the batch, {len(node.waiting)} to expand"
+
+
+def _kind(node: Node) -> int:
+    return node.kind
+
+
+def _prompt_kind(node: Node) -> tuple[int, bool]:
+    """Nodes that wait for memory do not get free as time passes; they are ordered among themselves."""
+    return node.kind, node.blocked is not None

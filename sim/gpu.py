@@ -1,0 +1,72 @@
+"""What the two sides of a node share: one GPU, one memory, one timer, and what it is doing now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sim.batch import Batch
+from sim.clock import Clock, Wake
+from sim.cost import Costs
+from sim.job import Job
+from sim.memory import Memory
+from sim.pace import Pace
+from sim.specs import Engine
+
+
+class Gpu:
+    """done(job): called for a request that ends here. kind: nodes with the same costs and memory have the same.
+
+    state: idle | iterating | coding. While it iterates: `leap` iterations of the batch since start_s and, beside the last of one, `chunk`
+    of the prompts, which adds chunk_s. changed: of the rankings that it is in, where it says that its load is another.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        name: str,
+        costs: Costs,
+        pace: Pace,
+        memory: Memory,
+        usd_per_hour: float,
+        engine: Engine,
+        done: Callable[[Job], None],
+        kind: int = 0,
+    ) -> None:
+        self.clock = clock
+        self.name = name
+        self.costs = costs
+        self.pace = pace
+        self.memory = memory
+        self.usd_per_s = usd_per_hour / 3600
+        self.engine = engine
+        self.done = done
+        self.kind = kind
+        self.changed: list[set[Any]] = []
+        self.wake = Wake(clock)
+        self.state = "idle"
+        self.batch = Batch(pace)
+        self.start_s = 0.0
+        self.leap = 0
+        self.chunk: list[tuple[Job, int]] = []
+        self.chunk_s = 0.0
+
+    def attend(self) -> None:
+        """Somebody waits: begin, or end the leap after the running iteration."""
+        if self.state == "idle":
+            self.state = "iterating"
+            self.start_s, self.leap = self.clock.now, 0
+            self.wake.after(0.0)
+        elif self.state == "iterating" and self.leap and not self.chunk:
+            self.leap = min(self.leap, self.batch.iterations_until(self.start_s, self.clock.now))
+            self.wake.at(self.start_s + self.batch.leap_s(self.leap))
+
+    def slow_down(self, factor: float) -> None:
+        """What begins from now on takes so much longer than it should; 1: no longer."""
+        self.batch.slow = factor
+        if self.leap:
+            self.attend()
+
+    def mark(self) -> None:
+        for ranking in self.changed:
+            ranking.add(self)

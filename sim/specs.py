@@ -1,0 +1,83 @@
+"""What a cluster is made of: nodes, their links, and how their engines run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from abkt.capacity import Capacity
+from abkt.profile.schema import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How a node's engine makes its iterations.
+
+    max_batch: requests in one decode iteration. prefill_tokens: of prompts in one iteration, decode tokens counted first; 0: one whole
+    prompt at a time. chunked: prompts are cut to fill that budget; otherwise whole ones, and always one. grow_tokens: memory for decoding
+    is taken for so many tokens at a time, and the newest request recomputed where none is left; 0: for the whole answer, before it is
+    sent. hash_tokens: of prompts that one hash of a prefix cache stands for; 0: no cache. reuse_distortion: a request may use cached
+    blocks with no more than it.
+    """
+
+    max_batch: int = 64
+    prefill_tokens: int = 0
+    chunked: bool = False
+    grow_tokens: int = 0
+    hash_tokens: int = 0
+    reuse_distortion: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise ValueError(f"max_batch is {self.max_batch}; it must be at least 1")
+        if min(self.prefill_tokens, self.grow_tokens, self.hash_tokens) < 0 or not self.reuse_distortion >= 0:
+            raise ValueError("prefill_tokens, grow_tokens, hash_tokens and reuse_distortion must not be below 0")
+        if self.chunked and self.prefill_tokens <= self.max_batch:
+            raise ValueError(
+                f"prefill_tokens is {self.prefill_tokens}; chunks need more than max_batch, {self.max_batch}, to get on beside decoding"
+            )
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One instance. kv_tokens: KV memory; nic: its own link, each way; usd_per_hour: of the whole instance."""
+
+    name: str
+    profile: Profile
+    kv_tokens: int
+    nic: Capacity
+    usd_per_hour: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """prefill, decode: the nodes by the role they begin with. engine: of every node, with max_batch of its own. fabric: shared by all
+    flows, if any. usd_per_gb: of wire bytes (10^9) between nodes. delay_s: propagation between nodes, each way. rebuild_s: what a node
+    needs to take another role, once it has nothing left to do in the old one.
+    """
+
+    prefill: tuple[NodeSpec, ...]
+    decode: tuple[NodeSpec, ...]
+    max_batch: int = 64
+    block_tokens: int = 16
+    fabric: Capacity | None = None
+    usd_per_gb: float = 0.0
+    delay_s: float = 0.0
+    engine: Engine | None = None
+    rebuild_s: float = 0.007
+
+    def __post_init__(self) -> None:
+        for role, nodes in (("prefill", self.prefill), ("decode", self.decode)):
+            if not nodes:
+                raise ValueError(f"the cluster has no {role} node; it needs at least one")
+        if self.max_batch < 1 or self.block_tokens < 1:
+            raise ValueError(f"max_batch is {self.max_batch} and block_tokens {self.block_tokens}; both must be at least 1")
+        nodes = (*self.prefill, *self.decode)
+        if len({node.name for node in nodes}) < len(nodes):
+            raise ValueError("two nodes of the cluster have the same name")
+        for node in nodes:
+            if node.kv_tokens < self.block_tokens:
+                raise ValueError(f"node {node.name} holds {node.kv_tokens} tokens of KV, less than one block of {self.block_tokens}")
+        if len({(m.layers, m.kv_heads, m.head_dim, m.dtype) for m in (node.profile.model for node in nodes)}) > 1:
+            raise ValueError("the nodes' profiles are of models with different KV; prefill and decode must run the same model")
+        if not self.rebuild_s >= 0:
+            raise ValueError(f"rebuild_s is {self.rebuild_s}; it must not be below 0")
