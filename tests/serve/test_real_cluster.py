@@ -116,7 +116,7 @@ def test_a_model_that_cannot_be_loaded_is_said_by_the_worker_that_tried(tiny_mod
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text((tiny_model / "config.json").read_text())
-    with pytest.raises(WorkerDied, match="worker [pd]0 ended"), Cluster(ClusterSpec(broken), tmp_path):
+    with pytest.raises(WorkerDied, match=r"worker [pd]0 ended"), Cluster(ClusterSpec(broken), tmp_path):
         pass
 
 

@@ -1,0 +1,107 @@
+"""2P2D of real processes: workers that are killed, frozen or cut off, that come, go and change roles. Answers stay those of one model."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from abkt.records import RequestRecord
+from abkt.serve.cluster import Change, Cluster, ClusterSpec
+from abkt.serve.prompt import Prompt
+from abkt.serve.sampling import Sampling
+from tests.serve.black_hole import BlackHole
+from tests.serve.test_engine import generate
+from tests.serve.test_real_cluster import INT8, LINK, RAW, SLOW_SLO, UNLIMITED
+
+pytestmark = pytest.mark.slow
+LOADED = {"_target_": "abkt.policy.routing.load_aware.LoadAware", "tpot_slo_s": 0.05}
+
+
+def prompts(count: int, gap_s: float = 0.25, osl: int = 24) -> list[Prompt]:
+    return [Prompt(i, gap_s * i, tuple((11 * i + 3 * j) % 2048 for j in range(40 + 37 * (i % 7))), osl) for i in range(count)]
+
+
+@pytest.fixture
+def cluster(tiny_model: Path, tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(ClusterSpec(tiny_model, prefill=2, decode=2, pool_tokens=2048, max_batch=4), tmp_path) as running:
+        yield running
+
+
+def expected(cluster: Cluster, given: list[Prompt]) -> dict[int, list[int]]:
+    return {p.request_id: generate(cluster.spec.model_folder, list(p.tokens), p.osl) for p in given}
+
+
+def test_every_pair_of_workers_serves_and_the_tokens_are_those_of_one_process(cluster: Cluster) -> None:
+    given = prompts(12, gap_s=0.05)
+    run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO)
+    assert run.outputs == expected(cluster, given)
+    assert {(r.prefill_node, r.decode_node) for r in run.requests} == {(p, d) for p in ("p0", "p1") for d in ("d0", "d1")}
+    assert {(t.source, t.destination) for t in run.transfers} == {(r.prefill_node, r.decode_node) for r in run.requests}
+    closed = cluster.run(given, INT8, LINK, SLOW_SLO, routing=LOADED, concurrency=3)
+    assert [r.outcome for r in closed.requests] == ["completed"] * 12
+    for r in closed.requests:
+        at_s = [o for o in closed.requests if o.arrival_s <= r.arrival_s < o.finish_s]
+        assert len(at_s) <= 3
+
+
+@pytest.mark.parametrize("victim", ["p0", "d0"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_a_worker_that_is_lost_is_noticed_and_its_requests_are_served_by_others(cluster: Cluster, victim: str, how: signal.Signals) -> None:
+    given = prompts(24)
+    seen: list[RequestRecord] = []
+
+    def lose(record: RequestRecord) -> None:
+        seen.append(record)
+        if len(seen) == 6:
+            os.kill(cluster.roster.members[victim].worker.process.pid, how)
+
+    run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO, keep=lose)
+    assert run.outputs == expected(cluster, given)
+    assert victim not in cluster.roster.members
+    after = cluster.run(prompts(4, 0.0), RAW, UNLIMITED, SLOW_SLO)
+    assert victim not in {name for r in after.requests for name in (r.prefill_node, r.decode_node)}
+
+
+def test_a_way_that_swallows_everything_is_avoided(cluster: Cluster) -> None:
+    """p0 and p1 reach d0 through something that takes every byte and passes none on, from the middle of the run on."""
+    given = prompts(16)
+    member = cluster.roster.members["d0"]
+    with BlackHole(member.address) as hole:
+        member.address = hole.address
+
+        def swallow(record: RequestRecord) -> None:
+            hole.open = False
+
+        run = cluster.run(given, INT8, UNLIMITED, SLOW_SLO, keep=swallow)
+    assert [r.outcome for r in run.requests] == ["completed"] * 16
+    moved = [r for r in run.requests if r.reason]
+    assert moved
+    assert all("silent" in r.reason or "moved" in r.reason for r in moved)
+    assert {r.decode_node for r in moved} == {"d1"}
+
+
+def test_workers_come_go_and_change_their_role_while_requests_are_served(cluster: Cluster) -> None:
+    given = prompts(60, gap_s=0.4)
+    changes = [Change(0.5, "d9", "decode"), Change(2.0, "d1", "prefill"), Change(12.0, "d1", "decode"), Change(14.0, "p0", "gone")]
+    run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO, changes=changes)
+    assert run.outputs == expected(cluster, given)
+    assert sorted(cluster.roster.members) == ["d0", "d1", "d9", "p1"]
+    assert {r.prefill_node for r in run.requests} == {"p0", "p1", "d1"}
+    assert {r.decode_node for r in run.requests} >= {"d0", "d1", "d9"}
+    again = cluster.run(prompts(4, 0.0), RAW, UNLIMITED, SLOW_SLO)
+    assert {r.prefill_node for r in again.requests} == {"p1"}
+
+
+def test_a_request_draws_the_same_tokens_wherever_and_with_whomever_it_is(cluster: Cluster) -> None:
+    drawn = [
+        Prompt(p.request_id, p.arrival_s, p.tokens, p.osl, sampling=Sampling(1.0, 50, 0.95, seed=p.request_id))
+        for p in prompts(10, 0.0, 12)
+    ]
+    together = cluster.run(drawn, RAW, UNLIMITED, SLOW_SLO)
+    alone = cluster.run(list(reversed(drawn)), RAW, UNLIMITED, SLOW_SLO, concurrency=1)
+    assert together.outputs == alone.outputs
+    assert together.outputs != expected(cluster, drawn)
