@@ -10,7 +10,20 @@ import abkt
 from experiments import usage
 from experiments.errors import BAD_INPUT, exit_code
 
-VERBS = ("study", "profile", "simulate", "sweep", "replay", "adaptation", "compare", "quality", "longbench", "bench", "train-probe")
+VERBS = (
+    "study",
+    "profile",
+    "simulate",
+    "sweep",
+    "replay",
+    "adaptation",
+    "compare",
+    "quality",
+    "longbench",
+    "bench",
+    "fit-hardware",
+    "train-probe",
+)
 HELP = ("-h", "--help")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
 from abkt.profile import schema
-from abkt.profile.roofline import GpuSpec, kv_tokens, roofline
+from abkt.profile.roofline import GpuSpec, kv_tokens, profile_of
 from abkt.profile.schema import Profile
 from abkt.spec import ModelSpec
 from experiments.curves import load_curves
@@ -69,7 +69,7 @@ class Instance:
 def instance(hardware: GpuSpec | MeasuredHardware, model: ModelSpec, curves: Path) -> Instance:
     """Raises ValueError where the profile or the curves cannot be read, the profile is another model's, or the model does not fit."""
     if isinstance(hardware, GpuSpec):
-        return Instance(roofline(hardware, model, load_curves(curves)), kv_tokens(hardware, model), hardware.usd_per_hour)
+        return Instance(profile_of(hardware, model, load_curves(curves)), kv_tokens(hardware, model), hardware.usd_per_hour)
     profile = schema.load(hardware.profile)
     if profile.model.kv_bytes_per_token != model.kv_bytes_per_token:
         raise ValueError(f"profile {hardware.profile} is of model {profile.model.name}, not {model.name}; choose that one with model=")

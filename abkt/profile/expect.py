@@ -18,7 +18,7 @@ def curve_for(profile: Profile, tokens: int, draw: int = 0, among: int = 4) -> R
 
 def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateCurve | None = None) -> TransferView:
     """The view of a transfer of `tokens` of KV before its first byte; curve: its own, or None for the nearest measured one."""
-    raw_bytes = tokens * profile.model.kv_bytes_per_token
+    raw_bytes = profile.model.kv_bytes(tokens)
     curve = curve or curve_for(profile, tokens)
     exact = profile.exact_share > 0 and {"encode/exact", "expand/exact"} <= profile.fits.keys()
     return TransferView(

@@ -1,4 +1,5 @@
-"""A Profile from a specification sheet, for hardware that nobody here owns: marked `roofline`, never validated.
+"""A Profile for hardware that nobody here owns: `published` where its kernels have been measured by others (abkt.profile.kernels), else
+from a specification sheet and marked `roofline`. Neither is validated here.
 
 prefill  = overhead + tokens x 2 active_parameters / flops + tokens^2 x 2 layers heads head_dim / flops   (causal attention: half)
 decode   = overhead + weights / bandwidth + batch x 2 active_parameters / flops + context x kv bytes / bandwidth
@@ -10,8 +11,9 @@ Not modelled: kernel launch gaps beyond one overhead per pass, tensor-parallel c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from abkt.profile.kernels import GpuKernels, ModelCosts
 from abkt.profile.schema import Fit, Profile, RateCurve
 from abkt.spec import DTYPE_BYTES, ModelSpec
 
@@ -20,7 +22,9 @@ EXACT_SHARE = {"bfloat16": 12 / 16}  # assumption; the probe's KV takes 0.71
 
 @dataclass(frozen=True, slots=True)
 class GpuSpec:
-    """One serving instance. flops, memory_bytes_per_s: dense bf16 peak and memory bandwidth of all its `gpus`; efficiencies scale them."""
+    """One serving instance of `gpus`. flops, memory_bytes_per_s, memory_bytes: dense bf16 peak, memory bandwidth and memory of each;
+    efficiencies scale them. overhead_s, request_s: of each iteration, and for each request in it. kernels: fitted to published tables; None
+    where there are none."""
 
     name: str
     flops: float
@@ -34,6 +38,8 @@ class GpuSpec:
     call_s: float = 10e-6
     usd_per_hour: float = 0.0
     source: str = ""
+    request_s: float = 0.0
+    kernels: GpuKernels | None = None
 
     def __post_init__(self) -> None:
         if min(self.flops, self.memory_bytes_per_s, self.memory_bytes, self.gpus) <= 0:
@@ -42,11 +48,22 @@ class GpuSpec:
 
 def kv_tokens(gpu: GpuSpec, model: ModelSpec, reserve: float = 0.1) -> int:
     """Tokens of KV that fit beside the weights, `reserve` of the memory left to activations. Raises ValueError if none do."""
-    left = gpu.memory_bytes * gpu.gpus * (1 - reserve) - model.parameters * DTYPE_BYTES[model.dtype]
+    left = gpu.memory_bytes * gpu.gpus * (1 - reserve) - model.bytes_of_weights
     tokens = int(left // model.kv_bytes_per_token)
     if tokens < 1:
         raise ValueError(f"model {model.name} does not fit on {gpu.gpus} x {gpu.name}: no memory is left for KV")
     return tokens
+
+
+def profile_of(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...]) -> Profile:
+    """The best that is known of this hardware. Raises ValueError where its kernels do not have what the model needs."""
+    sheet = roofline(gpu, model, curves)
+    if gpu.kernels is None:
+        return sheet
+    costs = ModelCosts(model, gpu.kernels, gpu.gpus, gpu.memory_bytes_per_s, gpu.overhead_s, gpu.request_s)
+    fits = {**sheet.fits, "prefill": costs.prefill_fit(), "decode": costs.decode_fit()}
+    about = {**sheet.fingerprint, "kernels": gpu.kernels.source}
+    return replace(sheet, fits=fits, fingerprint=about, source="published")
 
 
 def roofline(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...]) -> Profile:
@@ -61,7 +78,7 @@ def roofline(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...]) -> P
         "decode": _exact(
             {
                 "1": gpu.overhead_s + model.active_parameters * value_bytes / memory,
-                "batch": token_flops,
+                "batch": token_flops + gpu.request_s,
                 "context": kv_bytes / memory,
             }
         ),

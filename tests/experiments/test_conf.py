@@ -12,9 +12,11 @@ import pytest
 from abkt.capacity import Capacity
 from abkt.policy.build import build
 from abkt.policy.view import GoodputSample
+from abkt.profile.roofline import profile_of
 from experiments import usage
 from experiments.compose import compose
 from experiments.config import read
+from experiments.curves import load_curves
 from experiments.paths import ROOT, conf_dir, data_path
 from experiments.simulate import SimulateConfig, build_simulation, read_workload
 
@@ -40,8 +42,8 @@ def test_every_choice_builds(group: str, choice: str, curves: Path) -> None:
         return  # their files are the user's
     requests, _ = read_workload(made.workload, seed=0, closed_loop=True)
     simulation = build_simulation(made, requests[:2])
-    assert len(simulation.prefill) == made.cluster.prefill
-    assert len(simulation.decode) == made.cluster.decode
+    assert len(simulation.fleet.prefill) == made.cluster.prefill
+    assert len(simulation.fleet.decode) == made.cluster.decode
 
 
 # layers x 2 (1 for a latent) x kv_heads x head_dim x 2 bytes of bf16, as published with each model
@@ -54,6 +56,8 @@ qwen3-32b,262144
 qwen3-30b-a3b,98304
 mixtral-8x7b,131072
 deepseek-v3,70272
+gpt-oss-120b,73728
+gpt-oss-20b,49152
 probe,3072
 """
 
@@ -76,6 +80,36 @@ def test_dense_models_have_the_parameters_that_their_shapes_give(curves: Path) -
         count = spec.layers * (attention + 3 * spec.hidden * inner) + tables * spec.hidden
         assert spec.parameters == pytest.approx(count, rel=0.005)
         assert spec.active_parameters == spec.parameters
+        assert spec.inner == inner
+
+
+def test_models_of_experts_have_the_parameters_that_their_shapes_give(curves: Path) -> None:
+    """As above, with `experts` MLPs a layer; of MLA the projections of DeepSeek-V2's paper (arXiv 2405.04434, section 2.1)."""
+    for name in ("mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-120b", "gpt-oss-20b"):
+        m = config(curves, f"model={name}").model
+        attention = 2 * m.hidden * (m.heads + m.kv_heads) * m.head_dim
+        if m.kv_kinds == 1:
+            latent = m.head_dim - 64  # the rest carries the position
+            attention = m.hidden * (m.query_latent + m.head_dim) + m.query_latent * m.heads * m.key_dim
+            attention += latent * m.heads * (m.key_dim - 64 + m.value_dim) + m.hidden * m.heads * m.value_dim
+        each, sparse = 3 * m.hidden * m.expert_inner, m.layers - m.dense_layers
+        others = m.layers * attention + m.dense_layers * 3 * m.hidden * m.inner + 2 * m.vocabulary * m.hidden
+        assert m.parameters == pytest.approx(others + sparse * (m.experts + m.shared_experts) * each, rel=0.01)
+        active = others + sparse * (m.experts_active + m.shared_experts) * each
+        assert 0.97 * (active - m.vocabulary * m.hidden) < m.active_parameters < 1.03 * active  # some count the first table, some do not
+
+
+@pytest.mark.parametrize("hardware", ["a100", "h100", "h200", "l40s"])
+def test_published_kernels_are_fast_enough_and_not_too_fast(hardware: str, curves: Path) -> None:
+    """A step reads all weights no faster than the data sheet, a prompt computes no faster than its peak; both within a factor of 2.1."""
+    made = config(curves, f"hardware={hardware}", "hardware.overhead_s=0", "hardware.request_s=0")
+    gpu, model = made.hardware, made.model
+    profile = profile_of(gpu, model, load_curves(curves))
+    assert profile.source == "published"
+    least_s = (model.parameters - model.vocabulary * model.hidden) * 2 / gpu.memory_bytes_per_s
+    assert least_s < profile.fit("decode").seconds(batch=1, context=1) < 2.1 * least_s
+    least_s = 2 * (model.parameters - 2 * model.vocabulary * model.hidden) * 4096 / gpu.flops
+    assert least_s < profile.fit("prefill").seconds(tokens=4096) < 2.1 * least_s
 
 
 def test_a_network_scales_as_a_whole(curves: Path) -> None:
