@@ -1,4 +1,4 @@
-"""`abkt compare MEASURED PREDICTED`: the same requests in two runs, joined, stage by stage."""
+"""`abkt compare MEASURED PREDICTED`: the same requests in two runs, joined, stage by stage, with paired intervals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
+from abkt.records import SCHEMA_VERSION as RECORDS_VERSION
 from abkt.records import STAGES
+from experiments import intervals
 from experiments.best import rank, regret
 from experiments.config import STRICT
 from experiments.manifest import write_manifest
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from pydantic import ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MEASURES = (*(f"{stage}_exposed_s" for stage in STAGES), "transfer_exposed_s", "ttft_s", "tpot_s", "e2e_s")
 SAME = ("isl", "osl")  # what makes a request the same one in both runs
 
@@ -47,10 +51,13 @@ def main(config: CompareConfig, run: Run) -> None:
 def compare(measured: Path, predicted: Path) -> dict[str, Any]:
     """Mean and p99 of each stage over the requests that completed in both, and the errors of `predicted`.
 
-    error = predicted - measured, relative to measured; share_of_e2e: the mean error as a share of the measured mean E2E, which says
-    whether a large relative error of a small stage matters. mean_absolute_s: mean of the error of each request, signs dropped.
-    Raises ValueError where the folders hold no records, no common request, or other requests under the same ids.
+    error = predicted - measured, relative to measured, with the 95 % interval of the relative error (low, high); share_of_e2e: the mean
+    error as a share of the measured mean E2E, which says whether a large relative error of a small stage matters. mean_absolute_s: mean
+    of the error of each request, signs dropped. Raises ValueError where the folders hold no records, records of another schema version,
+    no common request, or other requests under the same ids.
     """
+    for folder in (measured, predicted):
+        _check_version(folder)
     left, right = read_records(measured / "requests.parquet"), read_records(predicted / "requests.parquet")
     joined = left.merge(right, on="request_id", suffixes=("_a", "_b"))
     if joined.empty:
@@ -64,11 +71,12 @@ def compare(measured: Path, predicted: Path) -> dict[str, Any]:
     both = joined[(joined.outcome_a == "completed") & (joined.outcome_b == "completed")]
     if both.empty:
         raise ValueError(f"no request completed in both {measured} and {predicted}")
-    e2e_s = float(both.e2e_s_a.mean())
+    both = both.sort_values(["arrival_s_a", "request_id"], kind="stable")  # blocks of the bootstrap are stretches of time
+    e2e_s, places = float(both.e2e_s_a.mean()), intervals.paired_draws(len(both))
     return {
         "schema_version": SCHEMA_VERSION,
         "requests": {"measured": len(left), "predicted": len(right), "compared": len(both)},
-        "stages": {_stage(name): _errors(both[f"{name}_a"], both[f"{name}_b"], e2e_s) for name in MEASURES},
+        "stages": {_stage(name): _errors(both[f"{name}_a"], both[f"{name}_b"], e2e_s, places) for name in MEASURES},
     }
 
 
@@ -86,20 +94,29 @@ def compare_twins(folder: Path, policies: Sequence[str], max_distortion: float) 
     }
 
 
-def _errors(measured: pd.Series, predicted: pd.Series, e2e_s: float) -> dict[str, Any]:
+def _check_version(folder: Path) -> None:
+    summary = folder / "summary.json"
+    version = read_json(summary).get("schema_version") if summary.exists() else RECORDS_VERSION
+    if version != RECORDS_VERSION:
+        raise ValueError(f"{folder} has records of schema version {version}, this code reads {RECORDS_VERSION}; run it again")
+
+
+def _errors(measured: pd.Series, predicted: pd.Series, e2e_s: float, places: Any) -> dict[str, Any]:
     error_s = predicted - measured
+    a, b = measured.to_numpy(float), predicted.to_numpy(float)
     return {
-        "mean": _pair(measured.mean(), predicted.mean()),
-        "p99": _pair(measured.quantile(0.99), predicted.quantile(0.99)),
+        "mean": _pair(measured.mean(), predicted.mean(), intervals.relative(a, b, np.nanmean, places)),
+        "p99": _pair(measured.quantile(0.99), predicted.quantile(0.99), intervals.relative(a, b, intervals.p99, places)),
         "mean_absolute_s": float(error_s.abs().mean()),
         "share_of_e2e": float(error_s.mean()) / e2e_s if e2e_s > 0 else math.nan,
     }
 
 
-def _pair(measured: float, predicted: float) -> dict[str, float]:
+def _pair(measured: float, predicted: float, interval: intervals.Interval) -> dict[str, float]:
     """The relative error is nan where nothing was measured to be relative to."""
     relative = (predicted - measured) / measured if measured > 1e-9 else math.nan
-    return {"measured_s": float(measured), "predicted_s": float(predicted), "relative_error": float(relative)}
+    found = {"measured_s": float(measured), "predicted_s": float(predicted), "relative_error": float(relative)}
+    return {**found, "low": interval.low, "high": interval.high}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -108,15 +125,19 @@ def show(result: dict[str, Any]) -> None:
 
     counts = result["requests"]
     table = Table(title=f"{counts['compared']} requests completed in both runs; times in ms", title_justify="left")
-    for heading in ("stage", "mean measured", "predicted", "error", "p99 measured", "predicted", "error", "of E2E"):
+    for heading in ("stage", "mean measured", "predicted", "error [95 %]", "p99 measured", "predicted", "error [95 %]", "of E2E"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for stage, errors in result["stages"].items():
         table.add_row(stage, *_cells(errors["mean"]), *_cells(errors["p99"]), _percent(errors["share_of_e2e"]))
-    Console(width=110).print(table)
+    Console(width=130).print(table)
 
 
 def _cells(pair: dict[str, float]) -> tuple[str, str, str]:
-    return _ms(pair["measured_s"]), _ms(pair["predicted_s"]), _percent(pair["relative_error"])
+    return (
+        _ms(pair["measured_s"]),
+        _ms(pair["predicted_s"]),
+        f"{_percent(pair['relative_error'])} [{_percent(pair['low'])}, {_percent(pair['high'])}]",
+    )
 
 
 def _stage(measure: str) -> str:

@@ -34,7 +34,9 @@ def test_errors_by_hand(tmp_path: Path) -> None:
     folders = runs(tmp_path, [record(0, 1.0), record(1, 3.0)], [record(1, 3.5), record(0, 1.5)])
     result = compare(*folders)
     wire, ttft = result["stages"]["wire"], result["stages"]["ttft"]
-    assert wire["mean"] == pytest.approx({"measured_s": 2.0, "predicted_s": 2.5, "relative_error": 0.25})
+    assert {k: wire["mean"][k] for k in ("measured_s", "predicted_s", "relative_error")} == pytest.approx(
+        {"measured_s": 2.0, "predicted_s": 2.5, "relative_error": 0.25}
+    )
     assert wire["p99"]["measured_s"] == pytest.approx(1.0 + 0.99 * 2.0)
     assert wire["mean_absolute_s"] == pytest.approx(0.5)
     assert wire["share_of_e2e"] == pytest.approx(0.5 / 3.3)
@@ -94,3 +96,17 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert dispatch(["compare", str(a), str(b), f"out={tmp_path / 'out'}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_records_of_another_version_are_refused(tmp_path: Path) -> None:
+    a, b = runs(tmp_path, [record(0, 1.0)], [record(0, 1.5)])
+    (b / "summary.json").write_text('{"schema_version": 1}')
+    with pytest.raises(ValueError, match="b has records of schema version 1, this code reads"):
+        compare(a, b)
+
+
+def test_the_interval_is_of_the_pairs(tmp_path: Path) -> None:
+    """Requests differ wildly, but each is predicted a tenth longer: the paired interval has no width."""
+    a, b = runs(tmp_path, [record(i, 1.0 + i) for i in range(30)], [record(i, 1.1 * (1.0 + i)) for i in range(30)])
+    mean = compare(a, b)["stages"]["wire"]["mean"]
+    assert [mean[key] for key in ("relative_error", "low", "high")] == pytest.approx([0.1] * 3)
