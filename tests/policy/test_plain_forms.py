@@ -94,7 +94,7 @@ def test_the_price_follows_its_formula(changes, bytes_per_s, asked_s) -> None:
 
     def plain(now_s: float) -> float:
         trend = min(1.0, max(-1.0, backlog / bytes_per_s / price.target_s - 1))
-        return min(price.high, max(price.low, value * math.exp(min(700.0, trend * max(0.0, now_s - since_s)))))
+        return min(price.high, max(price.low, value * math.exp(min(700.0, price.gain_per_s * trend * max(0.0, now_s - since_s)))))
 
     for now_s, moved in sorted(changes):
         value, since_s = plain(now_s), max(now_s, since_s)

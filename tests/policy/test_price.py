@@ -36,6 +36,30 @@ def test_by_hand() -> None:
     assert price.per_second(2e9) == 100.0
 
 
+def test_a_link_that_has_become_slower_is_dearer_by_as_much() -> None:
+    """1 MB/s that comes to pass 0.25 MB a second: after ln 2 horizons half of the difference is known."""
+    price = Price(1e6, target_s=4.0, gain_per_s=0.0, low=0.5, high=0.5, horizon_s=2.0)
+    price.enter(10.0, 4e6)
+    price.passed(10.0 + 2 * math.log(2), 0.25e6 * 2 * math.log(2))
+    assert price.rate_bytes_per_s == pytest.approx(0.625e6)
+    assert price.per_byte(12.0) == pytest.approx(0.5 / 0.625e6)
+    price.leave(12.0, 4e6)
+    price.enter(1000.0, 1e6)  # idle until now, which is no sign of a slow link
+    price.passed(1000.005, 10.0)
+    assert price.rate_bytes_per_s == pytest.approx(0.625e6)
+    price.passed(1000.0 + 2 * math.log(2), 1e6 * 2 * math.log(2) - 10.0)
+    assert price.rate_bytes_per_s == pytest.approx(0.8125e6)
+
+
+def test_the_backlog_counts_in_seconds_of_the_rate_that_there_is() -> None:
+    slow, fast = (Price(1e6, target_s=1.0, gain_per_s=1.0, horizon_s=1e-3) for _ in range(2))
+    for price, rate in ((slow, 1e5), (fast, 1e6)):
+        price.enter(0.0, 5e5)
+        price.passed(1.0, rate)
+    assert fast.per_second(2.0) == 0.01  # half a second of work
+    assert slow.per_second(2.0) == pytest.approx(0.01 * math.e)  # five of it, known since a second ago
+
+
 @given(moves, st.lists(st.floats(0, 30), max_size=5))
 def test_asking_changes_nothing_and_the_price_stays_between_its_ends(steps, moments) -> None:
     asked, quiet, now_s = Price(1e6), Price(1e6), 0.0
@@ -76,7 +100,9 @@ def test_an_unlimited_nic_has_no_price() -> None:
     assert price.per_byte(1e9) == 0.0
 
 
-@pytest.mark.parametrize("fields", [(0.0,), (1.0, 0.0), (1.0, 1.0, -1.0), (1.0, 1.0, 1.0, 0.0), (1.0, 1.0, 1.0, 2.0, 1.0)])
+@pytest.mark.parametrize(
+    "fields", [(0.0,), (1.0, 0.0), (1.0, 1.0, -1.0), (1.0, 1.0, 1.0, 0.0), (1.0, 1.0, 1.0, 2.0, 1.0), (1.0, 1.0, 1.0, 1.0, 1.0, 0.0)]
+)
 def test_refused(fields) -> None:
     with pytest.raises(ValueError, match="price"):
         Price(*fields)
@@ -106,7 +132,10 @@ def test_fleet_sends_no_more_at_a_higher_price(view, price, factor) -> None:
 
 
 def test_fleet_by_hand() -> None:
-    """Asked is 0.005, so cut 5. Its band removes 0.0075 for 200 kB, the one before 0.032 for 200 kB. At most 0.3 is allowed, so cut 2."""
-    view = TransferView(1_000_000, 0.0, SLOPE, UNIFORM, encode_s=0.1, expand_s=0.1, raw_s=1e9)
+    """Asked is 0.005, so cut 5. Its band removes 0.0075 for 200 kB, the one before 0.032 for 200 kB. At most 0.3 is allowed, so
+    cut 2, also where there is no time."""
+    view = TransferView(1_000_000, 100.0, SLOPE, UNIFORM, encode_s=0.1, expand_s=0.1, raw_s=1e9)
     prices = (0.0, 3.7e-8, 3.8e-8, 1.5e-7, 1.7e-7, 1.0)
     assert [policy("fleet").decide(0.0, replace(view, price=price)).cut for price in prices] == [5, 5, 4, 4, 3, 2]
+    assert policy("fleet").decide(0.0, replace(view, deadline_s=0.0)).cut == 2
+    assert policy("fleet").decide(0.0, replace(view, deadline_s=0.65)).cut == 4  # 450 kB in time at 1 MB/s

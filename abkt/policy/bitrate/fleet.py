@@ -1,8 +1,9 @@
-"""Send what is worth its place on the link: the cut is where a band removes less distortion per byte than the link's price.
+"""Send what is worth its place on the link: as Embedded, and no further than where a band removes less distortion per byte than the price.
 
 One price lambda for all transfers that share a NIC (price.py), the higher of the sender's and the receiver's; distortion is relative to
 each request's own KV, so a short request's bytes are worth more than a long one's. Equal slopes are the optimum of the sum of distortions
-at a given sum of bytes. As good as asked at most; raw or exact where they are usable no later than that; within a budget (budget.py).
+at a given sum of bytes. The deadline alone lets a transfer take all the time it has, whoever waits behind it; the price alone knows no
+deadline. Raw or exact where they are usable no later than what was asked for; within a budget (budget.py).
 
 Source: DESIGN, section 7; Lagrangian bit allocation (Shoham and Gersho 1988), with a price that follows the backlog for the multiplier.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from abkt.policy.bitrate.base import Linked, cut_behind, stream
+from abkt.policy.bitrate.base import Linked, bytes_in_time, cut_behind, stream
 from abkt.policy.bitrate.break_even import without_loss
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import Decision, Delivered, Refined, TransferView
@@ -20,8 +21,8 @@ from abkt.policy.view import Decision, Delivered, Refined, TransferView
 
 @dataclass(slots=True)
 class Fleet(Linked):
-    """target_distortion, mean_distortion, max_distortion: as Embedded's. link: for the break-even test alone. behind_distortion: go on to
-    this behind the start, as far as it is worth the price, which falls while nobody else wants the link; inf: nothing follows."""
+    """target_distortion, mean_distortion, max_distortion: as Embedded's. behind_distortion: go on to this behind the start, as far as it
+    is worth the price, which falls while nobody else wants the link; inf: nothing follows."""
 
     target_distortion: float = 0.005
     mean_distortion: float = 0.01
@@ -45,7 +46,7 @@ class Fleet(Linked):
         if view.sent_bytes == 0 and (whole := without_loss(low, view, stream(view, "slope", asked))):
             return whole
         worth = curve.cut_worth(view.price)
-        cut = min(asked, worth)
+        cut = min(asked, worth, curve.cut_within(bytes_in_time(low, now_s, view)))
         if cut < asked:
             cut = max(cut, curve.cut_reaching(self._budget.allowed()))
         behind = min(cut_behind(curve, self.behind_distortion), worth)
