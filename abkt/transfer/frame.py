@@ -15,7 +15,7 @@ from enum import IntEnum
 Buffer = bytes | bytearray | memoryview
 
 MAGIC = b"ABKT"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 64
 TAG_BYTES = 16
 DATA_CAP_BYTES = 8 << 20
@@ -25,7 +25,8 @@ PROOF_BYTES = 32
 PRICE_BYTES = 8
 OFFSET_CAP_BYTES = 1 << 48
 CLOSING = 1  # flag of ABORT: the connection ends with it, not only this transfer
-COMMITTED = 2  # flag of ACK: the transfer is complete, not only so far
+COMMITTED = 2  # flag of ACK: what was promised is there, not only what has come so far
+MORE = 4  # flag of COMMIT: what follows refines what this one promises, and another COMMIT ends it
 
 _FIELDS = struct.Struct("<4sHBBQQQIIQ")
 
@@ -54,7 +55,7 @@ _CAPS = {
     FrameType.ACK: PRICE_BYTES,
     FrameType.PING: 0,
 }
-_FLAGS = {FrameType.ABORT: CLOSING, FrameType.ACK: COMMITTED}
+_FLAGS = {FrameType.ABORT: CLOSING, FrameType.ACK: COMMITTED, FrameType.COMMIT: MORE}
 _COUNTED = (FrameType.OFFER, FrameType.DATA, FrameType.COMMIT, FrameType.PING)
 _OF_CONNECTION = (FrameType.HELLO, FrameType.PROOF, FrameType.PING)
 

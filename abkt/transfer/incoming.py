@@ -11,17 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from abkt.transfer.channel import Channel, Keepalive
-from abkt.transfer.frame import COMMITTED, FrameError, FrameType, Header
+from abkt.transfer.frame import COMMITTED, MORE, FrameError, FrameType, Header
 from abkt.transfer.handshake import welcome
 from abkt.transfer.key import Key
 from abkt.transfer.leases import Identity, Lease, Leases
-from abkt.transfer.messages import Ack, Commit, Grant, Hello, Offer
+from abkt.transfer.messages import Abort, Ack, Commit, Grant, Hello, Offer
 from abkt.transfer.pieces import ByteSink
 from abkt.transfer.received import Received
 from abkt.transfer.transport import Connection, PeerError, PeerLost, PeerSilent
 
 ACK_BYTES = 8 << 20
 ACK_S = 0.05
+MOST_REFINING = 64  # of one connection; beyond, the oldest end
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Decider:
     accept: Callable[[str, Offer], ByteSink | None]
     on_commit: Callable[[Received], None]
     price: Callable[[], float]
+    on_refined: Callable[[Received, int], None] | None = None
 
 
 class Memory:
@@ -65,7 +67,11 @@ class Node:
 
 
 class Session:
-    """Serves one connection until it ends; `run` is a thread's whole life. A transfer is granted, then committed or aborted, never both."""
+    """Serves one connection until it ends; `run` is a thread's whole life. A transfer is granted, then committed or aborted, never both.
+
+    One is under way at a time; those that were committed and may be refined stay beside it. When such a one is not wanted any more, the
+    peer is told, and what it sent before it heard is taken and thrown away.
+    """
 
     def __init__(self, connection: Connection, node: Node) -> None:
         self.connection = connection
@@ -73,6 +79,8 @@ class Session:
         self._channel = Channel(connection, node.keepalive)
         self._peer = Hello(connection.peer, "")
         self._lease: Lease | None = None  # of the transfer that is under way
+        self._refining: dict[int, Lease] = {}  # by transfer id
+        self._declined: set[int] = set()  # transfer ids, until the peer has heard
         self._told_bytes = 0
         self._told_s = 0.0
 
@@ -94,8 +102,8 @@ class Session:
             self._channel.abort(reason)
         finally:
             self.connection.close()
-            if self._lease:
-                self._node.leases.leave(self._lease, reason, keep=broken)
+            for lease in filter(None, (self._lease, *self._refining.values())):
+                self._node.leases.leave(lease, reason, keep=broken)
 
     def _tell_end(self, reason: str, broken: bool) -> None:
         """A peer that leaves between two transfers is no news."""
@@ -106,9 +114,16 @@ class Session:
             log.warning("%s: %s; connection closed", self._channel.peer, reason)
 
     def _next(self) -> None:
+        while not self._channel.arrived(self._channel.keepalive.tick_s):
+            self._decline()
         header = self._channel.header()
         active = self._lease and self._lease.received
-        if header.type is FrameType.DATA and active:
+        behind = self._refining.get(header.transfer_id)
+        if header.type in (FrameType.DATA, FrameType.COMMIT) and header.transfer_id in self._declined:
+            self._drop(header)
+        elif header.type in (FrameType.DATA, FrameType.COMMIT) and behind:
+            self._refine(header, behind)
+        elif header.type is FrameType.DATA and active:
             active.take(header, self._channel)
             self._acknowledge(active)
         elif header.type is FrameType.OFFER and not active:
@@ -117,7 +132,50 @@ class Session:
             active.finish(header, Commit.parse(self._channel.message(header)))
             self._commit(active)
         else:
+            self._aside(header)
+        self._decline()
+
+    def _aside(self, header: Header) -> None:
+        """A peer may give up what it refines, and hears that this side has."""
+        if header.type is not FrameType.ABORT or header.flags or header.transfer_id not in self._refining.keys() | self._declined:
             self._channel.aside(header)
+            return
+        Abort.parse(self._channel.message(header))
+        self._declined.discard(header.transfer_id)
+        if lease := self._refining.pop(header.transfer_id, None):
+            self._node.leases.commit(lease)
+
+    def _refine(self, header: Header, lease: Lease) -> None:
+        received = lease.received
+        assert received is not None
+        if header.type is FrameType.DATA:
+            received.take(header, self._channel)
+            self._acknowledge(received)
+            return
+        received.finish(header, Commit.parse(self._channel.message(header)))
+        if self._node.decider.on_refined and not received.declined:
+            self._node.decider.on_refined(received, received.cut)
+        if not received.refining:
+            del self._refining[header.transfer_id]
+            self._node.leases.commit(lease)
+        self._ack(received, COMMITTED)
+
+    def _decline(self) -> None:
+        """Tell the peer what is not wanted any more, or is more than this connection may have."""
+        excess = len(self._refining) - MOST_REFINING
+        for index, (transfer_id, lease) in enumerate(list(self._refining.items())):
+            if index < excess or (lease.received and lease.received.declined):
+                del self._refining[transfer_id]
+                self._declined.add(transfer_id)
+                self._node.leases.commit(lease)
+                self._channel.abort("no better values are wanted", transfer_id, closing=False)
+
+    def _drop(self, header: Header) -> None:
+        """What the peer sent before it heard."""
+        scratch = memoryview(bytearray(header.length))
+        self._channel.payload(header, [scratch])
+        if header.type is FrameType.COMMIT and not header.flags & MORE:
+            self._declined.discard(header.transfer_id)
 
     def _acknowledge(self, active: Received) -> None:
         """Not each frame: an acknowledgement only saves sending again, and tells the price."""
@@ -132,18 +190,28 @@ class Session:
 
     def _commit(self, active: Received) -> None:
         """From here on it is delivered, whether or not the sender can still be told now."""
-        assert self._lease is not None
-        self._node.leases.commit(self._lease)
-        self._lease = None
+        lease, self._lease = self._lease, None
+        assert lease is not None
+        if active.refining:
+            self._refining[active.transfer_id] = lease
+            active.declined |= self._node.decider.on_refined is None
+        else:
+            self._node.leases.commit(lease)
         self._node.decider.on_commit(active)
         self._ack(active, COMMITTED)
 
     def _offered(self, header: Header, offer: Offer) -> None:
         offered_s = time.monotonic()
+        if header.transfer_id in self._refining or header.transfer_id in self._declined:
+            raise FrameError(f"transfer {header.transfer_id} was offered while another of this number is being refined")
         identity = Identity(self._peer.node, self._peer.instance, header.sequence, header.transfer_id)
         lease = self._node.leases.enter(identity, header.epoch, offer, self.connection)
         if lease.committed:
             self._grant(header, lease.committed)
+            return
+        if lease.received and lease.received.started:
+            self._refining[header.transfer_id] = lease
+            self._grant(header, lease.received.grant(price=self._node.decider.price()))
             return
         self._lease = lease
         if not lease.received:
@@ -170,6 +238,7 @@ class Session:
             sink = self._node.decider.accept(self._peer.node, offer)
             if sink is not None:
                 return sink
+            self._decline()
             self._node.memory.wait(seen, self._channel.keepalive.tick_s)
             while self._channel.arrived(0):
-                self._channel.aside(self._channel.header())
+                self._aside(self._channel.header())

@@ -33,7 +33,7 @@ class Identity(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Lease:
     """One transfer from its offer on. connection: whose thread writes into its sink now; None: nobody does. received: from the grant to
-    the end; committed: what an offer is answered with that comes after the end."""
+    the end of all that may follow; committed: what an offer is answered with that comes after that."""
 
     identity: Identity
     offer: bytes  # its digest
@@ -50,11 +50,18 @@ class Lease:
 
 
 class Leases:
-    """Thread-safe. on_abort is called once for each transfer that was granted and will not be delivered, by whoever finds that out."""
+    """Thread-safe. on_abort is called once for each transfer that was granted and will not be delivered, on_settled for each that was
+    delivered and might have been refined, once nothing follows any more; by whoever finds that out."""
 
-    def __init__(self, keepalive: Keepalive, on_abort: Callable[[Received, str], None]) -> None:
+    def __init__(
+        self,
+        keepalive: Keepalive,
+        on_abort: Callable[[Received, str], None],
+        on_settled: Callable[[Received], None] = lambda received: None,
+    ) -> None:
         self._keepalive = keepalive
         self._on_abort = on_abort
+        self._on_settled = on_settled
         self._changed = threading.Condition()
         self._leases: dict[Identity, Lease] = {}
 
@@ -89,6 +96,9 @@ class Leases:
         """The connection has ended, and its thread writes no more. keep: what has come may be resumed for hold_s."""
         keep = keep and lease.lasting and lease.received is not None and self._keepalive.hold_s > 0
         lease.reason = reason
+        if not keep and lease.received and lease.received.started:
+            self.commit(lease)
+            return
         if not keep:
             self._end(lease)  # first: whoever waits for the connection to let go may ask for the same memory again
         with self._changed:
@@ -100,23 +110,23 @@ class Leases:
             self._changed.notify_all()
 
     def commit(self, lease: Lease) -> None:
-        """It is delivered; remembered for as long as its sender might ask."""
-        assert lease.received is not None
+        """It is delivered, and nothing follows any more; remembered for as long as its sender might ask."""
         with self._changed:
-            lease.connection, lease.committed, lease.received = None, lease.received.grant(committed=True), None
-            lease.until_s = time.monotonic() + self._keepalive.silence_s + self._keepalive.resume_s + self._keepalive.hold_s
-            if len(self._leases) > COMMITTED_CAP:
-                for old in [each for each in self._leases.values() if each.committed][:-COMMITTED_CAP]:
-                    del self._leases[old.identity]
-            self._changed.notify_all()
+            received = self._remember(lease)
+        self._settle(received)
 
     def sweep(self, now_s: float) -> None:
-        """End what nobody has resumed in time."""
+        """End what nobody has resumed in time, and what is not wanted any more."""
         with self._changed:
-            over = [lease for lease in self._leases.values() if not lease.connection and now_s >= lease.until_s]
-            for lease in over:
+            left = [lease for lease in self._leases.values() if not lease.connection]
+            over = [lease for lease in left if now_s >= lease.until_s or (lease.received and lease.received.declined)]
+            settled = [self._remember(lease) for lease in over if lease.received and lease.received.started]
+            ended = [lease for lease in over if not lease.committed or now_s >= lease.until_s]
+            for lease in ended:
                 del self._leases[lease.identity]
-        for lease in over:
+        for received in settled:
+            self._settle(received)
+        for lease in ended:
             self._end(lease)
 
     def close(self) -> None:
@@ -128,6 +138,25 @@ class Leases:
             raise FrameError(f"transfer {lease.identity.transfer_id} was offered with epoch {lease.epoch} already, now with {epoch}")
         if offer != lease.offer:
             raise FrameError(f"transfer {lease.identity.transfer_id}: the offer of epoch {epoch} is not that of epoch {lease.epoch}")
+
+    def _remember(self, lease: Lease) -> Received:
+        received = lease.received
+        assert received is not None
+        received.refining = False
+        lease.connection, lease.committed, lease.received = None, received.grant(), None
+        lease.until_s = time.monotonic() + self._keepalive.silence_s + self._keepalive.resume_s + self._keepalive.hold_s
+        if len(self._leases) > COMMITTED_CAP:
+            for old in [each for each in self._leases.values() if each.committed][:-COMMITTED_CAP]:
+                del self._leases[old.identity]
+        self._changed.notify_all()
+        return received
+
+    def _settle(self, received: Received) -> None:
+        if received.refinable:
+            try:
+                self._on_settled(received)
+            except Exception:
+                log.exception("what refined transfer %d could not be released", received.transfer_id)
 
     def _end(self, lease: Lease) -> None:
         if lease.received:

@@ -200,8 +200,8 @@ class Offer:
 class Grant:
     """The receiver holds memory for the first `size` bytes of an offer; the sender may write those and no others.
 
-    held, frames: payload bytes and DATA frames of it that have come already, of a transfer that is resumed. committed: it is complete, and
-    nothing may follow. price: what a byte costs at this receiver now.
+    held, frames: payload bytes and DATA frames of it that have come already, of a transfer that is resumed. committed: what was promised is
+    there, and nothing may follow, unless it is refining. price: what a byte costs at this receiver now.
     """
 
     size: int
@@ -209,13 +209,16 @@ class Grant:
     frames: int = 0
     committed: bool = False
     price: float = 0.0
+    refining: bool = False
 
     def __post_init__(self) -> None:
         if self.held > self.size or self.frames > self.held:
             raise FrameError(f"GRANT: {self.held} bytes in {self.frames} frames cannot be held of {self.size}")
+        if self.refining and not self.committed:
+            raise FrameError("GRANT: what is not committed cannot be refined")
 
     def payload(self) -> bytes:
-        return _payload({name: getattr(self, name) for name in ("size", "held", "frames", "committed", "price")})
+        return _payload({name: getattr(self, name) for name in ("size", "held", "frames", "committed", "price", "refining")})
 
     @classmethod
     def parse(cls, payload: bytes) -> Grant:
@@ -226,6 +229,7 @@ class Grant:
             fields.integer("frames", 0, OFFSET_CAP_BYTES),
             fields.boolean("committed"),
             fields.price("price"),
+            fields.boolean("refining"),
         )
         fields.end()
         return grant

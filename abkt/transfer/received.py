@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from abkt.transfer.channel import Channel
-from abkt.transfer.frame import FrameError, Header, digest_of
+from abkt.transfer.frame import MORE, FrameError, Header, digest_of
 from abkt.transfer.messages import Commit, Grant, Offer
 from abkt.transfer.pieces import ByteSink
 
@@ -16,8 +16,10 @@ from abkt.transfer.pieces import ByteSink
 class Received:
     """A transfer as its receiver sees it; complete and verified once it is passed to on_commit. Times are CLOCK_MONOTONIC.
 
-    payload_bytes have come into the sink. cut is what they amount to: bytes up to offer.ends[cut] count, any after that are the start of a
-    band that was given up, or of a frame that broke off. epoch: the try that brought the last of them.
+    payload_bytes have come into the sink. cut is what was promised of them, the first time and since: bytes up to offer.ends[cut] count and
+    stay as they are, any after that are the start of a band that was given up, of a frame that broke off, or on their way still. epoch:
+    the try that brought the last of them. refinable: better values were announced. refining: they may follow still; `decline` ends that,
+    from any thread.
     """
 
     peer: str
@@ -30,16 +32,30 @@ class Received:
     first_byte_s: float = math.nan
     last_byte_s: float = math.nan
     committed_s: float = math.nan
+    refined_s: float = math.nan
     payload_bytes: int = 0
     cut: int = -1
+    refinable: bool = False
+    refining: bool = False
+    declined: bool = False
     _tags: list[bytes] = field(default_factory=list)
 
     @property
     def frames(self) -> int:
         return len(self._tags)
 
-    def grant(self, committed: bool = False, price: float = 0.0) -> Grant:
-        return Grant(min(self.sink.size, self.offer.size), self.payload_bytes, self.frames, committed, price)
+    @property
+    def started(self) -> bool:
+        """A cut was promised and is there."""
+        return self.cut >= 0
+
+    def decline(self) -> None:
+        """Want no better values any more; the sender is told soon, and then the receiver's on_settled is called."""
+        self.declined = True
+
+    def grant(self, price: float = 0.0) -> Grant:
+        size = min(self.sink.size, self.offer.size)
+        return Grant(size, self.payload_bytes, self.frames, self.started, price, self.refining)
 
     def take(self, header: Header, channel: Channel) -> None:
         """Read one DATA frame into the sink. Raises FrameError before a byte is written where it may not be."""
@@ -57,14 +73,19 @@ class Received:
         self.payload_bytes = stop
 
     def finish(self, header: Header, commit: Commit) -> None:
-        """Check that what has come is what was promised."""
+        """Check that what has come is what was promised, with the first COMMIT or a later one."""
         self._check_turn(header)
         if commit.size != self.payload_bytes or commit.digest != digest_of(self._tags).hex():
             raise FrameError(f"COMMIT of {commit.size} bytes does not fit the {self.payload_bytes} that have come")
         if commit.cut != self.offer.cut_within(commit.size):
             raise FrameError(f"COMMIT of cut {commit.cut}, but {commit.size} bytes complete cut {self.offer.cut_within(commit.size)}")
-        self.cut = commit.cut
-        self.committed_s = time.monotonic()
+        now_s = time.monotonic()
+        more = bool(header.flags & MORE)
+        if self.started:
+            self.refined_s = now_s
+        else:
+            self.committed_s, self.refinable = now_s, more
+        self.cut, self.refining = commit.cut, more
 
     def _check_turn(self, header: Header) -> None:
         if (header.transfer_id, header.epoch) != (self.transfer_id, self.epoch):

@@ -28,7 +28,9 @@ class Receiver:
     may come), or None: not now, ask again (at the latest when memory_freed is called). It raises ValueError to refuse for good.
     on_commit(received): every promised byte is in received.sink, and verified. on_abort(received, reason): it never will be; the memory is
     free again, and nobody writes there any more. Exactly one of the two follows each sink that was returned; if the connection breaks,
-    after keepalive.hold_s at the latest. They are called from the threads of connections and of the listener, and must return at once.
+    after keepalive.hold_s at the latest. on_refined(received, cut): of a transfer that was committed as `refining`, the bytes up to this
+    cut are there now too; None: no better values are taken. on_settled(received) ends each that was refinable: nobody writes there any
+    more. All are called from the threads of connections and of the listener, and must return at once.
     key: peers must prove that they hold it; without, only this host is served. price() is told to senders with what has come.
     most_peers: connections at a time, those that are not greeted yet counted; one more is closed unheard.
     """
@@ -45,14 +47,16 @@ class Receiver:
         *,
         key: Key | None = None,
         price: Callable[[], float] = lambda: 0.0,
+        on_refined: Callable[[Received, int], None] | None = None,
+        on_settled: Callable[[Received], None] = lambda received: None,
         most_peers: int = MOST_PEERS,
     ) -> None:
         self._keepalive = keepalive or Keepalive()
         self._listener = transport.listen(address, self._keepalive.silence_s, keyed=key is not None)
         self.address = self._listener.address
         self._memory = Memory()
-        self._leases = Leases(self._keepalive, on_abort)
-        self._node = Node(hello, key, Decider(accept, on_commit, price), self._memory, self._leases, self._keepalive)
+        self._leases = Leases(self._keepalive, on_abort, on_settled)
+        self._node = Node(hello, key, Decider(accept, on_commit, price, on_refined), self._memory, self._leases, self._keepalive)
         self._most_peers = most_peers
         self._full = False
         self._sessions: dict[Session, threading.Thread] = {}

@@ -8,16 +8,20 @@ import queue
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 
+from abkt.transfer.behind import Behind
 from abkt.transfer.channel import Channel, Keepalive
 from abkt.transfer.frame import FrameError
 from abkt.transfer.handshake import greet
 from abkt.transfer.key import Key
 from abkt.transfer.link import PacedLink
 from abkt.transfer.messages import INSTANCE_BYTES, Hello
-from abkt.transfer.outgoing import Cancelled, FrameSize, Outgoing, Sending, Sent
+from abkt.transfer.outgoing import Cancelled, FrameSize, Outgoing, Sent
+from abkt.transfer.sending import Sending
 from abkt.transfer.transport import PeerError, PeerLost, PeerSilent, Refused, Transport
 
 RECONNECT_S = (0.05, 0.5)
@@ -30,7 +34,8 @@ class Sender:
 
     A transfer that fails gives a Sent with an error; the next one is tried on a new connection. One whose connection turns out to be
     dead before anything was granted is tried again once; one whose connection breaks after that goes on where it was, if the peer can be
-    reached again within keepalive.resume_s. Nothing is resumed that the peer has refused or aborted.
+    reached again within keepalive.resume_s. Nothing is resumed that the peer has refused or aborted. What follows behind the start of a
+    transfer (behind.py) goes on while no other waits, after its future has its result.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Sender:
         self._queue: queue.SimpleQueue[tuple[Outgoing, Future[Sent]] | None] = queue.SimpleQueue()
         self._channel: Channel | None = None
         self._size = FrameSize()
+        self._behind = Behind()
         self._closing = threading.Event()
         self._door = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"send to {address}", daemon=True)
@@ -78,15 +84,20 @@ class Sender:
         self._thread.join()
 
     def _run(self) -> None:
+        busy = False  # with what follows behind
         while not self._closing.is_set():
             try:
-                item = self._queue.get(timeout=self._keepalive.tick_s)
+                item = self._queue.get(timeout=0.0 if busy else self._keepalive.tick_s)
             except queue.Empty:
-                self._idle()
+                busy = self._between(self._follow)
                 continue
             if item and item[1].set_running_or_notify_cancel():
+                if self._behind:
+                    self._between(partial(self._give_way, item[0]))
                 item[1].set_result(self._send(item[0]))
-        self._disconnect()
+            busy = bool(self._behind)
+        self._disconnect("the sender was closed" if self._behind else "")
+        self._behind.drop("the sender was closed")
         while not self._queue.empty():
             item = self._queue.get()
             if item and item[1].set_running_or_notify_cancel():
@@ -96,7 +107,10 @@ class Sender:
         """The transfer, whatever becomes of it."""
         sent = Sent(outgoing.transfer_id)
         try:
-            self._persist(Sending(outgoing, sent, self.link, self._size, self._count, self._closing))
+            sending = Sending(outgoing, sent, self.link, self._size, self._count, self._closing, self._behind)
+            self._persist(sending)
+            if sent.refining and self._channel:
+                self._behind.add(sending, self._channel)
         except (PeerError, FrameError, Cancelled) as error:
             sent.error = "the sender was closed" if self._closing.is_set() else str(error)
         except Exception as error:
@@ -104,7 +118,7 @@ class Sender:
             sent.error = f"{type(error).__name__}: {error}"
             self._disconnect(sent.error)
         self._count += 1
-        return sent
+        return replace(sent)
 
     def _persist(self, sending: Sending) -> None:
         """Try, and after a break go on, as long as bytes get through or resume_s has not passed."""
@@ -159,15 +173,49 @@ class Sender:
         greet(channel, self._hello, self._key)
         return channel
 
-    def _idle(self) -> None:
-        """Between transfers: say that we live, and notice if the peer does not."""
+    def _between(self, work: Callable[[], bool]) -> bool:
+        """Between transfers: say that we live, notice if the peer does not, and do some work; whether there is more of it at once."""
         try:
             while self._channel and self._channel.arrived(0):
-                self._channel.aside(self._channel.header())
-        except (PeerError, FrameError) as error:
+                header = self._channel.header()
+                if not self._behind.take(header, self._channel):
+                    self._channel.aside(header)
+            return work()
+        except (PeerLost, PeerSilent) as error:
             if not self._closing.is_set():
                 log.warning("%s: %s; the next transfer will connect again", self._address, error)
             self._disconnect()
+            return bool(self._behind)
+        except (PeerError, FrameError, Cancelled) as error:
+            if not self._closing.is_set():
+                log.warning("%s: %s; the next transfer will connect again", self._address, error)
+            self._disconnect("" if isinstance(error, PeerError) else str(error))
+            self._behind.drop(str(error))
+        except Exception as error:
+            log.exception("what follows behind transfers to %s failed on this side", self._address)
+            self._disconnect(f"{type(error).__name__}: {error}")
+            self._behind.drop(f"{type(error).__name__}: {error}")
+        return False
+
+    def _follow(self) -> bool:
+        """One frame behind the start of a transfer; after a break over a new connection, if there is one to be had."""
+        if not self._behind:
+            return False
+        if not self._channel:
+            try:
+                self._connect()
+            except PeerError as error:
+                self._disconnect()
+                self._behind.drop(f"not resumed: {error}")
+                return False
+        assert self._channel is not None
+        return self._behind.step(self._channel)
+
+    def _give_way(self, outgoing: Outgoing) -> bool:
+        if self._channel:
+            self._behind.pause(self._channel)
+            self._behind.clear(outgoing.transfer_id, self._channel)
+        return False
 
     def _disconnect(self, reason: str = "") -> None:
         if channel := self._channel:

@@ -47,7 +47,7 @@ def frames(draw):
 def test_a_data_frame_byte_by_byte():
     payload = b"keys and values"
     sealed = seal(Header(FrameType.DATA, transfer_id=7, sequence=3, offset=65_536, epoch=2, length=15), [payload])
-    by_hand = b"ABKT" + bytes([1, 0, 4, 0]) + struct.pack("<QQQ", 7, 3, 65_536) + struct.pack("<II", 2, 15) + bytes(8)
+    by_hand = b"ABKT" + bytes([2, 0, 4, 0]) + struct.pack("<QQQ", 7, 3, 65_536) + struct.pack("<II", 2, 15) + bytes(8)
     assert sealed == by_hand + xxhash.xxh3_128(by_hand + payload).digest()
     assert len(sealed) == HEADER_BYTES == 64
 
@@ -108,7 +108,7 @@ DATA = Header(FrameType.DATA, length=1)
     [
         (bytes(63), "64 bytes, not 63"),
         (changed(DATA, 0, b"HTTP"), "does not speak this protocol"),
-        (changed(DATA, 4, b"\x02"), "version 2, this side 1"),
+        (changed(DATA, 4, b"\x09"), "version 9, this side 2"),
         (changed(DATA, 6, b"\x0a"), "type 10 is unknown"),
         (changed(DATA, 7, b"\x01"), "unknown flags 1"),
         (changed(DATA, 40, b"\x01"), "reserved"),

@@ -104,7 +104,7 @@ def test_a_proof_of_another_connection_is_refused(house, caplog):
 def test_keys_by_another_way():
     """HMAC and HKDF by hand; each field that both must agree on changes every proof and key."""
     first, second = Hello("a", "x", "", "keyed", "01" * 32), Hello("b", "y", "", "keyed", "02" * 32)
-    said = [b"\x01\x00", first.payload(), second.payload()]
+    said = [b"\x02\x00", first.payload(), second.payload()]
     transcript = hashlib.sha256(b"".join(len(part).to_bytes(4, "little") + part for part in said)).digest()
     salt = bytes([1]) * 32 + bytes([2]) * 32
     made = HKDF(SHA256(), 96, salt, b"abkt transfer session\0" + transcript).derive(b"s" * 32)
@@ -142,7 +142,7 @@ def test_another_protocol_version_is_refused(house, outgoing, caplog):
     frame = bytearray(seal(Header(FrameType.HELLO, length=2), [b"{}"]) + b"{}")
     frame[4] = 9
     channel.connection.send([frame], lambda: None)
-    with pytest.raises(PeerError, match="version 9, this side 1"):
+    with pytest.raises(PeerError, match="version 9, this side 2"):
         channel.expect(FrameType.HELLO)
     assert not house.sender(desk.address).submit(outgoing(1, [b"x"])).result(WAIT_S).error
     assert len(caplog.records) == 1

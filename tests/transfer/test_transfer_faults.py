@@ -80,7 +80,7 @@ def oversized(channel):
 
 def other_version(channel):
     frame = sealed(channel, Header(DATA, 1, length=50), [b"d" * 50])
-    frame[4] = 2
+    frame[4] = 9
     channel.connection.send([frame], nothing)
 
 
@@ -150,7 +150,7 @@ def not_a_frame(channel):
 FAULTS = [
     (damaged, "does not fit"),
     (oversized, "above the cap"),
-    (other_version, "version 2, this side 1"),
+    (other_version, "version 9, this side 2"),
     (duplicate, "frame 0 of transfer 1 came when 1 was due"),
     (swapped, "frame 1 of transfer 1 came when 0 was due"),
     (hole, "starts at byte 50, not at 0"),
