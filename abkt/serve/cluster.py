@@ -13,6 +13,7 @@ from typing import Any
 from abkt.capacity import Capacity
 from abkt.net.namespaces import Namespaces
 from abkt.policy.build import build
+from abkt.profile import schema
 from abkt.profile.expect import ask_once
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord
@@ -113,6 +114,10 @@ class Cluster:
         self._namespaces = namespaces
         self._pacing = "tbf" if namespaces else pacing
         self._numbers = itertools.count()
+        self._most_tokens = min(self.model.max_tokens, spec.pool_tokens)
+        if spec.paced:
+            for stage in ("prefill", "decode"):
+                schema.load(spec.paced).fit(stage)
 
     def __enter__(self) -> Cluster:
         try:
@@ -144,6 +149,7 @@ class Cluster:
         routing: Mapping[str, Any] = IN_TURN,
         coded: Callable[[Message], None] = lambda message: None,
         replace_dead: bool = False,
+        longest: tuple[int, ...] = (),
     ) -> Frontend:
         """Whoever takes requests to these workers; one at a time. Raises ValueError where the policy cannot work with the profile."""
         if profile:
@@ -156,9 +162,10 @@ class Cluster:
             slo_ttft_s=slo_ttft_s,
             profile=profile,
             compute=spec.compute,
-            most_tokens=min(model.max_tokens, spec.pool_tokens),
+            most_tokens=self._most_tokens,
             refusal=f"the model holds {model.max_tokens}, the pool {spec.pool_tokens}",
             replace=replace_dead,
+            longest=longest[: self._most_tokens],
         )
         book = Book(Expectations(profile, self.layout, slo_ttft_s), bitrate, network)
         return Frontend(self.roster, book, terms, build(routing), origin_s, lambda: next(self._numbers), done, coded)
@@ -187,7 +194,11 @@ class Cluster:
         ClusterError if nothing happens for stall_timeout_s.
         """
         started_s = time.monotonic()
-        origin_s = started_s + LEAD_S
+        longest = max((p.tokens for p in prompts), key=len) if self.spec.paced else ()
+        if longest:
+            everyone = [*self.roster.serving("prefill"), *self.roster.serving("decode")]
+            self.roster.ask(everyone, "prepare", "prepared", START_TIMEOUT_S, tokens=longest[: self._most_tokens])
+        origin_s = time.monotonic() + LEAD_S
         run = Run([], [])
 
         def done(ticket: Ticket) -> None:
@@ -202,7 +213,7 @@ class Cluster:
             keep(record)
             progress(len(run.requests), len(prompts))
 
-        frontend = self.frontend(bitrate, network, slo.ttft_s, done, origin_s, profile, routing, run.coded.append)
+        frontend = self.frontend(bitrate, network, slo.ttft_s, done, origin_s, profile, routing, run.coded.append, longest=longest)
         waiting = deque(sorted(prompts, key=lambda p: (p.arrival_s, p.request_id)))
         due = deque(sorted(changes, key=lambda change: change.at_s))
         with shaped(self._namespaces, self._pacing, network, origin_s) as facts:
@@ -223,11 +234,12 @@ class Cluster:
                     raise ClusterError(
                         f"no worker said anything for {self.spec.stall_timeout_s:.0f} s; {frontend.open} requests are unfinished"
                     )
+        decode = self.roster.serving("decode")
         return replace(
             run,
             requests=sorted(run.requests, key=lambda r: r.request_id),
             transfers=sorted(run.transfers, key=lambda t: t.start_s),
-            iterations=frontend.report(),
+            iterations=[tuple(i) for message in self.roster.ask(decode, "report", "iterations", 10.0) for i in message["iterations"]],
             codec=frontend.codec,
             network=facts,
             wall_s=time.monotonic() - started_s,

@@ -14,6 +14,8 @@ from abkt.codec import exact_stream
 from abkt.serve.attention import Row
 from abkt.serve.control import Control, Message, WorkerConfig
 from abkt.serve.equipment import Equipment
+from abkt.serve.nic import Nic
+from abkt.serve.refining import Codes, Quality
 from abkt.serve.sampling import GREEDY, Sampling
 from abkt.serve.wire import fingerprint, raw_pieces
 from abkt.transfer.key import find_key
@@ -44,6 +46,7 @@ class Running:
     stop: int = -1
     stream: bool = False
     margins: list[float] = field(default_factory=list)
+    quality: Quality = field(default_factory=lambda: Quality(None, 0, 0.0))
 
     @property
     def done(self) -> bool:
@@ -56,6 +59,7 @@ class DecodeWorker:
     def __init__(self, config: WorkerConfig, control: Control, equipment: Equipment) -> None:
         self.config = config
         self.control = control
+        self.equipment = equipment
         self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
         self._memory = threading.Lock()
         self._tables: dict[int, list[int]] = {}  # by transfer id, from the offer to the last token
@@ -66,7 +70,20 @@ class DecodeWorker:
         self.origin_s = 0.0
         hello = Hello(config.name, fingerprint(self.engine.layout))
         key = find_key(config.key_file, config.encrypt)
-        self.receiver = Receiver(Tcp(), f"{config.host}:0", hello, self._accept, self._committed, self._aborted, key=key)
+        self.nic = Nic()
+        self.codes = Codes(self.engine.layout.blocks * self.engine.layout.block_bytes)
+        self.receiver = Receiver(
+            Tcp(),
+            f"{config.host}:0",
+            hello,
+            self._accept,
+            self._committed,
+            self._aborted,
+            key=key,
+            price=self._price,
+            on_refined=lambda received, cut: None,  # the main loop looks at the cut between two iterations
+            on_settled=lambda received: self.control.inbox.put({"op": "settled", "received": received}),
+        )
 
     def serve(self) -> str:
         """Until there is another role to take, which is returned, or nothing more to do: empty."""
@@ -79,15 +96,22 @@ class DecodeWorker:
                 self._handle(message)
             while self.arrived and len(self.batch) < self.config.max_batch:
                 self._join(self.arrived.popleft())
+            self._swap()
             self._iterate()
 
     def _handle(self, message: Message) -> None:
         match message["op"]:
+            case "prepare":
+                self.equipment.prepare(message["tokens"])
+                self.control.say("prepared")
             case "run":
                 self.origin_s = message["origin_s"]
+                self.nic.reset(max(message["network"]["bytes_per_s"]))
                 self.iterations.clear()
             case "arrived":
                 self._arrive(message["received"])
+            case "settled":
+                self._settle(message["received"])
             case "cancel":
                 self._cancel(message["request_id"])
             case "report":
@@ -95,6 +119,7 @@ class DecodeWorker:
 
     def _arrive(self, received: Received) -> None:
         if received.offer.request_id in self.unwanted:
+            self._forget(received)
             self._release(received.offer.request_id)
         else:
             self.arrived.append(received)
@@ -102,6 +127,12 @@ class DecodeWorker:
     def _cancel(self, request_id: int) -> None:
         """Nobody waits for it any more. Says `gone` once nothing of it is held; what is on its way is let come first, and dropped then."""
         running, arrived = len(self.batch), len(self.arrived)
+        for each in self.batch:
+            if each.request_id == request_id:
+                each.quality.close()
+        for received in self.arrived:
+            if received.offer.request_id == request_id:
+                self._forget(received)
         self.batch = [each for each in self.batch if each.request_id != request_id]
         self.arrived = deque(each for each in self.arrived if each.offer.request_id != request_id)
         with self._memory:
@@ -115,20 +146,64 @@ class DecodeWorker:
     def _join(self, received: Received) -> None:
         """Expand what has arrived and put the request into the batch."""
         offer, table = received.offer, self._tables[received.transfer_id]
-        start_s = time.monotonic()
-        if offer.mode != "raw":
-            assert isinstance(received.sink, BufferSink)
-            data = memoryview(received.sink.data)[: offer.ends[received.cut]]
-            expand = exact_stream.expand if offer.mode == "exact" else self.codec.expand
-            expand(data, self.engine.pool, table[: self.engine.layout.blocks_for(offer.tokens)])
+        start_s, cut = time.monotonic(), received.cut
+        distortion = self._expand(received, table, cut)
         running = Running(
             offer.request_id, int(offer.more["osl"]), table, Row(table, offer.tokens), [offer.first_token], received.committed_s
         )
         running.sampling = Sampling.of(offer.more)
         running.stop, running.stream = int(offer.more.get("stop", -1)), bool(offer.more.get("stream", False))
+        running.quality = Quality(received if received.refinable else None, cut, distortion)
+        if not received.refining:
+            self._free(received.transfer_id)
         running.expand_end_s = time.monotonic()
         running.expand_busy_s = running.expand_end_s - start_s
         self.batch.append(running)
+
+    def _expand(self, received: Received, table: list[int], cut: int) -> float:
+        """Write the KV of a prompt, as far as it is promised; returns its distortion."""
+        offer, prompt = received.offer, table[: self.engine.layout.blocks_for(received.offer.tokens)]
+        if offer.mode == "raw":
+            return 0.0
+        assert isinstance(received.sink, BufferSink)
+        data = memoryview(received.sink.data)[: offer.ends[cut]]
+        if offer.mode == "exact":
+            exact_stream.expand(data, self.engine.pool, prompt)
+            return 0.0
+        return self.codec.expand(data, self.engine.pool, prompt).distortion
+
+    def _swap(self) -> None:
+        """Better values, between two iterations; of one request at a time, so that the others do not wait long for their tokens."""
+        if better := [running for running in self.batch if running.quality.better]:
+            self._refine(max(better, key=lambda running: running.osl - len(running.tokens)))
+
+    def _refine(self, running: Running) -> None:
+        received, start_s = running.quality.received, time.monotonic()
+        assert received is not None
+        cut = received.cut
+        distortion = self._expand(received, running.table, cut)
+        end_s = time.monotonic()
+        running.quality.swapped(end_s - self.origin_s, cut, distortion)
+        running.expand_busy_s += end_s - start_s
+
+    def _settle(self, received: Received) -> None:
+        """Nothing follows any more: the last values go into the pool, if anyone is left to read them, and the codes away."""
+        for running in [each for each in self.batch if each.quality.received is received]:
+            if running.quality.better:
+                self._refine(running)
+            running.quality.settle()
+        if received not in self.arrived:
+            self._free(received.transfer_id)
+
+    def _forget(self, received: Received) -> None:
+        """Nobody will decode it."""
+        received.decline()
+        if not received.refinable:
+            self._free(received.transfer_id)
+
+    def _free(self, number: int) -> None:
+        self.codes.free(number)
+        self.receiver.memory_freed()
 
     def _iterate(self) -> None:
         """One token for each request of the batch."""
@@ -144,6 +219,7 @@ class DecodeWorker:
             running.tokens.append(choice.token)
             running.margins.append(choice.margin)
             running.decode_busy_s += end_s - start_s
+            running.quality.decoded()
         if streams := {running.request_id: running.tokens[-1] for running in self.batch if running.stream and not running.done}:
             self.control.say("tokens", tokens=list(streams.items()))
         for running in [r for r in self.batch if r.done]:
@@ -152,6 +228,8 @@ class DecodeWorker:
 
     def _finish(self, running: Running, finish_s: float) -> None:
         self._release(running.request_id)
+        quality = running.quality
+        quality.close()
         self.control.say(
             "finished",
             request_id=running.request_id,
@@ -163,6 +241,12 @@ class DecodeWorker:
             finish_s=finish_s - self.origin_s,
             tokens=running.tokens,
             margins=running.margins,
+            distortion_start=quality.start,
+            distortion_final=quality.distortion,
+            distortion_token_weighted=quality.token_weighted,
+            swaps=quality.swaps,
+            refine_bytes=quality.refine_bytes,
+            refine_finish_s=quality.refine_end_s - self.origin_s if quality.refine_bytes else None,
         )
 
     def _accept(self, peer: str, offer: Offer) -> ByteSink | None:
@@ -182,15 +266,33 @@ class DecodeWorker:
                 raise ValueError(f"request {offer.request_id} is here already, or was cancelled")
             if not self.segments.can_allocate(blocks):
                 return None
+            if offer.mode != "raw" and not self.codes.hold(offer.request_id, offer.size):
+                return None
             table = self._tables[offer.request_id] = self.segments.allocate(blocks)
+        expected = offer.more.get("expected_bytes", offer.size)
+        self.nic.enter(self._now_s(), offer.request_id, float(expected) if isinstance(expected, int | float) else offer.size)
         if offer.mode == "raw":
             return PiecesSink(raw_pieces(self.engine.pool, table[: layout.blocks_for(offer.tokens)]))
         return BufferSink(offer.size)
 
+    def _price(self, came_bytes: int) -> float:
+        """What a byte costs at this end. Called by receiver threads."""
+        now_s = self._now_s()
+        self.nic.passed(now_s, came_bytes)
+        return self.nic.per_byte(now_s)
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self.origin_s
+
     def _committed(self, received: Received) -> None:
+        self.nic.leave(self._now_s(), received.transfer_id)
+        if received.refinable:
+            self.codes.keep(received)
         self.control.inbox.put({"op": "arrived", "received": received})
 
     def _aborted(self, received: Received, reason: str) -> None:
+        self.nic.leave(self._now_s(), received.transfer_id)
+        self._free(received.transfer_id)
         self._release(received.offer.request_id)
 
     def _release(self, request_id: int) -> None:

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from abkt.codec import exact_stream
 from abkt.codec.codec import Codec
 from abkt.kv.segments import Segments
+from abkt.profile import schema
 from abkt.serve.attention import Row
 from abkt.serve.control import WorkerConfig
 from abkt.serve.engine import Engine, read_spec
+from abkt.serve.paced import PacedEngine
 from abkt.spec import KVLayout
 
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    engine: Engine
+    """prepare(tokens): have the KV of a prompt ready, where it is not computed for each; the pool must be empty."""
+
+    engine: Engine | PacedEngine
     codec: Codec
     segments: Segments
 
+    def prepare(self, tokens: Sequence[int]) -> None:
+        if isinstance(self.engine, PacedEngine):
+            if self.segments.free_blocks < self.segments.blocks:
+                raise ValueError("a prompt cannot be prepared while others hold KV")
+            self.engine.prepare(tokens)
+
 
 def equip(config: WorkerConfig) -> Equipment:
-    """Raises ValueError where the model folder cannot be read."""
+    """Raises ValueError where the model folder or the profile cannot be read."""
     folder = Path(config.model_folder)
     layout = KVLayout(read_spec(folder), config.blocks, config.block_tokens)
-    equipment = Equipment(Engine(folder, layout, config.device), Codec(layout), Segments(config.blocks))
-    _warm_up(equipment)
-    return equipment
+    engine, codec = Engine(folder, layout, config.device), Codec(layout)
+    _warm_up(engine, codec)
+    paced = PacedEngine(engine, schema.load(Path(config.paced))) if config.paced else engine
+    return Equipment(paced, codec, Segments(config.blocks))
 
 
-def _warm_up(equipment: Equipment) -> None:
+def _warm_up(engine: Engine, codec: Codec) -> None:
     """The first pass of a shape and the first use of the codec cost more than those that follow."""
-    engine, codec = equipment.engine, equipment.codec
-    tokens = min(256, engine.layout.model.max_tokens - 1)
+    tokens = min(256, engine.layout.model.max_tokens - 1, engine.layout.blocks * engine.layout.block_tokens - 1)
     table = list(range(engine.layout.blocks_for(tokens + 1)))
     engine.prefill(list(range(tokens)), table)
     for depth_bits in (2, 4, 8):

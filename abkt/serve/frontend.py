@@ -103,20 +103,6 @@ class Frontend:
                 self._take(name, message)
         self.roster.watch()
 
-    def report(self, timeout_s: float = 10.0) -> list[tuple[int, int, float]]:
-        """Iterations of all decode workers, in any order of time. Whoever does not answer has none."""
-        asked = set(self.roster.serving("decode"))
-        found: list[tuple[int, int, float]] = []
-        for name in asked:
-            self.roster.members[name].worker.tell("report")
-        until_s = time.monotonic() + timeout_s
-        while asked and time.monotonic() < until_s:
-            name, message = self.roster.next(STEP_S)
-            if message and message["event"] == "iterations":
-                asked.discard(name)
-                found += [tuple(i) for i in message["iterations"]]
-        return found
-
     def _take(self, name: str, message: Message) -> None:
         match message["event"]:
             case "ready":
@@ -159,7 +145,7 @@ class Frontend:
                 self._finish(ticket, parts)
             elif event == "failed":
                 self._again(ticket, f"{name}: {message['reason']}")
-        elif event in ("sent", "failed"):
+        elif event in ("sent", "failed") or message.get("last"):
             self.book.forget(number, name)
         self._let_drained()
         self._place()
@@ -247,6 +233,8 @@ class Frontend:
         member, terms = self.roster.members[name], self.terms
         self.book.leave(name)
         self.book.enter(name, member.role)
+        if terms.longest:
+            self._tell(name, "prepare", tokens=terms.longest)
         if member.role == "decode":
             self._tell(name, "run", origin_s=self.origin_s)
             return

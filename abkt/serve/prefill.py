@@ -70,6 +70,7 @@ class PrefillWorker:
         self.config = config
         self.control = control
         self.key = find_key(config.key_file, config.encrypt)
+        self.equipment = equipment
         self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
         self.waiting: deque[Message] = deque()
         self.peers: dict[str, Peer] = {}
@@ -86,6 +87,9 @@ class PrefillWorker:
         while True:
             message = self.control.inbox.get()
             match message["op"]:
+                case "prepare":
+                    self.equipment.prepare(message["tokens"])
+                    self.control.say("prepared")
                 case "run":
                     self._begin(message)
                 case "peer":

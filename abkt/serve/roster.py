@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -78,6 +79,25 @@ class Roster:
         except Empty:
             return "", None
 
+    def ask(self, names: Iterable[str], op: str, answer: str, timeout_s: float, /, **fields: object) -> list[Message]:
+        """Tell them, and wait for each one's answer; between two runs, when nobody has anything else to say.
+
+        Raises WorkerDied, or ClusterError after timeout_s.
+        """
+        asked, answers, until_s = set(names), [], time.monotonic() + timeout_s
+        for name in asked:
+            self.members[name].worker.tell(op, **fields)
+        while asked:
+            if time.monotonic() > until_s:
+                raise ClusterError(f"worker {min(asked)} did not answer {op} within {timeout_s:.0f} s")
+            name, message = self.next(min(timeout_s, 1.0))
+            if name in asked and message is None:
+                raise self.lost(name)
+            if message and message["event"] == answer:
+                asked.discard(name)
+                answers.append(message)
+        return answers
+
     def ready(self, name: str, message: Message) -> None:
         member = self.members[name]
         member.role, member.address, member.state = message["role"], message["address"], "ready"
@@ -116,7 +136,8 @@ class Roster:
             del self.members[name]
             member.worker.end()
             return
-        member.worker.tell("role", role=member.then)
+        with suppress(WorkerDied):  # its end is told by its own event
+            member.worker.tell("role", role=member.then)
         member.role, member.then, member.state, member.address = member.then, "", "starting", ""
 
     def watch(self) -> None:

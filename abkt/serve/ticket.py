@@ -16,7 +16,8 @@ from abkt.serve.prompt import Prompt
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What holds for all requests of a run. bitrate: a policy's configuration. most_tokens: of one request, prompt and output; refusal:
-    what to say of more. replace: start another worker for one that has died."""
+    what to say of more. replace: start another worker for one that has died. longest: the prompt whose KV is sent, where compute is paced.
+    """
 
     bitrate: Mapping[str, Any]
     network: Capacity
@@ -27,6 +28,7 @@ class Terms:
     most_tokens: int = 0
     refusal: str = ""
     replace: bool = False
+    longest: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
