@@ -22,6 +22,7 @@ VERBS = (
     "longbench",
     "bench",
     "fit-hardware",
+    "published",
     "train-probe",
 )
 HELP = ("-h", "--help")
