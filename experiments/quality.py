@@ -12,11 +12,14 @@ from experiments.verb import Run, verb
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
+    from experiments.fidelity.samples import Sample
+
 
 @dataclass(frozen=True, slots=True)
 class QualityConfig:
     """codecs: names of methods, or all. samples: of each kind. tokens: of a prompt. texts: a folder of held-out text, for any model.
-    calibration: a file, or null; calibrate: make one first, from other prompts, and use it."""
+    calibration: a file, or null; calibrate: make one first, from other prompts, and use it. trials: whether few bits
+    are borne is asked too."""
 
     model_folder: Path
     codecs: tuple[str, ...]
@@ -26,6 +29,7 @@ class QualityConfig:
     texts: Path | None
     calibration: Path | None
     calibrate: bool
+    trials: bool
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -43,10 +47,13 @@ def main(config: QualityConfig, run: Run) -> None:
     from abkt.codec.codec import Codec
     from abkt.serve.engine import Engine, read_spec
     from abkt.spec import KVLayout
+    from experiments.curves import save_quality
     from experiments.fidelity import gates
     from experiments.fidelity.calibrate import calibrate
+    from experiments.fidelity.choice import check, choose
+    from experiments.fidelity.lowbit import verdicts
     from experiments.fidelity.measure import Bench
-    from experiments.fidelity.methods import methods
+    from experiments.fidelity.methods import ABLATIONS, methods
     from experiments.fidelity.samples import read_texts, samples
     from experiments.manifest import write_manifest
     from experiments.results import write_json
@@ -58,17 +65,15 @@ def main(config: QualityConfig, run: Run) -> None:
         raise ValueError(f"model {spec.name} does not know the probe's recall tasks; give texts=FOLDER with text to continue")
     texts = read_texts(config.texts, config.model_folder) if config.texts else None
     asked = list(samples(config.samples, config.tokens, config.seed, texts, recalls))
-    longest = max(len(s.prompt) + len(s.continuation) for s in asked)
+    again = trials(config, recalls) if config.trials else []
+    longest = max(len(s.prompt) + len(s.continuation) for s in (*asked, *again))
     if longest > spec.max_tokens:
         raise ValueError(f"tokens={config.tokens}: with their continuation {longest}, and model {spec.name} holds {spec.max_tokens}")
     layout = KVLayout(spec, 2 * -(-longest // 16) + 2)
     calibration = load(config.calibration) if config.calibration else None
     codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=rope_theta(config.model_folder), calibration=calibration)
-    known = methods(codec, calibration)
-    unknown = [name for name in config.codecs if name != "all" and name not in known]
-    if unknown:
-        raise ValueError(f"codec {unknown[0]} is unknown; there are {', '.join(known)}, and all")
-    print(f"plan: {len(asked)} prompts of {config.tokens} tokens on {spec.name}, {len(config.codecs)} codecs named of {len(known)}")
+    check(config.codecs, methods(codec, calibration))
+    print(f"plan: {len(asked)} prompts of {config.tokens} tokens on {spec.name}, {len(config.codecs)} codecs named")
     bench = Bench(Engine(config.model_folder, layout))
     config.out.mkdir(parents=True, exist_ok=True)
     if config.calibrate:
@@ -77,8 +82,9 @@ def main(config: QualityConfig, run: Run) -> None:
             calibration = calibrate(bench, codec, others, progress.step)
         calibration.save(config.out / "calibration.json")
         codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=codec.rope_theta, calibration=calibration)
-        known = methods(codec, calibration)
-    chosen = list(known.values()) if "all" in config.codecs else [known[name] for name in config.codecs]
+    chosen, left_out = choose(config.codecs, methods(codec, calibration), bench.prefill(asked[0]))
+    for name, reason in left_out.items():
+        print(f"left out: {name}, as {reason}")
     outcomes = []
     with bar("prompts", len(asked)) as progress:
         for index, sample in enumerate(asked):
@@ -90,9 +96,27 @@ def main(config: QualityConfig, run: Run) -> None:
     means.to_csv(config.out / "rates.csv", index=False)
     found = gates.gates(frame)
     write_json(config.out / "gates.json", gates.as_rows(found))
+    save_quality(gates.library(frame), config.out / "curves.json")
+    borne = verdicts(bench, again, [method for method in chosen if method.name not in ABLATIONS])
+    write_json(config.out / "trials.json", {"left_out": left_out, "verdicts": [asdict(verdict) for verdict in borne]})
     write_manifest(run, [config.model_folder / "config.json"])
-    _show(means, found)
+    _show(means, found, borne)
     print(f"quality: {config.out}")
+
+
+def trials(config: QualityConfig, recalls: bool) -> list[Sample]:
+    """Three prompts with answers to be found: the probe's own task, or numbered lines for a model with a tokenizer."""
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    from experiments.fidelity.lowbit import TRIALS, lines
+    from experiments.fidelity.samples import recall
+
+    seeds = [np.random.default_rng((config.seed, 2, i)) for i in range(TRIALS)]
+    if recalls:
+        return [recall(rng, config.tokens, asks=min(64, config.tokens // 8)) for rng in seeds]
+    tokenizer = AutoTokenizer.from_pretrained(config.model_folder)
+    return [lines(tokenizer, rng, config.tokens) for rng in seeds]
 
 
 def rope_theta(folder: Path) -> float | None:
@@ -105,7 +129,7 @@ def rope_theta(folder: Path) -> float | None:
     return float(theta) if theta and scaling.get("rope_type", "default") == "default" else None
 
 
-def _show(means, found) -> None:
+def _show(means, found, borne) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -120,3 +144,9 @@ def _show(means, found) -> None:
     console = Console(width=None if Console().is_terminal else 150)
     console.print(shown)
     console.print(laws)
+    if borne:
+        shown = Table("codec", "bits", "bears it", "found in each trial (raw)", title="three retrieval trials")
+        for verdict in borne:
+            each = ", ".join(f"{a:.2f} ({b:.2f})" for a, b in zip(verdict.found, verdict.raw_found, strict=True))
+            shown.add_row(verdict.method, verdict.rate, {True: "yes", False: "no", None: "cannot tell"}[verdict.bears], each)
+        console.print(shown)

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
+from experiments.curves import QualityCurve
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
@@ -42,6 +44,7 @@ def table(outcomes: pd.DataFrame) -> pd.DataFrame:
                 "dnll": float(rise.mean()), "dnll_low": low, "dnll_high": high, "dnll_worst": float(np.quantile(rise, 0.99)),
                 "kl": group.kl.mean(), "worst_kl": group.worst_kl.mean(), "right": group.right.mean(), "raw_right": group.raw_right.mean(),
                 "right_near": group.right_near.mean(), "right_far": group.right_far.mean(), "diverged_at": group.diverged_at.mean(),
+                "distortion": group.distortion.mean(), **{name: group[name].mean() for name in group if name.startswith("right_to_")},
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -104,6 +107,18 @@ def _never_worse(outcomes: pd.DataFrame, ours: str, theirs: str) -> list[Gate]:
         found.append(
             Gate(f"{kind}: {ours} less {theirs}, nats at {rate} bits", float(group.less.mean()), allowed, high <= allowed, low, high)
         )
+    return found
+
+
+def library(outcomes: pd.DataFrame, methods: tuple[str, ...] = ("ours", "ours-entropy")) -> list[QualityCurve]:
+    """Curves of quality of each prompt, of those methods whose codec says what is left."""
+    steady = outcomes[~outcomes.rate.str.contains("then") & outcomes.method.isin(methods)]
+    found = []
+    for (kind, method, _), group in steady.groupby(["kind", "method", "sample"], sort=False):
+        points = group.sort_values("wire_bytes").drop_duplicates("wire_bytes")
+        columns = (points.wire_bytes / points.raw_bytes, points.distortion, points.nll - points.raw_nll, points.kl)
+        rounded = (tuple(float(f"{value:.5g}") for value in column) for column in columns)
+        found.append(QualityCurve(str(kind), str(method), int(points.tokens.iloc[0]), *rounded))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ class Outcome:
     divergence of the logits from those, worst_kl: of the worst 1 % of tokens. right, raw_right: share of answers that the model says
     itself. diverged_at: first token of the continuation where its choice is another (the length where none is). nmse: squared error of KV
     over squared deviation from channel means, mean over layers and K, V. attention_error: the same of what the last queries get.
+    distortion: what the codec said of itself. right_to_N: share of answers known from a place at most N tokens back, and farther than
+    the N before; nan where there are none.
     """
 
     sample: int
@@ -44,6 +47,15 @@ class Outcome:
     diverged_at: int
     right_near: float
     right_far: float
+    distortion: float = float("nan")
+    right_to_128: float = float("nan")
+    right_to_256: float = float("nan")
+    right_to_512: float = float("nan")
+    right_to_1024: float = float("nan")
+    right_to_2048: float = float("nan")
+
+
+DISTANCES = (128, 256, 512, 1024, 2048)
 
 
 class Bench:
@@ -99,7 +111,8 @@ class Bench:
         choice, raw_choice = logits.argmax(-1), reference.argmax(-1)
         other = (choice != raw_choice).nonzero()
         right, raw_right = choice == target, raw_choice == target
-        far = torch.tensor(sample.distance[1:]) > held.tokens // 2
+        distance = torch.tensor(sample.distance[1:])
+        far = distance > held.tokens // 2
         near = answers & ~far
         worst = kl.sort(descending=True).values[: max(1, len(kl) // 100)]
         received = [torch.stack(held.pool.read(self.received, layer, held.tokens)).double() for layer in range(len(source))]
@@ -108,7 +121,8 @@ class Bench:
             nmse(source, received), attention_error(held, source, received),
             float(-ours[answers, target[answers]].mean()), float(-theirs[answers, target[answers]].mean()),
             float(kl.mean()), float(worst.mean()), _share(right, answers), _share(raw_right, answers),
-            int(other[0]) if len(other) else len(kl), _share(right, near), _share(right, answers & far),
+            int(other[0]) if len(other) else len(kl), _share(right, near), _share(right, answers & far), point.distortion,
+            *(_share(right, answers & (distance > low) & (distance <= high)) for low, high in pairwise((0, *DISTANCES))),
         )  # fmt: skip
 
 

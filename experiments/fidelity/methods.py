@@ -35,11 +35,13 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One rate. put: writes the KV as it arrives into the blocks of another table of the same pool."""
+    """One rate. put: writes the KV as it arrives into the blocks of another table of the same pool. distortion: what the codec itself says
+    is left, weighted as it was weighed; nan of codecs that say nothing."""
 
     rate: str
     wire_bytes: int
     put: Callable[[list[int]], None]
+    distortion: float = float("nan")
 
 
 class Method(Protocol):
@@ -81,8 +83,9 @@ Weigh = Callable[[Held, Cells], torch.Tensor | None]
 
 @dataclass(frozen=True)
 class Cuts:
-    """Ours. weigh: weights of the cells. order slope: cuts at the bytes of the whole rates of the uniform order and between; uniform: those
-    rates. nested False: a code made for each depth, at its full depth."""
+    """Ours. weigh: weights of the cells. order slope: cuts at the bytes of the whole rates of the uniform order and, by equal ratios, at
+    `between` places from each to the next, down to the mean alone (0 bits); uniform: those rates. nested False: a code made for each
+    depth, at its full depth."""
 
     name: str
     codec: Codec
@@ -90,12 +93,13 @@ class Cuts:
     order: Order = "slope"
     coder: Coder = "fixed"
     nested: bool = True
+    between: int = 0
 
     def points(self, held: Held) -> Iterator[Point]:
         for depth in (8,) if self.nested else BITS[1:]:
             stream = self.stream(held, depth)
             for rate, cut in self.cuts(stream).items():
-                yield Point(rate, stream.ends[cut], self._put(held, stream.prefix(cut)))
+                yield Point(rate, stream.ends[cut], self._put(held, stream.prefix(cut)), stream.curve.distortion[cut])
 
     def stream(self, held: Held, depth: int = 8) -> Stream:
         weights = self.weigh(held, self.codec.cells(held.tokens, depth))
@@ -108,8 +112,10 @@ class Cuts:
             return {f"{whole[-1][0]:g}": stream.curve.finest}
         if self.order == "uniform":
             return {f"{bits:g}": cut for cut, (bits, _) in enumerate(whole, 1)}
-        between = [((a + c) / 2, (b * d) ** 0.5) for (a, b), (c, d) in pairwise(whole)]
-        return {f"{bits:g}": cut for bits, budget in sorted(whole + between) if (cut := stream.slope.cut_within(budget))}
+        steps = [i / (self.between + 1) for i in range(self.between + 1)]
+        pairs = pairwise([(0.0, stream.uniform.bytes[0]), *whole])
+        budgets = [*((a + (c - a) * t, b * (d / b) ** t) for (a, b), (c, d) in pairs for t in steps), whole[-1]][1:]
+        return {f"{bits:g}": cut for bits, budget in budgets if (cut := stream.slope.cut_within(budget))}
 
     def _put(self, held: Held, data: bytes) -> Callable[[list[int]], None]:
         return lambda table: self.codec.expand(data, held.pool, table)
@@ -145,14 +151,17 @@ def shuffled(calibration: Calibration | None) -> Weigh:
     return weigh
 
 
+ABLATIONS = ("flat", "flat-entropy", "position-only", "head-only", "shuffled", "no-prediction", "not-nested")
+
+
 def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
     """All, by name. codec: for KV of the model; calibration: of the model, if there is one."""
     still = Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=_without_differences(codec))
     weigh = seen(calibration)
     ours: Sequence[Method] = (
         Raw(),
-        Cuts("ours", codec, weigh),
-        Cuts("ours-entropy", codec, weigh, coder="entropy"),
+        Cuts("ours", codec, weigh, between=3),
+        Cuts("ours-entropy", codec, weigh, coder="entropy", between=3),
         Cuts("uniform", codec, order="uniform"),
         Cuts("uniform-entropy", codec, order="uniform", coder="entropy"),
         Cuts("flat", codec),

@@ -45,11 +45,9 @@ def read_model(folder: Path) -> Model:
 
 def differences(config: Any) -> str:
     """What of a model's attention is not softmax over all earlier tokens, in words; empty if nothing is known."""
-    layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    window = getattr(config, "sliding_window", None)
-    windowed = window is not None and window < config.max_position_embeddings and getattr(config, "use_sliding_window", True)
-    if layers or (windowed and not getattr(config, "layer_types", None)):
-        return f"layers of {', '.join(sorted(layers)) or f'a sliding window of {window} tokens'}"
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    if other:  # a sliding window is none: no more tokens than it holds are taken
+        return f"layers of {', '.join(other)}"
     if getattr(config, "attn_logit_softcapping", None):
         return "a cap on its attention logits"
     return "a latent KV cache" if getattr(config, "kv_lora_rank", None) else ""

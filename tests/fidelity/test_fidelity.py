@@ -12,6 +12,7 @@ from abkt.codec.calibration import load
 from abkt.codec.codec import Codec
 from abkt.serve.engine import Engine, read_spec
 from abkt.spec import KVLayout
+from experiments.curves import load_quality
 from experiments.fidelity import gates
 from experiments.fidelity.measure import Bench, refinements
 from experiments.fidelity.methods import Point, methods
@@ -55,9 +56,16 @@ def test_kv_that_travels_raw_changes_nothing_and_coarse_kv_does(bench):
     assert raw.right == raw.raw_right > 0.9
     assert raw.wire_bytes == raw.raw_bytes
     assert raw.diverged_at == len(sample.continuation) - 1
+    far = np.array(sample.distance[1:])[list(sample.answers[1:])]
+    shares = [((far > low) & (far <= high)).mean() for low, high in ((0, 128), (128, 256), (256, 512))]
+    for outcome in outcomes:
+        assert math.isnan(outcome.right_to_1024), "no answer is so far from its place"
+        by_distance = (outcome.right_to_128, outcome.right_to_256, outcome.right_to_512)
+        parts = [share * right for share, right in zip(shares, by_distance, strict=True) if share]
+        assert sum(parts) == pytest.approx(outcome.right)
     steady = [o for o in outcomes if o.method == "uniform" and "then" not in o.rate]
     assert [o.rate for o in steady] == ["1", "2", "3", "4", "6", "8"]
-    for measure in ("nmse", "attention_error"):
+    for measure in ("nmse", "attention_error", "distortion"):
         values = [getattr(o, measure) for o in steady]
         assert values == sorted(values, reverse=True)
     assert steady[0].kl > 10 * steady[-1].kl
@@ -75,7 +83,7 @@ def test_refinements_are_a_coarse_and_a_finer_rate():
 
 
 def outcome(sample, method, rate, size, nll, raw_nll=1.0):
-    zero = dict.fromkeys(("nmse", "attention_error", "kl", "worst_kl", "right", "raw_right", "right_near", "right_far"), 0.0)
+    zero = dict.fromkeys(("nmse", "attention_error", "kl", "worst_kl", "right", "raw_right", "right_near", "right_far", "distortion"), 0.0)
     facts = {"sample": sample, "kind": "text", "tokens": 10, "method": method, "rate": rate, "wire_bytes": size, "raw_bytes": 1000}
     return {**facts, **zero, "nll": nll, "raw_nll": raw_nll, "diverged_at": 5}
 
@@ -124,6 +132,15 @@ def test_the_verb_writes_rates_laws_and_a_calibration(tmp_path, capsys):
     assert {"dnll_low", "dnll_high", "of_raw"} <= set(rates.columns)
     laws = json.loads((tmp_path / "gates.json").read_text())
     assert all(math.isfinite(law["value"]) or law["value"] is None for law in laws if law["value"] is not None)
+    curves = load_quality(tmp_path / "curves.json")
+    assert {(curve.kind, curve.method) for curve in curves} == {("recall", "ours")}
+    assert len(curves) == 2
+    for curve in curves:
+        assert list(curve.bytes) == sorted(set(curve.bytes))
+        assert list(curve.distortion) == sorted(curve.distortion, reverse=True)
+    trials = json.loads((tmp_path / "trials.json").read_text())
+    assert {(v["method"], v["rate"]) for v in trials["verdicts"]} >= {("raw", ""), ("kivi4", ""), ("ours", "2"), ("uniform", "4")}
+    assert all(len(v["found"]) == 3 for v in trials["verdicts"])
     calibration = load(tmp_path / "calibration.json")
     assert calibration.sensitivity.shape == (6, 2, 2)
     assert calibration.sensitivity.max() > 2 * calibration.sensitivity.min(), "heads differ"

@@ -1,0 +1,34 @@
+"""From distortion to what it does: a library that is read back as it was written, and its mean between the points."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from experiments.curves import QualityCurve, expected_rise, load_quality, save_quality
+
+CURVE = QualityCurve("text", "ours", 100, (0.1, 0.2, 0.4), (0.1, 0.01, 0.001), (0.5, 0.1, 0.02), (0.6, 0.2, 0.03))
+
+
+def test_a_library_is_read_as_it_was_written(tmp_path):
+    save_quality([CURVE, CURVE], tmp_path / "c.json")
+    assert load_quality(tmp_path / "c.json") == (CURVE, CURVE)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", '[{"kind": "text"}]', '[{"kind": 1, "a": 2}]'])
+def test_what_is_no_library_is_one_line(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ValueError, match=r"curves of quality .*c\.json") as caught:
+        load_quality(tmp_path / "c.json")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="do not exist; measure them with `abkt quality`"):
+        load_quality(tmp_path / "none.json")
+
+
+def test_the_rise_at_a_distortion_by_hand():
+    """At its points, half way between two in the logarithm, at none, and beyond the ends."""
+    at = np.array([0.1, 0.01, 0.001, 0.1 * 10**-0.5, 0.0, 0.0005, 0.9])
+    expected = [0.5, 0.1, 0.02, 0.3, 0.0, 0.01, 0.5]
+    assert expected_rise([CURVE], at) == pytest.approx(expected)
+    other = QualityCurve("text", "ours", 100, (0.1,), (0.01,), (0.3,), (0.3,))
+    assert expected_rise([CURVE, other], np.array([0.01])) == pytest.approx([0.2])
