@@ -1,0 +1,135 @@
+"""The pool as transformers' Cache against its own DynamicCache, and against the workers' fast way, on tiny models of four families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from abkt.kv.pool import Pool
+from abkt.serve.attention import Row
+from abkt.serve.cache import PoolCache
+from abkt.serve.engine import Engine, read_spec
+from abkt.spec import KVLayout
+
+SHAPE = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "dtype": "float32",
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Llama": {"num_key_value_heads": 2},
+    "Qwen2": {"num_key_value_heads": 4},  # multi-head
+    "Qwen3": {"num_key_value_heads": 1, "head_dim": 32},
+    "Mistral": {"num_key_value_heads": 2, "sliding_window": 48},
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import transformers
+
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{request.param}Config")(**SHAPE, **FAMILIES[request.param])
+    made = tmp_path_factory.mktemp("families") / request.param
+    getattr(transformers, f"{request.param}ForCausalLM")(config).save_pretrained(made)
+    return made
+
+
+def load(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def tokens(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, 512, (1, n), generator=torch.Generator().manual_seed(seed))
+
+
+def test_generate_over_the_pool_gives_the_tokens_and_the_kv_of_generate(folder: Path) -> None:
+    """77 tokens and 9 more: beyond Mistral's window, across blocks, in scattered ones."""
+    from transformers import DynamicCache
+
+    model, prompt = load(folder), tokens(77)
+    pool, plain = Pool(KVLayout(read_spec(folder), blocks=32)), DynamicCache()
+    table = [9, 2, 30, 7, 11, 4]
+    options = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(prompt, past_key_values=plain, **options)
+    cache = PoolCache(pool, [table])
+    assert torch.equal(model.generate(prompt, past_key_values=cache, **options), expected)
+    assert cache.get_seq_length() == 85  # the last token has no KV
+    for layer in range(3):
+        for found, kept in zip(pool.read(table, layer, 85), (plain.layers[layer].keys[0], plain.layers[layer].values[0]), strict=True):
+            assert torch.equal(found, kept)
+
+
+def test_the_fast_way_writes_the_same_kv_and_scores_the_same(folder: Path) -> None:
+    model, prompt, more = load(folder), tokens(40), [5, 6, 7]  # within Mistral's window, which is all that the fast way serves
+    engine = Engine(folder, KVLayout(read_spec(folder), blocks=32))
+    assert engine.layout.model.max_tokens == (48 if folder.name == "Mistral" else 512)
+    fast, slow = [3, 8, 1], [20, 4, 17]
+    engine.prefill(prompt[0].tolist(), fast)
+    scored = engine.score(more, Row(fast, 40))
+    cache = PoolCache(engine.pool, [slow])
+    with torch.no_grad():
+        model(prompt, past_key_values=cache)
+        logits = torch.cat([model(torch.tensor([[token]]), past_key_values=cache).logits[0] for token in more])
+    assert torch.allclose(scored, logits, atol=1e-4)
+    for layer in range(3):
+        for found, kept in zip(engine.pool.read(fast, layer, 43), engine.pool.read(slow, layer, 43), strict=True):
+            assert torch.allclose(found, kept, atol=1e-5)
+
+
+def test_what_a_transfer_brought_is_gone_on_with_and_never_written_again(folder: Path) -> None:
+    """KV of the prompt, damaged a little as a lossy codec would: generate reads just that, and leaves it as it is."""
+    from transformers import DynamicCache
+
+    model, prompt = load(folder), tokens(40)
+    engine = Engine(folder, KVLayout(read_spec(folder), blocks=32))
+    table = [3, 8, 1, 12]
+    engine.prefill(prompt[0].tolist(), table)
+    engine.pool.data.mul_(1.01)
+    before = engine.pool.data.clone()
+    damaged = DynamicCache()
+    for layer in range(3):
+        keys, values = engine.pool.read(table, layer, 39)
+        damaged.update(keys[None], values[None], layer)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(prompt, past_key_values=damaged, **options)
+    assert torch.equal(model.generate(prompt, past_key_values=PoolCache(engine.pool, [table], tokens=39), **options), expected)
+    changed = (engine.pool.data != before).any(-1).nonzero()
+    positions = {(table.index(block), token) for block, _, _, _, token in changed.tolist()}
+    assert min(positions) >= (2, 7)  # the 40th token's, whose KV generate computes, and what came after
+    assert max(positions) == (2, 12)
+
+
+def test_a_padded_batch_is_that_of_transformers(folder: Path) -> None:
+    model = load(folder)
+    prompt = torch.cat([tokens(20, 1), torch.cat([torch.zeros(1, 7, dtype=torch.long), tokens(13, 2)], 1)])
+    mask = torch.ones_like(prompt)
+    mask[1, :7] = 0
+    pool = Pool(KVLayout(read_spec(folder), blocks=16))
+    options = {"attention_mask": mask, "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    cache = PoolCache(pool, [[5, 2], [9, 3]])
+    assert torch.equal(model.generate(prompt, past_key_values=cache, **options), model.generate(prompt, **options))
+
+
+@pytest.mark.parametrize("folder", ["Llama"], indirect=True)
+def test_what_it_cannot_hold_is_refused_in_one_line(folder: Path) -> None:
+    model, pool = load(folder), Pool(KVLayout(read_spec(folder), blocks=8))
+    with pytest.raises(ValueError, match="two rows share a block"):
+        PoolCache(pool, [[1, 2], [2, 3]])
+    with pytest.raises(ValueError, match="holds no 33 tokens; 3 are needed"):
+        PoolCache(pool, [[1, 2]], tokens=33)
+    with pytest.raises(ValueError, match="holds no 17 tokens"):
+        model(tokens(17), past_key_values=PoolCache(pool, [[1]]))
+    with pytest.raises(ValueError, match="a batch of 1 rows, but the cache has 2 tables"):
+        model(tokens(5), past_key_values=PoolCache(pool, [[1], [2]]))
+    with pytest.raises(ValueError, match="no beams; give num_beams=1"):
+        model.generate(tokens(5), past_key_values=PoolCache(pool, [[1], [2]]), num_beams=2, max_new_tokens=4, pad_token_id=0)
