@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+GAIN_PER_S = 3.0
 LEAST_S = 0.01  # of work between two looks at the rate, so that one frame's burst is not taken for it
 
 
@@ -29,7 +30,7 @@ class Price:
 
     bytes_per_s: float
     target_s: float = 1.0
-    gain_per_s: float = 3.0
+    gain_per_s: float = GAIN_PER_S
     low: float = 0.01
     high: float = 100.0
     horizon_s: float = 0.5
@@ -84,3 +85,19 @@ class Price:
         self._value, self._since_s = self.per_second(now_s), max(now_s, self._since_s)
         self.backlog_bytes = backlog_bytes
         self._trend = min(1.0, max(-1.0, backlog_bytes / self.rate_bytes_per_s / self.target_s - 1))
+
+
+@dataclass(slots=True)
+class Told:
+    """The price of the other end's NIC, as it was told last. Since then it is taken to have fallen as that of an idle NIC falls, so that
+    what was told once does not stand for ever."""
+
+    gain_per_s: float = GAIN_PER_S
+    _value: float = 0.0
+    _told_s: float = 0.0
+
+    def hear(self, now_s: float, per_byte: float) -> None:
+        self._value, self._told_s = per_byte, now_s
+
+    def per_byte(self, now_s: float) -> float:
+        return self._value * math.exp(-self.gain_per_s * max(0.0, now_s - self._told_s))

@@ -165,6 +165,8 @@ class Frontend:
         ticket.margins = [*[math.nan] * before, *parts.margins()]
         record.isl, record.osl = prompt.isl, len(ticket.tokens)
         record.reason = "; ".join(filter(None, (*ticket.troubles, record.reason)))
+        if parts.refinable and parts.source in self.roster.members:
+            self._tell(parts.source, "refined", request_id=ticket.number, distortion_token_weighted=record.distortion_token_weighted)
         if parts.single:
             self.book.freed(ticket.number, parts.destination)
             self.book.forget(ticket.number, parts.source)
@@ -236,7 +238,7 @@ class Frontend:
         if terms.longest:
             self._tell(name, "prepare", tokens=terms.longest)
         if member.role == "decode":
-            self._tell(name, "run", origin_s=self.origin_s)
+            self._tell(name, "run", origin_s=self.origin_s, network=asdict(terms.network))
             return
         self._tell(
             name,

@@ -40,6 +40,11 @@ class Parts:
     def transfer(self) -> bool:
         return "sent" in self.said
 
+    @property
+    def refinable(self) -> bool:
+        """Better values may have followed the start of decoding."""
+        return bool(self.said.get("sent", {}).get("refining"))
+
     def outputs(self) -> list[int]:
         if self.single:
             return [self.said["prefilled"]["token"]]
@@ -79,16 +84,20 @@ def request_record(parts: Parts, model: ModelSpec, compute: str = "real") -> Req
     )
     if sent:
         record.wire_busy_s = sent["wire_busy_s"]
-        record.wire_bytes = sent["wire_bytes"]
-        record.rate = 8 * sent["wire_bytes"] / (prompt.isl * model.values_per_token)
-        record.distortion_start = record.distortion_final = record.distortion_token_weighted = sent["distortion"]
+        record.wire_bytes = sent["wire_bytes"] + last["refine_bytes"]
+        record.rate = 8 * record.wire_bytes / (prompt.isl * model.values_per_token)
+        record.distortion_start = last["distortion_start"]
+        record.distortion_final = last["distortion_final"]
+        record.distortion_token_weighted = last["distortion_token_weighted"]
     else:
         record.reason = f"its tokens came, its transfer's figures did not: {parts.said['failed']['reason']}"
     return record
 
 
 def transfer_record(parts: Parts, model: ModelSpec) -> TransferRecord:
-    prompt, first, sent = parts.prompt, parts.said["prefilled"], parts.said["sent"]
+    """Of a complete try. What followed its start is counted where it arrived: what was on its way when the request ended is left out."""
+    prompt, first, sent, last = parts.prompt, parts.said["prefilled"], parts.said["sent"], parts.said["finished"]
+    wire_bytes = sent["wire_bytes"] + last["refine_bytes"]
     return TransferRecord(
         request_id=prompt.request_id,
         source=parts.source,
@@ -102,12 +111,14 @@ def transfer_record(parts: Parts, model: ModelSpec) -> TransferRecord:
         price=first["price"],
         estimate_bytes_per_s=first["estimate_bytes_per_s"] or math.nan,
         calls=sent["calls"],
-        wire_bytes=sent["wire_bytes"],
+        wire_bytes=wire_bytes,
         raw_bytes=prompt.isl * model.kv_bytes_per_token,
-        bits_per_value=8 * sent["wire_bytes"] / (prompt.isl * model.values_per_token),
+        bits_per_value=8 * wire_bytes / (prompt.isl * model.values_per_token),
         retries=sent["retries"],
         resumes=sent["resumes"],
-        distortion_start=sent["distortion"],
-        distortion_final=sent["distortion"],
+        distortion_start=last["distortion_start"],
+        distortion_final=last["distortion_final"],
+        refine_bytes=last["refine_bytes"],
+        refine_finish_s=math.nan if last["refine_finish_s"] is None else last["refine_finish_s"],
         pacing=first["pacing"],
     )

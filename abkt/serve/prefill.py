@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from abkt.capacity import Capacity
@@ -19,12 +19,13 @@ from abkt.codec.importance import Importance
 from abkt.codec.stream import Stream
 from abkt.policy.bitrate.break_even import parts
 from abkt.policy.build import build
-from abkt.policy.price import Price
-from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, TransferView
+from abkt.policy.price import Told
+from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, Refined, TransferView
 from abkt.profile.expect import expected_view
 from abkt.profile.schema import Profile, parse
 from abkt.serve.control import Control, Message, WorkerConfig
 from abkt.serve.equipment import Equipment
+from abkt.serve.nic import Nic
 from abkt.serve.pacing import Pacing
 from abkt.serve.sampling import Sampling
 from abkt.serve.wire import fingerprint, raw_pieces
@@ -39,12 +40,17 @@ UNKNOWN = Curve(bytes=(0.0,) * 4, distortion=(1.0,) * 4, bits=(0.0, 2.0, 4.0, 8.
 
 @dataclass(slots=True)
 class Peer:
-    """A decode worker during one run. The policy is asked by the main loop and by the sender's thread, so under a lock."""
+    """A decode worker during one run. The policy is asked by the main loop and by the sender's thread, so under a lock.
+
+    told: the price of its NIC. refined: distortion at the start, by request_id, of what may be refined behind it.
+    """
 
     policy: BitratePolicy
     sender: Sender
     pacing: str
-    lock: threading.Lock
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    told: Told = field(default_factory=Told)
+    refined: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -57,6 +63,7 @@ class Transfer:
     distortion: tuple[float, ...]
     encode_s: float
     wire_busy_s: float = 0.0
+    started: bool = False  # what leaves now refines it
 
     @property
     def expected_bytes(self) -> float:
@@ -78,8 +85,7 @@ class PrefillWorker:
         self.bitrate: dict[str, Any] = {}
         self.profile: Profile | None = None
         self.pacing = Pacing("userspace", Capacity.constant(math.inf), 0.0)
-        self.price = Price(math.inf)
-        self._price_lock = threading.Lock()  # the main loop and the senders' threads count its backlog
+        self.nic = Nic()
         self.origin_s = 0.0
 
     def serve(self) -> str:
@@ -100,6 +106,8 @@ class PrefillWorker:
                     self.waiting.append(message)
                 case "cancel":
                     self._cancel(message["request_id"])
+                case "refined":
+                    self._refined(message)
                 case "release":
                     self._release(message["request_id"], message["table"])
                 case "role" | "stop":
@@ -158,7 +166,7 @@ class PrefillWorker:
             self.segments.free(table)
             self.control.say("failed", request_id=request_id, reason=f"{request['destination']} has left")
             return
-        expected = self._view(len(tokens), request["deadline_s"], end_s)
+        expected = self._view(peer, len(tokens), request["deadline_s"], end_s)
         with peer.lock:
             decision = peer.policy.decide(end_s, expected)
             estimate = peer.policy.estimate_bytes_per_s(end_s)
@@ -170,15 +178,14 @@ class PrefillWorker:
         if isinstance(source, Stream):
             transfer.view = replace(view, slope=source.slope, uniform=source.uniform)
             transfer.distortion = source.curve.distortion
-        with self._price_lock:
-            self.price.enter(encoded_s, transfer.expected_bytes)
+        self.nic.enter(encoded_s, request_id, transfer.expected_bytes)
         offer = Offer(
             request_id=request_id,
             mode=decision.mode,
             tokens=len(tokens),
             ends=tuple(int(end) for end in source.ends),
             first_token=first.token,
-            more=request["more"],
+            more={**request["more"], "expected_bytes": transfer.expected_bytes},
         )
         self.control.say(
             "prefilled",
@@ -199,7 +206,10 @@ class PrefillWorker:
             source=source,
             next_cut=lambda now_s, sent_bytes, sent_cut: self._next_cut(peer, transfer, now_s, sent_bytes, sent_cut),
             on_sent=lambda now_s, wire_bytes, duration_s: self._on_sent(peer, transfer, now_s, wire_bytes, duration_s),
+            on_ack=lambda held_bytes, price: self._on_ack(peer, price),
         )
+        if decision.mode == "stream" and decision.behind > 0:
+            outgoing.next_behind = lambda now_s, sent_bytes, sent_cut: self._next_behind(peer, transfer, now_s, sent_bytes, sent_cut)
         self.sending[request_id] = outgoing
         peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(peer, request_id, table, transfer, future))
         if decision.mode == "stream" and decision.depth_bits == 8:
@@ -209,30 +219,53 @@ class PrefillWorker:
         """Late binding: asked before every frame. Mode, order and depth stand since the first decision."""
         if transfer.decision.mode != "stream":
             return 0
-        now_s -= self.origin_s
-        view = replace(transfer.view, sent_bytes=sent_bytes, sent_cut=sent_cut, price=self._price_per_byte(now_s))
-        with peer.lock:
-            decision = peer.policy.decide(now_s, view)
+        decision = self._decide(peer, transfer, now_s, sent_bytes, sent_cut)
         # Whoever still wants raw: as good as was encoded.
         return decision.cut if decision.mode == "stream" else len(transfer.distortion) - 1
 
+    def _next_behind(self, peer: Peer, transfer: Transfer, now_s: float, sent_bytes: int, sent_cut: int) -> int:
+        transfer.started = True
+        return self._decide(peer, transfer, now_s, sent_bytes, sent_cut).behind
+
+    def _decide(self, peer: Peer, transfer: Transfer, now_s: float, sent_bytes: int, sent_cut: int) -> Decision:
+        now_s -= self.origin_s
+        price = self._price_per_byte(peer, now_s)
+        view = replace(transfer.view, sent_bytes=sent_bytes, sent_cut=sent_cut, price=price, started=transfer.started)
+        with peer.lock:
+            return peer.policy.decide(now_s, view)
+
     def _on_sent(self, peer: Peer, transfer: Transfer, now_s: float, wire_bytes: int, duration_s: float) -> None:
-        transfer.wire_busy_s += duration_s
+        if not transfer.started:
+            transfer.wire_busy_s += duration_s
+        self.nic.passed(now_s - self.origin_s, wire_bytes)
         with peer.lock:
             peer.policy.observe(now_s - self.origin_s, GoodputSample(wire_bytes, duration_s))
+
+    def _on_ack(self, peer: Peer, price: float) -> None:
+        with peer.lock:
+            peer.told.hear(self._now_s(), price)
+
+    def _refined(self, message: Message) -> None:
+        """The request is over, and what it had of what followed its start is known."""
+        for peer in self.peers.values():
+            if (start := peer.refined.pop(message["request_id"], None)) is not None:
+                with peer.lock:
+                    peer.policy.refined(self._now_s(), Refined(start, min(start, message["distortion_token_weighted"])))
 
     def _sent(self, peer: Peer, request_id: int, table: list[int], transfer: Transfer, future: Future[Sent]) -> None:
         """Called by the sender's thread at the transfer's end, good or bad."""
         self.control.inbox.put({"op": "release", "request_id": request_id, "table": table})
-        with self._price_lock:
-            self.price.leave(self._now_s(), transfer.expected_bytes)
+        self.nic.leave(self._now_s(), request_id)
         sent = future.result()
         if sent.error:
             self.control.say("failed", request_id=request_id, reason=f"transfer: {sent.error}")
             return
         seconds = transfer.encode_s + sent.acked_s - sent.granted_s
+        distortion = transfer.distortion[sent.cut]
+        if sent.refining:
+            peer.refined[request_id] = distortion
         with peer.lock:
-            peer.policy.delivered(self._now_s(), Delivered(transfer.distortion[sent.cut], transfer.decision, transfer.expected, seconds))
+            peer.policy.delivered(self._now_s(), Delivered(distortion, transfer.decision, transfer.expected, seconds))
         self.control.say(
             "sent",
             request_id=request_id,
@@ -245,22 +278,24 @@ class PrefillWorker:
             cut=sent.cut,
             retries=sent.retries,
             resumes=sent.resumes,
-            distortion=transfer.distortion[sent.cut],
+            distortion=distortion,
+            refining=sent.refining,
         )
 
-    def _view(self, tokens: int, deadline_s: float, now_s: float) -> TransferView:
+    def _view(self, peer: Peer, tokens: int, deadline_s: float, now_s: float) -> TransferView:
         if self.profile:
             view = expected_view(self.profile, tokens, deadline_s)
         else:
             raw_bytes = tokens * self.engine.layout.model.kv_bytes_per_token
             view = TransferView(raw_bytes, deadline_s, slope=UNKNOWN, uniform=UNKNOWN, exact_bytes=raw_bytes)
         exact_bytes = view.exact_bytes if self.engine.pool.data.device.type == "cpu" else 0.0  # the message is made there alone
-        return replace(view, price=self._price_per_byte(now_s), exact_bytes=exact_bytes)
+        return replace(view, price=self._price_per_byte(peer, now_s), exact_bytes=exact_bytes)
 
-    def _price_per_byte(self, now_s: float) -> float:
-        """This end's alone: the other's is not sent yet."""
-        with self._price_lock:
-            return self.price.per_byte(now_s)
+    def _price_per_byte(self, peer: Peer, now_s: float) -> float:
+        """Of the dearer end."""
+        with peer.lock:
+            there = peer.told.per_byte(now_s)
+        return max(self.nic.per_byte(now_s), there)
 
     def _tell_coded(self, view: TransferView, tokens: int) -> None:
         curves = {
@@ -278,7 +313,7 @@ class PrefillWorker:
         network = run["network"]
         capacity = Capacity(tuple(network["starts_s"]), tuple(network["bytes_per_s"]), network["period_s"])
         self.pacing = Pacing(run["pacing"], capacity, self.origin_s)
-        self.price = Price(max(capacity.bytes_per_s))
+        self.nic.reset(max(capacity.bytes_per_s))
         for name, address in run["peers"].items():
             self._meet(name, address)
 
@@ -287,7 +322,7 @@ class PrefillWorker:
         self._leave(name)
         hello = Hello(self.config.name, fingerprint(self.engine.layout))
         sender = Sender(self.pacing.transport, address, hello, self.pacing.link, key=self.key)
-        self.peers[name] = Peer(build(self.bitrate), sender, self.pacing.name, threading.Lock())
+        self.peers[name] = Peer(build(self.bitrate), sender, self.pacing.name)
 
     def _leave(self, name: str) -> None:
         """Transfers to it that are not done fail."""

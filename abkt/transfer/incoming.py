@@ -33,7 +33,7 @@ class Decider:
 
     accept: Callable[[str, Offer], ByteSink | None]
     on_commit: Callable[[Received], None]
-    price: Callable[[], float]
+    price: Callable[[int], float]
     on_refined: Callable[[Received, int], None] | None = None
 
 
@@ -81,7 +81,7 @@ class Session:
         self._lease: Lease | None = None  # of the transfer that is under way
         self._refining: dict[int, Lease] = {}  # by transfer id
         self._declined: set[int] = set()  # transfer ids, until the peer has heard
-        self._told_bytes = 0
+        self._came_bytes = 0  # since an acknowledgement told the price
         self._told_s = 0.0
 
     def run(self) -> None:
@@ -124,8 +124,7 @@ class Session:
         elif header.type in (FrameType.DATA, FrameType.COMMIT) and behind:
             self._refine(header, behind)
         elif header.type is FrameType.DATA and active:
-            active.take(header, self._channel)
-            self._acknowledge(active)
+            self._take(header, active)
         elif header.type is FrameType.OFFER and not active:
             self._offered(header, Offer.parse(self._channel.message(header)))
         elif header.type is FrameType.COMMIT and active:
@@ -149,8 +148,7 @@ class Session:
         received = lease.received
         assert received is not None
         if header.type is FrameType.DATA:
-            received.take(header, self._channel)
-            self._acknowledge(received)
+            self._take(header, received)
             return
         received.finish(header, Commit.parse(self._channel.message(header)))
         if self._node.decider.on_refined and not received.declined:
@@ -177,16 +175,22 @@ class Session:
         if header.type is FrameType.COMMIT and not header.flags & MORE:
             self._declined.discard(header.transfer_id)
 
-    def _acknowledge(self, active: Received) -> None:
-        """Not each frame: an acknowledgement only saves sending again, and tells the price."""
-        if active.payload_bytes - self._told_bytes >= ACK_BYTES or time.monotonic() - self._told_s >= ACK_S:
-            self._ack(active)
+    def _take(self, header: Header, received: Received) -> None:
+        """Not each frame is acknowledged: that only saves sending again, and tells the price."""
+        received.take(header, self._channel)
+        self._came_bytes += header.length
+        if self._came_bytes >= ACK_BYTES or time.monotonic() - self._told_s >= ACK_S:
+            self._ack(received)
 
-    def _ack(self, active: Received, flags: int = 0) -> None:
-        self._told_bytes, self._told_s = active.payload_bytes, time.monotonic()
-        header = Header(FrameType.ACK, active.transfer_id, offset=active.payload_bytes, epoch=active.epoch, flags=flags)
+    def _ack(self, received: Received, flags: int = 0) -> None:
+        header = Header(FrameType.ACK, received.transfer_id, offset=received.payload_bytes, epoch=received.epoch, flags=flags)
         with suppress(PeerLost):  # what was sent before the end is still to be read, and says why
-            self._channel.send(header, [Ack(self._node.decider.price()).payload()])
+            self._channel.send(header, [Ack(self._price()).payload()])
+
+    def _price(self) -> float:
+        came_bytes, self._came_bytes = self._came_bytes, 0
+        self._told_s = time.monotonic()
+        return self._node.decider.price(came_bytes)
 
     def _commit(self, active: Received) -> None:
         """From here on it is delivered, whether or not the sender can still be told now."""
@@ -211,7 +215,7 @@ class Session:
             return
         if lease.received and lease.received.started:
             self._refining[header.transfer_id] = lease
-            self._grant(header, lease.received.grant(price=self._node.decider.price()))
+            self._grant(header, lease.received.grant(self._price()))
             return
         self._lease = lease
         if not lease.received:
@@ -225,8 +229,7 @@ class Session:
                 self._channel.abort(str(error), header.transfer_id, closing=False)
                 return
             lease.received = Received(self._peer.node, header.transfer_id, header.epoch, offer, sink, offered_s, granted_s=time.monotonic())
-        self._told_bytes, self._told_s = lease.received.payload_bytes, time.monotonic()
-        self._grant(header, lease.received.grant(price=self._node.decider.price()))
+        self._grant(header, lease.received.grant(self._price()))
 
     def _grant(self, header: Header, grant: Grant) -> None:
         self._channel.send(Header(FrameType.GRANT, header.transfer_id, epoch=header.epoch), [grant.payload()])

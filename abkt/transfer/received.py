@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from abkt.transfer.channel import Channel
-from abkt.transfer.frame import MORE, FrameError, Header, digest_of
+from abkt.transfer.frame import HEADER_BYTES, MORE, FrameError, Header, digest_of
 from abkt.transfer.messages import Commit, Grant, Offer
 from abkt.transfer.pieces import ByteSink
 
@@ -18,8 +18,8 @@ class Received:
 
     payload_bytes have come into the sink. cut is what was promised of them, the first time and since: bytes up to offer.ends[cut] count and
     stay as they are, any after that are the start of a band that was given up, of a frame that broke off, or on their way still. epoch:
-    the try that brought the last of them. refinable: better values were announced. refining: they may follow still; `decline` ends that,
-    from any thread.
+    the try that brought the last of them. refine_bytes: on the wire, of DATA after the first promise. refinable: better values were
+    announced. refining: they may follow still; `decline` ends that, from any thread.
     """
 
     peer: str
@@ -34,6 +34,7 @@ class Received:
     committed_s: float = math.nan
     refined_s: float = math.nan
     payload_bytes: int = 0
+    refine_bytes: int = 0
     cut: int = -1
     refinable: bool = False
     refining: bool = False
@@ -71,6 +72,8 @@ class Received:
         self.last_byte_s = time.monotonic()
         self._tags.append(header.tag)
         self.payload_bytes = stop
+        if self.started:
+            self.refine_bytes += HEADER_BYTES + header.length
 
     def finish(self, header: Header, commit: Commit) -> None:
         """Check that what has come is what was promised, with the first COMMIT or a later one."""

@@ -31,7 +31,8 @@ class Receiver:
     after keepalive.hold_s at the latest. on_refined(received, cut): of a transfer that was committed as `refining`, the bytes up to this
     cut are there now too; None: no better values are taken. on_settled(received) ends each that was refinable: nobody writes there any
     more. All are called from the threads of connections and of the listener, and must return at once.
-    key: peers must prove that they hold it; without, only this host is served. price() is told to senders with what has come.
+    key: peers must prove that they hold it; without, only this host is served. price(came_bytes) is told to senders now and then:
+    it is asked with the bytes of DATA that have come over a connection since it was asked there last.
     most_peers: connections at a time, those that are not greeted yet counted; one more is closed unheard.
     """
 
@@ -46,7 +47,7 @@ class Receiver:
         keepalive: Keepalive | None = None,
         *,
         key: Key | None = None,
-        price: Callable[[], float] = lambda: 0.0,
+        price: Callable[[int], float] = lambda came_bytes: 0.0,
         on_refined: Callable[[Received, int], None] | None = None,
         on_settled: Callable[[Received], None] = lambda received: None,
         most_peers: int = MOST_PEERS,

@@ -114,7 +114,14 @@ class MadeUp:
             return
         self.jobs.remove(job)
         times = dict.fromkeys(("received_s", "expand_end_s", "expand_busy_s", "decode_token_s", "decode_busy_s", "finish_s"), 2.0)
-        self._say("finished", job, tokens=made, margins=[1.0] * (len(made) - 1), **times)
+        good = {
+            "distortion_start": 0.0,
+            "distortion_final": 0.0,
+            "distortion_token_weighted": 0.0,
+            "refine_bytes": 0,
+            "refine_finish_s": None,
+        }
+        self._say("finished", job, tokens=made, margins=[1.0] * (len(made) - 1), **times, **good)
 
     def _say(self, event: str, job: dict[str, Any], **fields: Any) -> None:
         self.say(self.name, {"event": event, "request_id": job["request_id"], **fields})

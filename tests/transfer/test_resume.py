@@ -319,7 +319,7 @@ def test_a_sender_that_closes_frees_the_memory_at_once(house, outgoing):
 
 def test_acknowledgements_come_during_the_transfer_and_tell_the_price(house, outgoing):
     prices = iter(range(1, 10_000))
-    desk = house.desk(keepalive=LASTING, price=lambda: float(next(prices)))
+    desk = house.desk(keepalive=LASTING, price=lambda came_bytes: float(next(prices)))
     sender = house.sender(desk.address, keepalive=LASTING)
     seen = []
     offered = outgoing(1, [bytes(40 << 20)], on_ack=lambda held_bytes, price: seen.append((held_bytes, price)))
