@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import torch
+
 from abkt.capacity import Capacity
 from abkt.codec import exact_stream
 from abkt.codec.codec import Codec
@@ -68,6 +70,7 @@ class Pair:
         self.coder: Coder = coder
         self.policy: BitratePolicy = build(bitrate)
         self.table = list(range(engine.layout.blocks))
+        self.staged = engine.pool.data.device.type != "cpu"  # raw bytes go through the host's memory
         self._arrived: SimpleQueue[Received] = SimpleQueue()
         hello = Hello("prefill", repr(engine.layout.model))
         self._receiver = Receiver(
@@ -129,11 +132,16 @@ class Pair:
         if view is not None:
             self.policy.delivered(self._now_s(), Delivered(distortion, decision, view, encode_s + sent.acked_s - sent.granted_s))
         begin_s = time.monotonic()
-        if decision.mode != "raw":
+        if decision.mode == "raw" and self.staged:
+            assert isinstance(received.sink, BufferSink)
+            self._put_staged(received.sink.data, tokens)
+        elif decision.mode != "raw":
             assert isinstance(received.sink, BufferSink)
             data = memoryview(received.sink.data)[: offer.ends[received.cut]]
             expand = exact_stream.expand if decision.mode == "exact" else self.codec.expand
-            expand(data, self.decode.pool, self.table[: self.decode.layout.blocks_for(tokens)])
+            expand(data, self.decode.pool, self._blocks(tokens))
+        if self.decode.pool.data.device.type == "cuda":
+            torch.cuda.synchronize()
         expand_s = time.monotonic() - begin_s
         return Travelled(decision.mode, sent.wire_bytes, distortion, encode_s, received.committed_s - start_s, expand_s)
 
@@ -152,15 +160,25 @@ class Pair:
         raise RunError(f"transfer {sent.transfer_id}: {sent.error}")
 
     def _accept(self, peer: str, offer: Offer) -> ByteSink:
-        if offer.mode != "raw":
+        if offer.mode != "raw" or self.staged:
             return BufferSink(offer.size)
         return PiecesSink(self._pieces(self.decode, offer.tokens))
 
     def _raw_source(self, tokens: int) -> PiecesSource:
+        if self.staged:
+            held = self.prefill.pool.data[torch.tensor(self._blocks(tokens))].cpu()
+            return PiecesSource([held.view(torch.uint8).numpy()])
         return PiecesSource(self._pieces(self.prefill, tokens))
 
+    def _put_staged(self, data: bytearray, tokens: int) -> None:
+        pool, blocks = self.decode.pool, torch.tensor(self._blocks(tokens))
+        pool.data[blocks] = torch.frombuffer(data, dtype=pool.dtype).view(len(blocks), *pool.data.shape[1:]).to(pool.data.device)
+
+    def _blocks(self, tokens: int) -> list[int]:
+        return self.table[: self.prefill.layout.blocks_for(tokens)]
+
     def _pieces(self, engine: Engine, tokens: int) -> list[memoryview]:
-        table = self.table[: engine.layout.blocks_for(tokens)]
+        table = self._blocks(tokens)
         return [engine.pool.run_bytes(run.source, run.blocks) for run in aligned_runs(table, range(len(table)))]
 
     def _now_s(self) -> float:

@@ -14,6 +14,7 @@ from abkt.codec.codec import Codec
 from experiments.long_context.answer import Answer, agreement, lacks_memory
 from experiments.long_context.data import Folder
 from experiments.long_context.models import differences
+from experiments.long_context.pair import Pair
 from experiments.long_context.questions import ask, examples
 from experiments.long_context.report import interval, table
 from experiments.long_context.rows import Rows
@@ -65,6 +66,21 @@ def test_kv_without_loss_changes_no_answer(qwen, made_up, tmp_path, bitrate):
     assert (rows.nll.dropna() == rows.raw_nll.dropna()).all()
     total = found.loc["all"]
     assert (total.delta, total.dnll, total.distortion, total.diverged) == (0, 0, 0, 0)
+
+
+def test_raw_bytes_may_go_through_the_hosts_memory(qwen, made_up, tmp_path, monkeypatch):
+    """As those of a GPU's pool have to."""
+    monkeypatch.setattr(Pair, "staged", property(lambda self: True, lambda self, value: None), raising=False)
+    rows, _ = ran(tmp_path / "out", qwen, made_up, "bitrate=raw", "samples=1", "tasks=[qasper,trec]")
+    assert rows.lossless.all()
+    assert (rows.agreement == 1).all()
+
+
+def test_the_entropy_form_takes_fewer_bytes_and_leaves_less(real, tmp_path):
+    arguments = ("tasks=[passkey]", "samples=1", "max_tokens=400", "bitrate=int4", f"calibration={data_path('probe') / 'calibration.json'}")
+    (fixed, _), (entropy, _) = (ran(tmp_path / c, data_path("probe"), real, *arguments, f"coder={c}") for c in ("fixed", "entropy"))
+    assert entropy.wire_bytes.sum() < fixed.wire_bytes.sum()
+    assert entropy.distortion.sum() < 0.5 * fixed.distortion.sum()
 
 
 def test_a_run_that_was_stopped_goes_on(qwen, made_up, tmp_path, monkeypatch, capsys):
