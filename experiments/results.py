@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -20,9 +20,18 @@ if TYPE_CHECKING:
 ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
 
 
-def write_records(folder: Path, requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord], **labels: str) -> None:
-    """requests.parquet and transfers.parquet; labels are constant columns, such as world="real"."""
-    write_table(folder / "requests.parquet", _table(RequestRecord, requests, labels))
+def write_records(
+    folder: Path,
+    requests: Sequence[RequestRecord],
+    transfers: Sequence[TransferRecord],
+    more: Mapping[str, Sequence[float]] | None = None,
+    **labels: str,
+) -> None:
+    """requests.parquet and transfers.parquet. more: other columns of the requests. labels: constant columns, such as world="real"."""
+    table = _table(RequestRecord, requests, labels)
+    for name, values in (more or {}).items():
+        table = table.append_column(name, pa.array(values, pa.float64()))
+    write_table(folder / "requests.parquet", table)
     write_table(folder / "transfers.parquet", _table(TransferRecord, transfers, labels))
 
 
@@ -37,6 +46,16 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     _whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """A text too long to be held as a whole."""
+
+    def write(part: Path) -> None:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(pieces)
+
+    _whole(path, write)
 
 
 def read_json(path: Path) -> Any:

@@ -16,10 +16,13 @@ from experiments.config import STRICT, ClusterConfig, Hardware, Instance, Measur
 from experiments.manifest import write_manifest
 from experiments.network import Network
 from experiments.network import inputs as network_inputs
-from experiments.results import write_json, write_records
+from experiments.results import write_json, write_pieces, write_records
 from experiments.verb import Run, verb
 from experiments.workload import Workload, read_workload, workload_files
 from sim.cluster import Cluster, NodeSpec, Simulation, SimulationResult
+from sim.interval import intervals, residuals
+from sim.interval import summary as prediction
+from sim.perfetto import chrome_trace
 from sim.workload import Request
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SimulateConfig:
-    """bitrate, routing: configurations of policies, as abkt.policy.build takes them; every pair of nodes gets a bitrate policy."""
+    """bitrate, routing: configurations of policies, as abkt.policy.build takes them; every pair of nodes gets a bitrate policy. trace:
+    write trace.json too, for ui.perfetto.dev."""
 
     model: ModelSpec
     hardware: Hardware
@@ -42,6 +46,7 @@ class SimulateConfig:
     curves: Path
     progress: bool
     out: Path
+    trace: bool = False
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
@@ -51,7 +56,10 @@ def main(config: SimulateConfig, run: Run) -> None:
     simulation = build_simulation(config, requests)
     print(plan_line(config, run.choices, requests))
     result = run_simulation(simulation, config.progress)
-    summary = write_result(run.out, result, config.slo, bitrate=run.choices["bitrate"], routing=run.choices["routing"], scaling=scaling)
+    chosen = {"bitrate": run.choices["bitrate"], "routing": run.choices["routing"]}
+    summary = write_result(run.out, result, config.slo, node_errors(simulation.cluster), **chosen, scaling=scaling)
+    if config.trace:
+        write_pieces(run.out / "trace.json", chrome_trace(result.requests, result.transfers))
     write_manifest(run, inputs(config))
     show(summary)
     print(f"results: {run.out}")
@@ -96,10 +104,10 @@ def plan_line(config: SimulateConfig, choices: Mapping[str, str], requests: Sequ
 
 
 def run_simulation(simulation: Simulation, progress: bool, title: str = "simulating") -> SimulationResult:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[clock]} simulated"))
-    with Progress(*columns, TimeElapsedColumn(), disable=not progress) as bar:
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), disable=not progress) as bar:
         task = bar.add_task(title, total=len(simulation.requests), clock="0:00:00")
 
         def show_progress(done: int, total: int, now_s: float) -> None:
@@ -108,10 +116,22 @@ def run_simulation(simulation: Simulation, progress: bool, title: str = "simulat
         return simulation.run(show_progress)
 
 
-def write_result(folder: Path, result: SimulationResult, slo: SLO, **facts: Any) -> dict[str, Any]:
-    """The two Parquet files and summary.json, which is also returned. facts: whatever else the summary should say."""
-    write_records(folder, result.requests, result.transfers)
+def node_errors(cluster: Cluster) -> dict[str, dict[str, float]]:
+    """Of each node, by name: how far the tables of its profile are off."""
+    known = {id(node.profile): residuals(node.profile) for node in (*cluster.prefill, *cluster.decode)}
+    return {node.name: known[id(node.profile)] for node in (*cluster.prefill, *cluster.decode)}
+
+
+def write_result(
+    folder: Path, result: SimulationResult, slo: SLO, errors: Mapping[str, Mapping[str, float]] | None = None, **facts: Any
+) -> dict[str, Any]:
+    """The two Parquet files and summary.json, which is also returned. errors: of the nodes, for prediction intervals of each request.
+    facts: whatever else the summary should say."""
+    columns = intervals(result.requests, errors) if errors else {}
+    write_records(folder, result.requests, result.transfers, columns)
     summary = {**summarize(result.requests, slo, result.wall_s), "validated": False, **facts}
+    if errors:
+        summary["prediction"] = prediction(columns, errors)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -143,6 +163,12 @@ def show(summary: Mapping[str, Any]) -> None:
     )
     if distortion:
         console.print(f"distortion mean {distortion['mean']:.4g}, p99 {distortion['p99']:.4g}")
+    if "prediction" in summary:
+        known, unknown = summary["prediction"], ", ".join(summary["prediction"]["error_unknown"])
+        console.print(
+            f"95 % of predictions: TTFT ± {known['ttft_half_width_s']:.3f} s, E2E ± {known['e2e_half_width_s']:.3f} s on average"
+            + (f"; nobody has measured the error of {unknown}" if unknown else "")
+        )
     if summary["extrapolated_share"]:
         console.print(f"{summary['extrapolated_share']:.1%} of the requests lie outside of what the profile has measured")
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from experiments.cli import dispatch
+from experiments.paths import ROOT
 from experiments.results import read_records
 
 FEW = ["workload.scaling.requests=12", "progress=false"]
@@ -78,3 +82,38 @@ def test_a_link_that_drops_makes_transfers_longer(curves: Path, tmp_path: Path) 
     assert one.wire_bytes.equals(other.wire_bytes)
     assert one.prefill_busy_s.equals(other.prefill_busy_s)
     assert other.wire_busy_s.sum() > 5 * one.wire_busy_s.sum()
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_process(curves: Path, tmp_path: Path) -> None:
+    """Sets and hashes of strings differ from process to process; nothing in the files may."""
+    arguments = ["simulate", f"curves={curves}", "cluster=2p2d", "bitrate=embedded", "routing=load_aware", "trace=true", *FEW]
+    for name, hash_seed in (("one", "1"), ("two", "2")):
+        command = [sys.executable, "-m", "experiments.cli", *arguments, f"out={tmp_path / name}"]
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": hash_seed})
+    for name in ("requests.parquet", "transfers.parquet", "trace.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    events = json.loads((tmp_path / "one" / "trace.json").read_text())["traceEvents"]
+    assert {event["args"]["request"] for event in events if event["ph"] == "X"} == set(range(12))
+
+
+def test_a_tiny_run_loads_no_torch(curves: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from experiments.cli import dispatch; code = dispatch(sys.argv[1:]);"
+        "print('loaded:', *(m for m in ('torch', 'triton', 'transformers', 'scipy', 'matplotlib') if m in sys.modules)); sys.exit(code)"
+    )
+    arguments = ["simulate", f"curves={curves}", f"out={tmp_path / 'out'}", *FEW]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_predictions_come_with_intervals(curves: Path, tmp_path: Path) -> None:
+    """On kernels that others have measured; a data sheet has no error to speak of, and says so."""
+    for name, given in (("kernels", []), ("sheet", ["hardware.kernels=null"])):
+        assert dispatch(["simulate", f"curves={curves}", f"out={tmp_path / name}", *given, *FEW]) == 0
+    kernels, sheet = (json.loads((tmp_path / name / "summary.json").read_text())["prediction"] for name in ("kernels", "sheet"))
+    requests = read_records(tmp_path / "kernels" / "requests.parquet")
+    assert ((requests.ttft_low_s < requests.ttft_s) & (requests.ttft_s < requests.ttft_high_s)).all()
+    assert kernels["e2e_half_width_s"] == pytest.approx(((requests.e2e_high_s - requests.e2e_low_s) / 2).mean())
+    assert kernels["error_unknown"] == ["encode", "expand", "wire"]
+    assert sheet["e2e_half_width_s"] == 0
+    assert len(sheet["error_unknown"]) == 6

@@ -1,0 +1,71 @@
+"""How far a predicted time may be off: 95 % intervals of each request's TTFT and E2E, from the residuals of the profile's tables.
+
+Each stage's time has an independent relative error, normal, with its table's residual as standard deviation, the same over the whole of the
+stage: half width = 1.96 sqrt(sum of (residual x seconds)^2). Waiting for prefill is off as prefill is. A table without samples (a data
+sheet's) has no known error: its stage counts as exact, and the summary names it.
+
+Not modelled: errors that many stages share (a slower clock), how load magnifies them, and what no table holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from abkt.profile.schema import Profile
+from abkt.records import RequestRecord
+
+LEVEL, DEVIATIONS = 0.95, 1.959964
+COLUMNS = ("ttft_low_s", "ttft_high_s", "e2e_low_s", "e2e_high_s")
+
+
+def residuals(profile: Profile) -> dict[str, float]:
+    """Relative error of each stage; nan where no table of it was measured."""
+    encode, expand = (_worst(profile, f"{stage}/") for stage in ("encode", "expand"))
+    prefill, wire, decode = (_worst(profile, stage) for stage in ("prefill", "transport", "decode"))
+    return {"queue": prefill, "prefill": prefill, "encode": encode, "wire": wire, "expand": expand, "decode": decode}
+
+
+def intervals(records: Sequence[RequestRecord], of_node: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
+    """Columns of the requests, nan for those that were not completed. of_node: each node's residuals, by name."""
+    columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
+    nothing: dict[str, float] = {}
+    for r in records:
+        source, target = of_node.get(r.prefill_node, nothing), of_node.get(r.decode_node, nothing)
+        first_s = r.decode_token_s - (r.finish_s - r.decode_exposed_s)
+        before = (
+            _off(source, "queue", r.queue_exposed_s)
+            + _off(source, "prefill", r.prefill_exposed_s)
+            + _off(source, "encode", r.encode_exposed_s)
+            + _off(source, "wire", r.wire_exposed_s)
+            + _off(target or source, "expand", r.expand_exposed_s)
+        )
+        for name, seconds, decode_s in (("ttft", r.ttft_s, first_s), ("e2e", r.e2e_s, r.decode_exposed_s)):
+            half_s = DEVIATIONS * math.sqrt(before + _off(target or source, "decode", decode_s))
+            columns[f"{name}_low_s"].append(max(seconds - half_s, 0.0))  # in this order nan stays nan
+            columns[f"{name}_high_s"].append(seconds + half_s)
+    return columns
+
+
+def summary(columns: Mapping[str, Sequence[float]], of_node: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """What summary.json says of them: the mean half widths, and stages whose error nobody has measured."""
+    halves = {}
+    for name in ("ttft", "e2e"):
+        pairs = zip(columns[f"{name}_low_s"], columns[f"{name}_high_s"])
+        widths = [(high - low) / 2 for low, high in pairs if not math.isnan(high)]
+        halves[f"{name}_half_width_s"] = sum(widths) / len(widths) if widths else math.nan
+    unknown = sorted({stage for table in of_node.values() for stage, error in table.items() if math.isnan(error)})
+    return {"level": LEVEL, **halves, "error_unknown": unknown}
+
+
+def _off(table: Mapping[str, float], stage: str, seconds: float) -> float:
+    """Variance."""
+    error = table.get(stage, math.nan)
+    return 0.0 if math.isnan(error) else (error * seconds) ** 2
+
+
+def _worst(profile: Profile, stage: str) -> float:
+    """Of a stage's tables; nan where none has samples. `encode/` is of all depths."""
+    tables = [fit for name, fit in profile.fits.items() if name == stage or (stage.endswith("/") and name.startswith(stage))]
+    return max((fit.residual for fit in tables if fit.samples), default=math.nan)
