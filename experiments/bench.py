@@ -1,7 +1,19 @@
-"""`abkt bench kernels …`: the benches of `python -m abkt.bench`, as a verb."""
+"""`abkt bench kernels|transfer|sim …`: the benches of `python -m abkt.bench`, and that of the model, as a verb."""
 
 from __future__ import annotations
 
-from abkt.bench.__main__ import run as main
+from collections.abc import Sequence
 
-__all__ = ["main"]
+
+def main(given: Sequence[str]) -> None:
+    """Raises ValueError, one line, for bad input."""
+    if not given:
+        raise ValueError("a bench is needed: kernels, transfer or sim; then key=value, such as out=DIR")
+    if given[0] == "sim":
+        from experiments import bench_sim
+
+        bench_sim.run(given[1:])
+        return
+    from abkt.bench.__main__ import run
+
+    run(given)

@@ -1,0 +1,58 @@
+"""The model's bench: what it writes, and that a measurement measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import bench_sim
+from experiments.bench_sim import Arguments, child, measure
+from experiments.cli import dispatch
+from experiments.errors import RunError
+
+
+def made_up(what: str, requests: int, half: int, variation: float = 0.0) -> dict[str, float]:
+    """A machine that does 5,000 requests a second (half of it if lengths vary), and takes 100 MiB and a KiB a request."""
+    rate = {"bare": 80_000.0, "speed": 2_500.0 if variation else 5_000.0, "files": 1_000.0, "imports": 0.0}[what]
+    return {"requests_per_cpu_s": rate, "cpu_s": 0.25 if what == "imports" else 1.0, "peak_mib": 100 + requests / 1024}
+
+
+def test_rows_have_their_yardsticks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench_sim, "child", made_up)
+    assert dispatch(["bench", "sim", f"out={tmp_path}"]) == 0
+    written = json.loads((tmp_path / "sim.json").read_text())
+    rows = {row["name"]: (row["value"], row["unit"], row["yardstick"]) for row in written["rows"]}
+    assert rows == {
+        "requests_per_cpu_s_8_nodes": (5_000.0, "requests/CPU-s", 80_000.0),
+        "requests_per_cpu_s_8_nodes_varied": (2_500.0, "requests/CPU-s", 80_000.0),
+        "startup_s": (1.0, "CPU-s", 0.25),
+        "peak_mib_10k": (100 + 10_000 / 1024, "MiB", 100 + 1 / 1024),
+        "requests_per_cpu_s_1024_nodes": (1_000.0, "requests/CPU-s", 80_000.0),
+        "peak_mib_1m": (100 + 1_000_000 / 1024, "MiB", 100 + 1 / 1024),
+    }
+    assert "868/227" in written["facts"]["run"]
+    assert "requests_per_cpu_s_8_nodes" in capsys.readouterr().out
+
+
+def test_a_shorter_run_is_called_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_sim, "child", made_up)
+    names = [row.name for row in measure(Arguments(requests=5_000, nodes=64))]
+    assert names[-2:] == ["requests_per_cpu_s_64_nodes", "peak_mib_5000"]
+
+
+def test_a_measurement_measures() -> None:
+    found = child("speed", 40, 1, 0.5)
+    assert found["requests_per_cpu_s"] > 0
+    assert 40 / found["requests_per_cpu_s"] < found["cpu_s"]  # the run is a part of the process's time
+    assert found["peak_mib"] > child("imports", 1, 1)["peak_mib"] > 20
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["bench"]) == 2
+    assert "kernels, transfer or sim" in capsys.readouterr().err
+    assert dispatch(["bench", "sim", "requests=many"]) == 2
+    assert dispatch(["bench", "sim", "nodes=1"]) == 2
+    with pytest.raises(RunError, match="measurement speed of 0 requests broke: ValueError"):
+        child("speed", 0, 1)
