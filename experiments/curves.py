@@ -79,3 +79,10 @@ def expected_rise(curves: Sequence[QualityCurve], distortion: np.ndarray) -> np.
         within = np.interp(np.log(np.maximum(at, 1e-12)), np.log(known), rise)
         found += np.where(at < known[0], rise[0] * at / known[0], within)
     return found / len(curves)
+
+
+def quality_of(distortion: Sequence[float], curves: Sequence[QualityCurve]) -> dict[str, dict[str, float]]:
+    """What transfers of these distortions are expected to do to answers, by kind of prompt: mean and p99 of the rise, nats a token."""
+    kinds = dict.fromkeys(curve.kind for curve in curves)
+    rises = {kind: expected_rise([curve for curve in curves if curve.kind == kind], np.array(distortion)) for kind in kinds}
+    return {kind: {"mean": float(rise.mean()), "p99": float(np.quantile(rise, 0.99))} for kind, rise in rises.items() if len(rise)}

@@ -84,7 +84,7 @@ Weigh = Callable[[Held, Cells], torch.Tensor | None]
 @dataclass(frozen=True)
 class Cuts:
     """Ours. weigh: weights of the cells. order slope: cuts at the bytes of the whole rates of the uniform order and, by equal ratios, at
-    `between` places from each to the next, down to the mean alone (0 bits); uniform: those rates. nested False: a code made for each
+    `between` places from each to the next, twice as many below 1 bit; uniform: those rates. nested False: a code made for each
     depth, at its full depth."""
 
     name: str
@@ -112,9 +112,11 @@ class Cuts:
             return {f"{whole[-1][0]:g}": stream.curve.finest}
         if self.order == "uniform":
             return {f"{bits:g}": cut for cut, (bits, _) in enumerate(whole, 1)}
-        steps = [i / (self.between + 1) for i in range(self.between + 1)]
-        pairs = pairwise([(0.0, stream.uniform.bytes[0]), *whole])
-        budgets = [*((a + (c - a) * t, b * (d / b) ** t) for (a, b), (c, d) in pairs for t in steps), whole[-1]][1:]
+        budgets = [whole[-1]]
+        for (a, b), (c, d) in pairwise([(0.0, stream.uniform.bytes[0]), *whole]):
+            parts = (self.between + 1) * (2 if c <= 1 and self.between else 1)  # where the curve is steepest
+            budgets += [(a + (c - a) * i / parts, b * (d / b) ** (i / parts)) for i in range(parts) if a or i]
+        budgets.sort()
         return {f"{bits:g}": cut for bits, budget in budgets if (cut := stream.slope.cut_within(budget))}
 
     def _put(self, held: Held, data: bytes) -> Callable[[list[int]], None]:

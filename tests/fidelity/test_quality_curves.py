@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.curves import QualityCurve, expected_rise, load_quality, save_quality
+from experiments.curves import QualityCurve, expected_rise, load_quality, quality_of, save_quality
 
 CURVE = QualityCurve("text", "ours", 100, (0.1, 0.2, 0.4), (0.1, 0.01, 0.001), (0.5, 0.1, 0.02), (0.6, 0.2, 0.03))
 
@@ -32,3 +32,12 @@ def test_the_rise_at_a_distortion_by_hand():
     assert expected_rise([CURVE], at) == pytest.approx(expected)
     other = QualityCurve("text", "ours", 100, (0.1,), (0.01,), (0.3,), (0.3,))
     assert expected_rise([CURVE, other], np.array([0.01])) == pytest.approx([0.2])
+
+
+def test_transfers_are_judged_by_kind():
+    other = QualityCurve("recall", "ours", 100, (0.1,), (0.01,), (0.3,), (0.3,))
+    found = quality_of([0.01, 0.1, 0.1], [CURVE, other])
+    assert found["text"]["mean"] == pytest.approx((0.1 + 0.5 + 0.5) / 3)
+    assert found["text"]["p99"] == pytest.approx(0.5)
+    assert found["recall"]["mean"] == pytest.approx(0.3)
+    assert quality_of([], [CURVE]) == {}
