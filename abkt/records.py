@@ -8,7 +8,7 @@ model). TTFT is `decode_token_s - arrival_s`: the decode side has produced a tok
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -133,6 +133,11 @@ class SLO:
 
 
 DERIVED = ("ttft_s", "tpot_s", "e2e_s", "transfer_exposed_s")
+SUMMARIZED = (
+    *("outcome", "arrival_s", "finish_s", "wire_bytes", "raw_bytes", "cost_usd", "distortion_token_weighted", "extrapolated"),
+    *DERIVED,
+    *(f"{stage}_exposed_s" for stage in STAGES),
+)
 
 
 def columns(records: Sequence[RequestRecord] | Sequence[TransferRecord]) -> dict[str, list[object]]:
@@ -147,33 +152,40 @@ def columns(records: Sequence[RequestRecord] | Sequence[TransferRecord]) -> dict
 
 def summarize(records: Sequence[RequestRecord], slo: SLO, wall_s: float) -> dict[str, object]:
     """The summary of a run. Throughput and goodput count from the first arrival to the last finish; wall_s is what the run took."""
-    done = [r for r in records if r.outcome == "completed"]
-    good = [r for r in done if r.ttft_s <= slo.ttft_s and not r.tpot_s > slo.tpot_s]
-    span_s = max((r.finish_s for r in done), default=math.nan) - min((r.arrival_s for r in records), default=math.nan)
-    distortion = [r.distortion_token_weighted for r in done]
+    found = {name: np.array([getattr(r, name) for r in records], dtype=str if name == "outcome" else None) for name in SUMMARIZED}
+    return summarize_columns(found, slo, wall_s)
+
+
+def summarize_columns(columns: Mapping[str, np.ndarray], slo: SLO, wall_s: float) -> dict[str, object]:
+    """The same of records that lie in columns, of which it needs SUMMARIZED."""
+    outcome = columns["outcome"]
+    done = outcome == OUTCOMES[0]
+    of = {name: values[done] for name, values in columns.items()}
+    count, total = int(done.sum()), len(outcome)
+    good = int(((of["ttft_s"] <= slo.ttft_s) & ~(of["tpot_s"] > slo.tpot_s)).sum())
+    span_s = float(of["finish_s"].max() - columns["arrival_s"].min()) if count else math.nan
+    distortion = of["distortion_token_weighted"]
     return {
         "schema_version": SCHEMA_VERSION,
-        "requests": {"initiated": len(records), **{o: sum(r.outcome == o for r in records) for o in OUTCOMES}},
-        "ttft_s": spread(r.ttft_s for r in done),
-        "tpot_s": spread(r.tpot_s for r in done),
-        "e2e_s": spread(r.e2e_s for r in done),
-        "transfer_exposed_s": spread(r.transfer_exposed_s for r in done),
-        "stages_exposed_s": {s: spread(getattr(r, f"{s}_exposed_s") for r in done) for s in STAGES},
-        "throughput_per_s": len(done) / span_s if done and span_s > 0 else 0.0,
-        "goodput_per_s": len(good) / span_s if done and span_s > 0 else 0.0,
-        "good_share": len(good) / len(records) if records else 0.0,
-        "wire_bytes": sum(r.wire_bytes for r in done),
-        "raw_bytes": sum(r.raw_bytes for r in done),
-        "cost_usd": sum(r.cost_usd for r in done),
-        "distortion": {"mean": float(np.mean(distortion)), "p99": float(np.quantile(distortion, 0.99))} if done else {},
-        "extrapolated_share": sum(r.extrapolated for r in done) / len(done) if done else 0.0,
+        "requests": {"initiated": total, **{o: int((outcome == o).sum()) for o in OUTCOMES}},
+        **{name: spread(of[name]) for name in ("ttft_s", "tpot_s", "e2e_s", "transfer_exposed_s")},
+        "stages_exposed_s": {s: spread(of[f"{s}_exposed_s"]) for s in STAGES},
+        "throughput_per_s": count / span_s if span_s > 0 else 0.0,
+        "goodput_per_s": good / span_s if span_s > 0 else 0.0,
+        "good_share": good / total if total else 0.0,
+        "wire_bytes": int(of["wire_bytes"].sum()),
+        "raw_bytes": int(of["raw_bytes"].sum()),
+        "cost_usd": float(of["cost_usd"].sum()),
+        "distortion": {"mean": float(distortion.mean()), "p99": float(np.quantile(distortion, 0.99))} if count else {},
+        "extrapolated_share": float(of["extrapolated"].mean()) if count else 0.0,
         "wall_s": wall_s,
     }
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
     """mean, p50, p90, p99 of the finite values; nan where there are none."""
-    finite = np.array([v for v in values if not math.isnan(v)])
+    found = values if isinstance(values, np.ndarray) else np.array(list(values), dtype=float)
+    finite = found[~np.isnan(found)]
     if not len(finite):
         return dict.fromkeys(("mean", "p50", "p90", "p99"), math.nan)
     p50, p90, p99 = np.quantile(finite, (0.5, 0.9, 0.99))

@@ -20,19 +20,10 @@ if TYPE_CHECKING:
 ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
 
 
-def write_records(
-    folder: Path,
-    requests: Sequence[RequestRecord],
-    transfers: Sequence[TransferRecord],
-    more: Mapping[str, Sequence[float]] | None = None,
-    **labels: str,
-) -> None:
-    """requests.parquet and transfers.parquet. more: other columns of the requests. labels: constant columns, such as world="real"."""
-    table = _table(RequestRecord, requests, labels)
-    for name, values in (more or {}).items():
-        table = table.append_column(name, pa.array(values, pa.float64()))
-    write_table(folder / "requests.parquet", table)
-    write_table(folder / "transfers.parquet", _table(TransferRecord, transfers, labels))
+def write_records(folder: Path, requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord], **labels: str) -> None:
+    """requests.parquet and transfers.parquet; labels are constant columns, such as world="real"."""
+    write_table(folder / "requests.parquet", record_table(RequestRecord, requests, labels))
+    write_table(folder / "transfers.parquet", record_table(TransferRecord, transfers, labels))
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -90,7 +81,7 @@ def merge_records(parts: Mapping[Path, Mapping[str, str]], folder: Path) -> None
         write_table(folder / name, pa.concat_tables(tables))
 
 
-def _table(kind: type[RequestRecord] | type[TransferRecord], records: Sequence[Any], labels: Mapping[str, str]) -> pa.Table:
+def record_table(kind: type[RequestRecord] | type[TransferRecord], records: Sequence[Any], labels: Mapping[str, str]) -> pa.Table:
     """The schema comes from the record class, so that a run without transfers still has the columns."""
     hints = get_type_hints(kind)
     schema = pa.schema([(f.name, ARROW[hints[f.name]]) for f in fields(kind)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from abkt.capacity import Capacity
 from abkt.policy.build import build
 from abkt.profile.expect import ask_once
-from abkt.records import SLO, summarize
+from abkt.records import SLO, summarize_columns
 from abkt.spec import ModelSpec
 from experiments.config import STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, instance
 from experiments.manifest import write_manifest
 from experiments.network import Network
 from experiments.network import inputs as network_inputs
-from experiments.results import write_json, write_pieces, write_records
+from experiments.record_writer import RecordWriter, read_columns
+from experiments.results import write_json, write_pieces
 from experiments.verb import Run, verb
 from experiments.workload import Workload, read_workload, workload_files
 from sim.cluster import Cluster, NodeSpec, Simulation, SimulationResult
-from sim.interval import intervals, residuals
+from sim.interval import COLUMNS, residuals
 from sim.interval import summary as prediction
 from sim.perfetto import chrome_trace
 from sim.workload import Request
@@ -55,11 +56,14 @@ def main(config: SimulateConfig, run: Run) -> None:
     requests, scaling = read_workload(config.workload, config.seed, closed_loop=True)
     simulation = build_simulation(config, requests)
     print(plan_line(config, run.choices, requests))
-    result = run_simulation(simulation, config.progress)
-    chosen = {"bitrate": run.choices["bitrate"], "routing": run.choices["routing"]}
-    summary = write_result(run.out, result, config.slo, node_errors(simulation.cluster), **chosen, scaling=scaling)
+    errors = node_errors(simulation.cluster)
+    with RecordWriter(run.out, errors) as writer:
+        result = run_simulation(simulation, config.progress, drain=None if config.trace else writer.drain)
+        writer.add(result.requests, result.transfers)
     if config.trace:
         write_pieces(run.out / "trace.json", chrome_trace(result.requests, result.transfers))
+    chosen = {"bitrate": run.choices["bitrate"], "routing": run.choices["routing"]}
+    summary = write_summary(run.out, config.slo, result.wall_s, errors, **chosen, scaling=scaling)
     write_manifest(run, inputs(config))
     show(summary)
     print(f"results: {run.out}")
@@ -103,7 +107,10 @@ def plan_line(config: SimulateConfig, choices: Mapping[str, str], requests: Sequ
     )
 
 
-def run_simulation(simulation: Simulation, progress: bool, title: str = "simulating") -> SimulationResult:
+def run_simulation(
+    simulation: Simulation, progress: bool, title: str = "simulating", drain: Callable[[Simulation], None] | None = None
+) -> SimulationResult:
+    """drain: takes finished records out of the simulation while it runs; the result then has the rest."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[clock]} simulated"))
@@ -112,6 +119,8 @@ def run_simulation(simulation: Simulation, progress: bool, title: str = "simulat
 
         def show_progress(done: int, total: int, now_s: float) -> None:
             bar.update(task, completed=done, total=total, clock=_clock(now_s))
+            if drain is not None:
+                drain(simulation)
 
         return simulation.run(show_progress)
 
@@ -122,16 +131,21 @@ def node_errors(cluster: Cluster) -> dict[str, dict[str, float]]:
     return {node.name: known[id(node.profile)] for node in (*cluster.prefill, *cluster.decode)}
 
 
-def write_result(
-    folder: Path, result: SimulationResult, slo: SLO, errors: Mapping[str, Mapping[str, float]] | None = None, **facts: Any
+def write_result(folder: Path, result: SimulationResult, slo: SLO, **facts: Any) -> dict[str, Any]:
+    """The two Parquet files and summary.json, which is also returned. facts: whatever else the summary should say."""
+    with RecordWriter(folder) as writer:
+        writer.add(result.requests, result.transfers)
+    return write_summary(folder, slo, result.wall_s, **facts)
+
+
+def write_summary(
+    folder: Path, slo: SLO, wall_s: float, errors: Mapping[str, Mapping[str, float]] | None = None, **facts: Any
 ) -> dict[str, Any]:
-    """The two Parquet files and summary.json, which is also returned. errors: of the nodes, for prediction intervals of each request.
-    facts: whatever else the summary should say."""
-    columns = intervals(result.requests, errors) if errors else {}
-    write_records(folder, result.requests, result.transfers, columns)
-    summary = {**summarize(result.requests, slo, result.wall_s), "validated": False, **facts}
-    if errors:
-        summary["prediction"] = prediction(columns, errors)
+    """summary.json of the records that lie in the folder. errors: of the nodes, whose intervals are among the columns."""
+    requests = folder / "requests.parquet"
+    summary = {**summarize_columns(read_columns(requests), slo, wall_s), "validated": False, **facts}
+    if errors is not None:
+        summary["prediction"] = prediction(read_columns(requests, COLUMNS), errors)
     write_json(folder / "summary.json", summary)
     return summary
 

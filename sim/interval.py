@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from abkt.profile.schema import Profile
 from abkt.records import RequestRecord
 
@@ -48,13 +50,13 @@ def intervals(records: Sequence[RequestRecord], of_node: Mapping[str, Mapping[st
     return columns
 
 
-def summary(columns: Mapping[str, Sequence[float]], of_node: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def summary(columns: Mapping[str, np.ndarray], of_node: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """What summary.json says of them: the mean half widths, and stages whose error nobody has measured."""
     halves = {}
     for name in ("ttft", "e2e"):
-        pairs = zip(columns[f"{name}_low_s"], columns[f"{name}_high_s"])
-        widths = [(high - low) / 2 for low, high in pairs if not math.isnan(high)]
-        halves[f"{name}_half_width_s"] = sum(widths) / len(widths) if widths else math.nan
+        widths = (columns[f"{name}_high_s"] - columns[f"{name}_low_s"]) / 2
+        known = widths[~np.isnan(widths)]
+        halves[f"{name}_half_width_s"] = float(known.mean()) if len(known) else math.nan
     unknown = sorted({stage for table in of_node.values() for stage, error in table.items() if math.isnan(error)})
     return {"level": LEVEL, **halves, "error_unknown": unknown}
 

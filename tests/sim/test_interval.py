@@ -13,6 +13,10 @@ from sim.interval import intervals, residuals, summary
 ERRORS = {"queue": 0.1, "prefill": 0.1, "encode": 0.02, "wire": 0.05, "expand": 0.02, "decode": 0.2}
 
 
+def arrays(columns: dict[str, list[float]]) -> dict[str, np.ndarray]:
+    return {name: np.array(values) for name, values in columns.items()}
+
+
 def record(**stages: float) -> RequestRecord:
     """Stages of these lengths, one after another from 5 s on; the first token half way through decoding."""
     made = RequestRecord(0, 10, 10, 5.0, prefill_node="p", decode_node="d")
@@ -48,7 +52,7 @@ def test_a_stage_without_a_measured_table_is_named(profile: Profile) -> None:
     assert isnan(known["prefill"])
     columns = intervals([record(prefill=2, decode=1)], {"p": known, "d": known})
     assert columns["e2e_high_s"][0] == pytest.approx(3 + 1.96 * 0.07, rel=1e-3)
-    said = summary(columns, {"p": known, "d": known})
+    said = summary(arrays(columns), {"p": known, "d": known})
     assert said["error_unknown"] == ["expand", "prefill", "queue", "wire"]
     assert said["e2e_half_width_s"] == pytest.approx(1.96 * 0.07, rel=1e-3)
 
@@ -57,4 +61,4 @@ def test_what_was_not_completed_has_none() -> None:
     lost = RequestRecord(0, 10, 10, 5.0, outcome="rejected")
     columns = intervals([lost], {"p": ERRORS})
     assert all(isnan(values[0]) for values in columns.values())
-    assert isnan(summary(columns, {"p": ERRORS})["ttft_half_width_s"])
+    assert isnan(summary(arrays(columns), {"p": ERRORS})["ttft_half_width_s"])
