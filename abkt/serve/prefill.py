@@ -17,7 +17,6 @@ from abkt.capacity import Capacity
 from abkt.codec import exact_stream
 from abkt.codec.importance import Importance
 from abkt.codec.stream import Stream
-from abkt.policy.bitrate.break_even import parts
 from abkt.policy.build import build
 from abkt.policy.price import Told
 from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, Refined, TransferView
@@ -64,10 +63,6 @@ class Transfer:
     encode_s: float
     wire_busy_s: float = 0.0
     started: bool = False  # what leaves now refines it
-
-    @property
-    def expected_bytes(self) -> float:
-        return parts(self.expected, self.decision)[1]
 
 
 class PrefillWorker:
@@ -178,14 +173,15 @@ class PrefillWorker:
         if isinstance(source, Stream):
             transfer.view = replace(view, slope=source.slope, uniform=source.uniform)
             transfer.distortion = source.curve.distortion
-        self.nic.enter(encoded_s, request_id, transfer.expected_bytes)
+        expected_bytes = int(source.ends[self._next_cut(peer, transfer, time.monotonic(), 0, 0)])
+        self.nic.enter(encoded_s, request_id, expected_bytes)
         offer = Offer(
             request_id=request_id,
             mode=decision.mode,
             tokens=len(tokens),
             ends=tuple(int(end) for end in source.ends),
             first_token=first.token,
-            more={**request["more"], "expected_bytes": transfer.expected_bytes},
+            more={**request["more"], "expected_bytes": expected_bytes},
         )
         self.control.say(
             "prefilled",

@@ -1,0 +1,296 @@
+"""Better values behind the start: what the pool holds at each iteration, what is counted of it, and the memory of the codes."""
+
+from __future__ import annotations
+
+import math
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abkt.capacity import Capacity
+from abkt.codec.stream import Stream
+from abkt.kv.pool import Pool
+from abkt.records import SLO
+from abkt.serve.cluster import Cluster
+from abkt.serve.control import WorkerConfig
+from abkt.serve.decode import DecodeWorker
+from abkt.serve.equipment import Equipment, equip
+from abkt.serve.refining import Codes, Quality
+from abkt.serve.wire import fingerprint
+from abkt.transfer.messages import Hello, Offer
+from abkt.transfer.outgoing import Outgoing
+from abkt.transfer.pieces import BufferSink
+from abkt.transfer.received import Received
+from abkt.transfer.sender import Sender
+from abkt.transfer.tcp import Tcp
+from tests.serve.test_real_cluster import EMBEDDED, prompts
+
+WAIT_S = 30.0
+TOKENS = 200  # so the last block is shared with what is decoded
+REFINING = {**EMBEDDED, "behind_distortion": 0.0, "target_distortion": 0.02, "mean_distortion": 0.05}
+
+
+class Said:
+    """Stands for a worker's Control."""
+
+    def __init__(self) -> None:
+        self.inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.said: list[dict[str, Any]] = []
+
+    def say(self, event: str, **fields: object) -> None:
+        self.said.append({"event": event, **fields})
+
+
+class Bench:
+    """A decode worker whose main loop the test turns by hand, and a sender beside it."""
+
+    def __init__(self, equipment: Equipment, config: WorkerConfig) -> None:
+        self.equipment, self.control = equipment, Said()
+        self.worker = DecodeWorker(config, self.control, equipment)  # type: ignore[arg-type]
+        self.worker._handle({"op": "run", "origin_s": 0.0, "network": {"bytes_per_s": [math.inf]}})
+        self.sender = Sender(Tcp(), self.worker.receiver.address, Hello("p0", fingerprint(equipment.engine.layout)))
+        self.go = 0  # how far behind its start a stream may go
+        self.followed: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def stream(self, tokens: int = TOKENS) -> Stream:
+        engine = self.equipment.engine
+        table = self.equipment.segments.allocate(engine.layout.blocks_for(tokens))
+        engine.begin([(5 * i) % 2048 for i in range(tokens)], table)
+        made = self.equipment.codec.encode(engine.pool, table, tokens)
+        self.equipment.segments.free(table)
+        return made
+
+    def send(self, number: int, stream: Stream, start: int, osl: int) -> None:
+        offer = Offer(number, "stream", stream.tokens, stream.ends, first_token=3, more={"osl": osl, "expected_bytes": 1.0})
+        outgoing = Outgoing(
+            number,
+            offer,
+            stream,
+            next_cut=lambda *_: start,
+            next_behind=lambda *_: self.go,
+            on_followed=self.followed.put,
+        )
+        sent = self.sender.submit(outgoing).result(WAIT_S)
+        assert not sent.error
+        assert sent.cut == start
+
+    def hear(self, op: str) -> None:
+        message = self.control.inbox.get(timeout=WAIT_S)
+        assert message["op"] == op
+        self.worker._handle(message)
+
+    def until(self, number: int, cut: int) -> None:
+        """Bytes come while the main loop is elsewhere."""
+        received = next(r.quality.received for r in self.worker.batch if r.request_id == number)
+        assert received is not None
+        self.go = cut
+        while received.cut < cut:
+            assert self.control.inbox.empty()
+
+    def close(self) -> None:
+        self.sender.close()
+        self.worker.receiver.close()
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model: Path) -> WorkerConfig:
+    return WorkerConfig("d0", "decode", str(tiny_model), blocks=80, block_tokens=16, max_batch=4)
+
+
+@pytest.fixture(scope="module")
+def equipment(config: WorkerConfig) -> Equipment:
+    return equip(config)
+
+
+@pytest.fixture
+def bench(equipment: Equipment, config: WorkerConfig) -> Iterator[Bench]:
+    made = Bench(equipment, config)
+    yield made
+    made.close()
+    for number in list(made.worker._tables):
+        made.worker._release(number)
+    assert equipment.segments.free_blocks == equipment.segments.blocks
+
+
+def expansion(bench: Bench, stream: Stream, cut: int) -> torch.Tensor:
+    """[layers, kinds, heads, tokens, dim] of a prefix, in a pool of its own."""
+    layout = bench.equipment.engine.layout
+    pool, table = Pool(layout), list(range(layout.blocks_for(stream.tokens)))
+    bench.equipment.codec.expand(stream.prefix(cut), pool, table)
+    return prompt_of(pool, table, stream.tokens)
+
+
+def prompt_of(pool: Pool, table: list[int], tokens: int) -> torch.Tensor:
+    layers = pool.layout.model.layers
+    return torch.stack([torch.stack(pool.read(table, layer, tokens)) for layer in range(layers)])
+
+
+def test_the_pool_holds_a_longer_prefix_from_one_iteration_to_the_next_and_what_was_decoded_stays(bench: Bench) -> None:
+    stream = bench.stream()
+    finest = len(stream.ends) - 1
+    cuts = [2, finest // 2, finest]
+    bench.send(1, stream, cuts[0], osl=9)
+    bench.hear("arrived")
+    worker, pool = bench.worker, bench.equipment.engine.pool
+    worker._join(worker.arrived.popleft())
+    (running,) = worker.batch
+
+    def holds(cut: int) -> bool:
+        return torch.equal(prompt_of(pool, running.table, TOKENS), expansion(bench, stream, cut))
+
+    assert holds(cuts[0])
+    worker._iterate()
+    worker._iterate()
+    bench.until(1, cuts[1])
+    assert holds(cuts[0])  # not before the boundary
+    decoded = prompt_of(pool, running.table, TOKENS + 2)[..., TOKENS:, :]
+    assert decoded.abs().sum() > 0
+    worker._swap()
+    assert holds(cuts[1])
+    assert torch.equal(prompt_of(pool, running.table, TOKENS + 2)[..., TOKENS:, :], decoded)
+    worker._iterate()
+    bench.go = finest
+    bench.hear("settled")  # what came last is swapped in, and the codes are let go
+    assert holds(finest)
+    assert worker.codes.held_bytes == 0
+    assert not running.quality.better
+    for _ in range(5):
+        worker._swap()
+        worker._iterate()
+    (said,) = [message for message in bench.control.said if message["event"] == "finished"]
+    left = stream.curve.distortion
+    swaps = said["swaps"]
+    assert swaps[0][1:] == (2, cuts[1])
+    assert (swaps[-1][1], swaps[-1][2]) == (3, finest)
+    assert said["distortion_start"] == pytest.approx(left[cuts[0]], rel=1e-6)
+    assert said["distortion_final"] == pytest.approx(left[finest], rel=1e-6)
+    by_token = (2 * left[cuts[0]] + 1 * left[cuts[1]] + 5 * left[finest]) / 8
+    assert said["distortion_token_weighted"] == pytest.approx(by_token, rel=1e-6)
+    assert said["refine_bytes"] >= stream.ends[finest] - stream.ends[cuts[0]]
+    assert swaps[-1][0] >= said["refine_finish_s"] > said["received_s"]
+    assert bench.followed.get(timeout=WAIT_S).reason == ""
+
+
+def test_the_codes_of_a_request_that_ends_are_let_go_and_no_more_come(bench: Bench) -> None:
+    stream = bench.stream()
+    bench.send(1, stream, 2, osl=3)
+    bench.hear("arrived")
+    bench.worker._join(bench.worker.arrived.popleft())
+    assert bench.worker.codes.held_bytes == stream.ends[-1]
+    bench.worker._iterate()
+    bench.worker._iterate()
+    assert not bench.worker.batch
+    assert bench.followed.get(timeout=WAIT_S).reason == ""
+    bench.hear("settled")
+    assert bench.worker.codes.held_bytes == 0
+
+
+@pytest.mark.parametrize("when", ["arrived", "running"])
+def test_a_cancelled_request_lets_go_of_its_codes(bench: Bench, when: str) -> None:
+    bench.send(1, bench.stream(), 2, osl=9)
+    bench.hear("arrived")
+    if when == "running":
+        bench.worker._join(bench.worker.arrived.popleft())
+    bench.worker._handle({"op": "cancel", "request_id": 1})
+    bench.hear("settled")
+    assert bench.worker.codes.held_bytes == 0
+    assert bench.control.said[-1] == {"event": "gone", "request_id": 1}
+
+
+def test_what_is_urgent_takes_the_memory_of_what_refines(bench: Bench) -> None:
+    stream = bench.stream()
+    bench.worker.codes.capacity_bytes = int(2.5 * stream.ends[-1])
+    for number in (1, 2):
+        bench.send(number, stream, 2, osl=9)
+        bench.hear("arrived")
+        bench.worker._join(bench.worker.arrived.popleft())
+    first, second = (running.quality for running in bench.worker.batch)
+    assert first.received is not None
+    assert not first.received.declined  # one more of its size would have fitted
+    assert second.received is not None
+    assert second.received.declined  # none does any more
+    bench.hear("settled")
+    with pytest.raises(TimeoutError):  # the third fits only once the first is declined and settled
+        bench.sender.submit(outgoing_of(bench, 3, stream)).result(0.0)
+    bench.hear("arrived")
+    assert bench.worker.codes.held_bytes <= bench.worker.codes.capacity_bytes
+
+
+def outgoing_of(bench: Bench, number: int, stream: Stream) -> Outgoing:
+    return Outgoing(number, Offer(number, "stream", stream.tokens, stream.ends, more={"osl": 3}), stream, next_cut=lambda *_: 2)
+
+
+# In a cluster
+
+
+def test_refined_requests_add_up(cluster: Cluster) -> None:
+    """A link on which most of the stream comes while tokens are decoded, and one on which there is nothing left to refine."""
+    given = prompts(lengths=(200, 300, 250), osl=60, gap_s=0.2)
+    run = cluster.run(given, REFINING, Capacity.constant(1.2e6), SLO(ttft_s=0.3, tpot_s=1.0))
+    assert [r.outcome for r in run.requests] == ["completed"] * 3
+    refined = [t for t in run.transfers if t.refine_bytes]
+    assert refined
+    for t in run.transfers:
+        r = next(r for r in run.requests if r.request_id == t.request_id)
+        assert r.distortion_final == t.distortion_final
+        assert r.distortion_final <= r.distortion_token_weighted <= r.distortion_start
+        assert (t.distortion_final < t.distortion_start) <= (t.refine_bytes > 0)
+        assert r.wire_bytes == t.wire_bytes >= t.refine_bytes
+        assert math.isnan(t.refine_finish_s) == (t.refine_bytes == 0)
+        assert not t.refine_finish_s <= t.finish_s
+    assert any(t.distortion_final < t.distortion_start for t in refined)
+
+
+# What is counted
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1)), max_size=8))
+def test_the_mean_over_tokens_is_that_of_each(steps: list[tuple[int, float]]) -> None:
+    quality, each, distortion = Quality(None, 0, 0.5), [], 0.5
+    for cut, (tokens, better) in enumerate(steps):
+        each += [distortion] * tokens
+        for _ in range(tokens):
+            quality.decoded()
+        distortion *= better
+        quality.swapped(0.0, cut, distortion)
+    assert quality.token_weighted == pytest.approx(sum(each) / len(each) if each else distortion)
+    assert (quality.start, quality.distortion, quality.tokens) == (0.5, distortion, len(each))
+
+
+def received(number: int, size: int) -> Received:
+    made = Received("p0", number, 0, Offer(number, "stream", 1, (size,)), BufferSink(size), 0.0, 0.0)
+    made.refining = made.refinable = True
+    return made
+
+
+@given(st.lists(st.tuples(st.sampled_from(["hold", "keep", "free", "settle"]), st.integers(0, 5), st.integers(1, 60)), max_size=40))
+def test_codes_stay_within_their_memory_and_yield_the_oldest_first(steps: list[tuple[str, int, int]]) -> None:
+    codes, held, kept = Codes(100), {}, {}
+    for step, number, size in steps:
+        match step:
+            case "hold" if number not in held:
+                fits = sum(held.values()) + size <= 100 or not held
+                assert codes.hold(number, size) == fits
+                if fits:
+                    held[number] = size
+                else:
+                    declined = [kept[n].declined for n in kept]
+                    assert declined == sorted(declined, reverse=True) or any(d for d in declined)
+                    yielding = sum(held[n] for n in kept if kept[n].declined)
+                    assert yielding >= min(sum(held[n] for n in kept), sum(held.values()) + size - 100)
+            case "keep" if number in held and number not in kept:
+                kept[number] = received(number, held[number])
+                codes.keep(kept[number])
+                assert kept[number].declined == (sum(held.values()) + held[number] > 100)
+            case "free" | "settle" if number in held:
+                codes.free(number)
+                del held[number]
+                kept.pop(number, None)
+        assert codes.held_bytes == sum(held.values())
+        assert codes.held_bytes <= 100 or len(held) == 1
