@@ -61,17 +61,18 @@ class AdaptationConfig:
 @verb("adaptation")
 def main(config: AdaptationConfig, run: Run) -> None:
     repeats = [_requests(config.workload, config.seed, repeat) for repeat in range(config.repeats)]
-    total = sum(len(requests) for requests in repeats)
     print(
-        f"plan: {config.repeats} repeats, {total} requests in all, network {run.choices['network']}, in the {config.world} world; "
+        f"plan: {config.repeats} times {len(repeats[0])} requests, network {run.choices['network']}, in the {config.world} world; "
         f"{', '.join(config.ours)} against fixed rates of {', '.join(f'{bits:g}' for bits in config.bits)} bits, cachegen and a bound"
     )
     config.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        world, facts = _world(config, repeats, stack)
+        world, scout, facts = _worlds(config, repeats, stack)
         matches = [
             play(
-                world, config.repeats, bits, config.ours, config.cachegen, config.oracle, config.asked, config.met, SLO(1.0, config.tpot_s)
+                *(world, config.repeats, bits, config.ours, config.cachegen, config.oracle, config.asked, config.met),
+                slo=SLO(1.0, config.tpot_s),
+                scout=scout,
             )
             for bits in config.bits
         ]
@@ -82,7 +83,7 @@ def main(config: AdaptationConfig, run: Run) -> None:
             "network": run.choices["network"],
             "world": config.world,
             "repeats": config.repeats,
-            "requests": total,
+            "requests": sum(len(requests) for requests in repeats),
             **facts,
             "matches": [match.plain() for match in matches],
         },
@@ -103,29 +104,27 @@ def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
     return read_workload(workload, seed + repeat)[0]
 
 
-def _world(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, dict[str, Any]]:
-    """With what is known of it. A profile is measured where none is given, and kept beside the results."""
+def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, World, dict[str, Any]]:
+    """The world, the model, and what is known of the former. A profile is measured where none is given, and kept beside the results."""
     from abkt.serve.cluster import Cluster, ClusterSpec
 
     spec = ClusterSpec(config.model_folder, prefill=config.network.senders)
     spec.layout()
+    profile = schema.load(config.profile) if config.profile else _measured(config)
+    profile.save(config.out / "profile.json")
+    setting = Setting(profile, config.network.capacity(), config.network.senders, config.network.delay_s)
+    in_model = model(setting, repeats)
     if config.world == "model":
-        profile = schema.load(config.profile) if config.profile else _measured(config)
-        profile.save(config.out / "profile.json")
-        return model(_setting(config, profile), repeats), {}
+        return in_model, in_model, {}
     from experiments.prompts import prompts_for
     from experiments.real_network import real_network
 
-    profile = schema.load(config.profile) if config.profile else _measured(config)
-    profile.save(config.out / "profile.json")
     network = stack.enter_context(real_network(config.network, config.pacing, config.seed))
     cluster = stack.enter_context(Cluster(replace(spec, key_file=network.key_file), config.out, network.namespaces, network.pacing))
     shown = stack.enter_context(bar("requests"))
     prompts = [prompts_for(requests, config.seed + i) for i, requests in enumerate(repeats)]
-    return real(_setting(config, profile), cluster, prompts, lambda: shown.progress.advance(shown.task)), {
-        "pacing": network.pacing,
-        **network.facts,
-    }
+    in_reality = real(setting, cluster, prompts, lambda: shown.progress.advance(shown.task))
+    return in_reality, in_model, {"pacing": network.pacing, **network.facts}
 
 
 def _measured(config: AdaptationConfig) -> Profile:
@@ -134,11 +133,6 @@ def _measured(config: AdaptationConfig) -> Profile:
 
     with Cluster(ClusterSpec(config.model_folder), config.out) as cluster, bar("profile") as progress:
         return measure(cluster, config.seed, progress.step)
-
-
-def _setting(config: AdaptationConfig, profile: Profile) -> Setting:
-    network = config.network
-    return Setting(profile, network.capacity(), network.senders, network.delay_s)
 
 
 def show(network: str, matches: Sequence[Match]) -> None:

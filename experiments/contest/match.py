@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abkt.records import SLO
-from experiments.contest.rivals import Bitrate, Bounds, allocated, coarsest_within, told
+from experiments.contest.rivals import Bitrate, Bounds, allocated, coarsest_within, finest_levels_within, told
 from experiments.contest.scores import Score, p99, ratio
 from experiments.contest.worlds import World
 
@@ -51,33 +51,32 @@ def play(
     asked: float,
     met: float,
     slo: SLO,
+    scout: World | None = None,
 ) -> Match:
-    """slo: its tpot_s holds; its ttft_s is what fixed rates, which look at no deadline, are run with."""
+    """slo: its tpot_s holds; its ttft_s is what fixed rates, which look at no deadline, are run with. scout: the world in which the levels
+    that keep the bounds are looked for, where trying them all in `world` would take too long; None: `world`."""
 
-    def score(name: str, bitrate: Bitrate, under: SLO) -> Score:
+    def score(name: str, bitrate: Bitrate, under: SLO, of: World = world) -> Score:
         made = Score(name)
         for repeat in range(repeats):
-            made.add(world(repeat, bitrate, under))
+            made.add(of(repeat, bitrate, under))
         return made
 
     fixed = score("fixed", allocated(bits), slo)
     bounds = Bounds(float(fixed.all_distortion.mean()))
     under = SLO(fixed.met_for(met), slo.tpot_s)
     scores, missing = {"fixed": fixed}, {}
-    uniform: dict[float, Score] = {}
-
-    def of_uniform(level: float) -> Score:
-        if level not in uniform:
-            uniform[level] = score("uniform", allocated(level, "uniform"), slo)
-        return uniform[level]
-
-    level = coarsest_within(bounds, UNIFORM_BITS, lambda b: of_uniform(b).all_distortion)
+    scouts = scout or world
+    level = coarsest_within(bounds, UNIFORM_BITS, lambda b: score("uniform", allocated(b, "uniform"), slo, scouts).all_distortion.tolist())
     if level is None:
         missing["uniform"] = "has no rate that keeps the bounds"
     else:
-        scores["uniform"] = of_uniform(level)
-    if within := _levels(world, repeats, cachegen, bounds, under):
-        scores["cachegen"] = within
+        scores["uniform"] = score("uniform", allocated(level, "uniform"), slo)
+    levels = finest_levels_within(
+        bounds, UNIFORM_BITS, lambda bits: score("cachegen", {**cachegen, "bits": bits}, under, scouts).all_distortion.tolist()
+    )
+    if levels:
+        scores["cachegen"] = score("cachegen", {**cachegen, "bits": levels}, under)
     else:
         missing["cachegen"] = "breaks the bounds even with its finest level alone"
     for name, bitrate in ours.items():
@@ -94,16 +93,3 @@ def play(
     ttft = {name: ratio(scores[name].ttft_s, scores["oracle"].ttft_s, lambda values: float(values.mean())) for name in ours}
     rows = {name: made.row(under.ttft_s) for name, made in scores.items()}
     return Match(bits, bounds, under.ttft_s, rows, against, ttft, missing)
-
-
-def _levels(world: World, repeats: int, cachegen: Bitrate, bounds: Bounds, slo: SLO) -> Score | None:
-    """CacheGen with all the levels that keep the bounds: its own, and those between, less the coarsest as long as they break them."""
-    levels = sorted(UNIFORM_BITS, reverse=True)
-    while levels:
-        made = Score("cachegen")
-        for repeat in range(repeats):
-            made.add(world(repeat, {**cachegen, "bits": [int(level) for level in levels]}, slo))
-        if bounds.held_by(made.all_distortion):
-            return made
-        levels.pop()
-    return None

@@ -47,3 +47,11 @@ def told(bitrate: Mapping[str, Any], bounds: Bounds, asked: float) -> Bitrate:
 def coarsest_within(bounds: Bounds, levels: Sequence[float], distortion: Callable[[float], Sequence[float]]) -> float | None:
     """The fewest bits of the levels whose distortion (of each request) keeps the bounds; None if none does."""
     return next((bits for bits in sorted(levels) if bounds.held_by(distortion(bits))), None)
+
+
+def finest_levels_within(bounds: Bounds, levels: Sequence[float], distortion: Callable[[list[int]], Sequence[float]]) -> list[int]:
+    """All the levels, finest first, less the coarsest as long as whoever may use them breaks the bounds; empty if the finest alone does."""
+    left = [int(level) for level in sorted(levels, reverse=True)]
+    while left and not bounds.held_by(distortion(left)):
+        left.pop()
+    return left

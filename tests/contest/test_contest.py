@@ -9,7 +9,7 @@ import pytest
 
 from abkt.records import SLO, RequestRecord
 from experiments.contest.match import play
-from experiments.contest.rivals import Bounds, allocated, coarsest_within, told
+from experiments.contest.rivals import Bounds, allocated, coarsest_within, finest_levels_within, told
 from experiments.contest.scores import Score, p99, ratio
 
 OURS = {"_target_": "ours", "target_distortion": 0.0, "mean_distortion": 0.0, "max_distortion": 0.0}
@@ -41,6 +41,29 @@ def test_the_coarsest_level_within_the_bounds() -> None:
     leaves = {2.0: 0.1, 4.0: 0.01, 8.0: 0.001}
     assert coarsest_within(Bounds(0.02), list(leaves), lambda bits: [leaves[bits]]) == 4.0
     assert coarsest_within(Bounds(0.0001), list(leaves), lambda bits: [leaves[bits]]) is None
+
+
+def test_levels_go_from_the_coarse_end() -> None:
+    """A policy that uses its finest and its coarsest level in turn."""
+
+    def leaves(levels: list[int]) -> list[float]:
+        return [4.0 ** -levels[0], 4.0 ** -levels[-1]]
+
+    assert finest_levels_within(Bounds(0.04), [2, 3, 4, 8], leaves) == [8, 4, 3, 2]
+    assert finest_levels_within(Bounds(0.01), [2, 3, 4, 8], leaves) == [8, 4, 3]
+    assert finest_levels_within(Bounds(1e-6), [2, 3, 4], leaves) == []
+
+
+def test_a_scout_chooses_the_levels_and_the_world_is_played_in() -> None:
+    played = []
+
+    def expensive(repeat: int, bitrate: dict, slo: SLO) -> list[RequestRecord]:
+        played.append(bitrate)
+        return world(repeat, bitrate, slo)
+
+    made = play(expensive, 1, 2.0, {"embedded": OURS}, CACHEGEN, OURS, asked=0.1, met=0.9, slo=SLO(1.0, 0.2), scout=world)
+    assert len(played) == len(made.rows) == 5
+    assert made.rows == play(world, 1, 2.0, {"embedded": OURS}, CACHEGEN, OURS, asked=0.1, met=0.9, slo=SLO(1.0, 0.2)).rows
 
 
 def test_a_request_that_was_not_completed_is_late_for_ever() -> None:
