@@ -18,13 +18,25 @@ from experiments.workload import Workload, read_workload, workload_files
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
+    from abkt.serve.cluster import ClusterSpec
     from experiments.real_network import RealNetwork
     from sim.workload import Request
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeConfig:
+    """See abkt.serve.cluster.Change."""
+
+    at_s: float
+    worker: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReplayConfig:
-    """profile: what the policies expect of this machine, as `abkt profile` wrote it; null: they start knowing nothing.
+    """prefill, decode: workers; prefill null: as many as the network has senders. paced: the profile of the machine that the workers stand
+    for, sleeping its times; null: they compute. profile: what the policies expect of this machine, as `abkt profile` wrote it; null: they
+    start knowing nothing. changes: of roles, while it runs.
 
     pacing: see experiments.real_network.
     """
@@ -34,7 +46,14 @@ class ReplayConfig:
     pacing: str
     workload: Workload
     bitrate: dict[str, Any]
+    routing: dict[str, Any]
     slo: SLO
+    prefill: int | None
+    decode: int
+    max_batch: int
+    pool_tokens: int
+    changes: tuple[ChangeConfig, ...]
+    paced: Path | None
     profile: Path | None
     seed: int
     out: Path
@@ -43,22 +62,31 @@ class ReplayConfig:
 
 @verb("replay")
 def main(config: ReplayConfig, run: Run) -> None:
-    from abkt.serve.cluster import Cluster, ClusterSpec
+    from abkt.serve.cluster import Change, Cluster
     from experiments.manifest import write_manifest
     from experiments.prompts import prompts_for
     from experiments.real_network import real_network
     from experiments.show import bar
     from experiments.twin import Twin, run_real
 
-    requests, scaling = read_workload(config.workload, config.seed)
-    inputs = workload_files(config.workload)
-    inputs += network_inputs(config.network)
-    profile = schema.load(config.profile) if config.profile else None
-    twin = Twin(prompts_for(requests, config.seed), config.network.capacity(), config.slo, profile, config.network.egress_usd_per_gb)
-    spec = ClusterSpec(config.model_folder, prefill=config.network.senders)
+    requests, scaling = read_workload(config.workload, config.seed, closed_loop=True)
+    given = [path for path in (config.paced, config.profile) if path]
+    inputs = [*workload_files(config.workload), *network_inputs(config.network), *given]
+    spec = cluster_spec(config)
+    twin = Twin(
+        prompts_for(requests, config.seed),
+        config.network.capacity(),
+        config.slo,
+        schema.load(config.profile) if config.profile else None,
+        config.network.egress_usd_per_gb,
+        config.routing,
+        config.workload.concurrency,
+        [Change(change.at_s, change.worker, change.role) for change in config.changes],
+    )
     spec.layout()  # a folder that is no model is said before anything is made
-    with real_network(config.network, config.pacing, config.seed) as network:
-        print(plan_line(requests, spec.prefill, network))
+    unfit = f"they hold one decode worker, not {config.decode}" if config.decode > 1 else "no role changes there" if config.changes else ""
+    with real_network(config.network, config.pacing, config.seed, spec.prefill, unfit) as network:
+        print(plan_line(requests, spec, config, network))
         config.out.mkdir(parents=True, exist_ok=True)
         spec = replace(spec, key_file=network.key_file)
         with Cluster(spec, config.out, network.namespaces, network.pacing) as cluster, bar("requests", len(requests)) as progress:
@@ -70,9 +98,27 @@ def main(config: ReplayConfig, run: Run) -> None:
     )
 
 
-def plan_line(requests: Sequence[Request], senders: int, network: RealNetwork) -> str:
+def cluster_spec(config: ReplayConfig) -> ClusterSpec:
+    from abkt.serve.cluster import ClusterSpec
+
+    if config.paced:
+        schema.load(config.paced)
+    return ClusterSpec(
+        config.model_folder,
+        prefill=config.network.senders if config.prefill is None else config.prefill,
+        decode=config.decode,
+        max_batch=config.max_batch,
+        pool_tokens=config.pool_tokens,
+        paced=config.paced,
+    )
+
+
+def plan_line(requests: Sequence[Request], spec: ClusterSpec, config: ReplayConfig, network: RealNetwork) -> str:
     """What will run, and over what."""
-    through = f"{senders} prefill and 1 decode process of this machine"
+    sleeping = ", which sleep the times of a profile" if spec.paced else ""
+    through = f"{spec.prefill} prefill and {spec.decode} decode process{'es' if spec.decode > 1 else ''} of this machine{sleeping}"
     over = "network namespaces with shaped links" if network.namespaces else f"loopback, pacing: {network.pacing}"
     why = f" ({network.facts['why_not_namespaces']})" if "why_not_namespaces" in network.facts else ""
-    return f"plan: {len(requests)} requests over {requests[-1].arrival_s:.0f} s through {through}; {over}{why}"
+    clients = config.workload.concurrency
+    when = f"of {clients} clients in a closed loop" if clients else f"over {requests[-1].arrival_s:.0f} s"
+    return f"plan: {len(requests)} requests {when} through {through}; {over}{why}"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from abkt.capacity import Capacity
 from abkt.policy.build import build
-from abkt.policy.routing.round_robin import RoundRobin
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord, summarize
-from abkt.serve.cluster import Cluster, ClusterSpec
+from abkt.serve.cluster import IN_TURN, Change, Cluster, ClusterSpec
 from abkt.serve.prompt import Prompt
 from abkt.serve.worker import ClusterError
 from experiments.errors import RunError
@@ -23,19 +23,26 @@ from sim.cluster import Cluster as ModelCluster
 from sim.cluster import NodeSpec, Simulation
 from sim.workload import Request
 
+NEAR_TIE = 1e-3  # of logits
 Progress = Callable[[int, int], None]
 Bitrate = Mapping[str, Any]  # a policy's configuration, as abkt.policy.build takes it
 
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """What both worlds share. isl and osl of the prompts are those of the scaled trace. usd_per_gb: of wire bytes, 10^9."""
+    """What both worlds share. isl and osl of the prompts are those of the scaled trace. usd_per_gb: of wire bytes, 10^9.
+
+    routing: a policy's configuration. concurrency, changes: as in Cluster.run; for the real world alone.
+    """
 
     prompts: Sequence[Prompt]
     network: Capacity
     slo: SLO
     profile: Profile | None
     usd_per_gb: float = 0.0
+    routing: Mapping[str, Any] = field(default_factory=lambda: IN_TURN)
+    concurrency: int = 0
+    changes: Sequence[Change] = ()
 
 
 def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progress: Progress, **facts: Any) -> dict[str, Any]:
@@ -43,7 +50,19 @@ def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progr
     finished: list[RequestRecord] = []
     started_s = time.monotonic()
     try:
-        run = cluster.run(twin.prompts, bitrate, twin.network, twin.slo, twin.profile, progress, finished.append, twin.usd_per_gb)
+        run = cluster.run(
+            twin.prompts,
+            bitrate,
+            twin.network,
+            twin.slo,
+            twin.profile,
+            progress,
+            finished.append,
+            twin.usd_per_gb,
+            routing=twin.routing,
+            concurrency=twin.concurrency,
+            changes=twin.changes,
+        )
     except ClusterError as error:
         _save(folder, "real", finished, [], twin.slo, time.monotonic() - started_s)
         raise RunError(f"{error}; {len(finished)} of {len(twin.prompts)} requests were finished and are in {folder}") from None
@@ -51,23 +70,30 @@ def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progr
         _save(folder, "real", finished, [], twin.slo, time.monotonic() - started_s)
         raise
     facts |= {"answers": answers(twin.prompts, run.outputs), "codec": run.codec, "network": {**run.network, **facts.get("network", {})}}
+    facts |= {"compute": cluster.spec.compute, "near_ties": near_ties(run.margins.values())}
     return _save(folder, "real", run.requests, run.transfers, twin.slo, run.wall_s, **facts)
 
 
 def run_model(twin: Twin, spec: ClusterSpec, bitrate: Bitrate, folder: Path) -> dict[str, Any]:
-    """The same policy in the model: 1P1D with the measured costs; the sender's link is the paced one."""
+    """The same policy in the model: as many nodes, with the measured costs; the senders' links are the paced ones."""
     if twin.profile is None:
         raise ValueError("the model needs a profile; measure one with `abkt profile`")
     cluster = ModelCluster(
-        prefill=(NodeSpec("p0", twin.profile, spec.pool_tokens, twin.network),),
-        decode=(NodeSpec("d0", twin.profile, spec.pool_tokens, Capacity.constant(float("inf"))),),
+        prefill=tuple(NodeSpec(f"p{i}", twin.profile, spec.pool_tokens, twin.network) for i in range(spec.prefill)),
+        decode=tuple(NodeSpec(f"d{i}", twin.profile, spec.pool_tokens, Capacity.constant(float("inf"))) for i in range(spec.decode)),
         max_batch=spec.max_batch,
         block_tokens=spec.block_tokens,
         usd_per_gb=twin.usd_per_gb,
     )
     requests = [Request(p.request_id, p.arrival_s, p.isl, p.osl) for p in twin.prompts]
-    result = Simulation(cluster, requests, lambda: build(bitrate), RoundRobin(), twin.slo).run()
+    result = Simulation(cluster, requests, lambda: build(bitrate), build(twin.routing), twin.slo).run()
     return _save(folder, "model", result.requests, result.transfers, twin.slo, result.wall_s)
+
+
+def near_ties(margins: Iterable[Sequence[float]]) -> dict[str, float]:
+    """Of all tokens: how many were chosen by less than NEAR_TIE, which the order of a sum may decide, and the least margin."""
+    known = [margin for of_request in margins for margin in of_request if not math.isnan(margin)]
+    return {"tokens": len(known), "below": NEAR_TIE, "count": sum(m < NEAR_TIE for m in known), "least": min(known, default=math.nan)}
 
 
 def _save(

@@ -97,7 +97,7 @@ def read_workload(
 ) -> tuple[list[Request], dict[str, float]]:
     """The requests in order of arrival, and what scaling did to them (nothing to synthetic ones). closed_loop: the caller can run one."""
     if workload.concurrency and not closed_loop:
-        raise ValueError("a closed loop runs in `abkt simulate` alone; set workload.concurrency=0 or choose another workload")
+        raise ValueError("a closed loop runs in `abkt simulate` and `abkt replay` alone; set workload.concurrency=0 or choose another workload")
     if isinstance(workload, SyntheticWorkload):
         w, kind = workload, arrivals_of(workload.arrivals)
         return synthetic(w.requests, w.rate_per_s, w.isl, w.osl, w.variation, seed, kind), {}

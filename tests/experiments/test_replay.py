@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,36 @@ def test_replay_writes_records_that_are_whole(tiny_model: Path, tmp_path: Path) 
     assert summary["requests"] == {"initiated": 4, "completed": 4, "rejected": 0, "failed": 0}
     assert {"manifest.json", "transfers.parquet"} <= {p.name for p in (tmp_path / "out").iterdir()}
     assert not list((tmp_path / "out").glob("*.part"))
+
+
+@pytest.mark.slow
+def test_replay_runs_many_workers_in_a_closed_loop_with_a_change_of_roles(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = ["prefill=2", "decode=2", "routing=least_loaded", "workload.concurrency=3", "changes=[{at_s: 0.5, worker: p1, role: decode}]"]
+    process = abkt("replay", f"model_folder={tiny_model}", "bitrate=int8", "workload.scaling.requests=24", *more, *TINY, f"out={out}")
+    said, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert "of 3 clients in a closed loop through 2 prefill and 2 decode processes" in said
+    requests = read_records(out / "requests.parquet")
+    assert list(requests.outcome) == ["completed"] * 24
+    assert {"p1"} < set(requests.prefill_node) | set(requests.decode_node)
+    assert json.loads((out / "summary.json").read_text())["near_ties"]["tokens"] == requests.osl.sum()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["decode=2", "pacing=tbf"], "pacing=tbf needs network namespaces: they hold one decode worker, not 2"),
+        (["paced=nowhere.json"], "profile nowhere.json does not exist; make one with `abkt profile out=DIR`"),
+        (["decode=0"], "1 prefill and 0 decode workers, max_batch 8: each must be at least 1"),
+    ],
+)
+def test_replay_refuses_what_cannot_be_had_before_anything_is_made(tiny_model: Path, tmp_path: Path, given: list[str], said: str) -> None:
+    from experiments.replay import main
+
+    with pytest.raises(ValueError, match=re.escape(said)):
+        main([f"model_folder={tiny_model}", *given, f"out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
