@@ -41,6 +41,7 @@ class LongBenchConfig:
     tile_tokens: int
     calibration: Path | None
     device: str
+    seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 

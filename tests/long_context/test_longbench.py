@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abkt.codec.codec import Codec
+from experiments import usage
 from experiments.long_context.answer import Answer, agreement, lacks_memory
 from experiments.long_context.data import Folder
 from experiments.long_context.models import differences
@@ -246,3 +247,12 @@ def test_results_are_written_whole(made_up, qwen, tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["bitrate"] == "raw"
     assert [line["name"] for line in summary["table"]] == ["trec", "Few shot", "all"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bitrate", usage.choices("bitrate"))
+def test_every_policy_answers(qwen, made_up, tmp_path, bitrate):
+    rows, _ = ran(tmp_path / "out", qwen, made_up, f"bitrate={bitrate}", "samples=2", "tasks=[qasper]", "network=10m")
+    assert (rows.outcome == "completed").all()
+    assert rows.lossless.all()
+    assert (rows.wire_bytes <= 1.1 * rows.raw_wire_bytes).all()
