@@ -118,7 +118,7 @@ class Batch:
             until = self.full[0][0]
         reach = until - self.iterations
         if self.until < math.inf:
-            reach = min(reach, (int(self.until) - self.context) // len(self.heap) + 1)
+            reach = min(reach, math.ceil((self.until - self.context) / len(self.heap)))
         return reach
 
     def leap_s(self, iterations: int) -> float:

@@ -1,6 +1,6 @@
-"""The cluster: which nodes there are, and a run of requests through them.
+"""A run of requests through a cluster.
 
-Not modelled: nodes that change roles, fail or slow down; requests that are retried.
+Not modelled: clients that ask again after they were turned away.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from itertools import pairwise
 
 from simpy.events import Event
 
-from abkt.policy.view import BitratePolicy, RequestView, RoutingPolicy
+from abkt.policy.admission.base import AdmissionPolicy
+from abkt.policy.roles.base import RolesPolicy
+from abkt.policy.view import BitratePolicy, RoutingPolicy
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.clock import Clock, Wake
 from sim.closed_loop import ClosedLoop
+from sim.door import Door
 from sim.fleet import Fleet
 from sim.job import Job
 from sim.node import Node
+from sim.roles import Roles
 from sim.specs import Cluster, Engine, NodeSpec
 from sim.workload import Request
 
@@ -50,6 +54,8 @@ class Simulation:
     slo: SLO
     node: type[Node] = Node
     concurrency: int = 0  # above 0: so many clients, each of which waits for its answer, and the requests' own times do not count
+    roles: RolesPolicy | None = None  # None: every node keeps its own
+    admission: AdmissionPolicy | None = None  # None: everybody is let in
     records: list[RequestRecord] = field(default_factory=list, init=False)
     transfers: list[TransferRecord] = field(default_factory=list, init=False)
 
@@ -60,6 +66,10 @@ class Simulation:
             raise ValueError("requests must be in order of arrival")
         self.clock = Clock()
         self.fleet = Fleet(self.clock, self.cluster, self.bitrate, self.slo, self.node, self._done, self.transfers.append)
+        self.door = Door(self.clock, self.fleet, self.routing, self.roles, self.admission, self.slo, self._lost)
+        self.changes = self.roles and Roles(
+            self.clock, self.fleet, self.roles, self.cluster.rebuild_s, self._running, self.door.someone_left
+        )
         self.done = 0
         self.progress: Progress | None = None
         self.clients = ClosedLoop(self.clock, self.requests, self.concurrency, self._place) if self.concurrency else None
@@ -74,6 +84,9 @@ class Simulation:
             raise RuntimeError(self._stuck())
         return SimulationResult(self.records, self.transfers, time.perf_counter() - began_s)
 
+    def _running(self) -> bool:
+        return self.done < len(self.requests)
+
     def _arrivals(self) -> Generator[Event, None, None]:
         wake = Wake(self.clock)
         for request in self.requests:
@@ -82,32 +95,13 @@ class Simulation:
             self._place(request)
 
     def _place(self, request: Request) -> None:
-        """Route the request to a pair of nodes that can hold it, or reject it."""
-        isl, arrival_s = request.isl, request.arrival_s
-        record = RequestRecord(request.request_id, isl, request.osl, arrival_s)
+        record = RequestRecord(request.request_id, request.isl, request.osl, request.arrival_s)
         self.records.append(record)
-        fleet, routing = self.fleet, self.routing
-        decode_tokens = isl + request.osl if request.osl > 1 else 0  # a single token comes from prefill
-        prefill, decode = fleet.able(isl, decode_tokens)
-        for role, tokens, able, nodes in (("prefill", isl, prefill, fleet.prefill), ("decode", decode_tokens, decode, fleet.decode)):
-            if not able:
-                most = max(node.memory.tokens for node in nodes)
-                record.outcome, record.reason = "rejected", f"needs {tokens} tokens of KV; the largest {role} node holds {most}"
-                self._count()
-                return
+        self.door.ask(Job(request, record))
 
-        def quote_s(p: int, d: int) -> float:
-            return fleet.pair(prefill[p], decode[d]).quote_s(isl, arrival_s)
-
-        view = RequestView(request.request_id, isl, request.osl, arrival_s, request.hash_ids)
-        p, d = routing.decide(self.clock.now, view, prefill, decode, quote_s)
-        pair = fleet.pair(prefill[p], decode[d])
-        record.prefill_node = pair.source.name
-        job = Job(request, record, pair)
-        if request.osl > 1:
-            record.decode_node = pair.target.name
-            pair.target.promise(job)
-        pair.source.submit(job)
+    def _lost(self, job: Job, outcome: str, reason: str) -> None:
+        job.record.outcome, job.record.reason = outcome, reason
+        self._count()
 
     def _done(self, job: Job) -> None:
         job.record.expose(job.prefill_start_s, job.encode_start_s, job.wire_start_s, job.expand_start_s, job.decode_start_s)
@@ -115,6 +109,8 @@ class Simulation:
 
     def _count(self) -> None:
         self.done += 1
+        if self.door.waiting:
+            self.door.someone_left()
         if self.clients is not None:
             self.clients.done()
         total = len(self.requests)
@@ -122,5 +118,6 @@ class Simulation:
             self.progress(self.done, total, self.clock.now)
 
     def _stuck(self) -> str:
-        done = f"{self.done} of {len(self.requests)} requests done at {self.clock.now:.6g} s, and nothing more will happen"
+        waiting = f", {len(self.door.waiting)} at the door" if self.door.waiting else ""
+        done = f"{self.done} of {len(self.requests)} requests done at {self.clock.now:.6g} s{waiting}, and nothing more will happen"
         return f"{done}; {self.fleet.state()}"

@@ -24,8 +24,9 @@ class Costs:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.base_s, self.request_s, self.context_s = _terms(profile, "decode", ("1", "batch", "context"), "batch")
+        self.base_s, self.request_s, self.context_s = _terms(profile, "decode", ("1", "batch", "context"), "batch", "context")
         self._batch_pieces = pieces(profile, "decode", "batch")
+        self.context_pieces = pieces(profile, "decode", "context")
         if self.base_s + self.request_s + self.context_s <= 0:
             raise ValueError("the profile's decode iterations take no time; run `abkt profile` again")
         self._prefill = _terms(profile, "prefill", ("1", "tokens", "tokens*tokens"), "tokens")
@@ -43,7 +44,8 @@ class Costs:
 
     def iteration_s(self, batch: int, context: int) -> float:
         """One decode iteration of `batch` requests with `context` tokens of KV in all."""
-        return self.base_s + self.request_s * batch + beyond(self._batch_pieces, batch) + self.context_s * context
+        flat_s = self.base_s + self.request_s * batch + beyond(self._batch_pieces, batch) + self.context_s * context
+        return flat_s + beyond(self.context_pieces, context) if self.context_pieces else flat_s
 
     def encode_s(self, tokens: int, decision: Decision) -> float:
         return self._encode.seconds(tokens, decision.mode, decision.depth_bits)
@@ -129,10 +131,10 @@ def beyond(pieces: tuple[tuple[float, float], ...], value: float) -> float:
     return seconds
 
 
-def _terms(profile: Profile, stage: str, known: tuple[str, ...], pieced: str = "") -> tuple[float, ...]:
-    """Coefficients of the known features, 0 where the table has none. pieced: the variable that may have knots besides."""
+def _terms(profile: Profile, stage: str, known: tuple[str, ...], *pieced: str) -> tuple[float, ...]:
+    """Coefficients of the known features, 0 where the table has none. pieced: the variables that may have knots besides."""
     table = profile.fit(stage).by_feature
-    if unknown := {name for name in set(table) - set(known) if not (pieced and name.startswith(f"{pieced}>"))}:
+    if unknown := {name for name in set(table) - set(known) if name.partition(">")[0] not in pieced}:
         raise ValueError(f"the profile's table {stage} has the feature {min(unknown)}; the model knows {', '.join(known)}")
     return tuple(table.get(feature, 0.0) for feature in known)
 

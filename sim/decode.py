@@ -169,6 +169,8 @@ class DecodeSide(Gpu):
         held_s = self.clock.now - job.reserved_s
         self.residence_s = held_s if self.residence_s == 0 else RESIDENCE_KEEP * self.residence_s + (1 - RESIDENCE_KEEP) * held_s
         self.account(-1, -job.decode_blocks)
+        if not self.role:
+            self.check_drained()
         self.done(job)
 
     def unpin(self, job: Job) -> None:
@@ -209,8 +211,6 @@ class DecodeSide(Gpu):
     def plan(self) -> None:
         """Leap to the next change; only one iteration if somebody waits who finds a place after it, or prompts are computed beside it."""
         batch = self.batch
-        if batch.full:
-            self.make_room()
         self.start_s = self.clock.now
         batch.measure()
         self.leap = batch.reach() if batch.heap else 0

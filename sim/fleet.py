@@ -42,13 +42,15 @@ class Fleet:
         self.holders: dict[int, dict[Node, None]] = {}
         specs = (*cluster.prefill, *cluster.decode)
         profiles = {id(spec.profile): spec.profile for spec in specs}  # nodes of a kind share one
-        costs = {key: (Costs(profile), Pace(profile)) for key, profile in profiles.items()}
+        costs = {key: Costs(profile) for key, profile in profiles.items()}
+        paces = {key: Pace(one, self.engine.buckets) for key, one in costs.items()}
         kinds: dict[tuple[int, int], int] = {}
 
         def made(spec: NodeSpec) -> Node:
             kind = kinds.setdefault((id(spec.profile), spec.kv_tokens), len(kinds))
             memory = Memory(spec.kv_tokens, cluster.block_tokens, self._cache())
-            made = node(clock, spec.name, *costs[id(spec.profile)], memory, spec.usd_per_hour, self.engine, done, kind)
+            cost, pace = costs[id(spec.profile)], paces[id(spec.profile)]
+            made = node(clock, spec.name, cost, pace, memory, spec.usd_per_hour, self.engine, done, kind)
             if memory.cache is not None:
                 memory.cache.owner = made
             return made
@@ -56,6 +58,7 @@ class Fleet:
         self.nodes = [made(spec) for spec in specs]
         for index, one in enumerate(self.nodes):
             one.role = "prefill" if index < len(cluster.prefill) else "decode"
+        self._weigh()
         self.prices = {spec.name: Price(max(spec.nic.bytes_per_s)) for spec in specs}
         self.links = {spec.name: self.network.link(spec.name, spec.nic) for spec in specs}
         self.fabric = (self.network.link("fabric", cluster.fabric),) if cluster.fabric else ()
@@ -66,6 +69,14 @@ class Fleet:
         tokens = self.engine.hash_tokens
         return PrefixCache(tokens, self.cluster.block_tokens, self.holders) if tokens else None
 
+    def _weigh(self) -> None:
+        """What each node can do, by what the fastest one does: a prompt of 1,024 tokens, an iteration of 16 such requests."""
+        prompts = [node.costs.prefill_s(1024) for node in self.nodes]
+        iterations = [node.costs.iteration_s(16, 16 * 1024) for node in self.nodes]
+        for node, prompt_s, iteration_s in zip(self.nodes, prompts, iterations):
+            node.prefill_weight = min(prompts) / prompt_s if prompt_s > 0 else 1.0
+            node.decode_weight = min(iterations) / iteration_s
+
     def rank(self) -> None:
         """Some node has another role."""
         self.prefill = Ranking([node for node in self.nodes if node.role in ("prefill", "both")], _prompt_kind, self.holders)
@@ -73,6 +84,11 @@ class Fleet:
         for node in self.nodes:
             node.changed = [ranking.changed for ranking in (self.prefill, self.decode) if node in ranking.place]
         self._least_prompt, self._least_decode = (min((n.memory.tokens for n in side), default=0) for side in (self.prefill, self.decode))
+
+    def may_become(self, role: str) -> list[Node]:
+        """Who has the role, or may have it again."""
+        has = [node for node in self.nodes if node.role in (role, "both", "")]
+        return has or self.nodes
 
     def able(self, prompt_tokens: int, decode_tokens: int) -> tuple[list[Node], list[Node]]:
         """Who can hold the prompt, and who the whole request."""

@@ -50,6 +50,17 @@ class Gpu:
         self.leap = 0
         self.chunk: list[tuple[Job, int]] = []
         self.chunk_s = 0.0
+        self.role = ""
+        self.rebuilding = False
+        self.drained: Callable[[Any], None] | None = None
+
+    def check_drained(self) -> None:
+        """Without a role, and nothing left of what it had to do: say so."""
+        if not self.role and self.memory.used == 0 and self.drained is not None and self.at_rest():
+            self.drained(self)
+
+    def at_rest(self) -> bool:
+        raise NotImplementedError
 
     def attend(self) -> None:
         """Somebody waits: begin, or end the leap after the running iteration."""
@@ -58,7 +69,7 @@ class Gpu:
             self.start_s, self.leap = self.clock.now, 0
             self.wake.after(0.0)
         elif self.state == "iterating" and self.leap and not self.chunk:
-            self.leap = min(self.leap, self.batch.iterations_until(self.start_s, self.clock.now))
+            self.leap = min(self.leap, max(1, self.batch.iterations_until(self.start_s, self.clock.now)))
             self.wake.at(self.start_s + self.batch.leap_s(self.leap))
 
     def slow_down(self, factor: float) -> None:

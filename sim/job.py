@@ -49,7 +49,7 @@ class Job:
     view: TransferView = field(init=False)  # that the decision was made on
     expected_bytes: float = field(init=False)
     wire_start_s: float = field(init=False)
-    reserved_s: float = field(init=False)
+    reserved_s: float = math.nan  # memory to decode
     wire_bits: float = field(init=False)  # of a stream, mean bits per value that arrived
     expand_start_s: float = field(init=False)
     decode_start_s: float = math.nan

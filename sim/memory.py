@@ -56,6 +56,9 @@ class Memory:
         self._waiting.append((blocks, wake))
         return wake
 
+    def waits(self, wake: Wake) -> bool:
+        return any(waiting is wake for _, waiting in self._waiting)
+
     def give_up(self, wake: Wake) -> bool:
         """Whoever waits by `wake` no longer does. False if it did not wait; blocks that were granted are the caller's to release."""
         for place, (_, waiting) in enumerate(self._waiting):

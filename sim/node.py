@@ -23,12 +23,16 @@ from sim.prefill import PromptSide
 
 
 class Node(PromptSide):
-    """role: what it is given now: prefill | decode | both, or none while it changes; see sim.roles."""
+    """role: what it is given now: prefill | decode | both, or "" while it changes; see sim.roles. weights: what it can do, by what the
+    fastest node of its cluster does."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.role = ""
+        self.prefill_weight = self.decode_weight = 1.0
         self.clock.process(self.run())
+
+    def at_rest(self) -> bool:
+        return not (self.active or self.prompts or self.chunk or self.prefilled or self.waiting)
 
     def run(self) -> Generator[Event, None, None]:
         clock, wake = self.clock, self.wake
@@ -43,6 +47,8 @@ class Node(PromptSide):
                 if encoded_s > clock.now:
                     yield wake.at(encoded_s)
                 self.hand_over(job)
+            if self.batch.full:
+                self.make_room()
             if self.waiting and (admitted := self.admit()):
                 self.state = "coding"
                 yield wake.at(self.expand(admitted))

@@ -101,7 +101,13 @@ class PromptSide(DecodeSide):
     def reserve(self, job: Job) -> bool:
         """The first prompt's memory. False: it waits for it, or for a place to decode."""
         memory, cache, isl = self.memory, self.memory.cache, job.request.isl
-        if self.blocked is job or (job.pair is None and self.places() <= 0):
+        if self.blocked is job:
+            if memory.waits(self.granted):
+                return False
+            self.granted.cancel()  # it was granted at this very moment
+            self.grant()
+            return True
+        if job.pair is None and self.places() <= 0:
             return False
         if cache is not None and job.request.hash_ids:
             hash_ids = cache.whole(job.request.hash_ids, isl - 1)
@@ -119,7 +125,7 @@ class PromptSide(DecodeSide):
             self.admit_prompt(job)
             return True
         self.blocked = job
-        self.granted.callbacks.append(self.unblock)
+        self.granted.callbacks = [self.unblock]
         memory.waited_for(blocks, self.granted)
         self.mark()
         return False
@@ -131,11 +137,14 @@ class PromptSide(DecodeSide):
             job.reserved_s = self.clock.now
 
     def unblock(self, _: Event) -> None:
+        self.grant()
+        self.attend()
+
+    def grant(self) -> None:
         job, self.blocked = self.blocked, None
         assert job is not None
         self.admit_prompt(job)
         self.mark()
-        self.attend()
 
     def begin_chunk(self) -> None:
         """How long it takes: each part as a pass of its own, but with one overhead, the larger of prompts' and decoding's."""
@@ -217,6 +226,8 @@ class PromptSide(DecodeSide):
         self.memory.release(job.prefill_blocks)
         job.prefill_blocks = 0
         self.release_prefix(job)
+        if not self.role:
+            self.check_drained()
 
     def keep_prefix(self, job: Job) -> None:
         """The prompt is computed: whole blocks of it go to the cache, no better than the prefix they were computed on."""

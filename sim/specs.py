@@ -16,7 +16,7 @@ class Engine:
     prompt at a time. chunked: prompts are cut to fill that budget; otherwise whole ones, and always one. grow_tokens: memory for decoding
     is taken for so many tokens at a time, and the newest request recomputed where none is left; 0: for the whole answer, before it is
     sent. hash_tokens: of prompts that one hash of a prefix cache stands for; 0: no cache. reuse_distortion: a request may use cached
-    blocks with no more than it.
+    blocks with no more than it. buckets: sizes that a decode batch is padded to; none: it is as large as it is.
     """
 
     max_batch: int = 64
@@ -25,10 +25,13 @@ class Engine:
     grow_tokens: int = 0
     hash_tokens: int = 0
     reuse_distortion: float = 0.0
+    buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
             raise ValueError(f"max_batch is {self.max_batch}; it must be at least 1")
+        if self.buckets and min(self.buckets) < 1:
+            raise ValueError(f"buckets are {self.buckets}; a batch is padded to at least 1")
         if min(self.prefill_tokens, self.grow_tokens, self.hash_tokens) < 0 or not self.reuse_distortion >= 0:
             raise ValueError("prefill_tokens, grow_tokens, hash_tokens and reuse_distortion must not be below 0")
         if self.chunked and self.prefill_tokens <= self.max_batch:

@@ -118,7 +118,9 @@ class Pair:
     def start(self, job: Job) -> Flow:
         """Memory is reserved. The flow's first rate asks for the first cut."""
         request, costs = job.request, self.source.costs
-        now_s = job.reserved_s = self.clock.now
+        now_s = self.clock.now
+        if job.reserved_s != job.reserved_s:
+            job.reserved_s = now_s
         self.job = job
         self.cut = 0
         draw = request.request_id if job.decision.mode == "stream" else 0
@@ -209,7 +211,9 @@ def send(pair: Pair) -> Generator[Event, None, None]:
             pair.idle = True
             yield pair.wake
         job = pair.next_job()
-        if memory.can_reserve(job.decode_blocks):
+        if job.reserved_s == job.reserved_s:  # nan: not yet; some are before their prefill begins
+            pass
+        elif memory.can_reserve(job.decode_blocks):
             memory.reserve(job.decode_blocks)
         else:
             yield memory.waited_for(job.decode_blocks, pair.wake)

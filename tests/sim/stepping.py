@@ -14,10 +14,9 @@ class Counting(Batch):
         super().__init__(pace)
         self.tokens: dict[Job, int] = {}  # generated in this batch
         self.rooms: dict[Job, int] = {}  # iterations until its blocks are full
+        self.asked: Job | None = None
         self.used_s: dict[Job, float] = {}
         self.busy_s: dict[Job, float] = {}
-
-    tokens: dict[Job, int]
 
     def join(self, job: Job) -> None:
         self.joined += 1
@@ -26,16 +25,14 @@ class Counting(Batch):
         self.tokens[job], self.used_s[job], self.busy_s[job] = 0, 0.0, 0.0
 
     def fills_after(self, job: Job, tokens: int) -> None:
-        self.rooms[job] = self.rooms.get(job, 0) + tokens if job in self.rooms else tokens
-        self.full.append((0, job.order, job))
+        self.rooms[job] = tokens
 
     def filled(self) -> Job | None:
-        for _, order, job in self.heap:
-            if self.rooms.get(job) == 0 and order == job.order:
-                self.full[:] = [(0, order, job)]  # whoever gives it room takes it from the top
-                return job
-        self.full.clear()
-        return None
+        if self.asked is not None and not self.full and self.rooms.get(self.asked) == 0:
+            del self.rooms[self.asked]  # it was given all it will ever need
+        self.asked = next((job for _, _, job in self.heap if self.rooms.get(job) == 0), None)
+        self.full[:] = [(0, 0, self.asked)] if self.asked else []  # whoever gives it room takes it away
+        return self.asked
 
     def leave(self, job: Job) -> int:
         self.heap.remove(next(entry for entry in self.heap if entry[2] is job))
@@ -95,6 +92,7 @@ class SteppingNode(Node):
                 if encoded_s > self.clock.now:
                     yield self.wake.at(encoded_s)
                 self.hand_over(job)
+            self.make_room()
             joining = []
             while self.waiting and len(batch.heap) + len(joining) + self.locals < self.engine.max_batch:
                 joining.append(self.waiting.popleft())
@@ -105,7 +103,6 @@ class SteppingNode(Node):
                 job.decode_start_s = self.clock.now
             if joining:
                 self.join(joining)
-            self.make_room()
             self.take()
             if self.chunk:
                 self.begin_chunk()

@@ -28,5 +28,5 @@ def test_pieces_are_read(profile: Profile) -> None:
 
 
 def test_a_knot_in_another_variable_is_refused(profile: Profile) -> None:
-    with pytest.raises(ValueError, match="table decode has the feature context>9"):
-        Costs(with_fits(profile, decode={"1": 0.003, "context>9": 1e-6}))
+    with pytest.raises(ValueError, match="table decode has the feature tokens>9"):
+        Costs(with_fits(profile, decode={"1": 0.003, "tokens>9": 1e-6}))

@@ -20,6 +20,7 @@ from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.batch import Batch
 from sim.cluster import Cluster, NodeSpec, Simulation
+from sim.cost import Costs
 from sim.job import Job
 from sim.node import Node
 from sim.pace import Pace
@@ -103,7 +104,9 @@ def test_an_empty_batch_has_no_pace_while_the_next_request_is_expanded(profile) 
 @given(st.integers(1, 64), st.integers(64, 10**6), st.floats(0, 100), st.floats(0, 1e-6))
 def test_the_boundary_after_a_moment(profile, size, context, elapsed_s, growth_s) -> None:
     """iterations_until is the smallest count whose closed form reaches the moment; the closed form is the plain sum."""
-    batch = Batch(Pace(replace(profile, fits={**profile.fits, "decode": exact({"1": 0.00311, "batch": 0.000271, "context": growth_s})})))
+    batch = Batch(
+        Pace(Costs(replace(profile, fits={**profile.fits, "decode": exact({"1": 0.00311, "batch": 0.000271, "context": growth_s})})))
+    )
     for _ in range(size):
         batch.heap.append((0, 0, None))  # type: ignore[arg-type]
     batch.context = context

@@ -1,0 +1,52 @@
+"""Nodes change sides at once, one at a time, when a side is about to miss its SLO and the other one is not; what they were at, they finish.
+
+    to prefill:  the shortest prompt queue is above `high` of the TTFT SLO, and the decode side without the node would stay below `low`
+    to decode:   the least loaded decode node is above `high`, and the prefill side without the node would stay below `low`
+
+The node that has least to do changes. At least one stays on each side.
+
+Source: Arrow (arXiv 2505.11916): stateless instances, SLO-aware, scheduled by what is predicted; its predictions are the loads here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from abkt.policy.roles.base import Change, NodeLoad
+from abkt.policy.roles.loads import decode_load, loads, prompt_load
+from abkt.policy.roles.static import Static
+
+
+@dataclass(slots=True)
+class Arrow(Static):
+    period_s: float = 1.0
+    ttft_slo_s: float = 1.0
+    tpot_slo_s: float = 0.05
+    high: float = 0.8
+    low: float = 0.8
+
+    def __post_init__(self) -> None:
+        Static.__post_init__(self)
+        if not (self.ttft_slo_s > 0 and self.tpot_slo_s > 0 and self.high > 0 and self.low > 0):
+            raise ValueError("roles arrow: SLOs, high and low must be above 0")
+
+    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[Change]:
+        now = loads(nodes, self.ttft_slo_s, self.tpot_slo_s)
+        if not now.prefill or not now.decode:
+            return []
+        queue = min(prompt_load(nodes[i], self.ttft_slo_s) for i in now.prefill)
+        pace = min(decode_load(nodes[i], self.tpot_slo_s) for i in now.decode)
+        if queue > self.high and pace <= self.high:
+            return self._move(nodes, now.decode, now.tokens, "prefill")
+        if pace > self.high and queue <= self.high:
+            return self._move(nodes, now.prefill, now.prompts, "decode")
+        return []
+
+    def _move(self, nodes: Sequence[NodeLoad], side: tuple[int, ...], load: float, role: str) -> list[Change]:
+        """One from `side`, if the others can carry what all of them carry now."""
+        if len(side) < 2 or load * len(side) / (len(side) - 1) > self.low:
+            return []
+        if role == "prefill":
+            return [Change(min(side, key=lambda i: (nodes[i].kv_used, i)), "prefill", drain=False)]
+        return [Change(min(side, key=lambda i: (nodes[i].queued_s, i)), "decode", drain=False)]

@@ -1,0 +1,28 @@
+"""A prompt goes to a prefill node only if it is long and the queue there is short; otherwise the decode node computes it itself.
+
+    apart  iff  isl > local_tokens  and  queued(source) < queue_s
+
+Source: the conditional disaggregation of NVIDIA Dynamo (its two thresholds; the queue in seconds here, in requests there).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from abkt.policy.roles.base import Place, Where
+from abkt.policy.roles.static import Static
+from abkt.policy.view import RequestView
+
+
+@dataclass(slots=True)
+class Conditional(Static):
+    local_tokens: int = 512
+    queue_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        Static.__post_init__(self)
+        if self.local_tokens < 0 or not self.queue_s > 0:
+            raise ValueError("roles conditional: local_tokens must not be below 0, queue_s above 0")
+
+    def where(self, now_s: float, request: RequestView, source: Place, target: Place) -> Where:
+        return "split" if request.isl > self.local_tokens and source.queued_s < self.queue_s else "target"

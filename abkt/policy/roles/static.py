@@ -1,0 +1,28 @@
+"""Every node keeps the role that it begins with: xPyD. The baseline of all others, and their base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from abkt.policy.roles.base import Change, NodeLoad, Place, Where
+from abkt.policy.view import RequestView
+
+
+@dataclass(slots=True)
+class Static:
+    period_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.period_s > 0:
+            raise ValueError(f"roles: period_s is {self.period_s}; it must be above 0")
+
+    def begin(self, role: str) -> str:
+        return role
+
+    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[Change]:
+        return []
+
+    def where(self, now_s: float, request: RequestView, source: Place, target: Place) -> Where:
+        return "split"

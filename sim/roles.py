@@ -1,0 +1,75 @@
+"""Nodes that change roles: a policy looks at the loads every so often; a node that is to change drains, is rebuilt, and goes on.
+
+A node that drains gets nothing new. It is done when nothing of its memory is in use: its prompts are sent and acknowledged, its requests
+have their last tokens, and those that were promised to it have come and gone. What its prefix cache holds stays.
+
+Not modelled: requests that are moved away from a node that drains; the old and the new program in memory at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+from simpy.events import Event
+
+from abkt.policy.roles.base import Change, Role, RolesPolicy
+from sim.clock import Clock, Wake
+from sim.fleet import Fleet
+from sim.node import Node
+
+
+class Roles:
+    """changed: called when some node can be given other work than before. log: (time, node, its role from then on)."""
+
+    def __init__(
+        self, clock: Clock, fleet: Fleet, policy: RolesPolicy, rebuild_s: float, running: Callable[[], bool], changed: Callable[[], None]
+    ) -> None:
+        self.clock, self.fleet, self.policy, self.rebuild_s = clock, fleet, policy, rebuild_s
+        self.running, self.changed = running, changed
+        self.next: dict[Node, Role] = {}  # of those that drain or are rebuilt
+        self.log: list[tuple[float, str, str]] = []
+        for node in fleet.nodes:
+            node.role = policy.begin(node.role)
+            node.drained = self._rebuild
+        fleet.rank()
+        if policy.period_s < float("inf"):
+            clock.process(self._look())
+
+    def change(self, change: Change) -> None:
+        node = self.fleet.nodes[change.node]
+        if not change.drain:
+            self._give(node, change.role)
+            return
+        self.next[node] = change.role
+        node.role = ""
+        self.fleet.rank()
+        self.log.append((self.clock.now, node.name, ""))
+        node.check_drained()
+
+    def _look(self) -> Generator[Event, None, None]:
+        wake = Wake(self.clock)
+        while True:
+            yield wake.after(self.policy.period_s)
+            if not self.running():
+                return
+            changes = self.policy.decide(self.clock.now, self.fleet.nodes)
+            for change in changes:
+                self.change(change)
+            if not changes and self.clock.peek() == float("inf"):
+                return  # nothing will happen any more; the run says so
+
+    def _rebuild(self, node: Node) -> None:
+        """It has nothing left to do."""
+        if node.rebuilding:
+            return
+        node.rebuilding = True
+        wake = Wake(self.clock)
+        wake.callbacks.append(lambda _: self._give(node, self.next.pop(node)))
+        wake.after(self.rebuild_s)
+
+    def _give(self, node: Node, role: Role) -> None:
+        node.rebuilding = False
+        node.role = role
+        self.fleet.rank()
+        self.log.append((self.clock.now, node.name, role))
+        self.changed()
