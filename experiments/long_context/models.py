@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from abkt.serve.engine import read_spec
+from abkt.serve.engine import read_spec, rope_theta
 from abkt.spec import ModelSpec
-from experiments.quality import rope_theta
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def ask(task: Task, example: Example, tokenizer, limit: int, most: int, chat: bo
         cut = ids(middle_out(plain, room, tokenizer))
         if len(cut) <= limit:
             return Asked(task, example, tuple(cut), len(whole), most)
-        room -= len(cut) - limit
+        room = min(room - 1, room * limit // len(cut))
     raise ValueError(f"task {task.name}: a prompt does not fit {limit} tokens, however much is cut out of it; give a larger max_tokens")
 
 
