@@ -18,6 +18,7 @@ VERBS = (
     "replay",
     "adaptation",
     "compare",
+    "validate",
     "quality",
     "longbench",
     "bench",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.manifest import manifest
-from experiments.results import write_table
+from experiments.results import plain, write_table
 from experiments.verb import Run
 
 KEY = b"abkt"
@@ -19,9 +20,14 @@ TAKEN = ("verb", "command", "git", "config_sha256", "versions", "host")
 
 
 def write_stamped(path: Path, table: pa.Table, run: Run, **facts: Any) -> None:
-    """facts: what else a reader should know, such as the seconds of a limit that is drawn as a line."""
-    about = {name: value for name, value in manifest(run).items() if name in TAKEN}
-    stamp = {"schema_version": SCHEMA_VERSION, **about, "facts": facts}
+    """A table of the run that makes it. facts: what else a reader should know, such as where a limit is drawn."""
+    write_table_stamped(path, table, manifest(run), **facts)
+
+
+def write_table_stamped(path: Path, table: pa.Table, made: Mapping[str, Any], **facts: Any) -> None:
+    """made: the manifest of the run that made what is in the table."""
+    about = {name: made[name] for name in TAKEN if name in made}
+    stamp = plain({"schema_version": SCHEMA_VERSION, **about, "facts": facts})
     metadata = {**(table.schema.metadata or {}), KEY: json.dumps(stamp, sort_keys=True).encode()}
     write_table(path, table.replace_schema_metadata(metadata))
 

@@ -1,0 +1,212 @@
+"""Figures of a validation, from its records alone.
+
+error: predicted over measured (the mean of the repeats), less one. noise: one repeat against the mean of the others, the same way: what a
+perfect model would be off by if the machine's next run were all there was to compare with. A target is met by an error within it or
+within the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from abkt.profile.schema import Profile
+from abkt.records import SLO, STAGES
+from experiments import intervals
+from experiments.best import rank
+from experiments.intervals import Interval
+from experiments.validation.folder import Case
+from sim import interval as predicted_interval
+
+MEASURES = {**{stage: f"{stage}_exposed_s" for stage in STAGES}, "ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}
+QUANTILES = {"mean": np.nanmean, "p99": lambda values: np.nanquantile(values, 0.99)}
+SHARE_OF_E2E = 0.01  # a stage below this share is not scored by its relative error: nothing depends on it
+
+
+@dataclass(frozen=True, slots=True)
+class Regret:
+    """What believing the model costs under one condition.
+
+    goodput_share, ttft_s: of hardware's best less the model's pick, on hardware, over all repeats; their intervals are paired. counted: the
+    goodput lost, or 0 where hardware cannot tell the two apart. violates: the pick breaks the distortion limit on hardware.
+    """
+
+    condition: str
+    model_pick: str | None
+    hardware_best: str | None
+    goodput_share: float
+    ttft_s: float
+    goodput_interval: Interval
+    ttft_interval: Interval
+    counted: float
+    violates: bool
+
+
+def errors(cases: Sequence[Case]) -> pd.DataFrame:
+    """A row a condition, policy, stage and quantile. measured_low_s, measured_high_s: over the repeats."""
+    rows = []
+    for case in cases:
+        done = [_done(rows_of) for rows_of in case.measured]
+        predicted = _done(case.predicted)
+        for (stage, column), (quantile, statistic) in ((m, q) for m in MEASURES.items() for q in QUANTILES.items()):
+            measured = np.array([_of(rows_of[column], statistic) for rows_of in done])
+            said = _of(predicted[column], statistic)
+            mean = float(measured.mean())
+            rows.append(
+                {
+                    "condition": case.condition, "policy": case.policy, "stage": stage, "quantile": quantile, "measured_s": mean,
+                    "measured_low_s": float(measured.min()), "measured_high_s": float(measured.max()), "predicted_s": said,
+                    "error": said / mean - 1 if mean > 1e-9 else math.nan, "noise": noise(measured),
+                    "share_of_e2e": mean / float(np.mean([_of(rows_of.e2e_s, statistic) for rows_of in done])),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def noise(repeats: np.ndarray) -> float:
+    """Mean of |one - mean of the others| / mean of the others; nan with one repeat."""
+    if len(repeats) < 2:
+        return math.nan
+    others = (repeats.sum() - repeats) / (len(repeats) - 1)
+    return float(np.mean(np.abs(repeats - others) / np.where(others > 1e-9, others, np.nan)))
+
+
+def by_stage(found: pd.DataFrame) -> pd.DataFrame:
+    """A row a stage and quantile: mean and largest size of the error over conditions and policies, its bias, and the noise beside it."""
+    rows = []
+    for (quantile, stage), part in found.groupby(["quantile", "stage"], sort=False):
+        part = part[part.share_of_e2e >= SHARE_OF_E2E].dropna(subset=["error"])
+        size = part.error.abs()
+        rows.append(
+            {
+                "stage": stage, "quantile": quantile, "cases": len(part), "measured_s": part.measured_s.mean(), "error": size.mean(),
+                "bias": part.error.mean(), "worst": size.max(), "noise": part.noise.mean(),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def coverage(cases: Sequence[Case], profile: Profile) -> dict[str, float]:
+    """Share of measured requests whose TTFT and E2E lie within the model's own 95 % interval."""
+    inside: dict[str, list[float]] = {"ttft": [], "e2e": []}
+    table = predicted_interval.residuals(profile)
+    for case in cases:
+        rows = case.predicted
+        of_node = {str(node): table for name in ("prefill_node", "decode_node") for node in rows[name].unique()}
+        columns = pd.DataFrame(predicted_interval.intervals(list(rows.itertuples()), of_node)).assign(request_id=rows.request_id)
+        for measured in case.measured:
+            both = _done(measured).merge(columns, on="request_id")
+            for name, held in inside.items():
+                held += list((both[f"{name}_s"] >= both[f"{name}_low_s"]) & (both[f"{name}_s"] <= both[f"{name}_high_s"]))
+    return {name: float(np.mean(held)) if held else math.nan for name, held in inside.items()}
+
+
+def rank_correlation(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
+    """Spearman's, over the policies of each condition, of mean TTFT and of goodput; nan where a side has all policies equal."""
+    from scipy.stats import spearmanr
+
+    found: dict[str, dict[str, float]] = {}
+    for condition, group in _by_condition(cases).items():
+        pairs = {
+            "ttft": [(c.predicted_summary["ttft_s"]["mean"], _mean(c, lambda s: s["ttft_s"]["mean"])) for c in group],
+            "goodput": [(c.predicted_summary["goodput_per_s"], _mean(c, lambda s: s["goodput_per_s"])) for c in group],
+        }
+        found[condition] = {}
+        for name, of in pairs.items():
+            told, was = zip(*of, strict=True)
+            equal = len(of) < 2 or np.ptp(told) == 0 or np.ptp(was) == 0
+            found[condition][name] = math.nan if equal else float(spearmanr(told, was).statistic)
+    return found
+
+
+def regrets(cases: Sequence[Case], max_distortion: float, slo: SLO) -> list[Regret]:
+    """One a condition."""
+    found = []
+    for condition, group in _by_condition(cases).items():
+        model = rank({c.policy: c.predicted_summary for c in group}, max_distortion)
+        hardware = rank({c.policy: _pooled(c) for c in group}, max_distortion)
+        if model.pick is None or hardware.pick is None:
+            nothing = Interval(math.nan, math.nan)
+            violates = model.pick is not None
+            found.append(Regret(condition, model.pick, hardware.pick, math.nan, math.nan, nothing, nothing, math.nan, violates))
+            continue
+        by_name = {case.policy: case for case in group}
+        best, picked = (_together(by_name[name].measured, slo) for name in (hardware.pick, model.pick))
+        places = intervals.paired_draws(len(best))
+        good = intervals.difference(picked.good.to_numpy(float), best.good.to_numpy(float), np.nanmean, places)
+        later = intervals.difference(best.ttft_s.to_numpy(float), picked.ttft_s.to_numpy(float), np.nanmean, places)
+        lost = (best.good.mean() - picked.good.mean()) / best.good.mean() if best.good.mean() > 0 else 0.0
+        found.append(
+            Regret(
+                condition, model.pick, hardware.pick, float(lost), float(picked.ttft_s.mean() - best.ttft_s.mean()), good, later,
+                float(lost) if not good.holds(0.0) else 0.0, not hardware.of(model.pick).feasible,
+            )
+        )  # fmt: skip
+    return found
+
+
+def targets(stages: pd.DataFrame, found: Sequence[Regret], limits: Mapping[str, float]) -> list[dict[str, Any]]:
+    """limits: e2e and ttft (mean error) and regret. met: within the limit, or within the noise where that is larger."""
+    rows = []
+    for stage in ("e2e", "ttft"):
+        row = stages[(stages.stage == stage) & (stages["quantile"] == "mean")].iloc[0]
+        floor = 0.0 if math.isnan(row.noise) else float(row.noise)
+        allowed = max(limits[stage], floor)
+        rows.append({"name": f"mean {stage.upper()} error", "value": float(row.error), "target": limits[stage], "noise": floor,
+                     "met": bool(row.error <= allowed)})  # fmt: skip
+    worst = max((1.0 if r.violates else r.counted for r in found), default=math.nan)
+    rows.append(
+        {"name": "largest regret", "value": worst, "target": limits["regret"], "noise": 0.0, "met": bool(worst <= limits["regret"])}
+    )
+    return rows
+
+
+def drift(before: Profile, after: Profile) -> dict[str, float]:
+    """How much longer each stage takes by the second profile, in the middle of what the first one measured: the machine's own change."""
+    found = {}
+    for stage in ("prefill", "encode/4", "expand/4", "decode", "transport"):
+        at = {name: (before.fit(stage).low[name] + before.fit(stage).high[name]) / 2 for name in before.fit(stage).low}
+        found[stage] = after.fit(stage).seconds(**at) / before.fit(stage).seconds(**at) - 1
+    return found
+
+
+def _together(repeats: Sequence[pd.DataFrame], slo: SLO) -> pd.DataFrame:
+    """All repeats after one another, each in order of arrival, with `good`: completed within the SLO."""
+    rows = pd.concat([r.sort_values("request_id") for r in repeats], ignore_index=True)
+    good = (rows.outcome == "completed") & (rows.ttft_s <= slo.ttft_s) & ~(rows.tpot_s > slo.tpot_s)
+    return rows.assign(good=good)
+
+
+def _pooled(case: Case) -> dict[str, Any]:
+    """A summary of the means over the repeats, as far as `rank` looks."""
+    return {
+        "goodput_per_s": _mean(case, lambda s: s["goodput_per_s"]),
+        "ttft_s": {"mean": _mean(case, lambda s: s["ttft_s"]["mean"])},
+        "distortion": {name: _mean(case, lambda s, name=name: (s["distortion"] or {}).get(name)) for name in ("mean", "p99")},
+    }
+
+
+def _mean(case: Case, of: Any) -> float:
+    values = [of(summary) for summary in case.measured_summaries]
+    return math.nan if any(value is None for value in values) else float(np.mean(values))
+
+
+def _by_condition(cases: Sequence[Case]) -> dict[str, list[Case]]:
+    found: dict[str, list[Case]] = {}
+    for case in cases:
+        found.setdefault(case.condition, []).append(case)
+    return found
+
+
+def _done(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows.outcome == "completed"]
+
+
+def _of(values: pd.Series, statistic: Any) -> float:
+    known = values.dropna()
+    return float(statistic(known.to_numpy())) if len(known) else math.nan

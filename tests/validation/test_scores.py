@@ -1,0 +1,127 @@
+"""Figures of a validation on made-up runs whose errors, noise and regret are known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from abkt.profile.schema import Fit, Profile
+from abkt.records import SLO, RequestRecord, columns, summarize
+from abkt.spec import ModelSpec
+from experiments.validation.document import fidelity
+from experiments.validation.folder import Case
+from experiments.validation.scores import by_stage, coverage, drift, errors, noise, rank_correlation, regrets, targets
+
+LIMIT = SLO(ttft_s=1.0, tpot_s=1.0)
+
+
+def run(wire_s: float, factor: float = 1.0, count: int = 40) -> list[RequestRecord]:
+    """`count` requests of 0.2 s prefill, about wire_s of wire and 0.5 s of decode, all times `factor`."""
+    made = []
+    for i in range(count):
+        r = RequestRecord(i, 100, 12, arrival_s=float(i), prefill_node="p0", decode_node="d0")
+        wire = wire_s * (0.5 + i / (count - 1))
+        moments = [i + factor * t for t in (0.0, 0.2, 0.2, 0.2 + wire, 0.2 + wire, 0.7 + wire)]
+        r.decode_token_s, r.finish_s = moments[4] + factor * 0.05, moments[5]
+        r.expose(*moments[:5])
+        made.append(r)
+    return made
+
+
+def case(policy: str, predicted: list[RequestRecord], *measured: list[RequestRecord], condition: str = "c") -> Case:
+    frames = [pd.DataFrame(columns(records)) for records in (predicted, *measured)]
+    summaries = [summarize(records, LIMIT, 1.0) for records in (predicted, *measured)]
+    return Case(condition, policy, frames[0], tuple(frames[1:]), summaries[0], tuple(summaries[1:]))
+
+
+def test_errors_and_noise_by_hand() -> None:
+    """Predicted 1.0 of everything, measured 0.9 and 1.1 times: error 0 on means; each repeat lies 2/11 and 2/9 from the other."""
+    found = errors([case("raw", run(0.4), run(0.4, 0.9), run(0.4, 1.1))])
+    row = found[(found.stage == "e2e") & (found["quantile"] == "mean")].iloc[0]
+    assert row.error == pytest.approx(0.0, abs=1e-9)
+    assert row.noise == pytest.approx((0.2 / 1.1 + 0.2 / 0.9) / 2)
+    assert row.measured_low_s == pytest.approx(0.9 * row.measured_s)
+    encode = found[(found.stage == "encode") & (found["quantile"] == "mean")].iloc[0]
+    assert math.isnan(encode.error)  # nothing to be relative to
+    stages = by_stage(found)
+    assert not (stages[stages.stage == "queue"].cases > 0).any()  # below 1 % of E2E
+    assert noise(np.array([1.0])) is math.nan
+
+
+def test_a_prediction_that_is_a_tenth_too_long_is_told_so() -> None:
+    found = by_stage(errors([case("raw", run(0.4, 1.1), run(0.4), run(0.4))]))
+    for stage in ("prefill", "wire", "decode", "ttft", "tpot", "e2e"):
+        row = found[(found.stage == stage) & (found["quantile"] == "mean")].iloc[0]
+        assert (row.error, row.bias, row.noise) == pytest.approx((0.1, 0.1, 0.0), abs=1e-6)
+
+
+def test_regret_counts_only_what_hardware_can_tell_apart() -> None:
+    """The model believes raw is fast; on hardware half of its requests miss the SLO, all of int4's hold it."""
+    slow, fast = run(1.0), run(0.3)
+    wrong = [case("raw", run(0.2), slow, slow), case("int4", fast, fast, fast)]
+    (found,) = regrets(wrong, 0.02, LIMIT)
+    assert (found.model_pick, found.hardware_best) == ("raw", "int4")
+    assert found.goodput_share == found.counted == pytest.approx(np.mean([r.ttft_s > 1.0 for r in slow]))
+    assert found.goodput_interval.low > 0
+    assert found.ttft_s == pytest.approx(0.7)
+
+    one = [replace(r, decode_token_s=r.arrival_s + 1.01) if r.request_id == 7 else r for r in run(0.31)]  # a single late request
+    (close,) = regrets([case("raw", run(0.2), one, one), case("int4", fast, fast, fast)], 0.02, LIMIT)
+    assert close.goodput_share == pytest.approx(1 / 40)
+    assert close.counted == 0.0
+
+
+def test_a_pick_that_breaks_the_distortion_limit_is_full_regret() -> None:
+    lossy = [replace(r, distortion_token_weighted=0.5) for r in run(0.1)]
+    cases = [case("int2", run(0.1), lossy, lossy), case("raw", run(0.5), run(0.5), run(0.5))]
+    (found,) = regrets(cases, 0.02, LIMIT)
+    assert found.model_pick == "int2"
+    assert found.violates
+    met = {row["name"]: row for row in targets(by_stage(errors(cases)), [found], {"e2e": 0.026, "ttft": 0.05, "regret": 0.02})}
+    assert not met["largest regret"]["met"]
+    assert met["mean E2E error"]["met"]
+
+
+def test_rank_correlation() -> None:
+    times = {"raw": 0.5, "int8": 0.4, "int4": 0.3}
+    right = [case(name, run(s), run(s * 1.2)) for name, s in times.items()]
+    assert rank_correlation(right)["c"]["ttft"] == pytest.approx(1.0)
+    reversed_ = [case(name, run(s), run(1 - s)) for name, s in times.items()]
+    assert rank_correlation(reversed_)["c"]["ttft"] == pytest.approx(-1.0)
+    assert math.isnan(rank_correlation(right[:1])["c"]["ttft"])
+
+
+def profile(residual: float) -> Profile:
+    fit = Fit(("1",), (0.1,), {"tokens": 1.0}, {"tokens": 9.0}, residual, 5)
+    names = ("prefill", "decode", "transport", "encode/4", "expand/4")
+    return Profile(ModelSpec("m", 1, 1, 8), dict.fromkeys(names, fit), ())
+
+
+def test_coverage_is_the_share_within_the_models_interval() -> None:
+    exact = [case("raw", run(0.4), run(0.4))]
+    assert coverage(exact, profile(0.01)) == {"ttft": 1.0, "e2e": 1.0}
+    off = [case("raw", run(0.4), run(0.4, 1.3))]
+    assert coverage(off, profile(0.001))["e2e"] == 0.0
+    assert coverage(off, profile(0.5))["e2e"] == 1.0
+
+
+def test_drift_and_the_document() -> None:
+    before, slower = profile(0.1), profile(0.1)
+    slower = replace(slower, fits={name: replace(fit, coefficients=(0.12,)) for name, fit in slower.fits.items()})
+    changed = drift(before, slower)
+    assert changed == pytest.approx(dict.fromkeys(changed, 0.2))
+    cases = [case("raw", run(0.4), run(0.4, 0.9), run(0.4, 1.1)), case("int4", run(0.2), run(0.2), run(0.2))]
+    found = errors(cases)
+    stages, regret = by_stage(found), regrets(cases, 0.02, LIMIT)
+    facts = {"cluster": "1P1D on m", "compute": "real", "repeats": 2, "requests": 40, "conditions": {"c": "a link"}}
+    facts |= {"policies": ["raw", "int4"], "emulated": ["The link."], "drift": changed}
+    met = targets(stages, regret, {"e2e": 0.026, "ttft": 0.05, "regret": 0.02})
+    text = fidelity(facts, stages, met, regret, rank_correlation(cases), {"ttft": 0.9, "e2e": math.nan})
+    assert "| mean E2E error | 0.0 % | 2.6 % |" in text
+    assert "prefill 20.0 %" in text
+    assert "90.0 % lie within the model's 95 % interval of TTFT and – within" in " ".join(text.split())
+    assert "nan" not in text
