@@ -1,1 +1,1 @@
-"""The report's figures: a module each, `draw(study)` gives the figure, its docstring the caption."""
+"""Figures, one file each. The figN_ ones are drawn from stored tables by `make figures`, the others from a study's folder by its report."""

@@ -20,8 +20,9 @@ STAGE_COLOURS = {
     "expand": "#F0E442",
     "decode": "#009E73",
 }
-POLICY_COLOURS = ("#000000", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours, so that both repeat together only after 56 policies
+POLICY_COLOURS = ("#000000", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")  # one more than colours, so that both repeat together only after 72 policies
+BITRATES = ("raw", "int8", "int4", "embedded", "cachegen", "kvserve", "lossless", "int2", "fleet", "state_machine")
 WORLDS = {"real": "measured", "model": "predicted"}
 LINES: dict[str, Literal["-", "--"]] = {"real": "-", "model": "--"}
 
@@ -30,6 +31,13 @@ LINES: dict[str, Literal["-", "--"]] = {"real": "-", "model": "--"}
 def sheet() -> Iterator[None]:
     with styles.context(["default", SHEET]), matplotlib.rc_context({"svg.hashsalt": "abkt"}):
         yield
+
+
+def looks(names: Sequence[str], known: Sequence[str] = BITRATES) -> dict[str, dict[str, str]]:
+    """Colour and marker of each name, the same in every figure for names that are known."""
+    order = [*known, *(name for name in names if name not in known)]
+    colour, marker = colours(order), markers(order)
+    return {name: {"color": colour[name], "marker": marker[name]} for name in names}
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -41,8 +49,9 @@ def markers(names: Sequence[str]) -> dict[str, str]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """name.pdf and name.png, the same bytes from the same figure: no dates, no versions. Returns the PNG's path."""
+    """name.pdf, name.svg and name.png, the same bytes from the same figure: no dates, no versions. Returns the PNG's path."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     return folder / f"{name}.png"

@@ -1,0 +1,46 @@
+"""The tables that figures are drawn from: small Parquet files that say where they come from (experiments.stamp)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.manifest import file_hash
+from experiments.results import read_records
+from experiments.stamp import read_stamp
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """rows: the table. stamp: where it comes from; facts: of the stamp, what else a reader should know. sha256: of the file."""
+
+    rows: pd.DataFrame
+    stamp: Mapping[str, Any]
+    sha256: str
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return dict(self.stamp["facts"])
+
+
+def load(folder: Path, name: str) -> Stored:
+    """Raises ValueError, one line, where the table is missing, damaged, of another version, or has no rows."""
+    path = folder / f"{name}.parquet"
+    try:
+        stamp = read_stamp(path)
+        rows = read_records(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; `make figure-data` makes it") from None
+    if rows.empty:
+        raise ValueError(f"{path} has no rows; `make figure-data` makes it")
+    return Stored(rows, stamp, file_hash(path))
+
+
+def completed(stored: Stored) -> pd.DataFrame:
+    """The points of a sweep that did not fail."""
+    return stored.rows[stored.rows.error == ""]
