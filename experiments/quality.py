@@ -45,7 +45,7 @@ def main(config: QualityConfig, run: Run) -> None:
 
     from abkt.codec.calibration import load
     from abkt.codec.codec import Codec
-    from abkt.serve.engine import Engine, read_spec
+    from abkt.serve.engine import Engine, read_spec, rope_theta
     from abkt.spec import KVLayout
     from experiments.curves import save_quality
     from experiments.fidelity import gates
@@ -82,7 +82,7 @@ def main(config: QualityConfig, run: Run) -> None:
             calibration = calibrate(bench, codec, others, progress.step)
         calibration.save(config.out / "calibration.json")
         codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=codec.rope_theta, calibration=calibration)
-    chosen, left_out = choose(config.codecs, methods(codec, calibration), bench.prefill(asked[0]))
+    chosen, left_out = choose(config.codecs, methods(codec, calibration), map(bench.prefill, (asked[0], *again)))
     for name, reason in left_out.items():
         print(f"left out: {name}, as {reason}")
     outcomes = []
@@ -117,16 +117,6 @@ def trials(config: QualityConfig, recalls: bool) -> list[Sample]:
         return [recall(rng, config.tokens, asks=min(64, config.tokens // 8)) for rng in seeds]
     tokenizer = AutoTokenizer.from_pretrained(config.model_folder)
     return [lines(tokenizer, rng, config.tokens) for rng in seeds]
-
-
-def rope_theta(folder: Path) -> float | None:
-    """Base of the rotary embedding, where the model's config says one that is not scaled."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
-    scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
-    theta = scaling.get("rope_theta") or getattr(config, "rope_theta", None)
-    return float(theta) if theta and scaling.get("rope_type", "default") == "default" else None
 
 
 def _show(means, found, borne) -> None:

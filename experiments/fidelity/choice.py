@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.fidelity.methods import Held, Method
 from experiments.fidelity.peers import failure, peers, reasons
@@ -19,10 +19,12 @@ def check(names: Sequence[str], own: Mapping[str, Method]) -> None:
             raise ValueError(f"codec {name} is unknown; there are {', '.join({**own, **peers()})}, and all")
 
 
-def choose(names: Sequence[str], own: Mapping[str, Method], held: Held) -> tuple[list[Method], dict[str, str]]:
-    """Methods, and the reason of each that `all` leaves out: its package is not here, or it does not get through KV like this."""
+def choose(names: Sequence[str], own: Mapping[str, Method], helds: Iterable[Held]) -> tuple[list[Method], dict[str, str]]:
+    """Methods, and the reason of each that `all` leaves out: its package is not here, or it does not get through one of helds."""
     known = {**own, **peers()}
     chosen = dict(known) if "all" in names else {name: known[name] for name in names}
     left_out = reasons() if "all" in names else {}
-    left_out |= {name: why for name, method in chosen.items() if name not in own and (why := failure(method, held))}
+    theirs = [method for name, method in chosen.items() if name not in own]
+    for held in helds if theirs else ():
+        left_out |= {method.name: why for method in theirs if method.name not in left_out and (why := failure(method, held))}
     return [method for name, method in chosen.items() if name not in left_out], left_out

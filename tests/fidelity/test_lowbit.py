@@ -13,7 +13,7 @@ from abkt.spec import KVLayout
 from experiments.fidelity import choice, lowbit
 from experiments.fidelity.lowbit import lines, verdicts
 from experiments.fidelity.measure import Bench
-from experiments.fidelity.methods import methods
+from experiments.fidelity.methods import Raw, methods
 from experiments.fidelity.peers import PEERS, failure, peers, reasons
 from experiments.fidelity.samples import recall
 from experiments.paths import data_path
@@ -107,7 +107,7 @@ def test_other_projects_codecs(name):
         assert outcome.wire_bytes == outcome.raw_bytes * (4 + 2 * 16 / 64) / 16
 
 
-def test_a_codec_that_fails_is_left_out_with_its_reason():
+def test_a_codec_that_fails_is_left_out_with_its_reason(monkeypatch):
     class Broken:
         name = "broken"
 
@@ -115,3 +115,10 @@ def test_a_codec_that_fails_is_left_out_with_its_reason():
             raise RuntimeError("group size\nmore")
 
     assert failure(Broken(), None) == "RuntimeError: group size"
+    monkeypatch.setattr(choice, "peers", lambda: {"broken": Broken()})
+    monkeypatch.setattr(choice, "reasons", lambda: {"absent": "absent is not installed"})
+    own = {"raw": Raw()}
+    chosen, left_out = choice.choose(["all"], own, [None, None])
+    assert chosen == [own["raw"]]
+    assert left_out == {"absent": "absent is not installed", "broken": "RuntimeError: group size"}
+    assert choice.choose(["raw"], own, [None]) == ([own["raw"]], {})
