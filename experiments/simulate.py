@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,7 @@ from experiments.record_writer import RecordWriter, read_columns
 from experiments.results import write_json, write_pieces
 from experiments.verb import Run, verb
 from experiments.workload import Workload, read_workload, workload_files
-from sim.cluster import Cluster, NodeSpec, Simulation, SimulationResult
+from sim.cluster import Cluster, Engine, NodeSpec, Simulation, SimulationResult
 from sim.interval import COLUMNS, residuals
 from sim.interval import summary as prediction
 from sim.perfetto import chrome_trace
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SimulateConfig:
-    """bitrate, routing: configurations of policies, as abkt.policy.build takes them; every pair of nodes gets a bitrate policy. trace:
-    write trace.json too, for ui.perfetto.dev."""
+    """bitrate, routing, roles, admission: configurations of policies, as abkt.policy.build takes them; every pair of nodes gets a bitrate
+    policy. engine: of every node, but for max_batch, which is the cluster's. trace: write trace.json too, for ui.perfetto.dev."""
 
     model: ModelSpec
     hardware: Hardware
@@ -48,6 +48,10 @@ class SimulateConfig:
     progress: bool
     out: Path
     trace: bool = False
+    roles: dict[str, Any] | None = None
+    admission: dict[str, Any] | None = None
+    engine: Engine = field(default_factory=Engine)
+    rebuild_s: float = 0.0
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
@@ -80,6 +84,8 @@ def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Sim
         max_batch=config.cluster.max_batch,
         usd_per_gb=config.network.egress_usd_per_gb,
         delay_s=config.network.delay_s,
+        engine=replace(config.engine, max_batch=config.cluster.max_batch),
+        rebuild_s=config.rebuild_s,
     )
     return Simulation(
         cluster,
@@ -88,6 +94,8 @@ def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Sim
         routing=build(config.routing),
         slo=config.slo,
         concurrency=config.workload.concurrency,
+        roles=build(config.roles) if config.roles else None,
+        admission=build(config.admission) if config.admission else None,
     )
 
 
@@ -103,7 +111,8 @@ def plan_line(config: SimulateConfig, choices: Mapping[str, str], requests: Sequ
     return (
         f"plan: {len(requests):,} requests {pace} ({choices['workload']}), "
         f"{config.model.name} on {cluster.prefill}P{cluster.decode}D ({on}), "
-        f"links of {config.network.gbps:g} Gbit/s ({choices['network']}), bitrate {choices['bitrate']}, routing {choices['routing']}"
+        f"links of {config.network.gbps:g} Gbit/s ({choices['network']}), "
+        + ", ".join(f"{group} {choices[group]}" for group in ("bitrate", "routing", "roles", "admission", "engine") if group in choices)
     )
 
 

@@ -42,8 +42,8 @@ def test_every_choice_builds(group: str, choice: str, curves: Path) -> None:
         return  # their files are the user's
     requests, _ = read_workload(made.workload, seed=0, closed_loop=True)
     simulation = build_simulation(made, requests[:2])
-    assert len(simulation.fleet.prefill) == made.cluster.prefill
-    assert len(simulation.fleet.decode) == made.cluster.decode
+    assert len(simulation.cluster.prefill) == made.cluster.prefill
+    assert len(simulation.cluster.decode) == made.cluster.decode
 
 
 # layers x 2 (1 for a latent) x kv_heads x head_dim x 2 bytes of bf16, as published with each model
