@@ -108,9 +108,22 @@ def test_laws_of_a_hand_made_case():
     assert not at_four.kept
     saved = found["text: bytes of kivi4 that ours saves at its nll"]
     assert (saved.value, saved.kept) == (pytest.approx(1 - 190 / 500), True)
+    assert (saved.low, saved.high) == (saved.value, saved.value), "the same in every sample"
     other = found["text: bytes of cachegen that ours saves at its nll"]
     assert (other.value, other.kept) == (pytest.approx(1 - 210 / 200), False)
     assert found["text: rise in nll of ours at 4.25 bits"].value == pytest.approx(0.2)
+
+
+def test_bytes_saved_are_uncertain_where_samples_differ():
+    """Ours at 100 bytes is better than theirs in most samples and worse in some: its next rate may be needed."""
+    rows = [outcome(sample, "ours", "1", 100, 1.05 if sample < 14 else 1.2) for sample in range(20)]
+    rows += [outcome(sample, "ours", "2", 150, 1.01) for sample in range(20)]
+    rows += [outcome(sample, "kivi4", "", 200, 1.1) for sample in range(20)]
+    value, low, high = gates.bytes_saved(pd.DataFrame(rows), "ours", "kivi4", "text")
+    assert value == pytest.approx(0.5), "a mean rise of 0.095 against 0.1"
+    assert (low, high) == (pytest.approx(0.25), pytest.approx(0.5))
+    none = [outcome(sample, "ours", "1", 100, 1.5) for sample in range(3)] + [outcome(sample, "kivi4", "", 200, 1.1) for sample in range(3)]
+    assert all(math.isnan(x) for x in gates.bytes_saved(pd.DataFrame(none), "ours", "kivi4", "text"))
 
 
 def test_an_interval_of_equal_values_is_a_point_and_of_others_holds_the_mean():
