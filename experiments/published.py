@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from abkt.profile.roofline import GpuSpec
 from abkt.spec import ModelSpec
 from experiments import published_links, published_servers
 from experiments.compose import compose
 from experiments.config import STRICT, read
+from experiments.curves import load_curves
+from experiments.published_loop import simulate
 from experiments.results import write_text
+from experiments.show import bar
 from experiments.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -23,10 +28,12 @@ SERVING = "measured_serving_h100.csv.gz"
 
 @dataclass(frozen=True, slots=True)
 class PublishedConfig:
-    """hardware: the GPU of the servers, with kernels."""
+    """hardware: the GPU of the servers, with kernels. simulate: run each server in the model too."""
 
     hardware: GpuSpec
     data: Path
+    simulate: bool
+    curves: Path
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -34,7 +41,8 @@ class PublishedConfig:
 @verb("published")
 def main(config: PublishedConfig, run: Run) -> None:
     models = {path: read(ModelSpec, compose("simulate", [f"model={name}"]).config["model"]) for path, name in MODELS.items()}
-    servers = published_servers.as_markdown(published_servers.read_servers(config.data / SERVING, models, config.hardware))
+    rows = published_servers.read_servers(config.data / SERVING, models, config.hardware)
+    servers = published_servers.as_markdown(rows, simulate_all(config, rows, models) if config.simulate else None)
     links = published_links.as_markdown(config.data)
     for name, module, tables in (("servers", published_servers, servers), ("links", published_links, links)):
         assert module.__doc__ is not None
@@ -43,3 +51,12 @@ def main(config: PublishedConfig, run: Run) -> None:
         )
         print(tables)
     print(f"results: {config.out}")
+
+
+def simulate_all(config: PublishedConfig, rows: published_servers.Servers, models: dict[str, ModelSpec]) -> np.ndarray:
+    found, curves = np.zeros(len(rows.rows)), load_curves(config.curves)
+    with bar("servers in the model", total=len(rows.rows)) as shown:
+        for engine in sorted(rows.rows.backend.unique()):
+            mask = (rows.rows.backend == engine).to_numpy()
+            found[mask] = simulate(rows.where(mask), models, config.hardware, curves, lambda: shown.step(""))
+    return found

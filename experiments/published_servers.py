@@ -8,9 +8,12 @@ where clients are out of step, about a half where they start together). A row is
 its concurrency, in turn. Engines differ in their overheads and in when they run prompts, so each has its own three scalars; the last row
 gives all of them one set, which is worse.
 
+The last column is the model's own closed loop on colocated nodes (a and b of its engine, no share: it follows from the run).
+
 The largest misses, with causes that are likely and not tested: TensorRT-LLM on 4 and 8 GPUs has all-reduce and attention of its own, the
 tables have vLLM's; vLLM on 2 GPUs with 128 clients and SGLang on one GPU have little memory for KV, whose size is estimated here; SGLang
-on one GPU is another release (0.5.8) than the rest (0.5.1).
+on one GPU is another release (0.5.8) than the rest (0.5.1); the model, which goes on decoding beside prompts, does not follow SGLang, whose
+clients wait for more of each other's prompts before their first token and for fewer after it.
 
 Source: ai-dynamo/aiconfigurator (Apache-2.0), silicon samples of aggregated H100 servers.
 
@@ -103,24 +106,26 @@ def read_servers(path: Path, models: dict[str, ModelSpec], gpu: GpuSpec) -> Serv
     return Servers(rows.assign(together=together), np.array(alone), np.array(prompts))
 
 
-def as_markdown(servers: Servers) -> str:
-    """The tables: error by engine and split, and where the misses are."""
+def as_markdown(servers: Servers, simulated_s: np.ndarray | None = None) -> str:
+    """The tables: error by engine and split, and where the misses are. simulated_s: of each row, in the model itself."""
     engines = sorted(servers.rows.backend.unique())
     lines = [
-        "| rows | three scalars | fit on all | held out by isl | by tp | by concurrency | held out, mean |",
-        "|---|---|---|---|---|---|---|",
+        "| rows | three scalars | fit on all | held out by isl | by tp | by concurrency | held out, mean | in the model |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     detail: list[str] = []
     for name in (*engines, "all engines"):
-        part = servers if name == "all engines" else servers.where((servers.rows.backend == name).to_numpy())
+        mask = np.ones(len(servers.rows), bool) if name == "all engines" else (servers.rows.backend == name).to_numpy()
+        part = servers.where(mask)
         scalars = part.fit()
         out = {column: part.held_out(column) for column in SPLITS}
         shown = " | ".join(f"{_mean(out[column]):.1%}" for column in SPLITS)
         overall = _mean(np.concatenate(list(out.values())))
+        simulated = "" if simulated_s is None else f"{_mean(simulated_s[mask] / part.measured_s - 1):.1%}"
         models = ", ".join(sorted({path.rpartition("/")[2] for path in part.rows.model_path}))
         lines.append(
             f"| {name}: {len(part.rows)} rows, {models} | {scalars[0] * 1e3:.2f} ms, {scalars[1] * 1e6:.0f} µs, {scalars[2]:.2f} "
-            f"| {_mean(part.errors(scalars)):.1%} | {shown} | {overall:.1%} |"
+            f"| {_mean(part.errors(scalars)):.1%} | {shown} | {overall:.1%} | {simulated} |"
         )
         if name != "all engines":
             detail += _misses(name, part, scalars)

@@ -9,15 +9,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from abkt.policy.view import Curve
 from abkt.profile.kernels import ModelCosts
 from abkt.profile.roofline import GpuSpec
+from abkt.profile.schema import RateCurve
 from abkt.spec import ModelSpec
 from experiments.cli import dispatch
 from experiments.compose import compose
 from experiments.config import read
 from experiments.published import MODELS
 from experiments.published_links import error_of, fit_link, pd_transfers
+from experiments.published_loop import tpot_s
 from experiments.published_servers import SPLITS, as_markdown, read_servers
+
+
+def made_up_curves() -> tuple[RateCurve, ...]:
+    curve = Curve((0.1, 0.5), (0.5, 0.001), (1.0, 8.0))
+    return (RateCurve(1024, curve, curve),)
+
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "profiles"
 NAME = "meta-llama/Llama-3.1-8B-Instruct"
@@ -66,6 +75,20 @@ def test_the_held_out_error_is_of_rows_that_the_fit_has_not_seen(tmp_path: Path,
     table.to_csv(path, index=False)
     errors = read_servers(path, models, gpu).held_out("concurrency")
     assert errors[table.concurrency == 32] == pytest.approx(-0.5, abs=1e-3)
+
+
+def test_clients_in_the_model_take_as_long_as_the_kernels_say(gpu: GpuSpec, models: dict[str, ModelSpec]) -> None:
+    """Alone, a client has nobody's prompts beside its steps. With eight, steps take as long as eight together; their prompts of 2,000 tokens
+    do not all fit into one iteration of 8,192, so some come on top, and not more than all of the others'. Those of 1,024 do, always."""
+    model, isl, osl = models[NAME], 2000, 101
+    costs = ModelCosts(model, gpu.kernels, 1, gpu.memory_bytes_per_s, gpu.overhead_s, gpu.request_s)
+    alone = tpot_s(gpu, model, made_up_curves(), isl, osl, clients=1)
+    assert alone == pytest.approx(costs.iteration_s(1, isl + osl / 2), rel=0.01)
+    steps_s = costs.iteration_s(8, 8 * (isl + osl / 2))
+    prompts_s = 7 / (osl - 1) * costs.iteration_s(0, 0, isl)
+    assert steps_s + 0.2 * prompts_s < tpot_s(gpu, model, made_up_curves(), isl, osl, clients=8) < steps_s + prompts_s
+    in_step = tpot_s(gpu, model, made_up_curves(), 1024, osl, clients=8)
+    assert in_step == pytest.approx(costs.iteration_s(8, 8 * (1024 + osl / 2)), rel=0.01)
 
 
 def test_a_link_is_found_and_checked_elsewhere() -> None:
