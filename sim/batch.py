@@ -55,7 +55,7 @@ class Batch:
         return len(self.heap)
 
     def join(self, job: Job) -> None:
-        job.share_s, job.worked_s = self.share_s, self.worked_s
+        job.share_s, job.worked_s, job.first_iteration = self.share_s, self.worked_s, self.iterations
         self.joined += 1
         job.order = self.joined
         self.context += job.tokens

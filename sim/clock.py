@@ -35,19 +35,24 @@ class Clock(simpy.Environment):
             for resume in sleepers:
                 resume(wake)
 
+    def at_work(self) -> bool:
+        """Whether anything is to happen that is not aside."""
+        return any(not isinstance(wake, Wake) or (wake.number == number and not wake.aside) for _, _, number, wake in self._queue)
+
 
 class Wake(Event):
     """The one timer of one process: `yield wake.at(t)`, and whoever changes the plan moves it.
 
     Where it stood before stays in the queue until its time, and does nothing then. (Racing two events, `timeout | event`, would leave as
-    many stale timers and cost nine times as much.)
+    many stale timers and cost nine times as much.) aside: its process goes on for ever, and brings nothing to an end.
     """
 
     callbacks: list  # type: ignore[type-arg]  # never None: it may ring again and again
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, aside: bool = False) -> None:
         super().__init__(clock)
         self.clock = clock
+        self.aside = aside
         self.number = UNSET  # of its entry in the queue
         self._ok = True
         self._value = None

@@ -65,7 +65,9 @@ class Simulation:
         if any(after.arrival_s < before.arrival_s for before, after in pairwise(self.requests)):
             raise ValueError("requests must be in order of arrival")
         self.clock = Clock()
-        self.fleet = Fleet(self.clock, self.cluster, self.bitrate, self.slo, self.node, self._done, self.transfers.append)
+        self.fleet = Fleet(
+            self.clock, self.cluster, self.bitrate, self.slo, self.node, self._done, self.transfers.append, self._failed, self._running
+        )
         self.door = Door(self.clock, self.fleet, self.routing, self.roles, self.admission, self.slo, self._lost)
         self.changes = self.roles and Roles(
             self.clock, self.fleet, self.roles, self.cluster.rebuild_s, self._running, self.door.someone_left
@@ -105,6 +107,14 @@ class Simulation:
 
     def _done(self, job: Job) -> None:
         job.record.expose(job.prefill_start_s, job.encode_start_s, job.wire_start_s, job.expand_start_s, job.decode_start_s)
+        self._count()
+
+    def _failed(self, job: Job, reason: str) -> None:
+        """Its transfer was given up; both sides let its memory go."""
+        assert job.pair is not None
+        job.record.outcome, job.record.reason = "failed", reason
+        job.pair.source.release_prompt(job)
+        job.pair.target.abandon(job)
         self._count()
 
     def _count(self) -> None:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import replace
-from typing import Any
 
 from abkt.policy.view import Curve, Decision, Mode, TransferView
 from abkt.profile.expect import curve_for, expected_view
 from abkt.profile.schema import Fit, Profile
 
-FRAME_BYTES = 1 << 20  # one call of the transport each
-KEPT = 4096  # views kept for requests of the same length
+KEPT = 1 << 14  # views kept for requests of the same length
 DRAWS = 12  # draws among 1, 2, 3 or 4 curves repeat after so many
 
 
@@ -35,6 +32,7 @@ class Costs:
         self.call_s, self.byte_s = _terms(profile, "transport", ("calls", "bytes"))
         self.kv_bytes_per_token = profile.model.kv_bytes_per_token
         self._views: dict[tuple[int, int], TransferView] = {}
+        self._slopes: dict[tuple[int, int], Curve] = {}
         self._prefill_range = _range(profile.fit("prefill"), "tokens")
         self._batch_range, self._context_range = (_range(profile.fit("decode"), name) for name in ("batch", "context"))
 
@@ -47,31 +45,56 @@ class Costs:
         flat_s = self.base_s + self.request_s * batch + beyond(self._batch_pieces, batch) + self.context_s * context
         return flat_s + beyond(self.context_pieces, context) if self.context_pieces else flat_s
 
-    def encode_s(self, tokens: int, decision: Decision) -> float:
+    def encode_s(self, tokens: float, decision: Decision) -> float:
+        """tokens: of all layers; of some layers alone, as many as have the same bytes."""
         return self._encode.seconds(tokens, decision.mode, decision.depth_bits)
 
-    def expand_s(self, tokens: int, mode: Mode, bits: float = 0.0) -> float:
+    def expand_s(self, tokens: float, mode: Mode, bits: float = 0.0) -> float:
         """bits: of a stream, mean bits per value that arrived, between the measured depths on a straight line."""
         return self._expand.seconds(tokens, mode, bits)
 
-    def calls(self, mode: Mode, wire_bytes: float) -> int:
-        """One run of adjacent blocks goes raw in one call; what is coded goes in frames."""
-        return 1 if mode == "raw" else max(1, math.ceil(wire_bytes / FRAME_BYTES))
+    def view(
+        self, tokens: int, deadline_s: float, price: float = 0.0, own_slope: Curve | None = None, hidden_s: float = 0.0
+    ) -> TransferView:
+        """The expected view of a transfer before it is encoded: abkt.profile.expect.expected_view, but kept for each length."""
+        it = self.expected(tokens)
+        return TransferView(
+            it.raw_bytes,
+            deadline_s,
+            it.slope,
+            it.uniform,
+            it.encode_s,
+            it.expand_s,
+            it.raw_s,
+            0.0,
+            0,
+            it.exact_bytes,
+            it.exact_encode_s,
+            it.exact_expand_s,
+            hidden_s=hidden_s,
+            price=price,
+            own_slope=own_slope,
+        )
 
-    def view(self, tokens: int, deadline_s: float, draw: int = 0, **now: Any) -> TransferView:
-        """The expected view of a transfer, on the `draw`-th of the measured curves nearest in length (0: the nearest). now: other fields of
-        it, as they are at the moment."""
+    def expected(self, tokens: int, draw: int = 0) -> TransferView:
+        """That view with a deadline of 0 s, on the `draw`-th of the measured curves nearest in length (0: the nearest)."""
         key = (tokens, draw % DRAWS)
         known = self._views.get(key)
         if known is None:
             if len(self._views) >= KEPT:
                 self._views.clear()
-            known = self._views[key] = expected_view(self.profile, tokens, 0.0, curve_for(self.profile, tokens, key[1]))
-        return replace(known, deadline_s=deadline_s, **now)
+                self._slopes.clear()
+            curve = curve_for(self.profile, tokens, key[1])
+            known = self._views[key] = expected_view(self.profile, tokens, 0.0, curve)
+            self._slopes[key] = curve.slope
+        return known
 
     def own_slope(self, tokens: int, draw: int) -> Curve:
         """The slope of that view, by raw bytes."""
-        return curve_for(self.profile, tokens, draw % DRAWS).slope
+        key = (tokens, draw % DRAWS)
+        if key not in self._views:
+            self.expected(tokens, draw)
+        return self._slopes[key]
 
     def prefill_measured(self, tokens: int) -> bool:
         low, high = self._prefill_range
@@ -100,20 +123,28 @@ class _Codec:
         self.terms = [_terms(profile, f"{stage}/{depth:g}", ("1", "tokens")) for depth in self.depths]
         ranges = [_range(profile.fit(name), "tokens") for name in names]
         self.low, self.high = max(low for low, _ in ranges), min(high for _, high in ranges)
+        self._known: dict[tuple[Mode, float], tuple[float, ...]] = {}
 
-    def seconds(self, tokens: int, mode: Mode, bits: float) -> float:
+    def seconds(self, tokens: float, mode: Mode, bits: float) -> float:
+        terms = self._known.get((mode, bits))
+        if terms is None:
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            terms = self._known[mode, bits] = self._terms_at(mode, bits)
+        return terms[0] + tokens * terms[1]
+
+    def _terms_at(self, mode: Mode, bits: float) -> tuple[float, ...]:
         if mode != "stream":
             whole = self.raw if mode == "raw" else self.exact
             if whole is None:
                 raise ValueError("the profile has no tables encode/exact and expand/exact; run `abkt profile` again")
-            return whole[0] + whole[1] * tokens
+            return whole
         after = bisect_left(self.depths, bits)
         if after == 0 or after == len(self.depths):  # outside the measured depths: the nearest one
-            base, linear = self.terms[min(after, len(self.depths) - 1)]
-            return base + linear * tokens
+            return self.terms[min(after, len(self.depths) - 1)]
         share = (bits - self.depths[after - 1]) / (self.depths[after] - self.depths[after - 1])
         (base0, linear0), (base1, linear1) = self.terms[after - 1], self.terms[after]
-        return base0 + share * (base1 - base0) + tokens * (linear0 + share * (linear1 - linear0))
+        return base0 + share * (base1 - base0), linear0 + share * (linear1 - linear0)
 
 
 def pieces(profile: Profile, stage: str, variable: str) -> tuple[tuple[float, float], ...]:

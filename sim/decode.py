@@ -109,6 +109,9 @@ class DecodeSide(Gpu):
         """Its memory goes; it begins again as a prompt of all it has so far, whose pass gives the next token."""
         had = self.batch.leave(job)
         self.charge(job)
+        if job.refinement is not None:
+            job.refinement.end()
+            job.refinement = None
         self.memory.release(job.decode_blocks)
         self.unpin(job)
         job.pair = None
@@ -163,7 +166,19 @@ class DecodeSide(Gpu):
         job.record.decode_busy_s += self.batch.worked_s - job.worked_s
         job.record.cost_usd += (self.batch.share_s - job.share_s) * self.usd_per_s
 
+    def decoded(self, job: Job) -> int:
+        """Tokens that it has got here by the last iteration's end."""
+        return self.batch.iterations - job.first_iteration if job.order else 0
+
+    def abandon(self, job: Job) -> None:
+        """Its KV will not come; memory was reserved for it."""
+        self.memory.release(job.decode_blocks)
+        self.unpin(job)
+        self.account(-1, -job.decode_blocks)
+
     def finish(self, job: Job) -> None:
+        if job.refinement is not None:
+            job.refinement.end()
         self.memory.release(job.decode_blocks)
         self.unpin(job)
         held_s = self.clock.now - job.reserved_s
@@ -190,9 +205,10 @@ class DecodeSide(Gpu):
         usable_s = self.clock.now
         for job in jobs:
             record = job.record
-            record.expand_busy_s = self.costs.expand_s(job.request.isl, job.decision.mode, job.wire_bits) * self.batch.slow
-            record.cost_usd += record.expand_busy_s * self.usd_per_s
-            usable_s += record.expand_busy_s
+            expand_s = job.expand_s * self.batch.slow
+            record.expand_busy_s += expand_s
+            record.cost_usd += expand_s * self.usd_per_s
+            usable_s += expand_s
             job.decode_start_s = usable_s
         return usable_s
 
@@ -222,7 +238,7 @@ class DecodeSide(Gpu):
         elif not batch.heap:
             self.state = "idle"
             return
-        elif self.waiting and self.places() > 0:
+        elif self.chores or (self.waiting and self.places() > 0):
             self.leap = 1
         self.state = "iterating"
         self.wake.at(self.start_s + (batch.leap_s(self.leap) + self.chunk_s))

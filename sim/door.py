@@ -19,7 +19,7 @@ from sim.clock import Clock
 from sim.fleet import Fleet
 from sim.job import Job
 from sim.node import Node
-from sim.transfer import Pair
+from sim.pair import Pair
 
 
 class Asking:

@@ -11,16 +11,19 @@ from abkt.policy.price import Price
 from abkt.policy.routing.ranking import Ranking
 from abkt.policy.view import BitratePolicy
 from abkt.records import SLO, TransferRecord
+from sim.background import Traffic
 from sim.clock import Clock
 from sim.cost import Costs
 from sim.job import Job
+from sim.link_faults import LinkFaults
 from sim.memory import Memory
 from sim.network import Network
+from sim.nic import Nic
 from sim.node import Node
 from sim.pace import Pace
+from sim.pair import Carrier, Pair
 from sim.prefix import PrefixCache
 from sim.specs import Cluster, Engine, NodeSpec
-from sim.transfer import Pair
 
 
 class Fleet:
@@ -34,9 +37,11 @@ class Fleet:
         slo: SLO,
         node: type[Node],
         done: Callable[[Job], None],
-        delivered: Callable[[TransferRecord], None],
+        ended: Callable[[TransferRecord], None],
+        failed: Callable[[Job, str], None],
+        running: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.clock, self.cluster, self.bitrate, self.slo, self.delivered = clock, cluster, bitrate, slo, delivered
+        self.clock, self.cluster, self.bitrate = clock, cluster, bitrate
         self.engine = cluster.engine or Engine(max_batch=cluster.max_batch)
         self.network = Network(clock)
         self.holders: dict[int, dict[Node, None]] = {}
@@ -59,9 +64,14 @@ class Fleet:
         for index, one in enumerate(self.nodes):
             one.role = "prefill" if index < len(cluster.prefill) else "decode"
         self._weigh()
-        self.prices = {spec.name: Price(max(spec.nic.bytes_per_s)) for spec in specs}
+        self.nics = {spec.name: Nic(Price(max(spec.nic.bytes_per_s))) for spec in specs}
         self.links = {spec.name: self.network.link(spec.name, spec.nic) for spec in specs}
         self.fabric = (self.network.link("fabric", cluster.fabric),) if cluster.fabric else ()
+        links = {**self.links, **{link.name: link for link in self.fabric}}
+        LinkFaults(self.network, links, cluster.link_faults)
+        if cluster.background is not None:
+            Traffic(self.network, links, cluster.background, running)
+        self.carrier = Carrier(clock, self.network, slo, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s)
         self.pairs: dict[tuple[Node, Node], Pair] = {}
         self.rank()
 
@@ -104,17 +114,14 @@ class Fleet:
         pair = self.pairs.get((source, target))
         if pair is None:
             path = (self.links[source.name], *self.fabric, self.links[target.name])
-            prices = self.prices[source.name], self.prices[target.name]
-            usd_per_gb, delay_s, policy = self.cluster.usd_per_gb, self.cluster.delay_s, self.bitrate()
-            pair = self.pairs[source, target] = Pair(
-                self.clock, self.network, source, target, path, prices, policy, self.slo, usd_per_gb, self.delivered, delay_s
-            )
+            nics = self.nics[source.name], self.nics[target.name]
+            pair = self.pairs[source, target] = Pair(self.carrier, source, target, path, nics, self.bitrate())
         return pair
 
     def state(self) -> str:
         """Of every queue, for whoever has to find out why nothing happens."""
         nodes = [f"{node.name}: {node.state}, {_queues(node)}, {node.memory}" for node in self.nodes]
-        pairs = [f"{p.source.name} to {p.target.name}: {len(p.queue)} to send" for p in self.pairs.values() if not p.idle]
+        pairs = [f"{p.source.name} to {p.target.name}: {len(p.queue or ())} to send" for p in self.pairs.values() if not p.idle]
         return "; ".join([*nodes, *pairs])
 
 

@@ -50,6 +50,8 @@ class Gpu:
         self.leap = 0
         self.chunk: list[tuple[Job, int]] = []
         self.chunk_s = 0.0
+        self.stretched_s = 0.0  # of chunk_s, what the codec took of it
+        self.chores: list[tuple[float, Callable[[], None]]] = []  # seconds, and what to call at their end
         self.role = ""
         self.rebuilding = False
         self.drained: Callable[[Any], None] | None = None
@@ -71,6 +73,17 @@ class Gpu:
         elif self.state == "iterating" and self.leap and not self.chunk:
             self.leap = min(self.leap, max(1, self.batch.iterations_until(self.start_s, self.clock.now)))
             self.wake.at(self.start_s + self.batch.leap_s(self.leap))
+
+    def interject(self, seconds: float, then: Callable[[], None]) -> None:
+        """Something else takes so long, between two iterations, as soon as one ends; then() is called when it is done."""
+        self.chores.append((seconds * self.batch.slow, then))
+        self.attend()
+
+    def stretch(self, seconds: float) -> None:
+        """The iteration that is running takes so much longer."""
+        self.chunk_s += seconds
+        self.stretched_s += seconds
+        self.wake.at(self.start_s + (self.batch.leap_s(self.leap) + self.chunk_s))
 
     def slow_down(self, factor: float) -> None:
         """What begins from now on takes so much longer than it should; 1: no longer."""

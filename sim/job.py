@@ -14,8 +14,9 @@ from abkt.records import RequestRecord
 from sim.workload import Request
 
 if TYPE_CHECKING:
+    from sim.pair import Pair
+    from sim.pipeline import Pipeline
     from sim.refinement import Refinement
-    from sim.transfer import Pair
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -41,7 +42,7 @@ class Job:
     pinned: tuple[int, ...] = ()
     prefill_blocks: int = 0
     decode_blocks: int = 0
-    held_tokens: int = 0  # of the prompt, on the decode node before anything was sent
+    held_tokens: int = 0  # of the prompt, on the decode node before anything was sent; they are not sent
     decode_pinned: tuple[int, ...] = ()
     prefill_start_s: float = math.nan
     encode_start_s: float = field(init=False)
@@ -50,10 +51,11 @@ class Job:
     expected_bytes: float = field(init=False)
     wire_start_s: float = field(init=False)
     reserved_s: float = math.nan  # memory to decode
-    wire_bits: float = field(init=False)  # of a stream, mean bits per value that arrived
+    expand_s: float = field(init=False)  # of what arrived last
     expand_start_s: float = field(init=False)
     decode_start_s: float = math.nan
-    first_iteration: int = field(init=False)  # of its decode node, before which it had none of its tokens from there
+    first_iteration: int = field(init=False)  # of the batch, before which it had none of its tokens from there
+    pipeline: Pipeline | None = None  # of its layer groups, where there are several
     refinement: Refinement | None = None  # what follows its transfer behind the start
     order: int = 0
     share_s: float = field(init=False)
@@ -64,3 +66,8 @@ class Job:
     def __post_init__(self) -> None:
         self.tokens = self.request.isl
         self.left = self.request.osl - 1
+
+    @property
+    def sent_tokens(self) -> int:
+        """Of the prompt, those that travel; one at least, for a prompt is never held whole."""
+        return max(1, self.request.isl - self.held_tokens)

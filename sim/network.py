@@ -90,11 +90,11 @@ class Link:
 class Flow:
     """`target_bytes` over `path`, at most limit_bytes_per_s. `end` rings when they have passed; the target may move before.
 
-    level: flows of a lower one go first. on_rate(bytes, seconds) is called whenever the flow gets another rate, the first included, with
-    what passed at the last one and how long that took. It returns the target.
+    level: flows of a lower one go first. stall_s: after so long without a byte `end` rings too. on_rate(bytes, seconds) is called whenever
+    the flow gets another rate, the first included, with what passed at the last one and how long that took. It returns the target.
     """
 
-    __slots__ = ("end", "level", "limit_bytes_per_s", "on_rate", "path", "rate", "sent_bytes", "since_s", "target_bytes")
+    __slots__ = ("end", "level", "limit_bytes_per_s", "on_rate", "path", "rate", "sent_bytes", "since_s", "stall_s", "target_bytes")
 
     def __init__(
         self,
@@ -105,12 +105,14 @@ class Flow:
         limit_bytes_per_s: float = math.inf,
         level: int = 0,
         end: Wake | None = None,
+        stall_s: float = math.inf,
     ) -> None:
         self.path = path
         self.target_bytes = target_bytes
         self.on_rate = on_rate
         self.limit_bytes_per_s = limit_bytes_per_s
         self.level = level
+        self.stall_s = stall_s
         self.end = end or Wake(clock)
         self.rate = math.nan  # before it joins
         self.sent_bytes = 0.0
@@ -138,6 +140,8 @@ class Flow:
             self.end.at(self.since_s)
         elif self.rate > 0:
             self.end.at(self.since_s + left / self.rate)
+        elif self.stall_s < math.inf:
+            self.end.at(self.since_s + self.stall_s)
         else:
             self.end.cancel()  # until it has a rate again
 

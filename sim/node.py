@@ -6,7 +6,8 @@ iteration and the prompts' own passes, with one overhead, the larger of the two.
 the other to do; the difference between a prefill node, a decode node and one for both is what it is given.
 
 At an iteration's end: who is complete leaves; finished prompts are encoded, one after another on the same GPU, and given to the sender, or
-join the batch where they are decoded here; KV that has arrived is expanded, as far as there are places, and joins. What comes meanwhile
+join the batch where they are decoded here; what refines KV that is here, or is only a part of it, is expanded; KV that has arrived whole is
+expanded, as far as there are places, and joins. What comes meanwhile
 waits for the next end.
 
 Not modelled: streams that overlap codec and passes; chunks that make attention less efficient.
@@ -47,6 +48,12 @@ class Node(PromptSide):
                 if encoded_s > clock.now:
                     yield wake.at(encoded_s)
                 self.hand_over(job)
+            while self.chores:
+                self.state = "coding"
+                chores, self.chores = self.chores, []
+                yield wake.after(sum(seconds for seconds, _ in chores))
+                for _, then in chores:
+                    then()
             if self.batch.full:
                 self.make_room()
             if self.waiting and (admitted := self.admit()):

@@ -158,23 +158,25 @@ class PromptSide(DecodeSide):
                 encode_s += job.encode_s
         if self.batch.heap:
             total_s -= min(base_s, self.pace.overhead_s)
-        self.chunk_s = total_s * self.batch.slow
+        self.chunk_s, self.stretched_s = total_s * self.batch.slow, 0.0
         self.busy_until_s = now_s + self.chunk_s + self.batch.leap_s(self.leap) + encode_s
         self.mark()
+        if len(self.chunk) == 1 and job.pair is not None and job.left and job.prefilled + tokens == job.tokens:
+            job.pair.begin(job, self.batch.leap_s(self.leap) + self.chunk_s)
 
     def end_chunk(self, seconds: float) -> None:
         """The iteration is done, and took so long. Prompts pay for what they added to it, by the time each would take alone."""
         alone_s = [self.prefill_s(job.prefilled + tokens, job.prefilled) for job, tokens in self.chunk]
-        price = self.chunk_s / total_s * self.usd_per_s if (total_s := sum(alone_s)) > 0 else 0.0
+        price = (self.chunk_s - self.stretched_s) / total_s * self.usd_per_s if (total_s := sum(alone_s)) > 0 else 0.0
         for (job, tokens), part_s in zip(self.chunk, alone_s):
             record = job.record
             record.cost_usd += part_s * price
-            record.prefill_busy_s += seconds
+            record.prefill_busy_s += seconds - self.stretched_s
             job.prefilled += tokens
             if job.prefilled == job.tokens:
                 self.prefilled.append(job)
         self.chunk.clear()
-        self.chunk_s = 0.0
+        self.chunk_s = self.stretched_s = 0.0
 
     def encode(self, job: Job) -> float:
         """The first token is known; the bitrate policy says what becomes of the KV. Returns when it is encoded."""
@@ -187,21 +189,28 @@ class PromptSide(DecodeSide):
         if job.pair is None or request.osl == 1:
             self.mark()
             return now_s
-        job.pair.choose(job)
-        record.encode_busy_s = self.costs.encode_s(request.isl, job.decision) * self.batch.slow
-        record.extrapolated |= not self.costs.codec_measured(request.isl)
-        record.cost_usd += record.encode_busy_s * self.usd_per_s
+        if job.pipeline is None:
+            job.pair.choose(job)
+            encode_s = self.costs.encode_s(job.sent_tokens, job.decision) * self.batch.slow
+        else:
+            encode_s = job.pipeline.left_to_encode_s()
+        record.encode_busy_s += encode_s
+        record.extrapolated |= not self.costs.codec_measured(job.sent_tokens)
+        record.cost_usd += encode_s * self.usd_per_s
         self.encode_token_s = record.encode_busy_s / request.isl
-        self.busy_until_s += record.encode_busy_s
+        self.busy_until_s += encode_s
         self.mark()
-        return now_s + record.encode_busy_s
+        return now_s + encode_s
 
     def hand_over(self, job: Job) -> None:
         """To the sender, to the batch, or out with its only token."""
         now_s = self.clock.now
         if job.pair is not None and job.left:
             job.wire_start_s = now_s
-            job.pair.send(job)
+            if job.pipeline is None:
+                job.pair.send(job)
+            else:
+                job.pipeline.finish()
         elif job.left:
             self.locals -= 1
             if job.decode_start_s != job.decode_start_s:  # nan: not one that begins again

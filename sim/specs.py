@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
+from sim.background import Background
+from sim.link_faults import LinkFault
+from sim.transport import Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class NodeSpec:
 class Cluster:
     """prefill, decode: the nodes by the role they begin with. engine: of every node, with max_batch of its own. fabric: shared by all
     flows, if any. usd_per_gb: of wire bytes (10^9) between nodes. delay_s: propagation between nodes, each way. rebuild_s: what a node
-    needs to take another role, once it has nothing left to do in the old one.
+    needs to take another role, once it has nothing left to do in the old one. transport: how KV is carried.
+    link_faults, background: what happens on links besides, by node name or "fabric".
     """
 
     prefill: tuple[NodeSpec, ...]
@@ -67,6 +71,9 @@ class Cluster:
     delay_s: float = 0.0
     engine: Engine | None = None
     rebuild_s: float = 0.007
+    transport: Transport = Transport()  # noqa: RUF009  # frozen
+    link_faults: tuple[LinkFault, ...] = ()
+    background: Background | None = None
 
     def __post_init__(self) -> None:
         for role, nodes in (("prefill", self.prefill), ("decode", self.decode)):

@@ -1,243 +1,282 @@
-"""Transfers between one prefill node and one decode node: in order, one at a time, as one sender thread for each peer does it.
+"""One transfer of KV: the bytes that flow, the cut that may move while they do, and what the records say of it.
 
-The sender waits until the decode side has reserved memory for the whole request, then its bytes flow at the max-min fair rate,
-at most at the 1/beta that the transport itself manages; alpha for each call comes after the last byte. The pair's bitrate policy is
-asked before encoding (on the expected curve), then, on the request's own measured curve, when the flow starts, when its rate
-changes, and when it has reached the cut: the cut may move while it flows. Raw and exact transfers have no cut and are not asked about
-again. Each end's NIC has a price, of which the policy sees the higher: its backlog is what was chosen for it and is not delivered, in
-expected bytes. A transfer record starts with its flow; a request's exposed wire time also holds the waits for earlier transfers of the
-pair and for memory.
+The pair's bitrate policy is asked on the request's own measured curve when the flow starts, when its rate changes, and when it has reached
+the cut. Raw and exact transfers have no cut and are not asked about again. A transfer record starts with its flow; a request's exposed wire
+time also holds the waits for earlier transfers of the pair and for memory.
 
-Not modelled: encoding that overlaps sending, what acknowledging takes beside its way, lost frames, retries, refinement behind the start.
+KV may come in layer groups (sim.pipeline), one after another, each with its own cut. The policy is then shown one curve for what has left
+of the groups before and all that is to come: bytes and distortion if every group from this one on went to the same cut.
+
+Not modelled: layers that code better or worse than others of the same prompt.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Generator
-from dataclasses import replace
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING
 
-from simpy.events import Event
-
-from abkt.policy.price import Price
-from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, TransferView
-from abkt.records import SLO, TransferRecord
-from sim.clock import Clock, Wake
+from abkt.policy.view import Curve, Delivered, GoodputSample, TransferView
+from abkt.records import TransferRecord
+from sim.clock import Wake
 from sim.job import Job
-from sim.network import Flow, Link, Network
-from sim.node import Node
+from sim.network import Flow
+from sim.refinement import Refinement
+from sim.transport import FRAME_BYTES
+
+if TYPE_CHECKING:
+    from sim.pair import Pair
 
 
-class Pair:
-    """prices: of the two ends' NICs. delivered(record): called with the record of each transfer that ends. share(): bytes/s a new flow
-    would get, if links are fair."""
+class Transfer:
+    """Memory is reserved for it. `wake` rings at the end of what flows."""
 
-    def __init__(
-        self,
-        clock: Clock,
-        network: Network,
-        source: Node,
-        target: Node,
-        path: tuple[Link, ...],
-        prices: tuple[Price, Price],
-        policy: BitratePolicy,
-        slo: SLO,
-        usd_per_gb: float,
-        delivered: Callable[[TransferRecord], None],
-        delay_s: float = 0.0,
-    ) -> None:
-        self.clock = clock
-        self.network = network
-        self.source = source
-        self.target = target
-        self.path = path
-        self.prices = prices
-        self.policy = policy
-        self.slo = slo
-        self.usd_per_byte = usd_per_gb / 1e9
-        self.delivered = delivered
-        self.delay_s = delay_s
-        self.limit_bytes_per_s = 1 / source.costs.byte_s if source.costs.byte_s > 0 else math.inf
-        self.queue: deque[Job] = deque()
-        self.backlog_bytes = 0.0  # expected, of the queue and of the transfer under way
-        self.wake = Wake(clock)
-        self.idle = True
-        clock.process(send(self))
+    __slots__ = (
+        "begun_bytes",
+        "behind",
+        "carrier",
+        "clock",
+        "curve",
+        "cut",
+        "cuts",
+        "deadline_s",
+        "deepest",
+        "expected",
+        "flow",
+        "full",
+        "groups",
+        "job",
+        "pair",
+        "passed_bytes",
+        "random",
+        "rate",
+        "record",
+        "resending",
+        "segment_bytes",
+        "streamed",
+        "tokens",
+    )
 
-    # -- before the transfer -----------------------------------------------------------------------------------------------------
-
-    def quote_s(self, tokens: int, arrival_s: float) -> float:
-        """Seconds a transfer of the next prompt would take, from the end of its prefill to usable KV."""
-        now_s, costs = self.clock.now, self.source.costs
-        view = costs.view(tokens, self.deadline_s(tokens, arrival_s), price=self.price())
-        decision = self.policy.decide(now_s + self.source.queued_s + costs.prefill_s(tokens), view)
-        size_bytes, bits = _outcome(decision, view)
-        rate = self.policy.estimate_bytes_per_s(now_s)
-        if rate != rate:  # nan: the policy has no estimate
-            rate = self.share()
-        codec_s = costs.encode_s(tokens, decision) + self.target.costs.expand_s(tokens, decision.mode, bits)
-        calls_s = costs.call_s * costs.calls(decision.mode, size_bytes)
-        return codec_s + (self.backlog_bytes + size_bytes) / rate + calls_s + 3 * self.delay_s
-
-    def share(self) -> float:
-        return min(self.limit_bytes_per_s, min((link.bytes_per_s / (len(link.flows) + 1) for link in self.path), default=math.inf))
-
-    def price(self) -> float:
-        """Distortion per byte: the higher of the two ends'."""
-        return max(price.per_byte(self.clock.now) for price in self.prices)
-
-    def deadline_s(self, tokens: int, arrival_s: float) -> float:
-        """When KV must be usable: as abkt.profile.expect.kv_deadline_s, which the real frontend uses."""
-        return arrival_s + self.slo.ttft_s - self.target.costs.iteration_s(1, tokens)
-
-    def choose(self, job: Job) -> None:
-        """Ask the policy for mode, order and depth, which stand for the whole transfer."""
-        request, record, costs, now_s = job.request, job.record, self.source.costs, self.clock.now
-        deadline_s, own_slope = self.deadline_s(request.isl, request.arrival_s), costs.own_slope(request.isl, request.request_id)
-        job.view = view = costs.view(request.isl, deadline_s, price=self.price(), own_slope=own_slope)
-        job.decision = self.policy.decide(now_s, view)
-        job.expected_bytes, _ = _outcome(job.decision, view)
-        self.backlog_bytes += job.expected_bytes
-        for price in self.prices:
-            price.enter(now_s, job.expected_bytes)
-        record.raw_bytes = view.raw_bytes
-
-    def send(self, job: Job) -> None:
-        self.queue.append(job)
-        if self.idle:
-            self.idle = False
-            self.wake.after(0.0)
-
-    # -- the transfer ------------------------------------------------------------------------------------------------------------
-
-    def next_job(self) -> Job:
-        return self.queue.popleft()
-
-    def start(self, job: Job) -> Flow:
-        """Memory is reserved. The flow's first rate asks for the first cut."""
-        request, costs = job.request, self.source.costs
-        now_s = self.clock.now
-        if job.reserved_s != job.reserved_s:
+    def __init__(self, pair: Pair, job: Job, wake: Wake) -> None:
+        self.pair, self.job, self.carrier = pair, job, pair.carrier
+        carrier, request, decision, costs = pair.carrier, job.request, job.decision, pair.source.costs
+        self.clock = carrier.clock
+        now_s = carrier.clock._now
+        if job.reserved_s != job.reserved_s:  # nan; else it was before its prefill
             job.reserved_s = now_s
-        self.job = job
-        self.cut = 0
-        draw = request.request_id if job.decision.mode == "stream" else 0
-        deadline_s = self.deadline_s(request.isl, request.arrival_s)
-        # No encoding is left to do, and the other modes can no longer be had.
-        self.view = view = costs.view(request.isl, deadline_s, draw, encode_s=0.0, raw_s=math.inf, exact_bytes=0.0)
-        self.curve: Curve = view.curve(job.decision.order)
-        self.deepest = self.curve.cut_of_bits(job.decision.depth_bits)
+        self.tokens = job.sent_tokens
+        self.streamed = decision.mode == "stream"
+        self.expected = costs.expected(self.tokens, request.request_id if self.streamed else 0)
+        self.deadline_s = pair.deadline_s(request.isl, request.arrival_s)
+        self.full = self.curve = self.expected.curve(decision.order)
+        self.deepest = self.full.cut_of_bits(decision.depth_bits)
+        self.groups = 1 if job.pipeline is None else job.pipeline.groups
+        self.cut = self.behind = 0
+        self.cuts: list[int] = []  # of the groups before
+        self.passed_bytes = 0.0  # of the groups before
+        self.rate = 0.0  # that the NICs know of
+        self.begun_bytes = 0.0  # what had flowed when this group began, frames sent twice included
+        self.segment_bytes = 0.0  # what flowed last without a pause
+        self.resending = False
+        self.random = Random(f"{carrier.transport.seed} {request.request_id}") if carrier.transport.frame_loss > 0 else None
         self.record = TransferRecord(
             request_id=request.request_id,
-            source=self.source.name,
-            destination=self.target.name,
+            source=pair.source.name,
+            destination=pair.target.name,
             start_s=now_s,
-            mode=job.decision.mode,
-            price=self.price(),
-            estimate_bytes_per_s=self.policy.estimate_bytes_per_s(now_s),
-            raw_bytes=view.raw_bytes,
+            mode=decision.mode,
+            price=pair.price(),
+            estimate_bytes_per_s=pair.policy.estimate_bytes_per_s(now_s),
+            raw_bytes=self.expected.raw_bytes,
             pacing="model",
         )
-        self.flow = Flow(self.clock, self.path, job.expected_bytes, self.on_rate, self.limit_bytes_per_s)
-        self.network.join(self.flow)
-        return self.flow
+        limit = pair.limit_bytes_per_s(job.expected_bytes, pair.calls(decision.mode, self.tokens, job.expected_bytes))
+        self.flow: Flow = Flow(
+            self.clock, pair.path, job.expected_bytes, self.on_rate, limit, end=wake, stall_s=carrier.transport.timeout_s
+        )
+
+    # -- the flow ----------------------------------------------------------------------------------------------------------------
+
+    def begin(self, group: int) -> None:
+        """The group is there, and flows from now on. Its first rate asks for its first cut."""
+        if group > 0:
+            self.curve = _rest(self.full, self.cuts, self.groups)
+            self.cut = 0
+        self.begun_bytes = self.flow.sent_bytes
+        self.resending = False
+        self.carrier.network.join(self.flow)
 
     def on_rate(self, sent_bytes: float, seconds: float) -> float:
         """The flow has another rate: the policy sees what passed, and may move the cut."""
+        self.carry(self.flow.rate)
         if seconds > 0:
-            self.policy.observe(self.clock.now, GoodputSample(sent_bytes, seconds))
-        if self.job.decision.mode != "stream":
-            return self.job.expected_bytes
+            self.pair.policy.observe(self.clock._now, GoodputSample(sent_bytes, seconds))
+        if self.resending:
+            return self.flow.target_bytes
+        if not self.streamed:
+            return self.begun_bytes + self.job.expected_bytes / self.groups
         self.cut = self.decide()
-        return self.curve.bytes[self.cut]
+        return self.begun_bytes + self.full.bytes[self.cut] / self.groups
+
+    def carry(self, bytes_per_s: float) -> None:
+        """Both NICs carry so much of it from now on."""
+        now_s, more, self.rate = self.clock._now, bytes_per_s - self.rate, bytes_per_s
+        for nic in self.pair.nics:
+            nic.carry(now_s, more)
 
     def extends(self) -> bool:
-        """The cut is reached: does the policy want more?"""
-        passed_bytes, seconds = self.flow.finish(self.clock.now)
+        """What was to flow has passed: does the policy want more?"""
+        self.carry(self.flow.rate)
+        passed_bytes, seconds = self.flow.finish(self.clock._now)
         if seconds > 0:
-            self.policy.observe(self.clock.now, GoodputSample(passed_bytes, seconds))
-        if self.job.decision.mode != "stream" or self.cut == self.deepest:
-            return False
-        before, self.cut = self.cut, self.decide()
-        if self.cut > before:
-            self.flow.aim(self.curve.bytes[self.cut])
-        return self.cut > before
+            self.pair.policy.observe(self.clock._now, GoodputSample(passed_bytes, seconds))
+        if not self.resending:
+            self.segment_bytes = self.flow.sent_bytes - self.begun_bytes
+            if self.streamed and self.cut < self.deepest:
+                before, self.cut = self.cut, self.decide()
+                if self.cut > before:
+                    self.flow.aim(self.begun_bytes + self.full.bytes[self.cut] / self.groups)
+                    return True
+        return False
+
+    def leave(self) -> None:
+        """Nothing of it flows, for now."""
+        self.carrier.network.leave(self.flow)
+        self.carry(0.0)
+
+    def end(self) -> None:
+        """The group has passed, with all its frames."""
+        self.leave()
+        self.cuts.append(self.cut)
+        self.passed_bytes += (self.full.bytes[self.cut] if self.streamed else self.job.expected_bytes) / self.groups
+        if self.job.pipeline is not None and len(self.cuts) < self.groups:
+            self.job.pipeline.expand(self.bits())
 
     def decide(self) -> int:
         """The policy's cut, no coarser than what has left already and no deeper than was encoded."""
-        sent_bytes = self.flow.sent_bytes
-        sent_cut = bisect_left(self.curve.bytes, sent_bytes * (1 - 1e-12)) if sent_bytes > 0 else 0
-        view = replace(self.view, sent_bytes=sent_bytes, sent_cut=sent_cut, price=self.price())
-        decision = self.policy.decide(self.clock.now, view)
-        wanted = decision.cut if decision.mode == "stream" else self.deepest  # whoever still wants raw: as good as was encoded
-        return max(min(wanted, self.deepest), sent_cut)
+        of_group = self.flow.sent_bytes - self.begun_bytes
+        sent_cut = bisect_left(self.full.bytes, of_group * self.groups * (1 - 1e-12)) if of_group > 0 else 0
+        decision = self.pair.policy.decide(self.clock._now, self.view(self.passed_bytes + of_group, sent_cut))
+        if decision.mode != "stream":  # whoever still wants raw: as good as was encoded
+            return self.deepest
+        self.behind = decision.behind
+        return max(min(decision.cut, self.deepest), sent_cut)
+
+    def view(self, sent_bytes: float, sent_cut: int, started: bool = False) -> TransferView:
+        """No encoding is left to do, and the other modes can no longer be had."""
+        it, job = self.expected, self.job
+        slope, uniform = (self.curve, it.uniform) if job.decision.order == "slope" else (it.slope, self.curve)
+        return TransferView(
+            it.raw_bytes,
+            self.deadline_s,
+            slope,
+            uniform,
+            0.0,
+            it.expand_s,
+            math.inf,
+            sent_bytes,
+            sent_cut,
+            0.0,
+            it.exact_encode_s,
+            it.exact_expand_s,
+            hidden_s=job.pipeline.left_s() if job.pipeline is not None else 0.0,
+            price=self.pair.price(),
+            started=started,
+        )
+
+    # -- what goes wrong ---------------------------------------------------------------------------------------------------------
+
+    def stalled(self) -> bool:
+        """Nothing has passed for as long as the transport waits."""
+        return self.flow.rate == 0 and self.flow.sent_bytes < self.flow.target_bytes
+
+    def give_up(self) -> bool:
+        """The connection is lost; what has passed is there. True if it may be tried again."""
+        self.flow.settle(self.clock._now)
+        self.leave()
+        if self.record.retries == self.carrier.transport.retries:
+            return False
+        self.record.retries += 1
+        self.record.resumes += 1
+        return True
+
+    def lost_frames(self) -> int:
+        """How many of the frames sent last did not come: drawn at random, the same in every run."""
+        if self.random is None:
+            return 0
+        share, frames = self.carrier.transport.frame_loss, math.ceil(self.segment_bytes / FRAME_BYTES)
+        return sum(self.random.random() < share for _ in range(frames))
+
+    def send_again(self, frames: int) -> None:
+        """They flow once more. The last frame is shorter than others, and one stands for any."""
+        self.resending = True
+        self.segment_bytes = min(frames * FRAME_BYTES, self.segment_bytes)
+        self.flow.target_bytes = self.flow.sent_bytes + self.segment_bytes
+        self.carrier.network.join(self.flow)
+
+    # -- the end -----------------------------------------------------------------------------------------------------------------
+
+    def calls(self) -> int:
+        return self.pair.calls(self.job.decision.mode, self.tokens, self.passed_bytes)
 
     def deliver(self) -> None:
-        """The last byte is there and acknowledged: the source is free, the decode node has the KV."""
-        job, record, flow, curve = self.job, self.record, self.flow, self.curve
-        now_s = job.expand_start_s = self.clock.now
-        if job.decision.mode != "stream":
-            job.wire_bits, distortion = 0.0, 0.0
-        else:
-            job.wire_bits, distortion = curve.bits[self.cut], curve.distortion[self.cut]
+        """The last byte is there and acknowledged: the decode node has the KV, and the source is free, but for what is to follow."""
+        pair, job, record, flow, costs = self.pair, self.job, self.record, self.flow, self.pair.source.costs
+        now_s = job.expand_start_s = self.clock._now
+        distortion = sum(self.full.distortion[cut] for cut in self.cuts) / self.groups if self.streamed else 0.0
+        if self.streamed:
             record.order, record.depth_bits, record.cut = job.decision.order, job.decision.depth_bits, self.cut
-            record.slope = _slope(curve, self.cut)
-        sender_s = job.record.encode_busy_s + now_s - record.start_s
-        self.policy.delivered(now_s, Delivered(distortion, job.decision, job.view, sender_s))
+            record.slope = _slope(self.full, self.cut)
+        job.expand_s = pair.target.costs.expand_s(self.tokens / self.groups, job.decision.mode, self.bits())
+        pair.policy.delivered(now_s, Delivered(distortion, job.decision, job.view, job.record.encode_busy_s + now_s - record.start_s))
         record.finish_s = now_s
         record.wire_bytes = round(flow.sent_bytes)
-        record.calls = self.source.costs.calls(job.decision.mode, record.wire_bytes)
-        record.bits_per_value = 8 * record.wire_bytes / (job.request.isl * self.source.costs.profile.model.values_per_token)
+        record.calls = self.calls()
+        record.bits_per_value = 8 * record.wire_bytes / (self.tokens * costs.profile.model.values_per_token)
         record.distortion_start = record.distortion_final = distortion
         of = job.record
         of.wire_busy_s = now_s - record.start_s
         of.wire_bytes, of.rate = record.wire_bytes, record.bits_per_value
         of.distortion_start = of.distortion_final = of.distortion_token_weighted = distortion
-        of.cost_usd += record.wire_bytes * self.usd_per_byte
-        self.backlog_bytes = self.backlog_bytes - job.expected_bytes if self.queue else 0.0
-        for price in self.prices:
-            price.leave(now_s, job.expected_bytes)
-        self.source.release_prompt(job)
-        self.delivered(record)
-        self.target.arrive(job)
-
-
-def send(pair: Pair) -> Generator[Event, None, None]:
-    memory = pair.target.memory
-    while True:
-        if not pair.queue:
-            pair.idle = True
-            yield pair.wake
-        job = pair.next_job()
-        if job.reserved_s == job.reserved_s:  # nan: not yet; some are before their prefill begins
-            pass
-        elif memory.can_reserve(job.decode_blocks):
-            memory.reserve(job.decode_blocks)
+        of.cost_usd += record.wire_bytes * self.carrier.usd_per_gb / 1e9
+        pair.forget(job)
+        flow.on_rate = _over  # which knows this transfer: nothing is to keep it
+        if self.streamed and self.behind > self.cut and (refinement := Refinement.after(self)):
+            job.refinement = refinement
         else:
-            yield memory.waited_for(job.decode_blocks, pair.wake)
-        if pair.delay_s > 0:
-            yield pair.wake.after(2 * pair.delay_s)  # the offer's way, and the grant's
-        flow = pair.start(job)
-        yield flow.end
-        while pair.extends():
-            yield flow.end
-        pair.network.leave(flow)
-        calls_s = pair.source.costs.call_s * pair.source.costs.calls(job.decision.mode, flow.sent_bytes)
-        if calls_s + pair.delay_s > 0:
-            yield pair.wake.after(calls_s + pair.delay_s)
-        pair.deliver()
-        if pair.delay_s > 0:
-            yield pair.wake.after(pair.delay_s)  # the acknowledgement's way, before the next offer
+            pair.source.release_prompt(job)
+            self.carrier.ended(record)
+        pair.target.arrive(job)
+
+    def bits(self) -> float:
+        """Of the last group, per value."""
+        return self.full.bits[self.cut] if self.streamed else 0.0
+
+    def fail(self, reason: str) -> None:
+        record = self.record
+        record.finish_s, record.wire_bytes = self.clock._now, round(self.flow.sent_bytes)
+        record.outcome, record.reason = "failed", reason
+        self.pair.forget(self.job)
+        self.flow.on_rate = _over
+        self.carrier.ended(record)
+        self.carrier.failed(self.job, reason)
 
 
-def _outcome(decision: Decision, view: TransferView) -> tuple[float, float]:
-    """(wire bytes, mean bits per value of a stream) of a decision, on this view's curve."""
-    if decision.mode != "stream":
-        return (float(view.raw_bytes) if decision.mode == "raw" else view.exact_bytes), 0.0
-    curve = view.curve(decision.order)
-    return curve.bytes[decision.cut], curve.bits[decision.cut]
+def _over(sent_bytes: float, seconds: float) -> float:
+    raise RuntimeError("a flow that has ended got another rate")
+
+
+def _rest(full: Curve, cuts: Sequence[int], groups: int) -> Curve:
+    """The curve of the groups that have passed, each at its cut, and of all the others at the cut in question."""
+    share = (groups - len(cuts)) / groups
+    size, left, bits = (sum(values[cut] for cut in cuts) / groups for values in (full.bytes, full.distortion, full.bits))
+    return Curve(
+        tuple([size + share * b for b in full.bytes]),
+        tuple([left + share * d for d in full.distortion]),
+        tuple([bits + share * b for b in full.bits]),
+    )
 
 
 def _slope(curve: Curve, cut: int) -> float:

@@ -20,7 +20,7 @@ class Counting(Batch):
 
     def join(self, job: Job) -> None:
         self.joined += 1
-        job.order = self.joined
+        job.order, job.first_iteration = self.joined, self.iterations
         self.heap.append((0, job.order, job))
         self.tokens[job], self.used_s[job], self.busy_s[job] = 0, 0.0, 0.0
 
@@ -97,7 +97,7 @@ class SteppingNode(Node):
             while self.waiting and len(batch.heap) + len(joining) + self.locals < self.engine.max_batch:
                 joining.append(self.waiting.popleft())
             for job in joining:
-                job.record.expand_busy_s = self.costs.expand_s(job.request.isl, job.decision.mode, job.wire_bits) * batch.slow
+                job.record.expand_busy_s = job.expand_s * batch.slow
                 job.record.cost_usd += job.record.expand_busy_s * self.usd_per_s
                 yield self.wake.after(job.record.expand_busy_s)
                 job.decode_start_s = self.clock.now

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from abkt.policy.view import Decision
 from abkt.profile.expect import curve_for, expected_view
 from abkt.profile.schema import Fit
-from sim.cost import FRAME_BYTES, Costs
+from sim.cost import Costs
 
 tokens = st.integers(1, 5000)
 
@@ -41,14 +41,11 @@ def test_a_kept_view_is_the_one_that_would_be_made(profile, tokens, draw, count,
     few = replace(profile, curves=profile.curves[:count])
     costs = Costs(few)
     for deadline_s in deadlines:
-        assert costs.view(tokens, deadline_s, draw) == expected_view(few, tokens, deadline_s, curve_for(few, tokens, draw))
         assert costs.view(tokens, deadline_s) == expected_view(few, tokens, deadline_s)
-
-
-def test_calls(profile) -> None:
-    costs = Costs(profile)
-    assert costs.calls("raw", 1e12) == 1
-    assert [costs.calls("stream", b) for b in (0, 1, FRAME_BYTES, FRAME_BYTES + 1)] == [1, 1, 1, 2]
+        own = curve_for(few, tokens, draw)
+        shown = replace(expected_view(few, tokens, deadline_s), price=0.3, own_slope=own.slope, hidden_s=0.2)
+        assert costs.view(tokens, deadline_s, 0.3, costs.own_slope(tokens, draw), 0.2) == shown
+        assert costs.expected(tokens, draw) == expected_view(few, tokens, 0.0, own)
 
 
 def test_what_was_not_measured_is_known(profile) -> None:

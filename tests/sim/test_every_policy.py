@@ -115,7 +115,7 @@ def test_a_view_has_the_price_of_the_dearer_end(full, prices) -> None:
         return policies[-1]
 
     of = cluster(full, prefill=3, rate=1e4)
-    result = run(of, [Request(i, 0.02 * i, 200, 2) for i in range(30)], scripted)
+    result = run(of, [Request(i, 0.02 * i, 200, 2) for i in range(9)], scripted)
     *senders, receiver = prices
     seen = [view.price for policy in policies for _, view in policy.views]
     assert set(seen) <= set(receiver.answers) | {answer for price in senders for answer in price.answers}

@@ -289,7 +289,7 @@ class Checked(Network):
 @given(
     st.lists(schedules(), min_size=2, max_size=5),
     st.lists(
-        st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0, 10), st.floats(1, 2000), rates, st.integers(0, 2)),
+        st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0, 10), st.floats(1, 200), st.floats(1, 1e3), st.integers(0, 2)),
         min_size=1,
         max_size=12,
     ),

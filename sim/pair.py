@@ -1,0 +1,181 @@
+"""One prefill node and one decode node: what a transfer between them would take, and those that wait for the pair's sender.
+
+The pair's bitrate policy is asked for a quote by routing, and before encoding, on the expected curve, for mode, order and depth, which
+stand for the whole transfer. Each end's NIC has a price, of which the policy sees the higher: its backlog is what was chosen for it and
+is not delivered, in expected bytes; what refines behind the start does not count, since it gives way.
+
+Not modelled: encoded KV that is thrown away because the policy thinks better of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from abkt.policy.view import BitratePolicy, Decision, Mode, TransferView
+from abkt.records import SLO, TransferRecord
+from sim.clock import Clock
+from sim.job import Job
+from sim.network import Link, Network
+from sim.nic import Nic
+from sim.pipeline import Pipeline
+from sim.sender import Sender
+from sim.transport import Transport
+
+if TYPE_CHECKING:
+    from sim.node import Node
+    from sim.refinement import Refinement
+
+
+@dataclass(eq=False, slots=True)
+class Carrier:
+    """What all transfers of a cluster share. ended(record): called with each transfer's record when nothing of it is to come; failed(job,
+    reason): with a request whose transfer was given up. idle: senders that no pair has."""
+
+    clock: Clock
+    network: Network
+    slo: SLO
+    ended: Callable[[TransferRecord], None]
+    failed: Callable[[Job, str], None]
+    transport: Transport = Transport()  # noqa: RUF009  # frozen
+    usd_per_gb: float = 0.0
+    delay_s: float = 0.0
+    idle: list[Sender] = field(default_factory=list)
+
+
+class Pair:
+    """nics: of the two ends. share(): bytes/s a new flow would get, if links are fair."""
+
+    __slots__ = ("backlog_bytes", "carrier", "nics", "path", "policy", "queue", "refining", "sender", "sending", "source", "target")
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        source: Node,
+        target: Node,
+        path: tuple[Link, ...],
+        nics: tuple[Nic, Nic],
+        policy: BitratePolicy,
+    ) -> None:
+        self.carrier = carrier
+        self.source = source
+        self.target = target
+        self.path = path
+        self.nics = nics
+        self.policy = policy
+        self.backlog_bytes = 0.0  # expected, of the queue and of the transfer under way
+        self.queue: deque[Job] | None = None  # None while nothing is sent: of a large cluster's many pairs few are at work
+        self.sender: Sender | None = None
+        self.sending = False  # a transfer has the pair's thread, and what refines waits
+        self.refining: list[Refinement] = []  # in order of starting; the first may send
+
+    # -- before the transfer -----------------------------------------------------------------------------------------------------
+
+    def quote_s(self, tokens: int, arrival_s: float, held_tokens: int = 0) -> float:
+        """Seconds a transfer of the next prompt would take, from the end of its prefill to usable KV. held_tokens: see Job."""
+        carrier, source, policy = self.carrier, self.source, self.policy
+        costs, now_s, sent = source.costs, carrier.clock._now, max(1, tokens - held_tokens)
+        view = costs.view(sent, self.deadline_s(tokens, arrival_s), self.price())
+        decision = policy.decide(now_s + source.queued_s + costs.prefill_s(tokens), view)
+        size_bytes, bits = outcome(decision, view)
+        calls = self.calls(decision.mode, sent, size_bytes)
+        rate = policy.estimate_bytes_per_s(now_s)
+        if rate != rate:  # nan: the policy has no estimate
+            rate = self.share(size_bytes, calls)
+        codec_s = costs.encode_s(sent, decision) + self.target.costs.expand_s(sent, decision.mode, bits)
+        wire_s = (self.backlog_bytes + size_bytes) / rate if rate > 0 else math.inf
+        return codec_s + wire_s + self.calls_s(calls) + (self.ways() + 1) * carrier.delay_s
+
+    def share(self, size_bytes: float, calls: int) -> float:
+        links = min((link.bytes_per_s / (len(link.flows) + 1) for link in self.path), default=math.inf)
+        return min(self.limit_bytes_per_s(size_bytes, calls), links)
+
+    def price(self) -> float:
+        """Distortion per byte: the higher of the two ends'."""
+        now_s = self.carrier.clock._now
+        ours, theirs = self.nics
+        return max(ours.price.per_byte(now_s), theirs.price.per_byte(now_s))
+
+    def deadline_s(self, tokens: int, arrival_s: float) -> float:
+        """When KV must be usable: as abkt.profile.expect.kv_deadline_s, which the real frontend uses."""
+        return arrival_s + self.carrier.slo.ttft_s - self.target.costs.iteration_s(1, tokens)
+
+    # -- what the transport adds -------------------------------------------------------------------------------------------------
+
+    def calls(self, mode: Mode, tokens: int, wire_bytes: float) -> int:
+        source = self.source
+        return self.carrier.transport.calls(mode, source.memory.blocks_for(tokens), wire_bytes, source.costs.profile.model)
+
+    def calls_s(self, calls: int) -> float:
+        return self.source.costs.call_s * self.carrier.transport.in_turn(calls)
+
+    def limit_bytes_per_s(self, wire_bytes: float, calls: int) -> float:
+        carrier = self.carrier
+        return carrier.transport.limit_bytes_per_s(self.source.costs.byte_s, wire_bytes, calls, carrier.delay_s)
+
+    def ways(self) -> int:
+        """Between the nodes, before the first byte leaves: the offer's and the grant's, and with pull the notice's and the request's."""
+        return 4 if self.carrier.transport.pull else 2
+
+    # -- the transfer ------------------------------------------------------------------------------------------------------------
+
+    def begin(self, job: Job, pass_s: float) -> None:
+        """The pass over its prompt begins, and takes so long; while it runs, KV may travel already."""
+        if self.carrier.transport.layer_groups > 1:
+            Pipeline(self, job, pass_s)
+
+    def choose(self, job: Job, hidden_s: float = 0.0) -> None:
+        """Ask the policy for mode, order and depth, which stand for the whole transfer. hidden_s: see TransferView."""
+        request, costs, now_s = job.request, self.source.costs, self.carrier.clock._now
+        sent, deadline_s = job.sent_tokens, self.deadline_s(request.isl, request.arrival_s)
+        own_slope = costs.own_slope(sent, request.request_id)
+        job.view = view = costs.view(sent, deadline_s, self.price(), own_slope, hidden_s)
+        job.decision = self.policy.decide(now_s, view)
+        job.expected_bytes, _ = outcome(job.decision, view)
+        self.backlog_bytes += job.expected_bytes
+        for nic in self.nics:
+            nic.price.enter(now_s, job.expected_bytes)
+        job.record.raw_bytes = view.raw_bytes
+
+    def send(self, job: Job) -> None:
+        if self.queue is None:
+            self.queue = deque()
+        self.queue.append(job)
+        if self.sender is None:
+            carrier = self.carrier
+            self.sender = carrier.idle.pop() if carrier.idle else Sender(carrier)
+            self.sender.begin(self)
+
+    def forget(self, job: Job) -> None:
+        """Its bytes wait for nothing any more: they are there, or will not come."""
+        self.backlog_bytes = self.backlog_bytes - job.expected_bytes if self.queue else 0.0
+        for nic in self.nics:
+            nic.price.leave(self.carrier.clock._now, job.expected_bytes)
+
+    @property
+    def idle(self) -> bool:
+        return self.sender is None
+
+    # -- behind the start --------------------------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """A transfer takes the thread: what refines gives way."""
+        self.sending = True
+        if self.refining:
+            self.refining[0].pause()
+
+    def free(self) -> None:
+        self.sending = False
+        if self.refining:
+            self.refining[0].go_on()
+
+
+def outcome(decision: Decision, view: TransferView) -> tuple[float, float]:
+    """(wire bytes, mean bits per value of a stream) of a decision, on this view's curve."""
+    if decision.mode != "stream":
+        return (float(view.raw_bytes) if decision.mode == "raw" else view.exact_bytes), 0.0
+    curve = view.slope if decision.order == "slope" else view.uniform
+    return curve.bytes[decision.cut], curve.bits[decision.cut]

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from abkt.policy.price import Price
+from sim.nic import Nic
+
+
+class Heard(Price):
+    heard: list[tuple[float, float]]
+
+    def passed(self, now_s: float, wire_bytes: float) -> None:
+        self.heard.append((now_s, wire_bytes))
+
+
+def test_a_price_hears_of_all_that_passes_however_many_transfers_tell() -> None:
+    """10 B/s from 0, 30 more from 2 to 5, the first ends at 6; nothing passes until another comes at 9."""
+    price = Heard(1e3)
+    price.heard = []
+    nic = Nic(price)
+    for now_s, more in ((0.0, 10.0), (2.0, 30.0), (5.0, -30.0), (6.0, -10.0), (9.0, 20.0), (10.0, -20.0)):
+        nic.carry(now_s, more)
+    assert price.heard == [(2.0, 20.0), (5.0, 120.0), (6.0, 10.0), (10.0, 20.0)]
+    assert nic.load == 0
+
+
+def test_two_that_change_at_one_moment_are_told_once() -> None:
+    price = Heard(1e3)
+    price.heard = []
+    nic = Nic(price)
+    for now_s, more in ((0.0, 10.0), (0.0, 10.0), (1.0, -5.0), (1.0, -5.0)):
+        nic.carry(now_s, more)
+    assert price.heard == [(1.0, 20.0)]
+    assert nic.load == pytest.approx(10.0)
+
+
+def test_an_unlimited_nic_asks_nothing() -> None:
+    price = Heard(math.inf)
+    price.heard = []
+    nic = Nic(price)
+    nic.carry(0.0, math.inf)
+    nic.carry(1.0, -math.inf)
+    assert not price.heard
