@@ -19,6 +19,7 @@ VERBS = (
     "serve",
     "adaptation",
     "compare",
+    "validate",
     "quality",
     "longbench",
     "bench",
