@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 Mode = Literal["raw", "exact", "stream"]
 Order = Literal["uniform", "slope"]
+Form = Literal["fixed", "entropy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class TransferView:
     expected ones; after: this request's own). sent_bytes, sent_cut: what left already; what left cannot be taken back.
     encode_s, expand_s: expected codec time still to come at full depth, and raw_s, the same for a raw transfer (copies); inf once
     another mode is encoded, so that raw can no longer be had. exact_bytes, exact_encode_s, exact_expand_s: expected of the exact mode;
-    0 bytes: not to be had. hidden_s: from now on, seconds in which the request waits for something else anyway (none, while transfers
+    0 bytes: not to be had. entropy_share: bytes of the entropy form by those of the fixed one at equal distortion, 0: not to be had;
+    and its codec times. hidden_s: from now on, seconds in which the request waits for something else anyway (none, while transfers
     begin after prefill). price: distortion that a byte must remove to be worth its place on the link, the higher of its two ends'; 0:
     none. own_slope: this request's own curve, by raw bytes, where it is known before encoding: in a model alone, for bounds. started:
     decoding may begin, the cut is promised and there; what leaves from now on refines it.
@@ -84,6 +86,9 @@ class TransferView:
     price: float = 0.0
     own_slope: Curve | None = None
     started: bool = False
+    entropy_share: float = 0.0
+    entropy_encode_s: float = 0.0
+    entropy_expand_s: float = 0.0
 
     def curve(self, order: Order) -> Curve:
         return self.slope if order == "slope" else self.uniform
@@ -93,13 +98,14 @@ class TransferView:
 class Decision:
     """mode raw: bytes as they are. mode exact: coded without loss, whole. mode stream: passes in `order` up to `cut`; depth_bits is how
     deep to encode, so how far it may go. behind: the cut to go on to once decoding has begun, when nothing more urgent waits for the
-    link; none above `cut`: nothing follows."""
+    link; none above `cut`: nothing follows. form: of the passes; the first decision's stands."""
 
     mode: Mode
     order: Order = "slope"
     cut: int = 0
     depth_bits: int = 8
     behind: int = 0
+    form: Form = "fixed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from abkt.policy.view import BitratePolicy, TransferView
 from abkt.profile.schema import Profile, RateCurve
@@ -33,6 +34,15 @@ def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateC
         exact_encode_s=profile.fit("encode/exact").seconds(tokens=tokens) if exact else 0.0,
         exact_expand_s=profile.fit("expand/exact").seconds(tokens=tokens) if exact else 0.0,
     )
+
+
+def with_entropy(profile: Profile, tokens: int, view: TransferView) -> TransferView:
+    """The view with what the entropy form is expected to cost, where the profile has measured it: for real transfers, as the model has no
+    such form."""
+    if not (profile.entropy_share > 0 and {"encode/entropy", "expand/entropy"} <= profile.fits.keys()):
+        return view
+    encode_s, expand_s = (profile.fit(f"{stage}/entropy").seconds(tokens=tokens) for stage in ("encode", "expand"))
+    return replace(view, entropy_share=profile.entropy_share, entropy_encode_s=encode_s, entropy_expand_s=expand_s)
 
 
 def ask_once(policy: BitratePolicy, profile: Profile) -> None:

@@ -1,7 +1,7 @@
 """Measure this machine: calibration requests through a real 1P1D cluster, fits over what its stages took.
 
 The workers that serve are the ones that are measured, each on its core while the other computes, so every cost is a cost under load.
-Five kinds of run, on an unpaced link: raw, exact, and each fixed depth; then a burst, for large decode batches.
+Six kinds of run, on an unpaced link: raw, exact, each fixed depth, and the entropy form; then a burst, for large decode batches.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from abkt.serve.prompt import Prompt
 UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
 DEPTHS_BITS = (2, 4, 8)
+SAME = 0.01  # distortion at which the two forms are compared
 WHOLE = {"raw": "abkt.policy.bitrate.fixed.Raw", "exact": "abkt.policy.bitrate.lossless.Lossless"}
 Sample = tuple[dict[str, float], float]
 
@@ -34,6 +35,7 @@ class Samples:
     curves: list[RateCurve] = field(default_factory=list)
     exact_bytes: int = 0
     exact_raw_bytes: int = 0
+    entropy: list[RateCurve] = field(default_factory=list)
 
     def add(self, run: Run, depth: str) -> None:
         for record in run.requests:
@@ -54,7 +56,14 @@ class Samples:
         for coded in run.coded:
             raw_bytes = coded["raw_bytes"]
             slope, uniform = parse_curve(coded["slope"]), parse_curve(coded["uniform"])
-            self.curves.append(RateCurve(coded["tokens"], slope.scaled(1 / raw_bytes), uniform.scaled(1 / raw_bytes)))
+            kept = self.entropy if coded["form"] == "entropy" else self.curves
+            kept.append(RateCurve(coded["tokens"], slope.scaled(1 / raw_bytes), uniform.scaled(1 / raw_bytes)))
+
+    def entropy_share(self) -> float:
+        """Median over the prompts of 128 tokens and more, those that both forms have coded."""
+        pairs = [(e.slope, f.slope) for e in self.entropy for f in self.curves if e.tokens == f.tokens >= 128]
+        bytes_of = [(e.bytes[e.cut_reaching(SAME)], f.bytes[f.cut_reaching(SAME)]) for e, f in pairs]
+        return float(np.median([entropy / fixed for entropy, fixed in bytes_of])) if pairs else 0.0
 
     def _take(self, stage: str, variables: dict[str, float], seconds: float) -> None:
         self.stages.setdefault(stage, []).append((variables, max(seconds, 1e-9)))
@@ -75,8 +84,8 @@ def calibrate(
     samples = Samples()
     progress("warm-up")
     cluster.run(prompts(spaced[:3]), _policy(8), UNLIMITED, NO_SLO)
-    for depth in (*WHOLE, *map(str, reversed(DEPTHS_BITS))):
-        progress(depth if depth in WHOLE else f"{depth} bits")
+    for depth in (*WHOLE, *map(str, reversed(DEPTHS_BITS)), "entropy"):
+        progress(f"{depth} bits" if depth.isdigit() else depth)
         samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth)
     progress("burst")
     samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw")
@@ -87,6 +96,7 @@ def calibrate(
         fingerprint=fingerprint(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         exact_share=samples.exact_bytes / samples.exact_raw_bytes,
+        entropy_share=samples.entropy_share(),
     )
 
 
@@ -98,4 +108,6 @@ def fits(samples: Samples) -> dict[str, Fit]:
 def _policy(depth: object) -> dict[str, object]:
     if depth in WHOLE:
         return {"_target_": WHOLE[str(depth)]}
+    if depth == "entropy":
+        return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": max(DEPTHS_BITS), "form": "entropy"}
     return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": int(str(depth))}

@@ -6,6 +6,7 @@ Costs are linear in named features (units in the name of what they give: seconds
   encode/raw, encode/2, encode/4, encode/8   tokens    by the depth encoded, in bits; raw: copies out of the pool
   expand/raw, expand/2, expand/4, expand/8   tokens    into the pool
   encode/exact, expand/exact                 tokens    the exact mode; a profile may do without them, and then has no such mode
+  encode/entropy, expand/entropy             tokens    the entropy form at full depth; optional too
   transport        calls, bytes              one transfer on the unpaced link
 """
 
@@ -72,7 +73,8 @@ class RateCurve:
 @dataclass(frozen=True)
 class Profile:
     """fingerprint: the machine and versions measured. source: measured | published | roofline, and whence. exact_share: bytes of an exact
-    transfer by raw bytes; 0: not measured."""
+    transfer by raw bytes; 0: not measured. entropy_share: bytes of the entropy form by those of the fixed one at equal distortion; 0: not
+    measured."""
 
     model: ModelSpec
     fits: dict[str, Fit]
@@ -82,6 +84,7 @@ class Profile:
     created: str = ""
     schema_version: int = SCHEMA_VERSION
     exact_share: float = 0.0
+    entropy_share: float = 0.0
 
     def fit(self, stage: str) -> Fit:
         if stage not in self.fits:
@@ -125,6 +128,7 @@ def parse(data: object) -> Profile:
             source=data["source"],
             created=data["created"],
             exact_share=data.get("exact_share", 0.0),
+            entropy_share=data.get("entropy_share", 0.0),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it is damaged: {error!r}; run `abkt profile` again") from None

@@ -39,8 +39,8 @@ class ClusterSpec:
     """prefill workers p0, p1, … and decode workers d0, d1, …: pool_tokens of KV on each, max_batch decoding at a time, one core and thread
     each as far as there are cores.
 
-    paced: the profile.json of a machine that the workers stand for, sleeping its times; none: they compute. importance_window, key_file,
-    encrypt: as in WorkerConfig.
+    paced: the profile.json of a machine that the workers stand for, sleeping its times; none: they compute. importance_window, calibration,
+    key_file, encrypt: as in WorkerConfig.
     """
 
     model_folder: Path
@@ -52,6 +52,7 @@ class ClusterSpec:
     device: str = "cpu"
     stall_timeout_s: float = 60.0
     importance_window: int = 32
+    calibration: Path | None = None
     key_file: str = ""
     encrypt: bool = False
     paced: Path | None = None
@@ -258,6 +259,7 @@ class Cluster:
             device=spec.device,
             paced=str(spec.paced) if spec.paced else "",
             importance_window=spec.importance_window,
+            calibration=str(spec.calibration) if spec.calibration else "",
             key_file=spec.key_file,
             encrypt=spec.encrypt,
             host=self._namespaces.address(name) if self._namespaces else "127.0.0.1",

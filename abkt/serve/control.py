@@ -22,8 +22,8 @@ ROLES = ("prefill", "decode")
 class WorkerConfig:
     """What a worker needs to start. role: prefill or decode, to begin with. core: the CPU it is pinned to (None: unpinned). host: to
     listen on. paced: the profile.json of the machine that it stands for (compute=paced); empty: it computes. importance_window: last
-    queries of a prompt that weigh its cells in slope order; 0: flat weights. key_file: the key of its transfers, empty for what
-    ABKT_KEY_FILE names, or none; encrypt: hide them too."""
+    queries of a prompt that weigh its cells in slope order; 0: flat weights. calibration: the model's calibration.json; empty: none.
+    key_file: the key of its transfers, empty for what ABKT_KEY_FILE names, or none; encrypt: hide them too."""
 
     name: str
     role: str
@@ -37,6 +37,7 @@ class WorkerConfig:
     host: str = "127.0.0.1"
     paced: str = ""
     importance_window: int = 32
+    calibration: str = ""
     key_file: str = ""
     encrypt: bool = False
 

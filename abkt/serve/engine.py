@@ -39,6 +39,16 @@ def read_spec(folder: Path) -> ModelSpec:
     )
 
 
+def rope_theta(folder: Path) -> float | None:
+    """Base of the rotary embedding, where the model's config says one that is not scaled."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
+    theta = scaling.get("rope_theta") or getattr(config, "rope_theta", None)
+    return float(theta) if theta and scaling.get("rope_type", "default") == "default" else None
+
+
 class Engine:
     """Not thread-safe: one thread computes. The pool is shared with the transfer, which touches other blocks."""
 

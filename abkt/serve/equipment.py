@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abkt.codec import exact_stream
+from abkt.codec.calibration import load
 from abkt.codec.codec import Codec
 from abkt.kv.segments import Segments
 from abkt.profile import schema
 from abkt.serve.attention import Row
 from abkt.serve.control import WorkerConfig
-from abkt.serve.engine import Engine, read_spec
+from abkt.serve.engine import Engine, read_spec, rope_theta
 from abkt.serve.paced import PacedEngine
 from abkt.spec import KVLayout
 
@@ -33,10 +34,11 @@ class Equipment:
 
 
 def equip(config: WorkerConfig) -> Equipment:
-    """Raises ValueError where the model folder or the profile cannot be read."""
+    """Raises ValueError where the model folder, the profile or the calibration cannot be read, or does not fit."""
     folder = Path(config.model_folder)
     layout = KVLayout(read_spec(folder), config.blocks, config.block_tokens)
-    engine, codec = Engine(folder, layout, config.device), Codec(layout)
+    calibration = load(Path(config.calibration)) if config.calibration else None
+    engine, codec = Engine(folder, layout, config.device), Codec(layout, rope_theta=rope_theta(folder), calibration=calibration)
     _warm_up(engine, codec)
     paced = PacedEngine(engine, schema.load(Path(config.paced))) if config.paced else engine
     return Equipment(paced, codec, Segments(config.blocks))
@@ -51,5 +53,7 @@ def _warm_up(engine: Engine, codec: Codec) -> None:
         stream = codec.encode(engine.pool, table, tokens, depth_bits=depth_bits, order="slope")
         codec.expand(b"".join(stream.buffers(0, stream.ends[-1])), engine.pool, table)
     if engine.pool.data.device.type == "cpu":
+        stream = codec.encode(engine.pool, table, tokens, coder="entropy")
+        codec.expand(b"".join(stream.buffers(0, stream.ends[-1])), engine.pool, table)
         exact_stream.expand(exact_stream.encode(engine.pool, table, tokens), engine.pool, table)
     engine.decode([Row(table, tokens)], [0])

@@ -19,8 +19,8 @@ from abkt.codec.importance import Importance
 from abkt.codec.stream import Stream
 from abkt.policy.build import build
 from abkt.policy.price import Told
-from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, Refined, TransferView
-from abkt.profile.expect import expected_view
+from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, Form, GoodputSample, Refined, TransferView
+from abkt.profile.expect import expected_view, with_entropy
 from abkt.profile.schema import Profile, parse
 from abkt.serve.control import Control, Message, WorkerConfig
 from abkt.serve.equipment import Equipment
@@ -132,8 +132,9 @@ class PrefillWorker:
 
     def _encode(self, table: list[int], tokens: int, decision: Decision, importance: Importance | None) -> Stream:
         pool, depth_bits = self.engine.pool, decision.depth_bits
-        weights = importance.weights(pool, table, self.codec.cells(tokens, depth_bits)) if importance else None
-        return self.codec.encode(pool, table, tokens, depth_bits, decision.order, weights)
+        cells = self.codec.cells(tokens, depth_bits)
+        weights = importance.weights(pool, table, cells, self.codec.calibration) if importance else None
+        return self.codec.encode(pool, table, tokens, depth_bits, decision.order, weights, decision.form)
 
     def _fits(self, request: Message) -> bool:
         return self.segments.can_allocate(self.engine.layout.blocks_for(len(request["tokens"])))
@@ -209,7 +210,7 @@ class PrefillWorker:
         self.sending[request_id] = outgoing
         peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(peer, request_id, table, transfer, future))
         if decision.mode == "stream" and decision.depth_bits == 8:
-            self._tell_coded(transfer.view, len(tokens))
+            self._tell_coded(transfer.view, len(tokens), decision.form)
 
     def _next_cut(self, peer: Peer, transfer: Transfer, now_s: float, sent_bytes: int, sent_cut: int) -> int:
         """Late binding: asked before every frame. Mode, order and depth stand since the first decision."""
@@ -280,7 +281,7 @@ class PrefillWorker:
 
     def _view(self, peer: Peer, tokens: int, deadline_s: float, now_s: float) -> TransferView:
         if self.profile:
-            view = expected_view(self.profile, tokens, deadline_s)
+            view = with_entropy(self.profile, tokens, expected_view(self.profile, tokens, deadline_s))
         else:
             raw_bytes = tokens * self.engine.layout.model.kv_bytes_per_token
             view = TransferView(raw_bytes, deadline_s, slope=UNKNOWN, uniform=UNKNOWN, exact_bytes=raw_bytes)
@@ -293,12 +294,12 @@ class PrefillWorker:
             there = peer.told.per_byte(now_s)
         return max(self.nic.per_byte(now_s), there)
 
-    def _tell_coded(self, view: TransferView, tokens: int) -> None:
+    def _tell_coded(self, view: TransferView, tokens: int, form: Form) -> None:
         curves = {
             order: {"bytes": curve.bytes, "distortion": curve.distortion, "bits": curve.bits}
             for order, curve in (("slope", view.slope), ("uniform", view.uniform))
         }
-        self.control.say("coded", tokens=tokens, raw_bytes=view.raw_bytes, **curves)
+        self.control.say("coded", tokens=tokens, form=form, raw_bytes=view.raw_bytes, **curves)
 
     def _begin(self, run: Message) -> None:
         """A run starts with fresh policies, a fresh link schedule and fresh connections."""

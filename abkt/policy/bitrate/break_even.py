@@ -7,6 +7,7 @@ Compared is exposed time, what of a transfer is not hidden behind other work:
     pipelined   the slowest of the three:        wins iff raw / B > max(encode, wire / B, expand), which is B < min(S_enc, S_dec)
     either      loses where raw is hidden already
 
+The entropy form takes fewer bytes and far longer: it wins over the fixed one on links slow enough, by the same sums.
 Here with this transfer's own bytes and times, so no ratio need be assumed. Raw is exact, so a tie is its.
 
 Source: KVServe (arXiv 2605.13734), theorem 1, for the serial codec; DESIGN, section 1.
@@ -15,7 +16,7 @@ Source: KVServe (arXiv 2605.13734), theorem 1, for the serial codec; DESIGN, sec
 from __future__ import annotations
 
 from abkt.policy.bitrate.base import EXACT, RAW
-from abkt.policy.view import Decision, TransferView
+from abkt.policy.view import Decision, Form, TransferView
 
 
 def parts(view: TransferView, decision: Decision) -> tuple[float, float, float]:
@@ -52,3 +53,11 @@ def without_loss(bytes_per_s: float, view: TransferView, rival: Decision) -> Dec
         if best_s > max(view.hidden_s, exact_s):
             best, best_s = EXACT, exact_s
     return best if best_s <= max(view.hidden_s, usable_s(bytes_per_s, view, rival)) else None
+
+
+def form(bytes_per_s: float, view: TransferView, cut: int) -> Form:
+    """The form in which the slope order's cut is usable first; of ties, or where only one can be had, the fixed one."""
+    if not view.entropy_share or view.sent_bytes:
+        return "fixed"
+    entropy_s = view.entropy_encode_s + view.entropy_share * view.slope.bytes[cut] / bytes_per_s + view.entropy_expand_s
+    return "entropy" if entropy_s < usable_s(bytes_per_s, view, Decision("stream", "slope", cut)) else "fixed"

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 from abkt.policy.bitrate.base import Linked, bytes_in_time, cut_behind, stream
-from abkt.policy.bitrate.break_even import without_loss
+from abkt.policy.bitrate.break_even import form, without_loss
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import Decision, Delivered, Refined, TransferView
 
@@ -44,4 +44,4 @@ class Embedded(Linked):
         cut = min(asked, curve.cut_within(bytes_in_time(low, now_s, view)))
         if cut < asked:
             cut = max(cut, curve.cut_reaching(self._budget.allowed()))
-        return stream(view, "slope", cut, behind=cut_behind(curve, self.behind_distortion))
+        return stream(view, "slope", cut, behind=cut_behind(curve, self.behind_distortion), form=form(low, view, asked))

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 
 from abkt.policy.bitrate.base import Linked, bytes_in_time, cut_behind, stream
-from abkt.policy.bitrate.break_even import without_loss
+from abkt.policy.bitrate.break_even import form, without_loss
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import Decision, Delivered, Refined, TransferView
 
@@ -50,4 +50,4 @@ class Fleet(Linked):
         if cut < asked:
             cut = max(cut, curve.cut_reaching(self._budget.allowed()))
         behind = min(cut_behind(curve, self.behind_distortion), worth)
-        return stream(view, "slope", cut, behind=behind)
+        return stream(view, "slope", cut, behind=behind, form=form(low, view, asked))

@@ -1,0 +1,83 @@
+"""The entropy form and a model's calibration in the serving path: what travels and what it is weighed by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from abkt.codec.calibration import Calibration
+from abkt.codec.header import read_header
+from abkt.codec.importance import Importance
+from abkt.codec.stream import Stream
+from abkt.policy.view import Decision
+from abkt.profile.expect import expected_view, with_entropy
+from abkt.serve.control import WorkerConfig
+from abkt.serve.equipment import equip
+from abkt.serve.prefill import PrefillWorker
+from tests.profile.test_expect import made
+from tests.serve.test_refining import Said
+
+TOKENS = 300
+
+
+def calibrated(tiny_model: Path, path: Path) -> Path:
+    """One head is worth a thousand times the others."""
+    sensitivity = np.ones((2, 2, 2))
+    sensitivity[1, 0, 1] = 1000.0
+    Calibration("tiny", 0.5, sensitivity, np.zeros((2, 2, 2), dtype=np.uint8)).save(path)
+    return path
+
+
+def encoded(tiny_model: Path, calibration: str, form: str) -> Stream:
+    config = WorkerConfig("p0", "prefill", str(tiny_model), blocks=40, block_tokens=16, max_batch=1, calibration=calibration)
+    equipment = equip(config)
+    worker = PrefillWorker(config, Said(), equipment)  # type: ignore[arg-type]
+    importance, table = Importance(16), list(range(19))
+    equipment.engine.begin([(3 * i) % 2048 for i in range(TOKENS)], table, importance)
+    source = worker._source(table, TOKENS, Decision("stream", form=form), importance)  # type: ignore[arg-type]
+    assert isinstance(source, Stream)
+    weights = importance.weights(equipment.engine.pool, table, equipment.codec.cells(TOKENS), equipment.codec.calibration)
+    again = equipment.codec.encode(equipment.engine.pool, table, TOKENS, weights=weights, coder=form)  # type: ignore[arg-type]
+    assert source.prefix(5) == again.prefix(5)
+    return source
+
+
+def test_the_calibration_says_what_goes_first(tiny_model: Path, tmp_path: Path) -> None:
+    path = calibrated(tiny_model, tmp_path / "calibration.json")
+    with_it, without = encoded(tiny_model, str(path), "fixed"), encoded(tiny_model, "", "fixed")
+
+    def place(stream: Stream) -> float:
+        """Mean number of the bands that the dear head's passes are in, by that of all passes."""
+        of = stream.header.bands.of.reshape(-1, *stream.header.cells.shape).astype(float)
+        return float(of[:, 1, 0, 1].mean() / of.mean())
+
+    assert place(with_it) < 0.6 < 0.8 < place(without)
+
+
+def test_the_form_that_was_decided_travels(tiny_model: Path) -> None:
+    fixed, entropy = (encoded(tiny_model, "", form) for form in ("fixed", "entropy"))
+    for stream, form in ((fixed, "fixed"), (entropy, "entropy")):
+        assert read_header(memoryview(stream.prefix(3)), stream.header.cells.layout).coder == form
+    same = [curve.bytes[curve.cut_reaching(0.02)] for curve in (fixed.slope, entropy.slope)]
+    assert same[1] < same[0]
+
+
+def test_a_calibration_of_another_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    Calibration("big", 0.5, np.ones((4, 2, 2)), np.zeros((4, 2, 2), dtype=np.uint8)).save(path)
+    config = WorkerConfig("p0", "prefill", str(tiny_model), blocks=40, block_tokens=16, max_batch=1, calibration=str(path))
+    with pytest.raises(ValueError, match=r"calibration of big has .*\(4, 2, 2\); the pool has \(2, 2, 2\)"):
+        equip(config)
+
+
+def test_what_the_profile_has_measured_of_it_is_seen_by_policies() -> None:
+    profile = made()
+    plain = expected_view(profile, 300, 1.0)
+    assert with_entropy(profile, 300, plain) == plain
+    fits = {**profile.fits, "encode/entropy": profile.fits["encode/8"], "expand/entropy": profile.fits["expand/8"]}
+    view = with_entropy(replace(profile, fits=fits, entropy_share=0.7), 300, plain)
+    assert (view.entropy_share, view.entropy_encode_s, view.entropy_expand_s) == (0.7, plain.encode_s, plain.expand_s)
+    assert replace(view, entropy_share=0.0, entropy_encode_s=0.0, entropy_expand_s=0.0) == plain
