@@ -41,3 +41,6 @@ def test_transfers_are_judged_by_kind():
     assert found["text"]["p99"] == pytest.approx(0.5)
     assert found["recall"]["mean"] == pytest.approx(0.3)
     assert quality_of([], [CURVE]) == {}
+    many = np.random.default_rng(0).uniform(0.001, 0.1, 20_000)
+    whole = expected_rise([CURVE], many)
+    assert quality_of(many, [CURVE])["text"] == pytest.approx({"mean": whole.mean(), "p99": np.quantile(whole, 0.99)}, rel=0.01)
