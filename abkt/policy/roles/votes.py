@@ -18,7 +18,7 @@ class Votes:
     def __post_init__(self) -> None:
         for needed, of in (self.enter, self.leave):
             if not 1 <= needed <= of:
-                raise ValueError(f"votes: {needed} of {of}; the first must be between 1 and the second")
+                raise ValueError(f"votes: {needed} of {of}; the first must lie between 1 and the second")
         self._ballots = deque(maxlen=self.enter[1])
 
     def cast(self, change: bool) -> bool:

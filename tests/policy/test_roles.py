@@ -1,0 +1,199 @@
+"""Laws that every policy of roles keeps, and what each is for, by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abkt.policy.roles.arrow import Arrow
+from abkt.policy.roles.base import Change
+from abkt.policy.roles.colocated import Colocated
+from abkt.policy.roles.conditional import Conditional
+from abkt.policy.roles.load_aware import LoadAware
+from abkt.policy.roles.loads import FLOOR, loads
+from abkt.policy.roles.static import Static
+from abkt.policy.roles.votes import Votes
+from abkt.policy.view import RequestView
+
+POLICIES: dict[str, Callable] = {
+    "static": Static,
+    "colocated": Colocated,
+    "conditional": Conditional,
+    "arrow": Arrow,
+    "load_aware": LoadAware,
+}
+REQUEST = RequestView(0, isl=1000, osl=100, arrival_s=0.0)
+
+
+@dataclass
+class Node:
+    role: str = "prefill"
+    queued_s: float = 0.0
+    kv_used: float = 0.0
+    tpot_s: float = 0.0
+    active: int = 0
+    wait: float = 0.0
+    prefill_weight: float = 1.0
+    decode_weight: float = 1.0
+    name: str = "n"
+
+    def prefill_s(self, isl: int, cached: int = 0) -> float:
+        return isl * 1e-5
+
+    def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
+        return 0
+
+    def wait_s(self, isl: int) -> float:
+        return self.wait
+
+
+nodes = st.lists(
+    st.builds(
+        Node,
+        st.sampled_from(["prefill", "decode", "both", ""]),
+        st.sampled_from([0.0, 0.5, 1.5, 9.0]),
+        st.sampled_from([0.0, 0.4, 0.95]),
+        st.sampled_from([0.0, 0.03, 0.09]),
+        st.integers(0, 3),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(looks=st.lists(nodes, min_size=1, max_size=8))
+def test_no_side_is_left_empty_and_the_same_looks_give_the_same_changes(name, looks) -> None:
+    one, other = POLICIES[name](), POLICIES[name]()
+    for now_s, cluster in enumerate(looks):
+        changes = one.decide(float(now_s), cluster)
+        assert changes == other.decide(float(now_s), cluster)
+        before = [node.role for node in cluster]
+        after = list(before)
+        for change in changes:
+            assert before[change.node] != change.role
+            after[change.node] = "" if change.drain else change.role
+        for side in ("prefill", "decode"):
+            had = [role for role in before if role in (side, "both")]
+            assert not had or [role for role in after if role in (side, "both")]
+        where = one.where(float(now_s), REQUEST, cluster[0], cluster[-1])
+        assert where == other.where(float(now_s), REQUEST, cluster[0], cluster[-1])
+
+
+def test_loads_by_hand() -> None:
+    """Weighted by what nodes can do; who changes counts nowhere, who does both on both sides."""
+    cluster = [
+        Node("prefill", queued_s=2.0, prefill_weight=0.5),
+        Node("prefill", queued_s=0.5),
+        Node("decode", kv_used=0.45, tpot_s=0.04),
+        Node("decode", kv_used=0.9, decode_weight=0.25),
+        Node("", queued_s=99.0, kv_used=1.0),
+    ]
+    now = loads(cluster, ttft_slo_s=1.0, tpot_slo_s=0.05)
+    assert (now.prefill, now.decode) == ((0, 1), (2, 3))
+    assert now.prompts == pytest.approx((0.5 * 2.0 + 0.5) / 1.5)
+    assert now.tokens == pytest.approx((0.8 + 0.25 * 1.0) / 1.25)  # 0.04 / 0.05 is more than 0.45 / 0.9
+    assert loads([Node("both", queued_s=3.0, kv_used=0.9)], 1.0, 0.05) == replace(now, prefill=(0,), decode=(0,), prompts=3.0, tokens=1.0)
+    assert loads([Node("prefill")], 1.0, 0.05).prompts == FLOOR
+
+
+def test_votes_two_of_three_in_and_four_of_five_out() -> None:
+    votes = Votes()
+    assert [votes.cast(vote) for vote in (True, False, False, True, True)] == [False, False, False, False, True]
+    assert [votes.cast(vote) for vote in (True, True, False, True, True)] == [True, True, True, True, False]
+    assert [votes.cast(vote) for vote in (True, False, True)] == [False, False, True]
+
+
+def state(prompts: float, tokens: float, p: int = 2, d: int = 3) -> list[Node]:
+    """The two sides with these loads, for SLOs of 1 s and 50 ms."""
+    return [
+        *(Node("prefill", queued_s=prompts + 0.1 * (i == 0)) for i in range(p)),
+        *(Node("decode", kv_used=0.9 * tokens, active=5 + i) for i in range(d)),
+    ]
+
+
+def test_load_aware_lends_cycles_then_a_node() -> None:
+    policy = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=2)
+    source, target = Node("prefill", queued_s=2.0), Node("decode", wait=0.1, tpot_s=0.02)
+    assert policy.decide(0.0, state(2.0, 0.3)) == []  # one vote of two
+    assert policy.where(0.0, REQUEST, source, target) == "split"
+    assert policy.decide(1.0, state(2.0, 0.3)) == []  # imbalanced: cycles first
+    assert policy.loaded == "prefill"
+    assert policy.where(1.0, REQUEST, source, target) == "target"
+    assert policy.where(1.0, REQUEST, source, replace(target, wait=3.0)) == "split"  # it has more to do itself
+    assert policy.decide(2.0, state(2.0, 0.3)) == [Change(2, "prefill")]  # the decode node with the fewest requests drains
+    assert policy.decide(3.0, [*state(2.0, 0.3)[:2], Node(""), *state(2.0, 0.3)[3:]]) == []  # one at a time
+    for now_s in (4.0, 5.0, 6.0):
+        policy.decide(now_s, state(0.3, 0.3))
+    assert policy.loaded == "prefill"  # three of five do not end it
+    policy.decide(7.0, state(0.3, 0.3))
+    assert policy.loaded == ""
+    assert policy.where(7.0, REQUEST, source, target) == "split"
+
+
+def test_load_aware_the_other_way_and_where_nothing_pays() -> None:
+    policy = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
+    policy.decide(0.0, state(0.1, 1.2, p=3, d=2))
+    assert policy.decide(1.0, state(0.1, 1.2, p=3, d=2)) == [Change(1, "decode")]  # the shortest queue; the first node's is longer
+    assert policy.where(1.0, REQUEST, Node(wait=0.0), Node("decode", wait=1.0)) == "source"
+    dear = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1, rebuild_s=40.0, horizon_s=30.0)
+    dear.decide(0.0, state(0.1, 1.2, p=3, d=2))
+    assert dear.decide(1.0, state(0.1, 1.2, p=3, d=2)) == []  # (1.2 - 0.8) x 30 s is less than the 40 s of a rebuild
+    last = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
+    last.decide(0.0, state(2.0, 0.3, p=2, d=1))
+    assert last.decide(1.0, state(2.0, 0.3, p=2, d=1)) == []  # the only decode node stays
+    overloaded = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
+    overloaded.decide(0.0, state(4.0, 1.1))
+    assert overloaded.decide(1.0, state(4.0, 1.1)) == []  # there is nothing to lend
+
+
+@given(st.floats(0.01, 5.0), st.floats(0.01, 5.0))
+def test_load_aware_is_imbalanced_by_its_definition(prompts, tokens) -> None:
+    policy = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05)
+    cluster = [Node("prefill", queued_s=prompts), Node("decode", kv_used=0.9 * tokens)]
+    for now_s in (0.0, 1.0):
+        policy.decide(now_s, cluster)
+    ratio = math.log(prompts / tokens)
+    if abs(abs(ratio) - math.log(1.5)) > 1e-9 and abs(max(prompts, tokens) - 0.7) > 1e-9:
+        assert (policy.loaded != "") == (max(prompts, tokens) > 0.7 and abs(ratio) >= math.log(1.5))
+        assert policy.loaded in ("", "prefill" if ratio > 0 else "decode")
+
+
+def test_arrow_by_hand() -> None:
+    policy = Arrow(ttft_slo_s=1.0, tpot_slo_s=0.05)
+    assert policy.decide(0.0, state(0.9, 0.3)) == [Change(2, "prefill", drain=False)]
+    assert policy.decide(0.0, state(0.9, 0.6)) == []  # two decode nodes would be at 0.9
+    assert policy.decide(0.0, state(0.1, 0.9, p=3, d=2)) == [Change(1, "decode", drain=False)]
+    assert policy.decide(0.0, state(0.9, 0.9)) == []  # both are in danger
+    assert policy.decide(0.0, state(0.5, 0.5)) == []
+
+
+def test_conditional_and_colocated_by_hand() -> None:
+    policy = Conditional(local_tokens=512, queue_s=2.0)
+    long, short = RequestView(0, 513, 9, 0.0), RequestView(0, 512, 9, 0.0)
+    assert policy.where(0.0, long, Node(queued_s=1.9), Node("decode")) == "split"
+    assert policy.where(0.0, short, Node(queued_s=0.0), Node("decode")) == "target"
+    assert policy.where(0.0, long, Node(queued_s=2.0), Node("decode")) == "target"
+    assert Colocated().begin("prefill") == Colocated().begin("decode") == "both"
+    assert Static().begin("prefill") == "prefill"
+
+
+@pytest.mark.parametrize(
+    ("policy", "fields"),
+    [
+        (Static, {"period_s": 0.0}),
+        (Conditional, {"queue_s": 0.0}),
+        (Arrow, {"high": 0.0}),
+        (LoadAware, {"leave": 1.6}),
+        (LoadAware, {"patience": 0}),
+        (Votes, {"enter": (4, 3)}),
+    ],
+)
+def test_refused(policy, fields) -> None:
+    with pytest.raises(ValueError, match="must"):
+        policy(**fields)

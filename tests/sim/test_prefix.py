@@ -1,0 +1,143 @@
+"""The prefix cache: what is held is a beginning, what is in use stays, and memory adds up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abkt.capacity import Capacity
+from abkt.policy.bitrate.fixed import Raw
+from abkt.policy.routing.prefix_aware import PrefixAware
+from abkt.policy.routing.round_robin import RoundRobin
+from abkt.records import SLO
+from sim.cluster import Cluster, Engine, NodeSpec, Simulation
+from sim.memory import Memory
+from sim.prefix import PrefixCache
+from sim.workload import Request
+
+SLOS = SLO(0.5, 0.02)
+chains = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 6), st.sampled_from([0.0, 0.0, 0.1])), min_size=1, max_size=40)
+
+
+def held(cache: PrefixCache, chain: tuple[int, ...], allowed: float = 1.0) -> int:
+    return cache.match(chain, allowed)
+
+
+@settings(max_examples=200)
+@given(chains, st.data())
+def test_what_is_used_stays_and_memory_adds_up(chains, data) -> None:
+    """Prompts of three kinds come and go, each of some whole blocks and a private one; memory holds 14 blocks, a hash stands for 2."""
+    holders: dict[int, dict[str, None]] = {}
+    cache = PrefixCache(32, 16, holders)
+    cache.owner = "node"
+    memory = Memory(16 * 14, 16, cache)
+    live: list[tuple[tuple[int, ...], int]] = []  # (pinned hashes, private blocks)
+    for kind, length, distortion in chains:
+        chain = tuple(100 * kind + i for i in range(length))
+        found = cache.match(chain, 0.0)
+        assert cache.worst(chain[:found]) == 0.0
+        memory.pin(chain[:found])
+        private = 2 * (length - found) + 1
+        while not memory.can_reserve(private):
+            if not live:
+                break
+            pinned, blocks = live.pop(data.draw(st.integers(0, len(live) - 1)))
+            memory.release(blocks)
+            memory.unpin(pinned)
+        if not memory.can_reserve(private):
+            memory.unpin(chain[:found])
+            continue
+        memory.reserve(private)
+        private -= memory.share(chain, found, distortion)
+        assert private == 1
+        live.append((chain, private))
+        in_use = {block for pinned, _ in live for block in pinned}
+        assert memory.used == 2 * len(in_use) + sum(blocks for _, blocks in live) <= memory.blocks
+        assert 2 * len(cache) + sum(blocks for _, blocks in live) <= memory.blocks  # what nobody uses fits beside
+        assert all(held(cache, (block,)) for block in in_use)
+        for each in (1, 2, 3):  # whatever is held of a kind is its beginning
+            whole = tuple(100 * each + i for i in range(6))
+            assert sum(held(cache, (block,)) for block in whole) == held(cache, whole)
+        assert {block for block in holders if holders[block]} == {b for b in range(100, 406) if held(cache, (b,))}
+    for pinned, blocks in live:
+        memory.release(blocks)
+        memory.unpin(pinned)
+    assert memory.used == 0
+    cache.clear()
+    assert not holders
+    assert len(cache) == 0
+
+
+def test_the_least_recently_used_goes_first_and_ends_before_beginnings() -> None:
+    cache = PrefixCache(16, 16, {})
+    memory = Memory(16 * 4, 16, cache)
+    for chain in ((1, 2), (3, 4)):
+        memory.reserve(2)
+        memory.share(chain, 0, 0.0)
+        memory.unpin(chain)
+    memory.pin((1,))
+    memory.unpin((1,))
+    memory.reserve(1)
+    assert (held(cache, (1, 2)), held(cache, (3, 4))) == (1, 2)  # 2 has not been used for longest
+    memory.reserve(1)
+    assert (held(cache, (1, 2)), held(cache, (3, 4))) == (1, 1)  # 4 before 3
+
+
+def test_a_lossy_block_is_for_those_that_allow_it_until_an_exact_one_comes() -> None:
+    cache = PrefixCache(16, 16, {})
+    memory = Memory(16 * 8, 16, cache)
+    memory.reserve(2)
+    memory.share((1, 2), 0, 0.05)
+    assert (cache.match((1, 2)), cache.match((1, 2), 0.05)) == (0, 2)
+    assert cache.distortion((1, 2)) == pytest.approx(0.05)
+    memory.reserve(2)
+    memory.share((1, 2), 0, 0.0)  # somebody computed them anew
+    assert cache.match((1, 2)) == 2
+    assert memory.used == 2
+
+
+def test_a_hash_stands_for_whole_blocks() -> None:
+    with pytest.raises(ValueError, match="hash_tokens is 100; it must be a multiple of the block of 16"):
+        PrefixCache(100, 16, {})
+
+
+def cluster(profile, prefill: int = 1, kv: int = 10_000) -> Cluster:
+    nic = Capacity.constant(1e9)
+    nodes = [tuple(NodeSpec(f"{role}{i}", profile, kv, nic, 3.6) for i in range(n)) for role, n in (("p", prefill), ("d", 1))]
+    return Cluster(nodes[0], nodes[1], engine=Engine(hash_tokens=64))
+
+
+def test_a_cached_prefix_is_not_computed_again_by_hand(profile) -> None:
+    """150 tokens are two whole blocks of 64; the second prompt shares the first of them, the third both."""
+    rows = [(0.0, 150, (1, 2, 3)), (5.0, 150, (1, 8, 9)), (10.0, 128, (1, 2))]
+    requests = [Request(i, at, isl, 3, ids) for i, (at, isl, ids) in enumerate(rows)]
+    records = Simulation(cluster(profile), requests, Raw, RoundRobin(), SLOS).run().requests
+
+    def prompt_s(tokens: int, cached: int) -> float:
+        return 0.00217 + (tokens - cached) * 0.000313 + (tokens**2 - cached**2) * 1.7e-7
+
+    assert [r.cached_tokens for r in records] == [0, 64, 64]  # of 128, one token at least is computed, so one whole block is
+    assert [r.prefill_busy_s for r in records] == pytest.approx([prompt_s(150, 0), prompt_s(150, 64), prompt_s(128, 64)])
+
+
+def test_prefix_aware_routing_finds_what_others_miss(profile) -> None:
+    """Two conversations, two nodes. Turns that alternate keep missing; following the prefix, all but the first of each hit."""
+    requests = [Request(i, 2.0 * i, 64 * (i // 3 + 1) + 5, 3, tuple(1000 * (i % 3) + b for b in range(i // 3 + 2))) for i in range(18)]
+    of = cluster(profile, prefill=2)
+
+    def cached(routing) -> int:
+        return sum(r.cached_tokens for r in Simulation(of, requests, Raw, routing, SLOS).run().requests)
+
+    every = sum(64 * (i // 3) for i in range(18))
+    assert cached(PrefixAware()) == every > cached(RoundRobin())
+
+
+def test_memory_ends_empty_with_a_small_cache(profile) -> None:
+    requests = [Request(i, 0.01 * i, 40 + 31 * i % 250, 1 + i % 5, tuple(100 * (i % 4) + b for b in range(5))) for i in range(50)]
+    tight = replace(cluster(profile, 2, kv=400))
+    simulation = Simulation(tight, requests, Raw, PrefixAware(), SLOS)
+    simulation.run()
+    assert [node.memory.used for node in simulation.fleet.nodes] == [0, 0, 0]
