@@ -170,9 +170,10 @@ class DecodeSide(Gpu):
         """Tokens that it has got here by the last iteration's end."""
         return self.batch.iterations - job.first_iteration if job.order else 0
 
-    def abandon(self, job: Job) -> None:
-        """Its KV will not come; memory was reserved for it."""
-        self.memory.release(job.decode_blocks)
+    def abandon(self, job: Job, held: bool = True) -> None:
+        """Its KV will not come. held: memory was reserved for it."""
+        if held:
+            self.memory.release(job.decode_blocks)
         self.unpin(job)
         self.account(-1, -job.decode_blocks)
 

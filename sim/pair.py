@@ -155,6 +155,21 @@ class Pair:
         for nic in self.nics:
             nic.price.leave(self.carrier.clock._now, job.expected_bytes)
 
+    def withdraw(self, job: Job) -> bool:
+        """It is given up. True if it waited for the sender or was under way: then it leaves no memory taken on either side."""
+        job.gone = True
+        if self.queue and job in self.queue:
+            self.queue.remove(job)
+            self.forget(job)
+            self.let_go(job, held=job.reserved_s == job.reserved_s)
+            return True
+        return self.sender is not None and self.sender.withdraw(job)
+
+    def let_go(self, job: Job, held: bool) -> None:
+        """Nothing of it will come. held: memory to decode is reserved for it."""
+        self.source.release_prompt(job)
+        self.target.abandon(job, held)
+
     @property
     def idle(self) -> bool:
         return self.sender is None

@@ -59,6 +59,8 @@ class Pipeline:
     def give(self) -> None:
         """One more group is encoded."""
         self.encoded += 1
+        if self.job.gone:
+            return
         if self.encoded == 1:
             self.pair.send(self.job)
         elif self.waiting is not None:
@@ -70,12 +72,13 @@ class Pipeline:
         while self.encoded < self.groups:
             self.give()
 
-    def given(self, group: int, wake: Wake) -> Generator[Event, None, None]:
-        """The sender has sent those before `group`, and waits for it."""
+    def gives(self, group: int, wake: Wake) -> bool:
+        """The sender has sent those before `group`. False if this one is not encoded yet: then `wake` rings when it is."""
         self.sent = group
         if self.encoded <= group:
             self.waiting = wake
-            yield wake
+            return False
+        return True
 
     def expand(self, bits: float) -> None:
         """A group that is not the last has arrived."""
@@ -90,7 +93,7 @@ def flow_through(it: Pipeline) -> Generator[Event, None, None]:
     wake, compute_s, encode_s = Wake(it.clock), it.pass_s / it.groups, it.encode_s()
     for computed in range(1, it.groups):
         yield wake.after(compute_s)
-        while it.encoded < computed and it.encoded - it.sent < it.staging:
+        while it.encoded < computed and it.encoded - it.sent < it.staging and not it.job.gone:
             it.stretch(encode_s)
             yield wake.after(encode_s)
             it.give()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from simpy.events import Event
 
 from sim.clock import Wake
+from sim.job import Job
 from sim.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -26,41 +27,77 @@ if TYPE_CHECKING:
 class Sender:
     """A process that `begin` gives a pair; it goes back to the carrier's idle ones when the pair's queue is empty."""
 
+    __slots__ = ("carrier", "granted", "job", "pair", "wake")
+
     def __init__(self, carrier: Carrier) -> None:
         self.carrier = carrier
         self.wake = Wake(carrier.clock)
         self.pair: Pair
+        self.job: Job | None = None  # under way
+        self.granted = False  # memory to decode it
         carrier.clock.process(send(self))
 
     def begin(self, pair: Pair) -> None:
         self.pair = pair
         self.wake.after(0.0)
 
+    def withdraw(self, job: Job) -> bool:
+        """What is under way is given up, if that is it: the process goes on at once, and lets it go."""
+        if job is not self.job:
+            return False
+        self.job = None
+        if not self.granted and self.pair.target.memory.give_up(self.wake) is False:
+            self.granted = True  # at this very moment
+        self.wake.after(0.0)
+        return True
+
+    def reserve(self, job: Job) -> bool:
+        """False: it will be, when `wake` rings."""
+        memory = self.pair.target.memory
+        self.job = job
+        self.granted = job.reserved_s == job.reserved_s  # nan: not yet; some have it since before their prefill
+        if not self.granted:
+            if not memory.can_reserve(job.decode_blocks):
+                memory.waited_for(job.decode_blocks, self.wake)
+                return False
+            memory.reserve(job.decode_blocks)
+            self.granted = True
+        return True
+
 
 def send(sender: Sender) -> Generator[Event, None, None]:
     wake, carrier = sender.wake, sender.carrier
-    delay_s = carrier.delay_s
+    delay_s, transport = carrier.delay_s, carrier.transport
     while True:
         yield wake
         pair = sender.pair
-        memory, queue = pair.target.memory, pair.queue
+        queue = pair.queue
         while queue:
             job = queue.popleft()
-            if job.reserved_s == job.reserved_s:  # nan: not yet; some have it since before their prefill
-                pass
-            elif memory.can_reserve(job.decode_blocks):
-                memory.reserve(job.decode_blocks)
-            else:
-                yield memory.waited_for(job.decode_blocks, wake)
-            if delay_s > 0:
+            if not sender.reserve(job):
+                yield wake
+                if sender.job:
+                    sender.granted = True
+            if delay_s > 0 and sender.job:
                 yield wake.after(pair.ways() * delay_s)
-            transfer = Transfer(pair, job, wake)
-            if not (yield from carry(transfer, wake)):
-                transfer.fail(f"no byte passed for {carrier.transport.timeout_s:g} s, {carrier.transport.retries + 1} times")
+            if sender.job is None:
+                pair.forget(job)
+                pair.let_go(job, sender.granted)
                 continue
-            calls_s = pair.calls_s(transfer.calls())
-            if calls_s + delay_s > 0:
-                yield wake.after(calls_s + delay_s)
+            transfer = Transfer(pair, job, wake)
+            arrived = yield from carry(transfer, sender)
+            if arrived:
+                calls_s = pair.calls_s(transfer.calls())
+                if calls_s + delay_s > 0:
+                    yield wake.after(calls_s + delay_s)
+            if sender.job is None:
+                transfer.give_up("the request was given up")
+                pair.let_go(job, held=True)
+                continue
+            if not arrived:
+                transfer.fail(f"no byte passed for {transport.timeout_s:g} s, {transport.retries + 1} times")
+                continue
+            sender.job = None
             transfer.deliver()
             if delay_s > 0:
                 yield wake.after(delay_s)  # the acknowledgement's way, before the next offer
@@ -68,31 +105,44 @@ def send(sender: Sender) -> Generator[Event, None, None]:
         carrier.idle.append(sender)
 
 
-def carry(transfer: Transfer, wake: Wake) -> Generator[Event, None, bool]:
-    """Bytes flow, group by group. False if it was tried too often."""
-    pair, transport = transfer.pair, transfer.carrier.transport
+def carry(transfer: Transfer, sender: Sender) -> Generator[Event, None, bool]:
+    """Bytes flow, group by group. False if it was tried too often, or the request was given up."""
+    wake, pair, transport = sender.wake, transfer.pair, transfer.carrier.transport
     for group in range(transfer.groups):
         if group > 0:
             assert transfer.job.pipeline is not None
-            yield from transfer.job.pipeline.given(group, wake)
+            if not transfer.job.pipeline.gives(group, wake):
+                yield wake
+                if sender.job is None:
+                    return False
         pair.hold()
         transfer.begin(group)
         while True:
             yield wake
+            if sender.job is None:
+                transfer.stop()
+                break
             if transfer.stalled():
-                if not transfer.give_up():
+                transfer.stop()
+                if transfer.record.retries == transport.retries:
                     pair.free()
                     return False
                 yield wake.after(transport.backoff_s + pair.ways() * transfer.carrier.delay_s)
-                transfer.carrier.network.join(transfer.flow)
+                if sender.job is None:
+                    break
+                transfer.go_on(retried=True)
             elif transfer.extends():
                 continue
             elif lost := transfer.lost_frames():
-                transfer.leave()
+                transfer.stop()
                 yield wake.after(transport.retry_s)
+                if sender.job is None:
+                    break
                 transfer.send_again(lost)
             else:
+                transfer.end()
                 break
-        transfer.end()
         pair.free()
+        if sender.job is None:
+            return False
     return True

@@ -192,15 +192,15 @@ class Transfer:
         """Nothing has passed for as long as the transport waits."""
         return self.flow.rate == 0 and self.flow.sent_bytes < self.flow.target_bytes
 
-    def give_up(self) -> bool:
-        """The connection is lost; what has passed is there. True if it may be tried again."""
+    def stop(self) -> None:
+        """Nothing flows; what has passed is there."""
         self.flow.settle(self.clock._now)
         self.leave()
-        if self.record.retries == self.carrier.transport.retries:
-            return False
-        self.record.retries += 1
-        self.record.resumes += 1
-        return True
+
+    def go_on(self, retried: bool = False) -> None:
+        self.record.retries += retried
+        self.record.resumes += retried
+        self.carrier.network.join(self.flow)
 
     def lost_frames(self) -> int:
         """How many of the frames sent last did not come: drawn at random, the same in every run."""
@@ -255,13 +255,17 @@ class Transfer:
         return self.full.bits[self.cut] if self.streamed else 0.0
 
     def fail(self, reason: str) -> None:
+        """The request with it."""
+        self.give_up(reason)
+        self.carrier.failed(self.job, reason)
+
+    def give_up(self, reason: str) -> None:
         record = self.record
         record.finish_s, record.wire_bytes = self.clock._now, round(self.flow.sent_bytes)
         record.outcome, record.reason = "failed", reason
         self.pair.forget(self.job)
         self.flow.on_rate = _over
         self.carrier.ended(record)
-        self.carrier.failed(self.job, reason)
 
 
 def _over(sent_bytes: float, seconds: float) -> float:

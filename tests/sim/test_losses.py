@@ -14,7 +14,11 @@ from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, STAGES
+from sim.clock import Wake
+from sim.cluster import Simulation
+from sim.job import Job
 from sim.link_faults import LinkFault
 from sim.transport import FRAME_BYTES, Transport
 from sim.workload import Request
@@ -138,3 +142,48 @@ def test_laws(profile, requests, sizes, bitrate, link_faults, transport, delay_s
             assert moved[r.request_id].wire_bytes == r.wire_bytes
             if transport.frame_loss == 0 and moved[r.request_id].mode == "raw":
                 assert r.wire_bytes == r.raw_bytes
+
+
+@settings(max_examples=60)
+@given(
+    requests=arrivals,
+    bitrate=st.sampled_from(sorted(BITRATES)),
+    kv=st.sampled_from([320, 10_000]),
+    link_faults=faults,
+    transport=st.builds(Transport, frame_loss=st.sampled_from([0.0, 0.3]), retry_s=st.just(0.02), layer_groups=st.integers(1, 3)),
+    delay_s=st.sampled_from([0.0, 0.01]),
+    withdrawn=st.lists(st.tuples(st.floats(0, 3), st.integers(0, 14)), min_size=1, max_size=6).map(sorted),
+)
+def test_a_transfer_that_is_given_up_leaves_nothing_behind(
+    profile, requests, bitrate, kv, link_faults, transport, delay_s, withdrawn
+) -> None:
+    """At any moment of its way: in the queue, waiting for memory or an answer, under way, between two attempts."""
+    Counted.made = []
+    jobs: list[Job] = []
+    made = Job.__post_init__
+
+    def kept(job: Job) -> None:
+        made(job)
+        jobs.append(job)
+
+    of = cluster(
+        profile, 2, 1, rate=2e4, kv=kv, fabric=Capacity.constant(2e4), delay_s=delay_s, transport=transport, link_faults=link_faults
+    )
+    with patch("sim.fleet.Memory", Counted), patch.object(Job, "__post_init__", kept):
+        simulation = Simulation(of, requests, BITRATES[bitrate], RoundRobin(), SLO(0.3, 0.02))
+
+        def withdraw():
+            wake = Wake(simulation.clock)
+            for at_s, index in withdrawn:
+                yield wake.at(at_s)
+                if index < len(jobs) and jobs[index].pair is not None and jobs[index].pair.withdraw(jobs[index]):
+                    lost.append(index)
+                    simulation._lost(jobs[index], "failed", "withdrawn")
+
+        lost: list[int] = []
+        simulation.clock.process(withdraw())
+        result = simulation.run()
+    assert all(memory.used == 0 for memory in Counted.made)
+    assert all(pair.idle and pair.backlog_bytes == 0 and not pair.sending and not pair.refining for pair in simulation.fleet.pairs.values())
+    assert all(nic.load == pytest.approx(0, abs=1e-6) for nic in simulation.fleet.nics.values())
+    assert [i for i, r in enumerate(result.requests) if r.reason == "withdrawn"] == sorted(lost)
