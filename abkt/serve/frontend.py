@@ -193,7 +193,7 @@ class Frontend:
         self._abandon(ticket)
         ticket.troubles.append(trouble)
         if len(ticket.troubles) >= TRIES:
-            self._close(ticket, "failed", "; ".join(ticket.troubles))
+            self._close(ticket, "failed", "; ".join(dict.fromkeys(ticket.troubles)))
         else:
             self._waiting.appendleft(ticket)
 

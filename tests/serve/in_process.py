@@ -1,0 +1,129 @@
+"""A prefill and a decode worker in threads of the test's own process, so that it can look into their pools. Without a frontend."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from abkt.serve.attention import Row
+from abkt.serve.control import WorkerConfig
+from abkt.serve.decode import DecodeWorker
+from abkt.serve.engine import Engine
+from abkt.serve.equipment import Equipment, equip
+from abkt.serve.prefill import PrefillWorker
+from abkt.serve.prompt import Prompt
+from abkt.serve.sampling import Choice, Sampling
+
+
+class FakeControl:
+    """said: what the worker told its frontend."""
+
+    def __init__(self) -> None:
+        self.inbox: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self.said: SimpleQueue[dict[str, Any]] = SimpleQueue()
+
+    def say(self, event: str, **fields: Any) -> None:
+        self.said.put({"event": event, **fields})
+
+    def tell(self, op: str, /, **fields: Any) -> None:
+        self.inbox.put({"op": op, **fields})
+
+
+@dataclass
+class Watched:
+    """An engine whose iterations are written down. first_kv: of each row (by its first block and length), what its pool held when it
+    joined; steps: the rows of each iteration, their last tokens, and what was chosen."""
+
+    engine: Engine
+    first_kv: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    steps: list[tuple[list[int], list[int], list[Choice]]] = field(default_factory=list)
+    _seen: dict[int, int] = field(default_factory=dict)
+    _rows: list[Row] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def step(self, rows: Sequence[Row], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
+        for row in rows:
+            if id(row) not in self._seen:
+                self._seen[id(row)] = len(self._seen)
+                self._rows.append(row)  # kept, so that no other row gets its id
+                self.first_kv.append((row.tokens, kv_of(self.engine, row.table, row.tokens)))
+        before = list(last)
+        choices = self.engine.step(rows, last, samplings)
+        self.steps.append(([self._seen[id(row)] for row in rows], before, choices))
+        return choices
+
+
+def kv_of(engine: Engine, table: Sequence[int], tokens: int) -> torch.Tensor:
+    """[layers, kinds, kv_heads, tokens, head_dim]."""
+    layers = range(engine.layout.model.layers)
+    return torch.stack([torch.stack(engine.pool.read(table, layer, tokens)) for layer in layers])
+
+
+@dataclass
+class Pair:
+    prefill: FakeControl
+    decode: FakeControl
+    watched: Watched
+    decode_worker: DecodeWorker
+
+    def run(self, prompts: Sequence[Prompt]) -> dict[int, list[int]]:
+        """Submit all at once; the tokens of each."""
+        for prompt in prompts:
+            self.submit(prompt)
+        found: dict[int, list[int]] = {}
+        while len(found) < len(prompts):
+            message = self.decode.said.get(timeout=60)
+            if message["event"] == "finished":
+                found[message["request_id"]] = message["tokens"]
+        return found
+
+    def submit(self, prompt: Prompt) -> None:
+        fields = {"tokens": list(prompt.tokens), "destination": "d0", "deadline_s": 1.0, "more": prompt.more()}
+        self.prefill.tell("submit", request_id=prompt.request_id, **fields)
+
+    def heard(self, event: str) -> dict[str, Any]:
+        """The next of these that the prefill worker says."""
+        while True:
+            message = self.prefill.said.get(timeout=60)
+            if message["event"] == event:
+                return message
+
+
+def config(folder: Path, name: str, role: str, block_tokens: int = 16) -> WorkerConfig:
+    return WorkerConfig(name, role, str(folder), blocks=2048 // block_tokens, block_tokens=block_tokens, max_batch=4, importance_window=8)
+
+
+@contextmanager
+def pair(folder: Path, bitrate: dict[str, Any], prefill_block_tokens: int = 16) -> Iterator[Pair]:
+    """prefill_block_tokens: the decode worker has 16."""
+    source = config(folder, "p0", "prefill", prefill_block_tokens)
+    target = config(folder, "d0", "decode")
+    controls = FakeControl(), FakeControl()
+    there = equip(target)
+    watched = Watched(there.engine)  # type: ignore[arg-type]
+    decode = DecodeWorker(target, controls[1], Equipment(watched, there.codec, there.segments))  # type: ignore[arg-type]
+    prefill = PrefillWorker(source, controls[0], equip(source))  # type: ignore[arg-type]
+    threads = [threading.Thread(target=worker.serve, daemon=True) for worker in (prefill, decode)]
+    for thread in threads:
+        thread.start()
+    link = {"starts_s": [0.0], "bytes_per_s": [math.inf], "period_s": math.inf}
+    controls[1].tell("run", origin_s=0.0, network=link)
+    peers = {"d0": decode.receiver.address}
+    controls[0].tell("run", origin_s=0.0, bitrate=bitrate, network=link, pacing="userspace", profile=None, peers=peers)
+    try:
+        yield Pair(*controls, watched, decode)
+    finally:
+        for control, thread in zip(controls, threads, strict=True):
+            control.tell("stop")
+            thread.join(timeout=30)
+            assert not thread.is_alive()
