@@ -56,6 +56,7 @@ class RequestRecord:
     distortion_token_weighted: float = 0.0
     cached_tokens: int = 0  # of the prompt, that the node of its prefill held already
     preemptions: int = 0  # how often it gave its memory back and began again
+    retries: int = 0  # how often it was placed anew after a node was lost; the stages are those of the last time
     cost_usd: float = 0.0
     extrapolated: bool = False
     outcome: str = "completed"

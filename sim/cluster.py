@@ -114,7 +114,7 @@ class Simulation:
         assert job.pair is not None
         job.record.outcome, job.record.reason = "failed", reason
         job.pair.source.release_prompt(job)
-        job.pair.target.abandon(job)
+        job.pair.target.quit(job)
         self._count()
 
     def _count(self) -> None:

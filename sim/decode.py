@@ -15,10 +15,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from heapq import heappop
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.gpu import Gpu
 from sim.job import Job
+
+if TYPE_CHECKING:
+    from sim.prefill import PromptSide
 
 RESIDENCE_KEEP = 0.9  # weight of the past in the mean time that a request holds memory
 
@@ -33,6 +36,7 @@ class DecodeSide(Gpu):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self.waiting: deque[Job] = deque()  # arrived, not expanded
+        self.leaving: list[Job] = []  # of the batch, given up
         self.locals = 0
         self.unmeasured_s = -math.inf  # end of the last leap outside the profile's range
         self.active = 0
@@ -56,6 +60,7 @@ class DecodeSide(Gpu):
     def promise(self, job: Job) -> None:
         """It will decode here."""
         job.decode_blocks = self.blocks_to_decode(job)
+        job.promised = True
         self.account(1, job.decode_blocks)
 
     def promise_again(self, job: Job) -> None:
@@ -113,8 +118,9 @@ class DecodeSide(Gpu):
             job.refinement.end()
             job.refinement = None
         self.memory.release(job.decode_blocks)
+        job.reserved_s = math.nan
         self.unpin(job)
-        job.pair = None
+        job.pair, job.node = None, self.whole()
         job.tokens, job.left, job.prefilled, job.reserved = job.tokens + had + 1, job.left - had - 1, 0, False
         job.record.preemptions += 1
         self.promise_again(job)
@@ -125,6 +131,10 @@ class DecodeSide(Gpu):
 
     def arrive(self, job: Job) -> None:
         """Its KV is here."""
+        if job.gone:
+            self.quit(job)
+            return
+        job.arrived = True
         self.waiting.append(job)
         if self.places() > 0:
             self.attend()
@@ -153,6 +163,8 @@ class DecodeSide(Gpu):
 
     def release_finished(self) -> None:
         finished = self.batch.finished()
+        if self.leaving:
+            self.dismiss()
         if finished:
             self.set_pace()  # the batch is another one, also while others are expanded
         for job in finished:
@@ -160,6 +172,41 @@ class DecodeSide(Gpu):
             self.charge(job)
             job.record.extrapolated |= self.unmeasured_s > job.decode_start_s
             self.finish(job)
+
+    def withdraw(self, job: Job) -> None:
+        """It is given up, wherever it is on its way to the end of its decoding here."""
+        job.gone = True
+        if job.order:
+            self.leaving.append(job)
+            self.attend()
+        elif job in self.waiting:
+            self.waiting.remove(job)
+            self.quit(job)
+
+    def dismiss(self) -> None:
+        """Those that were given up leave the batch."""
+        for job in self.leaving:
+            if job.order:
+                self.batch.leave(job)
+                self.charge(job)
+                self.quit(job)
+        self.leaving.clear()
+        self.set_pace()
+
+    def quit(self, job: Job, held: bool | None = None) -> None:
+        """It decodes here no more, or never will. held: its memory is reserved; None: if reserved_s says so."""
+        if not job.promised:
+            return
+        job.promised = False
+        if job.refinement is not None:
+            job.refinement.end()
+            job.refinement = None
+        if job.reserved_s == job.reserved_s if held is None else held:
+            self.memory.release(job.decode_blocks)
+        self.unpin(job)
+        self.account(-1, -job.decode_blocks)
+        if not self.role:
+            self.check_drained()
 
     def charge(self, job: Job) -> None:
         """For the iterations that it has been in."""
@@ -170,23 +217,10 @@ class DecodeSide(Gpu):
         """Tokens that it has got here by the last iteration's end."""
         return self.batch.iterations - job.first_iteration if job.order else 0
 
-    def abandon(self, job: Job, held: bool = True) -> None:
-        """Its KV will not come. held: memory was reserved for it."""
-        if held:
-            self.memory.release(job.decode_blocks)
-        self.unpin(job)
-        self.account(-1, -job.decode_blocks)
-
     def finish(self, job: Job) -> None:
-        if job.refinement is not None:
-            job.refinement.end()
-        self.memory.release(job.decode_blocks)
-        self.unpin(job)
         held_s = self.clock.now - job.reserved_s
         self.residence_s = held_s if self.residence_s == 0 else RESIDENCE_KEEP * self.residence_s + (1 - RESIDENCE_KEEP) * held_s
-        self.account(-1, -job.decode_blocks)
-        if not self.role:
-            self.check_drained()
+        self.quit(job)
         self.done(job)
 
     def unpin(self, job: Job) -> None:
@@ -216,6 +250,9 @@ class DecodeSide(Gpu):
     def join(self, jobs: list[Job]) -> None:
         batch = self.batch
         for job in jobs:
+            if job.gone:
+                self.quit(job)
+                continue
             batch.join(job)
             if self.engine.grow_tokens:
                 self.watch(job, (job.decode_blocks + self.pinned_blocks(job)) * self.memory.block_tokens - job.tokens)
@@ -247,6 +284,9 @@ class DecodeSide(Gpu):
     # -- what the side of the prompts does ---------------------------------------------------------------------------------------
 
     prompts: deque[Job]
+
+    def whole(self) -> PromptSide:
+        raise NotImplementedError
 
     def enqueue(self, job: Job, first: bool = False) -> None:
         raise NotImplementedError

@@ -133,7 +133,7 @@ class Door:
 
     def _place_on(self, node: Node, job: Job) -> None:
         record = job.record
-        job.pair = None
+        job.pair, job.node = None, node
         record.prefill_node = record.decode_node = node.name
         node.promise(job)
         node.submit(job)

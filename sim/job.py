@@ -16,6 +16,7 @@ from sim.workload import Request
 if TYPE_CHECKING:
     from sim.pair import Pair
     from sim.pipeline import Pipeline
+    from sim.prefill import PromptSide
     from sim.refinement import Refinement
 
 
@@ -27,7 +28,8 @@ class Job:
     promised_s: what the prefill queue still counts for it, encode_s of it for the codec. reserved: its prompt has its memory. pinned:
     hashes of the prefix that it uses on the node of its prompt, and prefill_blocks what it has there beside them; decode_blocks: on the
     node that decodes. order: in which it joined the batch, 0 while it is in none. share_s, worked_s: those of the batch when it joined.
-    attempts: how often it was placed. gone: it was given up; whoever meets it lets it go.
+    promised: it counts on the node that decodes. chosen: its bytes count on the NICs of its pair.
+    node: where all of it is, if pair is None. arrived: its KV is on the decode node. gone: it was given up; whoever meets it lets it go.
     """
 
     request: Request
@@ -49,7 +51,7 @@ class Job:
     decision: Decision = field(init=False)
     view: TransferView = field(init=False)  # that the decision was made on
     expected_bytes: float = field(init=False)
-    wire_start_s: float = field(init=False)
+    wire_start_s: float = math.nan
     reserved_s: float = math.nan  # memory to decode
     expand_s: float = field(init=False)  # of what arrived last
     expand_start_s: float = field(init=False)
@@ -60,7 +62,10 @@ class Job:
     order: int = 0
     share_s: float = field(init=False)
     worked_s: float = field(init=False)
-    attempts: int = 0
+    promised: bool = False
+    chosen: bool = False
+    node: PromptSide | None = None
+    arrived: bool = False
     gone: bool = False
 
     def __post_init__(self) -> None:

@@ -138,6 +138,7 @@ class Pair:
         self.backlog_bytes += job.expected_bytes
         for nic in self.nics:
             nic.price.enter(now_s, job.expected_bytes)
+        job.chosen = True
         job.record.raw_bytes = view.raw_bytes
 
     def send(self, job: Job) -> None:
@@ -151,24 +152,28 @@ class Pair:
 
     def forget(self, job: Job) -> None:
         """Its bytes wait for nothing any more: they are there, or will not come."""
+        job.chosen = False
         self.backlog_bytes = self.backlog_bytes - job.expected_bytes if self.queue else 0.0
         for nic in self.nics:
             nic.price.leave(self.carrier.clock._now, job.expected_bytes)
 
     def withdraw(self, job: Job) -> bool:
         """It is given up. True if it waited for the sender or was under way: then it leaves no memory taken on either side."""
-        job.gone = True
         if self.queue and job in self.queue:
+            job.gone = True
             self.queue.remove(job)
             self.forget(job)
             self.let_go(job, held=job.reserved_s == job.reserved_s)
             return True
-        return self.sender is not None and self.sender.withdraw(job)
+        if self.sender is None or not self.sender.withdraw(job):
+            return False
+        job.gone = True
+        return True
 
     def let_go(self, job: Job, held: bool) -> None:
         """Nothing of it will come. held: memory to decode is reserved for it."""
         self.source.release_prompt(job)
-        self.target.abandon(job, held)
+        self.target.quit(job, held)
 
     @property
     def idle(self) -> bool:

@@ -56,6 +56,9 @@ class PromptSide(DecodeSide):
 
     # -- what happens to it ------------------------------------------------------------------------------------------------------
 
+    def whole(self) -> PromptSide:
+        return self
+
     def submit(self, job: Job) -> None:
         """A prompt, to be sent to the decode node of its pair, or decoded here where it has none."""
         request = job.request
@@ -181,6 +184,8 @@ class PromptSide(DecodeSide):
     def encode(self, job: Job) -> float:
         """The first token is known; the bitrate policy says what becomes of the KV. Returns when it is encoded."""
         now_s, request, record = self.clock.now, job.request, job.record
+        if job.gone:
+            return now_s
         self.keep_prefix(job)
         self.busy_until_s = now_s + sum(other.encode_s for other in self.prefilled)
         if record.prefill_token_s != record.prefill_token_s:  # nan: not one that begins again
@@ -205,7 +210,10 @@ class PromptSide(DecodeSide):
     def hand_over(self, job: Job) -> None:
         """To the sender, to the batch, or out with its only token."""
         now_s = self.clock.now
-        if job.pair is not None and job.left:
+        if job.gone:
+            self.locals -= job.pair is None
+            self.let_go(job)
+        elif job.pair is not None and job.left:
             job.wire_start_s = now_s
             if job.pipeline is None:
                 job.pair.send(job)
@@ -237,6 +245,37 @@ class PromptSide(DecodeSide):
         self.release_prefix(job)
         if not self.role:
             self.check_drained()
+
+    def forget(self, job: Job) -> None:
+        """It is given up. What the engine is at now it finishes, and lets it go then."""
+        job.gone = True
+        if job not in self.prompts:
+            return
+        self.prompts.remove(job)
+        self.waiting_s = self.waiting_s - job.promised_s if self.prompts else 0.0
+        if self.blocked is job:
+            self.blocked = None
+            if self.memory.give_up(self.granted):
+                job.prefill_blocks = 0
+            else:  # granted at this very moment
+                self.granted.cancel()
+                job.reserved_s = self.clock.now if job.pair is None else job.reserved_s
+        elif not job.reserved:
+            job.prefill_blocks = 0
+        else:
+            self.locals -= job.pair is None
+        self.let_go(job)
+        self.mark()
+
+    def let_go(self, job: Job) -> None:
+        """Its memory, here and where it was to be decoded."""
+        if job.pair is None:
+            self.quit(job)
+        else:
+            if job.chosen:
+                job.pair.forget(job)
+            self.release_prompt(job)
+            job.pair.target.quit(job)
 
     def keep_prefix(self, job: Job) -> None:
         """The prompt is computed: whole blocks of it go to the cache, no better than the prefix they were computed on."""
