@@ -20,6 +20,7 @@ VERBS = (
     "adaptation",
     "compare",
     "validate",
+    "reproduce",
     "quality",
     "longbench",
     "bench",

@@ -51,7 +51,7 @@ def _sweep(config: SweepConfig, run: Run) -> None:
     rows = sweep(config, run)
     write_stamped(run.out / "sweep.parquet", table(rows), run)
     failed = [row for row in rows if row["error"]]
-    axes_of = {axis.name: axis.values for axis in axes("sweep", [*config.grid, *config.also])}
+    axes_of = {axis.name: axis.values for axis in grid_of(config, run)}
     write_json(run.out / "sweep.json", {"schema_version": SCHEMA_VERSION, "axes": axes_of, "points": len(rows), "failed": len(failed)})
     write_manifest(run)
     print(f"{len(rows)} points: {run.out / 'sweep.parquet'}")
@@ -73,7 +73,7 @@ def sweep(config: SweepConfig, run: Run) -> list[dict[str, Any]]:
 
     Raises ValueError, one line, before anything is made, where an axis does not exist or a point cannot be had.
     """
-    grid = axes("sweep", [*config.grid, *config.also])
+    grid = grid_of(config, run)
     if not grid:
         raise ValueError("the sweep has no axis: give a key several values, such as seed=0,1,2, or an experiment=NAME")
     by_hash = {point_hash(point): point for point in points("sweep", base(run.arguments), grid)}
@@ -97,6 +97,10 @@ def sweep(config: SweepConfig, run: Run) -> list[dict[str, Any]]:
 
         run_all(todo, workers, done)
     return [{**known[name], **point.place} for name, point in by_hash.items()]
+
+
+def grid_of(config: SweepConfig, run: Run) -> tuple[Axis, ...]:
+    return axes("sweep", [*config.grid, *config.also], base(run.arguments))
 
 
 def row(name: str, point: Point, figures: Mapping[str, Any] | str) -> dict[str, Any]:

@@ -55,10 +55,13 @@ def break_even_gbps(rows: pd.DataFrame, profile: Mapping[str, Any]) -> float:
 
 
 def quality(folder: Path) -> Found:
-    from experiments.fidelity.gates import table
+    import pandas as pd
 
+    path = folder / "rates.csv"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; {folder} is not a folder of `abkt quality`")
     columns = ["kind", "method", "rate", "samples", "of_raw", "dnll", "dnll_low", "dnll_high", "nmse"]
-    return table(read_records(folder / "outcomes.parquet"))[columns], read_json(folder / "manifest.json"), {}
+    return pd.read_csv(path, dtype={"rate": str})[columns], read_json(folder / "manifest.json"), {}
 
 
 def kernels(folder: Path) -> Found:

@@ -43,9 +43,9 @@ def is_axis(text: str) -> bool:
     return override is not None and override.is_sweep_override()
 
 
-def axes(verb: str, words: Sequence[str]) -> tuple[Axis, ...]:
-    """The last word of a name counts. Raises ValueError, one line, for what cannot be read or does not exist in the verb."""
-    if wrong := composer.fault(verb, words, multirun=True):
+def axes(verb: str, words: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Axis, ...]:
+    """The last word of a name counts. overrides: of every point. Raises ValueError, one line, for what cannot be read or is not there."""
+    if wrong := composer.fault(verb, [*overrides, *words], multirun=True):
         raise ValueError(wrong)
     groups, found = usage.groups(verb), {}
     parser = OverridesParser.create()

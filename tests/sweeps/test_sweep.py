@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from experiments import compose as composer
+from experiments import usage
 from experiments.cli import dispatch
 from experiments.stamp import read_stamp
-from experiments.sweeps.grid import axes, points
+from experiments.sweeps.grid import Axis, axes, points
 from experiments.sweeps.journal import Journal, flat, table
 
 SMALL = ("workload=poisson", "workload.requests=6", "workload.isl=500", "workload.osl=8")
@@ -31,6 +32,19 @@ def test_points_are_the_configurations_that_simulate_composes() -> None:
         whole = composer.compose("simulate", [*SMALL, *(f"{key}={value}" for key, value in point.place.items())]).config
         assert point.config == {key: value for key, value in whole.items() if key not in ("out", "progress")}
     assert made[-1].config["bitrate"]["link"]["initial_bytes_per_s"] == 10e9 / 8
+
+
+def test_a_key_of_a_group_that_the_sweep_chooses_is_an_axis() -> None:
+    assert axes("sweep", ["workload.isl=1,2"], ["workload=poisson"])[0].values == (1, 2)
+    with pytest.raises(ValueError, match=r"no group or key workload\.isl"):
+        axes("sweep", ["workload.isl=1,2"])
+
+
+@pytest.mark.parametrize("name", usage.choices("experiment"))
+def test_each_experiment_has_axes_that_exist(name: str) -> None:
+    given = [f"experiment={name}", *(["hardware.profile=profile.json"] if name == "bandwidth" else [])]
+    grid = axes("sweep", composer.compose("sweep", given).config["grid"], given)
+    assert len(list(points("sweep", given, [Axis(a.name, a.values[:1], a.group) for a in grid]))) == 1
 
 
 def test_a_later_axis_of_a_name_wins() -> None:

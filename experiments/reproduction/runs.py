@@ -1,0 +1,43 @@
+"""The experiments of conf/experiment, run inside of another verb."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.compose import compose
+from experiments.config import read
+from experiments.errors import RunError
+from experiments.results import write_table
+from experiments.sweep import SweepConfig, sweep
+from experiments.sweeps.journal import table
+from experiments.verb import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Experiments:
+    """out: a folder each experiment gets one below. Resumed as any sweep is."""
+
+    out: Path
+    workers: int | None
+
+    def run(self, name: str, *overrides: str) -> pd.DataFrame:
+        """Its points. Raises ValueError where it does not exist, RunError where a point failed."""
+        arguments = (f"experiment={name}", *overrides)
+        composed = compose("sweep", arguments)
+        folder = self.out / name
+        config = read(SweepConfig, {**composed.config, "out": folder, "workers": composed.config["workers"] or self.workers})
+        rows = sweep(config, Run("sweep", arguments, composed.config, composed.choices, folder))
+        if failed := [row for row in rows if row["error"]]:
+            raise RunError(f"{len(failed)} points of {name} failed, the first because of {failed[0]['error']}")
+        made = table(rows)
+        write_table(folder / "sweep.parquet", made)
+        return made.to_pandas()
+
+
+def means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Over seeds."""
+    figures = [name for name in rows if rows[name].dtype.kind in "fi" and name not in by]
+    return rows.groupby(by, sort=False)[figures].mean().reset_index()

@@ -1,0 +1,54 @@
+"""The experiments of the reference implementation, done again: policies, ablation, budget, context, fluctuation, three places."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from experiments.reproduction.markdown import table
+from experiments.reproduction.runs import Experiments, means
+
+PARTS = ("policies", "ablation", "budget", "context", "fluctuation", "cost", "probe")
+TITLES = {
+    "policies": ("Policy comparison (model, link of 10 Gbit/s that oscillates)", ["bitrate"]),
+    "ablation": ("Ablation (model, the same link)", ["bitrate"]),
+    "budget": ("Budget sweep: target distortion of `embedded` (model, the same link)", ["bitrate.target_distortion"]),
+    "context": ("Context length (model, 25 Gbit/s)", ["workload.isl", "bitrate"]),
+    "fluctuation": ("Network fluctuation (model, 10 Gbit/s at full)", ["network", "bitrate"]),
+    "cost": ("Three places to serve from: cost against quality (model, L40S data sheet, prices assumed)", ["network", "bitrate"]),
+}
+NOTES = {
+    "policies": "Best is most goodput within the distortion limit, not the lowest time: `int2` is fast because it loses a tenth.",
+    "ablation": "`allocated` is the embedded order at a fixed rate, `int4` one rate for all cells, `_off` adds the break-even test alone.",
+    "budget": "What a coarser target buys shrinks as soon as the link is no longer what is waited for.",
+    "context": "Prefill grows faster than KV does, so the transfer matters less for long prompts.",
+    "fluctuation": "Adaptive policies earn their keep where the link moves; on the steady one a fixed rate does as well.",
+    "cost": "Where bytes are free (25g) all policies cost the same; where they are not, dollars fall with the bytes.",
+}
+
+
+def text(part: str, experiments: Experiments) -> list[str]:
+    title, by = TITLES[part]
+    rows = means(experiments.run(part), by)
+    cells = [
+        (
+            *(value if isinstance(value, str) else float(value) for value in row[:-1]),
+            *row[-1],
+        )
+        for row in ((*(r[name] for name in by), _figures(r)) for r in rows.to_dict("records"))
+    ]
+    headings = (*by, "goodput (1/s)", "mean TTFT (s)", "p99 TTFT (s)", "of raw bytes", "mean distortion", "p99 distortion", "USD per 1,000")
+    return [f"## {title}", "", *table(headings, cells), NOTES[part], ""]
+
+
+def _figures(row: dict[str, float]) -> tuple[float, ...]:
+    done = row["requests.completed"] or float("nan")
+    names = ("goodput_per_s", "ttft_s.mean", "ttft_s.p99")
+    share = row["wire_bytes"] / row["raw_bytes"] if row["raw_bytes"] else float("nan")
+    return (*(float(row[n]) for n in names), share, row["distortion.mean"], row["distortion.p99"], 1000 * row["cost_usd"] / done)
+
+
+def probe_text(rows: pd.DataFrame) -> list[str]:
+    """rows: of real runs, with network, policy and the figures of their summaries."""
+    headings = ("network", "policy", "within SLO", "mean TTFT (s)", "p99 TTFT (s)", "of raw bytes", "mean distortion", "answers right")
+    cells = [tuple(row) for row in rows.itertuples(index=False)]
+    return ["## The probe on real processes of this machine, the same fluctuations (measured, one run each)", "", *table(headings, cells)]
