@@ -17,7 +17,7 @@ from experiments.network import Network
 from experiments.results import write_json, write_text
 from experiments.show import bar
 from experiments.stamp import write_stamped
-from experiments.validation.document import fidelity, percent
+from experiments.validation.document import fidelity, percent, verdict
 from experiments.validation.folder import Folder, load_case
 from experiments.validation.scores import by_stage, coverage, drift, errors, rank_correlation, regrets, targets
 from experiments.verb import Run, verb
@@ -139,7 +139,7 @@ def report(config: ValidateConfig, run: Run, folder: Folder, profile: Profile, s
     write_manifest(run, [config.workload.path.expanduser(), config.model_folder / "config.json"])
     for target in met:
         words = f"{target['name']} {percent(target['value'])}, target {percent(target['target'])}, noise {percent(target['noise'])}"
-        print(f"{words}: {'met' if target['met'] else 'missed'}")
+        print(f"{words}; met: {verdict(target)}")
     print(f"fidelity: {run.out / 'FIDELITY.md'}")
 
 

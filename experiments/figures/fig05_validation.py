@@ -13,6 +13,7 @@ from experiments.figures.stored import Stored
 from experiments.figures.style import BITRATES, looks
 
 INPUTS = ("validation",)
+TICKS = tuple(digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5))
 MEASURES = {"ttft": ("TTFT", "o"), "e2e": ("E2E", "s")}
 
 
@@ -23,7 +24,7 @@ def draw(tables: Mapping[str, Stored]) -> Figure:
     colour = {name: look["color"] for name, look in looks(policies).items()}
     figure = Figure(figsize=(6.4, 3.7))
     for axes, quantile in zip(figure.subplots(1, 2), ("mean", "p99"), strict=True):
-        part = rows[(rows.quantile == quantile) & rows.stage.isin(MEASURES)]
+        part = rows[(rows["quantile"] == quantile) & rows.stage.isin(MEASURES)]
         low, high = 0.8 * min(part.measured_s.min(), part.predicted_s.min()), 1.25 * max(part.measured_s.max(), part.predicted_s.max())
         diagonal = np.array([low, high])
         axes.fill_between(diagonal, diagonal * 0.9, diagonal * 1.1, color="#EEEEEE", zorder=0)
@@ -38,9 +39,10 @@ def draw(tables: Mapping[str, Stored]) -> Figure:
             if quantile == "mean":
                 axes.plot([], [], marker, color="#777777", markerfacecolor="none", label=label)
         axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal", title=quantile)
+        ticks = [tick for tick in TICKS if low <= tick <= high]
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("{x:g}" if high / low < 8 else "")
+            axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.set_ticks([], minor=True)
         axes.set_xlabel("measured (s)")
         if quantile == "mean":
             axes.set_ylabel("predicted (s)")

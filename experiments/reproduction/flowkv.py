@@ -17,7 +17,7 @@ from experiments.reproduction.runs import Experiments, means
 PARTS = ("layout", "longbench", "loads", "unlike")
 DATASETS = {"multi_news": 2700, "gov_report": 11400, "qmsum": 13800}
 WHY_LAYOUT = (
-    "The published times are of NCCL between A100s, where each call is a launch of 30 to 70 µs and the bytes themselves take "
+    "The published times are of NCCL between A100s, where each call is a launch of about 35 µs and the bytes themselves take "
     "little, so that fewer calls are nearly all of the gain. Here a call is a system call or a copy of a few µs, and a CPU core "
     "has to move the bytes at a few GB/s: the same cut in calls gains far less, and one long run can even lose what a cache gains "
     "on short pieces."

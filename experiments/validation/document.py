@@ -30,7 +30,7 @@ def fidelity(
 ) -> str:
     """facts: cluster, compute, repeats, requests, conditions (name -> words), policies, emulated (sentences), drift (stage -> share)."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, autoescape=False)
-    environment.filters |= {"percent": percent, "figure": figure, "ms": ms}
+    environment.filters |= {"percent": percent, "figure": figure, "ms": ms, "verdict": verdict}
     return environment.get_template("fidelity.md.j2").render(
         facts=facts,
         stages=stages.to_dict("records"),
@@ -40,6 +40,13 @@ def fidelity(
         covered=covered,
         unconfirmed=UNCONFIRMED,
     )
+
+
+def verdict(target: Mapping[str, Any]) -> str:
+    """A figure within the machine's noise alone is no success of the model."""
+    if target["value"] <= target["target"]:
+        return "yes"
+    return "within the noise" if target["met"] else "no"
 
 
 def percent(share: float) -> str:

@@ -12,7 +12,7 @@ import pytest
 from abkt.profile.schema import Fit, Profile
 from abkt.records import SLO, RequestRecord, columns, summarize
 from abkt.spec import ModelSpec
-from experiments.validation.document import fidelity
+from experiments.validation.document import fidelity, verdict
 from experiments.validation.folder import Case
 from experiments.validation.scores import by_stage, coverage, drift, errors, noise, rank_correlation, regrets, targets
 
@@ -125,3 +125,11 @@ def test_drift_and_the_document() -> None:
     assert "prefill 20.0 %" in text
     assert "90.0 % lie within the model's 95 % interval of TTFT and – within" in " ".join(text.split())
     assert "nan" not in text
+
+
+def test_a_figure_within_the_noise_alone_is_called_so() -> None:
+    assert [verdict({"value": v, "target": 0.05, "met": met}) for v, met in ((0.04, True), (0.1, True), (0.3, False))] == [
+        "yes",
+        "within the noise",
+        "no",
+    ]
