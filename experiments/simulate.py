@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from abkt.capacity import Capacity
 from abkt.policy.build import build
 from abkt.profile.expect import ask_once
+from abkt.profile.roofline import GpuSpec
 from abkt.records import SLO, summarize_columns
 from abkt.spec import ModelSpec
 from experiments.config import STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, instance
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class SimulateConfig:
     """bitrate, routing, roles, admission: configurations of policies, as abkt.policy.build takes them; every pair of nodes gets a bitrate
-    policy. engine: of every node, but for max_batch, which is the cluster's. trace: write trace.json too, for ui.perfetto.dev."""
+    policy. engine: of every node, but for max_batch, which is the cluster's. trace: write trace.json too, for ui.perfetto.dev.
+    decode_hardware: of the decode nodes, where it is not that of all."""
 
     model: ModelSpec
     hardware: Hardware
@@ -48,6 +50,7 @@ class SimulateConfig:
     progress: bool
     out: Path
     trace: bool = False
+    decode_hardware: Hardware | None = None
     roles: dict[str, Any] | None = None
     admission: dict[str, Any] | None = None
     engine: Engine = field(default_factory=Engine)
@@ -75,12 +78,15 @@ def main(config: SimulateConfig, run: Run) -> None:
 
 def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Simulation:
     """Raises ValueError, one line, where profile, curves, policies or cluster cannot be had."""
-    one = instance(config.hardware, config.model, config.curves)
-    ask_once(build(config.bitrate), one.profile)  # a policy that cannot work is bad input now, not when nodes meet
+    one = other = instance(config.hardware, config.model, config.curves)
+    if config.decode_hardware is not None:
+        other = instance(config.decode_hardware, config.model, config.curves)
+    for profile in (one.profile, other.profile):
+        ask_once(build(config.bitrate), profile)  # a policy that cannot work is bad input now, not when nodes meet
     nic = config.network.capacity()
     cluster = Cluster(
         prefill=_nodes("prefill", config.cluster.prefill, one, nic),
-        decode=_nodes("decode", config.cluster.decode, one, nic),
+        decode=_nodes("decode", config.cluster.decode, other, nic),
         max_batch=config.cluster.max_batch,
         usd_per_gb=config.network.egress_usd_per_gb,
         delay_s=config.network.delay_s,
@@ -105,15 +111,21 @@ def _nodes(role: str, count: int, one: Instance, nic: Capacity) -> tuple[NodeSpe
 
 def plan_line(config: SimulateConfig, choices: Mapping[str, str], requests: Sequence[Request]) -> str:
     """What will run, on what, and for how long in simulated time."""
-    cluster, hardware, clients = config.cluster, config.hardware, config.workload.concurrency
+    cluster, clients = config.cluster, config.workload.concurrency
     pace = f"of {clients} clients in a closed loop" if clients else f"over {_clock(requests[-1].arrival_s)}"
-    on = "as profiled" if isinstance(hardware, MeasuredHardware) else f"{hardware.gpus} x {hardware.name} each, not validated on hardware"
+    on = _hardware(config.hardware)
+    if config.decode_hardware is not None:
+        on = f"{on} to prefill, {_hardware(config.decode_hardware)} to decode"
     return (
         f"plan: {len(requests):,} requests {pace} ({choices['workload']}), "
         f"{config.model.name} on {cluster.prefill}P{cluster.decode}D ({on}), "
         f"links of {config.network.gbps:g} Gbit/s ({choices['network']}), "
         + ", ".join(f"{group} {choices[group]}" for group in ("bitrate", "routing", "roles", "admission", "engine") if group in choices)
     )
+
+
+def _hardware(hardware: GpuSpec | MeasuredHardware) -> str:
+    return "as profiled" if isinstance(hardware, MeasuredHardware) else f"{hardware.gpus} x {hardware.name} each, not validated on hardware"
 
 
 def run_simulation(
@@ -161,7 +173,7 @@ def write_summary(
 
 def inputs(config: SimulateConfig) -> list[Path]:
     """The files that the run reads."""
-    measured = [config.hardware.profile] if isinstance(config.hardware, MeasuredHardware) else []
+    measured = [h.profile for h in (config.hardware, config.decode_hardware) if isinstance(h, MeasuredHardware)]
     return [*workload_files(config.workload), *measured, *network_inputs(config.network), config.curves]
 
 

@@ -78,8 +78,8 @@ def test_the_held_out_error_is_of_rows_that_the_fit_has_not_seen(tmp_path: Path,
 
 
 def test_clients_in_the_model_take_as_long_as_the_kernels_say(gpu: GpuSpec, models: dict[str, ModelSpec]) -> None:
-    """Alone, a client has nobody's prompts beside its steps. With eight, steps take as long as eight together; their prompts of 2,000 tokens
-    do not all fit into one iteration of 8,192, so some come on top, and not more than all of the others'. Those of 1,024 do, always."""
+    """Alone, a client has nobody's prompts beside its steps. With eight, steps take as long as eight together; their prompts of 2,000
+    tokens do not all fit into one iteration of 8,192, so some come on top, and not more than all of the others'. Those of 1,024 do."""
     model, isl, osl = models[NAME], 2000, 101
     costs = ModelCosts(model, gpu.kernels, 1, gpu.memory_bytes_per_s, gpu.overhead_s, gpu.request_s)
     alone = tpot_s(gpu, model, made_up_curves(), isl, osl, clients=1)

@@ -117,3 +117,16 @@ def test_predictions_come_with_intervals(curves: Path, tmp_path: Path) -> None:
     assert kernels["error_unknown"] == ["encode", "expand", "wire"]
     assert sheet["e2e_half_width_s"] == 0
     assert len(sheet["error_unknown"]) == 6
+
+
+def test_decode_nodes_may_be_other_hardware(curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A GPU with three times the bandwidth decodes faster; prefill does not notice. A model must fit on both."""
+    same = [f"curves={curves}", "bitrate=raw", "routing=round_robin", "hardware=l40s", *FEW]
+    for name, given in (("alike", []), ("mixed", ["+hardware@decode_hardware=h200"])):
+        assert dispatch(["simulate", f"out={tmp_path / name}", *same, *given]) == 0
+    assert "1 x L40S each, not validated on hardware to prefill, 1 x H200 SXM each" in capsys.readouterr().out
+    alike, mixed = (read_records(tmp_path / name / "requests.parquet") for name in ("alike", "mixed"))
+    assert alike.prefill_busy_s.equals(mixed.prefill_busy_s)
+    assert alike.tpot_s.mean() > 2 * mixed.tpot_s.mean()
+    assert dispatch(["simulate", f"out={tmp_path / 'no'}", *same, "+hardware@decode_hardware=l4", "model=qwen3-32b", "hardware=h200"]) == 2
+    assert "does not fit on 1 x L4" in capsys.readouterr().err
