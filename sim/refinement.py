@@ -148,6 +148,8 @@ class Refinement:
             start, final, tokens = record.distortion_start, self.curve.distortion[self.cut], job.request.osl - 1
             record.distortion_final = of.distortion_final = final
             of.distortion_token_weighted = final + (start - final) * self.swapped_at / tokens
+        job.refinement = None
+        self.flow.on_rate = transfer.flow.on_rate  # so that nothing refers to itself
         self.pair.policy.refined(self.clock._now, Refined(record.distortion_start, of.distortion_token_weighted))
         self.pair.carrier.ended(record)
 

@@ -45,7 +45,7 @@ class Sender:
         """What is under way is given up, if that is it: the process goes on at once, and lets it go."""
         if job is not self.job:
             return False
-        self.job = None
+        self.job, job.gone = None, True
         if not self.granted and self.pair.target.memory.give_up(self.wake) is False:
             self.granted = True  # at this very moment
         self.wake.after(0.0)

@@ -248,6 +248,7 @@ class Transfer:
         else:
             pair.source.release_prompt(job)
             self.carrier.ended(record)
+        job.pipeline = None
         pair.target.arrive(job)
 
     def bits(self) -> float:

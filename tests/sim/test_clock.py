@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from abkt.policy.bandwidth import Bandwidth
+from abkt.policy.bitrate.embedded import Embedded
+from abkt.policy.routing.load_aware import LoadAware
+from abkt.records import SLO
+from sim.clock import Clock, Wake
+from sim.cluster import Simulation
+from sim.transport import Transport
+from sim.workload import Request
+from tests.sim.test_cluster import cluster
+
+
+def test_a_timer_rings_when_it_was_set_for_last() -> None:
+    clock = Clock()
+    wake, seen = Wake(clock), []
+
+    def sleep():
+        yield wake.at(5.0)
+        seen.append(clock.now)
+        yield wake.after(2.0)
+        seen.append(clock.now)
+
+    def move():
+        other = Wake(clock)
+        yield other.at(1.0)
+        wake.at(3.0)
+        yield other.at(4.0)
+        wake.at(9.0)
+        yield other.at(8.0)
+        wake.cancel()
+        wake.at(8.5)
+
+    clock.process(sleep())
+    clock.process(move())
+    clock.run()
+    assert seen == [3.0, 8.5]
+    assert clock.now == 8.5  # where timers stood before is no time that the run gets to
+
+
+def test_of_one_moment_what_was_put_there_first_comes_first_and_new_processes_before_it() -> None:
+    clock, seen = Clock(), []
+
+    def named(name: str, *then: str):
+        seen.append(name)
+        for another in then:
+            clock.process(named(another))
+        yield Wake(clock).at(1.0)
+        seen.append(f"{name} at 1")
+
+    clock.process(named("a", "c"))
+    clock.process(named("b"))
+    clock.run()
+    assert seen == ["a", "b", "c", "a at 1", "b at 1", "c at 1"]
+
+
+def test_the_past_is_refused_and_what_goes_wrong_is_seen() -> None:
+    clock = Clock()
+
+    def late():
+        yield Wake(clock).at(2.0)
+        yield Wake(clock).at(1.0)
+
+    clock.process(late())
+    with pytest.raises(RuntimeError, match=r"an event at 1\.0 s is in the past; it is 2\.0 s"):
+        clock.run()
+
+
+def test_what_goes_on_for_ever_is_not_work() -> None:
+    clock = Clock()
+    Wake(clock, aside=True).at(3.0)
+    moved = Wake(clock)
+    moved.at(1.0)
+    assert clock.at_work()
+    moved.cancel()
+    assert not clock.at_work()
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_run_makes_nothing_that_refers_to_itself(profile, groups) -> None:
+    """The collector is off while it runs: what it would have to find would stay."""
+
+    def found(count: int) -> int:
+        of = cluster(profile, 2, 2, transport=Transport(layer_groups=groups))
+        requests = [Request(i, 0.05 * i, 100, 40) for i in range(count)]
+        bitrate = lambda: Embedded(Bandwidth(1e5), 0.05, 0.2, 0.2, behind_distortion=0.001)  # noqa: E731
+        simulation = Simulation(of, requests, bitrate, LoadAware(), SLO(0.1, 0.02))
+        gc.collect()
+        assert any(t.refine_bytes for t in simulation.run().transfers)
+        return gc.collect()
+
+    assert found(120) <= found(30) + 20
