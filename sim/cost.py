@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 
-from abkt.policy.view import Curve, Decision, Mode, TransferView
-from abkt.profile.expect import curve_for, expected_view
+from abkt.policy.view import Curve, Decision, Form, Mode, TransferView
+from abkt.profile.expect import curve_for, expected_view, with_entropy
 from abkt.profile.schema import Fit, Profile
 
 KEPT = 1 << 14  # views kept for requests of the same length
@@ -47,11 +47,12 @@ class Costs:
 
     def encode_s(self, tokens: float, decision: Decision) -> float:
         """tokens: of all layers; of some layers alone, as many as have the same bytes."""
-        return self._encode.seconds(tokens, decision.mode, decision.depth_bits)
+        return self._encode.seconds(tokens, decision.mode, decision.depth_bits, decision.form)
 
-    def expand_s(self, tokens: float, mode: Mode, bits: float = 0.0) -> float:
-        """bits: of a stream, mean bits per value that arrived, between the measured depths on a straight line."""
-        return self._expand.seconds(tokens, mode, bits)
+    def expand_s(self, tokens: float, mode: Mode, bits: float = 0.0, form: Form = "fixed") -> float:
+        """bits: of a stream, mean bits per value that arrived, between the measured depths on a straight line. The entropy form takes as
+        long as it does at full depth."""
+        return self._expand.seconds(tokens, mode, bits, form)
 
     def view(
         self, tokens: int, deadline_s: float, price: float = 0.0, own_slope: Curve | None = None, hidden_s: float = 0.0
@@ -74,6 +75,9 @@ class Costs:
             hidden_s=hidden_s,
             price=price,
             own_slope=own_slope,
+            entropy_share=it.entropy_share,
+            entropy_encode_s=it.entropy_encode_s,
+            entropy_expand_s=it.entropy_expand_s,
         )
 
     def expected(self, tokens: int, draw: int = 0) -> TransferView:
@@ -85,7 +89,7 @@ class Costs:
                 self._views.clear()
                 self._slopes.clear()
             curve = curve_for(self.profile, tokens, key[1])
-            known = self._views[key] = expected_view(self.profile, tokens, 0.0, curve)
+            known = self._views[key] = with_entropy(self.profile, tokens, expected_view(self.profile, tokens, 0.0, curve))
             self._slopes[key] = curve.slope
         return known
 
@@ -110,12 +114,15 @@ class Costs:
 
 
 class _Codec:
-    """encode or expand: seconds by tokens, raw, exact, and at the measured depths and on a straight line between them."""
+    """encode or expand: seconds by tokens, raw, exact, in the entropy form, and at the measured depths and on a straight line between them.
+
+    Raises ValueError for what the profile has not measured, when it is asked for; raw at once."""
 
     def __init__(self, profile: Profile, stage: str) -> None:
-        wholes = [f"{stage}/{mode}" for mode in ("raw", "exact")]
-        self.raw = _terms(profile, wholes[0], ("1", "tokens"))
-        self.exact = _terms(profile, wholes[1], ("1", "tokens")) if wholes[1] in profile.fits else None
+        self.stage = stage
+        wholes = [f"{stage}/{whole}" for whole in ("raw", "exact", "entropy")]
+        profile.fit(wholes[0])
+        self.wholes = {name: _terms(profile, name, ("1", "tokens")) for name in wholes if name in profile.fits}
         names = [name for name in profile.fits if name.startswith(f"{stage}/") and name not in wholes]
         if not names:
             raise ValueError(f"the profile has no table {stage}/8; run `abkt profile` again")
@@ -123,22 +130,22 @@ class _Codec:
         self.terms = [_terms(profile, f"{stage}/{depth:g}", ("1", "tokens")) for depth in self.depths]
         ranges = [_range(profile.fit(name), "tokens") for name in names]
         self.low, self.high = max(low for low, _ in ranges), min(high for _, high in ranges)
-        self._known: dict[tuple[Mode, float], tuple[float, ...]] = {}
+        self._known: dict[tuple[Mode, float, Form], tuple[float, ...]] = {}
 
-    def seconds(self, tokens: float, mode: Mode, bits: float) -> float:
-        terms = self._known.get((mode, bits))
+    def seconds(self, tokens: float, mode: Mode, bits: float, form: Form) -> float:
+        terms = self._known.get((mode, bits, form))
         if terms is None:
             if len(self._known) >= KEPT:
                 self._known.clear()
-            terms = self._known[mode, bits] = self._terms_at(mode, bits)
+            terms = self._known[mode, bits, form] = self._terms_at(mode, bits, form)
         return terms[0] + tokens * terms[1]
 
-    def _terms_at(self, mode: Mode, bits: float) -> tuple[float, ...]:
-        if mode != "stream":
-            whole = self.raw if mode == "raw" else self.exact
-            if whole is None:
-                raise ValueError("the profile has no tables encode/exact and expand/exact; run `abkt profile` again")
-            return whole
+    def _terms_at(self, mode: Mode, bits: float, form: Form) -> tuple[float, ...]:
+        if mode != "stream" or form == "entropy":
+            whole = f"{self.stage}/{mode if mode != 'stream' else form}"
+            if whole not in self.wholes:
+                raise ValueError(f"the profile has no table {whole}; run `abkt profile` again")
+            return self.wholes[whole]
         after = bisect_left(self.depths, bits)
         if after == 0 or after == len(self.depths):  # outside the measured depths: the nearest one
             return self.terms[min(after, len(self.depths) - 1)]

@@ -85,7 +85,7 @@ class Pair:
         rate = policy.estimate_bytes_per_s(now_s)
         if rate != rate:  # nan: the policy has no estimate
             rate = self.share(size_bytes, calls)
-        codec_s = costs.encode_s(sent, decision) + self.target.costs.expand_s(sent, decision.mode, bits)
+        codec_s = costs.encode_s(sent, decision) + self.target.costs.expand_s(sent, decision.mode, bits, decision.form)
         wire_s = (self.backlog_bytes + size_bytes) / rate if rate > 0 else math.inf
         return codec_s + wire_s + self.calls_s(calls) + (self.ways() + 1) * carrier.delay_s
 
@@ -198,4 +198,5 @@ def outcome(decision: Decision, view: TransferView) -> tuple[float, float]:
     if decision.mode != "stream":
         return (float(view.raw_bytes) if decision.mode == "raw" else view.exact_bytes), 0.0
     curve = view.slope if decision.order == "slope" else view.uniform
-    return curve.bytes[decision.cut], curve.bits[decision.cut]
+    share = view.entropy_share if decision.form == "entropy" else 1.0
+    return share * curve.bytes[decision.cut], curve.bits[decision.cut]

@@ -83,7 +83,8 @@ class Pipeline:
     def expand(self, bits: float) -> None:
         """A group that is not the last has arrived."""
         record, target = self.job.record, self.pair.target
-        seconds = target.costs.expand_s(self.job.sent_tokens / self.groups, self.job.decision.mode, bits)
+        decision = self.job.decision
+        seconds = target.costs.expand_s(self.job.sent_tokens / self.groups, decision.mode, bits, decision.form)
         record.expand_busy_s += seconds
         record.cost_usd += seconds * target.usd_per_s
         target.interject(seconds, _nothing)  # which counts the node's slowness itself

@@ -37,8 +37,7 @@ def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateC
 
 
 def with_entropy(profile: Profile, tokens: int, view: TransferView) -> TransferView:
-    """The view with what the entropy form is expected to cost, where the profile has measured it: for real transfers, as the model has no
-    such form."""
+    """The view with what the entropy form is expected to cost, where the profile has measured it."""
     if not (profile.entropy_share > 0 and {"encode/entropy", "expand/entropy"} <= profile.fits.keys()):
         return view
     encode_s, expand_s = (profile.fit(f"{stage}/entropy").seconds(tokens=tokens) for stage in ("encode", "expand"))

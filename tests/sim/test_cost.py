@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.policy.view import Decision
-from abkt.profile.expect import curve_for, expected_view
+from abkt.profile.expect import curve_for, expected_view, with_entropy
 from abkt.profile.schema import Fit
 from sim.cost import Costs
+from tests.sim.conftest import exact
 
 tokens = st.integers(1, 5000)
 
@@ -46,6 +47,20 @@ def test_a_kept_view_is_the_one_that_would_be_made(profile, tokens, draw, count,
         shown = replace(expected_view(few, tokens, deadline_s), price=0.3, own_slope=own.slope, hidden_s=0.2)
         assert costs.view(tokens, deadline_s, 0.3, costs.own_slope(tokens, draw), 0.2) == shown
         assert costs.expected(tokens, draw) == expected_view(few, tokens, 0.0, own)
+
+
+def test_the_entropy_form(profile) -> None:
+    fits = {"encode/entropy": exact({"1": 0.001, "tokens": 1e-3}), "expand/entropy": exact({"tokens": 2e-3})}
+    both = replace(profile, fits={**profile.fits, **fits}, entropy_share=0.8)
+    costs = Costs(both)
+    view = costs.view(100, 1.0)
+    assert view == with_entropy(both, 100, expected_view(both, 100, 1.0))
+    assert (view.entropy_share, view.entropy_encode_s, view.entropy_expand_s) == (0.8, pytest.approx(0.101), pytest.approx(0.2))
+    assert costs.encode_s(100, Decision("stream", form="entropy")) == pytest.approx(0.101)
+    assert costs.expand_s(100, "stream", 2.7, "entropy") == pytest.approx(0.2)
+    assert costs.encode_s(100, Decision("stream")) == pytest.approx(profile.fit("encode/8").seconds(tokens=100))
+    with pytest.raises(ValueError, match="no table encode/entropy"):
+        Costs(profile).encode_s(100, Decision("stream", form="entropy"))
 
 
 def test_what_was_not_measured_is_known(profile) -> None:

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.policy.bitrate.fixed import Fixed, Raw
+from abkt.profile.expect import curve_for
 from abkt.spec import ModelSpec
 from sim.transport import FRAME_BYTES, Transport
 from sim.workload import Request
+from tests.sim.conftest import exact as fit
 from tests.sim.test_cluster import cluster, run
 
 MODEL = ModelSpec("a dense one", layers=32, kv_heads=8, head_dim=128)
@@ -135,3 +137,16 @@ def test_only_what_the_decode_side_lacks_is_sent(profile) -> None:
     assert record.encode_busy_s == pytest.approx(0.00017 + 36 * 1.3e-5)
     assert record.expand_busy_s == pytest.approx(0.00019 + 36 * 1.2e-5)
     assert transfer.bits_per_value == pytest.approx(8 * transfer.wire_bytes / (36 * 32))
+
+
+def test_one_request_in_the_entropy_form_by_hand(profile) -> None:
+    """Four fifths of the bytes, and a codec of its own speed."""
+    fits = {"encode/entropy": fit({"1": 0.001, "tokens": 1e-3}), "expand/entropy": fit({"tokens": 2e-3})}
+    both = replace(profile, fits={**profile.fits, **fits}, entropy_share=0.8)
+    result = run(cluster(both), [Request(2, 0.0, 100, 2)], lambda: Fixed(4, form="entropy"))
+    (record,), (transfer,) = result.requests, result.transfers
+    curve = curve_for(both, 100, draw=2).uniform
+    assert transfer.wire_bytes == round(0.8 * curve.bytes[2] * 6400)
+    assert record.distortion_start == curve.distortion[2]
+    assert record.encode_busy_s == pytest.approx(0.101)
+    assert record.expand_busy_s == pytest.approx(0.2)
