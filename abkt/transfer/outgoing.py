@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from abkt.transfer.messages import Offer
 from abkt.transfer.pieces import ByteSource
 
-FRAME_BYTES = (64 << 10, 4 << 20)
+FRAME_BYTES = (64 << 10, 8 << 20)
 FRAME_S = 0.02
 
 
@@ -94,7 +94,7 @@ class Followed:
 
 @dataclass(slots=True)
 class FrameSize:
-    """How much to decide at once: what passes in about 20 ms at the rate of the last frames, 64 KiB to 4 MiB."""
+    """How much to decide at once: what passes in about 20 ms at the rate of the last frames, 64 KiB to 8 MiB."""
 
     bytes_per_s: float = 0.0
 

@@ -118,7 +118,7 @@ class Sender:
             sent.error = f"{type(error).__name__}: {error}"
             self._disconnect(sent.error)
         self._count += 1
-        return replace(sent)
+        return replace(sent, refining=sent.refining and not sent.error)
 
     def _persist(self, sending: Sending) -> None:
         """Try, and after a break go on, as long as bytes get through or resume_s has not passed."""

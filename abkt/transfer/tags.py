@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from abkt.transfer.frame import TAG_BYTES, Buffer, FrameError, Header, seal
 
-STEP_BYTES = 128 << 10  # checked while it is still in the cache
+STEP_BYTES = 512 << 10  # checked while it is still in the cache
 
 Receive = Callable[[Sequence[memoryview]], None]
 

@@ -1,10 +1,12 @@
 """Any fault at any byte, over all transports: a transfer ends committed with the right bytes, or aborted; nothing leaks, nothing hangs.
+Every other one is refined behind its start, and whatever is promised of it then is right as well, until it is settled, once.
 
 A few in the default run, 10,000 and ten million frames with `-m slow`.
 """
 
 import random
 import threading
+import time
 
 import pytest
 
@@ -25,6 +27,15 @@ class Books:
     def __init__(self):
         self.lock = threading.Lock()
         self.given, self.committed, self.aborted = {}, {}, []
+        self.data, self.wrong, self.refined = {}, [], 0
+        self.settled, self.followed = [], []
+
+    def on_refined(self, received, cut):
+        end = received.offer.ends[cut]
+        with self.lock:
+            self.refined += 1
+            if received.sink.data[:end] != self.data[received.transfer_id][:end]:
+                self.wrong.append((received.transfer_id, cut))
 
     def sink_of(self, offer):
         sink = BufferSink(offer.size)
@@ -36,15 +47,21 @@ class Books:
 def run(house, outgoing, seed, count, size_cap):
     """So many transfers, each of which meets a fault of its own on the first connection, and perhaps others while it is resumed."""
     dice, books, transport = random.Random(seed), Books(), house.transport
-    desk = house.desk(keepalive=QUICK, sink_of=books.sink_of)
+    desk = house.desk(keepalive=QUICK, sink_of=books.sink_of, on_refined=books.on_refined, on_settled=books.settled.append)
     ends = {"committed": 0, "failed": 0}
     for number in range(count):
-        data = dice.randbytes(dice.randint(1, size_cap))
+        data = books.data[number] = dice.randbytes(dice.randint(1, size_cap))
         faults = [fault(dice, len(data)) for _ in range(dice.randint(1, 3))]
         house.transport = Faulty(transport, faults)
         sender = house.sender(desk.address, keepalive=QUICK)
-        cuts = sorted({dice.randint(1, len(data)), len(data)})
-        sent = sender.submit(outgoing(number, [data], ends=cuts)).result(WAIT_S)
+        cuts = sorted({dice.randint(1, len(data)), dice.randint(1, len(data)), len(data)})
+        refining = {"next_cut": lambda *_: 0, "next_behind": lambda *_: 9, "on_followed": books.followed.append} if number % 2 else {}
+        sent = sender.submit(outgoing(number, [data], ends=cuts, **refining)).result(WAIT_S)
+        if sent.refining and dice.random() < 0.8:
+            until_s = time.monotonic() + WAIT_S
+            while not books.followed or books.followed[-1].transfer_id != number:
+                assert time.monotonic() < until_s, "what follows hangs"
+                time.sleep(0.002)
         sender.close()
         house.open.pop()
         given = f"seed {seed}, transfer {number}, {faults}"
@@ -56,8 +73,9 @@ def run(house, outgoing, seed, count, size_cap):
             received = desk.commits.get(timeout=WAIT_S)
             assert received.transfer_id not in books.committed, given
             books.committed[received.transfer_id] = received
-            if received.transfer_id == number:
-                assert received.sink.data == data, given
+            end = received.offer.ends[received.cut]
+            assert received.sink.data[:end] == books.data[received.transfer_id][:end], given
+            assert received.refinable or received.cut == len(received.offer.ends) - 1, given
         ends["committed"] += number in books.committed
     house.close()  # frees what is kept
     while not desk.aborts.empty():
@@ -65,6 +83,10 @@ def run(house, outgoing, seed, count, size_cap):
     while not desk.commits.empty():
         received = desk.commits.get()
         books.committed[received.transfer_id] = received
+    assert not books.wrong, "a refined prefix was wrong"
+    assert sorted(r.transfer_id for r in books.settled) == sorted(n for n, r in books.committed.items() if r.refinable), "settled once each"
+    ends["refined"] = books.refined
+    assert len({f.transfer_id for f in books.followed}) == len(books.followed)
     settled = [id(received.sink) for received in (*books.aborted, *books.committed.values())]
     assert len(settled) == len(set(settled)), "a sink was settled twice"
     assert set(settled) == set(books.given), "a sink leaked"
