@@ -47,6 +47,8 @@ class ReplayConfig:
     workload: Workload
     bitrate: dict[str, Any]
     routing: dict[str, Any]
+    roles: dict[str, Any]
+    rebuild_s: float
     slo: SLO
     prefill: int | None
     decode: int
@@ -63,6 +65,7 @@ class ReplayConfig:
 @verb("replay")
 def main(config: ReplayConfig, run: Run) -> None:
     from abkt.serve.cluster import Change, Cluster
+    from abkt.serve.roles import Roles
     from experiments.manifest import write_manifest
     from experiments.prompts import prompts_for
     from experiments.real_network import real_network
@@ -80,11 +83,13 @@ def main(config: ReplayConfig, run: Run) -> None:
         schema.load(config.profile) if config.profile else None,
         config.network.egress_usd_per_gb,
         config.routing,
+        config.roles,
         config.workload.concurrency,
         [Change(change.at_s, change.worker, change.role) for change in config.changes],
     )
     spec.layout()  # a folder that is no model is said before anything is made
-    unfit = f"they hold one decode worker, not {config.decode}" if config.decode > 1 else "no role changes there" if config.changes else ""
+    moving = bool(config.changes) or Roles(config.roles).moves
+    unfit = f"they hold one decode worker, not {config.decode}" if config.decode > 1 else "roles may change" if moving else ""
     with real_network(config.network, config.pacing, config.seed, spec.prefill, unfit) as network:
         print(plan_line(requests, spec, config, network))
         config.out.mkdir(parents=True, exist_ok=True)

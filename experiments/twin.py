@@ -13,7 +13,7 @@ from abkt.capacity import Capacity
 from abkt.policy.build import build
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord, summarize
-from abkt.serve.cluster import IN_TURN, Change, Cluster, ClusterSpec
+from abkt.serve.cluster import IN_TURN, STATIC, Change, Cluster, ClusterSpec
 from abkt.serve.prompt import Prompt
 from abkt.serve.worker import ClusterError
 from experiments.errors import RunError
@@ -32,7 +32,7 @@ Bitrate = Mapping[str, Any]  # a policy's configuration, as abkt.policy.build ta
 class Twin:
     """What both worlds share. isl and osl of the prompts are those of the scaled trace. usd_per_gb: of wire bytes, 10^9.
 
-    routing: a policy's configuration. concurrency, changes: as in Cluster.run; for the real world alone.
+    routing: a policy's configuration. roles, concurrency, changes: as in Cluster.run; for the real world alone.
     """
 
     prompts: Sequence[Prompt]
@@ -41,6 +41,7 @@ class Twin:
     profile: Profile | None
     usd_per_gb: float = 0.0
     routing: Mapping[str, Any] = field(default_factory=lambda: IN_TURN)
+    roles: Mapping[str, Any] = field(default_factory=lambda: STATIC)
     concurrency: int = 0
     changes: Sequence[Change] = ()
 
@@ -60,6 +61,7 @@ def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progr
             finished.append,
             twin.usd_per_gb,
             routing=twin.routing,
+            roles=twin.roles,
             concurrency=twin.concurrency,
             changes=twin.changes,
         )
@@ -70,7 +72,7 @@ def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progr
         _save(folder, "real", finished, [], twin.slo, time.monotonic() - started_s)
         raise
     facts |= {"answers": answers(twin.prompts, run.outputs), "codec": run.codec, "network": {**run.network, **facts.get("network", {})}}
-    facts |= {"compute": cluster.spec.compute, "near_ties": near_ties(run.margins.values())}
+    facts |= {"compute": cluster.spec.compute, "near_ties": near_ties(run.margins.values()), "roles": run.roles}
     return _save(folder, "real", run.requests, run.transfers, twin.slo, run.wall_s, **facts)
 
 

@@ -208,7 +208,9 @@ class Book:
         """The decode worker holds nothing of it any more."""
         if book := self.decode.get(target):
             book.free(number)
-            if not math.isnan(tpot_s):
+            if not book.promised:
+                book.tpot_s = 0.0  # it has nothing to iterate
+            elif not math.isnan(tpot_s):
                 book.tpot_s = tpot_s
 
     def has_room(self, target: str, tokens: int) -> bool:

@@ -23,6 +23,7 @@ from abkt.serve.engine import read_spec
 from abkt.serve.frontend import Frontend
 from abkt.serve.pacing import shaped
 from abkt.serve.prompt import Prompt
+from abkt.serve.roles import Roles
 from abkt.serve.roster import Roster, core_of
 from abkt.serve.ticket import Terms, Ticket
 from abkt.serve.worker import ClusterError
@@ -31,6 +32,7 @@ from abkt.transfer.key import find_key
 
 START_TIMEOUT_S = 180.0
 LEAD_S = 0.2  # between telling the workers of a run and its first possible arrival
+STATIC = {"_target_": "abkt.policy.roles.static.Static"}
 IN_TURN = {"_target_": "abkt.policy.routing.round_robin.RoundRobin"}
 
 
@@ -85,8 +87,8 @@ class Change:
 class Run:
     """What came of one run. iterations: (batch, context, seconds) of decode passes. coded: curves of what was coded at full depth.
 
-    outputs, margins: request id -> the tokens it got, and by how much each was chosen (see Choice). codec: which implementation coded.
-    network: what carried the bytes, and who paced them.
+    outputs, margins: request id -> the tokens it got, and by how much each was chosen (see Choice). roles: (when, worker,
+    role) of changes that were made. codec: which implementation coded. network: what carried the bytes, and who paced them.
     """
 
     requests: list[RequestRecord]
@@ -95,6 +97,7 @@ class Run:
     coded: list[Message] = field(default_factory=list)
     outputs: dict[int, list[int]] = field(default_factory=dict)
     margins: dict[int, list[float]] = field(default_factory=dict)
+    roles: list[tuple[float, str, str]] = field(default_factory=list)
     codec: str = ""
     network: dict[str, Any] = field(default_factory=dict)
     wall_s: float = 0.0
@@ -151,6 +154,7 @@ class Cluster:
         coded: Callable[[Message], None] = lambda message: None,
         replace_dead: bool = False,
         longest: tuple[int, ...] = (),
+        roles: Mapping[str, Any] = STATIC,
     ) -> Frontend:
         """Whoever takes requests to these workers; one at a time. Raises ValueError where the policy cannot work with the profile."""
         if profile:
@@ -169,7 +173,7 @@ class Cluster:
             longest=longest[: self._most_tokens],
         )
         book = Book(Expectations(profile, self.layout, slo_ttft_s), bitrate, network)
-        return Frontend(self.roster, book, terms, build(routing), origin_s, lambda: next(self._numbers), done, coded)
+        return Frontend(self.roster, book, terms, build(routing), origin_s, lambda: next(self._numbers), done, coded, Roles(roles))
 
     def run(
         self,
@@ -183,12 +187,13 @@ class Cluster:
         usd_per_gb: float = 0.0,
         *,
         routing: Mapping[str, Any] = IN_TURN,
+        roles: Mapping[str, Any] = STATIC,
         concurrency: int = 0,
         changes: Sequence[Change] = (),
     ) -> Run:
         """Send every prompt at its time and wait for all; `keep` gets each record as it is finished, so that none is lost.
 
-        bitrate, routing: configurations of policies (abkt.policy.build). profile: what the policy expects of this machine; None: nothing
+        bitrate, routing, roles: configurations of policies (abkt.policy.build). profile: what they expect of this machine; None: nothing
         yet. usd_per_gb: what 10^9 wire bytes cost. concurrency: closed loop, so many requests open at a time, their own times not looked
         at; 0: open loop. changes: of roles, while it goes on.
         Raises ValueError where the policy cannot work with the profile, WorkerDied within 3 s of the death of the last worker of a role,
@@ -214,7 +219,9 @@ class Cluster:
             keep(record)
             progress(len(run.requests), len(prompts))
 
-        frontend = self.frontend(bitrate, network, slo.ttft_s, done, origin_s, profile, routing, run.coded.append, longest=longest)
+        frontend = self.frontend(
+            bitrate, network, slo.ttft_s, done, origin_s, profile, routing, run.coded.append, longest=longest, roles=roles
+        )
         waiting = deque(sorted(prompts, key=lambda p: (p.arrival_s, p.request_id)))
         due = deque(sorted(changes, key=lambda change: change.at_s))
         with shaped(self._namespaces, self._pacing, network, origin_s) as facts:
@@ -242,6 +249,7 @@ class Cluster:
             transfers=sorted(run.transfers, key=lambda t: t.start_s),
             iterations=[tuple(i) for message in self.roster.ask(decode, "report", "iterations", 10.0) for i in message["iterations"]],
             codec=frontend.codec,
+            roles=frontend.changed,
             network=facts,
             wall_s=time.monotonic() - started_s,
         )

@@ -19,6 +19,7 @@ from abkt.serve.book import Book
 from abkt.serve.control import Message
 from abkt.serve.merge import Parts, request_record, transfer_record
 from abkt.serve.prompt import Prompt
+from abkt.serve.roles import Roles
 from abkt.serve.roster import Roster
 from abkt.serve.ticket import Terms, Ticket
 from abkt.serve.worker import WorkerDied
@@ -43,10 +44,13 @@ class Frontend:
         numbers: Callable[[], int],
         done: Callable[[Ticket], None],
         coded: Callable[[Message], None] = lambda message: None,
+        roles: Roles | None = None,
     ) -> None:
         self.roster, self.book, self.terms, self.routing, self.origin_s = roster, book, terms, routing, origin_s
         self.heard_s = time.monotonic()  # the last time that a worker said something
         self.codec = ""
+        self.changed: list[tuple[float, str, str]] = []  # when which worker was ready in a role that it had not at the start
+        self._roles = roles
         self._numbers, self._done, self._coded = numbers, done, coded
         self._open: dict[int, Ticket] = {}  # by request id
         self._tries: dict[int, Ticket] = {}  # by number of the try
@@ -102,11 +106,15 @@ class Frontend:
                 self.heard_s = time.monotonic()
                 self._take(name, message)
         self.roster.watch()
+        if self._roles:
+            for name, role in self._roles.due(self.now_s(), self.roster, self.book):
+                self.change(name, role)
 
     def _take(self, name: str, message: Message) -> None:
         match message["event"]:
             case "ready":
                 self.roster.ready(name, message)
+                self.changed.append((self.now_s(), name, message["role"]))
                 self._begin(name)
                 if message["role"] == "decode":
                     self._tell_prefill("peer", name=name, address=message["address"])

@@ -114,6 +114,11 @@ class Roster:
         """Of the decode workers that are ready, or still have something to receive."""
         return {name: member.address for name, member in self.members.items() if member.role == "decode" and member.state != "starting"}
 
+    def is_last(self, name: str) -> bool:
+        """Whether its role would be left to nobody."""
+        member = self.members[name]
+        return not any(other is not member and (other.then or other.role) == member.role for other in self.members.values())
+
     def drain(self, name: str, then: str) -> None:
         """Nothing new comes to this one; `then` is its next role, or GONE. Raises ValueError, one line, where that cannot be."""
         member = self.members.get(name)
@@ -121,8 +126,7 @@ class Roster:
             raise ValueError(f"there is no worker {name}; there are {', '.join(sorted(self.members))}")
         if then != GONE:
             check_role(then)
-        others = [other for other in self.members.values() if other is not member and (other.then or other.role) == member.role]
-        if then != member.role and not others:
+        if then != member.role and self.is_last(name):
             raise ValueError(f"worker {name} is the last one for {member.role}; another one must come first")
         if member.state != "ready":
             raise ValueError(f"worker {name} is {member.state}; it can change when it is ready")

@@ -70,11 +70,12 @@ class Worker:
 
     def watch(self, now_s: float) -> None:
         """Ping it now and then; kill it when it has been silent for SILENCE_S, which ends it as any other death does."""
-        if self.silent or now_s - self._pinged_s < PING_S:
+        if self.silent:
             return
         if self._unanswered >= SILENT_PINGS and now_s - self._heard_s >= SILENCE_S:
             self.silent = True
             self.process.kill()
+        if self.silent or now_s - self._pinged_s < PING_S:
             return
         self._pinged_s = now_s
         self._unanswered += 1

@@ -23,6 +23,7 @@ from abkt.serve.book import Book, Expectations
 from abkt.serve.control import WorkerConfig
 from abkt.serve.frontend import TRIES, Frontend
 from abkt.serve.prompt import Prompt
+from abkt.serve.roles import Roles
 from abkt.serve.roster import GONE, Member, Roster
 from abkt.serve.ticket import Terms, Ticket
 from abkt.serve.worker import WorkerDied
@@ -146,13 +147,17 @@ class MadeUpRoster(Roster):
         worker.say(name, {"event": "ready", "role": role, "address": name})
 
 
-def frontend(roster: MadeUpRoster, done: list[Ticket], routing: str = "round_robin.RoundRobin") -> Frontend:
+def frontend(
+    roster: MadeUpRoster, done: list[Ticket], routing: str = "round_robin.RoundRobin", roles: dict[str, Any] | None = None
+) -> Frontend:
     raw = {"_target_": "abkt.policy.bitrate.fixed.Raw"}
     network = Capacity.constant(1e6)
     terms = Terms(raw, network, "none", 1.0, None, most_tokens=300, refusal="300 at most")
     policy = build({"_target_": f"abkt.policy.routing.{routing}"})
     counter = itertools.count()
-    return Frontend(roster, Book(Expectations(None, LAYOUT, 1.0), raw, network), terms, policy, 0.0, lambda: next(counter), done.append)
+    book = Book(Expectations(None, LAYOUT, 1.0), raw, network)
+    moved = Roles({"_target_": f"abkt.policy.roles.{roles.pop('of')}", **roles}) if roles else None
+    return Frontend(roster, book, terms, policy, 0.0, lambda: next(counter), done.append, roles=moved)
 
 
 def workers(roster: MadeUpRoster, prefill: int = 2, decode: int = 2) -> MadeUpRoster:
@@ -291,3 +296,28 @@ def test_a_quote_is_what_the_pairs_policy_would_send_over_what_it_saw_of_the_lin
     front.book.promise(0, "p0", "d0", 50, 5, 0.0)
     assert front.book.quote_s("p0", "d0", 100, 0.0, 0.0) == pytest.approx(1.5 * raw_bytes / 1e6)
     assert math.isclose(front.book.prefill["p0"].queued_s, front.book.prefill["p0"].prefill_s(50))
+
+
+def test_a_policy_of_roles_moves_a_worker_once_it_has_drained() -> None:
+    """Prompts queue up on the one prefill worker, and two decode workers have little to do."""
+    roster, done = workers(MadeUpRoster(), 1, 2), []
+    front = frontend(roster, done, roles={"of": "arrow.Arrow", "period_s": 1e-3, "ttft_slo_s": 0.1, "tpot_slo_s": 10.0})
+    front.submit(Ticket(Prompt(0, 0.0, (1,) * 100, 9)))
+    front.submit(Ticket(Prompt(1, 0.0, (2,) * 100, 9)))
+    front.step(0.0)
+    draining = [name for name, member in roster.members.items() if member.state == "draining"]
+    assert len(draining) == 1
+    assert front.book.decode[draining[0]].promised  # it keeps its role until it has decoded what was promised
+    finish(front, roster, 2, done)
+    front.step(0.0)
+    assert [t.tokens for t in done] == [answer(t.prompt) for t in done]
+    assert [(name, role) for _, name, role in front.changed] == [(draining[0], "prefill")]
+    assert sorted(roster.serving("prefill")) == sorted(["p0", draining[0]])
+
+
+@pytest.mark.parametrize("of", ["colocated.Colocated", "conditional.Conditional", "load_aware.LoadAware"])
+def test_roles_that_need_a_worker_for_both_are_refused(of: str) -> None:
+    with pytest.raises(ValueError, match="which real ones do not; take static, arrow, or load_aware"):
+        Roles({"_target_": f"abkt.policy.roles.{of}"})
+    assert not Roles({"_target_": "abkt.policy.roles.static.Static"}).moves
+    assert Roles({"_target_": "abkt.policy.roles.load_aware.LoadAware", "soft": False}).moves
