@@ -22,12 +22,13 @@ class Costs:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.base_s, self.request_s, self.context_s = _terms(profile, "decode", ("1", "batch", "context"), "batch", "context")
-        self._batch_pieces = pieces(profile, "decode", "batch")
+        self._beyond_batch = Beyond(pieces(profile, "decode", "batch"))
         self.context_pieces = pieces(profile, "decode", "context")
+        self._beyond_context = Beyond(self.context_pieces)
         if self.base_s + self.request_s + self.context_s <= 0:
             raise ValueError("the profile's decode iterations take no time; run `abkt profile` again")
         self._prefill = _terms(profile, "prefill", ("1", "tokens", "tokens*tokens"), "tokens")
-        self._prefill_pieces = pieces(profile, "prefill", "tokens")
+        self._beyond_tokens = Beyond(pieces(profile, "prefill", "tokens"))
         self._encode, self._expand = _Codec(profile, "encode"), _Codec(profile, "expand")
         self.call_s, self.byte_s = _terms(profile, "transport", ("calls", "bytes"))
         self.kv_bytes_per_token = profile.model.kv_bytes_per_token
@@ -38,12 +39,12 @@ class Costs:
 
     def prefill_s(self, tokens: int) -> float:
         base, linear, square = self._prefill
-        return base + tokens * (linear + tokens * square) + beyond(self._prefill_pieces, tokens)
+        return base + tokens * (linear + tokens * square) + self._beyond_tokens(tokens)
 
     def iteration_s(self, batch: int, context: int) -> float:
         """One decode iteration of `batch` requests with `context` tokens of KV in all."""
-        flat_s = self.base_s + self.request_s * batch + beyond(self._batch_pieces, batch) + self.context_s * context
-        return flat_s + beyond(self.context_pieces, context) if self.context_pieces else flat_s
+        flat_s = self.base_s + self.request_s * batch + self._beyond_batch(batch) + self.context_s * context
+        return flat_s + self._beyond_context(context) if self.context_pieces else flat_s
 
     def encode_s(self, tokens: float, decision: Decision) -> float:
         """tokens: of all layers; of some layers alone, as many as have the same bytes."""
@@ -160,13 +161,22 @@ def pieces(profile: Profile, stage: str, variable: str) -> tuple[tuple[float, fl
     return tuple(sorted((float(knot), value) for (name, above, knot), value in split if above and name == variable))
 
 
-def beyond(pieces: tuple[tuple[float, float], ...], value: float) -> float:
-    seconds = 0.0
-    for knot, slope in pieces:
-        if value <= knot:
-            break
-        seconds += slope * (value - knot)
-    return seconds
+class Beyond:
+    """Seconds that the pieces beyond their knots add, at a value: a search and a line, since it is asked often."""
+
+    __slots__ = ("knots", "slopes", "sums")
+
+    def __init__(self, pieces: tuple[tuple[float, float], ...]) -> None:
+        self.knots = [-math.inf, *(knot for knot, _ in pieces)]
+        self.slopes, self.sums = [0.0], [0.0]
+        for (knot, more), before in zip(pieces, [math.nan, *(knot for knot, _ in pieces)]):
+            reached = self.sums[-1] + self.slopes[-1] * (knot - before) if self.slopes[-1] else self.sums[-1]
+            self.sums.append(reached)
+            self.slopes.append(self.slopes[-1] + more)
+
+    def __call__(self, value: float) -> float:
+        at = bisect_left(self.knots, value) - 1
+        return self.sums[at] + self.slopes[at] * (value - self.knots[at]) if at else 0.0
 
 
 def _terms(profile: Profile, stage: str, known: tuple[str, ...], *pieced: str) -> tuple[float, ...]:
