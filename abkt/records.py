@@ -79,6 +79,12 @@ class RequestRecord:
     def transfer_exposed_s(self) -> float:
         return self.encode_exposed_s + self.wire_exposed_s + self.expand_exposed_s
 
+    def begin_again(self) -> None:
+        """It was lost, and begins anew: nothing is left but what it is, what it has cost, and that it was tried."""
+        cost_usd, retries = self.cost_usd, self.retries
+        self.__init__(self.request_id, self.isl, self.osl, self.arrival_s, compute=self.compute)  # type: ignore[misc]
+        self.cost_usd, self.retries = cost_usd, retries + 1
+
     def expose(
         self, prefill_start_s: float, encode_start_s: float, wire_start_s: float, expand_start_s: float, decode_start_s: float
     ) -> None:

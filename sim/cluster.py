@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from simpy.events import Event
@@ -20,7 +20,9 @@ from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.clock import Clock, Wake
 from sim.closed_loop import ClosedLoop
 from sim.door import Door
+from sim.faults import FaultPlan, Faults
 from sim.fleet import Fleet
+from sim.invariants import Audit, CheckedMemory
 from sim.job import Job
 from sim.node import Node
 from sim.roles import Roles
@@ -57,6 +59,8 @@ class Simulation:
     concurrency: int = 0  # above 0: so many clients, each of which waits for its answer, and the requests' own times do not count
     roles: RolesPolicy | None = None  # None: every node keeps its own
     admission: AdmissionPolicy | None = None  # None: everybody is let in
+    faults: FaultPlan = FaultPlan()  # noqa: RUF009  # frozen
+    debug: bool = False  # check what has to hold (sim.invariants), while it runs and at its end; slower, and all records are kept
     records: list[RequestRecord] = field(default_factory=list, init=False)
     transfers: list[TransferRecord] = field(default_factory=list, init=False)
 
@@ -66,12 +70,16 @@ class Simulation:
         if any(after.arrival_s < before.arrival_s for before, after in pairwise(self.requests)):
             raise ValueError("requests must be in order of arrival")
         self.clock = Clock()
+        self.audit = Audit() if self.debug else None
+        memory = CheckedMemory if self.debug else None
         self.fleet = Fleet(
-            self.clock, self.cluster, self.bitrate, self.slo, self.node, self._done, self.transfers.append, self._failed, self._running
+            self.clock, self.cluster, self.bitrate, self.slo, self.node, self._done, self._ended, self._failed, self._running, memory
         )
         self.door = Door(self.clock, self.fleet, self.routing, self.roles, self.admission, self.slo, self._lost)
-        self.changes = self.roles and Roles(
-            self.clock, self.fleet, self.roles, self.cluster.rebuild_s, self._running, self.door.someone_left
+        self.changes = Roles(self.clock, self.fleet, self.roles, self.cluster.rebuild_s, self._running) if self.roles else None
+        self.fleet.changed = self.door.someone_left
+        self.watch = (
+            None if self.faults.empty else Faults(self.clock, self.fleet, self.changes, self.faults, self._again, self._lost_for_good)
         )
         self.done = 0
         self.progress: Progress | None = None
@@ -89,8 +97,12 @@ class Simulation:
         finally:
             if collects:
                 gc.enable()
+        if self.door.waiting and not (self.fleet.prefill and self.fleet.decode):
+            self.door.close(f"no {'decode' if self.fleet.prefill else 'prefill'} node is left")
         if self.done < len(self.requests):
             raise RuntimeError(self._stuck())
+        if self.audit is not None:
+            self.audit.close(self.fleet)
         return SimulationResult(self.records, self.transfers, time.perf_counter() - began_s)
 
     def _running(self) -> bool:
@@ -106,23 +118,56 @@ class Simulation:
     def _place(self, request: Request) -> None:
         record = RequestRecord(request.request_id, request.isl, request.osl, request.arrival_s)
         self.records.append(record)
-        self.door.ask(Job(request, record))
+        if self.audit is not None:
+            self.audit.came(self.clock.now, record)
+        self._ask(Job(request, record))
+
+    def _ask(self, job: Job) -> None:
+        if self.watch is not None:
+            self.watch.watch(job)
+        self.door.ask(job)
 
     def _lost(self, job: Job, outcome: str, reason: str) -> None:
         job.record.outcome, job.record.reason = outcome, reason
+        if self.audit is not None:
+            self.audit.gave_up(self.clock.now)
+        if self.watch is not None:
+            self.watch.forget(job)
         self._count()
 
+    def _lost_for_good(self, job: Job, reason: str) -> None:
+        self._lost(job, "failed", reason)
+
+    def _again(self, job: Job, reason: str) -> None:
+        """It was lost with a node: from the beginning, if it may."""
+        record = job.record
+        if record.retries == self.faults.retries:
+            self._lost(job, "failed", f"{reason}, and {record.retries} times before" if record.retries else reason)
+            return
+        job.record = replace(record)  # whoever is still at it, on a node that is lost, writes there
+        record.begin_again()
+        self._ask(Job(job.request, record))
+
     def _done(self, job: Job) -> None:
+        if self.watch is not None:
+            self.watch.forget(job)
+        if self.audit is not None:
+            self.audit.left(self.clock.now)
         job.record.expose(job.prefill_start_s, job.encode_start_s, job.wire_start_s, job.expand_start_s, job.decode_start_s)
         self._count()
 
     def _failed(self, job: Job, reason: str) -> None:
         """Its transfer was given up; both sides let its memory go."""
         assert job.pair is not None
-        job.record.outcome, job.record.reason = "failed", reason
+        job.gone = True
         job.pair.source.release_prompt(job)
         job.pair.target.quit(job)
-        self._count()
+        self._lost(job, "failed", reason)
+
+    def _ended(self, record: TransferRecord) -> None:
+        self.transfers.append(record)
+        if self.audit is not None:
+            self.audit.transfers.append(record)
 
     def _count(self) -> None:
         self.done += 1

@@ -168,6 +168,9 @@ class DecodeSide(Gpu):
         if finished:
             self.set_pace()  # the batch is another one, also while others are expanded
         for job in finished:
+            if job.gone:
+                self.quit(job)
+                continue
             job.record.finish_s = self.clock.now
             self.charge(job)
             job.record.extrapolated |= self.unmeasured_s > job.decode_start_s
@@ -205,6 +208,8 @@ class DecodeSide(Gpu):
             self.memory.release(job.decode_blocks)
         self.unpin(job)
         self.account(-1, -job.decode_blocks)
+        if job.gone:
+            self.freed()
         if not self.role:
             self.check_drained()
 

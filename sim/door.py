@@ -78,9 +78,16 @@ class Door:
         if self._asking:  # whoever is turned away leaves, too
             return
         self._asking = True
-        while self.waiting and self.let_in(self.waiting[0]):
+        while self.waiting and (self.waiting[0].gone or self.let_in(self.waiting[0])):
             self.waiting.popleft()
         self._asking = False
+
+    def close(self, reason: str) -> None:
+        """Nobody gets in any more."""
+        waiting, self.waiting = self.waiting, deque()
+        for job in waiting:
+            if not job.gone:
+                self.lost(job, "failed", reason)
 
     def let_in(self, job: Job) -> bool:
         """In, or turned away. False: it has to wait."""

@@ -40,6 +40,7 @@ class Fleet:
         ended: Callable[[TransferRecord], None],
         failed: Callable[[Job, str], None],
         running: Callable[[], bool] = lambda: True,
+        memory: type[Memory] | None = None,
     ) -> None:
         self.clock, self.cluster, self.bitrate = clock, cluster, bitrate
         self.engine = cluster.engine or Engine(max_batch=cluster.max_batch)
@@ -53,11 +54,12 @@ class Fleet:
 
         def made(spec: NodeSpec) -> Node:
             kind = kinds.setdefault((id(spec.profile), spec.kv_tokens), len(kinds))
-            memory = Memory(spec.kv_tokens, cluster.block_tokens, self._cache())
+            blocks = (memory or Memory)(spec.kv_tokens, cluster.block_tokens, self._cache())
             cost, pace = costs[id(spec.profile)], paces[id(spec.profile)]
-            made = node(clock, spec.name, cost, pace, memory, spec.usd_per_hour, self.engine, done, kind)
-            if memory.cache is not None:
-                memory.cache.owner = made
+            made = node(clock, spec.name, cost, pace, blocks, spec.usd_per_hour, self.engine, done, kind)
+            made.freed = self._freed
+            if blocks.cache is not None:
+                blocks.cache.owner = made
             return made
 
         self.nodes = [made(spec) for spec in specs]
@@ -73,11 +75,15 @@ class Fleet:
             Traffic(self.network, links, cluster.background, running)
         self.carrier = Carrier(clock, self.network, slo, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s)
         self.pairs: dict[tuple[Node, Node], Pair] = {}
+        self.changed: Callable[[], None] = _nobody  # called when some node can be given other work than before
         self.rank()
 
     def _cache(self) -> PrefixCache | None:
         tokens = self.engine.hash_tokens
         return PrefixCache(tokens, self.cluster.block_tokens, self.holders) if tokens else None
+
+    def _freed(self) -> None:
+        self.changed()
 
     def _weigh(self) -> None:
         """What each node can do, by what the fastest one does: a prompt of 1,024 tokens, an iteration of 16 such requests."""
@@ -123,6 +129,10 @@ class Fleet:
         nodes = [f"{node.name}: {node.state}, {_queues(node)}, {node.memory}" for node in self.nodes]
         pairs = [f"{p.source.name} to {p.target.name}: {len(p.queue or ())} to send" for p in self.pairs.values() if not p.idle]
         return "; ".join([*nodes, *pairs])
+
+
+def _nobody() -> None:
+    pass
 
 
 def _queues(node: Node) -> str:

@@ -55,6 +55,7 @@ class Gpu:
         self.role = ""
         self.rebuilding = False
         self.drained: Callable[[Any], None] | None = None
+        self.freed: Callable[[], None] = _nobody  # called when memory is free that no request's end has announced
 
     def check_drained(self) -> None:
         """Without a role, and nothing left of what it had to do: say so."""
@@ -94,3 +95,7 @@ class Gpu:
     def mark(self) -> None:
         for ranking in self.changed:
             ranking.add(self)
+
+
+def _nobody() -> None:
+    pass

@@ -60,4 +60,6 @@ class Node(PromptSide):
                 self.state = "coding"
                 yield wake.at(self.expand(admitted))
                 self.join(admitted)
+            if self.leaving:
+                self.dismiss()
             self.plan()

@@ -69,8 +69,8 @@ class PromptSide(DecodeSide):
 
     def enqueue(self, job: Job, first: bool = False) -> None:
         self.waiting_s += job.promised_s
-        if first:
-            self.prompts.appendleft(job)
+        if first:  # but for one that has its memory, and may be half computed
+            self.prompts.insert(1 if self.prompts and self.prompts[0].reserved else 0, job)
         else:
             self.prompts.append(job)
         self.mark()
@@ -81,6 +81,8 @@ class PromptSide(DecodeSide):
         engine, prompts = self.engine, self.prompts
         budget = engine.prefill_tokens
         room = budget - len(self.batch.heap)
+        if self.blocked is not None and self.blocked is not prompts[0]:
+            self.make_way(self.blocked)
         while prompts and (not self.chunk or room > 0):
             job = prompts[0]
             if not (job.reserved or self.reserve(job)):
@@ -132,6 +134,18 @@ class PromptSide(DecodeSide):
         memory.waited_for(blocks, self.granted)
         self.mark()
         return False
+
+    def make_way(self, job: Job) -> None:
+        """Another prompt has come before the one that waits for memory."""
+        if self.memory.give_up(self.granted):
+            self.blocked = None
+            self.release_prefix(job)
+            job.prefilled = 0
+        else:  # granted at this very moment: what it has, nobody else can wait for
+            self.granted.cancel()
+            self.grant()
+            self.prompts.remove(job)
+            self.prompts.appendleft(job)
 
     def admit_prompt(self, job: Job) -> None:
         job.reserved = True
@@ -243,8 +257,10 @@ class PromptSide(DecodeSide):
         self.memory.release(job.prefill_blocks)
         job.prefill_blocks = 0
         self.release_prefix(job)
-        if not self.role:
-            self.check_drained()
+        if self.role != "prefill":
+            self.freed()
+            if not self.role:
+                self.check_drained()
 
     def forget(self, job: Job) -> None:
         """It is given up. What the engine is at now it finishes, and lets it go then."""

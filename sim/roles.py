@@ -19,13 +19,10 @@ from sim.node import Node
 
 
 class Roles:
-    """changed: called when some node can be given other work than before. log: (time, node, its role from then on)."""
+    """log: (time, node, its role from then on)."""
 
-    def __init__(
-        self, clock: Clock, fleet: Fleet, policy: RolesPolicy, rebuild_s: float, running: Callable[[], bool], changed: Callable[[], None]
-    ) -> None:
-        self.clock, self.fleet, self.policy, self.rebuild_s = clock, fleet, policy, rebuild_s
-        self.running, self.changed = running, changed
+    def __init__(self, clock: Clock, fleet: Fleet, policy: RolesPolicy, rebuild_s: float, running: Callable[[], bool]) -> None:
+        self.clock, self.fleet, self.policy, self.rebuild_s, self.running = clock, fleet, policy, rebuild_s, running
         self.next: dict[Node, Role] = {}  # of those that drain or are rebuilt
         self.log: list[tuple[float, str, str]] = []
         for node in fleet.nodes:
@@ -64,12 +61,16 @@ class Roles:
             return
         node.rebuilding = True
         wake = Wake(self.clock)
-        wake.callbacks.append(lambda _: self._give(node, self.next.pop(node)))
+        wake.callbacks.append(lambda _: self._rebuilt(node))
         wake.after(self.rebuild_s)
+
+    def _rebuilt(self, node: Node) -> None:
+        if node in self.next:  # else it died meanwhile
+            self._give(node, self.next.pop(node))
 
     def _give(self, node: Node, role: Role) -> None:
         node.rebuilding = False
         node.role = role
         self.fleet.rank()
         self.log.append((self.clock.now, node.name, role))
-        self.changed()
+        self.fleet.changed()

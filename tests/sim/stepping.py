@@ -103,6 +103,8 @@ class SteppingNode(Node):
                 job.decode_start_s = self.clock.now
             if joining:
                 self.join(joining)
+            if self.leaving:
+                self.dismiss()
             self.take()
             if self.chunk:
                 self.begin_chunk()

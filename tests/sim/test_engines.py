@@ -24,6 +24,7 @@ from abkt.policy.routing.min_ttft import MinTTFT
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.cluster import Cluster, Engine, NodeSpec, Simulation
+from sim.faults import Death, FaultPlan, Straggler
 from sim.node import Node
 from sim.workload import Request
 from tests.sim.conftest import FITS, exact
@@ -33,6 +34,7 @@ from tests.sim.test_decode import assert_same
 SLOS = SLO(ttft_s=0.4, tpot_s=0.02)
 PIECES = exact({"1": 0.00311, "batch": 0.000271, "context": 1.37e-5, "context>301": 0.9e-5, "context>777": -0.4e-5}, {}, {"context": 2000})
 
+NAMES, SPANS = st.sampled_from(["p0", "d0"]), st.sampled_from([0.1, 0.7, math.inf])
 requests = st.lists(st.tuples(st.floats(0, 1.5), st.integers(1, 300), st.integers(1, 60), st.integers(0, 3)), min_size=1, max_size=25).map(
     lambda rows: [Request(i, at, isl, osl, prefix(isl, kind)) for i, (at, isl, osl, kind) in enumerate(sorted(rows))]
 )
@@ -63,6 +65,16 @@ admissions = st.sampled_from([lambda: None, Reserve, lambda: Reserve(0.5), Rejec
 routings = st.sampled_from([RoundRobin, LeastLoaded, MinTTFT, lambda: LoadAware(SLOS.tpot_s)])
 
 
+moments = st.floats(0, 2)
+faults = st.just(FaultPlan()) | st.builds(
+    FaultPlan,
+    st.lists(st.builds(lambda node, at_s, for_s: Death(node, at_s, at_s + for_s), NAMES, moments, SPANS), max_size=2).map(tuple),
+    st.lists(st.builds(lambda node, at_s, for_s: Straggler(node, at_s, at_s + for_s, 2.5), NAMES, moments, SPANS), max_size=2).map(tuple),
+    st.sampled_from([0, 2]),
+    st.sampled_from([math.inf, 0.5]),
+)
+
+
 def prefix(isl: int, kind: int) -> tuple[int, ...]:
     """Hashes of 32 tokens each; prompts of a kind begin alike for three of them. Kind 0 has none."""
     if kind == 0:
@@ -88,18 +100,19 @@ def cluster(profile, engine: Engine, sizes: tuple[int, int], kv: int, rate: floa
     kv=st.sampled_from([416, 900, 100_000]),
     bitrate=st.sampled_from([Raw, lambda: Fixed(4)]),
     pieces=st.booleans(),
+    faults=faults,
 )
-def test_leaping_is_stepping(profile, requests, engine, roles, admission, routing, sizes, kv, bitrate, pieces) -> None:
+def test_leaping_is_stepping(profile, requests, engine, roles, admission, routing, sizes, kv, bitrate, pieces, faults) -> None:
     if pieces:
         profile = replace(profile, fits={**FITS, "decode": PIECES})
     of = cluster(profile, engine, sizes, kv)
 
     def result(node: type[Node]):
-        return Simulation(of, requests, bitrate, routing(), SLOS, node=node, roles=roles(), admission=admission()).run()
+        more = {"roles": roles(), "admission": admission(), "faults": faults, "debug": True}
+        return Simulation(of, requests, bitrate, routing(), SLOS, node=node, **more).run()
 
     leaping, stepping = result(Node), result(SteppingNode)
     assert_same(leaping.requests, stepping.requests, RequestRecord)
     by_id = [sorted(result.transfers, key=lambda t: t.request_id) for result in (leaping, stepping)]
     assert_same(*by_id, TransferRecord)
     assert all(r.outcome == "completed" or r.reason for r in leaping.requests)
-    assert math.isfinite(leaping.wall_s)

@@ -1,0 +1,157 @@
+"""Nodes that die and come back or are slow, requests that are too late: by hand; the laws are in test_engines."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from abkt.policy.bitrate.fixed import Raw
+from abkt.policy.roles.base import Change
+from abkt.policy.roles.colocated import Colocated
+from abkt.policy.roles.static import Static
+from abkt.policy.routing.least_loaded import LeastLoaded
+from abkt.policy.routing.round_robin import RoundRobin
+from sim.cluster import Engine, Simulation
+from sim.faults import Death, FaultPlan, Straggler
+from sim.workload import Request
+from tests.sim.test_cluster import SLOS, cluster
+
+
+def prompt_s(tokens: int) -> float:
+    return 0.00217 + tokens * 0.000313 + tokens**2 * 1.7e-7
+
+
+def run(of, requests, plan: FaultPlan, roles=None, routing=None, bitrate=Raw) -> Simulation:
+    simulation = Simulation(of, requests, bitrate, routing or LeastLoaded(), SLOS, roles=roles, faults=plan, debug=True)
+    simulation.run()
+    return simulation
+
+
+def test_a_prompt_on_a_node_that_dies_begins_again_elsewhere(profile) -> None:
+    plan = FaultPlan((Death("p0", 0.01),))
+    (record,) = run(cluster(profile, prefill=2), [Request(0, 0.0, 100, 4)], plan).records
+    assert (record.outcome, record.retries, record.prefill_node) == ("completed", 1, "p1")
+    assert record.queue_exposed_s == pytest.approx(0.01)  # what was lost is waiting
+    assert record.prefill_token_s == pytest.approx(0.01 + prompt_s(100))
+
+
+def test_bytes_stop_when_either_end_dies(profile) -> None:
+    """64 ms of bytes from 35 ms on; the decode node dies at 50 ms: what had left is written off, and another node gets all of it."""
+    plan = FaultPlan((Death("d0", 0.05),))
+    simulation = run(cluster(profile, decode=2), [Request(0, 0.0, 100, 4)], plan)
+    lost, sent = simulation.transfers
+    assert (lost.outcome, lost.destination, lost.finish_s) == ("failed", "d0", 0.05)
+    assert lost.wire_bytes == round(1e5 * (0.05 - lost.start_s))
+    assert (sent.outcome, sent.destination, sent.wire_bytes) == ("completed", "d1", 6400)
+    assert simulation.records[0].retries == 1
+
+
+def test_a_prefill_node_may_die_once_the_kv_has_arrived(profile) -> None:
+    (record,) = run(cluster(profile), [Request(0, 0.0, 100, 60)], FaultPlan((Death("p0", 0.2),))).records
+    assert (record.outcome, record.retries) == ("completed", 0)
+    assert record.decode_token_s < 0.2 < record.finish_s
+
+
+def test_after_too_many_deaths_a_request_fails_and_says_so(profile) -> None:
+    deaths = tuple(Death("d0", at_s, at_s + 0.02) for at_s in (0.2, 0.5))
+    (record,) = run(cluster(profile), [Request(0, 0.0, 100, 500)], FaultPlan(deaths, retries=1)).records
+    assert (record.outcome, record.reason) == ("failed", "node d0 died, and 1 times before")
+    (other,) = run(cluster(profile), [Request(0, 0.0, 100, 500)], FaultPlan(deaths, retries=2)).records
+    assert (other.outcome, other.retries) == ("completed", 2)
+    assert other.prefill_token_s > 0.52  # it waited at the door until there was a decode node again
+
+
+def test_when_no_node_is_left_those_at_the_door_fail(profile) -> None:
+    requests = [Request(i, 0.3 * i, 100, 10) for i in range(4)]
+    records = run(cluster(profile), requests, FaultPlan((Death("p0", 0.5),))).records
+    assert [r.outcome for r in records] == ["completed", "completed", "failed", "failed"]
+    assert {r.reason for r in records[2:]} == {"no prefill node is left"}
+
+
+def test_a_straggler_takes_longer_for_what_begins_in_its_interval(profile) -> None:
+    plan = FaultPlan(stragglers=(Straggler("p0", 1.0, 2.0, factor=3.0),))
+    requests = [Request(0, 0.99, 100, 2), Request(1, 1.5, 100, 2), Request(2, 2.5, 100, 2)]
+    busy = [r.prefill_busy_s for r in run(cluster(profile), requests, plan).records]
+    assert busy == pytest.approx([prompt_s(100), 3 * prompt_s(100), prompt_s(100)])
+
+
+def test_a_slow_decode_node_finishes_its_iteration_at_the_old_pace(profile) -> None:
+    """Alone in the batch, iteration i takes b + g (100 + i); slow from within the third iteration on, the fourth takes twice as long."""
+    one = run(cluster(profile), [Request(0, 0.0, 100, 8)], FaultPlan(stragglers=(Straggler("d0", 90.0),))).records[0]
+    begin_s = one.finish_s - one.decode_busy_s
+    steps = [0.00311 + 0.000271 + (100 + i) * 1.37e-5 for i in range(7)]
+    assert one.decode_busy_s == pytest.approx(sum(steps))
+    slow = FaultPlan(stragglers=(Straggler("d0", begin_s + sum(steps[:2]) + 0.001, factor=2.0),))
+    record = run(cluster(profile), [Request(0, 0.0, 100, 8)], slow).records[0]
+    assert record.decode_busy_s == pytest.approx(sum(steps[:3]) + 2 * sum(steps[3:]))
+
+
+def test_a_request_that_is_too_late_fails_wherever_it_is_and_frees_its_memory(profile) -> None:
+    """One in the batch, one that waits for memory to decode, one in the queue; the last, shorter, gets through."""
+    of = cluster(profile, kv=700)
+    requests = [Request(0, 0.0, 100, 500), Request(1, 0.1, 300, 300), Request(2, 0.2, 600, 20), Request(3, 1.2, 100, 3)]
+    records = run(of, requests, FaultPlan(timeout_s=1.0), routing=RoundRobin()).records
+    assert [r.outcome for r in records] == ["failed", "failed", "failed", "completed"]
+    assert {r.reason for r in records[:3]} == {"not done within 1 s"}
+
+
+def test_a_node_that_comes_back_has_an_empty_cache(profile) -> None:
+    of = replace(cluster(profile), engine=Engine(hash_tokens=32))
+    requests = [Request(i, 1.0 * i, 100, 3, (1, 2, 3, 4)) for i in range(4)]
+    records = run(of, requests, FaultPlan((Death("p0", 1.5, 1.6),)), roles=Colocated()).records
+    assert {r.prefill_node for r in records} == {"p0"}  # the first of two idle ones
+    assert [r.cached_tokens for r in records] == [0, 96, 0, 96]
+
+
+class Once(Static):
+    """Changes one node at its first look."""
+
+    def __init__(self, at_s: float, change: Change) -> None:
+        self.period_s, self.change = at_s, change
+
+    def decide(self, now_s, nodes):
+        changes, self.change = ([self.change] if self.change else []), None
+        return changes
+
+
+def test_a_role_changes_in_mid_transfer(profile) -> None:
+    """The decode node drains while bytes are on their way to it: they arrive, and it decodes to the end before it is rebuilt."""
+    of = replace(cluster(profile, prefill=1, decode=2), rebuild_s=0.5)
+    simulation = run(of, [Request(0, 0.0, 100, 4), Request(1, 0.2, 100, 4)], FaultPlan(), roles=Once(0.06, Change(1, "prefill")))
+    first, second = simulation.records
+    assert simulation.transfers[0].start_s < 0.06 < simulation.transfers[0].finish_s
+    assert (first.decode_node, first.outcome, second.decode_node) == ("d0", "completed", "d1")
+    assert simulation.changes.log == [(0.06, "d0", ""), (pytest.approx(first.finish_s + 0.5), "d0", "prefill")]
+
+
+def test_an_arrow_switch_takes_effect_at_once(profile) -> None:
+    simulation = run(
+        cluster(profile, prefill=1, decode=2),
+        [Request(0, 0.0, 100, 40), Request(1, 0.3, 100, 4)],
+        FaultPlan(),
+        Once(0.2, Change(1, "prefill", drain=False)),
+    )
+    assert simulation.changes.log == [(0.2, "d0", "prefill")]
+    assert [r.decode_node for r in simulation.records] == ["d0", "d1"]
+    assert simulation.records[0].finish_s > 0.2
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: Death("p0", 2.0, 1.0), "0 <= at_s < back_s"),
+        (lambda: Straggler("p0", 1.0, factor=0.0), "factor must be above 0"),
+        (lambda: FaultPlan(retries=-1), "retries must not be below 0"),
+        (lambda: FaultPlan(timeout_s=0.0), "timeout_s above 0"),
+    ],
+)
+def test_impossible_faults_are_refused(made, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        made()
+
+
+def test_faults_of_nodes_that_are_not_there_are_refused(profile) -> None:
+    with pytest.raises(ValueError, match="there is no node p7; the nodes are p0, d0"):
+        run(cluster(profile), [Request(0, 0.0, 9, 9)], FaultPlan((Death("p7", 1.0, math.inf),)))
