@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv study test lint figures clean
+.PHONY: venv study test lint figures figure-data notebooks clean
 
 venv: $(READY)
 
@@ -27,9 +27,31 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Draw the newest study again, from its stored data.
+# Every figure of docs/figures from its table in data/figures; exit code 2 if one is missing. `python -m experiments.report` draws a study.
 figures: $(READY)
-	$(BIN)/python -m experiments.report
+	$(BIN)/python -m experiments.figures
+
+# Make the tables again, on this machine: about three quarters of an hour. TEXTS: books the probe was not trained on.
+DATA := outputs/figure-data
+TEXTS ?= ../shared/data/text
+figure-data: $(READY)
+	$(BIN)/abkt profile out=$(DATA)/profile
+	$(BIN)/abkt sweep experiment=bandwidth hardware.profile=$(DATA)/profile/profile.json out=$(DATA)/bandwidth
+	$(BIN)/abkt sweep experiment=routing out=$(DATA)/routing
+	$(BIN)/abkt sweep experiment=cost out=$(DATA)/cost
+	$(BIN)/abkt sweep experiment=scale out=$(DATA)/scale
+	for policy in int4 cachegen embedded; do $(BIN)/abkt replay network=mid_drop network.gbps=0.08 workload.scaling.requests=40 \
+		bitrate=$$policy profile=$(DATA)/profile/profile.json out=$(DATA)/adaptation/$$policy || exit; done
+	$(BIN)/abkt bench kernels tokens=256,1024,4096 blocks=16 depths=2,4,8 out=$(DATA)/kernels
+	$(BIN)/abkt reproduce flowkv parts=[layout] out=$(DATA)/layout
+	$(BIN)/abkt quality texts=$(TEXTS) out=$(DATA)/quality
+	$(BIN)/abkt validate requests=20 out=$(DATA)/validation
+	$(BIN)/python -m experiments.figures.collect $(foreach name,bandwidth routing cost scale adaptation kernels layout quality validation,$(name)=$(DATA)/$(name))
+
+# The .ipynb beside each notebook's .py, and whether all of them run.
+notebooks: $(READY)
+	$(BIN)/jupytext --to ipynb --quiet notebooks/*.py
+	$(BIN)/python -m pytest --nbmake -o addopts= -W default notebooks
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

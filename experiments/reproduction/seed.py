@@ -19,9 +19,9 @@ TITLES = {
 NOTES = {
     "policies": "Best is most goodput within the distortion limit, not the lowest time: `int2` is fast because it loses a tenth.",
     "ablation": "`allocated` is the embedded order at a fixed rate, `int4` one rate for all cells, `_off` adds the break-even test alone.",
-    "budget": "What a coarser target buys shrinks as soon as the link is no longer what is waited for.",
+    "budget": "Goodput counts who met the SLO, so it stops to grow while TTFT still falls with the bytes.",
     "context": "Prefill grows faster than KV does, so the transfer matters less for long prompts.",
-    "fluctuation": "Adaptive policies earn their keep where the link moves; on the steady one a fixed rate does as well.",
+    "fluctuation": "On the steady link `embedded` gains by its order alone; where the link moves, by its cut as well.",
     "cost": "Where bytes are free (25g) all policies cost the same; where they are not, dollars fall with the bytes.",
 }
 

@@ -1,0 +1,68 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1. Quickstart
+#
+# A request's KV cache is computed on a prefill node, crosses a network, and is decoded on another node. How many bits of it should
+# cross? This notebook asks the model: a cluster of four prefill and four decode H100s, an hour of Mooncake's conversation trace cut
+# short, and three answers to that question. On a command line it is `abkt simulate -m bitrate=raw,int4,embedded`.
+
+# %%
+# %matplotlib inline
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from experiments.notebook import simulate
+
+BASE = ("network=5g", "workload.scaling.requests=300", "workload.scaling.speedup=1.0")
+
+# %%
+runs = {bitrate: simulate(f"bitrate={bitrate}", *BASE) for bitrate in ("raw", "int4", "embedded")}
+pd.DataFrame(
+    {
+        name: {
+            "mean TTFT (s)": run.summary["ttft_s"]["mean"],
+            "p99 TTFT (s)": run.summary["ttft_s"]["p99"],
+            "within SLO": run.summary["good_share"],
+            "of the raw bytes": run.summary["wire_bytes"] / run.summary["raw_bytes"],
+            "mean distortion": run.summary["distortion"]["mean"],
+        }
+        for name, run in runs.items()
+    }
+).T.round(4)
+
+# %% [markdown]
+# Fewer bytes, an earlier first token, and some distortion. `embedded` spends its bytes where they remove most distortion, so it sends fewer
+# than `int4` and loses less. Where does a request's time go?
+
+# %%
+stages = ["queue", "prefill", "encode", "wire", "expand"]
+exposed = pd.DataFrame({name: run.requests[[f"{s}_exposed_s" for s in stages]].mean() for name, run in runs.items()}).T
+exposed.columns = stages
+axes = exposed.plot.barh(stacked=True, figsize=(7, 2.2))
+axes.set_xlabel("mean seconds that the request waits for the stage alone")
+_ = axes.invert_yaxis()
+
+# %%
+figure, axes = plt.subplots(figsize=(7, 3))
+for name, run in runs.items():
+    seconds = np.sort(run.requests.ttft_s)
+    axes.step(seconds, np.arange(1, len(seconds) + 1) / len(seconds), label=name)
+axes.set(xscale="log", xlabel="time to first token (s)", ylabel="share of requests")
+_ = axes.legend()
+
+# %% [markdown]
+# Nothing of this is validated on H100s: costs come from a data sheet. `05_validation` says how far the model can be trusted where it could
+# be checked. Next: what the codec does (`02_codec`), and who decides (`03_bitrate_policies`).

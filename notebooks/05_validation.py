@@ -1,0 +1,47 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5. Can the model be trusted?
+#
+# `abkt validate` calibrates the model on some runs, lets it predict others, runs those on real processes, and writes FIDELITY.md. This
+# notebook reads a stored validation: 1P1D of the probe on two cores, three conditions, four policies, two repeats each.
+
+# %%
+# %matplotlib inline
+from experiments.figures.stored import load
+from experiments.notebook import figure
+from experiments.paths import data_path
+from experiments.validation.scores import by_stage
+
+stored = load(data_path("figures"), "validation")
+stored.stamp["command"], stored.stamp["host"]
+
+# %%
+figure("fig05_validation")
+
+# %% [markdown]
+# Every error stands beside the noise of the machine itself: how far one repeat lies from the other. A model cannot be better than that,
+# and an error within it says little about the model.
+
+# %%
+stages = by_stage(stored.rows)
+stages[stages.cases > 0].set_index(["quantile", "stage"])[["measured_s", "error", "bias", "worst", "noise"]].round(3)
+
+# %% [markdown]
+# What counts in the end is the decision: does the model pick the policy that is best on the machine? Its *regret* is the goodput lost by
+# following it, counted only where the machine can tell the two apart.
+
+# %%
+means = stored.rows[(stored.rows.stage == "ttft") & (stored.rows["quantile"] == "mean")]
+means.pivot_table(index="condition", columns="policy", values=["measured_s", "predicted_s"]).round(2)
