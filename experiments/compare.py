@@ -129,15 +129,12 @@ def show(result: dict[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for stage, errors in result["stages"].items():
         table.add_row(stage, *_cells(errors["mean"]), *_cells(errors["p99"]), _percent(errors["share_of_e2e"]))
-    Console(width=130).print(table)
+    Console(width=140).print(table)
 
 
 def _cells(pair: dict[str, float]) -> tuple[str, str, str]:
-    return (
-        _ms(pair["measured_s"]),
-        _ms(pair["predicted_s"]),
-        f"{_percent(pair['relative_error'])} [{_percent(pair['low'])}, {_percent(pair['high'])}]",
-    )
+    low, high = (_percent(pair[end]).removesuffix("%") for end in ("low", "high"))
+    return _ms(pair["measured_s"]), _ms(pair["predicted_s"]), f"{_percent(pair['relative_error'])} [{low}, {high}]"
 
 
 def _stage(measure: str) -> str:
