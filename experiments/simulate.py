@@ -21,10 +21,13 @@ from experiments.record_writer import RecordWriter, read_columns
 from experiments.results import write_json, write_pieces
 from experiments.verb import Run, verb
 from experiments.workload import Workload, read_workload, workload_files
+from sim.background import Background, read_flow_sizes
 from sim.cluster import Cluster, Engine, NodeSpec, Simulation, SimulationResult
 from sim.interval import COLUMNS, residuals
 from sim.interval import summary as prediction
+from sim.link_faults import LinkFault
 from sim.perfetto import chrome_trace
+from sim.transport import Transport
 from sim.workload import Request
 
 if TYPE_CHECKING:
@@ -32,10 +35,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class BackgroundConfig:
+    """path: a file of flow sizes. The rest: see sim.background.Background; links: one path each, every node's where none is named."""
+
+    path: Path
+    load: float
+    burst: int
+    links: tuple[str, ...]
+    seed: int
+
+    def read(self, cluster: Cluster) -> Background:
+        names = self.links or tuple(node.name for node in (*cluster.prefill, *cluster.decode))
+        return Background(read_flow_sizes(self.path.expanduser()), self.load, tuple((name,) for name in names), self.burst, self.seed)
+
+
+@dataclass(frozen=True, slots=True)
 class SimulateConfig:
     """bitrate, routing, roles, admission: configurations of policies, as abkt.policy.build takes them; every pair of nodes gets a bitrate
     policy. engine: of every node, but for max_batch, which is the cluster's. trace: write trace.json too, for ui.perfetto.dev.
-    decode_hardware: of the decode nodes, where it is not that of all."""
+    decode_hardware: of the decode nodes, where it is not that of all. link_faults, background: what happens on links besides."""
 
     model: ModelSpec
     hardware: Hardware
@@ -55,6 +73,9 @@ class SimulateConfig:
     admission: dict[str, Any] | None = None
     engine: Engine = field(default_factory=Engine)
     rebuild_s: float = 0.0
+    transport: Transport = field(default_factory=Transport)
+    link_faults: tuple[LinkFault, ...] = ()
+    background: BackgroundConfig | None = None
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
@@ -92,7 +113,11 @@ def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Sim
         delay_s=config.network.delay_s,
         engine=replace(config.engine, max_batch=config.cluster.max_batch),
         rebuild_s=config.rebuild_s,
+        transport=config.transport,
+        link_faults=config.link_faults,
     )
+    if config.background is not None:
+        cluster = replace(cluster, background=config.background.read(cluster))
     return Simulation(
         cluster,
         requests,
@@ -120,7 +145,9 @@ def plan_line(config: SimulateConfig, choices: Mapping[str, str], requests: Sequ
         f"plan: {len(requests):,} requests {pace} ({choices['workload']}), "
         f"{config.model.name} on {cluster.prefill}P{cluster.decode}D ({on}), "
         f"links of {config.network.gbps:g} Gbit/s ({choices['network']}), "
-        + ", ".join(f"{group} {choices[group]}" for group in ("bitrate", "routing", "roles", "admission", "engine") if group in choices)
+        + ", ".join(
+            f"{group} {choices[group]}" for group in ("bitrate", "routing", "roles", "admission", "engine", "transport") if group in choices
+        )
     )
 
 
@@ -174,7 +201,8 @@ def write_summary(
 def inputs(config: SimulateConfig) -> list[Path]:
     """The files that the run reads."""
     measured = [h.profile for h in (config.hardware, config.decode_hardware) if isinstance(h, MeasuredHardware)]
-    return [*workload_files(config.workload), *measured, *network_inputs(config.network), config.curves]
+    sizes = [config.background.path.expanduser()] if config.background else []
+    return [*workload_files(config.workload), *measured, *network_inputs(config.network), *sizes, config.curves]
 
 
 def show(summary: Mapping[str, Any]) -> None:
