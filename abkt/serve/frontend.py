@@ -6,18 +6,16 @@ one goes on after them; else the next one begins anew, which with the request's 
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView, RoutingPolicy
-from abkt.records import RequestRecord
 from abkt.serve.book import Book
 from abkt.serve.control import Message
-from abkt.serve.merge import Parts, request_record, transfer_record
+from abkt.serve.merge import Parts
 from abkt.serve.prompt import Prompt
 from abkt.serve.roles import Roles
 from abkt.serve.roster import Roster
@@ -124,7 +122,7 @@ class Frontend:
             case "tokens":
                 for number, token in message["tokens"]:
                     if ticket := self._tries.get(number):
-                        self._stream(ticket, [token])
+                        ticket.stream([token])
             case "gone":
                 self.book.freed(message["request_id"], name)
                 self._place()
@@ -143,7 +141,7 @@ class Frontend:
             if event == "prefilled":
                 self.codec = message.get("codec", self.codec)
                 self.book.prefilled(number, name, parts.prompt.isl, message["prefill_end_s"] - message["prefill_start_s"])
-                self._stream(ticket, [message["token"]])
+                ticket.stream([message["token"]])
             elif event in ("sent", "failed"):
                 self.book.sent(number, name, parts.destination, message if event == "sent" else None, now_s)
             if event == "sent":
@@ -158,35 +156,18 @@ class Frontend:
         self._let_drained()
         self._place()
 
-    def _stream(self, ticket: Ticket, tokens: list[int]) -> None:
-        if ticket.prompt.stream and tokens:
-            ticket.tokens += tokens
-            if ticket.on_tokens:
-                ticket.on_tokens(tokens)
-
     def _finish(self, ticket: Ticket, parts: Parts) -> None:
-        prompt, record = ticket.prompt, request_record(parts, self.book.expect.layout.model, self.terms.compute)
-        before = parts.prompt.isl - prompt.isl  # tokens of earlier tries
-        outputs = parts.outputs()
-        self._stream(ticket, outputs[len(ticket.tokens) - before :])
-        ticket.tokens = [*ticket.tokens[:before], *outputs]
-        ticket.margins = [*[math.nan] * before, *parts.margins()]
-        record.isl, record.osl = prompt.isl, len(ticket.tokens)
-        record.reason = "; ".join(filter(None, (*ticket.troubles, record.reason)))
+        record = ticket.complete(parts, self.book.expect.layout.model, self.terms.compute)
         if parts.refinable and parts.source in self.roster.members:
             self._tell(parts.source, "refined", request_id=ticket.number, distortion_token_weighted=record.distortion_token_weighted)
         if parts.single:
             self.book.freed(ticket.number, parts.destination)
             self.book.forget(ticket.number, parts.source)
-        ticket.record = record
-        ticket.transfer = transfer_record(parts, self.book.expect.layout.model) if parts.transfer else None
         self._shut(ticket)
 
     def _close(self, ticket: Ticket, outcome: str, reason: str) -> None:
         """It ends without its tokens."""
-        prompt = ticket.prompt
-        ticket.record = RequestRecord(prompt.request_id, prompt.isl, prompt.osl, prompt.arrival_s, compute=self.terms.compute)
-        ticket.record.outcome, ticket.record.reason = outcome, reason
+        ticket.give_up(outcome, reason, self.terms.compute)
         if ticket in self._waiting:
             self._waiting.remove(ticket)
         self._shut(ticket)
@@ -275,8 +256,7 @@ class Frontend:
         """In the order they came, as far as there are workers, and memory to decode in."""
         while self._waiting:
             ticket = self._waiting[0]
-            before = ticket.tokens if ticket.prompt.stream else []
-            prompt = ticket.prompt if not before else self._rest(ticket.prompt, before)
+            prompt = ticket.rest()
             sources = [self.book.prefill[name] for name in self.roster.serving("prefill")]
             targets = [
                 self.book.decode[name] for name in self.roster.serving("decode") if self.book.has_room(name, prompt.isl + prompt.osl)
@@ -312,8 +292,3 @@ class Frontend:
             if not self.book.suspect(from_[p].name, to[d].name, now_s) or len(from_) + len(to) == 2:
                 return from_[p].name, to[d].name
             (to if len(to) > 1 else from_).pop(d if len(to) > 1 else p)
-
-    @staticmethod
-    def _rest(prompt: Prompt, tokens: list[int]) -> Prompt:
-        """What is left of a request whose first tokens were given out already."""
-        return replace(prompt, tokens=(*prompt.tokens, *tokens), osl=prompt.osl - len(tokens))

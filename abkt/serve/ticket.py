@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
 from abkt.records import RequestRecord, TransferRecord
-from abkt.serve.merge import Parts
+from abkt.serve.merge import Parts, request_record, transfer_record
 from abkt.serve.prompt import Prompt
+from abkt.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +49,32 @@ class Ticket:
     number: int = -1
     record: RequestRecord | None = None
     transfer: TransferRecord | None = None
+
+    def stream(self, tokens: list[int]) -> None:
+        """They are new."""
+        if self.prompt.stream and tokens:
+            self.tokens += tokens
+            if self.on_tokens:
+                self.on_tokens(tokens)
+
+    def rest(self) -> Prompt:
+        """What the next try has to do: all of it, or what is left behind tokens that were given out already."""
+        given = self.tokens if self.prompt.stream else []
+        return replace(self.prompt, tokens=(*self.prompt.tokens, *given), osl=self.prompt.osl - len(given)) if given else self.prompt
+
+    def complete(self, parts: Parts, model: ModelSpec, compute: str) -> RequestRecord:
+        """The try that gave it its last token. The record's times are those of this try; its queue began when the request arrived."""
+        before, outputs = parts.prompt.isl - self.prompt.isl, parts.outputs()  # tokens of earlier tries, and of this one
+        self.stream(outputs[len(self.tokens) - before :])
+        self.tokens = [*self.tokens[:before], *outputs]
+        self.margins = [*[math.nan] * before, *parts.margins()]
+        self.record = record = request_record(parts, model, compute)
+        record.isl, record.osl = self.prompt.isl, len(self.tokens)
+        record.reason = "; ".join(filter(None, (*self.troubles, record.reason)))
+        self.transfer = transfer_record(parts, model) if parts.transfer else None
+        return record
+
+    def give_up(self, outcome: str, reason: str, compute: str) -> None:
+        prompt = self.prompt
+        self.record = RequestRecord(prompt.request_id, prompt.isl, prompt.osl, prompt.arrival_s, compute=compute)
+        self.record.outcome, self.record.reason = outcome, reason

@@ -91,7 +91,7 @@ class MadeUp:
             job = self.jobs.pop(0)
             token = next_token(list(job["tokens"]))
             last = job["more"]["osl"] == 1 or token == job["more"]["stop"]
-            times = {"prefill_start_s": 0.0, "prefill_end_s": 1.0, "encode_end_s": 1.0}
+            times = {"prefill_start_s": 0.0, "prefill_end_s": 1.0, "encode_end_s": 1.0, "encode_busy_s": 0.0}
             kind = {"mode": "raw", "order": "", "depth_bits": 0, "price": 0.0, "estimate_bytes_per_s": None, "pacing": "none", "codec": "c"}
             self._say("prefilled", job, token=token, margin=1.0, last=last, **times, **kind)
             if not last:
