@@ -6,8 +6,10 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from abkt.capacity import Capacity
@@ -18,6 +20,7 @@ from abkt.profile.expect import ask_once
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord
 from abkt.serve.book import Book, Expectations
+from abkt.serve.carrier import check_transport
 from abkt.serve.control import Message, WorkerConfig
 from abkt.serve.engine import read_spec
 from abkt.serve.frontend import Frontend
@@ -41,8 +44,8 @@ class ClusterSpec:
     """prefill workers p0, p1, … and decode workers d0, d1, …: pool_tokens of KV on each, max_batch decoding at a time, one core and thread
     each as far as there are cores.
 
-    paced: the profile.json of a machine that the workers stand for, sleeping its times; none: they compute. importance_window, calibration,
-    key_file, encrypt: as in WorkerConfig.
+    paced: the profile.json of a machine that the workers stand for, sleeping its times; none: they compute. transport: see
+    abkt.serve.carrier. importance_window, calibration, layer_groups, key_file, encrypt: as in WorkerConfig.
     """
 
     model_folder: Path
@@ -55,11 +58,15 @@ class ClusterSpec:
     stall_timeout_s: float = 60.0
     importance_window: int = 32
     calibration: Path | None = None
+    layer_groups: int = 1
     key_file: str = ""
     encrypt: bool = False
     paced: Path | None = None
+    transport: str = "tcp"
 
     def __post_init__(self) -> None:
+        if self.layer_groups < 1 or (self.paced and self.layer_groups > 1):
+            raise ValueError(f"layer_groups is {self.layer_groups}; it must be at least 1, and 1 where compute is paced")
         if min(self.prefill, self.decode, self.max_batch) < 1:
             raise ValueError(
                 f"{self.prefill} prefill and {self.decode} decode workers, max_batch {self.max_batch}: each must be at least 1"
@@ -111,6 +118,9 @@ class Cluster:
 
     def __init__(self, spec: ClusterSpec, log_dir: Path, namespaces: Namespaces | None = None, pacing: str = "userspace") -> None:
         find_key(spec.key_file, spec.encrypt)  # better refused here than by a worker
+        check_transport(spec.transport, "tbf" if namespaces else pacing)
+        self._sockets = ""
+        self._resources = ExitStack()
         self.spec = spec
         self.layout = spec.layout()
         self.model: ModelSpec = self.layout.model
@@ -124,6 +134,8 @@ class Cluster:
                 schema.load(spec.paced).fit(stage)
 
     def __enter__(self) -> Cluster:
+        if self.spec.transport != "tcp":
+            self._sockets = self._resources.enter_context(TemporaryDirectory(prefix="abkt-"))  # a path of a socket must be short
         try:
             for i in range(self.spec.decode):
                 self.roster.start(f"d{i}", "decode")
@@ -141,6 +153,7 @@ class Cluster:
     def close(self, ask: bool = True) -> None:
         """ask: let the workers finish what they are at; without, whoever waits for an error gets it at once."""
         self.roster.close(ask)
+        self._resources.close()
 
     def frontend(
         self,
@@ -250,7 +263,7 @@ class Cluster:
             iterations=[tuple(i) for message in self.roster.ask(decode, "report", "iterations", 10.0) for i in message["iterations"]],
             codec=frontend.codec,
             roles=frontend.changed,
-            network=facts,
+            network={**facts, "transport": self.spec.transport},
             wall_s=time.monotonic() - started_s,
         )
 
@@ -263,11 +276,14 @@ class Cluster:
             blocks=spec.pool_tokens // spec.block_tokens,
             block_tokens=spec.block_tokens,
             max_batch=spec.max_batch,
+            transport=spec.transport,
+            sockets=self._sockets,
             core=None if spec.paced else core_of(name, number),
             device=spec.device,
             paced=str(spec.paced) if spec.paced else "",
             importance_window=spec.importance_window,
             calibration=str(spec.calibration) if spec.calibration else "",
+            layer_groups=spec.layer_groups,
             key_file=spec.key_file,
             encrypt=spec.encrypt,
             host=self._namespaces.address(name) if self._namespaces else "127.0.0.1",

@@ -20,10 +20,12 @@ ROLES = ("prefill", "decode")
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What a worker needs to start. role: prefill or decode, to begin with. core: the CPU it is pinned to (None: unpinned). host: to
-    listen on. paced: the profile.json of the machine that it stands for (compute=paced); empty: it computes. importance_window: last
-    queries of a prompt that weigh its cells in slope order; 0: flat weights. calibration: the model's calibration.json; empty: none.
-    key_file: the key of its transfers, empty for what ABKT_KEY_FILE names, or none; encrypt: hide them too."""
+    """What a worker needs to start. role: prefill or decode, to begin with. core: the CPU it is pinned to (None: unpinned). host: to listen
+    on. transport: see abkt.serve.carrier; sockets: a folder for those that need one. paced: the profile.json of the machine that it
+    stands for (compute=paced); empty: it computes. importance_window: last queries of a prompt that weigh its cells in slope order; 0:
+    flat weights. calibration: the model's calibration.json; empty: none. layer_groups: a prompt's KV begins to leave when the first of so
+    many groups of layers is computed; 1: when all are. key_file: the key of its transfers, empty for what ABKT_KEY_FILE names, or none;
+    encrypt: hide them too."""
 
     name: str
     role: str
@@ -35,9 +37,12 @@ class WorkerConfig:
     threads: int = 1
     device: str = "cpu"
     host: str = "127.0.0.1"
+    transport: str = "tcp"
+    sockets: str = ""
     paced: str = ""
     importance_window: int = 32
     calibration: str = ""
+    layer_groups: int = 1
     key_file: str = ""
     encrypt: bool = False
 

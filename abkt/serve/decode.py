@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from abkt.codec import exact_stream
 from abkt.serve.attention import Row
+from abkt.serve.carrier import TRANSPORTS, listening_address
 from abkt.serve.control import Control, Message, WorkerConfig
 from abkt.serve.equipment import Equipment
+from abkt.serve.layered import Footer, Group, RawSink, footer_bytes, groups_of, spans
 from abkt.serve.nic import Nic
 from abkt.serve.refining import Codes, Quality
 from abkt.serve.sampling import GREEDY, Sampling
@@ -23,7 +25,6 @@ from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.pieces import BufferSink, ByteSink, PiecesSink
 from abkt.transfer.received import Received
 from abkt.transfer.receiver import Receiver
-from abkt.transfer.tcp import Tcp
 
 ITERATIONS_KEPT = 20_000
 
@@ -62,6 +63,7 @@ class DecodeWorker:
         self.equipment = equipment
         self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
         self._memory = threading.Lock()
+        self._groups: dict[int, list[Group]] = {}  # by how many there are
         self._tables: dict[int, list[int]] = {}  # by transfer id, from the offer to the last token
         self.arrived: deque[Received] = deque()
         self.batch: list[Running] = []
@@ -73,8 +75,8 @@ class DecodeWorker:
         self.nic = Nic()
         self.codes = Codes(self.engine.layout.blocks * self.engine.layout.block_bytes)
         self.receiver = Receiver(
-            Tcp(),
-            f"{config.host}:0",
+            TRANSPORTS[config.transport](),
+            listening_address(config.transport, config.host, config.sockets, config.name),
             hello,
             self._accept,
             self._committed,
@@ -147,10 +149,8 @@ class DecodeWorker:
         """Expand what has arrived and put the request into the batch."""
         offer, table = received.offer, self._tables[received.transfer_id]
         start_s, cut = time.monotonic(), received.cut
-        distortion = self._expand(received, table, cut)
-        running = Running(
-            offer.request_id, int(offer.more["osl"]), table, Row(table, offer.tokens), [offer.first_token], received.committed_s
-        )
+        first_token, distortion = self._expand(received, table, cut)
+        running = Running(offer.request_id, int(offer.more["osl"]), table, Row(table, offer.tokens), [first_token], received.committed_s)
         running.sampling = Sampling.of(offer.more)
         running.stop, running.stream = int(offer.more.get("stop", -1)), bool(offer.more.get("stream", False))
         running.quality = Quality(received if received.refinable else None, cut, distortion)
@@ -160,17 +160,34 @@ class DecodeWorker:
         running.expand_busy_s = running.expand_end_s - start_s
         self.batch.append(running)
 
-    def _expand(self, received: Received, table: list[int], cut: int) -> float:
-        """Write the KV of a prompt, as far as it is promised; returns its distortion."""
+    def _expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
+        """Write the KV of a prompt, as far as it is promised; returns its first token and its distortion."""
         offer, prompt = received.offer, table[: self.engine.layout.blocks_for(received.offer.tokens)]
+        if (groups := groups_of(offer)) > 1:
+            return self._expand_layers(received, prompt, groups)
         if offer.mode == "raw":
-            return 0.0
+            return offer.first_token, 0.0
         assert isinstance(received.sink, BufferSink)
         data = memoryview(received.sink.data)[: offer.ends[cut]]
         if offer.mode == "exact":
             exact_stream.expand(data, self.engine.pool, prompt)
-            return 0.0
-        return self.codec.expand(data, self.engine.pool, prompt).distortion
+            return offer.first_token, 0.0
+        return offer.first_token, self.codec.expand(data, self.engine.pool, prompt).distortion
+
+    def _expand_layers(self, received: Received, prompt: list[int], groups: int) -> tuple[int, float]:
+        sink, size, layers = received.sink, received.payload_bytes, self.engine.layout.model.layers
+        if isinstance(sink, RawSink):
+            return Footer(sink.footer, groups, size).first_token, 0.0
+        assert isinstance(sink, BufferSink)
+        if groups not in self._groups:
+            self._groups[groups] = [Group(self.codec, span) for span in spans(layers, groups)]
+        data = memoryview(sink.data)[:size]
+        footer = Footer(data[-footer_bytes(groups) :], groups, size)
+        distortion = 0.0
+        for group, (start, stop) in zip(self._groups[groups], footer.sections, strict=True):
+            left = group.expand(data[start:stop], self.engine.pool, prompt, received.offer.tokens)
+            distortion += left * (group.stop - group.first) / layers
+        return footer.first_token, distortion
 
     def _swap(self) -> None:
         """Better values, between two iterations; of one request at a time, so that the others do not wait long for their tokens."""
@@ -181,7 +198,7 @@ class DecodeWorker:
         received, start_s = running.quality.received, time.monotonic()
         assert received is not None
         cut = received.cut
-        distortion = self._expand(received, running.table, cut)
+        _, distortion = self._expand(received, running.table, cut)
         end_s = time.monotonic()
         running.quality.swapped(end_s - self.origin_s, cut, distortion)
         running.expand_busy_s += end_s - start_s
@@ -258,7 +275,11 @@ class DecodeWorker:
                 f"request {offer.request_id} of {offer.tokens} tokens and osl {osl} does not fit a pool of {layout.blocks} blocks"
             )
         Sampling.of(offer.more)
-        if offer.mode == "raw" and offer.size != layout.blocks_for(offer.tokens) * layout.block_bytes:
+        groups = groups_of(offer)
+        if not 1 <= groups <= layout.model.layers or (groups > 1 and offer.mode == "exact"):
+            raise ValueError(f"request {offer.request_id} comes in {groups} groups of the {layout.model.layers} layers here")
+        footer = footer_bytes(groups) if groups > 1 else 0
+        if offer.mode == "raw" and offer.size != layout.blocks_for(offer.tokens) * layout.block_bytes + footer:
             raise ValueError(f"request {offer.request_id}: raw KV of {offer.tokens} tokens is not {offer.size} bytes here")
         with self._memory:
             blocks = layout.blocks_for(offer.tokens + osl)
@@ -272,7 +293,8 @@ class DecodeWorker:
         expected = offer.more.get("expected_bytes", offer.size)
         self.nic.enter(self._now_s(), offer.request_id, float(expected) if isinstance(expected, int | float) else offer.size)
         if offer.mode == "raw":
-            return PiecesSink(raw_pieces(self.engine.pool, table[: layout.blocks_for(offer.tokens)]))
+            prompt = table[: layout.blocks_for(offer.tokens)]
+            return RawSink(self.engine.pool, prompt, groups) if groups > 1 else PiecesSink(raw_pieces(self.engine.pool, prompt))
         return BufferSink(offer.size)
 
     def _price(self, came_bytes: int) -> float:

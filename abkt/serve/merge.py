@@ -62,6 +62,9 @@ def request_record(parts: Parts, model: ModelSpec, compute: str = "real") -> Req
     record.prefill_node = parts.source
     record.raw_bytes = prompt.isl * model.kv_bytes_per_token
     record.prefill_busy_s = first["prefill_end_s"] - first["prefill_start_s"]
+    if not parts.single:
+        record.encode_busy_s = first["encode_busy_s"]
+        record.prefill_busy_s -= record.encode_busy_s - (first["encode_end_s"] - first["prefill_end_s"])  # what was done within it
     record.prefill_token_s = first["prefill_end_s"]
     if parts.single:
         record.decode_token_s = record.finish_s = first["prefill_end_s"]
@@ -70,7 +73,6 @@ def request_record(parts: Parts, model: ModelSpec, compute: str = "real") -> Req
         return record
     last, sent = parts.said["finished"], parts.said.get("sent")
     record.decode_node = parts.destination
-    record.encode_busy_s = first["encode_end_s"] - first["prefill_end_s"]
     record.expand_busy_s = last["expand_busy_s"]
     record.decode_busy_s = last["decode_busy_s"]
     record.decode_token_s = last["decode_token_s"]

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from abkt.capacity import Capacity
@@ -24,6 +25,7 @@ from abkt.profile.expect import expected_view, with_entropy
 from abkt.profile.schema import Profile, parse
 from abkt.serve.control import Control, Message, WorkerConfig
 from abkt.serve.equipment import Equipment
+from abkt.serve.layered import Group, Layered, Watcher, footer_bytes, most_bytes, raw_group, spans
 from abkt.serve.nic import Nic
 from abkt.serve.pacing import Pacing
 from abkt.serve.sampling import Sampling
@@ -31,7 +33,7 @@ from abkt.serve.wire import fingerprint, raw_pieces
 from abkt.transfer.key import find_key
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.outgoing import Outgoing, Sent
-from abkt.transfer.pieces import ByteSource, PiecesSource
+from abkt.transfer.pieces import ByteSource, Pieces, PiecesSource
 from abkt.transfer.sender import Sender
 
 UNKNOWN = Curve(bytes=(0.0,) * 4, distortion=(1.0,) * 4, bits=(0.0, 2.0, 4.0, 8.0))  # stands for both orders until there is a profile
@@ -53,6 +55,17 @@ class Peer:
 
 
 @dataclass(slots=True)
+class Early:
+    """A transfer that began with its prefill."""
+
+    transfer: Transfer
+    source: Layered
+    watcher: Watcher
+    outgoing: Outgoing
+    estimate: float
+
+
+@dataclass(slots=True)
 class Transfer:
     """One transfer under way: what was decided on which view, the view since it is encoded, and the book of its time."""
 
@@ -63,6 +76,11 @@ class Transfer:
     encode_s: float
     wire_busy_s: float = 0.0
     started: bool = False  # what leaves now refines it
+    layered: Layered | None = None
+    dropped: bool = False  # nobody wants it, and nobody is told
+
+    def distortion_at(self, cut: int) -> float:
+        return self.layered.distortion() if self.layered else self.distortion[cut]
 
 
 class PrefillWorker:
@@ -79,8 +97,10 @@ class PrefillWorker:
         self.sending: dict[int, Outgoing] = {}  # until the sender is done with it
         self.bitrate: dict[str, Any] = {}
         self.profile: Profile | None = None
-        self.pacing = Pacing("userspace", Capacity.constant(math.inf), 0.0)
+        self.pacing = Pacing("userspace", Capacity.constant(math.inf), 0.0, config.transport)
         self.nic = Nic()
+        layers = self.engine.layout.model.layers
+        self.groups = [Group(self.codec, span) for span in spans(layers, min(config.layer_groups, layers))]
         self.origin_s = 0.0
 
     def serve(self) -> str:
@@ -143,8 +163,9 @@ class PrefillWorker:
         request_id, tokens = request["request_id"], request["tokens"]
         start_s = self._now_s()
         table = self.segments.allocate(self.engine.layout.blocks_for(len(tokens)))
+        early = self._early(request, table, start_s) if len(self.groups) > 1 and request["more"]["osl"] > 1 else None
         importance = Importance(self.config.importance_window) if self.config.importance_window else None
-        first = self.engine.begin(tokens, table, importance, Sampling.of(request["more"]))
+        first = self.engine.begin(tokens, table, early.watcher if early else importance, Sampling.of(request["more"]))
         end_s = self._now_s()
         computed = {
             "request_id": request_id,
@@ -154,10 +175,20 @@ class PrefillWorker:
             "margin": first.margin,
         }
         if request["more"]["osl"] < 2 or first.token == request["more"].get("stop", -1):
-            self.segments.free(table)
+            if early:
+                early.transfer.dropped = True
+                early.outgoing.cancel.set()
+            else:
+                self.segments.free(table)
             self.control.say("prefilled", last=True, **computed)
             return
         peer = self.peers.get(request["destination"])
+        if early:
+            early.source.finish(first.token)
+            self._tell_prefilled(
+                peer, early.transfer, early.estimate, encode_end_s=end_s, encode_busy_s=early.transfer.encode_s, **computed
+            )
+            return
         if peer is None:
             self.segments.free(table)
             self.control.say("failed", request_id=request_id, reason=f"{request['destination']} has left")
@@ -184,19 +215,7 @@ class PrefillWorker:
             first_token=first.token,
             more={**request["more"], "expected_bytes": expected_bytes},
         )
-        self.control.say(
-            "prefilled",
-            last=False,
-            **computed,
-            encode_end_s=encoded_s,
-            mode=decision.mode,
-            order=decision.order if decision.mode == "stream" else "",
-            depth_bits=decision.depth_bits if decision.mode == "stream" else 0,
-            price=expected.price,
-            estimate_bytes_per_s=None if math.isnan(estimate) else estimate,
-            pacing=peer.pacing,
-            codec=self.codec.describe(),
-        )
+        self._tell_prefilled(peer, transfer, estimate, encode_end_s=encoded_s, encode_busy_s=encoded_s - end_s, **computed)
         outgoing = Outgoing(
             transfer_id=request_id,
             offer=offer,
@@ -211,6 +230,83 @@ class PrefillWorker:
         peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(peer, request_id, table, transfer, future))
         if decision.mode == "stream" and decision.depth_bits == 8:
             self._tell_coded(transfer.view, len(tokens), decision.form)
+
+    def _early(self, request: Message, table: list[int], start_s: float) -> Early | None:
+        """A transfer that begins with its prefill, unless the policy wants one that cannot be had layer by layer."""
+        peer, request_id, tokens = self.peers.get(request["destination"]), request["request_id"], len(request["tokens"])
+        if peer is None:
+            return None
+        hidden_s = self.profile.fit("prefill").seconds(tokens=tokens) if self.profile else 0.0
+        expected = replace(self._view(peer, tokens, request["deadline_s"], start_s), hidden_s=hidden_s)
+        with peer.lock:
+            decision = peer.policy.decide(start_s, expected)
+            estimate = peer.policy.estimate_bytes_per_s(start_s)
+        if decision.mode == "exact":
+            return None
+        layout, groups = self.engine.layout, len(self.groups)
+        transfer = Transfer(expected, decision, replace(expected, encode_s=0.0, raw_s=math.inf, exact_bytes=0.0, hidden_s=0.0), (0.0,), 0.0)
+        most = most_bytes(layout, tokens, groups)
+        if decision.mode == "raw":
+            most = layout.blocks_for(tokens) * layout.block_bytes + footer_bytes(groups)
+        turn = partial(self._turn, peer, transfer)
+        source = transfer.layered = Layered(groups, most, turn if decision.mode == "stream" else None)
+        expected_bytes = expected.raw_bytes if decision.mode == "raw" else expected.curve(decision.order).bytes[decision.cut]
+        self.nic.enter(start_s, request_id, expected_bytes)
+        more = {**request["more"], "expected_bytes": float(expected_bytes), "layer_groups": groups}
+        outgoing = Outgoing(
+            transfer_id=request_id,
+            offer=Offer(request_id, decision.mode, tokens, source.ends, more=more),
+            source=source,
+            available=source.available,
+            on_sent=lambda now_s, wire_bytes, duration_s: self._on_sent(peer, transfer, now_s, wire_bytes, duration_s),
+            on_ack=lambda held_bytes, price: self._on_ack(peer, price),
+        )
+        watcher = Watcher(self.config.importance_window, lambda layer: self._layer_done(layer, early, table, tokens))
+        early = Early(transfer, source, watcher, outgoing, estimate)
+        self.sending[request_id] = outgoing
+        peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(peer, request_id, table, transfer, future))
+        return early
+
+    def _layer_done(self, layer: int, early: Early, table: list[int], tokens: int) -> None:
+        """Called in the middle of prefill."""
+        for group in self.groups:
+            if layer == group.stop - 1:
+                begun_s = time.monotonic()
+                pool, decision = self.engine.pool, early.transfer.decision
+                if decision.mode == "raw":
+                    early.source.add(Pieces(raw_group(pool, table, (group.first, group.stop))))
+                else:
+                    early.source.add(group.encode(pool, table, tokens, decision, early.watcher))
+                early.transfer.encode_s += time.monotonic() - begun_s
+
+    def _turn(
+        self, peer: Peer, transfer: Transfer, index: int, stream: Stream, now_s: float, before_bytes: int, sent_bytes: int, complete: int
+    ) -> int:
+        """The cut of a group's stream, as if all groups behind it were like it. Its bands are priced as those of the whole are."""
+        left = len(self.groups) - index
+        slope, uniform = (
+            replace(curve, bytes=tuple(before_bytes + left * size for size in curve.bytes)) for curve in (stream.slope, stream.uniform)
+        )
+        price = self._price_per_byte(peer, now_s - self.origin_s) * len(self.groups) / left
+        view = replace(transfer.view, slope=slope, uniform=uniform, sent_bytes=sent_bytes, sent_cut=complete, price=price)
+        with peer.lock:
+            decision = peer.policy.decide(now_s - self.origin_s, view)
+        return decision.cut if decision.mode == "stream" else stream.curve.finest
+
+    def _tell_prefilled(self, peer: Peer | None, transfer: Transfer, estimate: float, **computed: Any) -> None:
+        decision = transfer.decision
+        self.control.say(
+            "prefilled",
+            last=False,
+            **computed,
+            mode=decision.mode,
+            order=decision.order if decision.mode == "stream" else "",
+            depth_bits=decision.depth_bits if decision.mode == "stream" else 0,
+            price=transfer.expected.price,
+            estimate_bytes_per_s=None if math.isnan(estimate) else estimate,
+            pacing=peer.pacing if peer else self.pacing.name,
+            codec=self.codec.describe(),
+        )
 
     def _next_cut(self, peer: Peer, transfer: Transfer, now_s: float, sent_bytes: int, sent_cut: int) -> int:
         """Late binding: asked before every frame. Mode, order and depth stand since the first decision."""
@@ -254,11 +350,13 @@ class PrefillWorker:
         self.control.inbox.put({"op": "release", "request_id": request_id, "table": table})
         self.nic.leave(self._now_s(), request_id)
         sent = future.result()
+        if transfer.dropped:
+            return
         if sent.error:
             self.control.say("failed", request_id=request_id, reason=f"transfer: {sent.error}")
             return
         seconds = transfer.encode_s + sent.acked_s - sent.granted_s
-        distortion = transfer.distortion[sent.cut]
+        distortion = transfer.distortion_at(sent.cut)
         if sent.refining:
             peer.refined[request_id] = distortion
         with peer.lock:
@@ -272,7 +370,7 @@ class PrefillWorker:
             wire_busy_s=transfer.wire_busy_s,
             wire_bytes=sent.wire_bytes,
             calls=sent.calls,
-            cut=sent.cut,
+            cut=min(transfer.layered.cuts) if transfer.layered else sent.cut,
             retries=sent.retries,
             resumes=sent.resumes,
             distortion=distortion,
@@ -309,7 +407,7 @@ class PrefillWorker:
         self.bitrate = run["bitrate"]
         network = run["network"]
         capacity = Capacity(tuple(network["starts_s"]), tuple(network["bytes_per_s"]), network["period_s"])
-        self.pacing = Pacing(run["pacing"], capacity, self.origin_s)
+        self.pacing = Pacing(run["pacing"], capacity, self.origin_s, self.config.transport)
         self.nic.reset(max(capacity.bytes_per_s))
         for name, address in run["peers"].items():
             self._meet(name, address)

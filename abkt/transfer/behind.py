@@ -47,7 +47,7 @@ class Following:
         cut = min(max(outgoing.next_behind(sending.clock(), sent.payload_bytes, complete), complete), sending.granted_cut)
         if sent.payload_bytes >= outgoing.offer.ends[cut]:
             return self.promise()
-        sending.frame(cut)
+        sending.frame(sending.stop(cut))
         self._last_s = sent.last_byte_s
         return True
 

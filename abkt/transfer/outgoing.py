@@ -26,6 +26,8 @@ class Outgoing:
     next_cut(now_s, sent_bytes, sent_cut) is asked before every DATA frame and answers with the cut that the transfer shall reach: sent_cut
     is the finest cut that is complete with what has left (0 before that). The answer may move up and down; it is held between sent_cut
     and the finest cut that was granted, and the transfer ends as soon as it is reached, in the middle of a band if need be.
+    available(now_s, sent_bytes), instead of next_cut, is for a source that still grows: (the byte up to which may be sent now, whether that
+    is the end).
     on_sent(now_s, wire_bytes, duration_s) follows each DATA frame: the time it took, waiting for its link included, idle time not.
     on_ack(held_bytes, price) follows what the receiver says, with its grant and now and then: what it holds, and what a byte costs there.
     next_behind(now_s, sent_bytes, sent_cut), if there is one, is asked once the transfer is acknowledged, whenever nothing more urgent
@@ -37,6 +39,7 @@ class Outgoing:
     offer: Offer
     source: ByteSource
     next_cut: Callable[[float, int, int], int] | None = None  # none: everything
+    available: Callable[[float, int], tuple[int, bool]] | None = None
     on_sent: Callable[[float, int, float], None] = lambda now_s, wire_bytes, duration_s: None
     on_ack: Callable[[int, float], None] = lambda held_bytes, price: None
     next_behind: Callable[[float, int, int], int] | None = None  # none: nothing follows

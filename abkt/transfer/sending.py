@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from abkt.transfer.channel import Channel
@@ -14,6 +15,8 @@ from abkt.transfer.frame import COMMITTED, HEADER_BYTES, MORE, FrameError, Frame
 from abkt.transfer.link import PacedLink
 from abkt.transfer.messages import Ack, Commit, Grant
 from abkt.transfer.outgoing import Cancelled, FrameSize, Outgoing, Sent
+
+GROWING_S = 0.002  # between two looks at a source that grows
 
 
 class Others(Protocol):
@@ -86,10 +89,13 @@ class Sending:
         self._told(grant.held, Ack(grant.price))
         return grant
 
-    def frame(self, cut: int) -> None:
-        """One DATA frame on the way to the end of `cut`."""
+    def stop(self, cut: int) -> int:
+        """Where the next DATA frame on the way to the end of `cut` ends."""
+        return self._size.stop(self.outgoing.offer.ends, self.sent.payload_bytes, cut)
+
+    def frame(self, stop: int) -> None:
+        """One DATA frame, up to this byte."""
         sent = self.sent
-        stop = self._size.stop(self.outgoing.offer.ends, sent.payload_bytes, cut)
         payload = self.outgoing.source.buffers(sent.payload_bytes, stop)
         size = HEADER_BYTES + stop - sent.payload_bytes
         self._begun_s = min(self._begun_s, self.clock())
@@ -141,8 +147,28 @@ class Sending:
         """Send up to the cut, wherever it moves."""
         self.pause()
         self._begun_s = self.clock()
+        if self.outgoing.available:
+            self._data_as_it_comes(self.outgoing.available)
+            return
         while self.sent.payload_bytes < self.outgoing.offer.ends[cut := self._cut()]:
-            self.frame(cut)
+            self.frame(self.stop(cut))
+
+    def _data_as_it_comes(self, available: Callable[[float, int], tuple[int, bool]]) -> None:
+        """Of a source that grows: what there is, until that is all."""
+        granted_bytes = self.outgoing.offer.ends[self.granted_cut]
+        while True:
+            self._heed()
+            until, last = available(self.clock(), self.sent.payload_bytes)
+            if until > granted_bytes:
+                raise Cancelled(f"{self._channel.peer} granted {granted_bytes} bytes, but {until} are to be sent")
+            if self.sent.payload_bytes < until:
+                self.frame(min(until, self.sent.payload_bytes + self._size.size()))
+            elif last:
+                return
+            else:
+                self.pause()
+                if self._channel.arrived(GROWING_S):
+                    self._aside(self._channel.header())
 
     def _cut(self) -> int:
         """The cut as it stands now; whatever else has to be heeded between two frames is heeded first."""

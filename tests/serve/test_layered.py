@@ -1,0 +1,176 @@
+"""Transfers that begin while prefill still runs: the same KV in another order of bytes, and records that say what was hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abkt.codec.codec import Codec
+from abkt.codec.importance import Importance
+from abkt.kv.pool import Pool
+from abkt.policy.view import Decision
+from abkt.records import STAGES
+from abkt.serve.cluster import Cluster, ClusterSpec
+from abkt.serve.layered import Footer, Group, Layered, RawSink, footer_bytes, most_bytes, raw_group, spans
+from abkt.spec import KVLayout, ModelSpec
+from abkt.transfer.pieces import Pieces
+from tests.serve.test_engine import generate
+from tests.serve.test_real_cluster import EMBEDDED, INT8, LINK, RAW, SLOW_SLO, UNLIMITED, prompts
+
+LAYOUT = KVLayout(ModelSpec("made-up", layers=5, kv_heads=2, head_dim=32, dtype="bfloat16"), blocks=24, block_tokens=16)
+TOKENS, GROUPS = 170, 3
+SPANS = spans(5, GROUPS)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    made = Pool(LAYOUT)
+    made.data.copy_(torch.randn(made.data.shape, generator=torch.Generator().manual_seed(2)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[Group]:
+    codec = Codec(LAYOUT)
+    return [Group(codec, span) for span in SPANS]
+
+
+def taken(source: Layered, sizes: Iterator[int], add: list[object], token: int) -> bytes:
+    """What a sender takes from a source to which a part is added whenever it has to wait."""
+    data, waiting = b"", [*add]
+    while True:
+        until, last = source.available(0.0, len(data))
+        if len(data) < until:
+            stop = min(until, len(data) + next(sizes))
+            data += b"".join(source.buffers(len(data), stop))
+        elif last:
+            return data
+        elif waiting:
+            source.add(waiting.pop(0))  # type: ignore[arg-type]
+        else:
+            source.finish(token)
+
+
+@settings(max_examples=20)
+@given(cuts=st.lists(st.integers(0, 80), min_size=1, max_size=30), frames=st.lists(st.integers(1, 60_000), min_size=1, max_size=9))
+def test_each_group_is_the_prefix_that_its_turn_came_to(pool: Pool, groups: list[Group], cuts: list[int], frames: list[int]) -> None:
+    """The cuts come one by one, the last for ever; what has left is never taken back."""
+    table, asked = list(range(3, 14)), iter(cuts)
+    streams = [group.encode(pool, table, TOKENS, Decision("stream"), Importance(8)) for group in groups]
+    seen: list[tuple[int, int, int]] = []
+
+    def turn(index: int, stream: object, now_s: float, before_bytes: int, sent_bytes: int, complete: int) -> int:
+        seen.append((index, before_bytes, sent_bytes))
+        assert stream is streams[index]
+        assert streams[index].ends[complete] <= sent_bytes - before_bytes or complete == 0
+        return min(next(asked, cuts[-1]), len(streams[index].ends) - 1)
+
+    source = Layered(GROUPS, most_bytes(LAYOUT, TOKENS, GROUPS), turn)
+    sizes = (frames[i % len(frames)] for i in range(10**6))
+    data = taken(source, sizes, list(streams), 77)
+    assert len(data) <= source.ends[-1]
+    size = footer_bytes(GROUPS)
+    footer = Footer(data[-size:], GROUPS, len(data))
+    assert footer.first_token == 77
+    for stream, cut, (start, stop) in zip(streams, source.cuts, footer.sections, strict=True):
+        assert data[start:stop] == stream.prefix(cut)
+    left = sum(s.curve.distortion[cut] * (b - a) / 5 for s, cut, (a, b) in zip(streams, source.cuts, SPANS, strict=True))
+    assert source.distortion() == pytest.approx(left)
+    assert [index for index, _, _ in seen] == sorted(index for index, _, _ in seen)
+    if len(set(cuts)) == 1:
+        assert all(cut == min(cuts[0], len(s.ends) - 1) for s, cut in zip(streams, source.cuts, strict=True))
+
+
+def test_a_group_comes_back_as_its_stream_says_and_touches_no_other(pool: Pool, groups: list[Group]) -> None:
+    table, other = list(range(3, 14)), list(range(12, 1, -1))
+    for group, (first, stop) in zip(groups, SPANS, strict=True):
+        stream = group.encode(pool, table, TOKENS, Decision("stream"), Importance(8))
+        target = Pool(LAYOUT)
+        target.data.fill_(7.0)
+        left = group.expand(memoryview(stream.prefix(len(stream.ends) - 1)), target, other, TOKENS)
+        assert left == pytest.approx(stream.curve.distortion[-1], rel=1e-6)
+        inside, truth = target.data[torch.tensor(other)], pool.data[torch.tensor(table)]
+        error = (inside[:, first:stop].float() - truth[:, first:stop].float())[:, :, :, :, :10].square().mean()
+        assert error < 1e-3
+        assert (inside[:, :first] == 7.0).all()
+        assert (inside[:, stop:] == 7.0).all()
+
+
+@settings(max_examples=20)
+@given(sizes=st.lists(st.integers(1, 40_000), min_size=1, max_size=7))
+def test_raw_groups_arrive_in_their_places(pool: Pool, sizes: list[int]) -> None:
+    table, other, target = list(range(3, 14)), list(range(12, 1, -1)), Pool(LAYOUT)
+    size = len(table) * LAYOUT.block_bytes + footer_bytes(GROUPS)
+    source = Layered(GROUPS, size)
+    data = taken(source, (sizes[i % len(sizes)] for i in range(10**6)), [Pieces(raw_group(pool, table, span)) for span in SPANS], 5)
+    sink = RawSink(target, other, GROUPS)
+    assert len(data) == source.ends[-1] == sink.size == size
+    at = 0
+    for piece in sink.buffers(0, size):
+        piece[:] = data[at : at + len(piece)]
+        at += len(piece)
+    assert Footer(sink.footer, GROUPS, size).first_token == 5
+    assert torch.equal(target.data[torch.tensor(other)], pool.data[torch.tensor(table)])
+
+
+@pytest.mark.parametrize("change", [(0, 1), (-1, 200), (-16, 1), (4, 255)])
+def test_a_footer_that_cannot_be_is_refused(pool: Pool, change: tuple[int, int]) -> None:
+    source = Layered(GROUPS, 10**7)
+    data = taken(source, iter(lambda: 1000, 0), [Pieces([b"x" * 300])] * GROUPS, 5)
+    footer = bytearray(data[-footer_bytes(GROUPS) :])
+    at, value = change
+    footer[at] = value
+    if at == 0:
+        assert Footer(footer, GROUPS, len(data)).first_token == 1
+        return
+    with pytest.raises(ValueError, match=r"groups? of layers"):
+        Footer(footer, GROUPS, len(data))
+
+
+# In a cluster
+
+
+@pytest.fixture(scope="module")
+def layered(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(ClusterSpec(tiny_model, pool_tokens=1024, max_batch=4, layer_groups=2), tmp_path_factory.mktemp("layered")) as running:
+        yield running
+
+
+def test_raw_by_layers_gives_the_tokens_of_a_single_process(layered: Cluster) -> None:
+    run = layered.run(prompts(), RAW, UNLIMITED, SLOW_SLO)
+    assert run.outputs == {p.request_id: generate(layered.spec.model_folder, list(p.tokens), p.osl) for p in prompts()}
+
+
+@pytest.mark.parametrize("bitrate", [RAW, INT8, EMBEDDED], ids=["raw", "int8", "embedded"])
+def test_records_of_layers_add_up(layered: Cluster, bitrate: dict[str, object]) -> None:
+    given = prompts(lengths=(500, 300, 37))
+    run = layered.run(given, bitrate, LINK, SLOW_SLO)
+    assert [r.outcome for r in run.requests] == ["completed"] * len(given)
+    for r, t in zip(run.requests, sorted(run.transfers, key=lambda t: t.request_id), strict=True):
+        assert sum(getattr(r, f"{stage}_exposed_s") for stage in STAGES) == pytest.approx(r.e2e_s, abs=1e-9)
+        assert all(getattr(r, f"{stage}_exposed_s") >= 0 for stage in STAGES)
+        assert min(r.prefill_busy_s, r.encode_busy_s) >= 0
+        assert t.mode == ("raw" if bitrate is RAW else "stream")
+        assert (r.distortion_start == 0) == (bitrate is RAW)
+        if bitrate is INT8 and r.isl > 100:
+            assert r.distortion_start < 1e-3
+
+
+def test_a_prompt_whose_first_token_is_its_last_leaves_nothing_behind(layered: Cluster) -> None:
+    (one,) = prompts(lengths=(300,), osl=1)
+    first = layered.run([one], EMBEDDED, LINK, SLOW_SLO).outputs[0]
+    run = layered.run([replace(one, osl=8, stop=first[0])], EMBEDDED, LINK, SLOW_SLO)
+    assert ([r.outcome for r in run.requests], run.outputs[0]) == (["completed"], first)
+    again = layered.run(prompts(lengths=(400, 400)), EMBEDDED, LINK, SLOW_SLO)  # so the memory is free
+    assert [r.outcome for r in again.requests] == ["completed"] * 2
+
+
+def test_layers_can_not_be_paced(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match="layer_groups is 2"):
+        ClusterSpec(tiny_model, layer_groups=2, paced=tiny_model / "profile.json")

@@ -1,0 +1,86 @@
+"""A source that grows while it is sent, over all transports: what there is leaves at once, and nothing before it is there."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from abkt.transfer.channel import Keepalive
+from abkt.transfer.outgoing import FRAME_BYTES
+from abkt.transfer.pieces import BufferSink
+from tests.transfer.faulty import Fault, Faulty
+
+WAIT_S = 30.0
+LASTING = Keepalive(ping_s=0.1, silence_s=20.0, greet_s=20.0, resume_s=20.0, hold_s=20.0)
+FRAME = FRAME_BYTES[0]
+
+
+class Growing:
+    """Bytes [0, there) may be sent. asked: where each question stood."""
+
+    def __init__(self, data):
+        self.data, self.there, self.done, self.asked = data, 0, False, []
+        self.early = threading.Event()  # set if a byte is asked for that is not there
+
+    @property
+    def ends(self):
+        return (1, len(self.data) + 1000)  # its size is not known before
+
+    def available(self, now_s, sent_bytes):
+        self.asked.append(sent_bytes)
+        return self.there, self.done
+
+    def buffers(self, start, stop):
+        if stop > self.there:
+            self.early.set()
+        return [memoryview(self.data)[start:stop]]
+
+
+def submitted(house, outgoing, desk, source):
+    offered = outgoing(1, [bytes(source.ends[-1])], source.ends)
+    offered.source, offered.available = source, source.available
+    return house.sender(desk.address, keepalive=LASTING).submit(offered)
+
+
+@pytest.mark.parametrize("fault", [None, Fault("break", 2 * FRAME + 7), Fault("break", 5 * FRAME)])
+def test_what_is_there_leaves_and_the_end_is_where_the_source_says(house, outgoing, fault):
+    source, desk = Growing(os.urandom(6 * FRAME + 321)), house.desk(keepalive=LASTING)
+    if fault:
+        house.transport = Faulty(house.transport, [fault])
+    future = submitted(house, outgoing, desk, source)
+    for there in (10, 3 * FRAME, 3 * FRAME + 1, len(source.data)):
+        source.there = there
+        until_s = time.monotonic() + WAIT_S
+        while not source.asked or source.asked[-1] < there:
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
+        assert not future.done()
+        assert desk.commits.empty()
+    source.done = True
+    sent = future.result(WAIT_S)
+    assert (sent.error, sent.payload_bytes, sent.cut) == ("", len(source.data), 0)
+    received = desk.committed()
+    assert received.sink.data[: received.payload_bytes] == source.data
+    assert not source.early.is_set()
+
+
+def test_more_than_was_granted_is_not_sent(house, outgoing):
+    source = Growing(os.urandom(3000))
+    desk = house.desk(sink_of=lambda offer: BufferSink(1500))
+    future = submitted(house, outgoing, desk, source)
+    source.there = 3000
+    assert "granted 1 bytes, but 3000 are to be sent" in future.result(WAIT_S).error
+    assert desk.aborted()
+
+
+def test_a_source_that_stays_away_can_be_cancelled(house, outgoing):
+    source, desk = Growing(bytes(100)), house.desk(keepalive=LASTING)
+    offered = outgoing(1, [bytes(source.ends[-1])], source.ends)
+    offered.source, offered.available = source, source.available
+    future = house.sender(desk.address, keepalive=LASTING).submit(offered)
+    while not source.asked:
+        time.sleep(0.001)
+    offered.cancel.set()
+    assert "cancelled" in future.result(WAIT_S).error
+    assert desk.aborted()
