@@ -33,7 +33,7 @@ NOTES = (
     "(no loss, no propagation delay), then cross loopback TCP.",
     "Prompts are key-value lines of the probe's own kind, at the trace's scaled lengths; a perfect reader's answer is known.",
     "Arrivals within one timestamp of the trace are spread at random, seeded.",
-    "Scale-out: costs from published kernel tables or data sheets, rate curves of the probe's KV; nothing of it was validated on hardware here.",
+    "Scale-out: costs from published kernels or data sheets, rate curves of the probe's KV; nothing of it was validated on hardware here.",
 )
 
 RECALL_GATE = 0.9

@@ -64,7 +64,7 @@ class ServegenWorkload:
     scaling: Scaling
     concurrency: int = 0
 
-    def requests(self, seed: int) -> list[Request]:
+    def requests(self, seed: int) -> tuple[list[Request], float]:
         return read_servegen(*self.files(), self.start_s, self.duration_s, self.share, seed)
 
     def files(self) -> list[Path]:
@@ -97,10 +97,16 @@ def read_workload(
 ) -> tuple[list[Request], dict[str, float]]:
     """The requests in order of arrival, and what scaling did to them (nothing to synthetic ones). closed_loop: the caller can run one."""
     if workload.concurrency and not closed_loop:
-        raise ValueError("a closed loop runs in `abkt simulate` and `abkt replay` alone; set workload.concurrency=0 or choose another workload")
+        raise ValueError(
+            "a closed loop runs in `abkt simulate` and `abkt replay` alone; set workload.concurrency=0 or choose another workload"
+        )
     if isinstance(workload, SyntheticWorkload):
         w, kind = workload, arrivals_of(workload.arrivals)
         return synthetic(w.requests, w.rate_per_s, w.isl, w.osl, w.variation, seed, kind), {}
+    if isinstance(workload, ServegenWorkload):
+        requests, borrowed = workload.requests(seed)
+        scaled, facts = scale(requests, workload.scaling)
+        return scaled, {**facts, "lengths_of_other_clients": borrowed}
     return scale(workload.requests(seed), workload.scaling)
 
 

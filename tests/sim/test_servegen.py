@@ -27,7 +27,8 @@ BOTH = [(0, 0, "input_tokens", 100, 300), (0, 0, "output_tokens", 10, 10), (1, 0
 
 def test_each_window_has_the_counted_requests_and_its_clients_lengths(tmp_path) -> None:
     paths = tables(tmp_path, [(0, 0, 5.0, "Gamma", 0.5), (1, 600, 2.0, "Weibull", 0.8), (0, 1200, 5.0, "Gamma", 1.0)], BOTH)
-    requests = read_servegen(*paths, duration_s=1200.0, seed=1)
+    requests, borrowed = read_servegen(*paths, duration_s=1200.0, seed=1)
+    assert borrowed == 0
     first, second = [r for r in requests if r.osl == 10], [r for r in requests if r.osl == 1]
     assert (len(first), len(second)) == (3000, 1200)  # rate x 600 s, and nothing of the window that begins at 1200 s
     assert np.mean([r.isl for r in first]) == pytest.approx(200, rel=0.02)
@@ -38,19 +39,28 @@ def test_each_window_has_the_counted_requests_and_its_clients_lengths(tmp_path) 
     times = [r.arrival_s for r in requests]
     assert times == sorted(times)
     assert times[0] == 0.0
-    assert requests == read_servegen(*paths, duration_s=1200.0, seed=1) != read_servegen(*paths, duration_s=1200.0, seed=2)
+    assert (requests, 0) == read_servegen(*paths, duration_s=1200.0, seed=1) != read_servegen(*paths, duration_s=1200.0, seed=2)
 
 
 def test_a_share_thins_all_clients_alike(tmp_path) -> None:
     paths = tables(tmp_path, [(0, 0, 5.0, "Gamma", 0.5), (1, 0, 2.0, "Gamma", 0.8)], BOTH)
-    requests = read_servegen(*paths, share=0.1)
+    requests, _ = read_servegen(*paths, share=0.1)
     assert sum(r.osl == 10 for r in requests) == 300
     assert sum(r.osl == 1 for r in requests) == 120
 
 
+def test_a_client_without_lengths_takes_those_of_others_as_often_as_they_ask(tmp_path) -> None:
+    """Client 0 asks three times as often as client 1; client 2 says nothing of its lengths."""
+    rates = [(0, 0, 3.0, "Gamma", 1.0), (1, 0, 1.0, "Gamma", 1.0), (2, 0, 4.0, "Gamma", 1.0)]
+    requests, borrowed = read_servegen(*tables(tmp_path, rates, BOTH))
+    assert borrowed == pytest.approx(0.5)
+    assert len(requests) == 4800
+    assert sum(r.osl == 10 for r in requests) == pytest.approx(0.75 * 4800, rel=0.03)
+
+
 def test_what_is_missing_is_said(tmp_path) -> None:
     paths = tables(tmp_path, [(0, 0, 5.0, "Gamma", 0.5)], BOTH[2:])
-    with pytest.raises(ValueError, match="no lengths of client 0"):
+    with pytest.raises(ValueError, match="no lengths of any client"):
         read_servegen(*paths)
     with pytest.raises(ValueError, match="no requests between 600 and 1200 s"):
         read_servegen(*paths, start_s=600.0, duration_s=600.0)
@@ -65,7 +75,8 @@ def test_what_is_missing_is_said(tmp_path) -> None:
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published traces are not here")
 def test_the_published_clients() -> None:
     lengths, rates = (PUBLISHED / f"servegen_deepseek-r1_{name}.parquet" for name in ("lengths", "rates"))
-    requests = read_servegen(lengths, rates, duration_s=3600.0)
+    requests, borrowed = read_servegen(lengths, rates, duration_s=3600.0)
     windows = pq.read_table(rates).to_pandas()
     counted = (windows[windows.t < 3600].rate * 600).sum()
     assert len(requests) == pytest.approx(counted, rel=0.01)
+    assert borrowed == 0
