@@ -54,6 +54,7 @@ class ReplayConfig:
     decode: int
     max_batch: int
     pool_tokens: int
+    transport: str
     changes: tuple[ChangeConfig, ...]
     paced: Path | None
     profile: Path | None
@@ -64,6 +65,7 @@ class ReplayConfig:
 
 @verb("replay")
 def main(config: ReplayConfig, run: Run) -> None:
+    from abkt.serve.carrier import check_transport
     from abkt.serve.cluster import Change, Cluster
     from abkt.serve.roles import Roles
     from experiments.manifest import write_manifest
@@ -88,9 +90,11 @@ def main(config: ReplayConfig, run: Run) -> None:
         [Change(change.at_s, change.worker, change.role) for change in config.changes],
     )
     spec.layout()  # a folder that is no model is said before anything is made
+    check_transport(config.transport)
     moving = bool(config.changes) or Roles(config.roles).moves
     unfit = f"they hold one decode worker, not {config.decode}" if config.decode > 1 else "roles may change" if moving else ""
-    with real_network(config.network, config.pacing, config.seed, spec.prefill, unfit) as network:
+    pacing = "userspace" if config.pacing == "auto" and config.transport != "tcp" else config.pacing
+    with real_network(config.network, pacing, config.seed, spec.prefill, unfit) as network:
         print(plan_line(requests, spec, config, network))
         config.out.mkdir(parents=True, exist_ok=True)
         spec = replace(spec, key_file=network.key_file)
@@ -115,6 +119,7 @@ def cluster_spec(config: ReplayConfig) -> ClusterSpec:
         max_batch=config.max_batch,
         pool_tokens=config.pool_tokens,
         paced=config.paced,
+        transport=config.transport,
     )
 
 

@@ -11,10 +11,10 @@ from abkt.capacity import Capacity
 from abkt.net.command import NetworkError
 from abkt.net.follow import Follower
 from abkt.net.namespaces import Namespaces
+from abkt.serve.carrier import TRANSPORTS
 from abkt.serve.worker import ClusterError
 from abkt.transfer.kernel_paced import KernelPaced
 from abkt.transfer.link import PacedLink
-from abkt.transfer.tcp import Tcp
 from abkt.transfer.transport import Transport
 
 PACINGS = ("tbf", "socket", "userspace")
@@ -26,12 +26,15 @@ def paced_by(pacing: str, capacity: Capacity) -> str:
 
 
 class Pacing:
-    """The sender's part during one run: a transport and a link to send with. pacing: one of PACINGS; tbf is done outside."""
+    """The sender's part during one run: a transport and a link to send with. pacing: one of PACINGS; tbf is done outside.
 
-    def __init__(self, pacing: str, capacity: Capacity, origin_s: float) -> None:
+    transport: see abkt.serve.carrier; where the kernel holds bytes back it is TCP.
+    """
+
+    def __init__(self, pacing: str, capacity: Capacity, origin_s: float, transport: str = "tcp") -> None:
         self.name = paced_by(pacing, capacity)
         self.link = PacedLink(capacity, origin_s=origin_s) if pacing == "userspace" else PacedLink()
-        self.transport: Transport = Tcp()
+        self.transport: Transport = TRANSPORTS[transport]()
         self._following = ExitStack()
         if pacing == "tbf":
             self.transport = KernelPaced()

@@ -105,3 +105,15 @@ def test_a_request_draws_the_same_tokens_wherever_and_with_whomever_it_is(cluste
     alone = cluster.run(list(reversed(drawn)), RAW, UNLIMITED, SLOW_SLO, concurrency=1)
     assert together.outputs == alone.outputs
     assert together.outputs != expected(cluster, drawn)
+
+
+@pytest.mark.parametrize("transport", ["unix", "shm"])
+def test_every_transport_brings_the_same_tokens_and_leaves_nothing(tiny_model: Path, tmp_path: Path, transport: str) -> None:
+    given = prompts(8, gap_s=0.05, osl=9)
+    with Cluster(ClusterSpec(tiny_model, prefill=2, pool_tokens=2048, transport=transport), tmp_path) as cluster:
+        folder = Path(cluster._sockets)
+        assert {path.name for path in folder.iterdir()} == {"d0.sock"}
+        run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO)
+        assert run.outputs == expected(cluster, given)
+        assert run.network["transport"] == transport
+    assert not folder.exists()

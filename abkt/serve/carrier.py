@@ -1,0 +1,25 @@
+"""What carries KV between two workers, by its name, and where a worker listens with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from abkt.transfer.shm import Shm
+from abkt.transfer.tcp import Tcp
+from abkt.transfer.transport import Transport
+from abkt.transfer.unix import Unix
+
+TRANSPORTS: dict[str, type[Transport]] = {"tcp": Tcp, "unix": Unix, "shm": Shm}
+
+
+def check_transport(name: str, pacing: str = "userspace") -> None:
+    """Raises ValueError, one line, for one that is none, or that the kernel cannot hold back."""
+    if name not in TRANSPORTS:
+        raise ValueError(f"transport is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
+    if name != "tcp" and pacing != "userspace":
+        raise ValueError(f"transport {name} does not go with pacing={pacing}, which is TCP's; give pacing=userspace")
+
+
+def listening_address(transport: str, host: str, folder: str, worker: str) -> str:
+    """Of a worker; folder: for those that need a path."""
+    return f"{host}:0" if transport == "tcp" else str(Path(folder) / f"{worker}.sock")
