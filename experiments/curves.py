@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from abkt.profile.schema import RateCurve, parse_curve
-from experiments.results import write_json
+from experiments.paths import data_path
+from experiments.results import write_json, write_text
 
 QUANTILES = 2000
 
@@ -68,7 +69,9 @@ def load_quality(path: Path) -> tuple[QualityCurve, ...]:
 
 
 def save_quality(curves: Sequence[QualityCurve], path: Path) -> None:
-    write_json(path, [asdict(curve) for curve in curves])
+    """A curve a line."""
+    lines = ",\n".join(json.dumps(asdict(curve), allow_nan=False) for curve in curves)
+    write_text(path, f"[\n{lines}\n]\n")
 
 
 def expected_rise(curves: Sequence[QualityCurve], distortion: np.ndarray) -> np.ndarray:
@@ -94,3 +97,8 @@ def quality_of(distortion: Sequence[float] | np.ndarray, curves: Sequence[Qualit
     kinds = dict.fromkeys(curve.kind for curve in curves) if len(at) else {}
     rises = {kind: expected_rise([curve for curve in curves if curve.kind == kind], at) for kind in kinds}
     return {kind: {"mean": float(rise.mean()), "p99": float(np.quantile(rise, 0.99))} for kind, rise in rises.items()}
+
+
+def expected_quality(distortion: Sequence[float] | np.ndarray) -> dict[str, dict[str, float]]:
+    """As quality_of, by the curves of the probe that come with abkt: measured with its calibrated weights, and no other model's."""
+    return quality_of(distortion, [curve for curve in load_quality(data_path("curves/quality.json")) if curve.method == "ours"])

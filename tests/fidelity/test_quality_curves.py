@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.curves import QualityCurve, expected_rise, load_quality, quality_of, save_quality
+from experiments.curves import QualityCurve, expected_quality, expected_rise, load_quality, quality_of, save_quality
 
 CURVE = QualityCurve("text", "ours", 100, (0.1, 0.2, 0.4), (0.1, 0.01, 0.001), (0.5, 0.1, 0.02), (0.6, 0.2, 0.03))
 
@@ -44,3 +44,13 @@ def test_transfers_are_judged_by_kind():
     many = np.random.default_rng(0).uniform(0.001, 0.1, 20_000)
     whole = expected_rise([CURVE], many)
     assert quality_of(many, [CURVE])["text"] == pytest.approx({"mean": whole.mean(), "p99": np.quantile(whole, 0.99)}, rel=0.01)
+
+
+def test_the_curves_that_come_with_abkt():
+    """More distortion is worse, and what is hardly there does hardly anything."""
+    found = [expected_quality([d]) for d in (0.0, 0.0005, 0.005, 0.02)]
+    for kind in ("recall", "text"):
+        means = [of[kind]["mean"] for of in found]
+        assert means == sorted(means)
+        assert means[0] == 0
+        assert means[1] < 0.005 < means[2] < 0.1 < means[3]
