@@ -10,12 +10,12 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from abkt.codec import exact_stream
 from abkt.serve.attention import Row
 from abkt.serve.carrier import TRANSPORTS, listening_address
 from abkt.serve.control import Control, Message, WorkerConfig
 from abkt.serve.equipment import Equipment
-from abkt.serve.layered import Footer, Group, RawSink, footer_bytes, groups_of, spans
+from abkt.serve.expander import Expander
+from abkt.serve.layered import RawSink, footer_bytes, groups_of
 from abkt.serve.nic import Nic
 from abkt.serve.refining import Codes, Quality
 from abkt.serve.sampling import GREEDY, Sampling
@@ -63,7 +63,7 @@ class DecodeWorker:
         self.equipment = equipment
         self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
         self._memory = threading.Lock()
-        self._groups: dict[int, list[Group]] = {}  # by how many there are
+        self._expander = Expander(self.engine.pool, self.codec)
         self._tables: dict[int, list[int]] = {}  # by transfer id, from the offer to the last token
         self.arrived: deque[Received] = deque()
         self.batch: list[Running] = []
@@ -149,7 +149,7 @@ class DecodeWorker:
         """Expand what has arrived and put the request into the batch."""
         offer, table = received.offer, self._tables[received.transfer_id]
         start_s, cut = time.monotonic(), received.cut
-        first_token, distortion = self._expand(received, table, cut)
+        first_token, distortion = self._expander.expand(received, table, cut)
         running = Running(offer.request_id, int(offer.more["osl"]), table, Row(table, offer.tokens), [first_token], received.committed_s)
         running.sampling = Sampling.of(offer.more)
         running.stop, running.stream = int(offer.more.get("stop", -1)), bool(offer.more.get("stream", False))
@@ -160,35 +160,6 @@ class DecodeWorker:
         running.expand_busy_s = running.expand_end_s - start_s
         self.batch.append(running)
 
-    def _expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
-        """Write the KV of a prompt, as far as it is promised; returns its first token and its distortion."""
-        offer, prompt = received.offer, table[: self.engine.layout.blocks_for(received.offer.tokens)]
-        if (groups := groups_of(offer)) > 1:
-            return self._expand_layers(received, prompt, groups)
-        if offer.mode == "raw":
-            return offer.first_token, 0.0
-        assert isinstance(received.sink, BufferSink)
-        data = memoryview(received.sink.data)[: offer.ends[cut]]
-        if offer.mode == "exact":
-            exact_stream.expand(data, self.engine.pool, prompt)
-            return offer.first_token, 0.0
-        return offer.first_token, self.codec.expand(data, self.engine.pool, prompt).distortion
-
-    def _expand_layers(self, received: Received, prompt: list[int], groups: int) -> tuple[int, float]:
-        sink, size, layers = received.sink, received.payload_bytes, self.engine.layout.model.layers
-        if isinstance(sink, RawSink):
-            return Footer(sink.footer, groups, size).first_token, 0.0
-        assert isinstance(sink, BufferSink)
-        if groups not in self._groups:
-            self._groups[groups] = [Group(self.codec, span) for span in spans(layers, groups)]
-        data = memoryview(sink.data)[:size]
-        footer = Footer(data[-footer_bytes(groups) :], groups, size)
-        distortion = 0.0
-        for group, (start, stop) in zip(self._groups[groups], footer.sections, strict=True):
-            left = group.expand(data[start:stop], self.engine.pool, prompt, received.offer.tokens)
-            distortion += left * (group.stop - group.first) / layers
-        return footer.first_token, distortion
-
     def _swap(self) -> None:
         """Better values, between two iterations; of one request at a time, so that the others do not wait long for their tokens."""
         if better := [running for running in self.batch if running.quality.better]:
@@ -198,7 +169,7 @@ class DecodeWorker:
         received, start_s = running.quality.received, time.monotonic()
         assert received is not None
         cut = received.cut
-        _, distortion = self._expand(received, running.table, cut)
+        _, distortion = self._expander.expand(received, running.table, cut)
         end_s = time.monotonic()
         running.quality.swapped(end_s - self.origin_s, cut, distortion)
         running.expand_busy_s += end_s - start_s

@@ -6,11 +6,10 @@ A request_id is the frontend's number of one try; a request that is tried again 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,8 +18,7 @@ from abkt.codec import exact_stream
 from abkt.codec.importance import Importance
 from abkt.codec.stream import Stream
 from abkt.policy.build import build
-from abkt.policy.price import Told
-from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, Form, GoodputSample, Refined, TransferView
+from abkt.policy.view import Curve, Decision, Form, TransferView
 from abkt.profile.expect import expected_view, with_entropy
 from abkt.profile.schema import Profile, parse
 from abkt.serve.control import Control, Message, WorkerConfig
@@ -28,6 +26,7 @@ from abkt.serve.equipment import Equipment
 from abkt.serve.layered import Group, Layered, Watcher, footer_bytes, most_bytes, raw_group, spans
 from abkt.serve.nic import Nic
 from abkt.serve.pacing import Pacing
+from abkt.serve.peer import Peer, Transfer
 from abkt.serve.sampling import Sampling
 from abkt.serve.wire import fingerprint, raw_pieces
 from abkt.transfer.key import find_key
@@ -40,21 +39,6 @@ UNKNOWN = Curve(bytes=(0.0,) * 4, distortion=(1.0,) * 4, bits=(0.0, 2.0, 4.0, 8.
 
 
 @dataclass(slots=True)
-class Peer:
-    """A decode worker during one run. The policy is asked by the main loop and by the sender's thread, so under a lock.
-
-    told: the price of its NIC. refined: distortion at the start, by request_id, of what may be refined behind it.
-    """
-
-    policy: BitratePolicy
-    sender: Sender
-    pacing: str
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    told: Told = field(default_factory=Told)
-    refined: dict[int, float] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class Early:
     """A transfer that began with its prefill."""
 
@@ -62,25 +46,6 @@ class Early:
     source: Layered
     watcher: Watcher
     outgoing: Outgoing
-    estimate: float
-
-
-@dataclass(slots=True)
-class Transfer:
-    """One transfer under way: what was decided on which view, the view since it is encoded, and the book of its time."""
-
-    expected: TransferView
-    decision: Decision
-    view: TransferView
-    distortion: tuple[float, ...]
-    encode_s: float
-    wire_busy_s: float = 0.0
-    started: bool = False  # what leaves now refines it
-    layered: Layered | None = None
-    dropped: bool = False  # nobody wants it, and nobody is told
-
-    def distortion_at(self, cut: int) -> float:
-        return self.layered.distortion() if self.layered else self.distortion[cut]
 
 
 class PrefillWorker:
@@ -122,7 +87,8 @@ class PrefillWorker:
                 case "cancel":
                     self._cancel(message["request_id"])
                 case "refined":
-                    self._refined(message)
+                    for peer in self.peers.values():
+                        peer.refined(message["request_id"], message["distortion_token_weighted"])
                 case "release":
                     self._release(message["request_id"], message["table"])
                 case "role" | "stop":
@@ -185,51 +151,37 @@ class PrefillWorker:
         peer = self.peers.get(request["destination"])
         if early:
             early.source.finish(first.token)
-            self._tell_prefilled(
-                peer, early.transfer, early.estimate, encode_end_s=end_s, encode_busy_s=early.transfer.encode_s, **computed
-            )
+            self._tell_prefilled(early.transfer, encode_end_s=end_s, **computed)
             return
         if peer is None:
             self.segments.free(table)
             self.control.say("failed", request_id=request_id, reason=f"{request['destination']} has left")
             return
-        expected = self._view(peer, len(tokens), request["deadline_s"], end_s)
-        with peer.lock:
-            decision = peer.policy.decide(end_s, expected)
-            estimate = peer.policy.estimate_bytes_per_s(end_s)
+        transfer = Transfer.decided(peer, end_s, self._view(peer, len(tokens), request["deadline_s"], end_s))
+        decision = transfer.decision
         source = self._source(table, len(tokens), decision, importance)
         encoded_s = self._now_s()
-        # No encoding is left to do, and the other modes can no longer be had.
-        view = replace(expected, encode_s=0.0, raw_s=math.inf, exact_bytes=0.0)
-        transfer = Transfer(expected, decision, view, (0.0,), encoded_s - end_s)
+        transfer.encode_s = encoded_s - end_s
         if isinstance(source, Stream):
-            transfer.view = replace(view, slope=source.slope, uniform=source.uniform)
-            transfer.distortion = source.curve.distortion
-        expected_bytes = int(source.ends[self._next_cut(peer, transfer, time.monotonic(), 0, 0)])
-        self.nic.enter(encoded_s, request_id, expected_bytes)
-        offer = Offer(
-            request_id=request_id,
-            mode=decision.mode,
-            tokens=len(tokens),
-            ends=tuple(int(end) for end in source.ends),
-            first_token=first.token,
-            more={**request["more"], "expected_bytes": expected_bytes},
-        )
-        self._tell_prefilled(peer, transfer, estimate, encode_end_s=encoded_s, encode_busy_s=encoded_s - end_s, **computed)
-        outgoing = Outgoing(
-            transfer_id=request_id,
-            offer=offer,
-            source=source,
-            next_cut=lambda now_s, sent_bytes, sent_cut: self._next_cut(peer, transfer, now_s, sent_bytes, sent_cut),
-            on_sent=lambda now_s, wire_bytes, duration_s: self._on_sent(peer, transfer, now_s, wire_bytes, duration_s),
-            on_ack=lambda held_bytes, price: self._on_ack(peer, price),
-        )
+            transfer.encoded(source)
+        self._tell_prefilled(transfer, encode_end_s=encoded_s, **computed)
+        expected_bytes = int(source.ends[transfer.next_cut(time.monotonic(), 0, 0)])
+        more = {**request["more"], "expected_bytes": expected_bytes}
+        ends = tuple(int(end) for end in source.ends)
+        offer = Offer(request_id, decision.mode, len(tokens), ends, first_token=first.token, more=more)
+        outgoing = Outgoing(request_id, offer, source, next_cut=transfer.next_cut)
         if decision.mode == "stream" and decision.behind > 0:
-            outgoing.next_behind = lambda now_s, sent_bytes, sent_cut: self._next_behind(peer, transfer, now_s, sent_bytes, sent_cut)
-        self.sending[request_id] = outgoing
-        peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(peer, request_id, table, transfer, future))
+            outgoing.next_behind = transfer.next_behind
+        self._submit(outgoing, transfer, table, expected_bytes)
         if decision.mode == "stream" and decision.depth_bits == 8:
             self._tell_coded(transfer.view, len(tokens), decision.form)
+
+    def _submit(self, outgoing: Outgoing, transfer: Transfer, table: list[int], expected_bytes: float) -> None:
+        self.nic.enter(self._now_s(), outgoing.transfer_id, expected_bytes)
+        outgoing.on_sent, outgoing.on_ack = transfer.on_sent, transfer.peer.on_ack
+        self.sending[outgoing.transfer_id] = outgoing
+        future = transfer.peer.sender.submit(outgoing)
+        future.add_done_callback(lambda future: self._sent(outgoing.transfer_id, table, transfer, future))
 
     def _early(self, request: Message, table: list[int], start_s: float) -> Early | None:
         """A transfer that begins with its prefill, unless the policy wants one that cannot be had layer by layer."""
@@ -238,33 +190,22 @@ class PrefillWorker:
             return None
         hidden_s = self.profile.fit("prefill").seconds(tokens=tokens) if self.profile else 0.0
         expected = replace(self._view(peer, tokens, request["deadline_s"], start_s), hidden_s=hidden_s)
-        with peer.lock:
-            decision = peer.policy.decide(start_s, expected)
-            estimate = peer.policy.estimate_bytes_per_s(start_s)
-        if decision.mode == "exact":
+        transfer = Transfer.decided(peer, start_s, expected)
+        mode, layout, groups = transfer.decision.mode, self.engine.layout, len(self.groups)
+        if mode == "exact":
             return None
-        layout, groups = self.engine.layout, len(self.groups)
-        transfer = Transfer(expected, decision, replace(expected, encode_s=0.0, raw_s=math.inf, exact_bytes=0.0, hidden_s=0.0), (0.0,), 0.0)
-        most = most_bytes(layout, tokens, groups)
-        if decision.mode == "raw":
-            most = layout.blocks_for(tokens) * layout.block_bytes + footer_bytes(groups)
-        turn = partial(self._turn, peer, transfer)
-        source = transfer.layered = Layered(groups, most, turn if decision.mode == "stream" else None)
-        expected_bytes = expected.raw_bytes if decision.mode == "raw" else expected.curve(decision.order).bytes[decision.cut]
-        self.nic.enter(start_s, request_id, expected_bytes)
-        more = {**request["more"], "expected_bytes": float(expected_bytes), "layer_groups": groups}
-        outgoing = Outgoing(
-            transfer_id=request_id,
-            offer=Offer(request_id, decision.mode, tokens, source.ends, more=more),
-            source=source,
-            available=source.available,
-            on_sent=lambda now_s, wire_bytes, duration_s: self._on_sent(peer, transfer, now_s, wire_bytes, duration_s),
-            on_ack=lambda held_bytes, price: self._on_ack(peer, price),
-        )
+        if mode == "raw":
+            source = Layered(groups, layout.blocks_for(tokens) * layout.block_bytes + footer_bytes(groups))
+            expected_bytes = float(expected.raw_bytes)
+        else:
+            source = Layered(groups, most_bytes(layout, tokens, groups), partial(transfer.turn, groups))
+            expected_bytes = expected.curve(transfer.decision.order).bytes[transfer.decision.cut]
+        transfer.layered = source
+        more = {**request["more"], "expected_bytes": expected_bytes, "layer_groups": groups}
+        outgoing = Outgoing(request_id, Offer(request_id, mode, tokens, source.ends, more=more), source, available=source.available)
         watcher = Watcher(self.config.importance_window, lambda layer: self._layer_done(layer, early, table, tokens))
-        early = Early(transfer, source, watcher, outgoing, estimate)
-        self.sending[request_id] = outgoing
-        peer.sender.submit(outgoing).add_done_callback(lambda future: self._sent(peer, request_id, table, transfer, future))
+        early = Early(transfer, source, watcher, outgoing)
+        self._submit(outgoing, transfer, table, expected_bytes)
         return early
 
     def _layer_done(self, layer: int, early: Early, table: list[int], tokens: int) -> None:
@@ -279,73 +220,23 @@ class PrefillWorker:
                     early.source.add(group.encode(pool, table, tokens, decision, early.watcher))
                 early.transfer.encode_s += time.monotonic() - begun_s
 
-    def _turn(
-        self, peer: Peer, transfer: Transfer, index: int, stream: Stream, now_s: float, before_bytes: int, sent_bytes: int, complete: int
-    ) -> int:
-        """The cut of a group's stream, as if all groups behind it were like it. Its bands are priced as those of the whole are."""
-        left = len(self.groups) - index
-        slope, uniform = (
-            replace(curve, bytes=tuple(before_bytes + left * size for size in curve.bytes)) for curve in (stream.slope, stream.uniform)
-        )
-        price = self._price_per_byte(peer, now_s - self.origin_s) * len(self.groups) / left
-        view = replace(transfer.view, slope=slope, uniform=uniform, sent_bytes=sent_bytes, sent_cut=complete, price=price)
-        with peer.lock:
-            decision = peer.policy.decide(now_s - self.origin_s, view)
-        return decision.cut if decision.mode == "stream" else stream.curve.finest
-
-    def _tell_prefilled(self, peer: Peer | None, transfer: Transfer, estimate: float, **computed: Any) -> None:
-        decision = transfer.decision
+    def _tell_prefilled(self, transfer: Transfer, **computed: Any) -> None:
+        decision, estimate = transfer.decision, transfer.estimate_bytes_per_s
         self.control.say(
             "prefilled",
             last=False,
             **computed,
+            encode_busy_s=transfer.encode_s,
             mode=decision.mode,
             order=decision.order if decision.mode == "stream" else "",
             depth_bits=decision.depth_bits if decision.mode == "stream" else 0,
             price=transfer.expected.price,
             estimate_bytes_per_s=None if math.isnan(estimate) else estimate,
-            pacing=peer.pacing if peer else self.pacing.name,
+            pacing=transfer.peer.pacing,
             codec=self.codec.describe(),
         )
 
-    def _next_cut(self, peer: Peer, transfer: Transfer, now_s: float, sent_bytes: int, sent_cut: int) -> int:
-        """Late binding: asked before every frame. Mode, order and depth stand since the first decision."""
-        if transfer.decision.mode != "stream":
-            return 0
-        decision = self._decide(peer, transfer, now_s, sent_bytes, sent_cut)
-        # Whoever still wants raw: as good as was encoded.
-        return decision.cut if decision.mode == "stream" else len(transfer.distortion) - 1
-
-    def _next_behind(self, peer: Peer, transfer: Transfer, now_s: float, sent_bytes: int, sent_cut: int) -> int:
-        transfer.started = True
-        return self._decide(peer, transfer, now_s, sent_bytes, sent_cut).behind
-
-    def _decide(self, peer: Peer, transfer: Transfer, now_s: float, sent_bytes: int, sent_cut: int) -> Decision:
-        now_s -= self.origin_s
-        price = self._price_per_byte(peer, now_s)
-        view = replace(transfer.view, sent_bytes=sent_bytes, sent_cut=sent_cut, price=price, started=transfer.started)
-        with peer.lock:
-            return peer.policy.decide(now_s, view)
-
-    def _on_sent(self, peer: Peer, transfer: Transfer, now_s: float, wire_bytes: int, duration_s: float) -> None:
-        if not transfer.started:
-            transfer.wire_busy_s += duration_s
-        self.nic.passed(now_s - self.origin_s, wire_bytes)
-        with peer.lock:
-            peer.policy.observe(now_s - self.origin_s, GoodputSample(wire_bytes, duration_s))
-
-    def _on_ack(self, peer: Peer, price: float) -> None:
-        with peer.lock:
-            peer.told.hear(self._now_s(), price)
-
-    def _refined(self, message: Message) -> None:
-        """The request is over, and what it had of what followed its start is known."""
-        for peer in self.peers.values():
-            if (start := peer.refined.pop(message["request_id"], None)) is not None:
-                with peer.lock:
-                    peer.policy.refined(self._now_s(), Refined(start, min(start, message["distortion_token_weighted"])))
-
-    def _sent(self, peer: Peer, request_id: int, table: list[int], transfer: Transfer, future: Future[Sent]) -> None:
+    def _sent(self, request_id: int, table: list[int], transfer: Transfer, future: Future[Sent]) -> None:
         """Called by the sender's thread at the transfer's end, good or bad."""
         self.control.inbox.put({"op": "release", "request_id": request_id, "table": table})
         self.nic.leave(self._now_s(), request_id)
@@ -355,12 +246,7 @@ class PrefillWorker:
         if sent.error:
             self.control.say("failed", request_id=request_id, reason=f"transfer: {sent.error}")
             return
-        seconds = transfer.encode_s + sent.acked_s - sent.granted_s
-        distortion = transfer.distortion_at(sent.cut)
-        if sent.refining:
-            peer.refined[request_id] = distortion
-        with peer.lock:
-            peer.policy.delivered(self._now_s(), Delivered(distortion, transfer.decision, transfer.expected, seconds))
+        distortion = transfer.delivered(sent)
         self.control.say(
             "sent",
             request_id=request_id,
@@ -384,13 +270,7 @@ class PrefillWorker:
             raw_bytes = tokens * self.engine.layout.model.kv_bytes_per_token
             view = TransferView(raw_bytes, deadline_s, slope=UNKNOWN, uniform=UNKNOWN, exact_bytes=raw_bytes)
         exact_bytes = view.exact_bytes if self.engine.pool.data.device.type == "cpu" else 0.0  # the message is made there alone
-        return replace(view, price=self._price_per_byte(peer, now_s), exact_bytes=exact_bytes)
-
-    def _price_per_byte(self, peer: Peer, now_s: float) -> float:
-        """Of the dearer end."""
-        with peer.lock:
-            there = peer.told.per_byte(now_s)
-        return max(self.nic.per_byte(now_s), there)
+        return replace(view, price=peer.price_per_byte(now_s), exact_bytes=exact_bytes)
 
     def _tell_coded(self, view: TransferView, tokens: int, form: Form) -> None:
         curves = {
@@ -417,7 +297,7 @@ class PrefillWorker:
         self._leave(name)
         hello = Hello(self.config.name, fingerprint(self.engine.layout))
         sender = Sender(self.pacing.transport, address, hello, self.pacing.link, key=self.key)
-        self.peers[name] = Peer(build(self.bitrate), sender, self.pacing.name)
+        self.peers[name] = Peer(build(self.bitrate), sender, self.pacing.name, self.nic, self.origin_s)
 
     def _leave(self, name: str) -> None:
         """Transfers to it that are not done fail."""
