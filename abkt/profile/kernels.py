@@ -21,7 +21,8 @@ from abkt.spec import WEIGHT_BYTES, ModelSpec
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PROMPTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-CONTEXTS = (128, 512, 2048, 8192, 32768)
+CONTEXTS = (1, 128, 512, 2048, 8192, 32768)  # tokens a request
+NEAR, FAR = 512, 32768  # the slope is between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +196,8 @@ class ModelCosts:
     def decode_fit(self) -> Fit:
         """Seconds of an iteration as a Profile has them: in pieces over the batch, linear in the context. Its residual holds the kernels'
         own error too."""
-        each, more = CONTEXTS[1], CONTEXTS[-1]
-        slope = (self.iteration_s(64, 64 * more) - self.iteration_s(64, 64 * each)) / (64 * (more - each))
-        terms = _pieces("batch", [(b, self.iteration_s(b, b * each) - slope * b * each) for b in BATCHES])
+        slope = (self.iteration_s(64, 64 * FAR) - self.iteration_s(64, 64 * NEAR)) / (64 * (FAR - NEAR))
+        terms = _pieces("batch", [(b, self.iteration_s(b, b * NEAR) - slope * b * NEAR) for b in BATCHES])
         points = [(b, b * c) for b in (*BATCHES, 3, 12, 48, 96, 200) for c in CONTEXTS]
         return self._fit(
             {**terms, "context": slope}, [({"batch": float(b), "context": float(c)}, self.iteration_s(b, c)) for b, c in points]
