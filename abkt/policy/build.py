@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+NUMBERS = {int, float, "int", "float"}  # the annotations of a number, evaluated or not
+
 
 def build(config: Mapping[str, Any]) -> Any:
     """Raises ValueError, one line, for an unknown class, a missing or unknown field, or a value that the class refuses."""
@@ -23,6 +25,9 @@ def build(config: Mapping[str, Any]) -> Any:
         for key, value in config.items()
         if key != "_target_"
     }
+    for name, value in fields.items():
+        if isinstance(value, str) and getattr(kind, "__annotations__", {}).get(name) in NUMBERS:
+            raise ValueError(f"policy {target}: {name} is {value!r}; a number is needed")
     try:
         return kind(**fields)
     except TypeError as error:

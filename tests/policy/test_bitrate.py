@@ -102,3 +102,5 @@ def test_refused() -> None:
         build({"_target_": "abkt.policy.bitrate.fixed.Fixt"})
     with pytest.raises(ValueError, match="unexpected keyword"):
         build({"_target_": "abkt.policy.bitrate.fixed.Raw", "bits": 4})
+    with pytest.raises(ValueError, match=r"target_distortion is '\.inf'; a number is needed"):
+        build({"_target_": "abkt.policy.bitrate.embedded.Embedded", "target_distortion": ".inf"})
