@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO
 
 from abkt.serve.control import Message, WorkerConfig
 
@@ -55,18 +54,19 @@ class Worker:
                 env=environment,
                 start_new_session=True,  # Ctrl-C is the frontend's to handle
             )
-        assert self.process.stdin is not None
-        self._in: IO[bytes] = self.process.stdin
-        self._listener = threading.Thread(target=self._listen, args=(events,), name=f"listen-{self.name}", daemon=True)
-        self._listener.start()
+        self._to_say: SimpleQueue[bytes | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._listen, args=(events,), name=f"listen-{self.name}", daemon=True),
+            threading.Thread(target=self._speak, name=f"tell-{self.name}", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def tell(self, op: str, /, **fields: object) -> None:
-        """Raises WorkerDied where nobody listens any more."""
-        try:
-            self._in.write(json.dumps({"op": op, **fields}).encode() + b"\n")
-            self._in.flush()
-        except (BrokenPipeError, ValueError):
-            raise self.death() from None
+        """Returns at once, whether or not the worker reads. Raises WorkerDied where it has ended."""
+        if self.process.poll() is not None:
+            raise self.death()
+        self._to_say.put(json.dumps({"op": op, **fields}).encode() + b"\n")
 
     def watch(self, now_s: float) -> None:
         """Ping it now and then; kill it when it has been silent for SILENCE_S, which ends it as any other death does."""
@@ -93,8 +93,7 @@ class Worker:
 
     def end(self, ask: bool = True, timeout_s: float = 3.0) -> None:
         """Ask (unless there is no time for that), then terminate, then kill. Returns when the process is gone."""
-        with suppress(BrokenPipeError):
-            self._in.close()
+        self._to_say.put(None)
         asking: list[Callable[[], None]] = [lambda: None] if ask else []
         for stop in (*asking, self.process.terminate, self.process.kill):
             stop()
@@ -103,9 +102,18 @@ class Worker:
                 break
             except subprocess.TimeoutExpired:
                 continue
-        self._listener.join(timeout=timeout_s)
+        for thread in self._threads:
+            thread.join(timeout=timeout_s)
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+    def _speak(self) -> None:
+        """A worker that does not read would hold up whoever writes to it, when the pipe is full."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError), self.process.stdin as pipe:
+            while (line := self._to_say.get()) is not None:
+                pipe.write(line)
+                pipe.flush()
 
     def _listen(self, events: Events) -> None:
         assert self.process.stdout is not None
