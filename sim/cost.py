@@ -12,7 +12,7 @@ from abkt.policy.view import Curve, Decision, Form, Mode, TransferView
 from abkt.profile.expect import curve_for, expected_view, with_entropy
 from abkt.profile.schema import Fit, Profile
 
-KEPT = 1 << 14  # views kept for requests of the same length
+KEPT = 1 << 14  # of whatever is the same for requests of the same length
 DRAWS = 12  # draws among 1, 2, 3 or 4 curves repeat after so many
 
 
@@ -34,17 +34,33 @@ class Costs:
         self.kv_bytes_per_token = profile.model.kv_bytes_per_token
         self._views: dict[tuple[int, int], TransferView] = {}
         self._slopes: dict[tuple[int, int], Curve] = {}
+        self._passes: dict[int, float] = {}
+        self._alone: dict[int, float] = {}
         self._prefill_range = _range(profile.fit("prefill"), "tokens")
         self._batch_range, self._context_range = (_range(profile.fit("decode"), name) for name in ("batch", "context"))
 
     def prefill_s(self, tokens: int) -> float:
-        base, linear, square = self._prefill
-        return base + tokens * (linear + tokens * square) + self._beyond_tokens(tokens)
+        seconds = self._passes.get(tokens)
+        if seconds is None:
+            if len(self._passes) >= KEPT:
+                self._passes.clear()
+            base, linear, square = self._prefill
+            seconds = self._passes[tokens] = base + tokens * (linear + tokens * square) + self._beyond_tokens(tokens)
+        return seconds
 
     def iteration_s(self, batch: int, context: int) -> float:
         """One decode iteration of `batch` requests with `context` tokens of KV in all."""
         flat_s = self.base_s + self.request_s * batch + self._beyond_batch(batch) + self.context_s * context
         return flat_s + self._beyond_context(context) if self.context_pieces else flat_s
+
+    def alone_s(self, context: int) -> float:
+        """One decode iteration of a request that is alone."""
+        seconds = self._alone.get(context)
+        if seconds is None:
+            if len(self._alone) >= KEPT:
+                self._alone.clear()
+            seconds = self._alone[context] = self.iteration_s(1, context)
+        return seconds
 
     def encode_s(self, tokens: float, decision: Decision) -> float:
         """tokens: of all layers; of some layers alone, as many as have the same bytes."""

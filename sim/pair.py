@@ -96,12 +96,13 @@ class Pair:
     def price(self) -> float:
         """Distortion per byte: the higher of the two ends'."""
         now_s = self.carrier.clock._now
-        ours, theirs = self.nics
-        return max(ours.price.per_byte(now_s), theirs.price.per_byte(now_s))
+        source, target = self.nics
+        ours, theirs = source.price.per_byte(now_s), target.price.per_byte(now_s)
+        return ours if ours >= theirs else theirs
 
     def deadline_s(self, tokens: int, arrival_s: float) -> float:
         """When KV must be usable: as abkt.profile.expect.kv_deadline_s, which the real frontend uses."""
-        return arrival_s + self.carrier.slo.ttft_s - self.target.costs.iteration_s(1, tokens)
+        return arrival_s + self.carrier.slo.ttft_s - self.target.costs.alone_s(tokens)
 
     # -- what the transport adds -------------------------------------------------------------------------------------------------
 

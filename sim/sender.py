@@ -94,10 +94,10 @@ def send(sender: Sender) -> Generator[Event, None, None]:
                 transfer.give_up("the request was given up")
                 pair.let_go(job, held=True)
                 continue
+            sender.job = None
             if not arrived:
                 transfer.fail(f"no byte passed for {transport.timeout_s:g} s, {transport.retries + 1} times")
                 continue
-            sender.job = None
             transfer.deliver()
             if delay_s > 0:
                 yield wake.after(delay_s)  # the acknowledgement's way, before the next offer

@@ -64,17 +64,18 @@ class Bandwidth:
 
     def low_bytes_per_s(self, now_s: float) -> float:
         """The rate below which the link was for `low_quantile` of its recent sending time, and never above the mean."""
-        if math.isnan(self._low):
-            if math.isnan(self._mean):
+        low = self._low
+        if low != low:  # nan
+            if self._mean != self._mean:
                 return self.initial_bytes_per_s
-            self._low = min(self._quantile(), self._mean)
-        return self._aged(self._low, now_s)
+            low = self._low = min(self._quantile(), self._mean)
+        return self._aged(low, now_s)
 
     def _trust(self, now_s: float) -> float:
         return max(0.0, 1.0 - self.age_s(now_s) / self.stale_s)
 
     def _aged(self, measured: float, now_s: float) -> float:
-        if math.isnan(measured):
+        if measured != measured:  # nan
             return self.initial_bytes_per_s
         if now_s <= self.updated_s or self.stale_s == math.inf:
             return measured

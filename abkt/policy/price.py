@@ -79,6 +79,8 @@ class Price:
 
     def per_byte(self, now_s: float) -> float:
         """What a TransferView is given; of two ends the higher one counts."""
+        if now_s <= self._since_s or (self._trend <= 0 and self._value == self.low):
+            return self._value / self.rate_bytes_per_s  # as per_second says, for which a model asks more often than for anything else
         return self.per_second(now_s) / self.rate_bytes_per_s
 
     def _hold(self, now_s: float, backlog_bytes: float) -> None:

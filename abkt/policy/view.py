@@ -35,11 +35,13 @@ class Curve:
 
     def cut_within(self, budget_bytes: float) -> int:
         """The finest cut of at most budget_bytes; 0 if even that is too much."""
-        return max(0, bisect_right(self.bytes, budget_bytes) - 1)
+        cut = bisect_right(self.bytes, budget_bytes) - 1
+        return cut if cut > 0 else 0
 
     def cut_reaching(self, distortion: float) -> int:
         """The coarsest cut with at most this distortion; the finest if none has so little."""
-        return min(self.finest, bisect_left(self.distortion, -distortion, key=neg))
+        cut, finest = bisect_left(self.distortion, -distortion, key=neg), len(self.bytes) - 1
+        return cut if cut < finest else finest
 
     def cut_of_bits(self, bits: float) -> int:
         """The coarsest cut with at least this many bits per value; the finest if none has so many."""

@@ -50,7 +50,7 @@ class Linked:
 
 def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, behind: int = 0, form: Form = "fixed") -> Decision:
     """A cut no coarser than what has left."""
-    return _stream(order, max(cut, view.sent_cut), depth_bits, behind, form)
+    return _stream(order, cut if cut > view.sent_cut else view.sent_cut, depth_bits, behind, form)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -71,5 +71,5 @@ def sending_s(now_s: float, view: TransferView) -> float:
 
 def bytes_in_time(bytes_per_s: float, now_s: float, view: TransferView) -> float:
     """Wire bytes of a stream that will have left by the deadline, those that have left already among them."""
-    seconds = sending_s(now_s, view)
-    return view.sent_bytes + (bytes_per_s * seconds if seconds > 0 else 0.0)
+    seconds = view.deadline_s - now_s - view.encode_s - view.expand_s
+    return view.sent_bytes + bytes_per_s * seconds if seconds > 0 else view.sent_bytes

@@ -25,7 +25,8 @@ def parts(view: TransferView, decision: Decision) -> tuple[float, float, float]:
         return view.raw_s, float(view.raw_bytes), 0.0
     if decision.mode == "exact":
         return view.exact_encode_s, view.exact_bytes, view.exact_expand_s
-    return view.encode_s, max(0.0, view.curve(decision.order).bytes[decision.cut] - view.sent_bytes), view.expand_s
+    left_bytes = (view.slope if decision.order == "slope" else view.uniform).bytes[decision.cut] - view.sent_bytes
+    return view.encode_s, left_bytes if left_bytes > 0 else 0.0, view.expand_s
 
 
 def usable_s(bytes_per_s: float, view: TransferView, decision: Decision, pipelined: bool = False) -> float:
@@ -52,7 +53,7 @@ def without_loss(bytes_per_s: float, view: TransferView, rival: Decision) -> Dec
         exact_s = usable_s(bytes_per_s, view, EXACT)
         if best_s > max(view.hidden_s, exact_s):
             best, best_s = EXACT, exact_s
-    return best if best_s <= max(view.hidden_s, usable_s(bytes_per_s, view, rival)) else None
+    return best if best_s <= view.hidden_s or best_s <= usable_s(bytes_per_s, view, rival) else None
 
 
 def form(bytes_per_s: float, view: TransferView, cut: int) -> Form:
