@@ -14,6 +14,7 @@ from abkt.profile.roofline import GpuSpec
 from abkt.records import SLO, summarize_columns
 from abkt.spec import ModelSpec
 from experiments.config import STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, instance
+from experiments.curves import expected_quality
 from experiments.manifest import write_manifest
 from experiments.network import Network
 from experiments.network import inputs as network_inputs
@@ -23,6 +24,7 @@ from experiments.verb import Run, verb
 from experiments.workload import Workload, read_workload, workload_files
 from sim.background import Background, read_flow_sizes
 from sim.cluster import Cluster, Engine, NodeSpec, Simulation, SimulationResult
+from sim.faults import FaultPlan
 from sim.interval import COLUMNS, residuals
 from sim.interval import summary as prediction
 from sim.link_faults import LinkFault
@@ -73,6 +75,7 @@ class SimulateConfig:
     admission: dict[str, Any] | None = None
     engine: Engine = field(default_factory=Engine)
     rebuild_s: float = 0.0
+    faults: FaultPlan = FaultPlan()  # noqa: RUF009  # frozen
     transport: Transport = field(default_factory=Transport)
     link_faults: tuple[LinkFault, ...] = ()
     background: BackgroundConfig | None = None
@@ -127,6 +130,7 @@ def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Sim
         concurrency=config.workload.concurrency,
         roles=build(config.roles) if config.roles else None,
         admission=build(config.admission) if config.admission else None,
+        faults=config.faults,
     )
 
 
@@ -191,7 +195,10 @@ def write_summary(
 ) -> dict[str, Any]:
     """summary.json of the records that lie in the folder. errors: of the nodes, whose intervals are among the columns."""
     requests = folder / "requests.parquet"
-    summary = {**summarize_columns(read_columns(requests), slo, wall_s), "validated": False, **facts}
+    columns = read_columns(requests)
+    summary = {**summarize_columns(columns, slo, wall_s), "validated": False, **facts}
+    completed = columns["outcome"] == "completed"
+    summary["expected_rise_in_nll"] = expected_quality(columns["distortion_token_weighted"][completed])
     if errors is not None:
         summary["prediction"] = prediction(read_columns(requests, COLUMNS), errors)
     write_json(folder / "summary.json", summary)

@@ -105,7 +105,7 @@ class PromptSide(DecodeSide):
 
     def reserve(self, job: Job) -> bool:
         """The first prompt's memory. False: it waits for it, or for a place to decode."""
-        memory, cache, isl = self.memory, self.memory.cache, job.request.isl
+        memory = self.memory
         if self.blocked is job:
             if memory.waits(self.granted):
                 return False
@@ -114,33 +114,40 @@ class PromptSide(DecodeSide):
             return True
         if job.pair is None and self.places() <= 0:
             return False
-        if cache is not None and job.request.hash_ids:
-            hash_ids = cache.whole(job.request.hash_ids, isl - 1)
-            job.pinned = hash_ids[: cache.match(hash_ids, self.engine.reuse_distortion)]
-            memory.pin(job.pinned)
-            job.prefilled = len(job.pinned) * cache.hash_tokens
-            job.record.cached_tokens = job.prefilled
-        if job.pair is None:
-            self.promise_again(job)
-            blocks = job.decode_blocks
-        else:
-            blocks = job.prefill_blocks = memory.blocks_for(isl) - self.pinned_blocks(job)
-        if memory.can_reserve(blocks):
+        self.take_prefix(job)
+        if memory.can_reserve(blocks := self.blocks_to_begin(job)):
             memory.reserve(blocks)
             self.admit_prompt(job)
             return True
+        self.release_prefix(job)  # nobody holds what others wait for, and waits himself
         self.blocked = job
         self.granted.callbacks = [self.unblock]
-        memory.waited_for(blocks, self.granted)
+        memory.waited_for(self.blocks_to_begin(job), self.granted)
         self.mark()
         return False
+
+    def take_prefix(self, job: Job) -> None:
+        """What is cached of its prompt is in use, and need not be computed; one token at least must."""
+        cache = self.memory.cache
+        if cache is not None and job.request.hash_ids:
+            hash_ids = cache.whole(job.request.hash_ids, job.request.isl - 1)
+            job.pinned = hash_ids[: cache.match(hash_ids, self.engine.reuse_distortion)]
+            self.memory.pin(job.pinned)
+            job.prefilled = len(job.pinned) * cache.hash_tokens
+            job.record.cached_tokens = job.prefilled
+
+    def blocks_to_begin(self, job: Job) -> int:
+        """Beside the prefix that it shares."""
+        if job.pair is None:
+            self.promise_again(job)
+            return job.decode_blocks
+        job.prefill_blocks = self.memory.blocks_for(job.request.isl) - self.pinned_blocks(job)
+        return job.prefill_blocks
 
     def make_way(self, job: Job) -> None:
         """Another prompt has come before the one that waits for memory."""
         if self.memory.give_up(self.granted):
             self.blocked = None
-            self.release_prefix(job)
-            job.prefilled = 0
         else:  # granted at this very moment: what it has, nobody else can wait for
             self.granted.cancel()
             self.grant()
@@ -160,6 +167,9 @@ class PromptSide(DecodeSide):
     def grant(self) -> None:
         job, self.blocked = self.blocked, None
         assert job is not None
+        had = self.blocks_to_begin(job)
+        self.take_prefix(job)
+        self.memory.release(had - self.blocks_to_begin(job))
         self.admit_prompt(job)
         self.mark()
 
@@ -282,6 +292,8 @@ class PromptSide(DecodeSide):
             self.locals -= job.pair is None
         self.let_go(job)
         self.mark()
+        if self.prompts:
+            self.attend()  # the next one may have all it needs
 
     def let_go(self, job: Job) -> None:
         """Its memory, here and where it was to be decoded."""
@@ -311,3 +323,4 @@ class PromptSide(DecodeSide):
         if job.pinned:
             self.memory.unpin(job.pinned)
             job.pinned = ()
+            job.prefilled = 0
