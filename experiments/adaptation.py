@@ -13,6 +13,7 @@ from abkt.profile import schema
 from abkt.records import SLO
 from experiments.config import STRICT
 from experiments.contest.match import Match, play
+from experiments.contest.rivals import Aim
 from experiments.contest.worlds import Setting, World, model, real
 from experiments.manifest import write_manifest
 from experiments.network import Network
@@ -33,7 +34,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class AdaptationConfig:
-    """ours: policies that can be told bounds, by name. bits: of the fixed rates. asked: target_distortion of ours, in D."""
+    """ours: policies that can be told bounds, by name. bits: of the fixed rates. asked, behind: see Aim."""
 
     world: Literal["model", "real"]
     model_folder: Path
@@ -46,6 +47,7 @@ class AdaptationConfig:
     oracle: dict[str, Any]
     bits: tuple[float, ...]
     asked: float
+    behind: float
     met: float
     tpot_s: float
     repeats: int
@@ -54,8 +56,9 @@ class AdaptationConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or not 0 < self.met < 1 or not 0 < self.asked <= 1 or not self.bits:
-            raise ValueError("adaptation needs a repeat, bits of a fixed rate, met between 0 and 1, and asked above 0 and at most 1")
+        if self.repeats < 1 or not 0 < self.met < 1 or not self.bits:
+            raise ValueError("adaptation needs a repeat, bits of a fixed rate, and met between 0 and 1")
+        Aim(self.asked, self.behind)
 
 
 @verb("adaptation")
@@ -66,11 +69,12 @@ def main(config: AdaptationConfig, run: Run) -> None:
         f"{', '.join(config.ours)} against fixed rates of {', '.join(f'{bits:g}' for bits in config.bits)} bits, cachegen and a bound"
     )
     config.out.mkdir(parents=True, exist_ok=True)
+    aim = Aim(config.asked, config.behind)
     with ExitStack() as stack:
         world, scout, facts = _worlds(config, repeats, stack)
         matches = [
             play(
-                *(world, config.repeats, bits, config.ours, config.cachegen, config.oracle, config.asked, config.met),
+                *(world, config.repeats, bits, config.ours, config.cachegen, config.oracle, aim, config.met),
                 slo=SLO(1.0, config.tpot_s),
                 scout=scout,
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abkt.records import SLO
-from experiments.contest.rivals import Bitrate, Bounds, allocated, coarsest_within, finest_levels_within, told
+from experiments.contest.rivals import Aim, Bitrate, Bounds, allocated, coarsest_within, finest_levels_within, told
 from experiments.contest.scores import Score, p99, ratio
 from experiments.contest.worlds import World
 
@@ -48,7 +48,7 @@ def play(
     ours: Mapping[str, Bitrate],
     cachegen: Bitrate,
     oracle: Bitrate,
-    asked: float,
+    aim: Aim,
     met: float,
     slo: SLO,
     scout: World | None = None,
@@ -80,8 +80,8 @@ def play(
     else:
         missing["cachegen"] = "breaks the bounds even with its finest level alone"
     for name, bitrate in ours.items():
-        scores[name] = score(name, told(bitrate, bounds, asked), under)
-    scores["oracle"] = score("oracle", told(oracle, bounds, asked), under)
+        scores[name] = score(name, told(bitrate, bounds, aim), under)
+    scores["oracle"] = score("oracle", told(oracle, bounds, aim), under)
     for name, made in scores.items():
         if name != "fixed" and not bounds.held_by(made.all_distortion):
             missing[name] = f"breaks the bounds: mean {made.all_distortion.mean():.4f}, p99 {p99(made.all_distortion):.4f}"

@@ -36,11 +36,25 @@ def allocated(bits: float, order: str = "slope") -> Bitrate:
     return {"_target_": "abkt.policy.bitrate.allocated.Allocated", "bits": bits, "order": order}
 
 
-def told(bitrate: Mapping[str, Any], bounds: Bounds, asked: float) -> Bitrate:
-    """An adaptive policy with these bounds; as good as `asked` times the mean where there is time."""
-    distortions = {"target_distortion": asked * bounds.mean, "mean_distortion": bounds.mean, "max_distortion": bounds.p99}
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """In D. asked: as good as this at the start, where there is time. behind: gone on to while the request is decoded; inf: nothing is."""
+
+    asked: float
+    behind: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.asked <= 1 and self.behind > 0):
+            raise ValueError(f"asked is {self.asked} and behind {self.behind}, in D; asked must be above 0 and at most 1, behind above 0")
+
+
+def told(bitrate: Mapping[str, Any], bounds: Bounds, aim: Aim) -> Bitrate:
+    """An adaptive policy with these bounds and this aim; one that cannot refine does not."""
+    distortions = {"target_distortion": aim.asked * bounds.mean, "mean_distortion": bounds.mean, "max_distortion": bounds.p99}
     if missing := sorted(distortions.keys() - bitrate.keys()):
         raise ValueError(f"policy {bitrate.get('_target_')} has no {missing[0]}; only policies that can be told bounds adapt within them")
+    if "behind_distortion" in bitrate:
+        distortions["behind_distortion"] = aim.behind * bounds.mean
     return {**bitrate, **distortions}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from abkt.records import SLO, RequestRecord
 from experiments.contest.match import play
-from experiments.contest.rivals import Bounds, allocated, coarsest_within, finest_levels_within, told
+from experiments.contest.rivals import Aim, Bounds, allocated, coarsest_within, finest_levels_within, told
 from experiments.contest.scores import Score, p99, ratio
 
 OURS = {"_target_": "ours", "target_distortion": 0.0, "mean_distortion": 0.0, "max_distortion": 0.0}
@@ -31,10 +31,14 @@ def test_bounds_are_of_the_mean_and_of_eight_times_it_at_p99() -> None:
 
 
 def test_whoever_adapts_is_told_the_bounds() -> None:
-    made = told(OURS, Bounds(0.01), asked=0.5)
+    made = told({**OURS, "behind_distortion": math.inf}, Bounds(0.01), Aim(0.5, 0.25))
     assert (made["target_distortion"], made["mean_distortion"], made["max_distortion"]) == (0.005, 0.01, 0.08)
+    assert made["behind_distortion"] == 0.0025
+    assert "behind_distortion" not in told(OURS, Bounds(0.01), Aim(0.5, 0.25))
+    with pytest.raises(ValueError, match="asked is 2 and behind 1"):
+        Aim(2, 1)
     with pytest.raises(ValueError, match="has no max_distortion"):
-        told({"_target_": "x"}, Bounds(0.01), 0.5)
+        told({"_target_": "x"}, Bounds(0.01), Aim(0.5, 1))
 
 
 def test_the_coarsest_level_within_the_bounds() -> None:
@@ -61,9 +65,9 @@ def test_a_scout_chooses_the_levels_and_the_world_is_played_in() -> None:
         played.append(bitrate)
         return world(repeat, bitrate, slo)
 
-    made = play(expensive, 1, 2.0, {"embedded": OURS}, CACHEGEN, OURS, asked=0.1, met=0.9, slo=SLO(1.0, 0.2), scout=world)
+    made = play(expensive, 1, 2.0, {"embedded": OURS}, CACHEGEN, OURS, aim=Aim(0.1, math.inf), met=0.9, slo=SLO(1.0, 0.2), scout=world)
     assert len(played) == len(made.rows) == 5
-    assert made.rows == play(world, 1, 2.0, {"embedded": OURS}, CACHEGEN, OURS, asked=0.1, met=0.9, slo=SLO(1.0, 0.2)).rows
+    assert made.rows == play(world, 1, 2.0, {"embedded": OURS}, CACHEGEN, OURS, aim=Aim(0.1, math.inf), met=0.9, slo=SLO(1.0, 0.2)).rows
 
 
 def test_a_request_that_was_not_completed_is_late_for_ever() -> None:
@@ -106,7 +110,7 @@ def world(repeat: int, bitrate: dict, slo: SLO) -> list[RequestRecord]:
 
 
 def test_a_match_by_hand() -> None:
-    made = play(world, 3, 2.0, {"embedded": OURS}, CACHEGEN, OURS, asked=0.1, met=0.9, slo=SLO(1.0, 0.2))
+    made = play(world, 3, 2.0, {"embedded": OURS}, CACHEGEN, OURS, aim=Aim(0.1, math.inf), met=0.9, slo=SLO(1.0, 0.2))
     assert made.bounds.mean == pytest.approx(4.0**-2)
     assert made.slo_ttft_s == pytest.approx(3.0)  # 1 s and two bits at 1 bit/s
     assert not made.missing
@@ -124,7 +128,7 @@ def test_who_breaks_the_bounds_is_named() -> None:
     def careless(repeat: int, bitrate: dict, slo: SLO) -> list[RequestRecord]:
         return [record(1.0, 0.5)] if bitrate["_target_"] == "ours" else world(repeat, bitrate, slo)
 
-    made = play(careless, 1, 2.0, {"embedded": OURS}, CACHEGEN, OURS, asked=0.1, met=0.9, slo=SLO(1.0, 0.2))
+    made = play(careless, 1, 2.0, {"embedded": OURS}, CACHEGEN, OURS, aim=Aim(0.1, math.inf), met=0.9, slo=SLO(1.0, 0.2))
     assert made.missing["embedded"].startswith("breaks the bounds: mean 0.5000")
 
 
