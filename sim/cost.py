@@ -9,8 +9,8 @@ import math
 from bisect import bisect_left
 
 from abkt.policy.view import Curve, Decision, Form, Mode, TransferView
-from abkt.profile.expect import curve_for, expected_view, with_entropy
-from abkt.profile.schema import Fit, Profile
+from abkt.profile.expect import curve_for
+from abkt.profile.schema import Fit, Profile, RateCurve
 
 KEPT = 1 << 14  # of whatever is the same for requests of the same length
 DRAWS = 12  # draws among 1, 2, 3 or 4 curves repeat after so many
@@ -105,10 +105,30 @@ class Costs:
             if len(self._views) >= KEPT:
                 self._views.clear()
                 self._slopes.clear()
-            curve = curve_for(self.profile, tokens, key[1])
-            known = self._views[key] = with_entropy(self.profile, tokens, expected_view(self.profile, tokens, 0.0, curve))
+            known = self._views[key] = self._expect(tokens, curve := curve_for(self.profile, tokens, key[1]))
             self._slopes[key] = curve.slope
         return known
+
+    def _expect(self, tokens: int, curve: RateCurve) -> TransferView:
+        """As abkt.profile.expect says, by the tables that are here already."""
+        profile, encode, expand = self.profile, self._encode, self._expand
+        raw_bytes = profile.model.kv_bytes(tokens)
+        view = TransferView(
+            raw_bytes,
+            0.0,
+            curve.slope.scaled(raw_bytes),
+            curve.uniform.scaled(raw_bytes),
+            encode.seconds(tokens, "stream", 8, "fixed"),
+            expand.seconds(tokens, "stream", 8, "fixed"),
+            encode.seconds(tokens, "raw", 0, "fixed") + expand.seconds(tokens, "raw", 0, "fixed"),
+        )
+        if profile.exact_share > 0 and encode.has("exact") and expand.has("exact"):
+            view.exact_bytes = raw_bytes * profile.exact_share
+            view.exact_encode_s, view.exact_expand_s = (codec.seconds(tokens, "exact", 0, "fixed") for codec in (encode, expand))
+        if profile.entropy_share > 0 and encode.has("entropy") and expand.has("entropy"):
+            view.entropy_share = profile.entropy_share
+            view.entropy_encode_s, view.entropy_expand_s = (codec.seconds(tokens, "stream", 8, "entropy") for codec in (encode, expand))
+        return view
 
     def own_slope(self, tokens: int, draw: int) -> Curve:
         """The slope of that view, by raw bytes."""
@@ -148,6 +168,9 @@ class _Codec:
         ranges = [_range(profile.fit(name), "tokens") for name in names]
         self.low, self.high = max(low for low, _ in ranges), min(high for _, high in ranges)
         self._known: dict[tuple[Mode, float, Form], tuple[float, ...]] = {}
+
+    def has(self, whole: str) -> bool:
+        return f"{self.stage}/{whole}" in self.wholes
 
     def seconds(self, tokens: float, mode: Mode, bits: float, form: Form) -> float:
         terms = self._known.get((mode, bits, form))

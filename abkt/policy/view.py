@@ -54,7 +54,7 @@ class Curve:
 
     def scaled(self, factor: float) -> Curve:
         """The same curve for a transfer whose bytes are `factor` times as many."""
-        return Curve(tuple(b * factor for b in self.bytes), self.distortion, self.bits)
+        return Curve(tuple([b * factor for b in self.bytes]), self.distortion, self.bits)
 
 
 @dataclass(slots=True)  # not frozen, which would take five times as long to make; a model makes several for each request

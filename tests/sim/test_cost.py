@@ -39,14 +39,19 @@ def test_expanding_lies_between_the_measured_depths(profile, tokens, bits, more)
 
 @given(tokens=tokens, draw=st.integers(0, 1000), count=st.integers(1, 5), deadlines=st.lists(st.floats(0, 9), min_size=2, max_size=3))
 def test_a_kept_view_is_the_one_that_would_be_made(profile, tokens, draw, count, deadlines) -> None:
+    fits = {f"{stage}/{whole}": exact({"1": 1.3e-4, "tokens": 3e-6}) for stage in ("encode", "expand") for whole in ("exact", "entropy")}
     few = replace(profile, curves=profile.curves[:count])
+    if count > 2:
+        few = replace(few, fits={**few.fits, **fits}, exact_share=0.7)
+    if count > 3:
+        few = replace(few, entropy_share=0.8)
     costs = Costs(few)
     for deadline_s in deadlines:
-        assert costs.view(tokens, deadline_s) == expected_view(few, tokens, deadline_s)
+        assert costs.view(tokens, deadline_s) == with_entropy(few, tokens, expected_view(few, tokens, deadline_s))
         own = curve_for(few, tokens, draw)
-        shown = replace(expected_view(few, tokens, deadline_s), price=0.3, own_slope=own.slope, hidden_s=0.2)
+        shown = replace(with_entropy(few, tokens, expected_view(few, tokens, deadline_s)), price=0.3, own_slope=own.slope, hidden_s=0.2)
         assert costs.view(tokens, deadline_s, 0.3, costs.own_slope(tokens, draw), 0.2) == shown
-        assert costs.expected(tokens, draw) == expected_view(few, tokens, 0.0, own)
+        assert costs.expected(tokens, draw) == with_entropy(few, tokens, expected_view(few, tokens, 0.0, own))
 
 
 def test_the_entropy_form(profile) -> None:
