@@ -7,7 +7,7 @@ Memory is reserved for the whole answer before its KV is sent; or, with grow_tok
 bit. Where there is none left, the newest request gives all of its memory back and computes its KV again here, prompt and answer so far.
 
 Source: Orca (OSDI'22), iteration-level batching; vLLM (SOSP'23), preemption by recomputation.
-Not modelled: sampling time, swapping to host memory.
+Not modelled: sampling time, swapping to host memory; what refinement makes of cached blocks, and of what was here before.
 """
 
 from __future__ import annotations
@@ -62,6 +62,38 @@ class DecodeSide(Gpu):
         job.decode_blocks = self.blocks_to_decode(job)
         job.promised = True
         self.account(1, job.decode_blocks)
+
+    def hold_prefix(self, job: Job) -> None:
+        """What is here of its prompt need not be sent, if the rest finds room now. The job is the next that its sender sends: nobody is to
+        hold what others wait for, and wait himself."""
+        memory, cache, request = self.memory, self.memory.cache, job.request
+        if cache is None or job.reserved_s == job.reserved_s:
+            return
+        hash_ids = cache.whole(request.hash_ids, request.isl - 1)
+        job.decode_pinned = hash_ids[: cache.match(hash_ids, self.engine.reuse_distortion)]
+        memory.pin(job.decode_pinned)
+        self.promise_again(job)
+        if job.decode_pinned and memory.can_reserve(job.decode_blocks):
+            memory.reserve(job.decode_blocks)
+            job.reserved_s = self.clock.now
+            job.held_tokens = len(job.decode_pinned) * cache.hash_tokens
+            job.held_distortion = cache.distortion(job.decode_pinned)
+        else:
+            self.unpin(job)
+            self.promise_again(job)
+
+    def keep_arrived(self, job: Job) -> None:
+        """What has arrived of its prompt goes to the cache, as good as it came."""
+        memory, cache, record, isl = self.memory, self.memory.cache, job.record, job.request.isl
+        assert cache is not None
+        sent = record.distortion_start
+        hash_ids = cache.whole(job.request.hash_ids, isl)
+        freed = memory.share(hash_ids, len(job.decode_pinned), sent)
+        job.decode_pinned = hash_ids
+        job.decode_blocks -= freed
+        self.account(0, -freed)
+        whole = (job.held_tokens * job.held_distortion + (isl - job.held_tokens) * sent) / isl
+        record.distortion_start = record.distortion_final = record.distortion_token_weighted = whole
 
     def promise_again(self, job: Job) -> None:
         """What it needs is another now."""
@@ -135,6 +167,8 @@ class DecodeSide(Gpu):
             self.quit(job)
             return
         job.arrived = True
+        if self.memory.cache is not None and job.request.hash_ids:
+            self.keep_arrived(job)
         self.waiting.append(job)
         if self.places() > 0:
             self.attend()

@@ -45,6 +45,7 @@ class Job:
     prefill_blocks: int = 0
     decode_blocks: int = 0
     held_tokens: int = 0  # of the prompt, on the decode node before anything was sent; they are not sent
+    held_distortion: float = 0.0  # of those
     decode_pinned: tuple[int, ...] = ()
     prefill_start_s: float = math.nan
     encode_start_s: float = field(init=False)

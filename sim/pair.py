@@ -131,6 +131,8 @@ class Pair:
     def choose(self, job: Job, hidden_s: float = 0.0) -> None:
         """Ask the policy for mode, order and depth, which stand for the whole transfer. hidden_s: see TransferView."""
         request, costs, now_s = job.request, self.source.costs, self.carrier.clock._now
+        if request.hash_ids and self.sender is None:
+            self.target.hold_prefix(job)
         sent, deadline_s = job.sent_tokens, self.deadline_s(request.isl, request.arrival_s)
         own_slope = costs.own_slope(sent, request.request_id)
         job.view = view = costs.view(sent, deadline_s, self.price(), own_slope, hidden_s)

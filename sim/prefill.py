@@ -134,7 +134,11 @@ class PromptSide(DecodeSide):
             job.pinned = hash_ids[: cache.match(hash_ids, self.engine.reuse_distortion)]
             self.memory.pin(job.pinned)
             job.prefilled = len(job.pinned) * cache.hash_tokens
-            job.record.cached_tokens = job.prefilled
+            record = job.record
+            record.cached_tokens = job.prefilled
+            if job.pair is None and record.distortion_start == 0:  # blocks may have arrived here lossy
+                lossy = cache.distortion(job.pinned) * job.prefilled / job.request.isl
+                record.distortion_start = record.distortion_final = record.distortion_token_weighted = lossy
 
     def blocks_to_begin(self, job: Job) -> int:
         """Beside the prefix that it shares."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abkt.capacity import Capacity
-from abkt.policy.bitrate.fixed import Raw
+from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.policy.routing.prefix_aware import PrefixAware
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO
@@ -121,6 +121,37 @@ def test_a_cached_prefix_is_not_computed_again_by_hand(profile) -> None:
 
     assert [r.cached_tokens for r in records] == [0, 64, 64]  # of 128, one token at least is computed, so one whole block is
     assert [r.prefill_busy_s for r in records] == pytest.approx([prompt_s(150, 0), prompt_s(150, 64), prompt_s(128, 64)])
+
+
+def test_what_the_decode_node_holds_is_not_sent_again(profile) -> None:
+    """The second turn sends what comes after the first one's two whole blocks of 64 tokens."""
+    ids = tuple(range(10))
+    requests = [Request(0, 0.0, 150, 3, ids[:3]), Request(1, 5.0, 400, 3, ids[:7])]
+    simulation = Simulation(cluster(profile), requests, Raw, RoundRobin(), SLOS, debug=True)
+    simulation.run()
+    assert [t.wire_bytes for t in simulation.transfers] == [64 * 150, 64 * (400 - 128)]
+    target = simulation.fleet.nodes[1].memory
+    assert target.cache.match(ids) == 6  # 384 of 400 tokens
+    assert target.used == 0
+
+
+def test_lossy_blocks_are_sent_again_unless_they_are_allowed(profile) -> None:
+    requests = [Request(0, 0.0, 128, 3, (1, 2)), Request(1, 5.0, 128, 3, (1, 2)), Request(2, 10.0, 256, 3, (1, 2, 3, 4))]
+
+    def run(allowed: float) -> Simulation:
+        of = replace(cluster(profile), engine=Engine(hash_tokens=64, reuse_distortion=allowed))
+        simulation = Simulation(of, requests, lambda: Fixed(4), RoundRobin(), SLOS, debug=True)
+        simulation.run()
+        return simulation
+
+    strict, lenient = run(0.0), run(1.0)
+    assert [t.raw_bytes for t in strict.transfers] == [64 * 128, 64 * 128, 64 * 256]
+    assert [t.raw_bytes for t in lenient.transfers] == [64 * 128, 64 * 64, 64 * 128]  # of what is sent
+    first, second, third = lenient.records
+    sent = lenient.transfers[2].distortion_start
+    assert third.distortion_start == pytest.approx((first.distortion_start + sent) / 2)
+    assert second.distortion_start > 0
+    assert strict.records[2].distortion_start == strict.transfers[2].distortion_start
 
 
 def test_prefix_aware_routing_finds_what_others_miss(profile) -> None:

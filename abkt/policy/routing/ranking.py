@@ -50,14 +50,14 @@ class Ranking(list[T]):
     def holding(self, hash_ids: tuple[int, ...], count: int) -> list[int]:
         """Indices of at most `count` nodes that hold the longest part of the prefix that any node holds."""
         deepest = bisect_left(hash_ids, True, key=lambda block: not self.holders.get(block)) - 1
-        if deepest < 0:
-            return []
         found: list[int] = []
-        for node in self.holders[hash_ids[deepest]]:
-            if node in self.place:
-                found.append(self.place[node])
-                if len(found) == count:
-                    break
+        while deepest >= 0 and not found:  # nodes that are not of this ranking may hold more
+            for node in self.holders[hash_ids[deepest]]:
+                if node in self.place:
+                    found.append(self.place[node])
+                    if len(found) == count:
+                        break
+            deepest -= 1
         return found
 
 
