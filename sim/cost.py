@@ -45,13 +45,13 @@ class Costs:
             if len(self._passes) >= KEPT:
                 self._passes.clear()
             base, linear, square = self._prefill
-            seconds = self._passes[tokens] = base + tokens * (linear + tokens * square) + self._beyond_tokens(tokens)
+            seconds = self._passes[tokens] = base + tokens * (linear + tokens * square) + self._beyond_tokens[tokens]
         return seconds
 
     def iteration_s(self, batch: int, context: int) -> float:
         """One decode iteration of `batch` requests with `context` tokens of KV in all."""
-        flat_s = self.base_s + self.request_s * batch + self._beyond_batch(batch) + self.context_s * context
-        return flat_s + self._beyond_context(context) if self.context_pieces else flat_s
+        flat_s = self.base_s + self.request_s * batch + self._beyond_batch[batch] + self.context_s * context
+        return flat_s + self._beyond_context.at(context) if self.context_pieces else flat_s
 
     def alone_s(self, context: int) -> float:
         """One decode iteration of a request that is alone."""
@@ -200,22 +200,20 @@ def pieces(profile: Profile, stage: str, variable: str) -> tuple[tuple[float, fl
     return tuple(sorted((float(knot), value) for (name, above, knot), value in split if above and name == variable))
 
 
-class Beyond:
-    """Seconds that the pieces beyond their knots add, at a value: a search and a line, since it is asked often."""
-
-    __slots__ = ("knots", "slopes", "sums")
+class Beyond(dict[int, float]):
+    """Seconds that the pieces beyond their knots add, at a value; kept, since a batch or a prompt of one size comes again and again."""
 
     def __init__(self, pieces: tuple[tuple[float, float], ...]) -> None:
-        self.knots = [-math.inf, *(knot for knot, _ in pieces)]
-        self.slopes, self.sums = [0.0], [0.0]
-        for (knot, more), before in zip(pieces, [math.nan, *(knot for knot, _ in pieces)]):
-            reached = self.sums[-1] + self.slopes[-1] * (knot - before) if self.slopes[-1] else self.sums[-1]
-            self.sums.append(reached)
-            self.slopes.append(self.slopes[-1] + more)
+        super().__init__()
+        self.pieces = pieces
 
-    def __call__(self, value: float) -> float:
-        at = bisect_left(self.knots, value) - 1
-        return self.sums[at] + self.slopes[at] * (value - self.knots[at]) if at else 0.0
+    def __missing__(self, value: int) -> float:
+        self[value] = seconds = self.at(value)
+        return seconds
+
+    def at(self, value: float) -> float:
+        """The same, not kept."""
+        return sum((slope * (value - knot) for knot, slope in self.pieces if value > knot), 0.0)
 
 
 def _terms(profile: Profile, stage: str, known: tuple[str, ...], *pieced: str) -> tuple[float, ...]:
