@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -61,8 +63,19 @@ def plain(config: DictConfig, chosen: Mapping[str, Any]) -> Composed:
 
 def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
     register_resolvers()
-    with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION):
+    with _outside_of_jobs(), initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION):
         return hydra_compose(verb.replace("-", "_"), list(overrides), return_hydra_config=True)
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hydra composes nothing while one of its own jobs runs (a sweep under -m), unless it is made to forget that job meanwhile."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

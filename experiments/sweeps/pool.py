@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context, get_start_method, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ def run_all(tasks: Mapping[str, Mapping[str, Any]], workers: int, done: Callable
     """tasks: name -> keywords of run_point. done(name, figures, or why there are none), in order of completion."""
     if not tasks:
         return
+    if get_start_method() not in get_all_start_methods():
+        set_start_method("spawn", force=True)  # in a worker of joblib it is joblib's own, which a fresh process would not find
     with ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn")) as pool:
         names = {pool.submit(run_point, **task): name for name, task in tasks.items()}
         try:

@@ -32,6 +32,7 @@ def test_calls_of_each_layout_by_hand(tokens: int) -> None:
     assert sizes == {blocks * layout.block_bytes}
 
 
+@pytest.mark.slow
 def test_the_layout_table_through_a_real_peer(tmp_path: Path) -> None:
     model = ModelSpec("m", 2, 2, 8)
     steps: list[str] = []
