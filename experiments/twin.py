@@ -21,6 +21,7 @@ from experiments.prompts import answers
 from experiments.results import write_json, write_records
 from sim.cluster import Cluster as ModelCluster
 from sim.cluster import NodeSpec, Simulation
+from sim.transport import Transport
 from sim.workload import Request
 
 NEAR_TIE = 1e-3  # of logits
@@ -80,12 +81,14 @@ def run_model(twin: Twin, spec: ClusterSpec, bitrate: Bitrate, folder: Path) -> 
     """The same policy in the model: as many nodes, with the measured costs; the senders' links are the paced ones."""
     if twin.profile is None:
         raise ValueError("the model needs a profile; measure one with `abkt profile`")
+    groups = min(spec.layer_groups, twin.profile.model.layers)
     cluster = ModelCluster(
         prefill=tuple(NodeSpec(f"p{i}", twin.profile, spec.pool_tokens, twin.network) for i in range(spec.prefill)),
         decode=tuple(NodeSpec(f"d{i}", twin.profile, spec.pool_tokens, Capacity.constant(float("inf"))) for i in range(spec.decode)),
         max_batch=spec.max_batch,
         block_tokens=spec.block_tokens,
         usd_per_gb=twin.usd_per_gb,
+        transport=Transport(layer_groups=groups, staging=groups),  # the real sender holds what is encoded, however much
     )
     requests = [Request(p.request_id, p.arrival_s, p.isl, p.osl) for p in twin.prompts]
     result = Simulation(cluster, requests, lambda: build(bitrate), build(twin.routing), twin.slo).run()
