@@ -75,19 +75,26 @@ class Pair:
     # -- before the transfer -----------------------------------------------------------------------------------------------------
 
     def quote_s(self, tokens: int, arrival_s: float, held_tokens: int = 0) -> float:
-        """Seconds a transfer of the next prompt would take, from the end of its prefill to usable KV. held_tokens: see Job."""
+        """Seconds a transfer of the next prompt would take, from the end of its prefill to usable KV. held_tokens: see Job.
+
+        Of G layer groups the pass hides G - 1, as far as it lasts: what is left is the last one at least.
+        """
         carrier, source, policy = self.carrier, self.source, self.policy
         costs, now_s, sent = source.costs, carrier.clock._now, max(1, tokens - held_tokens)
-        view = costs.view(sent, self.deadline_s(tokens, arrival_s), self.price())
-        decision = policy.decide(now_s + source.queued_s + costs.prefill_s(tokens), view)
+        pass_s, groups = costs.prefill_s(tokens), carrier.transport.layer_groups
+        hidden_s = pass_s if groups > 1 else 0.0
+        view = costs.view(sent, self.deadline_s(tokens, arrival_s), self.price(), hidden_s=hidden_s)
+        decision = policy.decide(now_s + source.queued_s + pass_s - hidden_s, view)
         size_bytes, bits = outcome(decision, view)
         calls = self.calls(decision.mode, sent, size_bytes)
         rate = policy.estimate_bytes_per_s(now_s)
         if rate != rate:  # nan: the policy has no estimate
             rate = self.share(size_bytes, calls)
         codec_s = costs.encode_s(sent, decision) + self.target.costs.expand_s(sent, decision.mode, bits, decision.form)
-        wire_s = (self.backlog_bytes + size_bytes) / rate if rate > 0 else math.inf
-        return codec_s + wire_s + self.calls_s(calls) + (self.ways() + 1) * carrier.delay_s
+        busy_s = codec_s + ((self.backlog_bytes + size_bytes) / rate if rate > 0 else math.inf)
+        if groups > 1:
+            busy_s = max(busy_s / groups, busy_s - hidden_s * (groups - 1) / groups)
+        return busy_s + self.calls_s(calls) + (self.ways() + 1) * carrier.delay_s
 
     def share(self, size_bytes: float, calls: int) -> float:
         links = min((link.bytes_per_s / (len(link.flows) + 1) for link in self.path), default=math.inf)

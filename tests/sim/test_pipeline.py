@@ -16,6 +16,7 @@ from abkt.policy.routing.load_aware import LoadAware
 from abkt.policy.view import Decision
 from abkt.profile.expect import curve_for
 from abkt.records import SLO, STAGES
+from sim.cluster import Simulation
 from sim.transport import Transport
 from sim.workload import Request
 from tests.sim.test_cluster import Counted, Scripted, cluster, run
@@ -144,3 +145,18 @@ def test_overlap_saves_time_on_a_slow_link(profile, bitrate) -> None:
     long = Request(0, 0.0, 400, 4)
     whole, halves, quarters = (piped(profile, groups, request=long, bitrate=BITRATES[bitrate], rate=5e5)[0].ttft_s for groups in (1, 2, 4))
     assert quarters < halves < whole
+
+
+@pytest.mark.parametrize("rate", [2e4, 1e5, 1e6])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("bitrate", ["raw", "int4"])
+def test_a_quote_is_what_an_idle_pair_needs(profile, rate, groups, bitrate) -> None:
+    """With groups, within codec times, which lengthen the pass and overlap with bytes."""
+    request = Request(0, 0.0, 100, 4)
+    of = cluster(profile, rate=rate, transport=Transport(layer_groups=groups, staging=8))
+    simulation = Simulation(of, [request], BITRATES[bitrate], LoadAware(), SLO(0.5, 0.02))
+    prefill, decode = simulation.fleet.nodes
+    quoted_s = simulation.fleet.pair(prefill, decode).quote_s(100, 0.0)
+    (record,) = simulation.run().requests
+    codec_s = record.encode_busy_s + record.expand_busy_s
+    assert quoted_s == pytest.approx(record.transfer_exposed_s, abs=1e-9 if groups == 1 else 2 * codec_s)
