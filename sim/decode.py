@@ -41,6 +41,7 @@ class DecodeSide(Gpu):
         self.unmeasured_s = -math.inf  # end of the last leap outside the profile's range
         self.active = 0
         self.promised_blocks = 0
+        self.due_blocks = 0
         self.kv_used = 0.0
         self.tpot_s = 0.0
         self.residence_s = 0.0
@@ -120,6 +121,15 @@ class DecodeSide(Gpu):
         self.kv_used = self.promised_blocks / self.memory.blocks
         self.mark()
 
+    @property
+    def kv_due(self) -> float:
+        return self.due_blocks / self.memory.blocks
+
+    def expect(self, job: Job) -> None:
+        """Its prompt is computed, or has all its memory here: from now on it is decoding's."""
+        job.due_blocks = job.decode_blocks
+        self.due_blocks += job.due_blocks
+
     def make_room(self) -> None:
         """Who has filled its blocks gets more; if there are none, the newest request gives way."""
         batch, memory = self.batch, self.memory
@@ -131,6 +141,8 @@ class DecodeSide(Gpu):
                 heappop(batch.full)
                 memory.grow(more)
                 job.decode_blocks += more
+                job.due_blocks += more
+                self.due_blocks += more
                 self.account(0, more)
                 self.watch(job, more * memory.block_tokens)
             else:
@@ -151,6 +163,7 @@ class DecodeSide(Gpu):
             job.refinement = None
         self.memory.release(job.decode_blocks)
         job.reserved_s = math.nan
+        self.due_blocks, job.due_blocks = self.due_blocks - job.due_blocks, 0
         self.unpin(job)
         job.pair, job.node = None, self.whole()
         job.tokens, job.left, job.prefilled, job.reserved = job.tokens + had + 1, job.left - had - 1, 0, False
@@ -241,6 +254,7 @@ class DecodeSide(Gpu):
         if job.reserved_s == job.reserved_s if held is None else held:
             self.memory.release(job.decode_blocks)
         self.unpin(job)
+        self.due_blocks, job.due_blocks = self.due_blocks - job.due_blocks, 0
         self.account(-1, -job.decode_blocks)
         if job.gone:
             self.freed()

@@ -89,7 +89,7 @@ class Audit:
 
 def _empty(fleet: Fleet) -> None:
     for node in fleet.nodes:
-        if node.memory.used or node.active or node.promised_blocks or not node.at_rest():
+        if node.memory.used or node.active or node.promised_blocks or node.due_blocks or not node.at_rest():
             left = f"{node.memory}, {node.active} requests with {node.promised_blocks} blocks promised"
             raise InvariantError(f"node {node.name} is not empty at the end: {left}")
     for link in (*fleet.links.values(), *fleet.fabric):

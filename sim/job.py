@@ -63,6 +63,7 @@ class Job:
     order: int = 0
     share_s: float = field(init=False)
     worked_s: float = field(init=False)
+    due_blocks: int = 0  # what it counts for among those that decode
     promised: bool = False
     chosen: bool = False
     node: PromptSide | None = None

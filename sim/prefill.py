@@ -163,6 +163,7 @@ class PromptSide(DecodeSide):
         if job.pair is None:
             self.locals += 1
             job.reserved_s = self.clock.now
+            self.expect(job)
 
     def unblock(self, _: Event) -> None:
         self.grant()
@@ -243,6 +244,7 @@ class PromptSide(DecodeSide):
             self.let_go(job)
         elif job.pair is not None and job.left:
             job.wire_start_s = now_s
+            job.pair.target.expect(job)
             if job.pipeline is None:
                 job.pair.send(job)
             else:

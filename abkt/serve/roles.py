@@ -25,7 +25,7 @@ class WorkerLoad:
     name: str
     role: str
     active: int = 0
-    kv_used: float = 0.0
+    kv_due: float = 0.0  # the book's kv_used: it has those too whose prompts are not computed yet
     tpot_s: float = 0.0
     queued_s: float = 0.0
     prefill_weight: float = 1.0

@@ -34,13 +34,14 @@ REQUEST = RequestView(0, isl=1000, osl=100, arrival_s=0.0)
 class Node:
     role: str = "prefill"
     queued_s: float = 0.0
-    kv_used: float = 0.0
+    kv_due: float = 0.0
     tpot_s: float = 0.0
     active: int = 0
     wait: float = 0.0
     prefill_weight: float = 1.0
     decode_weight: float = 1.0
     name: str = "n"
+    kv_used: float = 0.0
 
     def prefill_s(self, isl: int, cached: int = 0) -> float:
         return isl * 1e-5
@@ -90,15 +91,15 @@ def test_loads_by_hand() -> None:
     cluster = [
         Node("prefill", queued_s=2.0, prefill_weight=0.5),
         Node("prefill", queued_s=0.5),
-        Node("decode", kv_used=0.45, tpot_s=0.04),
-        Node("decode", kv_used=0.9, decode_weight=0.25),
-        Node("", queued_s=99.0, kv_used=1.0),
+        Node("decode", kv_due=0.45, tpot_s=0.04),
+        Node("decode", kv_due=0.9, decode_weight=0.25),
+        Node("", queued_s=99.0, kv_due=1.0),
     ]
     now = loads(cluster, ttft_slo_s=1.0, tpot_slo_s=0.05)
     assert (now.prefill, now.decode) == ((0, 1), (2, 3))
     assert now.prompts == pytest.approx((0.5 * 2.0 + 0.5) / 1.5)
     assert now.tokens == pytest.approx((0.8 + 0.25 * 1.0) / 1.25)  # 0.04 / 0.05 is more than 0.45 / 0.9
-    assert loads([Node("both", queued_s=3.0, kv_used=0.9)], 1.0, 0.05) == replace(now, prefill=(0,), decode=(0,), prompts=3.0, tokens=1.0)
+    assert loads([Node("both", queued_s=3.0, kv_due=0.9)], 1.0, 0.05) == replace(now, prefill=(0,), decode=(0,), prompts=3.0, tokens=1.0)
     assert loads([Node("prefill")], 1.0, 0.05).prompts == FLOOR
 
 
@@ -113,7 +114,7 @@ def state(prompts: float, tokens: float, p: int = 2, d: int = 3) -> list[Node]:
     """The two sides with these loads, for SLOs of 1 s and 50 ms."""
     return [
         *(Node("prefill", queued_s=prompts + 0.1 * (i == 0)) for i in range(p)),
-        *(Node("decode", kv_used=0.9 * tokens, active=5 + i) for i in range(d)),
+        *(Node("decode", kv_due=0.9 * tokens, active=5 + i) for i in range(d)),
     ]
 
 
@@ -155,7 +156,7 @@ def test_load_aware_the_other_way_and_where_nothing_pays() -> None:
 @given(st.floats(0.01, 5.0), st.floats(0.01, 5.0))
 def test_load_aware_is_imbalanced_by_its_definition(prompts, tokens) -> None:
     policy = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05)
-    cluster = [Node("prefill", queued_s=prompts), Node("decode", kv_used=0.9 * tokens)]
+    cluster = [Node("prefill", queued_s=prompts), Node("decode", kv_due=0.9 * tokens)]
     for now_s in (0.0, 1.0):
         policy.decide(now_s, cluster)
     ratio = math.log(prompts / tokens)

@@ -48,5 +48,5 @@ class Arrow(Static):
         if len(side) < 2 or load * len(side) / (len(side) - 1) > self.low:
             return []
         if role == "prefill":
-            return [Change(min(side, key=lambda i: (nodes[i].kv_used, i)), "prefill", drain=False)]
+            return [Change(min(side, key=lambda i: (nodes[i].kv_due, i)), "prefill", drain=False)]
         return [Change(min(side, key=lambda i: (nodes[i].queued_s, i)), "decode", drain=False)]

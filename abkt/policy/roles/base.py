@@ -19,13 +19,17 @@ class NodeLoad(Protocol):
     name: str
     role: str
     active: int
-    kv_used: float
     tpot_s: float
     prefill_weight: float
     decode_weight: float
 
     @property
     def queued_s(self) -> float: ...
+
+    @property
+    def kv_due(self) -> float:
+        """By its memory, what those need that decode here, or would if they had room; without those whose prompts are not computed yet."""
+        ...
 
 
 class Place(PrefillLoad, DecodeLoad, Protocol):

@@ -83,7 +83,7 @@ class LoadAware(Static):
             return []
         self._looks = 0  # look what it does before the next one goes
         if to_prefill:
-            return [Change(min(there, key=lambda i: (nodes[i].active, nodes[i].kv_used, i)), "prefill")]
+            return [Change(min(there, key=lambda i: (nodes[i].kv_due, nodes[i].active, i)), "prefill")]
         return [Change(min(there, key=lambda i: (nodes[i].queued_s, i)), "decode")]
 
     def where(self, now_s: float, request: RequestView, source: Place, target: Place) -> Where:

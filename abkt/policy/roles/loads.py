@@ -1,7 +1,7 @@
 """How loaded the two sides of a cluster are: 1 is as much as the SLO allows.
 
     prefill node  x_p = queued prefill seconds / SLO_TTFT
-    decode node   x_d = max(KV used / 0.9, TPOT / SLO_TPOT)
+    decode node   x_d = max(KV due / 0.9, TPOT / SLO_TPOT)       those that wait for prefill are no load of decoding
     side          L = sum w x / sum w over its nodes, w what each can do; at least `floor`, so that a ratio can be had
 
 Source: DESIGN, section 7; the signals are FlowKV's (arXiv 2504.03775).
@@ -33,7 +33,7 @@ def prompt_load(node: NodeLoad, ttft_slo_s: float) -> float:
 
 
 def decode_load(node: NodeLoad, tpot_slo_s: float) -> float:
-    return max(node.kv_used / KV_FULL, node.tpot_s / tpot_slo_s)
+    return max(node.kv_due / KV_FULL, node.tpot_s / tpot_slo_s)
 
 
 def loads(nodes: Sequence[NodeLoad], ttft_slo_s: float, tpot_slo_s: float) -> Loads:
