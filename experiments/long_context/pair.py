@@ -1,6 +1,7 @@
 """A prefill side and a decode side in one process: a pool each, the same weights, the real sender and receiver between them on loopback.
 
-Not modelled: other requests. One at a time goes through, so nothing waits for anything but its own stages.
+Not modelled: other requests (one at a time goes through, so nothing waits for anything but its own stages), and what a policy sends behind
+the start: an answer is given from what was there when decoding began.
 """
 
 from __future__ import annotations
