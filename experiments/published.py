@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from abkt.profile.roofline import GpuSpec
 from abkt.spec import ModelSpec
 from experiments import published_links, published_servers
 from experiments.compose import compose
 from experiments.config import STRICT, read
 from experiments.curves import load_curves
-from experiments.published_loop import simulate
+from experiments.published_loop import as_engines_run
 from experiments.results import write_text
 from experiments.show import bar
 from experiments.verb import Run, verb
@@ -42,7 +40,7 @@ class PublishedConfig:
 def main(config: PublishedConfig, run: Run) -> None:
     models = {path: read(ModelSpec, compose("simulate", [f"model={name}"]).config["model"]) for path, name in MODELS.items()}
     rows = published_servers.read_servers(config.data / SERVING, models, config.hardware)
-    servers = published_servers.as_markdown(rows, simulate_all(config, rows, models) if config.simulate else None)
+    servers = published_servers.as_markdown(rows, run_all(config, rows, models) if config.simulate else None)
     links = published_links.as_markdown(config.data)
     for name, module, tables in (("servers", published_servers, servers), ("links", published_links, links)):
         assert module.__doc__ is not None
@@ -53,10 +51,6 @@ def main(config: PublishedConfig, run: Run) -> None:
     print(f"results: {config.out}")
 
 
-def simulate_all(config: PublishedConfig, rows: published_servers.Servers, models: dict[str, ModelSpec]) -> np.ndarray:
-    found, curves = np.zeros(len(rows.rows)), load_curves(config.curves)
+def run_all(config: PublishedConfig, rows: published_servers.Servers, models: dict[str, ModelSpec]) -> published_servers.Servers:
     with bar("servers in the model", total=len(rows.rows)) as shown:
-        for engine in sorted(rows.rows.backend.unique()):
-            mask = (rows.rows.backend == engine).to_numpy()
-            found[mask] = simulate(rows.where(mask), models, config.hardware, curves, lambda: shown.step(""))
-    return found
+        return as_engines_run(rows, models, config.hardware, load_curves(config.curves), lambda: shown.step(""))

@@ -1,11 +1,13 @@
-"""The same published servers run in the model itself: colocated nodes, a closed loop, prompts among decoding steps as they come.
+"""Prompts of published servers as their engines run them: in the model itself, or in waves.
 
-Two nodes with twice the clients, since a cluster has a node of each role to begin with; each takes half. Overheads of an iteration and of a
-request in it are those that were fitted to all rows of the engine; the third scalar, the share of prompts, is not used: it follows.
+In the model: colocated nodes and a closed loop; two nodes with twice the clients, since a cluster has a node of each role to begin with,
+and each takes half. What prompts add to a token is what such a run takes beyond its steps. Engines that stop decoding for prompts run those
+of clients that start together in n batches, of which (n - 1) / 2 come after one's own on average.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -26,20 +28,26 @@ from sim.workload import Request
 
 PROMPT_TOKENS = 8192  # of prompts in one iteration, as the engines' defaults have it on such a GPU
 ROUNDS = 4  # requests a client
+PROMPTS_FIRST = {"sglang"}
+OVERHEAD_S, REQUEST_S = 1e-3, 2e-5  # of the runs; what they leave is taken off again
 
 
-def simulate(
+def as_engines_run(
     servers: Servers, models: dict[str, ModelSpec], gpu: GpuSpec, curves: tuple[RateCurve, ...], step: Callable[[], None] = lambda: None
-) -> np.ndarray:
-    """Seconds per output token of each row. step: called after each."""
-    iteration_s, request_s, _ = servers.fit()
+) -> Servers:
+    """The same rows with what the prompts that run beside steps add to them. step: called after each row."""
     found = []
-    for row in servers.rows.itertuples():
-        model, clients = models[row.model_path], int(row.concurrency)
-        instance = replace(gpu, gpus=int(row.tp_size), overhead_s=iteration_s, request_s=request_s)
-        found.append(tpot_s(instance, model, curves, int(row.isl), int(row.osl), clients))
+    for row, alone_s, all_s in zip(servers.rows.itertuples(), servers.alone_s, servers.prompts_s):
+        isl, osl, together = int(row.isl), int(row.osl), int(row.together)
+        if row.backend in PROMPTS_FIRST:
+            batches = math.ceil(together * isl / PROMPT_TOKENS)
+            found.append(all_s * (batches - 1) / (2 * batches))
+        else:
+            instance = replace(gpu, gpus=int(row.tp_size), overhead_s=OVERHEAD_S, request_s=REQUEST_S)
+            took_s = tpot_s(instance, models[row.model_path], curves, isl, osl, int(row.concurrency))
+            found.append(max(0.0, took_s - alone_s - OVERHEAD_S - REQUEST_S * together))
         step()
-    return np.array(found)
+    return replace(servers, prompts_s=np.array(found), as_run=True)
 
 
 def tpot_s(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...], isl: int, osl: int, clients: int) -> float:

@@ -5,15 +5,17 @@
 C is the number of clients, or of as many as there is memory for (the others wait); the context is C (isl + osl / 2). Three scalars are
 fitted: a, seconds of an iteration; b, seconds a request of it; share, of the other clients' prompts that run while a request decodes (1
 where clients are out of step, about a half where they start together). A row is held out together with all that share its isl, its tp or
-its concurrency, in turn. Engines differ in their overheads and in when they run prompts, so each has its own three scalars; the last row
-gives all of them one set, which is worse.
+its concurrency, in turn. Engines differ in their overheads and in when they run prompts, so the first table gives each its own three, and
+then all of them one set, which is worse.
 
-The last column is the model's own closed loop on colocated nodes (a and b of its engine, no share: it follows from the run).
+In the second table nothing is fitted of the prompts: they run as each engine runs them. vLLM and TensorRT-LLM put up to 8,192 tokens of
+prompts beside decoding steps: what comes of it is the model's own closed loop on colocated nodes. SGLang stops decoding while prompts wait,
+and runs them in batches of 8,192 tokens; of n batches of clients that start together, (n - 1) / 2 come after one's own. The third scalar is
+a factor of the steps' kernels. There one set of three scalars is enough for all three engines on this GPU.
 
 The largest misses, with causes that are likely and not tested: TensorRT-LLM on 4 and 8 GPUs has all-reduce and attention of its own, the
 tables have vLLM's; vLLM on 2 GPUs with 128 clients and SGLang on one GPU have little memory for KV, whose size is estimated here; SGLang
-on one GPU is another release (0.5.8) than the rest (0.5.1); the model, which goes on decoding beside prompts, does not follow SGLang, whose
-clients wait for more of each other's prompts before their first token and for fewer after it.
+on one GPU is another release (0.5.8) than the rest (0.5.1).
 
 Source: ai-dynamo/aiconfigurator (Apache-2.0), silicon samples of aggregated H100 servers.
 
@@ -36,35 +38,37 @@ from abkt.spec import ModelSpec
 
 COLUMNS = ("model_path", "backend", "precision", "isl", "osl", "tp_size", "concurrency", "silicon_tpot_ms")
 SPLITS = ("isl", "tp_size", "concurrency")
-START = (1e-3, 2e-5, 0.6)
+START = (1e-3, 2e-5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Servers:
     """Measured rows of some engines, with what the kernels say of each. alone_s: an iteration without prompts. prompts_s: what the prompts
-    of all other clients would add to it."""
+    of all other clients would add to it, or with as_run what those add that run beside it."""
 
     rows: pd.DataFrame
     alone_s: np.ndarray
     prompts_s: np.ndarray
+    as_run: bool = False
 
     def where(self, mask: np.ndarray) -> Servers:
-        return Servers(self.rows[mask], self.alone_s[mask], self.prompts_s[mask])
+        return Servers(self.rows[mask], self.alone_s[mask], self.prompts_s[mask], self.as_run)
 
     @property
     def measured_s(self) -> np.ndarray:
         return self.rows.silicon_tpot_ms.to_numpy() / 1e3
 
     def predicted_s(self, scalars: Sequence[float]) -> np.ndarray:
-        iteration_s, request_s, share = scalars
-        return self.alone_s + iteration_s + request_s * self.rows.together.to_numpy() + share * self.prompts_s
+        iteration_s, request_s, third = scalars
+        factor, share = (third, 1.0) if self.as_run else (1.0, third)
+        return factor * self.alone_s + iteration_s + request_s * self.rows.together.to_numpy() + share * self.prompts_s
 
     def errors(self, scalars: Sequence[float]) -> np.ndarray:
         return self.predicted_s(scalars) / self.measured_s - 1
 
     def fit(self) -> tuple[float, float, float]:
-        """(a, b, share) of the least relative error, robustly."""
-        found = least_squares(self.errors, START, bounds=(0, (1, 1, 1)), x_scale=START, loss="soft_l1", f_scale=0.05).x
+        """(a, b, share; with as_run a, b, factor) of the least relative error, robustly."""
+        found = least_squares(self.errors, START, bounds=(0, (1, 1, 2)), x_scale=START, loss="soft_l1", f_scale=0.05).x
         return float(found[0]), float(found[1]), float(found[2])
 
     def held_out(self, column: str) -> np.ndarray:
@@ -106,30 +110,34 @@ def read_servers(path: Path, models: dict[str, ModelSpec], gpu: GpuSpec) -> Serv
     return Servers(rows.assign(together=together), np.array(alone), np.array(prompts))
 
 
-def as_markdown(servers: Servers, simulated_s: np.ndarray | None = None) -> str:
-    """The tables: error by engine and split, and where the misses are. simulated_s: of each row, in the model itself."""
-    engines = sorted(servers.rows.backend.unique())
+def as_markdown(servers: Servers, as_run: Servers | None = None) -> str:
+    """The tables: error by engine and split, and where the misses are. as_run: the same rows with prompts as the engines run them."""
+    lines = _table(servers, "share")
+    if as_run is not None:
+        lines += ["", *_table(as_run, "factor")]
+    for name in sorted(servers.rows.backend.unique()):
+        part = servers.where((servers.rows.backend == name).to_numpy())
+        lines += ["", *_misses(name, part, part.fit())]
+    return "\n".join(lines)
+
+
+def _table(servers: Servers, third: str) -> list[str]:
     lines = [
-        "| rows | three scalars | fit on all | held out by isl | by tp | by concurrency | held out, mean | in the model |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| rows | a, b, {third} | fit on all | held out by isl | by tp | by concurrency | held out, mean |",
+        "|---|---|---|---|---|---|---|",
     ]
-    detail: list[str] = []
-    for name in (*engines, "all engines"):
-        mask = np.ones(len(servers.rows), bool) if name == "all engines" else (servers.rows.backend == name).to_numpy()
-        part = servers.where(mask)
+    for name in (*sorted(servers.rows.backend.unique()), "all engines"):
+        part = servers if name == "all engines" else servers.where((servers.rows.backend == name).to_numpy())
         scalars = part.fit()
         out = {column: part.held_out(column) for column in SPLITS}
         shown = " | ".join(f"{_mean(out[column]):.1%}" for column in SPLITS)
         overall = _mean(np.concatenate(list(out.values())))
-        simulated = "" if simulated_s is None else f"{_mean(simulated_s[mask] / part.measured_s - 1):.1%}"
         models = ", ".join(sorted({path.rpartition("/")[2] for path in part.rows.model_path}))
         lines.append(
             f"| {name}: {len(part.rows)} rows, {models} | {scalars[0] * 1e3:.2f} ms, {scalars[1] * 1e6:.0f} µs, {scalars[2]:.2f} "
-            f"| {_mean(part.errors(scalars)):.1%} | {shown} | {overall:.1%} | {simulated} |"
+            f"| {_mean(part.errors(scalars)):.1%} | {shown} | {overall:.1%} |"
         )
-        if name != "all engines":
-            detail += _misses(name, part, scalars)
-    return "\n".join([*lines, "", *detail])
+    return lines
 
 
 def _misses(name: str, part: Servers, scalars: Sequence[float]) -> list[str]:
@@ -139,7 +147,7 @@ def _misses(name: str, part: Servers, scalars: Sequence[float]) -> list[str]:
     lines += ["| tp | " + " | ".join(f"{clients:.0f}" for clients in errors.columns) + " |", "|---" * (len(errors.columns) + 1) + "|"]
     for tp, row in errors.iterrows():
         lines.append(f"| {tp} | " + " | ".join("" if np.isnan(value) else f"{value:+.0%}" for value in row) + " |")
-    return [*lines, ""]
+    return lines
 
 
 def _mean(errors: np.ndarray) -> float:

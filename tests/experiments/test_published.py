@@ -19,7 +19,7 @@ from experiments.compose import compose
 from experiments.config import read
 from experiments.published import MODELS
 from experiments.published_links import error_of, fit_link, pd_transfers
-from experiments.published_loop import tpot_s
+from experiments.published_loop import as_engines_run, tpot_s
 from experiments.published_servers import SPLITS, as_markdown, read_servers
 
 
@@ -91,6 +91,21 @@ def test_clients_in_the_model_take_as_long_as_the_kernels_say(gpu: GpuSpec, mode
     assert in_step == pytest.approx(costs.iteration_s(8, 8 * (1024 + osl / 2)), rel=0.01)
 
 
+def test_prompts_in_waves_come_half_after_ones_own(tmp_path: Path, gpu: GpuSpec, models: dict[str, ModelSpec]) -> None:
+    """SGLang: 32 prompts of 1,024 tokens are four batches, of which one and a half come later: three eighths of all."""
+    path = made_up(tmp_path / "s.csv", gpu, models[NAME])
+    table = pd.read_csv(path).assign(backend="sglang")
+    table.to_csv(path, index=False)
+    servers = read_servers(path, models, gpu)
+    run = as_engines_run(servers, models, gpu, made_up_curves())
+    row = ((servers.rows.isl == 1024) & (servers.rows.concurrency == 32)).to_numpy()
+    assert run.prompts_s[row] == pytest.approx(3 / 8 * servers.prompts_s[row])
+    assert (run.prompts_s[(servers.rows.concurrency == 1).to_numpy()] == 0).all()
+    twice = replace(run, rows=run.rows.assign(silicon_tpot_ms=1e3 * (1.5 * run.alone_s + 0.002 + 1e-5 * run.rows.together + run.prompts_s)))
+    assert twice.fit() == pytest.approx((0.002, 1e-5, 1.5), rel=1e-3)
+    assert "a, b, factor" in as_markdown(servers, run)
+
+
 def test_a_link_is_found_and_checked_elsewhere() -> None:
     calls, sizes = np.array([36.0] * 4), np.array([1e6, 1e7, 1e8, 1e9])
     link = fit_link(calls, sizes, 1e-5 * calls + sizes / 1e11)
@@ -127,3 +142,12 @@ def test_published_servers_are_met_on_rows_that_were_held_out(gpu: GpuSpec, mode
         part = servers.where((servers.rows.backend == engine).to_numpy())
         for column in SPLITS:
             assert np.abs(part.held_out(column)).mean() < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="the published tables are not here")
+def test_one_set_of_scalars_is_enough_where_prompts_run_as_the_engines_run_them(gpu: GpuSpec, models: dict[str, ModelSpec]) -> None:
+    servers = read_servers(DATA / "measured_serving_h100.csv.gz", models, gpu)
+    run = as_engines_run(servers, models, gpu, made_up_curves())
+    for column in SPLITS:
+        assert np.abs(run.held_out(column)).mean() < 0.1
