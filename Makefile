@@ -38,6 +38,7 @@ figure-data: $(READY)
 	$(BIN)/abkt profile out=$(DATA)/profile
 	$(BIN)/abkt sweep experiment=bandwidth hardware.profile=$(DATA)/profile/profile.json out=$(DATA)/bandwidth
 	$(BIN)/abkt sweep experiment=routing out=$(DATA)/routing
+	$(BIN)/abkt sweep experiment=roles out=$(DATA)/roles
 	$(BIN)/abkt sweep experiment=cost out=$(DATA)/cost
 	$(BIN)/abkt sweep experiment=scale out=$(DATA)/scale
 	for policy in int4 cachegen embedded; do $(BIN)/abkt replay network=mid_drop network.gbps=0.08 workload.scaling.requests=40 \
@@ -46,7 +47,7 @@ figure-data: $(READY)
 	$(BIN)/abkt reproduce flowkv parts=[layout] out=$(DATA)/layout
 	$(BIN)/abkt quality texts=$(TEXTS) out=$(DATA)/quality
 	$(BIN)/abkt validate requests=20 out=$(DATA)/validation
-	$(BIN)/python -m experiments.figures.collect $(foreach name,bandwidth routing cost scale adaptation kernels layout quality validation,$(name)=$(DATA)/$(name))
+	$(BIN)/python -m experiments.figures.collect $(foreach name,bandwidth routing roles cost scale adaptation kernels layout quality validation,$(name)=$(DATA)/$(name))
 
 # The .ipynb beside each notebook's .py, and whether all of them run.
 notebooks: $(READY)
