@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Generator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from simpy.events import Event
@@ -29,16 +29,36 @@ BEHIND = 1  # level of the flow; transfers that decoding waits for have 0
 
 
 class Refinement:
+    """Use `after`. swapped_at: tokens that were decoded before the better values; nan before they are in."""
+
+    __slots__ = (
+        "asked_s",
+        "blocks",
+        "clock",
+        "curve",
+        "cut",
+        "flow",
+        "job",
+        "joined",
+        "over",
+        "pair",
+        "sent",
+        "start_cut",
+        "swapped_at",
+        "transfer",
+    )
+
     def __init__(self, transfer: Transfer) -> None:
-        """Use `after`."""
         self.transfer = transfer
         self.pair, self.job, self.clock = transfer.pair, transfer.job, transfer.clock
         self.curve = transfer.curve = _with_all(transfer.full, transfer.cuts)
         self.start_cut = self.cut = min(transfer.cuts)
+        self.asked_s = math.nan
         self.blocks = 0  # of codes that the decode node keeps
-        self.swapped_at = math.nan  # tokens that were decoded before the better values
-        self.over = False
+        self.swapped_at = math.nan
         self.joined = False  # its flow is in the network
+        self.sent = False  # the last byte has left
+        self.over = False
         start_bytes = self.curve.bytes[self.start_cut]
         limit = transfer.flow.limit_bytes_per_s
         self.flow = Flow(self.clock, self.pair.path, start_bytes, self.on_rate, limit, BEHIND)
@@ -49,16 +69,18 @@ class Refinement:
         """Of a transfer that was delivered; None where the policy wants none after all, or the decode node has no memory for the codes."""
         refinement = cls(transfer)
         if not refinement.extends():
+            refinement.flow.on_rate = transfer.flow.on_rate
             return None
+        refinement.flow.end.callbacks.append(refinement.reached)
         refinement.pair.refining.append(refinement)
-        refinement.clock.process(refine(refinement))
+        refinement.go_on()
         return refinement
 
     # -- the flow ----------------------------------------------------------------------------------------------------------------
 
     def go_on(self) -> None:
-        """The pair's thread is free, and those before it are done."""
-        if not self.joined and not self.pair.sending and self.pair.refining[:1] == [self] and self.flow.sent_bytes < self.flow.target_bytes:
+        """If the pair's thread is free, and those before it are done."""
+        if not self.joined and not self.pair.sending and self.pair.refining[0] is self:
             self.joined = True
             self.pair.carrier.network.join(self.flow)
 
@@ -79,7 +101,7 @@ class Refinement:
 
     def on_rate(self, sent_bytes: float, seconds: float) -> float:
         """Not a sample of goodput: what passes is what others leave."""
-        if self.flow.rate > 0:
+        if self.flow.rate > 0 and self.asked_s != self.clock._now:
             self.cut = self.decide()
         return self.curve.bytes[self.cut]
 
@@ -89,13 +111,29 @@ class Refinement:
             self.flow.target_bytes = self.curve.bytes[self.cut]
         return self.cut > before
 
+    def reached(self, _: Event) -> None:
+        """The cut is reached, or the last byte acknowledged."""
+        flow = self.flow
+        if self.sent:
+            self.arrive()
+            return
+        flow.end.callbacks.append(self.reached)
+        flow.finish(self.clock._now)
+        if self.extends():
+            flow.aim(flow.target_bytes)
+            return
+        self.sent = True
+        self.give_way()
+        flow.end.after(self.pair.calls_s(self.calls()) + self.pair.carrier.delay_s)
+
     def decide(self) -> int:
         """How far behind the start: no coarser than what has left, no deeper than was encoded, no more than the memory for its codes."""
-        sent_bytes, transfer = self.flow.sent_bytes, self.transfer
-        sent_cut = max(self.start_cut, bisect_left(self.curve.bytes, sent_bytes * (1 - 1e-12)))
-        decision = self.pair.policy.decide(self.clock._now, transfer.view(sent_bytes, sent_cut, started=True))
+        sent_bytes, transfer, sizes = self.flow.sent_bytes, self.transfer, self.curve.bytes
+        now_s = self.asked_s = self.clock._now
+        sent_cut = max(self.start_cut, bisect_left(sizes, sent_bytes * (1 - 1e-12)))
+        decision = self.pair.policy.decide(now_s, transfer.view(sent_bytes, sent_cut, started=True))
         wanted = max(sent_cut, min(decision.behind, transfer.deepest))
-        return wanted if wanted <= sent_cut or self.keep(self.curve.bytes[wanted]) else max(sent_cut, self.cut)
+        return wanted if wanted <= sent_cut or self.keep(sizes[wanted]) else max(sent_cut, self.cut)
 
     def keep(self, code_bytes: float) -> bool:
         """Memory on the decode node for so many bytes of codes in all. False if there is none."""
@@ -135,15 +173,18 @@ class Refinement:
         record, of, transfer, job = self.transfer.record, self.job.record, self.transfer, self.job
         if math.isnan(record.refine_finish_s):
             self.give_way()
-            self.flow.end.after(0.0)
+            self.flow.end.cancel()
+            self.flow.end.callbacks.clear()
             self.pair.source.release_prompt(job)
         self.pair.target.memory.release(self.blocks)
-        record.refine_bytes = round(self.sent_bytes())
-        record.wire_bytes += record.refine_bytes
-        record.calls += self.calls() if record.refine_bytes else 0
-        record.bits_per_value = 8 * record.wire_bytes / (transfer.tokens * self.pair.source.costs.profile.model.values_per_token)
-        of.wire_bytes, of.rate = record.wire_bytes, record.bits_per_value
-        of.cost_usd += record.refine_bytes * self.pair.carrier.usd_per_gb / 1e9
+        sent_bytes = self.sent_bytes()
+        if sent_bytes > 0:
+            record.refine_bytes = round(sent_bytes)
+            record.wire_bytes += record.refine_bytes
+            record.calls += self.calls()
+            record.bits_per_value = 8 * record.wire_bytes / (transfer.tokens * self.pair.source.costs.profile.model.values_per_token)
+            of.wire_bytes, of.rate = record.wire_bytes, record.bits_per_value
+            of.cost_usd += record.refine_bytes * self.pair.carrier.usd_per_gb / 1e9
         if not math.isnan(self.swapped_at):
             start, final, tokens = record.distortion_start, self.curve.distortion[self.cut], job.request.osl - 1
             record.distortion_final = of.distortion_final = final
@@ -154,24 +195,7 @@ class Refinement:
         self.pair.carrier.ended(record)
 
 
-def refine(it: Refinement) -> Generator[Event, None, None]:
-    carrier = it.pair.carrier
-    it.go_on()
-    while True:
-        yield it.flow.end
-        if it.over:
-            return
-        it.flow.finish(it.clock.now)
-        if not it.extends():
-            break
-        it.flow.aim(it.flow.target_bytes)
-    it.give_way()
-    yield it.flow.end.after(it.pair.calls_s(it.calls()) + carrier.delay_s)
-    if not it.over:
-        it.arrive()
-
-
-def _with_all(full: Curve, cuts: list[int]) -> Curve:
+def _with_all(full: Curve, cuts: Sequence[int]) -> Curve:
     """The curve of groups of layers that have come to different cuts, each going on from its own."""
     if len(set(cuts)) == 1:
         return full

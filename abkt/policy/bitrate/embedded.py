@@ -37,7 +37,10 @@ class Embedded(Linked):
         self._budget.correct(done)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
-        low, curve = self.link.low_bytes_per_s(now_s), view.slope
+        curve = view.slope
+        if view.started:  # no cut is asked for any more
+            return stream(view, "slope", view.sent_cut, behind=cut_behind(curve, self.behind_distortion))
+        low = self.link.low_bytes_per_s(now_s)
         asked = curve.cut_reaching(self.target_distortion)
         if view.sent_bytes == 0 and (whole := without_loss(low, view, stream(view, "slope", asked))):
             return whole
