@@ -36,7 +36,7 @@ class ChangeConfig:
 class ReplayConfig:
     """prefill, decode: workers; prefill null: as many as the network has senders. paced: the profile of the machine that the workers stand
     for, sleeping its times; null: they compute. profile: what the policies expect of this machine, as `abkt profile` wrote it; null: they
-    start knowing nothing. changes: of roles, while it runs.
+    start knowing nothing. calibration, layer_groups: as in ClusterSpec. changes: of roles, while it runs.
 
     pacing: see experiments.real_network.
     """
@@ -58,6 +58,8 @@ class ReplayConfig:
     changes: tuple[ChangeConfig, ...]
     paced: Path | None
     profile: Path | None
+    calibration: Path | None
+    layer_groups: int
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -108,19 +110,25 @@ def main(config: ReplayConfig, run: Run) -> None:
 
 
 def cluster_spec(config: ReplayConfig) -> ClusterSpec:
+    from abkt.codec.calibration import load
     from abkt.serve.cluster import ClusterSpec
 
     if config.paced:
         schema.load(config.paced)
-    return ClusterSpec(
+    spec = ClusterSpec(
         config.model_folder,
         prefill=config.network.senders if config.prefill is None else config.prefill,
         decode=config.decode,
         max_batch=config.max_batch,
         pool_tokens=config.pool_tokens,
         paced=config.paced,
+        calibration=config.calibration,
+        layer_groups=config.layer_groups,
         transport=config.transport,
     )
+    if config.calibration:
+        load(config.calibration).check(spec.layout())
+    return spec
 
 
 def plan_line(requests: Sequence[Request], spec: ClusterSpec, config: ReplayConfig, network: RealNetwork) -> str:
