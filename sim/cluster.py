@@ -76,7 +76,9 @@ class Simulation:
             self.clock, self.cluster, self.bitrate, self.slo, self.node, self._done, self._ended, self._failed, self._running, memory
         )
         self.door = Door(self.clock, self.fleet, self.routing, self.roles, self.admission, self.slo, self._lost)
-        self.changes = Roles(self.clock, self.fleet, self.roles, self.cluster.rebuild_s, self._running) if self.roles else None
+        self.changes = (
+            Roles(self.clock, self.fleet, self.roles, self.cluster.rebuild_s, self._running, self._elsewhere) if self.roles else None
+        )
         self.fleet.changed = self.door.someone_left
         self.watch = (
             None if self.faults.empty else Faults(self.clock, self.fleet, self.changes, self.faults, self._again, self._lost_for_good)
@@ -137,6 +139,13 @@ class Simulation:
 
     def _lost_for_good(self, job: Job, reason: str) -> None:
         self._lost(job, "failed", reason)
+
+    def _elsewhere(self, job: Job) -> None:
+        """Its node is to do other work; nothing of it has begun."""
+        if self.watch is not None:
+            self.watch.forget(job)
+        job.record.prefill_node = job.record.decode_node = ""
+        self._ask(Job(job.request, job.record))
 
     def _again(self, job: Job, reason: str) -> None:
         """It was lost with a node: from the beginning, if it may."""

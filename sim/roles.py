@@ -1,9 +1,10 @@
 """Nodes that change roles: a policy looks at the loads every so often; a node that is to change drains, is rebuilt, and goes on.
 
-A node that drains gets nothing new. It is done when nothing of its memory is in use: its prompts are sent and acknowledged, its requests
-have their last tokens, and those that were promised to it have come and gone. What its prefix cache holds stays.
+A node that drains gets nothing new, and prompts that have no memory yet go elsewhere. It is done when nothing of its memory is in use: its
+prompts are sent and acknowledged, its requests have their last tokens, and those that were promised to it have come and gone. What its
+prefix cache holds stays.
 
-Not modelled: requests that are moved away from a node that drains; the old and the new program in memory at the same time.
+Not modelled: KV that is moved away from a node that drains; the old and the new program in memory at the same time.
 """
 
 from __future__ import annotations
@@ -15,14 +16,23 @@ from simpy.events import Event
 from abkt.policy.roles.base import Change, Role, RolesPolicy
 from sim.clock import Clock, Wake
 from sim.fleet import Fleet
+from sim.job import Job
 from sim.node import Node
 
 
 class Roles:
-    """log: (time, node, its role from then on)."""
+    """again(job): called for a prompt that has to go elsewhere. log: (time, node, its role from then on)."""
 
-    def __init__(self, clock: Clock, fleet: Fleet, policy: RolesPolicy, rebuild_s: float, running: Callable[[], bool]) -> None:
-        self.clock, self.fleet, self.policy, self.rebuild_s, self.running = clock, fleet, policy, rebuild_s, running
+    def __init__(
+        self,
+        clock: Clock,
+        fleet: Fleet,
+        policy: RolesPolicy,
+        rebuild_s: float,
+        running: Callable[[], bool],
+        again: Callable[[Job], None],
+    ) -> None:
+        self.clock, self.fleet, self.policy, self.rebuild_s, self.running, self.again = clock, fleet, policy, rebuild_s, running, again
         self.next: dict[Node, Role] = {}  # of those that drain or are rebuilt
         self.log: list[tuple[float, str, str]] = []
         for node in fleet.nodes:
@@ -40,6 +50,9 @@ class Roles:
         self.next[node] = change.role
         node.role = ""
         self.fleet.rank()
+        for job in [job for job in node.prompts if job.pair is not None and not job.reserved]:
+            node.forget(job)
+            self.again(job)
         self.log.append((self.clock.now, node.name, ""))
         node.check_drained()
 

@@ -6,9 +6,14 @@
 
 The state changes by votes: 2 of the last 3 looks to enter, 4 of the last 5 to leave. While imbalanced, first soft: a request's prompt is
 computed on its decode node (prefill loaded) or it decodes on its prefill node (decode loaded), where that node has less to do. Then, if it
-is imbalanced for `patience` looks on, hard: the node of the idle side with least to do drains, is rebuilt and changes sides, if that pays:
+is imbalanced for `patience` looks on, hard: the node of the idle side with least to do drains, is rebuilt and changes sides, if that pays
+and the idle side can carry what then comes, for the loaded side holds back less of it. From n nodes there and m here, all loads L:
 
-    (max(L_P, L_D) - max(L_P', L_D')) horizon_s > rebuild_s,    L' with one node more here and one less there
+    L_here' = L_here m / (m + 1),    U_there' = U_there n / (n - 1) (m + 1) / m <= 1
+    (max(L_P, L_D) - max(L_here', U_there')) horizon_s > rebuild_s
+
+U is L_D of the decode side; of the prefill side, whose queue says little before it is full, the share of its nodes that have work, averaged
+over the looks.
 
 Source: FlowKV (arXiv 2504.03775), its load-aware scheduler; thresholds as in DESIGN, section 7.
 """
@@ -24,6 +29,8 @@ from abkt.policy.roles.loads import Loads, loads
 from abkt.policy.roles.static import Static
 from abkt.policy.roles.votes import Votes
 from abkt.policy.view import RequestView
+
+LOOKS = 5  # that an average is over
 
 
 @dataclass(slots=True)
@@ -44,6 +51,7 @@ class LoadAware(Static):
     _votes: Votes = field(default_factory=Votes, init=False)
     _loaded: str = field(default="", init=False)  # prefill | decode, the side that has too much; "" while normal
     _looks: int = field(default=0, init=False)  # since it is so
+    _working: float = field(default=0.0, init=False)  # share of prefill nodes that have work
 
     def __post_init__(self) -> None:
         Static.__post_init__(self)
@@ -56,6 +64,9 @@ class LoadAware(Static):
 
     def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[Change]:
         now = loads(nodes, self.ttft_slo_s, self.tpot_slo_s)
+        if now.prefill:
+            share = sum(nodes[i].queued_s > 0 for i in now.prefill) / len(now.prefill)
+            self._working += (share - self._working) / LOOKS
         side = "prefill" if now.prompts > now.tokens else "decode"
         lean, most = abs(math.log(now.prompts / now.tokens)), max(now.prompts, now.tokens)
         if self._votes.on:
@@ -75,11 +86,12 @@ class LoadAware(Static):
     def _lend(self, nodes: Sequence[NodeLoad], now: Loads) -> list[Change]:
         to_prefill = self._loaded == "prefill"
         here, there = (now.prefill, now.decode) if to_prefill else (now.decode, now.prefill)
-        much, little = (now.prompts, now.tokens) if to_prefill else (now.tokens, now.prompts)
         if len(there) < 2 or any(not node.role for node in nodes):
             return []  # one at a time
-        after = max(much * len(here) / (len(here) + 1), little * len(there) / (len(there) - 1))
-        if (max(much, little) - after) * self.horizon_s <= self.rebuild_s:
+        much, used = (now.prompts, now.tokens) if to_prefill else (now.tokens, self._working)
+        grown = (len(here) + 1) / len(here)
+        used *= len(there) / (len(there) - 1) * grown
+        if used > 1 or (much - max(much / grown, used)) * self.horizon_s <= self.rebuild_s:
             return []
         self._looks = 0  # look what it does before the next one goes
         if to_prefill:
