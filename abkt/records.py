@@ -89,9 +89,12 @@ class RequestRecord:
         self, prefill_start_s: float, encode_start_s: float, wire_start_s: float, expand_start_s: float, decode_start_s: float
     ) -> None:
         """Fill every exposed time from the moments at which one stage ends and the next begins; finish_s must be set."""
-        moments = (self.arrival_s, prefill_start_s, encode_start_s, wire_start_s, expand_start_s, decode_start_s, self.finish_s)
-        for stage, start_s, end_s in zip(STAGES, moments, moments[1:], strict=False):
-            setattr(self, f"{stage}_exposed_s", end_s - start_s)
+        self.queue_exposed_s = prefill_start_s - self.arrival_s
+        self.prefill_exposed_s = encode_start_s - prefill_start_s
+        self.encode_exposed_s = wire_start_s - encode_start_s
+        self.wire_exposed_s = expand_start_s - wire_start_s
+        self.expand_exposed_s = decode_start_s - expand_start_s
+        self.decode_exposed_s = self.finish_s - decode_start_s
 
 
 @dataclass(slots=True)

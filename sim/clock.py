@@ -41,6 +41,12 @@ class Clock(simpy.Environment):
         start.number = next(self._eid)
         heappush(self._queue, (self._now, URGENT, start.number, start))
 
+    def run(self) -> None:  # type: ignore[override]
+        """Until nothing is left to happen."""
+        step, queue = self.step, self._queue
+        while queue:
+            step()
+
     def step(self) -> None:
         queue = self._queue
         wake = queue[0][3] if queue else None

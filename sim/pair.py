@@ -94,7 +94,8 @@ class Pair:
         busy_s = codec_s + ((self.backlog_bytes + size_bytes) / rate if rate > 0 else math.inf)
         if groups > 1:
             busy_s = max(busy_s / groups, busy_s - hidden_s * (groups - 1) / groups)
-        return busy_s + self.calls_s(calls) + (self.ways() + 1) * carrier.delay_s
+        busy_s += self.calls_s(calls)
+        return busy_s + (self.ways() + 1) * carrier.delay_s if carrier.delay_s > 0 else busy_s
 
     def share(self, size_bytes: float, calls: int) -> float:
         links = min((link.bytes_per_s / (len(link.flows) + 1) for link in self.path), default=math.inf)
@@ -114,8 +115,10 @@ class Pair:
     # -- what the transport adds -------------------------------------------------------------------------------------------------
 
     def calls(self, mode: Mode, tokens: int, wire_bytes: float) -> int:
-        source = self.source
-        return self.carrier.transport.calls(mode, source.memory.blocks_for(tokens), wire_bytes, source.costs.profile.model)
+        transport, source = self.carrier.transport, self.source
+        if mode != "raw":
+            return transport.coded_calls(wire_bytes)
+        return transport.raw_calls(source.memory.blocks_for(tokens), source.costs.profile.model)
 
     def calls_s(self, calls: int) -> float:
         return self.source.costs.call_s * self.carrier.transport.in_turn(calls)

@@ -226,7 +226,7 @@ class Transfer:
         """The last byte is there and acknowledged: the decode node has the KV, and the source is free, but for what is to follow."""
         pair, job, record, flow, costs = self.pair, self.job, self.record, self.flow, self.pair.source.costs
         now_s = job.expand_start_s = self.clock._now
-        distortion = sum(self.full.distortion[cut] for cut in self.cuts) / self.groups if self.streamed else 0.0
+        distortion = sum([self.full.distortion[cut] for cut in self.cuts]) / self.groups if self.streamed else 0.0
         if self.streamed:
             record.order, record.depth_bits, record.cut = job.decision.order, job.decision.depth_bits, self.cut
             record.slope = _slope(self.full, self.cut)

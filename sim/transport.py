@@ -23,7 +23,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from abkt.policy.view import Mode
 from abkt.spec import ModelSpec
 
 FRAME_BYTES = 1 << 20  # one call of the transport each
@@ -64,16 +63,17 @@ class Transport:
             raise ValueError("transport: timeout_s must be above 0, retry_s and backoff_s not below 0")
         object.__setattr__(self, "pairs_of_ranks", self.prefill_tp + self.decode_tp - math.gcd(self.prefill_tp, self.decode_tp))
 
-    def calls(self, mode: Mode, blocks: int, wire_bytes: float, model: ModelSpec) -> int:
-        """Of a whole transfer, by all ranks. blocks: of the KV that is sent."""
-        streams = self.layer_groups * self.pairs_of_ranks
-        if mode != "raw":
-            return max(streams, math.ceil(wire_bytes / FRAME_BYTES))
-        reshaped = self.prefill_tp != self.decode_tp
-        if self.layout == "layer_wise" or reshaped:
+    def coded_calls(self, wire_bytes: float) -> int:
+        """Of a whole coded transfer, by all ranks."""
+        frames, least = math.ceil(wire_bytes / FRAME_BYTES), self.layer_groups * self.pairs_of_ranks
+        return frames if frames > least else least
+
+    def raw_calls(self, blocks: int, model: ModelSpec) -> int:
+        """Of a whole raw transfer of so many blocks."""
+        if self.layout == "layer_wise" or self.prefill_tp != self.decode_tp:
             return blocks * model.layers * model.kv_kinds * self.pairs_of_ranks
         runs = blocks if self.layout == "block_wise" else 1 + round(self.fragmentation * (blocks - 1))
-        return runs * streams
+        return runs * self.layer_groups * self.pairs_of_ranks
 
     def in_turn(self, calls: int) -> int:
         """Of so many calls, those of one prefill rank, one after another."""

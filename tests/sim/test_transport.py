@@ -19,7 +19,7 @@ MODEL = ModelSpec("a dense one", layers=32, kv_heads=8, head_dim=128)
 
 
 def raw(blocks: int, **more) -> int:
-    return Transport(**more).calls("raw", blocks, 1e9, MODEL)
+    return Transport(**more).raw_calls(blocks, MODEL)
 
 
 def test_calls_by_hand() -> None:
@@ -29,7 +29,7 @@ def test_calls_by_hand() -> None:
     assert raw(501, fragmentation=0.02) == 11
     assert raw(501, fragmentation=0.02, layer_groups=4) == 44
     assert raw(500, fragmentation=1.0) == raw(500, layout="block_wise")
-    assert Transport(layout="layer_wise").calls("raw", 10, 1e9, replace(MODEL, kv_kinds=1)) == 320  # one latent for K and V
+    assert Transport(layout="layer_wise").raw_calls(10, replace(MODEL, kv_kinds=1)) == 320  # one latent for K and V
     assert raw(1, fragmentation=0.5) == 1
 
 
@@ -42,9 +42,9 @@ def test_ranks_by_hand() -> None:
 
 
 def test_coded_bytes_leave_in_frames() -> None:
-    assert [Transport().calls("stream", 9, size, MODEL) for size in (0, 1, FRAME_BYTES, FRAME_BYTES + 1)] == [1, 1, 1, 2]
-    assert Transport(layout="layer_wise").calls("exact", 9, 5 * FRAME_BYTES, MODEL) == 5
-    assert Transport(layer_groups=4, prefill_tp=2, decode_tp=4).calls("stream", 9, 5 * FRAME_BYTES, MODEL) == 16
+    assert [Transport().coded_calls(size) for size in (0, 1, FRAME_BYTES, FRAME_BYTES + 1)] == [1, 1, 1, 2]
+    assert Transport(layout="layer_wise").coded_calls(5 * FRAME_BYTES) == 5
+    assert Transport(layer_groups=4, prefill_tp=2, decode_tp=4).coded_calls(5 * FRAME_BYTES) == 16
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 50))
