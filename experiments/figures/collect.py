@@ -1,7 +1,7 @@
 """`python -m experiments.figures.collect NAME=FOLDER …`: what a figure needs of a folder of results, as a small table in data/figures.
 
 NAME is bandwidth, routing, roles, cost, scale (folders of `abkt sweep`), quality, kernels (of `abkt bench kernels`), adaptation (a folder
-with one of `abkt replay` for each policy), validation (of `abkt validate`) or layout (of `abkt reproduce flowkv`). data=DIR puts it elsewhere.
+with one of `abkt replay` for each policy), validation (of `abkt validate`) or layout (of `abkt reproduce flowkv`). data=DIR: put it there.
 """
 
 from __future__ import annotations
