@@ -10,6 +10,7 @@ import pytest
 from abkt.policy.bitrate.fixed import Raw
 from abkt.policy.roles.base import Change
 from abkt.policy.roles.colocated import Colocated
+from abkt.policy.roles.load_aware import LoadAware
 from abkt.policy.roles.static import Static
 from abkt.policy.routing.least_loaded import LeastLoaded
 from abkt.policy.routing.round_robin import RoundRobin
@@ -124,6 +125,31 @@ def test_a_role_changes_in_mid_transfer(profile) -> None:
     assert simulation.transfers[0].start_s < 0.06 < simulation.transfers[0].finish_s
     assert (first.decode_node, first.outcome, second.decode_node) == ("d0", "completed", "d1")
     assert simulation.changes.log == [(0.06, "d0", ""), (pytest.approx(first.finish_s + 0.5), "d0", "prefill")]
+
+
+def test_prompts_that_have_not_begun_leave_a_node_that_drains(profile) -> None:
+    """Four long prompts on two nodes; one node is to decode from 50 ms on, in the middle of its first prompt: its second goes to the other."""
+    requests = [Request(i, 0.0, 250, 4) for i in range(4)]
+    of = cluster(profile, prefill=2, decode=1)
+    simulation = run(of, requests, FaultPlan(), roles=Once(0.05, Change(0, "decode")), routing=RoundRobin())
+    assert [r.prefill_node for r in simulation.records] == ["p0", "p1", "p1", "p1"]
+    assert [r.outcome for r in simulation.records] == ["completed"] * 4
+    assert simulation.records[0].prefill_token_s == pytest.approx(prompt_s(250))
+    assert simulation.changes.log[-1][1:] == ("p0", "decode")
+
+
+def test_roles_that_follow_the_load_help_where_prefill_has_too_much(profile) -> None:
+    requests = [Request(i, 0.02 * i, 250, 3) for i in range(150)]
+    of = cluster(profile, prefill=2, decode=4, rate=1e6)
+
+    def late_s(roles) -> float:
+        return max(r.decode_token_s - r.arrival_s for r in run(of, requests, FaultPlan(), roles).records)
+
+    static = late_s(Static())
+    moved = late_s(LoadAware(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, soft=False))
+    lent = late_s(LoadAware(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, hard=False))
+    assert moved < 0.6 * static
+    assert lent < 0.8 * static
 
 
 def test_an_arrow_switch_takes_effect_at_once(profile) -> None:
