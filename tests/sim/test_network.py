@@ -252,7 +252,7 @@ def schedules(draw):
     return Capacity(tuple(starts), tuple(draw(rates) for _ in starts), period)
 
 
-@given(schedules(), st.floats(0, 20), st.floats(1, 1e4), st.one_of(st.just(math.inf), rates))
+@given(schedules(), st.floats(0, 20), st.floats(1, 300), st.one_of(st.just(math.inf), rates))
 def test_alone_on_a_link_that_changes(capacity, start_s, size, limit) -> None:
     """The event-driven flow ends when the schedule's own integral says; a slower limit acts as a link of its own."""
     clock = Clock()
