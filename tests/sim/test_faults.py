@@ -128,7 +128,7 @@ def test_a_role_changes_in_mid_transfer(profile) -> None:
 
 
 def test_prompts_that_have_not_begun_leave_a_node_that_drains(profile) -> None:
-    """Four long prompts on two nodes; one node is to decode from 50 ms on, in the middle of its first prompt: its second goes to the other."""
+    """Four long prompts on two nodes; one is to decode from 50 ms on, in the middle of its first prompt: its second goes to the other."""
     requests = [Request(i, 0.0, 250, 4) for i in range(4)]
     of = cluster(profile, prefill=2, decode=1)
     simulation = run(of, requests, FaultPlan(), roles=Once(0.05, Change(0, "decode")), routing=RoundRobin())
