@@ -89,7 +89,7 @@ def test_transfers_take_longer_among_others_and_the_same_each_time(profile) -> N
     of = cluster(profile)
     quiet = run(of, requests)
     busy = replace(of, background=Background(SIZES, 0.5, (("d0",),), seed=1))
-    first, second = run(busy, requests), run(busy, requests)
+    first, second = run(busy, requests, debug=True), run(busy, requests)
     assert repr(first.requests) == repr(second.requests)
     mean = [sum(t.finish_s - t.start_s for t in result.transfers) / 40 for result in (quiet, first)]
     assert mean[1] > 1.2 * mean[0]

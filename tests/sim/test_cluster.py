@@ -34,8 +34,8 @@ def cluster(profile, prefill=1, decode=1, rate=RATE, kv=100_000, **more) -> Clus
     return Cluster(p, d, **more)
 
 
-def run(of: Cluster, requests, bitrate=Raw, routing=None, slo=SLOS):
-    return Simulation(of, requests, bitrate, routing or RoundRobin(), slo).run()
+def run(of: Cluster, requests, bitrate=Raw, routing=None, slo=SLOS, debug=False):
+    return Simulation(of, requests, bitrate, routing or RoundRobin(), slo, debug=debug).run()
 
 
 # -- by hand -----------------------------------------------------------------------------------------------------------------------
