@@ -28,12 +28,12 @@ class RecordWriter:
     prediction intervals; None: no such columns."""
 
     def __init__(self, folder: Path, errors: Mapping[str, Mapping[str, float]] | None = None) -> None:
-        self.folder, self.errors = folder, errors
+        self.folder, self.errors, self.made = folder, errors, False
         self.requests = _Part(RequestRecord, folder / f".{NAMES[0]}.part")
         self.transfers = _Part(TransferRecord, folder / f".{NAMES[1]}.part")
 
     def __enter__(self) -> RecordWriter:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.made = not self.folder.exists()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -48,6 +48,8 @@ class RecordWriter:
                 part.path.replace(self.folder / name)
             else:
                 part.path.unlink(missing_ok=True)
+        if kind is not None and self.made and self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def add(self, requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord]) -> None:
         """Records that will not change any more, in their order."""
@@ -83,6 +85,7 @@ class _Part:
             for name, values in more(batch).items():
                 table = table.append_column(name, pa.array(values, pa.float64()))
             if self.writer is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.writer = pq.ParquetWriter(self.path, table.schema)
             self.writer.write_table(table)
 

@@ -58,15 +58,19 @@ def test_an_open_request_holds_back_what_came_after_it(tmp_path: Path) -> None:
 
 
 def test_a_run_that_breaks_leaves_nothing(tmp_path: Path) -> None:
-    def broken() -> None:
-        with RecordWriter(tmp_path) as writer:
+    def broken(folder: Path) -> None:
+        with RecordWriter(folder) as writer:
             writer.add([request(0)] * 30_000, [])
-            assert len(list(tmp_path.iterdir())) == 1
+            assert (folder / ".requests.parquet.part").is_file()
             raise RuntimeError("it broke")
 
-    with pytest.raises(RuntimeError, match="it broke"):
-        broken()
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "other.txt").write_text("mine")
+    for name in ("new", "kept"):
+        with pytest.raises(RuntimeError, match="it broke"):
+            broken(tmp_path / name)
+    assert not (tmp_path / "new").exists()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["other.txt"]
 
 
 def test_a_run_without_transfers_has_their_columns(tmp_path: Path) -> None:
