@@ -18,6 +18,7 @@ from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, STAGES
 from sim.clock import Wake
 from sim.cluster import Simulation
+from sim.faults import Death, FaultPlan, Straggler
 from sim.job import Job
 from sim.link_faults import LinkFault
 from sim.transport import FRAME_BYTES, Transport
@@ -184,3 +185,39 @@ def test_a_transfer_that_is_given_up_leaves_nothing_behind(
     assert all(pair.idle and pair.backlog_bytes == 0 and not pair.sending and not pair.refining for pair in simulation.fleet.pairs.values())
     assert all(nic.load == pytest.approx(0, abs=1e-6) for nic in simulation.fleet.nics.values())
     assert [i for i, r in enumerate(result.requests) if r.reason == "withdrawn"] == sorted(lost)
+
+
+deaths = st.lists(st.tuples(st.sampled_from(["p0", "p1", "d0", "d1"]), st.floats(0, 2.5), st.floats(0.01, 1)), max_size=3).map(
+    lambda rows: FaultPlan(
+        deaths=tuple(Death(node, at, at + down) for node, at, down in rows), stragglers=(Straggler("p1", 0.5, 3.0, 1.5),)
+    )
+)
+
+
+@settings(max_examples=60)
+@given(
+    requests=arrivals,
+    bitrate=st.sampled_from(sorted(BITRATES)),
+    link_faults=faults,
+    plan=deaths,
+    transport=st.builds(
+        Transport,
+        frame_loss=st.sampled_from([0.0, 0.3]),
+        retry_s=st.sampled_from([0.0, 0.02]),
+        timeout_s=st.sampled_from([0.05, 0.3]),
+        layer_groups=st.integers(1, 3),
+        staging=st.integers(1, 2),
+    ),
+    kv=st.sampled_from([320, 10_000]),
+)
+def test_laws_where_nodes_die_under_transfers_too(profile, requests, bitrate, link_faults, plan, transport, kv) -> None:
+    """Refinement and layer groups, cut off at any moment: the debug run's own laws hold."""
+    of = cluster(profile, 2, 2, rate=5e4, kv=kv, fabric=Capacity.constant(1e5), transport=transport, link_faults=link_faults)
+    simulation = Simulation(of, requests, BITRATES[bitrate], LoadAware(), SLO(0.3, 0.02), faults=plan, debug=True)
+    result = simulation.run()
+    assert len(result.requests) == len(requests)
+    assert all(pair.idle and not pair.sending and not pair.refining for pair in simulation.fleet.pairs.values())
+    assert all(nic.load == pytest.approx(0, abs=1e-6) for nic in simulation.fleet.nics.values())
+    for t in result.transfers:
+        assert t.distortion_final <= t.distortion_start
+        assert t.wire_bytes >= t.refine_bytes
