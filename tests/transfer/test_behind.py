@@ -136,38 +136,44 @@ def test_any_bands_and_any_answers_behind(house, outgoing, ends, answers, start)
 
 
 def test_a_new_transfer_goes_first_and_what_was_whole_is_promised_before(house, outgoing):
-    """On a slow link: three refine, each newer one before the older, and two urgent ones pass between two frames."""
+    """Three refine, each newer one before the older, and an urgent one passes between two frames. The sender is held up in a question
+    while the next transfer is submitted, so that there is something left for it to pass."""
     log = Log()
-    link = PacedLink(Capacity.constant(4e6))
     desk = log.desk(house)
-    sender = house.sender(desk.address, link, keepalive=LASTING)
-    order, passed = [], threading.Event()
+    sender = house.sender(desk.address, PacedLink(Capacity.constant(3e6)), keepalive=LASTING)
+    order, asking, submitted = [], [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
 
     def behind(number):
         def ask(now_s, sent_bytes, sent_cut):
             order.append((number, sent_bytes))
-            if len(order) == 3:
-                passed.set()
+            turn = 0 if (2, ENDS[3]) in order and not asking[0].is_set() else 1 if "urgent" in order and not asking[1].is_set() else None
+            if turn is not None:
+                asking[turn].set()
+                assert submitted[turn].wait(WAIT_S)
             return FINEST
 
         return ask
 
     for number in (1, 2):
         assert sender.submit(log.outgoing(outgoing, number, behind=behind(number))).result(WAIT_S).refining
-    assert passed.wait(WAIT_S)
-    urgent = sender.submit(outgoing(9, [b"u" * 3 * FRAME], on_sent=lambda *_: order.append("urgent"))).result(WAIT_S)
-    assert not urgent.error
-    before = order.index("urgent")
-    assert 2 <= order.count("urgent") <= 4
-    assert order[before : before + order.count("urgent")] == ["urgent"] * order.count("urgent")  # nothing behind comes between
-    assert sender.submit(log.outgoing(outgoing, 3, behind=behind(3))).result(WAIT_S).refining
+    assert asking[0].wait(WAIT_S)
+    urgent = sender.submit(outgoing(9, [b"u" * 3 * FRAME], on_sent=lambda *_: order.append("urgent")))
+    submitted[0].set()
+    assert not urgent.result(WAIT_S).error
+    assert asking[1].wait(WAIT_S)
+    third = sender.submit(log.outgoing(outgoing, 3, behind=behind(3)))
+    submitted[1].set()
+    assert third.result(WAIT_S).refining
+    first = order.index("urgent")
+    assert order[first - 1] == (2, ENDS[3])  # the frame that was decided then is the last before it
+    assert order[first : first + order.count("urgent")] == ["urgent"] * order.count("urgent")  # nothing behind comes between
     ended = [log.followed.get(timeout=WAIT_S).transfer_id for _ in range(3)]
     assert ended == [3, 2, 1]  # the newest has most of its tokens to come
     assert {received.transfer_id for received in drained(desk.commits)} == {1, 2, 3, 9}
+    assert len([log.settled.get(timeout=WAIT_S) for _ in range(3)]) == 3
     refined = drained(log.refined)
     assert all(right for _, _, right in refined)
-    assert next(cut for received, cut, _ in refined if received.transfer_id == 2) < FINEST  # promised when it gave way
-    assert len(drained(log.settled)) == 3
+    assert next(cut for received, cut, _ in refined if received.transfer_id == 2) == 4  # what was whole when it gave way
 
 
 @pytest.mark.parametrize("when", ["at once", "later"])
