@@ -19,10 +19,10 @@ from abkt.serve.layered import RawSink, footer_bytes, groups_of
 from abkt.serve.nic import Nic
 from abkt.serve.refining import Codes, Quality
 from abkt.serve.sampling import GREEDY, Sampling
-from abkt.serve.wire import fingerprint, raw_pieces
+from abkt.serve.wire import fingerprint, raw_sink
 from abkt.transfer.key import find_key
 from abkt.transfer.messages import Hello, Offer
-from abkt.transfer.pieces import BufferSink, ByteSink, PiecesSink
+from abkt.transfer.pieces import BufferSink, ByteSink
 from abkt.transfer.received import Received
 from abkt.transfer.receiver import Receiver
 
@@ -265,7 +265,7 @@ class DecodeWorker:
         self.nic.enter(self._now_s(), offer.request_id, float(expected) if isinstance(expected, int | float) else offer.size)
         if offer.mode == "raw":
             prompt = table[: layout.blocks_for(offer.tokens)]
-            return RawSink(self.engine.pool, prompt, groups) if groups > 1 else PiecesSink(raw_pieces(self.engine.pool, prompt))
+            return RawSink(self.engine.pool, prompt, groups) if groups > 1 else raw_sink(self.engine.pool, prompt)
         return BufferSink(offer.size)
 
     def _price(self, came_bytes: int) -> float:

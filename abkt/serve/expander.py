@@ -6,6 +6,7 @@ from abkt.codec import exact_stream
 from abkt.codec.codec import Codec
 from abkt.kv.pool import Pool
 from abkt.serve.layered import Footer, Group, RawSink, footer_bytes, groups_of, spans
+from abkt.serve.wire import put_raw
 from abkt.transfer.pieces import BufferSink
 from abkt.transfer.received import Received
 
@@ -23,7 +24,9 @@ class Expander:
         if (groups := groups_of(offer)) > 1:
             return self._expand_layers(received, prompt, groups)
         if offer.mode == "raw":
-            return offer.first_token, 0.0  # it came into its place
+            if isinstance(received.sink, BufferSink):  # else it came into its place
+                put_raw(received.sink.data, self._pool, prompt)
+            return offer.first_token, 0.0
         assert isinstance(received.sink, BufferSink)
         data = memoryview(received.sink.data)[: offer.ends[cut]]
         if offer.mode == "exact":

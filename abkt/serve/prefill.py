@@ -28,7 +28,7 @@ from abkt.serve.nic import Nic
 from abkt.serve.pacing import Pacing
 from abkt.serve.peer import Peer, Transfer
 from abkt.serve.sampling import Sampling
-from abkt.serve.wire import fingerprint, raw_pieces
+from abkt.serve.wire import fingerprint, raw_source
 from abkt.transfer.key import find_key
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.outgoing import Outgoing, Sent
@@ -114,7 +114,7 @@ class PrefillWorker:
             return self._encode(table, tokens, decision, importance)
         if decision.mode == "exact":
             return PiecesSource([exact_stream.encode(self.engine.pool, table, tokens)])
-        return PiecesSource(raw_pieces(self.engine.pool, table))
+        return raw_source(self.engine.pool, table)
 
     def _encode(self, table: list[int], tokens: int, decision: Decision, importance: Importance | None) -> Stream:
         pool, depth_bits = self.engine.pool, decision.depth_bits

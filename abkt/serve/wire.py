@@ -1,12 +1,17 @@
-"""Pool memory as the bytes of a raw transfer: whole blocks in token order, adjacent blocks as one piece."""
+"""Pool memory as the bytes of a raw transfer: whole blocks in token order. On a CPU the pool itself, adjacent blocks as one piece; the
+memory of a GPU goes through the host's, gathered in one launch and scattered in one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+from abkt.kv.copy import gather, scatter
 from abkt.kv.pool import Pool
 from abkt.kv.runs import aligned_runs
 from abkt.spec import KVLayout
+from abkt.transfer.pieces import BufferSink, PiecesSink, PiecesSource
 
 
 def fingerprint(layout: KVLayout) -> str:
@@ -17,5 +22,31 @@ def fingerprint(layout: KVLayout) -> str:
 
 
 def raw_pieces(pool: Pool, table: Sequence[int]) -> list[memoryview]:
-    """The memory of the blocks of table, one piece a run. Writable: the same pieces take a raw transfer in."""
+    """The memory of the blocks of table, one piece a run. Writable: the same pieces take a raw transfer in. Of a CPU pool alone."""
     return [pool.run_bytes(run.source, run.blocks) for run in aligned_runs(table, range(len(table)))]
+
+
+def in_place(pool: Pool) -> bool:
+    """Whether a transfer can read and write the pool's own memory."""
+    return pool.data.device.type == "cpu"
+
+
+def raw_source(pool: Pool, table: Sequence[int]) -> PiecesSource:
+    """What a raw transfer of these blocks reads. The blocks must not change until it has ended."""
+    return PiecesSource(raw_pieces(pool, table) if in_place(pool) else [_staged(pool, table)])
+
+
+def raw_sink(pool: Pool, table: Sequence[int]) -> PiecesSink:
+    """What a raw transfer into these blocks writes; where that is a BufferSink, put_raw still has to be called."""
+    return PiecesSink(raw_pieces(pool, table)) if in_place(pool) else BufferSink(len(table) * pool.layout.block_bytes)
+
+
+def put_raw(data: bytearray, pool: Pool, table: Sequence[int]) -> None:
+    """Raw bytes that came through the host's memory, into the blocks of table."""
+    scatter(torch.frombuffer(data, dtype=torch.uint8).to(pool.data.device), pool, table)
+
+
+def _staged(pool: Pool, table: Sequence[int]) -> memoryview:
+    held = torch.empty(len(table) * pool.layout.block_bytes, dtype=torch.uint8, device=pool.data.device)
+    gather(pool, table, held)
+    return held.cpu().numpy().data

@@ -22,14 +22,14 @@ from abkt.codec.codec import Codec
 from abkt.codec.header import Coder
 from abkt.codec.importance import Importance
 from abkt.codec.stream import Stream
-from abkt.kv.runs import aligned_runs
 from abkt.policy.build import build
 from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, TransferView
 from abkt.serve.engine import Engine
+from abkt.serve.wire import put_raw, raw_sink, raw_source
 from abkt.transfer.link import PacedLink
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.outgoing import Outgoing, Sent
-from abkt.transfer.pieces import BufferSink, ByteSink, ByteSource, PiecesSink, PiecesSource
+from abkt.transfer.pieces import BufferSink, ByteSink, ByteSource, PiecesSource
 from abkt.transfer.received import Received
 from abkt.transfer.receiver import Receiver
 from abkt.transfer.sender import Sender
@@ -71,7 +71,6 @@ class Pair:
         self.coder: Coder = coder
         self.policy: BitratePolicy = build(bitrate)
         self.table = list(range(engine.layout.blocks))
-        self.staged = engine.pool.data.device.type != "cpu"  # raw bytes go through the host's memory
         self._arrived: SimpleQueue[Received] = SimpleQueue()
         hello = Hello("prefill", repr(engine.layout.model))
         self._receiver = Receiver(
@@ -90,7 +89,7 @@ class Pair:
 
     def raw(self, tokens: int, first_token: int) -> Travelled:
         """As it is, whatever the policy would say; the policy learns nothing from it."""
-        return self._travel(tokens, first_token, Decision("raw"), self._raw_source(tokens), 0.0)
+        return self._travel(tokens, first_token, Decision("raw"), raw_source(self.prefill.pool, self._blocks(tokens)), 0.0)
 
     def coded(self, tokens: int, first_token: int, importance: Importance, deadline_s: float) -> Travelled:
         """As the policy decides. deadline_s: from now on, when KV should be usable."""
@@ -101,7 +100,7 @@ class Pair:
         decision = self.policy.decide(start_s, view)
         source: ByteSource
         if decision.mode == "raw":
-            source = self._raw_source(tokens)
+            source = raw_source(self.prefill.pool, self._blocks(tokens))
         elif decision.mode == "exact":
             source = PiecesSource([exact_stream.encode(self.prefill.pool, self.table, tokens)])
         else:
@@ -133,10 +132,10 @@ class Pair:
         if view is not None:
             self.policy.delivered(self._now_s(), Delivered(distortion, decision, view, encode_s + sent.acked_s - sent.granted_s))
         begin_s = time.monotonic()
-        if decision.mode == "raw" and self.staged:
-            assert isinstance(received.sink, BufferSink)
-            self._put_staged(received.sink.data, tokens)
-        elif decision.mode != "raw":
+        if decision.mode == "raw":
+            if isinstance(received.sink, BufferSink):  # else it came into its place
+                put_raw(received.sink.data, self.decode.pool, self._blocks(tokens))
+        else:
             assert isinstance(received.sink, BufferSink)
             data = memoryview(received.sink.data)[: offer.ends[received.cut]]
             expand = exact_stream.expand if decision.mode == "exact" else self.codec.expand
@@ -161,26 +160,10 @@ class Pair:
         raise RunError(f"transfer {sent.transfer_id}: {sent.error}")
 
     def _accept(self, peer: str, offer: Offer) -> ByteSink:
-        if offer.mode != "raw" or self.staged:
-            return BufferSink(offer.size)
-        return PiecesSink(self._pieces(self.decode, offer.tokens))
-
-    def _raw_source(self, tokens: int) -> PiecesSource:
-        if self.staged:
-            held = self.prefill.pool.data[torch.tensor(self._blocks(tokens))].cpu()
-            return PiecesSource([held.view(torch.uint8).numpy()])
-        return PiecesSource(self._pieces(self.prefill, tokens))
-
-    def _put_staged(self, data: bytearray, tokens: int) -> None:
-        pool, blocks = self.decode.pool, torch.tensor(self._blocks(tokens))
-        pool.data[blocks] = torch.frombuffer(data, dtype=pool.dtype).view(len(blocks), *pool.data.shape[1:]).to(pool.data.device)
+        return raw_sink(self.decode.pool, self._blocks(offer.tokens)) if offer.mode == "raw" else BufferSink(offer.size)
 
     def _blocks(self, tokens: int) -> list[int]:
         return self.table[: self.prefill.layout.blocks_for(tokens)]
-
-    def _pieces(self, engine: Engine, tokens: int) -> list[memoryview]:
-        table = self._blocks(tokens)
-        return [engine.pool.run_bytes(run.source, run.blocks) for run in aligned_runs(table, range(len(table)))]
 
     def _now_s(self) -> float:
         return time.monotonic() - self.origin_s

@@ -11,11 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abkt.codec.codec import Codec
+from abkt.serve import wire
 from experiments import usage
 from experiments.long_context.answer import Answer, agreement, lacks_memory
 from experiments.long_context.data import Folder
 from experiments.long_context.models import differences
-from experiments.long_context.pair import Pair
 from experiments.long_context.questions import ask, examples
 from experiments.long_context.report import interval, table
 from experiments.long_context.rows import Rows
@@ -71,7 +71,7 @@ def test_kv_without_loss_changes_no_answer(qwen, made_up, tmp_path, bitrate):
 
 def test_raw_bytes_may_go_through_the_hosts_memory(qwen, made_up, tmp_path, monkeypatch):
     """As those of a GPU's pool have to."""
-    monkeypatch.setattr(Pair, "staged", property(lambda self: True, lambda self, value: None), raising=False)
+    monkeypatch.setattr(wire, "in_place", lambda pool: False)
     rows, _ = ran(tmp_path / "out", qwen, made_up, "bitrate=raw", "samples=1", "tasks=[qasper,trec]")
     assert rows.lossless.all()
     assert (rows.agreement == 1).all()
