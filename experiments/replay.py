@@ -54,7 +54,7 @@ class ReplayConfig:
     decode: int
     max_batch: int
     pool_tokens: int
-    transport: str
+    carrier: str
     changes: tuple[ChangeConfig, ...]
     paced: Path | None
     profile: Path | None
@@ -92,10 +92,10 @@ def main(config: ReplayConfig, run: Run) -> None:
         [Change(change.at_s, change.worker, change.role) for change in config.changes],
     )
     spec.layout()  # a folder that is no model is said before anything is made
-    check_transport(config.transport)
+    check_transport(config.carrier)
     moving = bool(config.changes) or Roles(config.roles).moves
     unfit = f"they hold one decode worker, not {config.decode}" if config.decode > 1 else "roles may change" if moving else ""
-    pacing = "userspace" if config.pacing == "auto" and config.transport != "tcp" else config.pacing
+    pacing = "userspace" if config.pacing == "auto" and config.carrier != "tcp" else config.pacing
     with real_network(config.network, pacing, config.seed, spec.prefill, unfit) as network:
         print(plan_line(requests, spec, config, network))
         config.out.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def cluster_spec(config: ReplayConfig) -> ClusterSpec:
         paced=config.paced,
         calibration=config.calibration,
         layer_groups=config.layer_groups,
-        transport=config.transport,
+        transport=config.carrier,
     )
     if config.calibration:
         load(config.calibration).check(spec.layout())

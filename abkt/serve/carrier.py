@@ -15,9 +15,9 @@ TRANSPORTS: dict[str, type[Transport]] = {"tcp": Tcp, "unix": Unix, "shm": Shm}
 def check_transport(name: str, pacing: str = "userspace") -> None:
     """Raises ValueError, one line, for one that is none, or that the kernel cannot hold back."""
     if name not in TRANSPORTS:
-        raise ValueError(f"transport is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
+        raise ValueError(f"carrier is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
     if name != "tcp" and pacing != "userspace":
-        raise ValueError(f"transport {name} does not go with pacing={pacing}, which is TCP's; give pacing=userspace")
+        raise ValueError(f"carrier {name} does not go with pacing={pacing}, which is TCP's; give pacing=userspace")
 
 
 def listening_address(transport: str, host: str, folder: str, worker: str) -> str:
