@@ -142,7 +142,7 @@ def test_a_key_that_cannot_be_used_is_said_before_anything_starts(tiny_model: Pa
 
 
 def test_a_transport_that_is_none_or_that_the_kernel_cannot_pace_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="transport is 'rdma'; it must be one of tcp, unix, shm"):
+    with pytest.raises(ValueError, match="carrier is 'rdma'; it must be one of tcp, unix, shm"):
         Cluster(ClusterSpec(tiny_model, transport="rdma"), tmp_path)
-    with pytest.raises(ValueError, match="transport shm does not go with pacing=socket, which is TCP's; give pacing=userspace"):
+    with pytest.raises(ValueError, match="carrier shm does not go with pacing=socket, which is TCP's; give pacing=userspace"):
         Cluster(ClusterSpec(tiny_model, transport="shm"), tmp_path, pacing="socket")
