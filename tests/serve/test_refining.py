@@ -231,7 +231,7 @@ def outgoing_of(bench: Bench, number: int, stream: Stream) -> Outgoing:
 
 def test_refined_requests_add_up(cluster: Cluster) -> None:
     """A link on which most of the stream comes while tokens are decoded, and one on which there is nothing left to refine."""
-    given = prompts(lengths=(200, 300, 250), osl=60, gap_s=0.2)
+    given = prompts(lengths=(200, 300, 250), osl=200, gap_s=0.2)
     run = cluster.run(given, REFINING, Capacity.constant(1.2e6), SLO(ttft_s=0.3, tpot_s=1.0))
     assert [r.outcome for r in run.requests] == ["completed"] * 3
     refined = [t for t in run.transfers if t.refine_bytes]
