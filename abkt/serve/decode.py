@@ -5,6 +5,7 @@ An offer says in `more`: osl, how to sample, stop (a token that ends it; -1: non
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -27,6 +28,8 @@ from abkt.transfer.received import Received
 from abkt.transfer.receiver import Receiver
 
 ITERATIONS_KEPT = 20_000
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -149,7 +152,11 @@ class DecodeWorker:
         """Expand what has arrived and put the request into the batch."""
         offer, table = received.offer, self._tables[received.transfer_id]
         start_s, cut = time.monotonic(), received.cut
-        first_token, distortion = self._expander.expand(received, table, cut)
+        try:
+            first_token, distortion = self._expander.expand(received, table, cut)
+        except ValueError as error:
+            self._refuse(received, str(error))
+            return
         running = Running(offer.request_id, int(offer.more["osl"]), table, Row(table, offer.tokens), [first_token], received.committed_s)
         running.sampling = Sampling.of(offer.more)
         running.stop, running.stream = int(offer.more.get("stop", -1)), bool(offer.more.get("stream", False))
@@ -160,6 +167,14 @@ class DecodeWorker:
         running.expand_busy_s = running.expand_end_s - start_s
         self.batch.append(running)
 
+    def _refuse(self, received: Received, reason: str) -> None:
+        """What a peer has sent is damaged, though every frame of it was whole: its request fails, the others go on."""
+        request_id = received.offer.request_id
+        log.warning("request %d: what has come is damaged: %s", request_id, reason)
+        self._forget(received)
+        self._release(request_id)
+        self.control.say("failed", request_id=request_id, reason=f"what has come is damaged: {reason}")
+
     def _swap(self) -> None:
         """Better values, between two iterations; of one request at a time, so that the others do not wait long for their tokens."""
         if better := [running for running in self.batch if running.quality.better]:
@@ -169,7 +184,12 @@ class DecodeWorker:
         received, start_s = running.quality.received, time.monotonic()
         assert received is not None
         cut = received.cut
-        _, distortion = self._expander.expand(received, running.table, cut)
+        try:
+            _, distortion = self._expander.expand(received, running.table, cut)
+        except ValueError as error:  # nothing of it was written: decoding goes on with what it has
+            log.warning("request %d: what has come behind its start is damaged: %s", running.request_id, error)
+            running.quality.close()
+            return
         end_s = time.monotonic()
         running.quality.swapped(end_s - self.origin_s, cut, distortion)
         running.expand_busy_s += end_s - start_s

@@ -143,7 +143,7 @@ class Frontend:
                 self.book.prefilled(number, name, parts.prompt.isl, message["prefill_end_s"] - message["prefill_start_s"])
                 ticket.stream([message["token"]])
             elif event in ("sent", "failed"):
-                self.book.sent(number, name, parts.destination, message if event == "sent" else None, now_s)
+                self.book.sent(number, parts.source, parts.destination, message if event == "sent" else None, now_s)
             if event == "sent":
                 seconds = message["acked_s"] - message["granted_s"]
                 self.book.delivered(name, parts.destination, parts.prompt.isl, message["distortion"], seconds, now_s)

@@ -222,6 +222,48 @@ def test_what_is_urgent_takes_the_memory_of_what_refines(bench: Bench) -> None:
     assert bench.worker.codes.held_bytes <= bench.worker.codes.capacity_bytes
 
 
+def test_damage_fails_its_request_alone(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Every frame is whole, but what they hold is no stream of ours: the peer is wrong, not the wire."""
+    free = bench.equipment.segments.can_allocate
+    blocks = next(n for n in range(80, 0, -1) if free(n))
+    for number, damaged in ((1, True), (2, False)):
+        bench.send(number, bench.stream(), 2, osl=9)
+        bench.hear("arrived")
+        (received,) = bench.worker.arrived
+        if damaged:
+            received.sink.data[:64] = bytes(64)  # type: ignore[attr-defined]
+        bench.worker._join(bench.worker.arrived.popleft())
+        if damaged:
+            bench.hear("settled")
+    assert [running.request_id for running in bench.worker.batch] == [2]
+    (failed,) = [message for message in bench.control.said if message["event"] == "failed"]
+    assert failed["request_id"] == 1
+    assert failed["reason"].startswith("what has come is damaged: ")
+    assert len(caplog.records) == 1
+    bench.worker._handle({"op": "cancel", "request_id": 2})
+    bench.hear("settled")
+    assert bench.worker.codes.held_bytes == 0
+    assert free(blocks)
+
+
+def test_damage_behind_the_start_leaves_what_was_there(bench: Bench) -> None:
+    stream = bench.stream()
+    bench.send(1, stream, 2, osl=9)
+    bench.hear("arrived")
+    bench.worker._join(bench.worker.arrived.popleft())
+    (running,) = bench.worker.batch
+    received, before = running.quality.received, bench.equipment.engine.pool.data.clone()
+    bench.until(1, 20)
+    received.sink.data[:64] = bytes(64)  # type: ignore[union-attr]
+    bench.worker._swap()
+    assert torch.equal(bench.equipment.engine.pool.data, before)
+    assert running.quality.cut == 2
+    assert not running.quality.better
+    bench.hear("settled")
+    bench.worker._handle({"op": "cancel", "request_id": 1})
+    assert bench.worker.codes.held_bytes == 0
+
+
 def outgoing_of(bench: Bench, number: int, stream: Stream) -> Outgoing:
     return Outgoing(number, Offer(number, "stream", stream.tokens, stream.ends, more={"osl": 3}), stream, next_cut=lambda *_: 2)
 
