@@ -84,7 +84,12 @@ class MadeUp:
 
     def work(self, others: dict[str, MadeUp], fails: bool) -> None:
         if self.role == "decode" and self.jobs:
-            self._decode(self.jobs[0])
+            job = self.jobs[0]
+            if fails and len(job["out"]) == len(job["tokens"]) + 1:
+                self.jobs.remove(job)
+                self._say("failed", job, reason="what has come is damaged")
+            else:
+                self._decode(job)
         elif self.sending:
             self._send(*self.sending.pop(0), others, fails)
         elif self.role == "prefill" and self.jobs:
