@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from abkt.records import SLO
 from experiments.config import STRICT
 from experiments.contest.match import Match, play
 from experiments.contest.rivals import Aim
-from experiments.contest.worlds import Setting, World, model, real
+from experiments.contest.worlds import World, model, real
 from experiments.manifest import write_manifest
 from experiments.network import Network
 from experiments.network import inputs as network_inputs
@@ -111,24 +110,25 @@ def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
 def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, World, dict[str, Any]]:
     """The world, the model, and what is known of the former. A profile is measured where none is given, and kept beside the results."""
     from abkt.serve.cluster import Cluster, ClusterSpec
+    from experiments.twin import model_of
 
     spec = ClusterSpec(config.model_folder, prefill=config.network.senders)
     spec.layout()
     profile = schema.load(config.profile) if config.profile else _measured(config)
     profile.save(config.out / "profile.json")
-    setting = Setting(profile, config.network.capacity(), config.network.senders, config.network.delay_s)
-    in_model = model(setting, repeats)
+    network, capacity = config.network, config.network.capacity()
+    in_model = model(model_of(spec, profile, capacity, shared=network.senders > 1, delay_s=network.delay_s), repeats)
     if config.world == "model":
         return in_model, in_model, {}
     from experiments.prompts import prompts_for
     from experiments.real_network import real_network
 
-    network = stack.enter_context(real_network(config.network, config.pacing, config.seed))
-    cluster = stack.enter_context(Cluster(replace(spec, key_file=network.key_file), config.out, network.namespaces, network.pacing))
+    over = stack.enter_context(real_network(config.network, config.pacing, config.seed))
+    cluster = stack.enter_context(Cluster(replace(spec, key_file=over.key_file), config.out, over.namespaces, over.pacing))
     shown = stack.enter_context(bar("requests"))
     prompts = [prompts_for(requests, config.seed + i) for i, requests in enumerate(repeats)]
-    in_reality = real(setting, cluster, prompts, lambda: shown.progress.advance(shown.task))
-    return in_reality, in_model, {"pacing": network.pacing, **network.facts}
+    in_reality = real(cluster, profile, capacity, prompts, lambda: shown.progress.advance(shown.task))
+    return in_reality, in_model, {"pacing": over.pacing, **over.facts}
 
 
 def _measured(config: AdaptationConfig) -> Profile:
@@ -167,11 +167,3 @@ def show(network: str, matches: Sequence[Match]) -> None:
 
 def _interval(made: Mapping[str, float]) -> str:
     return f"{made['ratio']:.2f} [{made['low']:.2f}, {made['high']:.2f}]"
-
-
-def read(path: Path) -> Mapping[str, Any]:
-    """An adaptation.json. Raises ValueError, one line, where it is of another schema version."""
-    data = json.loads(path.read_text())
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"{path} has schema version {data.get('schema_version')}, this code reads {SCHEMA_VERSION}")
-    return dict(data)

@@ -81,18 +81,27 @@ def run_model(twin: Twin, spec: ClusterSpec, bitrate: Bitrate, folder: Path) -> 
     """The same policy in the model: as many nodes, with the measured costs; the senders' links are the paced ones."""
     if twin.profile is None:
         raise ValueError("the model needs a profile; measure one with `abkt profile`")
-    groups = min(spec.layer_groups, twin.profile.model.layers)
-    cluster = ModelCluster(
-        prefill=tuple(NodeSpec(f"p{i}", twin.profile, spec.pool_tokens, twin.network) for i in range(spec.prefill)),
-        decode=tuple(NodeSpec(f"d{i}", twin.profile, spec.pool_tokens, Capacity.constant(float("inf"))) for i in range(spec.decode)),
-        max_batch=spec.max_batch,
-        block_tokens=spec.block_tokens,
-        usd_per_gb=twin.usd_per_gb,
-        transport=Transport(layer_groups=groups, staging=groups),  # the real sender holds what is encoded, however much
-    )
+    cluster = model_of(spec, twin.profile, twin.network, usd_per_gb=twin.usd_per_gb)
     requests = [Request(p.request_id, p.arrival_s, p.isl, p.osl) for p in twin.prompts]
     result = Simulation(cluster, requests, lambda: build(bitrate), build(twin.routing), twin.slo).run()
     return _save(folder, "model", result.requests, result.transfers, twin.slo, result.wall_s)
+
+
+def model_of(
+    spec: ClusterSpec, profile: Profile, network: Capacity, shared: bool = False, usd_per_gb: float = 0.0, delay_s: float = 0.0
+) -> ModelCluster:
+    """A real cluster as the model has it. network: each sender's link; shared: the receivers' too, so that senders meet there."""
+    receiving = network if shared else Capacity.constant(math.inf)
+    groups = min(spec.layer_groups, profile.model.layers)
+    return ModelCluster(
+        prefill=tuple(NodeSpec(f"p{i}", profile, spec.pool_tokens, network) for i in range(spec.prefill)),
+        decode=tuple(NodeSpec(f"d{i}", profile, spec.pool_tokens, receiving) for i in range(spec.decode)),
+        max_batch=spec.max_batch,
+        block_tokens=spec.block_tokens,
+        usd_per_gb=usd_per_gb,
+        delay_s=delay_s,
+        transport=Transport(layer_groups=groups, staging=groups),  # the real sender holds what is encoded, however much
+    )
 
 
 def near_ties(margins: Iterable[Sequence[float]]) -> dict[str, float]:

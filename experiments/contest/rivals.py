@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.best import TAIL
 from experiments.contest.scores import p99
 
-TAIL = 8.0  # p99 distortion may be this many times D
 Bitrate = dict[str, Any]  # a policy's configuration, as abkt.policy.build takes it
 
 

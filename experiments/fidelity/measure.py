@@ -158,10 +158,5 @@ def attention_error(held: Held, source: Sequence[torch.Tensor], received: Sequen
     return float(np.mean(found))
 
 
-def pool_blocks(layout_blocks_for: Callable[[int], int], samples: Sequence[Sample]) -> int:
-    """Blocks that a pool needs for a Bench of these samples."""
-    return 2 * max(layout_blocks_for(len(s.prompt) + len(s.continuation)) for s in samples)
-
-
 def _share(right: torch.Tensor, counted: torch.Tensor) -> float:
     return float(right[counted].float().mean()) if counted.any() else float("nan")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from experiments import adaptation
 from experiments.cli import dispatch
+from experiments.results import read_json
 
 SMALL = ["repeats=2", "bits=[2]", "workload.scaling.requests=40"]
 
 
 def test_ours_keep_the_bounds_and_meet_the_slo_more_often(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adaptation.main(["network=wan_oscillating", f"profile={study / 'profile.json'}", *SMALL, f"out={tmp_path}"])
-    (match,) = adaptation.read(tmp_path / "adaptation.json")["matches"]
+    (match,) = read_json(tmp_path / "adaptation.json")["matches"]
     fixed, embedded = match["rows"]["fixed"], match["rows"]["embedded"]
     assert fixed["within_slo"] == pytest.approx(0.9, abs=0.02)
     assert embedded["distortion_mean"] <= fixed["distortion_mean"]
@@ -40,10 +40,3 @@ def test_refused_in_one_line(override: str, message: str, tmp_path: Path, capsys
     errors = capsys.readouterr().err
     assert message in errors
     assert errors.count("\n") == 1
-
-
-def test_results_of_another_schema_version_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "adaptation.json"
-    path.write_text(json.dumps({"schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99"):
-        adaptation.read(path)
