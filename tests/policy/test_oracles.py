@@ -83,6 +83,16 @@ def test_nobody_does_better_than_the_one_who_knows_the_link(name, link, scale, s
     assert known >= guessed - 1e-9
 
 
+@pytest.mark.parametrize("name", ["embedded", "fleet", "oracle_bandwidth"])
+def test_what_is_whole_does_not_miss_a_deadline_that_less_would_keep(name) -> None:
+    """At 2.2 MB/s raw needs 0.550 s, as good as asked 0.576 s, three bits 0.545 s and a bit and a half 0.497 s."""
+    view = TransferView(1_200_000, 0.5, GOOD, EVEN, encode_s=0.36, expand_s=0.08, raw_s=0.005)
+    link, bounds = Capacity.constant(2.2e6), {"target_distortion": TARGET, "mean_distortion": WORST, "max_distortion": WORST}
+    of = OracleBandwidth(link, **bounds) if name == "oracle_bandwidth" else policy(name, 2.2e6, **bounds)
+    decisions = [of.decide(0.0, replace(view, deadline_s=deadline_s)) for deadline_s in (0.4, 0.5, 0.549, 0.56, 9.0)]
+    assert [(d.mode, d.cut) for d in decisions] == [("stream", 1), ("stream", 3), ("stream", 6), ("raw", 0), ("raw", 0)]
+
+
 def test_the_known_link_by_hand() -> None:
     """1 MB/s for 0.2 s, then 0.1 MB/s: 200 + 30 kB pass in half a second, so three bits; with a later drop all that is asked."""
     view = TransferView(1_200_000, 0.5, GOOD, EVEN, raw_s=9.0)

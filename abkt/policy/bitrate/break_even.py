@@ -56,6 +56,15 @@ def without_loss(bytes_per_s: float, view: TransferView, rival: Decision) -> Dec
     return best if best_s <= view.hidden_s or best_s <= usable_s(bytes_per_s, view, rival) else None
 
 
+def whole_instead(bytes_per_s: float, view: TransferView, asked: Decision, sent: Decision, left_s: float) -> Decision | None:
+    """Raw or exact instead of a stream: where it is exposed no longer than what was asked for, and does not miss a deadline (left_s from
+    now) that the coarser stream which would be sent keeps."""
+    whole = without_loss(bytes_per_s, view, asked)
+    if whole is None or sent.cut >= asked.cut:
+        return whole
+    return whole if usable_s(bytes_per_s, view, whole) <= max(view.hidden_s, left_s, usable_s(bytes_per_s, view, sent)) else None
+
+
 def form(bytes_per_s: float, view: TransferView, cut: int) -> Form:
     """The form in which the slope order's cut is usable first; of ties, or where only one can be had, the fixed one."""
     if not view.entropy_share or view.sent_bytes:

@@ -2,7 +2,7 @@
 
 Source: post-compression rate-distortion optimisation (EBCOT, Taubman 2000) applied to KV passes; DESIGN: one embedded stream whose
 rate is a cut. The cut is asked for again before each frame, so it follows a link that changes under a transfer. Where raw or exact bytes
-are usable no later than what was asked for, they go instead (break_even.py). The budget: budget.py.
+are usable no later than what was asked for, they go instead, unless only less would be in time (break_even.py). The budget: budget.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 from abkt.policy.bitrate.base import Linked, bytes_in_time, cut_behind, stream
-from abkt.policy.bitrate.break_even import form, without_loss
+from abkt.policy.bitrate.break_even import form, whole_instead
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import Decision, Delivered, Refined, TransferView
 
@@ -42,9 +42,10 @@ class Embedded(Linked):
             return stream(view, "slope", view.sent_cut, behind=cut_behind(curve, self.behind_distortion))
         low = self.link.low_bytes_per_s(now_s)
         asked = curve.cut_reaching(self.target_distortion)
-        if view.sent_bytes == 0 and (whole := without_loss(low, view, stream(view, "slope", asked))):
-            return whole
         cut = min(asked, curve.cut_within(bytes_in_time(low, now_s, view)))
         if cut < asked:
             cut = max(cut, curve.cut_reaching(self._budget.allowed()))
-        return stream(view, "slope", cut, behind=cut_behind(curve, self.behind_distortion), form=form(low, view, asked))
+        sent = stream(view, "slope", cut, behind=cut_behind(curve, self.behind_distortion), form=form(low, view, asked))
+        if view.sent_bytes == 0:
+            return whole_instead(low, view, stream(view, "slope", asked), sent, view.deadline_s - now_s) or sent
+        return sent

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 
 from abkt.policy.bitrate.base import Linked, bytes_in_time, cut_behind, stream
-from abkt.policy.bitrate.break_even import form, without_loss
+from abkt.policy.bitrate.break_even import form, whole_instead
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import Decision, Delivered, Refined, TransferView
 
@@ -43,11 +43,12 @@ class Fleet(Linked):
         curve = view.slope
         asked = curve.cut_reaching(self.target_distortion)
         low = self.link.low_bytes_per_s(now_s)
-        if view.sent_bytes == 0 and (whole := without_loss(low, view, stream(view, "slope", asked))):
-            return whole
         worth = curve.cut_worth(view.price)
         cut = min(asked, worth, curve.cut_within(bytes_in_time(low, now_s, view)))
         if cut < asked:
             cut = max(cut, curve.cut_reaching(self._budget.allowed()))
         behind = min(cut_behind(curve, self.behind_distortion), worth)
-        return stream(view, "slope", cut, behind=behind, form=form(low, view, asked))
+        sent = stream(view, "slope", cut, behind=behind, form=form(low, view, asked))
+        if view.sent_bytes == 0:
+            return whole_instead(low, view, stream(view, "slope", asked), sent, view.deadline_s - now_s) or sent
+        return sent

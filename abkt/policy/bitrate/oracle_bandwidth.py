@@ -39,21 +39,25 @@ class OracleBandwidth(Blind):
     def decide(self, now_s: float, view: TransferView) -> Decision:
         curve = view.slope
         asked = curve.cut_reaching(self.target_distortion)
-        if view.sent_bytes == 0:
-            asked_s = self._usable_at_s(now_s, view, stream(view, "slope", asked))
-            whole = min((RAW, EXACT) if view.exact_bytes > 0 else (RAW,), key=lambda d: self._usable_at_s(now_s, view, d))
-            if self._usable_at_s(now_s, view, whole) <= max(now_s + view.hidden_s, asked_s):
-                return whole
         in_time = bisect_right(
             range(asked + 1), view.deadline_s, key=lambda cut: self._usable_at_s(now_s, view, Decision("stream", "slope", cut))
         )
         cut = max(0, in_time - 1)
         if cut < asked:
             cut = max(cut, curve.cut_reaching(self._budget.allowed()))
-        return stream(view, "slope", cut, behind=cut_behind(curve, self.behind_distortion))
+        sent = stream(view, "slope", cut, behind=cut_behind(curve, self.behind_distortion))
+        return self._whole_instead(now_s, view, asked, sent) if view.sent_bytes == 0 else sent
 
     def estimate_bytes_per_s(self, now_s: float) -> float:
         return self.capacity.at(now_s)[0]
+
+    def _whole_instead(self, now_s: float, view: TransferView, asked: int, sent: Decision) -> Decision:
+        """As break_even.whole_instead."""
+        whole = min((RAW, EXACT) if view.exact_bytes > 0 else (RAW,), key=lambda d: self._usable_at_s(now_s, view, d))
+        whole_s, hidden_s = self._usable_at_s(now_s, view, whole), now_s + view.hidden_s
+        no_later = whole_s <= max(hidden_s, self._usable_at_s(now_s, view, stream(view, "slope", asked)))
+        in_time = sent.cut >= asked or whole_s <= max(hidden_s, view.deadline_s, self._usable_at_s(now_s, view, sent))
+        return whole if no_later and in_time else sent
 
     def _usable_at_s(self, now_s: float, view: TransferView, decision: Decision) -> float:
         encode_s, wire_bytes, expand_s = parts(view, decision)
