@@ -16,6 +16,7 @@ from abkt.policy.roles.colocated import Colocated
 from abkt.policy.roles.conditional import Conditional
 from abkt.policy.roles.load_aware import LoadAware
 from abkt.policy.roles.loads import FLOOR, loads
+from abkt.policy.roles.scheduled import Scheduled
 from abkt.policy.roles.static import Static
 from abkt.policy.roles.votes import Votes
 from abkt.policy.view import RequestView
@@ -26,6 +27,7 @@ POLICIES: dict[str, Callable] = {
     "conditional": Conditional,
     "arrow": Arrow,
     "load_aware": LoadAware,
+    "scheduled": lambda: Scheduled(changes=[{"at_s": i // 2, "worker": "n", "role": ("prefill", "decode")[i % 2]} for i in range(12)]),
 }
 REQUEST = RequestView(0, isl=1000, osl=100, arrival_s=0.0)
 
@@ -184,6 +186,29 @@ def test_conditional_and_colocated_by_hand() -> None:
     assert Static().begin("prefill") == "prefill"
 
 
+def test_scheduled_by_hand() -> None:
+    """Nothing before its time; the last of a side waits for another; who changes waits for itself; who is gone is forgotten."""
+    plan = [(2.0, "d1", "prefill"), (4.0, "d0", "prefill"), (5.0, "d1", "decode"), (6.0, "p0", "prefill"), (7.0, "p1", "decode")]
+    policy = Scheduled(changes=[{"at_s": at_s, "worker": worker, "role": role} for at_s, worker, role in reversed(plan)])
+
+    def look(now_s: float, **roles: str) -> list[Change]:
+        return policy.decide(now_s, [Node(role, name=name) for name, role in roles.items()])
+
+    assert look(1.9, p0="prefill", p1="prefill", d0="decode", d1="decode") == []
+    assert look(2.0, p0="prefill", p1="prefill", d0="decode", d1="decode") == [Change(3, "prefill")]
+    assert look(4.5, p0="prefill", p1="prefill", d0="decode", d1="") == []  # d0 is the last one that decodes
+    assert look(5.0, p0="prefill", p1="prefill", d0="decode", d1="") == []  # d1 has not got its first new role yet
+    assert look(5.1, p0="prefill", p1="prefill", d0="decode", d1="prefill") == [Change(3, "decode")]
+    assert look(5.2, p0="prefill", p1="prefill", d0="decode", d1="decode") == [Change(2, "prefill")]
+    assert look(6.0, p0="prefill", p1="prefill", d0="prefill", d1="decode") == []  # p0 has that role
+    assert look(7.0, p0="prefill", d0="prefill", d1="decode") == []  # p1 has died
+    assert look(9.0, p0="prefill", p1="prefill", d0="prefill", d1="decode") == []
+    with pytest.raises(ValueError, match="there is no node d7; there are n"):
+        Scheduled(changes=[{"at_s": 1.0, "worker": "d7", "role": "prefill"}]).decide(0.1, [Node()])
+    with pytest.raises(ValueError, match="at_s, worker and role"):
+        Scheduled(changes=[{"at_s": 1.0, "node": "d7", "role": "prefill"}])
+
+
 @pytest.mark.parametrize(
     ("policy", "fields"),
     [
@@ -193,6 +218,8 @@ def test_conditional_and_colocated_by_hand() -> None:
         (LoadAware, {"leave": 1.6}),
         (LoadAware, {"patience": 0}),
         (Votes, {"enter": (4, 3)}),
+        (Scheduled, {"changes": [{"at_s": 1.0, "worker": "d0", "role": "both"}]}),
+        (Scheduled, {"changes": [{"at_s": -1.0, "worker": "d0", "role": "decode"}]}),
     ],
 )
 def test_refused(policy, fields) -> None:
