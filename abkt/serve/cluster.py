@@ -94,8 +94,9 @@ class Change:
 class Run:
     """What came of one run. iterations: (batch, context, seconds) of decode passes. coded: curves of what was coded at full depth.
 
-    outputs, margins: request id -> the tokens it got, and by how much each was chosen (see Choice). roles: (when, worker,
-    role) of changes that were made. codec: which implementation coded. network: what carried the bytes, and who paced them.
+    outputs, margins: request id -> the tokens it got, and by how much each was chosen (see Choice). roles: (when, worker, role) of
+    changes that were made, "" as one began to drain. codec: which implementation coded. network: what carried the bytes, and who paced
+    them.
     """
 
     requests: list[RequestRecord]
@@ -129,6 +130,7 @@ class Cluster:
         self._pacing = "tbf" if namespaces else pacing
         self._numbers = itertools.count()
         self._most_tokens = min(self.model.max_tokens, spec.pool_tokens)
+        self._first = {f"p{i}": "prefill" for i in range(spec.prefill)} | {f"d{i}": "decode" for i in range(spec.decode)}  # as in the model
         if spec.paced:
             for stage in ("prefill", "decode"):
                 schema.load(spec.paced).fit(stage)
@@ -137,10 +139,8 @@ class Cluster:
         if self.spec.transport != "tcp":
             self._sockets = self._resources.enter_context(TemporaryDirectory(prefix="abkt-"))  # a path of a socket must be short
         try:
-            for i in range(self.spec.decode):
-                self.roster.start(f"d{i}", "decode")
-            for i in range(self.spec.prefill):
-                self.roster.start(f"p{i}", "prefill")
+            for name, role in self._first.items():
+                self.roster.start(name, role)
             self.roster.wait(START_TIMEOUT_S)
         except BaseException:
             self.close(ask=False)
@@ -154,6 +154,13 @@ class Cluster:
         """ask: let the workers finish what they are at; without, whoever waits for an error gets it at once."""
         self.roster.close(ask)
         self._resources.close()
+
+    def restore(self) -> None:
+        """Between two runs: everybody who was there from the start and is still there has the role again that it began with."""
+        for name, role in self._first.items():
+            if name in self.roster.members and self.roster.members[name].role != role:
+                self.roster.restore(name, role)
+        self.roster.wait(START_TIMEOUT_S)
 
     def frontend(
         self,
@@ -238,7 +245,7 @@ class Cluster:
         waiting = deque(sorted(prompts, key=lambda p: (p.arrival_s, p.request_id)))
         due = deque(sorted(changes, key=lambda change: change.at_s))
         with shaped(self._namespaces, self._pacing, network, origin_s) as facts:
-            while len(run.requests) < len(prompts):
+            while len(run.requests) < len(prompts) or not self.roster.settled:
                 now_s = frontend.now_s()
                 while due and due[0].at_s <= now_s:
                     change = due.popleft()
@@ -251,7 +258,7 @@ class Cluster:
                         frontend.submit(Ticket(waiting.popleft()))
                 until_s = waiting[0].arrival_s - frontend.now_s() if waiting and not concurrency else 1.0
                 frontend.step(max(0.0, until_s))
-                if frontend.open and time.monotonic() - frontend.heard_s > self.spec.stall_timeout_s:
+                if time.monotonic() - frontend.heard_s > self.spec.stall_timeout_s and (frontend.open or not self.roster.settled):
                     raise ClusterError(
                         f"no worker said anything for {self.spec.stall_timeout_s:.0f} s; {frontend.open} requests are unfinished"
                     )

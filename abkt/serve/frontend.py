@@ -47,7 +47,7 @@ class Frontend:
         self.roster, self.book, self.terms, self.routing, self.origin_s = roster, book, terms, routing, origin_s
         self.heard_s = time.monotonic()  # the last time that a worker said something
         self.codec = ""
-        self.changed: list[tuple[float, str, str]] = []  # when which worker was ready in a role that it had not at the start
+        self.changed: list[tuple[float, str, str]] = []  # when which worker began to drain (role "") or was ready in another role
         self._roles = roles
         self._numbers, self._done, self._coded = numbers, done, coded
         self._open: dict[int, Ticket] = {}  # by request id
@@ -92,6 +92,10 @@ class Frontend:
             self.roster.start(name, role)
         else:
             self.roster.drain(name, role)
+            if self.roster.members[name].state == "draining":
+                self.changed.append((self.now_s(), name, ""))
+                if self.roster.members[name].role == "prefill":
+                    self._tell(name, "withdraw")
             self._let_drained()
 
     def step(self, timeout_s: float) -> None:
@@ -126,6 +130,8 @@ class Frontend:
             case "gone":
                 self.book.freed(message["request_id"], name)
                 self._place()
+            case "withdrawn":
+                self._elsewhere(name, message["request_ids"])
             case "prefilled" | "sent" | "failed" | "finished":
                 self._follow(name, message["request_id"], message)
 
@@ -153,6 +159,17 @@ class Frontend:
                 self._again(ticket, f"{name}: {message['reason']}")
         elif event in ("sent", "failed") or message.get("last"):
             self.book.forget(number, name)
+        self._let_drained()
+        self._place()
+
+    def _elsewhere(self, name: str, numbers: Sequence[int]) -> None:
+        """Prompts that a worker which drains had not begun: they are placed again, before those that came later."""
+        for number in reversed(numbers):
+            self.book.forget(number, name)
+            if (ticket := self._tries.pop(number, None)) and ticket.parts:
+                self.book.freed(number, ticket.parts.destination)
+                ticket.parts = None
+                self._waiting.appendleft(ticket)
         self._let_drained()
         self._place()
 

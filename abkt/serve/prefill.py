@@ -86,6 +86,9 @@ class PrefillWorker:
                     self.waiting.append(message)
                 case "cancel":
                     self._cancel(message["request_id"])
+                case "withdraw":
+                    self.control.say("withdrawn", request_ids=[request["request_id"] for request in self.waiting])
+                    self.waiting.clear()
                 case "refined":
                     for peer in self.peers.values():
                         peer.refined(message["request_id"], message["distortion_token_weighted"])

@@ -106,6 +106,11 @@ class Roster:
         """Those that take requests now."""
         return [name for name, member in self.members.items() if member.role == role and member.state == "ready"]
 
+    @property
+    def settled(self) -> bool:
+        """Whether nobody starts, drains or changes."""
+        return all(member.state == "ready" for member in self.members.values())
+
     def will_serve(self, role: str) -> bool:
         """Whether there is, or will be, one that takes requests in this role."""
         return any((member.then or member.role) == role for member in self.members.values())
@@ -143,6 +148,11 @@ class Roster:
         with suppress(WorkerDied):  # its end is told by its own event
             member.worker.tell("role", role=member.then)
         member.role, member.then, member.state, member.address = member.then, "", "starting", ""
+
+    def restore(self, name: str, role: str) -> None:
+        """Between two runs, when it holds nothing: give it this role again. It says `ready` when it has."""
+        self.members[name].then = role
+        self.drained(name)
 
     def watch(self) -> None:
         """Kill whoever has been silent for too long; those that start may be."""

@@ -77,6 +77,9 @@ class MadeUp:
             for sent in [sent for sent in self.sending if sent[0]["request_id"] == number]:
                 self.sending.remove(sent)
                 self.say(self.name, {"event": "failed", "request_id": number, "reason": "cancelled"})
+        elif op == "withdraw":
+            self.say(self.name, {"event": "withdrawn", "request_ids": [job["request_id"] for job in self.jobs]})
+            self.jobs.clear()
         elif op == "cancel":
             self.unwanted.add(number)
             self.jobs = [job for job in self.jobs if job["request_id"] != number]
@@ -316,8 +319,30 @@ def test_a_policy_of_roles_moves_a_worker_once_it_has_drained() -> None:
     finish(front, roster, 2, done)
     front.step(0.0)
     assert [t.tokens for t in done] == [answer(t.prompt) for t in done]
-    assert [(name, role) for _, name, role in front.changed] == [(draining[0], "prefill")]
+    assert [(name, role) for _, name, role in front.changed] == [(draining[0], ""), (draining[0], "prefill")]
     assert sorted(roster.serving("prefill")) == sorted(["p0", draining[0]])
+
+
+def test_who_drains_gives_back_the_prompts_that_it_has_not_begun() -> None:
+    """Eight prompts in turn on p0 and p1; p0 has computed one of its four and sends it. The other three go to p1."""
+    roster, done = workers(MadeUpRoster()), []
+    front = frontend(roster, done)
+    for i in range(8):
+        front.submit(Ticket(Prompt(i, 0.0, (i,) * 20, 5)))
+    roster.workers["p0"].work(roster.workers, fails=False)
+    front.step(0.0)
+    front.change("p0", "decode")
+    front.submit(Ticket(Prompt(8, 0.0, (8,) * 20, 5)))
+    front.step(0.0)
+    placed = [job["tokens"][0] for job in roster.workers["p1"].jobs]
+    assert placed == [1, 3, 5, 7, 8, 2, 4, 6]  # the ninth came before the worker had answered
+    finish(front, roster, 9, done)
+    assert sorted((t.record.request_id, t.record.prefill_node) for t in done if t.record)[0] == (0, "p0")
+    assert {t.record.prefill_node for t in done if t.record and t.record.request_id} == {"p1"}
+    assert all(t.tokens == answer(t.prompt) and not t.troubles for t in done)
+    front.step(0.0)
+    assert roster.settled
+    assert all(front.book.holds_nothing(name) for name in roster.members)
 
 
 @pytest.mark.parametrize("of", ["colocated.Colocated", "conditional.Conditional", "load_aware.LoadAware"])
