@@ -68,6 +68,7 @@ class Fleet:
         self._weigh()
         self.nics = {spec.name: Nic(Price(max(spec.nic.bytes_per_s))) for spec in specs}
         self.links = {spec.name: self.network.link(spec.name, spec.nic) for spec in specs}
+        self.inbound = {spec.name: self.network.link(f"{spec.name}, inbound", spec.inbound) for spec in specs if spec.inbound}
         self.fabric = (self.network.link("fabric", cluster.fabric),) if cluster.fabric else ()
         links = {**self.links, **{link.name: link for link in self.fabric}}
         LinkFaults(self.network, links, cluster.link_faults)
@@ -119,7 +120,7 @@ class Fleet:
     def pair(self, source: Node, target: Node) -> Pair:
         pair = self.pairs.get((source, target))
         if pair is None:
-            path = (self.links[source.name], *self.fabric, self.links[target.name])
+            path = (self.links[source.name], *self.fabric, self.inbound.get(target.name, self.links[target.name]))
             nics = self.nics[source.name], self.nics[target.name]
             pair = self.pairs[source, target] = Pair(self.carrier, source, target, path, nics, self.bitrate())
         return pair

@@ -92,7 +92,7 @@ def _empty(fleet: Fleet) -> None:
         if node.memory.used or node.active or node.promised_blocks or node.due_blocks or not node.at_rest():
             left = f"{node.memory}, {node.active} requests with {node.promised_blocks} blocks promised"
             raise InvariantError(f"node {node.name} is not empty at the end: {left}")
-    for link in (*fleet.links.values(), *fleet.fabric):
+    for link in (*fleet.links.values(), *fleet.inbound.values(), *fleet.fabric):
         if link.flows:
             raise InvariantError(f"{len(link.flows)} flows are still on link {link.name} at the end")
 

@@ -45,13 +45,15 @@ class Engine:
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One instance. kv_tokens: KV memory; nic: its own link, each way; usd_per_hour: of the whole instance."""
+    """One instance. kv_tokens: KV memory; nic: its own link, each way; usd_per_hour: of the whole instance. inbound: where what comes does
+    not share that link: the link it has for itself."""
 
     name: str
     profile: Profile
     kv_tokens: int
     nic: Capacity
     usd_per_hour: float = 0.0
+    inbound: Capacity | None = None
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,15 @@ def run(of: Cluster, requests, bitrate=Raw, routing=None, slo=SLOS, debug=False)
 # -- by hand -----------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("inbound", "share"), [(None, 0.5), (Capacity.constant(math.inf), 1.0), (Capacity.constant(RATE / 4), 0.125)])
+def test_what_comes_in_may_have_a_link_of_its_own(profile, inbound, share) -> None:
+    """Two prefill nodes send 6,400 bytes to one decode node at the same time: over its one link, over none, over a narrow one."""
+    of = cluster(profile, prefill=2)
+    of = replace(of, decode=(replace(of.decode[0], inbound=inbound),))
+    result = run(of, [Request(i, 1.0, 100, 4) for i in range(2)], debug=True)
+    assert [r.wire_busy_s for r in result.requests] == pytest.approx([6400 / (share * RATE) + 0.00047] * 2)
+
+
 def test_one_raw_request_by_hand(profile) -> None:
     result = run(cluster(profile, usd_per_gb=2.0), [Request(7, 1.0, 100, 4)])
     (record,), (transfer,) = result.requests, result.transfers
