@@ -129,7 +129,7 @@ class RingConnection:
     def readable(self, timeout_s: float) -> bool:
         until_s = time.monotonic() + timeout_s
         while not (self._filled or self._end):
-            if not self._poll.poll(max(0.0, until_s - time.monotonic()) * 1e3):
+            if not self._comes(max(0.0, until_s - time.monotonic())):
                 return False
             self._listen()
             if timeout_s <= 0:
@@ -173,10 +173,14 @@ class RingConnection:
         """For a count, one tick at most: whether one has come. Raises PeerLost if none will."""
         if self._end:
             raise PeerLost(self._end)
-        came = bool(self._poll.poll(min(TICK_S, self._silence_s / 4) * 1e3))
+        came = self._comes(min(TICK_S, self._silence_s / 4))
         if came:
             self._listen()
         return came
+
+    def _comes(self, timeout_s: float) -> bool:
+        """Whether the socket has a count, or its end, within timeout_s."""
+        return bool(self._poll.poll(timeout_s * 1e3))
 
     def _listen(self) -> None:
         """Take in all the counts that have come."""
