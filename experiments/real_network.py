@@ -33,9 +33,9 @@ class RealNetwork:
 
 
 @contextmanager
-def real_network(network: NetworkConfig | DriveConfig, pacing: str, seed: int, prefill: int = 0, unfit: str = "") -> Iterator[RealNetwork]:
-    """pacing: auto, or what it must be. prefill: workers on that side; 0: as many as the network's senders. unfit: why this cluster has no
-    place in namespaces. Raises ValueError or OSError, one line, if that cannot be had.
+def real_network(network: NetworkConfig | DriveConfig, pacing: str, seed: int, prefill: int = 0, decode: int = 1) -> Iterator[RealNetwork]:
+    """pacing: auto, or what it must be. prefill: workers on that side; 0: as many as the network's senders. decode: workers on the other.
+    Raises ValueError or OSError, one line, if that cannot be had.
 
     auto: namespaces if they can be had, else socket pacing; neither for one unlimited link without delay and loss.
     """
@@ -48,9 +48,9 @@ def real_network(network: NetworkConfig | DriveConfig, pacing: str, seed: int, p
         if math.isinf(lowest) and not needed:
             pacing = "userspace"  # which paces nothing then
         else:
-            why_not = unfit or Namespaces.why_not()
+            why_not = Namespaces.why_not()
             pacing = "socket" if why_not else "tbf"
-    elif pacing == "tbf" and (why_not := unfit or Namespaces.why_not()):
+    elif pacing == "tbf" and (why_not := Namespaces.why_not()):
         raise ValueError(f"pacing=tbf needs network namespaces: {why_not}")
     if needed and pacing != "tbf":
         raise ValueError(f"{', '.join(needed)} needs network namespaces: {why_not or f'pacing is {pacing}'}")
@@ -60,7 +60,7 @@ def real_network(network: NetworkConfig | DriveConfig, pacing: str, seed: int, p
     with ExitStack() as stack:
         key_file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="abkt-key-"))) / "key"
         _write_key(key_file)
-        made = Namespaces(prefill or network.senders, network.delay_s, network.loss, lowest, seed)
+        made = Namespaces(prefill or network.senders, network.delay_s, network.loss, lowest, seed, receivers=decode)
         yield RealNetwork(pacing, {}, stack.enter_context(made), str(key_file))
 
 

@@ -69,7 +69,6 @@ class ReplayConfig:
 def main(config: ReplayConfig, run: Run) -> None:
     from abkt.serve.carrier import check_transport
     from abkt.serve.cluster import Change, Cluster
-    from abkt.serve.roles import Roles
     from experiments.manifest import write_manifest
     from experiments.prompts import prompts_for
     from experiments.real_network import real_network
@@ -93,10 +92,8 @@ def main(config: ReplayConfig, run: Run) -> None:
     )
     spec.layout()  # a folder that is no model is said before anything is made
     check_transport(config.carrier)
-    moving = bool(config.changes) or Roles(config.roles).moves
-    unfit = f"they hold one decode worker, not {config.decode}" if config.decode > 1 else "roles may change" if moving else ""
     pacing = "userspace" if config.pacing == "auto" and config.carrier != "tcp" else config.pacing
-    with real_network(config.network, pacing, config.seed, spec.prefill, unfit) as network:
+    with real_network(config.network, pacing, config.seed, spec.prefill, spec.decode) as network:
         print(plan_line(requests, spec, config, network))
         config.out.mkdir(parents=True, exist_ok=True)
         spec = replace(spec, key_file=network.key_file)

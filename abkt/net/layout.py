@@ -26,25 +26,30 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """senders p0, p1, … and one receiver d0. One sender: a link between the two. More: a bridge, whose port towards d0 they share.
+    """senders p0, p1, … and receivers d0, d1, …. One of each: a link between the two. More: a bridge, whose port towards a node is what all
+    who send to it share.
 
-    Every node's own egress is shaped, and with several senders the receiver's ingress, so that they meet at one bottleneck.
+    Every node's own egress is shaped, and behind a bridge its ingress too, so that senders meet at one bottleneck; whichever way it sends,
+    as nodes may change their roles. A relayed link is the receiver's, and there is one receiver then.
     """
 
     senders: int = 1
     relayed: bool = False
+    receivers: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.senders <= 200:
-            raise ValueError(f"{self.senders} senders; there must be 1 to 200")
+        if min(self.senders, self.receivers) < 1 or self.senders + self.receivers > 250:
+            raise ValueError(f"{self.senders} senders and {self.receivers} receivers; there must be one of each, and at most 250 nodes")
+        if self.relayed and self.receivers > 1:
+            raise ValueError(f"delay and loss are those of one receiver's link, and there are {self.receivers} receivers")
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        return (*(f"p{i}" for i in range(self.senders)), "d0")
+        return (*(f"p{i}" for i in range(self.senders)), *(f"d{i}" for i in range(self.receivers)))
 
     @property
     def bridged(self) -> bool:
-        return self.senders > 1
+        return len(self.nodes) > 2
 
     @property
     def rooms(self) -> tuple[str, ...]:
@@ -54,12 +59,12 @@ class Layout:
     def links(self) -> tuple[Link, ...]:
         if not self.bridged:
             return (Link(End("p0", "eth0"), End("d0", "eth0"), self.relayed),)
-        ports = tuple(Link(End(node, "eth0"), End(HUB, node)) for node in self.nodes[:-1])
-        return (*ports, Link(End(HUB, "d0"), End("d0", "eth0"), self.relayed))
+        ports = tuple(Link(End(node, "eth0"), End(HUB, node)) for node in self.nodes[: self.senders])
+        return (*ports, *(Link(End(HUB, node), End(node, "eth0"), self.relayed) for node in self.nodes[self.senders :]))
 
     def shaped(self) -> tuple[End, ...]:
         own = tuple(End(node, "eth0") for node in self.nodes)
-        return (*own, End(HUB, "d0")) if self.bridged else own
+        return (*own, *(End(HUB, node) for node in self.nodes)) if self.bridged else own
 
     def number(self, node: str) -> int:
         return self.nodes.index(node) + 1

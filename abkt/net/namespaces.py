@@ -26,7 +26,7 @@ _count = itertools.count()
 
 
 class Namespaces(AbstractContextManager["Namespaces"]):
-    """One namespace a node: senders p0, p1, … and a receiver d0, with one shaped link each (see Layout).
+    """One namespace a node: senders p0, p1, … and receivers d0, d1, …, with one shaped link each (see Layout).
 
     delay_s: propagation, each way. loss: share of packets lost, each way. Both need a relay process of their own, as netem is not
     everywhere. lowest_bytes_per_s: what `shape` will set them to at the least. Raises NetworkError, one line, where namespaces cannot be
@@ -41,8 +41,9 @@ class Namespaces(AbstractContextManager["Namespaces"]):
         lowest_bytes_per_s: float = math.inf,
         seed: int = 0,
         mtu: int = MTU,
+        receivers: int = 1,
     ) -> None:
-        self.layout = Layout(senders, relayed=delay_s > 0 or loss > 0)
+        self.layout = Layout(senders, delay_s > 0 or loss > 0, receivers)
         self.delay_s, self.loss, self.mtu = delay_s, loss, mtu
         self._lowest_bytes_per_s = lowest_bytes_per_s
         self._seed = seed
@@ -103,7 +104,8 @@ class Namespaces(AbstractContextManager["Namespaces"]):
         """For the summary of a run. payload_share: of the shaped bytes, what TCP's users see."""
         relay: dict[str, object] = {"relay": self._relay.report()} if self._relay else {}
         link = {"delay_s": self.delay_s, "loss": self.loss, "mtu": self.mtu, "payload_share": payload_share(self.mtu)}
-        return {"senders": self.layout.senders, **link, "congestion_control": self._congestion_control(), **relay}
+        nodes = {"senders": self.layout.senders, "receivers": self.layout.receivers}
+        return {**nodes, **link, "congestion_control": self._congestion_control(), **relay}
 
     def _make(self) -> None:
         layout = self.layout
@@ -155,7 +157,7 @@ class Namespaces(AbstractContextManager["Namespaces"]):
             run(*room, "neighbour", "add", self.address(other), "lladdr", self.layout.hardware(other), "dev", "eth0", "nud", "permanent")
 
     def _neighbours(self, node: str) -> Iterable[str]:
-        return ("d0",) if node != "d0" else self.layout.nodes[:-1]
+        return (other for other in self.layout.nodes if other != node)
 
     def _congestion_control(self) -> str:
         return run("ip", "netns", "exec", self.name("p0"), "cat", "/proc/sys/net/ipv4/tcp_congestion_control").strip()

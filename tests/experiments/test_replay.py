@@ -72,7 +72,7 @@ def test_replay_runs_many_workers_in_a_closed_loop_with_a_change_of_roles(tiny_m
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["decode=2", "pacing=tbf"], "pacing=tbf needs network namespaces: they hold one decode worker, not 2"),
+        (["decode=2", "pacing=socket", "network=wan_10ms"], "network.delay_s=0.01 needs network namespaces: pacing is socket"),
         (["paced=nowhere.json"], "profile nowhere.json does not exist; make one with `abkt profile out=DIR`"),
         (["decode=0"], "1 prefill and 0 decode workers, max_batch 8: each must be at least 1"),
     ],

@@ -106,20 +106,49 @@ def test_the_share_that_is_lost() -> None:
     assert facts["relay"]["lost"] >= sent - came
 
 
+def shares(net: Namespaces, receivers: dict[str, list[str]], seconds: float = 4.0) -> dict[str, list[float]]:
+    """Bytes a second from each of a receiver's senders, all of them at once."""
+    servers = {}
+    for node, senders in receivers.items():
+        code = (
+            f"import sys; sys.path.insert(0, {str(TRAFFIC.parent)!r}); import traffic; traffic.many({net.address(node)!r}, {len(senders)})"
+        )
+        servers[node] = subprocess.Popen([*net.command(node), sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    for server in servers.values():
+        assert server.stdout is not None
+        assert server.stdout.readline() == "up\n"
+    pumps = [start(net, sender, "pump", net.address(node), seconds) for node, senders in receivers.items() for sender in senders]
+    found = {node: json.loads(server.communicate(timeout=60)[0]) for node, server in servers.items()}
+    for pump in pumps:
+        with pump:
+            pump.wait(timeout=10)
+    return found
+
+
 def test_four_senders_share_the_receivers_link() -> None:
     with Namespaces(senders=4, lowest_bytes_per_s=2.5e6) as net:
         net.shape(2.5e6)
-        code = f"import sys; sys.path.insert(0, {str(TRAFFIC.parent)!r}); import traffic; traffic.many({net.address('d0')!r}, 4)"
-        with subprocess.Popen([*net.command("d0"), sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            assert server.stdout.readline() == "up\n"
-            senders = [start(net, f"p{i}", "pump", net.address("d0"), 4.0) for i in range(4)]
-            shares = json.loads(server.communicate(timeout=60)[0])
-            for sender in senders:
-                with sender:
-                    sender.wait(timeout=10)
-    assert sum(shares) == pytest.approx(2.5e6 * payload_share(1500), rel=0.1)
-    assert min(shares) > 0
+        found = shares(net, {"d0": ["p0", "p1", "p2", "p3"]})["d0"]
+    assert sum(found) == pytest.approx(2.5e6 * payload_share(1500), rel=0.1)
+    assert min(found) > 0
+
+
+@pytest.mark.parametrize(
+    ("flows", "whole"),
+    [
+        ({"d0": ["p0"], "d1": ["p1"]}, [["d0"], ["d1"]]),  # each its own
+        ({"d0": ["p0"], "d1": ["p0"]}, [["d0", "d1"]]),  # the sender's is shared
+        ({"p0": ["p1", "d0"], "d1": ["d0"]}, [["p0"]]),  # roles have changed: the meeting point is where they send now
+    ],
+    ids=["apart", "one sender", "turned around"],
+)
+def test_several_receivers_have_a_link_each(flows: dict[str, list[str]], whole: list[list[str]]) -> None:
+    """whole: receivers whose flows together have one link's rate."""
+    with Namespaces(senders=2, receivers=2, lowest_bytes_per_s=2.5e6) as net:
+        net.shape(2.5e6)
+        found = shares(net, flows)
+    for together in whole:
+        assert sum(sum(found[node]) for node in together) == pytest.approx(2.5e6 * payload_share(1500), rel=0.15)
 
 
 def names() -> set[str]:
@@ -144,7 +173,7 @@ def break_inside(**options: float) -> None:
         raise RuntimeError("in the middle")
 
 
-@pytest.mark.parametrize("options", [{}, {"senders": 3}, {"delay_s": 0.01}, {"senders": 2, "loss": 0.1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"senders": 3, "receivers": 2}, {"delay_s": 0.01}, {"senders": 2, "loss": 0.1}], ids=str)
 def test_nothing_is_left_behind_and_nothing_else_touched(options: dict[str, float]) -> None:
     before = host()
     with pytest.raises(RuntimeError, match="in the middle"):
