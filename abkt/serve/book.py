@@ -13,7 +13,7 @@ from typing import Any
 from abkt.capacity import Capacity
 from abkt.policy.bitrate.break_even import parts
 from abkt.policy.build import build
-from abkt.policy.view import BitratePolicy, Curve, Delivered, GoodputSample, TransferView
+from abkt.policy.view import BitratePolicy, Curve, Delivered, GoodputSample, Refined, TransferView
 from abkt.profile.expect import expected_view, kv_deadline_s
 from abkt.profile.schema import Profile
 from abkt.serve.control import Message
@@ -203,6 +203,11 @@ class Book:
         if pair := self._pairs.get((source, target)):
             view = replace(self.expect.view(isl, now_s), encode_s=0.0)
             pair.policy.delivered(now_s, Delivered(distortion, pair.policy.decide(now_s, view), view, seconds))
+
+    def refined(self, source: str, target: str, refined: Refined, now_s: float) -> None:
+        """For the same: what became of a start that was refined."""
+        if pair := self._pairs.get((source, target)):
+            pair.policy.refined(now_s, refined)
 
     def freed(self, number: int, target: str, tpot_s: float = math.nan) -> None:
         """The decode worker holds nothing of it any more."""

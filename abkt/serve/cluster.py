@@ -45,7 +45,8 @@ class ClusterSpec:
     each as far as there are cores.
 
     paced: the profile.json of a machine that the workers stand for, sleeping its times; none: they compute. transport: see
-    abkt.serve.carrier. importance_window, calibration, layer_groups, key_file, encrypt: as in WorkerConfig.
+    abkt.serve.carrier. turns: the workers share one device and take turns with it, see abkt.serve.turn. importance_window, calibration,
+    layer_groups, key_file, encrypt: as in WorkerConfig.
     """
 
     model_folder: Path
@@ -63,8 +64,11 @@ class ClusterSpec:
     encrypt: bool = False
     paced: Path | None = None
     transport: str = "tcp"
+    turns: bool = False
 
     def __post_init__(self) -> None:
+        if self.turns and self.paced:
+            raise ValueError("workers that sleep their times have no need of turns; they go with compute=real")
         if self.layer_groups < 1 or (self.paced and self.layer_groups > 1):
             raise ValueError(f"layer_groups is {self.layer_groups}; it must be at least 1, and 1 where compute is paced")
         if min(self.prefill, self.decode, self.max_batch) < 1:
@@ -120,7 +124,7 @@ class Cluster:
     def __init__(self, spec: ClusterSpec, log_dir: Path, namespaces: Namespaces | None = None, pacing: str = "userspace") -> None:
         find_key(spec.key_file, spec.encrypt)  # better refused here than by a worker
         check_transport(spec.transport, "tbf" if namespaces else pacing)
-        self._sockets = ""
+        self._sockets, self._log_dir = "", log_dir
         self._resources = ExitStack()
         self.spec = spec
         self.layout = spec.layout()
@@ -230,10 +234,9 @@ class Cluster:
         def done(ticket: Ticket) -> None:
             record = ticket.record
             assert record is not None
-            record.cost_usd = record.wire_bytes * usd_per_gb / 1e9
+            record.cost_usd = ticket.wire_bytes * usd_per_gb / 1e9
             run.requests.append(record)
-            if ticket.transfer:
-                run.transfers.append(ticket.transfer)
+            run.transfers.extend([*ticket.failed, *([ticket.transfer] if ticket.transfer else [])])
             if record.outcome == "completed":
                 run.outputs[record.request_id], run.margins[record.request_id] = ticket.tokens, ticket.margins
             keep(record)
@@ -291,6 +294,7 @@ class Cluster:
             importance_window=spec.importance_window,
             calibration=str(spec.calibration) if spec.calibration else "",
             layer_groups=spec.layer_groups,
+            turn=str(self._log_dir / "turn") if spec.turns else "",
             key_file=spec.key_file,
             encrypt=spec.encrypt,
             host=self._namespaces.address(name) if self._namespaces else "127.0.0.1",

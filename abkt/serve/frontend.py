@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
-from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView, RoutingPolicy
+from abkt.policy.view import DecodeLoad, PrefillLoad, Refined, RequestView, RoutingPolicy
 from abkt.serve.book import Book
 from abkt.serve.control import Message
 from abkt.serve.merge import Parts
@@ -52,6 +52,7 @@ class Frontend:
         self._numbers, self._done, self._coded = numbers, done, coded
         self._open: dict[int, Ticket] = {}  # by request id
         self._tries: dict[int, Ticket] = {}  # by number of the try
+        self._former: dict[int, tuple[Ticket, Parts]] = {}  # tries that were given up, until their sender tells what it had sent
         self._waiting: deque[Ticket] = deque()
         for name, member in roster.members.items():
             if member.state == "ready":
@@ -140,6 +141,8 @@ class Frontend:
         event, now_s = message["event"], self.now_s()
         ticket = self._tries.get(number)
         parts = ticket.parts if ticket else None
+        if (event in ("sent", "failed") or message.get("last")) and (former := self._former.pop(number, None)):
+            former[0].lost(former[1], message, self.book.expect.layout.model)
         if event == "finished":
             self.book.freed(number, name, message["decode_busy_s"] / max(1, len(message["tokens"]) - 1))
         if ticket and parts:
@@ -156,7 +159,7 @@ class Frontend:
             if parts.complete:
                 self._finish(ticket, parts)
             elif event == "failed":
-                self._again(ticket, f"{name}: {message['reason']}")
+                self._again(ticket, f"{name}: {message['reason']}", message if name == parts.source else None)
         elif event in ("sent", "failed") or message.get("last"):
             self.book.forget(number, name)
         self._let_drained()
@@ -177,6 +180,9 @@ class Frontend:
         record = ticket.complete(parts, self.book.expect.layout.model, self.terms.compute)
         if parts.refinable and parts.source in self.roster.members:
             self._tell(parts.source, "refined", request_id=ticket.number, distortion_token_weighted=record.distortion_token_weighted)
+            start = parts.said["sent"]["distortion"]
+            refined = Refined(start, min(start, record.distortion_token_weighted))
+            self.book.refined(parts.source, parts.destination, refined, self.now_s())
         if parts.single:
             self.book.freed(ticket.number, parts.destination)
             self.book.forget(ticket.number, parts.source)
@@ -194,19 +200,23 @@ class Frontend:
         del self._open[ticket.prompt.request_id]
         self._done(ticket)
 
-    def _again(self, ticket: Ticket, trouble: str) -> None:
-        """The try has failed: give it up on both sides, and have another one, if there may be one."""
-        self._abandon(ticket)
+    def _again(self, ticket: Ticket, trouble: str, ended: Message | None = None) -> None:
+        """The try has failed: give it up on both sides, and have another one, if there may be one. ended: what its sender said of that."""
+        self._abandon(ticket, ended)
         ticket.troubles.append(trouble)
         if len(ticket.troubles) >= TRIES:
             self._close(ticket, "failed", "; ".join(dict.fromkeys(ticket.troubles)))
         else:
             self._waiting.appendleft(ticket)
 
-    def _abandon(self, ticket: Ticket) -> None:
+    def _abandon(self, ticket: Ticket, ended: Message | None = None) -> None:
         """Whoever still has something of it is told to drop it; each answers when it has, and until then the book holds its place."""
         self._tries.pop(ticket.number, None)
         if parts := ticket.parts:
+            if ended := ended or parts.said.get("sent"):
+                ticket.lost(parts, ended, self.book.expect.layout.model)
+            elif parts.source in self.roster.members:
+                self._former[ticket.number] = ticket, parts
             for name in (parts.source, parts.destination):
                 if name in self.roster.members and self.roster.members[name].state != "starting":
                     self._tell(name, "cancel", request_id=ticket.number)
@@ -224,6 +234,7 @@ class Frontend:
         self.book.leave(name)
         if role == "decode":
             self._tell_prefill("unpeer", name=name)
+        self._former = {number: former for number, former in self._former.items() if former[1].source != name}
         hit = [t for t in self._tries.values() if t.parts and name in (t.parts.source, t.parts.destination)]
         for ticket in reversed(hit):
             assert ticket.parts is not None

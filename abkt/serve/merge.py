@@ -92,8 +92,31 @@ def request_record(parts: Parts, model: ModelSpec, compute: str = "real") -> Req
         record.distortion_final = last["distortion_final"]
         record.distortion_token_weighted = last["distortion_token_weighted"]
     else:
+        record.wire_bytes = parts.said["failed"].get("wire_bytes", 0)
         record.reason = f"its tokens came, its transfer's figures did not: {parts.said['failed']['reason']}"
     return record
+
+
+def failed_transfer(parts: Parts, message: Message, model: ModelSpec) -> TransferRecord | None:
+    """Of a try that came to nothing: what the prefill worker said of its end, `sent` where only the decode worker failed. None: it had not
+    begun."""
+    if "wire_bytes" not in message:
+        return None
+    prompt, ended_s = parts.prompt, message.get("acked_s", math.nan)
+    of: Message = {"mode": "", "pacing": "", "ended_s": ended_s, **parts.said.get("prefilled", {}), **message}
+    return TransferRecord(
+        request_id=prompt.request_id,
+        source=parts.source,
+        destination=parts.destination,
+        start_s=of["granted_s"],
+        finish_s=of["ended_s"],
+        mode=of["mode"],
+        wire_bytes=of["wire_bytes"],
+        raw_bytes=prompt.isl * model.kv_bytes_per_token,
+        pacing=of["pacing"],
+        outcome="failed",
+        reason=of.get("reason", "what had been sent was lost with its receiver"),
+    )
 
 
 def transfer_record(parts: Parts, model: ModelSpec) -> TransferRecord:

@@ -98,7 +98,8 @@ class PrefillWorker:
                     self._end()
                     return str(message.get("role", ""))
             while self.waiting and self.control.inbox.empty() and self._fits(self.waiting[0]):
-                self._prefill(self.waiting.popleft())
+                with self.equipment.turn:
+                    self._prefill(self.waiting.popleft())
 
     def _cancel(self, request_id: int) -> None:
         """Nobody waits for it any more. It is said to have failed, unless it is done."""
@@ -247,7 +248,9 @@ class PrefillWorker:
         if transfer.dropped:
             return
         if sent.error:
-            self.control.say("failed", request_id=request_id, reason=f"transfer: {sent.error}")
+            spent = {"mode": transfer.decision.mode, "wire_bytes": sent.wire_bytes, "granted_s": sent.granted_s - self.origin_s}
+            begun = {} if math.isnan(sent.granted_s) else {**spent, "ended_s": self._now_s(), "pacing": transfer.peer.pacing}
+            self.control.say("failed", request_id=request_id, reason=f"transfer: {sent.error}", **begun)
             return
         distortion = transfer.delivered(sent)
         self.control.say(

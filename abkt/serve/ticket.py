@@ -10,7 +10,8 @@ from typing import Any
 from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
 from abkt.records import RequestRecord, TransferRecord
-from abkt.serve.merge import Parts, request_record, transfer_record
+from abkt.serve.control import Message
+from abkt.serve.merge import Parts, failed_transfer, request_record, transfer_record
 from abkt.serve.prompt import Prompt
 from abkt.spec import ModelSpec
 
@@ -37,7 +38,8 @@ class Terms:
 class Ticket:
     """A request that is open, and what came of it. tokens, margins: of the outputs, as far as they are known. troubles: of earlier tries.
 
-    on_tokens: told new tokens of a streamed one. record, transfer: when it is done.
+    on_tokens: told new tokens of a streamed one. record, transfer: when it is done. failed: transfers of earlier tries, as far as their
+    senders have told of them by then.
     """
 
     prompt: Prompt
@@ -49,6 +51,12 @@ class Ticket:
     number: int = -1
     record: RequestRecord | None = None
     transfer: TransferRecord | None = None
+    failed: list[TransferRecord] = field(default_factory=list)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Of all its tries."""
+        return (self.record.wire_bytes if self.record else 0) + sum(transfer.wire_bytes for transfer in self.failed)
 
     def stream(self, tokens: list[int]) -> None:
         """They are new."""
@@ -69,12 +77,17 @@ class Ticket:
         self.tokens = [*self.tokens[:before], *outputs]
         self.margins = [*[math.nan] * before, *parts.margins()]
         self.record = record = request_record(parts, model, compute)
-        record.isl, record.osl = self.prompt.isl, len(self.tokens)
+        record.isl, record.osl, record.retries = self.prompt.isl, len(self.tokens), len(self.troubles)
         record.reason = "; ".join(filter(None, (*self.troubles, record.reason)))
         self.transfer = transfer_record(parts, model) if parts.transfer else None
         return record
 
+    def lost(self, parts: Parts, ended: Message, model: ModelSpec) -> None:
+        """A try came to nothing; ended: what its sender said of that."""
+        if transfer := failed_transfer(parts, ended, model):
+            self.failed.append(transfer)
+
     def give_up(self, outcome: str, reason: str, compute: str) -> None:
         prompt = self.prompt
         self.record = RequestRecord(prompt.request_id, prompt.isl, prompt.osl, prompt.arrival_s, compute=compute)
-        self.record.outcome, self.record.reason = outcome, reason
+        self.record.outcome, self.record.reason, self.record.retries = outcome, reason, max(0, len(self.troubles) - 1)

@@ -57,6 +57,7 @@ class MadeUp:
     jobs: list[dict[str, Any]] = field(default_factory=list)  # prefill: to do; decode: in the batch
     sending: list[tuple[dict[str, Any], int]] = field(default_factory=list)
     unwanted: set[int] = field(default_factory=set)
+    sent_bytes: int = 0
     dead: bool = False
 
     def tell(self, op: str, /, **fields: Any) -> None:
@@ -108,10 +109,15 @@ class MadeUp:
     def _send(self, job: dict[str, Any], token: int, others: dict[str, MadeUp], fails: bool) -> None:
         target = others.get(job["destination"])
         if fails or target is None or target.dead or job["request_id"] in target.unwanted:
-            self._say("failed", job, reason="the way is cut")
+            if fails:  # in the middle: some bytes had left
+                self.sent_bytes += 7
+                self._say("failed", job, reason="the way is cut", mode="raw", wire_bytes=7, granted_s=1.0, ended_s=2.0, pacing="none")
+            else:
+                self._say("failed", job, reason="the way is cut")
             return
         target.jobs.append({**job, "out": [*job["tokens"], token]})
         stats = dict.fromkeys(("granted_s", "last_byte_s", "acked_s", "wire_busy_s", "wire_bytes", "calls", "cut", "retries", "resumes"), 1)
+        self.sent_bytes += 1
         self._say("sent", job, distortion=0.0, **stats)
 
     def _decode(self, job: dict[str, Any]) -> None:
@@ -229,6 +235,8 @@ def test_whatever_happens_every_request_is_done_once_and_nothing_stays_promised(
         else:
             assert record.reason == "cancelled" or len(ticket.troubles) == TRIES
             assert stream == answer(ticket.prompt)[: len(stream)]
+    assert sum(ticket.wire_bytes for ticket in done) == sum(worker.sent_bytes for worker in roster.workers.values())
+    assert not front._former
     assert all(front.book.holds_nothing(name) for name in roster.members)
     assert all(book.free_blocks == LAYOUT.blocks and book.kv_used == 0 for book in front.book.decode.values())
 
