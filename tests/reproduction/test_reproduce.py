@@ -58,6 +58,8 @@ def test_the_layout_text_has_both_gains_and_their_ratio() -> None:
     theirs = 0.0678 / 0.0044
     assert f"| tcp | 500 | 2,048 / 32 / 1 | 60 | 30 | 20 | 3 | {theirs:.3g} | {3 / theirs:.3g} |" in text
     assert "94.4% less; the text says 96%" in text
+    assert "| 500 | 8 | 20 | 2.5 |" in text  # between two nodes
+    assert "between two nodes" not in "\n".join(flowkv.layout_text(pd.DataFrame(rows).assign(transport="shm")))
 
 
 def test_cells() -> None:
