@@ -74,7 +74,7 @@ def two_nodes_text(measured: pd.DataFrame) -> list[str]:
     if not cells:
         return []
     why = (
-        "There a network card writes into GPU memory; here one core copies every byte into a socket and another one out of it, on one host."
+        "There a network card writes into GPU memory; here one core copies every byte into a socket and another one out of it."
     )
     headings = ("tokens", "published, between two nodes (ms)", "TCP here, contiguous (ms)", "ratio")
     return [*table(headings, cells), f"Why they differ: {why}", ""]
