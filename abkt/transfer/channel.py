@@ -65,7 +65,7 @@ class Channel:
 
     def arrived(self, timeout_s: float) -> bool:
         """Whether a frame has begun to arrive within timeout_s. Keeps the connection alive; raises PeerSilent."""
-        self._tick()
+        self.tick()
         if self.connection.readable(timeout_s):
             return True
         if time.monotonic() - self._heard_s >= self.keepalive.silence_s:
@@ -77,14 +77,14 @@ class Channel:
         while not self.arrived(self.keepalive.tick_s):
             pass
         data = bytearray(HEADER_BYTES)
-        self.connection.receive([memoryview(data)], self._tick)
+        self.connection.receive([memoryview(data)], self.tick)
         self._heard_s = time.monotonic()
         self._heard += 1
         return parse(data)
 
     def payload(self, header: Header, buffers: Sequence[memoryview]) -> None:
         """Read the payload into the buffers, and check it; raises FrameError if it is damaged, and then the buffers hold rubbish."""
-        self.incoming.open(header, buffers, lambda step: self.connection.receive(step, self._tick))
+        self.incoming.open(header, buffers, lambda step: self.connection.receive(step, self.tick))
         self._heard_s = time.monotonic()
 
     def message(self, header: Header) -> bytes:
@@ -132,8 +132,8 @@ class Channel:
             return str(error)
         return ""
 
-    def _tick(self) -> None:
-        """Raises PeerSilent if a stranger has stayed one for too long."""
+    def tick(self) -> None:
+        """Between two frames, say that we live when it is time to. Raises PeerSilent if a stranger has stayed one for too long."""
         if self.greeted_by_s < math.inf and time.monotonic() >= self.greeted_by_s:
             raise PeerSilent(f"{self.peer} has not proved who it is within {self.keepalive.greet_s:g} s")
         if not self._within and time.monotonic() - self._spoke_s >= self.keepalive.ping_s:

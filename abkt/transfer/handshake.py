@@ -51,7 +51,7 @@ def greet(channel: Channel, hello: Hello, key: Key | None) -> None:
     """Of the side that connected. Raises PeerError if the peer refuses, FrameError if this side does: its security or key is another."""
     hello = _armed(hello, key)
     channel.greeted_by_s = time.monotonic() + channel.keepalive.greet_s
-    channel.send(Header(FrameType.HELLO), [hello.payload()])
+    channel.send(Header(FrameType.HELLO), [hello.payload()], channel.tick)  # some transports wait for the peer before the first byte
     theirs = Hello.parse(channel.expect(FrameType.HELLO)[1])
     channel.peer = theirs.node
     _check_security(theirs, hello)
