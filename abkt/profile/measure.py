@@ -1,7 +1,8 @@
 """Measure this machine: calibration requests through a real 1P1D cluster, fits over what its stages took.
 
 The workers that serve are the ones that are measured, each on its core while the other computes, so every cost is a cost under load.
-Six kinds of run, on an unpaced link: raw, exact, each fixed depth, and the entropy form; then a burst, for large decode batches.
+Six kinds of run, on an unpaced link: raw, exact, each fixed depth, and the entropy form; then a burst, for large decode batches. On a GPU
+there are neither exact ones nor the entropy form, whose messages are made on the CPU; workers that share it take turns (ClusterSpec.turns).
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def calibrate(
     samples = Samples()
     progress("warm-up")
     cluster.run(prompts(spaced[:3]), _policy(8), UNLIMITED, NO_SLO)
-    for depth in (*WHOLE, *map(str, reversed(DEPTHS_BITS)), "entropy"):
+    on_cpu = cluster.spec.device == "cpu"
+    for depth in ("raw", *(["exact"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else [])):
         progress(f"{depth} bits" if depth.isdigit() else depth)
         samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth)
     progress("burst")
@@ -95,7 +97,7 @@ def calibrate(
         curves=tuple(c for c in samples.curves if c.slope.bits[-1] >= max(DEPTHS_BITS)),
         fingerprint=fingerprint(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        exact_share=samples.exact_bytes / samples.exact_raw_bytes,
+        exact_share=samples.exact_bytes / samples.exact_raw_bytes if samples.exact_raw_bytes else 0.0,
         entropy_share=samples.entropy_share(),
     )
 

@@ -24,8 +24,8 @@ class WorkerConfig:
     on. transport: see abkt.serve.carrier; sockets: a folder for those that need one. paced: the profile.json of the machine that it
     stands for (compute=paced); empty: it computes. importance_window: last queries of a prompt that weigh its cells in slope order; 0:
     flat weights. calibration: the model's calibration.json; empty: none. layer_groups: a prompt's KV begins to leave when the first of so
-    many groups of layers is computed; 1: when all are. key_file: the key of its transfers, empty for what ABKT_KEY_FILE names, or none;
-    encrypt: hide them too."""
+    many groups of layers is computed; 1: when all are. turn: a file by which the workers of one device take turns; empty: they do not.
+    key_file: the key of its transfers, empty for what ABKT_KEY_FILE names, or none; encrypt: hide them too."""
 
     name: str
     role: str
@@ -43,6 +43,7 @@ class WorkerConfig:
     importance_window: int = 32
     calibration: str = ""
     layer_groups: int = 1
+    turn: str = ""
     key_file: str = ""
     encrypt: bool = False
 

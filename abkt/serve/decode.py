@@ -99,10 +99,11 @@ class DecodeWorker:
                     self.receiver.close()
                     return str(message.get("role", ""))
                 self._handle(message)
-            while self.arrived and len(self.batch) < self.config.max_batch:
-                self._join(self.arrived.popleft())
-            self._swap()
-            self._iterate()
+            with self.equipment.turn:
+                while self.arrived and len(self.batch) < self.config.max_batch:
+                    self._join(self.arrived.popleft())
+                self._swap()
+                self._iterate()
 
     def _handle(self, message: Message) -> None:
         match message["op"]:

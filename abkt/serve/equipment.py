@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from abkt.codec import exact_stream
 from abkt.codec.calibration import load
@@ -15,16 +18,19 @@ from abkt.serve.attention import Row
 from abkt.serve.control import WorkerConfig
 from abkt.serve.engine import Engine, read_spec, rope_theta
 from abkt.serve.paced import PacedEngine
+from abkt.serve.turn import Turn
 from abkt.spec import KVLayout
 
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """prepare(tokens): have the KV of a prompt ready, where it is not computed for each; the pool must be empty."""
+    """prepare(tokens): have the KV of a prompt ready, where it is not computed for each; the pool must be empty. turn: held while its
+    device computes."""
 
     engine: Engine | PacedEngine
     codec: Codec
     segments: Segments
+    turn: AbstractContextManager[object] = field(default_factory=nullcontext)
 
     def prepare(self, tokens: Sequence[int]) -> None:
         if isinstance(self.engine, PacedEngine):
@@ -41,7 +47,13 @@ def equip(config: WorkerConfig) -> Equipment:
     engine, codec = Engine(folder, layout, config.device), Codec(layout, rope_theta=rope_theta(folder), calibration=calibration)
     _warm_up(engine, codec)
     paced = PacedEngine(engine, schema.load(Path(config.paced))) if config.paced else engine
-    return Equipment(paced, codec, Segments(config.blocks))
+    return Equipment(paced, codec, Segments(config.blocks), _turn(config))
+
+
+def _turn(config: WorkerConfig) -> AbstractContextManager[object]:
+    if not config.turn:
+        return nullcontext()
+    return Turn(Path(config.turn), torch.cuda.synchronize if config.device == "cuda" else lambda: None)
 
 
 def _warm_up(engine: Engine, codec: Codec) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from abkt.codec import exact_stream
 from abkt.codec.codec import Codec
 from abkt.kv.pool import Pool
@@ -20,6 +22,12 @@ class Expander:
 
     def expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
         """Write what is promised up to a cut; returns the prompt's first token and its distortion. Raises ValueError for damage."""
+        done = self._expand(received, table, cut)
+        if self._pool.data.device.type == "cuda":
+            torch.cuda.synchronize()  # else its time would be that of the iteration behind it
+        return done
+
+    def _expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
         offer, prompt = received.offer, table[: self._pool.layout.blocks_for(received.offer.tokens)]
         if (groups := groups_of(offer)) > 1:
             return self._expand_layers(received, prompt, groups)

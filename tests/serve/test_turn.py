@@ -1,0 +1,70 @@
+"""Workers that share a device take turns."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from abkt.serve.cluster import Cluster, ClusterSpec
+from abkt.serve.turn import Turn
+from tests.serve.test_engine import generate
+from tests.serve.test_real_cluster import INT8, SLOW_SLO, UNLIMITED, prompts
+
+TAKE = """
+import sys, time
+from pathlib import Path
+from abkt.serve.turn import Turn
+with Turn(Path(sys.argv[1])):
+    print("mine", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_at_a_time_and_what_was_enqueued_is_waited_for(tmp_path: Path) -> None:
+    inside: list[str] = []
+    most: list[int] = []
+
+    def work(name: str) -> None:
+        turn = Turn(tmp_path / "turn", finish=lambda: inside.remove(name))  # its work ends only there
+        for _ in range(50):
+            with turn:
+                inside.append(name)
+                most.append(len(inside))
+                time.sleep(0.0005)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 150
+
+
+def test_a_process_that_is_killed_lets_go(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", TAKE, str(tmp_path / "turn")], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"mine\n"
+        process.kill()
+    with Turn(tmp_path / "turn"):
+        pass
+
+
+def test_who_sleeps_needs_no_turn(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="they go with compute=real"):
+        ClusterSpec(tmp_path, paced=tmp_path / "profile.json", turns=True)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_takes_turns_says_what_it_would_say_anyway(tiny_model: Path, tmp_path: Path) -> None:
+    given = prompts(lengths=(37, 200, 500, 64), gap_s=0.02)
+    with Cluster(ClusterSpec(tiny_model, pool_tokens=2048, turns=True), tmp_path) as cluster:
+        run = cluster.run(given, INT8, UNLIMITED, SLOW_SLO)
+        assert (tmp_path / "turn").exists()
+    assert {r.outcome for r in run.requests} == {"completed"}
+    for p in given:
+        assert run.outputs[p.request_id][0] == generate(tiny_model, list(p.tokens), 1)[0]
