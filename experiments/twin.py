@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,16 @@ from sim.workload import Request
 NEAR_TIE = 1e-3  # of logits
 Progress = Callable[[int, int], None]
 Bitrate = Mapping[str, Any]  # a policy's configuration, as abkt.policy.build takes it
+UNLIMITED = Capacity.constant(math.inf)
+REBUILD_S = 0.002  # from the moment that a real worker has drained until it is ready in its other role
 
 
 @dataclass(frozen=True, slots=True)
 class Twin:
     """What both worlds share. isl and osl of the prompts are those of the scaled trace. usd_per_gb: of wire bytes, 10^9.
 
-    routing: a policy's configuration. roles, concurrency, changes: as in Cluster.run; for the real world alone.
+    routing, roles: configurations of policies. concurrency, changes: as in Cluster.run; for the real world alone. shared, delay_s: as in
+    model_of. payload_share: of the link's bytes, those that are no packet's headers; 1 where the link itself counts none.
     """
 
     prompts: Sequence[Prompt]
@@ -45,6 +48,9 @@ class Twin:
     roles: Mapping[str, Any] = field(default_factory=lambda: STATIC)
     concurrency: int = 0
     changes: Sequence[Change] = ()
+    shared: bool = False
+    delay_s: float = 0.0
+    payload_share: float = 1.0
 
 
 def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progress: Progress, **facts: Any) -> dict[str, Any]:
@@ -81,25 +87,35 @@ def run_model(twin: Twin, spec: ClusterSpec, bitrate: Bitrate, folder: Path) -> 
     """The same policy in the model: as many nodes, with the measured costs; the senders' links are the paced ones."""
     if twin.profile is None:
         raise ValueError("the model needs a profile; measure one with `abkt profile`")
-    cluster = model_of(spec, twin.profile, twin.network, usd_per_gb=twin.usd_per_gb)
+    network = replace(twin.network, bytes_per_s=tuple(rate * twin.payload_share for rate in twin.network.bytes_per_s))
+    cluster = model_of(spec, twin.profile, network, twin.shared, twin.usd_per_gb, twin.delay_s)
     requests = [Request(p.request_id, p.arrival_s, p.isl, p.osl) for p in twin.prompts]
-    result = Simulation(cluster, requests, lambda: build(bitrate), build(twin.routing), twin.slo).run()
-    return _save(folder, "model", result.requests, result.transfers, twin.slo, result.wall_s)
+    simulation = Simulation(cluster, requests, lambda: build(bitrate), build(twin.routing), twin.slo, roles=build(twin.roles))
+    result = simulation.run()
+    assert simulation.changes is not None
+    return _save(folder, "model", result.requests, result.transfers, twin.slo, result.wall_s, roles=simulation.changes.log)
 
 
 def model_of(
     spec: ClusterSpec, profile: Profile, network: Capacity, shared: bool = False, usd_per_gb: float = 0.0, delay_s: float = 0.0
 ) -> ModelCluster:
-    """A real cluster as the model has it. network: each sender's link; shared: the receivers' too, so that senders meet there."""
-    receiving = network if shared else Capacity.constant(math.inf)
+    """A real cluster as the model has it. network: what each node sends over; shared: and what it receives over, so that senders meet
+    there; else that is unlimited."""
     groups = min(spec.layer_groups, profile.model.layers)
+
+    def nodes(role: str, count: int) -> tuple[NodeSpec, ...]:
+        return tuple(
+            NodeSpec(f"{role}{i}", profile, spec.pool_tokens, network, inbound=network if shared else UNLIMITED) for i in range(count)
+        )
+
     return ModelCluster(
-        prefill=tuple(NodeSpec(f"p{i}", profile, spec.pool_tokens, network) for i in range(spec.prefill)),
-        decode=tuple(NodeSpec(f"d{i}", profile, spec.pool_tokens, receiving) for i in range(spec.decode)),
+        prefill=nodes("p", spec.prefill),
+        decode=nodes("d", spec.decode),
         max_batch=spec.max_batch,
         block_tokens=spec.block_tokens,
         usd_per_gb=usd_per_gb,
         delay_s=delay_s,
+        rebuild_s=REBUILD_S,
         transport=Transport(layer_groups=groups, staging=groups),  # the real sender holds what is encoded, however much
     )
 

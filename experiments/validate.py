@@ -11,15 +11,19 @@ import pyarrow as pa
 
 from abkt.profile import schema
 from abkt.records import SLO
+from abkt.spec import ModelSpec
 from experiments.config import STRICT
 from experiments.manifest import write_manifest
 from experiments.network import Network
+from experiments.network import inputs as network_inputs
 from experiments.results import write_json, write_text
 from experiments.show import bar
 from experiments.stamp import write_stamped
-from experiments.validation.document import fidelity, percent, verdict
+from experiments.validation.condition import Condition
+from experiments.validation.document import emulated, fidelity, percent, verdict
 from experiments.validation.folder import Folder, load_case
-from experiments.validation.scores import by_stage, coverage, drift, errors, rank_correlation, regrets, targets
+from experiments.validation.scores import by_condition, by_stage, coverage, drift, errors, rank_correlation, regrets, targets
+from experiments.validation.switches import placement, switches
 from experiments.verb import Run, verb
 from experiments.workload import TraceWorkload, read_workload
 
@@ -27,28 +31,19 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
     from abkt.profile.schema import Profile
-    from abkt.serve.cluster import ClusterSpec
     from experiments.twin import Twin
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """Under what the same policies run: another link, another load, other lengths and other requests of the trace."""
-
-    network: Network
-    speedup: float
-    isl_scale: float
-    skip: int
-
-
-@dataclass(frozen=True, slots=True)
 class ValidateConfig:
-    """network: what policies believe at first. targets: e2e and ttft, mean relative errors, and regret, goodput lost. drift: measure the
-    machine again at the end."""
+    """network: what policies believe at first. prefill, decode: workers of a condition that does not say. targets: e2e and ttft, mean
+    relative errors, and regret, goodput lost. drift: measure the machine again at the end."""
 
-    model_folder: Path
+    model_folder: Path | None
+    shape: ModelSpec | None
+    device: str
     network: Network
     workload: TraceWorkload
     bitrates: dict[str, dict[str, Any]]
@@ -70,12 +65,32 @@ class ValidateConfig:
     def __post_init__(self) -> None:
         if self.compute not in ("real", "paced"):
             raise ValueError(f"compute is {self.compute}; it must be real or paced")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device is {self.device}; it must be cpu or cuda")
+        if self.device == "cuda" and self.compute == "real":
+            raise ValueError("device=cuda with compute=real: two phases would share one GPU's time; add compute=paced, or take compute=gpu")
+        if (self.model_folder is None) == (self.shape is None):
+            raise ValueError("give model_folder, or null and the shape of a model that is to be made, such as +model@shape=llama-3.1-8b")
         if min(self.prefill, self.decode, self.requests, self.repeats) < 1:
             raise ValueError("prefill, decode, requests and repeats must be at least 1")
-        if self.compute == "real" and (self.prefill, self.decode) != (1, 1):
-            raise ValueError(f"{self.prefill}P{self.decode}D with compute=real would share cores; add compute=paced")
+        if not self.conditions or not self.bitrates:
+            raise ValueError("a validation needs a condition and a bitrate policy")
         if missing := {"e2e", "ttft", "regret"} - set(self.targets):
             raise ValueError(f"targets lacks {min(missing)}")
+        for name, condition in self.sized().items():
+            if self.compute == "real" and condition.cluster != "1P1D":
+                raise ValueError(f"{condition.cluster} with compute=real would share cores; add compute=paced")
+            condition.check(name)
+
+    @property
+    def folder(self) -> Path:
+        """Of the model."""
+        assert self.model_folder or self.shape
+        return self.model_folder or self.out / self.shape.name  # type: ignore[union-attr]
+
+    def sized(self) -> dict[str, Condition]:
+        """The conditions, with as many workers as each has."""
+        return {name: condition.sized(self.prefill, self.decode) for name, condition in self.conditions.items()}
 
 
 @verb("validate")
@@ -83,45 +98,64 @@ def main(config: ValidateConfig, run: Run) -> None:
     from abkt.serve.cluster import Cluster, ClusterSpec
     from experiments.profile import measure
     from experiments.twin import run_model, run_real
+    from experiments.validation.clusters import Clusters
 
-    real = ClusterSpec(config.model_folder)
-    real.layout()  # a folder that is no model is said before anything is made
-    workloads = {name: read_workload(_workload(config, condition), config.seed)[0] for name, condition in config.conditions.items()}
+    real = ClusterSpec(config.folder, device=config.device, turns=config.device == "cuda")
+    check_device(config.device)
+    if config.shape is None:
+        real.layout()  # a folder that is no model is said before anything is made
+    conditions = config.sized()
+    for name, condition in conditions.items():
+        condition.check_namespaces(name)
+    workloads = {name: read_workload(_workload(config, condition), config.seed)[0] for name, condition in conditions.items()}
     print(plan_line(config, max(requests[-1].arrival_s for requests in workloads.values())))
     config.out.mkdir(parents=True, exist_ok=True)
+    if config.shape:
+        from experiments.validation.shaped import make
+
+        make(config.shape, config.folder, config.seed)
     if config.profile:
         profile = schema.load(config.profile)
     else:
         with Cluster(real, config.out) as cluster, bar("profile") as progress:
             profile = measure(cluster, config.seed, progress.step)
     profile.save(config.out / "profile.json")
-    spec = replace(real, prefill=config.prefill, decode=config.decode)
-    if config.compute == "paced":
-        spec = replace(spec, paced=config.out / "profile.json")
+    spec = replace(real, turns=False, paced=config.out / "profile.json") if config.compute == "paced" else real
     folder = Folder(config.out, config.repeats)
-    twins = {name: _twin(config, condition, workloads[name], profile) for name, condition in config.conditions.items()}
+    twins = {name: _twin(config, condition, workloads[name], profile) for name, condition in conditions.items()}
     for name, twin in twins.items():  # before anything has run
         for policy, bitrate in config.bitrates.items():
-            run_model(twin, spec, bitrate, folder.model(name, policy))
-    with Cluster(spec, config.out) as cluster:
+            run_model(twin, conditions[name].spec(spec), bitrate, folder.model(name, policy))
+    with Clusters(spec, config.out, config.seed) as clusters:
         for repeat in range(config.repeats):  # outermost: what drifts on the machine is then noise, and no bias of a policy
             for name, twin in twins.items():
                 for policy, bitrate in config.bitrates.items():
+                    cluster = clusters.of(conditions[name])
                     with bar(f"{repeat + 1} of {config.repeats}, {name}, {policy}", len(twin.prompts)) as progress:
                         run_real(twin, cluster, bitrate, folder.real(name, policy, repeat), progress.update)
     again: dict[str, float] = {}
     if config.drift:
         with Cluster(real, config.out) as cluster, bar("profile again") as progress:
             again = drift(profile, measure(cluster, config.seed, progress.step))
-    report(config, run, folder, profile, spec, again)
+    report(config, run, folder, profile, again)
 
 
-def report(config: ValidateConfig, run: Run, folder: Folder, profile: Profile, spec: ClusterSpec, again: Mapping[str, float]) -> None:
+def check_device(device: str) -> None:
+    """Raises ValueError, one line, where this machine has none of it."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("device=cuda: this machine has no GPU that PyTorch can use")
+
+
+def report(config: ValidateConfig, run: Run, folder: Folder, profile: Profile, again: Mapping[str, float]) -> None:
     """validation.parquet, validation.json, FIDELITY.md and the manifest, from the records of the runs."""
     cases = [load_case(folder, condition, policy) for condition in config.conditions for policy in config.bitrates]
     found = errors(cases)
     stages, regret, correlation = by_stage(found), regrets(cases, config.max_distortion, config.slo), rank_correlation(cases)
     covered, met = coverage(cases, profile), targets(stages, regret, config.targets)
+    each, placed, moved = by_condition(found), placement(cases), switches(cases)
     write_stamped(run.out / "validation.parquet", pa.Table.from_pandas(found, preserve_index=False), run)
     write_json(
         run.out / "validation.json",
@@ -132,11 +166,16 @@ def report(config: ValidateConfig, run: Run, folder: Folder, profile: Profile, s
             "regret": [asdict(r) for r in regret],
             "rank_correlation": correlation,
             "coverage": covered,
+            "conditions": each,
+            "placement": placed,
+            "switches": moved,
             "drift": again,
         },
     )
-    write_text(run.out / "FIDELITY.md", fidelity({**facts(config, spec), "drift": again}, stages, met, regret, correlation, covered))
-    write_manifest(run, [config.workload.path.expanduser(), config.model_folder / "config.json"])
+    text = fidelity({**facts(config), "drift": again}, stages, met, regret, correlation, covered, each, placed, moved)
+    write_text(run.out / "FIDELITY.md", text)
+    drives = [path for condition in config.conditions.values() for path in network_inputs(condition.network)]
+    write_manifest(run, [config.workload.path.expanduser(), *drives, config.folder / "config.json"])
     for target in met:
         words = f"{target['name']} {percent(target['value'])}, target {percent(target['target'])}, noise {percent(target['noise'])}"
         print(f"{words}; met: {verdict(target)}")
@@ -147,40 +186,29 @@ def plan_line(config: ValidateConfig, span_s: float) -> str:
     """What will run, on what, and for how long."""
     runs, profiles = len(config.conditions) * len(config.bitrates) * config.repeats, (config.profile is None) + config.drift
     first = "profile this machine; " if config.profile is None else ""
-    on = f"{config.prefill}P{config.decode}D compute={config.compute}"
     return (
         f"plan: {first}predict and then run {', '.join(config.bitrates)} under {', '.join(config.conditions)}, "
-        f"{config.repeats} times each, {config.requests} requests a run, on {on}; "
+        f"{config.repeats} times each, {config.requests} requests a run, on {_clusters(config)} compute={config.compute}; "
         f"at most {(60 * profiles + runs * (span_s + 5)) / 60:.0f} minutes"
     )
 
 
-def facts(config: ValidateConfig, spec: ClusterSpec) -> Mapping[str, Any]:
-    emulated = [
-        "The link: frames are held back in user space until a link of the given capacity would have passed them, then cross loopback TCP; "
-        "no loss, no propagation delay.",
-        "Prompts are recall lines of the probe's own kind, at the trace's scaled lengths.",
-    ]
-    if config.compute == "paced":
-        emulated.append("Prefill and decode: workers sleep the times of the profile and send stored KV through the real codec and sockets.")
+def facts(config: ValidateConfig) -> Mapping[str, Any]:
+    conditions = config.sized()
     return {
-        "cluster": f"{spec.prefill}P{spec.decode}D on {config.model_folder.name}",
+        "cluster": f"{_clusters(config)} on {config.folder.name}",
         "compute": config.compute,
+        "device": config.device,
         "repeats": config.repeats,
         "requests": config.requests,
-        "conditions": {name: _words(condition) for name, condition in config.conditions.items()},
+        "conditions": {name: condition.words() for name, condition in conditions.items()},
         "policies": list(config.bitrates),
-        "emulated": emulated,
+        "emulated": emulated(conditions.values(), config.compute == "paced", config.device == "cuda"),
     }
 
 
-def _words(condition: Condition) -> str:
-    network = condition.network
-    capacity = network.capacity()
-    low, high = (rate * 8 / 1e6 for rate in (min(capacity.bytes_per_s), max(capacity.bytes_per_s)))
-    link = f"a link of {high:.4g} Mbit/s" if low == high else f"a link between {high:.4g} and {low:.4g} Mbit/s"
-    pace = f"arrivals {condition.speedup:g} times as fast as the trace's"
-    return f"{link}, {pace}, its lengths times {condition.isl_scale:g}, from request {condition.skip} on"
+def _clusters(config: ValidateConfig) -> str:
+    return ", ".join(dict.fromkeys(condition.cluster for condition in config.sized().values()))
 
 
 def _workload(config: ValidateConfig, condition: Condition) -> TraceWorkload:
@@ -198,4 +226,13 @@ def _twin(config: ValidateConfig, condition: Condition, requests: Sequence[Any],
     from experiments.prompts import prompts_for
     from experiments.twin import Twin
 
-    return Twin(prompts_for(requests, config.seed), condition.network.capacity(), config.slo, profile)
+    return Twin(
+        prompts_for(requests, config.seed),
+        condition.network.capacity(),
+        config.slo,
+        profile,
+        roles=condition.roles,
+        shared=condition.shared,
+        delay_s=condition.network.delay_s,
+        payload_share=condition.payload_share,
+    )

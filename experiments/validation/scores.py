@@ -91,6 +91,21 @@ def by_stage(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def by_condition(found: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row a condition, TTFT and E2E: mean size of the error of the mean over policies, its bias, and the noise beside it."""
+    rows = []
+    for (condition, stage), part in found[found["quantile"] == "mean"].groupby(["condition", "stage"], sort=False):
+        if stage in ("ttft", "e2e"):
+            size = part.error.abs()
+            rows.append(
+                {
+                    "condition": condition, "stage": stage, "measured_s": part.measured_s.mean(), "error": size.mean(),
+                    "bias": part.error.mean(), "worst": size.max(), "noise": part.noise.mean(),
+                }
+            )  # fmt: skip
+    return rows
+
+
 def coverage(cases: Sequence[Case], profile: Profile) -> dict[str, float]:
     """Share of measured requests whose TTFT and E2E lie within the model's own 95 % interval."""
     inside: dict[str, list[float]] = {"ttft": [], "e2e": []}

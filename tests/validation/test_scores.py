@@ -117,7 +117,7 @@ def test_drift_and_the_document() -> None:
     cases = [case("raw", run(0.4), run(0.4, 0.9), run(0.4, 1.1)), case("int4", run(0.2), run(0.2), run(0.2))]
     found = errors(cases)
     stages, regret = by_stage(found), regrets(cases, 0.02, LIMIT)
-    facts = {"cluster": "1P1D on m", "compute": "real", "repeats": 2, "requests": 40, "conditions": {"c": "a link"}}
+    facts = {"cluster": "1P1D on m", "compute": "real", "device": "cpu", "repeats": 2, "requests": 40, "conditions": {"c": "a link"}}
     facts |= {"policies": ["raw", "int4"], "emulated": ["The link."], "drift": changed}
     met = targets(stages, regret, {"e2e": 0.026, "ttft": 0.05, "regret": 0.02})
     text = fidelity(facts, stages, met, regret, rank_correlation(cases), {"ttft": 0.9, "e2e": math.nan})

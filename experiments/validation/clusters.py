@@ -1,0 +1,49 @@
+"""The real clusters that the conditions of a validation run on: each is started when it is first needed, and serves until the end."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from abkt.serve.cluster import Cluster, ClusterSpec
+from experiments.network import Network
+from experiments.real_network import real_network
+from experiments.validation.condition import Condition
+
+Key = tuple[int, int, Network | None]
+
+
+class Clusters:
+    """A context manager; on any way out, their processes and namespaces are gone. spec: of all of them, but for how many workers there are.
+
+    Idle workers wait for their frontend and take no core; what they take is memory.
+    """
+
+    def __init__(self, spec: ClusterSpec, folder: Path, seed: int) -> None:
+        self._spec, self._folder, self._seed = spec, folder, seed
+        self._made: dict[Key, Cluster] = {}
+        self._resources = ExitStack()
+
+    def __enter__(self) -> Clusters:
+        return self
+
+    def __exit__(self, *error: object) -> bool | None:
+        return self._resources.__exit__(*error)  # type: ignore[arg-type]
+
+    def of(self, condition: Condition) -> Cluster:
+        """Every worker of it in the role that it begins with."""
+        key = (condition.prefill, condition.decode, condition.network if condition.namespaces else None)
+        if key not in self._made:
+            self._made[key] = self._start(condition)
+        self._made[key].restore()
+        return self._made[key]
+
+    def _start(self, condition: Condition) -> Cluster:
+        logs = self._folder / "logs" / f"{len(self._made)}-{condition.cluster.lower()}"
+        logs.mkdir(parents=True, exist_ok=True)
+        spec = condition.spec(self._spec)
+        if not condition.namespaces:
+            return self._resources.enter_context(Cluster(spec, logs))
+        over = self._resources.enter_context(real_network(condition.network, "tbf", self._seed, spec.prefill, spec.decode))
+        return self._resources.enter_context(Cluster(replace(spec, key_file=over.key_file), logs, over.namespaces, over.pacing))

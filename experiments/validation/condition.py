@@ -1,0 +1,108 @@
+"""A condition of a validation: the link, the load, the cluster and its changes of roles, under which all policies run in both worlds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from abkt.net.bucket import payload_share
+from abkt.net.namespaces import MTU, Namespaces
+from abkt.policy.build import build
+from abkt.serve.roles import Roles, WorkerLoad
+from experiments.network import Network
+
+if TYPE_CHECKING:
+    from abkt.serve.cluster import ClusterSpec
+
+STATIC = {"_target_": "abkt.policy.roles.static.Static"}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """speedup, isl_scale, skip: of the trace. prefill, decode: workers, 0 where it does not say. roles: a policy's configuration.
+
+    Senders that meet at the link of who receives, and propagation, take network namespaces.
+    """
+
+    network: Network
+    speedup: float
+    isl_scale: float
+    skip: int
+    prefill: int = 0
+    decode: int = 0
+    roles: dict[str, Any] = field(default_factory=lambda: dict(STATIC))
+
+    def __post_init__(self) -> None:
+        if min(self.prefill, self.decode) < 0:
+            raise ValueError("prefill and decode must be at least 1, or 0 for as many as all conditions have")
+
+    def sized(self, prefill: int, decode: int) -> Condition:
+        """With these sizes, where it has none of its own: senders that share a link are as many as the network says."""
+        mine = self.network.senders if self.shared else prefill
+        return replace(self, prefill=self.prefill or mine, decode=self.decode or decode)
+
+    def check(self, name: str) -> None:
+        """Of a sized one. Raises ValueError, one line, where it cannot be had, or roles name a worker that there is not."""
+        if self.network.loss:
+            raise ValueError(
+                f"condition {name}: network.loss is {self.network.loss}; the model loses no packets, so there is nothing to compare"
+            )
+        if self.shared and self.prefill != self.network.senders:
+            raise ValueError(f"condition {name}: {self.prefill} prefill workers are not the {self.network.senders} senders of its network")
+        workers = {f"p{i}": "prefill" for i in range(self.prefill)} | {f"d{i}": "decode" for i in range(self.decode)}
+        try:
+            moves = self.moves
+            build(self.roles).decide(0.0, [WorkerLoad(worker, role) for worker, role in workers.items()])
+        except ValueError as error:
+            raise ValueError(f"condition {name}: {error}") from None
+        if self.network.delay_s and (self.decode > 1 or moves):
+            raise ValueError(f"condition {name}: a delay goes with one decode worker and roles that do not change")
+
+    def check_namespaces(self, name: str) -> None:
+        """Raises ValueError, one line, if it takes some and this machine has none."""
+        if self.namespaces and (why := Namespaces.why_not()):
+            raise ValueError(f"condition {name}: a shared link or a delay takes network namespaces: {why}")
+
+    def spec(self, of_all: ClusterSpec) -> ClusterSpec:
+        return replace(of_all, prefill=self.prefill, decode=self.decode)
+
+    @property
+    def shared(self) -> bool:
+        """Whether senders meet at the link of who receives."""
+        return self.network.senders > 1
+
+    @property
+    def namespaces(self) -> bool:
+        """Whether it takes network namespaces to run it."""
+        return self.shared or self.network.delay_s > 0
+
+    @property
+    def moves(self) -> bool:
+        """Whether a worker may change its role."""
+        return Roles(self.roles).moves
+
+    @property
+    def payload_share(self) -> float:
+        """Of the bytes that its link passes, those that are no packet's headers; emulated in user space it counts none."""
+        return payload_share(MTU) if self.namespaces else 1.0
+
+    @property
+    def cluster(self) -> str:
+        return f"{self.prefill}P{self.decode}D"
+
+    def words(self) -> str:
+        capacity = self.network.capacity()
+        low, high = (rate * 8 / 1e6 for rate in (min(capacity.bytes_per_s), max(capacity.bytes_per_s)))
+        link = f"a link of {high:.4g} Mbit/s" if low == high else f"a link between {high:.4g} and {low:.4g} Mbit/s"
+        where = " each way for every worker, so that senders meet at the receiver's" if self.shared else ""
+        delay = f", {self.network.delay_s * 1e3:g} ms each way" if self.network.delay_s else ""
+        pace = f"arrivals {self.speedup:g} times as fast as the trace's"
+        lengths = f"its lengths times {self.isl_scale:g}, from request {self.skip} on"
+        return f"{self.cluster}, {link}{where}{delay}, {pace}, {lengths}{_role_words(self.roles)}"
+
+
+def _role_words(roles: Mapping[str, Any]) -> str:
+    name = str(roles.get("_target_", "")).rpartition(".")[2]
+    changes = [f"{c['worker']} to {c['role']} at {c['at_s']:g} s" for c in roles.get("changes", ())]
+    return "" if name == "Static" else f"; roles {name.lower()}" + (f": {', '.join(changes)}" if changes else "")
