@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from abkt.transfer.frame import CLOSING, HEADER_BYTES, TAG_BYTES, Buffer, FrameError, FrameType, Header, parse
+from abkt.transfer.device import Piece, Space, fetched
+from abkt.transfer.device_tags import DeviceTags
+from abkt.transfer.frame import CLOSING, HEADER_BYTES, TAG_BYTES, FrameError, FrameType, Header, parse
 from abkt.transfer.messages import Abort
 from abkt.transfer.tags import Plain, Tags
 from abkt.transfer.transport import TICK_S, Connection, PeerError, PeerLost, PeerSilent, Refused
@@ -46,22 +48,22 @@ class Channel:
         self.connection = connection
         self.keepalive = keepalive
         self.peer = connection.peer  # the node's name, once it has said HELLO
-        self.outgoing: Tags = Plain()
-        self.incoming: Tags = Plain()
+        self.outgoing: Tags = DeviceTags() if connection.device else Plain()
+        self.incoming: Tags = DeviceTags() if connection.device else Plain()
         self.greeted_by_s = math.inf  # when whoever has not proved who it is must leave
         self._spoke_s = self._heard_s = time.monotonic()
         self._said = self._heard = 0  # frames
         self._within = False  # in the middle of a frame of ours, where no other may begin
 
-    def send(self, header: Header, payload: Sequence[Buffer] = (), waiting: Callable[[], None] = lambda: None) -> tuple[int, bytes]:
+    def send(self, header: Header, payload: Sequence[Piece] = (), waiting: Callable[[], None] = lambda: None) -> tuple[int, bytes]:
         """Seal and send one frame; header.length is set here. `waiting` is called now and then. Returns (calls, tag)."""
         frame = self.outgoing.seal(replace(header, length=sum(len(piece) for piece in payload)), payload)
         self._within = True
-        calls = self.connection.send(frame, waiting)
+        calls = self.connection.send(frame, waiting)  # type: ignore[arg-type]  # on a device only by DeviceTags
         self._within = False
         self._said += 1
         self._spoke_s = time.monotonic()
-        return calls, bytes(frame[0][-TAG_BYTES:])
+        return calls, bytes(fetched(frame[0])[-TAG_BYTES:])
 
     def arrived(self, timeout_s: float) -> bool:
         """Whether a frame has begun to arrive within timeout_s. Keeps the connection alive; raises PeerSilent."""
@@ -82,9 +84,9 @@ class Channel:
         self._heard += 1
         return parse(data)
 
-    def payload(self, header: Header, buffers: Sequence[memoryview]) -> None:
+    def payload(self, header: Header, buffers: Sequence[Space]) -> None:
         """Read the payload into the buffers, and check it; raises FrameError if it is damaged, and then the buffers hold rubbish."""
-        self.incoming.open(header, buffers, lambda step: self.connection.receive(step, self.tick))
+        self.incoming.open(header, buffers, lambda step: self.connection.receive(step, self.tick))  # type: ignore[arg-type]
         self._heard_s = time.monotonic()
 
     def message(self, header: Header) -> bytes:

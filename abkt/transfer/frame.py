@@ -27,6 +27,7 @@ OFFSET_CAP_BYTES = 1 << 48
 CLOSING = 1  # flag of ABORT: the connection ends with it, not only this transfer
 COMMITTED = 2  # flag of ACK: what was promised is there, not only what has come so far
 MORE = 4  # flag of COMMIT: what follows refines what this one promises, and another COMMIT ends it
+DIGESTED = 8  # flag of DATA: the tag covers a digest of the payload that a GPU makes (nh.py), not the payload itself
 
 _FIELDS = struct.Struct("<4sHBBQQQIIQ")
 
@@ -55,7 +56,7 @@ _CAPS = {
     FrameType.ACK: PRICE_BYTES,
     FrameType.PING: 0,
 }
-_FLAGS = {FrameType.ABORT: CLOSING, FrameType.ACK: COMMITTED, FrameType.COMMIT: MORE}
+_FLAGS = {FrameType.ABORT: CLOSING, FrameType.ACK: COMMITTED, FrameType.COMMIT: MORE, FrameType.DATA: DIGESTED}
 _COUNTED = (FrameType.OFFER, FrameType.DATA, FrameType.COMMIT, FrameType.PING)
 _OF_CONNECTION = (FrameType.HELLO, FrameType.PROOF, FrameType.PING)
 

@@ -13,6 +13,7 @@ from abkt.transfer.pieces import ByteSource
 
 FRAME_BYTES = (64 << 10, 8 << 20)
 FRAME_S = 0.02
+CUT_BYTES = 64  # frames of one band are cut at multiples of this, so that their parts stay aligned in memory
 
 
 class Cancelled(Exception):
@@ -107,7 +108,7 @@ class FrameSize:
 
     def size(self) -> int:
         least, most = FRAME_BYTES
-        return int(min(max(self.bytes_per_s * FRAME_S, least), most))
+        return int(min(max(self.bytes_per_s * FRAME_S, least), most)) // CUT_BYTES * CUT_BYTES
 
     def stop(self, ends: tuple[int, ...], start: int, cut: int) -> int:
         """Where the frame from byte `start` on ends: at the last end of a band within reach, if the frame is large enough then."""

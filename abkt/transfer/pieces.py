@@ -5,9 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from abkt.transfer.device import Piece, Space
 from abkt.transfer.frame import Buffer
+
+if TYPE_CHECKING:
+    import torch
 
 
 class ByteSource(Protocol):
@@ -16,7 +20,7 @@ class ByteSource(Protocol):
     @property
     def ends(self) -> Sequence[int]: ...
 
-    def buffers(self, start: int, stop: int) -> Sequence[Buffer]:
+    def buffers(self, start: int, stop: int) -> Sequence[Piece]:
         """Bytes [start, stop) as pieces of memory, in order."""
         ...
 
@@ -27,7 +31,7 @@ class ByteSink(Protocol):
     @property
     def size(self) -> int: ...
 
-    def buffers(self, start: int, stop: int) -> Sequence[memoryview]:
+    def buffers(self, start: int, stop: int) -> Sequence[Space]:
         """Writable pieces of memory for bytes [start, stop), in order."""
         ...
 
@@ -40,27 +44,60 @@ class Pieces:
         if not all(view.contiguous for view in views):
             raise ValueError("a transfer moves contiguous pieces of memory; one of these is strided")
         self._views = [view.cast("B") for view in views if view.nbytes]
-        self._stops = list(accumulate(view.nbytes for view in self._views))
-        if not self._stops:
-            raise ValueError("a transfer needs at least one byte")
+        self._stops = stops_of(self._views)
 
     @property
     def size(self) -> int:
         return self._stops[-1]
 
     def buffers(self, start: int, stop: int) -> list[memoryview]:
-        if not 0 <= start <= stop <= self.size:
-            raise ValueError(f"bytes [{start}, {stop}) lie outside of the {self.size} held")
-        found = []
-        index = bisect_right(self._stops, start)
-        while start < stop:
-            view = self._views[index]
-            begin = start - (self._stops[index] - view.nbytes)
-            piece = view[begin : begin + stop - start]
-            found.append(piece)
-            start += piece.nbytes
-            index += 1
-        return found
+        return within(self._views, self._stops, start, stop)
+
+
+def stops_of(views: Sequence[Any]) -> list[int]:
+    """Where each ends, one after another."""
+    stops = list(accumulate(view.nbytes for view in views))
+    if not stops:
+        raise ValueError("a transfer needs at least one byte")
+    return stops
+
+
+def within(views: Sequence[Any], stops: Sequence[int], start: int, stop: int) -> list[Any]:
+    """Bytes [start, stop) as parts of the views, none of which is empty."""
+    if not 0 <= start <= stop <= stops[-1]:
+        raise ValueError(f"bytes [{start}, {stop}) lie outside of the {stops[-1]} held")
+    found = []
+    index = bisect_right(stops, start)
+    while start < stop:
+        view = views[index]
+        begin = start - (stops[index] - view.nbytes)
+        piece = view[begin : begin + stop - start]
+        found.append(piece)
+        start += piece.nbytes
+        index += 1
+    return found
+
+
+class DevicePieces:
+    """Tensors one after another, to be read or written: memory of a GPU, over a transport that reaches it. Of one cut, the whole.
+
+    Raises ValueError if one is not contiguous uint8 of one dimension, or there is no byte at all.
+    """
+
+    def __init__(self, pieces: Iterable[torch.Tensor]) -> None:
+        self._views = [piece for piece in pieces if piece.nbytes]
+        for view in self._views:
+            if view.dim() != 1 or view.element_size() != 1 or not view.is_contiguous():
+                raise ValueError(f"a transfer moves contiguous bytes; one of these pieces is {tuple(view.shape)} of {view.dtype}")
+        self._stops = stops_of(self._views)
+        self.ends = (self.size,)
+
+    @property
+    def size(self) -> int:
+        return self._stops[-1]
+
+    def buffers(self, start: int, stop: int) -> list[torch.Tensor]:
+        return within(self._views, self._stops, start, stop)
 
 
 class PiecesSource(Pieces):

@@ -47,6 +47,8 @@ class Rings(Protocol):
 class RingConnection:
     """One side. chunk_bytes: told at once, so that the other side copies meanwhile. A backend says how the sides meet."""
 
+    device = False
+
     def __init__(self, connected: socket.socket, peer: str, silence_s: float, chunk_bytes: int) -> None:
         self.peer = peer
         self._socket = connected
@@ -61,6 +63,7 @@ class RingConnection:
         self._size = self._free = 0
         self._head = self._tail = 0  # where the next byte is put, and taken
         self._filled = self._taken = 0  # to be taken; taken and not told
+        self._told_s = 0.0  # when it was told last what was taken
         self._rest = b""  # of a count that has not come whole
         self._end = ""  # why no count will come any more
 
@@ -78,8 +81,8 @@ class RingConnection:
         calls = put = 0
         moved_s = time.monotonic()
         for buffer in buffers:
-            rest = memoryview(buffer)
-            while rest:
+            rest = self._view(buffer)
+            while len(rest):
                 if put >= self._chunk_bytes or (put and not self._free):
                     self._tell_put(put)
                     calls, put = calls + 1, 0
@@ -105,7 +108,7 @@ class RingConnection:
         progress = Progress(self.peer, self._silence_s)
         for buffer in buffers:
             rest = buffer
-            while rest:
+            while len(rest):
                 if not (self._rings and self._filled):
                     self._tell_taken()
                     self._wait()
@@ -124,7 +127,13 @@ class RingConnection:
                     self._listen()
         if self._rings:
             self._rings.read()
+        if self._taken and time.monotonic() - self._told_s >= TICK_S:  # a sign of life, from one who takes little
+            self._tell_taken()
         waiting()
+
+    def _view(self, buffer: Buffer) -> memoryview:
+        """What of a buffer is cut and put. A backend whose rings take other memory than the host's says here how."""
+        return memoryview(buffer)
 
     def readable(self, timeout_s: float) -> bool:
         until_s = time.monotonic() + timeout_s
@@ -168,6 +177,7 @@ class RingConnection:
             with suppress(OSError):
                 self._socket.send(COUNT.pack(-self._taken), socket.MSG_DONTWAIT)
                 self._taken = 0
+                self._told_s = time.monotonic()
 
     def _wait(self) -> bool:
         """For a count, one tick at most: whether one has come. Raises PeerLost if none will."""

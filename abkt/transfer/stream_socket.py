@@ -19,6 +19,8 @@ IOV_MAX = os.sysconf("SC_IOV_MAX")
 class StreamConnection:
     """A connected stream socket. Its timeouts live in the kernel, so a call that finds bytes costs no poll."""
 
+    device = False
+
     def __init__(self, connected: socket.socket, peer: str, silence_s: float) -> None:
         self.peer = peer
         self._socket = connected

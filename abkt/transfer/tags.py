@@ -10,21 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+from abkt.transfer.device import Piece, Space, fetched, hosted
 from abkt.transfer.frame import TAG_BYTES, Buffer, FrameError, Header, seal
 
 STEP_BYTES = 512 << 10  # checked while it is still in the cache
 
-Receive = Callable[[Sequence[memoryview]], None]
+Receive = Callable[[Sequence[Space]], None]
 
 
 class Tags(Protocol):
     """Of one direction; used by one thread, for every frame in its order."""
 
-    def seal(self, header: Header, payload: Sequence[Buffer]) -> list[Buffer]:
+    def seal(self, header: Header, payload: Sequence[Piece]) -> list[Piece]:
         """The frame as it goes over the wire, its 64 header bytes first; valid until the next call."""
         ...
 
-    def open(self, header: Header, buffers: Sequence[memoryview], receive: Receive) -> None:
+    def open(self, header: Header, buffers: Sequence[Space], receive: Receive) -> None:
         """Fill `buffers`, which are as long as the payload, from the wire: `receive` reads its next bytes, into memory that it is given.
 
         Raises FrameError if it is not what was sealed, and then the buffers hold rubbish.
@@ -33,21 +34,23 @@ class Tags(Protocol):
 
 
 class Plain:
-    """Finds accidents, not attackers."""
+    """Finds accidents, not attackers. Of bytes of the host: those of a device are copied there, on both sides."""
 
-    def seal(self, header: Header, payload: Sequence[Buffer]) -> list[Buffer]:
-        return [seal(header, payload), *payload]
+    def seal(self, header: Header, payload: Sequence[Piece]) -> list[Piece]:
+        host = [fetched(piece) for piece in payload]
+        return [seal(header, host), *host]
 
-    def open(self, header: Header, buffers: Sequence[memoryview], receive: Receive) -> None:
+    def open(self, header: Header, buffers: Sequence[Space], receive: Receive) -> None:
         import xxhash
 
         digest = xxhash.xxh3_128(header.untagged())
-        for step in steps(buffers):
-            receive(step)
-            for piece in step:
-                digest.update(piece)
-        if digest.digest() != header.tag:
-            raise unfit(header)
+        with hosted(buffers) as host:
+            for step in steps(host):
+                receive(step)
+                for piece in step:
+                    digest.update(piece)
+            if digest.digest() != header.tag:
+                raise unfit(header)
 
 
 def steps(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
@@ -71,7 +74,10 @@ def unfit(header: Header) -> FrameError:
 
 
 class Keyed:
-    """direction: 0 for what the side that connected says, 1 for the other. encrypt: payloads too are hidden."""
+    """direction: 0 for what the side that connected says, 1 for the other. encrypt: payloads too are hidden.
+
+    It is the host that computes: what is on a device is copied to its memory, and from there, on both sides.
+    """
 
     def __init__(self, key: bytes, direction: int, encrypt: bool) -> None:
         self._key = key
@@ -80,22 +86,27 @@ class Keyed:
         self._count = 0
         self._hidden = bytearray()
 
-    def seal(self, header: Header, payload: Sequence[Buffer]) -> list[Buffer]:
+    def seal(self, header: Header, payload: Sequence[Piece]) -> list[Piece]:
         encryptor = self._cipher(header, b"").encryptor()
         untagged = header.untagged()
         encryptor.authenticate_additional_data(untagged)
+        host: list[Buffer] = [fetched(piece) for piece in payload]
         if self._encrypt:
             hidden, done = self._scratch(header.length), 0
-            for piece in payload:
+            for piece in host:
                 done += encryptor.update_into(piece, hidden[done:])
-            payload = [hidden] if done else []
+            host = [hidden] if done else []
         else:
-            for piece in payload:
+            for piece in host:
                 encryptor.authenticate_additional_data(piece)
         encryptor.finalize()
-        return [untagged + encryptor.tag, *payload]
+        return [untagged + encryptor.tag, *host]
 
-    def open(self, header: Header, buffers: Sequence[memoryview], receive: Receive) -> None:
+    def open(self, header: Header, buffers: Sequence[Space], receive: Receive) -> None:
+        with hosted(buffers) as host:
+            self._open(header, host, receive)
+
+    def _open(self, header: Header, buffers: Sequence[memoryview], receive: Receive) -> None:
         from cryptography.exceptions import InvalidTag
 
         decryptor = self._cipher(header, header.tag).decryptor()

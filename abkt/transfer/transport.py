@@ -49,9 +49,13 @@ class Progress:
 
 
 class Connection(Protocol):
-    """An ordered stream of bytes to one peer. One thread uses it; only `abort` may be called from another."""
+    """An ordered stream of bytes to one peer. One thread uses it; only `abort` may be called from another.
+
+    device: whether `send` and `receive` take memory of a device too (device.py).
+    """
 
     peer: str
+    device: bool
 
     def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
         """Hand all the bytes on; returns how many calls it took. `waiting` is called now and then, if it takes more than one.

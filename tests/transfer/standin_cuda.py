@@ -1,0 +1,93 @@
+"""CUDA IPC for the tests: on a GPU if torch has one, else over a driver that stands in for it, whose device memory is the host's."""
+
+import atexit
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from abkt.transfer.cuda_ipc import CudaIpc
+from abkt.transfer.driver import Driver, driver_of
+
+SOURCE = Path(__file__).with_name("standin_cuda.c")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HEADER_BYTES = 64
+
+
+@functools.cache
+def driver(library=""):
+    """library: of the stand-in, if another process has built it. Raises ValueError, the reason, where there is no driver at all."""
+    if DEVICE == "cuda":
+        return driver_of(0)
+    return Driver(library=library or str(standin()))
+
+
+@functools.cache
+def standin():
+    triton, compiler = module_of("triton"), shutil.which("gcc")
+    if not triton or not compiler:
+        raise ValueError("without a GPU its driver is stood in for, which needs gcc, and CUDA's header from Triton's package")
+    folder = Path(tempfile.mkdtemp(prefix="abkt-standin-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    header = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
+    command = [compiler, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{header}", "-o", str(folder / "cuda.so"), str(SOURCE)]
+    subprocess.run(command, check=True)
+    return folder / "cuda.so"
+
+
+def module_of(name):
+    try:
+        return __import__(name)
+    except ImportError:
+        return None
+
+
+class Tried(CudaIpc):
+    """The transport itself, over the driver that there is."""
+
+    def __init__(self):
+        super().__init__(driver())
+
+
+def live():
+    """Allocations, mappings and streams of the stand-in in this process."""
+    return driver()._cuda.standin_live()
+
+
+def tensor(data):
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(DEVICE)
+
+
+class OnDevice:
+    """A transport whose sides send from a device all that is longer than a header."""
+
+    def __init__(self):
+        self._transport = Tried()
+
+    def connect(self, *where, **how):
+        return SendsFromDevice(self._transport.connect(*where, **how))
+
+    def listen(self, *where, **how):
+        listener = self._transport.listen(*where, **how)
+        accept = listener.accept
+
+        def accepted(timeout_s):
+            connection = accept(timeout_s)
+            return connection and SendsFromDevice(connection)
+
+        listener.accept = accepted
+        return listener
+
+
+class SendsFromDevice:
+    def __init__(self, connection):
+        self._connection = connection
+
+    def send(self, buffers, waiting):
+        return self._connection.send([tensor(each) if len(each) > HEADER_BYTES else each for each in buffers], waiting)
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
