@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from abkt.transfer.nixl import Nixl
 from abkt.transfer.shm import Shm
 from abkt.transfer.tcp import Tcp
 from abkt.transfer.transport import Transport
 from abkt.transfer.unix import Unix
 
-TRANSPORTS: dict[str, type[Transport]] = {"tcp": Tcp, "unix": Unix, "shm": Shm}
+TRANSPORTS: dict[str, type[Transport]] = {"tcp": Tcp, "unix": Unix, "shm": Shm, "nixl": Nixl}
 
 
 def check_transport(name: str, pacing: str = "userspace") -> None:
-    """Raises ValueError, one line, for one that is none, or that the kernel cannot hold back."""
+    """Raises ValueError, one line, for one that is none, that this machine has not what it needs for, or that the kernel cannot hold back."""
     if name not in TRANSPORTS:
         raise ValueError(f"carrier is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
     if name != "tcp" and pacing != "userspace":
         raise ValueError(f"carrier {name} does not go with pacing={pacing}, which is TCP's; give pacing=userspace")
+    TRANSPORTS[name]()
 
 
 def listening_address(transport: str, host: str, folder: str, worker: str) -> str:

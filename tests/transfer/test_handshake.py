@@ -19,6 +19,7 @@ from abkt.transfer.receiver import Receiver
 from abkt.transfer.sender import Sender
 from abkt.transfer.tcp import Tcp
 from abkt.transfer.transport import PeerError, PeerLost
+from tests.transfer.backends import BARE
 
 WAIT_S = 30.0
 LAYOUT = "model of the tests, 2 layers"
@@ -31,7 +32,7 @@ def untouched(desk):
     assert desk.commits.empty()
 
 
-bare = pytest.mark.parametrize("house", ["tcp", "unix", "shm"], indirect=True)  # for what brings its own keys, or comes before them
+bare = pytest.mark.parametrize("house", BARE, indirect=True)  # for what brings its own keys, or comes before them
 
 
 @bare

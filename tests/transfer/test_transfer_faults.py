@@ -18,9 +18,10 @@ from abkt.transfer.link import PacedLink
 from abkt.transfer.messages import Ack, Commit, Grant, Hello, Offer
 from abkt.transfer.pieces import BufferSink
 from abkt.transfer.transport import PeerError, PeerLost
+from tests.transfer.backends import BARE
 
 WAIT_S = 30.0
-bare = pytest.mark.parametrize("house", ["tcp", "unix", "shm"], indirect=True)  # what takes its time, and is the same with a key
+bare = pytest.mark.parametrize("house", BARE, indirect=True)  # what takes its time, and is the same with a key
 SHORT = Keepalive(ping_s=0.2, silence_s=0.8, resume_s=0.1, hold_s=0.2)
 DATA, COMMIT, ACK = FrameType.DATA, FrameType.COMMIT, FrameType.ACK
 
@@ -475,7 +476,7 @@ def test_frame_errors_are_value_errors():
 
 def test_the_room_needs_neither_torch_nor_pickle():
     """It speaks memory: nothing heavy is imported, and nothing that would run what a peer sent."""
-    rooms = ", ".join(f"abkt.transfer.{room}" for room in ("sender", "receiver", "tcp", "unix", "shm"))
+    rooms = ", ".join(f"abkt.transfer.{room}" for room in ("sender", "receiver", "tcp", "unix", "shm", "nixl"))
     code = f"import sys, {rooms}; print(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout.split()
