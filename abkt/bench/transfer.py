@@ -5,7 +5,7 @@ The layout rows send KV of FlowKV's lengths three ways: `layer` (a piece for eac
 `contiguous` (one alone); `calls` are those of the transport, which gathers pieces, `pieces` is what a transport that does not would call.
 `alpha`, `beta`: latency = alpha * pieces + beta * bytes, by least squares of relative errors over all lengths and ways of a transport.
 
-`python -m abkt.bench transfer out=DIR` writes transfer.json. device=cuda is not measured.
+`python -m abkt.bench transfer out=DIR` writes transfer.json, of the transports whose library is installed. device=cuda is not measured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from abkt.bench.arguments import Arguments
 from abkt.bench.bare import BareSender
 from abkt.bench.rows import Row
-from abkt.bench.transfer_peer import LAYOUT, TRANSPORTS, PeerProcess
+from abkt.bench.transfer_peer import LAYOUT, TRANSPORTS, PeerProcess, available
 from abkt.profile.fingerprint import cpu_name
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.outgoing import FRAME_BYTES, Outgoing, Sent
@@ -75,7 +75,7 @@ def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
     """All rows, as they are measured. Raises ValueError where a transfer fails."""
     repeats = max(arguments.repeats, LEAST_REPEATS)
     yield from raw_rows(repeats)
-    for kind in TRANSPORTS:
+    for kind in available():
         yield from layout_rows(kind, arguments, repeats)
 
 

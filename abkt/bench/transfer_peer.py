@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from types import TracebackType
 
 from abkt.bench.bare import serve
 from abkt.transfer.messages import Hello, Offer
+from abkt.transfer.nixl import Nixl
 from abkt.transfer.pieces import ByteSink, PiecesSink
 from abkt.transfer.receiver import Receiver
 from abkt.transfer.shm import Shm
@@ -19,8 +21,18 @@ from abkt.transfer.tcp import Tcp
 from abkt.transfer.transport import Transport
 from abkt.transfer.unix import Unix
 
-TRANSPORTS: dict[str, type[Transport]] = {"tcp": Tcp, "unix": Unix, "shm": Shm}
+TRANSPORTS: dict[str, type[Transport]] = {"tcp": Tcp, "unix": Unix, "shm": Shm, "nixl": Nixl}
 LAYOUT = "bench"
+
+
+def available() -> list[str]:
+    """The names of those whose library is installed."""
+    names = []
+    for name, kind in TRANSPORTS.items():
+        with suppress(ValueError):
+            kind()
+            names.append(name)
+    return names
 
 
 class Memory:

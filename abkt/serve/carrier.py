@@ -14,7 +14,7 @@ TRANSPORTS: dict[str, type[Transport]] = {"tcp": Tcp, "unix": Unix, "shm": Shm, 
 
 
 def check_transport(name: str, pacing: str = "userspace") -> None:
-    """Raises ValueError, one line, for one that is none, that this machine has not what it needs for, or that the kernel cannot hold back."""
+    """Raises ValueError, one line, for one that is none, that needs what is not here, or that the kernel cannot hold back."""
     if name not in TRANSPORTS:
         raise ValueError(f"carrier is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
     if name != "tcp" and pacing != "userspace":
