@@ -286,7 +286,9 @@ class DecodeWorker:
         self.nic.enter(self._now_s(), offer.request_id, float(expected) if isinstance(expected, int | float) else offer.size)
         if offer.mode == "raw":
             prompt = table[: layout.blocks_for(offer.tokens)]
-            return RawSink(self.engine.pool, prompt, groups) if groups > 1 else raw_sink(self.engine.pool, prompt)
+            if groups > 1:
+                return RawSink(self.engine.pool, prompt, groups)
+            return raw_sink(self.engine.pool, prompt, self.config.transport)
         return BufferSink(offer.size)
 
     def _price(self, came_bytes: int) -> float:

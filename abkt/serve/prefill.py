@@ -118,7 +118,7 @@ class PrefillWorker:
             return self._encode(table, tokens, decision, importance)
         if decision.mode == "exact":
             return PiecesSource([exact_stream.encode(self.engine.pool, table, tokens)])
-        return raw_source(self.engine.pool, table)
+        return raw_source(self.engine.pool, table, self.config.transport)
 
     def _encode(self, table: list[int], tokens: int, decision: Decision, importance: Importance | None) -> Stream:
         pool, depth_bits = self.engine.pool, decision.depth_bits

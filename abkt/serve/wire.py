@@ -1,5 +1,5 @@
-"""Pool memory as the bytes of a raw transfer: whole blocks in token order. On a CPU the pool itself, adjacent blocks as one piece; the
-memory of a GPU goes through the host's, gathered in one launch and scattered in one."""
+"""Pool memory as the bytes of a raw transfer: whole blocks in token order. The pool itself, adjacent blocks as one piece, where the carrier
+reaches it; else the memory of a GPU goes through the host's, gathered in one launch and scattered in one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from abkt.kv.copy import gather, scatter
 from abkt.kv.pool import Pool
 from abkt.kv.runs import aligned_runs
 from abkt.spec import KVLayout
-from abkt.transfer.pieces import BufferSink, PiecesSink, PiecesSource
+from abkt.transfer.pieces import BufferSink, ByteSink, ByteSource, DevicePieces, PiecesSink, PiecesSource
+
+REACHES_GPUS = frozenset({"cuda_ipc"})  # carriers that move a GPU's memory as it lies
 
 
 def fingerprint(layout: KVLayout) -> str:
@@ -26,19 +28,32 @@ def raw_pieces(pool: Pool, table: Sequence[int]) -> list[memoryview]:
     return [pool.run_bytes(run.source, run.blocks) for run in aligned_runs(table, range(len(table)))]
 
 
-def in_place(pool: Pool) -> bool:
+def device_pieces(pool: Pool, table: Sequence[int]) -> DevicePieces:
+    """The same of a GPU's pool, once all that this thread has enqueued there is done."""
+    memory, size = pool.data.view(torch.uint8).reshape(-1), pool.layout.block_bytes
+    if memory.device.type == "cuda":
+        torch.cuda.current_stream(memory.device).synchronize()
+    runs = aligned_runs(table, range(len(table)))
+    return DevicePieces(memory[run.source * size : (run.source + run.blocks) * size] for run in runs)
+
+
+def in_place(pool: Pool, carrier: str = "") -> bool:
     """Whether a transfer can read and write the pool's own memory."""
-    return pool.data.device.type == "cpu"
+    return pool.data.device.type == "cpu" or carrier in REACHES_GPUS
 
 
-def raw_source(pool: Pool, table: Sequence[int]) -> PiecesSource:
-    """What a raw transfer of these blocks reads. The blocks must not change until it has ended."""
-    return PiecesSource(raw_pieces(pool, table) if in_place(pool) else [_staged(pool, table)])
+def raw_source(pool: Pool, table: Sequence[int], carrier: str = "") -> ByteSource:
+    """What a raw transfer of these blocks reads. The blocks must not change until it has ended. carrier: see abkt.serve.carrier."""
+    if not in_place(pool, carrier):
+        return PiecesSource([_staged(pool, table)])
+    return PiecesSource(raw_pieces(pool, table)) if pool.data.device.type == "cpu" else device_pieces(pool, table)
 
 
-def raw_sink(pool: Pool, table: Sequence[int]) -> PiecesSink:
+def raw_sink(pool: Pool, table: Sequence[int], carrier: str = "") -> ByteSink:
     """What a raw transfer into these blocks writes; where that is a BufferSink, put_raw still has to be called."""
-    return PiecesSink(raw_pieces(pool, table)) if in_place(pool) else BufferSink(len(table) * pool.layout.block_bytes)
+    if not in_place(pool, carrier):
+        return BufferSink(len(table) * pool.layout.block_bytes)
+    return PiecesSink(raw_pieces(pool, table)) if pool.data.device.type == "cpu" else device_pieces(pool, table)
 
 
 def put_raw(data: bytearray, pool: Pool, table: Sequence[int]) -> None:

@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import groupby
 
 from abkt.transfer.device import Piece, Space, on_device
-from abkt.transfer.driver import HANDLE_BYTES, UUID_BYTES, Driver, DriverError, driver_of
+from abkt.transfer.driver import HANDLE_BYTES, UUID_BYTES, Driver, DriverError, Library, driver_of
 from abkt.transfer.lent import Borrowed, Lent, sweep
 from abkt.transfer.ring import RingConnection
 from abkt.transfer.shm import CHUNK_BYTES, RING_BYTES, SEALS, SharedRings
@@ -40,36 +40,41 @@ log = logging.getLogger(__name__)
 
 
 class CudaIpc:
-    """Addresses are paths, of the Unix socket. driver: of the GPU for the rings; torch's current one unless it is given.
+    """Addresses are paths, of the Unix socket. driver: of the GPU for the rings; of torch's current one unless it is given, from its
+    first use on.
 
     Raises ValueError, one line, where there is none.
     """
 
     def __init__(self, driver: Driver | None = None) -> None:
-        self._driver = driver or driver_of(_current())
+        if driver is None:
+            Library()
+        self._given = driver
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> CudaIpcConnection:
         sweep()
+        driver = self._driver()
         connected = socket.socket(socket.AF_UNIX)
         connected.settimeout(silence_s)
         try:
             connected.connect(address)
-            return lending(self._driver, connected, address, silence_s)
+            return lending(driver, connected, address, silence_s)
         except (OSError, DriverError) as error:
             connected.close()
             raise PeerLost(f"cannot connect to {address}: {getattr(error, 'strerror', None) or error}") from None
 
     def listen(self, address: str, silence_s: float, keyed: bool = False) -> StreamListener:
+        driver = self._driver()
+
         def made(connected: socket.socket, peer: str) -> CudaIpcConnection:
-            return CudaIpcConnection(HostLane(connected, peer, silence_s, self._driver), peer, silence_s)
+            return CudaIpcConnection(HostLane(connected, peer, silence_s, driver), peer, silence_s)
 
         return StreamListener(bound(address), address, made, address)
 
+    def _driver(self) -> Driver:
+        import torch
 
-def _current() -> int:
-    import torch
-
-    return torch.cuda.current_device() if torch.cuda.is_available() else 0
+        return self._given or driver_of(torch.cuda.current_device() if torch.cuda.is_available() else 0)
 
 
 def lending(driver: Driver, connected: socket.socket, peer: str, silence_s: float) -> CudaIpcConnection:

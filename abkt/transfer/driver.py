@@ -56,6 +56,35 @@ class DriverError(RuntimeError):
     """A call failed; names it and the driver's error. One line."""
 
 
+class Library:
+    """The calls by name. Raises ValueError, one line, where there is no driver, or no GPU that it could drive. gpus: how many there are."""
+
+    def __init__(self, path: str = LIBRARY) -> None:
+        try:
+            library = ctypes.CDLL(path)
+            self._calls = {name: getattr(library, name) for name in CALLS}
+        except (OSError, AttributeError) as error:
+            raise ValueError(f"CUDA IPC needs an NVIDIA GPU and its driver: {error}") from None
+        for name, types in CALLS.items():
+            self._calls[name].argtypes, self._calls[name].restype = types, c_int
+        count = c_int()
+        try:
+            self("cuInit", 0)
+            self("cuDeviceGetCount", byref(count))
+        except DriverError as error:
+            raise ValueError(f"CUDA IPC needs an NVIDIA GPU that works: {error}") from None
+        self.gpus = count.value
+        if not self.gpus:
+            raise ValueError("CUDA IPC needs an NVIDIA GPU, and this process sees none")
+
+    def __call__(self, name: str, *given: Any) -> None:
+        """Raises DriverError."""
+        if code := self._calls[name](*given):
+            text = c_char_p()
+            known = self._calls["cuGetErrorName"](code, byref(text)) == 0
+            raise DriverError(f"{name}: {text.value.decode() if known and text.value else f'error {code}'}")
+
+
 class Driver:
     """Of one GPU, by its number in this process. Thread-safe. Raises ValueError, one line, where there is no such GPU.
 
@@ -63,19 +92,11 @@ class Driver:
     """
 
     def __init__(self, ordinal: int = 0, library: str = LIBRARY) -> None:
+        self._call = Library(library)
+        if not 0 <= ordinal < self._call.gpus:
+            raise ValueError(f"CUDA IPC needs GPU {ordinal}, but this process sees {self._call.gpus}")
+        device, context, uuid = c_int(), c_void_p(), Uuid()
         try:
-            self._cuda = ctypes.CDLL(library)
-            self._calls = {name: getattr(self._cuda, name) for name in CALLS}
-        except (OSError, AttributeError) as error:
-            raise ValueError(f"CUDA IPC needs an NVIDIA GPU and its driver: {error}") from None
-        for name, types in CALLS.items():
-            self._calls[name].argtypes, self._calls[name].restype = types, c_int
-        device, count, context, uuid = c_int(), c_int(), c_void_p(), Uuid()
-        try:
-            self._call("cuInit", 0)
-            self._call("cuDeviceGetCount", byref(count))
-            if not 0 <= ordinal < count.value:
-                raise ValueError(f"CUDA IPC needs GPU {ordinal}, but this process sees {count.value}")
             self._call("cuDeviceGet", byref(device), ordinal)
             self._call("cuDeviceGetUuid_v2", byref(uuid), device)
             self._call("cuDevicePrimaryCtxRetain", byref(context), device)
@@ -148,12 +169,6 @@ class Driver:
             yield
         finally:
             self._call("cuCtxPopCurrent_v2", byref(c_void_p()))
-
-    def _call(self, name: str, *given: Any) -> None:
-        if code := self._calls[name](*given):
-            text = c_char_p()
-            known = self._calls["cuGetErrorName"](code, byref(text)) == 0 and text.value
-            raise DriverError(f"{name}: {text.value.decode() if known and text.value else f'error {code}'}")
 
 
 _DRIVERS: dict[int, Driver] = {}

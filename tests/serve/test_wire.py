@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ def sent(source) -> bytes:
 @pytest.mark.parametrize("leaves", ["in place", "through the host"])
 def test_every_bit_arrives_in_its_block_and_nothing_else_changes(monkeypatch, leaves, arrives):
     ours, theirs, before = pool(1), pool(2), pool(2)
-    monkeypatch.setattr(wire, "in_place", lambda of: (leaves if of is ours else arrives) == "in place")
+    monkeypatch.setattr(wire, "in_place", lambda of, carrier: (leaves if of is ours else arrives) == "in place")
     source, sink = wire.raw_source(ours, TABLE), wire.raw_sink(theirs, OTHER)
     data = sent(source)
     assert len(data) == sink.size == len(TABLE) * ours.layout.block_bytes
@@ -38,6 +40,31 @@ def test_every_bit_arrives_in_its_block_and_nothing_else_changes(monkeypatch, le
     if arrives != "in place":
         assert torch.equal(theirs.data.view(torch.int16), before.data.view(torch.int16))
         wire.put_raw(sink.data, theirs, OTHER)
+    check(ours, theirs, before)
+
+
+def check(ours, theirs, before):
     bits, untouched = theirs.data.view(torch.int16), [b for b in range(12) if b not in OTHER]
     assert torch.equal(bits[OTHER], ours.data.view(torch.int16)[TABLE])
     assert torch.equal(bits[untouched], before.data.view(torch.int16)[untouched])
+
+
+def test_a_device_s_pool_is_read_and_written_where_it_lies_one_piece_a_run():
+    """The pieces are the same on a CPU, where they can be looked at."""
+    ours, theirs, before = pool(1), pool(2), pool(2)
+    source, sink = wire.device_pieces(ours, TABLE), wire.device_pieces(theirs, OTHER)
+    size = ours.layout.block_bytes
+    assert [len(piece) for piece in source.buffers(0, source.size)] == [3 * size, size, size, size]
+    assert source.ends == (6 * size,)
+    assert sink.size == 6 * size
+    at = 0
+    for piece in sink.buffers(0, sink.size):
+        piece.copy_(torch.cat(source.buffers(at, at + len(piece))))
+        at += len(piece)
+    check(ours, theirs, before)
+
+
+def test_only_a_carrier_that_reaches_gpus_gets_their_memory_itself():
+    on_gpu = SimpleNamespace(data=SimpleNamespace(device=torch.device("cuda")))
+    assert [wire.in_place(on_gpu, carrier) for carrier in ("tcp", "unix", "shm", "nixl", "cuda_ipc")] == [False] * 4 + [True]
+    assert wire.in_place(pool(1), "tcp")

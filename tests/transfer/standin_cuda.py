@@ -1,6 +1,7 @@
 """CUDA IPC for the tests: on a GPU if torch has one, else over a driver that stands in for it, whose device memory is the host's."""
 
 import atexit
+import ctypes
 import functools
 import shutil
 import subprocess
@@ -18,11 +19,9 @@ HEADER_BYTES = 64
 
 
 @functools.cache
-def driver(library=""):
-    """library: of the stand-in, if another process has built it. Raises ValueError, the reason, where there is no driver at all."""
-    if DEVICE == "cuda":
-        return driver_of(0)
-    return Driver(library=library or str(standin()))
+def driver():
+    """Raises ValueError, the reason, where there is none at all."""
+    return driver_of(0) if DEVICE == "cuda" else Driver(library=str(standin()))
 
 
 @functools.cache
@@ -54,7 +53,7 @@ class Tried(CudaIpc):
 
 def live():
     """Allocations, mappings and streams of the stand-in in this process."""
-    return driver()._cuda.standin_live()
+    return ctypes.CDLL(str(standin())).standin_live()
 
 
 def tensor(data):

@@ -1,0 +1,107 @@
+"""The digest of what lies on a device: what its definition says, however the bytes are cut; and its kernel, which says the same."""
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abkt.transfer import nh
+
+SCRIPT = Path(__file__).with_name("nh_triton_check.py")
+
+
+def key(place):
+    """The finaliser of MurmurHash3, of a multiple of the golden ratio."""
+    hashed = place * 0x9E3779B1 % 2**32
+    hashed = (hashed ^ (hashed >> 16)) * 0x85EBCA6B % 2**32
+    hashed = (hashed ^ (hashed >> 13)) * 0xC2B2AE35 % 2**32
+    return hashed ^ (hashed >> 16)
+
+
+def by_hand(data):
+    """In whole numbers, word by word."""
+    data += bytes(-len(data) % 16)
+    sums = [0, 0]
+    for index in range(len(data) // 8):
+        low, high = (int.from_bytes(data[at : at + 4], "little") for at in (8 * index, 8 * index + 4))
+        for number in (0, 1):
+            place = 4 * index + 2 * number
+            sums[number] += ((low + key(place)) % 2**32) * ((high + key(place + 1)) % 2**32)
+    return b"".join((total % 2**64).to_bytes(8, "little") for total in sums)
+
+
+def cut(data, stops, kinds):
+    stops = sorted({min(stop, len(data)) for stop in stops} | {len(data)})
+    pieces = [data[a:b] for a, b in zip([0, *stops], stops, strict=False) if a < b]
+    return [torch.frombuffer(bytearray(p), dtype=torch.uint8) if kind else p for p, kind in zip(pieces, kinds * len(pieces), strict=False)]
+
+
+@given(st.binary(min_size=1, max_size=300), st.lists(st.integers(0, 300), max_size=5), st.lists(st.booleans(), min_size=1, max_size=6))
+def test_it_is_what_the_definition_says_however_the_bytes_are_cut(data, stops, kinds):
+    assert nh.digest(cut(data, stops, kinds)) == by_hand(data)
+
+
+def test_a_payload_of_more_than_one_step(monkeypatch):
+    monkeypatch.setattr(nh, "STEP_WORDS", 8)
+    data = random.Random(1).randbytes(1000)
+    assert nh.digest([data]) == by_hand(data)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 200), st.data())
+@settings(max_examples=200)
+def test_a_flipped_bit_a_lost_byte_and_exchanged_words_are_found(seed, words, data):
+    payload = bytearray(random.Random(seed).randbytes(8 * words))
+    right = nh.digest([bytes(payload)])
+    bit = data.draw(st.integers(0, 64 * words - 1))
+    payload[bit // 8] ^= 1 << bit % 8
+    assert nh.digest([bytes(payload)]) != right
+    payload[bit // 8] ^= 1 << bit % 8
+    assert nh.digest([bytes(payload[1:])]) != right
+    here, there = data.draw(st.integers(0, words - 1)), data.draw(st.integers(0, words - 1))
+    one, other = payload[8 * here : 8 * here + 8], payload[8 * there : 8 * there + 8]
+    payload[8 * here : 8 * here + 8], payload[8 * there : 8 * there + 8] = other, one
+    assert (nh.digest([bytes(payload)]) != right) == (one != other)
+
+
+def test_bytes_of_zero_are_not_nothing():
+    """Blocks that were never written are as good a payload as any, and one of them too many is found by its length in the header."""
+    assert nh.digest([bytes(16)]) != nh.digest([bytes(32)])
+    assert nh.digest([bytes(16)]) != bytes(16)
+
+
+def run(*arguments):
+    pytest.importorskip("triton")
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_the_kernel_s_sums_are_the_oracle_s():
+    run("values")
+
+
+def test_the_kernel_compiles_ahead_of_time_and_reads_16_bytes_at_a_time():
+    report = json.loads(run("compile", "80", "90"))
+    assert [row["architecture"] for row in report] == [80, 90]
+    for row in report:
+        assert row["stack"] == row["local"] == 0, row
+        assert row["wide_loads"] == 8, f"2048 words by 128 threads, two words a load: {row}"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu_it_is_the_same_wherever_the_bytes_lie():
+    data = random.Random(2).randbytes(5 << 20)
+    there = torch.frombuffer(bytearray(data), dtype=torch.uint8).cuda()
+    right = nh.digest([data])
+    for stops in ([], [1 << 20], [64, 4096, 3 << 20], [17, 1000, 1001]):
+        bounds = [0, *stops, len(data)]
+        pieces = [there[a:b] for a, b in itertools.pairwise(bounds)]
+        assert nh.digest(pieces) == right
+        assert nh.digest([data[: bounds[1]], *pieces[1:]]) == right
