@@ -44,6 +44,7 @@ class Sending:
         self._stops: list[int] = []
         self.granted_cut = 0
         self._begun_s = self._ready_s = math.inf  # since when the next frame was made, and could have been on its way
+        self._leaving = 0  # up to this byte, of the frame that is being sent: its peer may have it before the call returns
 
     def run(self, channel: Channel) -> None:
         """Each call is a later epoch. Raises PeerError, FrameError or Cancelled; PeerLost and PeerSilent if it may be called again."""
@@ -74,6 +75,7 @@ class Sending:
         self._channel = channel
         self._epoch += 1
         self.pause()
+        self._leaving = 0
         if math.isnan(sent.offered_s):
             sent.offered_s = self.clock()
         self._put(FrameType.OFFER, offer.payload(), self._serial)
@@ -103,6 +105,7 @@ class Sending:
             sent.first_byte_s = self._begun_s
         self._pass(size)
         header = Header(FrameType.DATA, self.outgoing.transfer_id, len(self._tags), sent.payload_bytes, self._epoch)
+        self._leaving = stop
         calls, tag = self._channel.send(header, payload, self._listen)
         self._tags.append(tag)
         self._stops.append(stop)
@@ -130,7 +133,7 @@ class Sending:
 
     def heard(self, header: Header, ack: Ack) -> None:
         """An acknowledgement of this transfer."""
-        if not self.is_named(header) or header.offset > self.sent.payload_bytes:
+        if not self.is_named(header) or header.offset > max(self.sent.payload_bytes, self._leaving):
             raise FrameError(f"ACK of {header.offset} bytes of transfer {header.transfer_id} came, which were not sent")
         self._told(header.offset, ack)
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
+from abkt.transfer.frame import Buffer
 from abkt.transfer.kernel_paced import KernelPaced, PassingConnection
+from abkt.transfer.messages import Offer
+from abkt.transfer.outgoing import Outgoing
+from abkt.transfer.pieces import PiecesSource
 from abkt.transfer.tcp import Tcp
 from abkt.transfer.transport import PeerLost, PeerSilent
+from tests.transfer.conftest import House
 
 FRAME = bytes(64 << 10)
 
@@ -56,6 +63,32 @@ def transport() -> Iterator[KernelPaced]:
     paced = KernelPaced()
     yield paced
     assert not paced._connections, "a connection was not forgotten"
+
+
+class Overtaken(PassingConnection):
+    """Its call returns only when the peer has the frame, and may have acknowledged it; it listens once more then, as it does when the
+    kernel still had something at the last look."""
+
+    def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
+        calls = super().send(buffers, waiting)
+        self.readable(0.2)
+        waiting()
+        return calls
+
+
+def test_an_acknowledgement_may_overtake_the_call_that_sends_the_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("abkt.transfer.kernel_paced.PassingConnection", Overtaken)
+    data = random.Random(1).randbytes(12 * len(FRAME))
+    house = House("tcp", tmp_path)
+    house.transport = KernelPaced()
+    try:
+        desk = house.desk()
+        outgoing = Outgoing(1, Offer(1, "raw", 10, (len(data),)), PiecesSource([memoryview(data)]))
+        sent = house.sender(desk.address).submit(outgoing).result(30.0)
+        assert sent.error == ""
+        assert bytes(desk.committed().sink.data) == data
+    finally:
+        house.close()
 
 
 @pytest.mark.slow
