@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from abkt.net.namespaces import Namespaces
 from experiments.cli import dispatch
+from tests.serve.test_paced import profile
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,46 @@ def test_a_whole_validation(tiny_model: Path, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "out" / "validation.json").read_text())
     assert {target["name"] for target in found["targets"]} == {"mean E2E error", "mean TTFT error", "largest regret"}
     assert "# Fidelity of the model" in (tmp_path / "out" / "FIDELITY.md").read_text()
+
+
+@pytest.mark.slow
+def test_senders_that_meet_and_workers_that_change_their_role(tiny_model: Path, tmp_path: Path) -> None:
+    """Paced, on a made-up profile: both worlds have the same workers do the same changes."""
+    if why := Namespaces.why_not():
+        pytest.skip(why)
+    profile(tiny_model).save(tmp_path / "profile.json")
+    changes = "[{at_s: 0.5, worker: d1, role: prefill}, {at_s: 2.0, worker: d1, role: decode}]"
+    small = ["compute=paced", "requests=16", "repeats=2", "drift=false", "~conditions.several", "~bitrates.int8", "~bitrates.embedded"]
+    small += [f"conditions.switches.roles.changes={changes}", f"profile={tmp_path / 'profile.json'}", "workload.scaling.isl_max=300"]
+    assert dispatch(["validate", f"model_folder={tiny_model}", *small, f"out={tmp_path / 'out'}"]) == 0
+    found = json.loads((tmp_path / "out" / "validation.json").read_text())
+    assert {(c["condition"], c["stage"]) for c in found["conditions"]} == {(c, s) for c in ("incast", "switches") for s in ("ttft", "e2e")}
+    assert [(c["worker"], c["role"]) for c in found["switches"]] == [("d1", "prefill"), ("d1", "decode")]
+    for change in found["switches"]:
+        assert change["predicted_served"] > 0
+        assert change["measured_served"] > 0
+        assert change["measured_drain_s"] >= 0
+    summary = json.loads((tmp_path / "out" / "real" / "switches" / "raw" / "1" / "summary.json").read_text())
+    assert [(worker, role) for _, worker, role in summary["roles"]] == [("d1", ""), ("d1", "prefill"), ("d1", ""), ("d1", "decode")]
+    shared = json.loads((tmp_path / "out" / "real" / "incast" / "raw" / "0" / "summary.json").read_text())
+    assert (shared["network"]["pacing"], shared["network"]["senders"], shared["compute"]) == ("tbf", 4, "paced")
+    rows = pd.read_parquet(tmp_path / "out" / "real" / "incast" / "raw" / "0" / "requests.parquet")
+    assert {*rows.prefill_node} == {"p0", "p1", "p2", "p3"}
+    text = (tmp_path / "out" / "FIDELITY.md").read_text()
+    assert "## Changes of roles" in text
+    assert "a token bucket" in text
+
+
+@pytest.mark.slow
+def test_a_model_of_a_shape_without_a_gpu(tmp_path: Path) -> None:
+    """What `compute=gpu` does, but for the device: the model is made, profiled, paced by its own times."""
+    shape = {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 32, "inner": 96, "vocabulary": 4096, "max_tokens": 1024}
+    small = [*(f"shape.{key}={value}" for key, value in shape.items()), "requests=4", "repeats=1", "~conditions.oscillating"]
+    small += ["~bitrates.int8", "~bitrates.int4", "workload.scaling.isl_max=300", "conditions.steady.speedup=0.7"]
+    assert dispatch(["validate", "compute=gpu", "device=cpu", *small, f"out={tmp_path}"]) == 0
+    config = json.loads((tmp_path / "llama-3.1-8b" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["vocab_size"]) == (2, 4096)
+    assert set(pd.read_parquet(tmp_path / "validation.parquet").policy) == {"raw", "embedded"}
+    rows = pd.read_parquet(tmp_path / "real" / "steady" / "raw" / "0" / "requests.parquet")
+    assert (rows.outcome == "completed").all()
+    assert set(rows.compute) == {"paced"}
