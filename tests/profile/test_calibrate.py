@@ -1,0 +1,66 @@
+"""Which runs a calibration makes, on a cluster that only pretends to run them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abkt.profile.measure import calibrate
+from abkt.records import RequestRecord, TransferRecord
+from abkt.serve.cluster import ClusterSpec, Run
+from abkt.serve.prompt import Prompt
+from abkt.spec import ModelSpec
+
+CURVE = {"bytes": [100.0, 5000.0], "distortion": [1.0, 1e-4], "bits": [0.0, 8.0]}
+
+
+@dataclass
+class Pretended:
+    """Everything takes 1 ms and 1 µs a token. policies: that it was asked to run."""
+
+    spec: ClusterSpec
+    model: ModelSpec = field(default_factory=lambda: ModelSpec("m", 2, 2, 8))
+    policies: list[str] = field(default_factory=list)
+
+    def run(self, prompts: list[Prompt], bitrate: dict[str, Any], *_: object) -> Run:
+        name = bitrate["_target_"].rpartition(".")[2]
+        mode = {"Raw": "raw", "Lossless": "exact"}.get(name, "stream")
+        self.policies.append(bitrate.get("form", name + str(bitrate.get("bits", ""))))
+        run = Run([], [])
+        for p in prompts:
+            seconds, raw_bytes = 1e-3 + 1e-6 * p.isl, self.model.kv_bytes(p.isl)
+            busy = dict.fromkeys(("prefill_busy_s", "encode_busy_s", "expand_busy_s", "wire_busy_s"), seconds)
+            run.requests.append(RequestRecord(p.request_id, p.isl, p.osl, 0.0, "p0", "d0", **busy))
+            run.transfers.append(
+                TransferRecord(p.request_id, "p0", "d0", start_s=0.0, mode=mode, calls=1, wire_bytes=raw_bytes // 2, raw_bytes=raw_bytes)
+            )
+            run.iterations.append((1 + p.request_id % 3, p.isl, seconds))
+            if mode == "stream":
+                form = bitrate.get("form", "fixed")
+                run.coded.append({"tokens": p.isl, "form": form, "raw_bytes": raw_bytes, "slope": CURVE, "uniform": CURVE})
+        return run
+
+
+def prompts(shapes: list[tuple[int, int, float]]) -> list[Prompt]:
+    return [Prompt(i, at_s, tuple(range(isl)), osl) for i, (isl, osl, at_s) in enumerate(shapes)]
+
+
+@pytest.mark.parametrize(
+    ("device", "runs"),
+    [
+        ("cpu", ["Fixed8", "Raw", "Lossless", "Fixed8", "Fixed4", "Fixed2", "entropy", "Raw"]),
+        ("cuda", ["Fixed8", "Raw", "Fixed8", "Fixed4", "Fixed2", "Raw"]),
+    ],
+)
+def test_what_is_coded_on_the_cpu_is_not_measured_on_a_gpu(device: str, runs: list[str]) -> None:
+    cluster = Pretended(ClusterSpec(Path("m"), device=device))
+    profile = calibrate(cluster, prompts, lambda name: None)  # type: ignore[arg-type]
+    assert cluster.policies == runs
+    assert ("encode/exact" in profile.fits) == ("encode/entropy" in profile.fits) == (device == "cpu")
+    assert profile.exact_share == (pytest.approx(0.5, abs=0.01) if device == "cpu" else 0.0)
+    for stage in ("prefill", "encode/raw", "encode/2", "encode/8", "expand/4"):
+        assert profile.fit(stage).seconds(tokens=1000) == pytest.approx(2e-3)
+    assert profile.curves
