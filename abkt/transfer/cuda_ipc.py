@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 
-from abkt.transfer.device import Piece, Space, on_device
+from abkt.transfer.device import Piece, Space, hosted, on_device
 from abkt.transfer.driver import HANDLE_BYTES, UUID_BYTES, Driver, DriverError, Library, driver_of
+from abkt.transfer.frame import DATA_CAP_BYTES
 from abkt.transfer.lent import Borrowed, Lent, sweep
 from abkt.transfer.ring import RingConnection
 from abkt.transfer.shm import CHUNK_BYTES, RING_BYTES, SEALS, SharedRings
@@ -112,6 +113,7 @@ class CudaIpcConnection:
     """Two lanes, that of the host and that of the GPU, and one order of bytes over both."""
 
     device = True
+    frame_bytes = DATA_CAP_BYTES
 
     def __init__(self, host: HostLane, peer: str, silence_s: float) -> None:
         self.peer = peer
@@ -146,8 +148,11 @@ class CudaIpcConnection:
                 self._beside, self._rest = RECORD.unpack(record)
             now, todo = _first(todo, self._rest)
             size = sum(map(len, now))
-            lane = self._device() if self._beside else self._host
-            lane.receive(now, waiting)  # type: ignore[arg-type]
+            if self._beside:
+                self._device().receive(now, waiting)  # type: ignore[arg-type]
+            else:
+                with hosted(now) as host:
+                    self._host.receive(host, waiting)
             self._rest -= size
             progress.came(size)
 
@@ -214,6 +219,8 @@ class HostLane(RingConnection):
 
     def _borrowing(self, counting: int, leash: int, uuid: bytes, handle: bytes) -> DeviceLane:
         with ExitStack() as undo:
+            if not stat.S_ISSOCK(os.fstat(counting).st_mode):
+                raise ValueError("does not speak this protocol")
             connected = undo.enter_context(socket.socket(fileno=os.dup(counting)))
             if connected.family != socket.AF_UNIX or connected.type != socket.SOCK_STREAM:
                 raise ValueError("does not speak this protocol")
@@ -239,7 +246,7 @@ class HostLane(RingConnection):
 
 
 class DeviceLane(RingConnection):
-    """Of bytes on a GPU."""
+    """Of bytes on a GPU. However a call ends, no copy is under way any more that reads or writes what it was given."""
 
     def __init__(self, connected: socket.socket, peer: str, silence_s: float, rings: DeviceRings) -> None:
         super().__init__(connected, peer, silence_s, DEVICE_CHUNK_BYTES)
@@ -254,8 +261,21 @@ class DeviceLane(RingConnection):
     def send(self, buffers: Sequence[Piece], waiting: Callable[[], None]) -> int:  # type: ignore[override]
         """Returns how many copies it took."""
         before = self._copied.puts
-        super().send(buffers, waiting)  # type: ignore[arg-type]
+        with self._settled():
+            super().send(buffers, waiting)  # type: ignore[arg-type]
         return self._copied.puts - before
+
+    def receive(self, buffers: Sequence[Space], waiting: Callable[[], None]) -> None:  # type: ignore[override]
+        with self._settled():
+            super().receive(buffers, waiting)  # type: ignore[arg-type]
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            self._copied.wait()
+            raise
 
     def _view(self, buffer: Piece) -> Piece:  # type: ignore[override]
         return buffer
@@ -273,24 +293,30 @@ class DeviceRings:
         rings = memory.address, memory.address + DEVICE_RING_BYTES
         self._out, self._in = rings if first else rings[::-1]
         self.puts = 0
+        self._closed = False
 
     def put(self, at: int, piece: Space) -> None:
         self._driver.copy(self._out + at, _address(piece), len(piece), self._stream)
         self.puts += 1
 
     def written(self) -> None:
-        self._driver.wait(self._stream)
+        self.wait()
 
     def take(self, at: int, piece: Space) -> None:
         self._driver.copy(_address(piece), self._in + at, len(piece), self._stream)
 
     def read(self) -> None:
+        self.wait()
+
+    def wait(self) -> None:
+        """For all copies of this side."""
         self._driver.wait(self._stream)
 
     def close(self) -> None:
-        """After an error copies may still be under way."""
+        if self._closed:
+            return
+        self._closed = True
         try:
-            self._driver.wait(self._stream)
             self._driver.end(self._stream)
         except DriverError as error:
             log.warning("a stream did not end well: %s", error)

@@ -1,0 +1,57 @@
+"""The other process of test_cuda_ipc.py: `python cuda_ipc_peer.py WHAT ADDRESS LIBRARY`.
+
+LIBRARY: of the driver that stands in for a GPU's, or empty for that.
+
+take: a receiver whose memory is on the device; says the address, then of each transfer a digest of what came, until its stdin ends.
+hold: connects, sends a byte of the device, says so and waits to be killed.
+"""
+
+import hashlib
+import sys
+import threading
+
+import torch
+
+from abkt.transfer.cuda_ipc import CudaIpc
+from abkt.transfer.device import fetched
+from abkt.transfer.driver import Driver, driver_of
+from abkt.transfer.messages import Hello
+from abkt.transfer.pieces import DevicePieces
+from abkt.transfer.receiver import Receiver
+
+LAYOUT = "model of the tests, 2 layers"
+WAIT_S = 30.0
+
+
+def main(what, address, library):
+    transport = CudaIpc(Driver(library=library) if library else driver_of(0))
+    device = "cpu" if library else "cuda"
+    if what == "hold":
+        connection = transport.connect(address, WAIT_S)
+        connection.send([torch.full((1,), 7, dtype=torch.uint8, device=device)], lambda: None)
+        say("sent")
+        threading.Event().wait()
+
+    def sink_of(peer, offer):
+        """Every other 4096 bytes of a larger piece of memory, so there are many pieces."""
+        memory = torch.zeros(2 * offer.size, dtype=torch.uint8, device=device)
+        return DevicePieces(memory[2 * at : 2 * at + min(4096, offer.size - at)] for at in range(0, offer.size, 4096))
+
+    def committed(received):
+        data = b"".join(map(fetched, received.sink.buffers(0, received.sink.size)))
+        say(hashlib.sha256(data).hexdigest())
+
+    receiver = Receiver(
+        transport, address, Hello("decode-0", LAYOUT), sink_of, committed, lambda received, reason: say(f"aborted: {reason}")
+    )
+    say(receiver.address)
+    sys.stdin.read()
+    receiver.close()
+
+
+def say(line):
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,470 @@
+"""Two kinds of memory in one stream of bytes, tags of what lies on a device, and rings that are freed when nobody has them any more.
+
+On a GPU if there is one; else a driver stands in for it (standin_cuda.c). What only the stand-in tells is skipped on a GPU.
+"""
+
+import hashlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from abkt.transfer import cuda_ipc, device, lent, nh
+from abkt.transfer.cuda_ipc import DEVICE_RING_BYTES, GREETING, MAGIC, RECORD, CudaIpc
+from abkt.transfer.device import fetched
+from abkt.transfer.device_tags import DeviceTags
+from abkt.transfer.driver import Driver, DriverError
+from abkt.transfer.frame import DIGESTED, HEADER_BYTES, FrameError, FrameType, Header, parse
+from abkt.transfer.messages import Offer
+from abkt.transfer.outgoing import Outgoing
+from abkt.transfer.pieces import BufferSink, DevicePieces, PiecesSource
+from abkt.transfer.transport import PeerLost, PeerSilent
+from tests.transfer.standin_cuda import DEVICE, Tried, driver, live, standin, tensor
+
+WAIT_S = 30.0
+PEER = Path(__file__).with_name("cuda_ipc_peer.py")
+stands_in = pytest.mark.skipif(DEVICE == "cuda", reason="of the driver that stands in for a GPU's")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def needs_a_driver():
+    try:
+        driver()
+    except ValueError as missing:
+        pytest.skip(str(missing))
+
+
+def nothing():
+    pass
+
+
+@pytest.fixture
+def ends(tmp_path):
+    """Two connections, of each other; the second is lent its rings with the first bytes."""
+    opened = []
+
+    def make(silence_s=WAIT_S):
+        listener = Tried().listen(str(tmp_path / "socket"), silence_s)
+        there = Tried().connect(listener.address, silence_s)
+        here = listener.accept(WAIT_S)
+        listener.close()
+        opened.extend([here, there])
+        return there, here
+
+    yield make
+    for connection in opened:
+        connection.close()
+
+
+def pieces(data, stops, on_device):
+    """The data in pieces, each in the host's memory or on the device."""
+    bounds = [0, *sorted({min(stop, len(data)) for stop in stops}), len(data)]
+    cut = [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]  # noqa: RUF007  some may be empty
+    return [tensor(each) if there and each else each for each, there in zip(cut, on_device * len(cut), strict=False)]
+
+
+def spaces(size, stops, on_device):
+    made = pieces(bytes(size), stops, on_device)
+    return [each if isinstance(each, torch.Tensor) else memoryview(bytearray(each)) for each in made]
+
+
+CUTS = st.lists(st.integers(0, 3 << 20), max_size=6)
+PLACES = st.lists(st.booleans(), min_size=1, max_size=5)
+
+
+# One order of bytes
+
+
+@given(st.lists(st.tuples(CUTS, PLACES), min_size=1, max_size=3), CUTS, PLACES, st.integers(0, 99))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bytes_come_in_their_order_whatever_memory_they_are_in(ends, sends, stops, places, seed):
+    """However they are cut on either side, and both ways at once."""
+    dice = random.Random(seed)
+    there, here = ends(silence_s=5.0)
+    said = [dice.randbytes(dice.randint(1, 3 << 20)) for _ in sends]
+    whole = b"".join(said)
+    back = []
+
+    def echo():
+        into = spaces(len(whole), stops, places)
+        here.receive(into, nothing)
+        here.send(into, nothing)
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    for data, (cuts, kinds) in zip(said, sends, strict=True):
+        there.send(pieces(data, cuts, kinds), nothing)
+    back = spaces(len(whole), stops[::-1], places[::-1])
+    there.receive(back, nothing)
+    thread.join(WAIT_S)
+    assert b"".join(map(fetched, back)) == whole
+
+
+def test_more_than_the_ring_holds_waits_and_not_for_ever(ends):
+    there, here = ends(silence_s=0.3)
+    with pytest.raises(PeerSilent, match=r"moved no byte for 0\.3 s"):
+        there.send([tensor(bytes(DEVICE_RING_BYTES + 1))], nothing)
+    with pytest.raises(PeerSilent):
+        here.receive(spaces(DEVICE_RING_BYTES + 2, [], [True]), nothing)
+
+
+def test_few_bytes_now_and_then_are_no_sign_of_life(ends):
+    there, here = ends(silence_s=0.5)
+    stop = threading.Event()
+
+    def dribble():
+        while not stop.wait(0.05):
+            there.send([b"x"], nothing)
+
+    thread = threading.Thread(target=dribble)
+    thread.start()
+    with pytest.raises(PeerSilent, match="only"):
+        here.receive([memoryview(bytearray(2000))], nothing)
+    stop.set()
+    thread.join(WAIT_S)
+
+
+def test_what_was_put_can_be_read_after_the_other_end_has_gone(ends):
+    there, here = ends()
+    there.send([b"last", tensor(b" words")], nothing)
+    there.abort()
+    assert here.readable(WAIT_S)
+    got = spaces(10, [4], [False, True])
+    here.receive(got, nothing)
+    assert b"".join(map(fetched, got)) == b"last words"
+    with pytest.raises(PeerLost, match="closed the connection"):
+        here.receive([memoryview(bytearray(1))], nothing)
+    with pytest.raises(PeerLost):
+        here.send([tensor(bytes(2 * DEVICE_RING_BYTES))], nothing)
+
+
+def test_a_call_is_a_copy_and_a_run_is_one(ends):
+    there, here = ends()
+    runs = [tensor(bytes(1000)) for _ in range(5)]
+    got = spaces(5000, [], [True])
+    assert there.send([b"h" * 64, *runs], nothing) == 5 + 1  # and one to tell of what lies in the host's memory
+    here.receive([memoryview(bytearray(64)), *got], nothing)
+
+
+# Tags
+
+
+def frame_of(tags, payload):
+    return tags.seal(Header(FrameType.DATA, 7, 1, 2, 3, length=sum(map(len, payload))), payload)
+
+
+def opened(frame, into):
+    """What a receiver has in its spaces, once it has found the frame good."""
+    header, data = parse(frame[0]), b"".join(map(fetched, frame[1:]))
+
+    def receive(step):
+        nonlocal data
+        for space in step:
+            part, data = data[: len(space)], data[len(space) :]
+            space[:] = tensor(part) if isinstance(space, torch.Tensor) else part
+
+    DeviceTags().open(header, into, receive)
+    return header
+
+
+@given(
+    st.binary(min_size=1, max_size=200),
+    st.lists(st.integers(0, 200), max_size=4),
+    PLACES,
+    st.lists(st.integers(0, 200), max_size=4),
+    PLACES,
+)
+@settings(deadline=None)
+def test_a_frame_is_opened_wherever_its_bytes_lie_on_either_side(data, stops, places, other_stops, other_places):
+    payload = [each for each in pieces(data, stops, places) if len(each)]
+    into = [each for each in spaces(len(data), other_stops, other_places) if len(each)]
+    header = opened(frame_of(DeviceTags(), payload), into)
+    assert b"".join(map(fetched, into)) == data
+    assert bool(header.flags & DIGESTED) == any(isinstance(each, torch.Tensor) for each in payload)
+
+
+@given(st.binary(min_size=1, max_size=100), st.data())
+@settings(deadline=None)
+def test_every_flipped_bit_is_found(data, draws):
+    frame = frame_of(DeviceTags(), [tensor(data)])
+    whole = bytearray(frame[0] + fetched(frame[1]))
+    bit = draws.draw(st.integers(0, len(whole) * 8 - 1))
+    whole[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(FrameError):
+        opened([bytes(whole[:HEADER_BYTES]), bytes(whole[HEADER_BYTES:])], spaces(len(data), [], [True]))
+
+
+# Transfers
+
+
+def offered(transfer_id, source):
+    return Outgoing(transfer_id, Offer(transfer_id, "raw", 16, source.ends), source)
+
+
+def device_sink(offer):
+    return DevicePieces([tensor(bytes(offer.size))])
+
+
+@pytest.mark.parametrize("house", ["cuda_ipc", "cuda_ipc-keyed", "cuda_ipc-encrypted"], indirect=True)
+@pytest.mark.parametrize("sink_of", [device_sink, lambda offer: BufferSink(offer.size)], ids=["to device", "to host"])
+@pytest.mark.parametrize("leaves", ["device", "host"])
+def test_raw_kv_arrives_from_either_memory_in_either(house, leaves, sink_of):
+    data = random.Random(1).randbytes(5 << 20)
+    stops = [1 << 20, (1 << 20) + 64, (3 << 20) + 17]
+    source = DevicePieces(pieces(data, stops, [True])) if leaves == "device" else PiecesSource(pieces(data, stops, [False]))
+    desk = house.desk(sink_of=sink_of)
+    sent = house.sender(desk.address).submit(offered(1, source)).result(WAIT_S)
+    assert not sent.error
+    assert b"".join(map(fetched, desk.committed().sink.buffers(0, len(data)))) == data
+
+
+@pytest.mark.parametrize("house", ["cuda_ipc"], indirect=True)
+def test_from_device_to_device_nothing_comes_to_the_host(house, monkeypatch):
+    copied, slow = [], []
+    monkeypatch.setattr(device, "fetched", copied.append)
+    monkeypatch.setattr(nh, "_joined", lambda parts, where, joined=nh._joined: slow.append(len(parts)) or joined(parts, where))
+    source = DevicePieces(pieces(bytes(range(256)) * 65536, [4 << 20, 9 << 20], [True]))
+    desk = house.desk(sink_of=device_sink)
+    sent = house.sender(desk.address).submit(offered(1, source)).result(WAIT_S)
+    assert not sent.error
+    assert torch.equal(*(torch.cat(each.buffers(0, source.size)) for each in (source, desk.committed().sink)))
+    assert not copied
+    if DEVICE == "cuda":
+        assert not slow, "a piece was not aligned"
+    assert sent.payload_bytes == 16 << 20
+
+
+@pytest.mark.parametrize("house", ["cuda_ipc"], indirect=True)
+def test_frames_of_one_band_are_cut_where_a_kernel_can_read_their_parts(house):
+    """Blocks of a pool are aligned; so are the parts of them that frames have."""
+    taken = []
+
+    class Watched(DevicePieces):
+        def buffers(self, start, stop):
+            taken.extend(found := super().buffers(start, stop))
+            return found
+
+    source = Watched([tensor(bytes(3 << 20)) for _ in range(4)])
+    desk = house.desk(sink_of=device_sink)
+    assert not house.sender(desk.address).submit(offered(1, source)).result(WAIT_S).error
+    assert sum(map(len, taken)) == 12 << 20
+    assert nh._apart(taken)
+
+
+@contextmanager
+def peer(what, address):
+    library = "" if DEVICE == "cuda" else str(standin())
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, str(PEER), what, address, library]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root})
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("house", ["cuda_ipc"], indirect=True)
+def test_between_two_processes_from_device_to_device(house, tmp_path):
+    dice = random.Random(3)
+    with peer("take", str(tmp_path / "peer")) as process:
+        sender = house.sender(process.stdout.readline().strip())
+        for number in range(3):
+            data = dice.randbytes(dice.randint(6 << 20, 20 << 20))
+            source = DevicePieces(pieces(data, [1 << 20, 5 << 20], [True]))
+            assert not sender.submit(offered(number, source)).result(WAIT_S).error
+            assert process.stdout.readline().strip() == hashlib.sha256(data).hexdigest()
+
+
+# Who has the memory
+
+
+@stands_in
+def test_the_memory_is_freed_when_both_sides_have_closed(ends):
+    before, files = live(), len(os.listdir("/proc/self/fd"))
+    for closes_first in (0, 1):
+        both = ends()
+        both[0].send([tensor(b"x")], nothing)
+        got = spaces(1, [], [True])
+        both[1].receive(got, nothing)
+        assert live() == before + 3, "one allocation, and a stream on each side: a process does not map its own memory"
+        both[closes_first].close()
+        assert live() == before + 2, "the other side may still use it"
+        both[1 - closes_first].close()
+        lent.sweep()
+        assert live() == before
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+@stands_in
+def test_a_connection_that_nobody_accepts_leaves_nothing(tmp_path):
+    before, files = live(), len(os.listdir("/proc/self/fd"))
+    listener = Tried().listen(str(tmp_path / "socket"), WAIT_S)
+    there = Tried().connect(listener.address, WAIT_S)
+    listener.close()
+    there.close()
+    assert live() == before
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+@stands_in
+def test_what_a_killed_peer_had_is_freed_on_either_side(tmp_path):
+    before, files = live(), len(os.listdir("/proc/self/fd"))
+    with peer("take", str(tmp_path / "peer")) as process:
+        there = Tried().connect(process.stdout.readline().strip(), WAIT_S)
+        there.send([tensor(bytes(1000))], nothing)
+        assert live() == before + 2
+        process.kill()
+        process.wait()
+        with pytest.raises(PeerLost):
+            there.receive([memoryview(bytearray(1))], nothing)
+        there.close()
+        assert live() == before
+    listener = Tried().listen(str(tmp_path / "socket"), WAIT_S)
+    with peer("hold", listener.address) as process:
+        here = listener.accept(WAIT_S)
+        assert process.stdout.readline() == "sent\n"
+        assert here.readable(WAIT_S)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        got = spaces(1, [], [True])
+        here.receive(got, nothing)  # what it had sent is still there
+        assert fetched(got[0]) == b"\7"
+        assert live() == before + 2, "mapped, and a stream"
+        with pytest.raises(PeerLost, match="closed the connection"):
+            here.receive(got, nothing)
+        here.close()
+    listener.close()
+    assert live() == before
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+@pytest.mark.parametrize("house", ["cuda_ipc"], indirect=True)
+def test_a_peer_that_is_killed_in_the_middle_is_noticed_at_once(house, tmp_path):
+    with peer("take", str(tmp_path / "peer")) as process:
+        sender = house.sender(process.stdout.readline().strip())
+        killed = []
+
+        def kill(now_s, wire_bytes, duration_s):
+            if not killed:
+                process.kill()
+                killed.append(time.monotonic())
+
+        outgoing = offered(1, DevicePieces([tensor(bytes(64 << 20))]))
+        outgoing.on_sent = kill
+        error = sender.submit(outgoing).result(WAIT_S).error
+        assert "not resumed within" in error
+        assert time.monotonic() - killed[0] < 10
+
+
+# Strangers
+
+
+def files(*, memory=True, counting=True, leash=True):
+    """What a side that connects gives away; False: something else in its place."""
+    import fcntl
+
+    ring = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.ftruncate(ring, 2 * cuda_ipc.RING_BYTES if memory else 4096)
+    fcntl.fcntl(ring, fcntl.F_ADD_SEALS, cuda_ipc.SEALS)
+    ours, theirs = socket.socketpair() if counting is True else socket.socketpair(type=socket.SOCK_DGRAM)
+    ours.close()
+    read, write = os.pipe()
+    os.close(read)
+    last = write if leash else os.dup(theirs.fileno())
+    if not leash:
+        os.close(write)
+    middle = os.open(os.devnull, os.O_RDWR) if counting is None else theirs.detach()
+    theirs.close()
+    return [ring, middle, last]
+
+
+def greeting(magic=MAGIC, size=2 * DEVICE_RING_BYTES, handle=b""):
+    return GREETING.pack(magic, size, b"another GPU, far", handle or b"no handle")
+
+
+@pytest.mark.parametrize(
+    ("said", "given", "complaint"),
+    [
+        (b"GET / HTTP/1.1", list, "does not speak this protocol"),
+        (greeting(), list, "does not speak this protocol"),
+        (greeting()[:50], files, "does not speak this protocol"),
+        (greeting(magic=b"ABKT shm"), files, "does not speak this protocol"),
+        (greeting(size=DEVICE_RING_BYTES), files, "does not speak this protocol"),
+        (greeting(size=2**63), files, "does not speak this protocol"),
+        (greeting(), lambda: files(memory=False), "of another size"),
+        (greeting(), lambda: files(counting=False), "does not speak this protocol"),
+        (greeting(), lambda: files(counting=None), "does not speak this protocol"),
+        (greeting(), lambda: files(leash=False), "does not speak this protocol"),
+        (greeting(), files, f"lent memory of GPU {b'another GPU, far'.hex()}, which GPU .* cannot use: cuIpcOpenMemHandle_v2: CUDA_ERROR_"),
+        (greeting(handle=b"1 99999999"), files, "cannot use: cuIpcOpenMemHandle_v2: CUDA_ERROR_INVALID_HANDLE"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_a_stranger_is_not_believed(tmp_path, said, given, complaint):
+    before = len(os.listdir("/proc/self/fd"))
+    listener = Tried().listen(str(tmp_path / "socket"), WAIT_S)
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(listener.address)
+        given_away = given()
+        socket.send_fds(stranger, [said], given_away)
+        for number in given_away:
+            os.close(number)
+        here = listener.accept(WAIT_S)
+        with pytest.raises(PeerLost, match=complaint) as caught:
+            here.receive([memoryview(bytearray(1))], nothing)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(PeerLost):
+            here.send([tensor(b"x")], nothing)
+        here.close()
+    listener.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@stands_in
+def test_memory_that_is_smaller_than_it_should_be_is_let_go_again(tmp_path):
+    """To write behind its end would be the end of this process."""
+    before = live()
+    small = lent.Lent(driver(), 4096)
+    with pytest.raises(ValueError, match="lent 4096 bytes of a GPU, not 8192"):
+        lent.Borrowed(driver(), small.handle, 8192, small.leash)
+    os.close(small.leash)
+    small.end()
+    assert live() == before
+
+
+def test_a_record_of_more_than_comes_is_an_end_like_any_other(tmp_path, ends):
+    there, here = ends(silence_s=0.3)
+    there._host.send([RECORD.pack(True, 1 << 60)], nothing)
+    with pytest.raises(PeerSilent):
+        here.receive([memoryview(bytearray(1))], nothing)
+
+
+# The driver
+
+
+@stands_in
+def test_without_a_gpu_it_is_refused_in_one_line():
+    for make in (CudaIpc, Driver, lambda: Driver(1, library=str(standin()))):
+        with pytest.raises(ValueError, match="CUDA IPC needs") as caught:
+            make()
+        assert "\n" not in str(caught.value)
+
+
+def test_an_error_names_the_call_and_what_the_driver_says_and_leaves_the_thread_as_it_was():
+    for _ in range(2):
+        with pytest.raises(DriverError, match="cuMemFree_v2: CUDA_ERROR_INVALID_VALUE"):
+            driver().free(64)
+    with pytest.raises(DriverError, match="cuMemAlloc_v2: CUDA_ERROR_OUT_OF_MEMORY"):
+        driver().allocate(1 << 60)
