@@ -2,8 +2,9 @@
 
 layer-wise: [layer, K|V, block, …] and scattered blocks, a call for each block of each layer's K and V (vLLM's layout). block-wise:
 [block, layer, K|V, …] and scattered blocks, a call a block. block-contiguous: the same with adjacent blocks, one call a run (FlowKV).
-A call is one `send` of a connection of abkt.transfer, straight out of the pool and into the peer's; latency is until the peer has said that
-the last byte lies in its pool. The connection's own frames, checksums and credits are left out: they are the same for every layout.
+A call is one `send` of a connection of abkt.transfer, straight out of the pool and into the peer's, over cuda_ipc those of a GPU. Latency
+is until the peer has said that the last byte lies in its pool. The connection's own frames, checksums and credits are left out: they are
+the same for every layout.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from abkt.transfer.transport import Connection, Transport
 
 LAYOUTS = ("layer-wise", "block-wise", "block-contiguous")
-TRANSPORTS = ("shm", "unix", "tcp")
+TRANSPORTS = ("shm", "unix", "tcp", "cuda_ipc")
 SILENCE_S = 60.0
 ORDER_SEED = 0
 
@@ -44,15 +45,17 @@ class Row:
 
 def measure(model: ModelSpec, lengths: Sequence[int], transports: Sequence[str], repeats: int, folder: Path,
             step: Callable[[str], None]) -> Iterator[Row]:  # fmt: skip
-    """folder: for sockets. Raises ValueError for a transport that is none of TRANSPORTS."""
+    """folder: for sockets. Raises ValueError for a transport that is none of TRANSPORTS, or has no GPU here."""
     if unknown := [name for name in transports if name not in TRANSPORTS]:
         raise ValueError(f"transport {unknown[0]} is unknown; there are {', '.join(TRANSPORTS)}")
+    for name in transports:
+        _transport(name)
     layout = KVLayout(model, blocks=max(KVLayout(model, 1).blocks_for(tokens) for tokens in lengths))
     for name in transports:
         for kind in LAYOUTS:
             step(f"{name}, {kind}")
             with _Peer(name, kind, layout, folder) as peer:
-                data, pieces = pool_bytes(kind, layout)
+                data, pieces = pool_bytes(kind, layout, _device(name))
                 for tokens in lengths:
                     parts = [data[start : start + size] for start, size in pieces(blocks_of(kind, layout, tokens))]
                     least_s = min(peer.send(tokens, parts) for _ in range(repeats + 1))  # the first one warms up
@@ -70,29 +73,43 @@ def blocks_of(kind: str, layout: KVLayout, tokens: int) -> list[int]:
     return [int(block) for block in order]
 
 
-def pool_bytes(kind: str, layout: KVLayout) -> tuple[memoryview, Callable[[Sequence[int]], list[tuple[int, int]]]]:
-    """The pool's memory, and what gives the pieces of a block table in it."""
+def pool_bytes(kind: str, layout: KVLayout, device: str = "cpu") -> tuple[Any, Callable[[Sequence[int]], list[tuple[int, int]]]]:
+    """The pool's memory, on a GPU a tensor, and what gives the pieces of a block table in it."""
     from abkt.kv.layer_major import LayerMajorPool
     from abkt.kv.pool import Pool
 
-    pool = LayerMajorPool(layout) if kind == "layer-wise" else Pool(layout)
-    return memoryview(_bytes(pool.data)), pool.pieces
+    pool = LayerMajorPool(layout, device) if kind == "layer-wise" else Pool(layout, device)
+    return _bytes(pool.data), pool.pieces
 
 
 def _bytes(data: torch.Tensor) -> Any:
     import torch
 
     data.view(torch.uint8).fill_(1)  # touched, so that no page is missing when it is timed
-    return data.view(torch.uint8).reshape(-1).numpy()
+    flat = data.view(torch.uint8).reshape(-1)
+    if data.device.type == "cpu":
+        return memoryview(flat.numpy())
+    torch.cuda.synchronize(data.device)
+    return flat
 
 
 def _transport(name: str) -> Transport:
+    import torch
+
+    from abkt.transfer.cuda_ipc import CudaIpc
     from abkt.transfer.shm import Shm
     from abkt.transfer.tcp import Tcp
     from abkt.transfer.unix import Unix
 
-    kinds: dict[str, Callable[[], Transport]] = {"shm": Shm, "tcp": Tcp, "unix": Unix}
-    return kinds[name]()
+    kinds: dict[str, Callable[[], Transport]] = {"shm": Shm, "tcp": Tcp, "unix": Unix, "cuda_ipc": CudaIpc}
+    made = kinds[name]()
+    if _device(name) == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"transport {name}: this machine has no GPU that PyTorch can use")
+    return made
+
+
+def _device(name: str) -> str:
+    return "cuda" if name == "cuda_ipc" else "cpu"
 
 
 def _address(name: str, folder: Path) -> str:
@@ -120,7 +137,7 @@ class _Peer:
         self._connection.close()
         self._process.join(10.0)
 
-    def send(self, tokens: int, parts: Sequence[memoryview]) -> float:
+    def send(self, tokens: int, parts: Sequence[Any]) -> float:
         """Seconds from the first byte until the peer has all."""
         assert self._connection is not None
         self._ours.send(tokens)
@@ -138,7 +155,7 @@ def _receive(name: str, kind: str, layout: KVLayout, folder: Path, pipe: Pipe) -
     connection = None
     while connection is None:
         connection = listener.accept(SILENCE_S)
-    data, pieces = pool_bytes(kind, layout)
+    data, pieces = pool_bytes(kind, layout, _device(name))
     while tokens := pipe.recv():
         parts = [data[start : start + size] for start, size in pieces(blocks_of(kind, layout, tokens))]
         pipe.send(True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from abkt.spec import KVLayout, ModelSpec
 from experiments.cli import dispatch
@@ -43,6 +44,13 @@ def test_the_layout_table_through_a_real_peer(tmp_path: Path) -> None:
     assert {row.bytes for row in rows if row.tokens == 40} == {3 * KVLayout(model, 1).block_bytes}
     with pytest.raises(ValueError, match="transport pigeon is unknown"):
         list(layouts.measure(model, (40,), ("pigeon",), 1, tmp_path, steps.append))
+
+
+def test_pools_of_a_gpu_need_one(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="CUDA IPC needs an NVIDIA GPU"):
+        next(layouts.measure(ModelSpec("m", 2, 2, 8), (40,), ("cuda_ipc",), 1, tmp_path, str))
 
 
 def test_published_figures_are_those_of_the_paper() -> None:
