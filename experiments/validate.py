@@ -108,14 +108,15 @@ def main(config: ValidateConfig, run: Run) -> None:
     for name, condition in conditions.items():
         condition.check_namespaces(name)
     workloads = {name: read_workload(_workload(config, condition), config.seed)[0] for name, condition in conditions.items()}
+    known = schema.load(config.profile) if config.profile else None
     print(plan_line(config, max(requests[-1].arrival_s for requests in workloads.values())))
     config.out.mkdir(parents=True, exist_ok=True)
     if config.shape:
         from experiments.validation.shaped import make
 
         make(config.shape, config.folder, config.seed)
-    if config.profile:
-        profile = schema.load(config.profile)
+    if known:
+        profile = known
     else:
         with Cluster(real, config.out) as cluster, bar("profile") as progress:
             profile = measure(cluster, config.seed, progress.step)
