@@ -19,8 +19,10 @@ import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from itertools import groupby
 
+from abkt.transfer import nh
 from abkt.transfer.device import Piece, Space, hosted, on_device
 from abkt.transfer.driver import HANDLE_BYTES, UUID_BYTES, Driver, DriverError, Library, driver_of
 from abkt.transfer.frame import DATA_CAP_BYTES
@@ -75,7 +77,17 @@ class CudaIpc:
     def _driver(self) -> Driver:
         import torch
 
+        if torch.cuda.is_available():
+            _warm_up()
         return self._given or driver_of(torch.cuda.current_device() if torch.cuda.is_available() else 0)
+
+
+@cache
+def _warm_up() -> None:
+    """Compile what digests, which may take longer than a peer may be silent."""
+    import torch
+
+    nh.digest([torch.zeros(nh.ALIGN_BYTES, dtype=torch.uint8, device="cuda")])
 
 
 def lending(driver: Driver, connected: socket.socket, peer: str, silence_s: float) -> CudaIpcConnection:

@@ -28,13 +28,16 @@ def main(what, address, library):
     device = "cpu" if library else "cuda"
     if what == "hold":
         connection = transport.connect(address, WAIT_S)
-        connection.send([torch.full((1,), 7, dtype=torch.uint8, device=device)], lambda: None)
+        byte = torch.full((1,), 7, dtype=torch.uint8, device=device)
+        settled(device)
+        connection.send([byte], lambda: None)
         say("sent")
         threading.Event().wait()
 
     def sink_of(peer, offer):
         """Every other 4096 bytes of a larger piece of memory, so there are many pieces."""
         memory = torch.zeros(2 * offer.size, dtype=torch.uint8, device=device)
+        settled(device)
         return DevicePieces(memory[2 * at : 2 * at + min(4096, offer.size - at)] for at in range(0, offer.size, 4096))
 
     def committed(received):
@@ -47,6 +50,11 @@ def main(what, address, library):
     say(receiver.address)
     sys.stdin.read()
     receiver.close()
+
+
+def settled(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def say(line):

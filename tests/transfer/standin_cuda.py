@@ -57,7 +57,10 @@ def live():
 
 
 def tensor(data):
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(DEVICE)
+    made = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(DEVICE)
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()  # the copies of a transfer wait for no stream but their own
+    return made
 
 
 class OnDevice:
