@@ -98,17 +98,20 @@ class Followed:
 
 @dataclass(slots=True)
 class FrameSize:
-    """How much to decide at once: what passes in about 20 ms at the rate of the last frames, 64 KiB to 8 MiB."""
+    """How much to decide at once: what passes in about 20 ms at the rate of the last frames, 64 KiB to 8 MiB.
+
+    most_bytes: less than 8 MiB, where the connection has no use for more.
+    """
 
     bytes_per_s: float = 0.0
+    most_bytes: int = FRAME_BYTES[1]
 
     def observe(self, wire_bytes: int, duration_s: float) -> None:
         rate = wire_bytes / max(duration_s, 1e-9)
         self.bytes_per_s += (rate - self.bytes_per_s) * (0.3 if self.bytes_per_s else 1.0)
 
     def size(self) -> int:
-        least, most = FRAME_BYTES
-        return int(min(max(self.bytes_per_s * FRAME_S, least), most)) // CUT_BYTES * CUT_BYTES
+        return int(min(max(self.bytes_per_s * FRAME_S, FRAME_BYTES[0]), self.most_bytes)) // CUT_BYTES * CUT_BYTES
 
     def stop(self, ends: tuple[int, ...], start: int, cut: int) -> int:
         """Where the frame from byte `start` on ends: at the last end of a band within reach, if the frame is large enough then."""

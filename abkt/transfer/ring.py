@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from abkt.transfer.frame import Buffer
+from abkt.transfer.frame import DATA_CAP_BYTES, Buffer
 from abkt.transfer.transport import TICK_S, PeerLost, PeerSilent, Progress
 
 COUNT = struct.Struct("<i")  # put in, or taken out if negative
@@ -48,6 +48,7 @@ class RingConnection:
     """One side. chunk_bytes: told at once, so that the other side copies meanwhile. A backend says how the sides meet."""
 
     device = False
+    frame_bytes = DATA_CAP_BYTES
 
     def __init__(self, connected: socket.socket, peer: str, silence_s: float, chunk_bytes: int) -> None:
         self.peer = peer

@@ -170,6 +170,7 @@ class Sender:
         channel = self._channel = Channel(connection, self._keepalive)
         if self._closing.is_set():
             raise PeerLost("closed")
+        self._size.most_bytes = connection.frame_bytes
         greet(channel, self._hello, self._key)
         return channel
 

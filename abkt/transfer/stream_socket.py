@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from abkt.transfer.frame import Buffer
+from abkt.transfer.frame import DATA_CAP_BYTES, Buffer
 from abkt.transfer.transport import TICK_S, Connection, PeerLost, PeerSilent, Progress
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
@@ -20,13 +20,15 @@ class StreamConnection:
     """A connected stream socket. Its timeouts live in the kernel, so a call that finds bytes costs no poll."""
 
     device = False
+    frame_bytes = DATA_CAP_BYTES
 
     def __init__(self, connected: socket.socket, peer: str, silence_s: float) -> None:
         self.peer = peer
         self._socket = connected
         self._silence_s = silence_s
         connected.setblocking(True)
-        tick = struct.pack("ll", 0, int(min(TICK_S, silence_s / 4) * 1e6))
+        self._tick_s = min(TICK_S, silence_s / 4)
+        tick = struct.pack("ll", 0, int(self._tick_s * 1e6))
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
         self._poll = select.poll()
@@ -45,7 +47,7 @@ class StreamConnection:
                 raise self._lost(error) from None
             else:
                 moved_s = time.monotonic()
-                rest = _after(rest, sent)
+                rest = after(rest, sent)
             if rest:
                 waiting()
         return calls
@@ -63,7 +65,7 @@ class StreamConnection:
             else:
                 if not got:
                     raise PeerLost(f"{self.peer} closed the connection")
-                rest = _after(rest, got)
+                rest = after(rest, got)
                 progress.came(got)
             waiting()
 
@@ -117,7 +119,7 @@ class StreamListener:
             os.unlink(self._path)
 
 
-def _after(buffers: Sequence[Buffer], done: int) -> Sequence[Buffer]:
+def after(buffers: Sequence[Buffer], done: int) -> Sequence[Buffer]:
     """What is left of the buffers after `done` bytes."""
     for index, buffer in enumerate(buffers):
         if done < len(buffer):

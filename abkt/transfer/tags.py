@@ -14,6 +14,7 @@ from abkt.transfer.device import Piece, Space, fetched, hosted
 from abkt.transfer.frame import TAG_BYTES, Buffer, FrameError, Header, seal
 
 STEP_BYTES = 512 << 10  # checked while it is still in the cache
+ONCE_BYTES = 1 << 20  # so short a payload is read in one step: to wait twice for it costs more than the cache saves
 
 Receive = Callable[[Sequence[Space]], None]
 
@@ -54,7 +55,11 @@ class Plain:
 
 
 def steps(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """The buffers in their order, STEP_BYTES at a time at most."""
+    """The buffers in their order: all at once if they are short, else STEP_BYTES at a time at most."""
+    if sum(map(len, buffers)) <= ONCE_BYTES:
+        if buffers:
+            yield list(buffers)
+        return
     step, size = [], 0
     for buffer in buffers:
         start = 0

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from abkt.transfer.frame import Buffer
-from abkt.transfer.stream_socket import StreamConnection, StreamListener
-from abkt.transfer.transport import PeerLost
+from abkt.transfer.stream_socket import IOV_MAX, StreamConnection, StreamListener, after
+from abkt.transfer.transport import PeerLost, Progress
 
 UNSENT_BYTES = 128 << 10
+AWAITED_BYTES = (64 << 10, 1 << 20)  # payloads shorter than this are read as they come; of others, so much is awaited at most
 
 
 class Tcp:
@@ -43,12 +44,20 @@ class Tcp:
 
 class TcpConnection(StreamConnection):
     """A frame is what a link passes in about 20 ms, so half of one unsent is 10 ms of it: for a fast link many more bytes than for a slow
-    one, which would wake its sender a thousand times a second for nothing."""
+    one, which would wake its sender a thousand times a second for nothing.
+
+    And a receiver that is faster than its peer would be woken by each segment, at the peer's cost where both are on one host: more than
+    the copy itself. So of a payload it is woken by as much as it will read at once (SO_RCVLOWAT). It sleeps in poll, never in a call that
+    has taken some already: the kernel counts only what is still there. What comes slower than that is read every tick.
+    """
+
+    frame_bytes = 1 << 20  # the copy into the kernel finds what was just sealed in the cache; half as much is no faster
 
     def __init__(self, connected: socket.socket, peer: str, silence_s: float) -> None:
         super().__init__(connected, peer, silence_s)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._unsent_bytes = 0
+        self._awaited_bytes = 1
         self._leave(UNSENT_BYTES)
 
     def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
@@ -56,6 +65,48 @@ class TcpConnection(StreamConnection):
         if size >= UNSENT_BYTES // 2:  # metadata says nothing of the link
             self._leave(max(UNSENT_BYTES, size // 2))
         return super().send(buffers, waiting)
+
+    def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:
+        size = sum(map(len, buffers))
+        if size < AWAITED_BYTES[0]:
+            self._await(1)
+            super().receive(buffers, waiting)
+            return
+        rest: Sequence[Buffer] = buffers
+        progress = Progress(self.peer, self._silence_s)
+        while True:
+            got = self._there(rest)
+            progress.came(got)
+            size -= got
+            waiting()
+            if not size:
+                return
+            rest = after(rest, got)
+            self._await(min(size, AWAITED_BYTES[1]))
+            self._poll.poll(self._tick_s * 1e3)
+
+    def readable(self, timeout_s: float) -> bool:
+        self._await(1)
+        return super().readable(timeout_s)
+
+    def _there(self, buffers: Sequence[Buffer]) -> int:
+        """Read what has come, without waiting: how much that was."""
+        try:
+            got = self._socket.recvmsg_into(buffers[:IOV_MAX], 0, socket.MSG_DONTWAIT)[0]
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._lost(error) from None
+        if not got:
+            raise PeerLost(f"{self.peer} closed the connection")
+        return got
+
+    def _await(self, size: int) -> None:
+        """How many bytes must be there for poll to say so; the end of the connection counts as well."""
+        if size != self._awaited_bytes:
+            self._awaited_bytes = size
+            with suppress(OSError):  # as below
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     def _leave(self, unsent_bytes: int) -> None:
         if unsent_bytes != self._unsent_bytes:

@@ -51,11 +51,13 @@ class Progress:
 class Connection(Protocol):
     """An ordered stream of bytes to one peer. One thread uses it; only `abort` may be called from another.
 
-    device: whether `send` and `receive` take memory of a device too (device.py).
+    device: whether `send` and `receive` take memory of a device too (device.py). frame_bytes: the payload beyond which a larger frame
+    saves nothing.
     """
 
     peer: str
     device: bool
+    frame_bytes: int
 
     def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
         """Hand all the bytes on; returns how many calls it took. `waiting` is called now and then, if it takes more than one.

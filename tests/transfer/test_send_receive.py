@@ -204,6 +204,16 @@ def test_a_frame_is_20_ms_of_the_link():
     assert size.size() == FRAME_BYTES[1]
 
 
+def test_no_frame_is_larger_than_its_connection_has_use_for(house, outgoing):
+    desk, wire = house.desk(), []
+    sender = house.sender(desk.address)
+    for number in range(2):  # the second knows the link from its start
+        asked = outgoing(number, [os.urandom(24 << 20)], on_sent=lambda now_s, size, duration_s: wire.append(size))
+        assert not sender.submit(asked).result(WAIT_S).error
+        desk.committed()
+    assert FRAME < max(wire) <= sender._channel.connection.frame_bytes + HEADER_BYTES
+
+
 # Time
 
 
