@@ -1,11 +1,13 @@
 """What a transfer costs: against bare sockets, and by how its memory is cut. Between two processes of this machine.
 
 `raw_tcp_over_bare`: 256 MiB through Sender and Receiver over loopback TCP, over the same bytes by bare sendmsg and recvmsg_into, in turn.
+It may be above 1: the bare loop is woken by each segment, Tcp's receiver by as much as it reads at once.
 The layout rows send KV of FlowKV's lengths three ways: `layer` (a piece for each block, layer and kind), `block` (one a block) and
 `contiguous` (one alone); `calls` are those of the transport, which gathers pieces, `pieces` is what a transport that does not would call.
 `alpha`, `beta`: latency = alpha * pieces + beta * bytes, by least squares of relative errors over all lengths and ways of a transport.
 
-`python -m abkt.bench transfer out=DIR` writes transfer.json, of the transports whose library is installed. device=cuda is not measured.
+`python -m abkt.bench transfer out=DIR` writes transfer.json, of the transports whose library is installed.
+With device=cuda the layout rows are those of CUDA IPC, from memory of a GPU to memory of it, and there are no others.
 """
 
 from __future__ import annotations
@@ -18,18 +20,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from abkt.bench.arguments import Arguments
 from abkt.bench.bare import BareSender
 from abkt.bench.rows import Row
-from abkt.bench.transfer_peer import LAYOUT, TRANSPORTS, PeerProcess, available
+from abkt.bench.transfer_peer import LAYOUT, ON_DEVICE, TRANSPORTS, Memory, PeerProcess, available
 from abkt.profile.fingerprint import cpu_name
 from abkt.transfer.messages import Hello, Offer
-from abkt.transfer.outgoing import FRAME_BYTES, Outgoing, Sent
-from abkt.transfer.pieces import PiecesSource
+from abkt.transfer.outgoing import Outgoing, Sent
 from abkt.transfer.sender import Sender
+from abkt.transfer.tcp import TcpConnection
 
 RAW_BYTES = 256 << 20
 LEAST_REPEATS = 5
@@ -50,15 +53,13 @@ class Course:
     """Transfers to one peer over one transport, one after another."""
 
     def __init__(self, kind: str, address: str) -> None:
-        self._sender = Sender(TRANSPORTS[kind](), address, Hello("bench-sender", LAYOUT))
+        self._sender = Sender((TRANSPORTS | ON_DEVICE)[kind](), address, Hello("bench-sender", LAYOUT))
         self._count = 0
 
-    def send(self, memory: memoryview, piece_bytes: int) -> tuple[float, Sent]:
+    def send(self, memory: Memory, size: int, piece_bytes: int) -> tuple[float, Sent]:
         """Seconds from the submission to the acknowledgement of the last byte."""
-        size = len(memory) // 2
-        pieces = [memory[2 * start : 2 * start + min(piece_bytes, size - start)] for start in range(0, size, piece_bytes)]
-        source = PiecesSource(pieces)
-        offer = Offer(self._count, "raw", 1, source.ends, more={"piece_bytes": piece_bytes})
+        source = memory.source(size, piece_bytes)
+        offer = Offer(self._count, "raw", 1, (size,), more={"piece_bytes": piece_bytes})
         self._count += 1
         begun_s = time.perf_counter()
         sent = self._sender.submit(Outgoing(offer.request_id, offer, source)).result(WAIT_S)
@@ -74,6 +75,10 @@ class Course:
 def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
     """All rows, as they are measured. Raises ValueError where a transfer fails."""
     repeats = max(arguments.repeats, LEAST_REPEATS)
+    if arguments.device == "cuda":
+        for kind in ON_DEVICE:
+            yield from layout_rows(kind, arguments, repeats)
+        return
     yield from raw_rows(repeats)
     for kind in available():
         yield from layout_rows(kind, arguments, repeats)
@@ -82,12 +87,12 @@ def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
 def raw_rows(repeats: int, size_bytes: int = RAW_BYTES) -> Iterator[Row]:
     memory = touched(2 * size_bytes)
     taken: dict[str, list[float]] = {"ours": [], "bare": []}
-    frame_bytes = FRAME_BYTES[1]
+    frame_bytes = TcpConnection.frame_bytes
     with PeerProcess("tcp", "127.0.0.1:0", size_bytes, 0) as peer, PeerProcess("bare", "", size_bytes, frame_bytes) as bare_peer:
         course, bare = Course("tcp", peer.address), BareSender(bare_peer.address, frame_bytes)
         try:
             for turn in range(repeats + 1):
-                ours_s = course.send(memory, size_bytes)[0]
+                ours_s = course.send(Memory(memory), size_bytes, size_bytes)[0]
                 begun_s = time.perf_counter()
                 bare.send(memory[:size_bytes])
                 bare_s = time.perf_counter() - begun_s
@@ -108,7 +113,7 @@ def layout_rows(kind: str, arguments: Arguments, repeats: int) -> Iterator[Row]:
     kind_bytes = block_tokens * arguments.kv_heads * arguments.head_dim * 2  # of one block, layer and kind, 16 bits a value
     block_bytes = 2 * layers * kind_bytes
     sizes = {tokens: -(-tokens // block_tokens) * block_bytes for tokens in LENGTHS}
-    memory = touched(2 * max(sizes.values()))
+    memory = Memory(touched(2 * max(sizes.values()), arguments.device))
     points: list[tuple[float, float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         address = "127.0.0.1:0" if kind == "tcp" else str(Path(folder) / "socket")
@@ -120,7 +125,7 @@ def layout_rows(kind: str, arguments: Arguments, repeats: int) -> Iterator[Row]:
                     taken: dict[str, list[tuple[float, Sent]]] = {way.name: [] for way in ways}
                     for _ in range(repeats + 1):
                         for way in ways:
-                            taken[way.name].append(course.send(memory[: 2 * size], way.piece_bytes))
+                            taken[way.name].append(course.send(memory, size, way.piece_bytes))
                     plain_s = statistics.median(seconds for seconds, _ in taken["contiguous"][1:])
                     for way in ways:
                         seconds = statistics.median(seconds for seconds, _ in taken[way.name][1:])
@@ -148,8 +153,14 @@ def fitted(points: list[tuple[float, float, float]]) -> tuple[float, float, floa
     return float(alpha), float(beta), float(np.median(error)), float(error.max())
 
 
-def touched(size_bytes: int) -> memoryview:
-    """Memory whose pages are all there, with bytes that no machine could guess."""
+def touched(size_bytes: int, device: str = "cpu") -> Any:
+    """Memory whose pages are all there, with bytes that no machine could guess: a memoryview, or a tensor on a GPU."""
+    if device == "cuda":
+        import torch
+
+        there = torch.randint(0, 256, (size_bytes,), dtype=torch.uint8, device=device)
+        torch.cuda.synchronize()
+        return there
     memory = memoryview(bytearray(size_bytes))
     some = os.urandom(1 << 20)
     for start in range(0, size_bytes, len(some)):
@@ -158,16 +169,29 @@ def touched(size_bytes: int) -> memoryview:
 
 
 def facts(arguments: Arguments) -> dict[str, str]:
+    """Raises ValueError where there is no such device."""
+    gpu = {"gpu": _gpu()} if arguments.device == "cuda" else {}
     shape = f"{arguments.layers or LAYERS} layers, {arguments.kv_heads} KV heads of {arguments.head_dim}, 2 bytes a value"
     return {
+        **gpu,
         "cpu": cpu_name(),
         "cores": str(len(os.sched_getaffinity(0))),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "shape": f"{shape}, blocks of {arguments.blocks[0]}",
         "repeats": str(max(arguments.repeats, LEAST_REPEATS)),
-        "link": "loopback",
+        "link": "memory" if gpu else "loopback",
     }
+
+
+def _gpu() -> str:
+    import torch
+
+    for kind in ON_DEVICE.values():
+        kind()
+    if not torch.cuda.is_available():
+        raise ValueError("device=cuda: torch sees no GPU here; device=cpu measures sockets and shared memory")
+    return torch.cuda.get_device_name()
 
 
 def is_shown(row: Row) -> bool:

@@ -1,7 +1,7 @@
 """The other process of the transfer bench: takes what comes, into memory that it has touched before.
 
 `python -m abkt.bench.transfer_peer KIND ADDRESS SIZE_BYTES FRAME_BYTES`: KIND is a transport, or `bare` for a loop of recv_into over TCP;
-says its address on stdout, and serves until its stdin ends.
+says its address on stdout, and serves until its stdin ends. Over a transport that reaches a GPU's memory, it takes into that.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import subprocess
 import sys
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from abkt.bench.bare import serve
+from abkt.transfer.cuda_ipc import CudaIpc
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.nixl import Nixl
-from abkt.transfer.pieces import ByteSink, PiecesSink
+from abkt.transfer.pieces import ByteSink, ByteSource, DevicePieces, PiecesSink, PiecesSource
 from abkt.transfer.receiver import Receiver
 from abkt.transfer.shm import Shm
 from abkt.transfer.tcp import Tcp
@@ -22,6 +24,7 @@ from abkt.transfer.transport import Transport
 from abkt.transfer.unix import Unix
 
 TRANSPORTS: dict[str, type[Transport]] = {"tcp": Tcp, "unix": Unix, "shm": Shm, "nixl": Nixl}
+ON_DEVICE: dict[str, type[Transport]] = {"cuda_ipc": CudaIpc}
 LAYOUT = "bench"
 
 
@@ -36,15 +39,23 @@ def available() -> list[str]:
 
 
 class Memory:
-    """One sink after another in the same memory; an offer says how large its pieces are, and no two of them are adjacent."""
+    """One source or sink after another in the same memory, a memoryview or a tensor. Between two pieces is room for one more, so that no
+    two are adjacent."""
 
-    def __init__(self, size_bytes: int) -> None:
-        self._memory = memoryview(bytearray(2 * size_bytes))
-        self._memory[:] = bytes(1) * len(self._memory)  # each page has been written once
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+
+    def _pieces(self, size: int, piece_bytes: int) -> list[Any]:
+        return [self._memory[2 * start : 2 * start + min(piece_bytes, size - start)] for start in range(0, size, piece_bytes)]
+
+    def source(self, size: int, piece_bytes: int) -> ByteSource:
+        kind = PiecesSource if isinstance(self._memory, memoryview) else DevicePieces
+        return kind(self._pieces(size, piece_bytes))
 
     def sink(self, peer: str, offer: Offer) -> ByteSink:
-        piece = int(offer.more["piece_bytes"])
-        return PiecesSink(self._memory[2 * start : 2 * start + min(piece, offer.size - start)] for start in range(0, offer.size, piece))
+        """An offer says how large its pieces are."""
+        kind = PiecesSink if isinstance(self._memory, memoryview) else DevicePieces
+        return kind(self._pieces(offer.size, int(offer.more["piece_bytes"])))
 
 
 class PeerProcess:
@@ -63,14 +74,28 @@ class PeerProcess:
         self._process.communicate(timeout=30)
 
 
+def written(size_bytes: int, kind: str) -> Any:
+    """Memory to receive into, each page of which has been written once."""
+    if kind not in ON_DEVICE:
+        memory = memoryview(bytearray(size_bytes))
+        memory[:] = bytes(1) * size_bytes
+        return memory
+    import torch
+
+    there = torch.zeros(size_bytes, dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+    return there
+
+
 def main() -> None:
     kind, address, size, frame = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     if kind == "bare":
         serve(size, frame, lambda address: print(address, flush=True))
         return
-    memory = Memory(size)
+    memory = Memory(written(2 * size, kind))
+    transport = (TRANSPORTS | ON_DEVICE)[kind]()
     receiver = Receiver(
-        TRANSPORTS[kind](), address, Hello("bench-receiver", LAYOUT), memory.sink, lambda received: None, lambda received, reason: None
+        transport, address, Hello("bench-receiver", LAYOUT), memory.sink, lambda received: None, lambda received, reason: None
     )
     print(receiver.address, flush=True)
     sys.stdin.read()

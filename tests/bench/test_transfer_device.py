@@ -1,0 +1,44 @@
+"""The transfer bench from a device's memory to it, over a driver that stands in for a GPU's where there is none."""
+
+import pytest
+import torch
+
+from abkt.bench import transfer, transfer_peer
+from abkt.bench.arguments import Arguments
+from abkt.bench.transfer_peer import LAYOUT, Memory
+from abkt.transfer.messages import Hello
+from abkt.transfer.pieces import DevicePieces
+from abkt.transfer.receiver import Receiver
+from tests.transfer.standin_cuda import DEVICE, Tried, driver
+
+
+def test_pieces_are_apart_on_both_sides_and_each_is_a_copy(monkeypatch, tmp_path):
+    try:
+        driver()
+    except ValueError as missing:
+        pytest.skip(str(missing))
+    size, piece_bytes = 100_000, 30_000
+    ours = torch.randint(0, 256, (2 * size,), dtype=torch.uint8, device=DEVICE)
+    theirs = torch.zeros(2 * size, dtype=torch.uint8, device=DEVICE)
+    monkeypatch.setitem(transfer_peer.ON_DEVICE, "cuda_ipc", Tried)
+    receiver = Receiver(Tried(), str(tmp_path / "socket"), Hello("r", LAYOUT), Memory(theirs).sink, lambda r: None, lambda r, reason: None)
+    course = transfer.Course("cuda_ipc", receiver.address)
+    try:
+        seconds, sent = course.send(Memory(ours), size, piece_bytes)
+    finally:
+        course.close()
+        receiver.close()
+    assert seconds > 0
+    assert sent.payload_bytes == size
+    assert isinstance(Memory(ours).source(size, piece_bytes), DevicePieces)
+    for start in range(0, size, piece_bytes):
+        stop = 2 * start + min(piece_bytes, size - start)
+        assert torch.equal(theirs[2 * start : stop], ours[2 * start : stop])
+        assert not theirs[stop : 2 * (start + piece_bytes)].any(), "between two pieces nothing is written"
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU")
+def test_without_a_gpu_one_line_says_so():
+    with pytest.raises(ValueError, match=r"^CUDA IPC needs an NVIDIA GPU") as caught:
+        transfer.facts(Arguments(device="cuda"))
+    assert "\n" not in str(caught.value)
