@@ -20,7 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from abkt.transfer import cuda_ipc, device, lent, nh
+from abkt.transfer import cuda_ipc, device, lent, nh, tags
 from abkt.transfer.cuda_ipc import DEVICE_RING_BYTES, GREETING, MAGIC, RECORD, CudaIpc
 from abkt.transfer.device import fetched
 from abkt.transfer.device_tags import DeviceTags
@@ -232,7 +232,19 @@ def test_raw_kv_arrives_from_either_memory_in_either(house, leaves, sink_of):
 @pytest.mark.parametrize("house", ["cuda_ipc"], indirect=True)
 def test_from_device_to_device_nothing_comes_to_the_host(house, monkeypatch):
     copied, slow = [], []
-    monkeypatch.setattr(device, "fetched", copied.append)
+
+    def watched(name):
+        function = getattr(device, name)
+
+        def watch(given):
+            copied.extend(each for each in (given if name == "hosted" else [given]) if isinstance(each, torch.Tensor))
+            return function(given)
+
+        return watch
+
+    for name in ("fetched", "hosted"):
+        for module in (tags, cuda_ipc):
+            monkeypatch.setattr(module, name, watched(name), raising=False)
     monkeypatch.setattr(nh, "_joined", lambda parts, where, joined=nh._joined: slow.append(len(parts)) or joined(parts, where))
     source = DevicePieces(pieces(bytes(range(256)) * 65536, [4 << 20, 9 << 20], [True]))
     desk = house.desk(sink_of=device_sink)
@@ -408,7 +420,7 @@ def greeting(magic=MAGIC, size=2 * DEVICE_RING_BYTES, handle=b""):
         (greeting(), lambda: files(counting=None), "does not speak this protocol"),
         (greeting(), lambda: files(leash=False), "does not speak this protocol"),
         (greeting(), files, f"lent memory of GPU {b'another GPU, far'.hex()}, which GPU .* cannot use: cuIpcOpenMemHandle_v2: CUDA_ERROR_"),
-        (greeting(handle=b"1 99999999"), files, "cannot use: cuIpcOpenMemHandle_v2: CUDA_ERROR_INVALID_HANDLE"),
+        (greeting(handle=b"1 99999999"), files, "cannot use: cuIpcOpenMemHandle_v2: CUDA_ERROR_"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
