@@ -45,7 +45,7 @@ def test_paced_conditions_have_clusters_links_and_roles_of_their_own() -> None:
     said = facts(made)
     assert said["cluster"].startswith("2P2D, 4P1D on ")
     assert "meet at the receiver's" in said["conditions"]["incast"]
-    assert said["conditions"]["switches"].endswith("d1 to prefill at 3 s, d1 to decode at 8 s, p1 to decode at 10 s")
+    assert said["conditions"]["switches"].endswith("d1 to prefill at 3 s, p1 to decode at 5 s, d1 to decode at 8 s")
     assert sum("share" in sentence for sentence in said["emulated"]) == 1
     larger = config("compute=paced", "prefill=3", "conditions.switches.decode=4").sized()
     assert (larger["several"].cluster, larger["incast"].cluster, larger["switches"].cluster) == ("3P2D", "4P1D", "3P4D")
