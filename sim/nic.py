@@ -31,3 +31,8 @@ class Nic:
             if self.bytes > 0:
                 self.price.passed(now_s, self.bytes)
                 self.bytes = 0.0
+
+    def per_byte(self, now_s: float) -> float:
+        if self.load > 0:
+            self.carry(now_s, 0.0)
+        return self.price.per_byte()

@@ -2,7 +2,7 @@
 
 The pair's bitrate policy is asked for a quote by routing, and before encoding, on the expected curve, for mode, order and depth, which
 stand for the whole transfer. Each end's NIC has a price, of which the policy sees the higher: its backlog is what was chosen for it and
-is not delivered, in expected bytes; what refines behind the start does not count, since it gives way.
+has not passed, in expected bytes; what refines behind the start does not count and pays nothing, since it gives way to all that count.
 
 Not modelled: encoded KV that is thrown away because the policy thinks better of it.
 """
@@ -105,7 +105,7 @@ class Pair:
         """Distortion per byte: the higher of the two ends'."""
         now_s = self.carrier.clock._now
         source, target = self.nics
-        ours, theirs = source.price.per_byte(now_s), target.price.per_byte(now_s)
+        ours, theirs = source.per_byte(now_s), target.per_byte(now_s)
         return ours if ours >= theirs else theirs
 
     def deadline_s(self, tokens: int, arrival_s: float) -> float:
@@ -168,7 +168,7 @@ class Pair:
         job.chosen = False
         self.backlog_bytes = self.backlog_bytes - job.expected_bytes if self.queue else 0.0
         for nic in self.nics:
-            nic.price.leave(self.carrier.clock._now, job.expected_bytes)
+            nic.price.leave(job.expected_bytes)
 
     def withdraw(self, job: Job) -> bool:
         """It is given up. True if it waited for the sender or was under way: then it leaves no memory taken on either side."""

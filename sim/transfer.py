@@ -183,7 +183,7 @@ class Transfer:
             it.exact_encode_s,
             it.exact_expand_s,
             hidden_s=job.pipeline.left_s() if job.pipeline is not None else 0.0,
-            price=self.pair.price(),
+            price=0.0 if started else self.pair.price(),
             started=started,
         )
 

@@ -293,21 +293,20 @@ class DecodeWorker:
 
     def _price(self, came_bytes: int) -> float:
         """What a byte costs at this end. Called by receiver threads."""
-        now_s = self._now_s()
-        self.nic.passed(now_s, came_bytes)
-        return self.nic.per_byte(now_s)
+        self.nic.passed(self._now_s(), came_bytes)
+        return self.nic.per_byte()
 
     def _now_s(self) -> float:
         return time.monotonic() - self.origin_s
 
     def _committed(self, received: Received) -> None:
-        self.nic.leave(self._now_s(), received.transfer_id)
+        self.nic.leave(received.transfer_id)
         if received.refinable:
             self.codes.keep(received)
         self.control.inbox.put({"op": "arrived", "received": received})
 
     def _aborted(self, received: Received, reason: str) -> None:
-        self.nic.leave(self._now_s(), received.transfer_id)
+        self.nic.leave(received.transfer_id)
         self._free(received.transfer_id)
         self._release(received.offer.request_id)
 

@@ -28,16 +28,16 @@ class Nic:
                 self._waiting[number] = wire_bytes
                 self._price.enter(now_s, wire_bytes)
 
-    def leave(self, now_s: float, number: int) -> None:
+    def leave(self, number: int) -> None:
         """They have passed, or will not come. One that was never told of is none."""
         with self._lock:
             if (wire_bytes := self._waiting.pop(number, None)) is not None:
-                self._price.leave(now_s, wire_bytes)
+                self._price.leave(wire_bytes)
 
     def passed(self, now_s: float, wire_bytes: int) -> None:
         with self._lock:
             self._price.passed(now_s, wire_bytes)
 
-    def per_byte(self, now_s: float) -> float:
+    def per_byte(self) -> float:
         with self._lock:
-            return self._price.per_byte(now_s)
+            return self._price.per_byte()

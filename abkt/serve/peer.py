@@ -47,7 +47,7 @@ class Peer:
         """Of the dearer end."""
         with self.lock:
             there = self.told.per_byte(now_s)
-        return max(self.nic.per_byte(now_s), there)
+        return max(self.nic.per_byte(), there)
 
     def on_ack(self, held_bytes: int, price: float) -> None:
         with self.lock:

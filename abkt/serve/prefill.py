@@ -243,7 +243,7 @@ class PrefillWorker:
     def _sent(self, request_id: int, table: list[int], transfer: Transfer, future: Future[Sent]) -> None:
         """Called by the sender's thread at the transfer's end, good or bad."""
         self.control.inbox.put({"op": "release", "request_id": request_id, "table": table})
-        self.nic.leave(self._now_s(), request_id)
+        self.nic.leave(request_id)
         sent = future.result()
         if transfer.dropped:
             return

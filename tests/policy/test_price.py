@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abkt.policy.price import Price
-from abkt.policy.view import TransferView
+from abkt.policy.price import Price, Told
+from abkt.policy.view import Delivered, TransferView
 from tests.policy.every import SLOPE, UNIFORM, policy, views
 from tests.policy.test_curve import curves
 
@@ -18,32 +18,34 @@ moves = st.lists(st.tuples(st.floats(0, 2), st.floats(0, 5e6)), max_size=12)  # 
 
 
 def test_by_hand() -> None:
-    """1 MB/s, 1 s of work as it should be, price 0.01 and up."""
-    price = Price(1e6, target_s=1.0, gain_per_s=1.0, low=0.01, high=100.0)
-    assert price.per_second(5.0) == 0.01  # idle, and as low as it goes
+    """1 MB/s, price 0.01 and up, e times as much for each second of work that waits."""
+    price = Price(1e6, scale_s=1.0, low=0.01, high=100.0)
+    assert price.per_second() == 0.01  # idle, and as low as it goes
     price.enter(5.0, 3e6)
-    assert price.per_second(5.0) == 0.01
-    assert price.per_second(7.0) == pytest.approx(0.01 * math.e**2)  # three times the target: up by e each second, and no faster
-    assert price.per_byte(7.0) == pytest.approx(0.01 * math.e**2 / 1e6)
-    price.leave(7.0, 1.5e6)
-    assert price.per_second(8.0) == pytest.approx(0.01 * math.e**2.5)  # half above the target
-    price.leave(8.0, 0.5e6)
-    assert price.per_second(99.0) == pytest.approx(0.01 * math.e**2.5)  # at the target it stands
-    price.leave(99.0, 1e6)
-    assert price.per_second(101.0) == pytest.approx(0.01 * math.e**0.5)
-    assert price.per_second(1e9) == 0.01
+    assert price.per_second() == pytest.approx(0.01 * math.e**3)
+    assert price.per_byte() == pytest.approx(0.01 * math.e**3 / 1e6)
+    price.enter(5.5, 2e6)
+    assert price.per_second() == pytest.approx(0.01 * math.e**5)
+    price.passed(7.0, 2e6)  # at the rate of the NIC
+    assert price.rate_bytes_per_s == pytest.approx(1e6)
+    assert price.backlog_bytes == 3e6
+    assert price.per_second() == pytest.approx(0.01 * math.e**3)
+    price.leave(3e6)  # a third of it will not come: what has passed is taken for its own
+    assert price.per_second() == pytest.approx(0.01 * math.e**2)
+    price.leave(2e6)
+    assert price.per_second() == 0.01
     price.enter(1e9, 1e9)
-    assert price.per_second(2e9) == 100.0
+    assert price.per_second() == 100.0
 
 
 def test_a_link_that_has_become_slower_is_dearer_by_as_much() -> None:
     """1 MB/s that comes to pass 0.25 MB a second: after ln 2 horizons half of the difference is known."""
-    price = Price(1e6, target_s=4.0, gain_per_s=0.0, low=0.5, high=0.5, horizon_s=2.0)
+    price = Price(1e6, low=0.5, high=0.5, horizon_s=2.0)
     price.enter(10.0, 4e6)
     price.passed(10.0 + 2 * math.log(2), 0.25e6 * 2 * math.log(2))
     assert price.rate_bytes_per_s == pytest.approx(0.625e6)
-    assert price.per_byte(12.0) == pytest.approx(0.5 / 0.625e6)
-    price.leave(12.0, 4e6)
+    assert price.per_byte() == pytest.approx(0.5 / 0.625e6)
+    price.leave(4e6)
     price.enter(1000.0, 1e6)  # idle until now, which is no sign of a slow link
     price.passed(1000.005, 10.0)
     assert price.rate_bytes_per_s == pytest.approx(0.625e6)
@@ -52,56 +54,70 @@ def test_a_link_that_has_become_slower_is_dearer_by_as_much() -> None:
 
 
 def test_the_backlog_counts_in_seconds_of_the_rate_that_there_is() -> None:
-    slow, fast = (Price(1e6, target_s=1.0, gain_per_s=1.0, horizon_s=1e-3) for _ in range(2))
+    slow, fast = (Price(1e6, scale_s=1.0, low=0.01, horizon_s=1e-3) for _ in range(2))
     for price, rate in ((slow, 1e5), (fast, 1e6)):
-        price.enter(0.0, 5e5)
+        price.enter(0.0, 1.5 * rate)
         price.passed(1.0, rate)
-    assert fast.per_second(2.0) == 0.01  # half a second of work
-    assert slow.per_second(2.0) == pytest.approx(0.01 * math.e)  # five of it, known since a second ago
+    assert fast.per_second() == pytest.approx(slow.per_second()) == pytest.approx(0.01 * math.e**0.5)  # half a second of work
 
 
-@given(moves, st.lists(st.floats(0, 30), max_size=5))
-def test_asking_changes_nothing_and_the_price_stays_between_its_ends(steps, moments) -> None:
-    asked, quiet, now_s = Price(1e6), Price(1e6), 0.0
+def test_what_passes_while_nothing_waits_is_none_of_what_waits_later() -> None:
+    price = Price(1e6)
+    price.passed(1.0, 5e5)
+    price.enter(2.0, 1e6)
+    assert price.backlog_bytes == 1e6
+
+
+def test_what_was_told_falls_as_fast_as_a_nic_works_off_what_waits() -> None:
+    price, told = Price(1e6), Told()
+    price.enter(0.0, 3e5)
+    told.hear(0.0, price.per_byte())
+    price.passed(0.2, 2e5)
+    assert told.per_byte(0.2) == pytest.approx(price.per_byte())
+    assert told.per_byte(0.0) > told.per_byte(0.2)
+
+
+@given(moves, st.floats(0, 1))
+def test_the_price_stays_between_its_ends(steps, share) -> None:
+    price, now_s = Price(1e6), 0.0
     for later_s, size in steps:
         now_s += later_s
-        for moment in moments:
-            assert asked.low <= asked.per_second(moment) <= asked.high
-        for price in (asked, quiet):
-            price.enter(now_s, size)
-    assert asked.per_second(now_s + 1) == quiet.per_second(now_s + 1)
+        price.enter(now_s, size)
+        price.passed(now_s, share * size)
+        assert price.low <= price.per_second() <= price.high
 
 
-@given(moves, st.floats(0, 5e6), st.floats(0, 10))
-def test_more_work_never_makes_it_cheaper(steps, extra, later_s) -> None:
-    less, more, now_s = Price(1e6), Price(1e6), 0.0
+@given(moves, st.floats(0, 5e6), st.floats(0, 5e6))
+def test_more_work_never_makes_it_cheaper(steps, extra, passed) -> None:
+    less, more = Price(1e6), Price(1e6)
     more.enter(0.0, extra)
-    for seconds, size in steps:
-        now_s += seconds
-        less.enter(now_s, size)
-        more.enter(now_s, size)
-    assert more.per_second(now_s + later_s) >= less.per_second(now_s + later_s) * (1 - 1e-12)
+    for _, size in steps:
+        for price in (less, more):
+            price.enter(0.0, size)
+    for price in (less, more):
+        price.passed(0.0, passed)
+    assert more.per_second() >= less.per_second() * (1 - 1e-12)
 
 
 @given(moves)
-def test_once_all_has_left_it_falls_to_its_lowest(steps) -> None:
+def test_once_all_has_left_it_is_at_its_lowest(steps) -> None:
     price, now_s = Price(1e6), 0.0
     for seconds, size in steps:
         now_s += seconds
         price.enter(now_s, size)
     for _, size in steps:
-        price.leave(now_s, size)
-    assert price.per_second(now_s + 20.0) == price.low
+        price.leave(size)
+    assert price.per_second() == pytest.approx(price.low)
 
 
 def test_an_unlimited_nic_has_no_price() -> None:
     price = Price(math.inf)
     price.enter(0.0, 1e12)
-    assert price.per_byte(1e9) == 0.0
+    assert price.per_byte() == 0.0
 
 
 @pytest.mark.parametrize(
-    "fields", [(0.0,), (1.0, 0.0), (1.0, 1.0, -1.0), (1.0, 1.0, 1.0, 0.0), (1.0, 1.0, 1.0, 2.0, 1.0), (1.0, 1.0, 1.0, 1.0, 1.0, 0.0)]
+    "fields", [(0.0,), (1.0, 0.0), (1.0, -1.0), (1.0, 1.0, 0.0), (1.0, 1.0, 2.0, 1.0), (1.0, 1.0, 1.0, math.inf), (1.0, 1.0, 1.0, 1.0, 0.0)]
 )
 def test_refused(fields) -> None:
     with pytest.raises(ValueError, match="price"):
@@ -132,10 +148,22 @@ def test_fleet_sends_no_more_at_a_higher_price(view, price, factor) -> None:
 
 
 def test_fleet_by_hand() -> None:
-    """Asked is 0.005, so cut 5. Its band removes 0.0075 for 200 kB, the one before 0.032 for 200 kB. At most 0.3 is allowed, so
-    cut 2, also where there is no time."""
+    """Asked is 0.005, so cut 5. Its band removes 0.0075 for 200 kB, the one before 0.032 for 200 kB. At most 0.3 is allowed, so cut 2
+    where there is no time; the price may go a quarter of the way there, to 0.079, so to cut 3."""
     view = TransferView(1_000_000, 100.0, SLOPE, UNIFORM, encode_s=0.1, expand_s=0.1, raw_s=1e9)
     prices = (0.0, 3.7e-8, 3.8e-8, 1.5e-7, 1.7e-7, 1.0)
-    assert [policy("fleet").decide(0.0, replace(view, price=price)).cut for price in prices] == [5, 5, 4, 4, 3, 2]
+    assert [policy("fleet").decide(0.0, replace(view, price=price)).cut for price in prices] == [5, 5, 4, 4, 3, 3]
     assert policy("fleet").decide(0.0, replace(view, deadline_s=0.0)).cut == 2
     assert policy("fleet").decide(0.0, replace(view, deadline_s=0.65)).cut == 4  # 450 kB in time at 1 MB/s
+
+
+def test_the_price_takes_a_quarter_of_what_was_saved_and_the_deadline_the_rest() -> None:
+    """Asked is 0.04, cut 3; mean and most are 0.06 and 0.6. Ten at 0.04 have saved 0.2, so that one may have 0.26: cut 2 and no coarser."""
+    of = policy("fleet", target_distortion=0.04, mean_distortion=0.06, max_distortion=0.6)
+    view = TransferView(1_000_000, 100.0, SLOPE, UNIFORM, encode_s=0.1, expand_s=0.1, raw_s=1e9)
+    for count, dear, late in ((0, 3, 3), (10, 3, 2), (30, 2, 1)):  # 0.095 and 0.26, 0.18 and 0.6 are allowed
+        while of._budget._delivered < count:
+            of.delivered(0.0, Delivered(0.04, of.decide(0.0, view), view, 0.1))
+        assert of.decide(0.0, replace(view, price=1.0)).cut == dear
+        assert of.decide(0.0, replace(view, deadline_s=0.0)).cut == late
+        assert of.decide(0.0, replace(view, deadline_s=0.0, price=1.0)).cut == late

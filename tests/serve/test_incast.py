@@ -73,11 +73,11 @@ class MadeUp:
 
 
 def incast(hears: bool) -> Outcome:
-    """Four seconds of work for the receiver's NIC, of which each sender has one."""
+    """Four fifths of a second of work for the receiver's NIC, of which each sender has one."""
     config = WorkerConfig("d0", "decode", "", blocks=SENDERS * 140, block_tokens=16, max_batch=4, importance_window=0)
     engine = MadeUp()
     equipment = Equipment(engine, Codec(engine.layout), Segments(engine.layout.blocks))  # type: ignore[arg-type]
-    rate = SENDERS * equipment.codec.encode(engine.pool, range(63), TOKENS).ends[-1] / 4
+    rate = SENDERS * equipment.codec.encode(engine.pool, range(63), TOKENS).ends[-1] / 0.8
     decode, origin_s = DecodeWorker(config, Said(), equipment), time.monotonic()  # type: ignore[arg-type]
     network = {"starts_s": [0.0], "bytes_per_s": [rate], "period_s": math.inf}
     decode._handle({"op": "run", "origin_s": origin_s, "network": network})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -94,8 +95,8 @@ class Recorded(Price):
         self.made.append(self)
         self.answers: list[float] = []
 
-    def per_byte(self, now_s: float) -> float:
-        self.answers.append(super().per_byte(now_s))
+    def per_byte(self) -> float:
+        self.answers.append(super().per_byte())
         return self.answers[-1]
 
 
@@ -114,16 +115,17 @@ def test_a_view_has_the_price_of_the_dearer_end(full, prices) -> None:
         policies.append(Scripted([stream(5)]))
         return policies[-1]
 
-    of = cluster(full, prefill=3, rate=1e4)
+    of = cluster(full, prefill=3, rate=1e5)
     result = run(of, [Request(i, 0.02 * i, 200, 2) for i in range(9)], scripted)
     *senders, receiver = prices
     seen = [view.price for policy in policies for _, view in policy.views]
     assert set(seen) <= set(receiver.answers) | {answer for price in senders for answer in price.answers}
-    assert min(seen) == pytest.approx(receiver.low / 1e4)
+    assert min(seen) == pytest.approx(receiver.low / 1e5)
     assert max(seen) == max(receiver.answers) > max(max(price.answers) for price in senders)
     assert receiver.backlog_bytes == pytest.approx(0.0)  # all has left
     first, *_, last = result.transfers
-    assert last.price > first.price == pytest.approx(receiver.low / 1e4)
+    own = math.exp(first.wire_bytes / 1e5 / receiver.scale_s)  # which waits like all the rest
+    assert last.price > first.price == pytest.approx(receiver.low * own / 1e5)
 
 
 def test_fleet_sends_less_where_the_link_has_more_to_do(full) -> None:

@@ -43,3 +43,12 @@ def test_an_unlimited_nic_asks_nothing() -> None:
     nic.carry(0.0, math.inf)
     nic.carry(1.0, -math.inf)
     assert not price.heard
+
+
+def test_who_asks_for_the_price_hears_what_has_passed_until_now() -> None:
+    """1,000 bytes wait for 100 B/s: 10 s of work, of which a second later 9 are left."""
+    nic = Nic(Price(100.0, scale_s=1.0, low=1.0, high=1e9))
+    nic.price.enter(0.0, 1e3)
+    nic.carry(0.0, 100.0)
+    assert nic.per_byte(0.0) == pytest.approx(math.e**10 / 100)
+    assert nic.per_byte(1.0) == nic.per_byte(1.0) == pytest.approx(math.e**9 / 100)

@@ -87,6 +87,8 @@ def test_one_refined_request_by_hand(profile) -> None:
     assert [view.sent_cut for view in started] == [1, 7]
     assert all(view.sent_bytes == pytest.approx(curve.bytes[view.sent_cut]) for view in started)
     assert not any(view.started for _, view in policy.views[: -len(started)])
+    assert {view.price for view in started} == {0.0}  # it takes nobody's place
+    assert all(view.price > 0 for _, view in policy.views[: -len(started)])
     assert sum(s.wire_bytes for s in policy.samples) == pytest.approx(
         curve.bytes[1]
     )  # the rest is what others leave, not what the link gives

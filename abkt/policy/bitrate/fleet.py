@@ -5,7 +5,11 @@ each request's own KV, so a short request's bytes are worth more than a long one
 at a given sum of bytes. The deadline alone lets a transfer take all the time it has, whoever waits behind it; the price alone knows no
 deadline. Raw or exact where they are usable no later than what was asked for; within a budget (budget.py).
 
+A crowd comes far more often than a deadline is missed. So the price may take PRICED of what has been saved at most, and what would be late
+finds the rest.
+
 Source: DESIGN, section 7; Lagrangian bit allocation (Shoham and Gersho 1988), with a price that follows the backlog for the multiplier.
+Assumptions: PRICED.
 """
 
 from __future__ import annotations
@@ -18,11 +22,13 @@ from abkt.policy.bitrate.break_even import form, whole_instead
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import Decision, Delivered, Refined, TransferView
 
+PRICED = 0.25
+
 
 @dataclass(slots=True)
 class Fleet(Linked):
-    """target_distortion, mean_distortion, max_distortion: as Embedded's. behind_distortion: go on to this behind the start, as far as it
-    is worth the price, which falls while nobody else wants the link; inf: nothing follows."""
+    """target_distortion, mean_distortion, max_distortion: as Embedded's. behind_distortion: go on to this behind the start, once it has
+    begun as far as it is worth the price, which falls while nobody else wants the link; inf: nothing follows."""
 
     target_distortion: float = 0.005
     mean_distortion: float = 0.01
@@ -41,13 +47,17 @@ class Fleet(Linked):
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         curve = view.slope
-        asked = curve.cut_reaching(self.target_distortion)
+        behind, worth = cut_behind(curve, self.behind_distortion), curve.cut_worth(view.price)
+        if view.started:
+            return stream(view, "slope", view.sent_cut, behind=min(behind, worth))
         low = self.link.low_bytes_per_s(now_s)
-        worth = curve.cut_worth(view.price)
-        cut = min(asked, worth, curve.cut_within(bytes_in_time(low, now_s, view)))
-        if cut < asked:
-            cut = max(cut, curve.cut_reaching(self._budget.allowed()))
-        behind = min(cut_behind(curve, self.behind_distortion), worth)
+        asked = curve.cut_reaching(self.target_distortion)
+        in_time = curve.cut_within(bytes_in_time(low, now_s, view))
+        cut = min(asked, in_time)
+        if min(cut, worth) < asked:
+            allowed = self._budget.allowed()
+            priced = self.target_distortion + PRICED * (allowed - self.target_distortion)
+            cut = max(min(cut, max(worth, curve.cut_reaching(priced))), curve.cut_reaching(allowed))
         sent = stream(view, "slope", cut, behind=behind, form=form(low, view, asked))
         if view.sent_bytes == 0:
             return whole_instead(low, view, stream(view, "slope", asked), sent, view.deadline_s - now_s) or sent
