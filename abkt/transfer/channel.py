@@ -56,8 +56,9 @@ class Channel:
         self._within = False  # in the middle of a frame of ours, where no other may begin
 
     def send(self, header: Header, payload: Sequence[Piece] = (), waiting: Callable[[], None] = lambda: None) -> tuple[int, bytes]:
-        """Seal and send one frame; header.length is set here. `waiting` is called now and then. Returns (calls, tag)."""
-        frame = self.outgoing.seal(replace(header, length=sum(len(piece) for piece in payload)), payload)
+        """Seal and send one frame; header.length is set here if it is not right. `waiting` is called now and then. Returns (calls, tag)."""
+        length = sum(map(len, payload))
+        frame = self.outgoing.seal(header if header.length == length else replace(header, length=length), payload)
         self._within = True
         calls = self.connection.send(frame, waiting)  # type: ignore[arg-type]  # on a device only by DeviceTags
         self._within = False

@@ -104,7 +104,7 @@ class Sending:
         if math.isnan(sent.first_byte_s):
             sent.first_byte_s = self._begun_s
         self._pass(size)
-        header = Header(FrameType.DATA, self.outgoing.transfer_id, len(self._tags), sent.payload_bytes, self._epoch)
+        header = Header(FrameType.DATA, self.outgoing.transfer_id, len(self._tags), sent.payload_bytes, self._epoch, size - HEADER_BYTES)
         self._leaving = stop
         calls, tag = self._channel.send(header, payload, self._listen)
         self._tags.append(tag)
