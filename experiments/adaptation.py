@@ -29,17 +29,22 @@ if TYPE_CHECKING:
     from sim.workload import Request
 
 SCHEMA_VERSION = 1
+EVEN = {"ttft_mean": "mean TTFT", "ttft_p99": "p99", "ttft_worst": "worst", "distortion_mean": "mean distortion"}
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptationConfig:
-    """ours: policies that can be told bounds, by name. bits: of the fixed rates. asked, behind: see Aim."""
+    """ours: policies that can be told bounds, by name. bits: of the fixed rates. asked, behind: see Aim.
+
+    receivers: decode nodes; several share the prefill node's link, in the model alone.
+    """
 
     world: Literal["model", "real"]
     model_folder: Path
     profile: Path | None
     pacing: str
     network: Network
+    receivers: int
     workload: Workload
     ours: dict[str, dict[str, Any]]
     cachegen: dict[str, Any]
@@ -57,6 +62,10 @@ class AdaptationConfig:
     def __post_init__(self) -> None:
         if self.repeats < 1 or not 0 < self.met < 1 or not self.bits:
             raise ValueError("adaptation needs a repeat, bits of a fixed rate, and met between 0 and 1")
+        if not self.ours:
+            raise ValueError("adaptation needs a policy in ours")
+        if not 1 <= self.receivers <= (200 if self.world == "model" else 1):
+            raise ValueError(f"receivers is {self.receivers}; it must be 1, or up to 200 in world=model")
         Aim(self.asked, self.behind)
 
 
@@ -112,7 +121,7 @@ def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stac
     from abkt.serve.cluster import Cluster, ClusterSpec
     from experiments.twin import model_of
 
-    spec = ClusterSpec(config.model_folder, prefill=config.network.senders)
+    spec = ClusterSpec(config.model_folder, prefill=config.network.senders, decode=config.receivers)
     spec.layout()
     profile = schema.load(config.profile) if config.profile else _measured(config)
     profile.save(config.out / "profile.json")
@@ -161,6 +170,11 @@ def show(network: str, matches: Sequence[Match]) -> None:
         for name, against in match.ttft.items():
             rivals = [f"{_interval(match.against[rival][name])} of {rival}'s" for rival in match.against]
             console.print(f"{name}: p99 exposed {', '.join(rivals)}; mean TTFT {_interval(against)} of the bound's")
+        for name, against in match.even.items():
+            figures = ", ".join(
+                f"{_interval(made)} of the {key.replace('_', ' ').replace('ttft', 'TTFT')}" for key, made in against.items()
+            )
+            console.print(f"{name}, to {next(iter(match.ttft))}: {figures}")
         for name, reason in match.missing.items():
             console.print(f"{name} {reason}")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from abkt.records import SLO
-from experiments.contest.rivals import Aim, Bitrate, Bounds, allocated, coarsest_within, finest_levels_within, told
-from experiments.contest.scores import Score, p99, ratio
+from experiments.contest.rivals import Aim, Bitrate, Bounds, allocated, coarsest_within, finest_asked, finest_levels_within, told
+from experiments.contest.scores import Score, mean, p99, ratio, worst
 from experiments.contest.worlds import World
 
 UNIFORM_BITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # whole depths of the codec
@@ -18,7 +18,8 @@ UNIFORM_BITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # whole depths of the codec
 class Match:
     """rows: policy -> figures over all repeats. against: rival -> policy -> ratio of p99 exposed transfer time, with its interval.
 
-    ttft: policy -> ratio of mean TTFT to the bound's. missing: who could not keep the bounds, and why.
+    ttft: policy -> ratio of mean TTFT to the bound's. even: what others of ours come to where they ask for so much more that their mean
+    distortion is no more than the first's: ratios to the first's, with their intervals. missing: who could not keep the bounds, and why.
     """
 
     bits: float
@@ -27,6 +28,7 @@ class Match:
     rows: dict[str, dict[str, float]]
     against: dict[str, dict[str, dict[str, float]]]
     ttft: dict[str, dict[str, float]]
+    even: dict[str, dict[str, dict[str, float]]]
     missing: dict[str, str]
 
     def plain(self) -> dict[str, Any]:
@@ -37,6 +39,7 @@ class Match:
             "rows": self.rows,
             "exposed_p99_against": self.against,
             "ttft_mean_against_oracle": self.ttft,
+            "even_against_first": self.even,
             "missing": self.missing,
         }
 
@@ -81,6 +84,13 @@ def play(
         missing["cachegen"] = "breaks the bounds even with its finest level alone"
     for name, bitrate in ours.items():
         scores[name] = score(name, told(bitrate, bounds, aim), under)
+    first, *others = ours
+    for name in others:
+        asked = _even(ours[first], ours[name], bounds, aim, lambda bitrate: score("", bitrate, under, scouts))
+        if asked is None:
+            missing[_evened(name)] = f"has more distortion than {first}, even where it asks for half as much"
+        else:
+            scores[_evened(name)] = score(name, told(ours[name], bounds, replace(aim, asked=asked)), under)
     scores["oracle"] = score("oracle", told(oracle, bounds, aim), under)
     for name, made in scores.items():
         if name != "fixed" and not bounds.held_by(made.all_distortion):
@@ -90,6 +100,29 @@ def play(
         for rival in ("fixed", "uniform", "cachegen")
         if rival in scores
     }
-    ttft = {name: ratio(scores[name].ttft_s, scores["oracle"].ttft_s, lambda values: float(values.mean())) for name in ours}
+    ttft = {name: ratio(scores[name].ttft_s, scores["oracle"].ttft_s, mean) for name in ours}
+    even = {name: _against(scores[name], scores[first]) for name in map(_evened, others) if name in scores}
     rows = {name: made.row(under.ttft_s) for name, made in scores.items()}
-    return Match(bits, bounds, under.ttft_s, rows, against, ttft, missing)
+    return Match(bits, bounds, under.ttft_s, rows, against, ttft, even, missing)
+
+
+def _evened(name: str) -> str:
+    return f"{name}, even"
+
+
+def _even(first: Bitrate, other: Bitrate, bounds: Bounds, aim: Aim, scout: Callable[[Bitrate], Score]) -> float | None:
+    """What `other` has to ask for, in D, to have no more distortion than `first`."""
+
+    def distortion(of: Bitrate, asked: float) -> float:
+        return float(scout(told(of, bounds, replace(aim, asked=asked))).all_distortion.mean())
+
+    return finest_asked(distortion(first, aim.asked), aim.asked, lambda asked: distortion(other, asked))
+
+
+def _against(ours: Score, theirs: Score) -> dict[str, dict[str, float]]:
+    return {
+        "ttft_mean": ratio(ours.ttft_s, theirs.ttft_s, mean),
+        "ttft_p99": ratio(ours.ttft_s, theirs.ttft_s, p99),
+        "ttft_worst": ratio(ours.ttft_s, theirs.ttft_s, worst),
+        "distortion_mean": ratio(ours.distortion, theirs.distortion, mean),
+    }

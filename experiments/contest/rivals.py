@@ -15,6 +15,7 @@ import numpy as np
 from experiments.best import TAIL
 from experiments.contest.scores import p99
 
+STEPS = 6  # of a bisection
 Bitrate = dict[str, Any]  # a policy's configuration, as abkt.policy.build takes it
 
 
@@ -69,3 +70,16 @@ def finest_levels_within(bounds: Bounds, levels: Sequence[float], distortion: Ca
     while left and not bounds.held_by(distortion(left)):
         left.pop()
     return left
+
+
+def finest_asked(mean: float, most: float, distortion: Callable[[float], float]) -> float | None:
+    """The largest share of `most` at which, being asked for, the mean distortion is no more than `mean`; looked for down to its half."""
+    if distortion(most) <= mean:
+        return most
+    low, high = most / 2, most
+    if distortion(low) > mean:
+        return None
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if distortion(middle) <= mean else (low, middle)
+    return low

@@ -72,6 +72,14 @@ def p99(values: np.ndarray) -> float:
     return not_exceeded(values, 0.99)
 
 
+def mean(values: np.ndarray) -> float:
+    return float(values.mean())
+
+
+def worst(values: np.ndarray) -> float:
+    return float(values.max())
+
+
 def ratio(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], figure: Figure, seed: int = 0) -> dict[str, float]:
     """figure(ours) / figure(theirs) over all repeats together, and a 95 % bootstrap interval over the repeats, drawn in pairs."""
     if len(ours) != len(theirs):

@@ -9,7 +9,7 @@ import pytest
 
 from abkt.records import SLO, RequestRecord
 from experiments.contest.match import play
-from experiments.contest.rivals import Aim, Bounds, allocated, coarsest_within, finest_levels_within, told
+from experiments.contest.rivals import Aim, Bounds, allocated, coarsest_within, finest_asked, finest_levels_within, told
 from experiments.contest.scores import Score, p99, ratio
 
 OURS = {"_target_": "ours", "target_distortion": 0.0, "mean_distortion": 0.0, "max_distortion": 0.0}
@@ -122,6 +122,33 @@ def test_a_match_by_hand() -> None:
     assert made.against["fixed"]["embedded"]["ratio"] == pytest.approx(exposed_s / 2)
     assert made.against["uniform"]["embedded"]["ratio"] == pytest.approx(exposed_s / 4)
     assert made.ttft["embedded"]["ratio"] == 1.0
+
+
+@pytest.mark.parametrize(("mean", "asked"), [(3.0, 1.0), (2.0, 1.0), (1.5, 0.75), (1.0, 0.5), (0.9, None)])
+def test_what_is_asked_for_is_the_coarsest_that_is_no_worse_than_another(mean, asked) -> None:
+    made = finest_asked(mean, 1.0, lambda asked: 2 * asked)  # looked for in steps of a 128th
+    assert made == (None if asked is None else pytest.approx(asked, abs=1 / 128))
+    assert made is None or 2 * made <= mean
+
+
+def asks(repeat: int, bitrate: dict, slo: SLO) -> list[RequestRecord]:
+    """Who asks for more takes longer; the spender has twice the distortion that it asks for, in half the time."""
+    if "target_distortion" not in bitrate:
+        return world(repeat, bitrate, slo)
+    spends = 2 if bitrate.get("name") == "spender" else 1
+    distortion = spends * bitrate["target_distortion"]
+    return [record(1.0 / distortion / spends, distortion)] * 20
+
+
+def test_others_meet_the_first_of_ours_at_no_more_distortion() -> None:
+    ours = {"first": OURS, "spender": {**OURS, "name": "spender"}}
+    made = play(asks, 2, 2.0, ours, CACHEGEN, OURS, aim=Aim(0.5, math.inf), met=0.9, slo=SLO(1.0, 0.2))
+    assert made.rows["spender"]["distortion_mean"] == pytest.approx(2 * made.rows["first"]["distortion_mean"])
+    assert made.rows["spender, even"]["distortion_mean"] == pytest.approx(made.rows["first"]["distortion_mean"])
+    against = made.even["spender, even"]
+    assert against["distortion_mean"]["ratio"] == pytest.approx(1.0)
+    assert [against[f"ttft_{figure}"]["ratio"] for figure in ("mean", "p99", "worst")] == pytest.approx([0.5] * 3)
+    assert made.plain()["even_against_first"] == made.even
 
 
 def test_who_breaks_the_bounds_is_named() -> None:

@@ -26,6 +26,18 @@ def test_ours_keep_the_bounds_and_meet_the_slo_more_often(study: Path, tmp_path:
     assert (tmp_path / "manifest.json").exists()
 
 
+def test_several_receivers_share_the_prefill_node_s_link(study: Path, tmp_path: Path) -> None:
+    """They have no bandwidth of their own: what waits for the link waits about as long as with one of them."""
+    worst_s = []
+    for receivers in (1, 4):
+        out = tmp_path / str(receivers)
+        adaptation.main(["network=10m", f"receivers={receivers}", f"profile={study / 'profile.json'}", *SMALL, f"out={out}"])
+        (match,) = read_json(out / "adaptation.json")["matches"]
+        worst_s.append(match["rows"]["fixed"]["exposed_p99_s"])
+        assert match["even_against_first"]["fleet, even"]["distortion_mean"]["ratio"] <= 1
+    assert worst_s[1] == pytest.approx(worst_s[0], rel=0.5)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -33,10 +45,13 @@ def test_ours_keep_the_bounds_and_meet_the_slo_more_often(study: Path, tmp_path:
         ("world=paper", "world is 'paper'"),
         ("workload.scaling.requests=null", "must be a number"),
         ("profile=nowhere.json", "nowhere.json"),
+        ("receivers=0", "receivers is 0"),
+        ("world=real receivers=2", "up to 200 in world=model"),
+        ("ours=null", "ours"),
     ],
 )
 def test_refused_in_one_line(override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert dispatch(["adaptation", override, f"out={tmp_path / 'out'}"]) == 2
+    assert dispatch(["adaptation", *override.split(), f"out={tmp_path / 'out'}"]) == 2
     errors = capsys.readouterr().err
     assert message in errors
     assert errors.count("\n") == 1
