@@ -27,7 +27,7 @@ from typing import Any
 from abkt.transfer.ring import COUNT, RingConnection
 from abkt.transfer.stream_socket import StreamListener
 from abkt.transfer.transport import PeerLost
-from abkt.transfer.unix import bound
+from abkt.transfer.unix import bound, same_user
 
 RING_BYTES = 2 << 20
 CHUNK_BYTES = 512 << 10
@@ -35,7 +35,6 @@ GREETING = struct.Struct("<8sIQ")  # MAGIC, bytes of the metadata that follow, a
 MAGIC = b"ABKTnixl"
 METADATA_CAP_BYTES = 16 << 10
 LANES = {"UCX_TLS": "posix,cma,self"}  # for which UCX opens no port
-CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 HELP_S = 20e-6  # between two steps of a write that this side helps with, or waits for
 
 _environment = threading.Lock()
@@ -78,10 +77,8 @@ class NixlConnection(RingConnection):
 
     def greet(self) -> None:
         """Raises OSError, or ValueError if the peer is another user's."""
-        _, user, _ = CREDENTIALS.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
-        if user != os.geteuid():
-            raise ValueError(f"is a process of user {user}, not of this one")
-        self._memory = RegisteredRings(self._write_waits)
+        same_user(self._socket)
+        self._memory = RegisteredRings(self.peer, self._write_waits)
         self._socket.sendall(self._memory.greeting())
 
     def _meet(self) -> RegisteredRings | None:
@@ -153,9 +150,9 @@ class RegisteredRings:
 
     size = RING_BYTES
 
-    def __init__(self, waits: Callable[[float, bool], bool]) -> None:
+    def __init__(self, peer: str, waits: Callable[[float, bool], bool]) -> None:
         api = library()
-        self._waits = waits
+        self._peer, self._waits = peer, waits
         self._map = mmap.mmap(-1, 2 * RING_BYTES)
         with memoryview(self._map) as view:
             self._in, self._out = view[:RING_BYTES], view[RING_BYTES:]
@@ -164,7 +161,7 @@ class RegisteredRings:
         del start  # or the map could not be closed
         self._spans: list[tuple[int, int]] = []  # put and not yet written: of ring bytes, from and to
         self._write: Any = None
-        self._peer, self._peer_address = "", 0
+        self._agent_there, self._address_there = "", 0
         try:
             with _lanes():
                 self._agent: Any = api.nixl_agent(f"abkt-{secrets.token_hex(8)}", api.nixl_agent_config(False, backends=[]))
@@ -182,10 +179,10 @@ class RegisteredRings:
     def join(self, metadata: bytes, address: int) -> None:
         """metadata, address: what the peer's greeting says."""
         try:
-            self._peer = self._agent.add_remote_agent(metadata)
+            self._agent_there = self._agent.add_remote_agent(metadata)
         except errors() as error:
             raise ValueError(f"gave metadata that cannot be used: {error}") from None
-        self._peer_address = address
+        self._address_there = address
 
     def put(self, at: int, piece: memoryview) -> None:
         stop = at + len(piece)
@@ -199,9 +196,9 @@ class RegisteredRings:
         asked, begun_s = False, time.monotonic()
         try:
             ours = [(self._address + RING_BYTES + start, stop - start, 0) for start, stop in self._spans]
-            theirs = [(self._peer_address + start, stop - start, 0) for start, stop in self._spans]
+            theirs = [(self._address_there + start, stop - start, 0) for start, stop in self._spans]
             local, remote = self._agent.get_xfer_descs(ours, "DRAM"), self._agent.get_xfer_descs(theirs, "DRAM")
-            self._write = self._agent.initialize_xfer("WRITE", local, remote, self._peer)
+            self._write = self._agent.initialize_xfer("WRITE", local, remote, self._agent_there)
             state = self._agent.transfer(self._write)
             while state == "PROC":
                 asked = self._waits(begun_s, asked)
@@ -209,9 +206,9 @@ class RegisteredRings:
                 state = self._agent.check_xfer_state(self._write)
             self._write.release()
         except errors() as error:
-            raise PeerLost(f"a write into the memory of the peer failed: {error}") from None
+            raise PeerLost(f"the connection with {self._peer} broke: {error}") from None
         if state != "DONE":
-            raise PeerLost("a write into the memory of the peer failed")
+            raise PeerLost(f"the connection with {self._peer} broke: a write failed")
         self._write = None
         self._spans.clear()
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import struct
 
 from abkt.transfer.stream_socket import StreamConnection, StreamListener
 from abkt.transfer.transport import PeerLost
+
+CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class Unix:
@@ -38,3 +42,10 @@ def bound(address: str) -> socket.socket:
             raise ValueError(f"{address} exists; give another path, or remove it if nobody listens there") from None
         raise ValueError(f"cannot listen on {address}: {error.strerror or error}") from None
     return listening
+
+
+def same_user(connected: socket.socket) -> None:
+    """Raises ValueError if a Unix socket leads to a process of another user, OSError if that cannot be known."""
+    _, user, _ = CREDENTIALS.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+    if user != os.geteuid():
+        raise ValueError(f"is a process of user {user}, not of this one")
