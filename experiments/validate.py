@@ -114,6 +114,7 @@ def main(config: ValidateConfig, run: Run) -> None:
     if config.shape:
         from experiments.validation.shaped import make
 
+        print(f"model: {config.folder}, random weights, {config.shape.parameters * 2 / 1e9:.0f} GB: minutes, if it is not there yet")
         make(config.shape, config.folder, config.seed)
     if known:
         profile = known
