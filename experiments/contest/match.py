@@ -88,7 +88,7 @@ def play(
     for name in others:
         asked = _even(ours[first], ours[name], bounds, aim, lambda bitrate: score("", bitrate, under, scouts))
         if asked is None:
-            missing[_evened(name)] = f"has more distortion than {first}, even where it asks for half as much"
+            missing[_evened(name)] = f"has more distortion than {first}, even where it asks for a quarter of it"
         else:
             scores[_evened(name)] = score(name, told(ours[name], bounds, replace(aim, asked=asked)), under)
     scores["oracle"] = score("oracle", told(oracle, bounds, aim), under)

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.best import TAIL
 from experiments.contest.scores import p99
 
-STEPS = 6  # of a bisection
+STEPS = 7  # of a bisection
 Bitrate = dict[str, Any]  # a policy's configuration, as abkt.policy.build takes it
 
 
@@ -73,10 +73,10 @@ def finest_levels_within(bounds: Bounds, levels: Sequence[float], distortion: Ca
 
 
 def finest_asked(mean: float, most: float, distortion: Callable[[float], float]) -> float | None:
-    """The largest share of `most` at which, being asked for, the mean distortion is no more than `mean`; looked for down to its half."""
+    """The largest share of `most` at which, being asked for, the mean distortion is no more than `mean`; looked for down to a quarter."""
     if distortion(most) <= mean:
         return most
-    low, high = most / 2, most
+    low, high = most / 4, most
     if distortion(low) > mean:
         return None
     for _ in range(STEPS):

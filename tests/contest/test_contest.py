@@ -124,7 +124,7 @@ def test_a_match_by_hand() -> None:
     assert made.ttft["embedded"]["ratio"] == 1.0
 
 
-@pytest.mark.parametrize(("mean", "asked"), [(3.0, 1.0), (2.0, 1.0), (1.5, 0.75), (1.0, 0.5), (0.9, None)])
+@pytest.mark.parametrize(("mean", "asked"), [(3.0, 1.0), (2.0, 1.0), (1.5, 0.75), (0.5, 0.25), (0.4, None)])
 def test_what_is_asked_for_is_the_coarsest_that_is_no_worse_than_another(mean, asked) -> None:
     made = finest_asked(mean, 1.0, lambda asked: 2 * asked)  # looked for in steps of a 128th
     assert made == (None if asked is None else pytest.approx(asked, abs=1 / 128))
