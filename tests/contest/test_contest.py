@@ -144,10 +144,9 @@ def test_others_meet_the_first_of_ours_at_no_more_distortion() -> None:
     ours = {"first": OURS, "spender": {**OURS, "name": "spender"}}
     made = play(asks, 2, 2.0, ours, CACHEGEN, OURS, aim=Aim(0.5, math.inf), met=0.9, slo=SLO(1.0, 0.2))
     assert made.rows["spender"]["distortion_mean"] == pytest.approx(2 * made.rows["first"]["distortion_mean"])
-    assert made.rows["spender, even"]["distortion_mean"] == pytest.approx(made.rows["first"]["distortion_mean"])
-    against = made.even["spender, even"]
-    assert against["distortion_mean"]["ratio"] == pytest.approx(1.0)
-    assert [against[f"ttft_{figure}"]["ratio"] for figure in ("mean", "p99", "worst")] == pytest.approx([0.5] * 3)
+    against = made.even["spender, even"]  # asks for half, or up to a 128th of three quarters less, where the search ends
+    assert 1 - 1.5 / 128 <= against["distortion_mean"]["ratio"] <= 1
+    assert [against[f"ttft_{figure}"]["ratio"] for figure in ("mean", "p99", "worst")] == pytest.approx([0.5] * 3, rel=1.5 / 128)
     assert made.plain()["even_against_first"] == made.even
 
 
