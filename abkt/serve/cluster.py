@@ -134,7 +134,7 @@ class Cluster:
         self._pacing = "tbf" if namespaces else pacing
         self._numbers = itertools.count()
         self._most_tokens = min(self.model.max_tokens, spec.pool_tokens)
-        self._first = {f"p{i}": "prefill" for i in range(spec.prefill)} | {f"d{i}": "decode" for i in range(spec.decode)}  # as in the model
+        self._first = {f"p{i}": "prefill" for i in range(spec.prefill)} | {f"d{i}": "decode" for i in range(spec.decode)}
         if spec.paced:
             for stage in ("prefill", "decode"):
                 schema.load(spec.paced).fit(stage)
@@ -143,8 +143,9 @@ class Cluster:
         if self.spec.transport != "tcp":
             self._sockets = self._resources.enter_context(TemporaryDirectory(prefix="abkt-"))  # a path of a socket must be short
         try:
-            for name, role in self._first.items():
+            for name, role in sorted(self._first.items(), key=lambda item: item[1]):  # decode first
                 self.roster.start(name, role)
+            self.roster.sort(self._first)
             self.roster.wait(START_TIMEOUT_S)
         except BaseException:
             self.close(ask=False)

@@ -52,6 +52,10 @@ class Roster:
         self._started += 1
         self.members[name] = Member(Worker(config, self._log_dir, self.events, where), role)
 
+    def sort(self, names: Iterable[str]) -> None:
+        """Policies see them in this order, as they see the nodes of the model."""
+        self.members = {name: self.members[name] for name in names}
+
     def new_name(self, role: str) -> str:
         """One that no worker has or had: its log stays."""
         return next(

@@ -98,16 +98,16 @@ def test_what_can_never_fit_is_rejected_with_its_reason(cluster: Cluster) -> Non
 def test_a_worker_that_dies_is_named_and_the_others_end(tiny_model: Path, tmp_path: Path) -> None:
     kept: list[RequestRecord] = []
     with Cluster(ClusterSpec(tiny_model, pool_tokens=1024), tmp_path) as cluster:
-        pids = [worker.process.pid for worker in (member.worker for member in cluster.roster.members.values())]
+        pids = {name: member.worker.process.pid for name, member in cluster.roster.members.items()}
 
         def kill_after_first(record: RequestRecord) -> None:
             kept.append(record)
-            os.kill(pids[0], signal.SIGKILL)
+            os.kill(pids["d0"], signal.SIGKILL)
 
         with pytest.raises(WorkerDied, match="worker d0 ended"):
             cluster.run(prompts(gap_s=0.5), RAW, UNLIMITED, SLOW_SLO, keep=kill_after_first)
     assert len(kept) == 1
-    for pid in pids:
+    for pid in pids.values():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
