@@ -11,7 +11,8 @@ rate is what the NIC has passed of late while it had work, all its transfers tog
 over horizon_s of such time. A link that falls to a fiftieth so has fifty times the backlog in seconds.
 
 Source: DESIGN, section 7 (`fleet`); a price that is exponential in its queue, as in Athuraliya, Low, Li and Yin, REM: active queue
-management (2001). Assumptions: the constants; that by its end a transfer has passed what was expected of it.
+management (2001). Assumptions: the constants; that by its end a transfer has passed what was expected of it; that what passes had entered
+(on real NICs what refines behind a start passes too, so that while it does a crowd looks a little smaller).
 """
 
 from __future__ import annotations
