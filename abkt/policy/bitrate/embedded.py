@@ -21,9 +21,9 @@ class Embedded(Linked):
     """target_distortion: as good as asked, where time allows. mean_distortion: of all transfers. max_distortion: of any one.
     behind_distortion: go on to this while the request is decoded and the link has nothing else to do; inf: nothing follows."""
 
-    target_distortion: float = 0.005
-    mean_distortion: float = 0.01
-    max_distortion: float = 0.08
+    target_distortion: float = 0.002
+    mean_distortion: float = 0.004
+    max_distortion: float = 0.016
     behind_distortion: float = math.inf
     _budget: Budget = field(init=False)
 

@@ -30,9 +30,9 @@ class Fleet(Linked):
     """target_distortion, mean_distortion, max_distortion: as Embedded's. behind_distortion: go on to this behind the start, once it has
     begun as far as it is worth the price, which falls while nobody else wants the link; inf: nothing follows."""
 
-    target_distortion: float = 0.005
-    mean_distortion: float = 0.01
-    max_distortion: float = 0.08
+    target_distortion: float = 0.002
+    mean_distortion: float = 0.004
+    max_distortion: float = 0.016
     behind_distortion: float = math.inf
     _budget: Budget = field(init=False)
 

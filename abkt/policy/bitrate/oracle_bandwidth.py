@@ -21,9 +21,9 @@ class OracleBandwidth(Blind):
     """capacity: of the link, on the clock that now_s is of. The distortions: as Embedded's, so what follows the start too."""
 
     capacity: Capacity
-    target_distortion: float = 0.005
-    mean_distortion: float = 0.01
-    max_distortion: float = 0.08
+    target_distortion: float = 0.002
+    mean_distortion: float = 0.004
+    max_distortion: float = 0.016
     behind_distortion: float = math.inf
     _budget: Budget = field(init=False)
 
