@@ -73,9 +73,7 @@ def two_nodes_text(measured: pd.DataFrame) -> list[str]:
     cells = [(n, s * 1e3, float(at.seconds[n]) * 1e3, float(at.seconds[n]) / s) for n, s in published.TWO_NODES_S.items() if n in at.index]
     if not cells:
         return []
-    why = (
-        "There a network card writes into GPU memory; here one core copies every byte into a socket and another one out of it."
-    )
+    why = "There a network card writes into GPU memory; here one core copies every byte into a socket and another one out of it."
     headings = ("tokens", "published, between two nodes (ms)", "TCP here, contiguous (ms)", "ratio")
     return [*table(headings, cells), f"Why they differ: {why}", ""]
 
