@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from abkt.transfer.cuda_ipc import CudaIpc
+from abkt.transfer.nccl import Nccl
 from abkt.transfer.nixl import Nixl
 from abkt.transfer.shm import Shm
 from abkt.transfer.tcp import Tcp
 from abkt.transfer.transport import Transport
 from abkt.transfer.unix import Unix
 
-TRANSPORTS: dict[str, type[Transport]] = {"tcp": Tcp, "unix": Unix, "shm": Shm, "nixl": Nixl, "cuda_ipc": CudaIpc}
+TRANSPORTS: dict[str, type[Transport]] = {
+    "tcp": Tcp,
+    "unix": Unix,
+    "shm": Shm,
+    "nixl": Nixl,
+    "nccl": Nccl,
+    "cuda_ipc": CudaIpc,
+}
 
 
 def check_transport(name: str, pacing: str = "userspace") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.serve.test_engine import generate
 from tests.serve.test_real_cluster import INT8, LINK, RAW, SLOW_SLO, UNLIMITED
 
 pytestmark = pytest.mark.slow
+NIXL = pytest.mark.skipif(find_spec("nixl") is None, reason="NIXL is not installed")
 LOADED = {"_target_": "abkt.policy.routing.load_aware.LoadAware", "tpot_slo_s": 0.05}
 
 
@@ -107,7 +109,7 @@ def test_a_request_draws_the_same_tokens_wherever_and_with_whomever_it_is(cluste
     assert together.outputs != expected(cluster, drawn)
 
 
-@pytest.mark.parametrize("transport", ["unix", "shm"])
+@pytest.mark.parametrize("transport", ["unix", "shm", pytest.param("nixl", marks=NIXL)])
 def test_every_transport_brings_the_same_tokens_and_leaves_nothing(tiny_model: Path, tmp_path: Path, transport: str) -> None:
     given = prompts(8, gap_s=0.05, osl=9)
     with Cluster(ClusterSpec(tiny_model, prefill=2, pool_tokens=2048, transport=transport), tmp_path) as cluster:
