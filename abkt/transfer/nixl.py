@@ -234,9 +234,13 @@ class RegisteredRings:
 def library() -> ModuleType:
     """NIXL's Python interface, quiet: it would log each agent to stdout. Raises ValueError, one line, if it is not there."""
     raising = logging.raiseExceptions
-    os.environ.setdefault("NIXL_LOG_LEVEL", "FATAL")  # what fails is told as an error; the library would also write it to stderr
+    if quiet := "NIXL_LOG_LEVEL" not in os.environ:
+        os.environ["NIXL_LOG_LEVEL"] = "FATAL"  # what fails is told as an error; the library would also write it to stderr
     try:
         from nixl import _api
+
+        if quiet:
+            logging.getLogger("nixl").setLevel(logging.CRITICAL)  # as it does itself, if it had not been imported before
     except ImportError as error:
         raise ValueError(f"carrier nixl needs NIXL ({error}); pip install 'abkt[nixl]'") from None
     finally:

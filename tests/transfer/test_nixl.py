@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from abkt.transfer import nixl
 from abkt.transfer.nixl import GREETING, MAGIC, METADATA_CAP_BYTES, RING_BYTES, Nixl
 from abkt.transfer.transport import PeerLost, PeerSilent
 
-pytest.importorskip("nixl", reason="NIXL is not installed: pip install 'abkt[nixl]'")
+pytestmark = pytest.mark.skipif(find_spec("nixl") is None, reason="NIXL is not installed: pip install 'abkt[nixl]'")
 WAIT_S = 30.0
 BY_HAND = {"UCX_TLS": "posix,self"}  # no copy straight into the peer's memory: it has to take the bytes itself
 
