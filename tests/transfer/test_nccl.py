@@ -12,7 +12,8 @@ import threading
 import pytest
 import torch
 
-from abkt.transfer.nccl import GREETING, MAGIC, RING_BYTES, Gloo, Nccl
+from abkt.transfer.groups import RING_BYTES
+from abkt.transfer.nccl import GREETING, MAGIC, Gloo, Nccl
 from abkt.transfer.transport import PeerLost, PeerSilent
 
 WAIT_S = 30.0
