@@ -22,6 +22,14 @@ WAIT_S = 30.0
 LAYOUT = "model of the tests, 2 layers"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """gloo stands in for two GPUs, and makes a process group for each connection: its part of the suites is run with `-m slow`."""
+    for item in items:
+        if "gloo" in getattr(getattr(item, "callspec", None), "params", {}).values() or item.path.name == "test_nccl.py":
+            item.add_marker(pytest.mark.slow)
+
+
 class Clock:
     def __init__(self, now_s=0.0):
         self.now_s = now_s

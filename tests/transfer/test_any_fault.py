@@ -108,7 +108,7 @@ def test_any_fault_at_any_byte(house, outgoing, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_any_fault_at_any_byte_ten_thousand_times(house, outgoing, seed):
-    """20 seeds of 100 transfers over each of the five houses."""
+    """20 seeds of 100 transfers over each of the houses."""
     ends = run(house, outgoing, seed, 100, 400_000)
     assert ends["committed"]
 
