@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PAPERS = {"flowkv": flowkv.PARTS, "abkt": seed.PARTS}
 PROBE_POLICIES = ("raw", "int8", "int4", "embedded")
 PROBE_NETWORKS = ("constant", "mid_drop", "oscillating")
-PROBE = ("network.gbps=0.08", "workload.scaling.requests=24", "workload.scaling.speedup=0.5")
+PROBE = ("network.gbps=0.08", "workload.scaling.requests=24", "workload.scaling.speedup=0.2")
 
 
 @dataclass(frozen=True, slots=True)
