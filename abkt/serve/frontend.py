@@ -141,7 +141,8 @@ class Frontend:
         event, now_s = message["event"], self.now_s()
         ticket = self._tries.get(number)
         parts = ticket.parts if ticket else None
-        if (event in ("sent", "failed") or message.get("last")) and (former := self._former.pop(number, None)):
+        if (former := self._former.get(number)) and name == former[1].source and (event in ("sent", "failed") or message.get("last")):
+            del self._former[number]
             former[0].lost(former[1], message, self.book.expect.layout.model)
         if event == "finished":
             self.book.freed(number, name, message["decode_busy_s"] / max(1, len(message["tokens"]) - 1))
@@ -169,6 +170,7 @@ class Frontend:
         """Prompts that a worker which drains had not begun: they are placed again, before those that came later."""
         for number in reversed(numbers):
             self.book.forget(number, name)
+            self._former.pop(number, None)
             if (ticket := self._tries.pop(number, None)) and ticket.parts:
                 self.book.freed(number, ticket.parts.destination)
                 ticket.parts = None

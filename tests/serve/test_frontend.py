@@ -276,6 +276,25 @@ def test_a_way_that_failed_is_avoided_while_there_is_another() -> None:
     assert sum(bool(t.troubles) for t in done) == 4  # those that had been placed on it
 
 
+def test_bytes_of_a_try_that_was_given_up_are_its_senders_to_tell() -> None:
+    """Both workers were told to drop it; what the decode worker says of that first is no account of what left."""
+    roster, done = workers(MadeUpRoster(), 1, 1), []
+    front = frontend(roster, done)
+    ticket = Ticket(Prompt(0, 0.0, (1, 2, 3), 5))
+    front.submit(ticket)
+    roster.workers["p0"].work(roster.workers, fails=False)
+    front.step(0.0)
+    number, roster.workers["p0"].sending = ticket.number, []
+    front.cancel(0)
+    roster.events.put(("d0", {"event": "failed", "request_id": number, "reason": "what has come is damaged"}))
+    ended = {"mode": "raw", "wire_bytes": 7, "granted_s": 1.0, "ended_s": 2.0, "pacing": "none"}
+    roster.events.put(("p0", {"event": "failed", "request_id": number, "reason": "cancelled", **ended}))
+    while not roster.events.empty():
+        front.step(0.0)
+    assert [(transfer.outcome, transfer.wire_bytes, transfer.reason) for transfer in ticket.failed] == [("failed", 7, "cancelled")]
+    assert not front._former
+
+
 def test_when_nothing_helps_the_request_fails_and_says_what_was_tried() -> None:
     roster, done = workers(MadeUpRoster(), 1, 1), []
     front = frontend(roster, done)
