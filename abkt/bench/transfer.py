@@ -27,12 +27,13 @@ import numpy as np
 from abkt.bench.arguments import Arguments
 from abkt.bench.bare import BareSender
 from abkt.bench.rows import Row
-from abkt.bench.transfer_peer import LAYOUT, ON_DEVICE, TRANSPORTS, Memory, PeerProcess, available
+from abkt.bench.transfer_peer import LAYOUT, ON_DEVICE, Memory, PeerProcess, available
 from abkt.profile.fingerprint import cpu_name
 from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.outgoing import Outgoing, Sent
 from abkt.transfer.sender import Sender
 from abkt.transfer.tcp import TcpConnection
+from abkt.transfer.transports import TRANSPORTS
 
 RAW_BYTES = 256 << 20
 LEAST_REPEATS = 5
@@ -53,7 +54,7 @@ class Course:
     """Transfers to one peer over one transport, one after another."""
 
     def __init__(self, kind: str, address: str) -> None:
-        self._sender = Sender((TRANSPORTS | ON_DEVICE)[kind](), address, Hello("bench-sender", LAYOUT))
+        self._sender = Sender(TRANSPORTS[kind](), address, Hello("bench-sender", LAYOUT))
         self._count = 0
 
     def send(self, memory: Memory, size: int, piece_bytes: int) -> tuple[float, Sent]:
@@ -187,8 +188,8 @@ def facts(arguments: Arguments) -> dict[str, str]:
 def _gpu() -> str:
     import torch
 
-    for kind in ON_DEVICE.values():
-        kind()
+    for kind in ON_DEVICE:
+        TRANSPORTS[kind]()
     if not torch.cuda.is_available():
         raise ValueError("device=cuda: torch sees no GPU here; device=cpu measures sockets and shared memory")
     return torch.cuda.get_device_name()

@@ -13,27 +13,22 @@ from types import TracebackType
 from typing import Any
 
 from abkt.bench.bare import serve
-from abkt.transfer.cuda_ipc import CudaIpc
 from abkt.transfer.messages import Hello, Offer
-from abkt.transfer.nixl import Nixl
 from abkt.transfer.pieces import ByteSink, ByteSource, DevicePieces, PiecesSink, PiecesSource
 from abkt.transfer.receiver import Receiver
-from abkt.transfer.shm import Shm
-from abkt.transfer.tcp import Tcp
-from abkt.transfer.transport import Transport
-from abkt.transfer.unix import Unix
+from abkt.transfer.transports import TRANSPORTS
 
-TRANSPORTS: dict[str, type[Transport]] = {"tcp": Tcp, "unix": Unix, "shm": Shm, "nixl": Nixl}
-ON_DEVICE: dict[str, type[Transport]] = {"cuda_ipc": CudaIpc}
+ON_HOST = ("tcp", "unix", "shm", "nixl")
+ON_DEVICE = ("cuda_ipc",)
 LAYOUT = "bench"
 
 
 def available() -> list[str]:
-    """The names of those whose library is installed."""
+    """The names of those for host memory whose library is installed."""
     names = []
-    for name, kind in TRANSPORTS.items():
+    for name in ON_HOST:
         with suppress(ValueError):
-            kind()
+            TRANSPORTS[name]()
             names.append(name)
     return names
 
@@ -93,7 +88,7 @@ def main() -> None:
         serve(size, frame, lambda address: print(address, flush=True))
         return
     memory = Memory(written(2 * size, kind))
-    transport = (TRANSPORTS | ON_DEVICE)[kind]()
+    transport = TRANSPORTS[kind]()
     receiver = Receiver(
         transport, address, Hello("bench-receiver", LAYOUT), memory.sink, lambda received: None, lambda received, reason: None
     )

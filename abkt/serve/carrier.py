@@ -1,25 +1,8 @@
-"""What carries KV between two workers, by its name, and where a worker listens with it."""
+"""What a run may ask of the transport that carries its KV."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from abkt.transfer.cuda_ipc import CudaIpc
-from abkt.transfer.nccl import Nccl
-from abkt.transfer.nixl import Nixl
-from abkt.transfer.shm import Shm
-from abkt.transfer.tcp import Tcp
-from abkt.transfer.transport import Transport
-from abkt.transfer.unix import Unix
-
-TRANSPORTS: dict[str, type[Transport]] = {
-    "tcp": Tcp,
-    "unix": Unix,
-    "shm": Shm,
-    "nixl": Nixl,
-    "nccl": Nccl,
-    "cuda_ipc": CudaIpc,
-}
+from abkt.transfer.transports import TRANSPORTS
 
 
 def check_transport(name: str, pacing: str = "userspace") -> None:
@@ -29,8 +12,3 @@ def check_transport(name: str, pacing: str = "userspace") -> None:
     if name != "tcp" and pacing != "userspace":
         raise ValueError(f"carrier {name} does not go with pacing={pacing}, which is TCP's; give pacing=userspace")
     TRANSPORTS[name]()
-
-
-def listening_address(transport: str, host: str, folder: str, worker: str) -> str:
-    """Of a worker; folder: for those that need a path."""
-    return f"{host}:0" if transport == "tcp" else str(Path(folder) / f"{worker}.sock")

@@ -12,7 +12,6 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from abkt.serve.attention import Row
-from abkt.serve.carrier import TRANSPORTS, listening_address
 from abkt.serve.control import Control, Message, WorkerConfig
 from abkt.serve.equipment import Equipment
 from abkt.serve.expander import Expander
@@ -26,6 +25,7 @@ from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.pieces import BufferSink, ByteSink
 from abkt.transfer.received import Received
 from abkt.transfer.receiver import Receiver
+from abkt.transfer.transports import TRANSPORTS, listening_address
 
 ITERATIONS_KEPT = 20_000
 

@@ -30,7 +30,7 @@ from abkt.transfer.ring import RingConnection
 from abkt.transfer.shm import CHUNK_BYTES, RING_BYTES, SEALS, SharedRings
 from abkt.transfer.stream_socket import StreamListener
 from abkt.transfer.transport import PeerLost, Progress
-from abkt.transfer.unix import bound
+from abkt.transfer.unix import bound, reached
 
 MAGIC = b"ABKT ipc"
 GREETING = struct.Struct(f"<8sQ{UUID_BYTES}s{HANDLE_BYTES}s")  # bytes of both rings, the GPU that they are on, what they are opened by
@@ -52,10 +52,8 @@ class CudaIpc:
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> CudaIpcConnection:
         sweep()
         driver = self._driver()
-        connected = socket.socket(socket.AF_UNIX)
-        connected.settimeout(silence_s)
+        connected = reached(address, silence_s)
         try:
-            connected.connect(address)
             return lending(driver, connected, address, silence_s)
         except (OSError, DriverError) as error:
             connected.close()

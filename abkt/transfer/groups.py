@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+from abkt.transfer.ring import Spans
 from abkt.transfer.transport import PeerLost, PeerSilent
 
 RING_BYTES = 4 << 20
@@ -32,7 +33,7 @@ class GroupRings:
         self._host = [torch.zeros(RING_BYTES, dtype=torch.uint8, pin_memory=self._nccl) for _ in range(2)]  # out, in
         self._memory = [host.cuda() for host in self._host] if self._nccl else self._host
         self._out, self._in = (_view(host) for host in self._host)
-        self._spans: list[tuple[int, int]] = []  # put and not yet sent: of ring bytes, from and to
+        self._spans = Spans()
         self._sending: deque[tuple[int, Any]] = deque()  # up to which byte, and the work: it holds the memory until the peer has taken it
         self._coming: deque[tuple[int, int, int, Any]] = deque()  # from which byte on, where in the ring from and to, and the work
         self._sent = self._acknowledged = self._told = self._taken = 0  # bytes, from the beginning
@@ -50,10 +51,7 @@ class GroupRings:
     def put(self, at: int, piece: memoryview) -> None:
         stop = at + len(piece)
         self._out[at:stop] = piece
-        if self._spans and self._spans[-1][1] == at:
-            self._spans[-1] = (self._spans[-1][0], stop)
-        else:
-            self._spans.append((at, stop))
+        self._spans.add(at, stop)
 
     def unsent(self) -> bytes:
         """What has been put since the last time, which goes another way."""

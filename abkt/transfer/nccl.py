@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from typing import Any
 
 from abkt.transfer.groups import GroupRings
 from abkt.transfer.ring import COUNT, RingConnection
 from abkt.transfer.stream_socket import StreamListener
-from abkt.transfer.transport import TICK_S, PeerLost
-from abkt.transfer.unix import bound, same_user
+from abkt.transfer.transport import PeerLost
+from abkt.transfer.unix import bound, reached, same_user
 
 CHUNK_BYTES = 1 << 20
 INLINE_BYTES = 4096  # at most this goes over the socket: a header is not worth a kernel, and last words outlive the groups
@@ -36,14 +35,7 @@ class Nccl:
             raise ValueError("carrier nccl needs a CUDA device for each of its two sides; there is none here")
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> GroupConnection:
-        connected = socket.socket(socket.AF_UNIX)
-        connected.settimeout(silence_s)
-        try:
-            connected.connect(address)
-        except OSError as error:
-            connected.close()
-            raise PeerLost(f"cannot connect to {address}: {error.strerror or error}") from None
-        made = GroupConnection(connected, address, silence_s, self.kind)
+        made = GroupConnection(reached(address, silence_s), address, silence_s, self.kind)
         try:
             made.greet(store=socket.create_server(("127.0.0.1", 0)))
         except (OSError, ValueError) as error:
@@ -111,17 +103,7 @@ class GroupConnection(RingConnection):
         if count > INLINE_BYTES:
             super()._tell_put(count)
             return
-        rest = memoryview(COUNT.pack(count) + rings.unsent())
-        begun_s = time.monotonic()
-        while rest:
-            try:
-                rest = rest[self._socket.send(rest, socket.MSG_DONTWAIT) :]
-            except BlockingIOError:
-                self._listen()
-                if not self._room.poll(min(TICK_S, self._silence_s / 4) * 1e3):
-                    self._complain(begun_s)
-            except OSError as error:
-                raise PeerLost(f"the connection with {self.peer} broke: {error.strerror or error}") from None
+        self._say(COUNT.pack(count) + rings.unsent())
 
     def _counted(self, told: bytes) -> None:
         """Counts, those of few bytes with the bytes behind them. Nothing is received that the ring has no room for."""

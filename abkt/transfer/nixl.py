@@ -24,10 +24,10 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from abkt.transfer.ring import COUNT, RingConnection
+from abkt.transfer.ring import COUNT, RingConnection, Spans
 from abkt.transfer.stream_socket import StreamListener
 from abkt.transfer.transport import PeerLost
-from abkt.transfer.unix import bound, same_user
+from abkt.transfer.unix import bound, reached, same_user
 
 RING_BYTES = 2 << 20
 CHUNK_BYTES = 512 << 10
@@ -47,14 +47,7 @@ class Nixl:
         library()
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> NixlConnection:
-        connected = socket.socket(socket.AF_UNIX)
-        connected.settimeout(silence_s)
-        try:
-            connected.connect(address)
-        except OSError as error:
-            connected.close()
-            raise PeerLost(f"cannot connect to {address}: {error.strerror or error}") from None
-        made = NixlConnection(connected, address, silence_s)
+        made = NixlConnection(reached(address, silence_s), address, silence_s)
         try:
             made.greet()
         except (OSError, ValueError) as error:
@@ -159,7 +152,7 @@ class RegisteredRings:
         start = ctypes.c_char.from_buffer(self._map)
         self._address = ctypes.addressof(start)
         del start  # or the map could not be closed
-        self._spans: list[tuple[int, int]] = []  # put and not yet written: of ring bytes, from and to
+        self._spans = Spans()
         self._write: Any = None
         self._agent_there, self._address_there = "", 0
         try:
@@ -187,10 +180,7 @@ class RegisteredRings:
     def put(self, at: int, piece: memoryview) -> None:
         stop = at + len(piece)
         self._out[at:stop] = piece
-        if self._spans and self._spans[-1][1] == at:
-            self._spans[-1] = (self._spans[-1][0], stop)
-        else:
-            self._spans.append((at, stop))
+        self._spans.add(at, stop)
 
     def written(self) -> None:
         asked, begun_s = False, time.monotonic()

@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -42,6 +42,24 @@ class Rings(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Spans:
+    """What was put into a ring and has not left: from which byte to which, in its order; adjacent ones as one."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[int, int]] = []
+
+    def add(self, start: int, stop: int) -> None:
+        if self._spans and self._spans[-1][1] == start:
+            start = self._spans.pop()[0]
+        self._spans.append((start, stop))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self._spans)
+
+    def clear(self) -> None:
+        self._spans.clear()
 
 
 class RingConnection:
@@ -156,14 +174,16 @@ class RingConnection:
             self._rings.close()
 
     def _tell_put(self, count: int) -> None:
-        """Both sides may be telling and not listening: so this one listens as soon as the socket is full."""
         assert self._rings is not None
         self._rings.written()
-        begun_s = time.monotonic()
-        while True:
+        self._say(COUNT.pack(count))
+
+    def _say(self, data: bytes) -> None:
+        """Both sides may be telling and not listening: so this one listens as soon as the socket is full."""
+        rest, begun_s = memoryview(data), time.monotonic()
+        while rest:
             try:
-                self._socket.send(COUNT.pack(count), socket.MSG_DONTWAIT)
-                return
+                rest = rest[self._socket.send(rest, socket.MSG_DONTWAIT) :]
             except BlockingIOError:
                 self._listen()
                 if not self._room.poll(min(TICK_S, self._silence_s / 4) * 1e3):

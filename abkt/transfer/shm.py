@@ -10,7 +10,7 @@ import socket
 from abkt.transfer.ring import RingConnection
 from abkt.transfer.stream_socket import StreamListener
 from abkt.transfer.transport import PeerLost
-from abkt.transfer.unix import bound
+from abkt.transfer.unix import bound, reached
 
 RING_BYTES = 1 << 20
 CHUNK_BYTES = 128 << 10
@@ -22,13 +22,11 @@ class Shm:
     """Addresses are paths, of the Unix socket. The file goes away when the listener closes."""
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> ShmConnection:
-        connected = socket.socket(socket.AF_UNIX)
-        connected.settimeout(silence_s)
+        connected = reached(address, silence_s)
         memory = os.memfd_create("abkt", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(memory, 2 * RING_BYTES)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SEALS)
-            connected.connect(address)
             socket.send_fds(connected, [GREETING], [memory])
             made = ShmConnection(connected, address, silence_s)
             made.attach(SharedRings(memory, first=True))

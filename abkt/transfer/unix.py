@@ -17,17 +17,22 @@ class Unix:
     """Addresses are paths. The file goes away when the listener closes."""
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> StreamConnection:
-        connected = socket.socket(socket.AF_UNIX)
-        connected.settimeout(silence_s)
-        try:
-            connected.connect(address)
-        except OSError as error:
-            connected.close()
-            raise PeerLost(f"cannot connect to {address}: {error.strerror or error}") from None
-        return StreamConnection(connected, address, silence_s)
+        return StreamConnection(reached(address, silence_s), address, silence_s)
 
     def listen(self, address: str, silence_s: float, keyed: bool = False) -> StreamListener:
         return StreamListener(bound(address), address, lambda connected, peer: StreamConnection(connected, peer, silence_s), address)
+
+
+def reached(address: str, silence_s: float) -> socket.socket:
+    """A Unix socket that is connected. Raises PeerLost."""
+    connected = socket.socket(socket.AF_UNIX)
+    connected.settimeout(silence_s)
+    try:
+        connected.connect(address)
+    except OSError as error:
+        connected.close()
+        raise PeerLost(f"cannot connect to {address}: {error.strerror or error}") from None
+    return connected
 
 
 def bound(address: str) -> socket.socket:

@@ -96,13 +96,9 @@ def _bytes(data: torch.Tensor) -> Any:
 def _transport(name: str) -> Transport:
     import torch
 
-    from abkt.transfer.cuda_ipc import CudaIpc
-    from abkt.transfer.shm import Shm
-    from abkt.transfer.tcp import Tcp
-    from abkt.transfer.unix import Unix
+    from abkt.transfer.transports import TRANSPORTS as KINDS
 
-    kinds: dict[str, Callable[[], Transport]] = {"shm": Shm, "tcp": Tcp, "unix": Unix, "cuda_ipc": CudaIpc}
-    made = kinds[name]()
+    made = KINDS[name]()
     if _device(name) == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"transport {name}: this machine has no GPU that PyTorch can use")
     return made
