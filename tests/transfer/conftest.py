@@ -131,6 +131,24 @@ def house(request, tmp_path):
     assert not [thread.name for thread in threading.enumerate() if thread not in before], "threads outlived close()"
 
 
+@pytest.fixture
+def ends_of(tmp_path):
+    """ends_of(transport): two connections, of each other; the second is the one that was connected to."""
+    opened = []
+
+    def make(transport, silence_s=WAIT_S):
+        listener = transport.listen(str(tmp_path / "socket"), silence_s)
+        there = transport.connect(listener.address, silence_s)
+        here = listener.accept(WAIT_S)
+        listener.close()
+        opened.extend([here, there])
+        return there, here
+
+    yield make
+    for connection in opened:
+        connection.close()
+
+
 @pytest.fixture(scope="session")
 def fake_clock():
     return Clock

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,21 +51,8 @@ def nothing():
 
 
 @pytest.fixture
-def ends(tmp_path):
-    """Two connections, of each other; the second is lent its rings with the first bytes."""
-    opened = []
-
-    def make(silence_s=WAIT_S):
-        listener = Tried().listen(str(tmp_path / "socket"), silence_s)
-        there = Tried().connect(listener.address, silence_s)
-        here = listener.accept(WAIT_S)
-        listener.close()
-        opened.extend([here, there])
-        return there, here
-
-    yield make
-    for connection in opened:
-        connection.close()
+def ends(ends_of):
+    return partial(ends_of, Tried())
 
 
 def pieces(data, stops, on_device):

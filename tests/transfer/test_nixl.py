@@ -36,16 +36,8 @@ def pair(path, silence_s=WAIT_S):
 
 
 @pytest.fixture
-def ends(tmp_path):
-    opened = []
-
-    def make(silence_s=WAIT_S):
-        opened.extend(pair(tmp_path, silence_s))
-        return opened[-2:]
-
-    yield make
-    for connection in opened:
-        connection.close()
+def ends(ends_of):
+    return lambda silence_s=WAIT_S: ends_of(Nixl(), silence_s)
 
 
 def listening():

@@ -6,6 +6,7 @@ import random
 import socket
 import struct
 import threading
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,21 +23,8 @@ def nothing():
 
 
 @pytest.fixture
-def ends(tmp_path):
-    """Two connections, of each other; the second is given its memory with the first bytes."""
-    opened = []
-
-    def make(silence_s=WAIT_S):
-        listener = Shm().listen(str(tmp_path / "socket"), silence_s)
-        there = Shm().connect(listener.address, silence_s)
-        here = listener.accept(WAIT_S)
-        listener.close()
-        opened.extend([there, here])
-        return there, here
-
-    yield make
-    for connection in opened:
-        connection.close()
+def ends(ends_of):
+    return partial(ends_of, Shm())
 
 
 @given(st.lists(st.lists(st.integers(0, 3 * RING_BYTES // 2), max_size=4), min_size=1, max_size=4), st.integers(0, 99))
