@@ -184,7 +184,12 @@ def _verify(header: Header, cut: int, wire: np.ndarray, backend: Backend) -> Non
             raise ValueError(f"stream is damaged in its {name}: their checksum does not match")
     here = at.of <= cut
     order, of = at.order[here], at.of[here]
-    tables = [wire[int(start) :][: 4 * int((of == section).sum())] for section, start in enumerate(at.tables[: cut + 1])]
+    tables = []
+    for section, start in enumerate(at.tables[: cut + 1]):
+        table, used = wire[int(start) :][: at.table_bytes(section)], 4 * int((of == section).sum())
+        if table[used:].any():
+            raise ValueError(f"stream is damaged behind the checksums of section {section}, where nothing but zeros may stand")
+        tables.append(table[:used])
     expected_sums = np.concatenate(tables).view("<u4")
     wrong = np.flatnonzero(backend.checksums(wire, at.starts[here], header.sizes.reshape(-1)[order]) != expected_sums)
     if len(wrong):

@@ -60,6 +60,22 @@ def test_every_header_byte_matters(case):
         refused(case, bytes(bad))
 
 
+def test_what_fills_up_a_table_of_checksums_matters_too(case):
+    """No checksum covers it, and few bytes are of this kind."""
+    stream = case[-1]
+    at, good = stream.header.sections, stream.prefix(len(stream.ends) - 1)
+    filling = [
+        place
+        for section, start in enumerate(at.tables)
+        for place in range(int(start) + 4 * int((at.of == section).sum()), int(start) + at.table_bytes(section))
+    ]
+    assert filling
+    for place in filling:
+        bad = bytearray(good)
+        bad[place] ^= 0x10
+        assert "nothing but zeros" in refused(case, bytes(bad))
+
+
 @given(st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
 def test_a_cut_inside_a_band_is_refused(case, size):
