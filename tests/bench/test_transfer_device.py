@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from abkt.bench import transfer, transfer_peer
+from abkt.bench import transfer
 from abkt.bench.arguments import Arguments
 from abkt.bench.transfer_peer import LAYOUT, Memory
+from abkt.transfer import transports
 from abkt.transfer.messages import Hello
 from abkt.transfer.pieces import DevicePieces
 from abkt.transfer.receiver import Receiver
@@ -20,7 +21,7 @@ def test_pieces_are_apart_on_both_sides_and_each_is_a_copy(monkeypatch, tmp_path
     size, piece_bytes = 100_000, 30_000
     ours = torch.randint(0, 256, (2 * size,), dtype=torch.uint8, device=DEVICE)
     theirs = torch.zeros(2 * size, dtype=torch.uint8, device=DEVICE)
-    monkeypatch.setitem(transfer_peer.ON_DEVICE, "cuda_ipc", Tried)
+    monkeypatch.setitem(transports.TRANSPORTS, "cuda_ipc", Tried)
     receiver = Receiver(Tried(), str(tmp_path / "socket"), Hello("r", LAYOUT), Memory(theirs).sink, lambda r: None, lambda r, reason: None)
     course = transfer.Course("cuda_ipc", receiver.address)
     try:
