@@ -27,7 +27,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Every figure of docs/figures from its table in data/figures; exit code 2 if one is missing. `python -m experiments.report` draws a study.
+# Every figure of docs/figures from its table in data/figures; exit code 2 if one is missing. `python -m experiments.study.report` draws a study.
 figures: $(READY)
 	$(BIN)/python -m experiments.figures
 

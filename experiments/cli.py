@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from importlib import import_module
 
 import abkt
-from experiments import usage
-from experiments.errors import BAD_INPUT, exit_code
+from experiments.lib import usage
+from experiments.lib.errors import BAD_INPUT, exit_code
 
 VERBS = (
     "study",
@@ -51,7 +51,7 @@ def dispatch(argv: list[str]) -> int:
     if any(flag in rest for flag in HELP):
         print(usage.describe(verb))
         return 0
-    return exit_code(lambda: import_module(f"experiments.{verb.replace('-', '_')}").main(rest))
+    return exit_code(lambda: import_module(f"experiments.verbs.{verb.replace('-', '_')}").main(rest))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from experiments.notebook import simulate
+from experiments.lib.notebook import simulate
 
 BASE = ("network=5g", "workload.scaling.requests=300", "workload.scaling.speedup=1.0")
 

@@ -22,7 +22,7 @@
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from experiments.notebook import figure, simulate
+from experiments.lib.notebook import figure, simulate
 
 BASE = (
     "network=mid_drop",

@@ -20,7 +20,7 @@
 # %matplotlib inline
 from matplotlib import pyplot as plt
 
-from experiments.notebook import figure, sweep
+from experiments.lib.notebook import figure, sweep
 
 BASE = ("workload=poisson", "workload.requests=300", "workload.isl=6000", "workload.osl=200", "workload.variation=1.0", "slo=interactive")
 

@@ -20,8 +20,8 @@
 # %%
 # %matplotlib inline
 from experiments.figures.stored import load
-from experiments.notebook import figure
-from experiments.paths import data_path
+from experiments.lib.notebook import figure
+from experiments.lib.paths import data_path
 from experiments.validation.scores import by_stage
 
 stored = load(data_path("figures"), "validation")

@@ -22,8 +22,8 @@
 # %matplotlib inline
 import pandas as pd
 
-from experiments.long_context import metrics
-from experiments.notebook import figure
+from experiments.lib.notebook import figure
+from experiments.longbench import metrics
 
 # %% [markdown]
 # **Scoring** is as published: F1 of words, ROUGE-L, exact labels, counts, retrieved paragraphs.

@@ -17,17 +17,17 @@ from abkt.policy.admission.base import AdmissionPolicy
 from abkt.policy.roles.base import RolesPolicy
 from abkt.policy.view import BitratePolicy, RoutingPolicy
 from abkt.records import SLO, RequestRecord, TransferRecord
+from sim.admission import Door
 from sim.clock import Clock, Wake
-from sim.closed_loop import ClosedLoop
-from sim.door import Door
 from sim.faults import FaultPlan, Faults
-from sim.fleet import Fleet
 from sim.invariants import Audit, CheckedMemory
-from sim.job import Job
-from sim.node import Node
+from sim.node.fleet import Fleet
+from sim.node.job import Job
+from sim.node.node import Node
 from sim.roles import Roles
 from sim.specs import Cluster, Engine, NodeSpec
-from sim.workload import Request
+from sim.workload.closed_loop import ClosedLoop
+from sim.workload.requests import Request
 
 __all__ = ["Cluster", "Engine", "NodeSpec", "Simulation", "SimulationResult"]
 

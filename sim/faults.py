@@ -19,9 +19,9 @@ from heapq import heappop, heappush
 from simpy.events import Event
 
 from sim.clock import Clock, Wake
-from sim.fleet import Fleet
-from sim.job import Job
-from sim.node import Node
+from sim.node.fleet import Fleet
+from sim.node.job import Job
+from sim.node.node import Node
 from sim.roles import Roles
 
 SETTLE_S = 1e-3  # between two looks whether what a dead node was at has ended

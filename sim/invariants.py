@@ -18,8 +18,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from abkt.records import STAGES, RequestRecord, TransferRecord
-from sim.fleet import Fleet
-from sim.memory import Memory
+from sim.node.fleet import Fleet
+from sim.node.memory import Memory
 
 CLOSE = 1e-6  # relative, and absolute in seconds or requests
 

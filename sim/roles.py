@@ -15,9 +15,9 @@ from simpy.events import Event
 
 from abkt.policy.roles.base import Change, Role, RolesPolicy
 from sim.clock import Clock, Wake
-from sim.fleet import Fleet
-from sim.job import Job
-from sim.node import Node
+from sim.node.fleet import Fleet
+from sim.node.job import Job
+from sim.node.node import Node
 
 
 class Roles:

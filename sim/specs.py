@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
-from sim.background import Background
-from sim.link_faults import LinkFault
-from sim.transport import Transport
+from sim.network.background import Background
+from sim.network.link_faults import LinkFault
+from sim.transfer.transport import Transport
 
 
 @dataclass(frozen=True, slots=True)

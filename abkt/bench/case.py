@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from abkt.bench.arguments import Arguments
-from abkt.codec.backend import Arrived, Backend, Coded
 from abkt.codec.cells import Cells
-from abkt.codec.centre import value_centres
 from abkt.codec.codec import Codec
+from abkt.codec.fixed.backend import Arrived, Backend, Coded
+from abkt.codec.fixed.centre import value_centres
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
 
@@ -79,7 +79,7 @@ def coder(codec: Codec, cells: Cells, pool: Pool, other: Pool, blocks: list[int]
             lambda: backend.encode(pool.data, blocks, cells, value_centres(pool.data, blocks, cells)),
             lambda: backend.expand(arrived, other.data, blocks, cells),
         )
-    from abkt.codec.enqueue import Encoding, Expansion
+    from abkt.codec.fixed.enqueue import Encoding, Expansion
 
     encoding, expansion = Encoding(cells, device), Expansion(cells, device)
     for work in (encoding, expansion):

@@ -14,11 +14,11 @@ import torch
 from abkt.bench.case import Case
 from abkt.bench.rows import Row
 from abkt.bench.timing import medians
-from abkt.codec import entropy_form
 from abkt.codec.cells import Cells
-from abkt.codec.entropy_form import EntropyCoded
-from abkt.codec.entropy_stats import Stats, strip_stats
-from abkt.codec.oracle import tokens_of
+from abkt.codec.entropy import coder as entropy_coder
+from abkt.codec.entropy.coder import EntropyCoded
+from abkt.codec.entropy.stats import Stats, strip_stats
+from abkt.codec.fixed.oracle import tokens_of
 
 DEPTH = 4  # bits
 
@@ -70,7 +70,7 @@ class _Compiled:
         self._coded: EntropyCoded | None = None
 
     def encode(self) -> None:
-        self._coded = entropy_form.encode(self._case.pool.data, self._blocks, self._cells, None, self._levels)
+        self._coded = entropy_coder.encode(self._case.pool.data, self._blocks, self._cells, None, self._levels)
 
     def arrive(self) -> torch.Tensor:
         """What was coded is what `decode` expands; returns all passes."""
@@ -81,15 +81,15 @@ class _Compiled:
         return coded.coded.body
 
     def decode(self) -> None:
-        entropy_form.expand(*self._arrived, self._case.other.data, self._blocks, self._cells)
+        entropy_coder.expand(*self._arrived, self._case.other.data, self._blocks, self._cells)
 
 
 class _Enqueued:
     """The same by entropy_launch.py, of one set of statistics."""
 
     def __init__(self, case: Case, cells: Cells) -> None:
-        from abkt.codec.entropy_launch import EntropyEncoding, EntropyExpansion
-        from abkt.codec.entropy_strips import Strips
+        from abkt.codec.entropy.gpu.launch import EntropyEncoding, EntropyExpansion
+        from abkt.codec.entropy.gpu.strips import Strips
 
         self._case, data, blocks = case, case.pool.data, torch.tensor(cells.coded_table(case.table))
         layers, kinds, heads, _ = cells.shape

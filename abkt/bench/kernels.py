@@ -21,7 +21,7 @@ from abkt.bench.case import Case, coder
 from abkt.bench.rows import Row
 from abkt.bench.timing import medians
 from abkt.codec.cells import Cells
-from abkt.codec.oracle import Oracle
+from abkt.codec.fixed.oracle import Oracle
 from abkt.codec.order import slope_bands, weighted_distortion
 from abkt.profile.fingerprint import cpu_name
 
@@ -110,7 +110,7 @@ def orderer(case: Case, cells: Cells) -> Callable[[], object]:
     coded = case.encode(cells)
     if case.pool.data.device.type == "cpu":
         return lambda: slope_bands(cells.sizes, weighted_distortion(coded.errors, coded.deviation, None, cells))
-    from abkt.codec.enqueue import Report
+    from abkt.codec.fixed.enqueue import Report
     from abkt.codec.order_kernels import Ordering
 
     report, ordering = Report.of(cells, case.pool.data.device), Ordering(cells, case.pool.data.device)

@@ -27,8 +27,8 @@ from abkt.bench.case import Case
 from abkt.bench.peer_codecs import PEERS, Peer
 from abkt.bench.rows import Row
 from abkt.bench.timing import medians
-from abkt.codec.backend import Arrived
 from abkt.codec.cells import Cells
+from abkt.codec.fixed.backend import Arrived
 
 DEPTHS = (4, 6, 8)
 FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)

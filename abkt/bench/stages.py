@@ -13,9 +13,9 @@ import torch
 from abkt.bench.case import Case
 from abkt.bench.rows import Row
 from abkt.bench.timing import medians
-from abkt.codec.exact import Form
-from abkt.codec.exact_codec import Exact
 from abkt.codec.importance import Importance
+from abkt.codec.lossless.codec import Exact
+from abkt.codec.lossless.oracle import Form
 
 WINDOW, GROUP = 32, 4  # queries, and query heads to a KV head
 WIDTH = 3  # of the exact code
@@ -61,7 +61,7 @@ def _exact(case: Case) -> tuple[Callable[[], object], Callable[[], object], floa
         units = codec.encode(data, starts, n, groups, windows)
         ratio = len(starts) * units.form.raw_bytes / len(units.body)
         return lambda: codec.encode(data, starts, n, groups, windows), lambda: codec.decode(units, case.other.data, starts), ratio
-    from abkt.codec.exact_launch import Room, TritonExact
+    from abkt.codec.lossless.launch import Room, TritonExact
 
     kernels = TritonExact()
     room = Room.of(Form(case.pool.dtype, n, WIDTH), kernels.windows(data, starts, n, groups, WIDTH), len(starts))

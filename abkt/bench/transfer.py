@@ -29,11 +29,11 @@ from abkt.bench.bare import BareSender
 from abkt.bench.rows import Row
 from abkt.bench.transfer_peer import LAYOUT, ON_DEVICE, Memory, PeerProcess, available
 from abkt.profile.fingerprint import cpu_name
-from abkt.transfer.messages import Hello, Offer
-from abkt.transfer.outgoing import Outgoing, Sent
-from abkt.transfer.sender import Sender
-from abkt.transfer.tcp import TcpConnection
-from abkt.transfer.transports import TRANSPORTS
+from abkt.transfer.protocol.messages import Hello, Offer
+from abkt.transfer.send.outgoing import Outgoing, Sent
+from abkt.transfer.send.sender import Sender
+from abkt.transfer.transports.registry import TRANSPORTS
+from abkt.transfer.transports.tcp import TcpConnection
 
 RAW_BYTES = 256 << 20
 LEAST_REPEATS = 5

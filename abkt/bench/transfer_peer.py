@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any
 
 from abkt.bench.bare import serve
-from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.pieces import ByteSink, ByteSource, DevicePieces, PiecesSink, PiecesSource
-from abkt.transfer.receiver import Receiver
-from abkt.transfer.transports import TRANSPORTS
+from abkt.transfer.protocol.messages import Hello, Offer
+from abkt.transfer.receive.receiver import Receiver
+from abkt.transfer.transports.registry import TRANSPORTS
 
 ON_HOST = ("tcp", "unix", "shm", "nixl")
 ON_DEVICE = ("cuda_ipc",)

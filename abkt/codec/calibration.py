@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from abkt.codec.differences import MOST_LEVELS
+from abkt.codec.entropy.haar import MOST_LEVELS
 from abkt.spec import KVLayout
 
 VERSION = 1

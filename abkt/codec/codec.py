@@ -10,13 +10,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from abkt.codec import edges, entropy_form, fast
-from abkt.codec.backend import EXACT, Arrived, Backend, Coded
+from abkt.codec import edges
 from abkt.codec.calibration import Calibration
 from abkt.codec.cells import BITS, Cells
-from abkt.codec.centre import value_centres
+from abkt.codec.entropy import coder as entropy_coder
+from abkt.codec.fixed import compiled
+from abkt.codec.fixed.backend import EXACT, Arrived, Backend, Coded
+from abkt.codec.fixed.centre import value_centres
+from abkt.codec.fixed.oracle import Oracle
 from abkt.codec.header import CODERS, DTYPES, ORDERS, Coder, Header, exact_token_bytes, read_header
-from abkt.codec.oracle import Oracle
 from abkt.codec.stream import Parts, Stream, assemble, slot_sums
 from abkt.kv.pool import Pool
 from abkt.policy.view import Order
@@ -119,7 +121,7 @@ class Codec:
                 assert header.levels is not None
                 statistics = bytes(wire[header.edges_at + exact_token_bytes(cells) : header.raw_at])
                 of_slots = (wire, offsets, header.sizes, present, header.forms, header.levels, statistics)
-                entropy_form.expand(*of_slots, pool.data, coded_blocks, cells)
+                entropy_coder.expand(*of_slots, pool.data, coded_blocks, cells)
             else:
                 arrived = Arrived(wire, offsets, present, header.forms, edges.centres_of(wire, header, pool.dtype))
                 backend.expand(arrived, pool.data, coded_blocks, cells)
@@ -133,7 +135,7 @@ class Codec:
         """The cells, in the entropy form the bytes of their passes and the levels of their strips, and what the head says of all."""
         if coder == "entropy":
             levels = self.calibration.levels if self.calibration else None
-            done = entropy_form.encode(pool.data, blocks, cells, self.rope_theta, levels)
+            done = entropy_coder.encode(pool.data, blocks, cells, self.rope_theta, levels)
             return done.coded, done.lengths, done.levels, done.statistics
         centres = value_centres(pool.data, blocks, cells)
         coded = self.backend_on(pool.data.device).encode(pool.data, blocks, cells, centres)
@@ -156,12 +158,12 @@ class Codec:
 
     def _load(self, device: torch.device) -> Backend:
         if self.backend == "triton" or (self.backend == "auto" and device.type == "cuda"):
-            from abkt.codec.launch import Kernels
+            from abkt.codec.fixed.launch import Kernels
 
             return Kernels()
         if self.backend == "oracle":
             return Oracle()
-        return fast.for_layout(self.layout, required=self.backend == "compiled") or Oracle()
+        return compiled.for_layout(self.layout, required=self.backend == "compiled") or Oracle()
 
 
 def _cut_at(size: int, ends: tuple[int, ...]) -> int:

@@ -15,7 +15,10 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-trapp
 
 
 def library(source: Path) -> ctypes.CDLL:
-    """The shared library of one C++ file beside its headers. Raises OSError or subprocess.SubprocessError where it cannot be built."""
+    """The shared library of one C++ file; headers lie in the folders beside its own.
+
+    Raises OSError or subprocess.SubprocessError where it cannot be built.
+    """
     return ctypes.CDLL(str(_built(source)))
 
 
@@ -25,7 +28,7 @@ def _built(source: Path) -> Path:
     if compiler is None:
         raise FileNotFoundError("no g++ on the path")
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True, check=True).stdout
-    texts = (file.read_text() for file in (source, *sorted(source.parent.glob("*.h"))))
+    texts = (file.read_text() for file in (source, *sorted(source.parents[1].rglob("*.h"))))
     key = hashlib.sha256("\n".join((*texts, *FLAGS, version, _processor())).encode()).hexdigest()[:16]
     built = _cache_folder() / f"{source.stem}-{key}.so"
     if not built.exists():

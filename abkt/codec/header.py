@@ -24,12 +24,12 @@ from typing import Literal
 
 import numpy as np
 
-from abkt.codec.backend import EXACT
 from abkt.codec.cells import PASSES, Cells, aligned
-from abkt.codec.entropy import room_of
-from abkt.codec.entropy_form import most_levels, statistic_bytes
+from abkt.codec.entropy.coder import most_levels, statistic_bytes
+from abkt.codec.entropy.oracle import room_of
+from abkt.codec.fixed.backend import EXACT
+from abkt.codec.fixed.quantize import CLASSES
 from abkt.codec.order import MAX_BANDS, NEVER, Bands
-from abkt.codec.quantize import CLASSES
 from abkt.codec.sections import Sections, sections
 from abkt.policy.view import Order
 from abkt.spec import DTYPE_BYTES, KVLayout

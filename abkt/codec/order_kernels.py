@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from abkt.codec.cells import Cells
-from abkt.codec.enqueue import Report
+from abkt.codec.fixed.enqueue import Report
 from abkt.codec.order import KEYS, MAX_BANDS, NEVER
 
 CELLS = 128  # a program

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from abkt.codec.backend import EXACT
 from abkt.codec.cells import aligned
+from abkt.codec.fixed.backend import EXACT
 from abkt.codec.order import NEVER, Bands
 
 

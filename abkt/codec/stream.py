@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from abkt.codec.backend import EXACT, Backend, Coded
 from abkt.codec.cells import Cells
+from abkt.codec.fixed.backend import EXACT, Backend, Coded
 from abkt.codec.header import ORDERS, Coder, Header
 from abkt.codec.order import Bands, curve_of, distortions, slope_bands, uniform_bands, weighted_distortion
 from abkt.policy.view import Curve, Order

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abkt.transfer.transports import TRANSPORTS
+from abkt.transfer.transports.registry import TRANSPORTS
 
 
 def check_transport(name: str, pacing: str = "userspace") -> None:

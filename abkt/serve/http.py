@@ -22,12 +22,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from abkt.serve.engine.sampling import SEED_CAP, Sampling
+from abkt.serve.frontend.process import ClusterError
+from abkt.serve.frontend.prompt import Prompt
+from abkt.serve.frontend.ticket import Ticket
 from abkt.serve.metrics import Metrics
-from abkt.serve.prompt import Prompt
-from abkt.serve.sampling import SEED_CAP, Sampling
 from abkt.serve.service import Busy, Service
-from abkt.serve.ticket import Ticket
-from abkt.serve.worker import ClusterError
 
 BODY_CAP_BYTES = 4 << 20
 LOOK_S = 0.5  # between two looks whether the client is still there

@@ -11,11 +11,11 @@ from abkt.capacity import Capacity
 from abkt.net.command import NetworkError
 from abkt.net.follow import Follower
 from abkt.net.namespaces import Namespaces
-from abkt.serve.worker import ClusterError
-from abkt.transfer.kernel_paced import KernelPaced
+from abkt.serve.frontend.process import ClusterError
 from abkt.transfer.link import PacedLink
 from abkt.transfer.transport import Transport
-from abkt.transfer.transports import TRANSPORTS
+from abkt.transfer.transports.kernel_paced import KernelPaced
+from abkt.transfer.transports.registry import TRANSPORTS
 
 PACINGS = ("tbf", "socket", "userspace")
 

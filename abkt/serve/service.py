@@ -13,10 +13,10 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from abkt.records import RequestRecord, TransferRecord
-from abkt.serve.frontend import STEP_S, Frontend
-from abkt.serve.prompt import Prompt
-from abkt.serve.ticket import Ticket
-from abkt.serve.worker import ClusterError
+from abkt.serve.frontend.frontend import STEP_S, Frontend
+from abkt.serve.frontend.process import ClusterError
+from abkt.serve.frontend.prompt import Prompt
+from abkt.serve.frontend.ticket import Ticket
 
 RECORDS_KEPT = 100_000
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
-from abkt.transfer.device import Piece, Space
-from abkt.transfer.frame import Buffer
+from abkt.transfer.device.pieces import Piece, Space
+from abkt.transfer.protocol.frame import Buffer
 
 if TYPE_CHECKING:
     import torch

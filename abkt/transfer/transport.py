@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from abkt.transfer.frame import Buffer
+from abkt.transfer.protocol.frame import Buffer
 
 TICK_S = 0.25  # how often a thread that waits looks around
 LEAST_BYTES = 4096  # that must come within silence_s inside of a frame, so that a few now and then are no sign of life

@@ -17,12 +17,12 @@ from types import ModuleType
 from typing import Any
 
 from abkt import arguments
-from experiments.errors import exit_code
 from experiments.figures import stored
 from experiments.figures.stored import Stored
 from experiments.figures.style import save, sheet
-from experiments.paths import ROOT
-from experiments.results import write_json
+from experiments.lib.errors import exit_code
+from experiments.lib.paths import ROOT
+from experiments.lib.results import write_json
 
 SCHEMA_VERSION = 1
 PACKAGES = ("matplotlib", "numpy", "pandas", "pyarrow")

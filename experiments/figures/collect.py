@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from experiments.errors import exit_code
-from experiments.paths import ROOT
-from experiments.results import read_json, read_records
-from experiments.stamp import write_table_stamped
+from experiments.lib.errors import exit_code
+from experiments.lib.paths import ROOT
+from experiments.lib.results import read_json, read_records
+from experiments.lib.stamps import write_table_stamped
 
 if TYPE_CHECKING:
     import pandas as pd

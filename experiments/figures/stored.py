@@ -1,4 +1,4 @@
-"""The tables that figures are drawn from: small Parquet files that say where they come from (experiments.stamp)."""
+"""The tables that figures are drawn from: small Parquet files that say where they come from (experiments.lib.stamps)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.manifest import file_hash
-from experiments.results import read_records
-from experiments.stamp import read_stamp
+from experiments.lib.manifest import file_hash
+from experiments.lib.results import read_records
+from experiments.lib.stamps import read_stamp
 
 if TYPE_CHECKING:
     import pandas as pd

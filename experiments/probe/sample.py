@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from abkt.serve.engine import Engine, read_spec
+from abkt.serve.engine.engine import Engine, read_spec
 from abkt.spec import KVLayout
 
 NAME = "kv_sample.safetensors"

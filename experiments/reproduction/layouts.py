@@ -96,7 +96,7 @@ def _bytes(data: torch.Tensor) -> Any:
 def _transport(name: str) -> Transport:
     import torch
 
-    from abkt.transfer.transports import TRANSPORTS as KINDS
+    from abkt.transfer.transports.registry import TRANSPORTS as KINDS
 
     made = KINDS[name]()
     if _device(name) == "cuda" and not torch.cuda.is_available():

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.compose import compose
-from experiments.config import read
-from experiments.errors import RunError
-from experiments.results import write_table
-from experiments.sweep import SweepConfig, sweep
+from experiments.lib.compose import compose
+from experiments.lib.config import read
+from experiments.lib.errors import RunError
+from experiments.lib.results import write_table
+from experiments.lib.verb import Run
 from experiments.sweeps.journal import table
-from experiments.verb import Run
+from experiments.verbs.sweep import SweepConfig, sweep
 
 
 @dataclass(frozen=True, slots=True)

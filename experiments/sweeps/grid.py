@@ -13,9 +13,9 @@ from hydra.core.override_parser.types import Transformer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import compose as composer
-from experiments import usage
-from experiments.simulate import SimulateConfig
+from experiments.lib import compose as composer
+from experiments.lib import usage
+from experiments.verbs.simulate import SimulateConfig
 
 OWN = ("out", "progress")  # keys of a simulation that say nothing about its result
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from experiments.results import plain
+from experiments.lib.results import plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from abkt.records import summarize
-from experiments.config import read
-from experiments.results import plain, write_records
-from experiments.simulate import SimulateConfig, build_simulation
+from experiments.lib.config import read
+from experiments.lib.results import plain, write_records
+from experiments.lib.workload import Workload, read_workload
 from experiments.sweeps.journal import flat
-from experiments.workload import Workload, read_workload
-from sim.workload import Request
+from experiments.verbs.simulate import SimulateConfig, build_simulation
+from sim.workload.requests import Request
 
 KEPT = 16  # workloads
 

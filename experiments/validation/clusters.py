@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from abkt.serve.cluster import Cluster, ClusterSpec
-from experiments.network import Network
-from experiments.real_network import real_network
+from experiments.lib.network import Network
+from experiments.lib.real_network import real_network
 from experiments.validation.condition import Condition
 
 Key = tuple[int, int, Network | None]

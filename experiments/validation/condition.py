@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from abkt.net.bucket import payload_share
 from abkt.net.namespaces import MTU, Namespaces
 from abkt.policy.build import build
-from abkt.serve.roles import Roles, WorkerLoad
-from experiments.network import Network
+from abkt.serve.frontend.roles import Roles, WorkerLoad
+from experiments.lib.network import Network
 
 if TYPE_CHECKING:
     from abkt.serve.cluster import ClusterSpec

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.results import read_json, read_records
+from experiments.lib.results import read_json, read_records
 
 if TYPE_CHECKING:
     import pandas as pd

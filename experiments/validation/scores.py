@@ -17,9 +17,9 @@ import pandas as pd
 
 from abkt.profile.schema import Profile
 from abkt.records import SLO, STAGES
-from experiments import intervals
-from experiments.best import rank
-from experiments.intervals import Interval
+from experiments.lib import intervals
+from experiments.lib.intervals import Interval
+from experiments.study.ranking import rank
 from experiments.validation.folder import Case
 from sim import interval as predicted_interval
 

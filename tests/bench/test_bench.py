@@ -9,9 +9,9 @@ import pytest
 from abkt.bench import arguments, kernels
 from abkt.bench.__main__ import run
 from abkt.bench.rows import Row, save, table
-from abkt.codec.oracle import Oracle
-from experiments.paths import conf_dir
-from experiments.usage import keys
+from abkt.codec.fixed.oracle import Oracle
+from experiments.lib.paths import conf_dir
+from experiments.lib.usage import keys
 
 SMALL = ["tokens=80,200", "blocks=16,32", "depths=2,4", "repeats=1", "kv_heads=2", "head_dim=32"]
 

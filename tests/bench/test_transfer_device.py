@@ -6,10 +6,10 @@ import torch
 from abkt.bench import transfer
 from abkt.bench.arguments import Arguments
 from abkt.bench.transfer_peer import LAYOUT, Memory
-from abkt.transfer import transports
-from abkt.transfer.messages import Hello
 from abkt.transfer.pieces import DevicePieces
-from abkt.transfer.receiver import Receiver
+from abkt.transfer.protocol.messages import Hello
+from abkt.transfer.receive.receiver import Receiver
+from abkt.transfer.transports import registry as transports
 from tests.transfer.standin_cuda import DEVICE, Tried, driver
 
 

@@ -53,7 +53,7 @@ def filled(case: Case):
     import torch
 
     from abkt.codec.cells import Cells
-    from abkt.codec.entropy_stats import turn_of
+    from abkt.codec.entropy.stats import turn_of
     from abkt.kv.pool import Pool
     from abkt.spec import KVLayout, ModelSpec
 
@@ -89,11 +89,13 @@ def coded_by_oracle(case: Case, pool, table, cells):
     """The oracle's stream of a case, and its strips where the kernels read them."""
     import numpy as np
 
-    from abkt.codec import entropy_form, entropy_launch, entropy_strips
+    from abkt.codec.entropy import coder as entropy_coder
+    from abkt.codec.entropy.gpu import launch as entropy_launch
+    from abkt.codec.entropy.gpu import strips as entropy_strips
 
     entropy_launch.STREAMS, entropy_launch.WARPS = case.streams, case.warps
     levels = np.array(case.levels[: case.kinds])[None, :, None]
-    done = entropy_form.encode(pool.data, table, cells, 10_000.0 if case.turns else None, levels)
+    done = entropy_coder.encode(pool.data, table, cells, 10_000.0 if case.turns else None, levels)
     return done, *entropy_strips.strips_of(done.statistics, done.levels, cells, pool.dtype, pool.data.device)
 
 
@@ -112,9 +114,9 @@ def check_values(cases: list[Case]) -> None:
     import numpy as np
     import torch
 
-    from abkt.codec import entropy_form
-    from abkt.codec.backend import EXACT
-    from abkt.codec.entropy_launch import EntropyEncoding, EntropyExpansion
+    from abkt.codec.entropy import coder as entropy_coder
+    from abkt.codec.entropy.gpu.launch import EntropyEncoding, EntropyExpansion
+    from abkt.codec.fixed.backend import EXACT
     from abkt.kv.pool import Pool
 
     seen = {"outliers": 0, "exact": 0, "plain": 0, "turning": 0, "still": 0}
@@ -142,7 +144,7 @@ def check_values(cases: list[Case]) -> None:
         present = (cells.passes - np.arange(cells.count) % (cells.passes + 1)).astype(np.int8)
         theirs, ours = Pool(pool.layout), Pool(pool.layout)
         given = (offsets, sizes, present, coded.forms)
-        entropy_form.expand(coded.body.numpy(), *given, expected.levels, expected.statistics, theirs.data, table, cells)
+        entropy_coder.expand(coded.body.numpy(), *given, expected.levels, expected.statistics, theirs.data, table, cells)
         arrived = dict(zip(("offsets", "sizes", "present", "forms"), given))
         expansion = EntropyExpansion(cells, groups, turn, pool.data.device)
         assert not expanded(expansion, ours, table, coded.body.numpy(), **arrived).any()
@@ -161,12 +163,13 @@ def check_statistics() -> None:
     import numpy as np
     import torch
 
-    from abkt.codec import entropy, entropy_launch
-    from abkt.codec.backend import EXACT
     from abkt.codec.cells import Cells
-    from abkt.codec.entropy_launch import EntropyEncoding, EntropyExpansion
-    from abkt.codec.entropy_stats import Stats
-    from abkt.codec.entropy_strips import Strips
+    from abkt.codec.entropy import oracle as entropy
+    from abkt.codec.entropy.gpu import launch as entropy_launch
+    from abkt.codec.entropy.gpu.launch import EntropyEncoding, EntropyExpansion
+    from abkt.codec.entropy.gpu.strips import Strips
+    from abkt.codec.entropy.stats import Stats
+    from abkt.codec.fixed.backend import EXACT
     from abkt.kv.pool import Pool
     from abkt.spec import KVLayout, ModelSpec
 
@@ -210,9 +213,9 @@ def check_damage() -> None:
     import torch
     from rans_triton_check import guarded
 
-    from abkt.codec import entropy_form
-    from abkt.codec.backend import EXACT
-    from abkt.codec.entropy_launch import EntropyExpansion
+    from abkt.codec.entropy import coder as entropy_coder
+    from abkt.codec.entropy.gpu.launch import EntropyExpansion
+    from abkt.codec.fixed.backend import EXACT
     from abkt.kv.pool import Pool
 
     pool, table, cells = filled(MANY)
@@ -251,7 +254,7 @@ def check_damage() -> None:
             try:
                 if cell == outside:
                     raise ValueError("a slot that the oracle is never given")
-                entropy_form.expand(wire, offsets, sizes, every, alone, done.levels, done.statistics, theirs.data, table, cells)
+                entropy_coder.expand(wire, offsets, sizes, every, alone, done.levels, done.statistics, theirs.data, table, cells)
             except ValueError:
                 said.append(cell)
                 assert flags[cell], f"damage in cell {cell} is not said"
@@ -262,7 +265,7 @@ def check_damage() -> None:
     for present in (every, none):  # a cell without a pass has no outliers, though it had some before
         arrived = dict(zip(("offsets", "sizes", "present", "forms"), (*good, present, forms)))
         assert not expanded(expansion, ours, table, done.coded.body.numpy(), **arrived).any()
-    entropy_form.expand(wire, *good, none, forms, done.levels, done.statistics, theirs.data, table, cells)
+    entropy_coder.expand(wire, *good, none, forms, done.levels, done.statistics, theirs.data, table, cells)
     assert torch.equal(ours.data, theirs.data), "what was there before is still told"
     assert 2 * 5 <= len(said) < 2 * cells.count - 2
 
@@ -284,8 +287,11 @@ def check_compile(few: bool, levels: int, architectures: list[int]) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from abkt.codec import entropy_encode_kernels, entropy_expand_kernels, entropy_launch, entropy_pass_kernels
     from abkt.codec.cells import Cells
+    from abkt.codec.entropy.gpu import encode_kernels as entropy_encode_kernels
+    from abkt.codec.entropy.gpu import expand_kernels as entropy_expand_kernels
+    from abkt.codec.entropy.gpu import launch as entropy_launch
+    from abkt.codec.entropy.gpu import pass_kernels as entropy_pass_kernels
     from abkt.spec import KVLayout, ModelSpec
 
     cells = Cells(KVLayout(ModelSpec("any", layers=6, kv_heads=2, head_dim=128), 126), 2003, 128, 8)

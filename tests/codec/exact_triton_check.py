@@ -22,9 +22,9 @@ CASES = [
 def check_values(count: int) -> None:
     import torch
 
-    from abkt.codec import exact
-    from abkt.codec.exact import Form
-    from abkt.codec.exact_launch import Room, TritonExact
+    from abkt.codec.lossless import oracle as lossless
+    from abkt.codec.lossless.launch import Room, TritonExact
+    from abkt.codec.lossless.oracle import Form
 
     kernels = TritonExact()
     for name, n, width in CASES[:count]:
@@ -34,13 +34,13 @@ def check_values(count: int) -> None:
         x[1, ::7] = 0  # many escapes
         x[2] = torch.randint(-(2**15), 2**15, (n,), dtype=torch.int16, generator=generator).view(dtype)  # goes as it is
         x[3, :16] = torch.tensor([0x7F80, 0x7FC1, -1, -0x8000, 1, 0x7FFF, -0x80, 0] * 2, dtype=torch.int16).view(dtype)
-        windows = exact.windows_for(x, 1, width)
+        windows = lossless.windows_for(x, 1, width)
         order = [5, 0, 3, 6, 2, 1, 4]
         pool = torch.full((9, n + 32), 7, dtype=torch.int16).view(dtype)
         places = torch.tensor([1, 8, 0, 3, 2, 7, 5])
         pool[places, 16 : n + 16] = x
         starts = places[order] * (n + 32) + 16
-        a = exact.encode(x[order], windows)
+        a = lossless.encode(x[order], windows)
         room = Room.of(Form(dtype, n, width), windows, len(x))
         room.body.fill_(170)
         room.slots.fill_(170)
@@ -57,11 +57,11 @@ def check_values(count: int) -> None:
         coded = int((b.sizes != 2 * n).nonzero()[0])
         begin = coded * b.form.fixed_bytes
         broken[begin : begin + b.form.fixed_bytes] = 255
-        flags = kernels.decode_into(exact.ExactUnits(b.form, b.windows, b.sizes, broken), out, starts)
+        flags = kernels.decode_into(lossless.ExactUnits(b.form, b.windows, b.sizes, broken), out, starts)
         assert flags.nonzero().flatten().tolist() == [coded]
         counts = kernels.histograms(pool, starts, n, 7)
-        assert torch.equal(counts, exact.histograms(x[order][:, :2048], 7))
-        assert torch.equal(kernels.windows(pool, starts, n, 7, width).bases, exact.windows_of(counts, dtype, width).bases)
+        assert torch.equal(counts, lossless.histograms(x[order][:, :2048], 7))
+        assert torch.equal(kernels.windows(pool, starts, n, 7, width).bases, lossless.windows_of(counts, dtype, width).bases)
 
 
 def check_compile(architectures: list[int]) -> None:
@@ -71,9 +71,9 @@ def check_compile(architectures: list[int]) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from abkt.codec import exact_kernels
-    from abkt.codec.exact import Form
-    from abkt.codec.exact_launch import constants
+    from abkt.codec.lossless import kernels as lossless_kernels
+    from abkt.codec.lossless.launch import constants
+    from abkt.codec.lossless.oracle import Form
 
     form = Form(torch.bfloat16, 16_384, 3)
     options = constants(form)
@@ -81,10 +81,10 @@ def check_compile(architectures: list[int]) -> None:
     words = {"data": "*i32", "fixed": "*i32", "slots": "*i32", "tails": "*i32"}
     pointers = {**words, "starts": "*i64", "bases": "*u8", "sizes": "*i64", "ends": "*i64", "damaged": "*u8"}
     jobs = [
-        (exact_kernels.encode_units, fixed, options),
-        (exact_kernels.decode_units, fixed, options),
+        (lossless_kernels.encode_units, fixed, options),
+        (lossless_kernels.decode_units, fixed, options),
         (
-            exact_kernels.gather_tails,
+            lossless_kernels.gather_tails,
             {"FIXED": form.fixed_bytes, "SPARE": form.raw_bytes - form.fixed_bytes, "ROWS": 128},
             {"num_warps": 4},
         ),

@@ -9,9 +9,9 @@ import torch
 from abkt.codec.baselines import CacheGen, Kivi
 from abkt.codec.codec import Codec
 from abkt.kv.pool import Pool
-from abkt.serve.engine import Engine, read_spec
+from abkt.serve.engine.engine import Engine, read_spec
 from abkt.spec import KVLayout
-from experiments.paths import data_path
+from experiments.lib.paths import data_path
 from experiments.probe.tasks import recall_prompt
 
 TOKENS = 2048

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from abkt.codec.baselines import ALL, CacheGen, Fp8, Kivi, Layers, Lynx, Tiers, Uniform
 from abkt.codec.baselines.base import FRAME_BYTES
-from abkt.codec.baselines.bits import pack, unpack
+from abkt.codec.bits import pack, unpack
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkt.codec import fast
 from abkt.codec.codec import Codec
-from abkt.codec.quantize import MEASURED_WHOLE
+from abkt.codec.fixed import compiled
+from abkt.codec.fixed.quantize import MEASURED_WHOLE
 from abkt.kv.pool import Pool
 
 SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens
@@ -32,7 +32,7 @@ BACKENDS = ["oracle", "compiled"]
 
 @pytest.fixture(scope="session", autouse=True)
 def compiler():
-    if fast.load() is None:
+    if compiled.load() is None:
         pytest.skip("no g++ here: nothing to compare the oracle with")
 
 

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkt.codec import differences
 from abkt.codec.calibration import Calibration, load
 from abkt.codec.codec import Codec
-from abkt.codec.entropy_stats import turn_of, turned
+from abkt.codec.entropy import haar
+from abkt.codec.entropy.stats import turn_of, turned
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
 
@@ -19,7 +19,7 @@ TOKENS, DIM = 800, 32
 def test_two_pairs_by_hand():
     """Four tokens of one channel, in halves and quarters: the sum over 2, the difference of the pairs' sums over 2, two differences."""
     x = np.array([[7.0], [5.0], [2.0], [0.0]])
-    y = differences.forward(x, 2)
+    y = haar.forward(x, 2)
     assert y.shape == (1, 4)
     assert y[0] == pytest.approx([(7 + 5 + 2 + 0) / 2, (7 + 5 - 2 - 0) / 2, 2 / 2**0.5, 2 / 2**0.5], abs=1e-6)
 
@@ -28,13 +28,13 @@ def test_two_pairs_by_hand():
 @given(st.integers(0, 3), st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_it_keeps_squared_error_and_is_undone(levels, groups, channels, seed):
     x = np.random.default_rng(seed).standard_normal((2, groups << levels, channels)).astype(np.float32)
-    y = differences.forward(x, levels)
+    y = haar.forward(x, levels)
     assert y.shape == (2, groups, channels << levels)
-    assert np.allclose(differences.inverse(y, levels), x, atol=1e-5)
+    assert np.allclose(haar.inverse(y, levels), x, atol=1e-5)
     assert np.square(y.astype(np.float64)).sum() == pytest.approx(np.square(x.astype(np.float64)).sum(), rel=1e-5)
-    bands = differences.bands_of(y, levels)
+    bands = haar.bands_of(y, levels)
     deviations = np.concatenate([np.square(band).mean(1) for band in bands], 1)
-    by_column = differences.per_coefficient(deviations, levels)
+    by_column = haar.per_coefficient(deviations, levels)
     assert by_column.sum() * groups == pytest.approx(np.square(y).sum(), rel=1e-4)
 
 

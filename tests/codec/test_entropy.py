@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkt.codec import entropy_tables as tables
-from abkt.codec.entropy import Coded, decode_cells, encode_cells
-from abkt.codec.entropy_plan import FINER, NEVER, PASSES, START_AT, plan_of
-from abkt.codec.entropy_stats import Stats, around_of, rounded, strip_stats, turn_of
+from abkt.codec.entropy import tables
+from abkt.codec.entropy.oracle import Coded, decode_cells, encode_cells
+from abkt.codec.entropy.plan import FINER, NEVER, PASSES, START_AT, plan_of
+from abkt.codec.entropy.stats import Stats, around_of, rounded, strip_stats, turn_of
 
 BF16 = torch.bfloat16
 

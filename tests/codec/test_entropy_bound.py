@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from abkt.codec.codec import Codec
-from abkt.codec.entropy_stats import turn_of, turned
+from abkt.codec.entropy.stats import turn_of, turned
 from abkt.codec.header import exact_token_bytes
 from abkt.kv.pool import Pool
-from abkt.serve.engine import Engine, read_spec
+from abkt.serve.engine.engine import Engine, read_spec
 from abkt.spec import KVLayout, ModelSpec
-from experiments.paths import data_path
+from experiments.lib.paths import data_path
 from experiments.probe.tasks import recall_prompt
 
 TOKENS = 2048

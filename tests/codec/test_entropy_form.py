@@ -6,7 +6,7 @@ import torch
 
 from abkt.codec.calibration import Calibration
 from abkt.codec.codec import Codec
-from abkt.codec.entropy_stats import turn_of
+from abkt.codec.entropy.stats import turn_of
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
 

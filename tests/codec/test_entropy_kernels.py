@@ -40,9 +40,9 @@ def test_tiles_and_strips_that_the_kernels_do_not_take_are_refused():
     import numpy as np
 
     from abkt.codec.cells import Cells
-    from abkt.codec.entropy_launch import EntropyExpansion
-    from abkt.codec.entropy_stats import Stats
-    from abkt.codec.entropy_strips import Strips
+    from abkt.codec.entropy.gpu.launch import EntropyExpansion
+    from abkt.codec.entropy.gpu.strips import Strips
+    from abkt.codec.entropy.stats import Stats
     from abkt.spec import KVLayout, ModelSpec
 
     cpu, layout = torch.device("cpu"), KVLayout(ModelSpec("any", 1, 1, 128, kv_kinds=1), 2, 32_768)
@@ -58,7 +58,7 @@ def test_a_sequence_without_cells_has_no_strips():
     import numpy as np
 
     from abkt.codec.cells import Cells
-    from abkt.codec.entropy_strips import strips_of
+    from abkt.codec.entropy.gpu.strips import strips_of
     from abkt.spec import KVLayout, ModelSpec
 
     cells = Cells(KVLayout(ModelSpec("any", 1, 1, 32), 4, 16), 20, 32, 4)

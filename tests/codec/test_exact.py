@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkt.codec import exact, exact_fast
 from abkt.codec.compile import FLAGS
-from abkt.codec.exact import ExactUnits, Form, Windows
-from abkt.codec.exact_codec import Exact, OraclePath
+from abkt.codec.lossless import compiled as lossless_compiled
+from abkt.codec.lossless import oracle as lossless
+from abkt.codec.lossless.codec import Exact, OraclePath
+from abkt.codec.lossless.oracle import ExactUnits, Form, Windows
 
 SAMPLE = Path(__file__).parents[2] / "data" / "probe" / "kv_sample.safetensors"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.float8_e4m3fn, "float32": torch.float32}
@@ -84,7 +85,7 @@ def test_the_bytes_are_the_format_s(n):
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_every_pattern_comes_back(codec, dtype, width):
     dtype = DTYPES[dtype]
-    if width not in (0, *exact.widths_of(dtype)):
+    if width not in (0, *lossless.widths_of(dtype)):
         with pytest.raises(ValueError, match="take one of"):
             Form(dtype, 16, width)
         return
@@ -106,7 +107,7 @@ def test_all_paths_agree_and_never_grow(data):
     n, count = 16 * data.draw(st.integers(1, 530)), data.draw(st.integers(0, 5))
     x = random_bits(count, n, dtype, data.draw(st.integers(0, 999)), data.draw(st.sampled_from([8, 64, 256])))
     bases = torch.tensor(data.draw(st.lists(st.integers(0, 255), min_size=1, max_size=3)), dtype=torch.uint8)
-    windows = Windows(data.draw(st.sampled_from((0, *exact.widths_of(dtype)))), bases)
+    windows = Windows(data.draw(st.sampled_from((0, *lossless.widths_of(dtype)))), bases)
     a, b = ORACLE.encode(x, windows=windows), BEST.encode(x, windows=windows)
     assert same_units(a, b)
     assert same_bits(ORACLE.decode(a), x)
@@ -124,17 +125,17 @@ def test_all_paths_agree_and_never_grow(data):
 def test_windows_are_the_best_of_all_and_the_width_that_costs_least(dtype):
     x = kv_sample(DTYPES[dtype]).view(-1, 2048)[:120]
     groups = 12
-    widths = exact.widths_of(x.dtype)
+    widths = lossless.widths_of(x.dtype)
     sizes = {}
     for width in widths:
-        windows = exact.windows_for(x, groups, width)
-        exponents, _ = exact.split(exact.lanes_of(x), x.dtype)
+        windows = lossless.windows_for(x, groups, width)
+        exponents, _ = lossless.split(lossless.lanes_of(x), x.dtype)
         for g in range(groups):
             counts = Counter(exponents[g::groups].flatten().tolist())
             covered = [sum(counts[e] for e in range(b, b + 2**width - 1)) for b in range(256)]
             assert covered[windows.bases[g]] == max(covered)
         sizes[width] = len(BEST.encode(x, windows=windows).body)
-    chosen = exact.windows_for(x, groups)
+    chosen = lossless.windows_for(x, groups)
     assert sizes[chosen.width] == min(sizes.values())
     assert torch.equal(BEST.windows(x, groups=groups).bases, chosen.bases)
 
@@ -144,7 +145,8 @@ def test_kv_of_a_model_gets_shorter_by_what_is_promised():
     blocks, layers = pool.shape[:2]
     x = pool.view(blocks * layers * 2, -1)
     ratios = {
-        width: 2 * x.numel() / len(BEST.pack(BEST.encode(x, windows=exact.windows_for(x, layers * 2, width)))) for width in (None, 2, 3, 4)
+        width: 2 * x.numel() / len(BEST.pack(BEST.encode(x, windows=lossless.windows_for(x, layers * 2, width))))
+        for width in (None, 2, 3, 4)
     }
     assert ratios[None] == ratios[3] > 1.40
     assert 1.32 < ratios[4] < 4 / 3
@@ -263,13 +265,13 @@ def test_wrong_arguments_are_said_in_one_line():
 def test_narrower_machines_give_the_same_units(tmp_path, machine, dtype):
     flags = [flag for flag in FLAGS if not flag.startswith("-march")]
     library = tmp_path / "exact.so"
-    if subprocess.run(["g++", *flags, *machine, "-o", str(library), str(exact_fast.SOURCE)], check=False).returncode:
+    if subprocess.run(["g++", *flags, *machine, "-o", str(library), str(lossless_compiled.SOURCE)], check=False).returncode:
         pytest.skip("no g++ for x86-64 here")
-    narrow = Exact(exact_fast.CompiledExact(ctypes.CDLL(str(library))))
+    narrow = Exact(lossless_compiled.CompiledExact(ctypes.CDLL(str(library))))
     for n in (144, 4096, 5008):
         x = random_bits(6, n, DTYPES[dtype], n, 8)
-        for width in exact.widths_of(x.dtype):
-            windows = exact.windows_for(x, 2, width)
+        for width in lossless.widths_of(x.dtype):
+            windows = lossless.windows_for(x, 2, width)
             units = narrow.encode(x, windows=windows)
             assert same_units(units, ORACLE.encode(x, windows=windows))
             assert same_bits(narrow.decode(units), x)

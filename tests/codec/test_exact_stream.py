@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkt.codec import exact_stream
-from abkt.codec.exact_entropy import decode, encode
-from abkt.codec.exact_stream import HEADER_BYTES, expand
+from abkt.codec.lossless import stream as lossless_stream
+from abkt.codec.lossless.entropy import decode, encode
+from abkt.codec.lossless.stream import HEADER_BYTES, expand
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
 
@@ -43,7 +43,7 @@ def test_every_bit_comes_back_and_nothing_else_is_written(dtype, tokens, kinds, 
     pool, out = any_bits(layout), any_bits(layout, seed=1)
     before = out.data.clone()
     table, target = [5, 2, 9, 14, 1, 0, 7][: layout.blocks_for(tokens)], [1, 3, 15, 4, 0, 11, 8][: layout.blocks_for(tokens)]
-    data = exact_stream.encode(pool, table, tokens, coder)
+    data = lossless_stream.encode(pool, table, tokens, coder)
     assert expand(data, out, target) == tokens
     for i, (a, b) in enumerate(zip(table, target, strict=True)):
         here = min(block_tokens, tokens - i * block_tokens)
@@ -86,7 +86,7 @@ def test_the_probes_kv_shrinks():
     for layer in range(layers):
         pool.write(table, layer, 0, sample["keys"][layer], sample["values"][layer])
     raw = tokens * pool.layout.model.kv_bytes_per_token
-    fixed, entropy = (raw / len(exact_stream.encode(pool, table, tokens, coder)) for coder in ("fixed", "entropy"))
+    fixed, entropy = (raw / len(lossless_stream.encode(pool, table, tokens, coder)) for coder in ("fixed", "entropy"))
     assert fixed >= 1.28
     assert entropy >= 1.40
 
@@ -95,7 +95,7 @@ def test_the_probes_kv_shrinks():
 def test_damage_is_refused_and_writes_nothing(coder):
     layout = KVLayout(ModelSpec("m", 1, 2, 32), 8, 16)
     pool, out = any_bits(layout), Pool(layout)
-    data = exact_stream.encode(pool, [3, 1, 2], 40, coder)
+    data = lossless_stream.encode(pool, [3, 1, 2], 40, coder)
     for at in [*range(HEADER_BYTES), *range(HEADER_BYTES, len(data), 37)]:
         with pytest.raises(ValueError, match=r"exact message|no exact"):
             expand(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], out, [0, 1, 2])
@@ -107,5 +107,5 @@ def test_damage_is_refused_and_writes_nothing(coder):
     with pytest.raises(ValueError, match="table"):
         expand(data, out, [0, 1])
     with pytest.raises(ValueError, match="coder"):
-        exact_stream.encode(pool, [3, 1, 2], 40, "zip")
+        lossless_stream.encode(pool, [3, 1, 2], 40, "zip")
     assert not out.data.any()

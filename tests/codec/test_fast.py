@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from abkt.codec import fast
-from abkt.codec.backend import EXACT, Arrived
 from abkt.codec.cells import Cells
-from abkt.codec.centre import value_centres
 from abkt.codec.codec import Codec
-from abkt.codec.oracle import Oracle
+from abkt.codec.fixed import compiled
+from abkt.codec.fixed.backend import EXACT, Arrived
+from abkt.codec.fixed.centre import value_centres
+from abkt.codec.fixed.oracle import Oracle
 from abkt.kv.pool import Pool
 
 SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens
@@ -33,7 +33,7 @@ SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize(("tokens", "layers", "heads", "dim", "block_tokens", "tile"), SHAPES)
 def test_compiled_code_is_the_oracle(layout_of, filled_pool, table_of, tokens, layers, heads, dim, block_tokens, tile, dtype):
-    if fast.load() is None:
+    if compiled.load() is None:
         pytest.skip("no g++ here: nothing to compare the oracle with")
     layout = layout_of(layers, heads, dim, dtype, blocks=-(-tokens // block_tokens) + 5, block_tokens=block_tokens)
     pool, table, target = filled_pool(layout), table_of(layout, tokens), table_of(layout, tokens, seed=9)
@@ -42,7 +42,7 @@ def test_compiled_code_is_the_oracle(layout_of, filled_pool, table_of, tokens, l
         if cells.count > 2:
             last = cells.coded_table(table)[-1]
             pool.data[last, 0, 1, 0, 0, 3] = float("nan")
-        slow, quick = Oracle(), fast.load()
+        slow, quick = Oracle(), compiled.load()
         centres = value_centres(pool.data, cells.coded_table(table), cells)
         a, b = (path.encode(pool.data, cells.coded_table(table), cells, centres) for path in (slow, quick))
         assert np.array_equal(a.forms, b.forms)
@@ -63,9 +63,9 @@ def test_compiled_code_is_the_oracle(layout_of, filled_pool, table_of, tokens, l
 
 @pytest.fixture
 def fresh():
-    fast.load.cache_clear()
+    compiled.load.cache_clear()
     yield
-    fast.load.cache_clear()
+    compiled.load.cache_clear()
 
 
 @pytest.mark.parametrize("compiler", [None, "#!/bin/sh\necho 'fatal error: no such header' >&2\nexit 1\n"])
@@ -86,12 +86,12 @@ def test_without_a_working_compiler_the_oracle_codes_and_says_so_once(fresh, mon
 
 def test_a_library_is_built_once(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if fast.load() is None:
+    if compiled.load() is None:
         pytest.skip("no g++ here")
     (library,) = (tmp_path / "abkt").iterdir()
     built = library.stat().st_mtime_ns
-    fast.load.cache_clear()
-    assert fast.load() is not None
+    compiled.load.cache_clear()
+    assert compiled.load() is not None
     assert [p.stat().st_mtime_ns for p in (tmp_path / "abkt").iterdir()] == [built]
 
 
@@ -99,13 +99,13 @@ def test_a_library_is_built_once(fresh, monkeypatch, tmp_path):
 @pytest.mark.parametrize("machine", [("-mavx2", "-mfma", "-mf16c"), ("-march=x86-64",)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_narrower_machines_give_the_same_bytes(tmp_path, layout_of, filled_pool, table_of, machine, dtype):
-    flags = [flag for flag in fast.FLAGS if not flag.startswith("-march")]
+    flags = [flag for flag in compiled.FLAGS if not flag.startswith("-march")]
     library = tmp_path / "codec.so"
-    if subprocess.run(["g++", *flags, *machine, "-o", str(library), str(fast.SOURCE)], check=False).returncode:
+    if subprocess.run(["g++", *flags, *machine, "-o", str(library), str(compiled.SOURCE)], check=False).returncode:
         pytest.skip("no g++ for x86-64 here")
     layout = layout_of(dim=80, dtype=dtype)
     pool, table, cells = filled_pool(layout), table_of(layout, 200), Cells(layout, 200, 64, 8)
-    narrow = fast.Compiled(ctypes.CDLL(str(library)))
+    narrow = compiled.Compiled(ctypes.CDLL(str(library)))
     centres = value_centres(pool.data, cells.coded_table(table), cells)
     a, b = (path.encode(pool.data, cells.coded_table(table), cells, centres) for path in (Oracle(), narrow))
     assert torch.equal(a.body, b.body)

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkt.codec import quantize as q
 from abkt.codec.cells import BITS, PASSES, WIDTHS
+from abkt.codec.fixed import quantize as q
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 finite = st.floats(-1e4, 1e4, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)

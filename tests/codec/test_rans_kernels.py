@@ -34,7 +34,7 @@ def test_compiles_ahead_of_time_without_spills():
 
 def test_a_multiplication_and_a_comparison_divide_by_every_share():
     """As put() does: x times the inverse, its upper half, and 1 more where the rest is not below the share."""
-    from abkt.codec.rans_launch import entries_of
+    from abkt.codec.rans.launch import entries_of
 
     rng = np.random.default_rng(0)
     for share in [*range(1, 70), *rng.integers(70, 4096, 200).tolist(), 4095, 4096]:
@@ -52,7 +52,8 @@ def test_a_multiplication_and_a_comparison_divide_by_every_share():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_bytes_and_symbols_are_the_oracle_s():
-    from abkt.codec import rans, rans_launch
+    from abkt.codec.rans import launch as rans_launch
+    from abkt.codec.rans import oracle as rans
 
     device = torch.device("cuda")
     for streams, n, contexts, alphabet, flatness in ((1000, 999, 5, 30, 0.3), (3, 5, 1, 2, 0.05), (40, 64, 61, 256, 1.0)):

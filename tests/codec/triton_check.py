@@ -24,12 +24,12 @@ def check_values() -> None:
     import torch
     from conftest import make_layout, make_pool
 
-    from abkt.codec.backend import EXACT, Arrived
     from abkt.codec.cells import Cells
-    from abkt.codec.centre import value_centres
     from abkt.codec.codec import Codec
-    from abkt.codec.launch import Kernels
-    from abkt.codec.oracle import Oracle
+    from abkt.codec.fixed.backend import EXACT, Arrived
+    from abkt.codec.fixed.centre import value_centres
+    from abkt.codec.fixed.launch import Kernels
+    from abkt.codec.fixed.oracle import Oracle
     from abkt.kv.pool import Pool
 
     for shape, depth in [
@@ -77,11 +77,11 @@ def check_buffers_used_again() -> None:
     import torch
     from conftest import make_layout, make_pool
 
-    from abkt.codec.backend import EXACT
     from abkt.codec.cells import Cells
-    from abkt.codec.centre import value_centres
-    from abkt.codec.enqueue import Encoding
-    from abkt.codec.oracle import Oracle
+    from abkt.codec.fixed.backend import EXACT
+    from abkt.codec.fixed.centre import value_centres
+    from abkt.codec.fixed.enqueue import Encoding
+    from abkt.codec.fixed.oracle import Oracle
 
     layout = make_layout(layers=2, heads=1, dim=16)
     pool, cells = make_pool(layout), Cells(layout, 70, 32, 4)
@@ -109,9 +109,9 @@ def check_order() -> None:
     import torch
     from conftest import make_layout
 
-    from abkt.codec.backend import EXACT
     from abkt.codec.cells import Cells
-    from abkt.codec.enqueue import Report
+    from abkt.codec.fixed.backend import EXACT
+    from abkt.codec.fixed.enqueue import Report
     from abkt.codec.order import distortions, slope_bands, weighted_distortion
     from abkt.codec.order_kernels import Ordering
 
@@ -143,10 +143,11 @@ def check_compile(depth: int, dim: int, architectures: list[int]) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from abkt.codec import kernels, order_kernels
+    from abkt.codec import order_kernels
     from abkt.codec.cells import Cells
-    from abkt.codec.enqueue import constants
-    from abkt.codec.quantize import MARGINS
+    from abkt.codec.fixed import kernels
+    from abkt.codec.fixed.enqueue import constants
+    from abkt.codec.fixed.quantize import MARGINS
     from abkt.spec import KVLayout, ModelSpec
 
     cells = Cells(KVLayout(ModelSpec("any", layers=6, kv_heads=2, head_dim=dim), 126), 2003, 128, depth)

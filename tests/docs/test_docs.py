@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compose as composer
-from experiments import usage
 from experiments.cli import VERBS
-from experiments.paths import ROOT
+from experiments.lib import compose as composer
+from experiments.lib import usage
+from experiments.lib.paths import ROOT
 
 DOCUMENTS = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 FENCED = re.compile(r"```bash\n(.*?)```", re.S)

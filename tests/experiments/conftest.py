@@ -12,15 +12,15 @@ from abkt.policy.view import Curve
 from abkt.profile.roofline import GpuSpec, roofline
 from abkt.profile.schema import RateCurve
 from abkt.records import RequestRecord, summarize
-from experiments.compare import compare_twins
-from experiments.compose import compose
-from experiments.config import read
-from experiments.curves import save_curves
-from experiments.manifest import write_manifest
-from experiments.results import write_json, write_records
-from experiments.simulate import SimulateConfig, build_simulation, read_workload, run_simulation, write_result
-from experiments.study_folder import StudyFacts, scaleout, twin, write_study
-from experiments.verb import Run
+from experiments.lib.compose import compose
+from experiments.lib.config import read
+from experiments.lib.curves import save_curves
+from experiments.lib.manifest import write_manifest
+from experiments.lib.results import write_json, write_records
+from experiments.lib.verb import Run
+from experiments.study.folder import StudyFacts, scaleout, twin, write_study
+from experiments.verbs.compare import compare_twins
+from experiments.verbs.simulate import SimulateConfig, build_simulation, read_workload, run_simulation, write_result
 
 POLICIES = ("raw", "int8", "int4", "embedded")
 ROUTINGS = ("round_robin", "load_aware")

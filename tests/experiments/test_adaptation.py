@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import adaptation
 from experiments.cli import dispatch
-from experiments.results import read_json
+from experiments.lib.results import read_json
+from experiments.verbs import adaptation
 
 SMALL = ["repeats=2", "bits=[2]", "workload.scaling.requests=40"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import bench_sim
-from experiments.bench_sim import Arguments, child, measure
+from experiments.bench import simulator
+from experiments.bench.simulator import Arguments, child, measure
 from experiments.cli import dispatch
-from experiments.errors import RunError
+from experiments.lib.errors import RunError
 
 
 def made_up(what: str, requests: int, half: int, variation: float = 0.0) -> dict[str, float]:
@@ -20,7 +20,7 @@ def made_up(what: str, requests: int, half: int, variation: float = 0.0) -> dict
 
 
 def test_rows_have_their_yardsticks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(bench_sim, "child", made_up)
+    monkeypatch.setattr(simulator, "child", made_up)
     assert dispatch(["bench", "sim", f"out={tmp_path}"]) == 0
     written = json.loads((tmp_path / "sim.json").read_text())
     rows = {row["name"]: (row["value"], row["unit"], row["yardstick"]) for row in written["rows"]}
@@ -37,7 +37,7 @@ def test_rows_have_their_yardsticks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_shorter_run_is_called_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_sim, "child", made_up)
+    monkeypatch.setattr(simulator, "child", made_up)
     names = [row.name for row in measure(Arguments(requests=5_000, nodes=64))]
     assert names[-2:] == ["requests_per_cpu_s_64_nodes", "peak_mib_5000"]
 

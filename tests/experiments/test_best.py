@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.best import TAIL, rank, regret
+from experiments.study.ranking import TAIL, rank, regret
 
 
 def summary(goodput: float, ttft: float, mean: float | None, p99: float | None = None) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import usage
 from experiments.cli import VERBS, dispatch
-from experiments.errors import RunError, exit_code
-from experiments.paths import ROOT
+from experiments.lib import usage
+from experiments.lib.errors import RunError, exit_code
+from experiments.lib.paths import ROOT
 
 HEAVY = ("torch", "transformers", "pandas", "pyarrow", "matplotlib", "hydra", "omegaconf", "numpy", "simpy", "pydantic", "rich")
 
@@ -28,7 +28,7 @@ def modules_after(code: str) -> set[str]:
 @pytest.mark.parametrize("arguments", [["--help"], ["simulate", "--help"], ["study", "-h"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     loaded = modules_after(f"from experiments.cli import dispatch; assert dispatch({arguments!r}) == 0")
-    assert "experiments.usage" in loaded
+    assert "experiments.lib.usage" in loaded
     assert loaded.isdisjoint(HEAVY)
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from abkt.records import RequestRecord
 from experiments.cli import dispatch
-from experiments.compare import compare
-from experiments.results import write_records
+from experiments.lib.results import write_records
+from experiments.verbs.compare import compare
 
 
 def record(request_id: int, wire_s: float, isl: int = 100) -> RequestRecord:

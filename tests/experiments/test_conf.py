@@ -13,12 +13,12 @@ from abkt.capacity import Capacity
 from abkt.policy.build import build
 from abkt.policy.view import GoodputSample
 from abkt.profile.roofline import profile_of
-from experiments import usage
-from experiments.compose import compose
-from experiments.config import read
-from experiments.curves import load_curves
-from experiments.paths import ROOT, conf_dir, data_path
-from experiments.simulate import SimulateConfig, build_simulation, read_workload
+from experiments.lib import usage
+from experiments.lib.compose import compose
+from experiments.lib.config import read
+from experiments.lib.curves import load_curves
+from experiments.lib.paths import ROOT, conf_dir, data_path
+from experiments.verbs.simulate import SimulateConfig, build_simulation, read_workload
 
 CHOICES = [(group, choice) for group in usage.groups("simulate") for choice in usage.choices(group)]
 TRACES = ("azure", "burstgpt", "sharegpt", "arxiv", "longbench")  # the user's own files

@@ -10,9 +10,9 @@ import pytest
 
 from abkt.profile.kernels import GpuKernels
 from experiments.cli import dispatch
-from experiments.compose import compose
-from experiments.config import read
-from experiments.kernel_tables import Tables, fit_decode, fit_gpu
+from experiments.lib.compose import compose
+from experiments.lib.config import read
+from experiments.published.kernel_tables import Tables, fit_decode, fit_gpu
 
 LAUNCH, RATE, READ, HEAD = 2e-5, 4e14, 2e12, 3e-8
 

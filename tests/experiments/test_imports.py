@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.paths import ROOT
+from experiments.lib.paths import ROOT
 
 LIGHT = [
     "sim.cluster",
-    "sim.traces",
+    "sim.workload.traces",
     "abkt.records",
     "abkt.spec",
     "abkt.capacity",
@@ -28,7 +28,7 @@ LIGHT = [
 ]
 EDGE = {"sim", "experiments", "hydra", "omegaconf", "simpy", "pandas", "pyarrow", "matplotlib", "rich"}
 NEEDED_ELSEWHERE = {"transformers", "xxhash", "cryptography"}  # only inside functions
-DERIVED = {"abkt/serve/cache.py"}  # but for what is nothing but a class of theirs
+DERIVED = {"abkt/serve/engine/cache.py"}  # but for what is nothing but a class of theirs
 # What a room of abkt may import of abkt, besides itself: the arrows of the map, all pointing down.
 BELOW = {
     "spec": set(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments import intervals
+from experiments.lib import intervals
 
 
 def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.manifest import config_hash, git_state, manifest
-from experiments.paths import ROOT
-from experiments.verb import Run
+from experiments.lib.manifest import config_hash, git_state, manifest
+from experiments.lib.paths import ROOT
+from experiments.lib.verb import Run
 
 
 def run(out: Path, **config: object) -> Run:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import usage
-from experiments.compose import compose
-from experiments.config import read
-from experiments.network import DriveConfig, NetworkConfig, read_drive
-from experiments.paths import conf_dir
-from experiments.replay import ReplayConfig
-from experiments.simulate import SimulateConfig, build_simulation, read_workload
+from experiments.lib import usage
+from experiments.lib.compose import compose
+from experiments.lib.config import read
+from experiments.lib.network import DriveConfig, NetworkConfig, read_drive
+from experiments.lib.paths import conf_dir
+from experiments.verbs.replay import ReplayConfig
+from experiments.verbs.simulate import SimulateConfig, build_simulation, read_workload
 
 ROWS = """app,file,t_s,dl_kbps
 Netflix/Driving/x,a.csv,0,8000

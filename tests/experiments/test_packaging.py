@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import paths
-from experiments.paths import ROOT, conf_dir, data_path
+from experiments.lib import paths
+from experiments.lib.paths import ROOT, conf_dir, data_path
 
 
 def test_the_wheel_is_told_to_carry_conf_and_data() -> None:

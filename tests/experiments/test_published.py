@@ -15,12 +15,12 @@ from abkt.profile.roofline import GpuSpec
 from abkt.profile.schema import RateCurve
 from abkt.spec import ModelSpec
 from experiments.cli import dispatch
-from experiments.compose import compose
-from experiments.config import read
-from experiments.published import MODELS
-from experiments.published_links import error_of, fit_link, pd_transfers
-from experiments.published_loop import as_engines_run, tpot_s
-from experiments.published_servers import SPLITS, as_markdown, read_servers
+from experiments.lib.compose import compose
+from experiments.lib.config import read
+from experiments.published.links import error_of, fit_link, pd_transfers
+from experiments.published.loop import as_engines_run, tpot_s
+from experiments.published.servers import SPLITS, as_markdown, read_servers
+from experiments.verbs.published import MODELS
 
 
 def made_up_curves() -> tuple[RateCurve, ...]:

@@ -12,9 +12,9 @@ import pytest
 
 from abkt.net.namespaces import FOLDER, Namespaces
 from abkt.net.relay import TUN
-from experiments.network import NetworkConfig
-from experiments.real_network import real_network
-from experiments.results import read_records
+from experiments.lib.network import NetworkConfig
+from experiments.lib.real_network import real_network
+from experiments.lib.results import read_records
 
 WHY_NOT = Namespaces.why_not()
 permitted = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "permitted")

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from abkt.records import SLO, SUMMARIZED, RequestRecord, TransferRecord, summarize, summarize_columns
-from experiments import record_writer
 from experiments.cli import dispatch
-from experiments.record_writer import NAMES, RecordWriter, read_columns
-from experiments.results import read_records, write_records
+from experiments.lib import record_writer
+from experiments.lib.record_writer import NAMES, RecordWriter, read_columns
+from experiments.lib.results import read_records, write_records
 
 
 class Run:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiments.results import read_records
+from experiments.lib.results import read_records
 
 TINY = ["workload.scaling.isl_max=600", "workload.scaling.osl_max=8", "workload.scaling.osl_min=4"]
 
@@ -78,7 +78,7 @@ def test_replay_runs_many_workers_in_a_closed_loop_with_a_change_of_roles(tiny_m
     ],
 )
 def test_replay_refuses_what_cannot_be_had_before_anything_is_made(tiny_model: Path, tmp_path: Path, given: list[str], said: str) -> None:
-    from experiments.replay import main
+    from experiments.verbs.replay import main
 
     with pytest.raises(ValueError, match=re.escape(said)):
         main([f"model_folder={tiny_model}", *given, f"out={tmp_path / 'out'}"])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.report import FIGURES, answer, figure, main, ms, percent, size, trust, write_report
-from experiments.study_folder import load_study, twin
+from experiments.study.folder import load_study, twin
+from experiments.study.report import FIGURES, answer, figure, main, ms, percent, size, trust, write_report
 
 
 @pytest.fixture(scope="module")

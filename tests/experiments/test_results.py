@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from abkt.records import DERIVED, RequestRecord, TransferRecord
-from experiments.results import merge_records, read_json, read_records, write_json, write_records, write_table
+from experiments.lib.results import merge_records, read_json, read_records, write_json, write_records, write_table
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:

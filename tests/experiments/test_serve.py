@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from experiments.results import read_records
-from experiments.serve import main
+from experiments.lib.results import read_records
+from experiments.verbs.serve import main
 from tests.experiments.test_replay import abkt, workers
 from tests.serve.test_engine import generate
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import dispatch
-from experiments.paths import ROOT
-from experiments.results import read_records
+from experiments.lib.paths import ROOT
+from experiments.lib.results import read_records
 
 FEW = ["workload.scaling.requests=12", "progress=false", "routing=round_robin"]
 TRANSPORTS = sorted(path.stem for path in (ROOT / "conf" / "transport").glob("*.yaml"))

@@ -14,8 +14,8 @@ import pytest
 from experiments.figures import collect
 from experiments.figures.__main__ import draw, main, modules, name_of
 from experiments.figures.stored import load
-from experiments.paths import ROOT
-from experiments.stamp import write_table_stamped
+from experiments.lib.paths import ROOT
+from experiments.lib.stamps import write_table_stamped
 
 DATA = ROOT / "data" / "figures"
 KINDS = {"pdf": b"%PDF-", "svg": b"<?xml", "png": b"\x89PNG"}

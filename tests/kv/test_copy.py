@@ -243,7 +243,7 @@ def test_the_kernel_compiles_to_loads_and_stores_of_16_bytes_without_spills():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_a_captured_copy_moves_the_blocks_of_the_table_it_finds():
-    from abkt.codec.enqueue import captured
+    from abkt.codec.fixed.enqueue import captured
 
     layout = KVLayout(ModelSpec("small", 3, 2, 20), BLOCKS, 3)
     pool, expected = poisoned(LayerMajorPool(layout), 1), poisoned(Pool(layout), 2)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.paths import ROOT
+from experiments.lib.paths import ROOT
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 NAMES = [path.stem for path in SOURCES]

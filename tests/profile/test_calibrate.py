@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from abkt.profile.measure import calibrate
+from abkt.measure.cluster import calibrate
 from abkt.records import RequestRecord, TransferRecord
 from abkt.serve.cluster import ClusterSpec, Run
-from abkt.serve.prompt import Prompt
+from abkt.serve.frontend.prompt import Prompt
 from abkt.spec import ModelSpec
 
 CURVE = {"bytes": [100.0, 5000.0], "distortion": [1.0, 1e-4], "bits": [0.0, 8.0]}

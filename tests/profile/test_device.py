@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from abkt.arguments import read
-from abkt.profile.__main__ import Arguments
-from abkt.profile.device import Layer, Shape
+from abkt.measure.__main__ import Arguments
+from abkt.measure.device import Layer, Shape
 from abkt.profile.schema import load
-from experiments.config import MeasuredHardware, instance
+from experiments.lib.config import MeasuredHardware, instance
 
 TINY = ["name=tiny", "layers=3", "hidden=64", "heads=4", "kv_heads=2", "head_dim=16", "intermediate=96", "vocab=200"]
 CURVES = Path(__file__).parents[2] / "data" / "curves" / "probe.json"
@@ -22,7 +22,7 @@ def measured(tmp_path_factory):
     """A tiny model's profile, made by the command, in a process that must not load what a bare image lacks."""
     out = tmp_path_factory.mktemp("device")
     code = (
-        "import sys; from abkt.profile.__main__ import run; run(sys.argv[1:]);"
+        "import sys; from abkt.measure.__main__ import run; run(sys.argv[1:]);"
         "print('loaded:', sorted({'hydra', 'transformers', 'pandas', 'simpy', 'pydantic'} & set(sys.modules)))"
     )
     given = ["device=cpu", f"out={out}", "tokens=256", "repeats=1", *TINY]

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from abkt.serve.attention import Row
 from abkt.serve.control import WorkerConfig
-from abkt.serve.decode import DecodeWorker
-from abkt.serve.engine import Engine
-from abkt.serve.equipment import Equipment, equip
-from abkt.serve.prefill import PrefillWorker
-from abkt.serve.prompt import Prompt
-from abkt.serve.sampling import Choice, Sampling
+from abkt.serve.engine.attention import Row
+from abkt.serve.engine.engine import Engine
+from abkt.serve.engine.sampling import Choice, Sampling
+from abkt.serve.frontend.prompt import Prompt
+from abkt.serve.worker.decode import DecodeWorker
+from abkt.serve.worker.equipment import Equipment, equip
+from abkt.serve.worker.prefill import PrefillWorker
 
 
 class FakeControl:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from abkt.kv.pool import Pool
-from abkt.serve.attention import Row
-from abkt.serve.cache import PoolCache
-from abkt.serve.engine import Engine, read_spec
+from abkt.serve.engine.attention import Row
+from abkt.serve.engine.cache import PoolCache
+from abkt.serve.engine.engine import Engine, read_spec
 from abkt.spec import KVLayout
 
 SHAPE = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from abkt.serve.attention import Row
-from abkt.serve.engine import Engine, read_spec
-from abkt.serve.prompt import Prompt
-from abkt.serve.sampling import Choice, Sampling
+from abkt.serve.engine.attention import Row
+from abkt.serve.engine.engine import Engine, read_spec
+from abkt.serve.engine.sampling import Choice, Sampling
+from abkt.serve.frontend.prompt import Prompt
 from abkt.spec import KVLayout
 from tests.serve.in_process import Pair, kv_of, pair
 from tests.serve.test_engine import generate

@@ -15,8 +15,8 @@ from abkt.codec.stream import Stream
 from abkt.policy.view import Decision
 from abkt.profile.expect import expected_view, with_entropy
 from abkt.serve.control import WorkerConfig
-from abkt.serve.equipment import equip
-from abkt.serve.prefill import PrefillWorker
+from abkt.serve.worker.equipment import equip
+from abkt.serve.worker.prefill import PrefillWorker
 from tests.profile.test_expect import made
 from tests.serve.test_refining import Said
 

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from abkt.capacity import Capacity
 from abkt.policy.build import build
-from abkt.serve.book import Book, Expectations
 from abkt.serve.control import WorkerConfig
-from abkt.serve.frontend import TRIES, Frontend
-from abkt.serve.prompt import Prompt
-from abkt.serve.roles import Roles
-from abkt.serve.roster import GONE, Member, Roster
-from abkt.serve.ticket import Terms, Ticket
-from abkt.serve.worker import WorkerDied
+from abkt.serve.frontend.frontend import TRIES, Frontend
+from abkt.serve.frontend.process import WorkerDied
+from abkt.serve.frontend.prompt import Prompt
+from abkt.serve.frontend.reservations import Book, Expectations
+from abkt.serve.frontend.roles import Roles
+from abkt.serve.frontend.ticket import Terms, Ticket
+from abkt.serve.frontend.workers import GONE, Member, Roster
 from abkt.spec import KVLayout, ModelSpec
 
 LAYOUT = KVLayout(ModelSpec("made-up", layers=2, kv_heads=1, head_dim=8, dtype="float32"), blocks=40)

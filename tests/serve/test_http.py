@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from abkt.serve.engine.sampling import Sampling
 from abkt.serve.http import BODY_CAP_BYTES, Endpoint, Text, prompt_of
 from abkt.serve.metrics import Metrics
-from abkt.serve.sampling import Sampling
 from abkt.serve.service import Service
 from tests.serve.test_frontend import STOP, MadeUpRoster, answer, frontend, workers
 

@@ -13,10 +13,10 @@ from abkt.codec.codec import Codec
 from abkt.kv.pool import Pool
 from abkt.kv.segments import Segments
 from abkt.serve.control import WorkerConfig
-from abkt.serve.decode import DecodeWorker
-from abkt.serve.equipment import Equipment
-from abkt.serve.prefill import PrefillWorker
-from abkt.serve.sampling import Choice
+from abkt.serve.engine.sampling import Choice
+from abkt.serve.worker.decode import DecodeWorker
+from abkt.serve.worker.equipment import Equipment
+from abkt.serve.worker.prefill import PrefillWorker
 from abkt.spec import KVLayout, ModelSpec
 from abkt.transfer.link import PacedLink
 from tests.serve.test_refining import WAIT_S, Said

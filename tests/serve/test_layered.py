@@ -17,7 +17,7 @@ from abkt.kv.pool import Pool
 from abkt.policy.view import Decision
 from abkt.records import STAGES
 from abkt.serve.cluster import Cluster, ClusterSpec
-from abkt.serve.layered import Footer, Group, Layered, RawSink, footer_bytes, most_bytes, raw_group, spans
+from abkt.serve.worker.layered import Footer, Group, Layered, RawSink, footer_bytes, most_bytes, raw_group, spans
 from abkt.spec import KVLayout, ModelSpec
 from abkt.transfer.pieces import Pieces
 from tests.serve.test_engine import generate

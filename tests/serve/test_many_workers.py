@@ -12,8 +12,8 @@ import pytest
 
 from abkt.records import RequestRecord
 from abkt.serve.cluster import Change, Cluster, ClusterSpec
-from abkt.serve.prompt import Prompt
-from abkt.serve.sampling import Sampling
+from abkt.serve.engine.sampling import Sampling
+from abkt.serve.frontend.prompt import Prompt
 from tests.serve.black_hole import BlackHole
 from tests.serve.test_engine import generate
 from tests.serve.test_real_cluster import INT8, LINK, RAW, SLOW_SLO, UNLIMITED

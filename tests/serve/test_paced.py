@@ -12,10 +12,10 @@ from abkt.codec.importance import Importance
 from abkt.policy.view import Curve
 from abkt.profile.roofline import GpuSpec, roofline
 from abkt.profile.schema import Profile, RateCurve
-from abkt.serve.attention import Row
 from abkt.serve.cluster import Change, Cluster, ClusterSpec
-from abkt.serve.engine import Engine, read_spec
-from abkt.serve.paced import PacedEngine
+from abkt.serve.engine.attention import Row
+from abkt.serve.engine.engine import Engine, read_spec
+from abkt.serve.worker.paced import PacedEngine
 from abkt.spec import KVLayout
 from tests.serve.test_real_cluster import INT8, LINK, SLOW_SLO, prompts
 

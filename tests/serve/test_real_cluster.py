@@ -15,8 +15,8 @@ from abkt.profile.roofline import GpuSpec, roofline
 from abkt.profile.schema import RateCurve
 from abkt.records import SLO, STAGES, RequestRecord
 from abkt.serve.cluster import Cluster, ClusterSpec
-from abkt.serve.prompt import Prompt
-from abkt.serve.worker import WorkerDied
+from abkt.serve.frontend.process import WorkerDied
+from abkt.serve.frontend.prompt import Prompt
 from tests.policy.every import configs
 from tests.serve.test_engine import generate
 

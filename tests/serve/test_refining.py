@@ -19,16 +19,16 @@ from abkt.kv.pool import Pool
 from abkt.records import SLO
 from abkt.serve.cluster import Cluster
 from abkt.serve.control import WorkerConfig
-from abkt.serve.decode import DecodeWorker
-from abkt.serve.equipment import Equipment, equip
-from abkt.serve.refining import Codes, Quality
-from abkt.serve.wire import fingerprint
-from abkt.transfer.messages import Hello, Offer
-from abkt.transfer.outgoing import Outgoing
+from abkt.serve.worker.decode import DecodeWorker
+from abkt.serve.worker.equipment import Equipment, equip
+from abkt.serve.worker.raw import fingerprint
+from abkt.serve.worker.refining import Codes, Quality
 from abkt.transfer.pieces import BufferSink
-from abkt.transfer.received import Received
-from abkt.transfer.sender import Sender
-from abkt.transfer.tcp import Tcp
+from abkt.transfer.protocol.messages import Hello, Offer
+from abkt.transfer.receive.received import Received
+from abkt.transfer.send.outgoing import Outgoing
+from abkt.transfer.send.sender import Sender
+from abkt.transfer.transports.tcp import Tcp
 from tests.serve.test_real_cluster import EMBEDDED, prompts
 
 WAIT_S = 30.0

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abkt.serve.sampling import GREEDY, Choice, Sampling, choose
+from abkt.serve.engine.sampling import GREEDY, Choice, Sampling, choose
 
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from abkt.serve.cluster import Cluster, ClusterSpec
-from abkt.serve.turn import Turn
+from abkt.serve.worker.device_lock import Turn
 from tests.serve.test_engine import generate
 from tests.serve.test_real_cluster import INT8, SLOW_SLO, UNLIMITED, prompts
 
 TAKE = """
 import sys, time
 from pathlib import Path
-from abkt.serve.turn import Turn
+from abkt.serve.worker.device_lock import Turn
 with Turn(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(600)

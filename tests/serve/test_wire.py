@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from abkt.kv.pool import Pool
-from abkt.serve import wire
+from abkt.serve.worker import raw as wire
 from abkt.spec import KVLayout, ModelSpec
 
 TABLE = [5, 6, 7, 2, 9, 0]

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 import pytest
 
 from abkt.serve.control import WorkerConfig
-from abkt.serve.worker import PING_S, SILENCE_S, Events, Worker, WorkerDied
+from abkt.serve.frontend.process import PING_S, SILENCE_S, Events, Worker, WorkerDied
 
 
 def test_a_frozen_worker_holds_up_nobody_and_is_killed_when_it_has_been_silent(tmp_path: Path) -> None:

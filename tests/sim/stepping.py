@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sim.batch import Batch
-from sim.job import Job
-from sim.node import Node
+from sim.node.batch import Batch
+from sim.node.job import Job
+from sim.node.node import Node
 
 
 class Counting(Batch):

@@ -10,8 +10,8 @@ from abkt.policy.routing.load_aware import LoadAware
 from abkt.records import SLO
 from sim.clock import Clock, Wake
 from sim.cluster import Simulation
-from sim.transport import Transport
-from sim.workload import Request
+from sim.transfer.transport import Transport
+from sim.workload.requests import Request
 from tests.sim.test_cluster import cluster
 
 

@@ -7,7 +7,7 @@ from abkt.policy.bitrate.fixed import Fixed
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO
 from sim.cluster import Cluster, NodeSpec, Simulation
-from sim.workload import Request
+from sim.workload.requests import Request
 
 
 def run(profile, concurrency: int, lengths: list[tuple[int, int]], kv_tokens: int = 100_000):

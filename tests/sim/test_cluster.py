@@ -21,8 +21,8 @@ from abkt.profile.expect import curve_for
 from abkt.profile.schema import Fit
 from abkt.records import SLO, STAGES, summarize
 from sim.cluster import Cluster, NodeSpec, Simulation
-from sim.memory import Memory
-from sim.workload import Request
+from sim.node.memory import Memory
+from sim.workload.requests import Request
 
 SLOS = SLO(ttft_s=0.5, tpot_s=0.02)
 RATE = 1e5  # bytes/s; 64 bytes of KV a token
@@ -295,7 +295,7 @@ BITRATES = {"raw": Raw, "int4": lambda: Fixed(4), "embedded": lambda: Embedded(B
 def test_laws_of_every_run(profile, requests, sizes, kv, rate, bitrate, routing, max_batch) -> None:
     Counted.made = []
     of = cluster(profile, *sizes, rate=rate, kv=kv, max_batch=max_batch)
-    with patch("sim.fleet.Memory", Counted):
+    with patch("sim.node.fleet.Memory", Counted):
         result = run(of, requests, BITRATES[bitrate], routing())
     assert all(memory.used == 0 for memory in Counted.made)
     assert [r.request_id for r in result.requests] == [r.request_id for r in requests]

@@ -18,13 +18,13 @@ from abkt.policy.routing.load_aware import LoadAware
 from abkt.policy.routing.random import Random
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, RequestRecord, TransferRecord
-from sim.batch import Batch
 from sim.cluster import Cluster, NodeSpec, Simulation
 from sim.cost import Costs
-from sim.job import Job
-from sim.node import Node
-from sim.pace import Pace
-from sim.workload import Request
+from sim.node.batch import Batch
+from sim.node.job import Job
+from sim.node.node import Node
+from sim.node.pace import Pace
+from sim.workload.requests import Request
 from tests.sim.conftest import exact
 from tests.sim.stepping import SteppingNode
 

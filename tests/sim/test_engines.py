@@ -25,8 +25,8 @@ from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.cluster import Cluster, Engine, NodeSpec, Simulation
 from sim.faults import Death, FaultPlan, Straggler
-from sim.node import Node
-from sim.workload import Request
+from sim.node.node import Node
+from sim.workload.requests import Request
 from tests.sim.conftest import FITS, exact
 from tests.sim.stepping import SteppingNode
 from tests.sim.test_decode import assert_same

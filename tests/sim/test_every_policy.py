@@ -17,7 +17,7 @@ from abkt.policy.view import Decision
 from abkt.profile.expect import curve_for
 from abkt.profile.schema import Profile
 from abkt.records import SLO
-from sim.workload import Request
+from sim.workload.requests import Request
 from tests.policy.every import POLICIES, configs
 from tests.sim.conftest import exact as fit
 from tests.sim.test_cluster import Scripted, cluster, run, stream
@@ -103,7 +103,7 @@ class Recorded(Price):
 @pytest.fixture
 def prices(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     Recorded.made = []
-    monkeypatch.setattr("sim.fleet.Price", Recorded)
+    monkeypatch.setattr("sim.node.fleet.Price", Recorded)
     return Recorded.made
 
 

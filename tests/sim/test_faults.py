@@ -16,7 +16,7 @@ from abkt.policy.routing.least_loaded import LeastLoaded
 from abkt.policy.routing.round_robin import RoundRobin
 from sim.cluster import Engine, Simulation
 from sim.faults import Death, FaultPlan, Straggler
-from sim.workload import Request
+from sim.workload.requests import Request
 from tests.sim.test_cluster import SLOS, cluster
 
 

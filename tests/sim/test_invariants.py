@@ -8,8 +8,8 @@ from abkt.policy.bitrate.fixed import Raw
 from abkt.policy.routing.round_robin import RoundRobin
 from sim.cluster import Simulation
 from sim.invariants import Audit, CheckedMemory, InvariantError
-from sim.node import Node
-from sim.workload import Request
+from sim.node.node import Node
+from sim.workload.requests import Request
 from tests.sim.test_cluster import SLOS, cluster
 
 REQUESTS = [Request(i, 0.05 * i, 100, 20) for i in range(6)]

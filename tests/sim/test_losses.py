@@ -19,10 +19,10 @@ from abkt.records import SLO, STAGES
 from sim.clock import Wake
 from sim.cluster import Simulation
 from sim.faults import Death, FaultPlan, Straggler
-from sim.job import Job
-from sim.link_faults import LinkFault
-from sim.transport import FRAME_BYTES, Transport
-from sim.workload import Request
+from sim.network.link_faults import LinkFault
+from sim.node.job import Job
+from sim.transfer.transport import FRAME_BYTES, Transport
+from sim.workload.requests import Request
 from tests.sim.test_cluster import Counted, Scripted, cluster, run, stream
 
 PREFILL_S = 0.00217 + 100 * 0.000313 + 100**2 * 1.7e-7 + 100 * 1.1e-6  # and copying, of 100 tokens
@@ -63,7 +63,7 @@ def test_a_transfer_that_gets_nowhere_fails_its_request_and_the_next_one_runs(pr
     Counted.made = []
     transport = Transport(timeout_s=0.1, retries=2, backoff_s=0.03)
     of = replace(cluster(profile, transport=transport), link_faults=(LinkFault("d0", 0.05, 2.0),))
-    with patch("sim.fleet.Memory", Counted):
+    with patch("sim.node.fleet.Memory", Counted):
         result = run(of, [*ONE, Request(3, 2.5, 100, 4)])
     first, second = result.requests
     assert (first.outcome, first.reason) == ("failed", "no byte passed for 0.1 s, 3 times")
@@ -167,7 +167,7 @@ def test_a_transfer_that_is_given_up_leaves_nothing_behind(
     of = cluster(
         profile, 2, 1, rate=2e4, kv=kv, fabric=Capacity.constant(2e4), delay_s=delay_s, transport=transport, link_faults=link_faults
     )
-    with patch("sim.fleet.Memory", Counted), patch.object(Job, "__post_init__", kept):
+    with patch("sim.node.fleet.Memory", Counted), patch.object(Job, "__post_init__", kept):
         simulation = Simulation(of, requests, BITRATES[bitrate], RoundRobin(), SLO(0.3, 0.02))
 
         def withdraw():

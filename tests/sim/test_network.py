@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from abkt.capacity import Capacity
 from sim.clock import UNSET, Clock, Wake
-from sim.link_faults import LinkFault, LinkFaults
-from sim.network import Flow, Link, Network, fair_rates
+from sim.network.flows import Flow, Link, Network, fair_rates
+from sim.network.link_faults import LinkFault, LinkFaults
 
 rates = st.floats(0.1, 1e3)
 

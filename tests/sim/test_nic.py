@@ -5,7 +5,7 @@ import math
 import pytest
 
 from abkt.policy.price import Price
-from sim.nic import Nic
+from sim.network.nic import Nic
 
 
 class Heard(Price):

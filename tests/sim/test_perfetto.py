@@ -17,7 +17,7 @@ from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, STAGES, RequestRecord, TransferRecord
 from sim.cluster import Cluster, NodeSpec, Simulation
 from sim.perfetto import Lanes, chrome_trace
-from sim.synthetic import synthetic
+from sim.workload.synthetic import synthetic
 
 TRACKS = ("X", "s", "t", "f", "i", "C")
 

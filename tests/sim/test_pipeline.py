@@ -15,8 +15,8 @@ from abkt.policy.view import Decision
 from abkt.profile.expect import curve_for
 from abkt.records import SLO, STAGES
 from sim.cluster import Simulation
-from sim.transport import Transport
-from sim.workload import Request
+from sim.transfer.transport import Transport
+from sim.workload.requests import Request
 from tests.sim.test_cluster import Scripted, cluster, run
 
 PREFILL_S = 0.00217 + 100 * 0.000313 + 100**2 * 1.7e-7  # of 100 tokens

@@ -14,9 +14,9 @@ from abkt.policy.routing.prefix_aware import PrefixAware
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO
 from sim.cluster import Cluster, Engine, NodeSpec, Simulation
-from sim.memory import Memory
-from sim.prefix import PrefixCache
-from sim.workload import Request
+from sim.node.memory import Memory
+from sim.node.prefix import PrefixCache
+from sim.workload.requests import Request
 
 SLOS = SLO(0.5, 0.02)
 chains = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 6), st.sampled_from([0.0, 0.0, 0.1])), min_size=1, max_size=40)

@@ -19,7 +19,7 @@ from abkt.policy.routing.round_robin import RoundRobin
 from abkt.policy.view import Decision, Refined, TransferView
 from abkt.profile.expect import curve_for
 from abkt.records import SLO, STAGES
-from sim.workload import Request
+from sim.workload.requests import Request
 from tests.sim.test_cluster import Counted, Scripted, cluster, run
 
 START_S = 0.00217 + 100 * 0.000313 + 100**2 * 1.7e-7 + 0.00023 + 100 * 1.9e-5  # prefill and encoding of 100 tokens
@@ -130,7 +130,7 @@ def test_transfers_of_other_pairs_go_first_where_links_meet(profile) -> None:
 def test_it_ends_with_its_request(profile) -> None:
     """Four tokens are decoded long before the rest could come over a slow link; nothing is left behind."""
     Counted.made = []
-    with patch("sim.fleet.Memory", Counted):
+    with patch("sim.node.fleet.Memory", Counted):
         result = run(cluster(profile, rate=2e4), [Request(0, 0.0, 100, 5), Request(1, 5.0, 100, 5)], Behind)
     for record, transfer in zip(result.requests, result.transfers):
         assert math.isnan(transfer.refine_finish_s)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sim.servegen import PERCENTILES, read_servegen
+from sim.workload.servegen import PERCENTILES, read_servegen
 
 PUBLISHED = Path(__file__).parents[2] / ".." / "shared" / "data" / "traces"
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.synthetic import Gamma, OnOff, Poisson, Weibull, synthetic, weibull_shape
-from sim.workload import Request
+from sim.workload.requests import Request
+from sim.workload.synthetic import Gamma, OnOff, Poisson, Weibull, synthetic, weibull_shape
 
 
 def test_poisson_has_the_rate_and_the_lengths_that_were_asked_for() -> None:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.traces import read_trace, spread
-from sim.workload import Request
+from sim.workload.requests import Request
+from sim.workload.traces import read_trace, spread
 
 PUBLISHED = Path(__file__).parents[2] / ".." / "shared" / "data" / "traces"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.6805900,374,44\r\n2023-11-16 18:15:50.9951690,396,109\r\n"

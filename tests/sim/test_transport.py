@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.profile.expect import curve_for
 from abkt.spec import ModelSpec
-from sim.transport import FRAME_BYTES, Transport
-from sim.workload import Request
+from sim.transfer.transport import FRAME_BYTES, Transport
+from sim.workload.requests import Request
 from tests.sim.conftest import exact as fit
 from tests.sim.test_cluster import cluster, run
 
@@ -118,7 +118,7 @@ def test_few_calls_under_way_leave_a_long_link_idle(profile) -> None:
 def test_only_what_the_decode_side_lacks_is_sent(profile) -> None:
     """No policy of the cluster knows of a held prefix here; the job is told."""
     from sim.cluster import Simulation
-    from sim.job import Job
+    from sim.node.job import Job
     from tests.sim.test_cluster import SLOS, RoundRobin
 
     of = cluster(profile)

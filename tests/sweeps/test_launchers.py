@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from experiments.cli import dispatch
-from experiments.paths import ROOT
+from experiments.lib.paths import ROOT
 
 SMALL = ("workload=poisson", "workload.requests=5", "workload.isl=500", "workload.osl=8", "progress=false")
 LAUNCHERS = {

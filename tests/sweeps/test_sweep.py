@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments import compose as composer
-from experiments import usage
 from experiments.cli import dispatch
-from experiments.stamp import read_stamp
+from experiments.lib import compose as composer
+from experiments.lib import usage
+from experiments.lib.stamps import read_stamp
 from experiments.sweeps.grid import Axis, axes, points
 from experiments.sweeps.journal import Journal, flat, table
 

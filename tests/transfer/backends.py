@@ -1,10 +1,10 @@
 """All transports, by name: one line makes the conformance and the fault suite run over one more."""
 
-from abkt.transfer.nccl import Gloo
-from abkt.transfer.nixl import Nixl
-from abkt.transfer.shm import Shm
-from abkt.transfer.tcp import Tcp
-from abkt.transfer.unix import Unix
+from abkt.transfer.transports.nccl import Gloo
+from abkt.transfer.transports.nixl import Nixl
+from abkt.transfer.transports.shm import Shm
+from abkt.transfer.transports.tcp import Tcp
+from abkt.transfer.transports.unix import Unix
 from tests.transfer.standin_cuda import OnDevice, Tried
 
 BACKENDS = {  # a class, and an address to listen on in a folder; a class that raises ValueError is skipped with what it says

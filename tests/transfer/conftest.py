@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from abkt.transfer.channel import Channel, Keepalive
-from abkt.transfer.handshake import greet, welcome
-from abkt.transfer.key import Key
-from abkt.transfer.messages import Hello, Offer
-from abkt.transfer.outgoing import Outgoing
 from abkt.transfer.pieces import BufferSink, PiecesSource
-from abkt.transfer.receiver import Receiver
-from abkt.transfer.sender import Sender
+from abkt.transfer.protocol.channel import Channel, Keepalive
+from abkt.transfer.protocol.handshake import greet, welcome
+from abkt.transfer.protocol.key import Key
+from abkt.transfer.protocol.messages import Hello, Offer
+from abkt.transfer.receive.receiver import Receiver
+from abkt.transfer.send.outgoing import Outgoing
+from abkt.transfer.send.sender import Sender
 from tests.transfer.backends import BACKENDS, BARE
 
 KEYS = {"": None, "keyed": Key(b"k" * 32), "encrypted": Key(b"e" * 40, encrypt=True)}

@@ -12,12 +12,12 @@ import threading
 
 import torch
 
-from abkt.transfer.cuda_ipc import CudaIpc
-from abkt.transfer.device import fetched
-from abkt.transfer.driver import Driver, driver_of
-from abkt.transfer.messages import Hello
+from abkt.transfer.device.pieces import fetched
 from abkt.transfer.pieces import DevicePieces
-from abkt.transfer.receiver import Receiver
+from abkt.transfer.protocol.messages import Hello
+from abkt.transfer.receive.receiver import Receiver
+from abkt.transfer.transports.cuda.cuda_ipc import CudaIpc
+from abkt.transfer.transports.cuda.driver import Driver, driver_of
 
 LAYOUT = "model of the tests, 2 layers"
 WAIT_S = 30.0

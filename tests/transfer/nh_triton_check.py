@@ -15,8 +15,8 @@ SIZES = [(16,), (16384,), (16384 + 32, 48, 65536), (80_000,), (16, 16, 32)]  # b
 def check_values() -> None:
     import torch
 
-    from abkt.transfer import nh
-    from abkt.transfer.nh_kernels import sums_of
+    from abkt.transfer.device import digest as device_digest
+    from abkt.transfer.device.digest_kernels import sums_of
 
     for sizes in SIZES:
         dice = torch.Generator().manual_seed(sum(sizes))
@@ -25,7 +25,7 @@ def check_values() -> None:
         for size in sizes:  # not adjacent
             parts.append(memory[at : at + size])
             at += size + 16
-        assert torch.equal(sums_of(parts), nh.sums(torch.cat(parts))), sizes
+        assert torch.equal(sums_of(parts), device_digest.sums(torch.cat(parts))), sizes
 
 
 def check_compile(architectures: list[int]) -> None:
@@ -34,7 +34,7 @@ def check_compile(architectures: list[int]) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from abkt.transfer.nh_kernels import STEP, WARPS, add_sums
+    from abkt.transfer.device.digest_kernels import STEP, WARPS, add_sums
 
     report = []
     for architecture in architectures:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from abkt.transfer.cuda_ipc import CudaIpc
-from abkt.transfer.driver import Driver, driver_of
+from abkt.transfer.transports.cuda.cuda_ipc import CudaIpc
+from abkt.transfer.transports.cuda.driver import Driver, driver_of
 
 SOURCE = Path(__file__).with_name("standin_cuda.c")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

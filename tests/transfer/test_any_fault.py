@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from abkt.transfer.channel import Keepalive
-from abkt.transfer.frame import DATA_CAP_BYTES, HEADER_BYTES, FrameError, FrameType, Header, parse, seal
-from abkt.transfer.messages import Abort, Ack, Commit, Grant, Hello, Offer
 from abkt.transfer.pieces import BufferSink
+from abkt.transfer.protocol.channel import Keepalive
+from abkt.transfer.protocol.frame import DATA_CAP_BYTES, HEADER_BYTES, FrameError, FrameType, Header, parse, seal
+from abkt.transfer.protocol.messages import Abort, Ack, Commit, Grant, Hello, Offer
 from tests.transfer.faulty import KINDS, Fault, Faulty, FaultyConnection
 
 WAIT_S = 60.0

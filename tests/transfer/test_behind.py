@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from abkt.capacity import Capacity
-from abkt.transfer.channel import Keepalive
-from abkt.transfer.frame import COMMITTED, HEADER_BYTES, MORE, FrameType, Header, digest_of
 from abkt.transfer.link import PacedLink
-from abkt.transfer.messages import Abort, Commit, Grant, Offer
-from abkt.transfer.outgoing import FRAME_BYTES
 from abkt.transfer.pieces import BufferSink
+from abkt.transfer.protocol.channel import Keepalive
+from abkt.transfer.protocol.frame import COMMITTED, HEADER_BYTES, MORE, FrameType, Header, digest_of
+from abkt.transfer.protocol.messages import Abort, Commit, Grant, Offer
+from abkt.transfer.send.outgoing import FRAME_BYTES
 from abkt.transfer.transport import PeerError, Refused
 from tests.transfer.faulty import Fault, Faulty
 
@@ -401,7 +401,7 @@ def test_what_was_on_its_way_when_it_was_declined_is_thrown_away(house):
 
 
 def test_one_connection_refines_a_bounded_number(house):
-    from abkt.transfer.incoming import MOST_REFINING
+    from abkt.transfer.receive.session import MOST_REFINING
 
     log = Log()
     desk = log.desk(house)

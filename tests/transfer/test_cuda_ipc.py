@@ -21,16 +21,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from abkt.transfer import cuda_ipc, device, lent, nh, tags
-from abkt.transfer.cuda_ipc import DEVICE_RING_BYTES, GREETING, MAGIC, RECORD, CudaIpc
-from abkt.transfer.device import fetched
-from abkt.transfer.device_tags import DeviceTags
-from abkt.transfer.driver import Driver, DriverError
-from abkt.transfer.frame import DIGESTED, HEADER_BYTES, FrameError, FrameType, Header, parse
-from abkt.transfer.messages import Offer
-from abkt.transfer.outgoing import Outgoing
+from abkt.transfer.device import digest as device_digest
+from abkt.transfer.device import pieces as device
+from abkt.transfer.device.pieces import fetched
+from abkt.transfer.device.tags import DeviceTags
 from abkt.transfer.pieces import BufferSink, DevicePieces, PiecesSource
+from abkt.transfer.protocol import tags
+from abkt.transfer.protocol.frame import DIGESTED, HEADER_BYTES, FrameError, FrameType, Header, parse
+from abkt.transfer.protocol.messages import Offer
+from abkt.transfer.send.outgoing import Outgoing
 from abkt.transfer.transport import PeerLost, PeerSilent
+from abkt.transfer.transports.cuda import cuda_ipc
+from abkt.transfer.transports.cuda import memory as lent
+from abkt.transfer.transports.cuda.cuda_ipc import DEVICE_RING_BYTES, GREETING, MAGIC, RECORD, CudaIpc
+from abkt.transfer.transports.cuda.driver import Driver, DriverError
 from tests.transfer.standin_cuda import DEVICE, Tried, driver, live, standin, tensor
 
 WAIT_S = 30.0
@@ -233,7 +237,8 @@ def test_from_device_to_device_nothing_comes_to_the_host(house, monkeypatch):
     for name in ("fetched", "hosted"):
         for module in (tags, cuda_ipc):
             monkeypatch.setattr(module, name, watched(name), raising=False)
-    monkeypatch.setattr(nh, "_joined", lambda parts, where, joined=nh._joined: slow.append(len(parts)) or joined(parts, where))
+    joined_before = device_digest._joined
+    monkeypatch.setattr(device_digest, "_joined", lambda parts, where: slow.append(len(parts)) or joined_before(parts, where))
     source = DevicePieces(pieces(bytes(range(256)) * 65536, [4 << 20, 9 << 20], [True]))
     desk = house.desk(sink_of=device_sink)
     sent = house.sender(desk.address).submit(offered(1, source)).result(WAIT_S)
@@ -259,7 +264,7 @@ def test_frames_of_one_band_are_cut_where_a_kernel_can_read_their_parts(house):
     desk = house.desk(sink_of=device_sink)
     assert not house.sender(desk.address).submit(offered(1, source)).result(WAIT_S).error
     assert sum(map(len, taken)) == 12 << 20
-    assert nh._apart(taken)
+    assert device_digest._apart(taken)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abkt.transfer.frame import (
+from abkt.transfer.protocol.frame import (
     CLOSING,
     COMMITTED,
     DATA_CAP_BYTES,

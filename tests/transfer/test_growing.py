@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from abkt.transfer.channel import Keepalive
-from abkt.transfer.outgoing import FRAME_BYTES
 from abkt.transfer.pieces import BufferSink
+from abkt.transfer.protocol.channel import Keepalive
+from abkt.transfer.send.outgoing import FRAME_BYTES
 from tests.transfer.faulty import Fault, Faulty
 
 WAIT_S = 30.0

@@ -10,16 +10,16 @@ import pytest
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from abkt.transfer.channel import Keepalive
-from abkt.transfer.frame import FrameType, Header, seal
-from abkt.transfer.handshake import SessionKeys
-from abkt.transfer.key import Key
-from abkt.transfer.messages import Hello, Offer
 from abkt.transfer.pieces import BufferSink
-from abkt.transfer.receiver import Receiver
-from abkt.transfer.sender import Sender
-from abkt.transfer.tcp import Tcp
+from abkt.transfer.protocol.channel import Keepalive
+from abkt.transfer.protocol.frame import FrameType, Header, seal
+from abkt.transfer.protocol.handshake import SessionKeys
+from abkt.transfer.protocol.key import Key
+from abkt.transfer.protocol.messages import Hello, Offer
+from abkt.transfer.receive.receiver import Receiver
+from abkt.transfer.send.sender import Sender
 from abkt.transfer.transport import PeerError, PeerLost
+from abkt.transfer.transports.tcp import Tcp
 from tests.transfer.backends import BARE
 
 WAIT_S = 30.0

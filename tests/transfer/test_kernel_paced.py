@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from abkt.transfer.frame import Buffer
-from abkt.transfer.kernel_paced import KernelPaced, PassingConnection
-from abkt.transfer.messages import Offer
-from abkt.transfer.outgoing import Outgoing
 from abkt.transfer.pieces import PiecesSource
-from abkt.transfer.tcp import Tcp
+from abkt.transfer.protocol.frame import Buffer
+from abkt.transfer.protocol.messages import Offer
+from abkt.transfer.send.outgoing import Outgoing
 from abkt.transfer.transport import PeerLost, PeerSilent
+from abkt.transfer.transports.kernel_paced import KernelPaced, PassingConnection
+from abkt.transfer.transports.tcp import Tcp
 from tests.transfer.conftest import House
 
 FRAME = bytes(64 << 10)
@@ -77,7 +77,7 @@ class Overtaken(PassingConnection):
 
 
 def test_an_acknowledgement_may_overtake_the_call_that_sends_the_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("abkt.transfer.kernel_paced.PassingConnection", Overtaken)
+    monkeypatch.setattr("abkt.transfer.transports.kernel_paced.PassingConnection", Overtaken)
     data = random.Random(1).randbytes(12 * len(FRAME))
     house = House("tcp", tmp_path)
     house.transport = KernelPaced()

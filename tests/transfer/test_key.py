@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from abkt.transfer.key import Key, find_key, read_key
+from abkt.transfer.protocol.key import Key, find_key, read_key
 
 
 @pytest.fixture

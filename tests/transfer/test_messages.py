@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abkt.transfer.frame import META_CAP_BYTES, FrameError
-from abkt.transfer.messages import Abort, Ack, Commit, Grant, Hello, Offer
+from abkt.transfer.protocol.frame import META_CAP_BYTES, FrameError
+from abkt.transfer.protocol.messages import Abort, Ack, Commit, Grant, Hello, Offer
 
 KINDS = [Hello, Offer, Grant, Ack, Commit, Abort]
 ENDS = st.lists(st.integers(1, 2**47), min_size=1, max_size=65, unique=True).map(lambda ends: tuple(sorted(ends)))

@@ -12,9 +12,9 @@ import threading
 import pytest
 import torch
 
-from abkt.transfer.groups import RING_BYTES
-from abkt.transfer.nccl import GREETING, MAGIC, Gloo, Nccl
 from abkt.transfer.transport import PeerLost, PeerSilent
+from abkt.transfer.transports.groups import RING_BYTES
+from abkt.transfer.transports.nccl import GREETING, MAGIC, Gloo, Nccl
 
 WAIT_S = 30.0
 
@@ -100,7 +100,7 @@ def test_counts_beyond_the_ring_end_the_connection(tmp_path, counts):
 def test_a_peer_that_dies_or_stops_ends_what_waits_for_it(tmp_path, how):
     """It has told of bytes of which none will come: gloo would wait for 30 minutes."""
     code = f"""
-from abkt.transfer.nccl import Gloo
+from abkt.transfer.transports.nccl import Gloo
 there = Gloo().connect({str(tmp_path / "socket")!r}, 30.0)
 there.receive([memoryview(bytearray(1))], lambda: None)
 there._group_rings.written = lambda: None

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkt.transfer import nh
+from abkt.transfer.device import digest as device_digest
 
 SCRIPT = Path(__file__).with_name("nh_triton_check.py")
 
@@ -45,35 +45,35 @@ def cut(data, stops, kinds):
 
 @given(st.binary(min_size=1, max_size=300), st.lists(st.integers(0, 300), max_size=5), st.lists(st.booleans(), min_size=1, max_size=6))
 def test_it_is_what_the_definition_says_however_the_bytes_are_cut(data, stops, kinds):
-    assert nh.digest(cut(data, stops, kinds)) == by_hand(data)
+    assert device_digest.digest(cut(data, stops, kinds)) == by_hand(data)
 
 
 def test_a_payload_of_more_than_one_step(monkeypatch):
-    monkeypatch.setattr(nh, "STEP_WORDS", 8)
+    monkeypatch.setattr(device_digest, "STEP_WORDS", 8)
     data = random.Random(1).randbytes(1000)
-    assert nh.digest([data]) == by_hand(data)
+    assert device_digest.digest([data]) == by_hand(data)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 200), st.data())
 @settings(max_examples=200)
 def test_a_flipped_bit_a_lost_byte_and_exchanged_words_are_found(seed, words, data):
     payload = bytearray(random.Random(seed).randbytes(8 * words))
-    right = nh.digest([bytes(payload)])
+    right = device_digest.digest([bytes(payload)])
     bit = data.draw(st.integers(0, 64 * words - 1))
     payload[bit // 8] ^= 1 << bit % 8
-    assert nh.digest([bytes(payload)]) != right
+    assert device_digest.digest([bytes(payload)]) != right
     payload[bit // 8] ^= 1 << bit % 8
-    assert nh.digest([bytes(payload[1:])]) != right
+    assert device_digest.digest([bytes(payload[1:])]) != right
     here, there = data.draw(st.integers(0, words - 1)), data.draw(st.integers(0, words - 1))
     one, other = payload[8 * here : 8 * here + 8], payload[8 * there : 8 * there + 8]
     payload[8 * here : 8 * here + 8], payload[8 * there : 8 * there + 8] = other, one
-    assert (nh.digest([bytes(payload)]) != right) == (one != other)
+    assert (device_digest.digest([bytes(payload)]) != right) == (one != other)
 
 
 def test_bytes_of_zero_are_not_nothing():
     """Blocks that were never written are as good a payload as any, and one of them too many is found by its length in the header."""
-    assert nh.digest([bytes(16)]) != nh.digest([bytes(32)])
-    assert nh.digest([bytes(16)]) != bytes(16)
+    assert device_digest.digest([bytes(16)]) != device_digest.digest([bytes(32)])
+    assert device_digest.digest([bytes(16)]) != bytes(16)
 
 
 def run(*arguments):
@@ -99,9 +99,9 @@ def test_the_kernel_compiles_ahead_of_time_and_reads_16_bytes_at_a_time():
 def test_on_a_gpu_it_is_the_same_wherever_the_bytes_lie():
     data = random.Random(2).randbytes(5 << 20)
     there = torch.frombuffer(bytearray(data), dtype=torch.uint8).cuda()
-    right = nh.digest([data])
+    right = device_digest.digest([data])
     for stops in ([], [1 << 20], [64, 4096, 3 << 20], [17, 1000, 1001]):
         bounds = [0, *stops, len(data)]
         pieces = [there[a:b] for a, b in itertools.pairwise(bounds)]
-        assert nh.digest(pieces) == right
-        assert nh.digest([data[: bounds[1]], *pieces[1:]]) == right
+        assert device_digest.digest(pieces) == right
+        assert device_digest.digest([data[: bounds[1]], *pieces[1:]]) == right

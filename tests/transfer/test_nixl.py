@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from abkt.transfer import nixl
-from abkt.transfer.nixl import GREETING, MAGIC, METADATA_CAP_BYTES, RING_BYTES, Nixl
 from abkt.transfer.transport import PeerLost, PeerSilent
+from abkt.transfer.transports import nixl
+from abkt.transfer.transports.nixl import GREETING, MAGIC, METADATA_CAP_BYTES, RING_BYTES, Nixl
 
 pytestmark = pytest.mark.skipif(find_spec("nixl") is None, reason="NIXL is not installed: pip install 'abkt[nixl]'")
 WAIT_S = 30.0

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from abkt.transfer.channel import Keepalive
-from abkt.transfer.frame import COMMITTED, HEADER_BYTES, FrameError, FrameType, Header, digest_of
-from abkt.transfer.leases import COMMITTED_CAP, Identity, Leases
-from abkt.transfer.messages import Commit, Grant, Offer
-from abkt.transfer.outgoing import FRAME_BYTES
 from abkt.transfer.pieces import BufferSink
-from abkt.transfer.received import Received
+from abkt.transfer.protocol.channel import Keepalive
+from abkt.transfer.protocol.frame import COMMITTED, HEADER_BYTES, FrameError, FrameType, Header, digest_of
+from abkt.transfer.protocol.messages import Commit, Grant, Offer
+from abkt.transfer.receive.leases import COMMITTED_CAP, Identity, Leases
+from abkt.transfer.receive.received import Received
+from abkt.transfer.send.outgoing import FRAME_BYTES
 from abkt.transfer.transport import PeerError, PeerLost
 from tests.transfer.faulty import Fault, Faulty
 

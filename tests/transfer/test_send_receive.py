@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from abkt.capacity import Capacity
-from abkt.transfer.frame import HEADER_BYTES
 from abkt.transfer.link import PacedLink
-from abkt.transfer.messages import Commit, Offer
-from abkt.transfer.outgoing import FRAME_BYTES, FrameSize
 from abkt.transfer.pieces import BufferSink, PiecesSink
-from abkt.transfer.tcp import Tcp
+from abkt.transfer.protocol.frame import HEADER_BYTES
+from abkt.transfer.protocol.messages import Commit, Offer
+from abkt.transfer.send.outgoing import FRAME_BYTES, FrameSize
+from abkt.transfer.transports.tcp import Tcp
 
 WAIT_S = 30.0
 KIB = 1024

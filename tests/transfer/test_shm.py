@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from abkt.transfer.shm import GREETING, RING_BYTES, SEALS, Shm
 from abkt.transfer.transport import PeerLost, PeerSilent
+from abkt.transfer.transports.shm import GREETING, RING_BYTES, SEALS, Shm
 
 WAIT_S = 30.0
 

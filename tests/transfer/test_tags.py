@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkt.transfer.frame import HEADER_BYTES, FrameError, FrameType, Header, parse
-from abkt.transfer.tags import STEP_BYTES, Keyed, Plain, steps
+from abkt.transfer.protocol.frame import HEADER_BYTES, FrameError, FrameType, Header, parse
+from abkt.transfer.protocol.tags import STEP_BYTES, Keyed, Plain, steps
 
 KEY = bytes(range(32))
 DATA = FrameType.DATA

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from abkt.transfer.tcp import AWAITED_BYTES, TcpConnection
 from abkt.transfer.transport import PeerLost, PeerSilent
+from abkt.transfer.transports.tcp import AWAITED_BYTES, TcpConnection
 
 SILENCE_S = 20.0
 WAIT_S = 30.0

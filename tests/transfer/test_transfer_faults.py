@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from abkt.capacity import Capacity
-from abkt.transfer.channel import Keepalive
-from abkt.transfer.frame import COMMITTED, DATA_CAP_BYTES, FrameError, FrameType, Header, digest_of, seal
 from abkt.transfer.link import PacedLink
-from abkt.transfer.messages import Ack, Commit, Grant, Hello, Offer
 from abkt.transfer.pieces import BufferSink
+from abkt.transfer.protocol.channel import Keepalive
+from abkt.transfer.protocol.frame import COMMITTED, DATA_CAP_BYTES, FrameError, FrameType, Header, digest_of, seal
+from abkt.transfer.protocol.messages import Ack, Commit, Grant, Hello, Offer
 from abkt.transfer.transport import PeerError, PeerLost
 from tests.transfer.backends import BARE
 
@@ -387,12 +387,12 @@ import time
 from contextlib import suppress
 from {kind.__module__} import {kind.__name__}
 from abkt.capacity import Capacity
-from abkt.transfer.key import Key
+from abkt.transfer.protocol.key import Key
 from abkt.transfer.link import PacedLink
-from abkt.transfer.messages import Hello, Offer
-from abkt.transfer.outgoing import Outgoing
+from abkt.transfer.protocol.messages import Hello, Offer
+from abkt.transfer.send.outgoing import Outgoing
 from abkt.transfer.pieces import PiecesSource
-from abkt.transfer.sender import Sender
+from abkt.transfer.send.sender import Sender
 source = PiecesSource([bytes(1 << 24)])
 link = PacedLink(Capacity.constant(1e6))
 key = {house.key and (house.key.secret, house.key.encrypt)!r}
@@ -480,7 +480,7 @@ def test_the_room_needs_neither_torch_nor_pickle():
     code = f"import sys, {rooms}; print(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout.split()
-    assert "abkt.transfer.frame" in loaded
+    assert "abkt.transfer.protocol.frame" in loaded
     assert not {"torch", "numpy", "pickle", "abkt.codec", "abkt.kv"} & set(loaded)
 
 

@@ -10,12 +10,12 @@ from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
 from abkt.records import SLO
 from abkt.serve.cluster import ClusterSpec
-from abkt.serve.prompt import Prompt
-from experiments.compose import compose
-from experiments.config import read
-from experiments.results import read_json, read_records
-from experiments.twin import Twin, run_model
-from experiments.validate import ValidateConfig, facts
+from abkt.serve.frontend.prompt import Prompt
+from experiments.lib.compose import compose
+from experiments.lib.config import read
+from experiments.lib.results import read_json, read_records
+from experiments.study.twin import Twin, run_model
+from experiments.verbs.validate import ValidateConfig, facts
 from tests.serve.test_paced import profile
 from tests.serve.test_real_cluster import RAW
 

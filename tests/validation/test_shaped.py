@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from abkt.serve.engine import Engine, read_spec
+from abkt.serve.engine.engine import Engine, read_spec
 from abkt.spec import KVLayout, ModelSpec
 from experiments.validation.shaped import make
 

@@ -12,7 +12,7 @@ import torch
 
 from abkt.codec.baselines import affine
 from abkt.codec.baselines.base import Body, Whole
-from abkt.codec.baselines.bits import pack, packed_bytes, unpack
+from abkt.codec.bits import pack, packed_bytes, unpack
 
 
 @dataclass(frozen=True)

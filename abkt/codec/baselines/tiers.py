@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from abkt.codec.baselines.base import Body, Whole
-from abkt.codec.baselines.bits import pack, packed_bytes, unpack
 from abkt.codec.baselines.uniform import put_tokens, take_tokens
+from abkt.codec.bits import pack, packed_bytes, unpack
 
 TIERS = (16, 8, 4)
 

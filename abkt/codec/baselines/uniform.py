@@ -8,7 +8,7 @@ import torch
 
 from abkt.codec.baselines import affine
 from abkt.codec.baselines.base import Body, Whole
-from abkt.codec.baselines.bits import pack, packed_bytes, unpack
+from abkt.codec.bits import pack, packed_bytes, unpack
 
 
 def put_tokens(x: torch.Tensor, bits: int) -> list[torch.Tensor | bytes]:

@@ -1,6 +1,6 @@
 """Every bit, in fewer bytes: the fixed exponent code, whatever the link does.
 
-Source: SplitZip (arXiv 2605.01708), fixed-length exponent codes with escapes; here abkt.codec.exact_stream.
+Source: SplitZip (arXiv 2605.01708), fixed-length exponent codes with escapes; here abkt.codec.lossless.stream.
 """
 
 from __future__ import annotations

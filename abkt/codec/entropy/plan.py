@@ -1,0 +1,71 @@
+"""What a strip's statistics say of its coding, so that no cell need say it: steps, where each channel starts, which passes are coded.
+
+A *strip* is the KV of one (layer, head, K|V) over all tokens, or a part of a head. It carries, once a stream, a centre for each channel
+and a scale: the standard deviation as 2**((code - 128) / 4), 0 for a channel that does not vary.
+
+Steps. One step serves all channels of a strip, since equal squared error for all is what least squared error for the bytes asks for
+(reverse water-filling: Cover and Thomas, Elements of Information Theory, 10.3.3). Pass 1 has the step at which the channels would take
+one bit a value on average; each pass divides it by 2, and passes 5 and 6 by 4. A channel whose deviation is more than 4 steps of pass 1
+has a coarser step, by as few octaves as bring it within.
+
+Start. A channel with less deviation than 0.42 of a step is left at its centre, and starts at the pass that brings the step there. Then
+bins have an edge at the centre at every pass, so each pass halves or quarters each bin; against a bin *around* the centre, which cannot
+be nested so, this loses nothing that was measurable (normal channels, their deviations spread by any factor).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from abkt.codec.cells import WIDTHS
+from abkt.codec.entropy.tables import LEAST, SAVED, TOP
+
+PASSES = len(WIDTHS)
+FINER = tuple(sum(WIDTHS[1 : p + 1]) for p in range(PASSES))  # octaves between the step of pass 1 and that of pass p + 1
+FINEST = FINER[-1]
+START_AT = -5  # the least class a channel starts with: 0.42 steps
+COARSEST = 8  # the largest class at pass 1: 4 steps
+NEVER = PASSES + 1
+ORIGIN = 128  # the code of a scale of 1
+CODE_FROM = 100  # pass 3 and later are coded only where that saves so many 4096ths of a bit a value: 0.024
+MANTISSAS = (1.0, 19 / 16, 23 / 16, 27 / 16)  # quarter octaves in so few bits that products with a code are exact
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """step: [strips, dim] float32, width of a bin at pass 1. kind: [strips, dim] int32, the class there. start: [strips, dim] int32, the
+    first pass of each channel, or NEVER. coded: [strips, passes] bool, which passes are rANS; the others are packed bits."""
+
+    step: np.ndarray
+    kind: np.ndarray
+    start: np.ndarray
+    coded: np.ndarray
+
+
+def plan_of(log_scale: np.ndarray) -> Plan:
+    """log_scale: [strips, dim] uint8. All in integers, so every machine plans the same."""
+    scale = log_scale.astype(np.int32) - ORIGIN
+    varies = log_scale > 0
+    candidates = np.arange(-ORIGIN - 8, 256 - ORIGIN + 8, dtype=np.int32)
+    quarters = np.maximum(0, np.where(varies, scale, -(2**20))[:, :, None] - candidates + 8).sum(1)  # of a bit, over the channels
+    base = candidates[(quarters <= 4 * np.maximum(1, varies.sum(1, keepdims=True))).argmax(1)][:, None]
+    kind = np.where(varies, scale - base, -(2**20))
+    raised = np.maximum(0, -(-(kind - COARSEST) // 4))
+    kind = np.where(varies, kind - 4 * raised, -(2**10)).astype(np.int32)
+    code = base + 4 * raised
+    step = np.ldexp(np.array(MANTISSAS, dtype=np.float32)[code & 3], code >> 2)
+    reached = np.stack([kind + 4 * finer >= START_AT for finer in FINER], -1)
+    start = np.where(reached.any(-1), reached.argmax(-1) + 1, NEVER).astype(np.int32)
+    return Plan(step, kind, start, _coded(kind, start))
+
+
+def _coded(kind: np.ndarray, start: np.ndarray) -> np.ndarray:
+    coded = np.ones((len(kind), PASSES), dtype=bool)
+    for p in range(3, PASSES + 1):
+        parent = kind + 4 * FINER[p - 2]
+        halved = (start < p) & (parent <= TOP) & (WIDTHS[p - 1] == 1)
+        saved = np.where(halved, SAVED[np.clip(parent, LEAST, TOP) - LEAST], 0).sum(1)
+        coded[:, p - 1] = (start == p).any(1) | (saved >= CODE_FROM * (start <= p).sum(1))
+    return coded

@@ -1,0 +1,155 @@
+"""Encoding and expanding enqueued on a GPU: buffers allocated once, no wait, so a CUDA graph can hold every launch.
+
+The host learns of an encode by one asynchronous copy into pinned memory, of the *report*: errors, forms and deviations of all cells. It may
+be made on a stream of its own, behind the kernels, and is waited for when the order is decided. The slots stay on the device until they
+are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import triton
+
+from abkt.codec.cells import Cells
+from abkt.codec.fixed.backend import EXACT
+from abkt.codec.fixed.centre import centres_of_first_tile
+from abkt.codec.fixed.kernels import encode_cells, expand_cells
+from abkt.codec.fixed.quantize import LIMIT, LIMITS, MARGINS, SHARES
+
+RULES = np.array([*LIMITS, *(share for row in SHARES for share in row)], dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the host needs of an encode, as views of one uint8 tensor: errors [passes + 1, cells] float32, deviation [layers, kinds,
+    heads] float64, forms [cells] uint8."""
+
+    whole: torch.Tensor
+    errors: torch.Tensor
+    deviation: torch.Tensor
+    forms: torch.Tensor
+
+    @classmethod
+    def of(cls, cells: Cells, device: torch.device, pinned: bool = False) -> Report:
+        strips, errors = int(np.prod(cells.shape[:3])), (cells.passes + 1) * cells.count
+        whole = torch.zeros(8 * strips + 4 * errors + cells.count, dtype=torch.uint8, device=device, pin_memory=pinned)
+        deviation, rest = whole[: 8 * strips].view(torch.float64), whole[8 * strips :]
+        return cls(
+            whole,
+            rest[: 4 * errors].view(torch.float32).view(cells.passes + 1, cells.count),
+            deviation.view(cells.shape[:3]),
+            rest[4 * errors :],
+        )
+
+
+class Encoding:
+    """One encode of a sequence of `cells`, as often as wanted. table: int64, the coded part of a block table. centres: float32, as in
+    Arrived. body: uint8, every slot. report, host: the report on the device and where the host reads it."""
+
+    def __init__(self, cells: Cells, device: torch.device) -> None:
+        layers, kinds, heads, _ = cells.shape
+        self.cells = cells
+        self.table = torch.zeros(cells.coded_blocks, dtype=torch.int64, device=device)
+        self.centres = torch.zeros(layers if kinds > 1 else 0, heads, cells.dim, device=device)
+        self.body = torch.zeros(cells.body_bytes, dtype=torch.uint8, device=device)
+        self.report = Report.of(cells, device)
+        self.host = Report.of(cells, torch.device("cpu"), pinned=device.type == "cuda")
+        self._sums, self._spreads = torch.zeros(cells.count, cells.dim, device=device), torch.zeros(cells.count, device=device)
+        self._offsets, self._rules = torch.from_numpy(cells.offsets).to(device), torch.from_numpy(RULES).to(device)
+        self._lengths = torch.tensor(cells.tile_lengths, dtype=torch.float64, device=device)
+
+    def enqueue(self, data: torch.Tensor, with_centres: bool = True) -> None:
+        """Code the blocks of `table` in a pool's tensor. with_centres: take them from the first tile; or those in `centres` stand.
+
+        Slots of an exact cell keep what they held before: they are never sent.
+        """
+        cells = self.cells
+        layers, kinds, heads, tiles = cells.shape
+        if not cells.count:
+            return
+        if with_centres and kinds > 1:
+            self.centres.copy_(centres_of_first_tile(data, self.table, cells))
+        for part in (self.report.whole, self._sums, self._spreads):
+            part.zero_()
+        outer, inner = MARGINS.get(cells.depth_bits, (0.0, 0.0))
+        given = (self.table, self.centres, self._offsets, self._rules, self.body, self.report.errors, self.report.forms)
+        for kind in range(kinds):
+            encode_cells[(layers * heads * tiles,)](
+                data, *given, self._sums, self._spreads, *sizes_of(cells), KEY=kind == 0,
+                BOUND=LIMIT[data.dtype], OUTER=outer, INNER=inner, **constants(cells),
+            )  # fmt: skip
+        self.report.deviation.copy_(self._deviation())
+
+    def copy_report(self) -> None:
+        """Bring the report to the host: complete when the stream it is enqueued on has passed it."""
+        self.host.whole.copy_(self.report.whole, non_blocking=True)
+
+    def _deviation(self) -> torch.Tensor:
+        """Squared deviation from channel means over all tiles of a (layer, kind, head): [layers, kinds, heads]."""
+        shape = self.cells.shape
+        kept = self.report.forms.view(shape) != EXACT
+        counted = (self._lengths * kept)[..., None]  # tokens of each tile, 0 where the cell is exact
+        tile_means = self._sums.double().view(*shape, -1) / self._lengths[:, None]
+        means = (tile_means * counted).sum(3, keepdim=True) / counted.sum(3, keepdim=True).clamp_min(1)
+        return (counted * (tile_means - means).square()).sum((3, 4)) + (self._spreads.double().view(shape) * kept).sum(3)
+
+
+class Expansion:
+    """One expansion of a sequence of `cells`. table, centres: as in Encoding. offsets: [passes + 1, cells] int64, present: [cells] int8,
+    forms: [cells] uint8, as in Arrived; all to be written before."""
+
+    def __init__(self, cells: Cells, device: torch.device) -> None:
+        layers, kinds, heads, _ = cells.shape
+        self.cells = cells
+        self.table = torch.zeros(cells.coded_blocks, dtype=torch.int64, device=device)
+        self.centres = torch.zeros(layers if kinds > 1 else 0, heads, cells.dim, device=device)
+        self.offsets = torch.zeros(cells.passes + 1, cells.count, dtype=torch.int64, device=device)
+        self.present = torch.zeros(cells.count, dtype=torch.int8, device=device)
+        self.forms = torch.zeros(cells.count, dtype=torch.uint8, device=device)
+        self._rules = torch.from_numpy(RULES).to(device)
+
+    def enqueue(self, wire: torch.Tensor, data: torch.Tensor) -> None:
+        """Write what arrived in `wire`, uint8 on the device of the pool's tensor `data`, into the blocks of `table`."""
+        layers, kinds, heads, tiles = self.cells.shape
+        given = (self.table, self.centres, self.offsets, self._rules, wire, self.present, self.forms, *sizes_of(self.cells))
+        for kind in range(kinds if self.cells.count else 0):
+            expand_cells[(layers * heads * tiles,)](data, *given, KEY=kind == 0, **constants(self.cells))
+
+
+def captured(enqueue: Callable[[], object]) -> Callable[[], None]:
+    """`enqueue` as a CUDA graph: calling the result replays its launches, on the buffers they had. Needs a GPU."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        enqueue()  # kernels are compiled and loaded outside of the capture
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        enqueue()
+    return graph.replay
+
+
+def constants(cells: Cells) -> dict[str, int]:
+    """Compile-time arguments and launch options of both kernels."""
+    head_dim, columns = cells.layout.model.head_dim, triton.next_power_of_2(cells.dim)
+    rows = triton.next_power_of_2(-(-cells.tile_tokens // 8))
+    return {
+        "PASSES": cells.passes,
+        "TILE": cells.tile_tokens,
+        "BLOCK": cells.layout.block_tokens,
+        "DIM": cells.dim,
+        "PARTS": head_dim // cells.dim,
+        "ROWS": rows,
+        "COLS": columns,
+        "num_warps": max(1, min(16, rows * columns // 256)),  # eight values a lane, 16 bytes of the pool
+        "enable_fp_fusion": True,  # harmless: the products that are added to something are exact
+    }
+
+
+def sizes_of(cells: Cells) -> Sequence[int]:
+    layers, kinds, heads, tiles = cells.shape
+    return cells.count, layers * kinds * heads, kinds, heads, tiles, cells.coded_blocks * cells.layout.block_tokens

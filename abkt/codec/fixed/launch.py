@@ -1,0 +1,44 @@
+"""The Triton kernels as a path through the quantiser: what the host gives to the device, one launch a kind, results back.
+
+For a pipeline that never waits, use enqueue.py, which this stands on. Checksums are the host's: slots are checked where they are sent.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from abkt.codec.cells import Cells
+from abkt.codec.fixed import backend, compiled
+from abkt.codec.fixed.backend import Arrived, Coded
+from abkt.codec.fixed.enqueue import Encoding, Expansion
+
+
+class Kernels:
+    def describe(self) -> str:
+        return "triton"
+
+    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> Coded:
+        work = Encoding(cells, data.device)
+        work.table.copy_(torch.tensor(blocks, dtype=torch.int64))
+        work.centres.copy_(torch.from_numpy(centres))
+        work.enqueue(data, with_centres=False)
+        work.copy_report()
+        body = work.body.cpu()  # behind the report on the same stream, so both are here now
+        return Coded(body, work.host.errors.double().numpy(), work.host.forms.numpy(), work.host.deviation.numpy())
+
+    def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
+        work = Expansion(cells, data.device)
+        work.table.copy_(torch.tensor(blocks, dtype=torch.int64))
+        for to, given in (
+            (work.centres, arrived.centres),
+            (work.offsets, arrived.offsets),
+            (work.present, arrived.present),
+            (work.forms, arrived.forms),
+        ):
+            to.copy_(torch.tensor(given))
+        work.enqueue(torch.tensor(arrived.wire).to(data.device), data)
+
+    def checksums(self, buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        fast = compiled.load()
+        return fast.checksums(buffer, offsets, sizes) if fast else backend.checksums(buffer, offsets, sizes)

@@ -1,0 +1,68 @@
+"""`python -m abkt.measure device=cuda out=DIR …`: measure a device for the model. Needs torch, triton and numpy alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from abkt.arguments import read
+
+BAD_INPUT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """device: cpu or cuda. tokens: the longest prompt, 0 for 512 on a CPU and 8,192 on a GPU. repeats: timed rounds, of which the median
+    counts. The others are the model's shape: Llama-3.1-8B's, unless said otherwise."""
+
+    device: str = "cuda"
+    out: Path = Path("outputs/profile")
+    tokens: int = 0
+    repeats: int = 7
+    name: str = "llama-3.1-8b"
+    layers: int = 32
+    hidden: int = 4096
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    intermediate: int = 14_336
+    vocab: int = 128_256
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device={self.device}: one of cpu, cuda is possible")
+        if (self.tokens and self.tokens < 128) or self.repeats < 1:
+            raise ValueError("tokens must be at least 128, repeats at least 1")
+
+
+def run(given: Sequence[str]) -> None:
+    """Raises ValueError, one line, for bad input."""
+    arguments = read(Arguments, given)
+    import torch
+
+    from abkt.measure.device import Shape, measure
+
+    shape = Shape(**{field.name: getattr(arguments, field.name) for field in fields(Shape)})
+    longest = arguments.tokens or (8192 if arguments.device == "cuda" else 512)
+    profile = measure(shape, torch.device(arguments.device), longest, arguments.repeats, lambda name: print(f"{name} ...", file=sys.stderr))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    profile.save(arguments.out / "profile.json")
+    print("\n".join(f"{name}: {value}" for name, value in profile.fingerprint.items()))
+    for stage, fit in sorted(profile.fits.items()):
+        terms = " + ".join(f"{c:.3g} {f}" if f != "1" else f"{c:.3g}" for f, c in fit.by_feature.items() if c) or "0"
+        print(f"{stage:<12} seconds = {terms}   (residual {fit.residual:.1%}, {fit.samples} samples)")
+    print(f"profile: {arguments.out / 'profile.json'}")
+
+
+def main() -> None:
+    try:
+        run(sys.argv[1:])
+    except ValueError as error:
+        print(f"abkt.measure: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

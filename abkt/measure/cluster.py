@@ -1,0 +1,115 @@
+"""Measure this machine: calibration requests through a real 1P1D cluster, fits over what its stages took.
+
+The workers that serve are the ones that are measured, each on its core while the other computes, so every cost is a cost under load.
+Six kinds of run, on an unpaced link: raw, exact, each fixed depth, and the entropy form; then a burst, for large decode batches. On a GPU
+there are neither exact ones nor the entropy form, whose messages are made on the CPU; workers that share it take turns (ClusterSpec.turns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+
+from abkt.capacity import Capacity
+from abkt.profile.fingerprint import fingerprint
+from abkt.profile.schema import Fit, Profile, RateCurve, fit, parse_curve
+from abkt.records import SLO
+from abkt.serve.cluster import Cluster, Run
+from abkt.serve.frontend.prompt import Prompt
+
+UNLIMITED = Capacity.constant(float("inf"))
+NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
+DEPTHS_BITS = (2, 4, 8)
+SAME = 0.01  # distortion at which the two forms are compared
+WHOLE = {"raw": "abkt.policy.bitrate.fixed.Raw", "exact": "abkt.policy.bitrate.lossless.Lossless"}
+Sample = tuple[dict[str, float], float]
+
+
+@dataclass(slots=True)
+class Samples:
+    """(variables, seconds) by stage, the curves of what was coded at full depth, and the bytes of what was coded exactly."""
+
+    stages: dict[str, list[Sample]] = field(default_factory=dict)
+    curves: list[RateCurve] = field(default_factory=list)
+    exact_bytes: int = 0
+    exact_raw_bytes: int = 0
+    entropy: list[RateCurve] = field(default_factory=list)
+
+    def add(self, run: Run, depth: str) -> None:
+        for record in run.requests:
+            if record.outcome != "completed":
+                raise ValueError(f"calibration request {record.request_id} {record.outcome}: {record.reason}")
+            tokens = {"tokens": float(record.isl)}
+            self._take("prefill", tokens, record.prefill_busy_s)
+            self._take(f"encode/{depth}", tokens, record.encode_busy_s)
+            self._take(f"expand/{depth}", tokens, record.expand_busy_s)
+        busy_s = {record.request_id: record.wire_busy_s for record in run.requests}
+        for transfer in run.transfers:
+            self._take("transport", {"calls": float(transfer.calls), "bytes": float(transfer.wire_bytes)}, busy_s[transfer.request_id])
+            if transfer.mode == "exact":
+                self.exact_bytes += transfer.wire_bytes
+                self.exact_raw_bytes += transfer.raw_bytes
+        for batch, context, seconds in run.iterations:
+            self._take("decode", {"batch": float(batch), "context": float(context)}, seconds)
+        for coded in run.coded:
+            raw_bytes = coded["raw_bytes"]
+            slope, uniform = parse_curve(coded["slope"]), parse_curve(coded["uniform"])
+            kept = self.entropy if coded["form"] == "entropy" else self.curves
+            kept.append(RateCurve(coded["tokens"], slope.scaled(1 / raw_bytes), uniform.scaled(1 / raw_bytes)))
+
+    def entropy_share(self) -> float:
+        """Median over the prompts of 128 tokens and more, those that both forms have coded."""
+        pairs = [(e.slope, f.slope) for e in self.entropy for f in self.curves if e.tokens == f.tokens >= 128]
+        bytes_of = [(e.bytes[e.cut_reaching(SAME)], f.bytes[f.cut_reaching(SAME)]) for e, f in pairs]
+        return float(np.median([entropy / fixed for entropy, fixed in bytes_of])) if pairs else 0.0
+
+    def _take(self, stage: str, variables: dict[str, float], seconds: float) -> None:
+        self.stages.setdefault(stage, []).append((variables, max(seconds, 1e-9)))
+
+
+def calibrate(
+    cluster: Cluster, prompts: Callable[[Sequence[tuple[int, int, float]]], list[Prompt]], progress: Callable[[str], None]
+) -> Profile:
+    """prompts: makes prompts of given (isl, osl, arrival_s). progress: told the name of each run as it begins."""
+    longest = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)
+    lengths = [int(n) for n in np.geomspace(64, longest, 14)]
+    order = np.random.default_rng(0).permutation(len(lengths))
+    spaced, at_s = [], 0.0
+    for i in order:
+        spaced.append((lengths[i], 24, at_s))
+        at_s += lengths[i] / 4000 + 0.05
+    burst = [(int(n), 32, 0.0) for n in np.geomspace(64, longest // 2, 2 * cluster.spec.max_batch)]
+    samples = Samples()
+    progress("warm-up")
+    cluster.run(prompts(spaced[:3]), _policy(8), UNLIMITED, NO_SLO)
+    on_cpu = cluster.spec.device == "cpu"
+    for depth in ("raw", *(["exact"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else [])):
+        progress(f"{depth} bits" if depth.isdigit() else depth)
+        samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth)
+    progress("burst")
+    samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw")
+    return Profile(
+        model=cluster.model,
+        fits=fits(samples),
+        curves=tuple(c for c in samples.curves if c.slope.bits[-1] >= max(DEPTHS_BITS)),
+        fingerprint=fingerprint(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        exact_share=samples.exact_bytes / samples.exact_raw_bytes if samples.exact_raw_bytes else 0.0,
+        entropy_share=samples.entropy_share(),
+    )
+
+
+def fits(samples: Samples) -> dict[str, Fit]:
+    features = {"prefill": ("1", "tokens", "tokens*tokens"), "decode": ("1", "batch", "context"), "transport": ("calls", "bytes")}
+    return {stage: fit(features.get(stage, ("1", "tokens")), taken) for stage, taken in samples.stages.items()}
+
+
+def _policy(depth: object) -> dict[str, object]:
+    if depth in WHOLE:
+        return {"_target_": WHOLE[str(depth)]}
+    if depth == "entropy":
+        return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": max(DEPTHS_BITS), "form": "entropy"}
+    return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": int(str(depth))}

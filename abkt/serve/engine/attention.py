@@ -1,0 +1,98 @@
+"""Attention over the block pool, for any Hugging Face causal LM: new K and V go into the pool, old ones are read from it.
+
+transformers hands every layer's query, key and value (after RoPE) to the attention function named in the config; ours finds the pool
+and the rows of this pass in the keyword argument `pass_`. Nothing else of the model is touched, and nothing is cached twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from abkt.codec.importance import Importance
+from abkt.kv.pool import Pool
+
+NAME = "abkt_pool"
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence: its block table and how many of its tokens have KV in the pool."""
+
+    table: Sequence[int]
+    tokens: int
+    index: torch.Tensor | slice = field(init=False)  # a slice where the blocks are adjacent, so that reading copies once
+
+    def __post_init__(self) -> None:
+        first = self.table[0]
+        adjacent = list(self.table) == list(range(first, first + len(self.table)))
+        self.index = slice(first, first + len(self.table)) if adjacent else torch.tensor(self.table)
+
+
+@dataclass(slots=True)
+class Pass:
+    """One forward pass: a whole prompt (one row with no tokens yet), more tokens of one row, or one decode iteration (a token for each).
+
+    importance: is given the queries of each layer of a prompt.
+    """
+
+    pool: Pool
+    rows: Sequence[Row]
+    importance: Importance | None = None
+    blocks: torch.Tensor = field(init=False)
+    offsets: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = self.pool.layout.block_tokens
+        self.blocks = torch.tensor([row.table[row.tokens // size] for row in self.rows])
+        self.offsets = torch.tensor([row.tokens % size for row in self.rows])
+
+    def prefill(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        self.pool.write(self.rows[0].table, layer, 0, key[0], value[0])
+        if self.importance is not None:
+            self.importance.observe(layer, query[0], scale)
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+
+    def extend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """Several tokens after those in the pool, one row: query [1, heads, n, dim] sees the pool and what comes before it of the n."""
+        row, n = self.rows[0], query.shape[2]
+        self.pool.write(row.table, layer, row.tokens, key[0], value[0])
+        keys, values = self.pool.read(row.table, layer, row.tokens + n)
+        last = torch.arange(row.tokens, row.tokens + n, device=query.device)[:, None]
+        seen = torch.arange(row.tokens + n, device=query.device) <= last
+        return scaled_dot_product_attention(query, keys[None], values[None], attn_mask=seen, scale=scale, enable_gqa=True)
+
+    def decode(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """query [batch, heads, 1, dim], key, value [batch, kv_heads, 1, dim] -> [batch, heads, 1, dim]."""
+        data = self.pool.data
+        data[self.blocks, layer, 0, :, self.offsets] = key[:, :, 0]
+        data[self.blocks, layer, 1, :, self.offsets] = value[:, :, 0]
+        batch, heads, _, dim = query.shape
+        kv_heads = key.shape[1]
+        # A query head is one query position of its KV head: no repeated keys, and the fused kernel without a mask.
+        grouped = query.view(batch, kv_heads, heads // kv_heads, dim)
+        out = torch.empty_like(grouped)
+        for i, row in enumerate(self.rows):
+            seen = data[row.index, layer].permute(1, 2, 0, 3, 4).reshape(2, 1, kv_heads, -1, dim)[..., : row.tokens + 1, :]
+            out[i] = scaled_dot_product_attention(grouped[i : i + 1], seen[0], seen[1], scale=scale)[0]
+        return out.view(batch, heads, 1, dim)
+
+
+def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, pass_: Pass | None = None, **_):
+    """transformers' attention interface: -> ([batch, tokens, heads, dim], no weights)."""
+    if pass_ is None:
+        raise ValueError("the model's attention runs over the block pool: call it through abkt.serve.engine.engine.Engine")
+    run = pass_.prefill if not pass_.rows[0].tokens else pass_.extend if query.shape[2] > 1 else pass_.decode
+    return run(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
+
+
+def register() -> str:
+    """Make the attention known to transformers; returns its name for `attn_implementation`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # causality is the pass's own affair
+    return NAME

@@ -1,0 +1,85 @@
+"""The block pool as transformers' Cache: any Hugging Face causal LM with grouped or multi-head attention generates over it as it is.
+
+    cache = PoolCache(pool, [table])            # or [table, table, …], a row of the batch each
+    model.generate(input_ids, past_key_values=cache)
+
+Append-only: what is in the pool is read and never written again, so KV that came over a network, lossy or not, is not coded twice. With
+`tokens` it begins after what the pool holds already: the prompt that a transfer has brought.
+
+This is the general way, with the model's own attention and masks: windows, soft caps, padding. The workers' fast way is
+abkt.serve.engine.attention, in the model's place: no copy of all KV for each layer and token, rows of different lengths in one
+batch; but it knows full causal attention alone. Both write the same KV.
+Not here: beams and assisted decoding, which would move or take back what is in the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from abkt.kv.pool import Pool
+
+
+class PoolLayer(CacheLayerMixin):
+    """One layer of the rows: keys and values of [rows, kv_heads, tokens, head_dim], copied out of the pool at each step."""
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, pool: Pool, tables: Sequence[Sequence[int]], layer: int, tokens: int) -> None:
+        super().__init__()
+        self._pool, self._tables, self._layer, self._tokens = pool, tables, layer, tokens
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None: ...
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write what is new behind what is there. Raises ValueError, one line, where the blocks or the shapes do not fit."""
+        if key_states.shape[0] != len(self._tables):
+            raise ValueError(
+                f"a batch of {key_states.shape[0]} rows, but the cache has {len(self._tables)} tables; one for each row is needed"
+            )
+        for table, key, value in zip(self._tables, key_states, value_states, strict=True):
+            self._pool.write(table, self._layer, self._tokens, key, value)
+        self._tokens += key_states.shape[2]
+        rows = [self._pool.read(table, self._layer, self._tokens) for table in self._tables]
+        return torch.stack([keys for keys, _ in rows]), torch.stack([values for _, values in rows])
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._tokens + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self._tokens
+
+    def get_max_length(self) -> int:
+        return min(len(table) for table in self._tables) * self._pool.layout.block_tokens
+
+    def offload(self) -> None:
+        raise ValueError("KV in a block pool stays there; give no offloading")
+
+    def reset(self) -> None:
+        raise ValueError("a PoolCache is append-only; make a new one over the same tables")
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        raise ValueError("a PoolCache is append-only: no beams; give num_beams=1")
+
+
+class PoolCache(Cache):
+    """tables: the blocks of each row, enough for all that will come. tokens: of every row, in the pool already.
+
+    Raises ValueError, one line, where the model of the pool has one latent instead of K and V, or a table cannot be one of its.
+    """
+
+    def __init__(self, pool: Pool, tables: Sequence[Sequence[int]], tokens: int = 0) -> None:
+        model = pool.layout.model
+        if model.kv_kinds != 2:
+            raise ValueError(f"model {model.name} keeps one latent; a PoolCache holds keys and values")
+        if not tables:
+            raise ValueError("a PoolCache needs a table for each row of the batch")
+        held = [block for table in tables for block in pool.check_table(table, tokens)]
+        if len(set(held)) < len(held):
+            raise ValueError("two rows share a block; each needs its own")
+        super().__init__(layers=[PoolLayer(pool, tables, layer, tokens) for layer in range(model.layers)])

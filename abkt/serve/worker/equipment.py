@@ -1,0 +1,71 @@
+"""What every worker has, whatever its role: a model over a pool, a codec for it, and the book of its blocks; all of it used once before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from abkt.codec.calibration import load
+from abkt.codec.codec import Codec
+from abkt.codec.lossless import stream as lossless_stream
+from abkt.kv.segments import Segments
+from abkt.profile import schema
+from abkt.serve.control import WorkerConfig
+from abkt.serve.engine.attention import Row
+from abkt.serve.engine.engine import Engine, read_spec, rope_theta
+from abkt.serve.worker.device_lock import Turn
+from abkt.serve.worker.paced import PacedEngine
+from abkt.spec import KVLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """prepare(tokens): have the KV of a prompt ready, where it is not computed for each; the pool must be empty. turn: held while its
+    device computes."""
+
+    engine: Engine | PacedEngine
+    codec: Codec
+    segments: Segments
+    turn: AbstractContextManager[object] = field(default_factory=nullcontext)
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        if isinstance(self.engine, PacedEngine):
+            if self.segments.free_blocks < self.segments.blocks:
+                raise ValueError("a prompt cannot be prepared while others hold KV")
+            self.engine.prepare(tokens)
+
+
+def equip(config: WorkerConfig) -> Equipment:
+    """Raises ValueError where the model folder, the profile or the calibration cannot be read, or does not fit."""
+    folder = Path(config.model_folder)
+    layout = KVLayout(read_spec(folder), config.blocks, config.block_tokens)
+    calibration = load(Path(config.calibration)) if config.calibration else None
+    engine, codec = Engine(folder, layout, config.device), Codec(layout, rope_theta=rope_theta(folder), calibration=calibration)
+    _warm_up(engine, codec)
+    paced = PacedEngine(engine, schema.load(Path(config.paced))) if config.paced else engine
+    return Equipment(paced, codec, Segments(config.blocks), _turn(config))
+
+
+def _turn(config: WorkerConfig) -> AbstractContextManager[object]:
+    if not config.turn:
+        return nullcontext()
+    return Turn(Path(config.turn), torch.cuda.synchronize if config.device == "cuda" else lambda: None)
+
+
+def _warm_up(engine: Engine, codec: Codec) -> None:
+    """The first pass of a shape and the first use of the codec cost more than those that follow."""
+    tokens = min(256, engine.layout.model.max_tokens - 1, engine.layout.blocks * engine.layout.block_tokens - 1)
+    table = list(range(engine.layout.blocks_for(tokens + 1)))
+    engine.prefill(list(range(tokens)), table)
+    for depth_bits in (2, 4, 8):
+        stream = codec.encode(engine.pool, table, tokens, depth_bits=depth_bits, order="slope")
+        codec.expand(b"".join(stream.buffers(0, stream.ends[-1])), engine.pool, table)
+    if engine.pool.data.device.type == "cpu":
+        stream = codec.encode(engine.pool, table, tokens, coder="entropy")
+        codec.expand(b"".join(stream.buffers(0, stream.ends[-1])), engine.pool, table)
+        lossless_stream.expand(lossless_stream.encode(engine.pool, table, tokens), engine.pool, table)
+    engine.decode([Row(table, tokens)], [0])

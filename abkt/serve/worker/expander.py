@@ -1,0 +1,58 @@
+"""What has come of a prompt's KV, put into the pool: whatever its mode, in one piece or by groups of layers."""
+
+from __future__ import annotations
+
+import torch
+
+from abkt.codec.codec import Codec
+from abkt.codec.lossless import stream as lossless_stream
+from abkt.kv.pool import Pool
+from abkt.serve.worker.layered import Footer, Group, RawSink, footer_bytes, groups_of, spans
+from abkt.serve.worker.raw import put_raw
+from abkt.transfer.pieces import BufferSink
+from abkt.transfer.receive.received import Received
+
+
+class Expander:
+    """Used by the thread that computes."""
+
+    def __init__(self, pool: Pool, codec: Codec) -> None:
+        self._pool, self._codec = pool, codec
+        self._groups: dict[int, list[Group]] = {}  # by how many there are
+
+    def expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
+        """Write what is promised up to a cut; returns the prompt's first token and its distortion. Raises ValueError for damage."""
+        done = self._expand(received, table, cut)
+        if self._pool.data.device.type == "cuda":
+            torch.cuda.synchronize()  # else its time would be that of the iteration behind it
+        return done
+
+    def _expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
+        offer, prompt = received.offer, table[: self._pool.layout.blocks_for(received.offer.tokens)]
+        if (groups := groups_of(offer)) > 1:
+            return self._expand_layers(received, prompt, groups)
+        if offer.mode == "raw":
+            if isinstance(received.sink, BufferSink):  # else it came into its place
+                put_raw(received.sink.data, self._pool, prompt)
+            return offer.first_token, 0.0
+        assert isinstance(received.sink, BufferSink)
+        data = memoryview(received.sink.data)[: offer.ends[cut]]
+        if offer.mode == "exact":
+            lossless_stream.expand(data, self._pool, prompt)
+            return offer.first_token, 0.0
+        return offer.first_token, self._codec.expand(data, self._pool, prompt).distortion
+
+    def _expand_layers(self, received: Received, prompt: list[int], groups: int) -> tuple[int, float]:
+        sink, size, layers = received.sink, received.payload_bytes, self._pool.layout.model.layers
+        if isinstance(sink, RawSink):
+            return Footer(sink.footer, groups, size).first_token, 0.0
+        assert isinstance(sink, BufferSink)
+        if groups not in self._groups:
+            self._groups[groups] = [Group(self._codec, span) for span in spans(layers, groups)]
+        data = memoryview(sink.data)[:size]
+        footer = Footer(data[-footer_bytes(groups) :], groups, size)
+        distortion = 0.0
+        for group, (start, stop) in zip(self._groups[groups], footer.sections, strict=True):
+            left = group.expand(data[start:stop], self._pool, prompt, received.offer.tokens)
+            distortion += left * (group.stop - group.first) / layers
+        return footer.first_token, distortion

@@ -1,0 +1,74 @@
+"""compute=paced: an engine that takes the time a profile says and has real KV to send, so that a cluster is larger than its cores.
+
+The model computes one prompt, once, when it is told to prepare; attention is causal, so the KV and the queries of its first n tokens are
+those of that prompt of n tokens. A prompt of n tokens gets copies of them, and takes what the profile's machine would have taken; a
+decode iteration takes its time and writes nothing. Codec, transfer and memory are real.
+Not modelled: what was asked (every output token is 0), the KV of output tokens, cores shared by two phases.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+
+from abkt.codec.importance import Importance
+from abkt.kv.pool import Pool
+from abkt.profile.schema import Profile
+from abkt.serve.engine.attention import Row
+from abkt.serve.engine.engine import Engine
+from abkt.serve.engine.sampling import GREEDY, Choice, Sampling
+
+MADE_UP = Choice(0, math.inf)
+
+
+class PacedEngine:
+    """Stands for an Engine. Raises ValueError where the profile lacks a table."""
+
+    def __init__(self, engine: Engine, profile: Profile) -> None:
+        self.layout = engine.layout
+        self.pool: Pool = engine.pool
+        self._engine = engine
+        self._prefill, self._decode = profile.fit("prefill"), profile.fit("decode")
+        self._prompt: tuple[int, ...] = ()
+        self._blocks = engine.pool.data[:0]
+        self._queries: dict[int, tuple[torch.Tensor, float]] = {}
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        """Compute this prompt for real, unless it was the last one; no longer one can be had. Overwrites the pool: it must be empty."""
+        if tuple(tokens) == self._prompt:
+            return
+        seen = Importance(window=len(tokens))
+        table = list(range(self.layout.blocks_for(len(tokens))))
+        self._engine.begin(tokens, table, seen)
+        self._prompt, self._blocks, self._queries = tuple(tokens), self.pool.data[: len(table)].clone(), seen.queries
+
+    def begin(
+        self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None, sampling: Sampling = GREEDY
+    ) -> Choice:
+        """As Engine.begin, of the prepared prompt. Raises ValueError for a prompt longer than that."""
+        until_s = time.monotonic() + self._prefill.seconds(tokens=len(tokens))
+        if len(tokens) > (most := len(self._prompt)):
+            raise ValueError(f"a prompt of {len(tokens)} tokens, but the KV of {most} is prepared; prepare the longest one first")
+        used = self.layout.blocks_for(len(tokens))
+        self.pool.data[torch.tensor(table[:used])] = self._blocks[:used]
+        if importance is not None:
+            for layer, (queries, scale) in self._queries.items():
+                importance.observe(layer, queries[:, : len(tokens)], scale)
+        _sleep_until(until_s)
+        return MADE_UP
+
+    def step(self, rows: Sequence[Row], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
+        """As Engine.step."""
+        until_s = time.monotonic() + self._decode.seconds(batch=len(rows), context=sum(row.tokens for row in rows))
+        for row in rows:
+            row.tokens += 1
+        _sleep_until(until_s)
+        return [MADE_UP] * len(rows)
+
+
+def _sleep_until(until_s: float) -> None:
+    if (left_s := until_s - time.monotonic()) > 0:
+        time.sleep(left_s)

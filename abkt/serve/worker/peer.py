@@ -1,0 +1,140 @@
+"""A decode worker as a prefill worker sees it, and one transfer to it: who is asked what, and what is told to whom."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from dataclasses import dataclass, field, replace
+
+from abkt.codec.stream import Stream
+from abkt.policy.price import Told
+from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, Refined, TransferView
+from abkt.serve.worker.layered import Layered
+from abkt.serve.worker.nic import Nic
+from abkt.transfer.send.outgoing import Sent
+from abkt.transfer.send.sender import Sender
+
+
+@dataclass(slots=True)
+class Peer:
+    """During one run, whose times count from origin_s. The policy is asked by the main loop and by the sender's thread, so under a lock.
+
+    nic: of this worker. told: the price of the peer's. starts: distortion at the start, by request_id, of what may be refined behind it.
+    """
+
+    policy: BitratePolicy
+    sender: Sender
+    pacing: str
+    nic: Nic
+    origin_s: float
+    told: Told = field(default_factory=Told)
+    starts: dict[int, float] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def now_s(self) -> float:
+        return time.monotonic() - self.origin_s
+
+    def decide(self, now_s: float, view: TransferView) -> Decision:
+        with self.lock:
+            return self.policy.decide(now_s, view)
+
+    def estimate_bytes_per_s(self, now_s: float) -> float:
+        with self.lock:
+            return self.policy.estimate_bytes_per_s(now_s)
+
+    def price_per_byte(self, now_s: float) -> float:
+        """Of the dearer end."""
+        with self.lock:
+            there = self.told.per_byte(now_s)
+        return max(self.nic.per_byte(), there)
+
+    def on_ack(self, held_bytes: int, price: float) -> None:
+        with self.lock:
+            self.told.hear(self.now_s(), price)
+
+    def refined(self, request_id: int, distortion_token_weighted: float) -> None:
+        """The request is over, and what it had of what followed its start is known."""
+        if (start := self.starts.pop(request_id, None)) is not None:
+            with self.lock:
+                self.policy.refined(self.now_s(), Refined(start, min(start, distortion_token_weighted)))
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One transfer under way: what was decided on which view, the view since it is encoded, and the book of its time.
+
+    distortion: at each cut of what is encoded. layered: where it is encoded as it goes. Its methods are asked by the sender's thread.
+    """
+
+    peer: Peer
+    expected: TransferView
+    decision: Decision
+    estimate_bytes_per_s: float
+    distortion: tuple[float, ...] = (0.0,)
+    encode_s: float = 0.0
+    wire_busy_s: float = 0.0
+    started: bool = False  # what leaves now refines it
+    layered: Layered | None = None
+    dropped: bool = False  # nobody wants it, and nobody is told
+    view: TransferView = field(init=False)
+
+    def __post_init__(self) -> None:
+        # No encoding is left to do, and the other modes can no longer be had.
+        self.view = replace(self.expected, encode_s=0.0, raw_s=math.inf, exact_bytes=0.0, hidden_s=0.0)
+
+    @classmethod
+    def decided(cls, peer: Peer, now_s: float, expected: TransferView) -> Transfer:
+        return cls(peer, expected, peer.decide(now_s, expected), peer.estimate_bytes_per_s(now_s))
+
+    def encoded(self, stream: Stream) -> None:
+        self.view = replace(self.view, slope=stream.slope, uniform=stream.uniform)
+        self.distortion = stream.curve.distortion
+
+    def next_cut(self, clock_s: float, sent_bytes: int, sent_cut: int) -> int:
+        """Late binding: asked before every frame. Mode, order and depth stand since the first decision."""
+        if self.decision.mode != "stream":
+            return 0
+        decision = self._now(clock_s, sent_bytes, sent_cut)
+        # Whoever still wants raw: as good as was encoded.
+        return decision.cut if decision.mode == "stream" else len(self.distortion) - 1
+
+    def next_behind(self, clock_s: float, sent_bytes: int, sent_cut: int) -> int:
+        self.started = True
+        return self._now(clock_s, sent_bytes, sent_cut).behind
+
+    def turn(self, groups: int, index: int, stream: Stream, clock_s: float, before_bytes: int, sent_bytes: int, complete: int) -> int:
+        """The cut of a group's stream, as if all groups behind it were like it. Its bands are priced as those of the whole are."""
+        left, now_s = groups - index, clock_s - self.peer.origin_s
+        slope, uniform = (
+            replace(curve, bytes=tuple(before_bytes + left * size for size in curve.bytes)) for curve in (stream.slope, stream.uniform)
+        )
+        price = self.peer.price_per_byte(now_s) * groups / left
+        view = replace(self.view, slope=slope, uniform=uniform, sent_bytes=sent_bytes, sent_cut=complete, price=price)
+        decision = self.peer.decide(now_s, view)
+        return decision.cut if decision.mode == "stream" else stream.curve.finest
+
+    def on_sent(self, clock_s: float, wire_bytes: int, duration_s: float) -> None:
+        if not self.started:
+            self.wire_busy_s += duration_s
+        now_s = clock_s - self.peer.origin_s
+        self.peer.nic.passed(now_s, wire_bytes)
+        with self.peer.lock:
+            self.peer.policy.observe(now_s, GoodputSample(wire_bytes, duration_s))
+
+    def delivered(self, sent: Sent) -> float:
+        """The policy is told; returns the distortion that decoding begins with."""
+        peer = self.peer
+        distortion = self.layered.distortion() if self.layered else self.distortion[sent.cut]
+        if sent.refining:
+            peer.starts[sent.transfer_id] = distortion
+        with peer.lock:
+            seconds = self.encode_s + sent.acked_s - sent.granted_s
+            peer.policy.delivered(peer.now_s(), Delivered(distortion, self.decision, self.expected, seconds))
+        return distortion
+
+    def _now(self, clock_s: float, sent_bytes: int, sent_cut: int) -> Decision:
+        now_s = clock_s - self.peer.origin_s
+        price = self.peer.price_per_byte(now_s)
+        view = replace(self.view, sent_bytes=sent_bytes, sent_cut=sent_cut, price=price, started=self.started)
+        return self.peer.decide(now_s, view)

@@ -1,0 +1,27 @@
+"""All transports, by name: one file with one class each. Making one raises ValueError, one line, where its library or device is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from abkt.transfer.transport import Transport
+from abkt.transfer.transports.cuda.cuda_ipc import CudaIpc
+from abkt.transfer.transports.nccl import Nccl
+from abkt.transfer.transports.nixl import Nixl
+from abkt.transfer.transports.shm import Shm
+from abkt.transfer.transports.tcp import Tcp
+from abkt.transfer.transports.unix import Unix
+
+TRANSPORTS: dict[str, type[Transport]] = {
+    "tcp": Tcp,
+    "unix": Unix,
+    "shm": Shm,
+    "nixl": Nixl,
+    "nccl": Nccl,
+    "cuda_ipc": CudaIpc,
+}
+
+
+def listening_address(transport: str, host: str, folder: str | Path, name: str) -> str:
+    """Of whoever is called so; folder: for those that need a path."""
+    return f"{host}:0" if transport == "tcp" else str(Path(folder) / f"{name}.sock")

@@ -1,0 +1,56 @@
+"""Unix sockets: the same frames between processes of one host, without TCP."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+from abkt.transfer.transport import PeerLost
+from abkt.transfer.transports.stream_socket import StreamConnection, StreamListener
+
+CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+
+class Unix:
+    """Addresses are paths. The file goes away when the listener closes."""
+
+    def connect(self, address: str, silence_s: float, keyed: bool = False) -> StreamConnection:
+        return StreamConnection(reached(address, silence_s), address, silence_s)
+
+    def listen(self, address: str, silence_s: float, keyed: bool = False) -> StreamListener:
+        return StreamListener(bound(address), address, lambda connected, peer: StreamConnection(connected, peer, silence_s), address)
+
+
+def reached(address: str, silence_s: float) -> socket.socket:
+    """A Unix socket that is connected. Raises PeerLost."""
+    connected = socket.socket(socket.AF_UNIX)
+    connected.settimeout(silence_s)
+    try:
+        connected.connect(address)
+    except OSError as error:
+        connected.close()
+        raise PeerLost(f"cannot connect to {address}: {error.strerror or error}") from None
+    return connected
+
+
+def bound(address: str) -> socket.socket:
+    """A Unix socket that listens. Raises ValueError, one line."""
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        listening.bind(address)
+        listening.listen()
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"{address} exists; give another path, or remove it if nobody listens there") from None
+        raise ValueError(f"cannot listen on {address}: {error.strerror or error}") from None
+    return listening
+
+
+def same_user(connected: socket.socket) -> None:
+    """Raises ValueError if a Unix socket leads to a process of another user, OSError if that cannot be known."""
+    _, user, _ = CREDENTIALS.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+    if user != os.geteuid():
+        raise ValueError(f"is a process of user {user}, not of this one")

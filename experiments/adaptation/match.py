@@ -1,0 +1,128 @@
+"""One contest: a fixed rate sets bounds and SLO, everybody else meets them on the same requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from abkt.records import SLO
+from experiments.adaptation.rivals import Aim, Bitrate, Bounds, allocated, coarsest_within, finest_asked, finest_levels_within, told
+from experiments.adaptation.scores import Score, mean, p99, ratio, worst
+from experiments.adaptation.worlds import World
+
+UNIFORM_BITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # whole depths of the codec
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """rows: policy -> figures over all repeats. against: rival -> policy -> ratio of p99 exposed transfer time, with its interval.
+
+    ttft: policy -> ratio of mean TTFT to the bound's. even: what others of ours come to where they ask for so much more that their mean
+    distortion is no more than the first's: ratios to the first's, with their intervals. missing: who could not keep the bounds, and why.
+    """
+
+    bits: float
+    bounds: Bounds
+    slo_ttft_s: float
+    rows: dict[str, dict[str, float]]
+    against: dict[str, dict[str, dict[str, float]]]
+    ttft: dict[str, dict[str, float]]
+    even: dict[str, dict[str, dict[str, float]]]
+    missing: dict[str, str]
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "bits": self.bits,
+            "mean_distortion": self.bounds.mean,
+            "slo_ttft_s": self.slo_ttft_s,
+            "rows": self.rows,
+            "exposed_p99_against": self.against,
+            "ttft_mean_against_oracle": self.ttft,
+            "even_against_first": self.even,
+            "missing": self.missing,
+        }
+
+
+def play(
+    world: World,
+    repeats: int,
+    bits: float,
+    ours: Mapping[str, Bitrate],
+    cachegen: Bitrate,
+    oracle: Bitrate,
+    aim: Aim,
+    met: float,
+    slo: SLO,
+    scout: World | None = None,
+) -> Match:
+    """slo: its tpot_s holds; its ttft_s is what fixed rates, which look at no deadline, are run with. scout: the world in which the levels
+    that keep the bounds are looked for, where trying them all in `world` would take too long; None: `world`."""
+
+    def score(name: str, bitrate: Bitrate, under: SLO, of: World = world) -> Score:
+        made = Score(name)
+        for repeat in range(repeats):
+            made.add(of(repeat, bitrate, under))
+        return made
+
+    fixed = score("fixed", allocated(bits), slo)
+    bounds = Bounds(float(fixed.all_distortion.mean()))
+    under = SLO(fixed.met_for(met), slo.tpot_s)
+    scores, missing = {"fixed": fixed}, {}
+    scouts = scout or world
+    level = coarsest_within(bounds, UNIFORM_BITS, lambda b: score("uniform", allocated(b, "uniform"), slo, scouts).all_distortion.tolist())
+    if level is None:
+        missing["uniform"] = "has no rate that keeps the bounds"
+    else:
+        scores["uniform"] = score("uniform", allocated(level, "uniform"), slo)
+    levels = finest_levels_within(
+        bounds, UNIFORM_BITS, lambda bits: score("cachegen", {**cachegen, "bits": bits}, under, scouts).all_distortion.tolist()
+    )
+    if levels:
+        scores["cachegen"] = score("cachegen", {**cachegen, "bits": levels}, under)
+    else:
+        missing["cachegen"] = "breaks the bounds even with its finest level alone"
+    for name, bitrate in ours.items():
+        scores[name] = score(name, told(bitrate, bounds, aim), under)
+    first, *others = ours
+    for name in others:
+        asked = _even(ours[first], ours[name], bounds, aim, lambda bitrate: score("", bitrate, under, scouts))
+        if asked is None:
+            missing[_evened(name)] = f"has more distortion than {first}, even where it asks for a quarter of it"
+        else:
+            scores[_evened(name)] = score(name, told(ours[name], bounds, replace(aim, asked=asked)), under)
+    scores["oracle"] = score("oracle", told(oracle, bounds, aim), under)
+    for name, made in scores.items():
+        if name != "fixed" and not bounds.held_by(made.all_distortion):
+            missing[name] = f"breaks the bounds: mean {made.all_distortion.mean():.4f}, p99 {p99(made.all_distortion):.4f}"
+    against = {
+        rival: {name: ratio(scores[name].exposed_s, scores[rival].exposed_s, p99) for name in scores if name != rival}
+        for rival in ("fixed", "uniform", "cachegen")
+        if rival in scores
+    }
+    ttft = {name: ratio(scores[name].ttft_s, scores["oracle"].ttft_s, mean) for name in ours}
+    even = {name: _against(scores[name], scores[first]) for name in map(_evened, others) if name in scores}
+    rows = {name: made.row(under.ttft_s) for name, made in scores.items()}
+    return Match(bits, bounds, under.ttft_s, rows, against, ttft, even, missing)
+
+
+def _evened(name: str) -> str:
+    return f"{name}, even"
+
+
+def _even(first: Bitrate, other: Bitrate, bounds: Bounds, aim: Aim, scout: Callable[[Bitrate], Score]) -> float | None:
+    """What `other` has to ask for, in D, to have no more distortion than `first`."""
+
+    def distortion(of: Bitrate, asked: float) -> float:
+        return float(scout(told(of, bounds, replace(aim, asked=asked))).all_distortion.mean())
+
+    return finest_asked(distortion(first, aim.asked), aim.asked, lambda asked: distortion(other, asked))
+
+
+def _against(ours: Score, theirs: Score) -> dict[str, dict[str, float]]:
+    return {
+        "ttft_mean": ratio(ours.ttft_s, theirs.ttft_s, mean),
+        "ttft_p99": ratio(ours.ttft_s, theirs.ttft_s, p99),
+        "ttft_worst": ratio(ours.ttft_s, theirs.ttft_s, worst),
+        "distortion_mean": ratio(ours.distortion, theirs.distortion, mean),
+    }

@@ -1,0 +1,39 @@
+"""One policy through all repeats, in the model or on real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from abkt.capacity import Capacity
+from abkt.policy.build import build
+from abkt.policy.routing.round_robin import RoundRobin
+from abkt.profile.schema import Profile
+from abkt.records import SLO, RequestRecord
+from experiments.adaptation.rivals import Bitrate
+from sim.cluster import Cluster, Simulation
+from sim.workload.requests import Request
+
+if TYPE_CHECKING:
+    from abkt.serve.cluster import Cluster as RealCluster
+    from abkt.serve.frontend.prompt import Prompt
+
+World = Callable[[int, Bitrate, SLO], Sequence[RequestRecord]]  # (repeat, policy, SLO) -> records
+
+
+def model(cluster: Cluster, repeats: Sequence[Sequence[Request]]) -> World:
+    def run(repeat: int, bitrate: Bitrate, slo: SLO) -> Sequence[RequestRecord]:
+        return Simulation(cluster, repeats[repeat], lambda: build(bitrate), RoundRobin(), slo).run().requests
+
+    return run
+
+
+def real(
+    cluster: RealCluster, profile: Profile, network: Capacity, repeats: Sequence[Sequence[Prompt]], progress: Callable[[], Any]
+) -> World:
+    """progress: called as each request is finished."""
+
+    def run(repeat: int, bitrate: Bitrate, slo: SLO) -> Sequence[RequestRecord]:
+        return cluster.run(repeats[repeat], bitrate, network, slo, profile, lambda *_: progress()).requests
+
+    return run

@@ -1,0 +1,104 @@
+"""The library of measured curves that stands in for KV nobody here can compute (big models on big GPUs): what bytes leave of distortion,
+and what distortion does to a model's answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from abkt.profile.schema import RateCurve, parse_curve
+from experiments.lib.paths import data_path
+from experiments.lib.results import write_json, write_text
+
+QUANTILES = 2000
+
+
+def load_curves(path: Path) -> tuple[RateCurve, ...]:
+    """Raises ValueError, one line, where the file is missing, empty or no list of curves."""
+    try:
+        found = tuple(RateCurve(int(c["tokens"]), parse_curve(c["slope"]), parse_curve(c["uniform"])) for c in json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ValueError(f"rate curves {path} do not exist; measure them with `abkt profile` or give curves=FILE") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"rate curves {path} cannot be read: {error!r}") from None
+    if not found:
+        raise ValueError(f"rate curves {path} are an empty list")
+    return found
+
+
+def save_curves(curves: tuple[RateCurve, ...], path: Path) -> None:
+    write_json(path, [asdict(curve) for curve in curves])
+
+
+@dataclass(frozen=True)
+class QualityCurve:
+    """One prompt of a kind, coded by one method, point by point from coarse to fine. bytes: of the raw bytes. distortion: as the codec
+    measures it. rise: of the negative log-likelihood of what follows, nats a token. kl: mean divergence of the logits."""
+
+    kind: str
+    method: str
+    tokens: int
+    bytes: tuple[float, ...]
+    distortion: tuple[float, ...]
+    rise: tuple[float, ...]
+    kl: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.bytes) == len(self.distortion) == len(self.rise) == len(self.kl) >= 1:
+            raise ValueError("a curve of quality needs as many bytes as distortions, rises and divergences, and at least one point")
+
+
+def load_quality(path: Path) -> tuple[QualityCurve, ...]:
+    """Raises ValueError, one line, where the file is missing, empty or no list of such curves."""
+    try:
+        rows = json.loads(path.read_text())
+        found = tuple(
+            QualityCurve(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}) for row in rows
+        )
+    except FileNotFoundError:
+        raise ValueError(f"curves of quality {path} do not exist; measure them with `abkt quality`") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"curves of quality {path} cannot be read: {error!r}") from None
+    if not found:
+        raise ValueError(f"curves of quality {path} are an empty list")
+    return found
+
+
+def save_quality(curves: Sequence[QualityCurve], path: Path) -> None:
+    """A curve a line."""
+    lines = ",\n".join(json.dumps(asdict(curve), allow_nan=False) for curve in curves)
+    write_text(path, f"[\n{lines}\n]\n")
+
+
+def expected_rise(curves: Sequence[QualityCurve], distortion: np.ndarray) -> np.ndarray:
+    """Mean over curves of the rise at each distortion, linear in its logarithm between points; 0 at none, and beyond a curve's coarsest
+    point what that has: more is not known. Between its finest point and none it falls in proportion."""
+    at = np.asarray(distortion, dtype=np.float64)
+    found = np.zeros_like(at)
+    for curve in curves:
+        known, rise = np.maximum(np.array(curve.distortion), 1e-12)[::-1], np.array(curve.rise)[::-1]
+        within = np.interp(np.log(np.maximum(at, 1e-12)), np.log(known), rise)
+        found += np.where(at < known[0], rise[0] * at / known[0], within)
+    return found / len(curves)
+
+
+def quality_of(distortion: Sequence[float] | np.ndarray, curves: Sequence[QualityCurve]) -> dict[str, dict[str, float]]:
+    """What transfers of these distortions are expected to do to answers, by kind of prompt: mean and p99 of the rise, nats a token.
+
+    Of many transfers 2,000 quantiles stand for all. Empty if there are none.
+    """
+    at = np.asarray(distortion, dtype=np.float64)
+    if len(at) > QUANTILES:
+        at = np.quantile(at, (np.arange(QUANTILES) + 0.5) / QUANTILES)
+    kinds = dict.fromkeys(curve.kind for curve in curves) if len(at) else {}
+    rises = {kind: expected_rise([curve for curve in curves if curve.kind == kind], at) for kind in kinds}
+    return {kind: {"mean": float(rise.mean()), "p99": float(np.quantile(rise, 0.99))} for kind, rise in rises.items()}
+
+
+def expected_quality(distortion: Sequence[float] | np.ndarray) -> dict[str, dict[str, float]]:
+    """As quality_of, by the curves of the probe that come with abkt: measured with its calibrated weights, and no other model's."""
+    return quality_of(distortion, [curve for curve in load_quality(data_path("curves/quality.json")) if curve.method == "ours"])

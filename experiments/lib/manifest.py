@@ -1,0 +1,97 @@
+"""manifest.json: all that is needed to say where a result came from, and to make it again. No host name and no personal path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from abkt.profile.fingerprint import cpu_name
+from experiments.lib.paths import ROOT
+from experiments.lib.results import write_json
+
+if TYPE_CHECKING:
+    from experiments.lib.verb import Run
+
+SCHEMA_VERSION = 1
+PACKAGES = ("abkt", "torch", "triton", "numpy", "transformers", "simpy", "pandas", "pyarrow", "matplotlib", "hydra-core")
+
+
+def write_manifest(run: Run, inputs: Iterable[Path] = ()) -> None:
+    """inputs: the files that the run has read; each stands with its SHA-256."""
+    write_json(run.out / "manifest.json", manifest(run, inputs))
+
+
+def manifest(run: Run, inputs: Iterable[Path] = ()) -> dict[str, Any]:
+    config = json.loads(_anonymous(json.dumps({key: value for key, value in run.config.items() if key != "out"}, default=str)))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "verb": run.verb,
+        "command": _anonymous(shlex.join(("abkt", run.verb, *run.arguments))),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(ROOT),
+        "config": config,
+        "config_sha256": config_hash(config),
+        "choices": run.choices,
+        "seed": config.get("seed"),
+        "inputs": [{"name": path.name, "bytes": path.stat().st_size, "sha256": file_hash(path)} for path in inputs],
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "host": host(),
+    }
+
+
+def config_hash(config: Any) -> str:
+    """Of the resolved configuration in one canonical form. Where abkt lies and where results go are no part of it."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """sha and dirty of the checkout at root; both null outside of one (a wheel) or without git."""
+    if not (root / ".git").exists():
+        return {"sha": None, "dirty": None}
+    try:
+        sha = _git(root, "rev-parse", "HEAD")
+        return {"sha": sha, "dirty": bool(_git(root, "status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"sha": None, "dirty": None}
+
+
+def host() -> dict[str, Any]:
+    """The kind of machine, not whose it is."""
+    return {
+        "system": platform.system(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _anonymous(text: str) -> str:
+    """Paths of the checkout as relative ones, and the home folder as ~."""
+    return text.replace(f"{ROOT}/", "").replace(f"{Path.home()}/", "~/")

@@ -1,0 +1,134 @@
+"""The network of a run, from conf/network/: a schedule that is written down, or the drive of a phone.
+
+Not modelled by `abkt simulate`: loss, and senders (there a cluster has as many prefill nodes as conf/cluster says).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Discriminator, Tag
+
+from abkt.capacity import Capacity
+from experiments.lib.config import kind_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """delay_s: propagation, each way. loss: share of packets lost, each way. egress_usd_per_gb: of wire bytes (10^9).
+
+    senders: prefill nodes of a replay; with more than one they share the decode node's link.
+    """
+
+    delay_s: float = 0.0
+    loss: float = 0.0
+    egress_usd_per_gb: float = 0.0
+    senders: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.delay_s < 60:
+            raise ValueError(f"delay_s is {self.delay_s}; it must be 0 or more, and below 60")
+        if not 0 <= self.loss < 1:
+            raise ValueError(f"loss is {self.loss}; it must be 0 or more, and below 1")
+        if not 0 <= self.egress_usd_per_gb < math.inf:
+            raise ValueError(f"egress_usd_per_gb is {self.egress_usd_per_gb}; it must be 0 or more")
+        if not 1 <= self.senders <= 200:
+            raise ValueError(f"senders is {self.senders}; it must be 1 to 200")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig(Conditions):
+    """Every node's link: gbps (10^9 bits per second) times share[i] from starts_s[i] on, again after period_s."""
+
+    gbps: float
+    share: tuple[float, ...]
+    starts_s: tuple[float, ...]
+    period_s: float
+
+    def __post_init__(self) -> None:
+        Conditions.__post_init__(self)
+        _check_gbps(self.gbps)
+        self.capacity()
+
+    def capacity(self) -> Capacity:
+        return Capacity(self.starts_s, tuple(self.gbps * share * 1e9 / 8 for share in self.share), self.period_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriveConfig(Conditions):
+    """What a phone could download in each second of a recording, scaled to a mean of gbps; see read_drive."""
+
+    gbps: float
+    path: Path
+    drive: str
+    floor: float
+
+    def __post_init__(self) -> None:
+        Conditions.__post_init__(self)
+        _check_gbps(self.gbps)
+        if not 0 < self.floor < 1:
+            raise ValueError(f"floor is {self.floor}; it must be above 0 and below 1")
+
+    def capacity(self) -> Capacity:
+        return read_drive(self.path.expanduser(), self.drive, self.gbps * 1e9 / 8, self.floor)
+
+
+Network = Annotated[
+    Annotated[NetworkConfig, Tag("NetworkConfig")] | Annotated[DriveConfig, Tag("DriveConfig")],
+    Discriminator(lambda value: kind_of(value, "path", "DriveConfig", "NetworkConfig")),
+]
+
+
+def inputs(network: NetworkConfig | DriveConfig) -> list[Path]:
+    """The files that the network reads."""
+    return [network.path.expanduser()] if isinstance(network, DriveConfig) else []
+
+
+def read_drive(path: Path, drive: str, mean_bytes_per_s: float, floor: float) -> Capacity:
+    """A recording of a table (Parquet or CSV) with the columns app, file, t_s and dl_kbps, second by second, again after its end.
+
+    drive: the recording, by its name in the column `file`; empty: the first in which something was downloaded while driving. A second
+    with several rows has their mean; one without any is as the one before. No second has less than `floor` of the mean: a link of no
+    bytes is none. Raises ValueError, one line, if it cannot be had.
+    """
+    import numpy as np
+
+    table = _table(path)
+    if not drive:
+        table = table[table["app"].astype(str).str.startswith("Download/Driving")]
+        drive = str(table["file"].iloc[0]) if len(table) else ""
+    rows = table[table["file"].astype(str) == drive]
+    if rows.empty:
+        raise ValueError(f"{path} has no drive {drive!r}; network.drive is a name of its column `file`, or empty for the first download")
+    kbps = rows["dl_kbps"].astype(float).groupby(rows["t_s"].astype(float).floordiv(1)).mean()
+    seconds = range(int(kbps.index.min()), int(kbps.index.max()) + 1)
+    kbps = kbps.reindex(seconds).ffill()
+    if not kbps.mean() > 0:
+        raise ValueError(f"{path}: nothing was downloaded in drive {drive}")
+    rates = np.maximum(kbps.to_numpy() / kbps.mean(), floor) * mean_bytes_per_s
+    return Capacity(tuple(float(i) for i in range(len(rates))), tuple(rates.tolist()), float(len(rates)))
+
+
+def _table(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    if not path.is_file():
+        raise ValueError(f"network.path: {path} does not exist; it is the table of a drive, which does not come with abkt")
+    try:
+        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from None
+    if missing := {"app", "file", "t_s", "dl_kbps"} - set(table.columns):
+        raise ValueError(f"{path} lacks the column {min(missing)}; a drive has app, file, t_s and dl_kbps")
+    return table
+
+
+def _check_gbps(gbps: float) -> None:
+    if not gbps > 0:
+        raise ValueError(f"gbps is {gbps}; it must be above 0 (.inf is an unlimited link)")

@@ -1,0 +1,105 @@
+"""requests.parquet and transfers.parquet of a run, written while it goes on: a million requests would not all fit in memory as objects.
+
+Batches are of one size, wherever the run hands its records over, so the files' bytes depend on the records alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from abkt.records import SUMMARIZED, RequestRecord, TransferRecord
+from experiments.lib.results import record_table
+from sim.cluster import Simulation
+from sim.interval import intervals
+
+BATCH = 20_000  # records a row group
+NAMES = ("requests.parquet", "transfers.parquet")
+
+
+class RecordWriter:
+    """A context: files lie in `folder` once it has ended without an error, and are not there at all otherwise. errors: of the nodes, for
+    prediction intervals; None: no such columns."""
+
+    def __init__(self, folder: Path, errors: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        self.folder, self.errors, self.made = folder, errors, False
+        self.requests = _Part(RequestRecord, folder / f".{NAMES[0]}.part")
+        self.transfers = _Part(TransferRecord, folder / f".{NAMES[1]}.part")
+
+    def __enter__(self) -> RecordWriter:
+        self.made = not self.folder.exists()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._write(0)
+        finally:
+            for part in (self.requests, self.transfers):
+                part.close()
+        for part, name in zip((self.requests, self.transfers), NAMES):
+            if kind is None:
+                part.path.replace(self.folder / name)
+            else:
+                part.path.unlink(missing_ok=True)
+        if kind is not None and self.made and self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def add(self, requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord]) -> None:
+        """Records that will not change any more, in their order."""
+        self.requests.waiting += requests
+        self.transfers.waiting += transfers
+        self._write(BATCH)
+
+    def drain(self, simulation: Simulation) -> None:
+        """Take from a run what is finished and stands before all that is not."""
+        records, transfers = simulation.records, simulation.transfers
+        open_ids = {r.request_id for r in records if r.outcome == "completed" and r.finish_s != r.finish_s}
+        done = _leading(records, open_ids), _leading(transfers, open_ids)
+        self.add(records[: done[0]], transfers[: done[1]])
+        del records[: done[0]], transfers[: done[1]]
+
+    def _write(self, at_least: int) -> None:
+        self.requests.write(at_least, lambda records: intervals(records, self.errors) if self.errors else {})
+        self.transfers.write(at_least, lambda records: {})
+
+
+class _Part:
+    def __init__(self, kind: type[RequestRecord] | type[TransferRecord], path: Path) -> None:
+        self.kind, self.path = kind, path
+        self.waiting: list[Any] = []
+        self.writer: pq.ParquetWriter | None = None
+
+    def write(self, at_least: int, more: Any) -> None:
+        """Batches of BATCH while there are so many; with at_least 0 whatever is left, and an empty table if there was nothing at all."""
+        while len(self.waiting) >= max(1, at_least) or (at_least == 0 and self.writer is None):
+            batch = self.waiting[:BATCH]
+            del self.waiting[:BATCH]
+            table = record_table(self.kind, batch, {})
+            for name, values in more(batch).items():
+                table = table.append_column(name, pa.array(values, pa.float64()))
+            if self.writer is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.writer = pq.ParquetWriter(self.path, table.schema)
+            self.writer.write_table(table)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def read_columns(path: Path, names: Sequence[str] = SUMMARIZED) -> dict[str, np.ndarray]:
+    """Columns of one of the files."""
+    table = pq.read_table(path, columns=list(names))
+    return {name: table[name].to_numpy() for name in names}
+
+
+def _leading(records: Sequence[Any], open_ids: set[int]) -> int:
+    """How many at the front belong to requests that are not open."""
+    return next((i for i, r in enumerate(records) if r.request_id in open_ids), len(records))

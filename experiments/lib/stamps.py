@@ -1,0 +1,46 @@
+"""Where a table comes from, inside its Parquet file: a figure drawn from it years later can still say so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from experiments.lib.manifest import manifest
+from experiments.lib.results import plain, write_table
+from experiments.lib.verb import Run
+
+KEY = b"abkt"
+SCHEMA_VERSION = 1
+TAKEN = ("verb", "command", "git", "config_sha256", "versions", "host")
+
+
+def write_stamped(path: Path, table: pa.Table, run: Run, **facts: Any) -> None:
+    """A table of the run that makes it. facts: what else a reader should know, such as where a limit is drawn."""
+    write_table_stamped(path, table, manifest(run), **facts)
+
+
+def write_table_stamped(path: Path, table: pa.Table, made: Mapping[str, Any], **facts: Any) -> None:
+    """made: the manifest of the run that made what is in the table."""
+    about = {name: made[name] for name in TAKEN if name in made}
+    stamp = plain({"schema_version": SCHEMA_VERSION, **about, "facts": facts})
+    metadata = {**(table.schema.metadata or {}), KEY: json.dumps(stamp, sort_keys=True).encode()}
+    write_table(path, table.replace_schema_metadata(metadata))
+
+
+def read_stamp(path: Path) -> dict[str, Any]:
+    """Raises ValueError, one line, where the file is missing, no Parquet, or of another version."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    stamp = json.loads(metadata.get(KEY, b"{}"))
+    if stamp.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema version {stamp.get('schema_version')}, this code reads {SCHEMA_VERSION}; make it again")
+    return dict(stamp)

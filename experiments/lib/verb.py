@@ -1,0 +1,120 @@
+"""What makes a function a verb: its configuration composed, checked and handed over with the folder for its results."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.lib import compose as composer
+from experiments.lib.compose import Composed
+from experiments.lib.config import read
+from experiments.lib.paths import conf_dir
+
+MULTIRUN = ("-m", "--multirun")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One call of a verb. config: resolved plain values. choices: group -> choice. out: made when the first result is written."""
+
+    verb: str
+    arguments: tuple[str, ...]
+    config: dict[str, Any]
+    choices: dict[str, str]
+    out: Path
+
+
+def verb(name: str, positional: tuple[str, ...] = ()) -> Callable[[Callable[[Any, Run], None]], Callable[[Sequence[str]], None]]:
+    """Decorate `main(config: SomeConfig, run: Run)`; it then takes the arguments of the command line.
+
+    positional: keys that may be given without their name. Raises ValueError, one line, for bad input. `-m` goes through Hydra's own
+    application, so that its sweepers and launchers work.
+    """
+
+    def decorate(main: Callable[[Any, Run], None]) -> Callable[[Sequence[str]], None]:
+        kind = get_type_hints(main)["config"]
+
+        def start(composed: Composed, arguments: Sequence[str], out: Path) -> None:
+            config = {**composed.config, "out": out}
+            main(read(kind, config), Run(name, tuple(arguments), config, composed.choices, out))
+
+        def call(arguments: Sequence[str]) -> None:
+            overrides = named([a for a in arguments if a not in MULTIRUN], positional)
+            if len(overrides) < len(arguments):
+                run_many(name, start, overrides)
+            else:
+                composed = composer.compose(name, overrides)
+                start(composed, arguments, out_folder(composed.config.get("out"), name))
+
+        return call
+
+    return decorate
+
+
+def named(arguments: Sequence[str], positional: tuple[str, ...]) -> list[str]:
+    """Arguments as Hydra overrides: those without a key get the positional names in turn, quoted."""
+    names, overrides = list(positional), []
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise ValueError(f"unknown option {argument}; there are --help and --multirun, all else is group=choice or key=value")
+        if "=" not in argument and not argument.startswith("~") and names:
+            quoted = argument.replace("\\", "\\\\").replace('"', '\\"')
+            argument = f'{names.pop(0)}="{quoted}"'
+        overrides.append(argument)
+    return overrides
+
+
+def out_folder(out: object, name: str) -> Path:
+    """DIR of out=DIR itself, else outputs/VERB/<time>. Raises ValueError where it cannot become a folder; makes none yet."""
+    folder = Path(str(out)).expanduser() if out else _free(Path("outputs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    standing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not standing.is_dir():
+        raise ValueError(f"out={folder}: {standing} is a file")
+    if not os.access(standing, os.W_OK):
+        raise ValueError(f"out={folder}: {standing} cannot be written to")
+    return folder
+
+
+def run_many(name: str, start: Callable[[Composed, Sequence[str], Path], None], overrides: Sequence[str]) -> None:
+    """Every combination, each in a numbered folder below out=DIR (default outputs/VERB/<time>)."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    given = [text for text in overrides if text.startswith("out=")]
+    folder = out_folder(given[-1].removeprefix("out=") if given else None, name)
+    sweep = [text for text in overrides if not text.startswith("out=")]
+
+    def job(config: Any) -> None:
+        own = HydraConfig.get()
+        start(composer.plain(config, own.runtime.choices), own.overrides.task, Path(own.runtime.output_dir))
+
+    composer.register_resolvers()
+    if wrong := composer.fault(name, sweep, multirun=True):  # Hydra would only say so after it has made the folder
+        raise ValueError(wrong)
+
+    # Without its name in sys.argv and its own logging, Hydra would log to the terminal and leave a .hydra folder in each result.
+    quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null", f"hydra.job.name={name}"]
+    argv, environment = sys.argv, dict(os.environ)
+    sys.argv = [f"abkt {name}", "--multirun", *quiet, f"hydra.sweep.dir='{folder}'", *sweep]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions as they are; what the user reads is made here
+    try:
+        hydra.main(version_base=composer.HYDRA_VERSION, config_path=str(conf_dir()), config_name=name.replace("-", "_"))(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(composer.explain(name, sweep, error, multirun=True)) from None
+    finally:
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR")
+        os.environ.update(environment)
+
+
+def _free(folder: Path) -> Path:
+    """Two runs may begin in the same second."""
+    return folder if not folder.exists() else next(p for n in range(2, 1000) if not (p := folder.with_name(f"{folder.name}-{n}")).exists())

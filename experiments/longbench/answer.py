@@ -1,0 +1,175 @@
+"""One question through a Pair: colocated, after raw KV, and after KV that the policy sent; what each says, and how long each stage took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from abkt.codec.importance import Importance
+from abkt.serve.engine.attention import Row
+from abkt.serve.engine.engine import Engine
+from experiments.longbench.pair import Pair
+from experiments.longbench.questions import Asked
+
+NAN = float("nan")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+@dataclass(slots=True)
+class Answer:
+    """A row of the results. outcome: completed or failed, then with a reason; the rest of a failed one is empty.
+
+    prompt_tokens of whole_tokens were asked. score, raw_score: of what was said after the policy's KV and after raw KV. nll, raw_nll: nats
+    a token of the reference answer (its first 'most' tokens without the very first, which the prefill side says; nan if there is but one).
+    agreement: share of positions where both say the same token. diverged_at: the first where they do not, or the length.
+    lossless: whether raw KV led to the same tokens as KV that did not travel. Seconds: prefill of all three; decode of each whole answer;
+    first_s: until the decode side has its first own token, from the prompt on. wire_bytes: headers and all, raw_bytes: the KV itself.
+    """
+
+    task: str
+    category: str
+    id: str
+    outcome: str = "completed"
+    reason: str = ""
+    splits: str = ""
+    prompt_tokens: int = 0
+    whole_tokens: int = 0
+    answer_tokens: int = 0
+    raw_answer_tokens: int = 0
+    score: float = NAN
+    raw_score: float = NAN
+    nll: float = NAN
+    raw_nll: float = NAN
+    scored_tokens: int = 0
+    agreement: float = NAN
+    diverged_at: int = 0
+    lossless: bool = False
+    mode: str = ""
+    wire_bytes: int = 0
+    raw_wire_bytes: int = 0
+    raw_bytes: int = 0
+    distortion: float = NAN
+    prefill_s: float = NAN
+    encode_s: float = NAN
+    wire_s: float = NAN
+    expand_s: float = NAN
+    decode_s: float = NAN
+    first_s: float = NAN
+    raw_wire_s: float = NAN
+    raw_decode_s: float = NAN
+    raw_first_s: float = NAN
+    colocated_decode_s: float = NAN
+    colocated_first_s: float = NAN
+    said: str = ""
+    raw_said: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(Answer))
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """tokens: with the prefill side's first. step_s: of the first decode iteration."""
+
+    tokens: list[int]
+    decode_s: float
+    step_s: float
+
+
+def answer(asked: Asked, pair: Pair, tokenizer, stops: frozenset[int], deadline_s: float) -> Answer:
+    """Raises what is no lack of memory; that is recorded, with its first line."""
+    row = Answer(asked.task.name, asked.task.category, asked.example.id, splits=",".join(asked.example.splits))
+    row.prompt_tokens, row.whole_tokens = len(asked.tokens), asked.whole_tokens
+    try:
+        _run(row, asked, pair, tokenizer, stops, deadline_s)
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        reason = f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]}"[:300]
+        return Answer(row.task, row.category, row.id, "failed", reason, row.splits, row.prompt_tokens, row.whole_tokens)
+    return row
+
+
+def room(asked: Asked) -> int:
+    """Tokens that a pool has to hold for a question: prompt and answer, or a reference of that length."""
+    return len(asked.tokens) + max(asked.most_tokens, 2)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """On a GPU torch has a class for it, on a CPU but a text."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in said for text in OUT_OF_MEMORY)
+
+
+def _run(row: Answer, asked: Asked, pair: Pair, tokenizer, stops: frozenset[int], deadline_s: float) -> None:
+    tokens, task = len(asked.tokens), asked.task
+    if task.line_ends:
+        stops = stops | {tokenizer.encode("\n", add_special_tokens=False)[-1]}
+    reference = tokenizer.encode(asked.example.answers[0], add_special_tokens=False)[: asked.most_tokens]
+    table = pair.table[: pair.prefill.layout.blocks_for(room(asked))]
+    importance = Importance()
+    start_s = time.monotonic()
+    first = pair.prefill.prefill(asked.tokens, table, importance)
+    row.prefill_s = time.monotonic() - start_s
+    if task.line_ends and first in stops:  # such an answer has at least one token
+        first = _best_other(pair.prefill, asked.tokens, table, stops)
+    colocated = say(pair.prefill, Row(table, tokens), first, asked.most_tokens, stops)
+    row.colocated_decode_s, row.colocated_first_s = colocated.decode_s, row.prefill_s + colocated.step_s
+
+    raw = pair.raw(tokens, first)
+    row.raw_nll = nll(pair.decode, Row(table, tokens), reference)
+    plain = say(pair.decode, Row(table, tokens), first, asked.most_tokens, stops)
+    row.raw_wire_s, row.raw_wire_bytes, row.raw_decode_s = raw.wire_s, raw.wire_bytes, plain.decode_s
+    row.raw_first_s = row.prefill_s + raw.seconds + plain.step_s
+    row.lossless = plain.tokens == colocated.tokens
+
+    sent = pair.coded(tokens, first, importance, deadline_s)
+    row.nll = nll(pair.decode, Row(table, tokens), reference)
+    coded = say(pair.decode, Row(table, tokens), first, asked.most_tokens, stops)
+    row.mode, row.wire_bytes, row.distortion = sent.mode, sent.wire_bytes, sent.distortion
+    row.encode_s, row.wire_s, row.expand_s, row.decode_s = sent.encode_s, sent.wire_s, sent.expand_s, coded.decode_s
+    row.first_s = row.prefill_s + sent.seconds + coded.step_s
+    row.raw_bytes = tokens * pair.prefill.layout.model.kv_bytes_per_token
+    row.scored_tokens, row.answer_tokens = max(0, len(reference) - 1), len(coded.tokens)
+    row.raw_answer_tokens = len(plain.tokens)
+    row.agreement, row.diverged_at = agreement(coded.tokens, plain.tokens)
+    for said, name in ((coded, ""), (plain, "raw_")):
+        text = tokenizer.decode([t for t in said.tokens if t not in stops], skip_special_tokens=True)
+        setattr(row, f"{name}said", text)
+        setattr(row, f"{name}score", task.score(text, asked.example.answers, asked.example.classes))
+
+
+def say(engine: Engine, row: Row, first: int, most: int, stops: frozenset[int]) -> Said:
+    """Greedy, after the KV of row, until a stop or `most` tokens. step_s is that of one iteration even where none was needed."""
+    found, start_s, step_s = [first], time.monotonic(), 0.0
+    while len(found) < max(most, 2) and (found[-1] not in stops or len(found) == 1):
+        found.append(engine.decode([row], [found[-1]])[0])
+        step_s = step_s or time.monotonic() - start_s
+    if found[0] in stops or most < 2:
+        found = found[:1]
+    return Said(found, time.monotonic() - start_s, step_s)
+
+
+def nll(engine: Engine, row: Row, reference: Sequence[int]) -> float:
+    """Mean over the reference's tokens after its first; nan if there are none."""
+    if len(reference) < 2:
+        return NAN
+    logits = engine.score(reference[:-1], row).log_softmax(-1)
+    return float(-logits[torch.arange(len(reference) - 1), torch.tensor(reference[1:], device=logits.device)].mean())
+
+
+def agreement(tokens: Sequence[int], others: Sequence[int]) -> tuple[float, int]:
+    """Share of positions of the longer one where both have the same token, and the first where they have not."""
+    same = [a == b for a, b in zip(tokens, others, strict=False)]
+    longest = max(len(tokens), len(others))
+    return sum(same) / longest, next((i for i, equal in enumerate(same) if not equal), longest if len(tokens) == len(others) else len(same))
+
+
+def _best_other(engine: Engine, tokens: Sequence[int], table: Sequence[int], stops: frozenset[int]) -> int:
+    """The likeliest first token that is no stop. Puts the last token of the prompt once more."""
+    logits = engine.score(tokens[-1:], Row(table, len(tokens) - 1))[0].clone()
+    logits[list(stops)] = float("-inf")
+    return int(logits.argmax())

@@ -1,0 +1,173 @@
+"""Where rows, prompts and lengths come from: a folder, or the hub and LongBench's own repository. Nothing of it comes with this project.
+
+A folder may be as published (`trec.jsonl`, `dataset2prompt.json`, `0shot.txt`), or with each name led by `v1_` or `v2_`; rows may be
+gzipped. Its subfolders `data`, `config` and `prompts` are looked into.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.longbench.tasks import Task
+
+HUB = {"v1": ("zai-org/LongBench", "data.zip"), "v2": ("zai-org/LongBench-v2", "data.json")}
+REPOSITORY = "https://raw.githubusercontent.com/THUDM/LongBench/2e00731f8d0bff23dc4325161044d0ed8af94c1e"
+PLACES = {
+    "dataset2prompt.json": "LongBench/config/dataset2prompt.json",
+    "dataset2maxlen.json": "LongBench/config/dataset2maxlen.json",
+    "0shot.txt": "prompts/0shot.txt",
+}
+INSIDE = ("", "data", "config", "prompts", "LongBench/config")
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question. id: of its row. answers: any of them is right. splits: what else it counts for, such as difficulty."""
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """Raises ValueError, one line, for what is not there or cannot be read."""
+
+    def has(self, task: Task) -> bool: ...
+
+    def rows(self, task: Task) -> Iterator[dict[str, Any]]: ...
+
+    def text(self, family: str, name: str) -> str:
+        """A file of prompts or lengths of v1 or v2."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not self.folder.is_dir():
+            raise ValueError(f"data={self.folder} is no folder; give one with LongBench's files, or data=hub")
+
+    def has(self, task: Task) -> bool:
+        return self._rows_of(task) is not None
+
+    def rows(self, task: Task) -> Iterator[dict[str, Any]]:
+        path = self._rows_of(task)
+        if path is None:
+            raise ValueError(
+                f"task {task.name} is not in {self.folder}: there is no {task.file}.jsonl or .json, plain or .gz; or use data=hub"
+            )
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        yield from parse_rows(raw, path.name)
+
+    def text(self, family: str, name: str) -> str:
+        path = self._find(family, (name,))
+        if path is None:
+            raise ValueError(f"{name} of LongBench {family} is not in {self.folder}; put it there, or use data=hub")
+        return path.read_text(encoding="utf-8")
+
+    def _rows_of(self, task: Task) -> Path | None:
+        return self._find(task.family, [f"{task.file}{ending}" for ending in (".jsonl", ".jsonl.gz", ".json", ".json.gz")])
+
+    def _find(self, family: str, names: list[str] | tuple[str, ...]) -> Path | None:
+        led = [f"{family}_{name}" for name in names]
+        places = (self.folder / inside / name for inside in INSIDE for name in (*led, *names))
+        return next((place for place in places if place.is_file()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """LongBench where it is published. fetch: a file of a data set of the hub, as a path here. read: a file of the repository, as text."""
+
+    fetch: Callable[[str, str], Path] = field(default_factory=lambda: _from_hub)
+    read: Callable[[str], str] = field(default_factory=lambda: _from_repository)
+
+    def has(self, task: Task) -> bool:
+        return task.family in HUB
+
+    def rows(self, task: Task) -> Iterator[dict[str, Any]]:
+        if not self.has(task):
+            raise ValueError(f"task {task.name} is not on the hub; give its folder with data=DIR")
+        path = self.fetch(*HUB[task.family])
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                name = next((name for name in archive.namelist() if name.endswith(f"/{task.file}.jsonl")), None)
+                if name is None:
+                    raise ValueError(f"task {task.name} is not in {path.name} of the hub")
+                yield from parse_rows(archive.read(name), name)
+        else:
+            yield from parse_rows(path.read_bytes(), path.name)
+
+    def text(self, family: str, name: str) -> str:
+        return self.read(PLACES[name])
+
+
+def parse_rows(raw: bytes, name: str) -> Iterator[dict[str, Any]]:
+    """JSON lines, or one list. Raises ValueError naming the line."""
+    if raw.lstrip()[:1] == b"[":
+        try:
+            yield from json.loads(raw)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name} is no list of rows: {error}") from None
+        return
+    for number, line in enumerate(io.BytesIO(raw), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{name}, line {number}: no JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{name}, line {number}: a row is an object")
+            yield row
+
+
+def _from_hub(repository: str, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+    except (OSError, ValueError, *_unreachable()) as error:
+        raise ValueError(f"the hub cannot be reached for {repository}: {str(error).splitlines()[0]}; give data=DIR") from None
+
+
+def _from_repository(path: str) -> str:
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(f"{REPOSITORY}/{path}", timeout=TIMEOUT_S) as answer:
+            return answer.read().decode()
+    except OSError as error:
+        raise ValueError(f"LongBench's repository cannot be reached for {path}: {error}; give data=DIR") from None
+
+
+def model_folder(model: str) -> Path:
+    """A folder as it is; else a name on the hub, fetched. Raises ValueError, one line, where neither can be had."""
+    if Path(model).is_dir():
+        return Path(model)
+    if Path(model).is_absolute() or model.count("/") != 1:
+        raise ValueError(f"model_folder={model} is neither a folder nor a name on the hub (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(model, allow_patterns=wanted))
+    except (OSError, ValueError, *_unreachable()) as error:
+        raise ValueError(f"model_folder={model} is no folder, and the hub cannot give it: {str(error).splitlines()[0]}") from None
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What the hub's client raises beside OSError, whichever HTTP library it uses."""
+    import huggingface_hub.errors as errors
+
+    return (errors.EntryNotFoundError, *(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"))

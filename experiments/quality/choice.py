@@ -1,0 +1,30 @@
+"""Which methods a run compares, by the names that were asked for; and why others are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from experiments.quality.methods import Held, Method
+from experiments.quality.peers import failure, peers, reasons
+
+
+def check(names: Sequence[str], own: Mapping[str, Method]) -> None:
+    """Raises ValueError, one line, for a name that is none or whose package is not installed."""
+    for name in names:
+        if name in reasons():
+            raise ValueError(
+                f"codec {name}: {reasons()[name]}; leave it out, or install it (`pip install abkt[peers]` has all but lmcache)"
+            )
+        if name != "all" and name not in {**own, **peers()}:
+            raise ValueError(f"codec {name} is unknown; there are {', '.join({**own, **peers()})}, and all")
+
+
+def choose(names: Sequence[str], own: Mapping[str, Method], helds: Iterable[Held]) -> tuple[list[Method], dict[str, str]]:
+    """Methods, and the reason of each that `all` leaves out: its package is not here, or it does not get through one of helds."""
+    known = {**own, **peers()}
+    chosen = dict(known) if "all" in names else {name: known[name] for name in names}
+    left_out = reasons() if "all" in names else {}
+    theirs = [method for name, method in chosen.items() if name not in own]
+    for held in helds if theirs else ():
+        left_out |= {method.name: why for method in theirs if method.name not in left_out and (why := failure(method, held))}
+    return [method for name, method in chosen.items() if name not in left_out], left_out

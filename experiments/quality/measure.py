@@ -1,0 +1,162 @@
+"""What a codec does to a model: the same continuation, put after KV that travelled and after KV that did not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from abkt.codec.importance import Importance
+from abkt.serve.engine.attention import Row
+from abkt.serve.engine.engine import Engine
+from experiments.quality.methods import Held, Method, Point
+from experiments.quality.samples import Sample
+
+REFINED_AFTER = 32  # tokens decoded from the coarse KV, where refinement is replayed
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One method at one rate on one sample. nll: nats a token over the answers, beside raw_nll of KV that did not travel. kl: mean
+    divergence of the logits from those, worst_kl: of the worst 1 % of tokens. right, raw_right: share of answers that the model says
+    itself. diverged_at: first token of the continuation where its choice is another (the length where none is). nmse: squared error of KV
+    over squared deviation from channel means, mean over layers and K, V. attention_error: the same of what the last queries get.
+    distortion: what the codec said of itself. right_to_N: share of answers known from a place at most N tokens back, and farther than
+    the N before; nan where there are none.
+    """
+
+    sample: int
+    kind: str
+    tokens: int
+    method: str
+    rate: str
+    wire_bytes: int
+    raw_bytes: int
+    nmse: float
+    attention_error: float
+    nll: float
+    raw_nll: float
+    kl: float
+    worst_kl: float
+    right: float
+    raw_right: float
+    diverged_at: int
+    right_near: float
+    right_far: float
+    distortion: float = float("nan")
+    right_to_128: float = float("nan")
+    right_to_256: float = float("nan")
+    right_to_512: float = float("nan")
+    right_to_1024: float = float("nan")
+    right_to_2048: float = float("nan")
+
+
+DISTANCES = (128, 256, 512, 1024, 2048)
+
+
+class Bench:
+    """One model, and room for the KV of one prompt and of its received copy."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        blocks = engine.layout.blocks // 2
+        self.sent, self.received = list(range(blocks)), list(range(blocks, 2 * blocks))
+
+    def prefill(self, sample: Sample) -> Held:
+        importance = Importance()
+        self.engine.prefill(sample.prompt, self.sent, importance)
+        return Held(self.engine.pool, self.sent, len(sample.prompt), importance)
+
+    def logits(self, sample: Sample, schedule: Sequence[tuple[int, Callable[[list[int]], None]]]) -> torch.Tensor:
+        """Of every token of the continuation but the first (which prefill says): [tokens - 1, vocabulary]. schedule: from which token of
+        the continuation on which KV is there; the first from 0."""
+        row, found, rest = Row(self.received, len(sample.prompt)), [], list(sample.continuation[:-1])
+        for (start, put), stop in zip(schedule, [*(start for start, _ in schedule[1:]), len(rest)], strict=True):
+            put(self.received)
+            if stop > start:
+                found.append(self.engine.score(rest[start:stop], row))
+        return torch.cat(found)
+
+    def outcomes(self, index: int, sample: Sample, methods: Sequence[Method]) -> Iterator[Outcome]:
+        held = self.prefill(sample)
+        layers = held.pool.layout.model.layers
+        source = [torch.stack(held.pool.read(self.sent, layer, held.tokens)).double() for layer in range(layers)]
+
+        def put_raw(table: list[int]) -> None:
+            held.pool.data[table] = held.pool.data[self.sent]
+
+        reference = self.logits(sample, [(0, put_raw)])
+        for method in methods:
+            points = list(method.points(held))
+            for point in points:
+                yield self._outcome(index, sample, held, source, method.name, point.rate, point, [(0, point.put)], reference)
+            for coarse, fine in refinements(points):
+                rate = f"{coarse.rate} then {fine.rate}"
+                schedule = [(0, coarse.put), (REFINED_AFTER, fine.put)]
+                yield self._outcome(index, sample, held, source, method.name, rate, fine, schedule, reference)
+
+    def _outcome(
+        self, index: int, sample: Sample, held: Held, source: list[torch.Tensor], method: str, rate: str, point: Point,
+        schedule: list[tuple[int, Callable[[list[int]], None]]], reference: torch.Tensor,
+    ) -> Outcome:  # fmt: skip
+        logits = self.logits(sample, schedule)
+        target = torch.tensor(sample.continuation[1:])
+        answers = torch.tensor(sample.answers[1:])
+        ours, theirs = logits.log_softmax(-1), reference.log_softmax(-1)
+        kl = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+        choice, raw_choice = logits.argmax(-1), reference.argmax(-1)
+        other = (choice != raw_choice).nonzero()
+        right, raw_right = choice == target, raw_choice == target
+        distance = torch.tensor(sample.distance[1:])
+        far = distance > held.tokens // 2
+        near = answers & ~far
+        worst = kl.sort(descending=True).values[: max(1, len(kl) // 100)]
+        received = [torch.stack(held.pool.read(self.received, layer, held.tokens)).double() for layer in range(len(source))]
+        return Outcome(
+            index, sample.kind, held.tokens, method, rate, point.wire_bytes, held.tokens * held.pool.layout.model.kv_bytes_per_token,
+            nmse(source, received), attention_error(held, source, received),
+            float(-ours[answers, target[answers]].mean()), float(-theirs[answers, target[answers]].mean()),
+            float(kl.mean()), float(worst.mean()), _share(right, answers), _share(raw_right, answers),
+            int(other[0]) if len(other) else len(kl), _share(right, near), _share(right, answers & far), point.distortion,
+            *(_share(right, answers & (distance > low) & (distance <= high)) for low, high in pairwise((0, *DISTANCES))),
+        )  # fmt: skip
+
+
+def refinements(points: Sequence[Point]) -> list[tuple[Point, Point]]:
+    """Which two rates of an embedded method are replayed as a start and its refinement: the one nearest 2 bits, then that nearest 4."""
+    rated = [p for p in points if p.rate]
+    if len(rated) < 3:
+        return []
+    coarse, fine = (min(rated, key=lambda p: abs(float(p.rate) - bits)) for bits in (2, 4))
+    return [(coarse, fine)] if coarse.wire_bytes < fine.wire_bytes else []
+
+
+def nmse(source: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> float:
+    """source, received: of each layer [kinds, heads, tokens, channels]."""
+    parts = []
+    for x, y in zip(source, received, strict=True):
+        spread = (x - x.mean(2, keepdim=True)).square().sum((1, 2, 3))
+        parts.append((x - y).square().sum((1, 2, 3)) / spread.clamp_min(1e-30))
+    return float(torch.stack(parts).mean())
+
+
+def attention_error(held: Held, source: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> float:
+    """Squared error over squared length of what the last queries of the prompt get from attention, mean over layers."""
+    found = []
+    for layer, (x, y) in enumerate(zip(source, received, strict=True)):
+        query, scale = held.importance.queries[layer]
+        seen = torch.arange(held.tokens) <= torch.arange(held.tokens - query.shape[1], held.tokens)[:, None]
+        a, b = (
+            F.scaled_dot_product_attention(query[None].double(), kv[0][None], kv[1][None], seen, scale=scale, enable_gqa=True)
+            for kv in (x, y)
+        )
+        found.append(float((a - b).square().sum() / a.square().sum().clamp_min(1e-30)))
+    return float(np.mean(found))
+
+
+def _share(right: torch.Tensor, counted: torch.Tensor) -> float:
+    return float(right[counted].float().mean()) if counted.any() else float("nan")

@@ -1,0 +1,183 @@
+"""`abkt adaptation`: is following the link worth anything, once distortion is held equal?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from abkt.profile import schema
+from abkt.records import SLO
+from experiments.adaptation.match import Match, play
+from experiments.adaptation.rivals import Aim
+from experiments.adaptation.worlds import World, model, real
+from experiments.lib.config import STRICT
+from experiments.lib.manifest import write_manifest
+from experiments.lib.network import Network
+from experiments.lib.network import inputs as network_inputs
+from experiments.lib.progress import bar
+from experiments.lib.results import write_json
+from experiments.lib.verb import Run, verb
+from experiments.lib.workload import TraceWorkload, Workload, read_workload
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
+
+    from abkt.profile.schema import Profile
+    from sim.workload.requests import Request
+
+SCHEMA_VERSION = 1
+EVEN = {"ttft_mean": "mean TTFT", "ttft_p99": "p99", "ttft_worst": "worst", "distortion_mean": "mean distortion"}
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptationConfig:
+    """ours: policies that can be told bounds, by name. bits: of the fixed rates. asked, behind: see Aim.
+
+    receivers: decode nodes; several share the prefill node's link, in the model alone.
+    """
+
+    world: Literal["model", "real"]
+    model_folder: Path
+    profile: Path | None
+    pacing: str
+    network: Network
+    receivers: int
+    workload: Workload
+    ours: dict[str, dict[str, Any]]
+    cachegen: dict[str, Any]
+    oracle: dict[str, Any]
+    bits: tuple[float, ...]
+    asked: float
+    behind: float
+    met: float
+    tpot_s: float
+    repeats: int
+    seed: int
+    out: Path
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or not 0 < self.met < 1 or not self.bits:
+            raise ValueError("adaptation needs a repeat, bits of a fixed rate, and met between 0 and 1")
+        if not self.ours:
+            raise ValueError("adaptation needs a policy in ours")
+        if not 1 <= self.receivers <= (200 if self.world == "model" else 1):
+            raise ValueError(f"receivers is {self.receivers}; it must be 1, or up to 200 in world=model")
+        Aim(self.asked, self.behind)
+
+
+@verb("adaptation")
+def main(config: AdaptationConfig, run: Run) -> None:
+    repeats = [_requests(config.workload, config.seed, repeat) for repeat in range(config.repeats)]
+    print(
+        f"plan: {config.repeats} times {len(repeats[0])} requests, network {run.choices['network']}, in the {config.world} world; "
+        f"{', '.join(config.ours)} against fixed rates of {', '.join(f'{bits:g}' for bits in config.bits)} bits, cachegen and a bound"
+    )
+    config.out.mkdir(parents=True, exist_ok=True)
+    aim = Aim(config.asked, config.behind)
+    with ExitStack() as stack:
+        world, scout, facts = _worlds(config, repeats, stack)
+        matches = [
+            play(
+                *(world, config.repeats, bits, config.ours, config.cachegen, config.oracle, aim, config.met),
+                slo=SLO(1.0, config.tpot_s),
+                scout=scout,
+            )
+            for bits in config.bits
+        ]
+    write_json(
+        config.out / "adaptation.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "network": run.choices["network"],
+            "world": config.world,
+            "repeats": config.repeats,
+            "requests": sum(len(requests) for requests in repeats),
+            **facts,
+            "matches": [match.plain() for match in matches],
+        },
+    )
+    traces = [config.workload.path] if isinstance(config.workload, TraceWorkload) else []
+    write_manifest(run, [*traces, *network_inputs(config.network), config.out / "profile.json"])
+    show(run.choices["network"], matches)
+    print(f"results: {config.out}")
+
+
+def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
+    """Another stretch of the trace for each repeat, or another draw."""
+    if isinstance(workload, TraceWorkload):
+        scaling = workload.scaling
+        if scaling.requests is None:
+            raise ValueError("workload.scaling.requests must be a number, so that each repeat can have other requests of the trace")
+        workload = replace(workload, scaling=replace(scaling, skip=scaling.skip + repeat * scaling.requests))
+    return read_workload(workload, seed + repeat)[0]
+
+
+def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, World, dict[str, Any]]:
+    """The world, the model, and what is known of the former. A profile is measured where none is given, and kept beside the results."""
+    from abkt.serve.cluster import Cluster, ClusterSpec
+    from experiments.study.twin import model_of
+
+    spec = ClusterSpec(config.model_folder, prefill=config.network.senders, decode=config.receivers)
+    spec.layout()
+    profile = schema.load(config.profile) if config.profile else _measured(config)
+    profile.save(config.out / "profile.json")
+    network, capacity = config.network, config.network.capacity()
+    in_model = model(model_of(spec, profile, capacity, shared=network.senders > 1, delay_s=network.delay_s), repeats)
+    if config.world == "model":
+        return in_model, in_model, {}
+    from experiments.lib.prompts import prompts_for
+    from experiments.lib.real_network import real_network
+
+    over = stack.enter_context(real_network(config.network, config.pacing, config.seed))
+    cluster = stack.enter_context(Cluster(replace(spec, key_file=over.key_file), config.out, over.namespaces, over.pacing))
+    shown = stack.enter_context(bar("requests"))
+    prompts = [prompts_for(requests, config.seed + i) for i, requests in enumerate(repeats)]
+    in_reality = real(cluster, profile, capacity, prompts, lambda: shown.progress.advance(shown.task))
+    return in_reality, in_model, {"pacing": over.pacing, **over.facts}
+
+
+def _measured(config: AdaptationConfig) -> Profile:
+    from abkt.serve.cluster import Cluster, ClusterSpec
+    from experiments.verbs.profile import measure
+
+    with Cluster(ClusterSpec(config.model_folder), config.out) as cluster, bar("profile") as progress:
+        return measure(cluster, config.seed, progress.step)
+
+
+def show(network: str, matches: Sequence[Match]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    for match in matches:
+        title = f"{network}: D {match.bounds.mean:.4f} (a fixed rate of {match.bits:g} bits), SLO {match.slo_ttft_s:.3f} s"
+        table = Table("policy", title=title, title_justify="left", box=None)
+        for heading in ("within", "exposed p99", "TTFT", "worst", "distortion, p99", "of raw"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, row in match.rows.items():
+            table.add_row(
+                name,
+                f"{row['within_slo']:.1%}",
+                *(f"{row[key]:.3f} s" for key in ("exposed_p99_s", "ttft_mean_s", "ttft_worst_s")),
+                f"{row['distortion_mean']:.4f}, {row['distortion_p99']:.3f}",
+                f"{row['wire_share']:.3f}",
+            )
+        console.print(table)
+        for name, against in match.ttft.items():
+            rivals = [f"{_interval(match.against[rival][name])} of {rival}'s" for rival in match.against]
+            console.print(f"{name}: p99 exposed {', '.join(rivals)}; mean TTFT {_interval(against)} of the bound's")
+        for name, against in match.even.items():
+            figures = ", ".join(
+                f"{_interval(made)} of the {key.replace('_', ' ').replace('ttft', 'TTFT')}" for key, made in against.items()
+            )
+            console.print(f"{name}, to {next(iter(match.ttft))}: {figures}")
+        for name, reason in match.missing.items():
+            console.print(f"{name} {reason}")
+
+
+def _interval(made: Mapping[str, float]) -> str:
+    return f"{made['ratio']:.2f} [{made['low']:.2f}, {made['high']:.2f}]"

@@ -1,0 +1,167 @@
+"""LongBench with KV that travels: every answer after KV through codec and transfer, beside raw KV and beside no transfer at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from experiments.lib.config import STRICT
+from experiments.lib.network import Network
+from experiments.lib.verb import Run, verb
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pydantic import ConfigDict
+
+    from experiments.longbench.data import Source
+    from experiments.longbench.models import Model
+    from experiments.longbench.questions import Asked
+    from experiments.longbench.tasks import Task
+
+LEAST_TOKENS = 64  # of a prompt
+
+
+@dataclass(frozen=True, slots=True)
+class LongBenchConfig:
+    """model_folder, data, tasks, samples, max_tokens, …: as the comments of conf/longbench.yaml say."""
+
+    model_folder: str
+    data: str
+    tasks: tuple[str, ...]
+    samples: int | None
+    max_tokens: int | None
+    chat: bool
+    network: Network
+    bitrate: dict[str, Any]
+    transfer_s: float
+    coder: Literal["fixed", "entropy"]
+    tile_tokens: int
+    calibration: Path | None
+    device: str
+    seed: int
+    out: Path
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        if (self.samples is not None and self.samples < 1) or (self.max_tokens is not None and self.max_tokens < LEAST_TOKENS):
+            raise ValueError(
+                f"samples={self.samples}, max_tokens={self.max_tokens}: at least 1 sample and {LEAST_TOKENS} tokens are needed"
+            )
+        if self.network.delay_s or self.network.loss:
+            raise ValueError("the link of longbench is loopback at the network's rate; choose a network without delay and loss")
+
+
+@verb("longbench")
+def main(config: LongBenchConfig, run: Run) -> None:
+    from abkt.codec.calibration import load
+    from abkt.codec.codec import Codec
+    from abkt.policy.build import build
+    from abkt.serve.engine.engine import Engine
+    from abkt.spec import KVLayout
+    from experiments.lib.manifest import write_manifest
+    from experiments.lib.progress import bar
+    from experiments.lib.results import write_json
+    from experiments.longbench.answer import answer, room
+    from experiments.longbench.data import Folder, Hub, model_folder
+    from experiments.longbench.models import read_model
+    from experiments.longbench.pair import Pair
+    from experiments.longbench.report import table
+    from experiments.longbench.rows import Rows
+    from experiments.longbench.tasks import chosen
+
+    build(config.bitrate)
+    source = Hub() if config.data == "hub" else Folder(Path(config.data))
+    tasks = chosen(config.tasks, source.has)
+    folder = model_folder(config.model_folder)
+    model = read_model(folder)
+    calibration = load(config.calibration) if config.calibration else None
+    rows = Rows(config.out, settings(config, run, folder))
+    asked = [question for task in tasks for question in questions(task, source, model, config)]
+    left = [question for question in asked if (question.task.name, question.example.id) not in rows.done]
+    cut = sum(question.truncated for question in asked)
+    print(
+        f"plan: {len(asked)} questions of {len(tasks)} tasks on {model.spec.name}, {len(asked) - len(left)} answered already; "
+        f"{cut} are longer than it holds and are cut in the middle"
+    )
+    layout = KVLayout(model.spec, max((-(-room(question) // 16) for question in left), default=1))
+    codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=model.rope_theta, calibration=calibration)
+    if left:
+        engine = Engine(folder, layout, config.device)
+        stops = model.stops(engine.model)
+        rows.begin()
+        pair = Pair(engine, codec, config.bitrate, config.network.capacity(), config.coder)
+        with pair, bar("questions", len(left)) as progress:
+            for done, question in enumerate(left, 1):
+                rows.add(answer(question, pair, model.tokenizer, stops, config.transfer_s))
+                progress.update(done, len(left))
+    frame = rows.frame()
+    found = table(frame)
+    frame.to_parquet(config.out / "rows.parquet", index=False)
+    found.to_csv(config.out / "table.csv", index=False)
+    write_json(config.out / "summary.json", {"bitrate": run.choices.get("bitrate"), "table": found.to_dict("records")})
+    write_manifest(run, [folder / "config.json"])
+    show(found, f"LongBench, KV by {run.choices.get('bitrate')} against raw KV")
+    print(f"longbench: {config.out}")
+
+
+def questions(task: Task, source: Source, model: Model, config: LongBenchConfig) -> Iterator[Asked]:
+    """Each example as the model is asked it."""
+    from experiments.longbench.questions import ask, examples, most_tokens
+
+    most = most_tokens(task, source)
+    limit = min(model.spec.max_tokens - max(most, 2), config.max_tokens or model.spec.max_tokens)
+    if limit < LEAST_TOKENS:
+        raise ValueError(
+            f"task {task.name}: answers have up to {most} tokens, and model {model.spec.name} holds {model.spec.max_tokens} in all"
+        )
+    for example in examples(task, source, config.samples):
+        yield ask(task, example, model.tokenizer, limit, most, config.chat)
+
+
+def settings(config: LongBenchConfig, run: Run, folder: Path) -> dict[str, str]:
+    """What a row depends on, and so what a run that goes on must have in common with its beginning."""
+    from experiments.lib.manifest import file_hash
+
+    kept = ("data", "max_tokens", "chat", "network", "bitrate", "transfer_s", "coder", "tile_tokens", "device")
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    found = {key: json.dumps(run.config[key], default=str, sort_keys=True) for key in kept} | {
+        "model": file_hash(folder / "config.json"),
+        "weights": ", ".join(weights),
+    }
+    found["calibration"] = file_hash(config.calibration) if config.calibration else ""
+    return found
+
+
+def show(found: pd.DataFrame, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    heads = (
+        "n",
+        "cut",
+        "raw",
+        "score",
+        "Δ [95 %]",
+        "Δ nll [95 %]",
+        "same tokens",
+        "of raw",
+        "raw, wire",
+        "codec + wire",
+        "first token: raw",
+        "colocated",
+    )
+    shown = Table("", *heads, title=title, caption="seconds; how many times ours is as quick to the decode side's first token")
+    for row in found.itertuples():
+        count = f"{row.samples}" + (f" (+{row.failed} failed)" if row.failed else "")
+        delta = f"{row.delta:+.2f} [{row.delta_low:+.2f}, {row.delta_high:+.2f}]"
+        rise = f"{row.dnll:+.4f} [{row.dnll_low:+.4f}, {row.dnll_high:+.4f}]"
+        seconds = (f"{row.raw_wire_s:.3f}", f"{row.encode_s + row.wire_s + row.expand_s:.3f}")
+        speed = (f"{row.raw_speedup:.2f}x", f"{row.colocated_speedup:.2f}x")
+        scores = (f"{row.raw_score:.2f}", f"{row.score:.2f}")
+        shown.add_row(
+            row.name, count, f"{row.truncated}", *scores, delta, rise, f"{row.agreement:.3f}", f"{row.of_raw:.3f}", *seconds, *speed
+        )
+    Console(width=None if Console().is_terminal else 170).print(shown)

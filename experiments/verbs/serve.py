@@ -1,0 +1,141 @@
+"""Serve a model on prefill and decode processes of this machine, over HTTP in OpenAI's form, until it is interrupted."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from abkt.profile import schema
+from abkt.records import SLO
+from experiments.lib.config import STRICT
+from experiments.lib.network import Network
+from experiments.lib.verb import Run, verb
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
+
+KEY_LETTERS = (16, 256)
+GRACE_S = 5  # for answers that are being made when it is to end
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """host, port: where to listen; port 0 takes a free one. key_file: what clients must send as their bearer; null: nothing, and then only
+    this host is served. max_waiting: requests without a place, one more is turned away. network: what a quote believes before any transfer,
+    and what the links are held to (gbps: .inf, not at all). See ReplayConfig for the rest."""
+
+    model_folder: Path
+    host: str
+    port: int
+    key_file: Path | None
+    prefill: int
+    decode: int
+    max_batch: int
+    pool_tokens: int
+    max_waiting: int
+    bitrate: dict[str, Any]
+    routing: dict[str, Any]
+    network: Network
+    slo: SLO
+    profile: Path | None
+    out: Path
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port is {self.port}; it must be 0 (a free one) to 65535")
+        if self.max_waiting < 1:
+            raise ValueError(f"max_waiting is {self.max_waiting}; it must be at least 1")
+
+
+@verb("serve")
+def main(config: ServeConfig, run: Run) -> None:
+    import uvicorn
+
+    from abkt.serve.cluster import Cluster, ClusterSpec
+    from abkt.serve.http import Endpoint, Text
+    from abkt.serve.metrics import Metrics
+    from abkt.serve.service import Service
+    from experiments.lib.manifest import write_manifest
+    from experiments.lib.results import write_records
+
+    key = read_api_key(config.key_file) if config.key_file else ""
+    check_open(config.host, key)
+    sizes = {"prefill": config.prefill, "decode": config.decode, "max_batch": config.max_batch, "pool_tokens": config.pool_tokens}
+    spec = ClusterSpec(config.model_folder, **sizes)
+    spec.layout()  # a folder that is no model is said before anything is made
+    text, profile = Text.of(config.model_folder), schema.load(config.profile) if config.profile else None
+    listening = listen(config.host, config.port)
+    config.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, _end)
+    metrics = Metrics()
+    with listening, Cluster(spec, config.out) as cluster:
+        service = Service(
+            lambda done: cluster.frontend(
+                config.bitrate,
+                config.network.capacity(),
+                config.slo.ttft_s,
+                done,
+                time.monotonic(),
+                profile,
+                config.routing,
+                replace_dead=True,
+            ),
+            config.max_waiting,
+            metrics.done,
+        )
+        with service:
+            app = Endpoint(service, metrics, config.model_folder.name, text, key).app()
+            where = f"http://{config.host}:{listening.getsockname()[1]}"
+            print(f"serving {config.model_folder.name} on {config.prefill}P{config.decode}D at {where}; Ctrl-C ends it", flush=True)
+            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S))
+            try:
+                server.run(sockets=[listening])
+            finally:
+                write_records(config.out, list(service.requests), list(service.transfers))
+                write_manifest(run, [config.model_folder / "config.json"])
+
+
+def read_api_key(path: Path) -> str:
+    """Raises ValueError, one line, for a key that others can read or that cannot stand in a header."""
+    least, most = KEY_LETTERS
+    try:
+        mode, letters = path.stat().st_mode, path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"key file {path} cannot be read: {error}") from None
+    if mode & stat.S_IRWXO:
+        raise ValueError(f"key file {path} is open to every user (mode {stat.S_IMODE(mode):04o}); chmod 600 it, and change the key")
+    if not (least <= len(letters) <= most and letters.isprintable() and " " not in letters):
+        raise ValueError(f"key file {path} must hold {least} to {most} letters without a space; `openssl rand -hex 32` makes some")
+    return letters
+
+
+def check_open(host: str, key: str) -> None:
+    """Raises ValueError, one line, where others than this host would be served without a key."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise ValueError(f"host {host!r} must be an IP address or localhost") from None
+    if not (loopback or key):
+        raise ValueError(f"host {host} is not loopback, so clients need a key: give key_file=FILE")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises ValueError, one line, where that cannot be."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; give another port, or 0 for a free one"
+        ) from None
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)

@@ -1,0 +1,240 @@
+"""`abkt validate`: the model predicts runs it was not calibrated on, the machine runs them, and FIDELITY.md says how far they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+
+from abkt.profile import schema
+from abkt.records import SLO
+from abkt.spec import ModelSpec
+from experiments.lib.config import STRICT
+from experiments.lib.manifest import write_manifest
+from experiments.lib.network import Network
+from experiments.lib.network import inputs as network_inputs
+from experiments.lib.progress import bar
+from experiments.lib.results import write_json, write_text
+from experiments.lib.stamps import write_stamped
+from experiments.lib.verb import Run, verb
+from experiments.lib.workload import TraceWorkload, read_workload
+from experiments.validation.condition import Condition
+from experiments.validation.document import emulated, fidelity, percent, verdict
+from experiments.validation.folder import Folder, load_case
+from experiments.validation.scores import by_condition, by_stage, coverage, drift, errors, rank_correlation, regrets, targets
+from experiments.validation.switches import placement, switches
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
+
+    from abkt.profile.schema import Profile
+    from experiments.study.twin import Twin
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ValidateConfig:
+    """network: what policies believe at first. prefill, decode: workers of a condition that does not say. targets: e2e and ttft, mean
+    relative errors, and regret, goodput lost. drift: measure the machine again at the end."""
+
+    model_folder: Path | None
+    shape: ModelSpec | None
+    device: str
+    network: Network
+    workload: TraceWorkload
+    bitrates: dict[str, dict[str, Any]]
+    conditions: dict[str, Condition]
+    slo: SLO
+    compute: str
+    prefill: int
+    decode: int
+    requests: int
+    repeats: int
+    max_distortion: float
+    profile: Path | None
+    targets: dict[str, float]
+    drift: bool
+    seed: int
+    out: Path
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        if self.compute not in ("real", "paced"):
+            raise ValueError(f"compute is {self.compute}; it must be real or paced")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device is {self.device}; it must be cpu or cuda")
+        if self.device == "cuda" and self.compute == "real":
+            raise ValueError("device=cuda with compute=real: two phases would share one GPU's time; add compute=paced, or take compute=gpu")
+        if (self.model_folder is None) == (self.shape is None):
+            raise ValueError("give model_folder, or null and the shape of a model that is to be made, such as +model@shape=llama-3.1-8b")
+        if min(self.prefill, self.decode, self.requests, self.repeats) < 1:
+            raise ValueError("prefill, decode, requests and repeats must be at least 1")
+        if not self.conditions or not self.bitrates:
+            raise ValueError("a validation needs a condition and a bitrate policy")
+        if missing := {"e2e", "ttft", "regret"} - set(self.targets):
+            raise ValueError(f"targets lacks {min(missing)}")
+        for name, condition in self.sized().items():
+            if self.compute == "real" and condition.cluster != "1P1D":
+                raise ValueError(f"{condition.cluster} with compute=real would share cores; add compute=paced")
+            condition.check(name)
+
+    @property
+    def folder(self) -> Path:
+        """Of the model."""
+        assert self.model_folder or self.shape
+        return self.model_folder or self.out / self.shape.name  # type: ignore[union-attr]
+
+    def sized(self) -> dict[str, Condition]:
+        """The conditions, with as many workers as each has."""
+        return {name: condition.sized(self.prefill, self.decode) for name, condition in self.conditions.items()}
+
+
+@verb("validate")
+def main(config: ValidateConfig, run: Run) -> None:
+    from abkt.serve.cluster import Cluster, ClusterSpec
+    from experiments.study.twin import run_model, run_real
+    from experiments.validation.clusters import Clusters
+    from experiments.verbs.profile import measure
+
+    real = ClusterSpec(config.folder, device=config.device, turns=config.device == "cuda")
+    check_device(config.device)
+    if config.shape is None:
+        real.layout()  # a folder that is no model is said before anything is made
+    conditions = config.sized()
+    for name, condition in conditions.items():
+        condition.check_namespaces(name)
+    workloads = {name: read_workload(_workload(config, condition), config.seed)[0] for name, condition in conditions.items()}
+    known = schema.load(config.profile) if config.profile else None
+    print(plan_line(config, max(requests[-1].arrival_s for requests in workloads.values())))
+    config.out.mkdir(parents=True, exist_ok=True)
+    if config.shape:
+        from experiments.validation.shaped import make
+
+        print(f"model: {config.folder}, random weights, {config.shape.parameters * 2 / 1e9:.0f} GB: minutes, if it is not there yet")
+        make(config.shape, config.folder, config.seed)
+    if known:
+        profile = known
+    else:
+        with Cluster(real, config.out) as cluster, bar("profile") as progress:
+            profile = measure(cluster, config.seed, progress.step)
+    profile.save(config.out / "profile.json")
+    spec = replace(real, turns=False, paced=config.out / "profile.json") if config.compute == "paced" else real
+    folder = Folder(config.out, config.repeats)
+    twins = {name: _twin(config, condition, workloads[name], profile) for name, condition in conditions.items()}
+    for name, twin in twins.items():  # before anything has run
+        for policy, bitrate in config.bitrates.items():
+            run_model(twin, conditions[name].spec(spec), bitrate, folder.model(name, policy))
+    with Clusters(spec, config.out, config.seed) as clusters:
+        for repeat in range(config.repeats):  # outermost: what drifts on the machine is then noise, and no bias of a policy
+            for name, twin in twins.items():
+                for policy, bitrate in config.bitrates.items():
+                    cluster = clusters.of(conditions[name])
+                    with bar(f"{repeat + 1} of {config.repeats}, {name}, {policy}", len(twin.prompts)) as progress:
+                        run_real(twin, cluster, bitrate, folder.real(name, policy, repeat), progress.update)
+    again: dict[str, float] = {}
+    if config.drift:
+        with Cluster(real, config.out) as cluster, bar("profile again") as progress:
+            again = drift(profile, measure(cluster, config.seed, progress.step))
+    report(config, run, folder, profile, again)
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError, one line, where this machine has none of it."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("device=cuda: this machine has no GPU that PyTorch can use")
+
+
+def report(config: ValidateConfig, run: Run, folder: Folder, profile: Profile, again: Mapping[str, float]) -> None:
+    """validation.parquet, validation.json, FIDELITY.md and the manifest, from the records of the runs."""
+    cases = [load_case(folder, condition, policy) for condition in config.conditions for policy in config.bitrates]
+    found = errors(cases)
+    stages, regret, correlation = by_stage(found), regrets(cases, config.max_distortion, config.slo), rank_correlation(cases)
+    covered, met = coverage(cases, profile), targets(stages, regret, config.targets)
+    each, placed, moved = by_condition(found), placement(cases), switches(cases)
+    write_stamped(run.out / "validation.parquet", pa.Table.from_pandas(found, preserve_index=False), run)
+    write_json(
+        run.out / "validation.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "targets": met,
+            "stages": stages.to_dict("records"),
+            "regret": [asdict(r) for r in regret],
+            "rank_correlation": correlation,
+            "coverage": covered,
+            "conditions": each,
+            "placement": placed,
+            "switches": moved,
+            "drift": again,
+        },
+    )
+    text = fidelity({**facts(config), "drift": again}, stages, met, regret, correlation, covered, each, placed, moved)
+    write_text(run.out / "FIDELITY.md", text)
+    drives = [path for condition in config.conditions.values() for path in network_inputs(condition.network)]
+    write_manifest(run, [config.workload.path.expanduser(), *drives, config.folder / "config.json"])
+    for target in met:
+        words = f"{target['name']} {percent(target['value'])}, target {percent(target['target'])}, noise {percent(target['noise'])}"
+        print(f"{words}; met: {verdict(target)}")
+    print(f"fidelity: {run.out / 'FIDELITY.md'}")
+
+
+def plan_line(config: ValidateConfig, span_s: float) -> str:
+    """What will run, on what, and for how long."""
+    runs, profiles = len(config.conditions) * len(config.bitrates) * config.repeats, (config.profile is None) + config.drift
+    first = "profile this machine; " if config.profile is None else ""
+    return (
+        f"plan: {first}predict and then run {', '.join(config.bitrates)} under {', '.join(config.conditions)}, "
+        f"{config.repeats} times each, {config.requests} requests a run, on {_clusters(config)} compute={config.compute}; "
+        f"at most {(60 * profiles + runs * (span_s + 5)) / 60:.0f} minutes"
+    )
+
+
+def facts(config: ValidateConfig) -> Mapping[str, Any]:
+    conditions = config.sized()
+    return {
+        "cluster": f"{_clusters(config)} on {config.folder.name}",
+        "compute": config.compute,
+        "device": config.device,
+        "repeats": config.repeats,
+        "requests": config.requests,
+        "conditions": {name: condition.words() for name, condition in conditions.items()},
+        "policies": list(config.bitrates),
+        "emulated": emulated(conditions.values(), config.compute == "paced", config.device == "cuda"),
+    }
+
+
+def _clusters(config: ValidateConfig) -> str:
+    return ", ".join(dict.fromkeys(condition.cluster for condition in config.sized().values()))
+
+
+def _workload(config: ValidateConfig, condition: Condition) -> TraceWorkload:
+    scaling = replace(
+        config.workload.scaling,
+        requests=config.requests,
+        speedup=condition.speedup,
+        isl_scale=condition.isl_scale,
+        skip=condition.skip,
+    )
+    return replace(config.workload, scaling=scaling)
+
+
+def _twin(config: ValidateConfig, condition: Condition, requests: Sequence[Any], profile: Profile) -> Twin:
+    from experiments.lib.prompts import prompts_for
+    from experiments.study.twin import Twin
+
+    return Twin(
+        prompts_for(requests, config.seed),
+        condition.network.capacity(),
+        config.slo,
+        profile,
+        roles=condition.roles,
+        shared=condition.shared,
+        delay_s=condition.network.delay_s,
+        payload_share=condition.payload_share,
+    )

@@ -1,0 +1,128 @@
+"""Traffic of others on the cluster's links: flows that arrive at random, share the links max-min fairly, and go.
+
+Arrivals are a Poisson process for each path, such that the flows' mean bytes fill `load` of its slowest link; sizes are drawn from a
+distribution of a data centre. With a burst of n, n flows begin at once (incast). All of it comes from a seed of its own, so that it is
+the same whatever the requests do, but for the moment it ends: with the run.
+
+Source of distributions: the flow-size files that congestion-control studies share (web search: DCTCP, SIGCOMM 2010; storage, RPC and
+Hadoop likewise), one size in bytes and one cumulative percentage a line, straight lines between them.
+Not modelled: flows that slow each other down by losses; arrivals that depend on the time of day.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+from simpy.events import Event
+
+from sim.clock import Wake
+from sim.network.flows import Flow, Link, Network
+
+CHECK_EVERY = 1000  # arrivals, between two looks whether anything but background traffic is to come
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSizes:
+    """A cumulative distribution: shares[i] of all flows have at most bytes[i]."""
+
+    bytes: tuple[float, ...]
+    shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        rising = all(a <= b for values in (self.bytes, self.shares) for a, b in pairwise(values))
+        if len(self.bytes) != len(self.shares) or len(self.bytes) < 2 or not rising or self.bytes[0] < 0 or self.bytes[-1] <= 0:
+            raise ValueError("flow sizes need two points at least, of bytes and shares that do not fall")
+        if self.shares[0] != 0 or self.shares[-1] != 1:
+            raise ValueError(f"shares of flow sizes go from {self.shares[0]:g} to {self.shares[-1]:g}; they must go from 0 to 1")
+
+    @property
+    def mean_bytes(self) -> float:
+        return sum((p1 - p0) * (b0 + b1) / 2 for (b0, p0), (b1, p1) in pairwise(zip(self.bytes, self.shares)))
+
+    def draw(self, share: float) -> float:
+        """The size that `share` of all flows are smaller than."""
+        after = max(1, bisect_left(self.shares, share))
+        low, high = self.shares[after - 1], self.shares[after]
+        inside = (share - low) / (high - low) if high > low else 1.0
+        return self.bytes[after - 1] + inside * (self.bytes[after] - self.bytes[after - 1])
+
+
+def read_flow_sizes(path: Path) -> FlowSizes:
+    """Raises ValueError, one line, that names the file and the line."""
+    sizes, shares = [], []
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"flow sizes {path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            size, percent = map(float, fields)
+        except ValueError:
+            raise ValueError(f"flow sizes {path}, line {number}: {line!r} is not a size in bytes and a cumulative percentage") from None
+        sizes.append(size)
+        shares.append(percent / 100)
+    try:
+        return FlowSizes(tuple(sizes), tuple(shares))
+    except ValueError as error:
+        raise ValueError(f"flow sizes {path}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """paths: of link names, each with its own arrivals. load: share of each path's slowest link, as it is at the start."""
+
+    sizes: FlowSizes
+    load: float
+    paths: tuple[tuple[str, ...], ...]
+    burst: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.load < math.inf or self.burst < 1 or not all(self.paths):
+            raise ValueError("background traffic needs a load above 0, a burst of at least 1, and links in every path")
+
+
+class Traffic:
+    """Flows on a network while running() holds. Raises ValueError for a path over a link that is not there or has no limit."""
+
+    def __init__(self, network: Network, links: Mapping[str, Link], background: Background, running: Callable[[], bool]) -> None:
+        if unknown := sorted({name for path in background.paths for name in path} - links.keys()):
+            raise ValueError(f"background traffic: there is no link {unknown[0]}; there are {', '.join(sorted(links))}")
+        self.network, self.background, self.running = network, background, running
+        self.flows = self.bytes = 0.0  # that ended
+        for index, names in enumerate(background.paths):
+            path = tuple(links[name] for name in names)
+            capacity = min(link.bytes_per_s for link in path)
+            if math.isinf(capacity):
+                raise ValueError(f"background traffic: no link of {', '.join(names)} has a limit that it could fill a share of")
+            rate = background.load * capacity / background.sizes.mean_bytes / background.burst
+            network.clock.process(self._arrivals(path, rate, Random(f"{background.seed} {index}")))
+
+    def _arrivals(self, path: tuple[Link, ...], rate_per_s: float, random: Random) -> Generator[Event, None, None]:
+        clock, draw = self.network.clock, self.background.sizes.draw
+        wake = Wake(clock, aside=True)
+        arrived = 0
+        while True:
+            yield wake.after(random.expovariate(rate_per_s))
+            arrived += 1
+            if not self.running() or (arrived % CHECK_EVERY == 0 and not clock.at_work()):
+                return
+            for _ in range(self.background.burst):
+                clock.process(self._flow(path, draw(random.random())))
+
+    def _flow(self, path: tuple[Link, ...], size_bytes: float) -> Generator[Event, None, None]:
+        flow = Flow(self.network.clock, path, size_bytes, lambda passed, seconds: size_bytes, end=Wake(self.network.clock, aside=True))
+        self.network.join(flow)
+        yield flow.end
+        self.network.leave(flow)
+        self.flows += 1
+        self.bytes += size_bytes

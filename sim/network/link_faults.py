@@ -1,0 +1,58 @@
+"""Links that are down or slow for a while: a schedule of faults, the same in every run.
+
+A fault leaves a share of the link's capacity, whatever that is at the time; faults that overlap multiply. Flows on a link that is down
+wait: nothing passes, and what has passed stays sent. A link is a node's, by the node's name, or `fabric`.
+
+Not modelled: packets that were under way when the link went down, another path around it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+from simpy.events import Event
+
+from sim.clock import Wake
+from sim.network.flows import Link, Network
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFault:
+    """From start_s to end_s the link has `share` of its capacity; 0: it is down."""
+
+    link: str
+    start_s: float
+    end_s: float
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_s < self.end_s:
+            raise ValueError(f"the fault of link {self.link} lasts from {self.start_s} to {self.end_s} s; it must end after it starts")
+        if not 0 <= self.share < 1:
+            raise ValueError(f"the fault of link {self.link} leaves {self.share} of it; that must be in [0, 1)")
+        if math.isinf(self.end_s) and self.share == 0:
+            raise ValueError(f"link {self.link} is down for ever; give the fault an end")
+
+
+class LinkFaults:
+    """Raises ValueError for a fault of a link that is not there."""
+
+    def __init__(self, network: Network, links: Mapping[str, Link], faults: Sequence[LinkFault]) -> None:
+        if unknown := sorted({fault.link for fault in faults} - links.keys()):
+            raise ValueError(f"there is no link {unknown[0]}; there are {', '.join(sorted(links))}")
+        self.network = network
+        self.links = links
+        self.faults = faults
+        if faults:
+            network.clock.process(self._run())
+
+    def _run(self) -> Generator[Event, None, None]:
+        wake = Wake(self.network.clock)
+        moments = sorted({moment for fault in self.faults for moment in (fault.start_s, fault.end_s)} - {math.inf})
+        for now_s in moments:
+            yield wake.at(now_s)
+            for name in sorted({fault.link for fault in self.faults if now_s in (fault.start_s, fault.end_s)}):
+                share = math.prod(f.share for f in self.faults if f.link == name and f.start_s <= now_s < f.end_s)
+                self.network.leave_share(self.links[name], share)

@@ -1,0 +1,41 @@
+"""Clients that wait for their answer: so many requests are in the cluster at any time, the next arrives when one is done.
+
+Not modelled: time to think between an answer and the next question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+
+from simpy.events import Event
+
+from sim.clock import Clock, Wake
+from sim.workload.requests import Request
+
+
+class ClosedLoop:
+    """Places the requests in their order, `concurrency` of them at 0 s, whatever their own times of arrival are."""
+
+    def __init__(self, clock: Clock, requests: Sequence[Request], concurrency: int, place: Callable[[Request], None]) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; a closed loop needs at least 1 client")
+        self.clock, self.place = clock, place
+        self.waiting: Iterator[Request] = iter(requests)
+        self.free = concurrency
+        self.wake = Wake(clock)
+
+    def done(self) -> None:
+        """A request has left the cluster. Its client asks again at this very moment, after what is under way now."""
+        self.free += 1
+        self.wake.at(self.clock.now)
+
+    def run(self) -> Generator[Event, None, None]:
+        while True:
+            while self.free:
+                request = next(self.waiting, None)
+                if request is None:
+                    return
+                self.free -= 1
+                self.place(replace(request, arrival_s=self.clock.now))
+            yield self.wake

@@ -1,0 +1,123 @@
+"""Requests drawn from ServeGen's published clients: each with its own rate and burstiness every 600 s, and its own lengths every 6 h.
+
+rates: (client, t, rate, pattern, p1) of each window of 600 s in which the client asked at all; gaps are Gamma or Weibull of shape p1.
+lengths: (client, window, field, q0 … q100), percentiles of input_tokens and output_tokens in each window of 6 h. Not every client's are
+published: each request of such a one takes those of another client, drawn by how often the others ask.
+
+Source: ServeGen (arXiv 2505.09999), workload characterisation of Alibaba Cloud Model Studio.
+Not modelled: prompt and output of a request that depend on each other (the published tables give them apart); conversations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from sim.workload.requests import Request
+from sim.workload.synthetic import gamma_gaps, weibull_gaps
+from sim.workload.trace_files import Table, open_trace
+
+WINDOW_S, LENGTHS_S = 600, 21_600
+GAPS = {"Gamma": gamma_gaps, "Weibull": weibull_gaps}
+FIELDS = ("input_tokens", "output_tokens")
+PERCENTILES = tuple(f"q{i}" for i in range(101))
+
+
+def read_servegen(
+    lengths: Path, rates: Path, start_s: float = 0.0, duration_s: float = 3_600.0, share: float = 1.0, seed: int = 0
+) -> tuple[list[Request], float]:
+    """Requests of all clients in the windows of 600 s that begin within [start_s, start_s + duration_s), the first at 0 s.
+
+    share: of the requests, so that a data centre's load fits a cluster. A window has as many requests as the trace has counted, times
+    share. Second, the share of the requests whose lengths are another client's. Raises ValueError, one line, where a table is not
+    ServeGen's or has nothing in this time.
+    """
+    if not (0 <= start_s < math.inf and 0 < duration_s < math.inf and 0 < share <= 1):
+        raise ValueError("ServeGen: start_s must not be negative, duration_s above 0, and share above 0 and at most 1")
+    random = np.random.default_rng(seed)
+    known = _lengths(lengths)
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    windows = []
+    table = _table(rates)
+    at = table.places(("client", "t", "rate", "pattern", "p1"))
+    for line, row in table.rows:
+        client, time_s, rate, shape = int(row[at[0]]), float(row[at[1]]), float(row[at[2]]), float(row[at[4]])
+        pattern = str(row[at[3]])
+        if not start_s <= time_s < start_s + duration_s:
+            continue
+        if pattern not in GAPS or not (rate > 0 and shape > 0):
+            raise ValueError(f"trace {rates}, row {line}: pattern {pattern}, rate {rate} and p1 {shape} are not a ServeGen window")
+        windows.append((client, time_s, rate, pattern, shape))
+    others = [(window[0], window[2]) for window in windows if window[0] in known]
+    if windows and not others:
+        raise ValueError(f"trace {lengths} has no lengths of any client that asks between {start_s:g} and {start_s + duration_s:g} s")
+    borrowed = 0
+    for client, time_s, rate, pattern, shape in windows:
+        mean = rate * WINDOW_S * share
+        count = int(mean) + int(random.random() < mean % 1)
+        times_s = time_s + _within(GAPS[pattern](shape, count + 1, random), random)
+        if client in known:
+            quantiles = _lengths_at(known[client], time_s)
+            isl, osl = (np.interp(random.random(count) * 100, np.arange(101), quantiles[field]) for field in FIELDS)
+        else:
+            isl, osl = _of_others(known, others, time_s, count, random)
+            borrowed += count
+        parts.append((times_s, isl, osl))
+    if not sum(len(times_s) for times_s, _, _ in parts):
+        raise ValueError(f"trace {rates} has no requests between {start_s:g} and {start_s + duration_s:g} s")
+    times_s, isl, osl = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    order = np.argsort(times_s, kind="stable")
+    times_s, isl, osl = times_s[order] - times_s[order[0]], np.maximum(1, np.rint(isl[order])), np.maximum(1, np.rint(osl[order]))
+    requests = [Request(i, t, int(p), int(o)) for i, (t, p, o) in enumerate(zip(times_s.tolist(), isl.tolist(), osl.tolist()))]
+    return requests, borrowed / len(requests)
+
+
+def _within(gaps: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """All but the last of these gaps as times within one window, which they fill: the count is the trace's, not the gaps' to decide."""
+    total = gaps.sum()
+    return np.cumsum(gaps)[:-1] / total * WINDOW_S if total > 0 else np.sort(random.random(len(gaps) - 1)) * WINDOW_S
+
+
+Windows = Mapping[int, Mapping[str, np.ndarray]]  # start of the window -> field -> percentiles
+
+
+def _lengths(path: Path) -> dict[int, Windows]:
+    """Of each client that has both fields, the windows that have them."""
+    table = _table(path)
+    client, window, field, *percentiles = table.places(("client", "window", "field", *PERCENTILES))
+    found: dict[int, dict[int, dict[str, np.ndarray]]] = {}
+    for _, row in table.rows:
+        values = np.array([row[i] for i in percentiles], dtype=float)
+        found.setdefault(int(row[client]), {}).setdefault(int(row[window]), {})[str(row[field])] = values
+    whole = {who: {at: fields for at, fields in windows.items() if set(FIELDS) <= set(fields)} for who, windows in found.items()}
+    return {who: windows for who, windows in whole.items() if windows}
+
+
+def _lengths_at(windows: Windows, time_s: float) -> Mapping[str, np.ndarray]:
+    """The client's window nearest to that time."""
+    return windows[min(windows, key=lambda start_s: abs(start_s + LENGTHS_S / 2 - time_s))]
+
+
+def _of_others(
+    known: Mapping[int, Windows], others: list[tuple[int, float]], time_s: float, count: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and output of `count` requests, each of one of the other clients. others: (client, its rate)."""
+    rates = np.array([rate for _, rate in others])
+    drawn = random.choice(len(others), count, p=rates / rates.sum())
+    isl, osl = np.empty(count), np.empty(count)
+    for index in np.unique(drawn):
+        mine = drawn == index
+        quantiles = _lengths_at(known[others[index][0]], time_s)
+        for lengths, field in ((isl, FIELDS[0]), (osl, FIELDS[1])):
+            lengths[mine] = np.interp(random.random(int(mine.sum())) * 100, np.arange(101), quantiles[field])
+    return isl, osl
+
+
+def _table(path: Path) -> Table:
+    table = open_trace(path)
+    if not isinstance(table, Table):
+        raise ValueError(f"trace {path} is not a table of ServeGen's rates or lengths")
+    return table
