@@ -101,7 +101,7 @@ class RequestRecord:
 class TransferRecord:
     """One KV transfer, from the moment the decode side had reserved memory for it.
 
-    estimate: the policy's link estimate at the start, bytes/s (nan where it has none). mode: raw | exact | stream. price: of the
+    estimate: the policy's link estimate at the start, bytes/s (nan where it has none). mode: raw | lossless | stream. price: of the
     dearer end at the start, distortion per byte. Distortion is relative squared error on mean-removed channels, weighted: 0 is exact, 1
     is the mean alone. finish_s: the cut that was promised is there, decoding may begin. refine_bytes, refine_finish_s: of what followed
     behind the start (in wire_bytes too); 0 and nan where nothing did.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 
-from abkt.policy.view import Curve, Decision, Form, Mode, TransferView
+from abkt.policy.view import CoderName, Curve, Decision, Mode, TransferView
 from abkt.profile.expect import curve_for
 from abkt.profile.schema import Fit, Profile, RateCurve
 
@@ -64,12 +64,12 @@ class Costs:
 
     def encode_s(self, tokens: float, decision: Decision) -> float:
         """tokens: of all layers; of some layers alone, as many as have the same bytes."""
-        return self._encode.seconds(tokens, decision.mode, decision.depth_bits, decision.form)
+        return self._encode.seconds(tokens, decision.mode, decision.depth_bits, decision.coder)
 
-    def expand_s(self, tokens: float, mode: Mode, bits: float = 0.0, form: Form = "fixed") -> float:
+    def expand_s(self, tokens: float, mode: Mode, bits: float = 0.0, coder: CoderName = "fixed") -> float:
         """bits: of a stream, mean bits per value that arrived, between the measured depths on a straight line. The entropy form takes as
         long as it does at full depth."""
-        return self._expand.seconds(tokens, mode, bits, form)
+        return self._expand.seconds(tokens, mode, bits, coder)
 
     def view(
         self, tokens: int, deadline_s: float, price: float = 0.0, own_slope: Curve | None = None, hidden_s: float = 0.0
@@ -86,9 +86,9 @@ class Costs:
             it.raw_s,
             0.0,
             0,
-            it.exact_bytes,
-            it.exact_encode_s,
-            it.exact_expand_s,
+            it.lossless_bytes,
+            it.lossless_encode_s,
+            it.lossless_expand_s,
             hidden_s=hidden_s,
             price=price,
             own_slope=own_slope,
@@ -122,9 +122,9 @@ class Costs:
             expand.seconds(tokens, "stream", 8, "fixed"),
             encode.seconds(tokens, "raw", 0, "fixed") + expand.seconds(tokens, "raw", 0, "fixed"),
         )
-        if profile.exact_share > 0 and encode.has("exact") and expand.has("exact"):
-            view.exact_bytes = raw_bytes * profile.exact_share
-            view.exact_encode_s, view.exact_expand_s = (codec.seconds(tokens, "exact", 0, "fixed") for codec in (encode, expand))
+        if profile.lossless_share > 0 and encode.has("lossless") and expand.has("lossless"):
+            view.lossless_bytes = raw_bytes * profile.lossless_share
+            view.lossless_encode_s, view.lossless_expand_s = (codec.seconds(tokens, "lossless", 0, "fixed") for codec in (encode, expand))
         if profile.entropy_share > 0 and encode.has("entropy") and expand.has("entropy"):
             view.entropy_share = profile.entropy_share
             view.entropy_encode_s, view.entropy_expand_s = (codec.seconds(tokens, "stream", 8, "entropy") for codec in (encode, expand))
@@ -151,13 +151,13 @@ class Costs:
 
 
 class _Codec:
-    """encode or expand: seconds by tokens, raw, exact, in the entropy form, and at the measured depths and on a straight line between them.
+    """encode or expand: seconds by tokens: raw, lossless, by the entropy coder, and at measured depths and linearly between them.
 
     Raises ValueError for what the profile has not measured, when it is asked for; raw at once."""
 
     def __init__(self, profile: Profile, stage: str) -> None:
         self.stage = stage
-        wholes = [f"{stage}/{whole}" for whole in ("raw", "exact", "entropy")]
+        wholes = [f"{stage}/{whole}" for whole in ("raw", "lossless", "entropy")]
         profile.fit(wholes[0])
         self.wholes = {name: _terms(profile, name, ("1", "tokens")) for name in wholes if name in profile.fits}
         names = [name for name in profile.fits if name.startswith(f"{stage}/") and name not in wholes]
@@ -167,22 +167,22 @@ class _Codec:
         self.terms = [_terms(profile, f"{stage}/{depth:g}", ("1", "tokens")) for depth in self.depths]
         ranges = [_range(profile.fit(name), "tokens") for name in names]
         self.low, self.high = max(low for low, _ in ranges), min(high for _, high in ranges)
-        self._known: dict[tuple[Mode, float, Form], tuple[float, ...]] = {}
+        self._known: dict[tuple[Mode, float, CoderName], tuple[float, ...]] = {}
 
     def has(self, whole: str) -> bool:
         return f"{self.stage}/{whole}" in self.wholes
 
-    def seconds(self, tokens: float, mode: Mode, bits: float, form: Form) -> float:
-        terms = self._known.get((mode, bits, form))
+    def seconds(self, tokens: float, mode: Mode, bits: float, coder: CoderName) -> float:
+        terms = self._known.get((mode, bits, coder))
         if terms is None:
             if len(self._known) >= KEPT:
                 self._known.clear()
-            terms = self._known[mode, bits, form] = self._terms_at(mode, bits, form)
+            terms = self._known[mode, bits, coder] = self._terms_at(mode, bits, coder)
         return terms[0] + tokens * terms[1]
 
-    def _terms_at(self, mode: Mode, bits: float, form: Form) -> tuple[float, ...]:
-        if mode != "stream" or form == "entropy":
-            whole = f"{self.stage}/{mode if mode != 'stream' else form}"
+    def _terms_at(self, mode: Mode, bits: float, coder: CoderName) -> tuple[float, ...]:
+        if mode != "stream" or coder == "entropy":
+            whole = f"{self.stage}/{mode if mode != 'stream' else coder}"
             if whole not in self.wholes:
                 raise ValueError(f"the profile has no table {whole}; run `abkt profile` again")
             return self.wholes[whole]

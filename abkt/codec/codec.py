@@ -18,7 +18,7 @@ from abkt.codec.fixed import compiled
 from abkt.codec.fixed.backend import EXACT, Arrived, Backend, Coded
 from abkt.codec.fixed.centre import value_centres
 from abkt.codec.fixed.oracle import Oracle
-from abkt.codec.header import CODERS, DTYPES, ORDERS, Coder, Header, exact_token_bytes, read_header
+from abkt.codec.header import CODERS, DTYPES, ORDERS, CoderName, Header, exact_token_bytes, read_header
 from abkt.codec.stream import Parts, Stream, assemble, slot_sums
 from abkt.kv.pool import Pool
 from abkt.policy.view import Order
@@ -79,7 +79,7 @@ class Codec:
         depth_bits: int = 8,
         order: Order = "slope",
         weights: torch.Tensor | None = None,
-        coder: Coder = "fixed",
+        coder: CoderName = "fixed",
     ) -> Stream:
         """The first `tokens` tokens of a sequence as a stream that may be refined up to depth_bits bits (1, 2, 3, 4, 6 or 8).
 
@@ -130,7 +130,7 @@ class Codec:
         return Expanded(cut, cells.tokens, header.distortion[cut], len(header.exact))
 
     def _coded(
-        self, pool: Pool, blocks: list[int], cells: Cells, coder: Coder
+        self, pool: Pool, blocks: list[int], cells: Cells, coder: CoderName
     ) -> tuple[Coded, np.ndarray | None, np.ndarray | None, bytes]:
         """The cells, in the entropy form the bytes of their passes and the levels of their strips, and what the head says of all."""
         if coder == "entropy":

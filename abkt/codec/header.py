@@ -37,8 +37,8 @@ from abkt.spec import DTYPE_BYTES, KVLayout
 MAGIC = b"ABKT"
 VERSION = 4
 ORDERS: tuple[Order, ...] = ("uniform", "slope")
-Coder = Literal["fixed", "entropy"]
-CODERS: tuple[Coder, ...] = ("fixed", "entropy")
+CoderName = Literal["fixed", "entropy"]
+CODERS: tuple[CoderName, ...] = ("fixed", "entropy")
 DTYPES = ("bfloat16", "float16", "float32")  # by their number on the wire
 # magic, version, depth, order, coder | header bytes, tokens, tile tokens | layers, kinds, heads, dim, block tokens | dtype, bands | CRCs
 FIXED = struct.Struct("<4sHBBBxIIIHHHHHBBII")
@@ -57,7 +57,7 @@ class Header:
     forms: np.ndarray
     edges_crc: int
     raw_crc: int
-    coder: Coder = "fixed"
+    coder: CoderName = "fixed"
     lengths: np.ndarray | None = None
     levels: np.ndarray | None = None
     sizes: np.ndarray = field(init=False, repr=False)
@@ -116,7 +116,7 @@ class Header:
         return body + struct.pack("<I", zlib.crc32(body))
 
 
-def header_bytes(cells: Cells, bands: int, coder: Coder) -> int:
+def header_bytes(cells: Cells, bands: int, coder: CoderName) -> int:
     entropy = cells.count * cells.passes * np.dtype(_length_dtype(cells)).itemsize + _strips(cells) if coder == "entropy" else 0
     return aligned(FIXED.size + 4 * (bands + 1) + cells.count * (cells.passes + 1) + entropy + 4)
 

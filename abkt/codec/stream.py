@@ -16,7 +16,7 @@ import torch
 
 from abkt.codec.cells import Cells
 from abkt.codec.fixed.backend import EXACT, Backend, Coded
-from abkt.codec.header import ORDERS, Coder, Header
+from abkt.codec.header import ORDERS, CoderName, Header
 from abkt.codec.order import Bands, curve_of, distortions, slope_bands, uniform_bands, weighted_distortion
 from abkt.policy.view import Curve, Order
 
@@ -27,7 +27,7 @@ class Parts:
     uint32, the CRC-32 of each slot, 0 where a cell is exact."""
 
     cells: Cells
-    coder: Coder
+    coder: CoderName
     coded: Coded
     lengths: np.ndarray | None
     levels: np.ndarray | None

@@ -93,8 +93,6 @@ def enqueue_copy(
 
 def by_piece(pool: Pool | LayerMajorPool) -> torch.Tensor:
     """The memory of a pool, uint8 [blocks, layers * kinds, bytes]: a view. Raises ValueError if it is not what the layout says."""
-    if not isinstance(pool, Pool | LayerMajorPool):
-        raise ValueError(f"a {type(pool).__name__} of {pool.layout.shape} is not one piece of memory; its parts are copied one by one")
     blocks, layers, kinds, *rest = pool.layout.shape
     flat = isinstance(pool, Pool)
     shape = (blocks, layers, kinds, *rest) if flat else (layers, kinds, blocks, *rest)

@@ -1,8 +1,8 @@
 """Measure this machine: calibration requests through a real 1P1D cluster, fits over what its stages took.
 
 The workers that serve are the ones that are measured, each on its core while the other computes, so every cost is a cost under load.
-Six kinds of run, on an unpaced link: raw, exact, each fixed depth, and the entropy form; then a burst, for large decode batches. On a GPU
-there are neither exact ones nor the entropy form, whose messages are made on the CPU; workers that share it take turns (ClusterSpec.turns).
+Six kinds of run, on an unpaced link: raw, lossless, each fixed depth, the entropy coder, and a burst for large decode batches. On a GPU
+lossless and entropy are left out, since their messages are made on the CPU; workers that share a GPU take turns (ClusterSpec.turns).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
 DEPTHS_BITS = (2, 4, 8)
 SAME = 0.01  # distortion at which the two forms are compared
-WHOLE = {"raw": "abkt.policy.bitrate.fixed.Raw", "exact": "abkt.policy.bitrate.lossless.Lossless"}
+WHOLE = {"raw": "abkt.policy.bitrate.fixed.Raw", "lossless": "abkt.policy.bitrate.lossless.Lossless"}
 Sample = tuple[dict[str, float], float]
 
 
@@ -34,8 +34,8 @@ class Samples:
 
     stages: dict[str, list[Sample]] = field(default_factory=dict)
     curves: list[RateCurve] = field(default_factory=list)
-    exact_bytes: int = 0
-    exact_raw_bytes: int = 0
+    lossless_bytes: int = 0
+    lossless_raw_bytes: int = 0
     entropy: list[RateCurve] = field(default_factory=list)
 
     def add(self, run: Run, depth: str) -> None:
@@ -49,15 +49,15 @@ class Samples:
         busy_s = {record.request_id: record.wire_busy_s for record in run.requests}
         for transfer in run.transfers:
             self._take("transport", {"calls": float(transfer.calls), "bytes": float(transfer.wire_bytes)}, busy_s[transfer.request_id])
-            if transfer.mode == "exact":
-                self.exact_bytes += transfer.wire_bytes
-                self.exact_raw_bytes += transfer.raw_bytes
+            if transfer.mode == "lossless":
+                self.lossless_bytes += transfer.wire_bytes
+                self.lossless_raw_bytes += transfer.raw_bytes
         for batch, context, seconds in run.iterations:
             self._take("decode", {"batch": float(batch), "context": float(context)}, seconds)
         for coded in run.coded:
             raw_bytes = coded["raw_bytes"]
             slope, uniform = parse_curve(coded["slope"]), parse_curve(coded["uniform"])
-            kept = self.entropy if coded["form"] == "entropy" else self.curves
+            kept = self.entropy if coded["coder"] == "entropy" else self.curves
             kept.append(RateCurve(coded["tokens"], slope.scaled(1 / raw_bytes), uniform.scaled(1 / raw_bytes)))
 
     def entropy_share(self) -> float:
@@ -86,7 +86,7 @@ def calibrate(
     progress("warm-up")
     cluster.run(prompts(spaced[:3]), _policy(8), UNLIMITED, NO_SLO)
     on_cpu = cluster.spec.device == "cpu"
-    for depth in ("raw", *(["exact"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else [])):
+    for depth in ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else [])):
         progress(f"{depth} bits" if depth.isdigit() else depth)
         samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth)
     progress("burst")
@@ -97,7 +97,7 @@ def calibrate(
         curves=tuple(c for c in samples.curves if c.slope.bits[-1] >= max(DEPTHS_BITS)),
         fingerprint=fingerprint(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        exact_share=samples.exact_bytes / samples.exact_raw_bytes if samples.exact_raw_bytes else 0.0,
+        lossless_share=samples.lossless_bytes / samples.lossless_raw_bytes if samples.lossless_raw_bytes else 0.0,
         entropy_share=samples.entropy_share(),
     )
 
@@ -111,5 +111,5 @@ def _policy(depth: object) -> dict[str, object]:
     if depth in WHOLE:
         return {"_target_": WHOLE[str(depth)]}
     if depth == "entropy":
-        return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": max(DEPTHS_BITS), "form": "entropy"}
+        return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": max(DEPTHS_BITS), "coder": "entropy"}
     return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": int(str(depth))}

@@ -116,10 +116,10 @@ def measure(shape: Shape, device: torch.device, longest: int, repeats: int, prog
         **fingerprint(),
         "weights": "random, one layer for all",
         "transport": f"runs between two pools of one {device.type} device",
-        "exact": "share of normal values",
+        "lossless": "share of normal values",
     }
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return Profile(shape.spec, fits, (), about, created=created, exact_share=max(shares))
+    return Profile(shape.spec, fits, (), about, created=created, lossless_share=max(shares))
 
 
 def _compute(shape: Shape, device: torch.device, lengths: list[int], repeats: int) -> Iterator[tuple[str, dict[str, float], float]]:
@@ -145,7 +145,7 @@ def _compute(shape: Shape, device: torch.device, lengths: list[int], repeats: in
 def _codec(
     shape: Shape, device: torch.device, lengths: list[int], repeats: int, shares: list[float]
 ) -> Iterator[tuple[str, dict[str, float], float]]:
-    """Every stage by the length; on a GPU what it enqueues, on a CPU the compiled path. shares: takes the exact mode's, of each length."""
+    """Every stage by the length; on a GPU what it enqueues, on a CPU the compiled path. shares: takes that of the lossless mode."""
     for tokens in lengths:
         layout = KVLayout(shape.spec, tokens // BLOCK_TOKENS + 4, BLOCK_TOKENS)
         pool, other = Pool(layout, device), Pool(layout, device)
@@ -162,7 +162,7 @@ def _codec(
         for depth in DEPTHS_BITS:
             cells = codec.cells(tokens + 1, depth)
             functions[f"encode/{depth}"], functions[f"expand/{depth}"] = coder(codec, cells, pool, other, cells.coded_table(table))
-        functions["encode/exact"], functions["expand/exact"], share = lossless.coder(pool, other, table, tokens + 1)
+        functions["encode/lossless"], functions["expand/lossless"], share = lossless.coder(pool, other, table, tokens + 1)
         shares.append(share)
         for stage, seconds in _seconds(functions, device, repeats).items():
             yield stage, {"tokens": float(tokens)}, seconds

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from operator import neg
 from typing import Literal, Protocol
 
-Mode = Literal["raw", "exact", "stream"]
+Mode = Literal["raw", "lossless", "stream"]
 Order = Literal["uniform", "slope"]
-Form = Literal["fixed", "entropy"]
+CoderName = Literal["fixed", "entropy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class TransferView:
     deadline_s: when KV should be usable for TTFT to hold its SLO. slope, uniform: the curves of the two orders (before encoding: the
     expected ones; after: this request's own). sent_bytes, sent_cut: what left already; what left cannot be taken back.
     encode_s, expand_s: expected codec time still to come at full depth, and raw_s, the same for a raw transfer (copies); inf once
-    another mode is encoded, so that raw can no longer be had. exact_bytes, exact_encode_s, exact_expand_s: expected of the exact mode;
+    another mode is encoded, so that raw can no longer be had. lossless_bytes, lossless_encode_s, lossless_expand_s: of that mode;
     0 bytes: not to be had. entropy_share: bytes of the entropy form by those of the fixed one at equal distortion, 0: not to be had;
     and its codec times. hidden_s: from now on, seconds in which the request waits for something else anyway (none, while transfers
     begin after prefill). price: distortion that a byte must remove to be worth its place on the link, the higher of its two ends'; 0:
@@ -81,9 +81,9 @@ class TransferView:
     raw_s: float = 0.0
     sent_bytes: float = 0.0
     sent_cut: int = 0
-    exact_bytes: float = 0.0
-    exact_encode_s: float = 0.0
-    exact_expand_s: float = 0.0
+    lossless_bytes: float = 0.0
+    lossless_encode_s: float = 0.0
+    lossless_expand_s: float = 0.0
     hidden_s: float = 0.0
     price: float = 0.0
     own_slope: Curve | None = None
@@ -98,16 +98,16 @@ class TransferView:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """mode raw: bytes as they are. mode exact: coded without loss, whole. mode stream: passes in `order` up to `cut`; depth_bits is how
+    """mode raw: bytes as they are. mode lossless: coded without loss, whole. mode stream: passes in `order` up to `cut`; depth_bits is how
     deep to encode, so how far it may go. behind: the cut to go on to once decoding has begun, when nothing more urgent waits for the
-    link; none above `cut`: nothing follows. form: of the passes; the first decision's stands."""
+    link; none above `cut`: nothing follows. coder: of the passes; the first decision's stands."""
 
     mode: Mode
     order: Order = "slope"
     cut: int = 0
     depth_bits: int = 8
     behind: int = 0
-    form: Form = "fixed"
+    coder: CoderName = "fixed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class GoodputSample:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A complete transfer: the distortion it ended at (0: raw or exact), and for those who learn, the first decision, the view it was
+    """A complete transfer: the distortion it ended at (0: raw or lossless), and for those who learn, the first decision, the view it was
     made on, and the seconds of encoding and sending (waits for earlier transfers and for memory left out)."""
 
     distortion: float

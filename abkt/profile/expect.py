@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
-from abkt.policy.view import BitratePolicy, TransferView
+from abkt.policy.view import BitratePolicy, Curve, TransferView
 from abkt.profile.schema import Profile, RateCurve
 
 
@@ -18,11 +17,19 @@ def curve_for(profile: Profile, tokens: int, draw: int = 0, among: int = 4) -> R
 
 
 def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateCurve | None = None) -> TransferView:
-    """The view of a transfer of `tokens` of KV before its first byte; curve: its own, or None for the nearest measured one."""
+    """The view of a transfer before its first byte, the same for a quote, a real worker's decision and the simulator.
+
+    Parameters
+    ----------
+    tokens : of KV that travel.
+    deadline_s : when the KV should be usable.
+    curve : the transfer's own rate curve; None takes the nearest measured one.
+
+    The lossless mode and the entropy coder are offered (bytes above 0) only where the profile has measured them.
+    """
     raw_bytes = profile.model.kv_bytes(tokens)
     curve = curve or curve_for(profile, tokens)
-    exact = profile.exact_share > 0 and {"encode/exact", "expand/exact"} <= profile.fits.keys()
-    return TransferView(
+    view = TransferView(
         raw_bytes=raw_bytes,
         deadline_s=deadline_s,
         slope=curve.slope.scaled(raw_bytes),
@@ -30,18 +37,20 @@ def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateC
         encode_s=profile.fit("encode/8").seconds(tokens=tokens),
         expand_s=profile.fit("expand/8").seconds(tokens=tokens),
         raw_s=profile.fit("encode/raw").seconds(tokens=tokens) + profile.fit("expand/raw").seconds(tokens=tokens),
-        exact_bytes=raw_bytes * profile.exact_share if exact else 0.0,
-        exact_encode_s=profile.fit("encode/exact").seconds(tokens=tokens) if exact else 0.0,
-        exact_expand_s=profile.fit("expand/exact").seconds(tokens=tokens) if exact else 0.0,
     )
+    if profile.lossless_share > 0 and profile.has_codec("lossless"):
+        view.lossless_bytes = raw_bytes * profile.lossless_share
+        view.lossless_encode_s, view.lossless_expand_s = profile.codec_s("lossless", tokens)
+    if profile.entropy_share > 0 and profile.has_codec("entropy"):
+        view.entropy_share = profile.entropy_share
+        view.entropy_encode_s, view.entropy_expand_s = profile.codec_s("entropy", tokens)
+    return view
 
 
-def with_entropy(profile: Profile, tokens: int, view: TransferView) -> TransferView:
-    """The view with what the entropy form is expected to cost, where the profile has measured it."""
-    if not (profile.entropy_share > 0 and {"encode/entropy", "expand/entropy"} <= profile.fits.keys()):
-        return view
-    encode_s, expand_s = (profile.fit(f"{stage}/entropy").seconds(tokens=tokens) for stage in ("encode", "expand"))
-    return replace(view, entropy_share=profile.entropy_share, entropy_encode_s=encode_s, entropy_expand_s=expand_s)
+def unmeasured_view(raw_bytes: int, deadline_s: float) -> TransferView:
+    """The view where no profile says what coding costs: 0 s and 0 bytes for every cut, so that a policy decides by its own rule alone."""
+    curve = Curve(bytes=(0.0,) * 4, distortion=(1.0,) * 4, bits=(0.0, 2.0, 4.0, 8.0))
+    return TransferView(raw_bytes, deadline_s, slope=curve, uniform=curve, lossless_bytes=raw_bytes)
 
 
 def ask_once(policy: BitratePolicy, profile: Profile) -> None:

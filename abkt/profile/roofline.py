@@ -17,7 +17,7 @@ from abkt.profile.kernels import GpuKernels, ModelCosts
 from abkt.profile.schema import Fit, Profile, RateCurve
 from abkt.spec import DTYPE_BYTES, ModelSpec
 
-EXACT_SHARE = {"bfloat16": 12 / 16}  # assumption; the probe's KV takes 0.71
+LOSSLESS_SHARE = {"bfloat16": 12 / 16}  # assumption; the probe's KV takes 0.71
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +87,13 @@ def roofline(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...]) -> P
         "expand/raw": _exact({"tokens": 0.0}),
     }
     shares = {str(bits): (bits + 0.25) / (8 * value_bytes) for bits in (2, 4, 8)}
-    exact_share = EXACT_SHARE.get(model.dtype, 0.0)
-    if exact_share:
-        shares["exact"] = exact_share
+    lossless_share = LOSSLESS_SHARE.get(model.dtype, 0.0)
+    if lossless_share:
+        shares["lossless"] = lossless_share
     for name, share in shares.items():
         fits[f"encode/{name}"] = fits[f"expand/{name}"] = _exact({"1": gpu.call_s, "tokens": kv_bytes * (1 + share) / codec})
     about = {"gpu": gpu.name, "source": gpu.source}
-    return Profile(model=model, fits=fits, curves=curves, fingerprint=about, source="roofline", exact_share=exact_share)
+    return Profile(model=model, fits=fits, curves=curves, fingerprint=about, source="roofline", lossless_share=lossless_share)
 
 
 def _exact(terms: dict[str, float]) -> Fit:

@@ -5,7 +5,7 @@ Costs are linear in named features (units in the name of what they give: seconds
   decode           batch, context            one iteration of `batch` requests with `context` tokens of KV in all
   encode/raw, encode/2, encode/4, encode/8   tokens    by the depth encoded, in bits; raw: copies out of the pool
   expand/raw, expand/2, expand/4, expand/8   tokens    into the pool
-  encode/exact, expand/exact                 tokens    the exact mode; a profile may do without them, and then has no such mode
+  encode/lossless, expand/lossless                 tokens    the lossless mode; a profile may do without them, and then has no such mode
   encode/entropy, expand/entropy             tokens    the entropy form at full depth; optional too
   transport        calls, bytes              one transfer on the unpaced link
 """
@@ -24,7 +24,7 @@ import numpy as np
 from abkt.policy.view import Curve
 from abkt.spec import ModelSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: the mode and tables called exact became lossless
 REWEIGHTINGS = 4
 
 
@@ -72,9 +72,9 @@ class RateCurve:
 
 @dataclass(frozen=True)
 class Profile:
-    """fingerprint: the machine and versions measured. source: measured | published | roofline, and whence. exact_share: bytes of an exact
-    transfer by raw bytes; 0: not measured. entropy_share: bytes of the entropy form by those of the fixed one at equal distortion; 0: not
-    measured."""
+    """fingerprint: the machine and versions measured. source: measured | published | roofline, and whence. lossless_share: bytes of a
+    lossless transfer by raw bytes; 0: not measured. entropy_share: bytes of the entropy coder by those of the fixed one at equal
+    distortion; 0: not measured."""
 
     model: ModelSpec
     fits: dict[str, Fit]
@@ -83,13 +83,21 @@ class Profile:
     source: str = "measured"
     created: str = ""
     schema_version: int = SCHEMA_VERSION
-    exact_share: float = 0.0
+    lossless_share: float = 0.0
     entropy_share: float = 0.0
 
     def fit(self, stage: str) -> Fit:
         if stage not in self.fits:
             raise ValueError(f"the profile has no table {stage}; it has {', '.join(sorted(self.fits))}: run `abkt profile` again")
         return self.fits[stage]
+
+    def has_codec(self, name: str) -> bool:
+        """Whether both tables of a codec (raw, lossless, entropy or a depth in bits) were measured."""
+        return {f"encode/{name}", f"expand/{name}"} <= self.fits.keys()
+
+    def codec_s(self, name: str, tokens: int) -> tuple[float, float]:
+        """Seconds that encoding and expanding `tokens` tokens take with this codec. Raises ValueError where it was not measured."""
+        return self.fit(f"encode/{name}").seconds(tokens=tokens), self.fit(f"expand/{name}").seconds(tokens=tokens)
 
     def save(self, path: Path) -> None:
         part = path.with_suffix(".part")
@@ -127,7 +135,7 @@ def parse(data: object) -> Profile:
             fingerprint=data["fingerprint"],
             source=data["source"],
             created=data["created"],
-            exact_share=data.get("exact_share", 0.0),
+            lossless_share=data.get("lossless_share", 0.0),
             entropy_share=data.get("entropy_share", 0.0),
         )
     except (KeyError, TypeError, ValueError) as error:

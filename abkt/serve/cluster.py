@@ -19,7 +19,6 @@ from abkt.profile import schema
 from abkt.profile.expect import ask_once
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord
-from abkt.serve.carrier import check_transport
 from abkt.serve.control import Message, WorkerConfig
 from abkt.serve.engine.engine import read_spec
 from abkt.serve.frontend.frontend import Frontend
@@ -32,6 +31,7 @@ from abkt.serve.frontend.workers import Roster, core_of
 from abkt.serve.pacing import shaped
 from abkt.spec import KVLayout, ModelSpec
 from abkt.transfer.protocol.key import find_key
+from abkt.transfer.transports.registry import check_transport
 
 START_TIMEOUT_S = 180.0
 LEAD_S = 0.2  # between telling the workers of a run and its first possible arrival
@@ -45,7 +45,7 @@ class ClusterSpec:
     each as far as there are cores.
 
     paced: the profile.json of a machine that the workers stand for, sleeping its times; none: they compute. transport: see
-    abkt.serve.carrier. turns: the workers share one device and take turns with it. importance_window, calibration,
+    abkt.transfer.transports.registry. turns: the workers share one device and take turns with it. importance_window, calibration,
     layer_groups, key_file, encrypt: as in WorkerConfig.
     """
 

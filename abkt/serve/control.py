@@ -21,7 +21,7 @@ ROLES = ("prefill", "decode")
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
     """What a worker needs to start. role: prefill or decode, to begin with. core: the CPU it is pinned to (None: unpinned). host: to listen
-    on. transport: see abkt.serve.carrier; sockets: a folder for those that need one. paced: the profile.json of the machine that it
+    on. transport: a name of the registry; sockets: a folder for those that need one. paced: the profile.json of the machine that it
     stands for (compute=paced); empty: it computes. importance_window: last queries of a prompt that weigh its cells in slope order; 0:
     flat weights. calibration: the model's calibration.json; empty: none. layer_groups: a prompt's KV begins to leave when the first of so
     many groups of layers is computed; 1: when all are. turn: a file by which the workers of one device take turns; empty: they do not.

@@ -28,7 +28,7 @@ def paced_by(pacing: str, capacity: Capacity) -> str:
 class Pacing:
     """The sender's part during one run: a transport and a link to send with. pacing: one of PACINGS; tbf is done outside.
 
-    transport: see abkt.serve.carrier; where the kernel holds bytes back it is TCP.
+    transport: one of abkt.transfer.transports.registry; where the kernel holds bytes back it is TCP.
     """
 
     def __init__(self, pacing: str, capacity: Capacity, origin_s: float, transport: str = "tcp") -> None:

@@ -34,7 +34,7 @@ def draw(tables: Mapping[str, Stored]) -> Figure:
             axes.plot(max(at["distortion.mean"], EXACT), at.usd, linestyle="none", markersize=6, label=label, **look[policy], **fill)
         axes.set_xscale("log")
         axes.set_xlim(EXACT / 2, 0.5)
-        axes.set_xticks([1e-5, 1e-3, 1e-1], ["exact", "0.001", "0.1"])
+        axes.set_xticks([1e-5, 1e-3, 1e-1], ["lossless", "0.001", "0.1"])
         axes.set_xticks([], minor=True)
         axes.set_ylim(0, 1.12 * means.loc[place].usd.max())
         axes.set_title(title)

@@ -18,12 +18,13 @@ import torch
 
 from abkt.capacity import Capacity
 from abkt.codec.codec import Codec
-from abkt.codec.header import Coder
+from abkt.codec.header import CoderName
 from abkt.codec.importance import Importance
 from abkt.codec.lossless import stream as lossless_stream
 from abkt.codec.stream import Stream
 from abkt.policy.build import build
-from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, TransferView
+from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, TransferView
+from abkt.profile.expect import unmeasured_view
 from abkt.serve.engine.engine import Engine
 from abkt.serve.worker.raw import put_raw, raw_sink, raw_source
 from abkt.transfer.link import PacedLink
@@ -36,7 +37,6 @@ from abkt.transfer.send.sender import Sender
 from abkt.transfer.transports.tcp import Tcp
 from experiments.lib.errors import RunError
 
-UNKNOWN = Curve(bytes=(0.0,) * 4, distortion=(1.0,) * 4, bits=(0.0, 2.0, 4.0, 8.0))  # what a policy sees before the KV is coded
 PATIENCE_S = 30.0  # for the end of a transfer that the sender says is complete
 
 
@@ -63,12 +63,12 @@ class Pair:
     coder: of a stream. Raises ValueError for a policy that cannot be built.
     """
 
-    def __init__(self, engine: Engine, codec: Codec, bitrate: Mapping[str, Any], capacity: Capacity, coder: Coder = "fixed") -> None:
+    def __init__(self, engine: Engine, codec: Codec, bitrate: Mapping[str, Any], capacity: Capacity, coder: CoderName = "fixed") -> None:
         self.prefill = engine
         self.decode = copy.copy(engine)  # the model is shared; the pool is its own
         self.decode.pool = type(engine.pool)(engine.layout, engine.device)
         self.codec = codec
-        self.coder: Coder = coder
+        self.coder: CoderName = coder
         self.policy: BitratePolicy = build(bitrate)
         self.table = list(range(engine.layout.blocks))
         self._arrived: SimpleQueue[Received] = SimpleQueue()
@@ -94,21 +94,22 @@ class Pair:
     def coded(self, tokens: int, first_token: int, importance: Importance, deadline_s: float) -> Travelled:
         """As the policy decides. deadline_s: from now on, when KV should be usable."""
         raw_bytes = tokens * self.codec.layout.model.kv_bytes_per_token
-        exact_bytes = raw_bytes if self.prefill.pool.data.device.type == "cpu" else 0.0  # the message is made there alone
         start_s = self._now_s()
-        view = TransferView(raw_bytes, start_s + deadline_s, slope=UNKNOWN, uniform=UNKNOWN, exact_bytes=exact_bytes)
+        view = unmeasured_view(raw_bytes, start_s + deadline_s)
+        if self.prefill.pool.data.device.type != "cpu":
+            view.lossless_bytes = 0.0  # lossless messages are made on a CPU alone
         decision = self.policy.decide(start_s, view)
         source: ByteSource
         if decision.mode == "raw":
             source = raw_source(self.prefill.pool, self._blocks(tokens))
-        elif decision.mode == "exact":
+        elif decision.mode == "lossless":
             source = PiecesSource([lossless_stream.encode(self.prefill.pool, self.table, tokens)])
         else:
             weights = importance.weights(
                 self.prefill.pool, self.table, self.codec.cells(tokens, decision.depth_bits), self.codec.calibration
             )
             source = self.codec.encode(self.prefill.pool, self.table, tokens, decision.depth_bits, decision.order, weights, self.coder)
-            view = replace(view, slope=source.slope, uniform=source.uniform, raw_s=math.inf, exact_bytes=0.0)
+            view = replace(view, slope=source.slope, uniform=source.uniform, raw_s=math.inf, lossless_bytes=0.0)
         return self._travel(tokens, first_token, decision, source, self._now_s() - start_s, view)
 
     def _travel(
@@ -138,7 +139,7 @@ class Pair:
         else:
             assert isinstance(received.sink, BufferSink)
             data = memoryview(received.sink.data)[: offer.ends[received.cut]]
-            expand = lossless_stream.expand if decision.mode == "exact" else self.codec.expand
+            expand = lossless_stream.expand if decision.mode == "lossless" else self.codec.expand
             expand(data, self.decode.pool, self._blocks(tokens))
         if self.decode.pool.data.device.type == "cuda":
             torch.cuda.synchronize()

@@ -16,7 +16,7 @@ from abkt.codec.baselines.base import Baseline
 from abkt.codec.calibration import Calibration
 from abkt.codec.cells import BITS, Cells
 from abkt.codec.codec import Codec
-from abkt.codec.header import Coder
+from abkt.codec.header import CoderName
 from abkt.codec.importance import Importance
 from abkt.codec.stream import Stream
 from abkt.kv.pool import Pool
@@ -91,7 +91,7 @@ class Cuts:
     codec: Codec
     weigh: Weigh = field(default=lambda held, cells: None)
     order: Order = "slope"
-    coder: Coder = "fixed"
+    coder: CoderName = "fixed"
     nested: bool = True
     between: int = 0
 

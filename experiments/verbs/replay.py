@@ -54,7 +54,7 @@ class ReplayConfig:
     decode: int
     max_batch: int
     pool_tokens: int
-    carrier: str
+    transport: str
     changes: tuple[ChangeConfig, ...]
     paced: Path | None
     profile: Path | None
@@ -67,8 +67,8 @@ class ReplayConfig:
 
 @verb("replay")
 def main(config: ReplayConfig, run: Run) -> None:
-    from abkt.serve.carrier import check_transport
     from abkt.serve.cluster import Change, Cluster
+    from abkt.transfer.transports.registry import check_transport
     from experiments.lib.manifest import write_manifest
     from experiments.lib.progress import bar
     from experiments.lib.prompts import prompts_for
@@ -91,8 +91,8 @@ def main(config: ReplayConfig, run: Run) -> None:
         [Change(change.at_s, change.worker, change.role) for change in config.changes],
     )
     spec.layout()  # a folder that is no model is said before anything is made
-    check_transport(config.carrier)
-    pacing = "userspace" if config.pacing == "auto" and config.carrier != "tcp" else config.pacing
+    check_transport(config.transport)
+    pacing = "userspace" if config.pacing == "auto" and config.transport != "tcp" else config.pacing
     with real_network(config.network, pacing, config.seed, spec.prefill, spec.decode) as network:
         print(plan_line(requests, spec, config, network))
         config.out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def cluster_spec(config: ReplayConfig) -> ClusterSpec:
         paced=config.paced,
         calibration=config.calibration,
         layer_groups=config.layer_groups,
-        transport=config.carrier,
+        transport=config.transport,
     )
     if config.calibration:
         load(config.calibration).check(spec.layout())

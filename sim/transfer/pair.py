@@ -90,7 +90,7 @@ class Pair:
         rate = policy.estimate_bytes_per_s(now_s)
         if rate != rate:  # nan: the policy has no estimate
             rate = self.share(size_bytes, calls)
-        codec_s = costs.encode_s(sent, decision) + self.target.costs.expand_s(sent, decision.mode, bits, decision.form)
+        codec_s = costs.encode_s(sent, decision) + self.target.costs.expand_s(sent, decision.mode, bits, decision.coder)
         busy_s = codec_s + ((self.backlog_bytes + size_bytes) / rate if rate > 0 else math.inf)
         if groups > 1:
             busy_s = max(busy_s / groups, busy_s - hidden_s * (groups - 1) / groups)
@@ -209,7 +209,7 @@ class Pair:
 def outcome(decision: Decision, view: TransferView) -> tuple[float, float]:
     """(wire bytes, mean bits per value of a stream) of a decision, on this view's curve."""
     if decision.mode != "stream":
-        return (float(view.raw_bytes) if decision.mode == "raw" else view.exact_bytes), 0.0
+        return (float(view.raw_bytes) if decision.mode == "raw" else view.lossless_bytes), 0.0
     curve = view.slope if decision.order == "slope" else view.uniform
-    share = view.entropy_share if decision.form == "entropy" else 1.0
+    share = view.entropy_share if decision.coder == "entropy" else 1.0
     return share * curve.bytes[decision.cut], curve.bits[decision.cut]

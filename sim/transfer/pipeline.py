@@ -84,7 +84,7 @@ class Pipeline:
         """A group that is not the last has arrived."""
         record, target = self.job.record, self.pair.target
         decision = self.job.decision
-        seconds = target.costs.expand_s(self.job.sent_tokens / self.groups, decision.mode, bits, decision.form)
+        seconds = target.costs.expand_s(self.job.sent_tokens / self.groups, decision.mode, bits, decision.coder)
         record.expand_busy_s += seconds
         record.cost_usd += seconds * target.usd_per_s
         target.interject(seconds, _nothing)  # which counts the node's slowness itself

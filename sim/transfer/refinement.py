@@ -159,7 +159,7 @@ class Refinement:
         self.pair.source.release_prompt(self.job)
         self.transfer.record.refine_finish_s = self.clock._now
         target = self.pair.target
-        seconds = target.costs.expand_s(self.transfer.tokens, "stream", self.curve.bits[self.cut], self.job.decision.form)
+        seconds = target.costs.expand_s(self.transfer.tokens, "stream", self.curve.bits[self.cut], self.job.decision.coder)
         target.interject(seconds, self.swap)
         self.job.record.cost_usd += seconds * target.usd_per_s
 

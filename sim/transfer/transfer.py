@@ -71,7 +71,7 @@ class Transfer:
         self.expected = costs.expected(self.tokens, request.request_id if self.streamed else 0)
         self.deadline_s = pair.deadline_s(request.isl, request.arrival_s)
         curve = self.expected.curve(decision.order)
-        self.full = self.curve = curve.scaled(self.expected.entropy_share) if decision.form == "entropy" else curve
+        self.full = self.curve = curve.scaled(self.expected.entropy_share) if decision.coder == "entropy" else curve
         self.deepest = self.full.cut_of_bits(decision.depth_bits)
         self.groups = 1 if job.pipeline is None else job.pipeline.groups
         self.cut = self.behind = 0
@@ -180,8 +180,8 @@ class Transfer:
             sent_bytes,
             sent_cut,
             0.0,
-            it.exact_encode_s,
-            it.exact_expand_s,
+            it.lossless_encode_s,
+            it.lossless_expand_s,
             hidden_s=job.pipeline.left_s() if job.pipeline is not None else 0.0,
             price=0.0 if started else self.pair.price(),
             started=started,
@@ -230,7 +230,7 @@ class Transfer:
         if self.streamed:
             record.order, record.depth_bits, record.cut = job.decision.order, job.decision.depth_bits, self.cut
             record.slope = _slope(self.full, self.cut)
-        job.expand_s = pair.target.costs.expand_s(self.tokens / self.groups, job.decision.mode, self.bits(), job.decision.form)
+        job.expand_s = pair.target.costs.expand_s(self.tokens / self.groups, job.decision.mode, self.bits(), job.decision.coder)
         pair.policy.delivered(now_s, Delivered(distortion, job.decision, job.view, job.record.encode_busy_s + now_s - record.start_s))
         record.finish_s = now_s
         record.wire_bytes = round(flow.sent_bytes)

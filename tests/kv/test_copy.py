@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.kv import copy
-from abkt.kv.grouped import GroupedPool
 from abkt.kv.layer_major import LayerMajorPool
 from abkt.kv.pool import Pool
 from abkt.kv.runs import Run, aligned_runs
@@ -102,17 +101,6 @@ def test_bits_of_a_signalling_nan_survive():
     staged = torch.zeros(8)
     copy.gather(pool, [1], staged)
     assert (staged.view(torch.int32) == 0x7F800001).all()
-
-
-def test_a_grouped_pool_goes_part_by_part():
-    layout = KVLayout(ModelSpec("small", 5, 2, 4), 6, 2)
-    grouped, whole, table = GroupedPool(layout, 2), poisoned(Pool(layout), 1), [4, 1, 2]
-    for part, start, stop in zip(grouped.parts, grouped.starts, grouped.starts[1:]):
-        part.data.view(torch.uint8).copy_(whole.data.view(torch.uint8)[:, start:stop])
-    staged = [torch.empty(3 * part.layout.block_bytes, dtype=torch.uint8) for part in grouped.parts]
-    for part, buffer in zip(grouped.parts, staged):
-        copy.gather(part, table, buffer)
-    assert torch.equal(torch.cat([buffer.view(3, -1) for buffer in staged], 1), blocks_of(whole)[table])
 
 
 LAYOUT = KVLayout(ModelSpec("small", layers=2, kv_heads=1, head_dim=4), blocks=6, block_tokens=2)  # 64 bytes a block
@@ -206,14 +194,6 @@ def test_tables_of_two_lengths_and_memory_of_another_shape_are_refused():
     other.data = LayerMajorPool(LAYOUT).data
     with pytest.raises(ValueError, match=r"\(2, 2, 6, 1, 2, 4\).*\(6, 2, 2, 1, 2, 4\)"):
         copy.gather(other, [0], torch.zeros(64, dtype=torch.uint8))
-    grouped, staged = GroupedPool(LAYOUT, 2), torch.zeros(64, dtype=torch.uint8)
-    for call in (
-        lambda: copy.gather(grouped, [0], staged),
-        lambda: copy.scatter(staged, grouped, [0]),
-        lambda: copy.copy_runs(pool, grouped, [Run(0, 0, 1)]),
-    ):
-        with pytest.raises(ValueError, match="GroupedPool"):
-            call()
 
 
 def test_it_loads_with_torch_alone():

@@ -1,4 +1,4 @@
-"""Three layouts of the same KV: what was written reads back from each, and a transfer needs the pieces that arithmetic says."""
+"""Two layouts of the same KV: what was written reads back from each, and a transfer needs the pieces that arithmetic says."""
 
 from itertools import pairwise
 
@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.codec.codec import Codec
-from abkt.kv.grouped import GroupedPool
 from abkt.kv.layer_major import LayerMajorPool
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
@@ -27,7 +26,7 @@ def memory(pool: Pool | LayerMajorPool) -> bytes:
 
 
 @pytest.mark.parametrize("kinds", [1, 2])
-@pytest.mark.parametrize("make", [Pool, LayerMajorPool, lambda layout: GroupedPool(layout, 2), lambda layout: GroupedPool(layout, 5)])
+@pytest.mark.parametrize("make", [Pool, LayerMajorPool])
 def test_what_is_written_reads_back(make, kinds):
     layout = layout_of(kinds=kinds)
     pool, table = make(layout), [7, 8, 2]
@@ -44,17 +43,16 @@ def test_what_is_written_reads_back(make, kinds):
         pool.write(table, 5, 0, *written[0])
 
 
-@given(st.permutations(range(12)), st.integers(1, 12), st.sampled_from([1, 2, 3, 5]))
-def test_pieces_are_as_many_as_arithmetic_says(order, count, groups):
+@given(st.permutations(range(12)), st.integers(1, 12))
+def test_pieces_are_as_many_as_arithmetic_says(order, count):
     layout, table = layout_of(), list(order)[:count]
-    flow, grouped, layerwise = Pool(layout), GroupedPool(layout, groups), LayerMajorPool(layout)
+    flow, layerwise = Pool(layout), LayerMajorPool(layout)
     runs = runs_of(table)
     assert len(flow.pieces(table)) == runs, "FlowKV: a call for each run of blocks"
-    assert len(grouped.pieces(table)) == groups * runs
     wraps = table[0] == 0 and table[-1] == 11  # the last block of a plane touches the first of the next
     assert len(layerwise.pieces(table)) == 5 * 2 * runs - (5 * 2 - 1 if wraps else 0)
-    moved = [sum(size for *_, size in pool.pieces(table)) for pool in (flow, grouped, layerwise)]
-    assert moved == [count * layout.block_bytes] * 3
+    moved = [sum(size for *_, size in pool.pieces(table)) for pool in (flow, layerwise)]
+    assert moved == [count * layout.block_bytes] * 2
 
 
 @given(st.permutations(range(12)), st.integers(1, 12))
@@ -67,15 +65,6 @@ def test_pieces_hold_the_blocks_and_nothing_else(order, count):
         held = memory(pool)
         assert all(held[start : start + size] == one * (size // 2) for start, size in pool.pieces(table))
         assert held.count(one[1]) == sum(size for _, size in pool.pieces(table)) // 2
-
-
-def test_layers_are_shared_out_evenly_and_in_order():
-    pool = GroupedPool(layout_of(layers=5), 3)
-    assert [part.layout.model.layers for part in pool.parts] == [1, 2, 2]
-    assert [pool.place(layer) for layer in range(5)] == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]
-    for groups in (0, 6):
-        with pytest.raises(ValueError, match="1 to 5 are possible"):
-            GroupedPool(layout_of(layers=5), groups)
 
 
 @pytest.mark.parametrize("backend", ["oracle", "auto"])

@@ -71,7 +71,7 @@ def test_kv_without_loss_changes_no_answer(qwen, made_up, tmp_path, bitrate):
 
 def test_raw_bytes_may_go_through_the_hosts_memory(qwen, made_up, tmp_path, monkeypatch):
     """As those of a GPU's pool have to."""
-    monkeypatch.setattr(wire, "in_place", lambda pool, carrier: False)
+    monkeypatch.setattr(wire, "in_place", lambda pool, transport: False)
     rows, _ = ran(tmp_path / "out", qwen, made_up, "bitrate=raw", "samples=1", "tasks=[qasper,trec]")
     assert rows.lossless.all()
     assert (rows.agreement == 1).all()

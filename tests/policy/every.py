@@ -77,9 +77,9 @@ def views(draw) -> TransferView:
         encode_s=draw(st.floats(1e-3, 0.5)),
         expand_s=draw(st.floats(1e-3, 0.5)),
         raw_s=draw(st.floats(0, 0.1)),
-        exact_bytes=7.5e5,
-        exact_encode_s=draw(st.floats(0, 0.2)),
-        exact_expand_s=draw(st.floats(0, 0.2)),
+        lossless_bytes=7.5e5,
+        lossless_encode_s=draw(st.floats(0, 0.2)),
+        lossless_expand_s=draw(st.floats(0, 0.2)),
         hidden_s=draw(st.sampled_from([0.0, 0.0, 0.3])),
         price=draw(st.one_of(st.just(0.0), st.floats(1e-9, 1e-3))),
         own_slope=draw(st.sampled_from([None, replace(SLOPE.scaled(1e-6), distortion=tuple(d / 2 for d in SLOPE.distortion))])),
@@ -91,11 +91,11 @@ def under_way(view: TransferView, decision: Decision, share: float) -> TransferV
     sizes = view.curve(decision.order).bytes
     sent_bytes = share * sizes[decision.cut]
     sent_cut = next(cut for cut, size in enumerate(sizes) if size >= sent_bytes) if sent_bytes else 0
-    return replace(view, encode_s=0.0, raw_s=math.inf, exact_bytes=0.0, sent_bytes=sent_bytes, sent_cut=sent_cut)
+    return replace(view, encode_s=0.0, raw_s=math.inf, lossless_bytes=0.0, sent_bytes=sent_bytes, sent_cut=sent_cut)
 
 
 samples = st.builds(GoodputSample, st.floats(1.0, 1e6), st.floats(1e-3, 1.0))
-decisions = st.sampled_from([Decision("raw"), Decision("exact"), Decision("stream", "uniform", 2, 4)])
+decisions = st.sampled_from([Decision("raw"), Decision("lossless"), Decision("stream", "uniform", 2, 4)])
 deliveries = st.builds(Delivered, st.floats(0, 0.3), decisions, views(), st.floats(1e-3, 1.0))
 histories = st.lists(st.one_of(samples, deliveries), max_size=8)
 

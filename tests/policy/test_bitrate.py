@@ -24,7 +24,7 @@ def ended_at(distortion: float) -> Delivered:
 
 @given(view=views(), rate=st.floats(1e3, 1e8), later=st.floats(0, 2), faster=st.floats(1, 10))
 def test_embedded_gives_more_where_there_is_more_time_or_a_faster_link(view, rate, later, faster) -> None:
-    view = replace(view, raw_s=1e9, exact_bytes=0.0, hidden_s=0.0)  # nothing else can be had
+    view = replace(view, raw_s=1e9, lossless_bytes=0.0, hidden_s=0.0)  # nothing else can be had
 
     def cut(rate: float, view: TransferView) -> int:
         return Embedded(Bandwidth(rate), 0.01, 0.3, 0.3).decide(0.0, view).cut
@@ -59,8 +59,8 @@ def test_embedded_by_hand() -> None:
     assert policy.decide(9.0, view).cut == 2  # too late, but 0.15 is the first below 0.3
     assert policy.decide(0.0, replace(view, sent_bytes=350_000.0, sent_cut=4)).cut == 4
     assert policy.decide(0.0, replace(view, encode_s=1.0)).mode == "raw"  # 1 s of raw bytes beats 1 s of encoding and more
-    exact = replace(view, encode_s=0.9, exact_bytes=7e5, exact_encode_s=0.1, exact_expand_s=0.1)
-    assert policy.decide(0.0, exact).mode == "exact"  # 0.9 s; raw 1, and the stream 1.4
+    exact = replace(view, encode_s=0.9, lossless_bytes=7e5, lossless_encode_s=0.1, lossless_expand_s=0.1)
+    assert policy.decide(0.0, exact).mode == "lossless"  # 0.9 s; raw 1, and the stream 1.4
     policy.observe(0.0, GoodputSample(1e5, 1.0))
     assert policy.decide(0.0, view).cut == 2
     assert policy.estimate_bytes_per_s(0.0) == 1e5

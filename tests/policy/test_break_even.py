@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abkt.policy.bitrate.base import EXACT, RAW
-from abkt.policy.bitrate.break_even import form, loses, usable_s, without_loss
+from abkt.policy.bitrate.base import LOSSLESS, RAW
+from abkt.policy.bitrate.break_even import coder_for, loses, usable_s, without_loss
 from abkt.policy.build import build
 from abkt.policy.view import Curve, Decision, TransferView
 from tests.policy.every import OFF, SLOPE, UNIFORM, configs, policy, views
@@ -49,7 +49,7 @@ def test_a_pipelined_codec_wins_below_its_slower_end(raw_bytes, ratio, encode, e
 @given(view=views(), rate=st.floats(1e3, 1e9), more=st.floats(0, 1))
 def test_neither_wins_where_raw_is_hidden_already(view, rate, more) -> None:
     hidden = replace(view, hidden_s=usable_s(rate, view, RAW) + more)
-    for decision in (STREAM, EXACT):
+    for decision in (STREAM, LOSSLESS):
         assert loses(rate, hidden, decision)
         assert loses(rate, hidden, decision, pipelined=True)
 
@@ -70,12 +70,12 @@ def test_by_hand() -> None:
 def test_raw_or_exact_whichever_is_sooner_and_no_later_than_the_rival() -> None:
     """Exact: 0.7 of 1 MB, 0.1 s of codec, so sooner than raw below 3 MB/s. The stream: 0.2 MB and 0.5 s."""
     view = TransferView(
-        1_000_000, 0.0, SLOPE, UNIFORM, encode_s=0.3, expand_s=0.2, exact_bytes=7e5, exact_encode_s=0.06, exact_expand_s=0.04
+        1_000_000, 0.0, SLOPE, UNIFORM, encode_s=0.3, expand_s=0.2, lossless_bytes=7e5, lossless_encode_s=0.06, lossless_expand_s=0.04
     )
     rival = Decision("stream", "slope", 3)
-    assert [without_loss(b, view, rival) for b in (1e6, 1.3e6, 2.9e6, 3.1e6)] == [None, EXACT, EXACT, RAW]
-    assert without_loss(1.3e6, replace(view, exact_bytes=0.0), rival) is None
-    assert without_loss(1.3e6, replace(view, raw_s=float("inf"), exact_bytes=0.0, encode_s=0.0), rival) is None  # it is encoded
+    assert [without_loss(b, view, rival) for b in (1e6, 1.3e6, 2.9e6, 3.1e6)] == [None, LOSSLESS, LOSSLESS, RAW]
+    assert without_loss(1.3e6, replace(view, lossless_bytes=0.0), rival) is None
+    assert without_loss(1.3e6, replace(view, raw_s=float("inf"), lossless_bytes=0.0, encode_s=0.0), rival) is None  # it is encoded
 
 
 @pytest.mark.parametrize("name", OFF)
@@ -95,11 +95,11 @@ def test_the_entropy_form_is_for_slow_links(view, rate, share, encode_s, expand_
     longer_s = encode_s + expand_s - view.encode_s - view.expand_s
     by_hand = "entropy" if saved_bytes > rate * longer_s else "fixed"
     if abs(saved_bytes - rate * longer_s) > 1e-6 * (saved_bytes + rate * abs(longer_s)):
-        assert form(rate, view, cut) == by_hand
-    if longer_s > 0 and form(rate, view, cut) == "fixed":
-        assert form(10 * rate, view, cut) == "fixed"
-    assert form(rate, replace(view, entropy_share=0.0), cut) == "fixed"
-    assert form(rate, replace(view, sent_bytes=1.0), cut) == "fixed"
+        assert coder_for(rate, view, cut) == by_hand
+    if longer_s > 0 and coder_for(rate, view, cut) == "fixed":
+        assert coder_for(10 * rate, view, cut) == "fixed"
+    assert coder_for(rate, replace(view, entropy_share=0.0), cut) == "fixed"
+    assert coder_for(rate, replace(view, sent_bytes=1.0), cut) == "fixed"
 
 
 @pytest.mark.parametrize("name", ["embedded", "fleet"])
@@ -107,4 +107,4 @@ def test_ours_code_for_entropy_where_that_pays(name) -> None:
     """At the measured speeds of one core: 15 MB/s against 1 GB/s; a quarter of the bytes saved."""
     view = TransferView(1_000_000, 9.0, SLOPE, UNIFORM, encode_s=1e-3, expand_s=1e-3, raw_s=9.0, entropy_share=0.75)
     view = replace(view, entropy_encode_s=1 / 15, entropy_expand_s=1 / 30)
-    assert [policy(name, rate).decide(0.0, view).form for rate in (1e5, 1e6, 2e6, 1e8)] == ["entropy", "entropy", "fixed", "fixed"]
+    assert [policy(name, rate).decide(0.0, view).coder for rate in (1e5, 1e6, 2e6, 1e8)] == ["entropy", "entropy", "fixed", "fixed"]

@@ -116,7 +116,7 @@ def test_more_bandwidth_never_gives_more_distortion(name, view, rate, faster, se
 @pytest.mark.parametrize("name", [*OURS, *OFF, "kvserve"])
 @given(view=views())
 def test_on_a_very_fast_link_raw_goes(name, view) -> None:
-    assert policy(name, 1e15).decide(0.0, replace(view, raw_s=0.0, exact_encode_s=1e-3)).mode == "raw"
+    assert policy(name, 1e15).decide(0.0, replace(view, raw_s=0.0, lossless_encode_s=1e-3)).mode == "raw"
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -74,9 +74,9 @@ def test_nobody_does_better_than_the_one_who_knows_the_link(name, link, scale, s
         EVEN,
         encode_s=codec_s[0],
         expand_s=codec_s[1],
-        exact_bytes=9e5,
-        exact_encode_s=codec_s[2],
-        exact_expand_s=codec_s[3],
+        lossless_bytes=9e5,
+        lossless_encode_s=codec_s[2],
+        lossless_expand_s=codec_s[3],
     )
     known = use(*carry(OracleBandwidth(link, TARGET, WORST, WORST), view, link, start_s), view.deadline_s + 1e-6)
     guessed = use(*carry(policy(name, believed), view, link, start_s), view.deadline_s - 1e-6)

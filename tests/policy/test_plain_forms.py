@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.policy.bandwidth import GRAINS, Bandwidth
-from abkt.policy.bitrate.base import EXACT, RAW, stream
+from abkt.policy.bitrate.base import LOSSLESS, RAW, stream
 from abkt.policy.bitrate.break_even import loses, parts, without_loss
 from abkt.policy.price import Price
 from abkt.policy.view import Curve, Decision, GoodputSample
@@ -112,14 +112,14 @@ def test_the_price_follows_its_formula(changes, bytes_per_s) -> None:
 
 @given(views(), rates, st.booleans(), st.integers(0, 5))
 def test_whole_or_not(view, rate, exact, cut) -> None:
-    view = replace(view, exact_bytes=view.exact_bytes if exact else 0.0)
+    view = replace(view, lossless_bytes=view.lossless_bytes if exact else 0.0)
     rival = stream(view, "slope", cut)
 
     def seconds(decision: Decision) -> float:
         encode_s, wire_bytes, expand_s = parts(view, decision)
         return encode_s + wire_bytes / rate + expand_s
 
-    whole = EXACT if exact and not loses(rate, view, EXACT) else RAW
+    whole = LOSSLESS if exact and not loses(rate, view, LOSSLESS) else RAW
     assert without_loss(rate, view, rival) == (whole if seconds(whole) <= max(view.hidden_s, seconds(rival)) else None)
 
 

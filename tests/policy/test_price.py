@@ -142,7 +142,7 @@ def test_on_a_convex_curve_it_is_where_the_slope_falls_below_the_price() -> None
 
 @given(view=views(), price=st.floats(0, 1e-3), factor=st.floats(1, 100))
 def test_fleet_sends_no_more_at_a_higher_price(view, price, factor) -> None:
-    view = replace(view, raw_s=1e9, exact_bytes=0.0, hidden_s=0.0)  # nothing else can be had
+    view = replace(view, raw_s=1e9, lossless_bytes=0.0, hidden_s=0.0)  # nothing else can be had
     cheap, dear = (policy("fleet").decide(0.0, replace(view, price=p)).cut for p in (price, price * factor))
     assert dear <= cheap
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.policy.bandwidth import Bandwidth
-from abkt.policy.bitrate.base import EXACT, RAW
+from abkt.policy.bitrate.base import LOSSLESS, RAW
 from abkt.policy.bitrate.cachegen import CacheGen
 from abkt.policy.bitrate.kvserve import KVServe
 from abkt.policy.bitrate.lossless import Lossless
@@ -27,7 +27,7 @@ INT2, INT4, INT8 = (Decision("stream", "uniform", cut, bits) for cut, bits in ((
 
 
 def sent(view: TransferView, size: float, cut: int) -> TransferView:
-    return replace(view, encode_s=0.0, raw_s=float("inf"), exact_bytes=0.0, sent_bytes=size, sent_cut=cut)
+    return replace(view, encode_s=0.0, raw_s=float("inf"), lossless_bytes=0.0, sent_bytes=size, sent_cut=cut)
 
 
 # -- CacheGen ----------------------------------------------------------------------------------------------------------------------
@@ -83,11 +83,11 @@ def test_cachegen_cares_for_chunks_not_for_how_samples_are_cut(parts, data) -> N
 
 def test_kvserve_takes_the_least_latency_that_is_accurate_enough_and_gains() -> None:
     """At 1 MB/s: raw 1 s, exact 0.75 + 0.02, 8 bits 0.4 + 0.2, 4 bits 0.2 + 0.2, and 2 bits are not accurate enough."""
-    view = replace(VIEW, exact_bytes=7.5e5, exact_encode_s=0.01, exact_expand_s=0.01)
+    view = replace(VIEW, lossless_bytes=7.5e5, lossless_encode_s=0.01, lossless_expand_s=0.01)
     at = {rate: KVServe(Bandwidth(rate), max_distortion=0.02).decide(0.0, view) for rate in (1e6, 3e6, 4e6, 10e6, 12e6, 13e6)}
-    assert list(at.values()) == [INT4, INT4, EXACT, EXACT, EXACT, RAW]  # 4 bits lose to exact above 0.55 / 0.18 MB/s; exact at 0.25 / 0.02
+    assert list(at.values()) == [INT4, INT4, LOSSLESS, LOSSLESS, LOSSLESS, RAW]  # 4 bits lose to exact above 0.55 / 0.18 MB/s; exact at 0.25 / 0.02
     assert KVServe(Bandwidth(1e6), max_distortion=0.3).decide(0.0, view) == INT2
-    assert KVServe(Bandwidth(1e6), max_distortion=0.0).decide(0.0, view) == EXACT
+    assert KVServe(Bandwidth(1e6), max_distortion=0.0).decide(0.0, view) == LOSSLESS
     assert KVServe(Bandwidth(1e6), max_distortion=0.0).decide(0.0, VIEW) == RAW
 
 
@@ -223,8 +223,8 @@ def test_random_precisions_are_as_likely_as_each_other() -> None:
 
 
 def test_lossless_is_exact_or_says_what_is_missing() -> None:
-    assert Lossless().decide(0.0, replace(VIEW, exact_bytes=7e5)) == EXACT
-    with pytest.raises(ValueError, match=r"no encode/exact and expand/exact; run `abkt profile` again"):
+    assert Lossless().decide(0.0, replace(VIEW, lossless_bytes=7e5)) == LOSSLESS
+    with pytest.raises(ValueError, match=r"no encode/lossless and expand/lossless; run `abkt profile` again"):
         Lossless().decide(0.0, VIEW)
 
 

@@ -27,8 +27,8 @@ class Pretended:
 
     def run(self, prompts: list[Prompt], bitrate: dict[str, Any], *_: object) -> Run:
         name = bitrate["_target_"].rpartition(".")[2]
-        mode = {"Raw": "raw", "Lossless": "exact"}.get(name, "stream")
-        self.policies.append(bitrate.get("form", name + str(bitrate.get("bits", ""))))
+        mode = {"Raw": "raw", "Lossless": "lossless"}.get(name, "stream")
+        self.policies.append(bitrate.get("coder", name + str(bitrate.get("bits", ""))))
         run = Run([], [])
         for p in prompts:
             seconds, raw_bytes = 1e-3 + 1e-6 * p.isl, self.model.kv_bytes(p.isl)
@@ -39,8 +39,8 @@ class Pretended:
             )
             run.iterations.append((1 + p.request_id % 3, p.isl, seconds))
             if mode == "stream":
-                form = bitrate.get("form", "fixed")
-                run.coded.append({"tokens": p.isl, "form": form, "raw_bytes": raw_bytes, "slope": CURVE, "uniform": CURVE})
+                coder = bitrate.get("coder", "fixed")
+                run.coded.append({"tokens": p.isl, "coder": coder, "raw_bytes": raw_bytes, "slope": CURVE, "uniform": CURVE})
         return run
 
 
@@ -59,8 +59,8 @@ def test_what_is_coded_on_the_cpu_is_not_measured_on_a_gpu(device: str, runs: li
     cluster = Pretended(ClusterSpec(Path("m"), device=device))
     profile = calibrate(cluster, prompts, lambda name: None)  # type: ignore[arg-type]
     assert cluster.policies == runs
-    assert ("encode/exact" in profile.fits) == ("encode/entropy" in profile.fits) == (device == "cpu")
-    assert profile.exact_share == (pytest.approx(0.5, abs=0.01) if device == "cpu" else 0.0)
+    assert ("encode/lossless" in profile.fits) == ("encode/entropy" in profile.fits) == (device == "cpu")
+    assert profile.lossless_share == (pytest.approx(0.5, abs=0.01) if device == "cpu" else 0.0)
     for stage in ("prefill", "encode/raw", "encode/2", "encode/8", "expand/4"):
         assert profile.fit(stage).seconds(tokens=1000) == pytest.approx(2e-3)
     assert profile.curves

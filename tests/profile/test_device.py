@@ -34,14 +34,14 @@ def measured(tmp_path_factory):
 def test_it_has_every_stage_that_the_model_reads_and_no_more_needs(measured):
     path, printed = measured
     profile = load(path)
-    coded = {f"{what}/{depth}" for what in ("encode", "expand") for depth in ("raw", "exact", "2", "4", "8")}
+    coded = {f"{what}/{depth}" for what in ("encode", "expand") for depth in ("raw", "lossless", "2", "4", "8")}
     assert set(profile.fits) == {"prefill", "decode", "transport"} | coded
     for stage, fit in profile.fits.items():
         assert fit.seconds(tokens=256, batch=4, context=512, calls=3, bytes=1e6) > 0, stage
     assert profile.model.kv_bytes_per_token == 3 * 2 * 2 * 16 * 2
     assert "loaded: []" in printed
     assert "random" in profile.fingerprint["weights"]
-    assert 0.5 < profile.exact_share < 1  # of bfloat16: sign and mantissa are half of it
+    assert 0.5 < profile.lossless_share < 1  # of bfloat16: sign and mantissa are half of it
 
 
 def test_the_model_takes_curves_of_its_own_file_where_a_profile_has_none(measured):

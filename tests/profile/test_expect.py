@@ -1,4 +1,4 @@
-"""What both worlds hand to a policy of the exact mode, and what is said where a profile lacks it."""
+"""What both worlds hand to a policy of the lossless mode, and what is said where a profile lacks it."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ def test_a_data_sheet_has_an_exact_mode_of_three_quarters_of_bfloat16() -> None:
     """1,024 bytes a token are read and 768 written, at 0.6 TB/s, after one call."""
     view = expected_view(made(), 1000, 0.0)
     assert view.raw_bytes == 1_024_000
-    assert view.exact_bytes == 768_000
-    assert view.exact_encode_s == view.exact_expand_s == pytest.approx(1e-5 + 1000 * (1024 + 768) / 0.6e12)
+    assert view.lossless_bytes == 768_000
+    assert view.lossless_encode_s == view.lossless_expand_s == pytest.approx(1e-5 + 1000 * (1024 + 768) / 0.6e12)
 
 
 def test_other_dtypes_have_none() -> None:
-    assert expected_view(made("float8_e4m3fn"), 1000, 0.0).exact_bytes == 0.0
+    assert expected_view(made("float8_e4m3fn"), 1000, 0.0).lossless_bytes == 0.0
 
 
-@pytest.mark.parametrize("lacking", ["encode/exact", "expand/exact"])
+@pytest.mark.parametrize("lacking", ["encode/lossless", "expand/lossless"])
 def test_half_an_exact_mode_is_none(lacking) -> None:
     profile = made()
     half = replace(profile, fits={name: fit for name, fit in profile.fits.items() if name != lacking})
-    assert expected_view(half, 1000, 0.0).exact_bytes == 0.0
+    assert expected_view(half, 1000, 0.0).lossless_bytes == 0.0
 
 
 def test_a_policy_that_cannot_work_says_so_before_the_run() -> None:
     ask_once(Lossless(), made())
-    ask_once(Raw(), replace(made(), exact_share=0.0))
+    ask_once(Raw(), replace(made(), lossless_share=0.0))
     with pytest.raises(ValueError, match=r"lossless: .*run `abkt profile` again"):
-        ask_once(Lossless(), replace(made(), exact_share=0.0))
+        ask_once(Lossless(), replace(made(), lossless_share=0.0))
 
 
 def test_a_profile_of_before_has_no_exact_mode(tmp_path) -> None:
     data = asdict(made())
-    del data["exact_share"]
+    del data["lossless_share"]
     (tmp_path / "profile.json").write_text(json.dumps(data))
-    assert load(tmp_path / "profile.json").exact_share == 0.0
+    assert load(tmp_path / "profile.json").lossless_share == 0.0
     made().save(tmp_path / "new.json")
-    assert load(tmp_path / "new.json").exact_share == 0.75
+    assert load(tmp_path / "new.json").lossless_share == 0.75

@@ -64,7 +64,7 @@ def firsts_of(run: Pair) -> list[int]:
     return [found[n] for n in sorted(found)]
 
 
-@pytest.mark.parametrize("bitrate", [RAW, EXACT], ids=["raw", "exact"])
+@pytest.mark.parametrize("bitrate", [RAW, EXACT], ids=["raw", "lossless"])
 def test_kv_arrives_bit_by_bit_and_the_tokens_are_those_of_the_same_batches_without_a_transfer(
     folder: Path, bitrate: dict[str, object]
 ) -> None:

@@ -36,13 +36,13 @@ def prompts(lengths: tuple[int, ...] = (37, 200, 500, 64, 16), osl: int = 8, gap
     return [Prompt(i, gap_s * i, tuple((7 * i + 3 * j) % 2048 for j in range(n)), osl) for i, n in enumerate(lengths)]
 
 
-@pytest.mark.parametrize("bitrate", [RAW, EXACT], ids=["raw", "exact"])
+@pytest.mark.parametrize("bitrate", [RAW, EXACT], ids=["raw", "lossless"])
 def test_what_loses_nothing_gives_the_tokens_of_a_single_process(cluster: Cluster, bitrate: dict[str, object]) -> None:
     run = cluster.run(prompts(), bitrate, UNLIMITED, SLOW_SLO)
     assert run.outputs == {p.request_id: generate(cluster.spec.model_folder, list(p.tokens), p.osl) for p in prompts()}
 
 
-@pytest.mark.parametrize("bitrate", [RAW, EXACT, INT8, EMBEDDED], ids=["raw", "exact", "int8", "embedded"])
+@pytest.mark.parametrize("bitrate", [RAW, EXACT, INT8, EMBEDDED], ids=["raw", "lossless", "int8", "embedded"])
 def test_records_add_up(cluster: Cluster, bitrate: dict[str, object]) -> None:
     run = cluster.run(prompts(), bitrate, LINK, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * 5
@@ -58,7 +58,7 @@ def test_records_add_up(cluster: Cluster, bitrate: dict[str, object]) -> None:
         assert raw_share > 1
     elif bitrate is EXACT:
         assert raw_share < 1  # of float32, a little
-        assert {t.mode for t in run.transfers} == {"exact"}
+        assert {t.mode for t in run.transfers} == {"lossless"}
     if bitrate in (RAW, EXACT):
         assert all(r.distortion_start == 0 for r in run.requests)
     else:
@@ -79,7 +79,7 @@ def test_policies_that_learn_run_here_as_in_the_model(cluster: Cluster, name: st
 def test_a_policy_that_the_profile_cannot_serve_is_refused_before_anything_runs(cluster: Cluster) -> None:
     gpu = GpuSpec("none", flops=1e12, memory_bytes_per_s=1e10, memory_bytes=1e10)
     curve = RateCurve(64, Curve((0.1, 0.5), (1.0, 0.01), (0.0, 8.0)), Curve((0.1, 0.5), (1.0, 0.01), (0.0, 8.0)))
-    with pytest.raises(ValueError, match="encode/exact"):
+    with pytest.raises(ValueError, match="encode/lossless"):
         cluster.run(prompts(), EXACT, UNLIMITED, SLOW_SLO, roofline(gpu, cluster.model, (curve,)))  # which has none for float32
 
 
@@ -142,7 +142,7 @@ def test_a_key_that_cannot_be_used_is_said_before_anything_starts(tiny_model: Pa
 
 
 def test_a_transport_that_is_none_or_that_the_kernel_cannot_pace_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="carrier is 'rdma'; it must be one of tcp, unix, shm"):
+    with pytest.raises(ValueError, match="transport is 'rdma'; it must be one of tcp, unix, shm"):
         Cluster(ClusterSpec(tiny_model, transport="rdma"), tmp_path)
-    with pytest.raises(ValueError, match="carrier shm does not go with pacing=socket, which is TCP's; give pacing=userspace"):
+    with pytest.raises(ValueError, match="transport shm does not go with pacing=socket, which is TCP's; give pacing=userspace"):
         Cluster(ClusterSpec(tiny_model, transport="shm"), tmp_path, pacing="socket")

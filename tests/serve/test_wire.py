@@ -29,7 +29,7 @@ def sent(source) -> bytes:
 @pytest.mark.parametrize("leaves", ["in place", "through the host"])
 def test_every_bit_arrives_in_its_block_and_nothing_else_changes(monkeypatch, leaves, arrives):
     ours, theirs, before = pool(1), pool(2), pool(2)
-    monkeypatch.setattr(wire, "in_place", lambda of, carrier: (leaves if of is ours else arrives) == "in place")
+    monkeypatch.setattr(wire, "in_place", lambda of, transport: (leaves if of is ours else arrives) == "in place")
     source, sink = wire.raw_source(ours, TABLE), wire.raw_sink(theirs, OTHER)
     data = sent(source)
     assert len(data) == sink.size == len(TABLE) * ours.layout.block_bytes
@@ -64,7 +64,7 @@ def test_a_device_s_pool_is_read_and_written_where_it_lies_one_piece_a_run():
     check(ours, theirs, before)
 
 
-def test_only_a_carrier_that_reaches_gpus_gets_their_memory_itself():
+def test_only_a_transport_that_reaches_gpus_gets_their_memory_itself():
     on_gpu = SimpleNamespace(data=SimpleNamespace(device=torch.device("cuda")))
-    assert [wire.in_place(on_gpu, carrier) for carrier in ("tcp", "unix", "shm", "nixl", "cuda_ipc")] == [False] * 4 + [True]
+    assert [wire.in_place(on_gpu, transport) for transport in ("tcp", "unix", "shm", "nixl", "cuda_ipc")] == [False] * 4 + [True]
     assert wire.in_place(pool(1), "tcp")

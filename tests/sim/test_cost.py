@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.policy.view import Decision
-from abkt.profile.expect import curve_for, expected_view, with_entropy
+from abkt.profile.expect import curve_for, expected_view
 from abkt.profile.schema import Fit
 from sim.cost import Costs
 from tests.sim.conftest import exact
@@ -39,19 +39,19 @@ def test_expanding_lies_between_the_measured_depths(profile, tokens, bits, more)
 
 @given(tokens=tokens, draw=st.integers(0, 1000), count=st.integers(1, 5), deadlines=st.lists(st.floats(0, 9), min_size=2, max_size=3))
 def test_a_kept_view_is_the_one_that_would_be_made(profile, tokens, draw, count, deadlines) -> None:
-    fits = {f"{stage}/{whole}": exact({"1": 1.3e-4, "tokens": 3e-6}) for stage in ("encode", "expand") for whole in ("exact", "entropy")}
+    fits = {f"{stage}/{whole}": exact({"1": 1.3e-4, "tokens": 3e-6}) for stage in ("encode", "expand") for whole in ("lossless", "entropy")}
     few = replace(profile, curves=profile.curves[:count])
     if count > 2:
-        few = replace(few, fits={**few.fits, **fits}, exact_share=0.7)
+        few = replace(few, fits={**few.fits, **fits}, lossless_share=0.7)
     if count > 3:
         few = replace(few, entropy_share=0.8)
     costs = Costs(few)
     for deadline_s in deadlines:
-        assert costs.view(tokens, deadline_s) == with_entropy(few, tokens, expected_view(few, tokens, deadline_s))
+        assert costs.view(tokens, deadline_s) == expected_view(few, tokens, deadline_s)
         own = curve_for(few, tokens, draw)
-        shown = replace(with_entropy(few, tokens, expected_view(few, tokens, deadline_s)), price=0.3, own_slope=own.slope, hidden_s=0.2)
+        shown = replace(expected_view(few, tokens, deadline_s), price=0.3, own_slope=own.slope, hidden_s=0.2)
         assert costs.view(tokens, deadline_s, 0.3, costs.own_slope(tokens, draw), 0.2) == shown
-        assert costs.expected(tokens, draw) == with_entropy(few, tokens, expected_view(few, tokens, 0.0, own))
+        assert costs.expected(tokens, draw) == expected_view(few, tokens, 0.0, own)
 
 
 def test_the_entropy_form(profile) -> None:
@@ -59,13 +59,13 @@ def test_the_entropy_form(profile) -> None:
     both = replace(profile, fits={**profile.fits, **fits}, entropy_share=0.8)
     costs = Costs(both)
     view = costs.view(100, 1.0)
-    assert view == with_entropy(both, 100, expected_view(both, 100, 1.0))
+    assert view == expected_view(both, 100, 1.0)
     assert (view.entropy_share, view.entropy_encode_s, view.entropy_expand_s) == (0.8, pytest.approx(0.101), pytest.approx(0.2))
-    assert costs.encode_s(100, Decision("stream", form="entropy")) == pytest.approx(0.101)
+    assert costs.encode_s(100, Decision("stream", coder="entropy")) == pytest.approx(0.101)
     assert costs.expand_s(100, "stream", 2.7, "entropy") == pytest.approx(0.2)
     assert costs.encode_s(100, Decision("stream")) == pytest.approx(profile.fit("encode/8").seconds(tokens=100))
     with pytest.raises(ValueError, match="no table encode/entropy"):
-        Costs(profile).encode_s(100, Decision("stream", form="entropy"))
+        Costs(profile).encode_s(100, Decision("stream", coder="entropy"))
 
 
 def test_what_was_not_measured_is_known(profile) -> None:

@@ -1,4 +1,4 @@
-"""Every bitrate policy in the model's loop, the exact mode by hand, and what a policy is shown there."""
+"""Every bitrate policy in the model's loop, the lossless mode by hand, and what a policy is shown there."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SHARE = 0.7
 @pytest.fixture
 def full(profile: Profile) -> Profile:
     """The made-up machine, with an exact mode."""
-    fits = {"encode/exact": fit({"1": 0.00007, "tokens": 3.1e-6}), "expand/exact": fit({"1": 0.00005, "tokens": 2.3e-6})}
-    return replace(profile, fits={**profile.fits, **fits}, exact_share=SHARE)
+    fits = {"encode/lossless": fit({"1": 0.00007, "tokens": 3.1e-6}), "expand/lossless": fit({"1": 0.00005, "tokens": 2.3e-6})}
+    return replace(profile, fits={**profile.fits, **fits}, lossless_share=SHARE)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -42,7 +42,7 @@ def test_every_policy_gets_all_requests_through_and_twice_the_same(full, name) -
     assert repr(first.requests) == repr(second.requests)
     assert repr(first.transfers) == repr(second.transfers)
     for transfer in first.transfers:
-        whole = {"raw": transfer.raw_bytes, "exact": round(SHARE * transfer.raw_bytes)}.get(transfer.mode)
+        whole = {"raw": transfer.raw_bytes, "lossless": round(SHARE * transfer.raw_bytes)}.get(transfer.mode)
         assert transfer.wire_bytes == (whole or transfer.wire_bytes)
         assert (transfer.distortion_final == 0) == (transfer.mode != "stream")
         assert transfer.price > 0
@@ -55,7 +55,7 @@ def test_one_exact_request_by_hand(full) -> None:
     assert record.wire_busy_s == pytest.approx(SHARE * 6400 / 1e5 + 0.00047)
     assert record.expand_busy_s == pytest.approx(0.00005 + 100 * 2.3e-6)
     assert record.distortion_token_weighted == 0.0
-    assert (transfer.mode, transfer.order, transfer.wire_bytes, transfer.calls) == ("exact", "", 4480, 1)
+    assert (transfer.mode, transfer.order, transfer.wire_bytes, transfer.calls) == ("lossless", "", 4480, 1)
     assert transfer.bits_per_value == pytest.approx(16 * SHARE)
 
 
@@ -69,10 +69,10 @@ def test_once_encoded_no_other_mode_can_be_had(full) -> None:
     policy = Scripted([stream(3)])
     run(cluster(full), [Request(0, 0.0, 100, 2)], lambda: policy)
     first, *later = [view for _, view in policy.views]
-    assert first.exact_bytes == pytest.approx(SHARE * 6400)
+    assert first.lossless_bytes == pytest.approx(SHARE * 6400)
     assert first.raw_s < 1
     assert later
-    assert all((view.encode_s, view.raw_s, view.exact_bytes) == (0.0, float("inf"), 0.0) for view in later)
+    assert all((view.encode_s, view.raw_s, view.lossless_bytes) == (0.0, float("inf"), 0.0) for view in later)
 
 
 def test_a_request_s_own_curve_is_known_before_it_is_encoded_and_to_no_quote(full) -> None:
@@ -137,7 +137,7 @@ def test_fleet_sends_less_where_the_link_has_more_to_do(full) -> None:
     assert bits(0.02) < bits(0.2) < bits(2.0)
 
 
-@pytest.mark.parametrize("mode", ["raw", "exact"])
+@pytest.mark.parametrize("mode", ["raw", "lossless"])
 def test_what_is_raw_or_exact_is_not_asked_about_again(full, mode) -> None:
     policy = Scripted([Decision(mode), stream(1)])
     (transfer,) = run(cluster(full, rate=Capacity((0.0, 0.05), (1e5, 3e4))), [Request(0, 0.0, 100, 2)], lambda: policy).transfers

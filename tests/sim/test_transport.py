@@ -143,7 +143,7 @@ def test_one_request_in_the_entropy_form_by_hand(profile) -> None:
     """Four fifths of the bytes, and a codec of its own speed."""
     fits = {"encode/entropy": fit({"1": 0.001, "tokens": 1e-3}), "expand/entropy": fit({"tokens": 2e-3})}
     both = replace(profile, fits={**profile.fits, **fits}, entropy_share=0.8)
-    result = run(cluster(both), [Request(2, 0.0, 100, 2)], lambda: Fixed(4, form="entropy"))
+    result = run(cluster(both), [Request(2, 0.0, 100, 2)], lambda: Fixed(4, coder="entropy"))
     (record,), (transfer,) = result.requests, result.transfers
     curve = curve_for(both, 100, draw=2).uniform
     assert transfer.wire_bytes == round(0.8 * curve.bytes[2] * 6400)

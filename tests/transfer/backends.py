@@ -1,6 +1,5 @@
 """All transports, by name: one line makes the conformance and the fault suite run over one more."""
 
-from abkt.transfer.transports.nccl import Gloo
 from abkt.transfer.transports.nixl import Nixl
 from abkt.transfer.transports.shm import Shm
 from abkt.transfer.transports.tcp import Tcp
@@ -12,7 +11,6 @@ BACKENDS = {  # a class, and an address to listen on in a folder; a class that r
     "unix": (Unix, lambda path: str(path / "socket")),
     "shm": (Shm, lambda path: str(path / "socket")),
     "nixl": (Nixl, lambda path: str(path / "socket")),
-    "gloo": (Gloo, lambda path: str(path / "socket")),
     "cuda_ipc": (Tried, lambda path: str(path / "socket")),
     "cuda_ipc_device": (OnDevice, lambda path: str(path / "socket")),
 }

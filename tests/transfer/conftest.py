@@ -2,7 +2,6 @@
 
 import queue
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -21,17 +20,6 @@ HOUSES = [*BARE, "tcp-keyed", "shm-encrypted"]
 PATIENT = Keepalive(ping_s=1.0, silence_s=20.0, greet_s=20.0, resume_s=0.5, hold_s=1.0)  # a slow machine is no fault
 WAIT_S = 30.0
 LAYOUT = "model of the tests, 2 layers"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """gloo stands in for two GPUs, and makes a process group for each connection: its part of the suites is run with `-m slow`."""
-    for item in items:  # of all folders
-        if item.path.parent != Path(__file__).parent:
-            continue
-        params = getattr(getattr(item, "callspec", None), "params", {}).values()
-        if item.path.name == "test_nccl.py" or any(isinstance(value, str) and value == "gloo" for value in params):
-            item.add_marker(pytest.mark.slow)
 
 
 class Clock:

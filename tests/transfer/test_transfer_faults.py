@@ -476,7 +476,10 @@ def test_frame_errors_are_value_errors():
 
 def test_the_room_needs_neither_torch_nor_pickle():
     """It speaks memory: nothing heavy is imported, and nothing that would run what a peer sent."""
-    rooms = ", ".join(f"abkt.transfer.{room}" for room in ("sender", "receiver", "tcp", "unix", "shm", "nixl", "nccl"))
+    rooms = ", ".join(
+        f"abkt.transfer.{room}"
+        for room in ("send.sender", "receive.receiver", "transports.tcp", "transports.unix", "transports.shm", "transports.nixl")
+    )
     code = f"import sys, {rooms}; print(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout.split()

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from abkt.codec.header import CODERS, Coder
+from abkt.codec.header import CODERS, CoderName
 from abkt.codec.lossless import entropy as lossless_entropy
 from abkt.codec.lossless.codec import Exact
 from abkt.codec.lossless.oracle import ALIGNMENT, INTEGER
@@ -31,7 +31,7 @@ FIXED = struct.Struct("<4sHBxIHHHHHBxI")
 HEADER_BYTES = FIXED.size + 4
 
 
-def encode(pool: Pool, table: Sequence[int], tokens: int, coder: Coder = "fixed") -> bytes:
+def encode(pool: Pool, table: Sequence[int], tokens: int, coder: CoderName = "fixed") -> bytes:
     """The first `tokens` tokens of a sequence. Raises ValueError for a table that does not hold them, an unknown coder, or a pool that is
     not on the CPU."""
     if coder not in CODERS:
@@ -136,12 +136,12 @@ def _fields(pool: Pool) -> tuple[int, ...]:
     return layers, kinds, heads, size, dim, DTYPES.index(pool.dtype)
 
 
-def _header(pool: Pool, tokens: int, coder: Coder, crc: int) -> bytes:
+def _header(pool: Pool, tokens: int, coder: CoderName, crc: int) -> bytes:
     fixed = FIXED.pack(MAGIC, VERSION, CODERS.index(coder), tokens, *_fields(pool), crc)
     return fixed + struct.pack("<I", zlib.crc32(fixed))
 
 
-def _read_header(view: memoryview, pool: Pool) -> tuple[int, Coder]:
+def _read_header(view: memoryview, pool: Pool) -> tuple[int, CoderName]:
     if len(view) < HEADER_BYTES:
         raise ValueError(f"message of {len(view)} bytes is cut; its header alone is {HEADER_BYTES}")
     magic, version, coder, tokens, *fields, crc = FIXED.unpack_from(view)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from abkt.policy.bandwidth import Bandwidth
-from abkt.policy.view import Curve, Decision, Delivered, Form, GoodputSample, Order, Refined, TransferView
+from abkt.policy.view import CoderName, Curve, Decision, Delivered, GoodputSample, Order, Refined, TransferView
 
-RAW, EXACT = Decision("raw"), Decision("exact")
+RAW, LOSSLESS = Decision("raw"), Decision("lossless")
 
 
 @dataclass(slots=True)
@@ -48,15 +48,15 @@ class Linked:
         return self.link.mean_bytes_per_s(now_s)
 
 
-def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, behind: int = 0, form: Form = "fixed") -> Decision:
+def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, behind: int = 0, coder: CoderName = "fixed") -> Decision:
     """A cut no coarser than what has left."""
-    return _stream(order, cut if cut > view.sent_cut else view.sent_cut, depth_bits, behind, form)
+    return _stream(order, cut if cut > view.sent_cut else view.sent_cut, depth_bits, behind, coder)
 
 
 @lru_cache(maxsize=1 << 14)
-def _stream(order: Order, cut: int, depth_bits: int, behind: int, form: Form) -> Decision:
+def _stream(order: Order, cut: int, depth_bits: int, behind: int, coder: CoderName) -> Decision:
     """There are few that differ, and many are made."""
-    return Decision("stream", order, cut, depth_bits, behind, form)
+    return Decision("stream", order, cut, depth_bits, behind, coder)
 
 
 def cut_behind(curve: Curve, distortion: float) -> int:

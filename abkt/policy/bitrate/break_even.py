@@ -15,16 +15,16 @@ Source: KVServe (arXiv 2605.13734), theorem 1, for the serial codec; DESIGN, sec
 
 from __future__ import annotations
 
-from abkt.policy.bitrate.base import EXACT, RAW
-from abkt.policy.view import Decision, Form, TransferView
+from abkt.policy.bitrate.base import LOSSLESS, RAW
+from abkt.policy.view import CoderName, Decision, TransferView
 
 
 def parts(view: TransferView, decision: Decision) -> tuple[float, float, float]:
     """(seconds of encoding, wire bytes still to come, seconds of expanding). The copies of a raw transfer count as its encoding."""
     if decision.mode == "raw":
         return view.raw_s, float(view.raw_bytes), 0.0
-    if decision.mode == "exact":
-        return view.exact_encode_s, view.exact_bytes, view.exact_expand_s
+    if decision.mode == "lossless":
+        return view.lossless_encode_s, view.lossless_bytes, view.lossless_expand_s
     left_bytes = (view.slope if decision.order == "slope" else view.uniform).bytes[decision.cut] - view.sent_bytes
     return view.encode_s, left_bytes if left_bytes > 0 else 0.0, view.expand_s
 
@@ -49,10 +49,10 @@ def loses(bytes_per_s: float, view: TransferView, decision: Decision, pipelined:
 def without_loss(bytes_per_s: float, view: TransferView, rival: Decision) -> Decision | None:
     """Raw or exact, the faster of them (of ties raw), where it is exposed for no longer than `rival`; None where neither is."""
     best, best_s = RAW, usable_s(bytes_per_s, view, RAW)
-    if view.exact_bytes > 0:
-        exact_s = usable_s(bytes_per_s, view, EXACT)
+    if view.lossless_bytes > 0:
+        exact_s = usable_s(bytes_per_s, view, LOSSLESS)
         if best_s > max(view.hidden_s, exact_s):
-            best, best_s = EXACT, exact_s
+            best, best_s = LOSSLESS, exact_s
     return best if best_s <= view.hidden_s or best_s <= usable_s(bytes_per_s, view, rival) else None
 
 
@@ -65,8 +65,8 @@ def whole_instead(bytes_per_s: float, view: TransferView, asked: Decision, sent:
     return whole if usable_s(bytes_per_s, view, whole) <= max(view.hidden_s, left_s, usable_s(bytes_per_s, view, sent)) else None
 
 
-def form(bytes_per_s: float, view: TransferView, cut: int) -> Form:
-    """The form in which the slope order's cut is usable first; of ties, or where only one can be had, the fixed one."""
+def coder_for(bytes_per_s: float, view: TransferView, cut: int) -> CoderName:
+    """The coder in which the slope order's cut is usable first; of ties, or where only one can be had, the fixed one."""
     if not view.entropy_share or view.sent_bytes:
         return "fixed"
     entropy_s = view.entropy_encode_s + view.entropy_share * view.slope.bytes[cut] / bytes_per_s + view.entropy_expand_s

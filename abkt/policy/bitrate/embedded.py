@@ -1,7 +1,7 @@
 """Send what removes most distortion per byte, as far as asked, as long as the deadline allows, within a budget of distortion.
 
 Source: post-compression rate-distortion optimisation (EBCOT, Taubman 2000) applied to KV passes; DESIGN: one embedded stream whose
-rate is a cut. The cut is asked for again before each frame, so it follows a link that changes under a transfer. Where raw or exact bytes
+rate is a cut. The cut is asked for again before each frame, so it follows a link that changes under a transfer. Where raw or lossless bytes
 are usable no later than what was asked for, they go instead, unless only less would be in time (break_even.py). The budget: budget.py.
 """
 
@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 from abkt.policy.bitrate.base import Linked, bytes_in_time, cut_behind, stream
-from abkt.policy.bitrate.break_even import form, whole_instead
+from abkt.policy.bitrate.break_even import coder_for, whole_instead
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import Decision, Delivered, Refined, TransferView
 
@@ -45,7 +45,7 @@ class Embedded(Linked):
         cut = min(asked, curve.cut_within(bytes_in_time(low, now_s, view)))
         if cut < asked:
             cut = max(cut, curve.cut_reaching(self._budget.allowed()))
-        sent = stream(view, "slope", cut, behind=cut_behind(curve, self.behind_distortion), form=form(low, view, asked))
+        sent = stream(view, "slope", cut, behind=cut_behind(curve, self.behind_distortion), coder=coder_for(low, view, asked))
         if view.sent_bytes == 0:
             return whole_instead(low, view, stream(view, "slope", asked), sent, view.deadline_s - now_s) or sent
         return sent

@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass, field
 
 from abkt.policy.bitrate.base import Linked, bytes_in_time, cut_behind, stream
-from abkt.policy.bitrate.break_even import form, whole_instead
+from abkt.policy.bitrate.break_even import coder_for, whole_instead
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import Decision, Delivered, Refined, TransferView
 
@@ -58,7 +58,7 @@ class Fleet(Linked):
             allowed = self._budget.allowed()
             priced = self.target_distortion + PRICED * (allowed - self.target_distortion)
             cut = max(min(cut, max(worth, curve.cut_reaching(priced))), curve.cut_reaching(allowed))
-        sent = stream(view, "slope", cut, behind=behind, form=form(low, view, asked))
+        sent = stream(view, "slope", cut, behind=behind, coder=coder_for(low, view, asked))
         if view.sent_bytes == 0:
             return whole_instead(low, view, stream(view, "slope", asked), sent, view.deadline_s - now_s) or sent
         return sent

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from abkt.policy.bitrate.base import EXACT, RAW, Linked, stream
+from abkt.policy.bitrate.base import LOSSLESS, RAW, Linked, stream
 from abkt.policy.bitrate.break_even import loses, parts, usable_s
 from abkt.policy.view import Decision, Delivered, TransferView
 
@@ -50,8 +50,8 @@ class KVServe(Linked):
         """Those whose accuracy is enough."""
         every = [stream(view, "uniform", view.uniform.cut_of_bits(bits), bits) for bits in self.bits]
         accurate = [p for p in every if view.uniform.distortion[p.cut] <= self.max_distortion]
-        return [EXACT, *accurate] if view.exact_bytes > 0 else accurate
+        return [LOSSLESS, *accurate] if view.lossless_bytes > 0 else accurate
 
 
 def _profile(decision: Decision) -> str:
-    return "exact" if decision.mode == "exact" else f"{decision.depth_bits} bits"
+    return "lossless" if decision.mode == "lossless" else f"{decision.depth_bits} bits"

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.policy.bitrate.base import EXACT, Blind
+from abkt.policy.bitrate.base import LOSSLESS, Blind
 from abkt.policy.view import Decision, TransferView
 
 
 @dataclass(slots=True)
 class Lossless(Blind):
-    """Refuses (ValueError) where the exact mode is not to be had; both worlds ask before their first request."""
+    """Refuses (ValueError) where the lossless mode is not to be had; both worlds ask before their first request."""
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
-        if view.exact_bytes <= 0:
-            raise ValueError("bitrate lossless: the profile has no encode/exact and expand/exact; run `abkt profile` again")
-        return EXACT
+        if view.lossless_bytes <= 0:
+            raise ValueError("bitrate lossless: the profile has no encode/lossless and expand/lossless; run `abkt profile` again")
+        return LOSSLESS

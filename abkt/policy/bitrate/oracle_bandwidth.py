@@ -10,7 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from abkt.capacity import Capacity
-from abkt.policy.bitrate.base import EXACT, RAW, Blind, cut_behind, stream
+from abkt.policy.bitrate.base import LOSSLESS, RAW, Blind, cut_behind, stream
 from abkt.policy.bitrate.break_even import parts
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import Decision, Delivered, Refined, TransferView
@@ -53,7 +53,7 @@ class OracleBandwidth(Blind):
 
     def _whole_instead(self, now_s: float, view: TransferView, asked: int, sent: Decision) -> Decision:
         """As break_even.whole_instead."""
-        whole = min((RAW, EXACT) if view.exact_bytes > 0 else (RAW,), key=lambda d: self._usable_at_s(now_s, view, d))
+        whole = min((RAW, LOSSLESS) if view.lossless_bytes > 0 else (RAW,), key=lambda d: self._usable_at_s(now_s, view, d))
         whole_s, hidden_s = self._usable_at_s(now_s, view, whole), now_s + view.hidden_s
         no_later = whole_s <= max(hidden_s, self._usable_at_s(now_s, view, stream(view, "slope", asked)))
         in_time = sent.cut >= asked or whole_s <= max(hidden_s, view.deadline_s, self._usable_at_s(now_s, view, sent))

@@ -13,8 +13,8 @@ from typing import Any
 from abkt.capacity import Capacity
 from abkt.policy.bitrate.break_even import parts
 from abkt.policy.build import build
-from abkt.policy.view import BitratePolicy, Curve, Delivered, GoodputSample, Refined, TransferView
-from abkt.profile.expect import expected_view, kv_deadline_s
+from abkt.policy.view import BitratePolicy, Delivered, GoodputSample, Refined, TransferView
+from abkt.profile.expect import expected_view, kv_deadline_s, unmeasured_view
 from abkt.profile.schema import Profile
 from abkt.serve.control import Message
 from abkt.spec import KVLayout
@@ -22,7 +22,6 @@ from abkt.spec import KVLayout
 UNMEASURED_S = 1e-3  # of prefill per token, until a prompt was seen: until then it says which queue is longer, and no more
 LEARN = 0.3  # what the newest observation weighs
 SUSPECT_S = 10.0  # how long a pair is avoided whose transfer failed
-UNKNOWN = Curve(bytes=(0.0,) * 4, distortion=(1.0,) * 4, bits=(0.0, 2.0, 4.0, 8.0))  # stands for both orders until there is a profile
 
 
 @dataclass(slots=True)
@@ -50,7 +49,7 @@ class Expectations:
         if self.profile:
             return expected_view(self.profile, isl, deadline_s)
         raw_bytes = isl * self.layout.model.kv_bytes_per_token
-        return TransferView(raw_bytes, deadline_s, slope=UNKNOWN, uniform=UNKNOWN, exact_bytes=raw_bytes)
+        return unmeasured_view(raw_bytes, deadline_s)
 
 
 @dataclass(slots=True)

@@ -268,7 +268,7 @@ class DecodeWorker:
             )
         Sampling.of(offer.more)
         groups = groups_of(offer)
-        if not 1 <= groups <= layout.model.layers or (groups > 1 and offer.mode == "exact"):
+        if not 1 <= groups <= layout.model.layers or (groups > 1 and offer.mode == "lossless"):
             raise ValueError(f"request {offer.request_id} comes in {groups} groups of the {layout.model.layers} layers here")
         footer = footer_bytes(groups) if groups > 1 else 0
         if offer.mode == "raw" and offer.size != layout.blocks_for(offer.tokens) * layout.block_bytes + footer:

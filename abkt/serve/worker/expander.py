@@ -37,7 +37,7 @@ class Expander:
             return offer.first_token, 0.0
         assert isinstance(received.sink, BufferSink)
         data = memoryview(received.sink.data)[: offer.ends[cut]]
-        if offer.mode == "exact":
+        if offer.mode == "lossless":
             lossless_stream.expand(data, self._pool, prompt)
             return offer.first_token, 0.0
         return offer.first_token, self._codec.expand(data, self._pool, prompt).distortion

@@ -6,7 +6,7 @@
 
 What a stream's turn is worth is decided frame by frame, like the cut of any stream. A group's weights are those of its own layers' last
 queries, mean 1 over the group, so nothing waits for the layers behind it.
-Not here: the exact mode, refinement behind the start, and a pool that is not the CPU's.
+Not here: the lossless mode, refinement behind the start, and a pool that is not the CPU's.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Group:
                 {layer - self.first: seen for layer, seen in importance.queries.items() if self.first <= layer < self.stop},
             )
             weights = own.weights(alone, used, self._codec.cells(tokens, decision.depth_bits), self._codec.calibration)
-        return self._codec.encode(alone, used, tokens, decision.depth_bits, decision.order, weights, decision.form)
+        return self._codec.encode(alone, used, tokens, decision.depth_bits, decision.order, weights, decision.coder)
 
     def expand(self, data: memoryview, pool: Pool, table: Sequence[int], tokens: int) -> float:
         """Into the blocks of a table; returns the distortion."""

@@ -81,7 +81,7 @@ class Transfer:
 
     def __post_init__(self) -> None:
         # No encoding is left to do, and the other modes can no longer be had.
-        self.view = replace(self.expected, encode_s=0.0, raw_s=math.inf, exact_bytes=0.0, hidden_s=0.0)
+        self.view = replace(self.expected, encode_s=0.0, raw_s=math.inf, lossless_bytes=0.0, hidden_s=0.0)
 
     @classmethod
     def decided(cls, peer: Peer, now_s: float, expected: TransferView) -> Transfer:

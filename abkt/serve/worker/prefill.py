@@ -18,8 +18,8 @@ from abkt.codec.importance import Importance
 from abkt.codec.lossless import stream as lossless_stream
 from abkt.codec.stream import Stream
 from abkt.policy.build import build
-from abkt.policy.view import Curve, Decision, Form, TransferView
-from abkt.profile.expect import expected_view, with_entropy
+from abkt.policy.view import CoderName, Decision, TransferView
+from abkt.profile.expect import expected_view, unmeasured_view
 from abkt.profile.schema import Profile, parse
 from abkt.serve.control import Control, Message, WorkerConfig
 from abkt.serve.engine.sampling import Sampling
@@ -34,8 +34,6 @@ from abkt.transfer.protocol.key import find_key
 from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.send.outgoing import Outgoing, Sent
 from abkt.transfer.send.sender import Sender
-
-UNKNOWN = Curve(bytes=(0.0,) * 4, distortion=(1.0,) * 4, bits=(0.0, 2.0, 4.0, 8.0))  # stands for both orders until there is a profile
 
 
 @dataclass(slots=True)
@@ -116,7 +114,7 @@ class PrefillWorker:
     def _source(self, table: list[int], tokens: int, decision: Decision, importance: Importance | None) -> ByteSource:
         if decision.mode == "stream":
             return self._encode(table, tokens, decision, importance)
-        if decision.mode == "exact":
+        if decision.mode == "lossless":
             return PiecesSource([lossless_stream.encode(self.engine.pool, table, tokens)])
         return raw_source(self.engine.pool, table, self.config.transport)
 
@@ -124,7 +122,7 @@ class PrefillWorker:
         pool, depth_bits = self.engine.pool, decision.depth_bits
         cells = self.codec.cells(tokens, depth_bits)
         weights = importance.weights(pool, table, cells, self.codec.calibration) if importance else None
-        return self.codec.encode(pool, table, tokens, depth_bits, decision.order, weights, decision.form)
+        return self.codec.encode(pool, table, tokens, depth_bits, decision.order, weights, decision.coder)
 
     def _fits(self, request: Message) -> bool:
         return self.segments.can_allocate(self.engine.layout.blocks_for(len(request["tokens"])))
@@ -178,7 +176,7 @@ class PrefillWorker:
             outgoing.next_behind = transfer.next_behind
         self._submit(outgoing, transfer, table, expected_bytes)
         if decision.mode == "stream" and decision.depth_bits == 8:
-            self._tell_coded(transfer.view, len(tokens), decision.form)
+            self._tell_coded(transfer.view, len(tokens), decision.coder)
 
     def _submit(self, outgoing: Outgoing, transfer: Transfer, table: list[int], expected_bytes: float) -> None:
         self.nic.enter(self._now_s(), outgoing.transfer_id, expected_bytes)
@@ -196,7 +194,7 @@ class PrefillWorker:
         expected = replace(self._view(peer, tokens, request["deadline_s"], start_s), hidden_s=hidden_s)
         transfer = Transfer.decided(peer, start_s, expected)
         mode, layout, groups = transfer.decision.mode, self.engine.layout, len(self.groups)
-        if mode == "exact":
+        if mode == "lossless":
             return None
         if mode == "raw":
             source = Layered(groups, layout.blocks_for(tokens) * layout.block_bytes + footer_bytes(groups))
@@ -271,19 +269,19 @@ class PrefillWorker:
 
     def _view(self, peer: Peer, tokens: int, deadline_s: float, now_s: float) -> TransferView:
         if self.profile:
-            view = with_entropy(self.profile, tokens, expected_view(self.profile, tokens, deadline_s))
+            view = expected_view(self.profile, tokens, deadline_s)
         else:
             raw_bytes = tokens * self.engine.layout.model.kv_bytes_per_token
-            view = TransferView(raw_bytes, deadline_s, slope=UNKNOWN, uniform=UNKNOWN, exact_bytes=raw_bytes)
-        exact_bytes = view.exact_bytes if self.engine.pool.data.device.type == "cpu" else 0.0  # the message is made there alone
-        return replace(view, price=peer.price_per_byte(now_s), exact_bytes=exact_bytes)
+            view = unmeasured_view(raw_bytes, deadline_s)
+        lossless_bytes = view.lossless_bytes if self.engine.pool.data.device.type == "cpu" else 0.0  # the message is made there alone
+        return replace(view, price=peer.price_per_byte(now_s), lossless_bytes=lossless_bytes)
 
-    def _tell_coded(self, view: TransferView, tokens: int, form: Form) -> None:
+    def _tell_coded(self, view: TransferView, tokens: int, coder: CoderName) -> None:
         curves = {
             order: {"bytes": curve.bytes, "distortion": curve.distortion, "bits": curve.bits}
             for order, curve in (("slope", view.slope), ("uniform", view.uniform))
         }
-        self.control.say("coded", tokens=tokens, form=form, raw_bytes=view.raw_bytes, **curves)
+        self.control.say("coded", tokens=tokens, coder=coder, raw_bytes=view.raw_bytes, **curves)
 
     def _begin(self, run: Message) -> None:
         """A run starts with fresh policies, a fresh link schedule and fresh connections."""

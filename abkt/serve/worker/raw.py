@@ -1,4 +1,5 @@
-"""Pool memory as the bytes of a raw transfer: whole blocks in token order. The pool itself, adjacent blocks as one piece, where the carrier
+"""Pool memory as the bytes of a raw transfer: whole blocks in token order. The pool
+itself, adjacent blocks as one piece, where the transport
 reaches it; else the memory of a GPU goes through the host's, gathered in one launch and scattered in one."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from abkt.kv.runs import aligned_runs
 from abkt.spec import KVLayout
 from abkt.transfer.pieces import BufferSink, ByteSink, ByteSource, DevicePieces, PiecesSink, PiecesSource
 
-REACHES_GPUS = frozenset({"cuda_ipc"})  # carriers that move a GPU's memory as it lies
+REACHES_GPUS = frozenset({"cuda_ipc"})  # transports that move a GPU's memory as it lies
 
 
 def fingerprint(layout: KVLayout) -> str:
@@ -37,21 +38,21 @@ def device_pieces(pool: Pool, table: Sequence[int]) -> DevicePieces:
     return DevicePieces(memory[run.source * size : (run.source + run.blocks) * size] for run in runs)
 
 
-def in_place(pool: Pool, carrier: str = "") -> bool:
+def in_place(pool: Pool, transport: str = "") -> bool:
     """Whether a transfer can read and write the pool's own memory."""
-    return pool.data.device.type == "cpu" or carrier in REACHES_GPUS
+    return pool.data.device.type == "cpu" or transport in REACHES_GPUS
 
 
-def raw_source(pool: Pool, table: Sequence[int], carrier: str = "") -> ByteSource:
-    """What a raw transfer of these blocks reads. The blocks must not change until it has ended. carrier: see abkt.serve.carrier."""
-    if not in_place(pool, carrier):
+def raw_source(pool: Pool, table: Sequence[int], transport: str = "") -> ByteSource:
+    """What a raw transfer of these blocks reads. The blocks must not change until it has ended. transport: its name."""
+    if not in_place(pool, transport):
         return PiecesSource([_staged(pool, table)])
     return PiecesSource(raw_pieces(pool, table)) if pool.data.device.type == "cpu" else device_pieces(pool, table)
 
 
-def raw_sink(pool: Pool, table: Sequence[int], carrier: str = "") -> ByteSink:
+def raw_sink(pool: Pool, table: Sequence[int], transport: str = "") -> ByteSink:
     """What a raw transfer into these blocks writes; where that is a BufferSink, put_raw still has to be called."""
-    if not in_place(pool, carrier):
+    if not in_place(pool, transport):
         return BufferSink(len(table) * pool.layout.block_bytes)
     return PiecesSink(raw_pieces(pool, table)) if pool.data.device.type == "cpu" else device_pieces(pool, table)
 

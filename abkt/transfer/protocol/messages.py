@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from abkt.transfer.protocol.frame import META_CAP_BYTES, OFFSET_CAP_BYTES, PRICE_BYTES, FrameError
 
 Scalar = str | int | float | bool
-TransferMode = Literal["raw", "exact", "stream"]
+TransferMode = Literal["raw", "lossless", "stream"]
 COUNT_CAP = 1 << 31
 LIST_CAP = 16_384
 NAME_CAP = 256
@@ -147,7 +147,7 @@ class Hello:
 class Offer:
     """One transfer before it starts.
 
-    ends: the byte at which each cut ends, rising; the last is the size of all that may come. A raw or exact one has one. runs: lengths of
+    ends: the byte at which each cut ends, rising; the last is the size of all that may come. Raw and lossless have one. runs: lengths of
     the adjacent runs on the sender's side, in blocks, for the receiver to mirror. more: what the two workers tell each other besides
     (texts, numbers); it is theirs to check.
     """
@@ -181,7 +181,7 @@ class Offer:
     def parse(cls, payload: bytes) -> Offer:
         fields = Fields(payload, "OFFER")
         request_id, mode = fields.integer("request_id", 0, 1 << 62), fields.text("mode")
-        if mode not in ("raw", "exact", "stream"):
+        if mode not in ("raw", "lossless", "stream"):
             raise FrameError(f"OFFER: mode must be raw, exact or stream, not {mode!r}")
         offer = cls(
             request_id,

@@ -232,7 +232,7 @@ def library() -> ModuleType:
         if quiet:
             logging.getLogger("nixl").setLevel(logging.CRITICAL)  # as it does itself, if it had not been imported before
     except ImportError as error:
-        raise ValueError(f"carrier nixl needs NIXL ({error}); pip install 'abkt[nixl]'") from None
+        raise ValueError(f"transport nixl needs NIXL ({error}); pip install 'abkt[nixl]'") from None
     finally:
         logging.raiseExceptions = raising  # which it changes
     return _api  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from abkt.codec.header import read_header
 from abkt.codec.importance import Importance
 from abkt.codec.stream import Stream
 from abkt.policy.view import Decision
-from abkt.profile.expect import expected_view, with_entropy
+from abkt.profile.expect import expected_view
 from abkt.serve.control import WorkerConfig
 from abkt.serve.worker.equipment import equip
 from abkt.serve.worker.prefill import PrefillWorker
@@ -31,16 +31,16 @@ def calibrated(tiny_model: Path, path: Path) -> Path:
     return path
 
 
-def encoded(tiny_model: Path, calibration: str, form: str) -> Stream:
+def encoded(tiny_model: Path, calibration: str, coder: str) -> Stream:
     config = WorkerConfig("p0", "prefill", str(tiny_model), blocks=40, block_tokens=16, max_batch=1, calibration=calibration)
     equipment = equip(config)
     worker = PrefillWorker(config, Said(), equipment)  # type: ignore[arg-type]
     importance, table = Importance(16), list(range(19))
     equipment.engine.begin([(3 * i) % 2048 for i in range(TOKENS)], table, importance)
-    source = worker._source(table, TOKENS, Decision("stream", form=form), importance)  # type: ignore[arg-type]
+    source = worker._source(table, TOKENS, Decision("stream", coder=coder), importance)  # type: ignore[arg-type]
     assert isinstance(source, Stream)
     weights = importance.weights(equipment.engine.pool, table, equipment.codec.cells(TOKENS), equipment.codec.calibration)
-    again = equipment.codec.encode(equipment.engine.pool, table, TOKENS, weights=weights, coder=form)  # type: ignore[arg-type]
+    again = equipment.codec.encode(equipment.engine.pool, table, TOKENS, weights=weights, coder=coder)  # type: ignore[arg-type]
     assert source.prefix(5) == again.prefix(5)
     return source
 
@@ -58,9 +58,9 @@ def test_the_calibration_says_what_goes_first(tiny_model: Path, tmp_path: Path) 
 
 
 def test_the_form_that_was_decided_travels(tiny_model: Path) -> None:
-    fixed, entropy = (encoded(tiny_model, "", form) for form in ("fixed", "entropy"))
-    for stream, form in ((fixed, "fixed"), (entropy, "entropy")):
-        assert read_header(memoryview(stream.prefix(3)), stream.header.cells.layout).coder == form
+    fixed, entropy = (encoded(tiny_model, "", coder) for coder in ("fixed", "entropy"))
+    for stream, coder in ((fixed, "fixed"), (entropy, "entropy")):
+        assert read_header(memoryview(stream.prefix(3)), stream.header.cells.layout).coder == coder
     same = [curve.bytes[curve.cut_reaching(0.02)] for curve in (fixed.slope, entropy.slope)]
     assert same[1] < same[0]
 
@@ -76,8 +76,8 @@ def test_a_calibration_of_another_model_is_refused(tiny_model: Path, tmp_path: P
 def test_what_the_profile_has_measured_of_it_is_seen_by_policies() -> None:
     profile = made()
     plain = expected_view(profile, 300, 1.0)
-    assert with_entropy(profile, 300, plain) == plain
+    assert plain.entropy_share == 0.0
     fits = {**profile.fits, "encode/entropy": profile.fits["encode/8"], "expand/entropy": profile.fits["expand/8"]}
-    view = with_entropy(replace(profile, fits=fits, entropy_share=0.7), 300, plain)
+    view = expected_view(replace(profile, fits=fits, entropy_share=0.7), 300, 1.0)
     assert (view.entropy_share, view.entropy_encode_s, view.entropy_expand_s) == (0.7, plain.encode_s, plain.expand_s)
     assert replace(view, entropy_share=0.0, entropy_encode_s=0.0, entropy_expand_s=0.0) == plain
