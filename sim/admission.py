@@ -11,23 +11,23 @@ import math
 from collections import deque
 from collections.abc import Callable
 
-from abkt.policy.admission.base import AdmissionPolicy, Verdict
+from abkt.policy.admission.base import AdmissionDecision, AdmissionPolicy
 from abkt.policy.roles.base import RolesPolicy
 from abkt.policy.view import RequestView, RoutingPolicy
 from abkt.records import SLO
 from sim.clock import Clock
-from sim.node.fleet import Fleet
+from sim.node.fleet import Nodes
 from sim.node.job import Job
 from sim.node.node import Node
-from sim.transfer.pair import Pair
+from sim.transfer.pair import NodePair
 
 
-class Asking:
+class RoutingQuestion:
     """A request as admission sees it (abkt.policy.admission.base.Applicant)."""
 
     __slots__ = ("job", "now_s", "pair", "ttft_slo_s", "waited_s")
 
-    def __init__(self, job: Job, pair: Pair, now_s: float, ttft_slo_s: float) -> None:
+    def __init__(self, job: Job, pair: NodePair, now_s: float, ttft_slo_s: float) -> None:
         self.job, self.pair, self.now_s, self.ttft_slo_s = job, pair, now_s, ttft_slo_s
         self.waited_s = now_s - job.request.arrival_s
 
@@ -51,13 +51,13 @@ class Asking:
         return max(target.tpot_s, target.costs.iteration_s(1, self.job.request.isl))
 
 
-class Door:
+class AdmissionControl:
     """lost(job, outcome, reason): called for a request that does not get in."""
 
     def __init__(
         self,
         clock: Clock,
-        fleet: Fleet,
+        fleet: Nodes,
         routing: RoutingPolicy,
         roles: RolesPolicy | None,
         admission: AdmissionPolicy | None,
@@ -108,7 +108,7 @@ class Door:
         pair = fleet.pair(source, target)
         reserve = False
         if self.admission is not None:
-            verdict = self.admission.decide(now_s, Asking(job, pair, now_s, self.slo.ttft_s))
+            verdict = self.admission.decide(now_s, RoutingQuestion(job, pair, now_s, self.slo.ttft_s))
             if verdict.action == "wait":
                 return False
             if verdict.action == "reject":
@@ -126,7 +126,7 @@ class Door:
             self._place(pair, job, reserve)
         return True
 
-    def _place(self, pair: Pair, job: Job, reserve: bool) -> None:
+    def _place(self, pair: NodePair, job: Job, reserve: bool) -> None:
         record, target = job.record, pair.target
         job.pair = pair
         record.prefill_node = pair.source.name
@@ -157,6 +157,6 @@ class Door:
         return False
 
 
-def _reason(verdict: Verdict) -> str:
+def _reason(verdict: AdmissionDecision) -> str:
     retry = f"; retry after {verdict.retry_after_s:.3g} s" if 0 < verdict.retry_after_s < math.inf else ""
     return f"{verdict.reason}{retry}"

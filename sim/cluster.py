@@ -17,19 +17,17 @@ from abkt.policy.admission.base import AdmissionPolicy
 from abkt.policy.roles.base import RolesPolicy
 from abkt.policy.view import BitratePolicy, RoutingPolicy
 from abkt.records import SLO, RequestRecord, TransferRecord
-from sim.admission import Door
+from sim.admission import AdmissionControl
 from sim.clock import Clock, Wake
 from sim.faults import FaultPlan, Faults
 from sim.invariants import Audit, CheckedMemory
-from sim.node.fleet import Fleet
+from sim.node.fleet import Nodes
 from sim.node.job import Job
 from sim.node.node import Node
-from sim.roles import Roles
-from sim.specs import Cluster, Engine, NodeSpec
+from sim.roles import RoleController
+from sim.specs import ClusterSpec
 from sim.workload.closed_loop import ClosedLoop
 from sim.workload.requests import Request
-
-__all__ = ["Cluster", "Engine", "NodeSpec", "Simulation", "SimulationResult"]
 
 Progress = Callable[[int, int, float], None]  # requests done, requests in all, simulated seconds
 
@@ -50,7 +48,7 @@ class Simulation:
     Raises ValueError where a profile lacks what the model needs or requests are out of order.
     """
 
-    cluster: Cluster
+    cluster: ClusterSpec
     requests: Sequence[Request]
     bitrate: Callable[[], BitratePolicy]
     routing: RoutingPolicy
@@ -72,12 +70,14 @@ class Simulation:
         self.clock = Clock()
         self.audit = Audit() if self.debug else None
         memory = CheckedMemory if self.debug else None
-        self.fleet = Fleet(
+        self.fleet = Nodes(
             self.clock, self.cluster, self.bitrate, self.slo, self.node, self._done, self._ended, self._failed, self._running, memory
         )
-        self.door = Door(self.clock, self.fleet, self.routing, self.roles, self.admission, self.slo, self._lost)
+        self.door = AdmissionControl(self.clock, self.fleet, self.routing, self.roles, self.admission, self.slo, self._lost)
         self.changes = (
-            Roles(self.clock, self.fleet, self.roles, self.cluster.rebuild_s, self._running, self._elsewhere) if self.roles else None
+            RoleController(self.clock, self.fleet, self.roles, self.cluster.rebuild_s, self._running, self._elsewhere)
+            if self.roles
+            else None
         )
         self.fleet.changed = self.door.someone_left
         self.watch = (

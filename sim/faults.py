@@ -19,10 +19,10 @@ from heapq import heappop, heappush
 from simpy.events import Event
 
 from sim.clock import Clock, Wake
-from sim.node.fleet import Fleet
+from sim.node.fleet import Nodes
 from sim.node.job import Job
 from sim.node.node import Node
-from sim.roles import Roles
+from sim.roles import RoleController
 
 SETTLE_S = 1e-3  # between two looks whether what a dead node was at has ended
 
@@ -75,8 +75,8 @@ class Faults:
     def __init__(
         self,
         clock: Clock,
-        fleet: Fleet,
-        roles: Roles | None,
+        fleet: Nodes,
+        roles: RoleController | None,
         plan: FaultPlan,
         again: Callable[[Job, str], None],
         failed: Callable[[Job, str], None],

@@ -18,8 +18,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from abkt.records import STAGES, RequestRecord, TransferRecord
-from sim.node.fleet import Fleet
-from sim.node.memory import Memory
+from sim.node.fleet import Nodes
+from sim.node.memory import KvMemory
 
 CLOSE = 1e-6  # relative, and absolute in seconds or requests
 
@@ -28,7 +28,7 @@ class InvariantError(RuntimeError):
     """A fault of the model, not of its input."""
 
 
-class CheckedMemory(Memory):
+class CheckedMemory(KvMemory):
     """Memory that says when it is wrong, at the moment at which it is."""
 
     __slots__ = ()
@@ -70,7 +70,7 @@ class Audit:
         if self.inside < 0:
             raise InvariantError("more requests left than came")
 
-    def close(self, fleet: Fleet) -> None:
+    def close(self, fleet: Nodes) -> None:
         """Raises InvariantError at the first law that is broken."""
         done = [r for r in self.requests if r.outcome == "completed"]
         if len(done) + sum(r.outcome in ("rejected", "failed") for r in self.requests) != len(self.requests):
@@ -87,7 +87,7 @@ class Audit:
             raise InvariantError(f"Little's law: {self.request_s} request-seconds were counted, the records say {request_s}")
 
 
-def _empty(fleet: Fleet) -> None:
+def _empty(fleet: Nodes) -> None:
     for node in fleet.nodes:
         if node.memory.used or node.active or node.promised_blocks or node.due_blocks or not node.at_rest():
             left = f"{node.memory}, {node.active} requests with {node.promised_blocks} blocks promised"

@@ -13,20 +13,20 @@ from collections.abc import Callable, Generator
 
 from simpy.events import Event
 
-from abkt.policy.roles.base import Change, Role, RolesPolicy
+from abkt.policy.roles.base import Role, RoleChange, RolesPolicy
 from sim.clock import Clock, Wake
-from sim.node.fleet import Fleet
+from sim.node.fleet import Nodes
 from sim.node.job import Job
 from sim.node.node import Node
 
 
-class Roles:
+class RoleController:
     """again(job): called for a prompt that has to go elsewhere. log: (time, node, its role from then on)."""
 
     def __init__(
         self,
         clock: Clock,
-        fleet: Fleet,
+        fleet: Nodes,
         policy: RolesPolicy,
         rebuild_s: float,
         running: Callable[[], bool],
@@ -42,7 +42,7 @@ class Roles:
         if policy.period_s < float("inf"):
             clock.process(self._look())
 
-    def change(self, change: Change) -> None:
+    def change(self, change: RoleChange) -> None:
         node = self.fleet.nodes[change.node]
         if not change.drain:
             self._give(node, change.role)

@@ -8,11 +8,11 @@ from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
 from sim.network.background import Background
 from sim.network.link_faults import LinkFault
-from sim.transfer.transport import Transport
+from sim.transfer.transport import TransportModel
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class EngineSpec:
     """How a node's engine makes its iterations.
 
     max_batch: requests in one decode iteration. prefill_tokens: of prompts in one iteration, decode tokens counted first; 0: one whole
@@ -57,7 +57,7 @@ class NodeSpec:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterSpec:
     """prefill, decode: the nodes by the role they begin with. engine: of every node, with max_batch of its own. fabric: shared by all
     flows, if any. usd_per_gb: of wire bytes (10^9) between nodes. delay_s: propagation between nodes, each way. rebuild_s: what a node
     needs to take another role, once it has nothing left to do in the old one. transport: how KV is carried.
@@ -71,9 +71,9 @@ class Cluster:
     fabric: Capacity | None = None
     usd_per_gb: float = 0.0
     delay_s: float = 0.0
-    engine: Engine | None = None
+    engine: EngineSpec | None = None
     rebuild_s: float = 0.007
-    transport: Transport = Transport()  # noqa: RUF009  # frozen
+    transport: TransportModel = TransportModel()  # noqa: RUF009  # frozen
     link_faults: tuple[LinkFault, ...] = ()
     background: Background | None = None
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from abkt.bench import arguments as reader
-from abkt.bench.rows import Row, save, table
+from abkt.bench.rows import BenchRow, save, table
 
 BENCHES = ("kernels", "transfer")
 BAD_INPUT = 2
@@ -19,7 +19,7 @@ def run(given: Sequence[str]) -> None:
         raise ValueError(f"a bench is needed: {', '.join(BENCHES)}; then key=value, such as device=cpu out=DIR")
     arguments = reader.parse(given[1:])
     bench = import_module(f"abkt.bench.{given[0]}")
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     facts = bench.facts(arguments)
     for row in bench.rows(arguments, facts):
         rows.append(row)

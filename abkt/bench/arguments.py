@@ -10,7 +10,7 @@ from abkt.arguments import read
 
 
 @dataclass(frozen=True, slots=True)
-class Arguments:
+class BenchArguments:
     """What a bench runs on. device: cpu or cuda. layers: of the synthetic model, 0 for 1 on a CPU and 32 on a GPU. tokens: lengths swept
     with the first block size; blocks: block sizes swept at the middle length. repeats: timed rounds, of which the median counts."""
 
@@ -31,6 +31,6 @@ class Arguments:
             raise ValueError("tokens, blocks, depths, kv_heads, head_dim and repeats must be at least 1, layers at least 0")
 
 
-def parse(arguments: Sequence[str]) -> Arguments:
+def parse(arguments: Sequence[str]) -> BenchArguments:
     """Raises ValueError, one line, for an argument that is unknown or has no such value."""
-    return read(Arguments, arguments)
+    return read(BenchArguments, arguments)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from abkt.bench.arguments import Arguments
+from abkt.bench.arguments import BenchArguments
 from abkt.codec.cells import Cells
 from abkt.codec.codec import Codec
-from abkt.codec.fixed.backend import Arrived, Backend, Coded
+from abkt.codec.fixed.backend import Arrived, Backend, CodedCells
 from abkt.codec.fixed.centre import value_centres
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
@@ -18,10 +18,10 @@ from abkt.spec import KVLayout, ModelSpec
 TILE_TOKENS = 128
 
 
-class Case:
+class BenchCase:
     """Synthetic KV of one length in scattered blocks, and all that the kernels need to code it to one depth."""
 
-    def __init__(self, arguments: Arguments, tokens: int, block_tokens: int) -> None:
+    def __init__(self, arguments: BenchArguments, tokens: int, block_tokens: int) -> None:
         on_gpu = arguments.device == "cuda"
         spec = ModelSpec("bench", arguments.layers or (32 if on_gpu else 1), arguments.kv_heads, arguments.head_dim)
         blocks = -(-tokens // block_tokens)
@@ -41,11 +41,11 @@ class Case:
     def cells(self, depth_bits: int) -> Cells:
         return Cells(self.layout, self.tokens, self.codec.tile_tokens, depth_bits)
 
-    def encode(self, cells: Cells, backend: Backend | None = None) -> Coded:
+    def encode(self, cells: Cells, backend: Backend | None = None) -> CodedCells:
         blocks = cells.coded_table(self.table)
         return (backend or self.backend).encode(self.pool.data, blocks, cells, value_centres(self.pool.data, blocks, cells))
 
-    def arrived(self, cells: Cells, coded: Coded) -> Arrived:
+    def arrived(self, cells: Cells, coded: CodedCells) -> Arrived:
         present = np.full(cells.count, cells.passes, dtype=np.int8)
         centres = value_centres(self.pool.data, cells.coded_table(self.table), cells)
         return Arrived(coded.body.cpu().numpy(), cells.offsets, present, coded.forms, centres)

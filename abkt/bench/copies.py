@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
-from abkt.bench.rows import Row
+from abkt.bench.rows import BenchRow
 from abkt.bench.timing import medians
 from abkt.kv import copy
 from abkt.kv.pool import Pool
 
 
-def rows(pool: Pool, other: Pool, table: list[int], name: str, repeats: int) -> Iterator[Row]:
+def rows(pool: Pool, other: Pool, table: list[int], name: str, repeats: int) -> Iterator[BenchRow]:
     """`gather`, `scatter`: ns/token of the whole blocks of a table, from `pool` and into `other`, and as `…_gbps` their GB/s."""
     device, layout = pool.data.device, pool.layout
     blocks, source = copy.table_on(device, table), pool.data[: len(table)]
@@ -28,8 +28,8 @@ def rows(pool: Pool, other: Pool, table: list[int], name: str, repeats: int) -> 
     )
     plain, tokens, moved = taken.pop("copy"), len(table) * layout.block_tokens, len(table) * layout.block_bytes
     for verb, seconds in taken.items():
-        yield Row(f"{verb}/{name}", seconds / tokens * 1e9, "ns/token", plain / tokens * 1e9)
-        yield Row(f"{verb}_gbps/{name}", moved / seconds / 1e9, "GB/s of raw KV", moved / plain / 1e9)
+        yield BenchRow(f"{verb}/{name}", seconds / tokens * 1e9, "ns/token", plain / tokens * 1e9)
+        yield BenchRow(f"{verb}_gbps/{name}", moved / seconds / 1e9, "GB/s of raw KV", moved / plain / 1e9)
 
 
 def check(pool: Pool, table: list[int]) -> None:

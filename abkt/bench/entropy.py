@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from abkt.bench.case import Case
-from abkt.bench.rows import Row
+from abkt.bench.case import BenchCase
+from abkt.bench.rows import BenchRow
 from abkt.bench.timing import medians
 from abkt.codec.cells import Cells
 from abkt.codec.entropy import coder as entropy_coder
@@ -23,7 +23,7 @@ from abkt.codec.fixed.oracle import tokens_of
 DEPTH = 4  # bits
 
 
-def rows(case: Case, name: str, repeats: int) -> Iterator[Row]:
+def rows(case: BenchCase, name: str, repeats: int) -> Iterator[BenchRow]:
     """Rows of one case, in which something lies between the edges."""
     device, source, cells = case.pool.data.device, case.pool.data[: len(case.table)], case.cells(DEPTH)
     target = torch.empty_like(source)
@@ -40,12 +40,12 @@ def rows(case: Case, name: str, repeats: int) -> Iterator[Row]:
     copy = taken.pop("copy") * tokens / (len(case.table) * case.layout.block_tokens)
     raw_bytes = tokens * case.layout.model.kv_bytes_per_token
     for what, seconds in taken.items():
-        yield Row(f"{what}/{name}", seconds / tokens * 1e9, "ns/token", copy / tokens * 1e9)
-        yield Row(f"{what}_gbps/{name}", raw_bytes / seconds / 1e9, "GB/s of raw KV", raw_bytes / copy / 1e9)
-    yield Row(f"entropy_bits/{name}", 8 * coded_bytes / int(cells.values.sum()), "bits a value")
+        yield BenchRow(f"{what}/{name}", seconds / tokens * 1e9, "ns/token", copy / tokens * 1e9)
+        yield BenchRow(f"{what}_gbps/{name}", raw_bytes / seconds / 1e9, "GB/s of raw KV", raw_bytes / copy / 1e9)
+    yield BenchRow(f"entropy_bits/{name}", 8 * coded_bytes / int(cells.values.sum()), "bits a value")
 
 
-def check(case: Case) -> int:
+def check(case: BenchCase) -> int:
     """Cells of a case, best a short one, that the kernels code and expand as the compiled path does: all, or ValueError."""
     device, cells = case.pool.data.device, case.cells(DEPTH)
     ours, theirs = _Enqueued(case, cells), _Compiled(case, cells)
@@ -64,7 +64,7 @@ def check(case: Case) -> int:
 class _Compiled:
     """entropy_form.py's encode and expand of a case."""
 
-    def __init__(self, case: Case, cells: Cells) -> None:
+    def __init__(self, case: BenchCase, cells: Cells) -> None:
         self._case, self._cells, self._blocks = case, cells, cells.coded_table(case.table)
         self._levels = np.zeros(cells.shape[:3], dtype=np.int64)
         self._coded: EntropyCoded | None = None
@@ -87,7 +87,7 @@ class _Compiled:
 class _Enqueued:
     """The same by entropy_launch.py, of one set of statistics."""
 
-    def __init__(self, case: Case, cells: Cells) -> None:
+    def __init__(self, case: BenchCase, cells: Cells) -> None:
         from abkt.codec.entropy.gpu.launch import EntropyEncoding, EntropyExpansion
         from abkt.codec.entropy.gpu.strips import Strips
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from abkt.bench import copies, entropy, peers, stages
-from abkt.bench.arguments import Arguments
-from abkt.bench.case import Case, coder
-from abkt.bench.rows import Row
+from abkt.bench.arguments import BenchArguments
+from abkt.bench.case import BenchCase, coder
+from abkt.bench.rows import BenchRow
 from abkt.bench.timing import medians
 from abkt.codec.cells import Cells
 from abkt.codec.fixed.oracle import Oracle
@@ -30,7 +30,7 @@ SUMMARY_DEPTH = 4
 ENTROPY_TOKENS = 1_024  # the entropy form on a CPU is some hundred times slower
 
 
-def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
+def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]:
     """All rows, as they are measured; what is learnt of the peers is added to `about`. Raises ValueError where the device is missing, or
     its values are not the oracle's."""
     device = torch.device(arguments.device)
@@ -39,31 +39,31 @@ def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if device.type == "cpu" else threads)
     try:
-        yield Row("values_equal_to_oracle", float(check(arguments)), "cells")
+        yield BenchRow("values_equal_to_oracle", float(check(arguments)), "cells")
         sweep = [(tokens, arguments.blocks[0]) for tokens in arguments.tokens]
         sweep += [(arguments.tokens[len(arguments.tokens) // 2], block) for block in arguments.blocks[1:]]
         summary = None
         for tokens, block_tokens in sweep:
             if tokens <= 2 * block_tokens:
                 continue  # nothing lies between the edges
-            case = Case(arguments, tokens, block_tokens)
+            case = BenchCase(arguments, tokens, block_tokens)
             taken = yield from measured(case, arguments, f"{tokens}x{block_tokens}", device)
             yield from copies.rows(case.pool, case.other, case.table, f"{tokens}x{block_tokens}", arguments.repeats)
             yield from stages.rows(case, f"{tokens}x{block_tokens}", arguments.repeats)
             if summary is None and case.raw_bytes >= SUMMARY_BYTES and SUMMARY_DEPTH in arguments.depths:
                 summary = taken
-                yield from entropy.rows(Case(arguments, ENTROPY_TOKENS, block_tokens), f"{ENTROPY_TOKENS}x{block_tokens}", 1)
+                yield from entropy.rows(BenchCase(arguments, ENTROPY_TOKENS, block_tokens), f"{ENTROPY_TOKENS}x{block_tokens}", 1)
                 yield from peers.rows(case, arguments, about)
         if summary:
-            yield Row(f"encode_{SUMMARY_DEPTH}bit_over_copy", summary["copy"] / summary[f"encode {SUMMARY_DEPTH}"], "of copy", 1.0)
-            yield Row(f"decode_{SUMMARY_DEPTH}bit_over_copy", summary["copy"] / summary[f"expand {SUMMARY_DEPTH}"], "of copy", 1.0)
+            yield BenchRow(f"encode_{SUMMARY_DEPTH}bit_over_copy", summary["copy"] / summary[f"encode {SUMMARY_DEPTH}"], "of copy", 1.0)
+            yield BenchRow(f"decode_{SUMMARY_DEPTH}bit_over_copy", summary["copy"] / summary[f"expand {SUMMARY_DEPTH}"], "of copy", 1.0)
     finally:
         torch.set_num_threads(threads)
 
 
-def check(arguments: Arguments) -> int:
+def check(arguments: BenchArguments) -> int:
     """Cells of a short sequence that the device codes and expands to the oracle's bytes, at every depth: all, or ValueError."""
-    case, oracle, count = Case(arguments, 77 + 2 * arguments.blocks[0], arguments.blocks[0]), Oracle(), 0
+    case, oracle, count = BenchCase(arguments, 77 + 2 * arguments.blocks[0], arguments.blocks[0]), Oracle(), 0
     copies.check(case.pool, case.table)
     for depth in arguments.depths:
         cells = case.cells(depth)
@@ -77,7 +77,7 @@ def check(arguments: Arguments) -> int:
     return count
 
 
-def measured(case: Case, arguments: Arguments, name: str, device: torch.device) -> Generator[Row, None, dict[str, float]]:
+def measured(case: BenchCase, arguments: BenchArguments, name: str, device: torch.device) -> Generator[BenchRow, None, dict[str, float]]:
     """Rows of one case; returns seconds by what was timed."""
     source = case.pool.data[1 : 1 + len(case.table)]
     target = torch.empty_like(source)
@@ -99,13 +99,15 @@ def measured(case: Case, arguments: Arguments, name: str, device: torch.device) 
         for what, seconds in taken.items():
             every[what] = seconds
             verb, bits = what.split()
-            yield Row(f"{verb}_{bits}bit/{name}", seconds / case.tokens * 1e9, "ns/token", copy / case.tokens * 1e9)
+            yield BenchRow(f"{verb}_{bits}bit/{name}", seconds / case.tokens * 1e9, "ns/token", copy / case.tokens * 1e9)
             if verb in ("encode", "expand"):
-                yield Row(f"{verb}_{bits}bit_gbps/{name}", case.raw_bytes / seconds / 1e9, "GB/s of raw KV", case.raw_bytes / copy / 1e9)
+                yield BenchRow(
+                    f"{verb}_{bits}bit_gbps/{name}", case.raw_bytes / seconds / 1e9, "GB/s of raw KV", case.raw_bytes / copy / 1e9
+                )
     return every
 
 
-def orderer(case: Case, cells: Cells) -> Callable[[], object]:
+def orderer(case: BenchCase, cells: Cells) -> Callable[[], object]:
     """What puts the passes of an encode in order, where its report is."""
     coded = case.encode(cells)
     if case.pool.data.device.type == "cpu":
@@ -119,14 +121,14 @@ def orderer(case: Case, cells: Cells) -> Callable[[], object]:
     return lambda: ordering.enqueue(report)
 
 
-def is_shown(row: Row) -> bool:
+def is_shown(row: BenchRow) -> bool:
     """Whether a row stands in the short table."""
     return "gbps" in row.name or row.unit in ("of copy", "cells") or "peer" in row.name
 
 
-def facts(arguments: Arguments) -> dict[str, str]:
+def facts(arguments: BenchArguments) -> dict[str, str]:
     gpu = torch.cuda.get_device_name(0) if arguments.device == "cuda" else "none"
-    case = Case(arguments, 3 * arguments.blocks[0], arguments.blocks[0])
+    case = BenchCase(arguments, 3 * arguments.blocks[0], arguments.blocks[0])
     shape = f"{case.layout.model.layers} layers, {arguments.kv_heads} KV heads of {arguments.head_dim}, bfloat16"
     path = case.backend.describe()
     versions = {"torch": torch.__version__, "python": platform.python_version()}

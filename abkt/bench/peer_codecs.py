@@ -14,7 +14,7 @@ import torch
 GROUP = 64
 
 
-class Peer(Protocol):
+class PeerCodec(Protocol):
     """Made without arguments, and imports what it needs then. distribution: the package that has it."""
 
     name: str
@@ -122,7 +122,7 @@ class TorchAo:
         return sum(part.nbytes for part in coded)
 
 
-class LmCache:
+class LmCachePeer:
     """CacheGen as LMCache serialises it, chunks of 256 tokens, with the bins of the first layers of Llama-3.1-8B (32). Its coder for a CPU
     is Python compiled by numba. Its layout, [layers, kinds, tokens, heads, head_dim], is made within, in less than 1 % of its time."""
 
@@ -150,4 +150,4 @@ class LmCache:
         return sum(map(len, coded))
 
 
-PEERS: tuple[type[Peer], ...] = (Quanto, QuantoChannels, Hqq, HqqUnrefined, TorchAo, LmCache)
+PEERS: tuple[type[PeerCodec], ...] = (Quanto, QuantoChannels, Hqq, HqqUnrefined, TorchAo, LmCachePeer)

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 
 import torch
 
-from abkt.bench.arguments import Arguments
-from abkt.bench.case import Case
-from abkt.bench.peer_codecs import PEERS, Peer
-from abkt.bench.rows import Row
+from abkt.bench.arguments import BenchArguments
+from abkt.bench.case import BenchCase
+from abkt.bench.peer_codecs import PEERS, PeerCodec
+from abkt.bench.rows import BenchRow
 from abkt.bench.timing import medians
 from abkt.codec.cells import Cells
 from abkt.codec.fixed.backend import Arrived
@@ -44,16 +44,16 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class PeerMatch:
     """A peer against ours at `depth` bits. ratio: its time over ours; 0 if no depth of ours has as small an error (depth 0)."""
 
     depth: int
     ratio: float
 
 
-def match(peer: Result, ours: Mapping[int, Result]) -> Match:
+def match(peer: Result, ours: Mapping[int, Result]) -> PeerMatch:
     depth = depth_for(peer.nmse, ours)
-    return Match(depth, sum(peer.seconds) / sum(ours[depth].seconds) if depth else 0.0)
+    return PeerMatch(depth, sum(peer.seconds) / sum(ours[depth].seconds) if depth else 0.0)
 
 
 def depth_for(nmse: float, ours: Mapping[int, Result]) -> int:
@@ -61,7 +61,7 @@ def depth_for(nmse: float, ours: Mapping[int, Result]) -> int:
     return next((depth for depth in sorted(ours) if ours[depth].nmse <= nmse), 0)
 
 
-def rows(case: Case, arguments: Arguments, facts: dict[str, str]) -> Iterator[Row]:
+def rows(case: BenchCase, arguments: BenchArguments, facts: dict[str, str]) -> Iterator[BenchRow]:
     """Rows of every peer that is installed, and the summary of all; what each is, or why it is missing, is added to `facts`.
 
     The caller holds torch to one thread. There is nothing to say of a case on a GPU, or one with nothing between its edges.
@@ -74,29 +74,29 @@ def rows(case: Case, arguments: Arguments, facts: dict[str, str]) -> Iterator[Ro
     tokens, at_4 = cells.coded_blocks * case.layout.block_tokens, ours[DEPTHS[0]]
     for name, peer in peers.items():
         for verb, seconds, yardstick in zip(("encode", "decode"), peer.seconds, at_4.seconds, strict=True):
-            yield Row(f"peer_{name}_{verb}", seconds / tokens * 1e9, "ns/token", yardstick / tokens * 1e9)
-        yield Row(f"peer_{name}_nmse", peer.nmse, "of the deviation", at_4.nmse)
-        yield Row(f"peer_{name}_bits", peer.bits, "bits a value", at_4.bits)
+            yield BenchRow(f"peer_{name}_{verb}", seconds / tokens * 1e9, "ns/token", yardstick / tokens * 1e9)
+        yield BenchRow(f"peer_{name}_nmse", peer.nmse, "of the deviation", at_4.nmse)
+        yield BenchRow(f"peer_{name}_bits", peer.bits, "bits a value", at_4.bits)
     yield from compared(peers, ours)
 
 
-def compared(peers: Mapping[str, Result], ours: Mapping[int, Result]) -> Iterator[Row]:
+def compared(peers: Mapping[str, Result], ours: Mapping[int, Result]) -> Iterator[BenchRow]:
     """How many times our time each peer takes, and of all the least."""
     matches = {name: match(peer, ours) for name, peer in peers.items()}
     for name, found in matches.items():
-        yield Row(f"peer_{name}_over_ours", found.ratio, _unit(found), 1.0)
+        yield BenchRow(f"peer_{name}_over_ours", found.ratio, _unit(found), 1.0)
     if matches:
         name = min(matches, key=lambda name: matches[name].ratio)
         found = matches[name]
-        yield Row("over_fastest_peer", found.ratio, f"{_unit(found)} ({name})", 1.0)
-        yield Row("over_fastest_peer_bits", ours[found.depth or max(ours)].bits, "bits a value", peers[name].bits)
+        yield BenchRow("over_fastest_peer", found.ratio, f"{_unit(found)} ({name})", 1.0)
+        yield BenchRow("over_fastest_peer_bits", ours[found.depth or max(ours)].bits, "bits a value", peers[name].bits)
 
 
-def _unit(found: Match) -> str:
+def _unit(found: PeerMatch) -> str:
     return f"x ours at {found.depth} bits" if found.depth else "no depth of ours is as accurate"
 
 
-def measured(case: Case, repeats: int, facts: dict[str, str]) -> tuple[dict[str, Result], dict[int, Result]]:
+def measured(case: BenchCase, repeats: int, facts: dict[str, str]) -> tuple[dict[str, Result], dict[int, Result]]:
     """Results by peer, and of ours by depth, all timed in the same interleaved rounds."""
     x = contiguous(case, case.pool.data)
     deviation = squared(x, x.float().mean(-2, keepdim=True))
@@ -131,9 +131,9 @@ def measured(case: Case, repeats: int, facts: dict[str, str]) -> tuple[dict[str,
     return {name: timed(name, peer) for name, peer in peers.items()}, {depth: timed(depth, one) for depth, one in ours.items()}
 
 
-def installed(facts: dict[str, str]) -> Sequence[Peer]:
+def installed(facts: dict[str, str]) -> Sequence[PeerCodec]:
     """The peers that can be made here."""
-    made: list[Peer] = []
+    made: list[PeerCodec] = []
     for kind in PEERS:
         key, distribution = f"peer {kind.name}", kind.distribution
         try:
@@ -153,7 +153,7 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def contiguous(case: Case, data: torch.Tensor) -> torch.Tensor:
+def contiguous(case: BenchCase, data: torch.Tensor) -> torch.Tensor:
     """What is coded of a pool's tensor, [layers, kinds, heads, tokens, head_dim]."""
     return data[case.cells(DEPTHS[0]).coded_table(case.table)].permute(1, 2, 3, 0, 4, 5).flatten(3, 4).contiguous()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BenchRow:
     """value in `unit`; yardstick: the same of a plain copy of the same raw bytes, or of what the name says; None where there is none."""
 
     name: str
@@ -18,7 +18,7 @@ class Row:
     yardstick: float | None = None
 
 
-def save(path: Path, rows: Sequence[Row], facts: dict[str, str]) -> None:
+def save(path: Path, rows: Sequence[BenchRow], facts: dict[str, str]) -> None:
     """JSON, whole or not at all: the facts of the run (device, versions) and its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -26,7 +26,7 @@ def save(path: Path, rows: Sequence[Row], facts: dict[str, str]) -> None:
     part.replace(path)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[BenchRow]) -> str:
     """Rows as aligned text."""
     cells = [("", "value", "", "yardstick")]
     for row in rows:

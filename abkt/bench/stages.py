@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from abkt.bench.case import Case
-from abkt.bench.rows import Row
+from abkt.bench.case import BenchCase
+from abkt.bench.rows import BenchRow
 from abkt.bench.timing import medians
 from abkt.codec.importance import Importance
 from abkt.codec.lossless.codec import Exact
@@ -21,7 +21,7 @@ WINDOW, GROUP = 32, 4  # queries, and query heads to a KV head
 WIDTH = 3  # of the exact code
 
 
-def rows(case: Case, name: str, repeats: int) -> Iterator[Row]:
+def rows(case: BenchCase, name: str, repeats: int) -> Iterator[BenchRow]:
     """Rows of one case, on its pool's device."""
     device, source = case.pool.data.device, case.pool.data[: len(case.table)]
     target = torch.empty_like(source)
@@ -35,13 +35,13 @@ def rows(case: Case, name: str, repeats: int) -> Iterator[Row]:
     taken = medians(functions, device, repeats)
     copy, moved = taken.pop("copy"), len(case.table) * case.layout.block_bytes
     for what, seconds in taken.items():
-        yield Row(f"{what}/{name}", seconds / case.tokens * 1e9, "ns/token", copy / case.tokens * 1e9)
+        yield BenchRow(f"{what}/{name}", seconds / case.tokens * 1e9, "ns/token", copy / case.tokens * 1e9)
         if what != "importance":
-            yield Row(f"{what}_gbps/{name}", moved / seconds / 1e9, "GB/s of raw KV", moved / copy / 1e9)
-    yield Row(f"exact_ratio/{name}", ratio, "of the coded bytes")
+            yield BenchRow(f"{what}_gbps/{name}", moved / seconds / 1e9, "GB/s of raw KV", moved / copy / 1e9)
+    yield BenchRow(f"exact_ratio/{name}", ratio, "of the coded bytes")
 
 
-def _importance(case: Case) -> Callable[[], object]:
+def _importance(case: BenchCase) -> Callable[[], object]:
     model, seen, cells = case.layout.model, Importance(WINDOW), case.cells(8)
     for layer in range(model.layers):
         query = torch.randn(GROUP * model.kv_heads, WINDOW, model.head_dim, device=case.pool.data.device, dtype=case.pool.dtype)
@@ -49,7 +49,7 @@ def _importance(case: Case) -> Callable[[], object]:
     return lambda: seen.weights(case.pool, case.table, cells)
 
 
-def _exact(case: Case) -> tuple[Callable[[], object], Callable[[], object], float]:
+def _exact(case: BenchCase) -> tuple[Callable[[], object], Callable[[], object], float]:
     """Encode and decode of all blocks of the table, a unit each (block, layer, K or V); and raw bytes over coded ones."""
     _, layers, kinds, heads, block_tokens, dim = case.layout.shape
     n, groups, data = heads * block_tokens * dim, layers * kinds, case.pool.data

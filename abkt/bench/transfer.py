@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from abkt.bench.arguments import Arguments
+from abkt.bench.arguments import BenchArguments
 from abkt.bench.bare import BareSender
-from abkt.bench.rows import Row
-from abkt.bench.transfer_peer import LAYOUT, ON_DEVICE, Memory, PeerProcess, available
+from abkt.bench.rows import BenchRow
+from abkt.bench.transfer_peer import LAYOUT, ON_DEVICE, PeerProcess, TouchedMemory, available
 from abkt.profile.fingerprint import cpu_name
 from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.send.outgoing import Outgoing, Sent
@@ -57,7 +57,7 @@ class Course:
         self._sender = Sender(TRANSPORTS[kind](), address, Hello("bench-sender", LAYOUT))
         self._count = 0
 
-    def send(self, memory: Memory, size: int, piece_bytes: int) -> tuple[float, Sent]:
+    def send(self, memory: TouchedMemory, size: int, piece_bytes: int) -> tuple[float, Sent]:
         """Seconds from the submission to the acknowledgement of the last byte."""
         source = memory.source(size, piece_bytes)
         offer = Offer(self._count, "raw", 1, (size,), more={"piece_bytes": piece_bytes})
@@ -73,7 +73,7 @@ class Course:
         self._sender.close()
 
 
-def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
+def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]:
     """All rows, as they are measured. Raises ValueError where a transfer fails."""
     repeats = max(arguments.repeats, LEAST_REPEATS)
     if arguments.device == "cuda":
@@ -85,7 +85,7 @@ def rows(arguments: Arguments, about: dict[str, str]) -> Iterator[Row]:
         yield from layout_rows(kind, arguments, repeats)
 
 
-def raw_rows(repeats: int, size_bytes: int = RAW_BYTES) -> Iterator[Row]:
+def raw_rows(repeats: int, size_bytes: int = RAW_BYTES) -> Iterator[BenchRow]:
     memory = touched(2 * size_bytes)
     taken: dict[str, list[float]] = {"ours": [], "bare": []}
     frame_bytes = TcpConnection.frame_bytes
@@ -93,7 +93,7 @@ def raw_rows(repeats: int, size_bytes: int = RAW_BYTES) -> Iterator[Row]:
         course, bare = Course("tcp", peer.address), BareSender(bare_peer.address, frame_bytes)
         try:
             for turn in range(repeats + 1):
-                ours_s = course.send(Memory(memory), size_bytes, size_bytes)[0]
+                ours_s = course.send(TouchedMemory(memory), size_bytes, size_bytes)[0]
                 begun_s = time.perf_counter()
                 bare.send(memory[:size_bytes])
                 bare_s = time.perf_counter() - begun_s
@@ -104,17 +104,17 @@ def raw_rows(repeats: int, size_bytes: int = RAW_BYTES) -> Iterator[Row]:
             course.close()
             bare.close()
     ours, plain = (size_bytes / statistics.median(taken[name]) / 1e9 for name in ("ours", "bare"))
-    yield Row("raw_tcp_gbps", ours, "GB/s of payload", plain)
+    yield BenchRow("raw_tcp_gbps", ours, "GB/s of payload", plain)
     ratios = [bare_s / ours_s for ours_s, bare_s in zip(taken["ours"], taken["bare"], strict=True)]
-    yield Row("raw_tcp_over_bare", statistics.median(ratios), "of bare", 1.0)
+    yield BenchRow("raw_tcp_over_bare", statistics.median(ratios), "of bare", 1.0)
 
 
-def layout_rows(kind: str, arguments: Arguments, repeats: int) -> Iterator[Row]:
+def layout_rows(kind: str, arguments: BenchArguments, repeats: int) -> Iterator[BenchRow]:
     layers, block_tokens = arguments.layers or LAYERS, arguments.blocks[0]
     kind_bytes = block_tokens * arguments.kv_heads * arguments.head_dim * 2  # of one block, layer and kind, 16 bits a value
     block_bytes = 2 * layers * kind_bytes
     sizes = {tokens: -(-tokens // block_tokens) * block_bytes for tokens in LENGTHS}
-    memory = Memory(touched(2 * max(sizes.values()), arguments.device))
+    memory = TouchedMemory(touched(2 * max(sizes.values()), arguments.device))
     points: list[tuple[float, float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         address = "127.0.0.1:0" if kind == "tcp" else str(Path(folder) / "socket")
@@ -132,17 +132,17 @@ def layout_rows(kind: str, arguments: Arguments, repeats: int) -> Iterator[Row]:
                         seconds = statistics.median(seconds for seconds, _ in taken[way.name][1:])
                         pieces = -(-size // way.piece_bytes)
                         name = f"{kind}/{way.name}/{tokens}"
-                        yield Row(f"latency/{name}", seconds, "s", plain_s)
-                        yield Row(f"pieces/{name}", pieces, "pieces")
-                        yield Row(f"calls/{name}", statistics.median(sent.calls for _, sent in taken[way.name][1:]), "calls")
+                        yield BenchRow(f"latency/{name}", seconds, "s", plain_s)
+                        yield BenchRow(f"pieces/{name}", pieces, "pieces")
+                        yield BenchRow(f"calls/{name}", statistics.median(sent.calls for _, sent in taken[way.name][1:]), "calls")
                         points.append((pieces, size, seconds))
             finally:
                 course.close()
     alpha, beta, middle, worst = fitted(points)
-    yield Row(f"alpha/{kind}", alpha, "s/piece")
-    yield Row(f"beta/{kind}", beta, "s/byte")
-    yield Row(f"fit_error_median/{kind}", middle, "of latency")
-    yield Row(f"fit_error_worst/{kind}", worst, "of latency")
+    yield BenchRow(f"alpha/{kind}", alpha, "s/piece")
+    yield BenchRow(f"beta/{kind}", beta, "s/byte")
+    yield BenchRow(f"fit_error_median/{kind}", middle, "of latency")
+    yield BenchRow(f"fit_error_worst/{kind}", worst, "of latency")
 
 
 def fitted(points: list[tuple[float, float, float]]) -> tuple[float, float, float, float]:
@@ -169,7 +169,7 @@ def touched(size_bytes: int, device: str = "cpu") -> Any:
     return memory
 
 
-def facts(arguments: Arguments) -> dict[str, str]:
+def facts(arguments: BenchArguments) -> dict[str, str]:
     """Raises ValueError where there is no such device."""
     gpu = {"gpu": _gpu()} if arguments.device == "cuda" else {}
     shape = f"{arguments.layers or LAYERS} layers, {arguments.kv_heads} KV heads of {arguments.head_dim}, 2 bytes a value"
@@ -195,6 +195,6 @@ def _gpu() -> str:
     return torch.cuda.get_device_name()
 
 
-def is_shown(row: Row) -> bool:
+def is_shown(row: BenchRow) -> bool:
     """Whether a row stands in the short table."""
     return True

@@ -33,7 +33,7 @@ def available() -> list[str]:
     return names
 
 
-class Memory:
+class TouchedMemory:
     """One source or sink after another in the same memory, a memoryview or a tensor. Between two pieces is room for one more, so that no
     two are adjacent."""
 
@@ -87,7 +87,7 @@ def main() -> None:
     if kind == "bare":
         serve(size, frame, lambda address: print(address, flush=True))
         return
-    memory = Memory(written(2 * size, kind))
+    memory = TouchedMemory(written(2 * size, kind))
     transport = TRANSPORTS[kind]()
     receiver = Receiver(
         transport, address, Hello("bench-receiver", LAYOUT), memory.sink, lambda received: None, lambda received, reason: None

@@ -15,11 +15,11 @@ from abkt.codec.calibration import Calibration
 from abkt.codec.cells import BITS, Cells
 from abkt.codec.entropy import coder as entropy_coder
 from abkt.codec.fixed import compiled
-from abkt.codec.fixed.backend import EXACT, Arrived, Backend, Coded
+from abkt.codec.fixed.backend import EXACT, Arrived, Backend, CodedCells
 from abkt.codec.fixed.centre import value_centres
 from abkt.codec.fixed.oracle import Oracle
-from abkt.codec.header import CODERS, DTYPES, ORDERS, CoderName, Header, exact_token_bytes, read_header
-from abkt.codec.stream import Parts, Stream, assemble, slot_sums
+from abkt.codec.header import CODERS, DTYPES, ORDERS, CoderName, StreamHeader, exact_token_bytes, read_header
+from abkt.codec.stream import Stream, StreamParts, assemble, slot_sums
 from abkt.kv.pool import Pool
 from abkt.policy.view import Order
 from abkt.spec import KVLayout
@@ -98,7 +98,7 @@ class Codec:
         at_edges = edges.edges(pool, blocks, cells, statistics, levels)
         raw = edges.raw_cells(pool, blocks, cells, np.flatnonzero(coded.forms == EXACT))
         sums = slot_sums(cells, lengths, coded, self.backend_on(pool.data.device))
-        return assemble(Parts(cells, coder, coded, lengths, levels, at_edges, raw, sums), order, weights)
+        return assemble(StreamParts(cells, coder, coded, lengths, levels, at_edges, raw, sums), order, weights)
 
     def expand(self, data: bytes | bytearray | memoryview, pool: Pool, table: Sequence[int]) -> Expanded:
         """Write what a prefix of a stream holds into the blocks `table`, which may lie anywhere in the pool.
@@ -131,7 +131,7 @@ class Codec:
 
     def _coded(
         self, pool: Pool, blocks: list[int], cells: Cells, coder: CoderName
-    ) -> tuple[Coded, np.ndarray | None, np.ndarray | None, bytes]:
+    ) -> tuple[CodedCells, np.ndarray | None, np.ndarray | None, bytes]:
         """The cells, in the entropy form the bytes of their passes and the levels of their strips, and what the head says of all."""
         if coder == "entropy":
             levels = self.calibration.levels if self.calibration else None
@@ -176,7 +176,7 @@ def _cut_at(size: int, ends: tuple[int, ...]) -> int:
     raise ValueError(f"stream is cut inside {where}: {size} bytes, and the next cut is at {ends[cut]}")
 
 
-def _verify(header: Header, cut: int, wire: np.ndarray, backend: Backend) -> None:
+def _verify(header: StreamHeader, cut: int, wire: np.ndarray, backend: Backend) -> None:
     view, at, cells = wire.data, header.sections, header.cells
     for name, start, end, expected in (
         ("exact edges and centres", header.edges_at, header.raw_at, header.edges_crc),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import Cells, aligned
-from abkt.codec.header import Header, edge_bytes, exact_token_bytes, raw_cell_bytes
+from abkt.codec.header import StreamHeader, edge_bytes, exact_token_bytes, raw_cell_bytes
 from abkt.kv.pool import Pool
 
 
@@ -19,7 +19,7 @@ def raw_cells(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) ->
     return _padded(gather(_raw_views(pool, blocks, cells, exact)), aligned(raw_cell_bytes(cells, exact)))
 
 
-def centres_of(wire: np.ndarray, header: Header, dtype: torch.dtype) -> np.ndarray:
+def centres_of(wire: np.ndarray, header: StreamHeader, dtype: torch.dtype) -> np.ndarray:
     """Centres of V as the head carries them, [layers, heads, channels] float32; no layers where there is no V."""
     layers, kinds, heads, _ = header.cells.shape
     centres = torch.empty(layers if kinds > 1 else 0, heads, header.cells.dim, dtype=dtype)
@@ -27,11 +27,11 @@ def centres_of(wire: np.ndarray, header: Header, dtype: torch.dtype) -> np.ndarr
     return centres.float().numpy()
 
 
-def put_edges(wire: np.ndarray, header: Header, pool: Pool, blocks: list[int]) -> None:
+def put_edges(wire: np.ndarray, header: StreamHeader, pool: Pool, blocks: list[int]) -> None:
     _scatter(wire, header.edges_at, _edge_views(pool, blocks, header.cells))
 
 
-def put_raw_cells(wire: np.ndarray, header: Header, pool: Pool, blocks: list[int]) -> None:
+def put_raw_cells(wire: np.ndarray, header: StreamHeader, pool: Pool, blocks: list[int]) -> None:
     _scatter(wire, header.raw_at, _raw_views(pool, blocks, header.cells, header.exact))
 
 

@@ -45,7 +45,7 @@ FIXED = struct.Struct("<4sHBBBxIIIHHHHHBBII")
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class StreamHeader:
     """What a stream says of itself. forms: [cells] uint8, the class of each cell's variance (0 in the entropy form), or EXACT. lengths:
     [passes, cells] int64, bytes of each pass, and levels: [strips] uint8, of differences, in the entropy form. sizes, offsets:
     [passes + 1, cells], of each slot in the body."""
@@ -147,7 +147,7 @@ def raw_cell_bytes(cells: Cells, exact: np.ndarray) -> int:
     return int(cells.values[exact].sum()) * DTYPE_BYTES[cells.layout.model.dtype]
 
 
-def read_header(data: memoryview, layout: KVLayout) -> Header:
+def read_header(data: memoryview, layout: KVLayout) -> StreamHeader:
     """The header of a stream, from at least its first bytes. Raises ValueError, saying what is wrong, unless it is whole, undamaged, of
     this version and for this layout (whatever the number of blocks)."""
     if len(data) < FIXED.size:
@@ -196,4 +196,4 @@ def read_header(data: memoryview, layout: KVLayout) -> Header:
     levels = take("u1", _strips(cells)) if CODERS[coder] == "entropy" else None
     if levels is not None and levels.size and levels.max() > most_levels(cells):
         raise ValueError(f"stream header is not valid: {levels.max()} levels of differences; these tiles have {most_levels(cells)} at most")
-    return Header(cells, ORDERS[order], Bands(of, bands), distortion, forms, edges_crc, raw_crc, CODERS[coder], lengths, levels)
+    return StreamHeader(cells, ORDERS[order], Bands(of, bands), distortion, forms, edges_crc, raw_crc, CODERS[coder], lengths, levels)

@@ -15,20 +15,20 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import Cells
-from abkt.codec.fixed.backend import EXACT, Backend, Coded
-from abkt.codec.header import ORDERS, CoderName, Header
+from abkt.codec.fixed.backend import EXACT, Backend, CodedCells
+from abkt.codec.header import ORDERS, CoderName, StreamHeader
 from abkt.codec.order import Bands, curve_of, distortions, slope_bands, uniform_bands, weighted_distortion
 from abkt.policy.view import Curve, Order
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class StreamParts:
     """What every order of a stream shares. lengths, levels: as in Header. edges, raw: what follows the header. sums: [passes + 1, cells]
     uint32, the CRC-32 of each slot, 0 where a cell is exact."""
 
     cells: Cells
     coder: CoderName
-    coded: Coded
+    coded: CodedCells
     lengths: np.ndarray | None
     levels: np.ndarray | None
     edges: bytes
@@ -44,14 +44,14 @@ class Stream:
     every pass, in storage order (cells.py). parts: what it shares with its other orders.
     """
 
-    header: Header
+    header: StreamHeader
     slope: Curve
     uniform: Curve
     ends: tuple[int, ...]
     head: memoryview
     sums: memoryview
     body: memoryview
-    parts: Parts = field(repr=False)
+    parts: StreamParts = field(repr=False)
     _pieces: tuple[list[int], list[int], list[bool]] = field(init=False, repr=False)
     """Of each contiguous piece behind the head: where it starts on the wire, where in its memory, and whether that is `sums`."""
 
@@ -113,7 +113,7 @@ class Stream:
         return b"".join(self.buffers(0, self.ends[cut]))
 
 
-def slot_sums(cells: Cells, lengths: np.ndarray | None, coded: Coded, backend: Backend) -> np.ndarray:
+def slot_sums(cells: Cells, lengths: np.ndarray | None, coded: CodedCells, backend: Backend) -> np.ndarray:
     """The CRC-32 of each slot, as in Parts."""
     sizes = slot_sizes(cells, lengths)
     offsets = cells.offsets if lengths is None else (sizes.cumsum() - sizes.reshape(-1)).reshape(sizes.shape)
@@ -128,19 +128,19 @@ def slot_sizes(cells: Cells, lengths: np.ndarray | None) -> np.ndarray:
     return cells.sizes if lengths is None else np.concatenate((np.zeros_like(lengths[:1]), lengths))
 
 
-def assemble(parts: Parts, order: Order, weights: torch.Tensor | None) -> Stream:
+def assemble(parts: StreamParts, order: Order, weights: torch.Tensor | None) -> Stream:
     """A stream in `order`, its slopes weighted (order.py). Raises ValueError for weights that do not fit the cells."""
     cells, coded = parts.cells, parts.coded
     left = weighted_distortion(coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells)
     exact = coded.forms == EXACT
     sizes = slot_sizes(cells, parts.lengths)
     bands: dict[Order, Bands] = {"slope": slope_bands(sizes, left), "uniform": uniform_bands(sizes, exact)}
-    headers: dict[Order, Header] = {}
+    headers: dict[Order, StreamHeader] = {}
     curves: dict[Order, Curve] = {}
     for kind in ORDERS:
         distortion = distortions(bands[kind], left)
         crcs = zlib.crc32(parts.edges), zlib.crc32(parts.raw)
-        headers[kind] = Header(cells, kind, bands[kind], distortion, coded.forms, *crcs, parts.coder, parts.lengths, parts.levels)
+        headers[kind] = StreamHeader(cells, kind, bands[kind], distortion, coded.forms, *crcs, parts.coder, parts.lengths, parts.levels)
         curves[kind] = curve_of(bands[kind], cells, exact, headers[kind].ends, distortion)
     header = headers[order]
     head = memoryview(header.pack() + parts.edges + parts.raw)
@@ -148,7 +148,7 @@ def assemble(parts: Parts, order: Order, weights: torch.Tensor | None) -> Stream
     return Stream(header, curves["slope"], curves["uniform"], header.ends, head, _tables(header, parts.sums), body, parts)
 
 
-def _tables(header: Header, sums: np.ndarray) -> memoryview:
+def _tables(header: StreamHeader, sums: np.ndarray) -> memoryview:
     """The tables of checksums of all sections, each padded to 16 bytes."""
     at = header.sections
     listed = sums.reshape(-1)[at.order].astype("<u4")

@@ -15,7 +15,7 @@ import torch
 
 from abkt.kv.layer_major import LayerMajorPool
 from abkt.kv.pool import Pool, check_table
-from abkt.kv.runs import Run, aligned_runs
+from abkt.kv.runs import BlockRun, aligned_runs
 
 WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 LONG_RUN = 8  # blocks; from this mean length a call a run is as fast as one indexed copy, and needs no second buffer
@@ -35,7 +35,7 @@ def scatter(staged: torch.Tensor, pool: Pool | LayerMajorPool, table: Sequence[i
     enqueue_scatter(staged, pool, table_on(by_piece(pool).device, check_table(pool.layout, table, 0)))
 
 
-def copy_runs(source: Pool | LayerMajorPool, destination: Pool | LayerMajorPool, runs: Sequence[Run]) -> None:
+def copy_runs(source: Pool | LayerMajorPool, destination: Pool | LayerMajorPool, runs: Sequence[BlockRun]) -> None:
     """All runs from one pool straight into another of the same layout, which may be on another GPU or another process's, mapped here.
 
     Raises ValueError, and writes nothing, if the pools do not fit each other, if a run is empty or has a block that its pool has not, and

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class BlockRun:
     """`blocks` adjacent blocks from block `source` of one pool to block `destination` of another."""
 
     source: int
@@ -18,18 +18,18 @@ class Run:
     blocks: int
 
 
-def aligned_runs(source: Sequence[int], destination: Sequence[int]) -> list[Run]:
+def aligned_runs(source: Sequence[int], destination: Sequence[int]) -> list[BlockRun]:
     """The fewest runs that move table `source` to table `destination`, broken only where a side is not adjacent.
 
     Raises ValueError if the tables differ in length.
     """
     if len(source) != len(destination):
         raise ValueError(f"tables of {len(source)} and {len(destination)} blocks cannot be aligned; they must be of one length")
-    runs: list[Run] = []
+    runs: list[BlockRun] = []
     start = 0
     for i in range(1, len(source) + 1):
         if i < len(source) and source[i] == source[i - 1] + 1 and destination[i] == destination[i - 1] + 1:
             continue
-        runs.append(Run(source[start], destination[start], i - start))
+        runs.append(BlockRun(source[start], destination[start], i - start))
         start = i
     return runs if source else []

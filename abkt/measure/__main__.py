@@ -13,7 +13,7 @@ BAD_INPUT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Arguments:
+class DeviceArguments:
     """device: cpu or cuda. tokens: the longest prompt, 0 for 512 on a CPU and 8,192 on a GPU. repeats: timed rounds, of which the median
     counts. The others are the model's shape: Llama-3.1-8B's, unless said otherwise."""
 
@@ -39,7 +39,7 @@ class Arguments:
 
 def run(given: Sequence[str]) -> None:
     """Raises ValueError, one line, for bad input."""
-    arguments = read(Arguments, given)
+    arguments = read(DeviceArguments, given)
     import torch
 
     from abkt.measure.device import Shape, measure

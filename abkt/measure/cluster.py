@@ -17,7 +17,7 @@ from abkt.capacity import Capacity
 from abkt.profile.fingerprint import fingerprint
 from abkt.profile.schema import Fit, Profile, RateCurve, fit, parse_curve
 from abkt.records import SLO
-from abkt.serve.cluster import Cluster, Run
+from abkt.serve.cluster import ClusterRun, LocalCluster
 from abkt.serve.frontend.prompt import Prompt
 
 UNLIMITED = Capacity.constant(float("inf"))
@@ -38,7 +38,7 @@ class Samples:
     lossless_raw_bytes: int = 0
     entropy: list[RateCurve] = field(default_factory=list)
 
-    def add(self, run: Run, depth: str) -> None:
+    def add(self, run: ClusterRun, depth: str) -> None:
         for record in run.requests:
             if record.outcome != "completed":
                 raise ValueError(f"calibration request {record.request_id} {record.outcome}: {record.reason}")
@@ -71,7 +71,7 @@ class Samples:
 
 
 def calibrate(
-    cluster: Cluster, prompts: Callable[[Sequence[tuple[int, int, float]]], list[Prompt]], progress: Callable[[str], None]
+    cluster: LocalCluster, prompts: Callable[[Sequence[tuple[int, int, float]]], list[Prompt]], progress: Callable[[str], None]
 ) -> Profile:
     """prompts: makes prompts of given (isl, osl, arrival_s). progress: told the name of each run as it begins."""
     longest = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)

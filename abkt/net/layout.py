@@ -16,7 +16,7 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class NamespaceLink:
     """relayed: a process carries its frames from one end to the other, late or not at all; else it is a veth pair."""
 
     a: End
@@ -56,11 +56,11 @@ class Layout:
         """All the namespaces, by the name of what lives there."""
         return (*self.nodes, HUB) if self.bridged else self.nodes
 
-    def links(self) -> tuple[Link, ...]:
+    def links(self) -> tuple[NamespaceLink, ...]:
         if not self.bridged:
-            return (Link(End("p0", "eth0"), End("d0", "eth0"), self.relayed),)
-        ports = tuple(Link(End(node, "eth0"), End(HUB, node)) for node in self.nodes[: self.senders])
-        return (*ports, *(Link(End(HUB, node), End(node, "eth0"), self.relayed) for node in self.nodes[self.senders :]))
+            return (NamespaceLink(End("p0", "eth0"), End("d0", "eth0"), self.relayed),)
+        ports = tuple(NamespaceLink(End(node, "eth0"), End(HUB, node)) for node in self.nodes[: self.senders])
+        return (*ports, *(NamespaceLink(End(HUB, node), End(node, "eth0"), self.relayed) for node in self.nodes[self.senders :]))
 
     def shaped(self) -> tuple[End, ...]:
         own = tuple(End(node, "eth0") for node in self.nodes)

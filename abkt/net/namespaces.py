@@ -14,7 +14,7 @@ from pathlib import Path
 
 from abkt.net.bucket import ETHERNET_BYTES, Bucket, payload_share
 from abkt.net.command import NetworkError, run, why_not
-from abkt.net.layout import HUB, Layout, Link
+from abkt.net.layout import HUB, Layout, NamespaceLink
 from abkt.net.relay_process import RelayProcess
 
 FOLDER = Path("/run/netns")
@@ -123,7 +123,7 @@ class Namespaces(AbstractContextManager["Namespaces"]):
         for node in layout.nodes:
             self._settle(node)
 
-    def _connect(self, link: Link) -> None:
+    def _connect(self, link: NamespaceLink) -> None:
         a, b = link.a, link.b
         near, far = self.name(a.node), self.name(b.node)
         if link.relayed:

@@ -24,10 +24,10 @@ from abkt.serve.engine.engine import read_spec
 from abkt.serve.frontend.frontend import Frontend
 from abkt.serve.frontend.process import ClusterError
 from abkt.serve.frontend.prompt import Prompt
-from abkt.serve.frontend.reservations import Book, Expectations
-from abkt.serve.frontend.roles import Roles
-from abkt.serve.frontend.ticket import Terms, Ticket
-from abkt.serve.frontend.workers import Roster, core_of
+from abkt.serve.frontend.reservations import Expectations, Reservations
+from abkt.serve.frontend.roles import RoleController
+from abkt.serve.frontend.ticket import OpenRequest, Terms
+from abkt.serve.frontend.workers import Workers, core_of
 from abkt.serve.pacing import shaped
 from abkt.spec import KVLayout, ModelSpec
 from abkt.transfer.protocol.key import find_key
@@ -40,7 +40,7 @@ IN_TURN = {"_target_": "abkt.policy.routing.round_robin.RoundRobin"}
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterSpec:
+class LocalClusterSpec:
     """prefill workers p0, p1, … and decode workers d0, d1, …: pool_tokens of KV on each, max_batch decoding at a time, one core and thread
     each as far as there are cores.
 
@@ -86,7 +86,7 @@ class ClusterSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class PlannedRoleChange:
     """At a time of the run a worker takes another role, or goes (role "gone"), or comes (a name that is new)."""
 
     at_s: float
@@ -95,7 +95,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ClusterRun:
     """What came of one run. iterations: (batch, context, seconds) of decode passes. coded: curves of what was coded at full depth.
 
     outputs, margins: request id -> the tokens it got, and by how much each was chosen (see Choice). roles: (when, worker, role) of
@@ -115,13 +115,13 @@ class Run:
     wall_s: float = 0.0
 
 
-class Cluster:
+class LocalCluster:
     """A context manager; on any way out, every process it started is gone.
 
     namespaces: where its workers run, one each, already entered; they need a key then. pacing: see abkt.serve.pacing; tbf with namespaces.
     """
 
-    def __init__(self, spec: ClusterSpec, log_dir: Path, namespaces: Namespaces | None = None, pacing: str = "userspace") -> None:
+    def __init__(self, spec: LocalClusterSpec, log_dir: Path, namespaces: Namespaces | None = None, pacing: str = "userspace") -> None:
         find_key(spec.key_file, spec.encrypt)  # better refused here than by a worker
         check_transport(spec.transport, "tbf" if namespaces else pacing)
         self._sockets, self._log_dir = "", log_dir
@@ -129,7 +129,7 @@ class Cluster:
         self.spec = spec
         self.layout = spec.layout()
         self.model: ModelSpec = self.layout.model
-        self.roster = Roster(self._config, log_dir, namespaces)
+        self.roster = Workers(self._config, log_dir, namespaces)
         self._namespaces = namespaces
         self._pacing = "tbf" if namespaces else pacing
         self._numbers = itertools.count()
@@ -139,7 +139,7 @@ class Cluster:
             for stage in ("prefill", "decode"):
                 schema.load(spec.paced).fit(stage)
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> LocalCluster:
         if self.spec.transport != "tcp":
             self._sockets = self._resources.enter_context(TemporaryDirectory(prefix="abkt-"))  # a path of a socket must be short
         try:
@@ -172,7 +172,7 @@ class Cluster:
         bitrate: Mapping[str, Any],
         network: Capacity,
         slo_ttft_s: float,
-        done: Callable[[Ticket], None],
+        done: Callable[[OpenRequest], None],
         origin_s: float,
         profile: Profile | None = None,
         routing: Mapping[str, Any] = IN_TURN,
@@ -197,8 +197,8 @@ class Cluster:
             replace=replace_dead,
             longest=longest[: self._most_tokens],
         )
-        book = Book(Expectations(profile, self.layout, slo_ttft_s), bitrate, network)
-        return Frontend(self.roster, book, terms, build(routing), origin_s, lambda: next(self._numbers), done, coded, Roles(roles))
+        book = Reservations(Expectations(profile, self.layout, slo_ttft_s), bitrate, network)
+        return Frontend(self.roster, book, terms, build(routing), origin_s, lambda: next(self._numbers), done, coded, RoleController(roles))
 
     def run(
         self,
@@ -214,8 +214,8 @@ class Cluster:
         routing: Mapping[str, Any] = IN_TURN,
         roles: Mapping[str, Any] = STATIC,
         concurrency: int = 0,
-        changes: Sequence[Change] = (),
-    ) -> Run:
+        changes: Sequence[PlannedRoleChange] = (),
+    ) -> ClusterRun:
         """Send every prompt at its time and wait for all; `keep` gets each record as it is finished, so that none is lost.
 
         bitrate, routing, roles: configurations of policies (abkt.policy.build). profile: what they expect of this machine; None: nothing
@@ -230,9 +230,9 @@ class Cluster:
             everyone = [*self.roster.serving("prefill"), *self.roster.serving("decode")]
             self.roster.ask(everyone, "prepare", "prepared", START_TIMEOUT_S, tokens=longest[: self._most_tokens])
         origin_s = time.monotonic() + LEAD_S
-        run = Run([], [])
+        run = ClusterRun([], [])
 
-        def done(ticket: Ticket) -> None:
+        def done(ticket: OpenRequest) -> None:
             record = ticket.record
             assert record is not None
             record.cost_usd = ticket.wire_bytes * usd_per_gb / 1e9
@@ -256,10 +256,10 @@ class Cluster:
                     frontend.change(change.worker, change.role)
                 if concurrency:
                     while waiting and frontend.open < concurrency and now_s >= 0:
-                        frontend.submit(Ticket(replace(waiting.popleft(), arrival_s=frontend.now_s())))
+                        frontend.submit(OpenRequest(replace(waiting.popleft(), arrival_s=frontend.now_s())))
                 else:
                     while waiting and waiting[0].arrival_s <= frontend.now_s():
-                        frontend.submit(Ticket(waiting.popleft()))
+                        frontend.submit(OpenRequest(waiting.popleft()))
                 until_s = waiting[0].arrival_s - frontend.now_s() if waiting and not concurrency else 1.0
                 frontend.step(max(0.0, until_s))
                 if time.monotonic() - frontend.heard_s > self.spec.stall_timeout_s and (frontend.open or not self.roster.settled):

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from abkt.serve.engine.sampling import SEED_CAP, Sampling
 from abkt.serve.frontend.process import ClusterError
 from abkt.serve.frontend.prompt import Prompt
-from abkt.serve.frontend.ticket import Ticket
+from abkt.serve.frontend.ticket import OpenRequest
 from abkt.serve.metrics import Metrics
 from abkt.serve.service import Busy, Service
 
@@ -140,9 +140,9 @@ class Endpoint:
             return _error(413, str(error))
         except ValueError as error:
             return _error(400, str(error))
-        loop, news = asyncio.get_running_loop(), asyncio.Queue[list[int] | Ticket]()
+        loop, news = asyncio.get_running_loop(), asyncio.Queue[list[int] | OpenRequest]()
 
-        def tell(item: list[int] | Ticket) -> None:
+        def tell(item: list[int] | OpenRequest) -> None:
             with suppress(RuntimeError):  # the loop ends with the server; nobody waits then
                 loop.call_soon_threadsafe(news.put_nowait, item)
 
@@ -152,14 +152,14 @@ class Endpoint:
             return _error(429, str(error), {"Retry-After": str(round(error.retry_after_s))})
         except ClusterError as error:
             return _error(503, str(error))
-        answer = Answer(f"cmpl-{number}", int(time.time()), self._model, prompt, self._text)
+        answer = CompletionResponse(f"cmpl-{number}", int(time.time()), self._model, prompt, self._text)
         if prompt.stream:
             return StreamingResponse(self._stream(number, answer, news), media_type="text/event-stream")
         ticket = None
         while ticket is None:
             try:
                 item = await asyncio.wait_for(news.get(), LOOK_S)
-                ticket = item if isinstance(item, Ticket) else None
+                ticket = item if isinstance(item, OpenRequest) else None
             except TimeoutError:
                 if await request.is_disconnected():
                     self._service.cancel(number)
@@ -170,12 +170,12 @@ class Endpoint:
             return _error(400 if record.outcome == "rejected" else 503, record.reason)
         return JSONResponse(answer.whole(ticket.tokens))
 
-    async def _stream(self, number: int, answer: Answer, news: asyncio.Queue[list[int] | Ticket]) -> AsyncIterator[str]:
+    async def _stream(self, number: int, answer: CompletionResponse, news: asyncio.Queue[list[int] | OpenRequest]) -> AsyncIterator[str]:
         done = False
         try:
             while True:
                 item = await news.get()
-                if isinstance(item, Ticket):
+                if isinstance(item, OpenRequest):
                     done = True
                     break
                 yield _event(answer.more(item))
@@ -191,7 +191,7 @@ class Endpoint:
 
 
 @dataclass(slots=True)
-class Answer:
+class CompletionResponse:
     """One answer in OpenAI's form. said: what was streamed of its text."""
 
     id: str

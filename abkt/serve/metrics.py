@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from abkt.records import OUTCOMES, STAGES
-from abkt.serve.frontend.ticket import Ticket
+from abkt.serve.frontend.ticket import OpenRequest
 from abkt.serve.service import Status
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
@@ -31,7 +31,7 @@ class Metrics:
         for outcome in OUTCOMES:
             self._requests.labels(outcome)
 
-    def done(self, ticket: Ticket) -> None:
+    def done(self, ticket: OpenRequest) -> None:
         record = ticket.record
         assert record is not None
         self._requests.labels(record.outcome).inc()

@@ -16,7 +16,7 @@ from abkt.records import RequestRecord, TransferRecord
 from abkt.serve.frontend.frontend import STEP_S, Frontend
 from abkt.serve.frontend.process import ClusterError
 from abkt.serve.frontend.prompt import Prompt
-from abkt.serve.frontend.ticket import Ticket
+from abkt.serve.frontend.ticket import OpenRequest
 
 RECORDS_KEPT = 100_000
 
@@ -52,9 +52,9 @@ class Service:
 
     def __init__(
         self,
-        make: Callable[[Callable[[Ticket], None]], Frontend],
+        make: Callable[[Callable[[OpenRequest], None]], Frontend],
         most_waiting: int = 256,
-        on_done: Callable[[Ticket], None] = lambda ticket: None,
+        on_done: Callable[[OpenRequest], None] = lambda ticket: None,
     ) -> None:
         self.requests: deque[RequestRecord] = deque(maxlen=RECORDS_KEPT)
         self.transfers: deque[TransferRecord] = deque(maxlen=RECORDS_KEPT)
@@ -62,7 +62,7 @@ class Service:
         self._most_waiting = most_waiting
         self._on_done = on_done
         self._numbers = itertools.count()
-        self._listeners: dict[int, Callable[[Ticket], None]] = {}
+        self._listeners: dict[int, Callable[[OpenRequest], None]] = {}
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._closing = threading.Event()
         self._lock = threading.Lock()  # of the status
@@ -82,7 +82,7 @@ class Service:
         with self._lock:
             return self._status
 
-    def submit(self, prompt: Prompt, on_tokens: Callable[[list[int]], None], on_done: Callable[[Ticket], None]) -> int:
+    def submit(self, prompt: Prompt, on_tokens: Callable[[list[int]], None], on_done: Callable[[OpenRequest], None]) -> int:
         """Its number. The prompt's own number and time are set here. Both listeners are called from the service's thread.
 
         Raises Busy, or ClusterError where the cluster has broken.
@@ -99,7 +99,7 @@ class Service:
                 on_done(_failed(number, error))
                 return
             self._listeners[number] = on_done
-            self._frontend.submit(Ticket(replace(prompt, request_id=number, arrival_s=self._frontend.now_s()), on_tokens))
+            self._frontend.submit(OpenRequest(replace(prompt, request_id=number, arrival_s=self._frontend.now_s()), on_tokens))
 
         self._call(begin)
         return number
@@ -133,7 +133,7 @@ class Service:
             listener(_failed(number, reason))
         self._listeners.clear()
 
-    def _finished(self, ticket: Ticket) -> None:
+    def _finished(self, ticket: OpenRequest) -> None:
         assert ticket.record is not None
         self.requests.append(ticket.record)
         if ticket.transfer:
@@ -153,5 +153,5 @@ class Service:
             self._status = status
 
 
-def _failed(number: int, reason: str) -> Ticket:
-    return Ticket(Prompt(number, 0.0, (), 0), record=RequestRecord(number, 0, 0, 0.0, outcome="failed", reason=reason))
+def _failed(number: int, reason: str) -> OpenRequest:
+    return OpenRequest(Prompt(number, 0.0, (), 0), record=RequestRecord(number, 0, 0, 0.0, outcome="failed", reason=reason))

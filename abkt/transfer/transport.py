@@ -28,7 +28,7 @@ class Refused(PeerError):
     """The receiver does not take this transfer; the connection goes on."""
 
 
-class Progress:
+class TransportProgress:
     """Of bytes that are being received. Raises PeerSilent if fewer than LEAST_BYTES come within silence_s."""
 
     def __init__(self, peer: str, silence_s: float) -> None:

@@ -15,7 +15,7 @@ UNIFORM_BITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # whole depths of the codec
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class Comparison:
     """rows: policy -> figures over all repeats. against: rival -> policy -> ratio of p99 exposed transfer time, with its interval.
 
     ttft: policy -> ratio of mean TTFT to the bound's. even: what others of ours come to where they ask for so much more that their mean
@@ -55,7 +55,7 @@ def play(
     met: float,
     slo: SLO,
     scout: World | None = None,
-) -> Match:
+) -> Comparison:
     """slo: its tpot_s holds; its ttft_s is what fixed rates, which look at no deadline, are run with. scout: the world in which the levels
     that keep the bounds are looked for, where trying them all in `world` would take too long; None: `world`."""
 
@@ -103,7 +103,7 @@ def play(
     ttft = {name: ratio(scores[name].ttft_s, scores["oracle"].ttft_s, mean) for name in ours}
     even = {name: _against(scores[name], scores[first]) for name in map(_evened, others) if name in scores}
     rows = {name: made.row(under.ttft_s) for name, made in scores.items()}
-    return Match(bits, bounds, under.ttft_s, rows, against, ttft, even, missing)
+    return Comparison(bits, bounds, under.ttft_s, rows, against, ttft, even, missing)
 
 
 def _evened(name: str) -> str:

@@ -11,17 +11,18 @@ from abkt.policy.routing.round_robin import RoundRobin
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord
 from experiments.adaptation.rivals import Bitrate
-from sim.cluster import Cluster, Simulation
+from sim.cluster import Simulation
+from sim.specs import ClusterSpec
 from sim.workload.requests import Request
 
 if TYPE_CHECKING:
-    from abkt.serve.cluster import Cluster as RealCluster
+    from abkt.serve.cluster import LocalCluster
     from abkt.serve.frontend.prompt import Prompt
 
 World = Callable[[int, Bitrate, SLO], Sequence[RequestRecord]]  # (repeat, policy, SLO) -> records
 
 
-def model(cluster: Cluster, repeats: Sequence[Sequence[Request]]) -> World:
+def model(cluster: ClusterSpec, repeats: Sequence[Sequence[Request]]) -> World:
     def run(repeat: int, bitrate: Bitrate, slo: SLO) -> Sequence[RequestRecord]:
         return Simulation(cluster, repeats[repeat], lambda: build(bitrate), RoundRobin(), slo).run().requests
 
@@ -29,7 +30,7 @@ def model(cluster: Cluster, repeats: Sequence[Sequence[Request]]) -> World:
 
 
 def real(
-    cluster: RealCluster, profile: Profile, network: Capacity, repeats: Sequence[Sequence[Prompt]], progress: Callable[[], Any]
+    cluster: LocalCluster, profile: Profile, network: Capacity, repeats: Sequence[Sequence[Prompt]], progress: Callable[[], Any]
 ) -> World:
     """progress: called as each request is finished."""
 

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from abkt.arguments import read
-from abkt.bench.rows import Row, save, table
+from abkt.bench.rows import BenchRow, save, table
 from abkt.profile.fingerprint import cpu_name
 from experiments.lib.errors import RunError
 
@@ -29,7 +29,7 @@ PACKAGES = ("simpy", "numpy", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True)
-class Arguments:
+class SimulatorBenchArguments:
     """requests: of the large run. few: of the small ones. nodes: of the large run, half of them prefill. repeats: of the small ones, of
     which the best counts. out: folder for sim.json."""
 
@@ -46,7 +46,7 @@ class Arguments:
 
 def run(given: Sequence[str]) -> None:
     """Raises ValueError, one line, for bad input."""
-    arguments = read(Arguments, given)
+    arguments = read(SimulatorBenchArguments, given)
     rows = []
     for row in measure(arguments):
         rows.append(row)
@@ -59,22 +59,22 @@ def run(given: Sequence[str]) -> None:
     print(f"sim: {arguments.out / 'sim.json'}")
 
 
-def measure(arguments: Arguments) -> Iterator[Row]:
+def measure(arguments: SimulatorBenchArguments) -> Iterator[BenchRow]:
     few, repeats = arguments.few, arguments.repeats
     bare = max(child("bare", few, 4)["requests_per_cpu_s"] for _ in range(repeats))
     for name, variation in (("requests_per_cpu_s_8_nodes", 0.0), ("requests_per_cpu_s_8_nodes_varied", VARIED)):
         found = max(child("speed", few, 4, variation)["requests_per_cpu_s"] for _ in range(repeats))
-        yield Row(name, found, "requests/CPU-s", bare)
+        yield BenchRow(name, found, "requests/CPU-s", bare)
     started = min(child("files", 1, 1)["cpu_s"] for _ in range(repeats))
     imported = [child("imports", 1, 1) for _ in range(repeats)]
-    yield Row("startup_s", started, "CPU-s", min(one["cpu_s"] for one in imported))
+    yield BenchRow("startup_s", started, "CPU-s", min(one["cpu_s"] for one in imported))
     idle_mib = min(one["peak_mib"] for one in imported)
-    yield Row("peak_mib_10k", child("files", 10_000, 4)["peak_mib"], "MiB", idle_mib)
+    yield BenchRow("peak_mib_10k", child("files", 10_000, 4)["peak_mib"], "MiB", idle_mib)
     half = arguments.nodes // 2
     large = child("files", arguments.requests, half)
-    yield Row(f"requests_per_cpu_s_{arguments.nodes}_nodes", large["requests_per_cpu_s"], "requests/CPU-s", bare)
+    yield BenchRow(f"requests_per_cpu_s_{arguments.nodes}_nodes", large["requests_per_cpu_s"], "requests/CPU-s", bare)
     size = "1m" if arguments.requests == 1_000_000 else str(arguments.requests)
-    yield Row(f"peak_mib_{size}", large["peak_mib"], "MiB", idle_mib)
+    yield BenchRow(f"peak_mib_{size}", large["peak_mib"], "MiB", idle_mib)
 
 
 def child(what: str, requests: int, half: int, variation: float = 0.0) -> dict[str, float]:

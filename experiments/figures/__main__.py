@@ -29,7 +29,7 @@ PACKAGES = ("matplotlib", "numpy", "pandas", "pyarrow")
 
 
 @dataclass(frozen=True)
-class Request:
+class FigureArguments:
     """data: folder of the tables; out: of the figures; only: what a figure's name must begin with."""
 
     data: Path = ROOT / "data" / "figures"
@@ -66,7 +66,7 @@ def sidecar(module: ModuleType, tables: Mapping[str, Stored]) -> dict[str, Any]:
     }
 
 
-def draw_all(request: Request) -> None:
+def draw_all(request: FigureArguments) -> None:
     """Raises ValueError at the end, naming them, if some figures could not be drawn, or at once if there is none of that name."""
     chosen = [module for module in modules() if name_of(module).startswith(request.only)]
     if not chosen:
@@ -83,7 +83,7 @@ def draw_all(request: Request) -> None:
 
 
 def main(given: Sequence[str]) -> int:
-    return exit_code(lambda: draw_all(arguments.read(Request, given)))
+    return exit_code(lambda: draw_all(arguments.read(FigureArguments, given)))
 
 
 if __name__ == "__main__":

@@ -19,18 +19,18 @@ from experiments.lib.paths import ROOT
 from experiments.lib.results import write_json
 
 if TYPE_CHECKING:
-    from experiments.lib.verb import Run
+    from experiments.lib.verb import VerbCall
 
 SCHEMA_VERSION = 1
 PACKAGES = ("abkt", "torch", "triton", "numpy", "transformers", "simpy", "pandas", "pyarrow", "matplotlib", "hydra-core")
 
 
-def write_manifest(run: Run, inputs: Iterable[Path] = ()) -> None:
+def write_manifest(run: VerbCall, inputs: Iterable[Path] = ()) -> None:
     """inputs: the files that the run has read; each stands with its SHA-256."""
     write_json(run.out / "manifest.json", manifest(run, inputs))
 
 
-def manifest(run: Run, inputs: Iterable[Path] = ()) -> dict[str, Any]:
+def manifest(run: VerbCall, inputs: Iterable[Path] = ()) -> dict[str, Any]:
     config = json.loads(_anonymous(json.dumps({key: value for key, value in run.config.items() if key != "out"}, default=str)))
     return {
         "schema_version": SCHEMA_VERSION,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulatedRun:
     """requests, transfers: one record a row. summary: as in summary.json."""
 
     requests: pd.DataFrame
@@ -36,13 +36,13 @@ class Outcome:
     summary: dict[str, Any]
 
 
-def simulate(*overrides: str) -> Outcome:
+def simulate(*overrides: str) -> SimulatedRun:
     """`abkt simulate` with the same words, into memory. Raises ValueError, one line, for what it cannot do."""
     config = read(SimulateConfig, {**compose("simulate", ["progress=false", *overrides]).config, "out": Path()})
     requests, _ = read_workload(config.workload, config.seed, closed_loop=True)
     result = build_simulation(config, requests).run()
     summary = summarize(result.requests, config.slo, result.wall_s)
-    return Outcome(pd.DataFrame(columns(result.requests)), pd.DataFrame(columns(result.transfers)), summary)
+    return SimulatedRun(pd.DataFrame(columns(result.requests)), pd.DataFrame(columns(result.transfers)), summary)
 
 
 def sweep(grid: Sequence[str], *overrides: str) -> pd.DataFrame:

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 
 from experiments.lib.manifest import manifest
 from experiments.lib.results import plain, write_table
-from experiments.lib.verb import Run
+from experiments.lib.verb import VerbCall
 
 KEY = b"abkt"
 SCHEMA_VERSION = 1
 TAKEN = ("verb", "command", "git", "config_sha256", "versions", "host")
 
 
-def write_stamped(path: Path, table: pa.Table, run: Run, **facts: Any) -> None:
+def write_stamped(path: Path, table: pa.Table, run: VerbCall, **facts: Any) -> None:
     """A table of the run that makes it. facts: what else a reader should know, such as where a limit is drawn."""
     write_table_stamped(path, table, manifest(run), **facts)
 

@@ -22,7 +22,7 @@ MULTIRUN = ("-m", "--multirun")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class VerbCall:
     """One call of a verb. config: resolved plain values. choices: group -> choice. out: made when the first result is written."""
 
     verb: str
@@ -32,19 +32,19 @@ class Run:
     out: Path
 
 
-def verb(name: str, positional: tuple[str, ...] = ()) -> Callable[[Callable[[Any, Run], None]], Callable[[Sequence[str]], None]]:
+def verb(name: str, positional: tuple[str, ...] = ()) -> Callable[[Callable[[Any, VerbCall], None]], Callable[[Sequence[str]], None]]:
     """Decorate `main(config: SomeConfig, run: Run)`; it then takes the arguments of the command line.
 
     positional: keys that may be given without their name. Raises ValueError, one line, for bad input. `-m` goes through Hydra's own
     application, so that its sweepers and launchers work.
     """
 
-    def decorate(main: Callable[[Any, Run], None]) -> Callable[[Sequence[str]], None]:
+    def decorate(main: Callable[[Any, VerbCall], None]) -> Callable[[Sequence[str]], None]:
         kind = get_type_hints(main)["config"]
 
         def start(composed: Composed, arguments: Sequence[str], out: Path) -> None:
             config = {**composed.config, "out": out}
-            main(read(kind, config), Run(name, tuple(arguments), config, composed.choices, out))
+            main(read(kind, config), VerbCall(name, tuple(arguments), config, composed.choices, out))
 
         def call(arguments: Sequence[str]) -> None:
             overrides = named([a for a in arguments if a not in MULTIRUN], positional)

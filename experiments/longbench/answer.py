@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 import torch
 
 from abkt.codec.importance import Importance
-from abkt.serve.engine.attention import Row
+from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine
-from experiments.longbench.pair import Pair
+from experiments.longbench.pair import TransferPair
 from experiments.longbench.questions import Asked
 
 NAN = float("nan")
@@ -79,7 +79,7 @@ class Said:
     step_s: float
 
 
-def answer(asked: Asked, pair: Pair, tokenizer, stops: frozenset[int], deadline_s: float) -> Answer:
+def answer(asked: Asked, pair: TransferPair, tokenizer, stops: frozenset[int], deadline_s: float) -> Answer:
     """Raises what is no lack of memory; that is recorded, with its first line."""
     row = Answer(asked.task.name, asked.task.category, asked.example.id, splits=",".join(asked.example.splits))
     row.prompt_tokens, row.whole_tokens = len(asked.tokens), asked.whole_tokens
@@ -104,7 +104,7 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in said for text in OUT_OF_MEMORY)
 
 
-def _run(row: Answer, asked: Asked, pair: Pair, tokenizer, stops: frozenset[int], deadline_s: float) -> None:
+def _run(row: Answer, asked: Asked, pair: TransferPair, tokenizer, stops: frozenset[int], deadline_s: float) -> None:
     tokens, task = len(asked.tokens), asked.task
     if task.line_ends:
         stops = stops | {tokenizer.encode("\n", add_special_tokens=False)[-1]}
@@ -116,19 +116,19 @@ def _run(row: Answer, asked: Asked, pair: Pair, tokenizer, stops: frozenset[int]
     row.prefill_s = time.monotonic() - start_s
     if task.line_ends and first in stops:  # such an answer has at least one token
         first = _best_other(pair.prefill, asked.tokens, table, stops)
-    colocated = say(pair.prefill, Row(table, tokens), first, asked.most_tokens, stops)
+    colocated = say(pair.prefill, SequenceRow(table, tokens), first, asked.most_tokens, stops)
     row.colocated_decode_s, row.colocated_first_s = colocated.decode_s, row.prefill_s + colocated.step_s
 
     raw = pair.raw(tokens, first)
-    row.raw_nll = nll(pair.decode, Row(table, tokens), reference)
-    plain = say(pair.decode, Row(table, tokens), first, asked.most_tokens, stops)
+    row.raw_nll = nll(pair.decode, SequenceRow(table, tokens), reference)
+    plain = say(pair.decode, SequenceRow(table, tokens), first, asked.most_tokens, stops)
     row.raw_wire_s, row.raw_wire_bytes, row.raw_decode_s = raw.wire_s, raw.wire_bytes, plain.decode_s
     row.raw_first_s = row.prefill_s + raw.seconds + plain.step_s
     row.lossless = plain.tokens == colocated.tokens
 
     sent = pair.coded(tokens, first, importance, deadline_s)
-    row.nll = nll(pair.decode, Row(table, tokens), reference)
-    coded = say(pair.decode, Row(table, tokens), first, asked.most_tokens, stops)
+    row.nll = nll(pair.decode, SequenceRow(table, tokens), reference)
+    coded = say(pair.decode, SequenceRow(table, tokens), first, asked.most_tokens, stops)
     row.mode, row.wire_bytes, row.distortion = sent.mode, sent.wire_bytes, sent.distortion
     row.encode_s, row.wire_s, row.expand_s, row.decode_s = sent.encode_s, sent.wire_s, sent.expand_s, coded.decode_s
     row.first_s = row.prefill_s + sent.seconds + coded.step_s
@@ -142,7 +142,7 @@ def _run(row: Answer, asked: Asked, pair: Pair, tokenizer, stops: frozenset[int]
         setattr(row, f"{name}score", task.score(text, asked.example.answers, asked.example.classes))
 
 
-def say(engine: Engine, row: Row, first: int, most: int, stops: frozenset[int]) -> Said:
+def say(engine: Engine, row: SequenceRow, first: int, most: int, stops: frozenset[int]) -> Said:
     """Greedy, after the KV of row, until a stop or `most` tokens. step_s is that of one iteration even where none was needed."""
     found, start_s, step_s = [first], time.monotonic(), 0.0
     while len(found) < max(most, 2) and (found[-1] not in stops or len(found) == 1):
@@ -153,7 +153,7 @@ def say(engine: Engine, row: Row, first: int, most: int, stops: frozenset[int]) 
     return Said(found, time.monotonic() - start_s, step_s)
 
 
-def nll(engine: Engine, row: Row, reference: Sequence[int]) -> float:
+def nll(engine: Engine, row: SequenceRow, reference: Sequence[int]) -> float:
     """Mean over the reference's tokens after its first; nan if there are none."""
     if len(reference) < 2:
         return NAN
@@ -170,6 +170,6 @@ def agreement(tokens: Sequence[int], others: Sequence[int]) -> tuple[float, int]
 
 def _best_other(engine: Engine, tokens: Sequence[int], table: Sequence[int], stops: frozenset[int]) -> int:
     """The likeliest first token that is no stop. Puts the last token of the prompt once more."""
-    logits = engine.score(tokens[-1:], Row(table, len(tokens) - 1))[0].clone()
+    logits = engine.score(tokens[-1:], SequenceRow(table, len(tokens) - 1))[0].clone()
     logits[list(stops)] = float("-inf")
     return int(logits.argmax())

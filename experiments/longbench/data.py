@@ -52,7 +52,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class DatasetFolder:
     folder: Path
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ class Travelled:
         return self.encode_s + self.wire_s + self.expand_s
 
 
-class Pair:
+class TransferPair:
     """A context manager. engine: has the model and the prefill side's pool. capacity: of the link. calibration of the codec weighs cells.
 
     coder: of a stream. Raises ValueError for a policy that cannot be built.
@@ -80,7 +80,7 @@ class Pair:
         self._sender = Sender(Tcp(), self._receiver.address, hello, PacedLink(capacity, origin_s=self.origin_s))
         self._count = 0
 
-    def __enter__(self) -> Pair:
+    def __enter__(self) -> TransferPair:
         return self
 
     def __exit__(self, *_: object) -> None:

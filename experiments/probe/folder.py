@@ -10,7 +10,7 @@ import torch
 from experiments.probe import tasks
 from experiments.probe.corpus import Corpus
 from experiments.probe.examine import Examination
-from experiments.probe.trainer import Progress, Recipe
+from experiments.probe.trainer import Recipe, TrainingProgress
 
 
 def write(model, tokenizer, folder: Path) -> None:
@@ -30,7 +30,7 @@ def write(model, tokenizer, folder: Path) -> None:
     copy.to(torch.bfloat16).save_pretrained(folder)
 
 
-def card(recipe: Recipe, progress: Progress, corpus: Corpus, examination: Examination) -> str:
+def card(recipe: Recipe, progress: TrainingProgress, corpus: Corpus, examination: Examination) -> str:
     """The model card, Markdown."""
     lines = [
         "# The probe",
@@ -58,6 +58,6 @@ def card(recipe: Recipe, progress: Progress, corpus: Corpus, examination: Examin
     return "\n".join(lines)
 
 
-def facts(recipe: Recipe, progress: Progress, examination: Examination) -> dict[str, object]:
+def facts(recipe: Recipe, progress: TrainingProgress, examination: Examination) -> dict[str, object]:
     trained = {"steps": progress.step, "tokens": progress.tokens, "elapsed_s": progress.elapsed_s}
     return {"recipe": asdict(recipe), **trained, **asdict(examination)}

@@ -19,21 +19,21 @@ MAX_SYMBOLS = 1700
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RecallSample:
     """tokens: [length] int64; answer: [length] bool, True where the context determines the token."""
 
     tokens: np.ndarray
     answer: np.ndarray
 
 
-def copying(rng: np.random.Generator, length: int, symbols: int) -> Sample:
+def copying(rng: np.random.Generator, length: int, symbols: int) -> RecallSample:
     """A string of distinct symbols, again and again. Its length varies, so that no fixed distance solves the task."""
     period = int(rng.integers(max(4, length // 6), min((length - 3) // 2, symbols) + 1))
     string = FIRST_SYMBOL + rng.permutation(symbols)[:period]
     return _sample([BOS, COPY, *string], np.resize(string, length - 2 - period), True, length)
 
 
-def segments(rng: np.random.Generator, length: int, symbols: int) -> Sample:
+def segments(rng: np.random.Generator, length: int, symbols: int) -> RecallSample:
     """A string of distinct symbols, then pieces of it: each symbol's successor is known from the first reading."""
     size = int(rng.integers(max(4, length // 6), min(length // 2, symbols) + 1))
     string = FIRST_SYMBOL + rng.permutation(symbols)[:size]
@@ -48,7 +48,7 @@ def segments(rng: np.random.Generator, length: int, symbols: int) -> Sample:
     return _sample([BOS, COPY, *string], np.array(tail[:room]), mark[:room], length)
 
 
-def key_values(rng: np.random.Generator, length: int, symbols: int, asks: int | None = None, value_tokens: int = 1) -> Sample:
+def key_values(rng: np.random.Generator, length: int, symbols: int, asks: int | None = None, value_tokens: int = 1) -> RecallSample:
     """Pairs of key and value in random order, then keys asked for and their values given. No symbol is both key and value.
 
     asks: how many keys are asked for; None: as many as there are pairs, each drawn anew, so that half the sequence are answers.
@@ -65,7 +65,7 @@ def key_values(rng: np.random.Generator, length: int, symbols: int, asks: int | 
     return _sample([BOS, KV, *lines.ravel(), ASK], asked.ravel(), mark, length)
 
 
-def needles(rng: np.random.Generator, length: int, symbols: int, text: np.ndarray, asks: int = 8, value_tokens: int = 2) -> Sample:
+def needles(rng: np.random.Generator, length: int, symbols: int, text: np.ndarray, asks: int = 8, value_tokens: int = 2) -> RecallSample:
     """Real text with key-value lines between its parts, then the keys asked for.
 
     text: [>= length] int64. The lines stand at random places; each is `<kv> key value… <sep>`.
@@ -89,14 +89,14 @@ def needles(rng: np.random.Generator, length: int, symbols: int, text: np.ndarra
     return _sample(tokens, asked.ravel(), mark, length)
 
 
-def _sample(head: list[int], tail: np.ndarray, mark: bool | list[bool] | np.ndarray, length: int) -> Sample:
+def _sample(head: list[int], tail: np.ndarray, mark: bool | list[bool] | np.ndarray, length: int) -> RecallSample:
     tokens = np.full(length, PAD, dtype=np.int64)
     answer = np.zeros(length, dtype=bool)
     used = len(head) + len(tail)
     tokens[: len(head)] = head
     tokens[len(head) : used] = tail
     answer[len(head) : used] = mark
-    return Sample(tokens, answer)
+    return RecallSample(tokens, answer)
 
 
 def recall_prompt(rng: np.random.Generator, tokens: int, value_tokens: int = 3) -> tuple[tuple[int, ...], tuple[int, ...]]:

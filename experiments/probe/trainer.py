@@ -17,7 +17,7 @@ import torch
 
 from experiments.probe import tasks
 from experiments.probe.corpus import Corpus
-from experiments.probe.tasks import Sample
+from experiments.probe.tasks import RecallSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Recipe:
 
 
 @dataclass(slots=True)
-class Progress:
+class TrainingProgress:
     """What training has done so far; saved with every checkpoint."""
 
     step: int = 0
@@ -96,15 +96,15 @@ def batch(rng: np.random.Generator, stage: Stage, sequences: int, corpus: Corpus
     return tokens, tokens.masked_fill(~answer, -100)
 
 
-def one_sample(rng: np.random.Generator, stage: Stage, corpus: Corpus) -> Sample:
+def one_sample(rng: np.random.Generator, stage: Stage, corpus: Corpus) -> RecallSample:
     dice = rng.random()
     if dice < stage.text + stage.needle:
         at = rng.integers(0, len(corpus.train) - stage.tokens)
         text = corpus.train[at : at + stage.tokens].astype(np.int64)
         if dice < stage.text:
-            return Sample(text, np.ones(stage.tokens, dtype=bool))
+            return RecallSample(text, np.ones(stage.tokens, dtype=bool))
         sample = tasks.needles(rng, stage.tokens, stage.symbols, text, asks=int(rng.integers(4, 17)))
-        return Sample(sample.tokens, sample.answer | (sample.tokens != tasks.PAD))
+        return RecallSample(sample.tokens, sample.answer | (sample.tokens != tasks.PAD))
     task = rng.random()
     if task < 0.25:
         return tasks.copying(rng, stage.tokens, stage.symbols)
@@ -124,7 +124,7 @@ def vocabulary(stage: Stage) -> int | None:
 
 
 @torch.no_grad()
-def recall(model, samples: list[Sample]) -> float:
+def recall(model, samples: list[RecallSample]) -> float:
     """Share of answer tokens that the model's argmax gets right (teacher-forced)."""
     tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
     answer = torch.from_numpy(np.stack([sample.answer for sample in samples]))
@@ -141,8 +141,12 @@ def learning_rate(recipe: Recipe, step: int, share_of_time: float) -> float:
 
 
 def train(
-    recipe: Recipe, corpus: Corpus, folder: Path, save: Callable[[object, Progress], None], report: Callable[[Progress, str], None]
-) -> Progress:
+    recipe: Recipe,
+    corpus: Corpus,
+    folder: Path,
+    save: Callable[[object, TrainingProgress], None],
+    report: Callable[[TrainingProgress, str], None],
+) -> TrainingProgress:
     """Run the curriculum for `recipe.minutes`; `save` is called with the model at checkpoints and at the end.
 
     A folder with a `checkpoint.pt` of this recipe is continued (own file, read with weights_only).
@@ -158,13 +162,13 @@ def train(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         betas=(0.9, recipe.beta2),
     )
-    progress = Progress()
+    progress = TrainingProgress()
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(**state["progress"])
+        progress = TrainingProgress(**state["progress"])
     rng = np.random.default_rng((recipe.seed, progress.step))
     compiled = torch.compile(model, dynamic=False)
     base_s, started = progress.elapsed_s, time.monotonic()
@@ -198,7 +202,7 @@ def train(
     return progress
 
 
-def examine(model, progress: Progress, stage: Stage, loss: float, recipe: Recipe) -> None:
+def examine(model, progress: TrainingProgress, stage: Stage, loss: float, recipe: Recipe) -> None:
     rng = np.random.default_rng((recipe.seed, 1, progress.step))
     count = max(2, 4096 // stage.tokens)
     progress.recall = {
@@ -210,7 +214,7 @@ def examine(model, progress: Progress, stage: Stage, loss: float, recipe: Recipe
     )
 
 
-def write_checkpoint(path: Path, model, optimizer, progress: Progress) -> None:
+def write_checkpoint(path: Path, model, optimizer, progress: TrainingProgress) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}, part)

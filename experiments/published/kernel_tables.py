@@ -31,7 +31,7 @@ EXPERTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Tables:
+class KernelTables:
     """One GPU's folder."""
 
     folder: Path
@@ -50,7 +50,7 @@ class Tables:
 
 def fit_gpu(folder: Path) -> GpuKernels:
     """Raises ValueError, one line, where the folder has no tables of GEMM and attention."""
-    tables, cache = Tables(folder), CACHES.get(folder.name)
+    tables, cache = KernelTables(folder), CACHES.get(folder.name)
     if cache is None:
         raise ValueError(f"{folder.name} is not a GPU whose L2 cache is known here; there are {', '.join(CACHES)}")
     gemm, prefill, decode = (tables.read(name) for name in ("gemm", "context_attention", "generation_attention"))

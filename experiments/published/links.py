@@ -24,7 +24,7 @@ PD = "mooncake_pd_kv_transfer_measured.csv"
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class FittedLink:
     """alpha_s: of a call. error: mean relative error over `rows` rows."""
 
     alpha_s: float
@@ -33,7 +33,7 @@ class Link:
     rows: int
 
 
-def fit_link(calls: np.ndarray, sizes: np.ndarray, seconds: np.ndarray) -> Link:
+def fit_link(calls: np.ndarray, sizes: np.ndarray, seconds: np.ndarray) -> FittedLink:
     """Least relative error (soft L1)."""
     start = np.log([max(seconds.min() / calls.max(), 1e-9) / 2, (sizes / seconds).max()])
 
@@ -41,7 +41,7 @@ def fit_link(calls: np.ndarray, sizes: np.ndarray, seconds: np.ndarray) -> Link:
         return np.log(_seconds(np.exp(x), calls, sizes) / seconds)
 
     alpha, beta = np.exp(least_squares(residuals, start, loss="soft_l1", f_scale=0.05).x)
-    return Link(float(alpha), float(beta), error_of((alpha, beta), calls, sizes, seconds), len(seconds))
+    return FittedLink(float(alpha), float(beta), error_of((alpha, beta), calls, sizes, seconds), len(seconds))
 
 
 def error_of(link: tuple[float, float], calls: np.ndarray, sizes: np.ndarray, seconds: np.ndarray) -> float:
@@ -52,7 +52,7 @@ def _seconds(link: tuple[float, float] | np.ndarray, calls: np.ndarray, sizes: n
     return link[0] * calls + sizes / link[1]
 
 
-def point_to_point(folder: Path) -> Iterator[tuple[str, Link]]:
+def point_to_point(folder: Path) -> Iterator[tuple[str, FittedLink]]:
     """(machine and place, fit) of each of Vidur's send and receive files."""
     for path in sorted(folder.glob("vidur_net_*_send_recv.parquet")):
         table = pd.read_parquet(path)
@@ -106,7 +106,7 @@ def _calls(counted: str, layers: np.ndarray) -> np.ndarray:
     return layers if counted == "one a layer" else np.ones_like(layers)
 
 
-def _fit_one_call(sizes: pd.Series, milliseconds: pd.Series) -> Link:
+def _fit_one_call(sizes: pd.Series, milliseconds: pd.Series) -> FittedLink:
     kept = (milliseconds > 0).to_numpy()
     size, seconds = sizes.to_numpy(float)[kept], milliseconds.to_numpy(float)[kept] / 1e3
     return fit_link(np.ones_like(size), size, seconds)

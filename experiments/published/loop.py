@@ -22,8 +22,8 @@ from abkt.profile.schema import RateCurve
 from abkt.records import SLO
 from abkt.spec import ModelSpec
 from experiments.published.servers import Servers
-from sim.cluster import Cluster, NodeSpec, Simulation
-from sim.specs import Engine
+from sim.cluster import Simulation
+from sim.specs import ClusterSpec, EngineSpec, NodeSpec
 from sim.workload.requests import Request
 
 PROMPT_TOKENS = 8192  # of prompts in one iteration, as the engines' defaults have it on such a GPU
@@ -55,10 +55,10 @@ def tpot_s(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...], isl: i
     profile = profile_of(gpu, model, curves)
     room = max(kv_tokens(gpu, model), isl + osl + 16)
     nodes = [NodeSpec(name, profile, room, Capacity.constant(1e12)) for name in ("one", "two")]
-    engine = Engine(max_batch=clients, prefill_tokens=PROMPT_TOKENS, chunked=True)
+    engine = EngineSpec(max_batch=clients, prefill_tokens=PROMPT_TOKENS, chunked=True)
     requests = [Request(i, 0.0, isl, osl) for i in range(2 * clients * ROUNDS)]
     simulation = Simulation(
-        Cluster((nodes[0],), (nodes[1],), engine=engine),
+        ClusterSpec((nodes[0],), (nodes[1],), engine=engine),
         requests,
         bitrate=lambda: Fixed(8),
         routing=RoundRobin(),

@@ -13,7 +13,7 @@ from abkt.codec.calibration import Calibration
 from abkt.codec.codec import Codec
 from experiments.quality.measure import Bench
 from experiments.quality.methods import Cuts, Held, seen
-from experiments.quality.samples import Sample
+from experiments.quality.samples import QualitySample
 
 NOISE = 0.05  # squared error over squared deviation: what 2 to 3 bits leave
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -21,7 +21,7 @@ BITS = (1.0, 2.0, 3.0)  # where importance matters
 FLOOR = 0.05  # of the mean sensitivity: no head is worth nothing
 
 
-def calibrate(bench: Bench, codec: Codec, samples: Sequence[Sample], step: Callable[[str], None]) -> Calibration:
+def calibrate(bench: Bench, codec: Codec, samples: Sequence[QualitySample], step: Callable[[str], None]) -> Calibration:
     """From some prompts of a kind like those that will come."""
     model = codec.layout.model
     shape = (model.layers, model.kv_kinds, model.kv_heads)
@@ -44,7 +44,7 @@ def calibrate(bench: Bench, codec: Codec, samples: Sequence[Sample], step: Calla
     return Calibration(model.name, gamma, relative, settled, made)
 
 
-def sensitivity(bench: Bench, sample: Sample) -> np.ndarray:
+def sensitivity(bench: Bench, sample: QualitySample) -> np.ndarray:
     """Divergence of the logits for noise of NOISE in one head's K or V: [layers, kinds, kv_heads]."""
     held = bench.prefill(sample)
     model, data = held.pool.layout.model, held.pool.data
@@ -67,13 +67,13 @@ def sensitivity(bench: Bench, sample: Sample) -> np.ndarray:
     return found
 
 
-def rise(bench: Bench, codec: Codec, samples: Sequence[Sample], calibration: Calibration) -> float:
+def rise(bench: Bench, codec: Codec, samples: Sequence[QualitySample], calibration: Calibration) -> float:
     """Mean rise in nll over samples and BITS, with weights of this calibration."""
     method = Cuts("trial", codec, seen(calibration))
     return float(np.mean([value for sample in samples for value in _rises(bench, sample, method)]))
 
 
-def _rises(bench: Bench, sample: Sample, method: Cuts) -> Iterator[float]:
+def _rises(bench: Bench, sample: QualitySample, method: Cuts) -> Iterator[float]:
     held = bench.prefill(sample)
     answers, target = torch.tensor(sample.answers[1:]), torch.tensor(sample.continuation[1:])
 

@@ -15,7 +15,7 @@ import torch
 
 from experiments.quality.measure import Bench
 from experiments.quality.methods import Method
-from experiments.quality.samples import Sample
+from experiments.quality.samples import QualitySample
 
 TRIALS = 3
 KEPT = 0.9  # of what the model finds after raw KV, in every trial
@@ -23,7 +23,7 @@ LEAST = 0.5  # what it has to find after raw KV for a trial to tell anything
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class LowBitVerdict:
     """bears: whether every trial was passed; None where the model does not find enough without any loss. found, raw_found: the share of
     answers in each trial."""
 
@@ -34,13 +34,15 @@ class Verdict:
     raw_found: tuple[float, ...]
 
 
-def verdicts(bench: Bench, trials: Sequence[Sample], methods: Sequence[Method], rates: Sequence[str] = ("", "2", "4")) -> list[Verdict]:
+def verdicts(
+    bench: Bench, trials: Sequence[QualitySample], methods: Sequence[Method], rates: Sequence[str] = ("", "2", "4")
+) -> list[LowBitVerdict]:
     """Of each method at those of its points that are among `rates`."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for sample in trials:
         held = bench.prefill(sample)
 
-        def share(put: Callable[[list[int]], None], sample: Sample = sample) -> float:
+        def share(put: Callable[[list[int]], None], sample: QualitySample = sample) -> float:
             answers, target = torch.tensor(sample.answers[1:]), torch.tensor(sample.continuation[1:])
             return float((bench.logits(sample, [(0, put)]).argmax(-1) == target)[answers].float().mean())
 
@@ -55,13 +57,13 @@ def verdicts(bench: Bench, trials: Sequence[Sample], methods: Sequence[Method], 
     return [_verdict(name, rate, of) for (name, rate), of in found.items()]
 
 
-def _verdict(name: str, rate: str, of: list[tuple[float, float]]) -> Verdict:
+def _verdict(name: str, rate: str, of: list[tuple[float, float]]) -> LowBitVerdict:
     found, raw = (tuple(values) for values in zip(*of, strict=True))
     bears = all(a >= KEPT * b for a, b in of) if min(raw) >= LEAST else None
-    return Verdict(name, rate, bears, found, raw)
+    return LowBitVerdict(name, rate, bears, found, raw)
 
 
-def lines(tokenizer, rng: np.random.Generator, tokens: int, asks: int = 8) -> Sample:
+def lines(tokenizer, rng: np.random.Generator, tokens: int, asks: int = 8) -> QualitySample:
     """For any model: numbered lines with a number each, and the numbers of some of them asked for; about `tokens` long.
 
     An answer is the digits that the prompt determines, whatever the tokenizer makes of them.
@@ -77,4 +79,4 @@ def lines(tokenizer, rng: np.random.Generator, tokens: int, asks: int = 8) -> Sa
             ids = tokenizer.encode(part, add_special_tokens=False)
             continuation += ids
             answers += [part[0].isdigit()] * len(ids)
-    return Sample("lines", tuple(prompt), tuple(continuation), tuple(answers), (-1,) * len(continuation))
+    return QualitySample("lines", tuple(prompt), tuple(continuation), tuple(answers), (-1,) * len(continuation))

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from abkt.codec.importance import Importance
-from abkt.serve.engine.attention import Row
+from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine
-from experiments.quality.methods import Held, Method, Point
-from experiments.quality.samples import Sample
+from experiments.quality.methods import Held, Method, RatePoint
+from experiments.quality.samples import QualitySample
 
 REFINED_AFTER = 32  # tokens decoded from the coarse KV, where refinement is replayed
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class QualityOutcome:
     """One method at one rate on one sample. nll: nats a token over the answers, beside raw_nll of KV that did not travel. kl: mean
     divergence of the logits from those, worst_kl: of the worst 1 % of tokens. right, raw_right: share of answers that the model says
     itself. diverged_at: first token of the continuation where its choice is another (the length where none is). nmse: squared error of KV
@@ -66,22 +66,22 @@ class Bench:
         blocks = engine.layout.blocks // 2
         self.sent, self.received = list(range(blocks)), list(range(blocks, 2 * blocks))
 
-    def prefill(self, sample: Sample) -> Held:
+    def prefill(self, sample: QualitySample) -> Held:
         importance = Importance()
         self.engine.prefill(sample.prompt, self.sent, importance)
         return Held(self.engine.pool, self.sent, len(sample.prompt), importance)
 
-    def logits(self, sample: Sample, schedule: Sequence[tuple[int, Callable[[list[int]], None]]]) -> torch.Tensor:
+    def logits(self, sample: QualitySample, schedule: Sequence[tuple[int, Callable[[list[int]], None]]]) -> torch.Tensor:
         """Of every token of the continuation but the first (which prefill says): [tokens - 1, vocabulary]. schedule: from which token of
         the continuation on which KV is there; the first from 0."""
-        row, found, rest = Row(self.received, len(sample.prompt)), [], list(sample.continuation[:-1])
+        row, found, rest = SequenceRow(self.received, len(sample.prompt)), [], list(sample.continuation[:-1])
         for (start, put), stop in zip(schedule, [*(start for start, _ in schedule[1:]), len(rest)], strict=True):
             put(self.received)
             if stop > start:
                 found.append(self.engine.score(rest[start:stop], row))
         return torch.cat(found)
 
-    def outcomes(self, index: int, sample: Sample, methods: Sequence[Method]) -> Iterator[Outcome]:
+    def outcomes(self, index: int, sample: QualitySample, methods: Sequence[Method]) -> Iterator[QualityOutcome]:
         held = self.prefill(sample)
         layers = held.pool.layout.model.layers
         source = [torch.stack(held.pool.read(self.sent, layer, held.tokens)).double() for layer in range(layers)]
@@ -100,9 +100,9 @@ class Bench:
                 yield self._outcome(index, sample, held, source, method.name, rate, fine, schedule, reference)
 
     def _outcome(
-        self, index: int, sample: Sample, held: Held, source: list[torch.Tensor], method: str, rate: str, point: Point,
+        self, index: int, sample: QualitySample, held: Held, source: list[torch.Tensor], method: str, rate: str, point: RatePoint,
         schedule: list[tuple[int, Callable[[list[int]], None]]], reference: torch.Tensor,
-    ) -> Outcome:  # fmt: skip
+    ) -> QualityOutcome:  # fmt: skip
         logits = self.logits(sample, schedule)
         target = torch.tensor(sample.continuation[1:])
         answers = torch.tensor(sample.answers[1:])
@@ -116,7 +116,7 @@ class Bench:
         near = answers & ~far
         worst = kl.sort(descending=True).values[: max(1, len(kl) // 100)]
         received = [torch.stack(held.pool.read(self.received, layer, held.tokens)).double() for layer in range(len(source))]
-        return Outcome(
+        return QualityOutcome(
             index, sample.kind, held.tokens, method, rate, point.wire_bytes, held.tokens * held.pool.layout.model.kv_bytes_per_token,
             nmse(source, received), attention_error(held, source, received),
             float(-ours[answers, target[answers]].mean()), float(-theirs[answers, target[answers]].mean()),
@@ -126,7 +126,7 @@ class Bench:
         )  # fmt: skip
 
 
-def refinements(points: Sequence[Point]) -> list[tuple[Point, Point]]:
+def refinements(points: Sequence[RatePoint]) -> list[tuple[RatePoint, RatePoint]]:
     """Which two rates of an embedded method are replayed as a start and its refinement: the one nearest 2 bits, then that nearest 4."""
     rated = [p for p in points if p.rate]
     if len(rated) < 3:

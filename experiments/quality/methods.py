@@ -34,7 +34,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class RatePoint:
     """One rate. put: writes the KV as it arrives into the blocks of another table of the same pool. distortion: what the codec itself says
     is left, weighted as it was weighed; nan of codecs that say nothing."""
 
@@ -47,7 +47,7 @@ class Point:
 class Method(Protocol):
     name: str
 
-    def points(self, held: Held) -> Iterator[Point]: ...
+    def points(self, held: Held) -> Iterator[RatePoint]: ...
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,22 @@ class Message:
     def name(self) -> str:
         return self.codec.name
 
-    def points(self, held: Held) -> Iterator[Point]:
+    def points(self, held: Held) -> Iterator[RatePoint]:
         data = self.codec.encode(held.pool, held.table, held.tokens)
-        yield Point("", len(data), lambda table: self.codec.expand(data, held.pool, table))
+        yield RatePoint("", len(data), lambda table: self.codec.expand(data, held.pool, table))
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawMethod:
     name: str = "raw"
 
-    def points(self, held: Held) -> Iterator[Point]:
+    def points(self, held: Held) -> Iterator[RatePoint]:
         source = held.table[: held.pool.layout.blocks_for(held.tokens)]
 
         def put(table: list[int]) -> None:
             held.pool.data[table[: len(source)]] = held.pool.data[source]
 
-        yield Point("", held.tokens * held.pool.layout.model.kv_bytes_per_token, put)
+        yield RatePoint("", held.tokens * held.pool.layout.model.kv_bytes_per_token, put)
 
 
 Weigh = Callable[[Held, Cells], torch.Tensor | None]
@@ -95,11 +95,11 @@ class Cuts:
     nested: bool = True
     between: int = 0
 
-    def points(self, held: Held) -> Iterator[Point]:
+    def points(self, held: Held) -> Iterator[RatePoint]:
         for depth in (8,) if self.nested else BITS[1:]:
             stream = self.stream(held, depth)
             for rate, cut in self.cuts(stream).items():
-                yield Point(rate, stream.ends[cut], self._put(held, stream.prefix(cut)), stream.curve.distortion[cut])
+                yield RatePoint(rate, stream.ends[cut], self._put(held, stream.prefix(cut)), stream.curve.distortion[cut])
 
     def stream(self, held: Held, depth: int = 8) -> Stream:
         weights = self.weigh(held, self.codec.cells(held.tokens, depth))
@@ -161,7 +161,7 @@ def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
     still = Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=_without_differences(codec))
     weigh = seen(calibration)
     ours: Sequence[Method] = (
-        Raw(),
+        RawMethod(),
         Cuts("ours", codec, weigh, between=3),
         Cuts("ours-entropy", codec, weigh, coder="entropy", between=3),
         Cuts("uniform", codec, order="uniform"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from experiments.quality.methods import Held, Method, Point
+from experiments.quality.methods import Held, Method, RatePoint
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Cached:
     bits: int
     axis: int
 
-    def points(self, held: Held) -> Iterator[Point]:
+    def points(self, held: Held) -> Iterator[RatePoint]:
         model = held.pool.layout.model
         cache = self._cache(model.layers)
         layers, wire_bytes = [], 0
@@ -36,7 +36,7 @@ class Cached:
             wire_bytes += sum(_bytes(part) for part in (cache.layers[layer]._quantized_keys, cache.layers[layer]._quantized_values))
             back = cache.update(keys[:, :, :1], values[:, :, :1], layer)
             layers.append([part[0, :, : held.tokens] for part in back])
-        yield Point("", wire_bytes, lambda table: _write(held, table, layers))
+        yield RatePoint("", wire_bytes, lambda table: _write(held, table, layers))
 
     def _cache(self, layers: int) -> Any:
         from transformers import LlamaConfig, QuantizedCache
@@ -46,19 +46,19 @@ class Cached:
 
 
 @dataclass(frozen=True)
-class LmCache:
+class LmCacheMethod:
     """Its bytes, chunk by chunk."""
 
     name: str = "lmcache"
 
-    def points(self, held: Held) -> Iterator[Point]:
-        from abkt.bench.peer_codecs import LmCache as Codec
+    def points(self, held: Held) -> Iterator[RatePoint]:
+        from abkt.bench.peer_codecs import LmCacheMethod as Codec
 
         codec = Codec()
         x = torch.stack([torch.stack(held.pool.read(held.table, layer, held.tokens)) for layer in range(held.pool.layout.model.layers)])
         coded = codec.encode(x.contiguous())
         back = codec.decode(coded)
-        yield Point("", codec.wire_bytes(coded), lambda table: _write(held, table, [list(layer) for layer in back]))
+        yield RatePoint("", codec.wire_bytes(coded), lambda table: _write(held, table, [list(layer) for layer in back]))
 
 
 PEERS: tuple[tuple[Method, str, str], ...] = (
@@ -67,7 +67,7 @@ PEERS: tuple[tuple[Method, str, str], ...] = (
     (Cached("quanto4-channels", "quanto", 4, -1), "optimum.quanto", "optimum-quanto"),
     (Cached("hqq4", "hqq", 4, 1), "hqq", "hqq"),
     (Cached("hqq2", "hqq", 2, 1), "hqq", "hqq"),
-    (LmCache(), "lmcache", "lmcache"),
+    (LmCacheMethod(), "lmcache", "lmcache"),
 )
 """Method, the module that it needs, and the distribution that has it."""
 

@@ -12,7 +12,7 @@ from experiments.probe import tasks
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class QualitySample:
     """prompt, continuation: token ids. answers: bool a continuation token, where the prompt determines it (all, of text). distance: tokens
     between an answer and what it is known from; -1 where there is none."""
 
@@ -26,7 +26,7 @@ class Sample:
 MOST_RECALL = tasks.MAX_SYMBOLS  # tokens of pairs: no symbol is both key and value
 
 
-def recall(rng: np.random.Generator, tokens: int, asks: int) -> Sample:
+def recall(rng: np.random.Generator, tokens: int, asks: int) -> QualitySample:
     """Key-value pairs and then keys, each followed by its value: the probe's own task. The prompt ends with the first key asked for.
 
     Raises ValueError for more tokens than there are symbols for.
@@ -40,17 +40,17 @@ def recall(rng: np.random.Generator, tokens: int, asks: int) -> Sample:
     start = ask + 2
     after, marked = whole.tokens[start:used], whole.answer[start:used]
     far = [start + i - place[int(whole.tokens[start + i - 1])] if is_answer else -1 for i, is_answer in enumerate(marked)]
-    return Sample("recall", _ids(whole.tokens[:start]), _ids(after), tuple(marked.tolist()), tuple(far))
+    return QualitySample("recall", _ids(whole.tokens[:start]), _ids(after), tuple(marked.tolist()), tuple(far))
 
 
-def text(rng: np.random.Generator, ids: np.ndarray, tokens: int, after: int) -> Sample:
+def text(rng: np.random.Generator, ids: np.ndarray, tokens: int, after: int) -> QualitySample:
     """A passage, and what follows it."""
     start = int(rng.integers(0, len(ids) - tokens - after))
     prompt, continuation = ids[start : start + tokens], ids[start + tokens : start + tokens + after]
-    return Sample("text", _ids(prompt), _ids(continuation), (True,) * after, (-1,) * after)
+    return QualitySample("text", _ids(prompt), _ids(continuation), (True,) * after, (-1,) * after)
 
 
-def samples(count: int, tokens: int, seed: int, texts: np.ndarray | None, recalls: bool) -> Iterator[Sample]:
+def samples(count: int, tokens: int, seed: int, texts: np.ndarray | None, recalls: bool) -> Iterator[QualitySample]:
     """`count` of each kind that there is something for. texts: token ids of held-out text. recalls: whether the model knows the probe's
     tasks."""
     for i in range(count):

@@ -31,7 +31,7 @@ ORDER_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LayoutRow:
     """seconds: the least of the repeats, as what is slower was disturbed."""
 
     layout: str
@@ -44,7 +44,7 @@ class Row:
 
 
 def measure(model: ModelSpec, lengths: Sequence[int], transports: Sequence[str], repeats: int, folder: Path,
-            step: Callable[[str], None]) -> Iterator[Row]:  # fmt: skip
+            step: Callable[[str], None]) -> Iterator[LayoutRow]:  # fmt: skip
     """folder: for sockets. Raises ValueError for a transport that is none of TRANSPORTS, or has no GPU here."""
     if unknown := [name for name in transports if name not in TRANSPORTS]:
         raise ValueError(f"transport {unknown[0]} is unknown; there are {', '.join(TRANSPORTS)}")
@@ -59,7 +59,7 @@ def measure(model: ModelSpec, lengths: Sequence[int], transports: Sequence[str],
                 for tokens in lengths:
                     parts = [data[start : start + size] for start, size in pieces(blocks_of(kind, layout, tokens))]
                     least_s = min(peer.send(tokens, parts) for _ in range(repeats + 1))  # the first one warms up
-                    yield Row(kind, name, tokens, len(parts), sum(part.nbytes for part in parts), least_s)
+                    yield LayoutRow(kind, name, tokens, len(parts), sum(part.nbytes for part in parts), least_s)
 
 
 def blocks_of(kind: str, layout: KVLayout, tokens: int) -> list[int]:

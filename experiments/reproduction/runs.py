@@ -11,7 +11,7 @@ from experiments.lib.compose import compose
 from experiments.lib.config import read
 from experiments.lib.errors import RunError
 from experiments.lib.results import write_table
-from experiments.lib.verb import Run
+from experiments.lib.verb import VerbCall
 from experiments.sweeps.journal import table
 from experiments.verbs.sweep import SweepConfig, sweep
 
@@ -29,7 +29,7 @@ class Experiments:
         composed = compose("sweep", arguments)
         folder = self.out / name
         config = read(SweepConfig, {**composed.config, "out": folder, "workers": composed.config["workers"] or self.workers})
-        rows = sweep(config, Run("sweep", arguments, composed.config, composed.choices, folder))
+        rows = sweep(config, VerbCall("sweep", arguments, composed.config, composed.choices, folder))
         if failed := [row for row in rows if row["error"]]:
             raise RunError(f"{len(failed)} points of {name} failed, the first because of {failed[0]['error']}")
         made = table(rows)

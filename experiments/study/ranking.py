@@ -32,7 +32,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class StudyVerdict:
     """pick: the best policy, None if none is feasible. ranking: the feasible ones, best first, then the others by distortion."""
 
     pick: str | None
@@ -57,7 +57,7 @@ class Regret:
     violates: bool
 
 
-def rank(summaries: Mapping[str, Mapping[str, Any]], max_distortion: float) -> Verdict:
+def rank(summaries: Mapping[str, Mapping[str, Any]], max_distortion: float) -> StudyVerdict:
     """summaries: policy -> summary as abkt.records.summarize gives it (or as read back from summary.json)."""
     standings = [_standing(policy, summary, max_distortion) for policy, summary in summaries.items()]
     feasible = [s for s in standings if s.feasible]
@@ -70,10 +70,10 @@ def rank(summaries: Mapping[str, Mapping[str, Any]], max_distortion: float) -> V
         feasible.remove(first)
     others = sorted((s for s in standings if not s.feasible), key=lambda s: (_last_if_nan(s.distortion_mean), s.policy))
     pick = ranking[0].policy if ranking else None
-    return Verdict(pick, (*ranking, *others), _reason(ranking, max_distortion))
+    return StudyVerdict(pick, (*ranking, *others), _reason(ranking, max_distortion))
 
 
-def regret(model: Verdict, hardware: Verdict) -> Regret:
+def regret(model: StudyVerdict, hardware: StudyVerdict) -> Regret:
     """Of believing the model; both verdicts must be over the same policies. Raises ValueError if they are not."""
     if {s.policy for s in model.ranking} != {s.policy for s in hardware.ranking}:
         raise ValueError("regret needs the same policies in both worlds")

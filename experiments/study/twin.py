@@ -13,15 +13,15 @@ from abkt.capacity import Capacity
 from abkt.policy.build import build
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord, summarize
-from abkt.serve.cluster import IN_TURN, STATIC, Change, Cluster, ClusterSpec
+from abkt.serve.cluster import IN_TURN, STATIC, LocalCluster, LocalClusterSpec, PlannedRoleChange
 from abkt.serve.frontend.process import ClusterError
 from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.errors import RunError
 from experiments.lib.prompts import answers
 from experiments.lib.results import write_json, write_records
-from sim.cluster import Cluster as ModelCluster
 from sim.cluster import NodeSpec, Simulation
-from sim.transfer.transport import Transport
+from sim.specs import ClusterSpec as ModelCluster
+from sim.transfer.transport import TransportModel
 from sim.workload.requests import Request
 
 NEAR_TIE = 1e-3  # of logits
@@ -47,13 +47,13 @@ class Twin:
     routing: Mapping[str, Any] = field(default_factory=lambda: IN_TURN)
     roles: Mapping[str, Any] = field(default_factory=lambda: STATIC)
     concurrency: int = 0
-    changes: Sequence[Change] = ()
+    changes: Sequence[PlannedRoleChange] = ()
     shared: bool = False
     delay_s: float = 0.0
     payload_share: float = 1.0
 
 
-def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progress: Progress, **facts: Any) -> dict[str, Any]:
+def run_real(twin: Twin, cluster: LocalCluster, bitrate: Bitrate, folder: Path, progress: Progress, **facts: Any) -> dict[str, Any]:
     """One policy on the real cluster; returns its summary. What was finished is written even if the run breaks (RunError)."""
     finished: list[RequestRecord] = []
     started_s = time.monotonic()
@@ -83,7 +83,7 @@ def run_real(twin: Twin, cluster: Cluster, bitrate: Bitrate, folder: Path, progr
     return _save(folder, "real", run.requests, run.transfers, twin.slo, run.wall_s, **facts)
 
 
-def run_model(twin: Twin, spec: ClusterSpec, bitrate: Bitrate, folder: Path) -> dict[str, Any]:
+def run_model(twin: Twin, spec: LocalClusterSpec, bitrate: Bitrate, folder: Path) -> dict[str, Any]:
     """The same policy in the model: as many nodes, with the measured costs; the senders' links are the paced ones."""
     if twin.profile is None:
         raise ValueError("the model needs a profile; measure one with `abkt profile`")
@@ -97,7 +97,7 @@ def run_model(twin: Twin, spec: ClusterSpec, bitrate: Bitrate, folder: Path) -> 
 
 
 def model_of(
-    spec: ClusterSpec, profile: Profile, network: Capacity, shared: bool = False, usd_per_gb: float = 0.0, delay_s: float = 0.0
+    spec: LocalClusterSpec, profile: Profile, network: Capacity, shared: bool = False, usd_per_gb: float = 0.0, delay_s: float = 0.0
 ) -> ModelCluster:
     """A real cluster as the model has it. network: what each node sends over; shared: and what it receives over, so that senders meet
     there; else that is unlimited."""
@@ -116,7 +116,7 @@ def model_of(
         usd_per_gb=usd_per_gb,
         delay_s=delay_s,
         rebuild_s=REBUILD_S,
-        transport=Transport(layer_groups=groups, staging=groups),  # the real sender holds what is encoded, however much
+        transport=TransportModel(layer_groups=groups, staging=groups),  # the real sender holds what is encoded, however much
     )
 
 

@@ -30,7 +30,7 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class GridPoint:
     """place: axis -> value, for a table. config: of a simulation, plain and resolved, without the keys of OWN."""
 
     place: dict[str, Any]
@@ -62,7 +62,7 @@ def axes(verb: str, words: Sequence[str], overrides: Sequence[str] = ()) -> tupl
     return tuple(found.values())
 
 
-def points(verb: str, overrides: Sequence[str], grid: Sequence[Axis]) -> Iterator[Point]:
+def points(verb: str, overrides: Sequence[str], grid: Sequence[Axis]) -> Iterator[GridPoint]:
     """Every combination, the last axis fastest. Composing is slow, so it is done once for each combination of groups."""
     names = [field.name for field in fields(SimulateConfig) if field.name not in OWN]
     composed: dict[tuple[str, ...], DictConfig] = {}
@@ -72,7 +72,7 @@ def points(verb: str, overrides: Sequence[str], grid: Sequence[Axis]) -> Iterato
         if chosen not in composed:
             composed[chosen] = composer.unresolved(verb, [*overrides, *chosen])
         keys = {axis.name: place[axis.name] for axis in grid if not axis.group}
-        yield Point(place, _resolved(composed[chosen], keys, names, place))
+        yield GridPoint(place, _resolved(composed[chosen], keys, names, place))
 
 
 def _resolved(config: DictConfig, keys: Mapping[str, Any], names: Sequence[str], place: Mapping[str, Any]) -> dict[str, Any]:

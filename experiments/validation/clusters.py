@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from abkt.serve.cluster import Cluster, ClusterSpec
+from abkt.serve.cluster import LocalCluster, LocalClusterSpec
 from experiments.lib.network import Network
 from experiments.lib.real_network import real_network
 from experiments.validation.condition import Condition
@@ -20,9 +20,9 @@ class Clusters:
     Idle workers wait for their frontend and take no core; what they take is memory.
     """
 
-    def __init__(self, spec: ClusterSpec, folder: Path, seed: int) -> None:
+    def __init__(self, spec: LocalClusterSpec, folder: Path, seed: int) -> None:
         self._spec, self._folder, self._seed = spec, folder, seed
-        self._made: dict[Key, Cluster] = {}
+        self._made: dict[Key, LocalCluster] = {}
         self._resources = ExitStack()
 
     def __enter__(self) -> Clusters:
@@ -31,7 +31,7 @@ class Clusters:
     def __exit__(self, *error: object) -> bool | None:
         return self._resources.__exit__(*error)  # type: ignore[arg-type]
 
-    def of(self, condition: Condition) -> Cluster:
+    def of(self, condition: Condition) -> LocalCluster:
         """Every worker of it in the role that it begins with."""
         key = (condition.prefill, condition.decode, condition.network if condition.namespaces else None)
         if key not in self._made:
@@ -39,11 +39,11 @@ class Clusters:
         self._made[key].restore()
         return self._made[key]
 
-    def _start(self, condition: Condition) -> Cluster:
+    def _start(self, condition: Condition) -> LocalCluster:
         logs = self._folder / "logs" / f"{len(self._made)}-{condition.cluster.lower()}"
         logs.mkdir(parents=True, exist_ok=True)
         spec = condition.spec(self._spec)
         if not condition.namespaces:
-            return self._resources.enter_context(Cluster(spec, logs))
+            return self._resources.enter_context(LocalCluster(spec, logs))
         over = self._resources.enter_context(real_network(condition.network, "tbf", self._seed, spec.prefill, spec.decode))
-        return self._resources.enter_context(Cluster(replace(spec, key_file=over.key_file), logs, over.namespaces, over.pacing))
+        return self._resources.enter_context(LocalCluster(replace(spec, key_file=over.key_file), logs, over.namespaces, over.pacing))

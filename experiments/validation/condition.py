@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from abkt.net.bucket import payload_share
 from abkt.net.namespaces import MTU, Namespaces
 from abkt.policy.build import build
-from abkt.serve.frontend.roles import Roles, WorkerLoad
+from abkt.serve.frontend.roles import RoleController, WorkerLoad
 from experiments.lib.network import Network
 
 if TYPE_CHECKING:
-    from abkt.serve.cluster import ClusterSpec
+    from abkt.serve.cluster import LocalClusterSpec
 
 STATIC = {"_target_": "abkt.policy.roles.static.Static"}
 
@@ -64,7 +64,7 @@ class Condition:
         if self.namespaces and (why := Namespaces.why_not()):
             raise ValueError(f"condition {name}: a shared link or a delay takes network namespaces: {why}")
 
-    def spec(self, of_all: ClusterSpec) -> ClusterSpec:
+    def spec(self, of_all: LocalClusterSpec) -> LocalClusterSpec:
         return replace(of_all, prefill=self.prefill, decode=self.decode)
 
     @property
@@ -80,7 +80,7 @@ class Condition:
     @property
     def moves(self) -> bool:
         """Whether a worker may change its role."""
-        return Roles(self.roles).moves
+        return RoleController(self.roles).moves
 
     @property
     def payload_share(self) -> float:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class ValidationFolder:
     path: Path
     repeats: int
 
@@ -25,7 +25,7 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ValidationCase:
     """One policy under one condition: what the model says, and every repeat of what the machine did. Requests in order of arrival."""
 
     condition: str
@@ -36,11 +36,11 @@ class Case:
     measured_summaries: tuple[dict[str, Any], ...]
 
 
-def load_case(folder: Folder, condition: str, policy: str) -> Case:
+def load_case(folder: ValidationFolder, condition: str, policy: str) -> ValidationCase:
     """Raises ValueError, one line, where a run of it is missing or damaged."""
     model = folder.model(condition, policy)
     real = [folder.real(condition, policy, repeat) for repeat in range(folder.repeats)]
-    return Case(
+    return ValidationCase(
         condition,
         policy,
         _requests(model),

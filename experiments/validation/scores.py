@@ -20,7 +20,7 @@ from abkt.records import SLO, STAGES
 from experiments.lib import intervals
 from experiments.lib.intervals import Interval
 from experiments.study.ranking import rank
-from experiments.validation.folder import Case
+from experiments.validation.folder import ValidationCase
 from sim import interval as predicted_interval
 
 MEASURES = {**{stage: f"{stage}_exposed_s" for stage in STAGES}, "ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}
@@ -47,7 +47,7 @@ class Regret:
     violates: bool
 
 
-def errors(cases: Sequence[Case]) -> pd.DataFrame:
+def errors(cases: Sequence[ValidationCase]) -> pd.DataFrame:
     """A row a condition, policy, stage and quantile. measured_low_s, measured_high_s: over the repeats."""
     rows = []
     for case in cases:
@@ -106,7 +106,7 @@ def by_condition(found: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def coverage(cases: Sequence[Case], profile: Profile) -> dict[str, float]:
+def coverage(cases: Sequence[ValidationCase], profile: Profile) -> dict[str, float]:
     """Share of measured requests whose TTFT and E2E lie within the model's own 95 % interval."""
     inside: dict[str, list[float]] = {"ttft": [], "e2e": []}
     table = predicted_interval.residuals(profile)
@@ -121,7 +121,7 @@ def coverage(cases: Sequence[Case], profile: Profile) -> dict[str, float]:
     return {name: float(np.mean(held)) if held else math.nan for name, held in inside.items()}
 
 
-def rank_correlation(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
+def rank_correlation(cases: Sequence[ValidationCase]) -> dict[str, dict[str, float]]:
     """Spearman's, over the policies of each condition, of mean TTFT and of goodput; nan where a side has all policies equal."""
     from scipy.stats import spearmanr
 
@@ -139,7 +139,7 @@ def rank_correlation(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
     return found
 
 
-def regrets(cases: Sequence[Case], max_distortion: float, slo: SLO) -> list[Regret]:
+def regrets(cases: Sequence[ValidationCase], max_distortion: float, slo: SLO) -> list[Regret]:
     """One a condition."""
     found = []
     for condition, group in _by_condition(cases).items():
@@ -197,7 +197,7 @@ def _together(repeats: Sequence[pd.DataFrame], slo: SLO) -> pd.DataFrame:
     return rows.assign(good=good)
 
 
-def _pooled(case: Case) -> dict[str, Any]:
+def _pooled(case: ValidationCase) -> dict[str, Any]:
     """A summary of the means over the repeats, as far as `rank` looks."""
     return {
         "goodput_per_s": _mean(case, lambda s: s["goodput_per_s"]),
@@ -206,13 +206,13 @@ def _pooled(case: Case) -> dict[str, Any]:
     }
 
 
-def _mean(case: Case, of: Any) -> float:
+def _mean(case: ValidationCase, of: Any) -> float:
     values = [of(summary) for summary in case.measured_summaries]
     return math.nan if any(value is None for value in values) else float(np.mean(values))
 
 
-def _by_condition(cases: Sequence[Case]) -> dict[str, list[Case]]:
-    found: dict[str, list[Case]] = {}
+def _by_condition(cases: Sequence[ValidationCase]) -> dict[str, list[ValidationCase]]:
+    found: dict[str, list[ValidationCase]] = {}
     for case in cases:
         found.setdefault(case.condition, []).append(case)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.validation.folder import Case
+from experiments.validation.folder import ValidationCase
 
 Log = Sequence[tuple[float, str, str]]  # (time, worker, role from then on); the role is "" as it begins to drain
 
@@ -27,7 +27,7 @@ def changes(log: Log) -> dict[tuple[str, str, int], tuple[float, float]]:
     return found
 
 
-def switches(cases: Sequence[Case]) -> list[dict[str, Any]]:
+def switches(cases: Sequence[ValidationCase]) -> list[dict[str, Any]]:
     """A row a condition and change, means over policies and repeats. drain_s: until it was ready. served: requests that it had in the new
     role. open: requests that the machine had in the meantime, and ttft_error: of the mean TTFT that the model gives the same ones.
 
@@ -60,7 +60,7 @@ def switches(cases: Sequence[Case]) -> list[dict[str, Any]]:
     return rows
 
 
-def placement(cases: Sequence[Case]) -> dict[str, float]:
+def placement(cases: Sequence[ValidationCase]) -> dict[str, float]:
     """By condition: share of the machine's requests that had the workers which the model gave them."""
     found: dict[str, list[float]] = {}
     for case in cases:

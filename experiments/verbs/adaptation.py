@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from abkt.profile import schema
 from abkt.records import SLO
-from experiments.adaptation.match import Match, play
+from experiments.adaptation.match import Comparison, play
 from experiments.adaptation.rivals import Aim
 from experiments.adaptation.worlds import World, model, real
 from experiments.lib.config import STRICT
@@ -19,7 +19,7 @@ from experiments.lib.network import Network
 from experiments.lib.network import inputs as network_inputs
 from experiments.lib.progress import bar
 from experiments.lib.results import write_json
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import TraceWorkload, Workload, read_workload
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class AdaptationConfig:
 
 
 @verb("adaptation")
-def main(config: AdaptationConfig, run: Run) -> None:
+def main(config: AdaptationConfig, run: VerbCall) -> None:
     repeats = [_requests(config.workload, config.seed, repeat) for repeat in range(config.repeats)]
     print(
         f"plan: {config.repeats} times {len(repeats[0])} requests, network {run.choices['network']}, in the {config.world} world; "
@@ -118,10 +118,10 @@ def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
 
 def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, World, dict[str, Any]]:
     """The world, the model, and what is known of the former. A profile is measured where none is given, and kept beside the results."""
-    from abkt.serve.cluster import Cluster, ClusterSpec
+    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
     from experiments.study.twin import model_of
 
-    spec = ClusterSpec(config.model_folder, prefill=config.network.senders, decode=config.receivers)
+    spec = LocalClusterSpec(config.model_folder, prefill=config.network.senders, decode=config.receivers)
     spec.layout()
     profile = schema.load(config.profile) if config.profile else _measured(config)
     profile.save(config.out / "profile.json")
@@ -133,7 +133,7 @@ def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stac
     from experiments.lib.real_network import real_network
 
     over = stack.enter_context(real_network(config.network, config.pacing, config.seed))
-    cluster = stack.enter_context(Cluster(replace(spec, key_file=over.key_file), config.out, over.namespaces, over.pacing))
+    cluster = stack.enter_context(LocalCluster(replace(spec, key_file=over.key_file), config.out, over.namespaces, over.pacing))
     shown = stack.enter_context(bar("requests"))
     prompts = [prompts_for(requests, config.seed + i) for i, requests in enumerate(repeats)]
     in_reality = real(cluster, profile, capacity, prompts, lambda: shown.progress.advance(shown.task))
@@ -141,14 +141,14 @@ def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stac
 
 
 def _measured(config: AdaptationConfig) -> Profile:
-    from abkt.serve.cluster import Cluster, ClusterSpec
+    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
     from experiments.verbs.profile import measure
 
-    with Cluster(ClusterSpec(config.model_folder), config.out) as cluster, bar("profile") as progress:
+    with LocalCluster(LocalClusterSpec(config.model_folder), config.out) as cluster, bar("profile") as progress:
         return measure(cluster, config.seed, progress.step)
 
 
-def show(network: str, matches: Sequence[Match]) -> None:
+def show(network: str, matches: Sequence[Comparison]) -> None:
     from rich.console import Console
     from rich.table import Table
 

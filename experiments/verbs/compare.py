@@ -16,7 +16,7 @@ from experiments.lib import intervals
 from experiments.lib.config import STRICT
 from experiments.lib.manifest import write_manifest
 from experiments.lib.results import read_json, read_records, write_json
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 from experiments.study.folder import twin
 from experiments.study.ranking import rank, regret
 
@@ -40,7 +40,7 @@ class CompareConfig:
 
 
 @verb("compare", positional=("a", "b"))
-def main(config: CompareConfig, run: Run) -> None:
+def main(config: CompareConfig, run: VerbCall) -> None:
     result = compare(config.a, config.b)
     write_json(run.out / "compare.json", result)
     write_manifest(run, [folder / "requests.parquet" for folder in (config.a, config.b)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from abkt.profile.kernels import GpuKernels
 from experiments.lib.config import STRICT
 from experiments.lib.results import write_text
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 from experiments.published.kernel_tables import fit_gpu
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class FitHardwareConfig:
 
 
 @verb("fit-hardware")
-def main(config: FitHardwareConfig, run: Run) -> None:
+def main(config: FitHardwareConfig, run: VerbCall) -> None:
     fits = {gpu: fit_gpu(config.data / gpu) for gpu in config.gpus}  # all of them, before the first is written
     for gpu, kernels in fits.items():
         write_text(config.out / f"{gpu}.yaml", as_yaml(kernels))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from experiments.lib.config import STRICT
 from experiments.lib.network import Network
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ class LongBenchConfig:
 
 
 @verb("longbench")
-def main(config: LongBenchConfig, run: Run) -> None:
+def main(config: LongBenchConfig, run: VerbCall) -> None:
     from abkt.codec.calibration import load
     from abkt.codec.codec import Codec
     from abkt.policy.build import build
@@ -65,15 +65,15 @@ def main(config: LongBenchConfig, run: Run) -> None:
     from experiments.lib.progress import bar
     from experiments.lib.results import write_json
     from experiments.longbench.answer import answer, room
-    from experiments.longbench.data import Folder, Hub, model_folder
+    from experiments.longbench.data import DatasetFolder, Hub, model_folder
     from experiments.longbench.models import read_model
-    from experiments.longbench.pair import Pair
+    from experiments.longbench.pair import TransferPair
     from experiments.longbench.report import table
     from experiments.longbench.rows import Rows
     from experiments.longbench.tasks import chosen
 
     build(config.bitrate)
-    source = Hub() if config.data == "hub" else Folder(Path(config.data))
+    source = Hub() if config.data == "hub" else DatasetFolder(Path(config.data))
     tasks = chosen(config.tasks, source.has)
     folder = model_folder(config.model_folder)
     model = read_model(folder)
@@ -92,7 +92,7 @@ def main(config: LongBenchConfig, run: Run) -> None:
         engine = Engine(folder, layout, config.device)
         stops = model.stops(engine.model)
         rows.begin()
-        pair = Pair(engine, codec, config.bitrate, config.network.capacity(), config.coder)
+        pair = TransferPair(engine, codec, config.bitrate, config.network.capacity(), config.coder)
         with pair, bar("questions", len(left)) as progress:
             for done, question in enumerate(left, 1):
                 rows.add(answer(question, pair, model.tokenizer, stops, config.transfer_s))
@@ -121,7 +121,7 @@ def questions(task: Task, source: Source, model: Model, config: LongBenchConfig)
         yield ask(task, example, model.tokenizer, limit, most, config.chat)
 
 
-def settings(config: LongBenchConfig, run: Run, folder: Path) -> dict[str, str]:
+def settings(config: LongBenchConfig, run: VerbCall, folder: Path) -> dict[str, str]:
     """What a row depends on, and so what a run that goes on must have in common with its beginning."""
     from experiments.lib.manifest import file_hash
 

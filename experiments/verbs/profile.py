@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from experiments.lib.config import STRICT
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
     from abkt.profile.schema import Profile
-    from abkt.serve.cluster import Cluster
+    from abkt.serve.cluster import LocalCluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +28,17 @@ class ProfileConfig:
 
 
 @verb("profile")
-def main(config: ProfileConfig, run: Run) -> None:
-    from abkt.serve.cluster import Cluster, ClusterSpec
+def main(config: ProfileConfig, run: VerbCall) -> None:
+    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
     from experiments.lib.curves import save_curves
     from experiments.lib.manifest import write_manifest
     from experiments.lib.progress import bar
 
     print(f"plan: calibrate {config.model_folder.name} on one prefill and one decode process of this machine; about a minute")
-    spec = ClusterSpec(config.model_folder)
+    spec = LocalClusterSpec(config.model_folder)
     spec.layout()  # a folder that is no model is said before anything is made
     config.out.mkdir(parents=True, exist_ok=True)
-    with Cluster(spec, config.out) as cluster, bar("profile") as progress:
+    with LocalCluster(spec, config.out) as cluster, bar("profile") as progress:
         profile = measure(cluster, config.seed, progress.step)
     profile.save(config.out / "profile.json")
     save_curves(profile.curves, config.out / "curves.json")
@@ -47,7 +47,7 @@ def main(config: ProfileConfig, run: Run) -> None:
     print(f"profile: {config.out / 'profile.json'}")
 
 
-def measure(cluster: Cluster, seed: int, step: Callable[[str], None]) -> Profile:
+def measure(cluster: LocalCluster, seed: int, step: Callable[[str], None]) -> Profile:
     import numpy as np
 
     from abkt.measure.cluster import calibrate

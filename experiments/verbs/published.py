@@ -13,7 +13,7 @@ from experiments.lib.config import STRICT, read
 from experiments.lib.curves import load_curves
 from experiments.lib.progress import bar
 from experiments.lib.results import write_text
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 from experiments.published import links as published_links
 from experiments.published import servers as published_servers
 from experiments.published.loop import as_engines_run
@@ -38,7 +38,7 @@ class PublishedConfig:
 
 
 @verb("published")
-def main(config: PublishedConfig, run: Run) -> None:
+def main(config: PublishedConfig, run: VerbCall) -> None:
     models = {path: read(ModelSpec, compose("simulate", [f"model={name}"]).config["model"]) for path, name in MODELS.items()}
     rows = published_servers.read_servers(config.data / SERVING, models, config.hardware)
     servers = published_servers.as_markdown(rows, run_all(config, rows, models) if config.simulate else None)

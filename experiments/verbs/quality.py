@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from experiments.lib.config import STRICT
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-    from experiments.quality.samples import Sample
+    from experiments.quality.samples import QualitySample
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class QualityConfig:
 
 
 @verb("quality")
-def main(config: QualityConfig, run: Run) -> None:
+def main(config: QualityConfig, run: VerbCall) -> None:
     import pandas as pd
 
     from abkt.codec.calibration import load
@@ -104,7 +104,7 @@ def main(config: QualityConfig, run: Run) -> None:
     print(f"quality: {config.out}")
 
 
-def trials(config: QualityConfig, recalls: bool) -> list[Sample]:
+def trials(config: QualityConfig, recalls: bool) -> list[QualitySample]:
     """Three prompts with answers to be found: the probe's own task, or numbered lines for a model with a tokenizer."""
     import numpy as np
     from transformers import AutoTokenizer

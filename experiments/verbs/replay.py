@@ -12,20 +12,20 @@ from abkt.records import SLO
 from experiments.lib.config import STRICT
 from experiments.lib.network import Network
 from experiments.lib.network import inputs as network_inputs
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import Workload, read_workload, workload_files
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-    from abkt.serve.cluster import ClusterSpec
+    from abkt.serve.cluster import LocalClusterSpec
     from experiments.lib.real_network import RealNetwork
     from sim.workload.requests import Request
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeConfig:
-    """See abkt.serve.cluster.Change."""
+    """See abkt.serve.cluster.PlannedRoleChange."""
 
     at_s: float
     worker: str
@@ -66,8 +66,8 @@ class ReplayConfig:
 
 
 @verb("replay")
-def main(config: ReplayConfig, run: Run) -> None:
-    from abkt.serve.cluster import Change, Cluster
+def main(config: ReplayConfig, run: VerbCall) -> None:
+    from abkt.serve.cluster import LocalCluster, PlannedRoleChange
     from abkt.transfer.transports.registry import check_transport
     from experiments.lib.manifest import write_manifest
     from experiments.lib.progress import bar
@@ -88,7 +88,7 @@ def main(config: ReplayConfig, run: Run) -> None:
         config.routing,
         config.roles,
         config.workload.concurrency,
-        [Change(change.at_s, change.worker, change.role) for change in config.changes],
+        [PlannedRoleChange(change.at_s, change.worker, change.role) for change in config.changes],
     )
     spec.layout()  # a folder that is no model is said before anything is made
     check_transport(config.transport)
@@ -97,7 +97,7 @@ def main(config: ReplayConfig, run: Run) -> None:
         print(plan_line(requests, spec, config, network))
         config.out.mkdir(parents=True, exist_ok=True)
         spec = replace(spec, key_file=network.key_file)
-        with Cluster(spec, config.out, network.namespaces, network.pacing) as cluster, bar("requests", len(requests)) as progress:
+        with LocalCluster(spec, config.out, network.namespaces, network.pacing) as cluster, bar("requests", len(requests)) as progress:
             summary = run_real(twin, cluster, config.bitrate, config.out, progress.update, scaling=scaling, network=network.facts)
     write_manifest(run, [*inputs, config.model_folder / "config.json"])
     print(
@@ -106,13 +106,13 @@ def main(config: ReplayConfig, run: Run) -> None:
     )
 
 
-def cluster_spec(config: ReplayConfig) -> ClusterSpec:
+def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
     from abkt.codec.calibration import load
-    from abkt.serve.cluster import ClusterSpec
+    from abkt.serve.cluster import LocalClusterSpec
 
     if config.paced:
         schema.load(config.paced)
-    spec = ClusterSpec(
+    spec = LocalClusterSpec(
         config.model_folder,
         prefill=config.network.senders if config.prefill is None else config.prefill,
         decode=config.decode,
@@ -128,7 +128,7 @@ def cluster_spec(config: ReplayConfig) -> ClusterSpec:
     return spec
 
 
-def plan_line(requests: Sequence[Request], spec: ClusterSpec, config: ReplayConfig, network: RealNetwork) -> str:
+def plan_line(requests: Sequence[Request], spec: LocalClusterSpec, config: ReplayConfig, network: RealNetwork) -> str:
     """What will run, and over what."""
     sleeping = ", which sleep the times of a profile" if spec.paced else ""
     through = f"{spec.prefill} prefill and {spec.decode} decode process{'es' if spec.decode > 1 else ''} of this machine{sleeping}"

@@ -14,7 +14,7 @@ from experiments.lib.manifest import write_manifest
 from experiments.lib.progress import bar
 from experiments.lib.results import write_text
 from experiments.lib.stamps import write_stamped
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 from experiments.reproduction import flowkv, seed
 from experiments.reproduction.layouts import TRANSPORTS
 from experiments.reproduction.runs import Experiments
@@ -65,7 +65,7 @@ class ReproduceConfig:
 
 
 @verb("reproduce", positional=("paper",))
-def main(config: ReproduceConfig, run: Run) -> None:
+def main(config: ReproduceConfig, run: VerbCall) -> None:
     print(f"plan: {config.paper}: {', '.join(config.chosen())}; what is finished in {run.out} is not done again")
     experiments = Experiments(run.out, config.workers)
     lines = [f"# {config.paper}, done again", ""]
@@ -76,7 +76,7 @@ def main(config: ReproduceConfig, run: Run) -> None:
     print(f"results: {run.out / 'REPRODUCE.md'}")
 
 
-def _parts(config: ReproduceConfig, run: Run, experiments: Experiments) -> Mapping[str, Callable[[], list[str]]]:
+def _parts(config: ReproduceConfig, run: VerbCall, experiments: Experiments) -> Mapping[str, Callable[[], list[str]]]:
     if config.paper == "flowkv":
         return {
             "layout": lambda: _layout(config, run),
@@ -88,7 +88,7 @@ def _parts(config: ReproduceConfig, run: Run, experiments: Experiments) -> Mappi
     return {**model, "probe": lambda: seed.probe_text(_probe(config, run))}
 
 
-def _layout(config: ReproduceConfig, run: Run) -> list[str]:
+def _layout(config: ReproduceConfig, run: VerbCall) -> list[str]:
     run.out.mkdir(parents=True, exist_ok=True)
     with bar("layout", len(config.transports) * 3) as progress:
         rows = flowkv.layout(config.tokens, config.transports, config.layers, config.repeats, progress.step)
@@ -96,19 +96,19 @@ def _layout(config: ReproduceConfig, run: Run) -> list[str]:
     return flowkv.layout_text(rows)
 
 
-def _probe(config: ReproduceConfig, run: Run) -> pd.DataFrame:
+def _probe(config: ReproduceConfig, run: VerbCall) -> pd.DataFrame:
     """Every policy over every network, on real processes; one profile for all."""
     import pandas as pd
 
     from abkt.profile import schema
-    from abkt.serve.cluster import Cluster, ClusterSpec
+    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
     from experiments.lib.compose import compose
     from experiments.verbs.profile import measure
 
     folder = run.out / "probe"
     folder.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
-    with Cluster(ClusterSpec(config.model_folder), folder) as cluster:
+    with LocalCluster(LocalClusterSpec(config.model_folder), folder) as cluster:
         if config.profile:
             profile = schema.load(config.profile)
         else:

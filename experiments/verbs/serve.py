@@ -16,7 +16,7 @@ from abkt.profile import schema
 from abkt.records import SLO
 from experiments.lib.config import STRICT
 from experiments.lib.network import Network
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -56,10 +56,10 @@ class ServeConfig:
 
 
 @verb("serve")
-def main(config: ServeConfig, run: Run) -> None:
+def main(config: ServeConfig, run: VerbCall) -> None:
     import uvicorn
 
-    from abkt.serve.cluster import Cluster, ClusterSpec
+    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
     from abkt.serve.http import Endpoint, Text
     from abkt.serve.metrics import Metrics
     from abkt.serve.service import Service
@@ -69,14 +69,14 @@ def main(config: ServeConfig, run: Run) -> None:
     key = read_api_key(config.key_file) if config.key_file else ""
     check_open(config.host, key)
     sizes = {"prefill": config.prefill, "decode": config.decode, "max_batch": config.max_batch, "pool_tokens": config.pool_tokens}
-    spec = ClusterSpec(config.model_folder, **sizes)
+    spec = LocalClusterSpec(config.model_folder, **sizes)
     spec.layout()  # a folder that is no model is said before anything is made
     text, profile = Text.of(config.model_folder), schema.load(config.profile) if config.profile else None
     listening = listen(config.host, config.port)
     config.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, _end)
     metrics = Metrics()
-    with listening, Cluster(spec, config.out) as cluster:
+    with listening, LocalCluster(spec, config.out) as cluster:
         service = Service(
             lambda done: cluster.frontend(
                 config.bitrate,

@@ -20,16 +20,17 @@ from experiments.lib.network import Network
 from experiments.lib.network import inputs as network_inputs
 from experiments.lib.record_writer import RecordWriter, read_columns
 from experiments.lib.results import write_json, write_pieces
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import Workload, read_workload, workload_files
-from sim.cluster import Cluster, Engine, NodeSpec, Simulation, SimulationResult
+from sim.cluster import Simulation, SimulationResult
 from sim.faults import FaultPlan
 from sim.interval import COLUMNS, residuals
 from sim.interval import summary as prediction
 from sim.network.background import Background, read_flow_sizes
 from sim.network.link_faults import LinkFault
 from sim.perfetto import chrome_trace
-from sim.transfer.transport import Transport
+from sim.specs import ClusterSpec, EngineSpec, NodeSpec
+from sim.transfer.transport import TransportModel
 from sim.workload.requests import Request
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class BackgroundConfig:
     links: tuple[str, ...]
     seed: int
 
-    def read(self, cluster: Cluster) -> Background:
+    def read(self, cluster: ClusterSpec) -> Background:
         names = self.links or tuple(node.name for node in (*cluster.prefill, *cluster.decode))
         return Background(read_flow_sizes(self.path.expanduser()), self.load, tuple((name,) for name in names), self.burst, self.seed)
 
@@ -73,17 +74,17 @@ class SimulateConfig:
     decode_hardware: Hardware | None = None
     roles: dict[str, Any] | None = None
     admission: dict[str, Any] | None = None
-    engine: Engine = field(default_factory=Engine)
+    engine: EngineSpec = field(default_factory=EngineSpec)
     rebuild_s: float = 0.0
     faults: FaultPlan = FaultPlan()  # noqa: RUF009  # frozen
-    transport: Transport = field(default_factory=Transport)
+    transport: TransportModel = field(default_factory=TransportModel)
     link_faults: tuple[LinkFault, ...] = ()
     background: BackgroundConfig | None = None
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @verb("simulate")
-def main(config: SimulateConfig, run: Run) -> None:
+def main(config: SimulateConfig, run: VerbCall) -> None:
     requests, scaling = read_workload(config.workload, config.seed, closed_loop=True)
     simulation = build_simulation(config, requests)
     print(plan_line(config, run.choices, requests))
@@ -108,7 +109,7 @@ def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Sim
     for profile in (one.profile, other.profile):
         ask_once(build(config.bitrate), profile)  # a policy that cannot work is bad input now, not when nodes meet
     nic = config.network.capacity()
-    cluster = Cluster(
+    cluster = ClusterSpec(
         prefill=_nodes("prefill", config.cluster.prefill, one, nic),
         decode=_nodes("decode", config.cluster.decode, other, nic),
         max_batch=config.cluster.max_batch,
@@ -177,7 +178,7 @@ def run_simulation(
         return simulation.run(show_progress)
 
 
-def node_errors(cluster: Cluster) -> dict[str, dict[str, float]]:
+def node_errors(cluster: ClusterSpec) -> dict[str, dict[str, float]]:
     """Of each node, by name: how far the tables of its profile are off."""
     known = {id(node.profile): residuals(node.profile) for node in (*cluster.prefill, *cluster.decode)}
     return {node.name: known[id(node.profile)] for node in (*cluster.prefill, *cluster.decode)}

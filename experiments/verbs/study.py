@@ -18,7 +18,7 @@ from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network
 from experiments.lib.progress import bar
 from experiments.lib.results import read_json, write_json
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import TraceWorkload, Workload, read_workload, workload_files
 from experiments.study import folder as study_folder
 from experiments.verbs.compare import compare_twins
@@ -72,19 +72,19 @@ class StudyConfig:
 
 
 @verb("study")
-def main(config: StudyConfig, run: Run) -> None:
-    from abkt.serve.cluster import Cluster, ClusterSpec
+def main(config: StudyConfig, run: VerbCall) -> None:
+    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
     from experiments.lib.prompts import prompts_for
     from experiments.study.report import write_report
     from experiments.study.twin import Twin, run_model, run_real
     from experiments.verbs.profile import measure, print_fits
 
     requests, scaling = read_workload(config.workload, config.seed)
-    spec = ClusterSpec(config.model_folder)
+    spec = LocalClusterSpec(config.model_folder)
     spec.layout()  # a folder that is no model is said before anything is made
     print(plan_line(config, len(requests), requests[-1].arrival_s))
     config.out.mkdir(parents=True, exist_ok=True)
-    with Cluster(spec, config.out) as cluster:
+    with LocalCluster(spec, config.out) as cluster:
         if config.profile:
             profile = schema.load(config.profile)
         else:
@@ -151,7 +151,7 @@ def probe_note(folder: Path) -> str:
     return f"The probe recalls {recall:.1%} of values in contexts of 1,024 tokens, which {verdict} the gate of {RECALL_GATE:.0%}."
 
 
-def facts(config: StudyConfig, run: Run, scaling: Mapping[str, float]) -> study_folder.StudyFacts:
+def facts(config: StudyConfig, run: VerbCall, scaling: Mapping[str, float]) -> study_folder.StudyFacts:
     scaleout, cluster = config.scaleout, config.scaleout.cluster
     return study_folder.StudyFacts(
         policies=list(config.bitrates),

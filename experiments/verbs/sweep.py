@@ -16,8 +16,8 @@ from experiments.lib.manifest import config_hash, file_hash, write_manifest
 from experiments.lib.progress import bar
 from experiments.lib.results import plain, write_json
 from experiments.lib.stamps import write_stamped
-from experiments.lib.verb import MULTIRUN, Run, verb
-from experiments.sweeps.grid import Axis, Point, axes, is_axis, points
+from experiments.lib.verb import MULTIRUN, VerbCall, verb
+from experiments.sweeps.grid import Axis, GridPoint, axes, is_axis, points
 from experiments.sweeps.journal import Journal, table
 from experiments.sweeps.pool import run_all
 from experiments.verbs.simulate import SimulateConfig, inputs
@@ -47,7 +47,7 @@ class SweepConfig:
 
 
 @verb("sweep")
-def _sweep(config: SweepConfig, run: Run) -> None:
+def _sweep(config: SweepConfig, run: VerbCall) -> None:
     rows = sweep(config, run)
     write_stamped(run.out / "sweep.parquet", table(rows), run)
     failed = [row for row in rows if row["error"]]
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     return _sweep([argument for argument in arguments if argument not in words] + ([f"also=[{quoted}]"] if words else []))
 
 
-def sweep(config: SweepConfig, run: Run) -> list[dict[str, Any]]:
+def sweep(config: SweepConfig, run: VerbCall) -> list[dict[str, Any]]:
     """Runs what the journal in run.out does not have yet, and what failed before; all rows in the grid's order.
 
     Raises ValueError, one line, before anything is made, where an axis does not exist or a point cannot be had.
@@ -99,11 +99,11 @@ def sweep(config: SweepConfig, run: Run) -> list[dict[str, Any]]:
     return [{**known[name], **point.place} for name, point in by_hash.items()]
 
 
-def grid_of(config: SweepConfig, run: Run) -> tuple[Axis, ...]:
+def grid_of(config: SweepConfig, run: VerbCall) -> tuple[Axis, ...]:
     return axes("sweep", [*config.grid, *config.also], base(run.arguments))
 
 
-def row(name: str, point: Point, figures: Mapping[str, Any] | str) -> dict[str, Any]:
+def row(name: str, point: GridPoint, figures: Mapping[str, Any] | str) -> dict[str, Any]:
     """Of the journal and the table. figures: of the summary, flat, or why there are none."""
     found = {"error": figures} if isinstance(figures, str) else {"error": "", **figures}
     return dict(plain({"point": name, **point.place, **found}))
@@ -114,7 +114,7 @@ def base(arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if not argument.startswith(("also=", "grid=", "out=", "workers="))]
 
 
-def point_hash(point: Point) -> str:
+def point_hash(point: GridPoint) -> str:
     """Of the configuration, the contents of the files that it reads, and the version of abkt."""
     config = read(SimulateConfig, {**point.config, "progress": False, "out": Path()})
     files = [_file_hash(path) for path in inputs(config) if path.is_file()]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from experiments.lib.config import STRICT
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -43,7 +43,7 @@ class TrainProbeConfig:
 
 
 @verb("train-probe")
-def main(config: TrainProbeConfig, run: Run) -> None:
+def main(config: TrainProbeConfig, run: VerbCall) -> None:
     from rich.progress import Progress as Bar
     from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from tokenizers import Tokenizer
@@ -70,7 +70,7 @@ def main(config: TrainProbeConfig, run: Run) -> None:
     with Bar(TextColumn("{task.description}"), *Bar.get_default_columns()[1:2], TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("training", total=recipe.minutes * 60)
 
-        def report(progress: trainer.Progress, line: str) -> None:
+        def report(progress: trainer.TrainingProgress, line: str) -> None:
             bar.update(task, completed=progress.elapsed_s, description=f"step {progress.step}: {line}")
 
         progress = trainer.train(recipe, books, config.out, lambda model, _: folder.write(model, tokenizer, model_folder), report)

@@ -19,11 +19,11 @@ from experiments.lib.network import inputs as network_inputs
 from experiments.lib.progress import bar
 from experiments.lib.results import write_json, write_text
 from experiments.lib.stamps import write_stamped
-from experiments.lib.verb import Run, verb
+from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import TraceWorkload, read_workload
 from experiments.validation.condition import Condition
 from experiments.validation.document import emulated, fidelity, percent, verdict
-from experiments.validation.folder import Folder, load_case
+from experiments.validation.folder import ValidationFolder, load_case
 from experiments.validation.scores import by_condition, by_stage, coverage, drift, errors, rank_correlation, regrets, targets
 from experiments.validation.switches import placement, switches
 
@@ -94,13 +94,13 @@ class ValidateConfig:
 
 
 @verb("validate")
-def main(config: ValidateConfig, run: Run) -> None:
-    from abkt.serve.cluster import Cluster, ClusterSpec
+def main(config: ValidateConfig, run: VerbCall) -> None:
+    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
     from experiments.study.twin import run_model, run_real
     from experiments.validation.clusters import Clusters
     from experiments.verbs.profile import measure
 
-    real = ClusterSpec(config.folder, device=config.device, turns=config.device == "cuda")
+    real = LocalClusterSpec(config.folder, device=config.device, turns=config.device == "cuda")
     check_device(config.device)
     if config.shape is None:
         real.layout()  # a folder that is no model is said before anything is made
@@ -119,11 +119,11 @@ def main(config: ValidateConfig, run: Run) -> None:
     if known:
         profile = known
     else:
-        with Cluster(real, config.out) as cluster, bar("profile") as progress:
+        with LocalCluster(real, config.out) as cluster, bar("profile") as progress:
             profile = measure(cluster, config.seed, progress.step)
     profile.save(config.out / "profile.json")
     spec = replace(real, turns=False, paced=config.out / "profile.json") if config.compute == "paced" else real
-    folder = Folder(config.out, config.repeats)
+    folder = ValidationFolder(config.out, config.repeats)
     twins = {name: _twin(config, condition, workloads[name], profile) for name, condition in conditions.items()}
     for name, twin in twins.items():  # before anything has run
         for policy, bitrate in config.bitrates.items():
@@ -137,7 +137,7 @@ def main(config: ValidateConfig, run: Run) -> None:
                         run_real(twin, cluster, bitrate, folder.real(name, policy, repeat), progress.update)
     again: dict[str, float] = {}
     if config.drift:
-        with Cluster(real, config.out) as cluster, bar("profile again") as progress:
+        with LocalCluster(real, config.out) as cluster, bar("profile again") as progress:
             again = drift(profile, measure(cluster, config.seed, progress.step))
     report(config, run, folder, profile, again)
 
@@ -151,7 +151,7 @@ def check_device(device: str) -> None:
             raise ValueError("device=cuda: this machine has no GPU that PyTorch can use")
 
 
-def report(config: ValidateConfig, run: Run, folder: Folder, profile: Profile, again: Mapping[str, float]) -> None:
+def report(config: ValidateConfig, run: VerbCall, folder: ValidationFolder, profile: Profile, again: Mapping[str, float]) -> None:
     """validation.parquet, validation.json, FIDELITY.md and the manifest, from the records of the runs."""
     cases = [load_case(folder, condition, policy) for condition in config.conditions for policy in config.bitrates]
     found = errors(cases)

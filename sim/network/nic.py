@@ -10,7 +10,7 @@ import math
 from abkt.policy.price import Price
 
 
-class Nic:
+class NodeNic:
     """load: bytes/s of the transfers that flow now. What refines behind the start and other traffic do not count."""
 
     __slots__ = ("_limited", "bytes", "load", "price", "since_s")

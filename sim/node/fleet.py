@@ -16,23 +16,23 @@ from sim.cost import Costs
 from sim.network.background import Traffic
 from sim.network.flows import Network
 from sim.network.link_faults import LinkFaults
-from sim.network.nic import Nic
+from sim.network.nic import NodeNic
 from sim.node.job import Job
-from sim.node.memory import Memory
+from sim.node.memory import KvMemory
 from sim.node.node import Node
 from sim.node.pace import Pace
 from sim.node.prefix import PrefixCache
-from sim.specs import Cluster, Engine, NodeSpec
-from sim.transfer.pair import Carrier, Pair
+from sim.specs import ClusterSpec, EngineSpec, NodeSpec
+from sim.transfer.pair import NodePair, TransferContext
 
 
-class Fleet:
+class Nodes:
     """prefill, decode: the nodes that are given prompts, and those that are given requests to decode; some may be both."""
 
     def __init__(
         self,
         clock: Clock,
-        cluster: Cluster,
+        cluster: ClusterSpec,
         bitrate: Callable[[], BitratePolicy],
         slo: SLO,
         node: type[Node],
@@ -40,10 +40,10 @@ class Fleet:
         ended: Callable[[TransferRecord], None],
         failed: Callable[[Job, str], None],
         running: Callable[[], bool] = lambda: True,
-        memory: type[Memory] | None = None,
+        memory: type[KvMemory] | None = None,
     ) -> None:
         self.clock, self.cluster, self.bitrate = clock, cluster, bitrate
-        self.engine = cluster.engine or Engine(max_batch=cluster.max_batch)
+        self.engine = cluster.engine or EngineSpec(max_batch=cluster.max_batch)
         self.network = Network(clock)
         self.holders: dict[int, dict[Node, None]] = {}
         specs = (*cluster.prefill, *cluster.decode)
@@ -54,7 +54,7 @@ class Fleet:
 
         def made(spec: NodeSpec) -> Node:
             kind = kinds.setdefault((id(spec.profile), spec.kv_tokens), len(kinds))
-            blocks = (memory or Memory)(spec.kv_tokens, cluster.block_tokens, self._cache())
+            blocks = (memory or KvMemory)(spec.kv_tokens, cluster.block_tokens, self._cache())
             cost, pace = costs[id(spec.profile)], paces[id(spec.profile)]
             made = node(clock, spec.name, cost, pace, blocks, spec.usd_per_hour, self.engine, done, kind)
             made.freed = self._freed
@@ -66,7 +66,7 @@ class Fleet:
         for index, one in enumerate(self.nodes):
             one.role = "prefill" if index < len(cluster.prefill) else "decode"
         self._weigh()
-        self.nics = {spec.name: Nic(Price(max(spec.nic.bytes_per_s))) for spec in specs}
+        self.nics = {spec.name: NodeNic(Price(max(spec.nic.bytes_per_s))) for spec in specs}
         self.links = {spec.name: self.network.link(spec.name, spec.nic) for spec in specs}
         self.inbound = {spec.name: self.network.link(f"{spec.name}, inbound", spec.inbound) for spec in specs if spec.inbound}
         self.fabric = (self.network.link("fabric", cluster.fabric),) if cluster.fabric else ()
@@ -74,8 +74,8 @@ class Fleet:
         LinkFaults(self.network, links, cluster.link_faults)
         if cluster.background is not None:
             Traffic(self.network, links, cluster.background, running)
-        self.carrier = Carrier(clock, self.network, slo, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s)
-        self.pairs: dict[tuple[Node, Node], Pair] = {}
+        self.carrier = TransferContext(clock, self.network, slo, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s)
+        self.pairs: dict[tuple[Node, Node], NodePair] = {}
         self.changed: Callable[[], None] = _nobody  # called when some node can be given other work than before
         self.rank()
 
@@ -117,12 +117,12 @@ class Fleet:
             decode = [node for node in decode if decode_tokens <= node.memory.tokens]
         return prefill, decode
 
-    def pair(self, source: Node, target: Node) -> Pair:
+    def pair(self, source: Node, target: Node) -> NodePair:
         pair = self.pairs.get((source, target))
         if pair is None:
             path = (self.links[source.name], *self.fabric, self.inbound.get(target.name, self.links[target.name]))
             nics = self.nics[source.name], self.nics[target.name]
-            pair = self.pairs[source, target] = Pair(self.carrier, source, target, path, nics, self.bitrate())
+            pair = self.pairs[source, target] = NodePair(self.carrier, source, target, path, nics, self.bitrate())
         return pair
 
     def state(self) -> str:

@@ -9,9 +9,9 @@ from sim.clock import Clock, Wake
 from sim.cost import Costs
 from sim.node.batch import Batch
 from sim.node.job import Job
-from sim.node.memory import Memory
+from sim.node.memory import KvMemory
 from sim.node.pace import Pace
-from sim.specs import Engine
+from sim.specs import EngineSpec
 
 
 class Gpu:
@@ -27,9 +27,9 @@ class Gpu:
         name: str,
         costs: Costs,
         pace: Pace,
-        memory: Memory,
+        memory: KvMemory,
         usd_per_hour: float,
-        engine: Engine,
+        engine: EngineSpec,
         done: Callable[[Job], None],
         kind: int = 0,
     ) -> None:

@@ -15,7 +15,7 @@ from sim.workload.requests import Request
 
 if TYPE_CHECKING:
     from sim.node.prefill import PromptSide
-    from sim.transfer.pair import Pair
+    from sim.transfer.pair import NodePair
     from sim.transfer.pipeline import Pipeline
     from sim.transfer.refinement import Refinement
 
@@ -34,7 +34,7 @@ class Job:
 
     request: Request
     record: RequestRecord
-    pair: Pair | None = None
+    pair: NodePair | None = None
     tokens: int = field(init=False)
     left: int = field(init=False)
     prefilled: int = 0

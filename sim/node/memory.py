@@ -13,7 +13,7 @@ from sim.clock import Wake
 from sim.node.prefix import PrefixCache
 
 
-class Memory:
+class KvMemory:
     """`if can_reserve: reserve, else: yield waited_for`. Whoever comes later waits behind, also with less to ask for.
 
     used: blocks that somebody needs. `grow` and `can_grow` are for those who already work on what they hold, and wait for nobody.

@@ -19,11 +19,11 @@ from abkt.policy.view import BitratePolicy, Decision, Mode, TransferView
 from abkt.records import SLO, TransferRecord
 from sim.clock import Clock
 from sim.network.flows import Link, Network
-from sim.network.nic import Nic
+from sim.network.nic import NodeNic
 from sim.node.job import Job
 from sim.transfer.pipeline import Pipeline
-from sim.transfer.sender import Sender
-from sim.transfer.transport import Transport
+from sim.transfer.sender import SenderProcess
+from sim.transfer.transport import TransportModel
 
 if TYPE_CHECKING:
     from sim.node.node import Node
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, slots=True)
-class Carrier:
+class TransferContext:
     """What all transfers of a cluster share. ended(record): called with each transfer's record when nothing of it is to come; failed(job,
     reason): with a request whose transfer was given up. idle: senders that no pair has."""
 
@@ -40,24 +40,24 @@ class Carrier:
     slo: SLO
     ended: Callable[[TransferRecord], None]
     failed: Callable[[Job, str], None]
-    transport: Transport = Transport()  # noqa: RUF009  # frozen
+    transport: TransportModel = TransportModel()  # noqa: RUF009  # frozen
     usd_per_gb: float = 0.0
     delay_s: float = 0.0
-    idle: list[Sender] = field(default_factory=list)
+    idle: list[SenderProcess] = field(default_factory=list)
 
 
-class Pair:
+class NodePair:
     """nics: of the two ends. share(): bytes/s a new flow would get, if links are fair."""
 
     __slots__ = ("backlog_bytes", "carrier", "nics", "path", "policy", "queue", "refining", "sender", "sending", "source", "target")
 
     def __init__(
         self,
-        carrier: Carrier,
+        carrier: TransferContext,
         source: Node,
         target: Node,
         path: tuple[Link, ...],
-        nics: tuple[Nic, Nic],
+        nics: tuple[NodeNic, NodeNic],
         policy: BitratePolicy,
     ) -> None:
         self.carrier = carrier
@@ -68,7 +68,7 @@ class Pair:
         self.policy = policy
         self.backlog_bytes = 0.0  # expected, of the queue and of the transfer under way
         self.queue: deque[Job] | None = None  # None while nothing is sent: of a large cluster's many pairs few are at work
-        self.sender: Sender | None = None
+        self.sender: SenderProcess | None = None
         self.sending = False  # a transfer has the pair's thread, and what refines waits
         self.refining: list[Refinement] = []  # in order of starting; the first may send
 
@@ -160,7 +160,7 @@ class Pair:
         self.queue.append(job)
         if self.sender is None:
             carrier = self.carrier
-            self.sender = carrier.idle.pop() if carrier.idle else Sender(carrier)
+            self.sender = carrier.idle.pop() if carrier.idle else SenderProcess(carrier)
             self.sender.begin(self)
 
     def forget(self, job: Job) -> None:

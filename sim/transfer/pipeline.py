@@ -20,13 +20,13 @@ from sim.clock import Wake
 from sim.node.job import Job
 
 if TYPE_CHECKING:
-    from sim.transfer.pair import Pair
+    from sim.transfer.pair import NodePair
 
 
 class Pipeline:
     """The pass over the prompt begins now and takes pass_s. Asks the policy what becomes of the KV, which the pass hides for so long."""
 
-    def __init__(self, pair: Pair, job: Job, pass_s: float) -> None:
+    def __init__(self, pair: NodePair, job: Job, pass_s: float) -> None:
         transport = pair.carrier.transport
         self.pair, self.job, self.node, self.clock = pair, job, pair.source, pair.carrier.clock
         self.groups, self.staging = transport.layer_groups, transport.staging

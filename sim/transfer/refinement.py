@@ -23,7 +23,7 @@ from abkt.policy.view import Curve, Refined
 from sim.network.flows import Flow
 
 if TYPE_CHECKING:
-    from sim.transfer.transfer import Transfer
+    from sim.transfer.transfer import SimulatedTransfer
 
 BEHIND = 1  # level of the flow; transfers that decoding waits for have 0
 
@@ -48,7 +48,7 @@ class Refinement:
         "transfer",
     )
 
-    def __init__(self, transfer: Transfer) -> None:
+    def __init__(self, transfer: SimulatedTransfer) -> None:
         self.transfer = transfer
         self.pair, self.job, self.clock = transfer.pair, transfer.job, transfer.clock
         self.curve = transfer.curve = _with_all(transfer.full, transfer.cuts)
@@ -65,7 +65,7 @@ class Refinement:
         self.flow.sent_bytes = start_bytes
 
     @classmethod
-    def after(cls, transfer: Transfer) -> Refinement | None:
+    def after(cls, transfer: SimulatedTransfer) -> Refinement | None:
         """Of a transfer that was delivered; None where the policy wants none after all, or the decode node has no memory for the codes."""
         refinement = cls(transfer)
         if not refinement.extends():

@@ -18,26 +18,26 @@ from simpy.events import Event
 
 from sim.clock import Wake
 from sim.node.job import Job
-from sim.transfer.transfer import Transfer
+from sim.transfer.transfer import SimulatedTransfer
 
 if TYPE_CHECKING:
-    from sim.transfer.pair import Carrier, Pair
+    from sim.transfer.pair import NodePair, TransferContext
 
 
-class Sender:
+class SenderProcess:
     """A process that `begin` gives a pair; it goes back to the carrier's idle ones when the pair's queue is empty."""
 
     __slots__ = ("carrier", "granted", "job", "pair", "wake")
 
-    def __init__(self, carrier: Carrier) -> None:
+    def __init__(self, carrier: TransferContext) -> None:
         self.carrier = carrier
         self.wake = Wake(carrier.clock)
-        self.pair: Pair
+        self.pair: NodePair
         self.job: Job | None = None  # under way
         self.granted = False  # memory to decode it
         carrier.clock.process(send(self))
 
-    def begin(self, pair: Pair) -> None:
+    def begin(self, pair: NodePair) -> None:
         self.pair = pair
         self.wake.after(0.0)
 
@@ -65,7 +65,7 @@ class Sender:
         return True
 
 
-def send(sender: Sender) -> Generator[Event, None, None]:
+def send(sender: SenderProcess) -> Generator[Event, None, None]:
     wake, carrier = sender.wake, sender.carrier
     delay_s, transport = carrier.delay_s, carrier.transport
     while True:
@@ -84,7 +84,7 @@ def send(sender: Sender) -> Generator[Event, None, None]:
                 pair.forget(job)
                 pair.let_go(job, sender.granted)
                 continue
-            transfer = Transfer(pair, job, wake)
+            transfer = SimulatedTransfer(pair, job, wake)
             arrived = yield from carry(transfer, sender)
             if arrived:
                 calls_s = pair.calls_s(transfer.calls())
@@ -105,7 +105,7 @@ def send(sender: Sender) -> Generator[Event, None, None]:
         carrier.idle.append(sender)
 
 
-def carry(transfer: Transfer, sender: Sender) -> Generator[Event, None, bool]:
+def carry(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator[Event, None, bool]:
     """Bytes flow, group by group. False if it was tried too often, or the request was given up."""
     wake, pair, transport = sender.wake, transfer.pair, transfer.carrier.transport
     for group in range(transfer.groups):

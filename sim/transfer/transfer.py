@@ -27,10 +27,10 @@ from sim.transfer.refinement import Refinement
 from sim.transfer.transport import FRAME_BYTES
 
 if TYPE_CHECKING:
-    from sim.transfer.pair import Pair
+    from sim.transfer.pair import NodePair
 
 
-class Transfer:
+class SimulatedTransfer:
     """Memory is reserved for it. `wake` rings at the end of what flows."""
 
     __slots__ = (
@@ -59,7 +59,7 @@ class Transfer:
         "tokens",
     )
 
-    def __init__(self, pair: Pair, job: Job, wake: Wake) -> None:
+    def __init__(self, pair: NodePair, job: Job, wake: Wake) -> None:
         self.pair, self.job, self.carrier = pair, job, pair.carrier
         carrier, request, decision, costs = pair.carrier, job.request, job.decision, pair.source.costs
         self.clock = carrier.clock

@@ -29,7 +29,7 @@ FRAME_BYTES = 1 << 20  # one call of the transport each
 
 
 @dataclass(frozen=True, slots=True)
-class Transport:
+class TransportModel:
     """layout, fragmentation, prefill_tp, decode_tp, depth: see above; depth 0 is no limit. pull: the decode side fetches, so it must be
     told and ask, a round trip more. layer_groups, staging: see pipeline.py. frame_loss: share of frames that are lost; they are sent
     again retry_s after the last of the others, each drawn at random from `seed` and the request. timeout_s: without a byte, after which a

@@ -8,7 +8,7 @@ import pytest
 
 from abkt.bench import arguments, kernels
 from abkt.bench.__main__ import run
-from abkt.bench.rows import Row, save, table
+from abkt.bench.rows import BenchRow, save, table
 from abkt.codec.fixed.oracle import Oracle
 from experiments.lib.paths import conf_dir
 from experiments.lib.usage import keys
@@ -90,12 +90,12 @@ def test_it_needs_neither_hydra_nor_pandas_nor_transformers():
 def test_help_lists_the_arguments_as_they_are():
     listed = {key: value for key, value, _ in keys(conf_dir() / "bench.yaml")}
     assert listed.pop("out") == "null"
-    assert arguments.parse([f"{key}={value}" for key, value in listed.items()]) == arguments.Arguments()
-    assert {*listed, "out"} == set(arguments.Arguments.__slots__)
+    assert arguments.parse([f"{key}={value}" for key, value in listed.items()]) == arguments.BenchArguments()
+    assert {*listed, "out"} == set(arguments.BenchArguments.__slots__)
 
 
 def test_a_table_and_its_file(tmp_path):
-    rows = [Row("a", 1.5, "ns/token", 2.0), Row("long name", 12345.678, "GB/s")]
+    rows = [BenchRow("a", 1.5, "ns/token", 2.0), BenchRow("long name", 12345.678, "GB/s")]
     assert table(rows).splitlines()[1:] == ["a                1.5  ns/token          2", "long name  1.235e+04  GB/s"]
     save(tmp_path / "x" / "rows.json", rows, {"cpu": "none"})
     assert json.loads((tmp_path / "x" / "rows.json").read_text())["rows"][1]["yardstick"] is None

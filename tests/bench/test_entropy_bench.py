@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from abkt.bench import arguments, entropy
-from abkt.bench.case import Case
+from abkt.bench.case import BenchCase
 
 
 @pytest.fixture(scope="module")
 def case():
-    return Case(arguments.parse(["kv_heads=2", "head_dim=32"]), 200, 16)
+    return BenchCase(arguments.parse(["kv_heads=2", "head_dim=32"]), 200, 16)
 
 
 def test_rows_stand_for_the_coded_tokens(case):

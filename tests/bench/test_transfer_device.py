@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from abkt.bench import transfer
-from abkt.bench.arguments import Arguments
-from abkt.bench.transfer_peer import LAYOUT, Memory
+from abkt.bench.arguments import BenchArguments
+from abkt.bench.transfer_peer import LAYOUT, TouchedMemory
 from abkt.transfer.pieces import DevicePieces
 from abkt.transfer.protocol.messages import Hello
 from abkt.transfer.receive.receiver import Receiver
@@ -22,16 +22,18 @@ def test_pieces_are_apart_on_both_sides_and_each_is_a_copy(monkeypatch, tmp_path
     ours = torch.randint(0, 256, (2 * size,), dtype=torch.uint8, device=DEVICE)
     theirs = torch.zeros(2 * size, dtype=torch.uint8, device=DEVICE)
     monkeypatch.setitem(transports.TRANSPORTS, "cuda_ipc", Tried)
-    receiver = Receiver(Tried(), str(tmp_path / "socket"), Hello("r", LAYOUT), Memory(theirs).sink, lambda r: None, lambda r, reason: None)
+    receiver = Receiver(
+        Tried(), str(tmp_path / "socket"), Hello("r", LAYOUT), TouchedMemory(theirs).sink, lambda r: None, lambda r, reason: None
+    )
     course = transfer.Course("cuda_ipc", receiver.address)
     try:
-        seconds, sent = course.send(Memory(ours), size, piece_bytes)
+        seconds, sent = course.send(TouchedMemory(ours), size, piece_bytes)
     finally:
         course.close()
         receiver.close()
     assert seconds > 0
     assert sent.payload_bytes == size
-    assert isinstance(Memory(ours).source(size, piece_bytes), DevicePieces)
+    assert isinstance(TouchedMemory(ours).source(size, piece_bytes), DevicePieces)
     for start in range(0, size, piece_bytes):
         stop = 2 * start + min(piece_bytes, size - start)
         assert torch.equal(theirs[2 * start : stop], ours[2 * start : stop])
@@ -41,5 +43,5 @@ def test_pieces_are_apart_on_both_sides_and_each_is_a_copy(monkeypatch, tmp_path
 @pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU")
 def test_without_a_gpu_one_line_says_so():
     with pytest.raises(ValueError, match=r"^CUDA IPC needs an NVIDIA GPU") as caught:
-        transfer.facts(Arguments(device="cuda"))
+        transfer.facts(BenchArguments(device="cuda"))
     assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Case(NamedTuple):
+class BenchCase(NamedTuple):
     """What is coded: one layer and head. levels: of K and V. turns: whether K does. edit: what is done to it, by `filled`. streams: of a
     program of a pass. warps: what the others are launched with, and so how many rows they visit at a time."""
 
@@ -31,23 +31,23 @@ class Case(NamedTuple):
     warps: int = 4
 
 
-MANY = Case(76, 8, 4, 8, 6, "float32", kinds=1, edit="outliers", streams=4)  # more cells than a program of a pass has
-PARTS = Case(24, 144, 6, 12, 1, kinds=1)  # three parts, none of a power of two, and visits of several chunks
+MANY = BenchCase(76, 8, 4, 8, 6, "float32", kinds=1, edit="outliers", streams=4)  # more cells than a program of a pass has
+PARTS = BenchCase(24, 144, 6, 12, 1, kinds=1)  # three parts, none of a power of two, and visits of several chunks
 CASES = [
     MANY,
     PARTS,
-    Case(80, 6, 4, 32, 8, levels=(1, 1), turns=True, edit="outliers"),
+    BenchCase(80, 6, 4, 32, 8, levels=(1, 1), turns=True, edit="outliers"),
 ]
 OTHERS = [
-    Case(104, 6, 4, 32, 2, edit="exact"),
-    Case(80, 10, 4, 36, 8, "float16", turns=True, edit="outliers"),
-    Case(96, 8, 8, 40, 6, levels=(2, 0), turns=True, edit="outliers"),
-    Case(72, 4, 8, 64, 4, "float32", levels=(3, 3), turns=True),
-    Case(600, 128, 8, 584, 1, kinds=1, edit="sparse", warps=64),  # places of outliers take 32 bits
+    BenchCase(104, 6, 4, 32, 2, edit="exact"),
+    BenchCase(80, 10, 4, 36, 8, "float16", turns=True, edit="outliers"),
+    BenchCase(96, 8, 8, 40, 6, levels=(2, 0), turns=True, edit="outliers"),
+    BenchCase(72, 4, 8, 64, 4, "float32", levels=(3, 3), turns=True),
+    BenchCase(600, 128, 8, 584, 1, kinds=1, edit="sparse", warps=64),  # places of outliers take 32 bits
 ]
 
 
-def filled(case: Case):
+def filled(case: BenchCase):
     """A pool, the blocks of its coded tokens, and their cells."""
     import numpy as np
     import torch
@@ -85,7 +85,7 @@ def filled(case: Case):
     return pool, table, cells
 
 
-def coded_by_oracle(case: Case, pool, table, cells):
+def coded_by_oracle(case: BenchCase, pool, table, cells):
     """The oracle's stream of a case, and its strips where the kernels read them."""
     import numpy as np
 
@@ -110,7 +110,7 @@ def expanded(expansion, pool, table, wire, **arrived):
     return expansion.damaged.numpy()
 
 
-def check_values(cases: list[Case]) -> None:
+def check_values(cases: list[BenchCase]) -> None:
     import numpy as np
     import torch
 
@@ -272,7 +272,7 @@ def check_damage() -> None:
 
 def check_bench() -> None:
     from abkt.bench import arguments, entropy
-    from abkt.bench.case import Case as Benched
+    from abkt.bench.case import BenchCase as Benched
 
     assert entropy.check(Benched(arguments.parse(["kv_heads=1", "head_dim=8"]), 34, 16)) == 2
 

@@ -29,7 +29,7 @@ def check_values() -> None:
 
     from abkt.codec.rans import launch as rans_launch
     from abkt.codec.rans import oracle as rans
-    from abkt.codec.rans.launch import Tables
+    from abkt.codec.rans.launch import RansTables
 
     def on_device(*arrays):
         return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
@@ -37,7 +37,7 @@ def check_values() -> None:
     cpu = torch.device("cpu")
     for streams, n, *shape in CASES:
         symbols, contexts, shares = sample(n, streams, n, *shape)
-        expected, tables = rans.encode(symbols, contexts, shares), Tables.of(shares, cpu)
+        expected, tables = rans.encode(symbols, contexts, shares), RansTables.of(shares, cpu)
         done = rans_launch.encode(*on_device(symbols, contexts), tables)
         assert not done.failed.any()
         assert done.sizes.tolist() == [len(d) for d in expected], f"{streams} streams of {n}: sizes differ"
@@ -67,7 +67,7 @@ def check_room(sample) -> None:
     expected = rans.encode(symbols, contexts, shares)
     room = (len(expected[0]) + len(expected[1])) // 2
     done = rans_launch.encode(
-        torch.from_numpy(symbols), torch.from_numpy(contexts), rans_launch.Tables.of(shares, torch.device("cpu")), room
+        torch.from_numpy(symbols), torch.from_numpy(contexts), rans_launch.RansTables.of(shares, torch.device("cpu")), room
     )
     assert done.failed.tolist() == [len(d) > room for d in expected] == [False, True] * 3
     whole = b"".join(d for d in expected if len(d) <= room)
@@ -83,7 +83,7 @@ def check_absent() -> None:
     from abkt.codec.rans import oracle as rans
 
     shares = np.array([[4096, 0], [1, 4095]], dtype=np.uint16)
-    tables = rans_launch.Tables.of(shares, torch.device("cpu"))
+    tables = rans_launch.RansTables.of(shares, torch.device("cpu"))
     symbols, contexts = np.zeros((4, 9), dtype=np.uint8), np.zeros((4, 9), dtype=np.uint8)
     good = rans.encode(symbols[:1], contexts[:1], shares)[0]
     symbols[1, 4], symbols[2, 8], contexts[3, 0] = 1, 2, 2
@@ -136,7 +136,7 @@ def check_damage(sample) -> None:
     offsets, sizes = (np.concatenate((held, [pair[i] for pair in outside])) for i, held in enumerate((offsets, sizes)))
     data = torch.from_numpy(guarded(b"".join(streams)))
     all_contexts = torch.from_numpy(np.repeat(contexts, len(sizes), 0))
-    tables = rans_launch.Tables.of(shares, torch.device("cpu"))
+    tables = rans_launch.RansTables.of(shares, torch.device("cpu"))
     found, flags = rans_launch.decode(data, torch.from_numpy(offsets), torch.from_numpy(sizes), n, all_contexts, tables)
     assert flags.tolist() == [answer is None for answer in answers] + [True] * len(outside)
     assert found.max() < 5

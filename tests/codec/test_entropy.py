@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abkt.codec.entropy import tables
-from abkt.codec.entropy.oracle import Coded, decode_cells, encode_cells
+from abkt.codec.entropy.oracle import EntropyCells, decode_cells, encode_cells
 from abkt.codec.entropy.plan import FINER, NEVER, PASSES, START_AT, plan_of
 from abkt.codec.entropy.stats import Stats, around_of, rounded, strip_stats, turn_of
 
@@ -28,7 +28,7 @@ def squared_error(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.square(x.astype(np.float64) - y).sum((1, 2))
 
 
-def coded(x: np.ndarray, depth: int = PASSES, dtype: torch.dtype = BF16) -> tuple[Coded, Stats, np.ndarray]:
+def coded(x: np.ndarray, depth: int = PASSES, dtype: torch.dtype = BF16) -> tuple[EntropyCells, Stats, np.ndarray]:
     stats, strip = strip_stats(x, dtype), np.arange(len(x))
     return encode_cells(x, strip, stats, depth, dtype), stats, strip
 

@@ -69,7 +69,7 @@ def test_a_sequence_without_cells_has_no_strips():
 @pytest.mark.parametrize("head_dim", [80, 128, 256])
 def test_on_a_gpu_bytes_and_values_are_the_compiled_path_s(head_dim):
     from abkt.bench import arguments, entropy
-    from abkt.bench.case import Case
+    from abkt.bench.case import BenchCase
 
-    case = Case(arguments.parse(["device=cuda", "layers=2", "kv_heads=3", f"head_dim={head_dim}"]), 700, 16)
+    case = BenchCase(arguments.parse(["device=cuda", "layers=2", "kv_heads=3", f"head_dim={head_dim}"]), 700, 16)
     assert entropy.check(case) == case.cells(entropy.DEPTH).count

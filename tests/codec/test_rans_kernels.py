@@ -58,7 +58,7 @@ def test_on_a_gpu_bytes_and_symbols_are_the_oracle_s():
     device = torch.device("cuda")
     for streams, n, contexts, alphabet, flatness in ((1000, 999, 5, 30, 0.3), (3, 5, 1, 2, 0.05), (40, 64, 61, 256, 1.0)):
         symbols, context, shares = sample(n, streams, n, contexts, alphabet, flatness)
-        tables = rans_launch.Tables.of(shares, device)
+        tables = rans_launch.RansTables.of(shares, device)
         on_device = torch.from_numpy(context).to(device)
         done = rans_launch.encode(torch.from_numpy(symbols).to(device), on_device, tables)
         expected = rans.encode(symbols, context, shares)

@@ -17,7 +17,7 @@ from experiments.lib.config import read
 from experiments.lib.curves import save_curves
 from experiments.lib.manifest import write_manifest
 from experiments.lib.results import write_json, write_records
-from experiments.lib.verb import Run
+from experiments.lib.verb import VerbCall
 from experiments.study.folder import StudyFacts, scaleout, twin, write_study
 from experiments.verbs.compare import compare_twins
 from experiments.verbs.simulate import SimulateConfig, build_simulation, read_workload, run_simulation, write_result
@@ -84,7 +84,7 @@ def write_made_up_study(folder: Path, curves: Path) -> None:
     )
     write_study(folder, facts)
     write_json(folder / "compare.json", compare_twins(folder, POLICIES, 0.02))
-    write_manifest(Run("study", ("out=DIR",), {"seed": 0, "policies": list(POLICIES)}, {}, folder), [curves])
+    write_manifest(VerbCall("study", ("out=DIR",), {"seed": 0, "policies": list(POLICIES)}, {}, folder), [curves])
 
 
 _TWIN = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.bench import simulator
-from experiments.bench.simulator import Arguments, child, measure
+from experiments.bench.simulator import SimulatorBenchArguments, child, measure
 from experiments.cli import dispatch
 from experiments.lib.errors import RunError
 
@@ -38,7 +38,7 @@ def test_rows_have_their_yardsticks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_shorter_run_is_called_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulator, "child", made_up)
-    names = [row.name for row in measure(Arguments(requests=5_000, nodes=64))]
+    names = [row.name for row in measure(SimulatorBenchArguments(requests=5_000, nodes=64))]
     assert names[-2:] == ["requests_per_cpu_s_64_nodes", "peak_mib_5000"]
 
 

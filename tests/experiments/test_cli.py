@@ -89,7 +89,7 @@ def test_help_reads_nested_keys_and_comments(tmp_path: Path) -> None:
         (["simulate", "bitrate=int4", "bitrate.bits=5"], ["bitrate.bits is 5", "2, 4, 8"]),
         (["simulate", "bitrate.target_distortion=0.9"], ["target_distortion"]),
         (["simulate", "bitrate._target_=abkt.policy.nothing.At"], ["'abkt.policy.nothing.At' cannot be found"]),
-        (["simulate", "routing._target_=abkt.policy.routing.random.Random"], ["policy abkt.policy.routing.random.Random"]),
+        (["simulate", "routing._target_=abkt.policy.routing.random.RandomRouting"], ["policy abkt.policy.routing.random.RandomRouting"]),
         (["simulate", "model=llama-3.1-70b"], ["llama-3.1-70b does not fit on 1 x H100"]),
         (["simulate", "workload=azure"], ["workload.path must be given"]),
         (["simulate", "workload.path=/nowhere/trace.jsonl"], ["/nowhere/trace.jsonl does not exist"]),

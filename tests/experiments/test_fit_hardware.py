@@ -12,7 +12,7 @@ from abkt.profile.kernels import GpuKernels
 from experiments.cli import dispatch
 from experiments.lib.compose import compose
 from experiments.lib.config import read
-from experiments.published.kernel_tables import Tables, fit_decode, fit_gpu
+from experiments.published.kernel_tables import KernelTables, fit_decode, fit_gpu
 
 LAUNCH, RATE, READ, HEAD = 2e-5, 4e14, 2e12, 3e-8
 
@@ -57,7 +57,7 @@ def test_known_coefficients_are_found(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_kv_that_the_cache_holds_is_no_measure_of_the_memory(tmp_path: Path) -> None:
     """Rows between the launch and twice the cache are a hundred times too fast here, and do not count."""
     write_tables(tmp_path / "h100_sxm")
-    table = Tables(tmp_path / "h100_sxm").read("generation_attention")
+    table = KernelTables(tmp_path / "h100_sxm").read("generation_attention")
     kv_bytes = 4 * table.batch_size * (table.step + 1) * 128 * table.num_key_value_heads
     cached = (kv_bytes > 1e6) & (kv_bytes < 1e8)
     assert cached.sum() > 10

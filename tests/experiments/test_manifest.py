@@ -10,11 +10,11 @@ import pytest
 
 from experiments.lib.manifest import config_hash, git_state, manifest
 from experiments.lib.paths import ROOT
-from experiments.lib.verb import Run
+from experiments.lib.verb import VerbCall
 
 
-def run(out: Path, **config: object) -> Run:
-    return Run("simulate", ("seed=3", f"curves={Path.home()}/curves.json"), {"seed": 3, "out": out, **config}, {"bitrate": "raw"}, out)
+def run(out: Path, **config: object) -> VerbCall:
+    return VerbCall("simulate", ("seed=3", f"curves={Path.home()}/curves.json"), {"seed": 3, "out": out, **config}, {"bitrate": "raw"}, out)
 
 
 def test_inputs_seed_and_versions(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from abkt.kv import copy
 from abkt.kv.layer_major import LayerMajorPool
 from abkt.kv.pool import Pool
-from abkt.kv.runs import Run, aligned_runs
+from abkt.kv.runs import BlockRun, aligned_runs
 from abkt.spec import DTYPE_BYTES, KVLayout, ModelSpec
 
 SCRIPT = Path(__file__).with_name("copy_check.py")
@@ -133,14 +133,14 @@ def test_a_wrong_table_or_buffer_is_refused_and_nothing_is_written(make, table, 
 @pytest.mark.parametrize(
     ("destination", "runs", "message"),
     [
-        (Pool(LAYOUT), [Run(4, 0, 3)], "block 6"),
-        (Pool(LAYOUT), [Run(0, -1, 2)], "block -1"),
-        (Pool(LAYOUT), [Run(0, 1, 2), Run(3, 2, 1)], "twice"),
-        (Pool(LAYOUT), [Run(0, 1, 2), Run(3, 4, 0)], "blocks=0.*at least 1"),
-        (Pool(KVLayout(ModelSpec("small", 2, 1, 8), 6, 2)), [Run(0, 0, 1)], r"\(6, 2, 2, 1, 2, 4\).*\(6, 2, 2, 1, 2, 8\)"),
-        (Pool(KVLayout(ModelSpec("small", 2, 1, 4, "float16"), 6, 2)), [Run(0, 0, 1)], "bfloat16.*float16"),
-        (LayerMajorPool(KVLayout(ModelSpec("small", 1, 2, 4), 6, 2)), [Run(0, 0, 1)], r"\(6, 2, 2, 1, 2, 4\).*\(6, 1, 2, 2, 2, 4\)"),
-        (Pool(LAYOUT, "meta"), [Run(0, 0, 1)], "on cpu.*on meta"),
+        (Pool(LAYOUT), [BlockRun(4, 0, 3)], "block 6"),
+        (Pool(LAYOUT), [BlockRun(0, -1, 2)], "block -1"),
+        (Pool(LAYOUT), [BlockRun(0, 1, 2), BlockRun(3, 2, 1)], "twice"),
+        (Pool(LAYOUT), [BlockRun(0, 1, 2), BlockRun(3, 4, 0)], "blocks=0.*at least 1"),
+        (Pool(KVLayout(ModelSpec("small", 2, 1, 8), 6, 2)), [BlockRun(0, 0, 1)], r"\(6, 2, 2, 1, 2, 4\).*\(6, 2, 2, 1, 2, 8\)"),
+        (Pool(KVLayout(ModelSpec("small", 2, 1, 4, "float16"), 6, 2)), [BlockRun(0, 0, 1)], "bfloat16.*float16"),
+        (LayerMajorPool(KVLayout(ModelSpec("small", 1, 2, 4), 6, 2)), [BlockRun(0, 0, 1)], r"\(6, 2, 2, 1, 2, 4\).*\(6, 1, 2, 2, 2, 4\)"),
+        (Pool(LAYOUT, "meta"), [BlockRun(0, 0, 1)], "on cpu.*on meta"),
     ],
 )
 def test_wrong_runs_and_pools_are_refused_and_nothing_is_written(destination, runs, message):
@@ -156,7 +156,7 @@ def test_runs_within_a_pool_that_would_depend_on_their_order_are_refused():
     pool = poisoned(Pool(LAYOUT), 1)
     before = memory(pool).clone()
     with pytest.raises(ValueError, match="block 2 is read and written"):
-        copy.copy_runs(pool, pool, [Run(1, 2, 2)])
+        copy.copy_runs(pool, pool, [BlockRun(1, 2, 2)])
     assert torch.equal(memory(pool), before)
 
 

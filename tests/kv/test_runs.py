@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abkt.kv.runs import Run, aligned_runs
+from abkt.kv.runs import BlockRun, aligned_runs
 from abkt.kv.segments import Segments
 
 
@@ -26,10 +26,10 @@ def test_runs_cover_exactly_the_tables(data):
 
 
 def test_by_hand():
-    assert aligned_runs([3, 4, 5, 9], [0, 1, 7, 8]) == [Run(3, 0, 2), Run(5, 7, 1), Run(9, 8, 1)]
+    assert aligned_runs([3, 4, 5, 9], [0, 1, 7, 8]) == [BlockRun(3, 0, 2), BlockRun(5, 7, 1), BlockRun(9, 8, 1)]
     assert aligned_runs([], []) == []
     fresh = Segments(64).allocate(50)
-    assert aligned_runs(fresh, Segments(50).allocate(50)) == [Run(0, 0, 50)]
+    assert aligned_runs(fresh, Segments(50).allocate(50)) == [BlockRun(0, 0, 50)]
 
 
 def test_tables_of_two_lengths_are_refused():

@@ -15,7 +15,7 @@ from abkt.serve.worker import raw as wire
 from experiments.lib import usage
 from experiments.lib.paths import data_path
 from experiments.longbench.answer import Answer, agreement, lacks_memory
-from experiments.longbench.data import Folder
+from experiments.longbench.data import DatasetFolder
 from experiments.longbench.models import differences
 from experiments.longbench.questions import ask, examples
 from experiments.longbench.report import interval, table
@@ -37,7 +37,7 @@ def test_answers_are_those_of_transformers_itself(qwen, made_up, tmp_path, capsy
     assert rows.lossless.all(), "raw KV that travelled and KV that did not say the same"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(qwen, dtype=torch.float32), AutoTokenizer.from_pretrained(qwen)
     for task, most in (("qasper", 8), ("v2", 128)):
-        example = next(examples(TASKS[task], Folder(made_up), 1))
+        example = next(examples(TASKS[task], DatasetFolder(made_up), 1))
         asked = ask(TASKS[task], example, tokenizer, 640 - most, most, True)
         row = rows.loc[task, example.id]
         assert row.prompt_tokens == len(asked.tokens)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from experiments.lib.paths import data_path
-from experiments.longbench.data import REPOSITORY, Folder, Hub, model_folder, parse_rows
+from experiments.longbench.data import REPOSITORY, DatasetFolder, Hub, model_folder, parse_rows
 from experiments.longbench.questions import ask, examples, most_tokens
 from experiments.longbench.tasks import TASKS
 
@@ -27,24 +27,24 @@ def templated(qwen):
 
 
 def first(task, folder):
-    return next(examples(TASKS[task], Folder(folder), 1))
+    return next(examples(TASKS[task], DatasetFolder(folder), 1))
 
 
 def test_a_prompt_is_the_published_text_around_the_row(made_up):
-    found = list(examples(TASKS["trec"], Folder(made_up), None))
+    found = list(examples(TASKS["trec"], DatasetFolder(made_up), None))
     assert [e.id for e in found] == ["trec-0", "trec-1", "trec-2"]
     assert found[0].prompt.startswith("Type?\ntrec 0 says 0. trec")
     assert found[0].prompt.endswith("\nwho?")
     assert (found[0].answers, found[0].classes) == (("Human",), ("Human", "Place"))
-    assert most_tokens(TASKS["trec"], Folder(made_up)) == 6
-    assert len(list(examples(TASKS["trec"], Folder(made_up), 2))) == 2
+    assert most_tokens(TASKS["trec"], DatasetFolder(made_up)) == 6
+    assert len(list(examples(TASKS["trec"], DatasetFolder(made_up), 2))) == 2
 
 
 def test_the_second_version_fills_its_own_marks(made_up):
     found = first("v2", made_up)
     assert found.prompt == "<text>\ntext 0\n</text>\nQ: what?\n(A) one\n(B) two\n(C) 3\n(D) 4\n"
     assert (found.answers, found.splits) == (("B",), ("easy", "short"))
-    assert most_tokens(TASKS["v2"], Folder(made_up)) == 128
+    assert most_tokens(TASKS["v2"], DatasetFolder(made_up)) == 128
 
 
 def test_the_middle_is_cut_out_and_both_ends_stay(made_up, tokenizer):
@@ -115,7 +115,7 @@ def test_a_row_of_something_else_is_named(made_up, tmp_path):
     with pytest.raises(ValueError, match="task trec, row 1 is not one of its rows: KeyError"):
         first("trec", tmp_path)
     with pytest.raises(ValueError, match="is no folder"):
-        Folder(tmp_path / "none")
+        DatasetFolder(tmp_path / "none")
 
 
 def test_the_hub_gives_archives_lists_and_prompts(made_up, tmp_path):
@@ -133,8 +133,8 @@ def test_the_hub_gives_archives_lists_and_prompts(made_up, tmp_path):
         lambda path: (made_up / "config" / path.split("/")[-1]).read_text() if "config" in path else (made_up / "0shot.txt").read_text(),
     )
     found = list(examples(TASKS["trec"], hub, None))
-    assert found == list(examples(TASKS["trec"], Folder(made_up), None))
-    assert list(examples(TASKS["v2"], hub, None)) == list(examples(TASKS["v2"], Folder(made_up), None))
+    assert found == list(examples(TASKS["trec"], DatasetFolder(made_up), None))
+    assert list(examples(TASKS["v2"], hub, None)) == list(examples(TASKS["v2"], DatasetFolder(made_up), None))
     assert asked == [("zai-org/LongBench", "data.zip"), ("zai-org/LongBench-v2", "data.json")]
     with pytest.raises(ValueError, match=r"task qasper is not in data\.zip"):
         list(hub.rows(TASKS["qasper"]))
@@ -169,7 +169,7 @@ def test_no_hub_is_one_line(monkeypatch):
 
 def test_real_rows_become_questions(real):
     """Of each task that lies there: an answer that the prompt holds, where the task is to find it."""
-    found = {name: next(examples(task, Folder(real), 1)) for name, task in TASKS.items() if Folder(real).has(task)}
+    found = {name: next(examples(task, DatasetFolder(real), 1)) for name, task in TASKS.items() if DatasetFolder(real).has(task)}
     assert set(found) == {
         "multi_news",
         "multifieldqa_zh",

@@ -15,7 +15,7 @@ from abkt.policy.bitrate.cachegen import CacheGen
 from abkt.policy.bitrate.kvserve import KVServe
 from abkt.policy.bitrate.lossless import Lossless
 from abkt.policy.bitrate.lynx import Lynx
-from abkt.policy.bitrate.random import Random
+from abkt.policy.bitrate.random import RandomBitrate
 from abkt.policy.bitrate.spectrum import Spectrum
 from abkt.policy.bitrate.state_machine import StateMachine
 from abkt.policy.view import Curve, Decision, Delivered, GoodputSample, TransferView
@@ -85,7 +85,14 @@ def test_kvserve_takes_the_least_latency_that_is_accurate_enough_and_gains() -> 
     """At 1 MB/s: raw 1 s, exact 0.75 + 0.02, 8 bits 0.4 + 0.2, 4 bits 0.2 + 0.2, and 2 bits are not accurate enough."""
     view = replace(VIEW, lossless_bytes=7.5e5, lossless_encode_s=0.01, lossless_expand_s=0.01)
     at = {rate: KVServe(Bandwidth(rate), max_distortion=0.02).decide(0.0, view) for rate in (1e6, 3e6, 4e6, 10e6, 12e6, 13e6)}
-    assert list(at.values()) == [INT4, INT4, LOSSLESS, LOSSLESS, LOSSLESS, RAW]  # 4 bits lose to exact above 0.55 / 0.18 MB/s; exact at 0.25 / 0.02
+    assert list(at.values()) == [
+        INT4,
+        INT4,
+        LOSSLESS,
+        LOSSLESS,
+        LOSSLESS,
+        RAW,
+    ]  # 4 bits lose to exact above 0.55 / 0.18 MB/s; exact at 0.25 / 0.02
     assert KVServe(Bandwidth(1e6), max_distortion=0.3).decide(0.0, view) == INT2
     assert KVServe(Bandwidth(1e6), max_distortion=0.0).decide(0.0, view) == LOSSLESS
     assert KVServe(Bandwidth(1e6), max_distortion=0.0).decide(0.0, VIEW) == RAW
@@ -211,13 +218,15 @@ def test_lynx_sends_the_anchor_and_the_residual_where_there_is_time() -> None:
 @given(st.integers(0, 1000), st.integers(1, 10**9), st.floats(0, 1e5))
 def test_a_random_precision_belongs_to_its_transfer(seed, raw_bytes, deadline_s) -> None:
     view = replace(VIEW, raw_bytes=raw_bytes, deadline_s=deadline_s)
-    decision = Random(seed).decide(0.0, view)
-    assert Random(seed).decide(99.0, sent(view, 1e4, 0)) == decision
+    decision = RandomBitrate(seed).decide(0.0, view)
+    assert RandomBitrate(seed).decide(99.0, sent(view, 1e4, 0)) == decision
     assert decision in (INT2, INT4, INT8)
 
 
 def test_random_precisions_are_as_likely_as_each_other() -> None:
-    drawn = Counter(Random(seed).decide(0.0, replace(VIEW, deadline_s=float(at))).depth_bits for seed in range(3) for at in range(1000))
+    drawn = Counter(
+        RandomBitrate(seed).decide(0.0, replace(VIEW, deadline_s=float(at))).depth_bits for seed in range(3) for at in range(1000)
+    )
     assert set(drawn) == {2, 4, 8}
     assert all(abs(count - 1000) < 4 * (3000 * 2 / 9) ** 0.5 for count in drawn.values())  # four standard deviations
 
@@ -236,7 +245,7 @@ def test_lossless_is_exact_or_says_what_is_missing() -> None:
         (lambda: KVServe(Bandwidth(1.0), bits=(3,)), "kvserve"),
         (lambda: KVServe(Bandwidth(1.0), eta=1.5), "kvserve"),
         (lambda: StateMachine(1.0, good_share=0.1), "state_machine"),
-        (lambda: Random(bits=()), "some of 2, 4, 8"),
+        (lambda: RandomBitrate(bits=()), "some of 2, 4, 8"),
     ],
 )
 def test_refused(make, said) -> None:

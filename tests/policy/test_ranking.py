@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.policy.routing.least_loaded import LeastLoaded, backlog, fullness
-from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.routing.min_ttft import MinTTFT, first_token_s
 from abkt.policy.routing.ranking import Ranking, candidates
 from abkt.policy.view import RequestView
@@ -90,7 +90,7 @@ def test_the_least_of_each_kind_after_any_changes(nodes, changes, count) -> None
 def test_routing_by_the_index_is_routing_by_brute_force(prefill, decode, changes) -> None:
     by_index = ranked(prefill, decode)
     quote_s: Callable[[int, int], float] = lambda p, d: 0.0  # noqa: E731
-    policies = (LeastLoaded(), MinTTFT(1), LoadAware(top_k=1), LoadAware(top_k=3))
+    policies = (LeastLoaded(), MinTTFT(1), LoadAwareRouting(top_k=1), LoadAwareRouting(top_k=3))
     for where, free_s, now_speed in [(0, 9.0, 1), *changes]:
         node, other = prefill[where % len(prefill)], decode[where % len(decode)]
         node.free_s, node.speed, other.kv_used = free_s, now_speed, free_s / 20
@@ -119,7 +119,7 @@ def test_load_aware_in_a_large_cluster_is_exact_where_top_k_covers_it(prefill, d
         return first_token_s(prefill[p], REQUEST) + quote_s(p, d) + decode[d].wait_s(1000) + late
 
     least = min(cost(p, d) for p in range(len(prefill)) for d in range(len(decode)))
-    assert cost(*LoadAware(top_k=25).decide(10.0, REQUEST, *ranked(prefill, decode), quote_s)) == pytest.approx(least)
+    assert cost(*LoadAwareRouting(top_k=25).decide(10.0, REQUEST, *ranked(prefill, decode), quote_s)) == pytest.approx(least)
 
 
 def test_those_that_hold_the_prefix_are_looked_at_wherever_they_stand() -> None:

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.policy.roles.arrow import Arrow
-from abkt.policy.roles.base import Change
+from abkt.policy.roles.base import RoleChange
 from abkt.policy.roles.colocated import Colocated
 from abkt.policy.roles.conditional import Conditional
-from abkt.policy.roles.load_aware import LoadAware
+from abkt.policy.roles.load_aware import LoadAwareRoles
 from abkt.policy.roles.loads import FLOOR, loads
 from abkt.policy.roles.scheduled import Scheduled
 from abkt.policy.roles.static import Static
@@ -26,7 +26,7 @@ POLICIES: dict[str, Callable] = {
     "colocated": Colocated,
     "conditional": Conditional,
     "arrow": Arrow,
-    "load_aware": LoadAware,
+    "load_aware": LoadAwareRoles,
     "scheduled": lambda: Scheduled(changes=[{"at_s": i // 2, "worker": "n", "role": ("prefill", "decode")[i % 2]} for i in range(12)]),
 }
 REQUEST = RequestView(0, isl=1000, osl=100, arrival_s=0.0)
@@ -121,7 +121,7 @@ def state(prompts: float, tokens: float, p: int = 2, d: int = 3) -> list[Node]:
 
 
 def test_load_aware_lends_cycles_then_a_node() -> None:
-    policy = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=2)
+    policy = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=2)
     source, target = Node("prefill", queued_s=2.0), Node("decode", wait=0.1, tpot_s=0.02)
     assert policy.decide(0.0, state(2.0, 0.3)) == []  # one vote of two
     assert policy.where(0.0, REQUEST, source, target) == "split"
@@ -129,7 +129,7 @@ def test_load_aware_lends_cycles_then_a_node() -> None:
     assert policy.loaded == "prefill"
     assert policy.where(1.0, REQUEST, source, target) == "target"
     assert policy.where(1.0, REQUEST, source, replace(target, wait=3.0)) == "split"  # it has more to do itself
-    assert policy.decide(2.0, state(2.0, 0.3)) == [Change(2, "prefill")]  # the decode node with the fewest requests drains
+    assert policy.decide(2.0, state(2.0, 0.3)) == [RoleChange(2, "prefill")]  # the decode node with the fewest requests drains
     assert policy.decide(3.0, [*state(2.0, 0.3)[:2], Node(""), *state(2.0, 0.3)[3:]]) == []  # one at a time
     for now_s in (4.0, 5.0, 6.0):
         policy.decide(now_s, state(0.3, 0.3))
@@ -140,24 +140,24 @@ def test_load_aware_lends_cycles_then_a_node() -> None:
 
 
 def test_load_aware_the_other_way_and_where_nothing_pays() -> None:
-    policy = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
+    policy = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
     policy.decide(0.0, state(0.1, 1.2, p=3, d=2))
-    assert policy.decide(1.0, state(0.1, 1.2, p=3, d=2)) == [Change(1, "decode")]  # the shortest queue; the first node's is longer
+    assert policy.decide(1.0, state(0.1, 1.2, p=3, d=2)) == [RoleChange(1, "decode")]  # the shortest queue; the first node's is longer
     assert policy.where(1.0, REQUEST, Node(wait=0.0), Node("decode", wait=1.0)) == "source"
-    dear = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1, rebuild_s=40.0, horizon_s=30.0)
+    dear = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1, rebuild_s=40.0, horizon_s=30.0)
     dear.decide(0.0, state(0.1, 1.2, p=3, d=2))
     assert dear.decide(1.0, state(0.1, 1.2, p=3, d=2)) == []  # (1.2 - 0.8) x 30 s is less than the 40 s of a rebuild
-    last = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
+    last = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
     last.decide(0.0, state(2.0, 0.3, p=2, d=1))
     assert last.decide(1.0, state(2.0, 0.3, p=2, d=1)) == []  # the only decode node stays
-    overloaded = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
+    overloaded = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
     overloaded.decide(0.0, state(4.0, 1.1))
     assert overloaded.decide(1.0, state(4.0, 1.1)) == []  # there is nothing to lend
 
 
 @given(st.floats(0.01, 5.0), st.floats(0.01, 5.0))
 def test_load_aware_is_imbalanced_by_its_definition(prompts, tokens) -> None:
-    policy = LoadAware(ttft_slo_s=1.0, tpot_slo_s=0.05)
+    policy = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05)
     cluster = [Node("prefill", queued_s=prompts), Node("decode", kv_due=0.9 * tokens)]
     for now_s in (0.0, 1.0):
         policy.decide(now_s, cluster)
@@ -169,9 +169,9 @@ def test_load_aware_is_imbalanced_by_its_definition(prompts, tokens) -> None:
 
 def test_arrow_by_hand() -> None:
     policy = Arrow(ttft_slo_s=1.0, tpot_slo_s=0.05)
-    assert policy.decide(0.0, state(0.9, 0.3)) == [Change(2, "prefill", drain=False)]
+    assert policy.decide(0.0, state(0.9, 0.3)) == [RoleChange(2, "prefill", drain=False)]
     assert policy.decide(0.0, state(0.9, 0.6)) == []  # two decode nodes would be at 0.9
-    assert policy.decide(0.0, state(0.1, 0.9, p=3, d=2)) == [Change(1, "decode", drain=False)]
+    assert policy.decide(0.0, state(0.1, 0.9, p=3, d=2)) == [RoleChange(1, "decode", drain=False)]
     assert policy.decide(0.0, state(0.9, 0.9)) == []  # both are in danger
     assert policy.decide(0.0, state(0.5, 0.5)) == []
 
@@ -191,15 +191,15 @@ def test_scheduled_by_hand() -> None:
     plan = [(2.0, "d1", "prefill"), (4.0, "d0", "prefill"), (5.0, "d1", "decode"), (6.0, "p0", "prefill"), (7.0, "p1", "decode")]
     policy = Scheduled(changes=[{"at_s": at_s, "worker": worker, "role": role} for at_s, worker, role in reversed(plan)])
 
-    def look(now_s: float, **roles: str) -> list[Change]:
+    def look(now_s: float, **roles: str) -> list[RoleChange]:
         return policy.decide(now_s, [Node(role, name=name) for name, role in roles.items()])
 
     assert look(1.9, p0="prefill", p1="prefill", d0="decode", d1="decode") == []
-    assert look(2.0, p0="prefill", p1="prefill", d0="decode", d1="decode") == [Change(3, "prefill")]
+    assert look(2.0, p0="prefill", p1="prefill", d0="decode", d1="decode") == [RoleChange(3, "prefill")]
     assert look(4.5, p0="prefill", p1="prefill", d0="decode", d1="") == []  # d0 is the last one that decodes
     assert look(5.0, p0="prefill", p1="prefill", d0="decode", d1="") == []  # d1 has not got its first new role yet
-    assert look(5.1, p0="prefill", p1="prefill", d0="decode", d1="prefill") == [Change(3, "decode")]
-    assert look(5.2, p0="prefill", p1="prefill", d0="decode", d1="decode") == [Change(2, "prefill")]
+    assert look(5.1, p0="prefill", p1="prefill", d0="decode", d1="prefill") == [RoleChange(3, "decode")]
+    assert look(5.2, p0="prefill", p1="prefill", d0="decode", d1="decode") == [RoleChange(2, "prefill")]
     assert look(6.0, p0="prefill", p1="prefill", d0="prefill", d1="decode") == []  # p0 has that role
     assert look(7.0, p0="prefill", d0="prefill", d1="decode") == []  # p1 has died
     assert look(9.0, p0="prefill", p1="prefill", d0="prefill", d1="decode") == []
@@ -215,8 +215,8 @@ def test_scheduled_by_hand() -> None:
         (Static, {"period_s": 0.0}),
         (Conditional, {"queue_s": 0.0}),
         (Arrow, {"high": 0.0}),
-        (LoadAware, {"leave": 1.6}),
-        (LoadAware, {"patience": 0}),
+        (LoadAwareRoles, {"leave": 1.6}),
+        (LoadAwareRoles, {"patience": 0}),
         (Votes, {"enter": (4, 3)}),
         (Scheduled, {"changes": [{"at_s": 1.0, "worker": "d0", "role": "both"}]}),
         (Scheduled, {"changes": [{"at_s": -1.0, "worker": "d0", "role": "decode"}]}),

@@ -11,22 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.policy.routing.least_loaded import LeastLoaded
-from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.routing.min_ttft import MinTTFT
 from abkt.policy.routing.power_of_two import PowerOfTwo
 from abkt.policy.routing.prefix_aware import PrefixAware
-from abkt.policy.routing.random import Random
+from abkt.policy.routing.random import RandomRouting
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.policy.view import RequestView
 
 POLICIES: dict[str, Callable] = {
-    "random": Random,
+    "random": RandomRouting,
     "round_robin": RoundRobin,
     "least_loaded": LeastLoaded,
     "power_of_two": PowerOfTwo,
     "prefix_aware": PrefixAware,
     "min_ttft": MinTTFT,
-    "load_aware": LoadAware,
+    "load_aware": LoadAwareRouting,
 }
 REQUEST = RequestView(0, isl=1000, osl=100, arrival_s=0.0)
 HASHED = RequestView(0, isl=1000, osl=100, arrival_s=0.0, hash_ids=(7, 8, 9, 10))  # 250 tokens each
@@ -94,7 +94,7 @@ def cost(p: int, d: int, prefill, decode, quote_s, slo_s: float = 0.05, kappa_s:
 
 @given(prefills, decodes, quotes)
 def test_load_aware_is_brute_force_on_a_small_cluster(prefill, decode, quote_s) -> None:
-    chosen = LoadAware(top_k=6).decide(0.0, REQUEST, prefill, decode, quote_s)
+    chosen = LoadAwareRouting(top_k=6).decide(0.0, REQUEST, prefill, decode, quote_s)
     costs = {(p, d): cost(p, d, prefill, decode, quote_s) for p in range(len(prefill)) for d in range(len(decode))}
     assert costs[chosen] == pytest.approx(min(costs.values()))
 
@@ -107,7 +107,7 @@ def test_load_aware_pruned_is_brute_force_among_the_best_of_each_side(prefill, d
         asked.append((p, d))
         return quote_s(p, d)
 
-    p, d = LoadAware(top_k=top_k).decide(0.0, REQUEST, prefill, decode, counted)
+    p, d = LoadAwareRouting(top_k=top_k).decide(0.0, REQUEST, prefill, decode, counted)
     assert len(asked) == len(set(asked)) <= top_k**2
     sources = sorted(range(len(prefill)), key=lambda i: (prefill[i].queued_s + prefill[i].prefill_s(1000), i))[:top_k]
     targets = sorted(range(len(decode)), key=lambda i: (cost(0, i, [Prefill()], decode, lambda p, d: 0.0), decode[i].kv_used, i))[:top_k]
@@ -120,7 +120,7 @@ def test_load_aware_pruned_is_brute_force_among_the_best_of_each_side(prefill, d
 def test_load_aware_by_hand() -> None:
     prefill = [Prefill(0.3), Prefill(0.0)]
     decode = [Decode(), Decode(tpot_s=0.1)]
-    policy = LoadAware(tpot_slo_s=0.05, kappa_s=0.5)
+    policy = LoadAwareRouting(tpot_slo_s=0.05, kappa_s=0.5)
     assert policy.decide(0.0, REQUEST, prefill, decode, lambda p, d: 0.0) == (1, 0)
     assert policy.decide(0.0, REQUEST, prefill, decode, lambda p, d: 0.4 if p == 1 else 0.0) == (0, 0)  # queueing is cheaper than sending
     assert policy.decide(0.0, REQUEST, prefill, decode, lambda p, d: 0.6 if d == 0 else 0.0) == (1, 1)  # twice the SLO costs 0.5 s
@@ -138,7 +138,7 @@ def test_round_robin_meets_every_pair_once_and_takes_turns(p, d) -> None:
 
 def test_random_is_even_and_its_seed_decides() -> None:
     def drawn(seed: int) -> list[tuple[int, int]]:
-        policy = Random(seed)
+        policy = RandomRouting(seed)
         return [policy.decide(0.0, REQUEST, [Prefill()] * 2, [Decode()] * 3, lambda p, d: 0.0) for _ in range(3000)]
 
     assert drawn(1) == drawn(1) != drawn(2)
@@ -189,7 +189,7 @@ def test_power_of_two_takes_the_less_loaded_of_two() -> None:
 @pytest.mark.parametrize("fields", [{"tpot_slo_s": 0.0}, {"kappa_s": -1.0}, {"top_k": 0}])
 def test_refused(fields) -> None:
     with pytest.raises(ValueError, match="load_aware"):
-        LoadAware(**fields)
+        LoadAwareRouting(**fields)
 
 
 @pytest.mark.parametrize(("policy", "fields"), [(PrefixAware, {"share": 0.0}), (PrefixAware, {"balance_s": -1.0}), (MinTTFT, {"top_k": 0})])

@@ -10,7 +10,7 @@ import pytest
 
 from abkt.measure.cluster import calibrate
 from abkt.records import RequestRecord, TransferRecord
-from abkt.serve.cluster import ClusterSpec, Run
+from abkt.serve.cluster import ClusterRun, LocalClusterSpec
 from abkt.serve.frontend.prompt import Prompt
 from abkt.spec import ModelSpec
 
@@ -21,15 +21,15 @@ CURVE = {"bytes": [100.0, 5000.0], "distortion": [1.0, 1e-4], "bits": [0.0, 8.0]
 class Pretended:
     """Everything takes 1 ms and 1 µs a token. policies: that it was asked to run."""
 
-    spec: ClusterSpec
+    spec: LocalClusterSpec
     model: ModelSpec = field(default_factory=lambda: ModelSpec("m", 2, 2, 8))
     policies: list[str] = field(default_factory=list)
 
-    def run(self, prompts: list[Prompt], bitrate: dict[str, Any], *_: object) -> Run:
+    def run(self, prompts: list[Prompt], bitrate: dict[str, Any], *_: object) -> ClusterRun:
         name = bitrate["_target_"].rpartition(".")[2]
         mode = {"Raw": "raw", "Lossless": "lossless"}.get(name, "stream")
         self.policies.append(bitrate.get("coder", name + str(bitrate.get("bits", ""))))
-        run = Run([], [])
+        run = ClusterRun([], [])
         for p in prompts:
             seconds, raw_bytes = 1e-3 + 1e-6 * p.isl, self.model.kv_bytes(p.isl)
             busy = dict.fromkeys(("prefill_busy_s", "encode_busy_s", "expand_busy_s", "wire_busy_s"), seconds)
@@ -56,7 +56,7 @@ def prompts(shapes: list[tuple[int, int, float]]) -> list[Prompt]:
     ],
 )
 def test_what_is_coded_on_the_cpu_is_not_measured_on_a_gpu(device: str, runs: list[str]) -> None:
-    cluster = Pretended(ClusterSpec(Path("m"), device=device))
+    cluster = Pretended(LocalClusterSpec(Path("m"), device=device))
     profile = calibrate(cluster, prompts, lambda name: None)  # type: ignore[arg-type]
     assert cluster.policies == runs
     assert ("encode/lossless" in profile.fits) == ("encode/entropy" in profile.fits) == (device == "cpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from abkt.arguments import read
-from abkt.measure.__main__ import Arguments
+from abkt.measure.__main__ import DeviceArguments
 from abkt.measure.device import Layer, Shape
 from abkt.profile.schema import load
 from experiments.lib.config import MeasuredHardware, instance
@@ -77,5 +77,5 @@ def test_a_layer_is_causal_and_attends_to_the_kv_it_is_given():
 )
 def test_bad_arguments_are_one_line(given, message):
     with pytest.raises(ValueError, match=message) as caught:
-        read(Arguments, given)
+        read(DeviceArguments, given)
     assert "\n" not in str(caught.value)

@@ -17,7 +17,7 @@ from experiments.lib.paths import data_path
 from experiments.probe import tasks
 from experiments.quality import gates
 from experiments.quality.measure import Bench, refinements
-from experiments.quality.methods import Point, methods
+from experiments.quality.methods import RatePoint, methods
 from experiments.quality.samples import recall, text
 from experiments.verbs.quality import main
 
@@ -77,9 +77,9 @@ def test_kv_that_travels_raw_changes_nothing_and_coarse_kv_does(bench):
 
 
 def test_refinements_are_a_coarse_and_a_finer_rate():
-    points = [Point(rate, size, lambda table: None) for rate, size in (("1.0", 10), ("2.1", 20), ("3.9", 40), ("8.0", 80))]
+    points = [RatePoint(rate, size, lambda table: None) for rate, size in (("1.0", 10), ("2.1", 20), ("3.9", 40), ("8.0", 80))]
     assert [(a.rate, b.rate) for a, b in refinements(points)] == [("2.1", "3.9")]
-    assert refinements([Point("", 10, lambda table: None)]) == []
+    assert refinements([RatePoint("", 10, lambda table: None)]) == []
 
 
 def outcome(sample, method, rate, size, nll, raw_nll=1.0):

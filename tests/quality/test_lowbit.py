@@ -14,7 +14,7 @@ from experiments.lib.paths import data_path
 from experiments.quality import choice, lowbit
 from experiments.quality.lowbit import lines, verdicts
 from experiments.quality.measure import Bench
-from experiments.quality.methods import Raw, methods
+from experiments.quality.methods import RawMethod, methods
 from experiments.quality.peers import PEERS, failure, peers, reasons
 from experiments.quality.samples import recall
 
@@ -117,7 +117,7 @@ def test_a_codec_that_fails_is_left_out_with_its_reason(monkeypatch):
     assert failure(Broken(), None) == "RuntimeError: group size"
     monkeypatch.setattr(choice, "peers", lambda: {"broken": Broken()})
     monkeypatch.setattr(choice, "reasons", lambda: {"absent": "absent is not installed"})
-    own = {"raw": Raw()}
+    own = {"raw": RawMethod()}
     chosen, left_out = choice.choose(["all"], own, [None, None])
     assert chosen == [own["raw"]]
     assert left_out == {"absent": "absent is not installed", "broken": "RuntimeError: group size"}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from abkt.serve.control import WorkerConfig
-from abkt.serve.engine.attention import Row
+from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine
 from abkt.serve.engine.sampling import Choice, Sampling
 from abkt.serve.frontend.prompt import Prompt
@@ -46,12 +46,12 @@ class Watched:
     first_kv: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     steps: list[tuple[list[int], list[int], list[Choice]]] = field(default_factory=list)
     _seen: dict[int, int] = field(default_factory=dict)
-    _rows: list[Row] = field(default_factory=list)
+    _rows: list[SequenceRow] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def step(self, rows: Sequence[Row], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
+    def step(self, rows: Sequence[SequenceRow], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
         for row in rows:
             if id(row) not in self._seen:
                 self._seen[id(row)] = len(self._seen)

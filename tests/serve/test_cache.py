@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from abkt.kv.pool import Pool
-from abkt.serve.engine.attention import Row
+from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.cache import PoolCache
 from abkt.serve.engine.engine import Engine, read_spec
 from abkt.spec import KVLayout
@@ -75,7 +75,7 @@ def test_the_fast_way_writes_the_same_kv_and_scores_the_same(folder: Path) -> No
     assert engine.layout.model.max_tokens == (48 if folder.name == "Mistral" else 512)
     fast, slow = [3, 8, 1], [20, 4, 17]
     engine.prefill(prompt[0].tolist(), fast)
-    scored = engine.score(more, Row(fast, 40))
+    scored = engine.score(more, SequenceRow(fast, 40))
     cache = PoolCache(engine.pool, [slow])
     with torch.no_grad():
         model(prompt, past_key_values=cache)

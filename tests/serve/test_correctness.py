@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from abkt.serve.engine.attention import Row
+from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine, read_spec
 from abkt.serve.engine.sampling import Choice, Sampling
 from abkt.serve.frontend.prompt import Prompt
@@ -50,7 +50,7 @@ def without_transfer(folder: Path, run: Pair) -> None:
         table = [next(free) for _ in range(engine.layout.blocks_for(prompt.isl + prompt.osl))]
         assert engine.begin(prompt.tokens, table, sampling=prompt.sampling).token == first
         assert torch.equal(kv_of(engine, table, tokens), kv)
-        rows.append((Row(table, tokens), prompt.sampling))
+        rows.append((SequenceRow(table, tokens), prompt.sampling))
     for numbers, last, choices in run.watched.steps:
         assert engine.step([rows[n][0] for n in numbers], last, [rows[n][1] for n in numbers]) == choices
 

@@ -11,7 +11,7 @@ import pytest
 from abkt.net.command import run as ip
 from abkt.net.namespaces import Namespaces
 from abkt.records import RequestRecord
-from abkt.serve.cluster import Cluster, ClusterSpec
+from abkt.serve.cluster import LocalCluster, LocalClusterSpec
 from tests.serve.test_engine import generate
 from tests.serve.test_many_workers import prompts
 from tests.serve.test_real_cluster import LINK, RAW, SLOW_SLO
@@ -36,8 +36,8 @@ def test_requests_outlive_an_outage_of_the_only_decode_worker(tiny_model: Path, 
                 timers.append(threading.Timer(outage_s, lambda: _mend(network)))
                 timers[0].start()
 
-        spec = ClusterSpec(tiny_model, prefill=2, pool_tokens=4096, key_file=str(key))
-        with Cluster(spec, tmp_path, network) as cluster:
+        spec = LocalClusterSpec(tiny_model, prefill=2, pool_tokens=4096, key_file=str(key))
+        with LocalCluster(spec, tmp_path, network) as cluster:
             run = cluster.run(given, RAW, LINK, SLOW_SLO, keep=cut)
         timers[0].join()
     assert run.outputs == {p.request_id: generate(tiny_model, list(p.tokens), p.osl) for p in given}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from abkt.serve.engine.attention import Row
+from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine, read_spec
 from abkt.spec import KVLayout
 
@@ -25,7 +25,7 @@ def test_a_batch_over_scattered_and_adjacent_blocks_gives_the_tokens_of_generate
     prompts = [torch.randint(0, 2048, (n,), generator=random).tolist() for n in (37, 100, 5, 16)]
     tables = [[9, 2, 30, 7], list(range(40, 48)), [60], [33, 31]]
     outputs = [[engine.prefill(prompt, table)] for prompt, table in zip(prompts, tables, strict=True)]
-    rows = [Row(table, len(prompt)) for prompt, table in zip(prompts, tables, strict=True)]
+    rows = [SequenceRow(table, len(prompt)) for prompt, table in zip(prompts, tables, strict=True)]
     for _ in range(8):
         for out, token in zip(outputs, engine.decode(rows, [out[-1] for out in outputs]), strict=True):
             out.append(token)
@@ -40,7 +40,7 @@ def test_scores_after_a_prompt_are_those_of_the_whole_sequence_at_once(tiny_mode
     tokens = torch.randint(0, 2048, (90,), generator=torch.Generator().manual_seed(2)).tolist()
     table = [9, 2, 30, 7, 11, 3]
     engine.prefill(tokens[:37], table)
-    row = Row(table, 37)
+    row = SequenceRow(table, 37)
     found = torch.cat([engine.score(tokens[37:60], row), engine.score(tokens[60:61], row), engine.score(tokens[61:], row)])
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_rows_do_not_write_into_each_others_blocks(tiny_model: Path) -> None:
     engine.prefill(list(range(20)), [3, 5])
     before = engine.pool.data.clone()
     engine.prefill(list(range(100, 130)), [0, 7])
-    engine.decode([Row([0, 7], 30)], [1])
+    engine.decode([SequenceRow([0, 7], 30)], [1])
     changed = {block for block in range(8) if not torch.equal(before[block], engine.pool.data[block])}
     assert changed == {0, 7}
 

@@ -23,10 +23,10 @@ from abkt.serve.control import WorkerConfig
 from abkt.serve.frontend.frontend import TRIES, Frontend
 from abkt.serve.frontend.process import WorkerDied
 from abkt.serve.frontend.prompt import Prompt
-from abkt.serve.frontend.reservations import Book, Expectations
-from abkt.serve.frontend.roles import Roles
-from abkt.serve.frontend.ticket import Terms, Ticket
-from abkt.serve.frontend.workers import GONE, Member, Roster
+from abkt.serve.frontend.reservations import Expectations, Reservations
+from abkt.serve.frontend.roles import RoleController
+from abkt.serve.frontend.ticket import OpenRequest, Terms
+from abkt.serve.frontend.workers import GONE, Workers, WorkerState
 from abkt.spec import KVLayout, ModelSpec
 
 LAYOUT = KVLayout(ModelSpec("made-up", layers=2, kv_heads=1, head_dim=8, dtype="float32"), blocks=40)
@@ -150,27 +150,27 @@ class MadeUp:
         self.dead = True
 
 
-class MadeUpRoster(Roster):
+class MadeUpRoster(Workers):
     def __init__(self) -> None:
         super().__init__(lambda name, role, number: WorkerConfig(name, role, "", 1, 16, 1), Path("/nowhere"))
         self.workers: dict[str, MadeUp] = {}
 
     def start(self, name: str, role: str) -> None:
         worker = self.workers[name] = MadeUp(name, lambda who, message: self.events.put((who, message)), role)
-        self.members[name] = Member(worker, role)  # type: ignore[arg-type]
+        self.members[name] = WorkerState(worker, role)  # type: ignore[arg-type]
         worker.say(name, {"event": "ready", "role": role, "address": name})
 
 
 def frontend(
-    roster: MadeUpRoster, done: list[Ticket], routing: str = "round_robin.RoundRobin", roles: dict[str, Any] | None = None
+    roster: MadeUpRoster, done: list[OpenRequest], routing: str = "round_robin.RoundRobin", roles: dict[str, Any] | None = None
 ) -> Frontend:
     raw = {"_target_": "abkt.policy.bitrate.fixed.Raw"}
     network = Capacity.constant(1e6)
     terms = Terms(raw, network, "none", 1.0, None, most_tokens=300, refusal="300 at most")
     policy = build({"_target_": f"abkt.policy.routing.{routing}"})
     counter = itertools.count()
-    book = Book(Expectations(None, LAYOUT, 1.0), raw, network)
-    moved = Roles({"_target_": f"abkt.policy.roles.{roles.pop('of')}", **roles}) if roles else None
+    book = Reservations(Expectations(None, LAYOUT, 1.0), raw, network)
+    moved = RoleController({"_target_": f"abkt.policy.roles.{roles.pop('of')}", **roles}) if roles else None
     return Frontend(roster, book, terms, policy, 0.0, lambda: next(counter), done.append, roles=moved)
 
 
@@ -200,7 +200,7 @@ def test_whatever_happens_every_request_is_done_once_and_nothing_stays_promised(
             break
         chance = random.random()
         if to_come and chance < 0.05:
-            front.submit(Ticket(to_come[0], on_tokens=streamed[to_come.pop(0).request_id].extend))
+            front.submit(OpenRequest(to_come[0], on_tokens=streamed[to_come.pop(0).request_id].extend))
         elif chance < 0.06 and given_[0].request_id not in cancelled:
             front.cancel(0)
             cancelled.add(0)
@@ -241,7 +241,7 @@ def test_whatever_happens_every_request_is_done_once_and_nothing_stays_promised(
     assert all(book.free_blocks == LAYOUT.blocks and book.kv_used == 0 for book in front.book.decode.values())
 
 
-def finish(front: Frontend, roster: MadeUpRoster, count: int, done: list[Ticket]) -> None:
+def finish(front: Frontend, roster: MadeUpRoster, count: int, done: list[OpenRequest]) -> None:
     for _ in range(10_000):
         if len(done) >= count:
             return
@@ -257,7 +257,7 @@ def test_memory_to_decode_in_is_reserved_before_prefill_begins() -> None:
     roster, done = workers(MadeUpRoster(), 1, 1), []
     front = frontend(roster, done)
     for i in range(3):
-        front.submit(Ticket(Prompt(i, 0.0, (1,) * 260, 40)))
+        front.submit(OpenRequest(Prompt(i, 0.0, (1,) * 260, 40)))
     assert (len(roster.workers["p0"].jobs), front.open, front.waiting) == (2, 3, 1)
     assert front.book.decode["d0"].kv_used == pytest.approx(38 / 40)
     finish(front, roster, 3, done)
@@ -269,7 +269,7 @@ def test_a_way_that_failed_is_avoided_while_there_is_another() -> None:
     front = frontend(roster, done)
     roster.workers["d0"].unwanted = set(range(100))  # it takes nothing
     for i in range(8):
-        front.submit(Ticket(Prompt(i, 0.0, (i,) * 20, 5)))
+        front.submit(OpenRequest(Prompt(i, 0.0, (i,) * 20, 5)))
     finish(front, roster, 8, done)
     assert {t.record.outcome for t in done if t.record} == {"completed"}
     assert {t.record.decode_node for t in done if t.record} == {"d1"}
@@ -280,7 +280,7 @@ def test_bytes_of_a_try_that_was_given_up_are_its_senders_to_tell() -> None:
     """Both workers were told to drop it; what the decode worker says of that first is no account of what left."""
     roster, done = workers(MadeUpRoster(), 1, 1), []
     front = frontend(roster, done)
-    ticket = Ticket(Prompt(0, 0.0, (1, 2, 3), 5))
+    ticket = OpenRequest(Prompt(0, 0.0, (1, 2, 3), 5))
     front.submit(ticket)
     roster.workers["p0"].work(roster.workers, fails=False)
     front.step(0.0)
@@ -299,7 +299,7 @@ def test_when_nothing_helps_the_request_fails_and_says_what_was_tried() -> None:
     roster, done = workers(MadeUpRoster(), 1, 1), []
     front = frontend(roster, done)
     roster.workers["d0"].unwanted = set(range(100))
-    front.submit(Ticket(Prompt(0, 0.0, (1,), 5)))
+    front.submit(OpenRequest(Prompt(0, 0.0, (1,), 5)))
     finish(front, roster, 1, done)
     record = done[0].record
     assert record is not None
@@ -337,8 +337,8 @@ def test_a_policy_of_roles_moves_a_worker_once_it_has_drained() -> None:
     """Prompts queue up on the one prefill worker, and two decode workers have little to do."""
     roster, done = workers(MadeUpRoster(), 1, 2), []
     front = frontend(roster, done, roles={"of": "arrow.Arrow", "period_s": 1e-3, "ttft_slo_s": 0.1, "tpot_slo_s": 10.0})
-    front.submit(Ticket(Prompt(0, 0.0, (1,) * 100, 9)))
-    front.submit(Ticket(Prompt(1, 0.0, (2,) * 100, 9)))
+    front.submit(OpenRequest(Prompt(0, 0.0, (1,) * 100, 9)))
+    front.submit(OpenRequest(Prompt(1, 0.0, (2,) * 100, 9)))
     front.step(0.0)
     draining = [name for name, member in roster.members.items() if member.state == "draining"]
     assert len(draining) == 1
@@ -355,11 +355,11 @@ def test_who_drains_gives_back_the_prompts_that_it_has_not_begun() -> None:
     roster, done = workers(MadeUpRoster()), []
     front = frontend(roster, done)
     for i in range(8):
-        front.submit(Ticket(Prompt(i, 0.0, (i,) * 20, 5)))
+        front.submit(OpenRequest(Prompt(i, 0.0, (i,) * 20, 5)))
     roster.workers["p0"].work(roster.workers, fails=False)
     front.step(0.0)
     front.change("p0", "decode")
-    front.submit(Ticket(Prompt(8, 0.0, (8,) * 20, 5)))
+    front.submit(OpenRequest(Prompt(8, 0.0, (8,) * 20, 5)))
     front.step(0.0)
     placed = [job["tokens"][0] for job in roster.workers["p1"].jobs]
     assert placed == [1, 3, 5, 7, 8, 2, 4, 6]  # the ninth came before the worker had answered
@@ -375,6 +375,6 @@ def test_who_drains_gives_back_the_prompts_that_it_has_not_begun() -> None:
 @pytest.mark.parametrize("of", ["colocated.Colocated", "conditional.Conditional", "load_aware.LoadAware"])
 def test_roles_that_need_a_worker_for_both_are_refused(of: str) -> None:
     with pytest.raises(ValueError, match="which real ones do not; take static, arrow, or load_aware"):
-        Roles({"_target_": f"abkt.policy.roles.{of}"})
-    assert not Roles({"_target_": "abkt.policy.roles.static.Static"}).moves
-    assert Roles({"_target_": "abkt.policy.roles.load_aware.LoadAware", "soft": False}).moves
+        RoleController({"_target_": f"abkt.policy.roles.{of}"})
+    assert not RoleController({"_target_": "abkt.policy.roles.static.Static"}).moves
+    assert RoleController({"_target_": "abkt.policy.roles.load_aware.LoadAwareRoles", "soft": False}).moves

@@ -16,7 +16,7 @@ from abkt.codec.importance import Importance
 from abkt.kv.pool import Pool
 from abkt.policy.view import Decision
 from abkt.records import STAGES
-from abkt.serve.cluster import Cluster, ClusterSpec
+from abkt.serve.cluster import LocalCluster, LocalClusterSpec
 from abkt.serve.worker.layered import Footer, Group, Layered, RawSink, footer_bytes, most_bytes, raw_group, spans
 from abkt.spec import KVLayout, ModelSpec
 from abkt.transfer.pieces import Pieces
@@ -137,18 +137,20 @@ def test_a_footer_that_cannot_be_is_refused(pool: Pool, change: tuple[int, int])
 
 
 @pytest.fixture(scope="module")
-def layered(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(ClusterSpec(tiny_model, pool_tokens=1024, max_batch=4, layer_groups=2), tmp_path_factory.mktemp("layered")) as running:
+def layered(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with LocalCluster(
+        LocalClusterSpec(tiny_model, pool_tokens=1024, max_batch=4, layer_groups=2), tmp_path_factory.mktemp("layered")
+    ) as running:
         yield running
 
 
-def test_raw_by_layers_gives_the_tokens_of_a_single_process(layered: Cluster) -> None:
+def test_raw_by_layers_gives_the_tokens_of_a_single_process(layered: LocalCluster) -> None:
     run = layered.run(prompts(), RAW, UNLIMITED, SLOW_SLO)
     assert run.outputs == {p.request_id: generate(layered.spec.model_folder, list(p.tokens), p.osl) for p in prompts()}
 
 
 @pytest.mark.parametrize("bitrate", [RAW, INT8, EMBEDDED], ids=["raw", "int8", "embedded"])
-def test_records_of_layers_add_up(layered: Cluster, bitrate: dict[str, object]) -> None:
+def test_records_of_layers_add_up(layered: LocalCluster, bitrate: dict[str, object]) -> None:
     given = prompts(lengths=(500, 300, 37))
     run = layered.run(given, bitrate, LINK, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * len(given)
@@ -162,7 +164,7 @@ def test_records_of_layers_add_up(layered: Cluster, bitrate: dict[str, object]) 
             assert r.distortion_start < 1e-3
 
 
-def test_a_prompt_whose_first_token_is_its_last_leaves_nothing_behind(layered: Cluster) -> None:
+def test_a_prompt_whose_first_token_is_its_last_leaves_nothing_behind(layered: LocalCluster) -> None:
     (one,) = prompts(lengths=(300,), osl=1)
     first = layered.run([one], EMBEDDED, LINK, SLOW_SLO).outputs[0]
     run = layered.run([replace(one, osl=8, stop=first[0])], EMBEDDED, LINK, SLOW_SLO)
@@ -173,4 +175,4 @@ def test_a_prompt_whose_first_token_is_its_last_leaves_nothing_behind(layered: C
 
 def test_layers_can_not_be_paced(tiny_model: Path) -> None:
     with pytest.raises(ValueError, match="layer_groups is 2"):
-        ClusterSpec(tiny_model, layer_groups=2, paced=tiny_model / "profile.json")
+        LocalClusterSpec(tiny_model, layer_groups=2, paced=tiny_model / "profile.json")

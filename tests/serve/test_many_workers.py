@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from abkt.records import RequestRecord
-from abkt.serve.cluster import Change, Cluster, ClusterSpec
+from abkt.serve.cluster import LocalCluster, LocalClusterSpec, PlannedRoleChange
 from abkt.serve.engine.sampling import Sampling
 from abkt.serve.frontend.prompt import Prompt
 from tests.serve.black_hole import BlackHole
@@ -20,7 +20,7 @@ from tests.serve.test_real_cluster import INT8, LINK, RAW, SLOW_SLO, UNLIMITED
 
 pytestmark = pytest.mark.slow
 NIXL = pytest.mark.skipif(find_spec("nixl") is None, reason="NIXL is not installed")
-LOADED = {"_target_": "abkt.policy.routing.load_aware.LoadAware", "tpot_slo_s": 0.05}
+LOADED = {"_target_": "abkt.policy.routing.load_aware.LoadAwareRouting", "tpot_slo_s": 0.05}
 
 
 def prompts(count: int, gap_s: float = 0.25, osl: int = 24) -> list[Prompt]:
@@ -28,16 +28,16 @@ def prompts(count: int, gap_s: float = 0.25, osl: int = 24) -> list[Prompt]:
 
 
 @pytest.fixture
-def cluster(tiny_model: Path, tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(ClusterSpec(tiny_model, prefill=2, decode=2, pool_tokens=2048, max_batch=4), tmp_path) as running:
+def cluster(tiny_model: Path, tmp_path: Path) -> Iterator[LocalCluster]:
+    with LocalCluster(LocalClusterSpec(tiny_model, prefill=2, decode=2, pool_tokens=2048, max_batch=4), tmp_path) as running:
         yield running
 
 
-def expected(cluster: Cluster, given: list[Prompt]) -> dict[int, list[int]]:
+def expected(cluster: LocalCluster, given: list[Prompt]) -> dict[int, list[int]]:
     return {p.request_id: generate(cluster.spec.model_folder, list(p.tokens), p.osl) for p in given}
 
 
-def test_every_pair_of_workers_serves_and_the_tokens_are_those_of_one_process(cluster: Cluster) -> None:
+def test_every_pair_of_workers_serves_and_the_tokens_are_those_of_one_process(cluster: LocalCluster) -> None:
     given = prompts(12, gap_s=0.05)
     run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO)
     assert run.outputs == expected(cluster, given)
@@ -52,7 +52,9 @@ def test_every_pair_of_workers_serves_and_the_tokens_are_those_of_one_process(cl
 
 @pytest.mark.parametrize("victim", ["p0", "d0"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-def test_a_worker_that_is_lost_is_noticed_and_its_requests_are_served_by_others(cluster: Cluster, victim: str, how: signal.Signals) -> None:
+def test_a_worker_that_is_lost_is_noticed_and_its_requests_are_served_by_others(
+    cluster: LocalCluster, victim: str, how: signal.Signals
+) -> None:
     given = prompts(24)
     seen: list[RequestRecord] = []
 
@@ -68,7 +70,7 @@ def test_a_worker_that_is_lost_is_noticed_and_its_requests_are_served_by_others(
     assert victim not in {name for r in after.requests for name in (r.prefill_node, r.decode_node)}
 
 
-def test_a_way_that_swallows_everything_is_avoided(cluster: Cluster) -> None:
+def test_a_way_that_swallows_everything_is_avoided(cluster: LocalCluster) -> None:
     """p0 and p1 reach d0 through something that takes every byte and passes none on, from the middle of the run on."""
     given = prompts(16)
     member = cluster.roster.members["d0"]
@@ -86,9 +88,14 @@ def test_a_way_that_swallows_everything_is_avoided(cluster: Cluster) -> None:
     assert {r.decode_node for r in moved} == {"d1"}
 
 
-def test_workers_come_go_and_change_their_role_while_requests_are_served(cluster: Cluster) -> None:
+def test_workers_come_go_and_change_their_role_while_requests_are_served(cluster: LocalCluster) -> None:
     given = prompts(60, gap_s=0.4)
-    changes = [Change(0.5, "d9", "decode"), Change(2.0, "d1", "prefill"), Change(12.0, "d1", "decode"), Change(14.0, "p0", "gone")]
+    changes = [
+        PlannedRoleChange(0.5, "d9", "decode"),
+        PlannedRoleChange(2.0, "d1", "prefill"),
+        PlannedRoleChange(12.0, "d1", "decode"),
+        PlannedRoleChange(14.0, "p0", "gone"),
+    ]
     run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO, changes=changes)
     assert run.outputs == expected(cluster, given)
     assert sorted(cluster.roster.members) == ["d0", "d1", "d9", "p1"]
@@ -98,7 +105,7 @@ def test_workers_come_go_and_change_their_role_while_requests_are_served(cluster
     assert {r.prefill_node for r in again.requests} == {"p1"}
 
 
-def test_a_request_draws_the_same_tokens_wherever_and_with_whomever_it_is(cluster: Cluster) -> None:
+def test_a_request_draws_the_same_tokens_wherever_and_with_whomever_it_is(cluster: LocalCluster) -> None:
     drawn = [
         Prompt(p.request_id, p.arrival_s, p.tokens, p.osl, sampling=Sampling(1.0, 50, 0.95, seed=p.request_id))
         for p in prompts(10, 0.0, 12)
@@ -112,7 +119,7 @@ def test_a_request_draws_the_same_tokens_wherever_and_with_whomever_it_is(cluste
 @pytest.mark.parametrize("transport", ["unix", "shm", pytest.param("nixl", marks=NIXL)])
 def test_every_transport_brings_the_same_tokens_and_leaves_nothing(tiny_model: Path, tmp_path: Path, transport: str) -> None:
     given = prompts(8, gap_s=0.05, osl=9)
-    with Cluster(ClusterSpec(tiny_model, prefill=2, pool_tokens=2048, transport=transport), tmp_path) as cluster:
+    with LocalCluster(LocalClusterSpec(tiny_model, prefill=2, pool_tokens=2048, transport=transport), tmp_path) as cluster:
         folder = Path(cluster._sockets)
         assert {path.name for path in folder.iterdir()} == {"d0.sock"}
         run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO)

@@ -12,8 +12,8 @@ from abkt.codec.importance import Importance
 from abkt.policy.view import Curve
 from abkt.profile.roofline import GpuSpec, roofline
 from abkt.profile.schema import Profile, RateCurve
-from abkt.serve.cluster import Change, Cluster, ClusterSpec
-from abkt.serve.engine.attention import Row
+from abkt.serve.cluster import LocalCluster, LocalClusterSpec, PlannedRoleChange
+from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine, read_spec
 from abkt.serve.worker.paced import PacedEngine
 from abkt.spec import KVLayout
@@ -41,7 +41,7 @@ def test_its_kv_and_queries_are_those_of_the_model(tiny_model: Path) -> None:
             for found, expected in zip(copied[layer], engine.pool.read(table, layer, n), strict=True):
                 assert torch.allclose(found, expected, atol=1e-5)
             assert torch.allclose(seen.queries[layer][0], true.queries[layer][0], atol=1e-4)
-    row = Row(list(range(20, 34)), 200)
+    row = SequenceRow(list(range(20, 34)), 200)
     before = paced.pool.data.clone()
     assert [c.token for c in paced.step([row], [5], [])] == [0]
     assert row.tokens == 201
@@ -56,8 +56,8 @@ def test_more_workers_than_cores_with_a_change_of_roles(tiny_model: Path, tmp_pa
     costs = profile(tiny_model)
     costs.save(path)
     given = [*prompts(lengths=(37, 200, 500, 64, 16) * 6, gap_s=0.1)]
-    with Cluster(ClusterSpec(tiny_model, prefill=4, decode=2, pool_tokens=2048, paced=path), tmp_path) as cluster:
-        run = cluster.run(given, INT8, LINK, SLOW_SLO, costs, changes=[Change(1.0, "p3", "decode")])
+    with LocalCluster(LocalClusterSpec(tiny_model, prefill=4, decode=2, pool_tokens=2048, paced=path), tmp_path) as cluster:
+        run = cluster.run(given, INT8, LINK, SLOW_SLO, costs, changes=[PlannedRoleChange(1.0, "p3", "decode")])
     assert {r.outcome for r in run.requests} == {"completed"}
     assert {r.compute for r in run.requests} == {"paced"}
     assert {r.decode_node for r in run.requests} == {"d0", "d1", "p3"}
@@ -71,10 +71,10 @@ def test_more_workers_than_cores_with_a_change_of_roles(tiny_model: Path, tmp_pa
 def test_a_profile_that_cannot_pace_is_refused_before_anything_starts(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     with pytest.raises(ValueError, match="does not exist; make one with `abkt profile"):
-        Cluster(ClusterSpec(tiny_model, paced=path), tmp_path)
+        LocalCluster(LocalClusterSpec(tiny_model, paced=path), tmp_path)
     profile(tiny_model).save(path)
     data = json.loads(path.read_text())
     del data["fits"]["prefill"]
     path.write_text(json.dumps(data))
     with pytest.raises(ValueError, match="has no table prefill"):
-        Cluster(ClusterSpec(tiny_model, paced=path), tmp_path)
+        LocalCluster(LocalClusterSpec(tiny_model, paced=path), tmp_path)

@@ -14,7 +14,7 @@ from abkt.policy.view import Curve
 from abkt.profile.roofline import GpuSpec, roofline
 from abkt.profile.schema import RateCurve
 from abkt.records import SLO, STAGES, RequestRecord
-from abkt.serve.cluster import Cluster, ClusterSpec
+from abkt.serve.cluster import LocalCluster, LocalClusterSpec
 from abkt.serve.frontend.process import WorkerDied
 from abkt.serve.frontend.prompt import Prompt
 from tests.policy.every import configs
@@ -37,13 +37,13 @@ def prompts(lengths: tuple[int, ...] = (37, 200, 500, 64, 16), osl: int = 8, gap
 
 
 @pytest.mark.parametrize("bitrate", [RAW, EXACT], ids=["raw", "lossless"])
-def test_what_loses_nothing_gives_the_tokens_of_a_single_process(cluster: Cluster, bitrate: dict[str, object]) -> None:
+def test_what_loses_nothing_gives_the_tokens_of_a_single_process(cluster: LocalCluster, bitrate: dict[str, object]) -> None:
     run = cluster.run(prompts(), bitrate, UNLIMITED, SLOW_SLO)
     assert run.outputs == {p.request_id: generate(cluster.spec.model_folder, list(p.tokens), p.osl) for p in prompts()}
 
 
 @pytest.mark.parametrize("bitrate", [RAW, EXACT, INT8, EMBEDDED], ids=["raw", "lossless", "int8", "embedded"])
-def test_records_add_up(cluster: Cluster, bitrate: dict[str, object]) -> None:
+def test_records_add_up(cluster: LocalCluster, bitrate: dict[str, object]) -> None:
     run = cluster.run(prompts(), bitrate, LINK, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * 5
     assert {t.request_id for t in run.transfers} == {r.request_id for r in run.requests}
@@ -70,25 +70,25 @@ LEARNING = {name: configs(8e6)[name] for name in ("cachegen", "kvserve", "state_
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_policies_that_learn_run_here_as_in_the_model(cluster: Cluster, name: str) -> None:
+def test_policies_that_learn_run_here_as_in_the_model(cluster: LocalCluster, name: str) -> None:
     run = cluster.run(prompts(lengths=(200, 500, 64), gap_s=0.0), LEARNING[name], LINK, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * 3
     assert all(t.price > 0 for t in run.transfers)
 
 
-def test_a_policy_that_the_profile_cannot_serve_is_refused_before_anything_runs(cluster: Cluster) -> None:
+def test_a_policy_that_the_profile_cannot_serve_is_refused_before_anything_runs(cluster: LocalCluster) -> None:
     gpu = GpuSpec("none", flops=1e12, memory_bytes_per_s=1e10, memory_bytes=1e10)
     curve = RateCurve(64, Curve((0.1, 0.5), (1.0, 0.01), (0.0, 8.0)), Curve((0.1, 0.5), (1.0, 0.01), (0.0, 8.0)))
     with pytest.raises(ValueError, match="encode/lossless"):
         cluster.run(prompts(), EXACT, UNLIMITED, SLOW_SLO, roofline(gpu, cluster.model, (curve,)))  # which has none for float32
 
 
-def test_memory_for_one_request_at_a_time_delays_but_loses_nothing(cluster: Cluster) -> None:
+def test_memory_for_one_request_at_a_time_delays_but_loses_nothing(cluster: LocalCluster) -> None:
     run = cluster.run(prompts(lengths=(600, 600, 600), gap_s=0.0), INT8, UNLIMITED, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * 3
 
 
-def test_what_can_never_fit_is_rejected_with_its_reason(cluster: Cluster) -> None:
+def test_what_can_never_fit_is_rejected_with_its_reason(cluster: LocalCluster) -> None:
     kept: list[RequestRecord] = []
     run = cluster.run(prompts(lengths=(1020, 64)), RAW, UNLIMITED, SLOW_SLO, keep=kept.append)
     assert [(r.outcome, bool(r.reason)) for r in run.requests] == [("rejected", True), ("completed", False)]
@@ -97,7 +97,7 @@ def test_what_can_never_fit_is_rejected_with_its_reason(cluster: Cluster) -> Non
 
 def test_a_worker_that_dies_is_named_and_the_others_end(tiny_model: Path, tmp_path: Path) -> None:
     kept: list[RequestRecord] = []
-    with Cluster(ClusterSpec(tiny_model, pool_tokens=1024), tmp_path) as cluster:
+    with LocalCluster(LocalClusterSpec(tiny_model, pool_tokens=1024), tmp_path) as cluster:
         pids = {name: member.worker.process.pid for name, member in cluster.roster.members.items()}
 
         def kill_after_first(record: RequestRecord) -> None:
@@ -116,7 +116,7 @@ def test_a_model_that_cannot_be_loaded_is_said_by_the_worker_that_tried(tiny_mod
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text((tiny_model / "config.json").read_text())
-    with pytest.raises(WorkerDied, match=r"worker [pd]0 ended"), Cluster(ClusterSpec(broken), tmp_path):
+    with pytest.raises(WorkerDied, match=r"worker [pd]0 ended"), LocalCluster(LocalClusterSpec(broken), tmp_path):
         pass
 
 
@@ -125,7 +125,7 @@ def test_with_a_key_and_encryption_the_tokens_are_the_same(tiny_model: Path, tmp
     key.write_bytes(os.urandom(32))
     key.chmod(0o600)
     given = prompts(lengths=(37, 100))
-    with Cluster(ClusterSpec(tiny_model, pool_tokens=1024, key_file=str(key), encrypt=True), tmp_path) as cluster:
+    with LocalCluster(LocalClusterSpec(tiny_model, pool_tokens=1024, key_file=str(key), encrypt=True), tmp_path) as cluster:
         run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO)
     assert run.outputs == {p.request_id: generate(tiny_model, list(p.tokens), p.osl) for p in given}
     assert [t.resumes for t in run.transfers] == [0, 0]
@@ -136,13 +136,13 @@ def test_a_key_that_cannot_be_used_is_said_before_anything_starts(tiny_model: Pa
     key.write_bytes(bytes(32))
     key.chmod(0o644)
     with pytest.raises(ValueError, match="is open to every user"):
-        Cluster(ClusterSpec(tiny_model, key_file=str(key)), tmp_path)
+        LocalCluster(LocalClusterSpec(tiny_model, key_file=str(key)), tmp_path)
     with pytest.raises(ValueError, match="encryption needs a key"):
-        Cluster(ClusterSpec(tiny_model, encrypt=True), tmp_path)
+        LocalCluster(LocalClusterSpec(tiny_model, encrypt=True), tmp_path)
 
 
 def test_a_transport_that_is_none_or_that_the_kernel_cannot_pace_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="transport is 'rdma'; it must be one of tcp, unix, shm"):
-        Cluster(ClusterSpec(tiny_model, transport="rdma"), tmp_path)
+        LocalCluster(LocalClusterSpec(tiny_model, transport="rdma"), tmp_path)
     with pytest.raises(ValueError, match="transport shm does not go with pacing=socket, which is TCP's; give pacing=userspace"):
-        Cluster(ClusterSpec(tiny_model, transport="shm"), tmp_path, pacing="socket")
+        LocalCluster(LocalClusterSpec(tiny_model, transport="shm"), tmp_path, pacing="socket")

@@ -17,7 +17,7 @@ from abkt.capacity import Capacity
 from abkt.codec.stream import Stream
 from abkt.kv.pool import Pool
 from abkt.records import SLO
-from abkt.serve.cluster import Cluster
+from abkt.serve.cluster import LocalCluster
 from abkt.serve.control import WorkerConfig
 from abkt.serve.worker.decode import DecodeWorker
 from abkt.serve.worker.equipment import Equipment, equip
@@ -271,7 +271,7 @@ def outgoing_of(bench: Bench, number: int, stream: Stream) -> Outgoing:
 # In a cluster
 
 
-def test_refined_requests_add_up(cluster: Cluster) -> None:
+def test_refined_requests_add_up(cluster: LocalCluster) -> None:
     """A link on which most of the stream comes while tokens are decoded, and one on which there is nothing left to refine."""
     given = prompts(lengths=(200, 300, 250), osl=200, gap_s=0.2)
     run = cluster.run(given, REFINING, Capacity.constant(1.2e6), SLO(ttft_s=0.3, tpot_s=1.0))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from abkt.serve.cluster import Cluster, ClusterSpec
-from abkt.serve.worker.device_lock import Turn
+from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+from abkt.serve.worker.device_lock import DeviceLock
 from tests.serve.test_engine import generate
 from tests.serve.test_real_cluster import INT8, SLOW_SLO, UNLIMITED, prompts
 
@@ -30,7 +30,7 @@ def test_one_at_a_time_and_what_was_enqueued_is_waited_for(tmp_path: Path) -> No
     most: list[int] = []
 
     def work(name: str) -> None:
-        turn = Turn(tmp_path / "turn", finish=lambda: inside.remove(name))  # its work ends only there
+        turn = DeviceLock(tmp_path / "turn", finish=lambda: inside.remove(name))  # its work ends only there
         for _ in range(50):
             with turn:
                 inside.append(name)
@@ -50,19 +50,19 @@ def test_a_process_that_is_killed_lets_go(tmp_path: Path) -> None:
         assert process.stdout
         assert process.stdout.readline() == b"mine\n"
         process.kill()
-    with Turn(tmp_path / "turn"):
+    with DeviceLock(tmp_path / "turn"):
         pass
 
 
 def test_who_sleeps_needs_no_turn(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="they go with compute=real"):
-        ClusterSpec(tmp_path, paced=tmp_path / "profile.json", turns=True)
+        LocalClusterSpec(tmp_path, paced=tmp_path / "profile.json", turns=True)
 
 
 @pytest.mark.slow
 def test_a_cluster_that_takes_turns_says_what_it_would_say_anyway(tiny_model: Path, tmp_path: Path) -> None:
     given = prompts(lengths=(37, 200, 500, 64), gap_s=0.02)
-    with Cluster(ClusterSpec(tiny_model, pool_tokens=2048, turns=True), tmp_path) as cluster:
+    with LocalCluster(LocalClusterSpec(tiny_model, pool_tokens=2048, turns=True), tmp_path) as cluster:
         run = cluster.run(given, INT8, UNLIMITED, SLOW_SLO)
         assert (tmp_path / "turn").exists()
     assert {r.outcome for r in run.requests} == {"completed"}

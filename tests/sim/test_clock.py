@@ -6,11 +6,11 @@ import pytest
 
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.embedded import Embedded
-from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.records import SLO
 from sim.clock import Clock, Wake
 from sim.cluster import Simulation
-from sim.transfer.transport import Transport
+from sim.transfer.transport import TransportModel
 from sim.workload.requests import Request
 from tests.sim.test_cluster import cluster
 
@@ -85,10 +85,10 @@ def test_a_run_makes_nothing_that_refers_to_itself(profile, groups) -> None:
     """The collector is off while it runs: what it would have to find would stay."""
 
     def found(count: int) -> int:
-        of = cluster(profile, 2, 2, transport=Transport(layer_groups=groups))
+        of = cluster(profile, 2, 2, transport=TransportModel(layer_groups=groups))
         requests = [Request(i, 0.05 * i, 100, 40) for i in range(count)]
         bitrate = lambda: Embedded(Bandwidth(1e5), 0.05, 0.2, 0.2, behind_distortion=0.001)  # noqa: E731
-        simulation = Simulation(of, requests, bitrate, LoadAware(), SLO(0.1, 0.02))
+        simulation = Simulation(of, requests, bitrate, LoadAwareRouting(), SLO(0.1, 0.02))
         gc.collect()
         assert any(t.refine_bytes for t in simulation.run().transfers)
         return gc.collect()

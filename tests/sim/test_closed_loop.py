@@ -6,7 +6,8 @@ from abkt.capacity import Capacity
 from abkt.policy.bitrate.fixed import Fixed
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO
-from sim.cluster import Cluster, NodeSpec, Simulation
+from sim.cluster import Simulation
+from sim.specs import ClusterSpec, NodeSpec
 from sim.workload.requests import Request
 
 
@@ -14,7 +15,7 @@ def run(profile, concurrency: int, lengths: list[tuple[int, int]], kv_tokens: in
     nodes = [NodeSpec(name, profile, kv_tokens, Capacity.constant(1e8)) for name in ("p", "d")]
     requests = [Request(i, 0.0, isl, osl) for i, (isl, osl) in enumerate(lengths)]
     simulation = Simulation(
-        Cluster((nodes[0],), (nodes[1],)), requests, lambda: Fixed(8), RoundRobin(), SLO(1.0, 0.1), concurrency=concurrency
+        ClusterSpec((nodes[0],), (nodes[1],)), requests, lambda: Fixed(8), RoundRobin(), SLO(1.0, 0.1), concurrency=concurrency
     )
     return simulation.run().requests
 

@@ -14,27 +14,28 @@ from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.policy.routing.least_loaded import LeastLoaded
-from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.policy.view import Decision, Delivered, GoodputSample, TransferView
 from abkt.profile.expect import curve_for
 from abkt.profile.schema import Fit
 from abkt.records import SLO, STAGES, summarize
-from sim.cluster import Cluster, NodeSpec, Simulation
-from sim.node.memory import Memory
+from sim.cluster import Simulation
+from sim.node.memory import KvMemory
+from sim.specs import ClusterSpec, NodeSpec
 from sim.workload.requests import Request
 
 SLOS = SLO(ttft_s=0.5, tpot_s=0.02)
 RATE = 1e5  # bytes/s; 64 bytes of KV a token
 
 
-def cluster(profile, prefill=1, decode=1, rate=RATE, kv=100_000, **more) -> Cluster:
+def cluster(profile, prefill=1, decode=1, rate=RATE, kv=100_000, **more) -> ClusterSpec:
     nic = Capacity.constant(rate) if isinstance(rate, float) else rate
     p, d = (tuple(NodeSpec(f"{role}{i}", profile, kv, nic, 3.6) for i in range(n)) for role, n in (("p", prefill), ("d", decode)))
-    return Cluster(p, d, **more)
+    return ClusterSpec(p, d, **more)
 
 
-def run(of: Cluster, requests, bitrate=Raw, routing=None, slo=SLOS, debug=False):
+def run(of: ClusterSpec, requests, bitrate=Raw, routing=None, slo=SLOS, debug=False):
     return Simulation(of, requests, bitrate, routing or RoundRobin(), slo, debug=debug).run()
 
 
@@ -261,7 +262,7 @@ def test_a_slow_link_gets_fewer_bits(profile) -> None:
 # -- laws over random runs ---------------------------------------------------------------------------------------------------------
 
 
-class Counted(Memory):
+class Counted(KvMemory):
     """Never above what there is, never below nothing; all of them are kept, to be empty at the end."""
 
     made: list[Counted]
@@ -289,7 +290,7 @@ BITRATES = {"raw": Raw, "int4": lambda: Fixed(4), "embedded": lambda: Embedded(B
     kv=st.sampled_from([160, 320, 10_000]),
     rate=st.sampled_from([2e4, 2e5, Capacity((0.0, 0.4), (3e5, 2e4), 0.9)]),
     bitrate=st.sampled_from(sorted(BITRATES)),
-    routing=st.sampled_from([RoundRobin, LeastLoaded, LoadAware]),
+    routing=st.sampled_from([RoundRobin, LeastLoaded, LoadAwareRouting]),
     max_batch=st.integers(1, 8),
 )
 def test_laws_of_every_run(profile, requests, sizes, kv, rate, bitrate, routing, max_batch) -> None:
@@ -323,7 +324,7 @@ def test_laws_of_every_run(profile, requests, sizes, kv, rate, bitrate, routing,
 
 
 @pytest.mark.parametrize("bitrate", BITRATES)
-@pytest.mark.parametrize("routing", [LeastLoaded, LoadAware])
+@pytest.mark.parametrize("routing", [LeastLoaded, LoadAwareRouting])
 def test_the_same_inputs_give_the_same_records(profile, bitrate, routing) -> None:
     requests = [Request(i, 0.01 * i, 20 + 37 * i % 200, 1 + 11 * i % 30) for i in range(60)]
     first, second = (run(cluster(profile, 2, 3), requests, BITRATES[bitrate], routing()) for _ in range(2))

@@ -14,16 +14,17 @@ from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.policy.routing.least_loaded import LeastLoaded
-from abkt.policy.routing.load_aware import LoadAware
-from abkt.policy.routing.random import Random
+from abkt.policy.routing.load_aware import LoadAwareRouting
+from abkt.policy.routing.random import RandomRouting
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, RequestRecord, TransferRecord
-from sim.cluster import Cluster, NodeSpec, Simulation
+from sim.cluster import Simulation
 from sim.cost import Costs
 from sim.node.batch import Batch
 from sim.node.job import Job
 from sim.node.node import Node
 from sim.node.pace import Pace
+from sim.specs import ClusterSpec, NodeSpec
 from sim.workload.requests import Request
 from tests.sim.conftest import exact
 from tests.sim.stepping import SteppingNode
@@ -38,7 +39,7 @@ nics = st.sampled_from(
     [Capacity.constant(3e5), Capacity.constant(2e4), Capacity.constant(math.inf), Capacity((0.0, 0.31, 0.77), (2e5, 1.3e4, 9e4), 1.013)]
 )
 bitrates = st.sampled_from([Raw, lambda: Fixed(4), lambda: Fixed(2), lambda: Embedded(Bandwidth(1.7e5, 0.1, 0.2))])
-routings = st.sampled_from([RoundRobin, lambda: Random(3), LeastLoaded, lambda: LoadAware(SLOS.tpot_s)])
+routings = st.sampled_from([RoundRobin, lambda: RandomRouting(3), LeastLoaded, lambda: LoadAwareRouting(SLOS.tpot_s)])
 
 
 @st.composite
@@ -48,7 +49,7 @@ def clusters(draw, profile=None):
         tuple(NodeSpec(f"{role}{i}", profile, kv, draw(nics), 3.6) for i in range(draw(st.integers(1, 3))))
         for role in ("prefill", "decode")
     ]
-    return Cluster(nodes[0], nodes[1], max_batch=draw(st.integers(1, 6)), usd_per_gb=0.1)
+    return ClusterSpec(nodes[0], nodes[1], max_batch=draw(st.integers(1, 6)), usd_per_gb=0.1)
 
 
 def assert_same(left: list, right: list, kind: type) -> None:
@@ -78,7 +79,7 @@ def test_leaping_and_stepping_give_the_same_records(profile, data, requests, bit
 def test_a_long_leap_with_an_arrival_in_it(profile) -> None:
     """Thousands of iterations between two events, so that a wrong root would be off by many."""
     nic = Capacity.constant(1e9)
-    cluster = Cluster((NodeSpec("p", profile, 10**6, nic),), (NodeSpec("d", profile, 10**6, nic),))
+    cluster = ClusterSpec((NodeSpec("p", profile, 10**6, nic),), (NodeSpec("d", profile, 10**6, nic),))
     requests = [Request(0, 0.0, 100, 6000), Request(1, 7.7, 200, 3000), Request(2, 33.3, 50, 2), Request(3, 33.4, 50, 4000)]
     leaping = Simulation(cluster, requests, Raw, RoundRobin(), SLOS).run()
     stepping = Simulation(cluster, requests, Raw, RoundRobin(), SLOS, node=SteppingNode).run()
@@ -95,7 +96,7 @@ def test_an_empty_batch_has_no_pace_while_the_next_request_is_expanded(profile) 
             return super().expand(jobs)
 
     nic = Capacity.constant(1e9)
-    cluster = Cluster((NodeSpec("p", profile, 10**4, nic),), (NodeSpec("d", profile, 10**4, nic),), max_batch=1)
+    cluster = ClusterSpec((NodeSpec("p", profile, 10**4, nic),), (NodeSpec("d", profile, 10**4, nic),), max_batch=1)
     requests = [Request(i, 0.0, 100, 200) for i in range(3)]
     Simulation(cluster, requests, Raw, RoundRobin(), SLOS, node=Watched).run()
     assert paces == [0.0, 0.0, 0.0]

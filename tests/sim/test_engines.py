@@ -16,16 +16,17 @@ from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.policy.roles.arrow import Arrow
 from abkt.policy.roles.colocated import Colocated
 from abkt.policy.roles.conditional import Conditional
-from abkt.policy.roles.load_aware import LoadAware as LoadAwareRoles
+from abkt.policy.roles.load_aware import LoadAwareRouting as LoadAwareRoles
 from abkt.policy.roles.static import Static
 from abkt.policy.routing.least_loaded import LeastLoaded
-from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.routing.min_ttft import MinTTFT
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, RequestRecord, TransferRecord
-from sim.cluster import Cluster, Engine, NodeSpec, Simulation
+from sim.cluster import Simulation
 from sim.faults import Death, FaultPlan, Straggler
 from sim.node.node import Node
+from sim.specs import ClusterSpec, EngineSpec, NodeSpec
 from sim.workload.requests import Request
 from tests.sim.conftest import FITS, exact
 from tests.sim.stepping import SteppingNode
@@ -39,14 +40,14 @@ requests = st.lists(st.tuples(st.floats(0, 1.5), st.integers(1, 300), st.integer
     lambda rows: [Request(i, at, isl, osl, prefix(isl, kind)) for i, (at, isl, osl, kind) in enumerate(sorted(rows))]
 )
 engines = st.builds(
-    Engine,
+    EngineSpec,
     max_batch=st.integers(1, 6),
     prefill_tokens=st.sampled_from([0, 64, 512]),
     grow_tokens=st.sampled_from([0, 0, 16, 40]),
     hash_tokens=st.sampled_from([0, 32]),
     buckets=st.sampled_from([(), (1, 2, 4)]),
 ) | st.builds(
-    Engine,
+    EngineSpec,
     max_batch=st.integers(1, 6),
     prefill_tokens=st.sampled_from([7, 50]),
     chunked=st.just(True),
@@ -62,7 +63,7 @@ roles = st.sampled_from(
     ]
 )
 admissions = st.sampled_from([lambda: None, Reserve, lambda: Reserve(0.5), RejectLate, Ladder])
-routings = st.sampled_from([RoundRobin, LeastLoaded, MinTTFT, lambda: LoadAware(SLOS.tpot_s)])
+routings = st.sampled_from([RoundRobin, LeastLoaded, MinTTFT, lambda: LoadAwareRouting(SLOS.tpot_s)])
 
 
 moments = st.floats(0, 2)
@@ -83,10 +84,10 @@ def prefix(isl: int, kind: int) -> tuple[int, ...]:
     return tuple(1000 * kind + i if i < 3 else 10**6 + 1000 * isl + i for i in range(blocks))
 
 
-def cluster(profile, engine: Engine, sizes: tuple[int, int], kv: int, rate: float = 3e5, **more) -> Cluster:
+def cluster(profile, engine: EngineSpec, sizes: tuple[int, int], kv: int, rate: float = 3e5, **more) -> ClusterSpec:
     nic = Capacity.constant(rate)
     nodes = [tuple(NodeSpec(f"{role}{i}", profile, kv, nic, 3.6) for i in range(n)) for role, n in zip(("p", "d"), sizes)]
-    return Cluster(nodes[0], nodes[1], engine=engine, usd_per_gb=0.1, **more)
+    return ClusterSpec(nodes[0], nodes[1], engine=engine, usd_per_gb=0.1, **more)
 
 
 @settings(max_examples=120)

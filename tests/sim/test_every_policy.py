@@ -11,7 +11,7 @@ from abkt.capacity import Capacity
 from abkt.policy.bitrate.lossless import Lossless
 from abkt.policy.build import build
 from abkt.policy.price import Price
-from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.policy.view import Decision
 from abkt.profile.expect import curve_for
@@ -37,7 +37,7 @@ def test_every_policy_gets_all_requests_through_and_twice_the_same(full, name) -
     """Two prefill nodes, links that fall to a seventh and back, more than they can carry raw."""
     requests = [Request(i, 0.03 * i, 40 + 37 * i % 200, 2 + 11 * i % 20) for i in range(40)]
     of = cluster(full, 2, 2, rate=Capacity((0.0, 0.3, 0.5), (2.1e5, 3e4, 1.3e5), 0.7))
-    first, second = (run(of, requests, lambda: build(configs(1e5)[name]), LoadAware(), SLO(0.3, 0.02)) for _ in range(2))
+    first, second = (run(of, requests, lambda: build(configs(1e5)[name]), LoadAwareRouting(), SLO(0.3, 0.02)) for _ in range(2))
     assert [r.outcome for r in first.requests] == ["completed"] * 40
     assert repr(first.requests) == repr(second.requests)
     assert repr(first.transfers) == repr(second.transfers)
@@ -77,7 +77,7 @@ def test_once_encoded_no_other_mode_can_be_had(full) -> None:
 
 def test_a_request_s_own_curve_is_known_before_it_is_encoded_and_to_no_quote(full) -> None:
     policy = Scripted([stream(3)])
-    run(cluster(full, decode=2), [Request(3, 0.0, 100, 2)], lambda: policy, LoadAware())
+    run(cluster(full, decode=2), [Request(3, 0.0, 100, 2)], lambda: policy, LoadAwareRouting())
     own = curve_for(full, 100, draw=3).slope
     assert own != curve_for(full, 100).slope
     shown = [view.own_slope for _, view in policy.views]

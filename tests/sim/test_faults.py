@@ -8,14 +8,15 @@ from dataclasses import replace
 import pytest
 
 from abkt.policy.bitrate.fixed import Raw
-from abkt.policy.roles.base import Change
+from abkt.policy.roles.base import RoleChange
 from abkt.policy.roles.colocated import Colocated
-from abkt.policy.roles.load_aware import LoadAware
+from abkt.policy.roles.load_aware import LoadAwareRoles
 from abkt.policy.roles.static import Static
 from abkt.policy.routing.least_loaded import LeastLoaded
 from abkt.policy.routing.round_robin import RoundRobin
-from sim.cluster import Engine, Simulation
+from sim.cluster import Simulation
 from sim.faults import Death, FaultPlan, Straggler
+from sim.specs import EngineSpec
 from sim.workload.requests import Request
 from tests.sim.test_cluster import SLOS, cluster
 
@@ -99,7 +100,7 @@ def test_a_request_that_is_too_late_fails_wherever_it_is_and_frees_its_memory(pr
 
 
 def test_a_node_that_comes_back_has_an_empty_cache(profile) -> None:
-    of = replace(cluster(profile), engine=Engine(hash_tokens=32))
+    of = replace(cluster(profile), engine=EngineSpec(hash_tokens=32))
     requests = [Request(i, 1.0 * i, 100, 3, (1, 2, 3, 4)) for i in range(4)]
     records = run(of, requests, FaultPlan((Death("p0", 1.5, 1.6),)), roles=Colocated()).records
     assert {r.prefill_node for r in records} == {"p0"}  # the first of two idle ones
@@ -109,7 +110,7 @@ def test_a_node_that_comes_back_has_an_empty_cache(profile) -> None:
 class Once(Static):
     """Changes one node at its first look."""
 
-    def __init__(self, at_s: float, change: Change) -> None:
+    def __init__(self, at_s: float, change: RoleChange) -> None:
         self.period_s, self.change = at_s, change
 
     def decide(self, now_s, nodes):
@@ -120,7 +121,7 @@ class Once(Static):
 def test_a_role_changes_in_mid_transfer(profile) -> None:
     """The decode node drains while bytes are on their way to it: they arrive, and it decodes to the end before it is rebuilt."""
     of = replace(cluster(profile, prefill=1, decode=2), rebuild_s=0.5)
-    simulation = run(of, [Request(0, 0.0, 100, 4), Request(1, 0.2, 100, 4)], FaultPlan(), roles=Once(0.06, Change(1, "prefill")))
+    simulation = run(of, [Request(0, 0.0, 100, 4), Request(1, 0.2, 100, 4)], FaultPlan(), roles=Once(0.06, RoleChange(1, "prefill")))
     first, second = simulation.records
     assert simulation.transfers[0].start_s < 0.06 < simulation.transfers[0].finish_s
     assert (first.decode_node, first.outcome, second.decode_node) == ("d0", "completed", "d1")
@@ -131,7 +132,7 @@ def test_prompts_that_have_not_begun_leave_a_node_that_drains(profile) -> None:
     """Four long prompts on two nodes; one is to decode from 50 ms on, in the middle of its first prompt: its second goes to the other."""
     requests = [Request(i, 0.0, 250, 4) for i in range(4)]
     of = cluster(profile, prefill=2, decode=1)
-    simulation = run(of, requests, FaultPlan(), roles=Once(0.05, Change(0, "decode")), routing=RoundRobin())
+    simulation = run(of, requests, FaultPlan(), roles=Once(0.05, RoleChange(0, "decode")), routing=RoundRobin())
     assert [r.prefill_node for r in simulation.records] == ["p0", "p1", "p1", "p1"]
     assert [r.outcome for r in simulation.records] == ["completed"] * 4
     assert simulation.records[0].prefill_token_s == pytest.approx(prompt_s(250))
@@ -146,8 +147,8 @@ def test_roles_that_follow_the_load_help_where_prefill_has_too_much(profile) -> 
         return max(r.decode_token_s - r.arrival_s for r in run(of, requests, FaultPlan(), roles).records)
 
     static = late_s(Static())
-    moved = late_s(LoadAware(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, soft=False))
-    lent = late_s(LoadAware(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, hard=False))
+    moved = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, soft=False))
+    lent = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, hard=False))
     assert moved < 0.6 * static
     assert lent < 0.8 * static
 
@@ -157,7 +158,7 @@ def test_an_arrow_switch_takes_effect_at_once(profile) -> None:
         cluster(profile, prefill=1, decode=2),
         [Request(0, 0.0, 100, 40), Request(1, 0.3, 100, 4)],
         FaultPlan(),
-        Once(0.2, Change(1, "prefill", drain=False)),
+        Once(0.2, RoleChange(1, "prefill", drain=False)),
     )
     assert simulation.changes.log == [(0.2, "d0", "prefill")]
     assert [r.decode_node for r in simulation.records] == ["d0", "d1"]

@@ -13,7 +13,7 @@ from abkt.capacity import Capacity
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.bitrate.fixed import Fixed, Raw
-from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, STAGES
 from sim.clock import Wake
@@ -21,7 +21,7 @@ from sim.cluster import Simulation
 from sim.faults import Death, FaultPlan, Straggler
 from sim.network.link_faults import LinkFault
 from sim.node.job import Job
-from sim.transfer.transport import FRAME_BYTES, Transport
+from sim.transfer.transport import FRAME_BYTES, TransportModel
 from sim.workload.requests import Request
 from tests.sim.test_cluster import Counted, Scripted, cluster, run, stream
 
@@ -48,7 +48,7 @@ def test_a_slow_link_is_seen_by_the_policy(profile) -> None:
 
 def test_a_transfer_is_offered_again_and_goes_on_where_it_was(profile) -> None:
     """Down at 0.05 s; after 0.1 s without a byte it is given up, and offered 0.03 s later, twice; the link is up again by the third."""
-    transport = Transport(timeout_s=0.1, backoff_s=0.03)
+    transport = TransportModel(timeout_s=0.1, backoff_s=0.03)
     of = replace(cluster(profile, transport=transport), link_faults=(LinkFault("d0", 0.05, 0.3),))
     (record,), (transfer,) = (result := run(of, ONE)).requests, result.transfers
     passed = (0.05 - PREFILL_S) * 1e5
@@ -61,7 +61,7 @@ def test_a_transfer_is_offered_again_and_goes_on_where_it_was(profile) -> None:
 
 def test_a_transfer_that_gets_nowhere_fails_its_request_and_the_next_one_runs(profile) -> None:
     Counted.made = []
-    transport = Transport(timeout_s=0.1, retries=2, backoff_s=0.03)
+    transport = TransportModel(timeout_s=0.1, retries=2, backoff_s=0.03)
     of = replace(cluster(profile, transport=transport), link_faults=(LinkFault("d0", 0.05, 2.0),))
     with patch("sim.node.fleet.Memory", Counted):
         result = run(of, [*ONE, Request(3, 2.5, 100, 4)])
@@ -78,7 +78,7 @@ def test_a_transfer_that_gets_nowhere_fails_its_request_and_the_next_one_runs(pr
 def test_lost_frames_go_again(profile) -> None:
     """Raw KV of three and a half frames, every second frame lost; each round takes its bytes and the wait for what is missing."""
     tokens = 7 * FRAME_BYTES // 2 // 64
-    of = cluster(profile, rate=1e8, kv=1 << 20, transport=Transport(frame_loss=0.5, retry_s=0.25, seed=4))
+    of = cluster(profile, rate=1e8, kv=1 << 20, transport=TransportModel(frame_loss=0.5, retry_s=0.25, seed=4))
     (transfer,) = run(of, [Request(2, 0.0, tokens, 2)]).transfers
     again = (transfer.wire_bytes - transfer.raw_bytes) / FRAME_BYTES
     assert again >= 1
@@ -90,7 +90,7 @@ def test_lost_frames_go_again(profile) -> None:
 
 
 def test_frames_are_lost_as_often_as_was_said(profile) -> None:
-    of = cluster(profile, rate=1e8, kv=1 << 22, transport=Transport(frame_loss=0.2))
+    of = cluster(profile, rate=1e8, kv=1 << 22, transport=TransportModel(frame_loss=0.2))
     tokens = 40 * FRAME_BYTES // 64
     result = run(of, [Request(i, 0.0, tokens, 2) for i in range(30)])
     sent = sum(t.wire_bytes for t in result.transfers) / sum(t.raw_bytes for t in result.transfers)
@@ -113,7 +113,7 @@ faults = st.lists(
     bitrate=st.sampled_from(sorted(BITRATES)),
     link_faults=faults,
     transport=st.builds(
-        Transport,
+        TransportModel,
         frame_loss=st.sampled_from([0.0, 0.3]),
         retry_s=st.sampled_from([0.0, 0.02]),
         timeout_s=st.sampled_from([0.05, 0.3]),
@@ -125,7 +125,7 @@ faults = st.lists(
 def test_laws(profile, requests, sizes, bitrate, link_faults, transport, delay_s) -> None:
     fabric = Capacity.constant(2e5)
     of = cluster(profile, *sizes, rate=2e5, fabric=fabric, delay_s=delay_s, transport=transport, link_faults=link_faults)
-    result = run(of, requests, BITRATES[bitrate], LoadAware(), SLO(0.3, 0.02), debug=True)
+    result = run(of, requests, BITRATES[bitrate], LoadAwareRouting(), SLO(0.3, 0.02), debug=True)
     assert [r.request_id for r in result.requests] == [r.request_id for r in requests]
     moved = {t.request_id: t for t in result.transfers}
     for r in result.requests:
@@ -148,7 +148,7 @@ def test_laws(profile, requests, sizes, bitrate, link_faults, transport, delay_s
     bitrate=st.sampled_from(sorted(BITRATES)),
     kv=st.sampled_from([320, 10_000]),
     link_faults=faults,
-    transport=st.builds(Transport, frame_loss=st.sampled_from([0.0, 0.3]), retry_s=st.just(0.02), layer_groups=st.integers(1, 3)),
+    transport=st.builds(TransportModel, frame_loss=st.sampled_from([0.0, 0.3]), retry_s=st.just(0.02), layer_groups=st.integers(1, 3)),
     delay_s=st.sampled_from([0.0, 0.01]),
     withdrawn=st.lists(st.tuples(st.floats(0, 3), st.integers(0, 14)), min_size=1, max_size=6).map(sorted),
 )
@@ -201,7 +201,7 @@ deaths = st.lists(st.tuples(st.sampled_from(["p0", "p1", "d0", "d1"]), st.floats
     link_faults=faults,
     plan=deaths,
     transport=st.builds(
-        Transport,
+        TransportModel,
         frame_loss=st.sampled_from([0.0, 0.3]),
         retry_s=st.sampled_from([0.0, 0.02]),
         timeout_s=st.sampled_from([0.05, 0.3]),
@@ -213,7 +213,7 @@ deaths = st.lists(st.tuples(st.sampled_from(["p0", "p1", "d0", "d1"]), st.floats
 def test_laws_where_nodes_die_under_transfers_too(profile, requests, bitrate, link_faults, plan, transport, kv) -> None:
     """Refinement and layer groups, cut off at any moment: the debug run's own laws hold."""
     of = cluster(profile, 2, 2, rate=5e4, kv=kv, fabric=Capacity.constant(1e5), transport=transport, link_faults=link_faults)
-    simulation = Simulation(of, requests, BITRATES[bitrate], LoadAware(), SLO(0.3, 0.02), faults=plan, debug=True)
+    simulation = Simulation(of, requests, BITRATES[bitrate], LoadAwareRouting(), SLO(0.3, 0.02), faults=plan, debug=True)
     result = simulation.run()
     assert len(result.requests) == len(requests)
     assert all(pair.idle and not pair.sending and not pair.refining for pair in simulation.fleet.pairs.values())

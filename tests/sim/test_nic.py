@@ -5,7 +5,7 @@ import math
 import pytest
 
 from abkt.policy.price import Price
-from sim.network.nic import Nic
+from sim.network.nic import NodeNic
 
 
 class Heard(Price):
@@ -19,7 +19,7 @@ def test_a_price_hears_of_all_that_passes_however_many_transfers_tell() -> None:
     """10 B/s from 0, 30 more from 2 to 5, the first ends at 6; nothing passes until another comes at 9."""
     price = Heard(1e3)
     price.heard = []
-    nic = Nic(price)
+    nic = NodeNic(price)
     for now_s, more in ((0.0, 10.0), (2.0, 30.0), (5.0, -30.0), (6.0, -10.0), (9.0, 20.0), (10.0, -20.0)):
         nic.carry(now_s, more)
     assert price.heard == [(2.0, 20.0), (5.0, 120.0), (6.0, 10.0), (10.0, 20.0)]
@@ -29,7 +29,7 @@ def test_a_price_hears_of_all_that_passes_however_many_transfers_tell() -> None:
 def test_two_that_change_at_one_moment_are_told_once() -> None:
     price = Heard(1e3)
     price.heard = []
-    nic = Nic(price)
+    nic = NodeNic(price)
     for now_s, more in ((0.0, 10.0), (0.0, 10.0), (1.0, -5.0), (1.0, -5.0)):
         nic.carry(now_s, more)
     assert price.heard == [(1.0, 20.0)]
@@ -39,7 +39,7 @@ def test_two_that_change_at_one_moment_are_told_once() -> None:
 def test_an_unlimited_nic_asks_nothing() -> None:
     price = Heard(math.inf)
     price.heard = []
-    nic = Nic(price)
+    nic = NodeNic(price)
     nic.carry(0.0, math.inf)
     nic.carry(1.0, -math.inf)
     assert not price.heard
@@ -47,7 +47,7 @@ def test_an_unlimited_nic_asks_nothing() -> None:
 
 def test_who_asks_for_the_price_hears_what_has_passed_until_now() -> None:
     """1,000 bytes wait for 100 B/s: 10 s of work, of which a second later 9 are left."""
-    nic = Nic(Price(100.0, scale_s=1.0, low=1.0, high=1e9))
+    nic = NodeNic(Price(100.0, scale_s=1.0, low=1.0, high=1e9))
     nic.price.enter(0.0, 1e3)
     nic.carry(0.0, 100.0)
     assert nic.per_byte(0.0) == pytest.approx(math.e**10 / 100)

@@ -15,8 +15,9 @@ from abkt.capacity import Capacity
 from abkt.policy.bitrate.fixed import Fixed
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, STAGES, RequestRecord, TransferRecord
-from sim.cluster import Cluster, NodeSpec, Simulation
+from sim.cluster import Simulation
 from sim.perfetto import Lanes, chrome_trace
+from sim.specs import ClusterSpec, NodeSpec
 from sim.workload.synthetic import synthetic
 
 TRACKS = ("X", "s", "t", "f", "i", "C")
@@ -32,7 +33,7 @@ def trace_of(requests, transfers) -> list[dict]:
 def run(profile):
     nodes = [NodeSpec(f"{role}-{i}", profile, 2000, Capacity.constant(2e6)) for role in ("prefill", "decode") for i in range(2)]
     requests = synthetic(60, 3.0, 300, 20, variation=0.8, seed=2)
-    simulation = Simulation(Cluster(tuple(nodes[:2]), tuple(nodes[2:])), requests, lambda: Fixed(4), RoundRobin(), SLO(1.0, 0.1))
+    simulation = Simulation(ClusterSpec(tuple(nodes[:2]), tuple(nodes[2:])), requests, lambda: Fixed(4), RoundRobin(), SLO(1.0, 0.1))
     return simulation.run()
 
 

@@ -10,12 +10,12 @@ from abkt.capacity import Capacity
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.bitrate.fixed import Fixed, Raw
-from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.view import Decision
 from abkt.profile.expect import curve_for
 from abkt.records import SLO, STAGES
 from sim.cluster import Simulation
-from sim.transfer.transport import Transport
+from sim.transfer.transport import TransportModel
 from sim.workload.requests import Request
 from tests.sim.test_cluster import Scripted, cluster, run
 
@@ -24,7 +24,7 @@ ALPHA_S = 0.00047
 
 
 def piped(profile, groups: int, staging: int = 8, request: Request | None = None, bitrate=Raw, **more):
-    of = cluster(profile, transport=Transport(layer_groups=groups, staging=staging), **more)
+    of = cluster(profile, transport=TransportModel(layer_groups=groups, staging=staging), **more)
     result = run(of, [request or Request(2, 0.0, 100, 4)], bitrate)
     return result.requests[0], result.transfers[0]
 
@@ -99,7 +99,7 @@ def test_the_codec_s_constant_part_is_paid_by_each_group(profile) -> None:
 
 
 def test_one_token_has_no_transfer_and_no_pipeline(profile) -> None:
-    of = cluster(profile, transport=Transport(layer_groups=4))
+    of = cluster(profile, transport=TransportModel(layer_groups=4))
     result = run(of, [Request(0, 0.0, 100, 1)])
     assert result.requests[0].finish_s == pytest.approx(PREFILL_S)
     assert not result.transfers
@@ -122,8 +122,8 @@ arrivals = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 250), st.integers(
     staging=st.integers(1, 3),
 )
 def test_laws(profile, requests, sizes, kv, rate, bitrate, groups, staging) -> None:
-    of = cluster(profile, *sizes, rate=rate, kv=kv, transport=Transport(layer_groups=groups, staging=staging))
-    result = run(of, requests, BITRATES[bitrate], LoadAware(), SLO(0.3, 0.02), debug=True)
+    of = cluster(profile, *sizes, rate=rate, kv=kv, transport=TransportModel(layer_groups=groups, staging=staging))
+    result = run(of, requests, BITRATES[bitrate], LoadAwareRouting(), SLO(0.3, 0.02), debug=True)
     done = [r for r in result.requests if r.outcome == "completed"]
     assert sorted(t.request_id for t in result.transfers) == [r.request_id for r in done if r.osl > 1]
     for r in done:
@@ -148,8 +148,8 @@ def test_overlap_saves_time_on_a_slow_link(profile, bitrate) -> None:
 def test_a_quote_is_what_an_idle_pair_needs(profile, rate, groups, bitrate) -> None:
     """With groups, within codec times, which lengthen the pass and overlap with bytes."""
     request = Request(0, 0.0, 100, 4)
-    of = cluster(profile, rate=rate, transport=Transport(layer_groups=groups, staging=8))
-    simulation = Simulation(of, [request], BITRATES[bitrate], LoadAware(), SLO(0.5, 0.02))
+    of = cluster(profile, rate=rate, transport=TransportModel(layer_groups=groups, staging=8))
+    simulation = Simulation(of, [request], BITRATES[bitrate], LoadAwareRouting(), SLO(0.5, 0.02))
     prefill, decode = simulation.fleet.nodes
     quoted_s = simulation.fleet.pair(prefill, decode).quote_s(100, 0.0)
     (record,) = simulation.run().requests

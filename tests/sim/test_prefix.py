@@ -13,9 +13,10 @@ from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.policy.routing.prefix_aware import PrefixAware
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO
-from sim.cluster import Cluster, Engine, NodeSpec, Simulation
-from sim.node.memory import Memory
+from sim.cluster import Simulation
+from sim.node.memory import KvMemory
 from sim.node.prefix import PrefixCache
+from sim.specs import ClusterSpec, EngineSpec, NodeSpec
 from sim.workload.requests import Request
 
 SLOS = SLO(0.5, 0.02)
@@ -33,7 +34,7 @@ def test_what_is_used_stays_and_memory_adds_up(chains, data) -> None:
     holders: dict[int, dict[str, None]] = {}
     cache = PrefixCache(32, 16, holders)
     cache.owner = "node"
-    memory = Memory(16 * 14, 16, cache)
+    memory = KvMemory(16 * 14, 16, cache)
     live: list[tuple[tuple[int, ...], int]] = []  # (pinned hashes, private blocks)
     for kind, length, distortion in chains:
         chain = tuple(100 * kind + i for i in range(length))
@@ -73,7 +74,7 @@ def test_what_is_used_stays_and_memory_adds_up(chains, data) -> None:
 
 def test_the_least_recently_used_goes_first_and_ends_before_beginnings() -> None:
     cache = PrefixCache(16, 16, {})
-    memory = Memory(16 * 4, 16, cache)
+    memory = KvMemory(16 * 4, 16, cache)
     for chain in ((1, 2), (3, 4)):
         memory.reserve(2)
         memory.share(chain, 0, 0.0)
@@ -88,7 +89,7 @@ def test_the_least_recently_used_goes_first_and_ends_before_beginnings() -> None
 
 def test_a_lossy_block_is_for_those_that_allow_it_until_an_exact_one_comes() -> None:
     cache = PrefixCache(16, 16, {})
-    memory = Memory(16 * 8, 16, cache)
+    memory = KvMemory(16 * 8, 16, cache)
     memory.reserve(2)
     memory.share((1, 2), 0, 0.05)
     assert (cache.match((1, 2)), cache.match((1, 2), 0.05)) == (0, 2)
@@ -104,10 +105,10 @@ def test_a_hash_stands_for_whole_blocks() -> None:
         PrefixCache(100, 16, {})
 
 
-def cluster(profile, prefill: int = 1, kv: int = 10_000) -> Cluster:
+def cluster(profile, prefill: int = 1, kv: int = 10_000) -> ClusterSpec:
     nic = Capacity.constant(1e9)
     nodes = [tuple(NodeSpec(f"{role}{i}", profile, kv, nic, 3.6) for i in range(n)) for role, n in (("p", prefill), ("d", 1))]
-    return Cluster(nodes[0], nodes[1], engine=Engine(hash_tokens=64))
+    return ClusterSpec(nodes[0], nodes[1], engine=EngineSpec(hash_tokens=64))
 
 
 def test_a_cached_prefix_is_not_computed_again_by_hand(profile) -> None:
@@ -139,7 +140,7 @@ def test_lossy_blocks_are_sent_again_unless_they_are_allowed(profile) -> None:
     requests = [Request(0, 0.0, 128, 3, (1, 2)), Request(1, 5.0, 128, 3, (1, 2)), Request(2, 10.0, 256, 3, (1, 2, 3, 4))]
 
     def run(allowed: float) -> Simulation:
-        of = replace(cluster(profile), engine=Engine(hash_tokens=64, reuse_distortion=allowed))
+        of = replace(cluster(profile), engine=EngineSpec(hash_tokens=64, reuse_distortion=allowed))
         simulation = Simulation(of, requests, lambda: Fixed(4), RoundRobin(), SLOS, debug=True)
         simulation.run()
         return simulation

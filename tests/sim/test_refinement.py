@@ -14,7 +14,7 @@ from abkt.capacity import Capacity
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.bitrate.fleet import Fleet
-from abkt.policy.routing.load_aware import LoadAware
+from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.policy.view import Decision, Refined, TransferView
 from abkt.profile.expect import curve_for
@@ -178,7 +178,7 @@ arrivals = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 250), st.integers(
 )
 def test_laws(profile, requests, sizes, kv, rate, bitrate, delay_s) -> None:
     of = cluster(profile, *sizes, rate=rate, kv=kv, delay_s=delay_s)
-    result = run(of, requests, OURS[bitrate], LoadAware(), SLO(0.3, 0.02), debug=True)
+    result = run(of, requests, OURS[bitrate], LoadAwareRouting(), SLO(0.3, 0.02), debug=True)
     moved = {t.request_id: t for t in result.transfers}
     assert sorted(moved) == [r.request_id for r in result.requests if r.osl > 1 and r.outcome == "completed"]
     for r in result.requests:

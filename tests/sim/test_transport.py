@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.profile.expect import curve_for
 from abkt.spec import ModelSpec
-from sim.transfer.transport import FRAME_BYTES, Transport
+from sim.transfer.transport import FRAME_BYTES, TransportModel
 from sim.workload.requests import Request
 from tests.sim.conftest import exact as fit
 from tests.sim.test_cluster import cluster, run
@@ -19,7 +19,7 @@ MODEL = ModelSpec("a dense one", layers=32, kv_heads=8, head_dim=128)
 
 
 def raw(blocks: int, **more) -> int:
-    return Transport(**more).raw_calls(blocks, MODEL)
+    return TransportModel(**more).raw_calls(blocks, MODEL)
 
 
 def test_calls_by_hand() -> None:
@@ -29,7 +29,7 @@ def test_calls_by_hand() -> None:
     assert raw(501, fragmentation=0.02) == 11
     assert raw(501, fragmentation=0.02, layer_groups=4) == 44
     assert raw(500, fragmentation=1.0) == raw(500, layout="block_wise")
-    assert Transport(layout="layer_wise").raw_calls(10, replace(MODEL, kv_kinds=1)) == 320  # one latent for K and V
+    assert TransportModel(layout="layer_wise").raw_calls(10, replace(MODEL, kv_kinds=1)) == 320  # one latent for K and V
     assert raw(1, fragmentation=0.5) == 1
 
 
@@ -37,29 +37,31 @@ def test_ranks_by_hand() -> None:
     assert raw(500, prefill_tp=4, decode_tp=4) == 4  # each rank to its own peer
     assert raw(10, prefill_tp=2, decode_tp=4) == 4 * 640  # heads of a block lie apart in each layer, K and V
     assert raw(10, prefill_tp=2, decode_tp=3) == 4 * 640  # 0-1/3, 1/3-1/2, 1/2-2/3, 2/3-1 of the heads
-    assert Transport(prefill_tp=4, decode_tp=2).in_turn(10) == 3
-    assert Transport().in_turn(10) == 10
+    assert TransportModel(prefill_tp=4, decode_tp=2).in_turn(10) == 3
+    assert TransportModel().in_turn(10) == 10
 
 
 def test_coded_bytes_leave_in_frames() -> None:
-    assert [Transport().coded_calls(size) for size in (0, 1, FRAME_BYTES, FRAME_BYTES + 1)] == [1, 1, 1, 2]
-    assert Transport(layout="layer_wise").coded_calls(5 * FRAME_BYTES) == 5
-    assert Transport(layer_groups=4, prefill_tp=2, decode_tp=4).coded_calls(5 * FRAME_BYTES) == 16
+    assert [TransportModel().coded_calls(size) for size in (0, 1, FRAME_BYTES, FRAME_BYTES + 1)] == [1, 1, 1, 2]
+    assert TransportModel(layout="layer_wise").coded_calls(5 * FRAME_BYTES) == 5
+    assert TransportModel(layer_groups=4, prefill_tp=2, decode_tp=4).coded_calls(5 * FRAME_BYTES) == 16
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 50))
 def test_pairs_of_ranks_are_those_whose_heads_overlap(p, d, heads) -> None:
     """Of heads 0 to 1, rank i of n has those from i/n to (i+1)/n."""
     overlapping = sum(max(i / p, j / d) + 1e-9 < min((i + 1) / p, (j + 1) / d) for i in range(p) for j in range(d))
-    assert Transport(prefill_tp=p, decode_tp=d).pairs_of_ranks == overlapping
+    assert TransportModel(prefill_tp=p, decode_tp=d).pairs_of_ranks == overlapping
 
 
 def test_a_queue_limits_the_rate() -> None:
     """4 calls of 1000 bytes under way, 2 ms there and back: 2 MB/s."""
-    assert Transport(depth=4).limit_bytes_per_s(1e-9, 8000, 8, 0.001) == pytest.approx(2e6)
-    assert Transport(depth=4, prefill_tp=2, decode_tp=2).limit_bytes_per_s(1e-9, 8000, 8, 0.001) == pytest.approx(4e6)
-    assert Transport(depth=4).limit_bytes_per_s(1e-3, 8000, 8, 0.001) == pytest.approx(1e3)
-    assert Transport().limit_bytes_per_s(0.0, 8000, 8, 0.001) == Transport(depth=9).limit_bytes_per_s(0.0, 8000, 8, 0.0) == math.inf
+    assert TransportModel(depth=4).limit_bytes_per_s(1e-9, 8000, 8, 0.001) == pytest.approx(2e6)
+    assert TransportModel(depth=4, prefill_tp=2, decode_tp=2).limit_bytes_per_s(1e-9, 8000, 8, 0.001) == pytest.approx(4e6)
+    assert TransportModel(depth=4).limit_bytes_per_s(1e-3, 8000, 8, 0.001) == pytest.approx(1e3)
+    assert (
+        TransportModel().limit_bytes_per_s(0.0, 8000, 8, 0.001) == TransportModel(depth=9).limit_bytes_per_s(0.0, 8000, 8, 0.0) == math.inf
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,13 +80,13 @@ def test_a_queue_limits_the_rate() -> None:
 )
 def test_a_transport_that_makes_no_sense_is_refused(fields) -> None:
     with pytest.raises(ValueError, match="transport"):
-        Transport(**fields)
+        TransportModel(**fields)
 
 
 # -- in a run ----------------------------------------------------------------------------------------------------------------------
 
 
-def one(profile, transport: Transport, bitrate=Raw, **more):
+def one(profile, transport: TransportModel, bitrate=Raw, **more):
     result = run(cluster(profile, transport=transport, **more), [Request(2, 0.0, 100, 2)], bitrate)
     return result.requests[0], result.transfers[0]
 
@@ -92,26 +94,26 @@ def one(profile, transport: Transport, bitrate=Raw, **more):
 def test_alpha_is_paid_for_each_call(profile) -> None:
     """100 tokens are 7 blocks; the toy has 2 layers; alpha is 0.47 ms."""
     for layout, calls in (("block_contiguous", 1), ("block_wise", 7), ("layer_wise", 28)):
-        record, transfer = one(profile, Transport(layout))
+        record, transfer = one(profile, TransportModel(layout))
         assert transfer.calls == calls
         assert record.wire_busy_s == pytest.approx(6400 / 1e5 + calls * 0.00047)
-    record, transfer = one(profile, Transport("layer_wise", prefill_tp=2, decode_tp=2))
+    record, transfer = one(profile, TransportModel("layer_wise", prefill_tp=2, decode_tp=2))
     assert transfer.calls == 56
     assert record.wire_busy_s == pytest.approx(6400 / 1e5 + 28 * 0.00047)  # the ranks side by side
 
 
 def test_a_pull_takes_a_round_trip_more(profile) -> None:
-    push, _ = one(profile, Transport(), delay_s=0.01)
-    pull, _ = one(profile, Transport(pull=True), delay_s=0.01)
+    push, _ = one(profile, TransportModel(), delay_s=0.01)
+    pull, _ = one(profile, TransportModel(pull=True), delay_s=0.01)
     assert pull.finish_s - push.finish_s == pytest.approx(0.02)
     assert pull.wire_busy_s == pytest.approx(push.wire_busy_s)
 
 
 def test_few_calls_under_way_leave_a_long_link_idle(profile) -> None:
     """One call of 6400 bytes in 40 ms is 160 kB/s, more than the link; of a block's 914 bytes, it is 22.9 kB/s."""
-    whole, _ = one(profile, Transport(depth=1), delay_s=0.02)
+    whole, _ = one(profile, TransportModel(depth=1), delay_s=0.02)
     assert whole.wire_busy_s == pytest.approx(6400 / 1e5 + 0.00047 + 0.02)
-    blocks, _ = one(profile, Transport("block_wise", depth=1), delay_s=0.02)
+    blocks, _ = one(profile, TransportModel("block_wise", depth=1), delay_s=0.02)
     assert blocks.wire_busy_s == pytest.approx(7 * 0.04 + 7 * 0.00047 + 0.02)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from abkt.transfer.pieces import BufferSink
 from abkt.transfer.protocol.channel import Keepalive
-from abkt.transfer.protocol.frame import DATA_CAP_BYTES, HEADER_BYTES, FrameError, FrameType, Header, parse, seal
+from abkt.transfer.protocol.frame import DATA_CAP_BYTES, HEADER_BYTES, FrameError, FrameHeader, FrameType, parse, seal
 from abkt.transfer.protocol.messages import Abort, Ack, Commit, Grant, Hello, Offer
 from tests.transfer.faulty import KINDS, Fault, Faulty, FaultyConnection
 
@@ -155,7 +155,7 @@ def mutants(dice):
     while True:
         kind = dice.choice(kinds)
         length = dice.choice([0, 1, 8, 32, 300, DATA_CAP_BYTES])
-        frame = bytearray(seal(Header(kind, dice.getrandbits(64), dice.getrandbits(8), dice.getrandbits(40), 0, length)))
+        frame = bytearray(seal(FrameHeader(kind, dice.getrandbits(64), dice.getrandbits(8), dice.getrandbits(40), 0, length)))
         yield bytes(frame)
         for _ in range(30):
             for _ in range(dice.randint(1, 3)):

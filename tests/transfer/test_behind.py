@@ -13,7 +13,7 @@ from abkt.capacity import Capacity
 from abkt.transfer.link import PacedLink
 from abkt.transfer.pieces import BufferSink
 from abkt.transfer.protocol.channel import Keepalive
-from abkt.transfer.protocol.frame import COMMITTED, HEADER_BYTES, MORE, FrameType, Header, digest_of
+from abkt.transfer.protocol.frame import COMMITTED, HEADER_BYTES, MORE, FrameHeader, FrameType, digest_of
 from abkt.transfer.protocol.messages import Abort, Commit, Grant, Offer
 from abkt.transfer.send.outgoing import FRAME_BYTES
 from abkt.transfer.transport import PeerError, Refused
@@ -307,17 +307,17 @@ def started(house, desk, instance="0a" * 16):
 
 
 def offer(channel, epoch=0, serial=0, transfer_id=1):
-    channel.send(Header(OFFER, transfer_id, serial, epoch=epoch), [Offer(1, "stream", 1, (50, 100, 150)).payload()])
+    channel.send(FrameHeader(OFFER, transfer_id, serial, epoch=epoch), [Offer(1, "stream", 1, (50, 100, 150)).payload()])
     return Grant.parse(channel.expect(GRANT)[1])
 
 
 def data(channel, sequence, epoch=0, size=50):
-    return channel.send(Header(DATA, 1, sequence, 50 * sequence, epoch), [b"d" * size])[1]
+    return channel.send(FrameHeader(DATA, 1, sequence, 50 * sequence, epoch), [b"d" * size])[1]
 
 
 def commit(channel, tags, cut, flags=MORE, epoch=0):
     message = Commit(cut, 50 * len(tags), digest_of(tags).hex())
-    channel.send(Header(COMMIT, 1, len(tags), epoch=epoch, flags=flags), [message.payload()])
+    channel.send(FrameHeader(COMMIT, 1, len(tags), epoch=epoch, flags=flags), [message.payload()])
     while not (header := channel.expect(ACK)[0]).flags & COMMITTED:
         pass
     assert header.offset == 50 * len(tags)
@@ -361,7 +361,7 @@ def test_an_acknowledgement_of_the_start_that_was_lost_is_given_again(house):
         (lambda channel, tags: data(channel, 1, size=101), "were granted"),
         (lambda channel, tags: commit(channel, [*tags, b"x" * 16], 1), "COMMIT"),
         (lambda channel, tags: offer(channel, serial=1), "being refined"),
-        (lambda channel, tags: channel.send(Header(ABORT, 99), [Abort("what is that?").payload()]), ""),  # heard, and no news
+        (lambda channel, tags: channel.send(FrameHeader(ABORT, 99), [Abort("what is that?").payload()]), ""),  # heard, and no news
     ],
 )
 def test_a_broken_rule_ends_the_connection_and_leaves_what_was_promised(house, outgoing, wrong, complaint, caplog):
@@ -395,7 +395,7 @@ def test_what_was_on_its_way_when_it_was_declined_is_thrown_away(house):
     data(channel, 1)
     with pytest.raises(Refused, match="no better"):
         channel.expect(GRANT)
-    channel.send(Header(ABORT, 1), [Abort("as you like").payload()])
+    channel.send(FrameHeader(ABORT, 1), [Abort("as you like").payload()])
     assert offer(channel, serial=1) == Grant(150)  # of the same number
     assert received.sink.data == b"d" * 50 + bytes(100)
 
@@ -407,9 +407,9 @@ def test_one_connection_refines_a_bounded_number(house):
     desk = log.desk(house)
     channel = house.channel(desk.address, instance="0a" * 16)
     for number in range(MOST_REFINING + 3):
-        channel.send(Header(OFFER, number, number), [Offer(1, "stream", 1, (50, 100, 150)).payload()])
-        tag = channel.send(Header(DATA, number, 0, 0), [b"d" * 50])[1]
-        channel.send(Header(COMMIT, number, 1, flags=MORE), [Commit(0, 50, digest_of([tag]).hex()).payload()])
+        channel.send(FrameHeader(OFFER, number, number), [Offer(1, "stream", 1, (50, 100, 150)).payload()])
+        tag = channel.send(FrameHeader(DATA, number, 0, 0), [b"d" * 50])[1]
+        channel.send(FrameHeader(COMMIT, number, 1, flags=MORE), [Commit(0, 50, digest_of([tag]).hex()).payload()])
         while (header := channel.header()).type is not ACK or not header.flags:
             channel.message(header)
         channel.message(header)
@@ -426,13 +426,13 @@ def test_a_receiver_that_forgot_what_it_acknowledged_gets_nothing_more(house, ou
         channel = house.answered(listener)
         header, _ = channel.expect(OFFER)
         assert header.epoch == turn
-        channel.send(Header(GRANT, 1, epoch=turn), [Grant(ENDS[-1]).payload()])
+        channel.send(FrameHeader(GRANT, 1, epoch=turn), [Grant(ENDS[-1]).payload()])
         if turn == 0:
             while (header := channel.header()).type is not COMMIT:
                 channel.payload(header, [memoryview(bytearray(header.length))])
             size = Commit.parse(channel.message(header)).size
             assert header.flags == MORE
-            channel.send(Header(ACK, 1, offset=size, flags=COMMITTED), [bytes(8)])
+            channel.send(FrameHeader(ACK, 1, offset=size, flags=COMMITTED), [bytes(8)])
             assert future.result(WAIT_S).refining
         channel.connection.abort()
     assert "forgotten" in log.followed.get(timeout=WAIT_S).reason

@@ -27,7 +27,7 @@ from abkt.transfer.device.pieces import fetched
 from abkt.transfer.device.tags import DeviceTags
 from abkt.transfer.pieces import BufferSink, DevicePieces, PiecesSource
 from abkt.transfer.protocol import tags
-from abkt.transfer.protocol.frame import DIGESTED, HEADER_BYTES, FrameError, FrameType, Header, parse
+from abkt.transfer.protocol.frame import DIGESTED, HEADER_BYTES, FrameError, FrameHeader, FrameType, parse
 from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.send.outgoing import Outgoing
 from abkt.transfer.transport import PeerLost, PeerSilent
@@ -153,7 +153,7 @@ def test_a_call_is_a_copy_and_a_run_is_one(ends):
 
 
 def frame_of(tags, payload):
-    return tags.seal(Header(FrameType.DATA, 7, 1, 2, 3, length=sum(map(len, payload))), payload)
+    return tags.seal(FrameHeader(FrameType.DATA, 7, 1, 2, 3, length=sum(map(len, payload))), payload)
 
 
 def opened(frame, into):
@@ -441,9 +441,9 @@ def test_a_stranger_is_not_believed(tmp_path, said, given, complaint):
 def test_memory_that_is_smaller_than_it_should_be_is_let_go_again(tmp_path):
     """To write behind its end would be the end of this process."""
     before = live()
-    small = lent.Lent(driver(), 4096)
+    small = lent.ExportedMemory(driver(), 4096)
     with pytest.raises(ValueError, match="lent 4096 bytes of a GPU, not 8192"):
-        lent.Borrowed(driver(), small.handle, 8192, small.leash)
+        lent.ImportedMemory(driver(), small.handle, 8192, small.leash)
     os.close(small.leash)
     small.end()
     assert live() == before

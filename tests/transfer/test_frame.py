@@ -15,8 +15,8 @@ from abkt.transfer.protocol.frame import (
     HELLO_CAP_BYTES,
     META_CAP_BYTES,
     FrameError,
+    FrameHeader,
     FrameType,
-    Header,
     parse,
     seal,
     verify,
@@ -32,7 +32,7 @@ def frames(draw):
     most = {FrameType.PING: 0, FrameType.ACK: 8, FrameType.PROOF: 32}.get(kind, 300)
     payload = draw(st.binary(min_size=min(most, 1), max_size=most))
     alone = kind in (FrameType.HELLO, FrameType.PROOF, FrameType.PING)
-    header = Header(
+    header = FrameHeader(
         kind,
         0 if alone else draw(U64),
         draw(U64) if kind in (FrameType.OFFER, FrameType.DATA, FrameType.COMMIT) else 0,
@@ -46,7 +46,7 @@ def frames(draw):
 
 def test_a_data_frame_byte_by_byte():
     payload = b"keys and values"
-    sealed = seal(Header(FrameType.DATA, transfer_id=7, sequence=3, offset=65_536, epoch=2, length=15), [payload])
+    sealed = seal(FrameHeader(FrameType.DATA, transfer_id=7, sequence=3, offset=65_536, epoch=2, length=15), [payload])
     by_hand = b"ABKT" + bytes([2, 0, 4, 0]) + struct.pack("<QQQ", 7, 3, 65_536) + struct.pack("<II", 2, 15) + bytes(8)
     assert sealed == by_hand + xxhash.xxh3_128(by_hand + payload).digest()
     assert len(sealed) == HEADER_BYTES == 64
@@ -58,7 +58,7 @@ def test_what_is_sealed_is_parsed(frame):
     half = len(payload) // 2
     parsed = parse(seal(header, [payload]))
     verify(parsed, [payload[:half], memoryview(payload)[half:]])
-    assert all(getattr(parsed, name) == getattr(header, name) for name in Header.__slots__ if name != "tag")
+    assert all(getattr(parsed, name) == getattr(header, name) for name in FrameHeader.__slots__ if name != "tag")
 
 
 @given(frames(), st.data())
@@ -100,7 +100,7 @@ def changed(header, start, patch):
     return sealed[:start] + patch + sealed[start + len(patch) :]
 
 
-DATA = Header(FrameType.DATA, length=1)
+DATA = FrameHeader(FrameType.DATA, length=1)
 
 
 @pytest.mark.parametrize(
@@ -112,17 +112,17 @@ DATA = Header(FrameType.DATA, length=1)
         (changed(DATA, 6, b"\x0a"), "type 10 is unknown"),
         (changed(DATA, 7, b"\x01"), "unknown flags 1"),
         (changed(DATA, 40, b"\x01"), "reserved"),
-        (seal(Header(FrameType.DATA, length=DATA_CAP_BYTES + 1)), "above the cap"),
-        (seal(Header(FrameType.OFFER, length=META_CAP_BYTES + 1)), "above the cap"),
-        (seal(Header(FrameType.PING, length=1)), "above the cap"),
-        (seal(Header(FrameType.HELLO, length=HELLO_CAP_BYTES + 1)), "above the cap"),
-        (seal(Header(FrameType.PROOF, length=33)), "above the cap of 32"),
-        (seal(Header(FrameType.ABORT, flags=2, length=1)), "unknown flags 2"),
-        (seal(Header(FrameType.DATA)), "is empty"),
-        (seal(Header(FrameType.DATA, offset=2**63, length=1)), "above the cap"),
-        (seal(Header(FrameType.HELLO, transfer_id=1, length=1)), "belongs to none"),
-        (seal(Header(FrameType.GRANT, sequence=1, length=1)), "are counted"),
-        (seal(Header(FrameType.OFFER, offset=1, length=1)), "have one"),
+        (seal(FrameHeader(FrameType.DATA, length=DATA_CAP_BYTES + 1)), "above the cap"),
+        (seal(FrameHeader(FrameType.OFFER, length=META_CAP_BYTES + 1)), "above the cap"),
+        (seal(FrameHeader(FrameType.PING, length=1)), "above the cap"),
+        (seal(FrameHeader(FrameType.HELLO, length=HELLO_CAP_BYTES + 1)), "above the cap"),
+        (seal(FrameHeader(FrameType.PROOF, length=33)), "above the cap of 32"),
+        (seal(FrameHeader(FrameType.ABORT, flags=2, length=1)), "unknown flags 2"),
+        (seal(FrameHeader(FrameType.DATA)), "is empty"),
+        (seal(FrameHeader(FrameType.DATA, offset=2**63, length=1)), "above the cap"),
+        (seal(FrameHeader(FrameType.HELLO, transfer_id=1, length=1)), "belongs to none"),
+        (seal(FrameHeader(FrameType.GRANT, sequence=1, length=1)), "are counted"),
+        (seal(FrameHeader(FrameType.OFFER, offset=1, length=1)), "have one"),
     ],
 )
 def test_a_broken_rule_is_named(data, complaint):

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from abkt.transfer.pieces import BufferSink
 from abkt.transfer.protocol.channel import Keepalive
-from abkt.transfer.protocol.frame import FrameType, Header, seal
+from abkt.transfer.protocol.frame import FrameHeader, FrameType, seal
 from abkt.transfer.protocol.handshake import SessionKeys
 from abkt.transfer.protocol.key import Key
 from abkt.transfer.protocol.messages import Hello, Offer
@@ -70,12 +70,12 @@ def test_a_wrong_proof_is_refused(house, outgoing, caplog):
     key = house.key = Key(b"1" * 32)
     desk = house.desk(key=key)
     channel = house.channel(desk.address, greeted=False)
-    channel.send(Header(FrameType.HELLO), [Hello("liar", LAYOUT, security="keyed", nonce="00" * 32).payload()])
+    channel.send(FrameHeader(FrameType.HELLO), [Hello("liar", LAYOUT, security="keyed", nonce="00" * 32).payload()])
     channel.expect(FrameType.HELLO)
     channel.expect(FrameType.PROOF)
-    channel.send(Header(FrameType.PROOF), [bytes(32)])
+    channel.send(FrameHeader(FrameType.PROOF), [bytes(32)])
     with suppress(PeerError):  # it may have gone already
-        channel.send(Header(FrameType.OFFER, 1), [Offer(1, "raw", 1, (10,)).payload()])
+        channel.send(FrameHeader(FrameType.OFFER, 1), [Offer(1, "raw", 1, (10,)).payload()])
     with pytest.raises((PeerError, ValueError)):
         channel.expect(FrameType.GRANT)
     assert not house.sender(desk.address).submit(outgoing(2, [b"y"])).result(WAIT_S).error
@@ -94,12 +94,12 @@ def test_a_proof_of_another_connection_is_refused(house, caplog):
     hello = Hello("prefill-0", LAYOUT, security="keyed", nonce="ab" * 32)
     for replayed in (False, True):
         channel = house.channel(desk.address, greeted=False)
-        channel.send(Header(FrameType.HELLO), [hello.payload()])
+        channel.send(FrameHeader(FrameType.HELLO), [hello.payload()])
         theirs = Hello.parse(channel.expect(FrameType.HELLO)[1])
         channel.expect(FrameType.PROOF)
         if not replayed:
             proof = SessionKeys.of(key.secret, hello, theirs).first_proof
-        channel.send(Header(FrameType.PROOF), [proof])
+        channel.send(FrameHeader(FrameType.PROOF), [proof])
         if replayed:
             with pytest.raises((PeerError, ValueError)):
                 channel.expect(FrameType.GRANT)
@@ -145,7 +145,7 @@ def test_another_layout_is_refused_with_both_named(house, outgoing, caplog):
 def test_another_protocol_version_is_refused(house, outgoing, caplog):
     desk = house.desk()
     channel = house.channel(desk.address, greeted=False)
-    frame = bytearray(seal(Header(FrameType.HELLO, length=2), [b"{}"]) + b"{}")
+    frame = bytearray(seal(FrameHeader(FrameType.HELLO, length=2), [b"{}"]) + b"{}")
     frame[4] = 9
     channel.connection.send([frame], lambda: None)
     with pytest.raises(PeerError, match="version 9, this side 2"):
@@ -157,7 +157,7 @@ def test_another_protocol_version_is_refused(house, outgoing, caplog):
 def test_a_stranger_that_says_no_hello(house):
     desk = house.desk()
     channel = house.channel(desk.address, greeted=False)
-    channel.send(Header(FrameType.OFFER, 1), [Offer(1, "raw", 1, (10,)).payload()])
+    channel.send(FrameHeader(FrameType.OFFER, 1), [Offer(1, "raw", 1, (10,)).payload()])
     with pytest.raises(PeerError, match="OFFER frame came out of turn"):
         channel.expect(FrameType.GRANT)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from abkt.transfer.pieces import BufferSink
 from abkt.transfer.protocol.channel import Keepalive
-from abkt.transfer.protocol.frame import COMMITTED, HEADER_BYTES, FrameError, FrameType, Header, digest_of
+from abkt.transfer.protocol.frame import COMMITTED, HEADER_BYTES, FrameError, FrameHeader, FrameType, digest_of
 from abkt.transfer.protocol.messages import Commit, Grant, Offer
 from abkt.transfer.receive.leases import COMMITTED_CAP, Identity, Leases
 from abkt.transfer.receive.received import Received
@@ -123,16 +123,16 @@ def test_what_has_come_is_invisible_until_the_commit(house):
 
 
 def offer(channel, epoch=0, transfer_id=1, serial=0, size=100):
-    channel.send(Header(FrameType.OFFER, transfer_id, serial, epoch=epoch), [Offer(1, "raw", 1, (size,)).payload()])
+    channel.send(FrameHeader(FrameType.OFFER, transfer_id, serial, epoch=epoch), [Offer(1, "raw", 1, (size,)).payload()])
     return Grant.parse(channel.expect(FrameType.GRANT)[1])
 
 
 def data(channel, sequence=0, offset=0, epoch=0):
-    return channel.send(Header(DATA, 1, sequence, offset, epoch), [b"d" * 50])[1]
+    return channel.send(FrameHeader(DATA, 1, sequence, offset, epoch), [b"d" * 50])[1]
 
 
 def commit(channel, tags, epoch=0):
-    channel.send(Header(COMMIT, 1, len(tags), epoch=epoch), [Commit(0, 50 * len(tags), digest_of(tags).hex()).payload()])
+    channel.send(FrameHeader(COMMIT, 1, len(tags), epoch=epoch), [Commit(0, 50 * len(tags), digest_of(tags).hex()).payload()])
 
 
 def acknowledged(channel, _=None):
@@ -337,10 +337,10 @@ def test_an_acknowledgement_of_what_was_not_sent_ends_the_transfer(house, outgoi
     future = house.sender(listener.address, keepalive=LASTING).submit(outgoing(1, [bytes(100)]))
     channel = house.answered(listener, LASTING)
     channel.expect(FrameType.OFFER)
-    channel.send(Header(FrameType.GRANT, 1), [Grant(100).payload()])
+    channel.send(FrameHeader(FrameType.GRANT, 1), [Grant(100).payload()])
     header = channel.header()
     channel.payload(header, [memoryview(bytearray(header.length))])
-    channel.send(Header(ACK, 1, offset=101), [bytes(8)])
+    channel.send(FrameHeader(ACK, 1, offset=101), [bytes(8)])
     assert "ACK of 101 bytes of transfer 1 came, which were not sent" in future.result(WAIT_S).error
 
 
@@ -350,7 +350,7 @@ def test_a_grant_of_what_was_not_sent_ends_the_transfer(house, outgoing, grant):
     future = house.sender(listener.address, keepalive=LASTING).submit(outgoing(1, [bytes(100)]))
     channel = house.answered(listener, LASTING)
     channel.expect(FrameType.OFFER)
-    channel.send(Header(FrameType.GRANT, 1), [grant.payload()])
+    channel.send(FrameHeader(FrameType.GRANT, 1), [grant.payload()])
     assert "are held, which were not sent so" in future.result(WAIT_S).error
 
 

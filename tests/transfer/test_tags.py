@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkt.transfer.protocol.frame import HEADER_BYTES, FrameError, FrameType, Header, parse
+from abkt.transfer.protocol.frame import HEADER_BYTES, FrameError, FrameHeader, FrameType, parse
 from abkt.transfer.protocol.tags import STEP_BYTES, Keyed, Plain, steps
 
 KEY = bytes(range(32))
@@ -46,7 +46,7 @@ def test_frames_are_opened_in_the_order_they_were_sealed(kind, frames, cuts, oth
     """However the payload is cut into pieces on both sides; frames of different sizes one after another."""
     out, into = [Plain() if kind == "plain" else Keyed(KEY, 0, kind == "encrypted") for _ in range(2)]
     for payload, epoch in frames:
-        header = Header(DATA, 7, 1, 2, epoch) if payload else Header(FrameType.PING)
+        header = FrameHeader(DATA, 7, 1, 2, epoch) if payload else FrameHeader(FrameType.PING)
         got, data = opened(into, sealed(out, header, payload, cuts), other_cuts)
         assert data == payload
         assert (got.type, got.epoch) == (header.type, header.epoch)
@@ -54,7 +54,7 @@ def test_frames_are_opened_in_the_order_they_were_sealed(kind, frames, cuts, oth
 
 @pytest.mark.parametrize("direction", [0, 1])
 def test_the_tag_is_that_of_aes_gcm_by_another_way(direction):
-    payload, header = os.urandom(1000), Header(DATA, 7, 1, 2, epoch=5, length=1000)
+    payload, header = os.urandom(1000), FrameHeader(DATA, 7, 1, 2, epoch=5, length=1000)
     nonces = [bytes([direction]) + (5).to_bytes(4, "little") + count.to_bytes(7, "little") for count in range(2)]
     mac, gcm = Keyed(KEY, direction, False), Keyed(KEY, direction, True)
     for nonce in nonces:
@@ -64,8 +64,8 @@ def test_the_tag_is_that_of_aes_gcm_by_another_way(direction):
 
 
 def test_encryption_hides_and_a_mac_does_not():
-    assert b"secret" in sealed(Keyed(KEY, 0, False), Header(DATA), b"secret")
-    assert b"secret" not in sealed(Keyed(KEY, 0, True), Header(DATA), b"secret")
+    assert b"secret" in sealed(Keyed(KEY, 0, False), FrameHeader(DATA), b"secret")
+    assert b"secret" not in sealed(Keyed(KEY, 0, True), FrameHeader(DATA), b"secret")
 
 
 @pytest.mark.parametrize("encrypt", [False, True])
@@ -73,18 +73,18 @@ def test_encryption_hides_and_a_mac_does_not():
 def test_a_frame_out_of_its_place_does_not_fit(encrypt, fault):
     out = Keyed(bytes(32) if fault == "other key" else KEY, 1 if fault == "other direction" else 0, encrypt)
     into = Keyed(KEY, 1 if fault == "reflected" else 0, encrypt)
-    frame = sealed(out, Header(DATA, 1), b"x" * 50)
+    frame = sealed(out, FrameHeader(DATA, 1), b"x" * 50)
     if fault == "repeated":
         opened(into, frame)
     elif fault == "skipped":
-        frame = sealed(out, Header(DATA, 1), b"x" * 50)
+        frame = sealed(out, FrameHeader(DATA, 1), b"x" * 50)
     with pytest.raises(FrameError, match="does not fit"):
         opened(into, frame)
 
 
 @given(st.booleans(), st.binary(min_size=1, max_size=100), st.data())
 def test_every_flipped_bit_is_found(encrypt, payload, data):
-    frame = bytearray(sealed(Keyed(KEY, 0, encrypt), Header(DATA, 1, 2, 3, 4), payload))
+    frame = bytearray(sealed(Keyed(KEY, 0, encrypt), FrameHeader(DATA, 1, 2, 3, 4), payload))
     bit = data.draw(st.integers(0, len(frame) * 8 - 1))
     frame[bit // 8] ^= 1 << bit % 8
     with pytest.raises(FrameError):
@@ -99,7 +99,7 @@ def test_no_nonce_meets_two_payloads(monkeypatch):
     monkeypatch.setattr(modes, "GCM", lambda nonce, *rest: seen.append(nonce) or made(nonce, *rest))
     tags = Keyed(KEY, 0, False)
     for epoch in (0, 0, 1, 0):
-        sealed(tags, Header(DATA, 1, epoch=epoch), b"x")
+        sealed(tags, FrameHeader(DATA, 1, epoch=epoch), b"x")
     assert len(set(seen)) == len(seen) == 4
     assert {len(nonce) for nonce in seen} == {12}
 

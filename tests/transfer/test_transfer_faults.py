@@ -15,7 +15,7 @@ from abkt.capacity import Capacity
 from abkt.transfer.link import PacedLink
 from abkt.transfer.pieces import BufferSink
 from abkt.transfer.protocol.channel import Keepalive
-from abkt.transfer.protocol.frame import COMMITTED, DATA_CAP_BYTES, FrameError, FrameType, Header, digest_of, seal
+from abkt.transfer.protocol.frame import COMMITTED, DATA_CAP_BYTES, FrameError, FrameHeader, FrameType, digest_of, seal
 from abkt.transfer.protocol.messages import Ack, Commit, Grant, Hello, Offer
 from abkt.transfer.transport import PeerError, PeerLost
 from tests.transfer.backends import BARE
@@ -44,17 +44,17 @@ def sealed(channel, header, payload=()):
 
 
 def offer(channel, size=100, transfer_id=1, request_id=1):
-    channel.send(Header(FrameType.OFFER, transfer_id), [Offer(request_id, "raw", 1, (size,)).payload()])
+    channel.send(FrameHeader(FrameType.OFFER, transfer_id), [Offer(request_id, "raw", 1, (size,)).payload()])
     return Grant.parse(channel.expect(FrameType.GRANT)[1])
 
 
 def commit(channel, tags, size, transfer_id=1, **change):
     said = {"cut": 0, "size": size, "digest": digest_of(tags).hex()} | change
-    channel.send(Header(COMMIT, transfer_id, len(tags)), [Commit(**said).payload()])
+    channel.send(FrameHeader(COMMIT, transfer_id, len(tags)), [Commit(**said).payload()])
 
 
 def data(channel, sequence=0, offset=0, size=50, transfer_id=1, epoch=0):
-    return channel.send(Header(DATA, transfer_id, sequence, offset, epoch), [b"d" * size])[1]
+    return channel.send(FrameHeader(DATA, transfer_id, sequence, offset, epoch), [b"d" * size])[1]
 
 
 def test_the_odd_peer_of_these_tests_can_be_good(house):
@@ -70,17 +70,17 @@ def test_the_odd_peer_of_these_tests_can_be_good(house):
 
 
 def damaged(channel):
-    frame = sealed(channel, Header(DATA, 1, 0, 0, 0, 50), [b"d" * 50])
+    frame = sealed(channel, FrameHeader(DATA, 1, 0, 0, 0, 50), [b"d" * 50])
     frame[-1] ^= 1
     channel.connection.send([frame], nothing)
 
 
 def oversized(channel):
-    channel.connection.send([seal(Header(DATA, 1, 0, 0, 0, DATA_CAP_BYTES + 1))], nothing)
+    channel.connection.send([seal(FrameHeader(DATA, 1, 0, 0, 0, DATA_CAP_BYTES + 1))], nothing)
 
 
 def other_version(channel):
-    frame = sealed(channel, Header(DATA, 1, length=50), [b"d" * 50])
+    frame = sealed(channel, FrameHeader(DATA, 1, length=50), [b"d" * 50])
     frame[4] = 9
     channel.connection.send([frame], nothing)
 
@@ -116,15 +116,15 @@ def other_epoch(channel):
 
 
 def second_offer(channel):
-    channel.send(Header(FrameType.OFFER, 2), [Offer(2, "raw", 1, (10,)).payload()])
+    channel.send(FrameHeader(FrameType.OFFER, 2), [Offer(2, "raw", 1, (10,)).payload()])
 
 
 def second_hello(channel):
-    channel.send(Header(FrameType.HELLO), [Hello("odd-peer", "x").payload()])
+    channel.send(FrameHeader(FrameType.HELLO), [Hello("odd-peer", "x").payload()])
 
 
 def answer_of_a_receiver(channel):
-    channel.send(Header(ACK, 1, offset=0), [Ack().payload()])
+    channel.send(FrameHeader(ACK, 1, offset=0), [Ack().payload()])
 
 
 def commit_too_soon(channel):
@@ -239,7 +239,7 @@ def test_any_bytes_from_the_wire(house, shared_desk, chunks, granted):
     if granted:
         offer(channel, size=10)
     with suppress(PeerLost):  # it may hang up on us first
-        channel.connection.send([sealed(channel, Header(DATA, 1, length=9)), *chunks], nothing)
+        channel.connection.send([sealed(channel, FrameHeader(DATA, 1, length=9)), *chunks], nothing)
     channel.connection.abort()
     if granted:
         assert desk.aborted()[0].transfer_id == 1
@@ -269,7 +269,7 @@ def test_a_receiver_that_stands_still_is_noticed_and_named(house, outgoing, capl
     future = sender.submit(outgoing(1, [bytes(64 << 20)]))
     channel = house.answered(listener, SHORT)
     channel.expect(FrameType.OFFER)
-    channel.send(Header(FrameType.GRANT, 1), [Grant(64 << 20).payload()])
+    channel.send(FrameHeader(FrameType.GRANT, 1), [Grant(64 << 20).payload()])
     sent = future.result(WAIT_S)
     assert "0.8 s" in sent.error
     assert "odd-receiver" in sent.error or listener.address in sent.error
@@ -283,7 +283,7 @@ def test_a_kernel_that_still_takes_bytes_is_no_sign_of_life(house, outgoing):
     future = house.sender(listener.address, keepalive=SHORT).submit(outgoing(1, [bytes(64 << 20)]))
     channel = house.answered(listener, SHORT)
     channel.expect(FrameType.OFFER)
-    channel.send(Header(FrameType.GRANT, 1), [Grant(64 << 20).payload()])
+    channel.send(FrameHeader(FrameType.GRANT, 1), [Grant(64 << 20).payload()])
     taken = memoryview(bytearray(64 << 10))
     with suppress(PeerLost):
         for _ in range(600):
@@ -300,7 +300,7 @@ def test_a_receiver_that_stands_still_behind_a_slow_link_is_noticed(house, outgo
     future = sender.submit(outgoing(1, [bytes(1 << 20)]))
     channel = house.answered(listener, SHORT)
     channel.expect(FrameType.OFFER)
-    channel.send(Header(FrameType.GRANT, 1), [Grant(1 << 20).payload()])
+    channel.send(FrameHeader(FrameType.GRANT, 1), [Grant(1 << 20).payload()])
     assert future.result(WAIT_S).error.startswith("odd-receiver has been silent for 0.8 s")
 
 
@@ -311,7 +311,7 @@ def test_a_sender_that_stands_still_is_noticed_and_its_memory_freed(house, caplo
     desk = house.desk(keepalive=SHORT)
     channel = house.channel(desk.address, keepalive=SHORT)
     offer(channel)
-    channel.connection.send([sealed(channel, Header(DATA, 1, length=50), [bytes(50)])[:sent]], nothing)
+    channel.connection.send([sealed(channel, FrameHeader(DATA, 1, length=50), [bytes(50)])[:sent]], nothing)
     received, reason = desk.aborted()
     assert received.transfer_id == 1
     assert reason.endswith("silent for 0.8 s" if not sent else " for 0.8 s in the middle of a frame")
@@ -512,7 +512,7 @@ def test_a_frame_that_comes_by_the_byte_is_no_sign_of_life(house):
     desk = house.desk(keepalive=SHORT)
     channel = house.channel(desk.address)
     offer(channel, size=50_000)
-    frame = sealed(channel, Header(DATA, 1, length=50_000), [bytes(50_000)])
+    frame = sealed(channel, FrameHeader(DATA, 1, length=50_000), [bytes(50_000)])
     with suppress(PeerLost):
         for byte in frame:
             channel.connection.send([bytes([byte])], nothing)

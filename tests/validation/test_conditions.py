@@ -9,7 +9,7 @@ import pytest
 from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
 from abkt.records import SLO
-from abkt.serve.cluster import ClusterSpec
+from abkt.serve.cluster import LocalClusterSpec
 from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.compose import compose
 from experiments.lib.config import read
@@ -66,7 +66,7 @@ def prompts(count: int, gap_s: float = 0.0, isl: int = 200) -> list[Prompt]:
 
 def predicted(model: Path, costs: Profile, folder: Path, prefill: int, decode: int, given: list[Prompt], **more):
     twin = Twin(given, Capacity.constant(RATE), LENIENT, costs, **more)
-    run_model(twin, ClusterSpec(model, prefill=prefill, decode=decode, pool_tokens=4096), RAW, folder)
+    run_model(twin, LocalClusterSpec(model, prefill=prefill, decode=decode, pool_tokens=4096), RAW, folder)
     return read_records(folder / "requests.parquet"), read_json(folder / "summary.json")["roles"]
 
 

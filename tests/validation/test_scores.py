@@ -13,7 +13,7 @@ from abkt.profile.schema import Fit, Profile
 from abkt.records import SLO, RequestRecord, columns, summarize
 from abkt.spec import ModelSpec
 from experiments.validation.document import fidelity, verdict
-from experiments.validation.folder import Case
+from experiments.validation.folder import ValidationCase
 from experiments.validation.scores import by_stage, coverage, drift, errors, noise, rank_correlation, regrets, targets
 
 LIMIT = SLO(ttft_s=1.0, tpot_s=1.0)
@@ -32,10 +32,10 @@ def run(wire_s: float, factor: float = 1.0, count: int = 40) -> list[RequestReco
     return made
 
 
-def case(policy: str, predicted: list[RequestRecord], *measured: list[RequestRecord], condition: str = "c") -> Case:
+def case(policy: str, predicted: list[RequestRecord], *measured: list[RequestRecord], condition: str = "c") -> ValidationCase:
     frames = [pd.DataFrame(columns(records)) for records in (predicted, *measured)]
     summaries = [summarize(records, LIMIT, 1.0) for records in (predicted, *measured)]
-    return Case(condition, policy, frames[0], tuple(frames[1:]), summaries[0], tuple(summaries[1:]))
+    return ValidationCase(condition, policy, frames[0], tuple(frames[1:]), summaries[0], tuple(summaries[1:]))
 
 
 def test_errors_and_noise_by_hand() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from abkt.records import RequestRecord, columns
-from experiments.validation.folder import Case
+from experiments.validation.folder import ValidationCase
 from experiments.validation.switches import changes, placement, switches
 
 
@@ -22,8 +22,8 @@ def rows(ttft_s: float, nodes: list[tuple[str, str]]) -> pd.DataFrame:
     return pd.DataFrame(columns(made))
 
 
-def case(policy: str, predicted: pd.DataFrame, measured: list[pd.DataFrame], told: list, was: list[list]) -> Case:
-    return Case("c", policy, predicted, tuple(measured), {"roles": told}, tuple({"roles": log} for log in was))
+def case(policy: str, predicted: pd.DataFrame, measured: list[pd.DataFrame], told: list, was: list[list]) -> ValidationCase:
+    return ValidationCase("c", policy, predicted, tuple(measured), {"roles": told}, tuple({"roles": log} for log in was))
 
 
 def test_changes_by_hand() -> None:

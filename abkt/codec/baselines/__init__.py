@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abkt.codec.baselines.base import Baseline
-from abkt.codec.baselines.cachegen import CacheGen
+from abkt.codec.baselines.cachegen import CacheGenCodec
 from abkt.codec.baselines.fp8 import Fp8
 from abkt.codec.baselines.kivi import Kivi
 from abkt.codec.baselines.layers import Layers
-from abkt.codec.baselines.lynx import Lynx
+from abkt.codec.baselines.lynx import LynxCodec
 from abkt.codec.baselines.tiers import Tiers
 from abkt.codec.baselines.uniform import Uniform
 
@@ -18,12 +18,12 @@ ALL: tuple[Baseline, ...] = (
     Kivi("kivi4", 4),
     Kivi("kivi2", 2),
     Fp8(),
-    CacheGen(),
-    Lynx("lynx8", refined=True),
-    Lynx("lynx4", refined=False),
+    CacheGenCodec(),
+    LynxCodec("lynx8", refined=True),
+    LynxCodec("lynx4", refined=False),
     Tiers("spectrum"),
     Tiers("random", seed=0),
     Layers(),
 )
 
-__all__ = ["ALL", "Baseline", "CacheGen", "Fp8", "Kivi", "Layers", "Lynx", "Tiers", "Uniform"]
+__all__ = ["ALL", "Baseline", "CacheGenCodec", "Fp8", "Kivi", "Layers", "LynxCodec", "Tiers", "Uniform"]

@@ -33,7 +33,7 @@ def tables(radius: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class CacheGen(Whole):
+class CacheGenCodec(Whole):
     """group: tokens that share an anchor. coarseness: times FACTORS, the paper's levels of quality."""
 
     name: str = "cachegen"

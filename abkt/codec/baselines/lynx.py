@@ -16,7 +16,7 @@ from abkt.codec.bits import pack, packed_bytes, unpack
 
 
 @dataclass(frozen=True)
-class Lynx(Whole):
+class LynxCodec(Whole):
     """refined: whether the low nibbles are in the message too."""
 
     name: str

@@ -17,7 +17,7 @@ from abkt.codec.cells import Cells
 from abkt.codec.entropy import haar
 from abkt.codec.entropy.oracle import decode_cells, encode_cells
 from abkt.codec.entropy.stats import Stats, strip_groups, turn_of
-from abkt.codec.fixed.backend import EXACT, Coded
+from abkt.codec.fixed.backend import EXACT, CodedCells
 from abkt.codec.fixed.oracle import deviation_of, tokens_of
 
 
@@ -26,7 +26,7 @@ class EntropyCoded:
     """coded: as of any backend, its body all passes of all cells end to end. lengths: [passes, cells] int64, bytes of each.
     levels: [strips] uint8, of differences. statistics: the bytes of `statistic_bytes`."""
 
-    coded: Coded
+    coded: CodedCells
     lengths: np.ndarray
     levels: np.ndarray
     statistics: bytes
@@ -86,7 +86,7 @@ def encode(data: torch.Tensor, blocks: list[int], cells: Cells, rope_theta: floa
         deviation[layer, kind] = deviation_of(whole, torch.from_numpy(~bad)).numpy()
     body = b"".join(slots[key] for key in sorted(slots))
     found = torch.frombuffer(bytearray(body), dtype=torch.uint8) if body else torch.zeros(0, dtype=torch.uint8)
-    coded = Coded(found, errors.reshape(cells.passes + 1, -1), forms.reshape(-1), deviation)
+    coded = CodedCells(found, errors.reshape(cells.passes + 1, -1), forms.reshape(-1), deviation)
     in_order = [scales[key] for key in sorted(scales)]
     statistics = _statistics(centre, in_order, turns, theta, data.dtype) if cells.count else b""
     return EntropyCoded(coded, lengths.reshape(cells.passes, -1), used.reshape(-1), statistics)

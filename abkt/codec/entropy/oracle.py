@@ -43,7 +43,7 @@ LARGEST = 1 << 22  # of a magnitude in the finest bins; no table reaches so far
 
 
 @dataclass(frozen=True, slots=True)
-class Coded:
+class EntropyCells:
     """slots: [passes][cells], the bytes of each pass. errors: [passes + 1, cells] float64, squared error left, at rate 0 first.
     fallback: [cells] bool; such a cell has no bytes, and its errors are those of rate 0, or 0 where that is not finite."""
 
@@ -60,7 +60,7 @@ def room_of(tokens: int, dim: int) -> int:
 def encode_cells(
     x: np.ndarray, strip: np.ndarray, stats: Stats, depth: int, dtype: torch.dtype,
     first: np.ndarray | None = None, turn: np.ndarray | None = None,
-) -> Coded:  # fmt: skip
+) -> EntropyCells:  # fmt: skip
     """The passes 1 to `depth` of cells x [cells, tokens, dim] float32, values of `dtype`, in strips `strip` [cells].
 
     first: [cells], position of each cell's first token, and turn [positions, 2, dim // 2], for strips that turn. Raises ValueError for
@@ -99,7 +99,7 @@ def encode_cells(
         guess = guess if stats.levels else np.where(outlier & (p > 0), tame, guess)
         errors[p] = np.square(tame.astype(np.float64) - guess).sum((1, 2))
     errors[:, fallback] = errors[0, fallback]
-    return Coded([[b"" if fell else d for d, fell in zip(row, fallback, strict=True)] for row in slots], errors, fallback)
+    return EntropyCells([[b"" if fell else d for d, fell in zip(row, fallback, strict=True)] for row in slots], errors, fallback)
 
 
 def decode_cells(

@@ -16,7 +16,7 @@ EXACT = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Coded:
+class CodedCells:
     """Cells, quantised. body: uint8 on the CPU, every pass in its slot (cells.py). errors: [passes + 1, cells] float64, the squared error
     left after each pass. forms: [cells] uint8, the class of each cell's variance (quantize.py), or EXACT for cells that must travel as
     they are (their slots are 0, their errors too). deviation: [layers, kinds, heads] float64, squared deviation of the coded values from
@@ -44,7 +44,7 @@ class Arrived:
 class Backend(Protocol):
     def describe(self) -> str: ...
 
-    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> Coded:
+    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> CodedCells:
         """Quantise what lies between the edges. data: a pool's tensor; blocks: the coded part of a table; centres: as in Arrived."""
         ...
 

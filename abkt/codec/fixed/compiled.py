@@ -17,7 +17,7 @@ import torch
 
 from abkt.codec.cells import LANES, Cells, part_of
 from abkt.codec.compile import FLAGS, library, reason_of
-from abkt.codec.fixed.backend import Arrived, Coded
+from abkt.codec.fixed.backend import Arrived, CodedCells
 from abkt.codec.fixed.quantize import LIMITS, SHARES
 from abkt.spec import KVLayout
 
@@ -35,7 +35,7 @@ class Compiled:
     def describe(self) -> str:
         return f"compiled (g++ {' '.join(FLAGS[1:3])}, one thread)"
 
-    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> Coded:
+    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> CodedCells:
         layers, kinds, heads, _ = cells.shape
         body = torch.empty(cells.body_bytes, dtype=torch.uint8)
         errors = np.empty((cells.passes + 1, cells.count))
@@ -45,7 +45,7 @@ class Compiled:
         given = (_at(shape), _at(RULES), DTYPES[data.dtype], _tensor_at(data), _at(table), _at(centres))
         slots = (_at(cells.offsets), _at(cells.sizes), _tensor_at(body))
         self.library.abkt_encode(*given, *slots, _at(errors), _at(forms), _at(deviation))
-        return Coded(body, errors, forms, deviation)
+        return CodedCells(body, errors, forms, deviation)
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         shape, table = _shape(cells), np.array(blocks, dtype=np.int64)

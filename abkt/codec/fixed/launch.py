@@ -10,7 +10,7 @@ import torch
 
 from abkt.codec.cells import Cells
 from abkt.codec.fixed import backend, compiled
-from abkt.codec.fixed.backend import Arrived, Coded
+from abkt.codec.fixed.backend import Arrived, CodedCells
 from abkt.codec.fixed.enqueue import Encoding, Expansion
 
 
@@ -18,14 +18,14 @@ class Kernels:
     def describe(self) -> str:
         return "triton"
 
-    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> Coded:
+    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> CodedCells:
         work = Encoding(cells, data.device)
         work.table.copy_(torch.tensor(blocks, dtype=torch.int64))
         work.centres.copy_(torch.from_numpy(centres))
         work.enqueue(data, with_centres=False)
         work.copy_report()
         body = work.body.cpu()  # behind the report on the same stream, so both are here now
-        return Coded(body, work.host.errors.double().numpy(), work.host.forms.numpy(), work.host.deviation.numpy())
+        return CodedCells(body, work.host.errors.double().numpy(), work.host.forms.numpy(), work.host.deviation.numpy())
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         work = Expansion(cells, data.device)

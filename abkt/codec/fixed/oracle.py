@@ -7,7 +7,7 @@ import torch
 
 from abkt.codec.cells import WIDTHS, Cells
 from abkt.codec.fixed import quantize as q
-from abkt.codec.fixed.backend import EXACT, Arrived, Coded, checksums
+from abkt.codec.fixed.backend import EXACT, Arrived, CodedCells, checksums
 
 
 class Oracle:
@@ -16,7 +16,7 @@ class Oracle:
 
     checksums = staticmethod(checksums)
 
-    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> Coded:
+    def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> CodedCells:
         layers, kinds, heads, _ = cells.shape
         body = torch.zeros(cells.body_bytes, dtype=torch.uint8)
         errors = np.zeros((cells.passes + 1, *cells.shape))
@@ -45,7 +45,7 @@ class Oracle:
                     for slot, offset in zip(packed, cells.offsets[:, cell].tolist(), strict=True):
                         body[offset : offset + slot.shape[1]] = slot[head]
             deviation[layer, kind] = deviation_of(whole, ~coded_exactly).numpy()
-        return Coded(body, errors.reshape(cells.passes + 1, -1), forms.reshape(-1), deviation)
+        return CodedCells(body, errors.reshape(cells.passes + 1, -1), forms.reshape(-1), deviation)
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         dim, meta = cells.dim, data.element_size() + 2

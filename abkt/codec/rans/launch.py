@@ -17,7 +17,7 @@ COPIED = {"BYTES": 1024, "num_warps": 4}
 
 
 @dataclass(frozen=True, slots=True)
-class Tables:
+class RansTables:
     """Shares as the kernels read them. coding: int64 [contexts, alphabet], inverse, start and share in 32, 16 and 16 bits. intervals:
     int32 there, start and share. owner: uint8 [contexts, 4096], the symbol of each share."""
 
@@ -26,7 +26,7 @@ class Tables:
     owner: torch.Tensor
 
     @classmethod
-    def of(cls, shares: np.ndarray, device: torch.device) -> Tables:
+    def of(cls, shares: np.ndarray, device: torch.device) -> RansTables:
         """shares: [contexts, alphabet] uint16, as rans.encode takes them. Raises ValueError for others."""
         nothing = np.zeros((0, 0), dtype=np.uint8)
         checked(nothing, nothing, shares)
@@ -54,7 +54,7 @@ class Streams:
     failed: torch.Tensor
 
 
-def encode(symbols: torch.Tensor, contexts: torch.Tensor, tables: Tables, room_bytes: int | None = None) -> Streams:
+def encode(symbols: torch.Tensor, contexts: torch.Tensor, tables: RansTables, room_bytes: int | None = None) -> Streams:
     """The bytes of rans.encode, where the symbols are. symbols, contexts: [streams, n] uint8, contiguous. room_bytes: of a stream; one
     that is longer fails. Without it there is room for any. Nothing waits for the GPU."""
     streams, n = symbols.shape
@@ -74,7 +74,7 @@ def encode(symbols: torch.Tensor, contexts: torch.Tensor, tables: Tables, room_b
 
 
 def decode(
-    data: torch.Tensor, offsets: torch.Tensor, sizes: torch.Tensor, n: int, contexts: torch.Tensor, tables: Tables
+    data: torch.Tensor, offsets: torch.Tensor, sizes: torch.Tensor, n: int, contexts: torch.Tensor, tables: RansTables
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Symbols [streams, n] uint8 of the streams in `data` (uint8) at offsets with sizes (int64 [streams]), and which are damaged, [streams]
     bool: as rans.decode, but that symbols of a damaged stream are there, and mean nothing. Nothing waits for the GPU."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.policy.admission.base import ACCEPT, Applicant, Verdict
+from abkt.policy.admission.base import ACCEPT, AdmissionDecision, Applicant
 
 
 @dataclass(frozen=True, slots=True)
 class Always:
-    def decide(self, now_s: float, applicant: Applicant) -> Verdict:
+    def decide(self, now_s: float, applicant: Applicant) -> AdmissionDecision:
         return ACCEPT

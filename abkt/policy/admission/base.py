@@ -28,7 +28,7 @@ class Applicant(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AdmissionDecision:
     """accept; wait at the door until somebody leaves; accept, but compute the prompt where it is decoded; or reject, with a reason and the
     seconds after which it may be asked again (Retry-After). reserve: memory for decoding is set aside before prefill begins."""
 
@@ -39,12 +39,17 @@ class Verdict:
 
 
 class AdmissionPolicy(Protocol):
-    def decide(self, now_s: float, applicant: Applicant) -> Verdict: ...
+    def decide(self, now_s: float, applicant: Applicant) -> AdmissionDecision: ...
 
 
-ACCEPT, RESERVE, WAIT, LOCAL = Verdict("accept"), Verdict("accept", reserve=True), Verdict("wait"), Verdict("local", reserve=True)
+ACCEPT, RESERVE, WAIT, LOCAL = (
+    AdmissionDecision("accept"),
+    AdmissionDecision("accept", reserve=True),
+    AdmissionDecision("wait"),
+    AdmissionDecision("local", reserve=True),
+)
 
 
-def late(expected_s: float, slo_s: float) -> Verdict:
+def late(expected_s: float, slo_s: float) -> AdmissionDecision:
     retry_s = expected_s - slo_s
-    return Verdict("reject", retry_after_s=retry_s, reason=f"a TTFT of {expected_s:.3g} s is expected, the SLO is {slo_s:.3g} s")
+    return AdmissionDecision("reject", retry_after_s=retry_s, reason=f"a TTFT of {expected_s:.3g} s is expected, the SLO is {slo_s:.3g} s")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.policy.admission.base import LOCAL, RESERVE, WAIT, Applicant, Verdict, late
+from abkt.policy.admission.base import LOCAL, RESERVE, WAIT, AdmissionDecision, Applicant, late
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Ladder:
         if not self.slack > 0:
             raise ValueError(f"admission ladder: slack is {self.slack}; it must be above 0")
 
-    def decide(self, now_s: float, applicant: Applicant) -> Verdict:
+    def decide(self, now_s: float, applicant: Applicant) -> AdmissionDecision:
         limit_s = self.slack * applicant.ttft_slo_s
         expected_s = applicant.ttft_s()
         if not applicant.room():

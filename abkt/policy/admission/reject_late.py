@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.policy.admission.base import ACCEPT, Applicant, Verdict, late
+from abkt.policy.admission.base import ACCEPT, AdmissionDecision, Applicant, late
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,6 @@ class RejectLate:
         if not self.slack > 0:
             raise ValueError(f"admission reject_late: slack is {self.slack}; it must be above 0")
 
-    def decide(self, now_s: float, applicant: Applicant) -> Verdict:
+    def decide(self, now_s: float, applicant: Applicant) -> AdmissionDecision:
         expected_s = applicant.ttft_s()
         return ACCEPT if expected_s <= self.slack * applicant.ttft_slo_s else late(expected_s, applicant.ttft_slo_s)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from abkt.policy.admission.base import RESERVE, WAIT, Applicant, Verdict
+from abkt.policy.admission.base import RESERVE, WAIT, AdmissionDecision, Applicant
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,9 @@ class Reserve:
         if not self.patience_s >= 0:
             raise ValueError(f"admission reserve: patience_s is {self.patience_s}; it must not be below 0")
 
-    def decide(self, now_s: float, applicant: Applicant) -> Verdict:
+    def decide(self, now_s: float, applicant: Applicant) -> AdmissionDecision:
         if applicant.waited_s > self.patience_s:
-            return Verdict("reject", retry_after_s=self.patience_s, reason=f"no memory for decoding within {self.patience_s:.3g} s")
+            return AdmissionDecision(
+                "reject", retry_after_s=self.patience_s, reason=f"no memory for decoding within {self.patience_s:.3g} s"
+            )
         return RESERVE if applicant.room() else WAIT

@@ -15,7 +15,7 @@ from abkt.policy.view import Decision, TransferView
 
 
 @dataclass(slots=True)
-class Random(Blind):
+class RandomBitrate(Blind):
     """bits: what is drawn from, each as likely."""
 
     seed: int = 0

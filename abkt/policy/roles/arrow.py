@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from abkt.policy.roles.base import Change, NodeLoad
+from abkt.policy.roles.base import NodeLoad, RoleChange
 from abkt.policy.roles.loads import decode_load, loads, prompt_load
 from abkt.policy.roles.static import Static
 
@@ -31,7 +31,7 @@ class Arrow(Static):
         if not (self.ttft_slo_s > 0 and self.tpot_slo_s > 0 and self.high > 0 and self.low > 0):
             raise ValueError("roles arrow: SLOs, high and low must be above 0")
 
-    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[Change]:
+    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]:
         now = loads(nodes, self.ttft_slo_s, self.tpot_slo_s)
         if not now.prefill or not now.decode:
             return []
@@ -43,10 +43,10 @@ class Arrow(Static):
             return self._move(nodes, now.prefill, now.prompts, "decode")
         return []
 
-    def _move(self, nodes: Sequence[NodeLoad], side: tuple[int, ...], load: float, role: str) -> list[Change]:
+    def _move(self, nodes: Sequence[NodeLoad], side: tuple[int, ...], load: float, role: str) -> list[RoleChange]:
         """One from `side`, if the others can carry what all of them carry now."""
         if len(side) < 2 or load * len(side) / (len(side) - 1) > self.low:
             return []
         if role == "prefill":
-            return [Change(min(side, key=lambda i: (nodes[i].kv_due, i)), "prefill", drain=False)]
-        return [Change(min(side, key=lambda i: (nodes[i].queued_s, i)), "decode", drain=False)]
+            return [RoleChange(min(side, key=lambda i: (nodes[i].kv_due, i)), "prefill", drain=False)]
+        return [RoleChange(min(side, key=lambda i: (nodes[i].queued_s, i)), "decode", drain=False)]

@@ -37,7 +37,7 @@ class Place(PrefillLoad, DecodeLoad, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class RoleChange:
     """The node (its place in the list) gets another role. drain: it gets nothing to do until all it has is done, and is then rebuilt;
     otherwise it has its new role at once, and finishes the old work beside."""
 
@@ -55,7 +55,7 @@ class RolesPolicy(Protocol):
         """The Role that a node begins with that is meant for `role`."""
         ...
 
-    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[Change]: ...
+    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]: ...
 
     def where(self, now_s: float, request: RequestView, source: Place, target: Place) -> Where:
         """Once routing has chosen a pair: prompt and decoding apart, or both on the one or the other of them, without a transfer."""

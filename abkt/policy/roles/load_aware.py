@@ -24,7 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from abkt.policy.roles.base import Change, NodeLoad, Place, Where
+from abkt.policy.roles.base import NodeLoad, Place, RoleChange, Where
 from abkt.policy.roles.loads import Loads, loads
 from abkt.policy.roles.static import Static
 from abkt.policy.roles.votes import Votes
@@ -34,7 +34,7 @@ LOOKS = 5  # that an average is over
 
 
 @dataclass(slots=True)
-class LoadAware(Static):
+class LoadAwareRoles(Static):
     """rebuild_s: what the cluster's nodes take for it. soft: whether cycles are lent; hard: whether nodes are."""
 
     period_s: float = 1.0
@@ -62,7 +62,7 @@ class LoadAware(Static):
     def loaded(self) -> str:
         return self._loaded
 
-    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[Change]:
+    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]:
         now = loads(nodes, self.ttft_slo_s, self.tpot_slo_s)
         if now.prefill:
             share = sum(nodes[i].queued_s > 0 for i in now.prefill) / len(now.prefill)
@@ -83,7 +83,7 @@ class LoadAware(Static):
             return []
         return self._lend(nodes, now)
 
-    def _lend(self, nodes: Sequence[NodeLoad], now: Loads) -> list[Change]:
+    def _lend(self, nodes: Sequence[NodeLoad], now: Loads) -> list[RoleChange]:
         to_prefill = self._loaded == "prefill"
         here, there = (now.prefill, now.decode) if to_prefill else (now.decode, now.prefill)
         if len(there) < 2 or any(not node.role for node in nodes):
@@ -95,8 +95,8 @@ class LoadAware(Static):
             return []
         self._looks = 0  # look what it does before the next one goes
         if to_prefill:
-            return [Change(min(there, key=lambda i: (nodes[i].kv_due, nodes[i].active, i)), "prefill")]
-        return [Change(min(there, key=lambda i: (nodes[i].queued_s, i)), "decode")]
+            return [RoleChange(min(there, key=lambda i: (nodes[i].kv_due, nodes[i].active, i)), "prefill")]
+        return [RoleChange(min(there, key=lambda i: (nodes[i].queued_s, i)), "decode")]
 
     def where(self, now_s: float, request: RequestView, source: Place, target: Place) -> Where:
         if not (self.soft and self._loaded):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from abkt.policy.roles.base import Change, NodeLoad
+from abkt.policy.roles.base import NodeLoad, RoleChange
 from abkt.policy.roles.static import Static
 
 SIDES = ("prefill", "decode")
@@ -49,7 +49,7 @@ class Scheduled(Static):
         except TypeError:
             raise ValueError("roles scheduled: a change has the fields at_s, worker and role, and no others") from None
 
-    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[Change]:
+    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]:
         places = {node.name: i for i, node in reversed(list(enumerate(nodes)))}
         self._check(places)
         roles: list[str] = [node.role for node in nodes]
@@ -60,7 +60,7 @@ class Scheduled(Static):
                 waiting.append(switch)
             elif at is not None and roles[at] != switch.role:
                 roles[at] = ""
-                made.append(Change(at, switch.role))
+                made.append(RoleChange(at, switch.role))
         self._due = waiting
         return made
 

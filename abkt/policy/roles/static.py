@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from abkt.policy.roles.base import Change, NodeLoad, Place, Where
+from abkt.policy.roles.base import NodeLoad, Place, RoleChange, Where
 from abkt.policy.view import RequestView
 
 
@@ -21,7 +21,7 @@ class Static:
     def begin(self, role: str) -> str:
         return role
 
-    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[Change]:
+    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]:
         return []
 
     def where(self, now_s: float, request: RequestView, source: Place, target: Place) -> Where:

@@ -23,7 +23,7 @@ from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
 
 
 @dataclass(slots=True)
-class LoadAware:
+class LoadAwareRouting:
     """kappa_s: seconds that a TPOT of twice its SLO costs. top_k: nodes of each side that are looked at."""
 
     tpot_slo_s: float = 0.05

@@ -10,7 +10,7 @@ from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
 
 
 @dataclass(slots=True)
-class Random:
+class RandomRouting:
     seed: int = 0
     _generator: Generator = field(init=False, repr=False)
 

@@ -19,7 +19,7 @@ NAME = "abkt_pool"
 
 
 @dataclass(slots=True)
-class Row:
+class SequenceRow:
     """One sequence: its block table and how many of its tokens have KV in the pool."""
 
     table: Sequence[int]
@@ -40,7 +40,7 @@ class Pass:
     """
 
     pool: Pool
-    rows: Sequence[Row]
+    rows: Sequence[SequenceRow]
     importance: Importance | None = None
     blocks: torch.Tensor = field(init=False)
     offsets: torch.Tensor = field(init=False)

@@ -10,7 +10,7 @@ import torch
 
 from abkt.codec.importance import Importance
 from abkt.kv.pool import Pool
-from abkt.serve.engine.attention import Pass, Row, register
+from abkt.serve.engine.attention import Pass, SequenceRow, register
 from abkt.serve.engine.sampling import GREEDY, Choice, Sampling, choose
 from abkt.spec import KVLayout, ModelSpec
 
@@ -65,7 +65,7 @@ class Engine:
         """Write the KV of a prompt into the blocks of table; returns the likeliest next token. importance: is given the last queries."""
         return self.begin(tokens, table, importance).token
 
-    def decode(self, rows: Sequence[Row], last: Sequence[int]) -> list[int]:
+    def decode(self, rows: Sequence[SequenceRow], last: Sequence[int]) -> list[int]:
         """One iteration: the last token of each row goes in, its KV into the pool, the likeliest next one comes out. Rows grow by one."""
         return [choice.token for choice in self.step(rows, last, [GREEDY] * len(rows))]
 
@@ -75,11 +75,11 @@ class Engine:
     ) -> Choice:
         """As prefill; the first output token is chosen as `sampling` says."""
         self._check(len(tokens), table)
-        logits = self._logits([list(tokens)], [list(range(len(tokens)))], [Row(table, 0)], importance)
+        logits = self._logits([list(tokens)], [list(range(len(tokens)))], [SequenceRow(table, 0)], importance)
         return choose(logits[:, -1], [sampling], [len(tokens)])[0]
 
     @torch.inference_mode()
-    def step(self, rows: Sequence[Row], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
+    def step(self, rows: Sequence[SequenceRow], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
         """As decode; each row's token is chosen as its own sampling says."""
         for row in rows:
             self._check(row.tokens + 1, row.table)
@@ -89,7 +89,7 @@ class Engine:
         return choose(logits[:, -1], samplings, [row.tokens for row in rows])
 
     @torch.inference_mode()
-    def score(self, tokens: Sequence[int], row: Row) -> torch.Tensor:
+    def score(self, tokens: Sequence[int], row: SequenceRow) -> torch.Tensor:
         """Put given tokens after a row's, whatever the model would say itself: logits [tokens, vocabulary] float32, of what follows each.
         Their KV goes into the pool, and the row grows by them. Raises ValueError where the table or the model does not hold them."""
         self._check(row.tokens + len(tokens), row.table)
@@ -99,7 +99,12 @@ class Engine:
         return logits.float()
 
     def _logits(
-        self, tokens: list[list[int]], positions: list[list[int]], rows: Sequence[Row], importance: Importance | None = None, keep: int = 1
+        self,
+        tokens: list[list[int]],
+        positions: list[list[int]],
+        rows: Sequence[SequenceRow],
+        importance: Importance | None = None,
+        keep: int = 1,
     ) -> torch.Tensor:
         """[rows, keep, vocabulary], of the last `keep` tokens of each row."""
         out = self.model(

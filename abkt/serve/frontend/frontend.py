@@ -16,11 +16,11 @@ from abkt.policy.view import DecodeLoad, PrefillLoad, Refined, RequestView, Rout
 from abkt.serve.control import Message
 from abkt.serve.frontend.process import WorkerDied
 from abkt.serve.frontend.prompt import Prompt
-from abkt.serve.frontend.records import Parts
-from abkt.serve.frontend.reservations import Book
-from abkt.serve.frontend.roles import Roles
-from abkt.serve.frontend.ticket import Terms, Ticket
-from abkt.serve.frontend.workers import Roster
+from abkt.serve.frontend.records import RequestEvents
+from abkt.serve.frontend.reservations import Reservations
+from abkt.serve.frontend.roles import RoleController
+from abkt.serve.frontend.ticket import OpenRequest, Terms
+from abkt.serve.frontend.workers import Workers
 
 TRIES = 3
 STEP_S = 0.1  # at most between two looks at the workers' health
@@ -34,15 +34,15 @@ class Frontend:
 
     def __init__(
         self,
-        roster: Roster,
-        book: Book,
+        roster: Workers,
+        book: Reservations,
         terms: Terms,
         routing: RoutingPolicy,
         origin_s: float,
         numbers: Callable[[], int],
-        done: Callable[[Ticket], None],
+        done: Callable[[OpenRequest], None],
         coded: Callable[[Message], None] = lambda message: None,
-        roles: Roles | None = None,
+        roles: RoleController | None = None,
     ) -> None:
         self.roster, self.book, self.terms, self.routing, self.origin_s = roster, book, terms, routing, origin_s
         self.heard_s = time.monotonic()  # the last time that a worker said something
@@ -50,10 +50,12 @@ class Frontend:
         self.changed: list[tuple[float, str, str]] = []  # when which worker began to drain (role "") or was ready in another role
         self._roles = roles
         self._numbers, self._done, self._coded = numbers, done, coded
-        self._open: dict[int, Ticket] = {}  # by request id
-        self._tries: dict[int, Ticket] = {}  # by number of the try
-        self._former: dict[int, tuple[Ticket, Parts]] = {}  # tries that were given up, until their sender tells what it had sent
-        self._waiting: deque[Ticket] = deque()
+        self._open: dict[int, OpenRequest] = {}  # by request id
+        self._tries: dict[int, OpenRequest] = {}  # by number of the try
+        self._former: dict[
+            int, tuple[OpenRequest, RequestEvents]
+        ] = {}  # tries that were given up, until their sender tells what it had sent
+        self._waiting: deque[OpenRequest] = deque()
         for name, member in roster.members.items():
             if member.state == "ready":
                 self._begin(name)
@@ -70,7 +72,7 @@ class Frontend:
     def now_s(self) -> float:
         return time.monotonic() - self.origin_s
 
-    def submit(self, ticket: Ticket) -> None:
+    def submit(self, ticket: OpenRequest) -> None:
         prompt = ticket.prompt
         if prompt.request_id in self._open:
             raise ValueError(f"request {prompt.request_id} is open already")
@@ -178,7 +180,7 @@ class Frontend:
         self._let_drained()
         self._place()
 
-    def _finish(self, ticket: Ticket, parts: Parts) -> None:
+    def _finish(self, ticket: OpenRequest, parts: RequestEvents) -> None:
         record = ticket.complete(parts, self.book.expect.layout.model, self.terms.compute)
         if parts.refinable and parts.source in self.roster.members:
             self._tell(parts.source, "refined", request_id=ticket.number, distortion_token_weighted=record.distortion_token_weighted)
@@ -190,19 +192,19 @@ class Frontend:
             self.book.forget(ticket.number, parts.source)
         self._shut(ticket)
 
-    def _close(self, ticket: Ticket, outcome: str, reason: str) -> None:
+    def _close(self, ticket: OpenRequest, outcome: str, reason: str) -> None:
         """It ends without its tokens."""
         ticket.give_up(outcome, reason, self.terms.compute)
         if ticket in self._waiting:
             self._waiting.remove(ticket)
         self._shut(ticket)
 
-    def _shut(self, ticket: Ticket) -> None:
+    def _shut(self, ticket: OpenRequest) -> None:
         self._tries.pop(ticket.number, None)
         del self._open[ticket.prompt.request_id]
         self._done(ticket)
 
-    def _again(self, ticket: Ticket, trouble: str, ended: Message | None = None) -> None:
+    def _again(self, ticket: OpenRequest, trouble: str, ended: Message | None = None) -> None:
         """The try has failed: give it up on both sides, and have another one, if there may be one. ended: what its sender said of that."""
         self._abandon(ticket, ended)
         ticket.troubles.append(trouble)
@@ -211,7 +213,7 @@ class Frontend:
         else:
             self._waiting.appendleft(ticket)
 
-    def _abandon(self, ticket: Ticket, ended: Message | None = None) -> None:
+    def _abandon(self, ticket: OpenRequest, ended: Message | None = None) -> None:
         """Whoever still has something of it is told to drop it; each answers when it has, and until then the book holds its place."""
         self._tries.pop(ticket.number, None)
         if parts := ticket.parts:
@@ -296,7 +298,7 @@ class Frontend:
             source, target = self._pair(prompt, sources, targets)
             self._waiting.popleft()
             ticket.number = self._numbers()
-            ticket.parts = Parts(prompt, source, target)
+            ticket.parts = RequestEvents(prompt, source, target)
             self._tries[ticket.number] = ticket
             self.book.promise(ticket.number, source, target, prompt.isl, prompt.osl, self.now_s())
             self._tell(

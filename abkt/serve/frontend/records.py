@@ -12,7 +12,7 @@ from abkt.spec import ModelSpec
 
 
 @dataclass(slots=True)
-class Parts:
+class RequestEvents:
     """One try of a request. prompt: as this try has it, so with the tokens that an earlier one produced. source, destination: the workers.
 
     prefilled, sent: of the prefill worker; finished: of the decode worker; failed: of whoever noticed.
@@ -55,7 +55,7 @@ class Parts:
         return [self.said["prefilled"]["margin"], *self.said.get("finished", {}).get("margins", [])]
 
 
-def request_record(parts: Parts, model: ModelSpec, compute: str = "real") -> RequestRecord:
+def request_record(parts: RequestEvents, model: ModelSpec, compute: str = "real") -> RequestRecord:
     """Of a complete try."""
     prompt, first = parts.prompt, parts.said["prefilled"]
     record = RequestRecord(prompt.request_id, prompt.isl, len(parts.outputs()), prompt.arrival_s, compute=compute)
@@ -97,7 +97,7 @@ def request_record(parts: Parts, model: ModelSpec, compute: str = "real") -> Req
     return record
 
 
-def failed_transfer(parts: Parts, message: Message, model: ModelSpec) -> TransferRecord | None:
+def failed_transfer(parts: RequestEvents, message: Message, model: ModelSpec) -> TransferRecord | None:
     """Of a try that came to nothing: what the prefill worker said of its end, `sent` where only the decode worker failed. None: it had not
     begun."""
     if "wire_bytes" not in message:
@@ -119,7 +119,7 @@ def failed_transfer(parts: Parts, message: Message, model: ModelSpec) -> Transfe
     )
 
 
-def transfer_record(parts: Parts, model: ModelSpec) -> TransferRecord:
+def transfer_record(parts: RequestEvents, model: ModelSpec) -> TransferRecord:
     """Of a complete try. What followed its start is counted where it arrived: what was on its way when the request ended is left out."""
     prompt, first, sent, last = parts.prompt, parts.said["prefilled"], parts.said["sent"], parts.said["finished"]
     wire_bytes = sent["wire_bytes"] + last["refine_bytes"]

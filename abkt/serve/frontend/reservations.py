@@ -53,7 +53,7 @@ class Expectations:
 
 
 @dataclass(slots=True)
-class PrefillBook:
+class PrefillReservations:
     """One prefill worker, as a PrefillLoad. jobs: expected seconds of each try that it has accepted and not done."""
 
     name: str
@@ -73,7 +73,7 @@ class PrefillBook:
 
 
 @dataclass(slots=True)
-class DecodeBook:
+class DecodeReservations:
     """One decode worker, as a DecodeLoad. promised: blocks of each try that may still hold some there."""
 
     name: str
@@ -104,7 +104,7 @@ class DecodeBook:
 
 
 @dataclass(slots=True)
-class PairBook:
+class PairReservations:
     """One prefill and one decode worker. policy: a bitrate policy of the frontend's own, told of each transfer as it ends; the one that
     decides is at the prefill worker, and is told of each frame. backlog: expected wire bytes of each try that is not sent."""
 
@@ -113,23 +113,23 @@ class PairBook:
     suspect_until_s: float = -math.inf
 
 
-class Book:
+class Reservations:
     """What is promised to whom. bitrate: a policy's configuration. network: the links, for a quote before any estimate."""
 
     def __init__(self, expect: Expectations, bitrate: Mapping[str, Any], network: Capacity) -> None:
         self.expect = expect
-        self.prefill: dict[str, PrefillBook] = {}
-        self.decode: dict[str, DecodeBook] = {}
+        self.prefill: dict[str, PrefillReservations] = {}
+        self.decode: dict[str, DecodeReservations] = {}
         self._bitrate = bitrate
         self._network = network
-        self._pairs: dict[tuple[str, str], PairBook] = {}
+        self._pairs: dict[tuple[str, str], PairReservations] = {}
 
     def enter(self, name: str, role: str) -> None:
         """A worker serves in this role."""
         if role == "prefill":
-            self.prefill.setdefault(name, PrefillBook(name, self.expect))
+            self.prefill.setdefault(name, PrefillReservations(name, self.expect))
         else:
-            self.decode.setdefault(name, DecodeBook(name, self.expect.layout.blocks))
+            self.decode.setdefault(name, DecodeReservations(name, self.expect.layout.blocks))
 
     def leave(self, name: str) -> None:
         """Whatever was promised to it is void."""
@@ -143,10 +143,10 @@ class Book:
         prefill, decode = self.prefill.get(name), self.decode.get(name)
         return not (prefill and prefill.jobs) and not (decode and decode.promised) and not any(pair.backlog for pair in pairs)
 
-    def pair(self, source: str, target: str) -> PairBook:
+    def pair(self, source: str, target: str) -> PairReservations:
         key = source, target
         if key not in self._pairs:
-            self._pairs[key] = PairBook(build(self._bitrate))
+            self._pairs[key] = PairReservations(build(self._bitrate))
         return self._pairs[key]
 
     def quote_s(self, source: str, target: str, isl: int, arrival_s: float, now_s: float) -> float:

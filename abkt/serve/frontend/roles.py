@@ -14,8 +14,8 @@ from typing import Any
 from abkt.policy.build import build
 from abkt.policy.roles.base import RolesPolicy
 from abkt.policy.roles.static import Static
-from abkt.serve.frontend.reservations import Book
-from abkt.serve.frontend.workers import Roster
+from abkt.serve.frontend.reservations import Reservations
+from abkt.serve.frontend.workers import Workers
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class WorkerLoad:
     decode_weight: float = 1.0
 
 
-class Roles:
+class RoleController:
     """Asks a policy now and then. Raises ValueError, one line, for one that needs workers with two roles at once."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ class Roles:
         """Whether anybody may ever change."""
         return self._policy.period_s < math.inf
 
-    def due(self, now_s: float, roster: Roster, book: Book) -> list[tuple[str, str]]:
+    def due(self, now_s: float, roster: Workers, book: Reservations) -> list[tuple[str, str]]:
         """Who is to get which role now."""
         if now_s < self._next_s:
             return []
@@ -61,7 +61,7 @@ class Roles:
         return [(name, role) for name, role in wishes if roster.members[name].state == "ready" and not roster.is_last(name)]
 
 
-def _load(name: str, roster: Roster, book: Book) -> WorkerLoad:
+def _load(name: str, roster: Workers, book: Reservations) -> WorkerLoad:
     """As the book has it; without a role while it changes."""
     member = roster.members[name]
     if member.state != "ready":

@@ -12,7 +12,7 @@ from abkt.profile.schema import Profile
 from abkt.records import RequestRecord, TransferRecord
 from abkt.serve.control import Message
 from abkt.serve.frontend.prompt import Prompt
-from abkt.serve.frontend.records import Parts, failed_transfer, request_record, transfer_record
+from abkt.serve.frontend.records import RequestEvents, failed_transfer, request_record, transfer_record
 from abkt.spec import ModelSpec
 
 
@@ -35,7 +35,7 @@ class Terms:
 
 
 @dataclass(slots=True)
-class Ticket:
+class OpenRequest:
     """A request that is open, and what came of it. tokens, margins: of the outputs, as far as they are known. troubles: of earlier tries.
 
     on_tokens: told new tokens of a streamed one. record, transfer: when it is done. failed: transfers of earlier tries, as far as their
@@ -47,7 +47,7 @@ class Ticket:
     tokens: list[int] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
-    parts: Parts | None = None
+    parts: RequestEvents | None = None
     number: int = -1
     record: RequestRecord | None = None
     transfer: TransferRecord | None = None
@@ -70,7 +70,7 @@ class Ticket:
         given = self.tokens if self.prompt.stream else []
         return replace(self.prompt, tokens=(*self.prompt.tokens, *given), osl=self.prompt.osl - len(given)) if given else self.prompt
 
-    def complete(self, parts: Parts, model: ModelSpec, compute: str) -> RequestRecord:
+    def complete(self, parts: RequestEvents, model: ModelSpec, compute: str) -> RequestRecord:
         """The try that gave it its last token. The record's times are those of this try; its queue began when the request arrived."""
         before, outputs = parts.prompt.isl - self.prompt.isl, parts.outputs()  # tokens of earlier tries, and of this one
         self.stream(outputs[len(self.tokens) - before :])
@@ -82,7 +82,7 @@ class Ticket:
         self.transfer = transfer_record(parts, model) if parts.transfer else None
         return record
 
-    def lost(self, parts: Parts, ended: Message, model: ModelSpec) -> None:
+    def lost(self, parts: RequestEvents, ended: Message, model: ModelSpec) -> None:
         """A try came to nothing; ended: what its sender said of that."""
         if transfer := failed_transfer(parts, ended, model):
             self.failed.append(transfer)

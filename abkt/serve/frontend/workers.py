@@ -18,7 +18,7 @@ GONE = "gone"
 
 
 @dataclass(slots=True)
-class Member:
+class WorkerState:
     """state: starting (a new process, or a new role), ready, or draining: nothing new comes, and `then` follows, a role or GONE.
 
     address: where a decode worker takes KV in.
@@ -31,11 +31,11 @@ class Member:
     then: str = ""
 
 
-class Roster:
+class Workers:
     """config: of a worker by its name, role and number. namespaces: where each of them runs, if anywhere."""
 
     def __init__(self, config: Callable[[str, str, int], WorkerConfig], log_dir: Path, namespaces: Namespaces | None = None) -> None:
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, WorkerState] = {}
         self.events: Events = SimpleQueue()
         self._config = config
         self._log_dir = log_dir
@@ -50,7 +50,7 @@ class Roster:
         where = self._namespaces.command(name) if self._namespaces else ()
         config = self._config(name, role, self._started)
         self._started += 1
-        self.members[name] = Member(Worker(config, self._log_dir, self.events, where), role)
+        self.members[name] = WorkerState(Worker(config, self._log_dir, self.events, where), role)
 
     def sort(self, names: Iterable[str]) -> None:
         """Policies see them in this order, as they see the nodes of the model."""

@@ -12,12 +12,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from abkt.serve.control import Control, Message, WorkerConfig
-from abkt.serve.engine.attention import Row
+from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.sampling import GREEDY, Sampling
 from abkt.serve.worker.equipment import Equipment
 from abkt.serve.worker.expander import Expander
 from abkt.serve.worker.layered import RawSink, footer_bytes, groups_of
-from abkt.serve.worker.nic import Nic
+from abkt.serve.worker.nic import WorkerNic
 from abkt.serve.worker.raw import fingerprint, raw_sink
 from abkt.serve.worker.refining import Codes, Quality
 from abkt.transfer.pieces import BufferSink, ByteSink
@@ -39,7 +39,7 @@ class Running:
     request_id: int
     osl: int
     table: list[int]
-    row: Row
+    row: SequenceRow
     tokens: list[int]
     received_s: float
     expand_busy_s: float = 0.0
@@ -75,7 +75,7 @@ class DecodeWorker:
         self.origin_s = 0.0
         hello = Hello(config.name, fingerprint(self.engine.layout))
         key = find_key(config.key_file, config.encrypt)
-        self.nic = Nic()
+        self.nic = WorkerNic()
         self.codes = Codes(self.engine.layout.blocks * self.engine.layout.block_bytes)
         self.receiver = Receiver(
             TRANSPORTS[config.transport](),
@@ -158,7 +158,9 @@ class DecodeWorker:
         except ValueError as error:
             self._refuse(received, str(error))
             return
-        running = Running(offer.request_id, int(offer.more["osl"]), table, Row(table, offer.tokens), [first_token], received.committed_s)
+        running = Running(
+            offer.request_id, int(offer.more["osl"]), table, SequenceRow(table, offer.tokens), [first_token], received.committed_s
+        )
         running.sampling = Sampling.of(offer.more)
         running.stop, running.stream = int(offer.more.get("stop", -1)), bool(offer.more.get("stream", False))
         running.quality = Quality(received if received.refinable else None, cut, distortion)

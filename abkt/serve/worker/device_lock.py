@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 
-class Turn(AbstractContextManager["Turn"]):
+class DeviceLock(AbstractContextManager["DeviceLock"]):
     """Held by one process at a time of those that name the same file, which is made; a process must not take it twice at once.
 
     finish: called before it is let go, such as waiting for what was enqueued. A process that ends lets go.
@@ -22,7 +22,7 @@ class Turn(AbstractContextManager["Turn"]):
         self._path = path
         self._finish = finish
 
-    def __enter__(self) -> Turn:
+    def __enter__(self) -> DeviceLock:
         self._file = self._path.open("ab")
         fcntl.flock(self._file, fcntl.LOCK_EX)
         return self

@@ -15,9 +15,9 @@ from abkt.codec.lossless import stream as lossless_stream
 from abkt.kv.segments import Segments
 from abkt.profile import schema
 from abkt.serve.control import WorkerConfig
-from abkt.serve.engine.attention import Row
+from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine, read_spec, rope_theta
-from abkt.serve.worker.device_lock import Turn
+from abkt.serve.worker.device_lock import DeviceLock
 from abkt.serve.worker.paced import PacedEngine
 from abkt.spec import KVLayout
 
@@ -53,7 +53,7 @@ def equip(config: WorkerConfig) -> Equipment:
 def _turn(config: WorkerConfig) -> AbstractContextManager[object]:
     if not config.turn:
         return nullcontext()
-    return Turn(Path(config.turn), torch.cuda.synchronize if config.device == "cuda" else lambda: None)
+    return DeviceLock(Path(config.turn), torch.cuda.synchronize if config.device == "cuda" else lambda: None)
 
 
 def _warm_up(engine: Engine, codec: Codec) -> None:
@@ -68,4 +68,4 @@ def _warm_up(engine: Engine, codec: Codec) -> None:
         stream = codec.encode(engine.pool, table, tokens, coder="entropy")
         codec.expand(b"".join(stream.buffers(0, stream.ends[-1])), engine.pool, table)
         lossless_stream.expand(lossless_stream.encode(engine.pool, table, tokens), engine.pool, table)
-    engine.decode([Row(table, tokens)], [0])
+    engine.decode([SequenceRow(table, tokens)], [0])

@@ -8,7 +8,7 @@ import threading
 from abkt.policy.price import Price
 
 
-class Nic:
+class WorkerNic:
     """Thread-safe: the main loop and the transfer's threads count. Times are the run's."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ import torch
 from abkt.codec.importance import Importance
 from abkt.kv.pool import Pool
 from abkt.profile.schema import Profile
-from abkt.serve.engine.attention import Row
+from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine
 from abkt.serve.engine.sampling import GREEDY, Choice, Sampling
 
@@ -60,7 +60,7 @@ class PacedEngine:
         _sleep_until(until_s)
         return MADE_UP
 
-    def step(self, rows: Sequence[Row], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
+    def step(self, rows: Sequence[SequenceRow], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
         """As Engine.step."""
         until_s = time.monotonic() + self._decode.seconds(batch=len(rows), context=sum(row.tokens for row in rows))
         for row in rows:

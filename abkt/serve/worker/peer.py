@@ -11,13 +11,13 @@ from abkt.codec.stream import Stream
 from abkt.policy.price import Told
 from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, Refined, TransferView
 from abkt.serve.worker.layered import Layered
-from abkt.serve.worker.nic import Nic
+from abkt.serve.worker.nic import WorkerNic
 from abkt.transfer.send.outgoing import Sent
 from abkt.transfer.send.sender import Sender
 
 
 @dataclass(slots=True)
-class Peer:
+class DecodePeer:
     """During one run, whose times count from origin_s. The policy is asked by the main loop and by the sender's thread, so under a lock.
 
     nic: of this worker. told: the price of the peer's. starts: distortion at the start, by request_id, of what may be refined behind it.
@@ -26,7 +26,7 @@ class Peer:
     policy: BitratePolicy
     sender: Sender
     pacing: str
-    nic: Nic
+    nic: WorkerNic
     origin_s: float
     told: Told = field(default_factory=Told)
     starts: dict[int, float] = field(default_factory=dict)
@@ -61,13 +61,13 @@ class Peer:
 
 
 @dataclass(slots=True)
-class Transfer:
+class OutboundTransfer:
     """One transfer under way: what was decided on which view, the view since it is encoded, and the book of its time.
 
     distortion: at each cut of what is encoded. layered: where it is encoded as it goes. Its methods are asked by the sender's thread.
     """
 
-    peer: Peer
+    peer: DecodePeer
     expected: TransferView
     decision: Decision
     estimate_bytes_per_s: float
@@ -84,7 +84,7 @@ class Transfer:
         self.view = replace(self.expected, encode_s=0.0, raw_s=math.inf, lossless_bytes=0.0, hidden_s=0.0)
 
     @classmethod
-    def decided(cls, peer: Peer, now_s: float, expected: TransferView) -> Transfer:
+    def decided(cls, peer: DecodePeer, now_s: float, expected: TransferView) -> OutboundTransfer:
         return cls(peer, expected, peer.decide(now_s, expected), peer.estimate_bytes_per_s(now_s))
 
     def encoded(self, stream: Stream) -> None:

@@ -26,8 +26,8 @@ from abkt.serve.engine.sampling import Sampling
 from abkt.serve.pacing import Pacing
 from abkt.serve.worker.equipment import Equipment
 from abkt.serve.worker.layered import Group, Layered, Watcher, footer_bytes, most_bytes, raw_group, spans
-from abkt.serve.worker.nic import Nic
-from abkt.serve.worker.peer import Peer, Transfer
+from abkt.serve.worker.nic import WorkerNic
+from abkt.serve.worker.peer import DecodePeer, OutboundTransfer
 from abkt.serve.worker.raw import fingerprint, raw_source
 from abkt.transfer.pieces import ByteSource, Pieces, PiecesSource
 from abkt.transfer.protocol.key import find_key
@@ -40,7 +40,7 @@ from abkt.transfer.send.sender import Sender
 class Early:
     """A transfer that began with its prefill."""
 
-    transfer: Transfer
+    transfer: OutboundTransfer
     source: Layered
     watcher: Watcher
     outgoing: Outgoing
@@ -56,12 +56,12 @@ class PrefillWorker:
         self.equipment = equipment
         self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
         self.waiting: deque[Message] = deque()
-        self.peers: dict[str, Peer] = {}
+        self.peers: dict[str, DecodePeer] = {}
         self.sending: dict[int, Outgoing] = {}  # until the sender is done with it
         self.bitrate: dict[str, Any] = {}
         self.profile: Profile | None = None
         self.pacing = Pacing("userspace", Capacity.constant(math.inf), 0.0, config.transport)
-        self.nic = Nic()
+        self.nic = WorkerNic()
         layers = self.engine.layout.model.layers
         self.groups = [Group(self.codec, span) for span in spans(layers, min(config.layer_groups, layers))]
         self.origin_s = 0.0
@@ -159,7 +159,7 @@ class PrefillWorker:
             self.segments.free(table)
             self.control.say("failed", request_id=request_id, reason=f"{request['destination']} has left")
             return
-        transfer = Transfer.decided(peer, end_s, self._view(peer, len(tokens), request["deadline_s"], end_s))
+        transfer = OutboundTransfer.decided(peer, end_s, self._view(peer, len(tokens), request["deadline_s"], end_s))
         decision = transfer.decision
         source = self._source(table, len(tokens), decision, importance)
         encoded_s = self._now_s()
@@ -178,7 +178,7 @@ class PrefillWorker:
         if decision.mode == "stream" and decision.depth_bits == 8:
             self._tell_coded(transfer.view, len(tokens), decision.coder)
 
-    def _submit(self, outgoing: Outgoing, transfer: Transfer, table: list[int], expected_bytes: float) -> None:
+    def _submit(self, outgoing: Outgoing, transfer: OutboundTransfer, table: list[int], expected_bytes: float) -> None:
         self.nic.enter(self._now_s(), outgoing.transfer_id, expected_bytes)
         outgoing.on_sent, outgoing.on_ack = transfer.on_sent, transfer.peer.on_ack
         self.sending[outgoing.transfer_id] = outgoing
@@ -192,7 +192,7 @@ class PrefillWorker:
             return None
         hidden_s = self.profile.fit("prefill").seconds(tokens=tokens) if self.profile else 0.0
         expected = replace(self._view(peer, tokens, request["deadline_s"], start_s), hidden_s=hidden_s)
-        transfer = Transfer.decided(peer, start_s, expected)
+        transfer = OutboundTransfer.decided(peer, start_s, expected)
         mode, layout, groups = transfer.decision.mode, self.engine.layout, len(self.groups)
         if mode == "lossless":
             return None
@@ -222,7 +222,7 @@ class PrefillWorker:
                     early.source.add(group.encode(pool, table, tokens, decision, early.watcher))
                 early.transfer.encode_s += time.monotonic() - begun_s
 
-    def _tell_prefilled(self, transfer: Transfer, **computed: Any) -> None:
+    def _tell_prefilled(self, transfer: OutboundTransfer, **computed: Any) -> None:
         decision, estimate = transfer.decision, transfer.estimate_bytes_per_s
         self.control.say(
             "prefilled",
@@ -238,7 +238,7 @@ class PrefillWorker:
             codec=self.codec.describe(),
         )
 
-    def _sent(self, request_id: int, table: list[int], transfer: Transfer, future: Future[Sent]) -> None:
+    def _sent(self, request_id: int, table: list[int], transfer: OutboundTransfer, future: Future[Sent]) -> None:
         """Called by the sender's thread at the transfer's end, good or bad."""
         self.control.inbox.put({"op": "release", "request_id": request_id, "table": table})
         self.nic.leave(request_id)
@@ -267,7 +267,7 @@ class PrefillWorker:
             refining=sent.refining,
         )
 
-    def _view(self, peer: Peer, tokens: int, deadline_s: float, now_s: float) -> TransferView:
+    def _view(self, peer: DecodePeer, tokens: int, deadline_s: float, now_s: float) -> TransferView:
         if self.profile:
             view = expected_view(self.profile, tokens, deadline_s)
         else:
@@ -301,7 +301,7 @@ class PrefillWorker:
         self._leave(name)
         hello = Hello(self.config.name, fingerprint(self.engine.layout))
         sender = Sender(self.pacing.transport, address, hello, self.pacing.link, key=self.key)
-        self.peers[name] = Peer(build(self.bitrate), sender, self.pacing.name, self.nic, self.origin_s)
+        self.peers[name] = DecodePeer(build(self.bitrate), sender, self.pacing.name, self.nic, self.origin_s)
 
     def _leave(self, name: str) -> None:
         """Transfers to it that are not done fail."""

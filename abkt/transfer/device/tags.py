@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from abkt.transfer.device import digest as device_digest
 from abkt.transfer.device.pieces import Piece, Space, on_device
-from abkt.transfer.protocol.frame import DIGESTED, Header, digest_of
+from abkt.transfer.protocol.frame import DIGESTED, FrameHeader, digest_of
 from abkt.transfer.protocol.tags import Plain, Receive, unfit
 
 
@@ -18,13 +18,13 @@ class DeviceTags:
     def __init__(self) -> None:
         self._plain = Plain()
 
-    def seal(self, header: Header, payload: Sequence[Piece]) -> list[Piece]:
+    def seal(self, header: FrameHeader, payload: Sequence[Piece]) -> list[Piece]:
         if not any(map(on_device, payload)):
             return self._plain.seal(header, payload)
         untagged = replace(header, flags=header.flags | DIGESTED).untagged()
         return [untagged + digest_of([untagged, device_digest.digest(payload)]), *payload]
 
-    def open(self, header: Header, buffers: Sequence[Space], receive: Receive) -> None:
+    def open(self, header: FrameHeader, buffers: Sequence[Space], receive: Receive) -> None:
         if not header.flags & DIGESTED:
             self._plain.open(header, buffers, receive)
             return

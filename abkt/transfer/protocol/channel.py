@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from abkt.transfer.device.pieces import Piece, Space, fetched
 from abkt.transfer.device.tags import DeviceTags
-from abkt.transfer.protocol.frame import CLOSING, HEADER_BYTES, TAG_BYTES, FrameError, FrameType, Header, parse
+from abkt.transfer.protocol.frame import CLOSING, HEADER_BYTES, TAG_BYTES, FrameError, FrameHeader, FrameType, parse
 from abkt.transfer.protocol.messages import Abort
 from abkt.transfer.protocol.tags import Plain, Tags
 from abkt.transfer.transport import TICK_S, Connection, PeerError, PeerLost, PeerSilent, Refused
@@ -55,7 +55,7 @@ class Channel:
         self._said = self._heard = 0  # frames
         self._within = False  # in the middle of a frame of ours, where no other may begin
 
-    def send(self, header: Header, payload: Sequence[Piece] = (), waiting: Callable[[], None] = lambda: None) -> tuple[int, bytes]:
+    def send(self, header: FrameHeader, payload: Sequence[Piece] = (), waiting: Callable[[], None] = lambda: None) -> tuple[int, bytes]:
         """Seal and send one frame; header.length is set here if it is not right. `waiting` is called now and then. Returns (calls, tag)."""
         length = sum(map(len, payload))
         frame = self.outgoing.seal(header if header.length == length else replace(header, length=length), payload)
@@ -75,7 +75,7 @@ class Channel:
             raise PeerSilent(f"{self.peer} has been silent for {self.keepalive.silence_s:g} s")
         return False
 
-    def header(self) -> Header:
+    def header(self) -> FrameHeader:
         """Wait for the next frame and read its header; raises FrameError if it is none."""
         while not self.arrived(self.keepalive.tick_s):
             pass
@@ -85,18 +85,18 @@ class Channel:
         self._heard += 1
         return parse(data)
 
-    def payload(self, header: Header, buffers: Sequence[Space]) -> None:
+    def payload(self, header: FrameHeader, buffers: Sequence[Space]) -> None:
         """Read the payload into the buffers, and check it; raises FrameError if it is damaged, and then the buffers hold rubbish."""
         self.incoming.open(header, buffers, lambda step: self.connection.receive(step, self.tick))  # type: ignore[arg-type]
         self._heard_s = time.monotonic()
 
-    def message(self, header: Header) -> bytes:
+    def message(self, header: FrameHeader) -> bytes:
         """The payload of any frame but DATA."""
         data = bytearray(header.length)
         self.payload(header, [memoryview(data)] if data else [])
         return bytes(data)
 
-    def expect(self, kind: FrameType, waiting: Callable[[], None] = lambda: None) -> tuple[Header, bytes]:
+    def expect(self, kind: FrameType, waiting: Callable[[], None] = lambda: None) -> tuple[FrameHeader, bytes]:
         """The next frame that is not keepalive, which must be of this kind; `waiting` is called every tick."""
         while True:
             waiting()
@@ -106,7 +106,7 @@ class Channel:
                     return header, self.message(header)
                 self.aside(header)
 
-    def aside(self, header: Header) -> None:
+    def aside(self, header: FrameHeader) -> None:
         """Take a frame that nobody waits for: PING may always come; ABORT raises PeerError or Refused, anything else FrameError."""
         if header.type is FrameType.ABORT:
             reason = Abort.parse(self.message(header)).reason
@@ -122,7 +122,7 @@ class Channel:
         if self._within:
             return
         with suppress(PeerError):
-            self.send(Header(FrameType.ABORT, transfer_id, flags=CLOSING if closing else 0), [Abort(reason).payload()])
+            self.send(FrameHeader(FrameType.ABORT, transfer_id, flags=CLOSING if closing else 0), [Abort(reason).payload()])
 
     def last_words(self) -> str:
         """Why the peer ended the connection, if it said so; for when sending failed."""
@@ -140,4 +140,4 @@ class Channel:
         if self.greeted_by_s < math.inf and time.monotonic() >= self.greeted_by_s:
             raise PeerSilent(f"{self.peer} has not proved who it is within {self.keepalive.greet_s:g} s")
         if not self._within and time.monotonic() - self._spoke_s >= self.keepalive.ping_s:
-            self.send(Header(FrameType.PING, sequence=self._said))
+            self.send(FrameHeader(FrameType.PING, sequence=self._said))

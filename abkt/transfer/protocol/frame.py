@@ -62,7 +62,7 @@ _OF_CONNECTION = (FrameType.HELLO, FrameType.PROOF, FrameType.PING)
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class FrameHeader:
     """sequence counts the DATA frames of a transfer from 0, and its COMMIT; in an OFFER, the transfers of a sender; in a PING, the frames
     of its side before it. offset: of the payload in the byte sequence (DATA), or how many payload bytes are held (ACK). epoch: which try
     of the transfer this is, from 0. length: payload bytes. tag: empty until the frame is sealed."""
@@ -91,13 +91,13 @@ def digest_of(pieces: Iterable[Buffer]) -> bytes:
     return digest.digest()
 
 
-def seal(header: Header, payload: Sequence[Buffer] = ()) -> bytes:
+def seal(header: FrameHeader, payload: Sequence[Buffer] = ()) -> bytes:
     """The 64 header bytes of a frame, tag included; header.length must be the payload's."""
     untagged = header.untagged()
     return untagged + digest_of([untagged, *payload])
 
 
-def parse(data: Buffer) -> Header:
+def parse(data: Buffer) -> FrameHeader:
     """The header in 64 bytes, checked field by field; its payload is checked by verify. Raises FrameError."""
     if len(data) != HEADER_BYTES:
         raise FrameError(f"a frame header has {HEADER_BYTES} bytes, not {len(data)}")
@@ -124,10 +124,10 @@ def parse(data: Buffer) -> Header:
         raise FrameError(f"{kind.name} frame has offset {offset}; only DATA and ACK have one")
     if offset + length > OFFSET_CAP_BYTES:
         raise FrameError(f"{kind.name} frame ends at byte {offset + length}, above the cap of {OFFSET_CAP_BYTES}")
-    return Header(kind, transfer_id, sequence, offset, epoch, length, flags, bytes(data[-TAG_BYTES:]))
+    return FrameHeader(kind, transfer_id, sequence, offset, epoch, length, flags, bytes(data[-TAG_BYTES:]))
 
 
-def verify(header: Header, payload: Sequence[Buffer]) -> None:
+def verify(header: FrameHeader, payload: Sequence[Buffer]) -> None:
     """Raises FrameError if header or payload are not what the sender sealed."""
     if digest_of([header.untagged(), *payload]) != header.tag:
         raise FrameError(f"{header.type.name} frame {header.sequence} of transfer {header.transfer_id} is damaged: its tag does not fit")

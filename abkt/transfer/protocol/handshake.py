@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, replace
 
 from abkt.transfer.protocol.channel import Channel
-from abkt.transfer.protocol.frame import VERSION, FrameError, FrameType, Header
+from abkt.transfer.protocol.frame import VERSION, FrameError, FrameHeader, FrameType
 from abkt.transfer.protocol.key import Key
 from abkt.transfer.protocol.messages import NONCE_BYTES, Hello
 from abkt.transfer.protocol.tags import Keyed
@@ -51,7 +51,7 @@ def greet(channel: Channel, hello: Hello, key: Key | None) -> None:
     """Of the side that connected. Raises PeerError if the peer refuses, FrameError if this side does: its security or key is another."""
     hello = _armed(hello, key)
     channel.greeted_by_s = time.monotonic() + channel.keepalive.greet_s
-    channel.send(Header(FrameType.HELLO), [hello.payload()], channel.tick)  # some transports wait for the peer before the first byte
+    channel.send(FrameHeader(FrameType.HELLO), [hello.payload()], channel.tick)  # some transports wait for the peer before the first byte
     theirs = Hello.parse(channel.expect(FrameType.HELLO)[1])
     channel.peer = theirs.node
     _check_security(theirs, hello)
@@ -59,7 +59,7 @@ def greet(channel: Channel, hello: Hello, key: Key | None) -> None:
         session = SessionKeys.of(key.secret, hello, theirs)
         _check_proof(channel, session.second_proof, hello.node)
         channel.incoming = Keyed(session.second_key, 1, key.encrypt)
-        channel.send(Header(FrameType.PROOF), [session.first_proof])
+        channel.send(FrameHeader(FrameType.PROOF), [session.first_proof])
         channel.outgoing = Keyed(session.first_key, 0, key.encrypt)
     channel.greeted_by_s = math.inf
 
@@ -73,10 +73,10 @@ def welcome(channel: Channel, hello: Hello, key: Key | None) -> Hello:
     _check_security(theirs, hello)
     if not key:
         _check_layout(theirs, hello)
-    channel.send(Header(FrameType.HELLO), [hello.payload()])
+    channel.send(FrameHeader(FrameType.HELLO), [hello.payload()])
     if key:
         session = SessionKeys.of(key.secret, theirs, hello)
-        channel.send(Header(FrameType.PROOF), [session.second_proof])
+        channel.send(FrameHeader(FrameType.PROOF), [session.second_proof])
         channel.outgoing = Keyed(session.second_key, 1, key.encrypt)
         _check_proof(channel, session.first_proof, hello.node)
         channel.incoming = Keyed(session.first_key, 0, key.encrypt)

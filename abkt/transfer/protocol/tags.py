@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from abkt.transfer.device.pieces import Piece, Space, fetched, hosted
-from abkt.transfer.protocol.frame import TAG_BYTES, Buffer, FrameError, Header, seal
+from abkt.transfer.protocol.frame import TAG_BYTES, Buffer, FrameError, FrameHeader, seal
 
 STEP_BYTES = 512 << 10  # checked while it is still in the cache
 ONCE_BYTES = 1 << 20  # so short a payload is read in one step: to wait twice for it costs more than the cache saves
@@ -22,11 +22,11 @@ Receive = Callable[[Sequence[Space]], None]
 class Tags(Protocol):
     """Of one direction; used by one thread, for every frame in its order."""
 
-    def seal(self, header: Header, payload: Sequence[Piece]) -> list[Piece]:
+    def seal(self, header: FrameHeader, payload: Sequence[Piece]) -> list[Piece]:
         """The frame as it goes over the wire, its 64 header bytes first; valid until the next call."""
         ...
 
-    def open(self, header: Header, buffers: Sequence[Space], receive: Receive) -> None:
+    def open(self, header: FrameHeader, buffers: Sequence[Space], receive: Receive) -> None:
         """Fill `buffers`, which are as long as the payload, from the wire: `receive` reads its next bytes, into memory that it is given.
 
         Raises FrameError if it is not what was sealed, and then the buffers hold rubbish.
@@ -37,11 +37,11 @@ class Tags(Protocol):
 class Plain:
     """Finds accidents, not attackers. Of bytes of the host: those of a device are copied there, on both sides."""
 
-    def seal(self, header: Header, payload: Sequence[Piece]) -> list[Piece]:
+    def seal(self, header: FrameHeader, payload: Sequence[Piece]) -> list[Piece]:
         host = [fetched(piece) for piece in payload]
         return [seal(header, host), *host]
 
-    def open(self, header: Header, buffers: Sequence[Space], receive: Receive) -> None:
+    def open(self, header: FrameHeader, buffers: Sequence[Space], receive: Receive) -> None:
         import xxhash
 
         digest = xxhash.xxh3_128(header.untagged())
@@ -74,7 +74,7 @@ def steps(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
         yield step
 
 
-def unfit(header: Header) -> FrameError:
+def unfit(header: FrameHeader) -> FrameError:
     return FrameError(f"{header.type.name} frame {header.sequence} of transfer {header.transfer_id} is damaged: its tag does not fit")
 
 
@@ -91,7 +91,7 @@ class Keyed:
         self._count = 0
         self._hidden = bytearray()
 
-    def seal(self, header: Header, payload: Sequence[Piece]) -> list[Piece]:
+    def seal(self, header: FrameHeader, payload: Sequence[Piece]) -> list[Piece]:
         encryptor = self._cipher(header, b"").encryptor()
         untagged = header.untagged()
         encryptor.authenticate_additional_data(untagged)
@@ -107,11 +107,11 @@ class Keyed:
         encryptor.finalize()
         return [untagged + encryptor.tag, *host]
 
-    def open(self, header: Header, buffers: Sequence[Space], receive: Receive) -> None:
+    def open(self, header: FrameHeader, buffers: Sequence[Space], receive: Receive) -> None:
         with hosted(buffers) as host:
             self._open(header, host, receive)
 
-    def _open(self, header: Header, buffers: Sequence[memoryview], receive: Receive) -> None:
+    def _open(self, header: FrameHeader, buffers: Sequence[memoryview], receive: Receive) -> None:
         from cryptography.exceptions import InvalidTag
 
         decryptor = self._cipher(header, header.tag).decryptor()
@@ -132,7 +132,7 @@ class Keyed:
         except InvalidTag:
             raise unfit(header) from None
 
-    def _cipher(self, header: Header, tag: bytes) -> Any:
+    def _cipher(self, header: FrameHeader, tag: bytes) -> Any:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
         nonce = self._direction + header.epoch.to_bytes(4, "little") + self._count.to_bytes(7, "little")

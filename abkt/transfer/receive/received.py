@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from abkt.transfer.pieces import ByteSink
 from abkt.transfer.protocol.channel import Channel
-from abkt.transfer.protocol.frame import HEADER_BYTES, MORE, FrameError, Header, digest_of
+from abkt.transfer.protocol.frame import HEADER_BYTES, MORE, FrameError, FrameHeader, digest_of
 from abkt.transfer.protocol.messages import Commit, Grant, Offer
 
 
@@ -58,7 +58,7 @@ class Received:
         size = min(self.sink.size, self.offer.size)
         return Grant(size, self.payload_bytes, self.frames, self.started, price, self.refining)
 
-    def take(self, header: Header, channel: Channel) -> None:
+    def take(self, header: FrameHeader, channel: Channel) -> None:
         """Read one DATA frame into the sink. Raises FrameError before a byte is written where it may not be."""
         self._check_turn(header)
         if header.offset != self.payload_bytes:
@@ -75,7 +75,7 @@ class Received:
         if self.started:
             self.refine_bytes += HEADER_BYTES + header.length
 
-    def finish(self, header: Header, commit: Commit) -> None:
+    def finish(self, header: FrameHeader, commit: Commit) -> None:
         """Check that what has come is what was promised, with the first COMMIT or a later one."""
         self._check_turn(header)
         if commit.size != self.payload_bytes or commit.digest != digest_of(self._tags).hex():
@@ -90,7 +90,7 @@ class Received:
             self.committed_s, self.refinable = now_s, more
         self.cut, self.refining = commit.cut, more
 
-    def _check_turn(self, header: Header) -> None:
+    def _check_turn(self, header: FrameHeader) -> None:
         if (header.transfer_id, header.epoch) != (self.transfer_id, self.epoch):
             raise FrameError(f"{header.type.name} frame of transfer {header.transfer_id}, epoch {header.epoch}, which was not granted")
         if header.sequence != len(self._tags):

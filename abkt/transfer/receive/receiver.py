@@ -13,7 +13,7 @@ from abkt.transfer.protocol.key import Key
 from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.receive.leases import Leases
 from abkt.transfer.receive.received import Received
-from abkt.transfer.receive.session import Decider, Memory, Node, Session
+from abkt.transfer.receive.session import Decider, MemoryBell, ReceiverState, Session
 from abkt.transfer.transport import Connection, Transport
 
 MOST_PEERS = 64
@@ -55,9 +55,9 @@ class Receiver:
         self._keepalive = keepalive or Keepalive()
         self._listener = transport.listen(address, self._keepalive.silence_s, keyed=key is not None)
         self.address = self._listener.address
-        self._memory = Memory()
+        self._memory = MemoryBell()
         self._leases = Leases(self._keepalive, on_abort, on_settled)
-        self._node = Node(hello, key, Decider(accept, on_commit, price, on_refined), self._memory, self._leases, self._keepalive)
+        self._node = ReceiverState(hello, key, Decider(accept, on_commit, price, on_refined), self._memory, self._leases, self._keepalive)
         self._most_peers = most_peers
         self._full = False
         self._sessions: dict[Session, threading.Thread] = {}

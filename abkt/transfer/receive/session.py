@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from abkt.transfer.pieces import ByteSink
 from abkt.transfer.protocol.channel import Channel, Keepalive
-from abkt.transfer.protocol.frame import COMMITTED, MORE, FrameError, FrameType, Header
+from abkt.transfer.protocol.frame import COMMITTED, MORE, FrameError, FrameHeader, FrameType
 from abkt.transfer.protocol.handshake import welcome
 from abkt.transfer.protocol.key import Key
 from abkt.transfer.protocol.messages import Abort, Ack, Commit, Grant, Hello, Offer
@@ -37,7 +37,7 @@ class Decider:
     on_refined: Callable[[Received, int], None] | None = None
 
 
-class Memory:
+class MemoryBell:
     """A bell that wakes the sessions whose offers wait for memory."""
 
     def __init__(self) -> None:
@@ -55,13 +55,13 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class ReceiverState:
     """What the sessions of one receiver share."""
 
     hello: Hello
     key: Key | None
     decider: Decider
-    memory: Memory
+    memory: MemoryBell
     leases: Leases
     keepalive: Keepalive
 
@@ -73,7 +73,7 @@ class Session:
     peer is told, and what it sent before it heard is taken and thrown away.
     """
 
-    def __init__(self, connection: Connection, node: Node) -> None:
+    def __init__(self, connection: Connection, node: ReceiverState) -> None:
         self.connection = connection
         self._node = node
         self._channel = Channel(connection, node.keepalive)
@@ -134,7 +134,7 @@ class Session:
             self._aside(header)
         self._decline()
 
-    def _aside(self, header: Header) -> None:
+    def _aside(self, header: FrameHeader) -> None:
         """A peer may give up what it refines, and hears that this side has."""
         if header.type is not FrameType.ABORT or header.flags or header.transfer_id not in self._refining.keys() | self._declined:
             self._channel.aside(header)
@@ -144,7 +144,7 @@ class Session:
         if lease := self._refining.pop(header.transfer_id, None):
             self._node.leases.commit(lease)
 
-    def _refine(self, header: Header, lease: Lease) -> None:
+    def _refine(self, header: FrameHeader, lease: Lease) -> None:
         received = lease.received
         assert received is not None
         if header.type is FrameType.DATA:
@@ -168,14 +168,14 @@ class Session:
                 self._node.leases.commit(lease)
                 self._channel.abort("no better values are wanted", transfer_id, closing=False)
 
-    def _drop(self, header: Header) -> None:
+    def _drop(self, header: FrameHeader) -> None:
         """What the peer sent before it heard."""
         scratch = memoryview(bytearray(header.length))
         self._channel.payload(header, [scratch])
         if header.type is FrameType.COMMIT and not header.flags & MORE:
             self._declined.discard(header.transfer_id)
 
-    def _take(self, header: Header, received: Received) -> None:
+    def _take(self, header: FrameHeader, received: Received) -> None:
         """Not each frame is acknowledged: that only saves sending again, and tells the price."""
         received.take(header, self._channel)
         self._came_bytes += header.length
@@ -183,7 +183,7 @@ class Session:
             self._ack(received)
 
     def _ack(self, received: Received, flags: int = 0) -> None:
-        header = Header(FrameType.ACK, received.transfer_id, offset=received.payload_bytes, epoch=received.epoch, flags=flags)
+        header = FrameHeader(FrameType.ACK, received.transfer_id, offset=received.payload_bytes, epoch=received.epoch, flags=flags)
         with suppress(PeerLost):  # what was sent before the end is still to be read, and says why
             self._channel.send(header, [Ack(self._price()).payload()])
 
@@ -204,7 +204,7 @@ class Session:
         self._node.decider.on_commit(active)
         self._ack(active, COMMITTED)
 
-    def _offered(self, header: Header, offer: Offer) -> None:
+    def _offered(self, header: FrameHeader, offer: Offer) -> None:
         offered_s = time.monotonic()
         if header.transfer_id in self._refining or header.transfer_id in self._declined:
             raise FrameError(f"transfer {header.transfer_id} was offered while another of this number is being refined")
@@ -231,8 +231,8 @@ class Session:
             lease.received = Received(self._peer.node, header.transfer_id, header.epoch, offer, sink, offered_s, granted_s=time.monotonic())
         self._grant(header, lease.received.grant(self._price()))
 
-    def _grant(self, header: Header, grant: Grant) -> None:
-        self._channel.send(Header(FrameType.GRANT, header.transfer_id, epoch=header.epoch), [grant.payload()])
+    def _grant(self, header: FrameHeader, grant: Grant) -> None:
+        self._channel.send(FrameHeader(FrameType.GRANT, header.transfer_id, epoch=header.epoch), [grant.payload()])
 
     def _reserve(self, offer: Offer) -> ByteSink:
         """Ask until there is memory; raises PeerError if the sender leaves or does not want it any more."""

@@ -12,7 +12,7 @@ import logging
 import math
 
 from abkt.transfer.protocol.channel import Channel
-from abkt.transfer.protocol.frame import COMMITTED, FrameError, FrameType, Header
+from abkt.transfer.protocol.frame import COMMITTED, FrameError, FrameHeader, FrameType
 from abkt.transfer.protocol.messages import Abort, Ack
 from abkt.transfer.send.outgoing import Followed
 from abkt.transfer.send.transfer import Sending
@@ -81,7 +81,7 @@ class Following:
             raise FrameError(f"{channel.peer} has forgotten transfer {sent.transfer_id}, which it had acknowledged")
         self.over = not grant.refining
 
-    def take(self, header: Header) -> None:
+    def take(self, header: FrameHeader) -> None:
         """May be called in the middle of a frame, so nothing is sent here."""
         if header.type is FrameType.ABORT:
             Abort.parse(self.channel.message(header))
@@ -98,7 +98,7 @@ class Following:
         return Followed(sent.transfer_id, self.cut, sent.wire_bytes - wire_bytes, sent.calls - calls, self._last_s, self.reason or reason)
 
 
-class Behind:
+class RefinementSender:
     """All of one sender. Used by its thread alone."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class Behind:
     def add(self, sending: Sending, channel: Channel) -> None:
         self._open[sending.outgoing.transfer_id] = Following(sending, channel)
 
-    def take(self, header: Header, channel: Channel) -> bool:
+    def take(self, header: FrameHeader, channel: Channel) -> bool:
         """Whether this frame belongs to one of them; then it is read."""
         following = self._open.get(header.transfer_id)
         mine = header.type is FrameType.ACK or (header.type is FrameType.ABORT and not header.flags)

@@ -20,7 +20,7 @@ from abkt.transfer.protocol.handshake import greet
 from abkt.transfer.protocol.key import Key
 from abkt.transfer.protocol.messages import INSTANCE_BYTES, Hello
 from abkt.transfer.send.outgoing import Cancelled, FrameSize, Outgoing, Sent
-from abkt.transfer.send.refinement import Behind
+from abkt.transfer.send.refinement import RefinementSender
 from abkt.transfer.send.transfer import Sending
 from abkt.transfer.transport import PeerError, PeerLost, PeerSilent, Refused, Transport
 
@@ -58,7 +58,7 @@ class Sender:
         self._queue: queue.SimpleQueue[tuple[Outgoing, Future[Sent]] | None] = queue.SimpleQueue()
         self._channel: Channel | None = None
         self._size = FrameSize()
-        self._behind = Behind()
+        self._behind = RefinementSender()
         self._closing = threading.Event()
         self._door = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"send to {address}", daemon=True)

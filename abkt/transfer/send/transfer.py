@@ -12,7 +12,7 @@ from typing import Protocol
 
 from abkt.transfer.link import PacedLink
 from abkt.transfer.protocol.channel import Channel
-from abkt.transfer.protocol.frame import COMMITTED, HEADER_BYTES, MORE, FrameError, FrameType, Header, digest_of
+from abkt.transfer.protocol.frame import COMMITTED, HEADER_BYTES, MORE, FrameError, FrameHeader, FrameType, digest_of
 from abkt.transfer.protocol.messages import Ack, Commit, Grant
 from abkt.transfer.send.outgoing import Cancelled, FrameSize, Outgoing, Sent
 
@@ -22,7 +22,7 @@ GROWING_S = 0.002  # between two looks at a source that grows
 class Others(Protocol):
     """The transfers of this connection that are refined: they take the frames that are theirs."""
 
-    def take(self, header: Header, channel: Channel) -> bool: ...
+    def take(self, header: FrameHeader, channel: Channel) -> bool: ...
 
 
 class Sending:
@@ -104,7 +104,9 @@ class Sending:
         if math.isnan(sent.first_byte_s):
             sent.first_byte_s = self._begun_s
         self._pass(size)
-        header = Header(FrameType.DATA, self.outgoing.transfer_id, len(self._tags), sent.payload_bytes, self._epoch, size - HEADER_BYTES)
+        header = FrameHeader(
+            FrameType.DATA, self.outgoing.transfer_id, len(self._tags), sent.payload_bytes, self._epoch, size - HEADER_BYTES
+        )
         self._leaving = stop
         calls, tag = self._channel.send(header, payload, self._listen)
         self._tags.append(tag)
@@ -128,10 +130,10 @@ class Sending:
         commit = Commit(sent.cut, sent.payload_bytes, digest_of(self._tags).hex())
         self._put(FrameType.COMMIT, commit.payload(), len(self._tags), MORE if more else 0)
 
-    def is_named(self, header: Header) -> bool:
+    def is_named(self, header: FrameHeader) -> bool:
         return (header.transfer_id, header.epoch) == (self.outgoing.transfer_id, self._epoch)
 
-    def heard(self, header: Header, ack: Ack) -> None:
+    def heard(self, header: FrameHeader, ack: Ack) -> None:
         """An acknowledgement of this transfer."""
         if not self.is_named(header) or header.offset > max(self.sent.payload_bytes, self._leaving):
             raise FrameError(f"ACK of {header.offset} bytes of transfer {header.transfer_id} came, which were not sent")
@@ -192,7 +194,7 @@ class Sending:
 
     def _put(self, kind: FrameType, payload: bytes, sequence: int = 0, flags: int = 0) -> None:
         self._pass(HEADER_BYTES + len(payload))
-        self._channel.send(Header(kind, self.outgoing.transfer_id, sequence, epoch=self._epoch, flags=flags), [payload])
+        self._channel.send(FrameHeader(kind, self.outgoing.transfer_id, sequence, epoch=self._epoch, flags=flags), [payload])
         self.sent.wire_bytes += HEADER_BYTES + len(payload)
 
     def _answer(self, kind: FrameType, offset: int = 0) -> bytes:
@@ -211,7 +213,7 @@ class Sending:
                 return message
             raise FrameError(f"{kind.name} of transfer {header.transfer_id} came when {self.outgoing.transfer_id} waits for one")
 
-    def _aside(self, header: Header) -> None:
+    def _aside(self, header: FrameHeader) -> None:
         if self._others.take(header, self._channel):
             return
         if header.type is not FrameType.ACK:

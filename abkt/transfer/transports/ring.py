@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from abkt.transfer.protocol.frame import DATA_CAP_BYTES, Buffer
-from abkt.transfer.transport import TICK_S, PeerLost, PeerSilent, Progress
+from abkt.transfer.transport import TICK_S, PeerLost, PeerSilent, TransportProgress
 
 COUNT = struct.Struct("<i")  # put in, or taken out if negative
 
@@ -124,7 +124,7 @@ class RingConnection:
         return calls
 
     def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:
-        progress = Progress(self.peer, self._silence_s)
+        progress = TransportProgress(self.peer, self._silence_s)
         for buffer in buffers:
             rest = buffer
             while len(rest):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from abkt.transfer.protocol.frame import DATA_CAP_BYTES, Buffer
-from abkt.transfer.transport import TICK_S, Connection, PeerLost, PeerSilent, Progress
+from abkt.transfer.transport import TICK_S, Connection, PeerLost, PeerSilent, TransportProgress
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 
@@ -54,7 +54,7 @@ class StreamConnection:
 
     def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:
         rest: Sequence[Buffer] = buffers
-        progress = Progress(self.peer, self._silence_s)
+        progress = TransportProgress(self.peer, self._silence_s)
         while rest:
             try:
                 got = self._socket.recvmsg_into(rest[:IOV_MAX], 0, socket.MSG_WAITALL)[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from abkt.transfer.protocol.frame import Buffer
-from abkt.transfer.transport import PeerLost, Progress
+from abkt.transfer.transport import PeerLost, TransportProgress
 from abkt.transfer.transports.stream_socket import IOV_MAX, StreamConnection, StreamListener, after
 
 UNSENT_BYTES = 128 << 10
@@ -73,7 +73,7 @@ class TcpConnection(StreamConnection):
             super().receive(buffers, waiting)
             return
         rest: Sequence[Buffer] = buffers
-        progress = Progress(self.peer, self._silence_s)
+        progress = TransportProgress(self.peer, self._silence_s)
         while True:
             got = self._there(rest)
             progress.came(got)

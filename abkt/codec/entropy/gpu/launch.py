@@ -16,7 +16,7 @@ from abkt.codec.cells import WIDTHS, Cells
 from abkt.codec.entropy.gpu.encode_kernels import code_cells, list_outliers, measure_cells, miss_cells
 from abkt.codec.entropy.gpu.expand_kernels import fill_cells, read_heads
 from abkt.codec.entropy.gpu.pass_kernels import decode_pass, encode_pass, join_passes, pack_pass, unpack_pass
-from abkt.codec.entropy.gpu.strips import Strips, Tables
+from abkt.codec.entropy.gpu.strips import EntropyTables, Strips
 from abkt.codec.entropy.oracle import OUTLIERS_IN, room_of
 from abkt.codec.entropy.plan import FINER, FINEST, PASSES
 from abkt.codec.fixed.backend import EXACT
@@ -38,7 +38,7 @@ class _Launches:
             raise ValueError(f"tile of {cells.tile_tokens} tokens of {cells.dim} channels; kernels take {MOST_VALUES} values at most")
         if turn is None and any(group.any_turns for group in groups):
             raise ValueError("a strip's centre turns with the position; give turn=turn_of(positions, dim, theta)")
-        self.cells, self.groups, self.tables = cells, groups, Tables.on(device)
+        self.cells, self.groups, self.tables = cells, groups, EntropyTables.on(device)
         self.table = torch.zeros(cells.coded_blocks, dtype=torch.int64, device=device)
         self.metas = torch.zeros(cells.count, dtype=torch.uint8, device=device)
         self.head_sizes = torch.zeros(cells.count, dtype=torch.int64, device=device)

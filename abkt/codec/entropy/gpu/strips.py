@@ -20,7 +20,7 @@ from abkt.codec.rans.launch import entries_of
 
 
 @dataclass(frozen=True, slots=True)
-class Tables:
+class EntropyTables:
     """entropy_tables.py where the kernels read it. coding, intervals, owner: as in rans_launch.Tables, rows end to end (of 64 entries, then
     of 4). skew, points: uint8, 64 a row, and one row more for bins that are too fine. rules: see measure_cells."""
 
@@ -33,7 +33,7 @@ class Tables:
 
     @classmethod
     @cache
-    def on(cls, device: torch.device) -> Tables:
+    def on(cls, device: torch.device) -> EntropyTables:
         wide, narrow = slice(tables.HALVES), (slice(tables.HALVES, None), slice(NARROW.value))
         entries = [np.append(of_rows[wide], of_rows[narrow]) for of_rows in entries_of(tables.SHARES)]
         owner = np.stack([np.repeat(np.arange(len(row), dtype=np.uint8), row) for row in tables.SHARES[: tables.HALVES]])

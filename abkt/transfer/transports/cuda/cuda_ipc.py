@@ -23,10 +23,10 @@ from itertools import groupby
 from abkt.transfer.device import digest as device_digest
 from abkt.transfer.device.pieces import Piece, Space, hosted, on_device
 from abkt.transfer.protocol.frame import DATA_CAP_BYTES
-from abkt.transfer.transport import PeerLost, Progress
+from abkt.transfer.transport import PeerLost, TransportProgress
 from abkt.transfer.transports.cuda.device_ring import DEVICE_RING_BYTES, DeviceLane, DeviceRings
 from abkt.transfer.transports.cuda.driver import HANDLE_BYTES, UUID_BYTES, Driver, DriverError, Library, driver_of
-from abkt.transfer.transports.cuda.memory import Borrowed, Lent, sweep
+from abkt.transfer.transports.cuda.memory import ExportedMemory, ImportedMemory, sweep
 from abkt.transfer.transports.ring import RingConnection
 from abkt.transfer.transports.shm import CHUNK_BYTES, RING_BYTES, SEALS, SharedRings
 from abkt.transfer.transports.stream_socket import StreamListener
@@ -92,7 +92,7 @@ def lending(driver: Driver, connected: socket.socket, peer: str, silence_s: floa
         with theirs, closing_file(memory):
             os.ftruncate(memory, 2 * RING_BYTES)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SEALS)
-            lent = Lent(driver, 2 * DEVICE_RING_BYTES)
+            lent = ExportedMemory(driver, 2 * DEVICE_RING_BYTES)
             undo.callback(lent.end)
             with closing_file(lent.leash):
                 greeting = GREETING.pack(MAGIC, 2 * DEVICE_RING_BYTES, driver.uuid, lent.handle)
@@ -144,7 +144,7 @@ class CudaIpcConnection:
         return calls + self._host.send(said, waiting)  # type: ignore[arg-type]
 
     def receive(self, buffers: Sequence[Space], waiting: Callable[[], None]) -> None:
-        progress = Progress(self.peer, self._silence_s)
+        progress = TransportProgress(self.peer, self._silence_s)
         todo = [buffer for buffer in buffers if len(buffer)]
         while todo:
             if not self._rest:
@@ -230,7 +230,7 @@ class HostLane(RingConnection):
             if connected.family != socket.AF_UNIX or connected.type != socket.SOCK_STREAM:
                 raise ValueError("does not speak this protocol")
             try:
-                borrowed = Borrowed(self._driver, handle, 2 * DEVICE_RING_BYTES, leash)
+                borrowed = ImportedMemory(self._driver, handle, 2 * DEVICE_RING_BYTES, leash)
                 undo.callback(borrowed.end)
                 rings = DeviceRings(self._driver, borrowed, first=False)
             except DriverError as error:

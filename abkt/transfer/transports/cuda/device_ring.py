@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from abkt.transfer.device.pieces import Piece, Space
 from abkt.transfer.transports.cuda.driver import Driver, DriverError
-from abkt.transfer.transports.cuda.memory import Borrowed, Lent
+from abkt.transfer.transports.cuda.memory import ExportedMemory, ImportedMemory
 from abkt.transfer.transports.ring import RingConnection
 
 DEVICE_RING_BYTES = 16 << 20
@@ -60,7 +60,7 @@ class DeviceRings:
 
     size = DEVICE_RING_BYTES
 
-    def __init__(self, driver: Driver, memory: Lent | Borrowed, first: bool) -> None:
+    def __init__(self, driver: Driver, memory: ExportedMemory | ImportedMemory, first: bool) -> None:
         self._driver = driver
         self._memory = memory
         self._stream = driver.stream()

@@ -18,7 +18,7 @@ GRACE_S = 0.25  # that one who lends waits at the end for the other
 log = logging.getLogger(__name__)
 
 
-class Lent:
+class ExportedMemory:
     """size bytes at `address`. handle: what another process opens it by. leash: the end of the pipe that is passed to it; then closed here.
 
     Raises DriverError.
@@ -60,7 +60,7 @@ class Lent:
             log.warning("memory that was lent could not be freed: %s", error)
 
 
-class Borrowed:
+class ImportedMemory:
     """Another side's memory, mapped here. leash: as it came; held until the memory is let go.
 
     Raises DriverError, or ValueError, one line, if the memory is smaller: to write behind its end would be the end of this side.
@@ -92,7 +92,7 @@ class Borrowed:
 
 
 _OWN: dict[bytes, int] = {}  # where what this process lends lies
-_WAITING: list[Lent] = []  # of connections that are closed here, but not on the other side
+_WAITING: list[ExportedMemory] = []  # of connections that are closed here, but not on the other side
 _LOCK = threading.Lock()
 
 
