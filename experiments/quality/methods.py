@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from abkt.codec.baselines import ALL as BASELINES
-from abkt.codec.baselines import CacheGen, Kivi
+from abkt.codec.baselines import CacheGenCodec, Kivi
 from abkt.codec.baselines.base import Baseline
 from abkt.codec.calibration import Calibration
 from abkt.codec.cells import BITS, Cells
@@ -173,7 +173,7 @@ def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
         Cuts("shuffled", codec, shuffled(calibration)),
         Cuts("no-prediction", still, weigh, coder="entropy"),
         Cuts("not-nested", codec, order="uniform", nested=False),
-        Message(CacheGen("cachegen2", coarseness=2.0)),
+        Message(CacheGenCodec("cachegen2", coarseness=2.0)),
         Message(Kivi("kivi3", 3)),
     )
     return {method.name: method for method in (*ours, *(Message(baseline) for baseline in BASELINES))}

@@ -19,8 +19,9 @@ from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.errors import RunError
 from experiments.lib.prompts import answers
 from experiments.lib.results import write_json, write_records
-from sim.cluster import NodeSpec, Simulation
+from sim.cluster import Simulation
 from sim.specs import ClusterSpec as ModelCluster
+from sim.specs import NodeSpec
 from sim.transfer.transport import TransportModel
 from sim.workload.requests import Request
 

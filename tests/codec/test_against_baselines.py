@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from abkt.codec.baselines import CacheGen, Kivi
+from abkt.codec.baselines import CacheGenCodec, Kivi
 from abkt.codec.codec import Codec
 from abkt.kv.pool import Pool
 from abkt.serve.engine.engine import Engine, read_spec
@@ -53,7 +53,7 @@ def ours(filled):
 
 @pytest.mark.parametrize(
     ("theirs", "fewer"),
-    [(Kivi("k4", 4), 0.2), (Kivi("k2", 2), 0.2), (CacheGen(), 0.3), (CacheGen(coarseness=2.0), 0.3)],
+    [(Kivi("k4", 4), 0.2), (Kivi("k2", 2), 0.2), (CacheGenCodec(), 0.3), (CacheGenCodec(coarseness=2.0), 0.3)],
     ids=["kivi4", "kivi2", "cachegen", "coarse cachegen"],
 )
 def test_fewer_bytes_at_no_more_error(filled, ours, theirs, fewer):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkt.codec.baselines import ALL, CacheGen, Fp8, Kivi, Layers, Lynx, Tiers, Uniform
+from abkt.codec.baselines import ALL, CacheGenCodec, Fp8, Kivi, Layers, LynxCodec, Tiers, Uniform
 from abkt.codec.baselines.base import FRAME_BYTES
 from abkt.codec.bits import pack, unpack
 from abkt.kv.pool import Pool
@@ -82,7 +82,7 @@ def test_kivi_of_a_short_prompt_is_exact(layout_of, filled_pool, table_of):
 
 
 def test_cachegen_keeps_within_half_a_bin_of_the_delta(sample):
-    codec = CacheGen()
+    codec = CacheGenCodec()
     x, y, _ = passed(codec, sample)
     anchors = by_rows(x[..., ::10, :], 8)[0]
     np.testing.assert_allclose(y[..., ::10, :], anchors, rtol=1e-6, atol=1e-6)
@@ -100,7 +100,7 @@ def test_cachegen_of_noise_costs_about_the_entropy_of_its_bins(layout_of, table_
     tokens, pool = 3000, Pool(layout)
     pool.data.copy_(torch.randn(layout.shape, generator=torch.Generator().manual_seed(1)))
     table = table_of(layout, tokens)
-    size = len(CacheGen().encode(pool, table, tokens)) - FRAME_BYTES
+    size = len(CacheGenCodec().encode(pool, table, tokens)) - FRAME_BYTES
     anchors = tokens // 10 * (DIM + 4) * 2
     # Deltas of a Gaussian to a near-exact anchor are 10 % broken up by it; what counts is bits of N(0, s^2) in bins of f s.
     entropy = 0.0
@@ -114,7 +114,7 @@ def test_cachegen_of_noise_costs_about_the_entropy_of_its_bins(layout_of, table_
 def test_cachegen_coarser_is_smaller_and_worse(sample):
     sizes, errors = [], []
     for coarseness in (0.5, 1.0, 2.0):
-        x, y, size = passed(CacheGen(coarseness=coarseness), sample)
+        x, y, size = passed(CacheGenCodec(coarseness=coarseness), sample)
         sizes.append(size)
         errors.append(np.mean((x - y) ** 2))
     assert sizes == sorted(sizes, reverse=True)
@@ -130,10 +130,10 @@ def test_fp8_keeps_three_bits_of_mantissa(sample):
 
 
 def test_lynx_is_int8_in_two_halves(sample):
-    x, y, size = passed(Lynx("l8", refined=True), sample)
+    x, y, size = passed(LynxCodec("l8", refined=True), sample)
     np.testing.assert_allclose(y, by_rows(x, 8)[0], rtol=1e-6, atol=1e-6)
     assert size == VALUES + ROWS * 4
-    x, y, size = passed(Lynx("l4", refined=False), sample)
+    x, y, size = passed(LynxCodec("l4", refined=False), sample)
     _, codes, scale, zero = by_rows(x, 8)
     np.testing.assert_allclose(y, (codes // 16 * 16 + 7.5) * scale + zero, rtol=1e-6, atol=1e-5)
     assert size == VALUES // 2 + ROWS * 4

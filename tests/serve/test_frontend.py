@@ -188,7 +188,7 @@ def prompt(i: int, random: Random, stream: bool) -> Prompt:
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 10**6), st.sampled_from(["round_robin.RoundRobin", "least_loaded.LeastLoaded", "load_aware.LoadAware"]))
+@given(st.integers(0, 10**6), st.sampled_from(["round_robin.RoundRobin", "least_loaded.LeastLoaded", "load_aware.LoadAwareRouting"]))
 def test_whatever_happens_every_request_is_done_once_and_nothing_stays_promised(seed: int, routing: str) -> None:
     random, roster, done = Random(seed), workers(MadeUpRoster()), []
     front = frontend(roster, done, routing)
@@ -372,7 +372,7 @@ def test_who_drains_gives_back_the_prompts_that_it_has_not_begun() -> None:
     assert all(front.book.holds_nothing(name) for name in roster.members)
 
 
-@pytest.mark.parametrize("of", ["colocated.Colocated", "conditional.Conditional", "load_aware.LoadAware"])
+@pytest.mark.parametrize("of", ["colocated.Colocated", "conditional.Conditional", "load_aware.LoadAwareRoles"])
 def test_roles_that_need_a_worker_for_both_are_refused(of: str) -> None:
     with pytest.raises(ValueError, match="which real ones do not; take static, arrow, or load_aware"):
         RoleController({"_target_": f"abkt.policy.roles.{of}"})

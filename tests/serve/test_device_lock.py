@@ -18,8 +18,8 @@ from tests.serve.test_real_cluster import INT8, SLOW_SLO, UNLIMITED, prompts
 TAKE = """
 import sys, time
 from pathlib import Path
-from abkt.serve.worker.device_lock import Turn
-with Turn(Path(sys.argv[1])):
+from abkt.serve.worker.device_lock import DeviceLock
+with DeviceLock(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(600)
 """
