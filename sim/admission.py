@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from abkt.policy.admission.base import AdmissionDecision, AdmissionPolicy
 from abkt.policy.roles.base import RolesPolicy
-from abkt.policy.view import RequestView, RoutingPolicy
+from abkt.policy.routing.base import RequestView, RoutingPolicy
 from abkt.records import SLO
 from sim.clock import Clock
 from sim.node.fleet import Nodes
@@ -23,7 +23,7 @@ from sim.transfer.pair import NodePair
 
 
 class RoutingQuestion:
-    """A request as admission sees it (abkt.policy.admission.base.Applicant)."""
+    """A request as admission sees it (abkt.policy.admission.base.RequestEstimate)."""
 
     __slots__ = ("job", "now_s", "pair", "ttft_slo_s", "waited_s")
 

@@ -15,7 +15,8 @@ from simpy.events import Event
 
 from abkt.policy.admission.base import AdmissionPolicy
 from abkt.policy.roles.base import RolesPolicy
-from abkt.policy.view import BitratePolicy, RoutingPolicy
+from abkt.policy.routing.base import RoutingPolicy
+from abkt.policy.view import BitratePolicy
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.admission import AdmissionControl
 from sim.clock import Clock, Wake

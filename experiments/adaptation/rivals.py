@@ -54,8 +54,8 @@ def told(bitrate: Mapping[str, Any], bounds: Bounds, aim: Aim) -> Bitrate:
     distortions = {"target_distortion": aim.asked * bounds.mean, "mean_distortion": bounds.mean, "max_distortion": bounds.p99}
     if missing := sorted(distortions.keys() - bitrate.keys()):
         raise ValueError(f"policy {bitrate.get('_target_')} has no {missing[0]}; only policies that can be told bounds adapt within them")
-    if "behind_distortion" in bitrate:
-        distortions["behind_distortion"] = aim.behind * bounds.mean
+    if "refine_distortion" in bitrate:
+        distortions["refine_distortion"] = aim.behind * bounds.mean
     return {**bitrate, **distortions}
 
 

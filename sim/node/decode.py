@@ -27,7 +27,7 @@ RESIDENCE_KEEP = 0.9  # weight of the past in the mean time that a request holds
 
 
 class DecodeSide(Holding):
-    """Also what routing sees of it (abkt.policy.view.DecodeLoad).
+    """Also what routing sees of it (abkt.policy.routing.base.DecodeLoad).
 
     tpot_s: one iteration's time at the last change of the batch, 0 if it is empty. locals: of its own prompts, those under way that will
     decode here.

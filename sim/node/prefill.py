@@ -19,7 +19,7 @@ from sim.node.job import Job
 
 
 class PromptSide(DecodeSide):
-    """Also what routing sees of it (abkt.policy.view.PrefillLoad). free_s: when its prompts would be done if nothing held them up."""
+    """Also what routing sees of it (abkt.policy.routing.base.PrefillLoad). free_s: when its prompts are done if nothing delays them."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)

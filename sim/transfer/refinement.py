@@ -132,7 +132,7 @@ class Refinement:
         now_s = self.asked_s = self.clock._now
         sent_cut = max(self.start_cut, bisect_left(sizes, sent_bytes * (1 - 1e-12)))
         decision = self.pair.policy.decide(now_s, transfer.view(sent_bytes, sent_cut, started=True))
-        wanted = max(sent_cut, min(decision.behind, transfer.deepest))
+        wanted = max(sent_cut, min(decision.refine_to_cut, transfer.deepest))
         return wanted if wanted <= sent_cut or self.keep(sizes[wanted]) else max(sent_cut, self.cut)
 
     def keep(self, code_bytes: float) -> bool:

@@ -162,7 +162,7 @@ class SimulatedTransfer:
         decision = self.pair.policy.decide(self.clock._now, self.view(self.passed_bytes + of_group, sent_cut))
         if decision.mode != "stream":  # whoever still wants raw: as good as was encoded
             return self.deepest
-        self.behind = decision.behind
+        self.behind = decision.refine_to_cut
         return max(min(decision.cut, self.deepest), sent_cut)
 
     def view(self, sent_bytes: float, sent_cut: int, started: bool = False) -> TransferView:

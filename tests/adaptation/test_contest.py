@@ -31,10 +31,10 @@ def test_bounds_are_of_the_mean_and_of_eight_times_it_at_p99() -> None:
 
 
 def test_whoever_adapts_is_told_the_bounds() -> None:
-    made = told({**OURS, "behind_distortion": math.inf}, Bounds(0.01), Aim(0.5, 0.25))
+    made = told({**OURS, "refine_distortion": math.inf}, Bounds(0.01), Aim(0.5, 0.25))
     assert (made["target_distortion"], made["mean_distortion"], made["max_distortion"]) == (0.005, 0.01, 0.08)
-    assert made["behind_distortion"] == 0.0025
-    assert "behind_distortion" not in told(OURS, Bounds(0.01), Aim(0.5, 0.25))
+    assert made["refine_distortion"] == 0.0025
+    assert "refine_distortion" not in told(OURS, Bounds(0.01), Aim(0.5, 0.25))
     with pytest.raises(ValueError, match="asked is 2 and behind 1"):
         Aim(2, 1)
     with pytest.raises(ValueError, match="has no max_distortion"):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import pkgutil
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import abkt.policy
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.base import bytes_in_time
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.bitrate.fixed import Fixed, Raw
-from abkt.policy.build import build
+from abkt.policy.build import RENAMED_KEYS, build
 from abkt.policy.view import Decision, Delivered, GoodputSample, TransferView
 from tests.policy.every import SLOPE, UNIFORM, views
 
@@ -94,7 +97,7 @@ def test_raw_is_raw() -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match="one of 2, 4, 8"):
+    with pytest.raises(ValueError, match="must be 2, 4 or 8"):
         Fixed(3)
     with pytest.raises(ValueError, match="max_distortion"):
         Embedded(Bandwidth(1.0), 0.1, 0.5, 0.2)
@@ -104,3 +107,25 @@ def test_refused() -> None:
         build({"_target_": "abkt.policy.bitrate.fixed.Raw", "bits": 4})
     with pytest.raises(ValueError, match=r"target_distortion is '\.inf'; a number is needed"):
         build({"_target_": "abkt.policy.bitrate.embedded.Embedded", "target_distortion": ".inf"})
+
+
+@pytest.mark.parametrize(
+    ("target", "old", "new"),
+    [
+        ("bitrate.oracle_bandwidth.OracleBandwidth", "behind_distortion", "refine_distortion"),
+        ("bitrate.fleet.Fleet", "behind_distortion", "refine_distortion"),
+        ("bitrate.state_machine.StateMachine", "vote_s", "sample_s"),
+        ("routing.prefix_aware.PrefixAware", "balance_s", "balance_threshold_s"),
+        ("roles.load_aware.LoadAwareRoles", "horizon_s", "payback_s"),
+        ("admission.reserve.Reserve", "patience_s", "max_wait_s"),
+    ],
+)
+def test_an_old_field_is_answered_with_its_new_name(target, old, new) -> None:
+    with pytest.raises(ValueError, match=f"^policy abkt.policy.{target}: {old} is now {new}$"):
+        build({"_target_": f"abkt.policy.{target}", old: 1.0})
+
+
+def test_every_renamed_field_exists_on_some_policy() -> None:
+    modules = [import_module(m.name) for m in pkgutil.walk_packages(abkt.policy.__path__, "abkt.policy.")]
+    fields = {name for module in modules for kind in vars(module).values() for name in getattr(kind, "__dataclass_fields__", ())}
+    assert set(RENAMED_KEYS.values()) <= fields

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from abkt.capacity import Capacity
 from abkt.policy.bandwidth import Bandwidth
-from abkt.policy.bitrate.break_even import parts
+from abkt.policy.bitrate.break_even import stage_costs
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.bitrate.oracle_bandwidth import OracleBandwidth
 from abkt.policy.bitrate.oracle_profile import OracleProfile
@@ -29,7 +29,7 @@ FRAME_BYTES = 2e4
 def carry(of: BitratePolicy, view: TransferView, link: Capacity, now_s: float) -> tuple[float, float]:
     """(when KV is usable, its distortion) of one transfer alone on its link; the policy is asked before each frame."""
     decision = of.decide(now_s, view)
-    encode_s, wire_bytes, expand_s = parts(view, decision)
+    encode_s, wire_bytes, expand_s = stage_costs(view, decision)
     now_s += encode_s
     if decision.mode != "stream":
         return link.finish_s(now_s, wire_bytes) + expand_s, 0.0

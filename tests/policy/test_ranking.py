@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abkt.policy.routing.base import RequestView
 from abkt.policy.routing.least_loaded import LeastLoaded, backlog, fullness
 from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.routing.min_ttft import MinTTFT, first_token_s
 from abkt.policy.routing.ranking import Ranking, candidates
-from abkt.policy.view import RequestView
 
 REQUEST = RequestView(0, isl=1000, osl=100, arrival_s=0.0)
 HASHED = RequestView(0, isl=1000, osl=100, arrival_s=0.0, hash_ids=(7, 8, 9, 10))
@@ -26,7 +26,6 @@ class Prefill:
     free_s: float = 0.0
     speed: int = 1
     held: int = 0
-    name: str = "p"
 
     @property
     def queued_s(self) -> float:
@@ -46,7 +45,6 @@ class Decode:
     tpot_s: float = 0.0
     wait: float = 0.0
     kind: int = 0
-    name: str = "d"
 
     def wait_s(self, isl: int) -> float:
         return self.wait * (1 + isl / 1000)

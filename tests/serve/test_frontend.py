@@ -377,4 +377,4 @@ def test_roles_that_need_a_worker_for_both_are_refused(of: str) -> None:
     with pytest.raises(ValueError, match="which real ones do not; take static, arrow, or load_aware"):
         RoleController({"_target_": f"abkt.policy.roles.{of}"})
     assert not RoleController({"_target_": "abkt.policy.roles.static.Static"}).moves
-    assert RoleController({"_target_": "abkt.policy.roles.load_aware.LoadAwareRoles", "soft": False}).moves
+    assert RoleController({"_target_": "abkt.policy.roles.load_aware.LoadAwareRoles", "lend_cycles": False}).moves

@@ -52,7 +52,7 @@ class Outcome:
 class Deaf:
     """Hears no price."""
 
-    def hear(self, now_s: float, per_byte: float) -> None: ...
+    def update(self, now_s: float, per_byte: float) -> None: ...
 
     def per_byte(self, now_s: float) -> float:
         return 0.0

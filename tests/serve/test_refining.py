@@ -33,7 +33,7 @@ from tests.serve.test_real_cluster import EMBEDDED, prompts
 
 WAIT_S = 30.0
 TOKENS = 200  # so the last block is shared with what is decoded
-REFINING = {**EMBEDDED, "behind_distortion": 0.0, "target_distortion": 0.02, "mean_distortion": 0.05, "max_distortion": 0.08}
+REFINING = {**EMBEDDED, "refine_distortion": 0.0, "target_distortion": 0.02, "mean_distortion": 0.05, "max_distortion": 0.08}
 
 
 class Said:

@@ -87,7 +87,7 @@ def test_a_run_makes_nothing_that_refers_to_itself(profile, groups) -> None:
     def found(count: int) -> int:
         of = cluster(profile, 2, 2, transport=TransportModel(layer_groups=groups))
         requests = [Request(i, 0.05 * i, 100, 40) for i in range(count)]
-        bitrate = lambda: Embedded(Bandwidth(1e5), 0.05, 0.2, 0.2, behind_distortion=0.001)  # noqa: E731
+        bitrate = lambda: Embedded(Bandwidth(1e5), 0.05, 0.2, 0.2, refine_distortion=0.001)  # noqa: E731
         simulation = Simulation(of, requests, bitrate, LoadAwareRouting(), SLO(0.1, 0.02))
         gc.collect()
         assert any(t.refine_bytes for t in simulation.run().transfers)

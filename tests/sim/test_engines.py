@@ -59,7 +59,7 @@ roles = st.sampled_from(
         Colocated,
         lambda: Conditional(local_tokens=100, queue_s=0.3),
         lambda: Arrow(0.17, 0.4, 0.02),
-        lambda: LoadAwareRoles(0.13, 0.4, 0.02, patience=1, horizon_s=5.0),
+        lambda: LoadAwareRoles(0.13, 0.4, 0.02, lend_periods=1, payback_s=5.0),
     ]
 )
 admissions = st.sampled_from([lambda: None, Reserve, lambda: Reserve(0.5), RejectLate, Ladder])

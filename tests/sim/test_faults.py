@@ -147,7 +147,7 @@ def test_roles_that_follow_the_load_help_where_prefill_has_too_much(profile) -> 
         return max(r.decode_token_s - r.arrival_s for r in run(of, requests, FaultPlan(), roles).records)
 
     static = late_s(Static())
-    moved = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, soft=False))
+    moved = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, lend_cycles=False))
     lent = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, hard=False))
     assert moved < 0.6 * static
     assert lent < 0.8 * static

@@ -38,8 +38,8 @@ class Behind(Scripted):
     def decide(self, now_s: float, view: TransferView) -> Decision:
         self.views.append((now_s, view))
         if view.started and len(self.behind) > 1:
-            return Decision("stream", "slope", self.cut, behind=self.behind.pop(0))
-        return Decision("stream", "slope", self.cut, behind=self.behind[0])
+            return Decision("stream", "slope", self.cut, refine_to_cut=self.behind.pop(0))
+        return Decision("stream", "slope", self.cut, refine_to_cut=self.behind[0])
 
     def refined(self, now_s: float, done: Refined) -> None:
         self.ended.append(done)
@@ -159,8 +159,8 @@ def test_the_source_stays_pinned_until_the_last_byte(profile) -> None:
 
 
 OURS = {
-    "embedded": lambda: Embedded(Bandwidth(1e5), 0.1, 0.2, 0.2, behind_distortion=0.001),
-    "fleet": lambda: Fleet(Bandwidth(1e5), 0.1, 0.2, 0.2, behind_distortion=0.001),
+    "embedded": lambda: Embedded(Bandwidth(1e5), 0.1, 0.2, 0.2, refine_distortion=0.001),
+    "fleet": lambda: Fleet(Bandwidth(1e5), 0.1, 0.2, 0.2, refine_distortion=0.001),
 }
 arrivals = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 250), st.integers(1, 60)), min_size=1, max_size=25).map(
     lambda rows: [Request(i, at, isl, osl) for i, (at, isl, osl) in enumerate(sorted(rows))]
@@ -206,7 +206,7 @@ def test_refining_lowers_the_distortion_of_tokens(profile) -> None:
         result = run(
             cluster(profile),
             requests,
-            lambda: Embedded(Bandwidth(1e5), 0.02, 0.2, 0.3, behind_distortion=behind),
+            lambda: Embedded(Bandwidth(1e5), 0.02, 0.2, 0.3, refine_distortion=behind),
             RoundRobin(),
             SLO(0.18, 0.02),
         )

@@ -26,7 +26,7 @@ from tests.serve.test_paced import profile
         (["compute=paced", "conditions.several.network.delay_s=0.01"], "condition several: a delay goes with one decode worker"),
         (
             ["compute=paced", "conditions.switches.roles.changes=[{at_s: 1, worker: d9, role: prefill}]"],
-            "there is no node d9; there are d0",
+            "there is no node d9; the nodes are d0",
         ),
         (["compute=paced", "+roles@conditions.incast.roles=colocated"], "condition incast: roles Colocated runs whole requests on one"),
         (["prefill=2"], "2P1D with compute=real would share cores; add compute=paced"),

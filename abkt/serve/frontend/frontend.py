@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
-from abkt.policy.view import DecodeLoad, PrefillLoad, Refined, RequestView, RoutingPolicy
+from abkt.policy.routing.base import RequestView, RoutingPolicy
+from abkt.policy.view import Refined
 from abkt.serve.control import Message
 from abkt.serve.frontend.process import WorkerDied
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.frontend.records import RequestEvents
-from abkt.serve.frontend.reservations import Reservations
+from abkt.serve.frontend.reservations import DecodeReservations, Expectations, PrefillReservations, Reservations
 from abkt.serve.frontend.roles import RoleController
 from abkt.serve.frontend.ticket import OpenRequest, Terms
 from abkt.serve.frontend.workers import Workers
@@ -311,7 +312,7 @@ class Frontend:
                 more=prompt.more(),
             )
 
-    def _pair(self, prompt: Prompt, sources: Sequence[PrefillLoad], targets: Sequence[DecodeLoad]) -> tuple[str, str]:
+    def _pair(self, prompt: Prompt, sources: Sequence[PrefillReservations], targets: Sequence[DecodeReservations]) -> tuple[str, str]:
         """As routing decides, but over a way that has failed lately only where there is no other."""
         view, now_s = RequestView(prompt.request_id, prompt.isl, prompt.osl, prompt.arrival_s), self.now_s()
         from_, to = list(sources), list(targets)

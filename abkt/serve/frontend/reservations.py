@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from abkt.capacity import Capacity
-from abkt.policy.bitrate.break_even import parts
+from abkt.policy.bitrate.break_even import stage_costs
 from abkt.policy.build import build
 from abkt.policy.view import BitratePolicy, Delivered, GoodputSample, Refined, TransferView
 from abkt.profile.expect import expected_view, kv_deadline_s, unmeasured_view
@@ -63,6 +63,11 @@ class PrefillReservations:
     @property
     def queued_s(self) -> float:
         return sum(self.jobs.values())
+
+    @property
+    def free_s(self) -> float:
+        """Orders workers as queued_s does, which does not fall with time here."""
+        return self.queued_s
 
     def prefill_s(self, isl: int, cached: int = 0) -> float:
         return self.expect.prefill_s(isl - cached)
@@ -154,7 +159,7 @@ class Reservations:
         pair, expect = self.pair(source, target), self.expect
         view = expect.view(isl, expect.deadline_s(arrival_s, isl))
         starts_s = now_s + self.prefill[source].queued_s + expect.prefill_s(isl)
-        encode_s, wire_bytes, expand_s = parts(view, pair.policy.decide(starts_s, view))
+        encode_s, wire_bytes, expand_s = stage_costs(view, pair.policy.decide(starts_s, view))
         rate = pair.policy.estimate_bytes_per_s(now_s)
         if math.isnan(rate):
             rate = self._network.at(max(0.0, now_s))[0]
@@ -167,7 +172,7 @@ class Reservations:
         if target:
             self.decode[target].promise(number, expect.layout.blocks_for(isl + osl))
             pair, view = self.pair(source, target), expect.view(isl, now_s + expect.slo_ttft_s)
-            pair.backlog[number] = parts(view, pair.policy.decide(now_s, view))[1]
+            pair.backlog[number] = stage_costs(view, pair.policy.decide(now_s, view))[1]
 
     def prefilled(self, number: int, source: str, isl: int, seconds: float) -> None:
         if book := self.prefill.get(source):

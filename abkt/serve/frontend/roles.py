@@ -38,11 +38,11 @@ class RoleController:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._policy: RolesPolicy = build(config)
         kind = type(self._policy)
-        lends = kind.where is not Static.where and getattr(self._policy, "soft", True)
+        lends = kind.where is not Static.where and getattr(self._policy, "lend_cycles", True)
         if self._policy.begin("prefill") != "prefill" or lends:
             raise ValueError(
                 f"roles {kind.__name__} runs whole requests on one worker, which real ones do not; take static, arrow, or load_aware with "
-                "roles.soft=false"
+                "roles.lend_cycles=false"
             )
         self._next_s = self._policy.period_s
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from abkt.codec.stream import Stream
-from abkt.policy.price import Told
+from abkt.policy.price import PeerPrice
 from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, Refined, TransferView
 from abkt.serve.worker.layered import Layered
 from abkt.serve.worker.nic import WorkerNic
@@ -28,7 +28,7 @@ class DecodePeer:
     pacing: str
     nic: WorkerNic
     origin_s: float
-    told: Told = field(default_factory=Told)
+    told: PeerPrice = field(default_factory=PeerPrice)
     starts: dict[int, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -51,7 +51,7 @@ class DecodePeer:
 
     def on_ack(self, held_bytes: int, price: float) -> None:
         with self.lock:
-            self.told.hear(self.now_s(), price)
+            self.told.update(self.now_s(), price)
 
     def refined(self, request_id: int, distortion_token_weighted: float) -> None:
         """The request is over, and what it had of what followed its start is known."""
@@ -101,7 +101,7 @@ class OutboundTransfer:
 
     def next_behind(self, clock_s: float, sent_bytes: int, sent_cut: int) -> int:
         self.started = True
-        return self._now(clock_s, sent_bytes, sent_cut).behind
+        return self._now(clock_s, sent_bytes, sent_cut).refine_to_cut
 
     def turn(self, groups: int, index: int, stream: Stream, clock_s: float, before_bytes: int, sent_bytes: int, complete: int) -> int:
         """The cut of a group's stream, as if all groups behind it were like it. Its bands are priced as those of the whole are."""

@@ -172,7 +172,7 @@ class PrefillWorker:
         ends = tuple(int(end) for end in source.ends)
         offer = Offer(request_id, decision.mode, len(tokens), ends, first_token=first.token, more=more)
         outgoing = Outgoing(request_id, offer, source, next_cut=transfer.next_cut)
-        if decision.mode == "stream" and decision.behind > 0:
+        if decision.mode == "stream" and decision.refine_to_cut > 0:
             outgoing.next_behind = transfer.next_behind
         self._submit(outgoing, transfer, table, expected_bytes)
         if decision.mode == "stream" and decision.depth_bits == 8:

@@ -1,4 +1,4 @@
-"""What our policies send behind the start, and what their budgets count then."""
+"""How far our policies refine after decoding has begun, and how their budgets count it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.policy.every import LINE, OURS, SLOPE, UNIFORM, configs, every, polic
 TARGET = 0.0005  # of SLOPE's finest cut
 
 
-def refining(name: str, behind: float = TARGET, **budget: float):
+def refining(name: str, distortion: float = TARGET, **budget: float):
     config = configs(LINE, **budget)[name]
     if "inner" in config:
-        return build({**config, "inner": {**config["inner"], "behind_distortion": behind}})
-    return build({**config, "behind_distortion": behind})
+        return build({**config, "inner": {**config["inner"], "refine_distortion": distortion}})
+    return build({**config, "refine_distortion": distortion})
 
 
 def started(cut: int, price: float = 0.0) -> TransferView:
@@ -31,26 +31,26 @@ def started(cut: int, price: float = 0.0) -> TransferView:
 
 @every
 @given(view=views())
-def test_nothing_follows_unless_it_is_asked_for(name, view) -> None:
-    assert policy(name).decide(0.0, view).behind == 0
+def test_no_refinement_by_default(name, view) -> None:
+    assert policy(name).decide(0.0, view).refine_to_cut == 0
 
 
 @pytest.mark.parametrize("name", OURS)
-@given(view=views(), behind=st.floats(0, 1), cut=st.integers(0, SLOPE.finest))
-def test_a_transfer_goes_on_to_what_was_asked_for_behind_its_start(name, view, behind, cut) -> None:
-    of = refining(name, behind)
+@given(view=views(), distortion=st.floats(0, 1), cut=st.integers(0, SLOPE.finest))
+def test_refinement_reaches_its_distortion_and_no_less(name, view, distortion, cut) -> None:
+    of = refining(name, distortion)
     for decision in (of.decide(0.0, replace(view, price=0.0, own_slope=None)), of.decide(0.0, started(cut))):
         if decision.mode == "stream":
-            assert decision.behind <= SLOPE.finest
-            assert SLOPE.distortion[decision.behind] <= max(behind, SLOPE.distortion[-1])
-            assert decision.behind == 0 or SLOPE.distortion[decision.behind - 1] > behind
+            assert decision.refine_to_cut <= SLOPE.finest
+            assert SLOPE.distortion[decision.refine_to_cut] <= max(distortion, SLOPE.distortion[-1])
+            assert decision.refine_to_cut == 0 or SLOPE.distortion[decision.refine_to_cut - 1] > distortion
     assert of.decide(0.0, started(cut)).cut >= cut
 
 
 @given(cut=st.integers(0, SLOPE.finest), low=st.floats(0, 1e-3), more=st.floats(0, 1e-3))
-def test_the_dearer_the_link_the_less_fleet_sends_behind(cut, low, more) -> None:
+def test_fleet_refines_less_at_a_higher_price(cut, low, more) -> None:
     of = refining("fleet")
-    cheap, dear = (of.decide(0.0, started(cut, price)).behind for price in (low, low + more))
+    cheap, dear = (of.decide(0.0, started(cut, price)).refine_to_cut for price in (low, low + more))
     assert dear <= cheap
     assert SLOPE.distortion[dear] + (low + more) * SLOPE.bytes[dear] <= min(
         d + (low + more) * b for d, b in zip(SLOPE.distortion, SLOPE.bytes, strict=True)
@@ -59,7 +59,7 @@ def test_the_dearer_the_link_the_less_fleet_sends_behind(cut, low, more) -> None
 
 @given(shares=st.lists(st.tuples(st.floats(0, 1), st.one_of(st.none(), st.floats(0, 1))), min_size=1, max_size=40))
 def test_the_mean_over_tokens_is_within_the_budget_at_any_time(shares) -> None:
-    """Each transfer starts with some share of what is allowed; some are refined, and their requests end much later, or never."""
+    """Each transfer starts with a share of the allowed distortion; some are refined, and their requests end much later or never."""
     budget, counted, late = Budget(0.0, 0.01, 0.08), [], []
     for start, weighted in shares:
         distortion = start * budget.allowed()
@@ -69,13 +69,13 @@ def test_the_mean_over_tokens_is_within_the_budget_at_any_time(shares) -> None:
             late.append((len(counted) - 1, Refined(distortion, weighted * distortion)))
         if len(late) > 3:
             index, done = late.pop(0)
-            budget.correct(done)
+            budget.refund(done)
             counted[index] = done.distortion_token_weighted
         assert sum(counted) <= 0.01 * len(counted) + 1e-12
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_what_refinement_saves_pays_for_the_next_transfer(name) -> None:
+def test_distortion_that_refinement_saves_is_available_to_the_next_transfer(name) -> None:
     of = refining(name, mean_distortion=0.01, max_distortion=0.15, target_distortion=0.008)
     view = TransferView(1_000_000, -9.0, SLOPE, UNIFORM, encode_s=0.1, expand_s=0.1, raw_s=9.0, price=1.0)
     first = of.decide(0.0, view)
@@ -84,12 +84,12 @@ def test_what_refinement_saves_pays_for_the_next_transfer(name) -> None:
     assert of.decide(0.0, view).cut == 4
     for _ in range(20):
         of.refined(0.0, Refined(0.01, 0.002))
-    assert of.decide(0.0, view).cut == 2  # late, and 0.15 can be paid for now
+    assert of.decide(0.0, view).cut == 2  # late, and the budget allows 0.15 now
 
 
-def test_the_price_a_fleet_pays_behind_is_that_of_an_idle_link() -> None:
+def test_fleet_refines_as_far_as_the_price_allows() -> None:
     """By hand: the last two bands of SLOPE remove 1.6e-7 and 3.75e-8 a byte."""
     of = refining("fleet")
-    assert of.decide(0.0, started(3, price=2.0e-7)).behind == 3
-    assert of.decide(0.0, started(3, price=1.0e-7)).behind == 4
-    assert of.decide(0.0, started(3, price=1.0e-8)).behind == 5
+    assert of.decide(0.0, started(3, price=2.0e-7)).refine_to_cut == 3
+    assert of.decide(0.0, started(3, price=1.0e-7)).refine_to_cut == 4
+    assert of.decide(0.0, started(3, price=1.0e-8)).refine_to_cut == 5

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from abkt.policy.bandwidth import GRAINS, Bandwidth
 from abkt.policy.bitrate.base import LOSSLESS, RAW, stream
-from abkt.policy.bitrate.break_even import loses, parts, without_loss
+from abkt.policy.bitrate.break_even import compression_loses, full_precision_instead, stage_costs, usable_s
 from abkt.policy.price import Price
 from abkt.policy.view import Curve, Decision, GoodputSample
 from tests.policy.every import every, policy, views
@@ -111,30 +111,31 @@ def test_the_price_follows_its_formula(changes, bytes_per_s) -> None:
 
 
 @given(views(), rates, st.booleans(), st.integers(0, 5))
-def test_whole_or_not(view, rate, exact, cut) -> None:
+def test_full_precision_or_a_stream(view, rate, exact, cut) -> None:
     view = replace(view, lossless_bytes=view.lossless_bytes if exact else 0.0)
     rival = stream(view, "slope", cut)
 
     def seconds(decision: Decision) -> float:
-        encode_s, wire_bytes, expand_s = parts(view, decision)
+        encode_s, wire_bytes, expand_s = stage_costs(view, decision)
         return encode_s + wire_bytes / rate + expand_s
 
-    whole = LOSSLESS if exact and not loses(rate, view, LOSSLESS) else RAW
-    assert without_loss(rate, view, rival) == (whole if seconds(whole) <= max(view.hidden_s, seconds(rival)) else None)
+    whole = LOSSLESS if exact and not compression_loses(rate, view, LOSSLESS) else RAW
+    instead = full_precision_instead(lambda decision: usable_s(rate, view, decision), view, rival, rival, view.hidden_s, 0.0)
+    assert instead == (whole if seconds(whole) <= max(view.hidden_s, seconds(rival)) else None)
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e6), st.floats(0, 1)), min_size=1, max_size=65), st.floats(0, 1e-3))
-def test_the_cut_worth_a_price(points, price) -> None:
+def test_the_cut_at_a_price(points, price) -> None:
     sizes = sorted(size for size, _ in points)
     distortion = sorted((left for _, left in points), reverse=True)
     curve = Curve(tuple(sizes), tuple(distortion), tuple(float(i) for i in range(len(sizes))))
     best = min(range(len(sizes)), key=lambda cut: distortion[cut] + price * sizes[cut])
-    assert curve.cut_worth(price) == best
+    assert curve.cut_at_price(price) == best
 
 
 @every
 @given(view=views())
-def test_no_policy_changes_what_it_is_shown(name, view) -> None:
+def test_no_policy_changes_the_view(name, view) -> None:
     before = copy(view)
     policy(name).decide(0.5, view)
     assert view == before
