@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from abkt.records import SCHEMA_VERSION as RECORDS_VERSION
-from abkt.records import STAGES
+from abkt.records import STAGES, check_version
 from experiments.lib import intervals
 from experiments.lib.config import STRICT
 from experiments.lib.manifest import write_manifest
@@ -96,9 +96,7 @@ def compare_twins(folder: Path, policies: Sequence[str], max_distortion: float) 
 
 def _check_version(folder: Path) -> None:
     summary = folder / "summary.json"
-    version = read_json(summary).get("schema_version") if summary.exists() else RECORDS_VERSION
-    if version != RECORDS_VERSION:
-        raise ValueError(f"{folder} has records of schema version {version}, this code reads {RECORDS_VERSION}; run it again")
+    check_version(read_json(summary).get("schema_version") if summary.exists() else RECORDS_VERSION, folder)
 
 
 def _errors(measured: pd.Series, predicted: pd.Series, e2e_s: float, places: Any) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class SimulatedTransfer:
             price=pair.price(),
             estimate_bytes_per_s=pair.policy.estimate_bytes_per_s(now_s),
             raw_bytes=self.expected.raw_bytes,
-            pacing="model",
+            pacing="simulated",
         )
         limit = pair.limit_bytes_per_s(job.expected_bytes, pair.calls(decision.mode, self.tokens, job.expected_bytes))
         self.flow: Flow = Flow(

@@ -29,7 +29,7 @@ def test_results_lie_in_out_itself_and_agree_with_each_other(curves: Path, tmp_p
     assert summary["wire_bytes"] == transfers.wire_bytes.sum()
     assert summary["ttft_s"]["mean"] == pytest.approx(requests.ttft_s.mean())
     assert summary["scaling"]["requests_in_trace"] == 12031
-    assert (requests.compute == "model").all()
+    assert (requests.compute == "simulated").all()
     assert manifest["config"]["bitrate"] == {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": 4}
     assert [item["name"] for item in manifest["inputs"]] == ["mooncake_conversation.jsonl.gz", "probe.json"]
 

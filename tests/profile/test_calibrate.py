@@ -33,7 +33,7 @@ class Pretended:
         for p in prompts:
             seconds, raw_bytes = 1e-3 + 1e-6 * p.isl, self.model.kv_bytes(p.isl)
             busy = dict.fromkeys(("prefill_busy_s", "encode_busy_s", "expand_busy_s", "wire_busy_s"), seconds)
-            run.requests.append(RequestRecord(p.request_id, p.isl, p.osl, 0.0, "p0", "d0", **busy))
+            run.requests.append(RequestRecord(p.request_id, p.isl, p.osl, 0.0, prefill_node="p0", decode_node="d0", **busy))
             run.transfers.append(
                 TransferRecord(p.request_id, "p0", "d0", start_s=0.0, mode=mode, calls=1, wire_bytes=raw_bytes // 2, raw_bytes=raw_bytes)
             )

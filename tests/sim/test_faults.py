@@ -148,7 +148,7 @@ def test_roles_that_follow_the_load_help_where_prefill_has_too_much(profile) -> 
 
     static = late_s(Static())
     moved = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, lend_cycles=False))
-    lent = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, hard=False))
+    lent = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, move_nodes=False))
     assert moved < 0.6 * static
     assert lent < 0.8 * static
 

@@ -18,7 +18,7 @@ from abkt.serve.control import Message
 from abkt.serve.frontend.process import WorkerDied
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.frontend.records import RequestEvents
-from abkt.serve.frontend.reservations import DecodeReservations, Expectations, PrefillReservations, Reservations
+from abkt.serve.frontend.reservations import DecodeReservations, PrefillReservations, Reservations
 from abkt.serve.frontend.roles import RoleController
 from abkt.serve.frontend.ticket import OpenRequest, Terms
 from abkt.serve.frontend.workers import Workers
