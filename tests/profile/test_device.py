@@ -71,7 +71,7 @@ def test_a_layer_is_causal_and_attends_to_the_kv_it_is_given():
     [
         (["device=tpu"], "one of cpu, cuda"),
         (["tokens=5"], "at least 128"),
-        (["repeats=many"], "a number"),
+        (["repeats=many"], "a whole number"),
         (["speed=1"], "unknown; there are name="),
         (["device"], "unknown"),
     ],
