@@ -1,4 +1,4 @@
-"""Who is let in: each policy's rule on every applicant."""
+"""Each admission policy's rule on every request."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_reject_late_by_its_definition(asks, slo_factor) -> None:
         assert verdict.retry_after_s == pytest.approx(asks.routed_s - 1.0)
 
 
-def test_the_ladder_goes_down_step_by_step() -> None:
+def test_the_ladder_takes_one_step_after_the_other() -> None:
     ladder = Ladder()
     assert ladder.decide(0.0, Asks()) == RESERVE
     assert ladder.decide(0.0, Asks(has_room=False)) == WAIT

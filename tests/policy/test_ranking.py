@@ -1,4 +1,4 @@
-"""The index of nodes finds what looking at all of them finds, whatever changed in between."""
+"""The index of nodes finds the same nodes as a comparison of all of them, whatever changed in between."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def ranked(prefill: list[Prefill], decode: list[Decode]) -> tuple[Ranking, Ranki
 
 
 @given(prefills, changes, st.integers(1, 4))
-def test_the_least_of_each_kind_after_any_changes(nodes, changes, count) -> None:
+def test_the_least_loaded_of_each_kind_after_any_changes(nodes, changes, count) -> None:
     ranking = Ranking(nodes, speed)
     for where, free_s, now_speed in [(0, nodes[0].free_s, nodes[0].speed), *changes]:
         node = nodes[where % len(nodes)]
@@ -105,7 +105,7 @@ def test_routing_by_the_index_is_routing_by_brute_force(prefill, decode, changes
 
 @given(prefills, decodes, st.integers(0, 10**6), st.data())
 def test_load_aware_in_a_large_cluster_is_exact_where_top_k_covers_it(prefill, decode, seed, data) -> None:
-    """Also with waits, which the index orders by their share of a request of no length."""
+    """Also with waits, which the index orders by the wait of an empty prompt."""
     for node in decode:
         node.wait = data.draw(st.sampled_from([0.0, 0.0, 0.4, 2.0]))
 
@@ -120,7 +120,7 @@ def test_load_aware_in_a_large_cluster_is_exact_where_top_k_covers_it(prefill, d
     assert cost(*LoadAwareRouting(top_k=25).decide(10.0, REQUEST, *ranked(prefill, decode), quote_s)) == pytest.approx(least)
 
 
-def test_those_that_hold_the_prefix_are_looked_at_wherever_they_stand() -> None:
+def test_nodes_that_hold_the_prefix_are_compared_whatever_their_load() -> None:
     nodes = [Prefill(20.0 + i) for i in range(20)]
     holders: dict[int, dict[Prefill, None]] = {7: {nodes[17]: None, nodes[18]: None}, 8: {nodes[18]: None}}
     ranking = Ranking(nodes, speed, holders)

@@ -1,4 +1,4 @@
-"""What was made fast says the same as the plain form of its definition, to the last bit where no rounding can differ."""
+"""Optimised code gives the same results as its plain definition, bit by bit where rounding cannot differ."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ rates = st.floats(1e3, 1e9)
 
 @dataclass
 class PlainBandwidth:
-    """Whatever has passed, in grains, oldest first; every estimate from scratch."""
+    """All samples as grains, oldest first; every estimate is computed from scratch."""
 
     initial: float
     window_s: float
@@ -81,7 +81,7 @@ def test_the_low_quantile(samples, quantile, stale_s, asked_after_s) -> None:
         sample = GoodputSample(rate * duration_s, duration_s)
         fast.update(now_s, sample)
         plain.update(now_s, sample)
-        mean = fast.mean_bytes_per_s(now_s)  # of this moment, when the measured one has not aged
+        mean = fast.mean_bytes_per_s(now_s)  # at this moment the measurement has not aged
         assert fast.low_bytes_per_s(now_s) == plain.low(now_s, mean)
     later = now_s + asked_after_s
     assert fast.low_bytes_per_s(later) == pytest.approx(plain.low(later, mean), rel=1e-12)
@@ -92,7 +92,7 @@ changes = st.tuples(st.sampled_from(["enter", "leave", "pass"]), st.floats(1, 2e
 
 @given(st.lists(changes, max_size=12), st.sampled_from([1e3, 1e6, math.inf]))
 def test_the_price_follows_its_formula(changes, bytes_per_s) -> None:
-    """The rate is another law's: here it is the NIC's at its best, as time stands still."""
+    """Time stands still here, so the rate stays at the NIC's best; another test covers the rate."""
     price = Price(bytes_per_s)
     entered = gone = 0.0
     for change, size in changes:

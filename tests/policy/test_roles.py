@@ -1,4 +1,4 @@
-"""Laws that every policy of roles keeps, and what each is for, by hand."""
+"""Properties of every roles policy, and each policy's rule by hand."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ nodes = st.lists(
 
 @pytest.mark.parametrize("name", POLICIES)
 @given(looks=st.lists(nodes, min_size=1, max_size=8))
-def test_no_side_is_left_empty_and_the_same_looks_give_the_same_changes(name, looks) -> None:
+def test_no_side_is_left_empty_and_the_same_calls_give_the_same_changes(name, looks) -> None:
     one, other = POLICIES[name](), POLICIES[name]()
     for now_s, cluster in enumerate(looks):
         changes = one.decide(float(now_s), cluster)
@@ -89,7 +89,7 @@ def test_no_side_is_left_empty_and_the_same_looks_give_the_same_changes(name, lo
 
 
 def test_loads_by_hand() -> None:
-    """Weighted by what nodes can do; who changes counts nowhere, who does both on both sides."""
+    """Weighted by the nodes' speed; a changing node does not count, a node with both roles counts on both sides."""
     cluster = [
         Node("prefill", queued_s=2.0, prefill_weight=0.5),
         Node("prefill", queued_s=0.5),
@@ -140,7 +140,7 @@ def test_load_aware_lends_cycles_then_a_node() -> None:
     assert policy.where(7.0, REQUEST, source, target) == "split"
 
 
-def test_load_aware_the_other_way_and_where_nothing_pays() -> None:
+def test_load_aware_in_the_other_direction_and_where_a_move_does_not_pay() -> None:
     policy = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, lend_periods=1)
     policy.decide(0.0, state(0.1, 1.2, p=3, d=2))
     assert policy.decide(1.0, state(0.1, 1.2, p=3, d=2)) == [RoleChange(1, "decode")]  # the shortest queue; the first node's is longer
@@ -198,10 +198,10 @@ def test_scheduled_by_hand() -> None:
     assert look(1.9, p0="prefill", p1="prefill", d0="decode", d1="decode") == []
     assert look(2.0, p0="prefill", p1="prefill", d0="decode", d1="decode") == [RoleChange(3, "prefill")]
     assert look(4.5, p0="prefill", p1="prefill", d0="decode", d1="") == []  # d0 is the last decode node
-    assert look(5.0, p0="prefill", p1="prefill", d0="decode", d1="") == []  # d1 has not got its first new role yet
+    assert look(5.0, p0="prefill", p1="prefill", d0="decode", d1="") == []  # d1 is still changing
     assert look(5.1, p0="prefill", p1="prefill", d0="decode", d1="prefill") == [RoleChange(3, "decode")]
     assert look(5.2, p0="prefill", p1="prefill", d0="decode", d1="decode") == [RoleChange(2, "prefill")]
-    assert look(6.0, p0="prefill", p1="prefill", d0="prefill", d1="decode") == []  # p0 has that role
+    assert look(6.0, p0="prefill", p1="prefill", d0="prefill", d1="decode") == []  # p0 has that role already
     assert look(7.0, p0="prefill", d0="prefill", d1="decode") == []  # p1 has died
     assert look(9.0, p0="prefill", p1="prefill", d0="prefill", d1="decode") == []
     with pytest.raises(ValueError, match="there is no node d7; the nodes are n"):

@@ -1,4 +1,4 @@
-"""Laws that every routing policy keeps, and what each is for."""
+"""Properties of every routing policy, and each policy's rule."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ quotes = st.integers(0, 10**6).map(lambda seed: lambda p, d: ((p * 31 + d * 17 +
 
 @pytest.mark.parametrize("name", POLICIES)
 @given(prefill=prefills, decode=decodes, quote_s=quotes, times=st.integers(1, 5), request_=st.sampled_from([REQUEST, HASHED]))
-def test_a_node_of_each_side_and_the_same_for_the_same_calls(name, prefill, decode, quote_s, times, request_) -> None:
+def test_valid_nodes_and_the_same_answer_for_the_same_calls(name, prefill, decode, quote_s, times, request_) -> None:
     one, other = POLICIES[name](), POLICIES[name]()
     for _ in range(times):
         p, d = one.decide(0.0, request_, prefill, decode, quote_s)
@@ -95,14 +95,14 @@ def cost(p: int, d: int, prefill, decode, quote_s, slo_s: float = 0.05, tpot_pen
 
 
 @given(prefills, decodes, quotes)
-def test_load_aware_is_brute_force_on_a_small_cluster(prefill, decode, quote_s) -> None:
+def test_load_aware_equals_brute_force_on_a_small_cluster(prefill, decode, quote_s) -> None:
     chosen = LoadAwareRouting(top_k=6).decide(0.0, REQUEST, prefill, decode, quote_s)
     costs = {(p, d): cost(p, d, prefill, decode, quote_s) for p in range(len(prefill)) for d in range(len(decode))}
     assert costs[chosen] == pytest.approx(min(costs.values()))
 
 
 @given(prefills, decodes, quotes, st.integers(1, 3))
-def test_load_aware_pruned_is_brute_force_among_the_best_of_each_side(prefill, decode, quote_s, top_k) -> None:
+def test_load_aware_with_top_k_equals_brute_force_among_the_best_of_each_side(prefill, decode, quote_s, top_k) -> None:
     asked: list[tuple[int, int]] = []
 
     def counted(p: int, d: int) -> float:
@@ -130,7 +130,7 @@ def test_load_aware_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("p", "d"), [(4, 4), (4, 2), (2, 4), (3, 5), (1, 1), (6, 4)])
-def test_round_robin_meets_every_pair_once_and_takes_turns(p, d) -> None:
+def test_round_robin_uses_every_pair_once_and_each_side_in_turn(p, d) -> None:
     policy = RoundRobin()
     pairs = [policy.decide(0.0, REQUEST, [Prefill()] * p, [Decode()] * d, lambda p, d: 0.0) for _ in range(p * d)]
     assert len(set(pairs)) == p * d
@@ -138,7 +138,7 @@ def test_round_robin_meets_every_pair_once_and_takes_turns(p, d) -> None:
     assert set(Counter(target for _, target in pairs).values()) == {p}
 
 
-def test_random_is_even_and_its_seed_decides() -> None:
+def test_random_is_uniform_and_follows_its_seed() -> None:
     def drawn(seed: int) -> list[tuple[int, int]]:
         policy = RandomRouting(seed)
         return [policy.decide(0.0, REQUEST, [Prefill()] * 2, [Decode()] * 3, lambda p, d: 0.0) for _ in range(3000)]
@@ -170,12 +170,12 @@ def test_prefix_aware_by_hand() -> None:
     def chosen(*prefill: Prefill, request: RequestView = HASHED) -> tuple[int, int]:
         return policy.decide(0.0, request, prefill, decode, lambda p, d: 0.0)
 
-    assert chosen(Prefill(0.0), Prefill(0.9, held=3), Prefill(0.0, held=2)) == (1, 1)  # the longest prefix, if it is not far behind
+    assert chosen(Prefill(0.0), Prefill(0.9, held=3), Prefill(0.0, held=2)) == (1, 1)  # the longest prefix, if its queue is not much longer
     assert chosen(Prefill(0.0), Prefill(1.1, held=3), Prefill(0.0, held=2)) == (
         0,
         1,
     )  # too busy: the shortest queue instead
-    assert chosen(Prefill(0.1), Prefill(0.2, held=1)) == (0, 1)  # a quarter of the prompt is less than the half that was asked for
+    assert chosen(Prefill(0.1), Prefill(0.2, held=1)) == (0, 1)  # a quarter of the prompt is below the threshold of a half
     assert chosen(Prefill(0.1), Prefill(0.2, held=3), request=REQUEST) == (0, 1)  # its hashes are unknown
 
 

@@ -1,4 +1,4 @@
-"""Which runs a calibration makes, on a cluster that only pretends to run them."""
+"""Which runs a calibration makes, on a fake cluster."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CURVE = {"bytes": [100.0, 5000.0], "distortion": [1.0, 1e-4], "bits": [0.0, 8.0]
 
 
 @dataclass
-class Pretended:
-    """Everything takes 1 ms and 1 µs a token. policies: that it was asked to run."""
+class FakeCluster:
+    """A cluster whose stages take 1 ms and 1 µs a token. policies: those it was asked to run."""
 
     spec: LocalClusterSpec
     model: ModelSpec = field(default_factory=lambda: ModelSpec("m", 2, 2, 8))
@@ -56,7 +56,7 @@ def prompts(shapes: list[tuple[int, int, float]]) -> list[Prompt]:
     ],
 )
 def test_what_is_coded_on_the_cpu_is_not_measured_on_a_gpu(device: str, runs: list[str]) -> None:
-    cluster = Pretended(LocalClusterSpec(Path("m"), device=device))
+    cluster = FakeCluster(LocalClusterSpec(Path("m"), device=device))
     profile = calibrate(cluster, prompts, lambda name: None)  # type: ignore[arg-type]
     assert cluster.policies == runs
     assert ("encode/lossless" in profile.fits) == ("encode/entropy" in profile.fits) == (device == "cpu")

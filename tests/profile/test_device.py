@@ -20,7 +20,7 @@ CURVES = Path(__file__).parents[2] / "data" / "curves" / "probe.json"
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A tiny model's profile, made by the command, in a process that must not load what a bare image lacks."""
+    """A tiny model's profile, made by the command in a process that must not import what a bare image lacks."""
     out = tmp_path_factory.mktemp("device")
     code = (
         "import sys; from abkt.measure.__main__ import run; run(sys.argv[1:]);"
