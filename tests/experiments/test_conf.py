@@ -156,7 +156,7 @@ def test_the_data_that_comes_with_abkt() -> None:
 def test_a_bound_knows_the_network_that_is_configured(curves: Path) -> None:
     for network in ("oscillating", "gradual", "25g", "unlimited"):
         made = config(curves, f"network={network}", "bitrate=oracle_bandwidth")
-        knows, is_so = build(made.bitrate).capacity, made.network.capacity()
+        knows, is_so = build(made.bitrate).link, made.network.capacity()
         assert [knows.at(float(t)) for t in range(100)] == [is_so.at(float(t)) for t in range(100)]
 
 

@@ -97,7 +97,7 @@ def test_raw_is_raw() -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match="must be 2, 4 or 8"):
+    with pytest.raises(ValueError, match="must be one of 2, 4, 8"):
         Fixed(3)
     with pytest.raises(ValueError, match="max_distortion"):
         Embedded(Bandwidth(1.0), 0.1, 0.5, 0.2)

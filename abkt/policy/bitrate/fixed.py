@@ -25,7 +25,7 @@ class Fixed(Stateless):
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8):
-            raise ValueError(f"bitrate.bits is {self.bits}; it must be 2, 4 or 8")
+            raise ValueError(f"bitrate.bits is {self.bits}; it must be one of 2, 4, 8")
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         return stream(view, "uniform", view.uniform.cut_of_bits(self.bits), self.bits, coder=self.coder)
