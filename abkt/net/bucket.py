@@ -13,7 +13,7 @@ FINE_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class TokenBucket:
     """burst_bytes may pass at once after a pause; up to limit_bytes wait, and what comes on top of them is dropped."""
 
     bytes_per_s: float
@@ -21,7 +21,7 @@ class Bucket:
     limit_bytes: int
 
     @classmethod
-    def of(cls, bytes_per_s: float, mtu: int, tick_s: float | None = None) -> Bucket:
+    def of(cls, bytes_per_s: float, mtu: int, tick_s: float | None = None) -> TokenBucket:
         """A burst of what passes between two rings of the kernel's timer, so that it keeps the rate, but of two frames at least.
 
         tick_s: None is this kernel's: 1/HZ, or 1 ms where timers are finer; less costs rate on a busy machine, more is a head start for
@@ -34,7 +34,7 @@ class Bucket:
         burst = max(2 * frame, round(bytes_per_s * tick_s))
         return cls(bytes_per_s, burst, burst + max(QUEUE_FRAMES * frame, round(bytes_per_s * QUEUE_S)))
 
-    def arguments(self) -> tuple[str, ...]:
+    def tc_arguments(self) -> tuple[str, ...]:
         rate = f"{max(8, round(self.bytes_per_s * 8))}bit"
         return "tbf", "rate", rate, "burst", f"{self.burst_bytes}b", "limit", f"{self.limit_bytes}b"
 

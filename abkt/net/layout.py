@@ -8,7 +8,7 @@ HUB = "hub"
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class LinkEnd:
     """A device inside the namespace of a node."""
 
     node: str
@@ -19,8 +19,8 @@ class End:
 class NamespaceLink:
     """relayed: a process carries its frames from one end to the other, late or not at all; else it is a veth pair."""
 
-    a: End
-    b: End
+    a: LinkEnd
+    b: LinkEnd
     relayed: bool = False
 
 
@@ -52,19 +52,19 @@ class Layout:
         return len(self.nodes) > 2
 
     @property
-    def rooms(self) -> tuple[str, ...]:
+    def namespaces(self) -> tuple[str, ...]:
         """All the namespaces, by the name of what lives there."""
         return (*self.nodes, HUB) if self.bridged else self.nodes
 
     def links(self) -> tuple[NamespaceLink, ...]:
         if not self.bridged:
-            return (NamespaceLink(End("p0", "eth0"), End("d0", "eth0"), self.relayed),)
-        ports = tuple(NamespaceLink(End(node, "eth0"), End(HUB, node)) for node in self.nodes[: self.senders])
-        return (*ports, *(NamespaceLink(End(HUB, node), End(node, "eth0"), self.relayed) for node in self.nodes[self.senders :]))
+            return (NamespaceLink(LinkEnd("p0", "eth0"), LinkEnd("d0", "eth0"), self.relayed),)
+        ports = tuple(NamespaceLink(LinkEnd(node, "eth0"), LinkEnd(HUB, node)) for node in self.nodes[: self.senders])
+        return (*ports, *(NamespaceLink(LinkEnd(HUB, node), LinkEnd(node, "eth0"), self.relayed) for node in self.nodes[self.senders :]))
 
-    def shaped(self) -> tuple[End, ...]:
-        own = tuple(End(node, "eth0") for node in self.nodes)
-        return (*own, *(End(HUB, node) for node in self.nodes)) if self.bridged else own
+    def shaped(self) -> tuple[LinkEnd, ...]:
+        own = tuple(LinkEnd(node, "eth0") for node in self.nodes)
+        return (*own, *(LinkEnd(HUB, node) for node in self.nodes)) if self.bridged else own
 
     def number(self, node: str) -> int:
         return self.nodes.index(node) + 1
@@ -73,5 +73,5 @@ class Layout:
         """The same in every run: nothing outside the namespaces can see it."""
         return f"10.83.0.{self.number(node)}"
 
-    def hardware(self, node: str) -> str:
+    def mac_address(self, node: str) -> str:
         return f"02:83:00:00:00:{self.number(node):02x}"

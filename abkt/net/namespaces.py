@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from abkt.net.bucket import ETHERNET_BYTES, Bucket, payload_share
+from abkt.net.bucket import ETHERNET_BYTES, TokenBucket, payload_share
 from abkt.net.command import NetworkError, run, why_not
 from abkt.net.layout import HUB, Layout, NamespaceLink
 from abkt.net.relay_process import RelayProcess
@@ -71,7 +71,7 @@ class Namespaces(AbstractContextManager["Namespaces"]):
         if self._relay:
             self._relay.close()
             self._relay = None
-        for room in self.layout.rooms:
+        for room in self.layout.namespaces:
             if (FOLDER / self.name(room)).exists():
                 run("ip", "netns", "del", self.name(room))
 
@@ -98,7 +98,7 @@ class Namespaces(AbstractContextManager["Namespaces"]):
                 with suppress(NetworkError):  # there may have been none
                     run("tc", *device, "del", "dev", end.device, "root")
             else:  # of the same kind it is changed in place
-                run("tc", *device, "replace", "dev", end.device, "root", *Bucket.of(bytes_per_s, self.mtu).arguments())
+                run("tc", *device, "replace", "dev", end.device, "root", *TokenBucket.of(bytes_per_s, self.mtu).tc_arguments())
 
     def facts(self) -> dict[str, object]:
         """For the summary of a run. payload_share: of the shaped bytes, what TCP's users see."""
@@ -109,7 +109,7 @@ class Namespaces(AbstractContextManager["Namespaces"]):
 
     def _make(self) -> None:
         layout = self.layout
-        for room in layout.rooms:
+        for room in layout.namespaces:
             name = self.name(room)
             run("ip", "netns", "add", name)
             # No router is looked for and no neighbour asked: only what the workers send is on the link.
@@ -139,7 +139,7 @@ class Namespaces(AbstractContextManager["Namespaces"]):
             if end.node == HUB:
                 run(*device, "master", "bridge")
             else:
-                run(*device, "address", self.layout.hardware(end.node))
+                run(*device, "address", self.layout.mac_address(end.node))
             run(*device, "up")
 
     def _gso_frames(self) -> int:
@@ -147,14 +147,14 @@ class Namespaces(AbstractContextManager["Namespaces"]):
         at the head of the queue for good, and everything behind it."""
         if math.isinf(self._lowest_bytes_per_s):
             return GSO_FRAMES
-        return min(GSO_FRAMES, Bucket.of(self._lowest_bytes_per_s, self.mtu).burst_bytes // (self.mtu + ETHERNET_BYTES))
+        return min(GSO_FRAMES, TokenBucket.of(self._lowest_bytes_per_s, self.mtu).burst_bytes // (self.mtu + ETHERNET_BYTES))
 
     def _settle(self, node: str) -> None:
         """Its address, and where the others are: asking for that would be the first packet to be late or lost."""
         room = ("ip", "-n", self.name(node))
         run(*room, "address", "add", f"{self.address(node)}/24", "dev", "eth0")
         for other in self._neighbours(node):
-            run(*room, "neighbour", "add", self.address(other), "lladdr", self.layout.hardware(other), "dev", "eth0", "nud", "permanent")
+            run(*room, "neighbour", "add", self.address(other), "lladdr", self.layout.mac_address(other), "dev", "eth0", "nud", "permanent")
 
     def _neighbours(self, node: str) -> Iterable[str]:
         return (other for other in self.layout.nodes if other != node)

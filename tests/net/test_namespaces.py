@@ -17,9 +17,9 @@ import pytest
 from abkt.capacity import Capacity
 from abkt.net.bucket import payload_share
 from abkt.net.command import NetworkError
-from abkt.net.follow import Follower
 from abkt.net.namespaces import FOLDER, Namespaces
 from abkt.net.relay import TUN
+from abkt.net.schedule import ScheduleFollower
 
 WHY_NOT = Namespaces.why_not()
 TRAFFIC = Path(__file__).with_name("traffic.py")
@@ -62,7 +62,7 @@ def test_a_rate_changes_while_bytes_flow_and_comes_back() -> None:
     capacity = Capacity((0.0, 1.5, 4.5), (12.5e6, 0.25e6, 12.5e6))
     with Namespaces(lowest_bytes_per_s=0.25e6) as net:
         origin_s = time.monotonic()
-        with Follower(capacity, net.shape, origin_s) as follower:
+        with ScheduleFollower(capacity, net.shape, origin_s) as follower:
             rows = json.loads(talk(net, "sink", "pump", 6.0)[0])
     share = payload_share(1500)
     assert follower.changes == 2
@@ -183,7 +183,7 @@ def test_nothing_is_left_behind_and_nothing_else_touched(options: dict[str, floa
 
 def test_what_cannot_be_made_is_removed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     before = names()
-    monkeypatch.setattr("abkt.net.namespaces.Bucket.of", lambda *_: 1 / 0)
+    monkeypatch.setattr("abkt.net.namespaces.TokenBucket.of", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), Namespaces(lowest_bytes_per_s=1.0):
         pass
     monkeypatch.setattr("abkt.net.relay_process.TUN", "/nowhere/tun")

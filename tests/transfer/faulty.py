@@ -43,25 +43,25 @@ class FaultyConnection:
     def __getattr__(self, name):
         return getattr(self._connection, name)
 
-    def send(self, buffers, waiting):
+    def send(self, buffers, on_wait):
         size = sum(len(buffer) for buffer in buffers)
         begun, self._sent = self._sent, self._sent + size
         if self._held:
             held, self._held = self._held, b""
-            self._connection.send(buffers, waiting)
-            return self._connection.send([held], waiting)
+            self._connection.send(buffers, on_wait)
+            return self._connection.send([held], on_wait)
         if not begun <= self._fault.at < begun + size:
-            return self._connection.send(buffers, waiting)
+            return self._connection.send(buffers, on_wait)
         frame, at = bytearray(b"".join(buffers)), self._fault.at - begun
         match self._fault.kind:
             case "break":
-                self._connection.send([frame[:at]] if at else [], waiting)
+                self._connection.send([frame[:at]] if at else [], on_wait)
                 self._connection.abort()
-                return self._connection.send([frame[at:]], waiting)
+                return self._connection.send([frame[at:]], on_wait)
             case "flip":
                 frame[at] ^= 1 << at % 8
             case "stall":
-                self._connection.send([frame[:at]] if at else [], waiting)
+                self._connection.send([frame[:at]] if at else [], on_wait)
                 time.sleep(self._fault.stall_s)
                 frame = frame[at:]
             case "truncate":
@@ -73,4 +73,4 @@ class FaultyConnection:
             case "reorder":
                 self._held = bytes(frame)
                 return 1
-        return self._connection.send([frame], waiting) if frame else 1
+        return self._connection.send([frame], on_wait) if frame else 1

@@ -44,7 +44,7 @@ def module_of(name):
         return None
 
 
-class Tried(CudaIpc):
+class StandinCudaIpc(CudaIpc):
     """The transport itself, over the driver that there is."""
 
     def __init__(self):
@@ -63,11 +63,11 @@ def tensor(data):
     return made
 
 
-class OnDevice:
+class StandinCudaIpcFromDevice:
     """A transport whose sides send from a device all that is longer than a header."""
 
     def __init__(self):
-        self._transport = Tried()
+        self._transport = StandinCudaIpc()
 
     def connect(self, *where, **how):
         return SendsFromDevice(self._transport.connect(*where, **how))
@@ -88,8 +88,8 @@ class SendsFromDevice:
     def __init__(self, connection):
         self._connection = connection
 
-    def send(self, buffers, waiting):
-        return self._connection.send([tensor(each) if len(each) > HEADER_BYTES else each for each in buffers], waiting)
+    def send(self, buffers, on_wait):
+        return self._connection.send([tensor(each) if len(each) > HEADER_BYTES else each for each in buffers], on_wait)
 
     def __getattr__(self, name):
         return getattr(self._connection, name)

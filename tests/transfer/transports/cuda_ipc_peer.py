@@ -12,7 +12,7 @@ import threading
 
 import torch
 
-from abkt.transfer.device.pieces import fetched
+from abkt.transfer.device.staging import to_host
 from abkt.transfer.pieces import DevicePieces
 from abkt.transfer.protocol.messages import Hello
 from abkt.transfer.receive.receiver import Receiver
@@ -41,7 +41,7 @@ def main(what, address, library):
         return DevicePieces(memory[2 * at : 2 * at + min(4096, offer.size - at)] for at in range(0, offer.size, 4096))
 
     def committed(received):
-        data = b"".join(map(fetched, received.sink.buffers(0, received.sink.size)))
+        data = b"".join(map(to_host, received.sink.buffers(0, received.sink.size)))
         say(hashlib.sha256(data).hexdigest())
 
     receiver = Receiver(

@@ -13,7 +13,7 @@ from abkt.capacity import Capacity
 CLOSE_S = 1e-6
 
 
-class Follower(AbstractContextManager["Follower"]):
+class ScheduleFollower(AbstractContextManager["ScheduleFollower"]):
     """While it is entered, a thread calls shape(bytes_per_s): at once with the rate of now, then at each change.
 
     origin_s: the time on CLOCK_MONOTONIC at which the schedule starts; its first rate holds before. late_s: the worst lateness so far
@@ -30,8 +30,8 @@ class Follower(AbstractContextManager["Follower"]):
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="follow", daemon=True)
 
-    def __enter__(self) -> Follower:
-        rate, self._change_s = step(self._capacity, time.monotonic() - self._origin_s)
+    def __enter__(self) -> ScheduleFollower:
+        rate, self._change_s = rate_at(self._capacity, time.monotonic() - self._origin_s)
         self._shape(rate)
         if self._change_s < math.inf:
             self._thread.start()
@@ -50,7 +50,7 @@ class Follower(AbstractContextManager["Follower"]):
                 if self._stop.wait(max(0.0, self._origin_s + self._change_s - time.monotonic())):
                     return
                 due_s = self._change_s
-                rate, self._change_s = step(self._capacity, max(due_s, time.monotonic() - self._origin_s))
+                rate, self._change_s = rate_at(self._capacity, max(due_s, time.monotonic() - self._origin_s))
                 self._shape(rate)
                 self.changes += 1
                 self.late_s = max(self.late_s, time.monotonic() - self._origin_s - due_s)
@@ -58,7 +58,7 @@ class Follower(AbstractContextManager["Follower"]):
             self._error = error
 
 
-def step(capacity: Capacity, now_s: float) -> tuple[float, float]:
+def rate_at(capacity: Capacity, now_s: float) -> tuple[float, float]:
     """(rate at now_s, time of the next change that is worth waiting for)."""
     rate, change_s = capacity.at(max(0.0, now_s))
     while change_s < now_s + CLOSE_S:

@@ -75,9 +75,9 @@ def exchange(there, here, size, seed=1):
     assert echoed == back == data
 
 
-@pytest.mark.parametrize("lanes", [nixl.LANES, BY_HAND], ids=["straight", "by hand"])
+@pytest.mark.parametrize("lanes", [nixl.UCX_SETTINGS, BY_HAND], ids=["straight", "by hand"])
 def test_bytes_go_there_and_back_and_no_port_is_opened(ends, monkeypatch, lanes):
-    monkeypatch.setattr(nixl, "LANES", lanes)
+    monkeypatch.setattr(nixl, "UCX_SETTINGS", lanes)
     before = listening()
     there, here = ends()
     exchange(there, here, 3 * RING_BYTES + 12_345)
@@ -133,14 +133,14 @@ def test_another_users_process_is_not_listened_to(tmp_path, monkeypatch):
     listener.close()
 
 
-@pytest.mark.parametrize("lanes", [nixl.LANES, BY_HAND], ids=["straight", "by hand"])
+@pytest.mark.parametrize("lanes", [nixl.UCX_SETTINGS, BY_HAND], ids=["straight", "by hand"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_peer_that_dies_or_stops_ends_a_write(tmp_path, monkeypatch, lanes, how):
     """UCX alone would wait for ever."""
-    monkeypatch.setattr(nixl, "LANES", lanes)
+    monkeypatch.setattr(nixl, "UCX_SETTINGS", lanes)
     code = f"""
-from abkt.transfer import nixl
-nixl.LANES = {lanes!r}
+from abkt.transfer.transports import nixl
+nixl.UCX_SETTINGS = {lanes!r}
 there = nixl.Nixl().connect({str(tmp_path / "socket")!r}, 30.0)
 got = bytearray(1 << 20)
 while True:
@@ -163,7 +163,7 @@ while True:
 
 
 def test_an_abort_ends_a_write_that_nobody_helps_with(ends, monkeypatch):
-    monkeypatch.setattr(nixl, "LANES", BY_HAND)
+    monkeypatch.setattr(nixl, "UCX_SETTINGS", BY_HAND)
     there, here = ends()
     ended = []
 

@@ -28,7 +28,7 @@ class Books:
         self.lock = threading.Lock()
         self.given, self.committed, self.aborted = {}, {}, []
         self.data, self.wrong, self.refined = {}, [], 0
-        self.settled, self.followed = [], []
+        self.settled, self.ended = [], []
 
     def on_refined(self, received, cut):
         end = received.offer.ends[cut]
@@ -44,49 +44,51 @@ class Books:
         return sink
 
 
-def run(house, outgoing, seed, count, size_cap):
+def run(endpoints, outgoing, seed, count, size_cap):
     """So many transfers, each of which meets a fault of its own on the first connection, and perhaps others while it is resumed."""
-    dice, books, transport = random.Random(seed), Books(), house.transport
-    desk = house.desk(keepalive=QUICK, sink_of=books.sink_of, on_refined=books.on_refined, on_settled=books.settled.append)
+    dice, books, transport = random.Random(seed), Books(), endpoints.transport
+    receiver = endpoints.receiver(keepalive=QUICK, sink_of=books.sink_of, on_refined=books.on_refined, on_settled=books.settled.append)
     ends = {"committed": 0, "failed": 0}
     for number in range(count):
         data = books.data[number] = dice.randbytes(dice.randint(1, size_cap))
         faults = [fault(dice, len(data)) for _ in range(dice.randint(1, 3))]
-        house.transport = Faulty(transport, faults)
-        sender = house.sender(desk.address, keepalive=QUICK)
+        endpoints.transport = Faulty(transport, faults)
+        sender = endpoints.sender(receiver.address, keepalive=QUICK)
         cuts = sorted({dice.randint(1, len(data)), dice.randint(1, len(data)), len(data)})
-        refining = {"next_cut": lambda *_: 0, "next_behind": lambda *_: 9, "on_followed": books.followed.append} if number % 2 else {}
+        refining = (
+            {"next_cut": lambda *_: 0, "next_refinement_cut": lambda *_: 9, "on_refinement_end": books.ended.append} if number % 2 else {}
+        )
         sent = sender.submit(outgoing(number, [data], ends=cuts, **refining)).result(WAIT_S)
         if sent.refining and dice.random() < 0.8:
             until_s = time.monotonic() + WAIT_S
-            while not books.followed or books.followed[-1].transfer_id != number:
-                assert time.monotonic() < until_s, "what follows hangs"
+            while not books.ended or books.ended[-1].transfer_id != number:
+                assert time.monotonic() < until_s, "the refinement hangs"
                 time.sleep(0.002)
         sender.close()
-        house.open.pop()
+        endpoints.open.pop()
         given = f"seed {seed}, transfer {number}, {faults}"
         assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("send to")], given
         if sent.error:
             ends["failed"] += 1
             assert "\n" not in sent.error, given
-        while not desk.commits.empty() or (not sent.error and number not in books.committed):
-            received = desk.commits.get(timeout=WAIT_S)
+        while not receiver.commits.empty() or (not sent.error and number not in books.committed):
+            received = receiver.commits.get(timeout=WAIT_S)
             assert received.transfer_id not in books.committed, given
             books.committed[received.transfer_id] = received
             end = received.offer.ends[received.cut]
             assert received.sink.data[:end] == books.data[received.transfer_id][:end], given
             assert received.refinable or received.cut == len(received.offer.ends) - 1, given
         ends["committed"] += number in books.committed
-    house.close()  # frees what is kept
-    while not desk.aborts.empty():
-        books.aborted.append(desk.aborts.get()[0])
-    while not desk.commits.empty():
-        received = desk.commits.get()
+    endpoints.close()  # frees what is kept
+    while not receiver.aborts.empty():
+        books.aborted.append(receiver.aborts.get()[0])
+    while not receiver.commits.empty():
+        received = receiver.commits.get()
         books.committed[received.transfer_id] = received
     assert not books.wrong, "a refined prefix was wrong"
     assert sorted(r.transfer_id for r in books.settled) == sorted(n for n, r in books.committed.items() if r.refinable), "settled once each"
     ends["refined"] = books.refined
-    assert len({f.transfer_id for f in books.followed}) == len(books.followed)
+    assert len({f.transfer_id for f in books.ended}) == len(books.ended)
     settled = [id(received.sink) for received in (*books.aborted, *books.committed.values())]
     assert len(settled) == len(set(settled)), "a sink was settled twice"
     assert set(settled) == set(books.given), "a sink leaked"
@@ -99,24 +101,24 @@ def fault(dice, size):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
-def test_any_fault_at_any_byte(house, outgoing, seed):
+def test_any_fault_at_any_byte(endpoints, outgoing, seed):
     """A frame that was cut short may cost its transfer the silence after which a peer counts as gone, so few in the default run."""
-    ends = run(house, outgoing, seed, 12, 200_000)
+    ends = run(endpoints, outgoing, seed, 12, 200_000)
     assert ends["committed"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 120))
-def test_any_fault_at_any_byte_ten_thousand_times(house, outgoing, seed):
+def test_any_fault_at_any_byte_ten_thousand_times(endpoints, outgoing, seed):
     """20 seeds of 100 transfers over each of the houses."""
-    ends = run(house, outgoing, seed, 100, 400_000)
+    ends = run(endpoints, outgoing, seed, 100, 400_000)
     assert ends["committed"]
 
 
-def test_a_receiver_that_breaks_off_anywhere(house, outgoing):
+def test_a_receiver_that_breaks_off_anywhere(endpoints, outgoing):
     """The fault is in what the receiver says: GRANT, ACK, or its HELLO."""
     dice = random.Random(4)
-    listen = house.transport.listen
+    listen = endpoints.transport.listen
     for number in range(3):
         at = dice.randrange(700)
         made = []
@@ -135,15 +137,15 @@ def test_a_receiver_that_breaks_off_anywhere(house, outgoing):
             listener.accept = faulty
             return listener
 
-        house.transport.listen = broken
-        desk = house.desk(keepalive=QUICK)
-        house.transport.listen = listen
+        endpoints.transport.listen = broken
+        receiver = endpoints.receiver(keepalive=QUICK)
+        endpoints.transport.listen = listen
         data = dice.randbytes(100_000)
-        sent = house.sender(desk.address, keepalive=QUICK).submit(outgoing(number, [data])).result(WAIT_S)
+        sent = endpoints.sender(receiver.address, keepalive=QUICK).submit(outgoing(number, [data])).result(WAIT_S)
         if not sent.error:
-            assert desk.committed().sink.data == data
-        house.close()
-        assert desk.commits.empty()
+            assert receiver.committed().sink.data == data
+        endpoints.close()
+        assert receiver.commits.empty()
 
 
 # The parser

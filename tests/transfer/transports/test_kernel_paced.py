@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from abkt.transfer.buffers import Buffer
 from abkt.transfer.pieces import PiecesSource
-from abkt.transfer.protocol.frame import Buffer
 from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.send.outgoing import Outgoing
 from abkt.transfer.transport import PeerLost, PeerSilent
-from abkt.transfer.transports.kernel_paced import KernelPaced, PassingConnection
+from abkt.transfer.transports.kernel_paced import KernelPaced, KernelPacedConnection
 from abkt.transfer.transports.tcp import Tcp
-from tests.transfer.conftest import House
+from tests.transfer.endpoints import Endpoints
 
 FRAME = bytes(64 << 10)
 
@@ -65,30 +65,30 @@ def transport() -> Iterator[KernelPaced]:
     assert not paced._connections, "a connection was not forgotten"
 
 
-class Overtaken(PassingConnection):
+class Overtaken(KernelPacedConnection):
     """Its call returns only when the peer has the frame, and may have acknowledged it; it listens once more then, as it does when the
     kernel still had something at the last look."""
 
-    def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
-        calls = super().send(buffers, waiting)
+    def send(self, buffers: Sequence[Buffer], on_wait: Callable[[], None]) -> int:
+        calls = super().send(buffers, on_wait)
         self.readable(0.2)
-        waiting()
+        on_wait()
         return calls
 
 
 def test_an_acknowledgement_may_overtake_the_call_that_sends_the_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("abkt.transfer.transports.kernel_paced.PassingConnection", Overtaken)
+    monkeypatch.setattr("abkt.transfer.transports.kernel_paced.KernelPacedConnection", Overtaken)
     data = random.Random(1).randbytes(12 * len(FRAME))
-    house = House("tcp", tmp_path)
-    house.transport = KernelPaced()
+    endpoints = Endpoints("tcp", tmp_path)
+    endpoints.transport = KernelPaced()
     try:
-        desk = house.desk()
+        receiver = endpoints.receiver()
         outgoing = Outgoing(1, Offer(1, "raw", 10, (len(data),)), PiecesSource([memoryview(data)]))
-        sent = house.sender(desk.address).submit(outgoing).result(30.0)
+        sent = endpoints.sender(receiver.address).submit(outgoing).result(30.0)
         assert sent.error == ""
-        assert bytes(desk.committed().sink.data) == data
+        assert bytes(receiver.committed().sink.data) == data
     finally:
-        house.close()
+        endpoints.close()
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_only_loopback_without_a_key(transport: KernelPaced) -> None:
 def test_a_small_message_is_not_waited_for(transport: KernelPaced) -> None:
     transport.pace(1e3)
     peer = Peer(transport)
-    assert isinstance(peer.connection, PassingConnection)
+    assert isinstance(peer.connection, KernelPacedConnection)
     begun_s = time.monotonic()
     peer.connection.send([b"x" * 64], lambda: None)
     assert time.monotonic() - begun_s < 10
