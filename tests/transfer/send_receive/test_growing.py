@@ -1,4 +1,4 @@
-"""A source that grows while it is sent, over all transports: what there is leaves at once, and nothing before it is there."""
+"""A source that grows while it is sent, over all transports: available bytes are sent at once, and no others are read."""
 
 import os
 import threading
@@ -16,16 +16,16 @@ LASTING = Keepalive(ping_s=0.1, silence_s=20.0, greet_s=20.0, resume_s=20.0, hol
 FRAME = FRAME_BYTES[0]
 
 
-class Growing:
-    """Bytes [0, there) may be sent. asked: where each question stood."""
+class GrowingSource:
+    """Bytes [0, there) may be sent. asked: sent_bytes of each call of `available`."""
 
     def __init__(self, data):
         self.data, self.there, self.done, self.asked = data, 0, False, []
-        self.early = threading.Event()  # set if a byte is asked for that is not there
+        self.early = threading.Event()  # set if a byte is read that is not available yet
 
     @property
     def ends(self):
-        return (1, len(self.data) + 1000)  # its size is not known before
+        return (1, len(self.data) + 1000)  # the final size is not known in advance
 
     def available(self, now_s, sent_bytes):
         self.asked.append(sent_bytes)
@@ -44,8 +44,8 @@ def submitted(endpoints, outgoing, receiver, source):
 
 
 @pytest.mark.parametrize("fault", [None, Fault("break", 2 * FRAME + 7), Fault("break", 5 * FRAME)])
-def test_what_is_there_leaves_and_the_end_is_where_the_source_says(endpoints, outgoing, fault):
-    source, receiver = Growing(os.urandom(6 * FRAME + 321)), endpoints.receiver(keepalive=LASTING)
+def test_available_bytes_are_sent_until_the_source_ends(endpoints, outgoing, fault):
+    source, receiver = GrowingSource(os.urandom(6 * FRAME + 321)), endpoints.receiver(keepalive=LASTING)
     if fault:
         endpoints.transport = Faulty(endpoints.transport, [fault])
     future = submitted(endpoints, outgoing, receiver, source)
@@ -65,8 +65,8 @@ def test_what_is_there_leaves_and_the_end_is_where_the_source_says(endpoints, ou
     assert not source.early.is_set()
 
 
-def test_more_than_was_granted_is_not_sent(endpoints, outgoing):
-    source = Growing(os.urandom(3000))
+def test_a_source_that_outgrows_its_grant_fails(endpoints, outgoing):
+    source = GrowingSource(os.urandom(3000))
     receiver = endpoints.receiver(sink_of=lambda offer: BufferSink(1500))
     future = submitted(endpoints, outgoing, receiver, source)
     source.there = 3000
@@ -74,8 +74,8 @@ def test_more_than_was_granted_is_not_sent(endpoints, outgoing):
     assert receiver.aborted()
 
 
-def test_a_source_that_stays_away_can_be_cancelled(endpoints, outgoing):
-    source, receiver = Growing(bytes(100)), endpoints.receiver(keepalive=LASTING)
+def test_a_source_that_does_not_grow_can_be_cancelled(endpoints, outgoing):
+    source, receiver = GrowingSource(bytes(100)), endpoints.receiver(keepalive=LASTING)
     offered = outgoing(1, [bytes(source.ends[-1])], source.ends)
     offered.source, offered.available = source, source.available
     future = endpoints.sender(receiver.address, keepalive=LASTING).submit(offered)

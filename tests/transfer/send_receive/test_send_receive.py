@@ -1,4 +1,4 @@
-"""One suite over all transports: what is sent arrives, no less, no more, no earlier than it may."""
+"""The conformance suite over all transports: exactly the bytes up to the cut arrive, and not before the link has passed them."""
 
 import math
 import os
@@ -26,7 +26,7 @@ KIB = 1024
 
 
 def scatter(data, seed):
-    """Fresh buffers, which hold the data one after another, at most 9,000 bytes each."""
+    """The data in new buffers of at most 9,000 bytes each."""
     dice, pieces, start = random.Random(seed), [], 0
     while start < len(data):
         stop = start + dice.randint(1, 9000)
@@ -38,7 +38,7 @@ def scatter(data, seed):
 @given(sizes=st.lists(st.integers(1, 300_000), min_size=1, max_size=3), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_scattered_pieces_arrive_in_scattered_pieces(endpoints, outgoing, sizes, seed):
-    """Several transfers over one connection, in order; memory of the receiver itself is written, however it is cut."""
+    """Several transfers over one connection, in order, into the receiver's own memory."""
     receiver = endpoints.receiver()
     sender = endpoints.sender(receiver.address)
     memory = {}
@@ -66,7 +66,7 @@ def test_more_pieces_than_one_call_takes(endpoints, outgoing):
         assert sent.calls >= 6  # 6,001 buffers, 1,024 a call
 
 
-def test_the_offer_arrives_whole(endpoints, outgoing):
+def test_the_offer_arrives_with_all_its_fields(endpoints, outgoing):
     receiver = endpoints.receiver()
     offered = outgoing(5, [b"abc"], ends=(1, 3), more={"osl": 12, "greedy": True, "model": "probe"})
     offered.transfer_id = 2**64 - 1
@@ -84,7 +84,7 @@ def test_two_senders_at_once(endpoints, outgoing):
     assert not any(future.result(WAIT_S).error for future in futures)
 
 
-# The cut. At 1 MB/s a frame has the least size, 64 KiB; the clock is moved by pacing alone.
+# The cut. At 1 MB/s a frame has the smallest size, 64 KiB. Only pacing moves the clock.
 
 
 SLOW = Capacity.constant(1e6)
@@ -93,7 +93,7 @@ FRAME = FRAME_BYTES[0]
 
 @pytest.fixture
 def streamed(endpoints, outgoing, fake_clock):
-    """streamed(ends, answers): send with these answers of next_cut, the last for ever. Returns (source, Received, Sent, what was asked)."""
+    """streamed(ends, answers): send; next_cut returns the answers, then the last. Returns (data, Received, Sent, its calls)."""
 
     def run(ends, answers, sink_of=lambda offer: BufferSink(offer.size)):
         receiver, clock, asked = endpoints.receiver(sink_of=sink_of), fake_clock(), []
@@ -118,9 +118,9 @@ def streamed(endpoints, outgoing, fake_clock):
     [
         ([0], 0),
         ([9], 9),
-        ([9, 9, 2], 2),  # down while under way: nothing after band 2 leaves
+        ([9, 9, 2], 2),  # lowered on the way: nothing after band 2 is sent
         ([1, 5, 3, 7], 7),  # up and down
-        ([9, 9, 9, 9, 1], 3),  # below what has left: at once, not back
+        ([9, 9, 9, 9, 1], 3),  # below what was sent: it ends at once
         ([99], 9),
     ],
 )
@@ -131,7 +131,7 @@ def test_the_cut_moves_and_exactly_that_prefix_arrives(streamed, answers, cut):
     assert received.payload_bytes == sent.payload_bytes == ends[cut]
     assert received.sink.data == data[: ends[cut]] + bytes(ends[-1] - ends[cut])
     assert sent.wire_bytes == ends[cut] + HEADER_BYTES * (cut + 1) + metadata(received, sent)
-    assert [left for _, left, _ in asked] == [0, *ends[: cut + 1]]  # asked before each frame, and whether to stop
+    assert [left for _, left, _ in asked] == [0, *ends[: cut + 1]]  # called before each frame, and once more at the end
 
 
 @given(
@@ -151,7 +151,7 @@ def test_any_bands_and_any_answers(streamed, ends, answers):
     assert sent.cut == received.cut == max(band for band, end in enumerate(ends) if end <= stops[-1])
     assert sent.cut >= min(last, len(ends) - 1)
     for answer, (_, left, complete) in zip(answers + [answers[-1]] * len(asked), asked[:-1], strict=False):
-        assert left < ends[min(max(answer, complete), len(ends) - 1)]  # it went on only while the cut was not reached
+        assert left < ends[min(max(answer, complete), len(ends) - 1)]  # a frame was sent only while the cut was not reached
 
 
 def metadata(received, sent):
@@ -159,7 +159,7 @@ def metadata(received, sent):
     return len(received.offer.payload()) + len(commit.payload()) + 2 * HEADER_BYTES
 
 
-def test_a_smaller_grant_is_the_finest_cut_that_fits(streamed):
+def test_a_smaller_grant_limits_the_cut_to_what_fits(streamed):
     data, received, sent, _ = streamed((FRAME, 2 * FRAME, 3 * FRAME), [2], sink_of=lambda offer: BufferSink(2 * FRAME + 5))
     assert (sent.cut, sent.payload_bytes) == (1, 2 * FRAME)
     assert received.sink.data == data[: 2 * FRAME] + bytes(5)
@@ -204,10 +204,10 @@ def test_a_frame_is_20_ms_of_the_link():
     assert size.size() == FRAME_BYTES[1]
 
 
-def test_no_frame_is_larger_than_its_connection_has_use_for(endpoints, outgoing):
+def test_no_frame_is_larger_than_the_connection_can_use(endpoints, outgoing):
     receiver, wire = endpoints.receiver(), []
     sender = endpoints.sender(receiver.address)
-    for number in range(2):  # the second knows the link from its start
+    for number in range(2):  # the second one starts with an estimate of the link
         asked = outgoing(number, [os.urandom(24 << 20)], on_sent=lambda now_s, size, duration_s: wire.append(size))
         assert not sender.submit(asked).result(WAIT_S).error
         receiver.committed()
@@ -239,11 +239,11 @@ def test_a_paced_transfer_takes_what_the_capacity_says(endpoints, outgoing, fake
     end_s = 100.0 + capacity.finish_s(sent.first_byte_s - 100.0, frames)
     assert sent.last_byte_s == pytest.approx(end_s, abs=1e-6)
     assert sum(duration_s for _, _, duration_s in samples) == pytest.approx(end_s - sent.first_byte_s)
-    assert sent.acked_s == pytest.approx(100.0 + capacity.finish_s(0.0, sent.wire_bytes), abs=1e-6)  # OFFER and COMMIT pay too
+    assert sent.acked_s == pytest.approx(100.0 + capacity.finish_s(0.0, sent.wire_bytes), abs=1e-6)  # OFFER and COMMIT are paced too
 
 
 def test_no_byte_arrives_before_the_link_has_passed_it(endpoints, outgoing, fake_clock):
-    """The clock stops in the middle of the fourth frame: three have arrived, and the fourth has not."""
+    """The clock is stopped in the middle of the fourth frame: three have arrived, and the fourth has not."""
     clock, stopped, go_on = fake_clock(), threading.Event(), threading.Event()
     frame_s = (FRAME + HEADER_BYTES) / 1e6
 
@@ -278,13 +278,13 @@ def test_an_offer_waits_until_there_is_memory(endpoints, outgoing):
         return BufferSink(offer.size) if free.is_set() else None
 
     receiver = endpoints.receiver(sink_of=sink_of)
-    future = endpoints.sender(receiver.address).submit(outgoing(1, [b"patience"]))
+    future = endpoints.sender(receiver.address).submit(outgoing(1, [b"waited"]))
     assert all(asked.acquire(timeout=WAIT_S) for _ in range(2))
     assert not future.done()
     free.set()
     receiver.memory_freed()
     assert math.isfinite(future.result(WAIT_S).granted_s)
-    assert receiver.committed().sink.data == b"patience"
+    assert receiver.committed().sink.data == b"waited"
 
 
 def test_a_refused_offer_leaves_the_connection_alone(endpoints, outgoing):
@@ -329,7 +329,7 @@ def test_a_cancelled_transfer_frees_the_memory_of_its_receiver(endpoints, outgoi
         assert receiver.committed().transfer_id == 2
 
 
-def test_closing_the_sender_ends_what_it_was_doing(endpoints, outgoing):
+def test_closing_the_sender_fails_its_transfers(endpoints, outgoing):
     receiver = endpoints.receiver(sink_of=lambda offer: None)
     sender = endpoints.sender(receiver.address)
     futures = [sender.submit(outgoing(i, [b"x"])) for i in range(3)]
@@ -363,14 +363,14 @@ def sockets():
 # Addresses
 
 
-def test_a_taken_address_is_one_line(endpoints):
+def test_a_taken_address_is_refused_in_one_line(endpoints):
     receiver = endpoints.receiver()
     with pytest.raises(ValueError, match=r"in use; give another|exists; give another") as error:
         endpoints.transport.listen(receiver.address, 1.0)
     assert "\n" not in str(error.value)
 
 
-def test_nobody_there(endpoints, outgoing):
+def test_connecting_where_nobody_listens_fails_the_transfer(endpoints, outgoing):
     receiver = endpoints.receiver()
     receiver.close()
     endpoints.open.clear()
@@ -379,12 +379,12 @@ def test_nobody_there(endpoints, outgoing):
 
 
 @pytest.mark.parametrize("address", ["", "localhost", "localhost:", "localhost:x", "localhost:65536", "localhost:-1", "example.org:80"])
-def test_a_bad_address_is_one_line(address):
+def test_a_malformed_address_is_refused_in_one_line(address):
     with pytest.raises(ValueError, match=r"host:port|IP address"):
         Tcp().listen(address, 1.0)
 
 
-def test_an_offer_must_be_that_of_its_source(outgoing):
+def test_an_offer_must_match_its_source(outgoing):
     made = outgoing(1, [b"abc"])
     with pytest.raises(ValueError, match="not those of its source"):
         type(made)(1, Offer(1, "raw", 1, (4,)), made.source)
@@ -394,8 +394,8 @@ def test_an_offer_must_be_that_of_its_source(outgoing):
         outgoing(2**64, [b"abc"])
 
 
-def test_little_is_left_unsent_in_the_kernel_and_more_of_large_frames():
-    """Half a frame, so 10 ms of the link; of frames up to 256 KiB, 128 KiB. Metadata changes nothing."""
+def test_half_a_frame_may_stay_unsent_in_the_kernel():
+    """Half a frame is 10 ms of the link; the least is 128 KiB. Messages do not change the limit."""
     listener = Tcp().listen("127.0.0.1:0", WAIT_S)
     there = Tcp().connect(listener.address, WAIT_S)
     here = listener.accept(WAIT_S)

@@ -1,4 +1,4 @@
-"""A connection that breaks in the middle of a transfer, over all transports: what is held is not sent again, nothing is lost or doubled."""
+"""Resuming a transfer after its connection broke, over all transports: held bytes are not sent again, and nothing is lost or doubled."""
 
 import os
 import threading
@@ -27,7 +27,7 @@ FRAME = FRAME_BYTES[0]
 
 
 class CountingSink(BufferSink):
-    """Which bytes were asked for to be written, frame by frame."""
+    """Records the byte range of each frame that was written."""
 
     def __init__(self, size):
         super().__init__(size)
@@ -54,20 +54,20 @@ def once_broken(endpoints, outgoing, data, faults, **options):
 
 
 @pytest.mark.parametrize("at", [1500, FRAME // 2, 3 * FRAME, 5 * FRAME + 7, 900_000])
-def test_only_what_is_missing_is_sent_again(endpoints, outgoing, at):
-    """The first bytes are HELLO and OFFER, so `at` is somewhere in a DATA frame, whichever it is."""
+def test_only_missing_bytes_are_sent_again(endpoints, outgoing, at):
+    """The first bytes are HELLO and OFFER, so byte `at` is in some DATA frame."""
     data = os.urandom(1_000_000)
     sent, received, sink, asked = once_broken(endpoints, outgoing, data, [Fault("break", at)])
     assert (sent.resumes, sent.retries, sent.payload_bytes) == (1, 0, len(data))
     assert (received.epoch, received.payload_bytes, len(asked)) == (1, len(data), 1)
     twice = sum(stop - start for start, stop in sink.written) - len(data)
-    assert twice <= FRAME_BYTES[1]  # the frame that broke off, at most
+    assert twice <= FRAME_BYTES[1]  # at most the frame that broke off
     assert [start for start, _ in sink.written] == sorted(start for start, _ in sink.written)
     assert sent.held_bytes == len(data)
 
 
-def test_a_break_after_each_other_byte_of_a_small_transfer(endpoints, outgoing):
-    """Also in HELLO, where there is no transfer yet and it fails; in OFFER, GRANT, DATA and COMMIT it does not."""
+def test_a_break_at_every_37th_byte_of_a_small_transfer(endpoints, outgoing):
+    """A break in HELLO fails the transfer, which has not begun; one in OFFER, DATA or COMMIT does not."""
     receiver = endpoints.receiver(keepalive=LASTING)
     transport, seen = endpoints.transport, set()
     for at in range(0, 1700, 37):
@@ -91,13 +91,13 @@ def test_any_number_of_breaks_anywhere(endpoints, outgoing, breaks, size):
     data = os.urandom(size)
     receiver = endpoints.receiver(keepalive=LASTING)
     sender = endpoints.sender(receiver.address, keepalive=LASTING)
-    assert not sender.submit(outgoing(0, [b"first"])).result(WAIT_S).error  # so that a break in the greeting is one of a resume
+    assert not sender.submit(outgoing(0, [b"first"])).result(WAIT_S).error  # so that a break in the handshake is one while resuming
     receiver.committed()
     sender._transport = Faulty(transport, [Fault("break", at) for at in breaks])
     sender._channel.connection.abort()
     sent = sender.submit(outgoing(1, [data])).result(WAIT_S)
     if sent.error:
-        assert sent.retries == 1  # again before the grant
+        assert sent.retries == 1  # it was already retried before the grant
     else:
         received = receiver.committed()
         assert received.sink.data == data
@@ -106,7 +106,7 @@ def test_any_number_of_breaks_anywhere(endpoints, outgoing, breaks, size):
     endpoints.close()
 
 
-def test_what_has_come_is_invisible_until_the_commit(endpoints):
+def test_nothing_is_delivered_before_the_commit(endpoints):
     receiver = endpoints.receiver(keepalive=LASTING)
     first = endpoints.channel(receiver.address, instance=INSTANCE)
     assert offer(first) == Grant(100)
@@ -142,8 +142,8 @@ def acknowledged(channel, _=None):
             return header.offset
 
 
-def test_a_connection_that_still_seems_to_live_is_taken_over(endpoints):
-    """The receiver has not noticed the break yet. Its old thread is gone before the new one writes."""
+def test_a_transfer_is_taken_over_from_a_connection_that_seems_alive(endpoints):
+    """The receiver has not noticed the break yet. Its old thread ends before the new one writes."""
     receiver = endpoints.receiver(keepalive=LASTING)
     first = endpoints.channel(receiver.address, instance=INSTANCE)
     offer(first)
@@ -160,7 +160,7 @@ def test_a_connection_that_still_seems_to_live_is_taken_over(endpoints):
 
 
 def offer_held(channel, receiver):
-    """Once the first frame has been taken in, so that the test knows what is held."""
+    """Offer again once the first frame has been received, so that the test knows what is held."""
     (lease,) = receiver._leases._leases.values()
     if lease.received is None or lease.received.payload_bytes < 50:
         return False
@@ -168,7 +168,7 @@ def offer_held(channel, receiver):
     return True
 
 
-def test_an_acknowledgement_that_was_lost_is_given_again(endpoints):
+def test_a_lost_acknowledgement_is_sent_again(endpoints):
     receiver = endpoints.receiver(keepalive=LASTING)
     first = endpoints.channel(receiver.address, instance=INSTANCE)
     offer(first)
@@ -191,7 +191,7 @@ def test_an_acknowledgement_that_was_lost_is_given_again(endpoints):
     ],
 )
 @pytest.mark.parametrize("state", ["under way", "broken", "committed"])
-def test_an_offer_of_no_later_epoch_or_another_is_refused(endpoints, state, change, complaint):
+def test_an_offer_that_is_not_newer_or_differs_is_refused(endpoints, state, change, complaint):
     receiver = endpoints.receiver(keepalive=LASTING)
     first = endpoints.channel(receiver.address, instance=INSTANCE)
     offer(first, epoch=2)
@@ -212,8 +212,7 @@ def test_an_offer_of_no_later_epoch_or_another_is_refused(endpoints, state, chan
 
 
 @pytest.mark.parametrize("other", ["instance", "serial"])
-def test_a_transfer_of_another_sender_or_number_is_another(endpoints, other):
-    """The same id again is not the same transfer."""
+def test_the_same_id_from_another_sender_or_serial_is_another_transfer(endpoints, other):
     receiver = endpoints.receiver(keepalive=LASTING)
     first = endpoints.channel(receiver.address, instance=INSTANCE)
     offer(first)
@@ -222,7 +221,7 @@ def test_a_transfer_of_another_sender_or_number_is_another(endpoints, other):
     assert offer(second, epoch=1, serial=int(other == "serial")) == Grant(100)
 
 
-def test_the_memory_of_one_that_does_not_come_back_is_freed_once(endpoints, caplog):
+def test_the_memory_of_a_transfer_that_is_not_resumed_is_freed_once(endpoints, caplog):
     receiver = endpoints.receiver(keepalive=BRIEF)
     channel = endpoints.channel(receiver.address, instance=INSTANCE)
     offer(channel)
@@ -239,7 +238,7 @@ def test_the_memory_of_one_that_does_not_come_back_is_freed_once(endpoints, capl
     assert receiver.aborts.empty()
 
 
-def test_closing_the_receiver_frees_what_was_kept(endpoints):
+def test_closing_the_receiver_frees_the_memory_of_kept_transfers(endpoints):
     receiver = endpoints.receiver(keepalive=LASTING)
     channel = endpoints.channel(receiver.address, instance=INSTANCE)
     offer(channel)
@@ -258,8 +257,8 @@ def test_without_an_instance_nothing_is_kept(endpoints):
     assert receiver.aborted()[0].transfer_id == 1
 
 
-def test_a_receiver_that_has_forgotten_gets_everything_again(endpoints, outgoing):
-    """It was started again, at the same address, in the middle of the transfer."""
+def test_a_restarted_receiver_gets_everything_again(endpoints, outgoing):
+    """It is restarted at the same address in the middle of the transfer."""
     receiver = endpoints.receiver(keepalive=LASTING)
     closing, again = endpoints.open.pop(), []
     data = os.urandom(1_000_000)
@@ -293,7 +292,7 @@ def test_a_sender_gives_up_in_time(endpoints, outgoing):
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
-def test_giving_up_a_broken_transfer_does_not_wait(endpoints, outgoing, how):
+def test_cancelling_a_broken_transfer_does_not_wait(endpoints, outgoing, how):
     receiver = endpoints.receiver(keepalive=LASTING)
     closing, begun = endpoints.open.pop(), threading.Event()
     offered = outgoing(1, [bytes(1_000_000)])
@@ -317,9 +316,9 @@ def test_a_sender_that_closes_frees_the_memory_at_once(endpoints, outgoing):
     assert reason == "prefill-0: the sender was closed"
 
 
-def test_acknowledgements_come_during_the_transfer_and_tell_the_price(endpoints, outgoing):
+def test_acknowledgements_during_the_transfer_carry_the_price(endpoints, outgoing):
     prices = iter(range(1, 10_000))
-    receiver = endpoints.receiver(keepalive=LASTING, price=lambda came_bytes: float(next(prices)))
+    receiver = endpoints.receiver(keepalive=LASTING, price=lambda received_bytes: float(next(prices)))
     sender = endpoints.sender(receiver.address, keepalive=LASTING)
     seen = []
     offered = outgoing(1, [bytes(40 << 20)], on_ack=lambda held_bytes, price: seen.append((held_bytes, price)))
@@ -327,12 +326,12 @@ def test_acknowledgements_come_during_the_transfer_and_tell_the_price(endpoints,
     assert not sent.error
     assert len(seen) >= 4
     assert [held for held, _ in seen] == sorted(held for held, _ in seen)
-    assert [price for _, price in seen] == [float(n) for n in range(1, 1 + len(seen))]  # the first is that of the grant
+    assert [price for _, price in seen] == [float(n) for n in range(1, 1 + len(seen))]  # the first one came with the grant
     assert (sent.held_bytes, sent.price) == seen[-1]
     assert sent.held_bytes == 40 << 20
 
 
-def test_an_acknowledgement_of_what_was_not_sent_ends_the_transfer(endpoints, outgoing):
+def test_an_acknowledgement_of_unsent_bytes_fails_the_transfer(endpoints, outgoing):
     listener = endpoints.listener()
     future = endpoints.sender(listener.address, keepalive=LASTING).submit(outgoing(1, [bytes(100)]))
     channel = endpoints.accepted(listener, LASTING)
@@ -345,7 +344,7 @@ def test_an_acknowledgement_of_what_was_not_sent_ends_the_transfer(endpoints, ou
 
 
 @pytest.mark.parametrize("grant", [Grant(100, held=50, frames=1), Grant(100, held=100, frames=1, committed=True)])
-def test_a_grant_of_what_was_not_sent_ends_the_transfer(endpoints, outgoing, grant):
+def test_a_grant_that_claims_unsent_bytes_fails_the_transfer(endpoints, outgoing, grant):
     listener = endpoints.listener()
     future = endpoints.sender(listener.address, keepalive=LASTING).submit(outgoing(1, [bytes(100)]))
     channel = endpoints.accepted(listener, LASTING)
@@ -354,45 +353,45 @@ def test_a_grant_of_what_was_not_sent_ends_the_transfer(endpoints, outgoing, gra
     assert "are held, which were not sent so" in future.result(WAIT_S).error
 
 
-def test_a_refusal_is_not_tried_again(endpoints, outgoing):
+def test_a_failed_transfer_is_not_retried(endpoints, outgoing):
     receiver = endpoints.receiver(keepalive=LASTING)
     transport = endpoints.transport = Faulty(endpoints.transport, [])
     sender = endpoints.sender(receiver.address, keepalive=LASTING)
-    spoilt = outgoing(1, [bytes(100)], next_cut=lambda *view: 1 // 0)
-    assert "ZeroDivisionError" in sender.submit(spoilt).result(WAIT_S).error
+    failing = outgoing(1, [bytes(100)], next_cut=lambda *view: 1 // 0)
+    assert "ZeroDivisionError" in sender.submit(failing).result(WAIT_S).error
     assert receiver.aborted()[0].transfer_id == 1
     assert transport.connections == 1
 
 
-def test_a_receiver_remembers_a_bounded_number():
+def test_a_receiver_remembers_a_limited_number_of_transfers():
     aborted = []
     leases = Leases(LASTING, lambda received, reason: aborted.append(received))
     for serial in range(COMMITTED_CAP + 100):
         lease = leases.enter(TransferIdentity("a", INSTANCE, serial, 1), 0, Offer(1, "raw", 1, (10,)), None)
         lease.received = Received("a", 1, 0, Offer(1, "raw", 1, (10,)), BufferSink(10), 0.0, 0.0)
         leases.commit(lease)
-        assert lease.received is None  # the memory is the worker's now
+        assert lease.received is None  # the sink is not referenced any more
     assert len(leases._leases) <= COMMITTED_CAP + 1
     leases.close()
     assert not leases._leases
     assert not aborted
 
 
-def test_one_that_lets_go_in_time_is_waited_for_and_no_longer():
-    class Deaf:
+def test_taking_over_a_transfer_waits_a_limited_time_for_the_old_connection():
+    class StuckConnection:
         def abort(self):
             pass
 
     leases = Leases(Keepalive(ping_s=0.01, silence_s=0.1), lambda received, reason: None)
     identity, offered = TransferIdentity("a", INSTANCE, 0, 1), Offer(1, "raw", 1, (10,))
-    lease = leases.enter(identity, 0, offered, Deaf())
+    lease = leases.enter(identity, 0, offered, StuckConnection())
     with pytest.raises(FrameError, match="still being written"):
-        leases.enter(identity, 1, offered, Deaf())
+        leases.enter(identity, 1, offered, StuckConnection())
     threading.Timer(0.02, leases.leave, (lease, "gone", True)).start()
-    assert leases.enter(identity, 1, offered, Deaf()) is not lease  # nothing had been granted
+    assert leases.enter(identity, 1, offered, StuckConnection()) is not lease  # nothing had been granted
 
 
-def test_keepalives_that_cannot_work():
+def test_a_keepalive_that_holds_shorter_than_it_resumes_is_refused():
     with pytest.raises(ValueError, match="memory held for 1 s must outlast the 2 s of resuming"):
         Keepalive(resume_s=2.0, hold_s=1.0)
     assert HEADER_BYTES == 64

@@ -1,6 +1,6 @@
-"""Two kinds of memory in one stream of bytes, tags of what lies on a device, and rings that are freed when nobody has them any more.
+"""CUDA IPC: host and device memory in one byte stream, tags of device memory, and rings that are freed when no process maps them.
 
-On a GPU if there is one; else a driver stands in for it (standin_cuda.c). What only the stand-in tells is skipped on a GPU.
+On a GPU if there is one, else over the stand-in for its driver (standin_cuda.c). Tests that need the stand-in are skipped on a GPU.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from tests.transfer.standin_cuda import DEVICE, StandinCudaIpc, driver, live, st
 
 WAIT_S = 30.0
 PEER = Path(__file__).with_name("cuda_ipc_peer.py")
-stands_in = pytest.mark.skipif(DEVICE == "cuda", reason="of the driver that stands in for a GPU's")
+stands_in = pytest.mark.skipif(DEVICE == "cuda", reason="needs the stand-in for the CUDA driver")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,7 +59,7 @@ def ends(ends_of):
 
 
 def pieces(data, stops, on_device):
-    """The data in pieces, each in the host's memory or on the device."""
+    """The data in pieces, each in host memory or on the device."""
     bounds = [0, *sorted({min(stop, len(data)) for stop in stops}), len(data)]
     cut = [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]  # noqa: RUF007  some may be empty
     return [tensor(each) if there and each else each for each, there in zip(cut, on_device * len(cut), strict=False)]
@@ -74,13 +74,13 @@ CUTS = st.lists(st.integers(0, 3 << 20), max_size=6)
 PLACES = st.lists(st.booleans(), min_size=1, max_size=5)
 
 
-# One order of bytes
+# One byte stream
 
 
 @given(st.lists(st.tuples(CUTS, PLACES), min_size=1, max_size=3), CUTS, PLACES, st.integers(0, 99))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_bytes_come_in_their_order_whatever_memory_they_are_in(ends, sends, stops, places, seed):
-    """However they are cut on either side, and both ways at once."""
+def test_bytes_arrive_in_order_whatever_memory_they_are_in(ends, sends, stops, places, seed):
+    """However they are cut on either side, and in both directions at once."""
     dice = random.Random(seed)
     there, here = ends(silence_s=5.0)
     said = [dice.randbytes(dice.randint(1, 3 << 20)) for _ in sends]
@@ -102,7 +102,7 @@ def test_bytes_come_in_their_order_whatever_memory_they_are_in(ends, sends, stop
     assert b"".join(map(to_host, back)) == whole
 
 
-def test_more_than_the_ring_holds_waits_and_not_for_ever(ends):
+def test_a_full_ring_waits_until_the_silence_limit(ends):
     there, here = ends(silence_s=0.3)
     with pytest.raises(PeerSilent, match=r"moved no byte for 0\.3 s"):
         there.send([tensor(bytes(DEVICE_RING_BYTES + 1))], nothing)
@@ -110,7 +110,7 @@ def test_more_than_the_ring_holds_waits_and_not_for_ever(ends):
         here.receive(spaces(DEVICE_RING_BYTES + 2, [], [True]), nothing)
 
 
-def test_few_bytes_now_and_then_are_no_sign_of_life(ends):
+def test_a_trickle_of_bytes_counts_as_silence(ends):
     there, here = ends(silence_s=0.5)
     stop = threading.Event()
 
@@ -126,7 +126,7 @@ def test_few_bytes_now_and_then_are_no_sign_of_life(ends):
     thread.join(WAIT_S)
 
 
-def test_what_was_put_can_be_read_after_the_other_end_has_gone(ends):
+def test_bytes_in_the_ring_can_be_read_after_the_peer_has_gone(ends):
     there, here = ends()
     there.send([b"last", tensor(b" words")], nothing)
     there.abort()
@@ -140,11 +140,11 @@ def test_what_was_put_can_be_read_after_the_other_end_has_gone(ends):
         here.send([tensor(bytes(2 * DEVICE_RING_BYTES))], nothing)
 
 
-def test_a_call_is_a_copy_and_a_run_is_one(ends):
+def test_each_piece_is_one_copy(ends):
     there, here = ends()
     runs = [tensor(bytes(1000)) for _ in range(5)]
     got = spaces(5000, [], [True])
-    assert there.send([b"h" * 64, *runs], nothing) == 5 + 1  # and one to tell of what lies in the host's memory
+    assert there.send([b"h" * 64, *runs], nothing) == 5 + 1  # and one count for the host lane
     here.receive([memoryview(bytearray(64)), *got], nothing)
 
 
@@ -156,7 +156,7 @@ def frame_of(tags, payload):
 
 
 def opened(frame, into):
-    """What a receiver has in its spaces, once it has found the frame good."""
+    """Open the frame into these spaces, as a receiver does; returns its header."""
     header, data = parse(frame[0]), b"".join(map(to_host, frame[1:]))
 
     def receive(step):
@@ -177,7 +177,7 @@ def opened(frame, into):
     PLACES,
 )
 @settings(deadline=None)
-def test_a_frame_is_opened_wherever_its_bytes_lie_on_either_side(data, stops, places, other_stops, other_places):
+def test_a_frame_verifies_wherever_its_bytes_are_on_either_side(data, stops, places, other_stops, other_places):
     payload = [each for each in pieces(data, stops, places) if len(each)]
     into = [each for each in spaces(len(data), other_stops, other_places) if len(each)]
     header = opened(frame_of(DeviceTags(), payload), into)
@@ -210,7 +210,7 @@ def device_sink(offer):
 @pytest.mark.parametrize("endpoints", ["cuda_ipc", "cuda_ipc-keyed", "cuda_ipc-encrypted"], indirect=True)
 @pytest.mark.parametrize("sink_of", [device_sink, lambda offer: BufferSink(offer.size)], ids=["to device", "to host"])
 @pytest.mark.parametrize("leaves", ["device", "host"])
-def test_raw_kv_arrives_from_either_memory_in_either(endpoints, leaves, sink_of):
+def test_raw_kv_arrives_from_either_memory_into_either(endpoints, leaves, sink_of):
     data = random.Random(1).randbytes(5 << 20)
     stops = [1 << 20, (1 << 20) + 64, (3 << 20) + 17]
     source = DevicePieces(pieces(data, stops, [True])) if leaves == "device" else PiecesSource(pieces(data, stops, [False]))
@@ -221,7 +221,7 @@ def test_raw_kv_arrives_from_either_memory_in_either(endpoints, leaves, sink_of)
 
 
 @pytest.mark.parametrize("endpoints", ["cuda_ipc"], indirect=True)
-def test_from_device_to_device_nothing_comes_to_the_host(endpoints, monkeypatch):
+def test_device_to_device_copies_nothing_to_the_host(endpoints, monkeypatch):
     copied, slow = [], []
 
     def watched(name):
@@ -250,8 +250,8 @@ def test_from_device_to_device_nothing_comes_to_the_host(endpoints, monkeypatch)
 
 
 @pytest.mark.parametrize("endpoints", ["cuda_ipc"], indirect=True)
-def test_frames_of_one_band_are_cut_where_a_kernel_can_read_their_parts(endpoints):
-    """Blocks of a pool are aligned; so are the parts of them that frames have."""
+def test_frames_within_one_band_have_aligned_parts(endpoints):
+    """Blocks of a pool are aligned, so a kernel can read the parts of a frame in place."""
     taken = []
 
     class Watched(DevicePieces):
@@ -291,7 +291,7 @@ def test_between_two_processes_from_device_to_device(endpoints, tmp_path):
             assert process.stdout.readline().strip() == hashlib.sha256(data).hexdigest()
 
 
-# Who has the memory
+# Freeing the memory
 
 
 @stands_in
@@ -323,7 +323,7 @@ def test_a_connection_that_nobody_accepts_leaves_nothing(tmp_path):
 
 
 @stands_in
-def test_what_a_killed_peer_had_is_freed_on_either_side(tmp_path):
+def test_the_memory_shared_with_a_killed_peer_is_freed_on_either_side(tmp_path):
     before, files = live(), len(os.listdir("/proc/self/fd"))
     with peer("take", str(tmp_path / "peer")) as process:
         there = StandinCudaIpc().connect(process.stdout.readline().strip(), WAIT_S)
@@ -343,7 +343,7 @@ def test_what_a_killed_peer_had_is_freed_on_either_side(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         got = spaces(1, [], [True])
-        here.receive(got, nothing)  # what it had sent is still there
+        here.receive(got, nothing)  # the bytes that it had sent are still there
         assert to_host(got[0]) == b"\7"
         assert live() == before + 2, "mapped, and a stream"
         with pytest.raises(PeerLost, match="closed the connection"):
@@ -355,7 +355,7 @@ def test_what_a_killed_peer_had_is_freed_on_either_side(tmp_path):
 
 
 @pytest.mark.parametrize("endpoints", ["cuda_ipc"], indirect=True)
-def test_a_peer_that_is_killed_in_the_middle_is_noticed_at_once(endpoints, tmp_path):
+def test_a_peer_killed_during_a_transfer_is_detected_at_once(endpoints, tmp_path):
     with peer("take", str(tmp_path / "peer")) as process:
         sender = endpoints.sender(process.stdout.readline().strip())
         killed = []
@@ -372,11 +372,11 @@ def test_a_peer_that_is_killed_in_the_middle_is_noticed_at_once(endpoints, tmp_p
         assert time.monotonic() - killed[0] < 10
 
 
-# Strangers
+# Peers that break the protocol
 
 
-def files(*, memory=True, counting=True, release_fd=True):
-    """What a side that connects gives away; False: something else in its place."""
+def files(*, memory=True, counting=True, pipe=True):
+    """The file descriptors that a connecting side passes; False: another one in its place."""
     import fcntl
 
     ring = os.memfd_create("test", os.MFD_ALLOW_SEALING)
@@ -386,8 +386,8 @@ def files(*, memory=True, counting=True, release_fd=True):
     ours.close()
     read, write = os.pipe()
     os.close(read)
-    last = write if release_fd else os.dup(theirs.fileno())
-    if not release_fd:
+    last = write if pipe else os.dup(theirs.fileno())
+    if not pipe:
         os.close(write)
     middle = os.open(os.devnull, os.O_RDWR) if counting is None else theirs.detach()
     theirs.close()
@@ -410,7 +410,7 @@ def greeting(magic=MAGIC, size=2 * DEVICE_RING_BYTES, handle=b""):
         (greeting(), lambda: files(memory=False), "of another size"),
         (greeting(), lambda: files(counting=False), "does not speak this protocol"),
         (greeting(), lambda: files(counting=None), "does not speak this protocol"),
-        (greeting(), lambda: files(release_fd=False), "does not speak this protocol"),
+        (greeting(), lambda: files(pipe=False), "does not speak this protocol"),
         (
             greeting(),
             files,
@@ -420,7 +420,7 @@ def greeting(magic=MAGIC, size=2 * DEVICE_RING_BYTES, handle=b""):
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_a_stranger_is_not_believed(tmp_path, said, given, complaint):
+def test_an_invalid_greeting_is_refused(tmp_path, said, given, complaint):
     before = len(os.listdir("/proc/self/fd"))
     listener = StandinCudaIpc().listen(str(tmp_path / "socket"), WAIT_S)
     with socket.socket(socket.AF_UNIX) as stranger:
@@ -441,8 +441,8 @@ def test_a_stranger_is_not_believed(tmp_path, said, given, complaint):
 
 
 @stands_in
-def test_memory_that_is_smaller_than_it_should_be_is_let_go_again(tmp_path):
-    """To write behind its end would be the end of this process."""
+def test_memory_that_is_too_small_is_refused_and_unmapped(tmp_path):
+    """Writing past its end would crash this process."""
     before = live()
     small = ExportedMemory(driver(), 4096)
     with pytest.raises(ValueError, match="exported 4096 bytes of GPU memory, not 8192"):
@@ -452,7 +452,7 @@ def test_memory_that_is_smaller_than_it_should_be_is_let_go_again(tmp_path):
     assert live() == before
 
 
-def test_a_record_of_more_than_comes_is_an_end_like_any_other(tmp_path, ends):
+def test_a_record_of_more_bytes_than_come_ends_in_silence(tmp_path, ends):
     there, here = ends(silence_s=0.3)
     there._host.send([RECORD.pack(True, 1 << 60)], nothing)
     with pytest.raises(PeerSilent):
@@ -463,14 +463,14 @@ def test_a_record_of_more_than_comes_is_an_end_like_any_other(tmp_path, ends):
 
 
 @stands_in
-def test_without_a_gpu_it_is_refused_in_one_line():
+def test_without_a_gpu_the_transport_is_refused_in_one_line():
     for make in (CudaIpc, Driver, lambda: Driver(1, library=str(standin()))):
         with pytest.raises(ValueError, match="CUDA IPC needs") as caught:
             make()
         assert "\n" not in str(caught.value)
 
 
-def test_an_error_names_the_call_and_what_the_driver_says_and_leaves_the_thread_as_it_was():
+def test_an_error_names_the_call_and_restores_the_context():
     for _ in range(2):
         with pytest.raises(DriverError, match="cuMemFree_v2: CUDA_ERROR_INVALID_VALUE"):
             driver().free(64)
