@@ -117,7 +117,7 @@ def seal(header: FrameHeader, payload: Sequence[Buffer] = ()) -> bytes:
 
 
 def parse(data: Buffer) -> FrameHeader:
-    """The header in 64 bytes, with every field checked. The tag is checked later, by `verify` or by tags.py. Raises FrameError."""
+    """The header in 64 bytes, with every field checked. The tag is checked by tags.py. Raises FrameError."""
     if len(data) != HEADER_BYTES:
         raise FrameError(f"a frame header has {HEADER_BYTES} bytes, not {len(data)}")
     magic, version, number, flags, transfer_id, sequence, offset, epoch, length, reserved = _FIELDS.unpack_from(data)
@@ -144,9 +144,3 @@ def parse(data: Buffer) -> FrameHeader:
     if offset + length > OFFSET_CAP_BYTES:
         raise FrameError(f"{kind.name} frame ends at byte {offset + length}, above the cap of {OFFSET_CAP_BYTES}")
     return FrameHeader(kind, transfer_id, sequence, offset, epoch, length, flags, bytes(data[-TAG_BYTES:]))
-
-
-def verify(header: FrameHeader, payload: Sequence[Buffer]) -> None:
-    """Raises FrameError if the header or the payload differ from what the sender sealed."""
-    if digest_of([header.untagged(), *payload]) != header.tag:
-        raise FrameError(f"{header.type.name} frame {header.sequence} of transfer {header.transfer_id} is damaged: its tag does not fit")

@@ -423,10 +423,10 @@ def greeting(magic=MAGIC, size=2 * DEVICE_RING_BYTES, handle=b""):
 def test_an_invalid_greeting_is_refused(tmp_path, said, given, complaint):
     before = len(os.listdir("/proc/self/fd"))
     listener = StandinCudaIpc().listen(str(tmp_path / "socket"), WAIT_S)
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(listener.address)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.address)
         given_away = given()
-        socket.send_fds(stranger, [said], given_away)
+        socket.send_fds(client, [said], given_away)
         for number in given_away:
             os.close(number)
         here = listener.accept(WAIT_S)

@@ -105,10 +105,10 @@ def test_the_check_for_open_ports_finds_one():
 )
 def test_an_invalid_nixl_greeting_is_refused(tmp_path, greeting, complaint):
     listener = Nixl().listen(str(tmp_path / "socket"), WAIT_S)
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(listener.address)
-        stranger.sendall(greeting)
-        stranger.shutdown(socket.SHUT_WR)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.address)
+        client.sendall(greeting)
+        client.shutdown(socket.SHUT_WR)
         here = listener.accept(WAIT_S)
         with pytest.raises(PeerLost, match=complaint):
             here.receive([memoryview(bytearray(1))], nothing)
@@ -119,15 +119,15 @@ def test_an_invalid_nixl_greeting_is_refused(tmp_path, greeting, complaint):
 def test_another_users_process_is_refused(tmp_path, monkeypatch):
     """None of its metadata is read, and nothing is sent to it."""
     listener = Nixl().listen(str(tmp_path / "socket"), WAIT_S)
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(listener.address)
-        stranger.sendall(GREETING.pack(MAGIC, 5, 0) + b"stuff")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.address)
+        client.sendall(GREETING.pack(MAGIC, 5, 0) + b"stuff")
         here = listener.accept(WAIT_S)
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
         with pytest.raises(PeerLost, match=f"is a process of user {os.getuid()}, not of this one"):
             here.receive([memoryview(bytearray(1))], nothing)
         here.close()
-        assert stranger.recv(1) == b""
+        assert client.recv(1) == b""
         with pytest.raises(PeerLost, match="is a process of user"):
             Nixl().connect(listener.address, WAIT_S)
     listener.close()

@@ -120,10 +120,10 @@ def memory(size=2 * RING_BYTES, seals=SEALS):
 def test_an_invalid_shm_greeting_is_refused(tmp_path, greeting, memories, complaint):
     before = len(os.listdir("/proc/self/fd"))
     listener = Shm().listen(str(tmp_path / "socket"), WAIT_S)
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(listener.address)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.address)
         given_away = [make() for make in memories]
-        socket.send_fds(stranger, [greeting], given_away)
+        socket.send_fds(client, [greeting], given_away)
         for number in given_away:
             os.close(number)
         here = listener.accept(WAIT_S)
@@ -140,13 +140,13 @@ def test_an_invalid_shm_greeting_is_refused(tmp_path, greeting, memories, compla
 @pytest.mark.parametrize("counts", [[RING_BYTES + 1], [RING_BYTES, 1], [-1], [1, -1], [2**31 - 1] * 10])
 def test_counts_beyond_the_ring_end_the_connection(tmp_path, counts):
     listener = Shm().listen(str(tmp_path / "socket"), WAIT_S)
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(listener.address)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.address)
         made = memory()
-        socket.send_fds(stranger, [GREETING], [made])
+        socket.send_fds(client, [GREETING], [made])
         os.close(made)
         here = listener.accept(WAIT_S)
-        stranger.send(b"".join(struct.pack("<i", count) for count in counts))
+        client.send(b"".join(struct.pack("<i", count) for count in counts))
         here.readable(0)
         with pytest.raises(PeerLost, match="counted more bytes than its ring holds"):
             here.receive([memoryview(bytearray(2 * RING_BYTES))], nothing)
