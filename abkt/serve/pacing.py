@@ -9,13 +9,13 @@ from typing import Any
 
 from abkt.capacity import Capacity
 from abkt.net.command import NetworkError
-from abkt.net.follow import Follower
 from abkt.net.namespaces import Namespaces
+from abkt.net.schedule import ScheduleFollower
 from abkt.serve.frontend.process import ClusterError
 from abkt.transfer.link import PacedLink
 from abkt.transfer.transport import Transport
 from abkt.transfer.transports.kernel_paced import KernelPaced
-from abkt.transfer.transports.registry import TRANSPORTS
+from abkt.transfer.transports.registry import make_transport
 
 PACINGS = ("tbf", "socket", "userspace")
 
@@ -34,13 +34,13 @@ class Pacing:
     def __init__(self, pacing: str, capacity: Capacity, origin_s: float, transport: str = "tcp") -> None:
         self.name = paced_by(pacing, capacity)
         self.link = PacedLink(capacity, origin_s=origin_s) if pacing == "userspace" else PacedLink()
-        self.transport: Transport = TRANSPORTS[transport]()
+        self.transport: Transport = make_transport(transport)
         self._following = ExitStack()
         if pacing == "tbf":
             self.transport = KernelPaced()
         elif self.name == "socket":
             self.transport = paced = KernelPaced()
-            self._following.enter_context(Follower(capacity, paced.pace, origin_s))
+            self._following.enter_context(ScheduleFollower(capacity, paced.pace, origin_s))
 
     def close(self) -> None:
         """Raises what setting a rate raised."""
@@ -58,7 +58,7 @@ def shaped(namespaces: Namespaces | None, pacing: str, capacity: Capacity, origi
         yield facts
         return
     try:
-        with Follower(capacity, namespaces.shape, origin_s) as follower:
+        with ScheduleFollower(capacity, namespaces.shape, origin_s) as follower:
             yield facts
         facts |= {"changes": follower.changes, "late_s": follower.late_s, **namespaces.facts()}
     except NetworkError as error:

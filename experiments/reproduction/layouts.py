@@ -96,9 +96,9 @@ def _bytes(data: torch.Tensor) -> Any:
 def _transport(name: str) -> Transport:
     import torch
 
-    from abkt.transfer.transports.registry import TRANSPORTS as KINDS
+    from abkt.transfer.transports.registry import make_transport
 
-    made = KINDS[name]()
+    made = make_transport(name)
     if _device(name) == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"transport {name}: this machine has no GPU that PyTorch can use")
     return made

@@ -73,8 +73,8 @@ class Bench:
             offer,
             stream,
             next_cut=lambda *_: start,
-            next_behind=lambda *_: self.go,
-            on_followed=self.followed.put,
+            next_refinement_cut=lambda *_: self.go,
+            on_refinement_end=self.followed.put,
         )
         sent = self.sender.submit(outgoing).result(WAIT_S)
         assert not sent.error

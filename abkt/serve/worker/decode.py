@@ -25,7 +25,7 @@ from abkt.transfer.protocol.key import find_key
 from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.receive.received import Received
 from abkt.transfer.receive.receiver import Receiver
-from abkt.transfer.transports.registry import TRANSPORTS, listening_address
+from abkt.transfer.transports.registry import listening_address, make_transport
 
 ITERATIONS_KEPT = 20_000
 
@@ -78,7 +78,7 @@ class DecodeWorker:
         self.nic = WorkerNic()
         self.codes = Codes(self.engine.layout.blocks * self.engine.layout.block_bytes)
         self.receiver = Receiver(
-            TRANSPORTS[config.transport](),
+            make_transport(config.transport),
             listening_address(config.transport, config.host, config.sockets, config.name),
             hello,
             self._accept,

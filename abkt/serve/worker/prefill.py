@@ -173,7 +173,7 @@ class PrefillWorker:
         offer = Offer(request_id, decision.mode, len(tokens), ends, first_token=first.token, more=more)
         outgoing = Outgoing(request_id, offer, source, next_cut=transfer.next_cut)
         if decision.mode == "stream" and decision.refine_to_cut > 0:
-            outgoing.next_behind = transfer.next_behind
+            outgoing.next_refinement_cut = transfer.next_behind
         self._submit(outgoing, transfer, table, expected_bytes)
         if decision.mode == "stream" and decision.depth_bits == 8:
             self._tell_coded(transfer.view, len(tokens), decision.coder)

@@ -1,4 +1,4 @@
-"""One fault suite over all transports: whoever breaks the rules, falls silent or dies harms nobody else."""
+"""The fault suite over all transports: a peer that breaks the protocol, falls silent or dies disturbs no other transfer."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from abkt.transfer.transport import PeerError, PeerLost
 from tests.transfer.backends import BARE
 
 WAIT_S = 30.0
-bare = pytest.mark.parametrize("house", BARE, indirect=True)  # what takes its time, and is the same with a key
+bare = pytest.mark.parametrize("endpoints", BARE, indirect=True)  # for slow tests whose result does not depend on a key
 SHORT = Keepalive(ping_s=0.2, silence_s=0.8, resume_s=0.1, hold_s=0.2)
 DATA, COMMIT, ACK = FrameType.DATA, FrameType.COMMIT, FrameType.ACK
 
@@ -31,7 +31,7 @@ def nothing():
 
 
 def acknowledged(channel):
-    """The last ACK; those before it may come or not."""
+    """Wait for the ACK of the COMMIT; ACKs of progress may come before it."""
     while True:
         header, _ = channel.expect(ACK)
         if header.flags & COMMITTED:
@@ -39,7 +39,7 @@ def acknowledged(channel):
 
 
 def sealed(channel, header, payload=()):
-    """A frame of this channel as it goes over the wire, to be spoilt or cut short; it counts as sent."""
+    """A frame of this channel as it goes over the wire, to be damaged or cut short by the test; it counts as sent."""
     return bytearray(b"".join(channel.outgoing.seal(header, payload)))
 
 
@@ -49,23 +49,23 @@ def offer(channel, size=100, transfer_id=1, request_id=1):
 
 
 def commit(channel, tags, size, transfer_id=1, **change):
-    said = {"cut": 0, "size": size, "digest": digest_of(tags).hex()} | change
-    channel.send(FrameHeader(COMMIT, transfer_id, len(tags)), [Commit(**said).payload()])
+    fields = {"cut": 0, "size": size, "digest": digest_of(tags).hex()} | change
+    channel.send(FrameHeader(COMMIT, transfer_id, len(tags)), [Commit(**fields).payload()])
 
 
 def data(channel, sequence=0, offset=0, size=50, transfer_id=1, epoch=0):
     return channel.send(FrameHeader(DATA, transfer_id, sequence, offset, epoch), [b"d" * size])[1]
 
 
-def test_the_odd_peer_of_these_tests_can_be_good(house):
-    """Frame by frame, a transfer that breaks no rule arrives: so what is refused below is refused for its one fault."""
-    desk = house.desk()
-    channel = house.channel(desk.address)
+def test_the_hand_driven_peer_of_these_tests_can_complete_a_transfer(endpoints):
+    """A correct transfer, frame by frame, is accepted. So each refusal below is due to its one fault."""
+    receiver = endpoints.receiver()
+    channel = endpoints.channel(receiver.address)
     assert offer(channel) == Grant(100)
     tags = [data(channel), data(channel, 1, 50)]
     commit(channel, tags, 100)
     assert acknowledged(channel) == 100
-    received = desk.committed()
+    received = receiver.committed()
     assert (received.peer, received.sink.data) == ("odd-peer", b"d" * 100)
 
 
@@ -151,7 +151,7 @@ def not_a_frame(channel):
 FAULTS = [
     (damaged, "does not fit"),
     (oversized, "above the cap"),
-    (other_version, "version 9, this side 2"),
+    (other_version, "version 9, this side 3"),
     (duplicate, "frame 0 of transfer 1 came when 1 was due"),
     (swapped, "frame 1 of transfer 1 came when 0 was due"),
     (hole, "starts at byte 50, not at 0"),
@@ -171,19 +171,19 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "complaint"), FAULTS, ids=[fault.__name__ for fault, _ in FAULTS])
-def test_a_broken_rule_ends_that_connection_alone(house, outgoing, caplog, fault, complaint):
-    """The memory is released, once; nothing becomes visible; the peer is told; it is logged once; a transfer that is under way goes on."""
-    desk = house.desk()
-    other = house.channel(desk.address)
+def test_a_protocol_violation_ends_that_connection_alone(endpoints, outgoing, caplog, fault, complaint):
+    """The memory is released once, nothing is committed, the peer is told, one line is logged, and another transfer goes on."""
+    receiver = endpoints.receiver()
+    other = endpoints.channel(receiver.address)
     offer(other, transfer_id=9, request_id=9)
     tags = [data(other, transfer_id=9)]
 
-    channel = house.channel(desk.address)
+    channel = endpoints.channel(receiver.address)
     offer(channel)
     fault(channel)
     with pytest.raises(PeerError, match=complaint):
         acknowledged(channel)
-    received, reason = desk.aborted()
+    received, reason = receiver.aborted()
     assert (received.peer, received.transfer_id) == ("odd-peer", 1)
     assert complaint in reason
     assert "\n" not in reason
@@ -193,31 +193,31 @@ def test_a_broken_rule_ends_that_connection_alone(house, outgoing, caplog, fault
 
     tags.append(data(other, 1, 50, transfer_id=9))
     commit(other, tags, 100, transfer_id=9)
-    assert desk.committed().transfer_id == 9
-    assert not house.sender(desk.address).submit(outgoing(3, [b"x" * 1000])).result(WAIT_S).error
-    assert desk.committed().transfer_id == 3
-    assert desk.aborts.empty()
-    assert desk.commits.empty()
+    assert receiver.committed().transfer_id == 9
+    assert not endpoints.sender(receiver.address).submit(outgoing(3, [b"x" * 1000])).result(WAIT_S).error
+    assert receiver.committed().transfer_id == 3
+    assert receiver.aborts.empty()
+    assert receiver.commits.empty()
 
 
-def test_data_without_a_grant(house):
-    desk = house.desk()
-    channel = house.channel(desk.address)
+def test_data_without_a_grant(endpoints):
+    receiver = endpoints.receiver()
+    channel = endpoints.channel(receiver.address)
     data(channel)
     with pytest.raises(PeerError, match="DATA frame came out of turn"):
         acknowledged(channel)
-    assert desk.aborts.empty()
-    assert desk.commits.empty()
+    assert receiver.aborts.empty()
+    assert receiver.commits.empty()
 
 
-def test_a_byte_beyond_the_grant_is_never_written(house):
-    """The sink is the front of a larger memory; what lies behind it stays as it was."""
+def test_a_byte_beyond_the_grant_is_never_written(endpoints):
+    """The sink is the front of a larger memory. The rest of it stays unchanged."""
     memory = bytearray(b"." * 200)
-    desk = house.desk(sink_of=lambda offer: FrontSink(memory, 100))
-    channel = house.channel(desk.address)
+    receiver = endpoints.receiver(sink_of=lambda offer: FrontSink(memory, 100))
+    channel = endpoints.channel(receiver.address)
     assert offer(channel, size=200) == Grant(100)
     beyond(channel)
-    desk.aborted()
+    receiver.aborted()
     assert memory == b"." * 200
 
 
@@ -232,42 +232,42 @@ class FrontSink:
 
 @given(st.lists(st.binary(min_size=1, max_size=200), max_size=4), st.booleans())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_from_the_wire(house, shared_desk, chunks, granted):
-    """Whatever comes, before or after a grant: at its end the memory is free, and the next peer is served."""
-    desk = shared_desk
-    channel = house.channel(desk.address)
+def test_any_bytes_from_the_wire(endpoints, shared_receiver, chunks, granted):
+    """Random bytes before or after a grant: afterwards the memory is released and the next peer is served."""
+    receiver = shared_receiver
+    channel = endpoints.channel(receiver.address)
     if granted:
         offer(channel, size=10)
-    with suppress(PeerLost):  # it may hang up on us first
+    with suppress(PeerLost):  # the receiver may close the connection first
         channel.connection.send([sealed(channel, FrameHeader(DATA, 1, length=9)), *chunks], nothing)
     channel.connection.abort()
     if granted:
-        assert desk.aborted()[0].transfer_id == 1
-    good = house.channel(desk.address)
+        assert receiver.aborted()[0].transfer_id == 1
+    good = endpoints.channel(receiver.address)
     offer(good, size=50)
     commit(good, [data(good)], 50)
     assert acknowledged(good) == 50
-    assert desk.committed().peer == "odd-peer"
-    assert desk.aborts.empty()
+    assert receiver.committed().peer == "odd-peer"
+    assert receiver.aborts.empty()
     good.connection.abort()
 
 
 @pytest.fixture
-def shared_desk(house):
-    """One desk for all examples of a test."""
-    return house.desk()
+def shared_receiver(endpoints):
+    """One receiver for all examples of a Hypothesis test."""
+    return endpoints.receiver()
 
 
 # Silence and death
 
 
 @bare
-def test_a_receiver_that_stands_still_is_noticed_and_named(house, outgoing, caplog):
-    """It grants, and then neither reads nor says anything; the sender is in the middle of its frames."""
-    listener = house.listener()
-    sender = house.sender(listener.address, keepalive=SHORT)
+def test_a_stalled_receiver_is_detected_and_named(endpoints, outgoing, caplog):
+    """It grants, and then neither reads nor sends; the sender is in the middle of its frames."""
+    listener = endpoints.listener()
+    sender = endpoints.sender(listener.address, keepalive=SHORT)
     future = sender.submit(outgoing(1, [bytes(64 << 20)]))
-    channel = house.answered(listener, SHORT)
+    channel = endpoints.accepted(listener, SHORT)
     channel.expect(FrameType.OFFER)
     channel.send(FrameHeader(FrameType.GRANT, 1), [Grant(64 << 20).payload()])
     sent = future.result(WAIT_S)
@@ -277,11 +277,11 @@ def test_a_receiver_that_stands_still_is_noticed_and_named(house, outgoing, capl
 
 
 @bare
-def test_a_kernel_that_still_takes_bytes_is_no_sign_of_life(house, outgoing):
-    """The bytes are taken, slowly, but nobody says anything; the transfer would take 30 s, and be acknowledged by no one."""
-    listener = house.listener()
-    future = house.sender(listener.address, keepalive=SHORT).submit(outgoing(1, [bytes(64 << 20)]))
-    channel = house.answered(listener, SHORT)
+def test_a_receiver_that_reads_but_sends_nothing_is_silent(endpoints, outgoing):
+    """Its kernel takes the bytes, slowly, but no frame comes back. The transfer would take 30 s and never be acknowledged."""
+    listener = endpoints.listener()
+    future = endpoints.sender(listener.address, keepalive=SHORT).submit(outgoing(1, [bytes(64 << 20)]))
+    channel = endpoints.accepted(listener, SHORT)
     channel.expect(FrameType.OFFER)
     channel.send(FrameHeader(FrameType.GRANT, 1), [Grant(64 << 20).payload()])
     taken = memoryview(bytearray(64 << 10))
@@ -293,12 +293,12 @@ def test_a_kernel_that_still_takes_bytes_is_no_sign_of_life(house, outgoing):
 
 
 @bare
-def test_a_receiver_that_stands_still_behind_a_slow_link_is_noticed(house, outgoing):
-    """What it does not read fits into the kernel, so sending never blocks: its silence alone shows it."""
-    listener = house.listener()
-    sender = house.sender(listener.address, PacedLink(Capacity.constant(1000.0)), SHORT)
+def test_a_stalled_receiver_on_a_slow_link_is_detected(endpoints, outgoing):
+    """The unread bytes fit into the kernel's buffer, so sending never blocks. Only the missing PINGs show the stall."""
+    listener = endpoints.listener()
+    sender = endpoints.sender(listener.address, PacedLink(Capacity.constant(1000.0)), SHORT)
     future = sender.submit(outgoing(1, [bytes(1 << 20)]))
-    channel = house.answered(listener, SHORT)
+    channel = endpoints.accepted(listener, SHORT)
     channel.expect(FrameType.OFFER)
     channel.send(FrameHeader(FrameType.GRANT, 1), [Grant(1 << 20).payload()])
     assert future.result(WAIT_S).error.startswith("odd-receiver has been silent for 0.8 s")
@@ -306,37 +306,39 @@ def test_a_receiver_that_stands_still_behind_a_slow_link_is_noticed(house, outgo
 
 @bare
 @pytest.mark.parametrize("sent", [0, 30, 100])
-def test_a_sender_that_stands_still_is_noticed_and_its_memory_freed(house, caplog, sent):
+def test_a_stalled_sender_is_detected_and_its_memory_freed(endpoints, caplog, sent):
     """Between two frames (0), in a header (30), and in a payload (100)."""
-    desk = house.desk(keepalive=SHORT)
-    channel = house.channel(desk.address, keepalive=SHORT)
+    receiver = endpoints.receiver(keepalive=SHORT)
+    channel = endpoints.channel(receiver.address, keepalive=SHORT)
     offer(channel)
     channel.connection.send([sealed(channel, FrameHeader(DATA, 1, length=50), [bytes(50)])[:sent]], nothing)
-    received, reason = desk.aborted()
+    received, reason = receiver.aborted()
     assert received.transfer_id == 1
     assert reason.endswith("silent for 0.8 s" if not sent else " for 0.8 s in the middle of a frame")
     assert len(caplog.records) == 1
 
 
 @bare
-def test_a_slow_link_is_no_silence(house, outgoing):
-    """One frame takes half as long again as the silence allowed; both sides keep each other company meanwhile."""
-    desk = house.desk(keepalive=SHORT)
+def test_a_slow_link_is_not_taken_for_silence(endpoints, outgoing):
+    """One frame takes 1.5 times the silence allowed; both sides send PINGs meanwhile."""
+    receiver = endpoints.receiver(keepalive=SHORT)
     link = PacedLink(Capacity.constant(50_000.0))
-    assert not house.sender(desk.address, link, SHORT).submit(outgoing(1, [bytes(60_000)])).result(WAIT_S).error
+    assert not endpoints.sender(receiver.address, link, SHORT).submit(outgoing(1, [bytes(60_000)])).result(WAIT_S).error
 
 
 @bare
-def test_waiting_for_memory_is_no_silence(house, outgoing):
+def test_waiting_for_memory_is_not_taken_for_silence(endpoints, outgoing):
     started_s = time.monotonic()
-    desk = house.desk(keepalive=SHORT, sink_of=lambda offer: BufferSink(offer.size) if time.monotonic() > started_s + 1.2 else None)
-    assert not house.sender(desk.address, keepalive=SHORT).submit(outgoing(1, [b"x"])).result(WAIT_S).error
+    receiver = endpoints.receiver(
+        keepalive=SHORT, sink_of=lambda offer: BufferSink(offer.size) if time.monotonic() > started_s + 1.2 else None
+    )
+    assert not endpoints.sender(receiver.address, keepalive=SHORT).submit(outgoing(1, [b"x"])).result(WAIT_S).error
 
 
 @bare
-def test_an_idle_connection_stays(house, outgoing):
-    desk = house.desk(keepalive=SHORT)
-    sender = house.sender(desk.address, keepalive=SHORT)
+def test_an_idle_connection_stays_open(endpoints, outgoing):
+    receiver = endpoints.receiver(keepalive=SHORT)
+    sender = endpoints.sender(receiver.address, keepalive=SHORT)
     assert not sender.submit(outgoing(1, [b"x"])).result(WAIT_S).error
     channel = sender._channel
     time.sleep(1.2)
@@ -344,44 +346,44 @@ def test_an_idle_connection_stays(house, outgoing):
     assert sender._channel is channel
 
 
-def test_a_receiver_that_came_back_is_found_again(house, outgoing):
-    desk = house.desk()
-    sender = house.sender(desk.address)
+def test_a_restarted_receiver_is_used_again(endpoints, outgoing):
+    receiver = endpoints.receiver()
+    sender = endpoints.sender(receiver.address)
     assert not sender.submit(outgoing(1, [b"x"])).result(WAIT_S).error
-    desk.receiver.close()
+    receiver.close()
     assert sender.submit(outgoing(2, [b"x"])).result(WAIT_S).error.startswith("cannot connect to")
-    again = type(desk)(house.transport, desk.address, key=house.key)
-    house.open[0] = again.receiver.close
+    again = type(receiver)(endpoints.transport, receiver.address, key=endpoints.key)
+    endpoints.open[0] = again.close
     assert not sender.submit(outgoing(3, [b"y"])).result(WAIT_S).error
     assert again.committed().transfer_id == 3
 
 
-def test_a_connection_found_dead_before_the_grant_is_made_again(house, outgoing):
+def test_a_transfer_is_retried_if_the_connection_is_dead_before_the_grant(endpoints, outgoing):
     """The first connection ends right after its OFFER was read."""
-    desk = house.desk()
-    sender = house.sender(desk.address)
+    receiver = endpoints.receiver()
+    sender = endpoints.sender(receiver.address)
     assert not sender.submit(outgoing(1, [b"x"])).result(WAIT_S).error
     calls = []
 
     def sink_of(offer):
         calls.append(offer)
         if len(calls) == 1:
-            next(iter(desk.receiver._sessions)).connection.abort()
+            next(iter(receiver._sessions)).connection.abort()
             return None
         return BufferSink(offer.size)
 
-    desk.sink_of = sink_of
+    receiver.sink_of = sink_of
     sent = sender.submit(outgoing(2, [b"y"])).result(WAIT_S)
     assert (sent.error, sent.retries) == ("", 1)
-    received = [desk.committed(), desk.committed()]
+    received = [receiver.committed(), receiver.committed()]
     assert [(each.transfer_id, each.epoch) for each in received] == [(1, 0), (2, 1)]
 
 
 @bare
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_sender_gives_its_memory_back(house, outgoing, how):
-    desk = house.desk()
-    kind = type(house.transport)
+def test_the_memory_of_a_killed_sender_is_released(endpoints, outgoing, how):
+    receiver = endpoints.receiver()
+    kind = type(endpoints.transport)
     code = f"""
 import time
 from contextlib import suppress
@@ -395,9 +397,9 @@ from abkt.transfer.pieces import PiecesSource
 from abkt.transfer.send.sender import Sender
 source = PiecesSource([bytes(1 << 24)])
 link = PacedLink(Capacity.constant(1e6))
-key = {house.key and (house.key.secret, house.key.encrypt)!r}
+key = {endpoints.key and (endpoints.key.secret, endpoints.key.encrypt)!r}
 hello = Hello("doomed", "model of the tests, 2 layers")
-sender = Sender({kind.__name__}(), {desk.address!r}, hello, link, key=Key(*key) if key else None)
+sender = Sender({kind.__name__}(), {receiver.address!r}, hello, link, key=Key(*key) if key else None)
 sent = sender.submit(Outgoing(7, Offer(7, "raw", 1, source.ends), source, on_sent=lambda *sample: print("sent", flush=True)))
 time.sleep(60)
 """
@@ -405,62 +407,62 @@ time.sleep(60)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout.readline() == b"sent\n"
         process.send_signal(how)
-        received, reason = desk.aborted()
+        received, reason = receiver.aborted()
         process.wait(WAIT_S)
     assert (received.peer, received.transfer_id) == ("doomed", 7)
     assert received.payload_bytes < 1 << 24
     assert "closed the connection" in reason or "broke" in reason
-    assert desk.commits.empty()
-    assert not house.sender(desk.address).submit(outgoing(8, [b"x"])).result(WAIT_S).error
+    assert receiver.commits.empty()
+    assert not endpoints.sender(receiver.address).submit(outgoing(8, [b"x"])).result(WAIT_S).error
 
 
-def test_a_killed_receiver_fails_the_transfer_with_its_name(house, outgoing):
-    desk = house.desk()
-    closing = house.open[-1]
-    sender = house.sender(desk.address)
+def test_a_killed_receiver_fails_the_transfer_with_its_name(endpoints, outgoing):
+    receiver = endpoints.receiver()
+    closing = endpoints.open[-1]
+    sender = endpoints.sender(receiver.address)
     offered = outgoing(1, [bytes(8 << 20)])
-    offered.on_sent = lambda now_s, size, duration_s: house.open.remove(closing) or closing()
+    offered.on_sent = lambda now_s, size, duration_s: endpoints.open.remove(closing) or closing()
     sent = sender.submit(offered).result(WAIT_S)
-    assert "decode-0" in sent.error or desk.address in sent.error
+    assert "decode-0" in sent.error or receiver.address in sent.error
     assert "not resumed within 0.5 s" in sent.error
-    assert desk.aborted()[0].transfer_id == 1
-    assert desk.aborts.empty()
+    assert receiver.aborted()[0].transfer_id == 1
+    assert receiver.aborts.empty()
 
 
-def test_a_sender_under_way_learns_why_it_was_cut_off(house, outgoing):
-    """The receiver's last words come while the sender is busy sending: they must not be lost in the reset of the connection."""
+def test_a_sender_learns_why_the_receiver_closed_the_connection(endpoints, outgoing):
+    """The receiver's ABORT comes while the sender is busy sending. It must not be lost when the connection is reset."""
 
-    class Spoilt(BufferSink):
+    class DamagedSink(BufferSink):
         def buffers(self, start, stop):
             if start > 4 << 20:
                 raise FrameError("DATA frame is damaged")
             return super().buffers(start, stop)
 
-    desk = house.desk(sink_of=lambda offer: Spoilt(offer.size))
-    sent = house.sender(desk.address).submit(outgoing(1, [bytes(32 << 20)])).result(WAIT_S)
+    receiver = endpoints.receiver(sink_of=lambda offer: DamagedSink(offer.size))
+    sent = endpoints.sender(receiver.address).submit(outgoing(1, [bytes(32 << 20)])).result(WAIT_S)
     assert sent.error == "decode-0: DATA frame is damaged"
-    assert desk.aborted()[0].payload_bytes > 4 << 20
+    assert receiver.aborted()[0].payload_bytes > 4 << 20
 
 
-# Faults of one's own
+# Faults of this side
 
 
-def test_a_policy_that_raises_fails_its_transfer_alone(house, outgoing, caplog):
-    desk = house.desk()
-    sender = house.sender(desk.address)
+def test_a_policy_that_raises_fails_its_transfer_alone(endpoints, outgoing, caplog):
+    receiver = endpoints.receiver()
+    sender = endpoints.sender(receiver.address)
     sent = sender.submit(outgoing(1, [b"x"], next_cut=lambda *view: 1 // 0)).result(WAIT_S)
     assert sent.error.startswith("ZeroDivisionError")
     assert "Traceback" in caplog.text
-    assert "ZeroDivisionError" in desk.aborted()[1]
+    assert "ZeroDivisionError" in receiver.aborted()[1]
     assert not sender.submit(outgoing(2, [b"x"])).result(WAIT_S).error
 
 
-def test_a_desk_that_raises_closes_that_connection(house, outgoing, caplog):
-    desk = house.desk(sink_of=lambda offer: {}["missing"])
-    sender = house.sender(desk.address)
+def test_an_accept_callback_that_raises_closes_that_connection(endpoints, outgoing, caplog):
+    receiver = endpoints.receiver(sink_of=lambda offer: {}["missing"])
+    sender = endpoints.sender(receiver.address)
     assert "the receiver failed" in sender.submit(outgoing(1, [b"x"])).result(WAIT_S).error
     assert "KeyError" in caplog.text
-    desk.sink_of = lambda offer: BufferSink(offer.size)
+    receiver.sink_of = lambda offer: BufferSink(offer.size)
     assert not sender.submit(outgoing(2, [b"x"])).result(WAIT_S).error
 
 
@@ -474,50 +476,47 @@ def test_frame_errors_are_value_errors():
     assert issubclass(FrameError, ValueError)
 
 
-def test_the_room_needs_neither_torch_nor_pickle():
-    """It speaks memory: nothing heavy is imported, and nothing that would run what a peer sent."""
-    rooms = ", ".join(
-        f"abkt.transfer.{room}"
-        for room in ("send.sender", "receive.receiver", "transports.tcp", "transports.unix", "transports.shm", "transports.nixl")
-    )
-    code = f"import sys, {rooms}; print(*sys.modules)"
+def test_the_package_loads_neither_torch_nor_pickle():
+    """Importing it is cheap, and nothing is imported that could execute what a peer sends."""
+    names = ("send.sender", "receive.receiver", "transports.registry", *(f"transports.{name}" for name in ("tcp", "unix", "shm", "nixl")))
+    code = f"import sys, {', '.join(f'abkt.transfer.{name}' for name in names)}; print(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout.split()
     assert "abkt.transfer.protocol.frame" in loaded
     assert not {"torch", "numpy", "pickle", "abkt.codec", "abkt.kv"} & set(loaded)
 
 
-# What would let both sides wait for ever, each hearing that the other lives
+# Deadlocks: each side waits for the other while the keepalive goes on
 
 
-@pytest.mark.parametrize("lost", ["said", "heard"])
-def test_a_frame_that_nobody_got_is_missed_at_the_next_ping(house, caplog, lost):
-    """A COMMIT or a GRANT that never was on the wire, or one that came from nowhere."""
-    desk = house.desk(keepalive=Keepalive(ping_s=0.1, silence_s=WAIT_S, hold_s=0.0, resume_s=0.0))
-    channel = house.channel(desk.address, Keepalive(ping_s=0.1, silence_s=WAIT_S))
+@pytest.mark.parametrize("lost", ["sent", "received"])
+def test_a_lost_frame_is_detected_at_the_next_ping(endpoints, caplog, lost):
+    """A frame that one side counts and the other does not."""
+    receiver = endpoints.receiver(keepalive=Keepalive(ping_s=0.1, silence_s=WAIT_S, hold_s=0.0, resume_s=0.0))
+    channel = endpoints.channel(receiver.address, Keepalive(ping_s=0.1, silence_s=WAIT_S))
     offer(channel)
-    if lost == "said":
-        channel._said += 1
+    if lost == "sent":
+        channel._frames_sent += 1
         with pytest.raises(PeerError, match=r"PING says that \d+ frames were sent, but \d+ have come"):
             acknowledged(channel)
-        assert desk.aborted()[0].transfer_id == 1
+        assert receiver.aborted()[0].transfer_id == 1
     else:
-        channel._heard += 1
+        channel._frames_received += 1
         with pytest.raises(FrameError, match=r"PING says that \d+ frames were sent, but \d+ have come"):
             acknowledged(channel)
 
 
 @bare
-def test_a_frame_that_comes_by_the_byte_is_no_sign_of_life(house):
-    desk = house.desk(keepalive=SHORT)
-    channel = house.channel(desk.address)
+def test_a_frame_that_trickles_in_counts_as_silence(endpoints):
+    receiver = endpoints.receiver(keepalive=SHORT)
+    channel = endpoints.channel(receiver.address)
     offer(channel, size=50_000)
     frame = sealed(channel, FrameHeader(DATA, 1, length=50_000), [bytes(50_000)])
     with suppress(PeerLost):
         for byte in frame:
             channel.connection.send([bytes([byte])], nothing)
             time.sleep(0.02)
-    received, reason = desk.aborted()
+    received, reason = receiver.aborted()
     assert received.payload_bytes == 0
     assert "has moved only " in reason
     assert reason.endswith(" bytes for 0.8 s in the middle of a frame")

@@ -1,4 +1,4 @@
-"""Where keys come from, and which files are refused."""
+"""Where the key is read from, and which files are refused."""
 
 import os
 
@@ -21,7 +21,7 @@ def test_a_key_is_the_bytes_of_its_file(key_file):
     assert find_key(str(key_file), encrypt=True) == Key(bytes(range(32)), encrypt=True)
 
 
-def test_the_environment_names_one_where_no_field_does(key_file, monkeypatch):
+def test_the_environment_names_the_file_if_no_path_is_given(key_file, monkeypatch):
     assert find_key() is None
     monkeypatch.setenv("ABKT_KEY_FILE", str(key_file))
     assert find_key() == Key(bytes(range(32)))
@@ -49,13 +49,13 @@ def test_a_file_of_the_wrong_size_is_refused(key_file, size):
         read_key(key_file)
 
 
-def test_what_is_no_file_is_refused(tmp_path):
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe", 0o600)
     (tmp_path / "folder").mkdir(0o700)
     for name in ("pipe", "folder"):
-        with pytest.raises(ValueError, match="is no regular file"):
+        with pytest.raises(ValueError, match="is not a regular file"):
             read_key(tmp_path / name)
 
 
-def test_a_secret_is_not_shown():
+def test_the_secret_is_not_in_the_repr():
     assert "kkkk" not in repr(Key(b"k" * 32))

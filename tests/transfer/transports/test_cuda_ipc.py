@@ -1,6 +1,6 @@
-"""Two kinds of memory in one stream of bytes, tags of what lies on a device, and rings that are freed when nobody has them any more.
+"""CUDA IPC: host and device memory in one byte stream, tags of device memory, and rings that are freed when no process maps them.
 
-On a GPU if there is one; else a driver stands in for it (standin_cuda.c). What only the stand-in tells is skipped on a GPU.
+On a GPU if there is one, else over the stand-in for its driver (standin_cuda.c). Tests that need the stand-in are skipped on a GPU.
 """
 
 import hashlib
@@ -21,25 +21,24 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from abkt.transfer.device import digest as device_digest
-from abkt.transfer.device import pieces as device
-from abkt.transfer.device.pieces import fetched
-from abkt.transfer.device.tags import DeviceTags
+from abkt.transfer.device import digest, staging
+from abkt.transfer.device.staging import to_host
 from abkt.transfer.pieces import BufferSink, DevicePieces, PiecesSource
 from abkt.transfer.protocol import tags
+from abkt.transfer.protocol.device_tags import DeviceTags
 from abkt.transfer.protocol.frame import DIGESTED, HEADER_BYTES, FrameError, FrameHeader, FrameType, parse
 from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.send.outgoing import Outgoing
 from abkt.transfer.transport import PeerLost, PeerSilent
 from abkt.transfer.transports.cuda import cuda_ipc
-from abkt.transfer.transports.cuda import memory as lent
 from abkt.transfer.transports.cuda.cuda_ipc import DEVICE_RING_BYTES, GREETING, MAGIC, RECORD, CudaIpc
 from abkt.transfer.transports.cuda.driver import Driver, DriverError
-from tests.transfer.standin_cuda import DEVICE, Tried, driver, live, standin, tensor
+from abkt.transfer.transports.cuda.memory import ExportedMemory, ImportedMemory, free_released
+from tests.transfer.standin_cuda import DEVICE, StandinCudaIpc, driver, live, standin, tensor
 
 WAIT_S = 30.0
 PEER = Path(__file__).with_name("cuda_ipc_peer.py")
-stands_in = pytest.mark.skipif(DEVICE == "cuda", reason="of the driver that stands in for a GPU's")
+stands_in = pytest.mark.skipif(DEVICE == "cuda", reason="needs the stand-in for the CUDA driver")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,11 +55,11 @@ def nothing():
 
 @pytest.fixture
 def ends(ends_of):
-    return partial(ends_of, Tried())
+    return partial(ends_of, StandinCudaIpc())
 
 
 def pieces(data, stops, on_device):
-    """The data in pieces, each in the host's memory or on the device."""
+    """The data in pieces, each in host memory or on the device."""
     bounds = [0, *sorted({min(stop, len(data)) for stop in stops}), len(data)]
     cut = [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]  # noqa: RUF007  some may be empty
     return [tensor(each) if there and each else each for each, there in zip(cut, on_device * len(cut), strict=False)]
@@ -75,13 +74,13 @@ CUTS = st.lists(st.integers(0, 3 << 20), max_size=6)
 PLACES = st.lists(st.booleans(), min_size=1, max_size=5)
 
 
-# One order of bytes
+# One byte stream
 
 
 @given(st.lists(st.tuples(CUTS, PLACES), min_size=1, max_size=3), CUTS, PLACES, st.integers(0, 99))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_bytes_come_in_their_order_whatever_memory_they_are_in(ends, sends, stops, places, seed):
-    """However they are cut on either side, and both ways at once."""
+def test_bytes_arrive_in_order_whatever_memory_they_are_in(ends, sends, stops, places, seed):
+    """However they are cut on either side, and in both directions at once."""
     dice = random.Random(seed)
     there, here = ends(silence_s=5.0)
     said = [dice.randbytes(dice.randint(1, 3 << 20)) for _ in sends]
@@ -100,10 +99,10 @@ def test_bytes_come_in_their_order_whatever_memory_they_are_in(ends, sends, stop
     back = spaces(len(whole), stops[::-1], places[::-1])
     there.receive(back, nothing)
     thread.join(WAIT_S)
-    assert b"".join(map(fetched, back)) == whole
+    assert b"".join(map(to_host, back)) == whole
 
 
-def test_more_than_the_ring_holds_waits_and_not_for_ever(ends):
+def test_a_full_ring_waits_until_the_silence_limit(ends):
     there, here = ends(silence_s=0.3)
     with pytest.raises(PeerSilent, match=r"moved no byte for 0\.3 s"):
         there.send([tensor(bytes(DEVICE_RING_BYTES + 1))], nothing)
@@ -111,7 +110,7 @@ def test_more_than_the_ring_holds_waits_and_not_for_ever(ends):
         here.receive(spaces(DEVICE_RING_BYTES + 2, [], [True]), nothing)
 
 
-def test_few_bytes_now_and_then_are_no_sign_of_life(ends):
+def test_a_trickle_of_bytes_counts_as_silence(ends):
     there, here = ends(silence_s=0.5)
     stop = threading.Event()
 
@@ -127,25 +126,25 @@ def test_few_bytes_now_and_then_are_no_sign_of_life(ends):
     thread.join(WAIT_S)
 
 
-def test_what_was_put_can_be_read_after_the_other_end_has_gone(ends):
+def test_bytes_in_the_ring_can_be_read_after_the_peer_has_gone(ends):
     there, here = ends()
     there.send([b"last", tensor(b" words")], nothing)
     there.abort()
     assert here.readable(WAIT_S)
     got = spaces(10, [4], [False, True])
     here.receive(got, nothing)
-    assert b"".join(map(fetched, got)) == b"last words"
+    assert b"".join(map(to_host, got)) == b"last words"
     with pytest.raises(PeerLost, match="closed the connection"):
         here.receive([memoryview(bytearray(1))], nothing)
     with pytest.raises(PeerLost):
         here.send([tensor(bytes(2 * DEVICE_RING_BYTES))], nothing)
 
 
-def test_a_call_is_a_copy_and_a_run_is_one(ends):
+def test_each_piece_is_one_copy(ends):
     there, here = ends()
     runs = [tensor(bytes(1000)) for _ in range(5)]
     got = spaces(5000, [], [True])
-    assert there.send([b"h" * 64, *runs], nothing) == 5 + 1  # and one to tell of what lies in the host's memory
+    assert there.send([b"h" * 64, *runs], nothing) == 5 + 1  # and one count for the host lane
     here.receive([memoryview(bytearray(64)), *got], nothing)
 
 
@@ -157,8 +156,8 @@ def frame_of(tags, payload):
 
 
 def opened(frame, into):
-    """What a receiver has in its spaces, once it has found the frame good."""
-    header, data = parse(frame[0]), b"".join(map(fetched, frame[1:]))
+    """Open the frame into these spaces, as a receiver does; returns its header."""
+    header, data = parse(frame[0]), b"".join(map(to_host, frame[1:]))
 
     def receive(step):
         nonlocal data
@@ -178,11 +177,11 @@ def opened(frame, into):
     PLACES,
 )
 @settings(deadline=None)
-def test_a_frame_is_opened_wherever_its_bytes_lie_on_either_side(data, stops, places, other_stops, other_places):
+def test_a_frame_verifies_wherever_its_bytes_are_on_either_side(data, stops, places, other_stops, other_places):
     payload = [each for each in pieces(data, stops, places) if len(each)]
     into = [each for each in spaces(len(data), other_stops, other_places) if len(each)]
     header = opened(frame_of(DeviceTags(), payload), into)
-    assert b"".join(map(fetched, into)) == data
+    assert b"".join(map(to_host, into)) == data
     assert bool(header.flags & DIGESTED) == any(isinstance(each, torch.Tensor) for each in payload)
 
 
@@ -190,7 +189,7 @@ def test_a_frame_is_opened_wherever_its_bytes_lie_on_either_side(data, stops, pl
 @settings(deadline=None)
 def test_every_flipped_bit_is_found(data, draws):
     frame = frame_of(DeviceTags(), [tensor(data)])
-    whole = bytearray(frame[0] + fetched(frame[1]))
+    whole = bytearray(frame[0] + to_host(frame[1]))
     bit = draws.draw(st.integers(0, len(whole) * 8 - 1))
     whole[bit // 8] ^= 1 << bit % 8
     with pytest.raises(FrameError):
@@ -208,51 +207,51 @@ def device_sink(offer):
     return DevicePieces([tensor(bytes(offer.size))])
 
 
-@pytest.mark.parametrize("house", ["cuda_ipc", "cuda_ipc-keyed", "cuda_ipc-encrypted"], indirect=True)
+@pytest.mark.parametrize("endpoints", ["cuda_ipc", "cuda_ipc-keyed", "cuda_ipc-encrypted"], indirect=True)
 @pytest.mark.parametrize("sink_of", [device_sink, lambda offer: BufferSink(offer.size)], ids=["to device", "to host"])
 @pytest.mark.parametrize("leaves", ["device", "host"])
-def test_raw_kv_arrives_from_either_memory_in_either(house, leaves, sink_of):
+def test_raw_kv_arrives_from_either_memory_into_either(endpoints, leaves, sink_of):
     data = random.Random(1).randbytes(5 << 20)
     stops = [1 << 20, (1 << 20) + 64, (3 << 20) + 17]
     source = DevicePieces(pieces(data, stops, [True])) if leaves == "device" else PiecesSource(pieces(data, stops, [False]))
-    desk = house.desk(sink_of=sink_of)
-    sent = house.sender(desk.address).submit(offered(1, source)).result(WAIT_S)
+    receiver = endpoints.receiver(sink_of=sink_of)
+    sent = endpoints.sender(receiver.address).submit(offered(1, source)).result(WAIT_S)
     assert not sent.error
-    assert b"".join(map(fetched, desk.committed().sink.buffers(0, len(data)))) == data
+    assert b"".join(map(to_host, receiver.committed().sink.buffers(0, len(data)))) == data
 
 
-@pytest.mark.parametrize("house", ["cuda_ipc"], indirect=True)
-def test_from_device_to_device_nothing_comes_to_the_host(house, monkeypatch):
+@pytest.mark.parametrize("endpoints", ["cuda_ipc"], indirect=True)
+def test_device_to_device_copies_nothing_to_the_host(endpoints, monkeypatch):
     copied, slow = [], []
 
     def watched(name):
-        function = getattr(device, name)
+        function = getattr(staging, name)
 
         def watch(given):
-            copied.extend(each for each in (given if name == "hosted" else [given]) if isinstance(each, torch.Tensor))
+            copied.extend(each for each in (given if name == "host_buffers" else [given]) if isinstance(each, torch.Tensor))
             return function(given)
 
         return watch
 
-    for name in ("fetched", "hosted"):
+    for name in ("to_host", "host_buffers"):
         for module in (tags, cuda_ipc):
             monkeypatch.setattr(module, name, watched(name), raising=False)
-    joined_before = device_digest._joined
-    monkeypatch.setattr(device_digest, "_joined", lambda parts, where: slow.append(len(parts)) or joined_before(parts, where))
+    joined_before = digest._joined
+    monkeypatch.setattr(digest, "_joined", lambda parts, where: slow.append(len(parts)) or joined_before(parts, where))
     source = DevicePieces(pieces(bytes(range(256)) * 65536, [4 << 20, 9 << 20], [True]))
-    desk = house.desk(sink_of=device_sink)
-    sent = house.sender(desk.address).submit(offered(1, source)).result(WAIT_S)
+    receiver = endpoints.receiver(sink_of=device_sink)
+    sent = endpoints.sender(receiver.address).submit(offered(1, source)).result(WAIT_S)
     assert not sent.error
-    assert torch.equal(*(torch.cat(each.buffers(0, source.size)) for each in (source, desk.committed().sink)))
+    assert torch.equal(*(torch.cat(each.buffers(0, source.size)) for each in (source, receiver.committed().sink)))
     assert not copied
     if DEVICE == "cuda":
         assert not slow, "a piece was not aligned"
     assert sent.payload_bytes == 16 << 20
 
 
-@pytest.mark.parametrize("house", ["cuda_ipc"], indirect=True)
-def test_frames_of_one_band_are_cut_where_a_kernel_can_read_their_parts(house):
-    """Blocks of a pool are aligned; so are the parts of them that frames have."""
+@pytest.mark.parametrize("endpoints", ["cuda_ipc"], indirect=True)
+def test_frames_within_one_band_have_aligned_parts(endpoints):
+    """Blocks of a pool are aligned, so a kernel can read the parts of a frame in place."""
     taken = []
 
     class Watched(DevicePieces):
@@ -261,16 +260,16 @@ def test_frames_of_one_band_are_cut_where_a_kernel_can_read_their_parts(house):
             return found
 
     source = Watched([tensor(bytes(3 << 20)) for _ in range(4)])
-    desk = house.desk(sink_of=device_sink)
-    assert not house.sender(desk.address).submit(offered(1, source)).result(WAIT_S).error
+    receiver = endpoints.receiver(sink_of=device_sink)
+    assert not endpoints.sender(receiver.address).submit(offered(1, source)).result(WAIT_S).error
     assert sum(map(len, taken)) == 12 << 20
-    assert device_digest._apart(taken)
+    assert digest._aligned(taken)
 
 
 @contextmanager
 def peer(what, address):
     library = "" if DEVICE == "cuda" else str(standin())
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     command = [sys.executable, str(PEER), what, address, library]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root})
     try:
@@ -280,11 +279,11 @@ def peer(what, address):
         process.communicate()
 
 
-@pytest.mark.parametrize("house", ["cuda_ipc"], indirect=True)
-def test_between_two_processes_from_device_to_device(house, tmp_path):
+@pytest.mark.parametrize("endpoints", ["cuda_ipc"], indirect=True)
+def test_between_two_processes_from_device_to_device(endpoints, tmp_path):
     dice = random.Random(3)
     with peer("take", str(tmp_path / "peer")) as process:
-        sender = house.sender(process.stdout.readline().strip())
+        sender = endpoints.sender(process.stdout.readline().strip())
         for number in range(3):
             data = dice.randbytes(dice.randint(6 << 20, 20 << 20))
             source = DevicePieces(pieces(data, [1 << 20, 5 << 20], [True]))
@@ -292,7 +291,7 @@ def test_between_two_processes_from_device_to_device(house, tmp_path):
             assert process.stdout.readline().strip() == hashlib.sha256(data).hexdigest()
 
 
-# Who has the memory
+# Freeing the memory
 
 
 @stands_in
@@ -307,7 +306,7 @@ def test_the_memory_is_freed_when_both_sides_have_closed(ends):
         both[closes_first].close()
         assert live() == before + 2, "the other side may still use it"
         both[1 - closes_first].close()
-        lent.sweep()
+        free_released()
         assert live() == before
     assert len(os.listdir("/proc/self/fd")) == files
 
@@ -315,8 +314,8 @@ def test_the_memory_is_freed_when_both_sides_have_closed(ends):
 @stands_in
 def test_a_connection_that_nobody_accepts_leaves_nothing(tmp_path):
     before, files = live(), len(os.listdir("/proc/self/fd"))
-    listener = Tried().listen(str(tmp_path / "socket"), WAIT_S)
-    there = Tried().connect(listener.address, WAIT_S)
+    listener = StandinCudaIpc().listen(str(tmp_path / "socket"), WAIT_S)
+    there = StandinCudaIpc().connect(listener.address, WAIT_S)
     listener.close()
     there.close()
     assert live() == before
@@ -324,10 +323,10 @@ def test_a_connection_that_nobody_accepts_leaves_nothing(tmp_path):
 
 
 @stands_in
-def test_what_a_killed_peer_had_is_freed_on_either_side(tmp_path):
+def test_the_memory_shared_with_a_killed_peer_is_freed_on_either_side(tmp_path):
     before, files = live(), len(os.listdir("/proc/self/fd"))
     with peer("take", str(tmp_path / "peer")) as process:
-        there = Tried().connect(process.stdout.readline().strip(), WAIT_S)
+        there = StandinCudaIpc().connect(process.stdout.readline().strip(), WAIT_S)
         there.send([tensor(bytes(1000))], nothing)
         assert live() == before + 2
         process.kill()
@@ -336,7 +335,7 @@ def test_what_a_killed_peer_had_is_freed_on_either_side(tmp_path):
             there.receive([memoryview(bytearray(1))], nothing)
         there.close()
         assert live() == before
-    listener = Tried().listen(str(tmp_path / "socket"), WAIT_S)
+    listener = StandinCudaIpc().listen(str(tmp_path / "socket"), WAIT_S)
     with peer("hold", listener.address) as process:
         here = listener.accept(WAIT_S)
         assert process.stdout.readline() == "sent\n"
@@ -344,8 +343,8 @@ def test_what_a_killed_peer_had_is_freed_on_either_side(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         got = spaces(1, [], [True])
-        here.receive(got, nothing)  # what it had sent is still there
-        assert fetched(got[0]) == b"\7"
+        here.receive(got, nothing)  # the bytes that it had sent are still there
+        assert to_host(got[0]) == b"\7"
         assert live() == before + 2, "mapped, and a stream"
         with pytest.raises(PeerLost, match="closed the connection"):
             here.receive(got, nothing)
@@ -355,10 +354,10 @@ def test_what_a_killed_peer_had_is_freed_on_either_side(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == files
 
 
-@pytest.mark.parametrize("house", ["cuda_ipc"], indirect=True)
-def test_a_peer_that_is_killed_in_the_middle_is_noticed_at_once(house, tmp_path):
+@pytest.mark.parametrize("endpoints", ["cuda_ipc"], indirect=True)
+def test_a_peer_killed_during_a_transfer_is_detected_at_once(endpoints, tmp_path):
     with peer("take", str(tmp_path / "peer")) as process:
-        sender = house.sender(process.stdout.readline().strip())
+        sender = endpoints.sender(process.stdout.readline().strip())
         killed = []
 
         def kill(now_s, wire_bytes, duration_s):
@@ -373,11 +372,11 @@ def test_a_peer_that_is_killed_in_the_middle_is_noticed_at_once(house, tmp_path)
         assert time.monotonic() - killed[0] < 10
 
 
-# Strangers
+# Peers that break the protocol
 
 
-def files(*, memory=True, counting=True, leash=True):
-    """What a side that connects gives away; False: something else in its place."""
+def files(*, memory=True, counting=True, pipe=True):
+    """The file descriptors that a connecting side passes; False: another one in its place."""
     import fcntl
 
     ring = os.memfd_create("test", os.MFD_ALLOW_SEALING)
@@ -387,8 +386,8 @@ def files(*, memory=True, counting=True, leash=True):
     ours.close()
     read, write = os.pipe()
     os.close(read)
-    last = write if leash else os.dup(theirs.fileno())
-    if not leash:
+    last = write if pipe else os.dup(theirs.fileno())
+    if not pipe:
         os.close(write)
     middle = os.open(os.devnull, os.O_RDWR) if counting is None else theirs.detach()
     theirs.close()
@@ -411,19 +410,23 @@ def greeting(magic=MAGIC, size=2 * DEVICE_RING_BYTES, handle=b""):
         (greeting(), lambda: files(memory=False), "of another size"),
         (greeting(), lambda: files(counting=False), "does not speak this protocol"),
         (greeting(), lambda: files(counting=None), "does not speak this protocol"),
-        (greeting(), lambda: files(leash=False), "does not speak this protocol"),
-        (greeting(), files, f"lent memory of GPU {b'another GPU, far'.hex()}, which GPU .* cannot use: cuIpcOpenMemHandle_v2: CUDA_ERROR_"),
+        (greeting(), lambda: files(pipe=False), "does not speak this protocol"),
+        (
+            greeting(),
+            files,
+            f"memory of GPU {b'another GPU, far'.hex()}, which GPU .* cannot use: cuIpcOpenMemHandle_v2: CUDA_ERROR_",
+        ),
         (greeting(handle=b"1 99999999"), files, "cannot use: cuIpcOpenMemHandle_v2: CUDA_ERROR_"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_a_stranger_is_not_believed(tmp_path, said, given, complaint):
+def test_an_invalid_greeting_is_refused(tmp_path, said, given, complaint):
     before = len(os.listdir("/proc/self/fd"))
-    listener = Tried().listen(str(tmp_path / "socket"), WAIT_S)
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(listener.address)
+    listener = StandinCudaIpc().listen(str(tmp_path / "socket"), WAIT_S)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.address)
         given_away = given()
-        socket.send_fds(stranger, [said], given_away)
+        socket.send_fds(client, [said], given_away)
         for number in given_away:
             os.close(number)
         here = listener.accept(WAIT_S)
@@ -438,18 +441,18 @@ def test_a_stranger_is_not_believed(tmp_path, said, given, complaint):
 
 
 @stands_in
-def test_memory_that_is_smaller_than_it_should_be_is_let_go_again(tmp_path):
-    """To write behind its end would be the end of this process."""
+def test_memory_that_is_too_small_is_refused_and_unmapped(tmp_path):
+    """Writing past its end would crash this process."""
     before = live()
-    small = lent.ExportedMemory(driver(), 4096)
-    with pytest.raises(ValueError, match="lent 4096 bytes of a GPU, not 8192"):
-        lent.ImportedMemory(driver(), small.handle, 8192, small.leash)
-    os.close(small.leash)
-    small.end()
+    small = ExportedMemory(driver(), 4096)
+    with pytest.raises(ValueError, match="exported 4096 bytes of GPU memory, not 8192"):
+        ImportedMemory(driver(), small.handle, 8192, small.release_fd)
+    os.close(small.release_fd)
+    small.close()
     assert live() == before
 
 
-def test_a_record_of_more_than_comes_is_an_end_like_any_other(tmp_path, ends):
+def test_a_record_of_more_bytes_than_come_ends_in_silence(tmp_path, ends):
     there, here = ends(silence_s=0.3)
     there._host.send([RECORD.pack(True, 1 << 60)], nothing)
     with pytest.raises(PeerSilent):
@@ -460,14 +463,14 @@ def test_a_record_of_more_than_comes_is_an_end_like_any_other(tmp_path, ends):
 
 
 @stands_in
-def test_without_a_gpu_it_is_refused_in_one_line():
+def test_without_a_gpu_the_transport_is_refused_in_one_line():
     for make in (CudaIpc, Driver, lambda: Driver(1, library=str(standin()))):
         with pytest.raises(ValueError, match="CUDA IPC needs") as caught:
             make()
         assert "\n" not in str(caught.value)
 
 
-def test_an_error_names_the_call_and_what_the_driver_says_and_leaves_the_thread_as_it_was():
+def test_an_error_names_the_call_and_restores_the_context():
     for _ in range(2):
         with pytest.raises(DriverError, match="cuMemFree_v2: CUDA_ERROR_INVALID_VALUE"):
             driver().free(64)

@@ -1,4 +1,4 @@
-"""Scattered memory read and written as one sequence of bytes."""
+"""Scattered memory is read and written as one byte sequence."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from abkt.transfer.pieces import BufferSink, PiecesSink, PiecesSource
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=10).filter(any), st.data())
-def test_any_range_is_that_of_the_pieces_joined(pieces, data):
+def test_any_range_equals_that_of_the_joined_pieces(pieces, data):
     whole = b"".join(pieces)
     start = data.draw(st.integers(0, len(whole)))
     stop = data.draw(st.integers(start, len(whole)))
@@ -19,7 +19,7 @@ def test_any_range_is_that_of_the_pieces_joined(pieces, data):
     assert all(len(buffer) for buffer in source.buffers(start, stop))
 
 
-def test_writing_reaches_the_memory_itself():
+def test_writing_changes_the_memory_itself():
     memory = [bytearray(3), bytearray(5)]
     views = PiecesSink(memory).buffers(2, 6)
     views[0][:] = b"a"
@@ -30,14 +30,14 @@ def test_writing_reaches_the_memory_itself():
     assert sink.data == b"\0xy\0"
 
 
-def test_pieces_of_other_types_are_bytes():
+def test_pieces_of_other_dtypes_are_viewed_as_bytes():
     rows = np.arange(6, dtype=np.int16).reshape(2, 3)
     assert b"".join(PiecesSource([memoryview(rows)]).buffers(0, 12)) == rows.tobytes()
     with pytest.raises(ValueError, match="strided"):
         PiecesSource([memoryview(rows[:, ::2])])
 
 
-def test_what_cannot_be_moved_is_refused():
+def test_unusable_memory_is_refused():
     with pytest.raises(ValueError, match="read-only"):
         PiecesSink([b"fixed"])
     with pytest.raises(ValueError, match="at least one byte"):

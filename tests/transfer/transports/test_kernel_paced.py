@@ -1,4 +1,4 @@
-"""What a frame takes on a link that the kernel holds back. Real loopback sockets and real time, with wide tolerances."""
+"""The time that a frame takes on a link paced by the kernel. Real loopback sockets and real time, with wide tolerances."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from abkt.transfer.buffers import Buffer
 from abkt.transfer.pieces import PiecesSource
-from abkt.transfer.protocol.frame import Buffer
 from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.send.outgoing import Outgoing
 from abkt.transfer.transport import PeerLost, PeerSilent
-from abkt.transfer.transports.kernel_paced import KernelPaced, PassingConnection
+from abkt.transfer.transports.kernel_paced import KernelPaced, KernelPacedConnection
 from abkt.transfer.transports.tcp import Tcp
-from tests.transfer.conftest import House
+from tests.transfer.endpoints import Endpoints
 
 FRAME = bytes(64 << 10)
 
 
-class Peer:
-    """Takes frames as fast as they come, if it reads at all."""
+class ReadingPeer:
+    """Reads frames as fast as they come, or not at all. times_s: when each frame was read."""
 
     def __init__(self, transport: KernelPaced, reads: bool = True, silence_s: float = 20.0) -> None:
         self.listener = Tcp().listen("127.0.0.1:0", silence_s)
@@ -65,37 +65,37 @@ def transport() -> Iterator[KernelPaced]:
     assert not paced._connections, "a connection was not forgotten"
 
 
-class Overtaken(PassingConnection):
-    """Its call returns only when the peer has the frame, and may have acknowledged it; it listens once more then, as it does when the
-    kernel still had something at the last look."""
+class SlowToReturn(KernelPacedConnection):
+    """Its send returns only when the peer may have acknowledged the frame; then it calls on_wait once more, as it does while the kernel's
+    queue is not empty."""
 
-    def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
-        calls = super().send(buffers, waiting)
+    def send(self, buffers: Sequence[Buffer], on_wait: Callable[[], None]) -> int:
+        calls = super().send(buffers, on_wait)
         self.readable(0.2)
-        waiting()
+        on_wait()
         return calls
 
 
-def test_an_acknowledgement_may_overtake_the_call_that_sends_the_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("abkt.transfer.transports.kernel_paced.PassingConnection", Overtaken)
+def test_an_acknowledgement_may_come_before_the_send_call_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("abkt.transfer.transports.kernel_paced.KernelPacedConnection", SlowToReturn)
     data = random.Random(1).randbytes(12 * len(FRAME))
-    house = House("tcp", tmp_path)
-    house.transport = KernelPaced()
+    endpoints = Endpoints("tcp", tmp_path)
+    endpoints.transport = KernelPaced()
     try:
-        desk = house.desk()
+        receiver = endpoints.receiver()
         outgoing = Outgoing(1, Offer(1, "raw", 10, (len(data),)), PiecesSource([memoryview(data)]))
-        sent = house.sender(desk.address).submit(outgoing).result(30.0)
+        sent = endpoints.sender(receiver.address).submit(outgoing).result(30.0)
         assert sent.error == ""
-        assert bytes(desk.committed().sink.data) == data
+        assert bytes(receiver.committed().sink.data) == data
     finally:
-        house.close()
+        endpoints.close()
 
 
 @pytest.mark.slow
-def test_a_frame_takes_the_time_of_the_link_from_the_first_one_on(transport: KernelPaced) -> None:
-    """4 MB/s: 16 ms a frame. Two segments of it may be left, and the kernel paces in steps of a millisecond or a few segments."""
+def test_every_frame_takes_the_time_of_the_link(transport: KernelPaced) -> None:
+    """4 MB/s: 16 ms a frame. Two segments may be left, and the kernel paces in steps of a millisecond or a few segments."""
     transport.pace(4e6)
-    peer = Peer(transport)
+    peer = ReadingPeer(transport)
     first_s, rest_s = peer.send(1), peer.send(20)
     peer.close()
     assert first_s > 0.5 * len(FRAME) / 4e6
@@ -104,9 +104,9 @@ def test_a_frame_takes_the_time_of_the_link_from_the_first_one_on(transport: Ker
 
 
 @pytest.mark.slow
-def test_the_pace_changes_for_connections_that_are_there(transport: KernelPaced) -> None:
+def test_the_pace_of_an_open_connection_changes(transport: KernelPaced) -> None:
     transport.pace(16e6)
-    peer = Peer(transport)
+    peer = ReadingPeer(transport)
     fast_s = peer.send(20)
     transport.pace(4e6)
     peer.send(2)
@@ -119,9 +119,9 @@ def test_the_pace_changes_for_connections_that_are_there(transport: KernelPaced)
     assert max(fast_s, again_s) < 1.5 * 20 * len(FRAME) / 16e6 + 0.05
 
 
-def test_a_peer_that_takes_nothing_is_silent_and_not_awaited_for_ever(transport: KernelPaced) -> None:
-    """The window of its kernel fills; what does not fit waits here."""
-    peer = Peer(transport, reads=False, silence_s=0.4)
+def test_a_peer_that_reads_nothing_is_silent(transport: KernelPaced) -> None:
+    """The receive window fills, and the rest stays queued in this kernel."""
+    peer = ReadingPeer(transport, reads=False, silence_s=0.4)
     waited: list[float] = []
     with pytest.raises(PeerSilent, match="has moved no byte"):
         peer.connection.send([bytes(32 << 20)], lambda: waited.append(time.monotonic()))
@@ -129,16 +129,16 @@ def test_a_peer_that_takes_nothing_is_silent_and_not_awaited_for_ever(transport:
     assert waited
 
 
-def test_waiting_may_end_a_send(transport: KernelPaced) -> None:
-    """It is where a sender heeds its peer, while the kernel has all and the link has not."""
+def test_on_wait_can_end_a_send(transport: KernelPaced) -> None:
+    """The sender reads its peer's frames there, while the bytes are in the kernel's queue."""
     transport.pace(1e5)
-    peer = Peer(transport)
+    peer = ReadingPeer(transport)
 
-    def heed() -> None:
+    def stop() -> None:
         raise PeerLost("aborted")
 
     with pytest.raises(PeerLost, match="aborted"):
-        peer.connection.send([FRAME], heed)
+        peer.connection.send([FRAME], stop)
     peer.close()
 
 
@@ -151,8 +151,8 @@ def test_only_loopback_without_a_key(transport: KernelPaced) -> None:
 
 def test_a_small_message_is_not_waited_for(transport: KernelPaced) -> None:
     transport.pace(1e3)
-    peer = Peer(transport)
-    assert isinstance(peer.connection, PassingConnection)
+    peer = ReadingPeer(transport)
+    assert isinstance(peer.connection, KernelPacedConnection)
     begun_s = time.monotonic()
     peer.connection.send([b"x" * 64], lambda: None)
     assert time.monotonic() - begun_s < 10

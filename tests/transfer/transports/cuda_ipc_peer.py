@@ -1,9 +1,9 @@
 """The other process of test_cuda_ipc.py: `python cuda_ipc_peer.py WHAT ADDRESS LIBRARY`.
 
-LIBRARY: of the driver that stands in for a GPU's, or empty for that.
+LIBRARY: path of the stand-in for the CUDA driver; empty to use the GPU's driver.
 
-take: a receiver whose memory is on the device; says the address, then of each transfer a digest of what came, until its stdin ends.
-hold: connects, sends a byte of the device, says so and waits to be killed.
+take: a receiver with device memory. It prints its address, then a digest of each transfer's bytes, until its stdin ends.
+hold: connects, sends one byte from the device, prints "sent" and waits to be killed.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import threading
 
 import torch
 
-from abkt.transfer.device.pieces import fetched
+from abkt.transfer.device.staging import to_host
 from abkt.transfer.pieces import DevicePieces
 from abkt.transfer.protocol.messages import Hello
 from abkt.transfer.receive.receiver import Receiver
@@ -35,13 +35,13 @@ def main(what, address, library):
         threading.Event().wait()
 
     def sink_of(peer, offer):
-        """Every other 4096 bytes of a larger piece of memory, so there are many pieces."""
+        """Every other 4096 bytes of a larger memory, so that there are many pieces."""
         memory = torch.zeros(2 * offer.size, dtype=torch.uint8, device=device)
         settled(device)
         return DevicePieces(memory[2 * at : 2 * at + min(4096, offer.size - at)] for at in range(0, offer.size, 4096))
 
     def committed(received):
-        data = b"".join(map(fetched, received.sink.buffers(0, received.sink.size)))
+        data = b"".join(map(to_host, received.sink.buffers(0, received.sink.size)))
         say(hashlib.sha256(data).hexdigest())
 
     receiver = Receiver(

@@ -1,7 +1,7 @@
-"""Run by test_nh.py in a process of its own, since Triton chooses between compiler and interpreter when it is imported.
+"""Run by test_device_digest.py in a process of its own, because Triton chooses between compiler and interpreter when it is imported.
 
-python nh_triton_check.py values          the kernel against the oracle in the interpreter
-python nh_triton_check.py compile 80 90   ahead of time for these architectures: registers, spills and widest access, as JSON
+python device_digest_check.py values          compare the kernel with the oracle, in the interpreter
+python device_digest_check.py compile 80 90   compile for these architectures: registers, spills and widest access, as JSON
 """
 
 import json
@@ -15,17 +15,17 @@ SIZES = [(16,), (16384,), (16384 + 32, 48, 65536), (80_000,), (16, 16, 32)]  # b
 def check_values() -> None:
     import torch
 
-    from abkt.transfer.device import digest as device_digest
     from abkt.transfer.device.digest_kernels import sums_of
+    from abkt.transfer.device.digest_oracle import sums
 
     for sizes in SIZES:
         dice = torch.Generator().manual_seed(sum(sizes))
         memory = torch.randint(0, 256, (sum(sizes) + 16 * len(sizes),), dtype=torch.uint8, generator=dice)
         parts, at = [], -memory.data_ptr() % 16
-        for size in sizes:  # not adjacent
+        for size in sizes:  # parts are not adjacent
             parts.append(memory[at : at + size])
             at += size + 16
-        assert torch.equal(sums_of(parts), device_digest.sums(torch.cat(parts))), sizes
+        assert torch.equal(sums_of(parts), sums(torch.cat(parts))), sizes
 
 
 def check_compile(architectures: list[int]) -> None:
@@ -47,7 +47,7 @@ def check_compile(architectures: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1])]
+    sys.path[:0] = [str(Path(__file__).parents[2])]
     os.environ["TRITON_INTERPRET"] = "1" if sys.argv[1] == "values" else "0"
     if sys.argv[1] == "values":
         check_values()

@@ -1,4 +1,4 @@
-"""The ring itself: bytes go round it in order, and a peer that breaks its rules is left, not believed."""
+"""Shared-memory rings: bytes arrive in order, and a peer that breaks the protocol ends the connection."""
 
 import fcntl
 import os
@@ -29,8 +29,8 @@ def ends(ends_of):
 
 @given(st.lists(st.lists(st.integers(0, 3 * RING_BYTES // 2), max_size=4), min_size=1, max_size=4), st.integers(0, 99))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_bytes_go_round_the_ring_in_order(ends, sends, seed):
-    """However they are cut on either side, and both ways at once."""
+def test_bytes_pass_the_ring_in_order(ends, sends, seed):
+    """However they are cut on either side, and in both directions at once."""
     dice = random.Random(seed)
     there, here = ends()
     said = [[dice.randbytes(size) for size in sizes] for sizes in sends]
@@ -55,7 +55,7 @@ def test_bytes_go_round_the_ring_in_order(ends, sends, seed):
     assert got == back == whole
 
 
-def test_what_was_put_in_can_be_read_after_the_other_end_has_gone(ends):
+def test_bytes_in_the_ring_can_be_read_after_the_peer_has_gone(ends):
     there, here = ends()
     there.send([b"last words"], nothing)
     there.abort()
@@ -69,7 +69,7 @@ def test_what_was_put_in_can_be_read_after_the_other_end_has_gone(ends):
         here.send([bytes(2 * RING_BYTES)], nothing)
 
 
-def test_a_full_ring_waits_and_not_for_ever(ends):
+def test_a_full_ring_waits_until_the_silence_limit(ends):
     there, here = ends(silence_s=0.2)
     with pytest.raises(PeerSilent, match=r"moved no byte for 0\.2 s"):
         there.send([bytes(RING_BYTES + 1)], nothing)
@@ -77,7 +77,7 @@ def test_a_full_ring_waits_and_not_for_ever(ends):
         here.receive([memoryview(bytearray(RING_BYTES + 1))], nothing)
 
 
-def test_counts_that_nobody_reads_block_neither_side(ends):
+def test_unread_counts_block_neither_side(ends):
     """Each fills the other's socket with counts of single bytes; then both read."""
     there, here = ends()
     done = []
@@ -114,16 +114,16 @@ def memory(size=2 * RING_BYTES, seals=SEALS):
         (GREETING, [lambda: memory(size=RING_BYTES)], "of another size, or could be changed in size"),
         (GREETING, [lambda: memory(seals=fcntl.F_SEAL_GROW)], "could be changed in size"),
         (GREETING, [lambda: os.open(os.devnull, os.O_RDWR)], "gave memory that cannot be used"),
-        (GREETING, [memory, memory], ""),  # the one too many is closed
+        (GREETING, [memory, memory], ""),  # the extra descriptor is closed
     ],
 )
-def test_a_stranger_is_not_believed(tmp_path, greeting, memories, complaint):
+def test_an_invalid_shm_greeting_is_refused(tmp_path, greeting, memories, complaint):
     before = len(os.listdir("/proc/self/fd"))
     listener = Shm().listen(str(tmp_path / "socket"), WAIT_S)
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(listener.address)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.address)
         given_away = [make() for make in memories]
-        socket.send_fds(stranger, [greeting], given_away)
+        socket.send_fds(client, [greeting], given_away)
         for number in given_away:
             os.close(number)
         here = listener.accept(WAIT_S)
@@ -140,13 +140,13 @@ def test_a_stranger_is_not_believed(tmp_path, greeting, memories, complaint):
 @pytest.mark.parametrize("counts", [[RING_BYTES + 1], [RING_BYTES, 1], [-1], [1, -1], [2**31 - 1] * 10])
 def test_counts_beyond_the_ring_end_the_connection(tmp_path, counts):
     listener = Shm().listen(str(tmp_path / "socket"), WAIT_S)
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(listener.address)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.address)
         made = memory()
-        socket.send_fds(stranger, [GREETING], [made])
+        socket.send_fds(client, [GREETING], [made])
         os.close(made)
         here = listener.accept(WAIT_S)
-        stranger.send(b"".join(struct.pack("<i", count) for count in counts))
+        client.send(b"".join(struct.pack("<i", count) for count in counts))
         here.readable(0)
         with pytest.raises(PeerLost, match="counted more bytes than its ring holds"):
             here.receive([memoryview(bytearray(2 * RING_BYTES))], nothing)

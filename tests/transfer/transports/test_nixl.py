@@ -1,4 +1,4 @@
-"""NIXL itself: it opens no port, reads nothing of strangers, helps itself where memory cannot be reached, and leaves nothing behind."""
+"""NIXL: it opens no port, refuses invalid peers, works without direct access to the peer's memory, and leaves nothing behind."""
 
 import os
 import random
@@ -20,7 +20,7 @@ from abkt.transfer.transports.nixl import GREETING, MAGIC, METADATA_CAP_BYTES, R
 
 pytestmark = pytest.mark.skipif(find_spec("nixl") is None, reason="NIXL is not installed: pip install 'abkt[nixl]'")
 WAIT_S = 30.0
-BY_HAND = {"UCX_TLS": "posix,self"}  # no copy straight into the peer's memory: it has to take the bytes itself
+NO_CMA = {"UCX_TLS": "posix,self"}  # no direct copy into the peer's memory: the peer has to make progress calls
 
 
 def nothing():
@@ -41,7 +41,7 @@ def ends(ends_of):
 
 
 def listening():
-    """Inodes of the TCP and UDP sockets of this machine on which somebody may be reached, and which this process holds."""
+    """Inodes of the TCP and UDP sockets of this process at which other processes can reach it."""
     reachable = set()
     for name, states in (("tcp", {"0A"}), ("tcp6", {"0A"}), ("udp", {"07"}), ("udp6", {"07"})):
         with suppress(FileNotFoundError):
@@ -55,7 +55,7 @@ def listening():
 
 
 def exchange(there, here, size, seed=1):
-    """One way and back, in pieces that do not fit the ring."""
+    """Send bytes there and back, in pieces larger than the ring."""
     dice = random.Random(seed)
     data, echoed, back = dice.randbytes(size), bytearray(size), bytearray(size)
 
@@ -75,9 +75,9 @@ def exchange(there, here, size, seed=1):
     assert echoed == back == data
 
 
-@pytest.mark.parametrize("lanes", [nixl.LANES, BY_HAND], ids=["straight", "by hand"])
+@pytest.mark.parametrize("lanes", [nixl.UCX_SETTINGS, NO_CMA], ids=["cma", "no cma"])
 def test_bytes_go_there_and_back_and_no_port_is_opened(ends, monkeypatch, lanes):
-    monkeypatch.setattr(nixl, "LANES", lanes)
+    monkeypatch.setattr(nixl, "UCX_SETTINGS", lanes)
     before = listening()
     there, here = ends()
     exchange(there, here, 3 * RING_BYTES + 12_345)
@@ -85,7 +85,7 @@ def test_bytes_go_there_and_back_and_no_port_is_opened(ends, monkeypatch, lanes)
     assert "UCX_TLS" not in os.environ
 
 
-def test_the_check_of_ports_sees_one():
+def test_the_check_for_open_ports_finds_one():
     before = listening()
     with socket.create_server(("127.0.0.1", 0)):
         assert len(listening() - before) == 1
@@ -103,12 +103,12 @@ def test_the_check_of_ports_sees_one():
         (MAGIC, "closed the connection"),
     ],
 )
-def test_a_stranger_is_not_believed(tmp_path, greeting, complaint):
+def test_an_invalid_nixl_greeting_is_refused(tmp_path, greeting, complaint):
     listener = Nixl().listen(str(tmp_path / "socket"), WAIT_S)
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(listener.address)
-        stranger.sendall(greeting)
-        stranger.shutdown(socket.SHUT_WR)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.address)
+        client.sendall(greeting)
+        client.shutdown(socket.SHUT_WR)
         here = listener.accept(WAIT_S)
         with pytest.raises(PeerLost, match=complaint):
             here.receive([memoryview(bytearray(1))], nothing)
@@ -116,31 +116,31 @@ def test_a_stranger_is_not_believed(tmp_path, greeting, complaint):
     listener.close()
 
 
-def test_another_users_process_is_not_listened_to(tmp_path, monkeypatch):
-    """Not a byte of its metadata is read, and it is told nothing."""
+def test_another_users_process_is_refused(tmp_path, monkeypatch):
+    """None of its metadata is read, and nothing is sent to it."""
     listener = Nixl().listen(str(tmp_path / "socket"), WAIT_S)
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(listener.address)
-        stranger.sendall(GREETING.pack(MAGIC, 5, 0) + b"stuff")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.address)
+        client.sendall(GREETING.pack(MAGIC, 5, 0) + b"stuff")
         here = listener.accept(WAIT_S)
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
         with pytest.raises(PeerLost, match=f"is a process of user {os.getuid()}, not of this one"):
             here.receive([memoryview(bytearray(1))], nothing)
         here.close()
-        assert stranger.recv(1) == b""
+        assert client.recv(1) == b""
         with pytest.raises(PeerLost, match="is a process of user"):
             Nixl().connect(listener.address, WAIT_S)
     listener.close()
 
 
-@pytest.mark.parametrize("lanes", [nixl.LANES, BY_HAND], ids=["straight", "by hand"])
+@pytest.mark.parametrize("lanes", [nixl.UCX_SETTINGS, NO_CMA], ids=["cma", "no cma"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_peer_that_dies_or_stops_ends_a_write(tmp_path, monkeypatch, lanes, how):
-    """UCX alone would wait for ever."""
-    monkeypatch.setattr(nixl, "LANES", lanes)
+def test_a_peer_that_dies_or_stops_ends_a_pending_write(tmp_path, monkeypatch, lanes, how):
+    """UCX alone would wait forever."""
+    monkeypatch.setattr(nixl, "UCX_SETTINGS", lanes)
     code = f"""
-from abkt.transfer import nixl
-nixl.LANES = {lanes!r}
+from abkt.transfer.transports import nixl
+nixl.UCX_SETTINGS = {lanes!r}
 there = nixl.Nixl().connect({str(tmp_path / "socket")!r}, 30.0)
 got = bytearray(1 << 20)
 while True:
@@ -162,8 +162,8 @@ while True:
     listener.close()
 
 
-def test_an_abort_ends_a_write_that_nobody_helps_with(ends, monkeypatch):
-    monkeypatch.setattr(nixl, "LANES", BY_HAND)
+def test_an_abort_ends_a_write_that_makes_no_progress(ends, monkeypatch):
+    monkeypatch.setattr(nixl, "UCX_SETTINGS", NO_CMA)
     there, here = ends()
     ended = []
 
@@ -174,7 +174,7 @@ def test_an_abort_ends_a_write_that_nobody_helps_with(ends, monkeypatch):
 
     thread = threading.Thread(target=send)
     thread.start()
-    here.readable(0)  # meets, and then helps no more
+    here.readable(0)  # reads the greeting, and then makes no progress calls
     time.sleep(0.2)
     assert not ended
     there.abort()
@@ -197,4 +197,4 @@ def test_nothing_is_left_of_closed_connections(tmp_path):
         here.close()
         counts.append(held())
     assert counts[-1][:2] == counts[2][:2]
-    assert counts[-1][2] - counts[2][2] < 9  # of 9 connections: no mapping each
+    assert counts[-1][2] - counts[2][2] < 9  # fewer than one mapping for each of 9 connections

@@ -1,4 +1,4 @@
-"""What a TCP receiver waits for: as much of a payload as it reads at once, and the first byte of whatever comes after."""
+"""When a TCP receiver is woken: by as much of a payload as it reads at once, and by the first byte of the next frame."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ SIZE = 3 * AWAITED_BYTES[1] + 12345
 
 @pytest.fixture
 def pair():
-    """(a connection that receives, the bare socket of its peer)."""
+    """(a receiving connection, the plain socket of its peer)."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         peer = socket.create_connection(listening.getsockname())
         connected, _ = listening.accept()
@@ -27,7 +27,7 @@ def pair():
     connection.close()
 
 
-def speaking(work):
+def in_thread(work):
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
@@ -39,12 +39,12 @@ def scattered(size, piece):
     return memory, [view[start : start + piece] for start in range(0, size, piece)]
 
 
-@pytest.mark.parametrize("said", [1 << 20, 70_000, 3_000])
+@pytest.mark.parametrize("step", [1 << 20, 70_000, 3_000])
 @pytest.mark.parametrize("piece", [SIZE, 100_001, 900])  # 900: more pieces than one call takes
-def test_a_payload_comes_whole_however_it_is_said(pair, said, piece):
+def test_a_payload_arrives_complete_however_it_is_sent(pair, step, piece):
     connection, peer = pair
     payload = os.urandom(SIZE)
-    thread = speaking(lambda: [peer.sendall(payload[start : start + said]) for start in range(0, SIZE, said)])
+    thread = in_thread(lambda: [peer.sendall(payload[start : start + step]) for start in range(0, SIZE, step)])
     memory, buffers = scattered(SIZE, piece)
     connection.receive(buffers, lambda: None)
     thread.join(WAIT_S)
@@ -52,54 +52,54 @@ def test_a_payload_comes_whole_however_it_is_said(pair, said, piece):
     assert not connection.readable(0)
 
 
-def test_what_is_slower_than_it_is_awaited_is_read_as_it_comes(pair):
+def test_slow_data_is_read_as_it_comes(pair):
     connection, peer = pair
-    payload, looks = os.urandom(AWAITED_BYTES[0]), []
+    payload, wakes = os.urandom(AWAITED_BYTES[0]), []
 
-    def say():
+    def send_slowly():
         for start in range(0, len(payload), len(payload) // 4):
             peer.sendall(payload[start : start + len(payload) // 4])
             time.sleep(0.6)  # longer than a tick
 
-    thread = speaking(say)
+    thread = in_thread(send_slowly)
     memory, buffers = scattered(len(payload), len(payload))
-    connection.receive(buffers, lambda: looks.append(memory.count(0)))
+    connection.receive(buffers, lambda: wakes.append(memory.count(0)))
     thread.join(WAIT_S)
     assert memory == payload
-    assert len(set(looks)) >= 4  # it was not left in the kernel until all was there
+    assert len(set(wakes)) >= 4  # it was read in parts, not left in the kernel until all was there
 
 
-def test_a_single_byte_is_heard_after_a_payload_was_awaited(pair):
+def test_a_single_byte_wakes_the_receiver_after_a_payload(pair):
     connection, peer = pair
     payload = os.urandom(SIZE)
-    thread = speaking(lambda: peer.sendall(payload))
+    thread = in_thread(lambda: peer.sendall(payload))
     time.sleep(0.1)
     connection.receive(scattered(SIZE, SIZE)[1], lambda: None)
     thread.join(WAIT_S)
-    assert connection._awaited_bytes > 1, "nothing was awaited, so this test says nothing"
+    assert connection._awaited_bytes > 1, "the threshold was never raised, so this test checks nothing"
     peer.sendall(b"x")
     assert connection.readable(WAIT_S)
     connection.receive(scattered(1, 1)[1], lambda: None)
     assert not connection.readable(0)
 
 
-def test_a_receiver_is_woken_by_what_it_reads_at_once(pair):
-    """Fewer looks than segments: a peer says 256 of them, slower than they are read."""
+def test_a_receiver_wakes_less_often_than_segments_arrive(pair):
+    """The peer sends 256 segments, more slowly than they are read."""
     connection, peer = pair
     payload = os.urandom(4 * AWAITED_BYTES[1])
     segment = len(payload) // 256
     parts = [payload[start : start + segment] for start in range(0, len(payload), segment)]
-    thread = speaking(lambda: [(peer.sendall(part), time.sleep(1e-4)) for part in parts])
-    looks = []
+    thread = in_thread(lambda: [(peer.sendall(part), time.sleep(1e-4)) for part in parts])
+    wakes = []
     memory, buffers = scattered(len(payload), len(payload))
-    connection.receive(buffers, lambda: looks.append(1))
+    connection.receive(buffers, lambda: wakes.append(1))
     thread.join(WAIT_S)
     assert memory == payload
-    assert len(looks) < 128
+    assert len(wakes) < 128
 
 
 @pytest.mark.parametrize("end", ["close", "reset", "abort"])
-def test_an_end_in_the_middle_of_what_is_awaited_is_noticed_at_once(pair, end):
+def test_the_end_of_the_connection_within_a_payload_is_detected_at_once(pair, end):
     connection, peer = pair
     peer.sendall(bytes(100_000))
 
@@ -112,14 +112,14 @@ def test_an_end_in_the_middle_of_what_is_awaited_is_noticed_at_once(pair, end):
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         peer.close()
 
-    thread, begun_s = speaking(stop), time.monotonic()
+    thread, begun_s = in_thread(stop), time.monotonic()
     with pytest.raises(PeerLost):
         connection.receive(scattered(SIZE, SIZE)[1], lambda: None)
     assert time.monotonic() - begun_s < SILENCE_S / 2
     thread.join(WAIT_S)
 
 
-def test_silence_in_the_middle_of_what_is_awaited_is_noticed():
+def test_silence_within_a_payload_is_detected():
     with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()) as peer:
         connection = TcpConnection(listening.accept()[0], "peer", 0.4)
         peer.sendall(bytes(100_000))

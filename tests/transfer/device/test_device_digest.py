@@ -1,4 +1,4 @@
-"""The digest of what lies on a device: what its definition says, however the bytes are cut; and its kernel, which says the same."""
+"""The device digest equals its definition however the bytes are cut, and its kernel computes the same sums."""
 
 import itertools
 import json
@@ -12,13 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkt.transfer.device import digest as device_digest
+from abkt.transfer.device import digest_oracle
+from abkt.transfer.device.digest import device_digest
 
-SCRIPT = Path(__file__).with_name("nh_triton_check.py")
+SCRIPT = Path(__file__).with_name("device_digest_check.py")
 
 
 def key(place):
-    """The finaliser of MurmurHash3, of a multiple of the golden ratio."""
+    """MurmurHash3's 32-bit finaliser of a multiple of the golden ratio."""
     hashed = place * 0x9E3779B1 % 2**32
     hashed = (hashed ^ (hashed >> 16)) * 0x85EBCA6B % 2**32
     hashed = (hashed ^ (hashed >> 13)) * 0xC2B2AE35 % 2**32
@@ -26,7 +27,7 @@ def key(place):
 
 
 def by_hand(data):
-    """In whole numbers, word by word."""
+    """The digest in Python integers, word by word."""
     data += bytes(-len(data) % 16)
     sums = [0, 0]
     for index in range(len(data) // 8):
@@ -44,36 +45,36 @@ def cut(data, stops, kinds):
 
 
 @given(st.binary(min_size=1, max_size=300), st.lists(st.integers(0, 300), max_size=5), st.lists(st.booleans(), min_size=1, max_size=6))
-def test_it_is_what_the_definition_says_however_the_bytes_are_cut(data, stops, kinds):
-    assert device_digest.digest(cut(data, stops, kinds)) == by_hand(data)
+def test_the_digest_equals_its_definition_however_the_bytes_are_cut(data, stops, kinds):
+    assert device_digest(cut(data, stops, kinds)) == by_hand(data)
 
 
 def test_a_payload_of_more_than_one_step(monkeypatch):
-    monkeypatch.setattr(device_digest, "STEP_WORDS", 8)
+    monkeypatch.setattr(digest_oracle, "STEP_WORDS", 8)
     data = random.Random(1).randbytes(1000)
-    assert device_digest.digest([data]) == by_hand(data)
+    assert device_digest([data]) == by_hand(data)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 200), st.data())
 @settings(max_examples=200)
 def test_a_flipped_bit_a_lost_byte_and_exchanged_words_are_found(seed, words, data):
     payload = bytearray(random.Random(seed).randbytes(8 * words))
-    right = device_digest.digest([bytes(payload)])
+    right = device_digest([bytes(payload)])
     bit = data.draw(st.integers(0, 64 * words - 1))
     payload[bit // 8] ^= 1 << bit % 8
-    assert device_digest.digest([bytes(payload)]) != right
+    assert device_digest([bytes(payload)]) != right
     payload[bit // 8] ^= 1 << bit % 8
-    assert device_digest.digest([bytes(payload[1:])]) != right
+    assert device_digest([bytes(payload[1:])]) != right
     here, there = data.draw(st.integers(0, words - 1)), data.draw(st.integers(0, words - 1))
     one, other = payload[8 * here : 8 * here + 8], payload[8 * there : 8 * there + 8]
     payload[8 * here : 8 * here + 8], payload[8 * there : 8 * there + 8] = other, one
-    assert (device_digest.digest([bytes(payload)]) != right) == (one != other)
+    assert (device_digest([bytes(payload)]) != right) == (one != other)
 
 
-def test_bytes_of_zero_are_not_nothing():
-    """Blocks that were never written are as good a payload as any, and one of them too many is found by its length in the header."""
-    assert device_digest.digest([bytes(16)]) != device_digest.digest([bytes(32)])
-    assert device_digest.digest([bytes(16)]) != bytes(16)
+def test_zero_bytes_change_the_digest():
+    """Blocks that were never written are a payload like any other. The length of a payload is in the frame header."""
+    assert device_digest([bytes(16)]) != device_digest([bytes(32)])
+    assert device_digest([bytes(16)]) != bytes(16)
 
 
 def run(*arguments):
@@ -83,7 +84,7 @@ def run(*arguments):
     return done.stdout
 
 
-def test_the_kernel_s_sums_are_the_oracle_s():
+def test_the_kernel_computes_the_sums_of_the_oracle():
     run("values")
 
 
@@ -96,12 +97,12 @@ def test_the_kernel_compiles_ahead_of_time_and_reads_16_bytes_at_a_time():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_on_a_gpu_it_is_the_same_wherever_the_bytes_lie():
+def test_on_a_gpu_the_digest_does_not_depend_on_where_the_bytes_are():
     data = random.Random(2).randbytes(5 << 20)
     there = torch.frombuffer(bytearray(data), dtype=torch.uint8).cuda()
-    right = device_digest.digest([data])
+    right = device_digest([data])
     for stops in ([], [1 << 20], [64, 4096, 3 << 20], [17, 1000, 1001]):
         bounds = [0, *stops, len(data)]
         pieces = [there[a:b] for a, b in itertools.pairwise(bounds)]
-        assert device_digest.digest(pieces) == right
-        assert device_digest.digest([data[: bounds[1]], *pieces[1:]]) == right
+        assert device_digest(pieces) == right
+        assert device_digest([data[: bounds[1]], *pieces[1:]]) == right

@@ -1,4 +1,4 @@
-"""A source that grows while it is sent, over all transports: what there is leaves at once, and nothing before it is there."""
+"""A source that grows while it is sent, over all transports: available bytes are sent at once, and no others are read."""
 
 import os
 import threading
@@ -16,16 +16,16 @@ LASTING = Keepalive(ping_s=0.1, silence_s=20.0, greet_s=20.0, resume_s=20.0, hol
 FRAME = FRAME_BYTES[0]
 
 
-class Growing:
-    """Bytes [0, there) may be sent. asked: where each question stood."""
+class GrowingSource:
+    """Bytes [0, there) may be sent. asked: sent_bytes of each call of `available`."""
 
     def __init__(self, data):
         self.data, self.there, self.done, self.asked = data, 0, False, []
-        self.early = threading.Event()  # set if a byte is asked for that is not there
+        self.early = threading.Event()  # set if a byte is read that is not available yet
 
     @property
     def ends(self):
-        return (1, len(self.data) + 1000)  # its size is not known before
+        return (1, len(self.data) + 1000)  # the final size is not known in advance
 
     def available(self, now_s, sent_bytes):
         self.asked.append(sent_bytes)
@@ -37,18 +37,18 @@ class Growing:
         return [memoryview(self.data)[start:stop]]
 
 
-def submitted(house, outgoing, desk, source):
+def submitted(endpoints, outgoing, receiver, source):
     offered = outgoing(1, [bytes(source.ends[-1])], source.ends)
     offered.source, offered.available = source, source.available
-    return house.sender(desk.address, keepalive=LASTING).submit(offered)
+    return endpoints.sender(receiver.address, keepalive=LASTING).submit(offered)
 
 
 @pytest.mark.parametrize("fault", [None, Fault("break", 2 * FRAME + 7), Fault("break", 5 * FRAME)])
-def test_what_is_there_leaves_and_the_end_is_where_the_source_says(house, outgoing, fault):
-    source, desk = Growing(os.urandom(6 * FRAME + 321)), house.desk(keepalive=LASTING)
+def test_available_bytes_are_sent_until_the_source_ends(endpoints, outgoing, fault):
+    source, receiver = GrowingSource(os.urandom(6 * FRAME + 321)), endpoints.receiver(keepalive=LASTING)
     if fault:
-        house.transport = Faulty(house.transport, [fault])
-    future = submitted(house, outgoing, desk, source)
+        endpoints.transport = Faulty(endpoints.transport, [fault])
+    future = submitted(endpoints, outgoing, receiver, source)
     for there in (10, 3 * FRAME, 3 * FRAME + 1, len(source.data)):
         source.there = there
         until_s = time.monotonic() + WAIT_S
@@ -56,31 +56,31 @@ def test_what_is_there_leaves_and_the_end_is_where_the_source_says(house, outgoi
             assert time.monotonic() < until_s
             time.sleep(0.001)
         assert not future.done()
-        assert desk.commits.empty()
+        assert receiver.commits.empty()
     source.done = True
     sent = future.result(WAIT_S)
     assert (sent.error, sent.payload_bytes, sent.cut) == ("", len(source.data), 0)
-    received = desk.committed()
+    received = receiver.committed()
     assert received.sink.data[: received.payload_bytes] == source.data
     assert not source.early.is_set()
 
 
-def test_more_than_was_granted_is_not_sent(house, outgoing):
-    source = Growing(os.urandom(3000))
-    desk = house.desk(sink_of=lambda offer: BufferSink(1500))
-    future = submitted(house, outgoing, desk, source)
+def test_a_source_that_outgrows_its_grant_fails(endpoints, outgoing):
+    source = GrowingSource(os.urandom(3000))
+    receiver = endpoints.receiver(sink_of=lambda offer: BufferSink(1500))
+    future = submitted(endpoints, outgoing, receiver, source)
     source.there = 3000
     assert "granted 1 bytes, but 3000 are to be sent" in future.result(WAIT_S).error
-    assert desk.aborted()
+    assert receiver.aborted()
 
 
-def test_a_source_that_stays_away_can_be_cancelled(house, outgoing):
-    source, desk = Growing(bytes(100)), house.desk(keepalive=LASTING)
+def test_a_source_that_does_not_grow_can_be_cancelled(endpoints, outgoing):
+    source, receiver = GrowingSource(bytes(100)), endpoints.receiver(keepalive=LASTING)
     offered = outgoing(1, [bytes(source.ends[-1])], source.ends)
     offered.source, offered.available = source, source.available
-    future = house.sender(desk.address, keepalive=LASTING).submit(offered)
+    future = endpoints.sender(receiver.address, keepalive=LASTING).submit(offered)
     while not source.asked:
         time.sleep(0.001)
     offered.cancel.set()
     assert "cancelled" in future.result(WAIT_S).error
-    assert desk.aborted()
+    assert receiver.aborted()

@@ -1,4 +1,4 @@
-"""A schedule in real time: shape(rate) at each change of a capacity."""
+"""Applies a capacity schedule in real time: calls a function with the rate at each change."""
 
 from __future__ import annotations
 
@@ -10,14 +10,27 @@ from contextlib import AbstractContextManager
 
 from abkt.capacity import Capacity
 
-CLOSE_S = 1e-6
+CLOSE_S = 1e-6  # changes that are closer together than this are applied as one
 
 
-class Follower(AbstractContextManager["Follower"]):
-    """While it is entered, a thread calls shape(bytes_per_s): at once with the rate of now, then at each change.
+class ScheduleFollower(AbstractContextManager["ScheduleFollower"]):
+    """A context in which shape(bytes_per_s) is called at once with the current rate, and then by a thread at each change.
 
-    origin_s: the time on CLOCK_MONOTONIC at which the schedule starts; its first rate holds before. late_s: the worst lateness so far
-    of a rate that had been set, its own time included. What shape raises ends the following and is raised on leaving.
+    Parameters
+    ----------
+    capacity : Capacity
+        The schedule.
+    shape : callable
+        Sets a rate in bytes per second. An exception that it raises in the thread ends the schedule, and is raised on leaving.
+    origin_s : float
+        Time on time.monotonic at which the schedule starts. Its first rate holds before that.
+
+    Attributes
+    ----------
+    changes : int
+        Number of changes applied so far.
+    late_s : float
+        Largest delay so far from the time of a change until `shape` had set its rate.
     """
 
     def __init__(self, capacity: Capacity, shape: Callable[[float], None], origin_s: float) -> None:
@@ -30,8 +43,8 @@ class Follower(AbstractContextManager["Follower"]):
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="follow", daemon=True)
 
-    def __enter__(self) -> Follower:
-        rate, self._change_s = step(self._capacity, time.monotonic() - self._origin_s)
+    def __enter__(self) -> ScheduleFollower:
+        rate, self._change_s = rate_at(self._capacity, time.monotonic() - self._origin_s)
         self._shape(rate)
         if self._change_s < math.inf:
             self._thread.start()
@@ -50,16 +63,16 @@ class Follower(AbstractContextManager["Follower"]):
                 if self._stop.wait(max(0.0, self._origin_s + self._change_s - time.monotonic())):
                     return
                 due_s = self._change_s
-                rate, self._change_s = step(self._capacity, max(due_s, time.monotonic() - self._origin_s))
+                rate, self._change_s = rate_at(self._capacity, max(due_s, time.monotonic() - self._origin_s))
                 self._shape(rate)
                 self.changes += 1
                 self.late_s = max(self.late_s, time.monotonic() - self._origin_s - due_s)
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever leaves the context
+        except Exception as error:  # noqa: BLE001 - it is raised on leaving the context
             self._error = error
 
 
-def step(capacity: Capacity, now_s: float) -> tuple[float, float]:
-    """(rate at now_s, time of the next change that is worth waiting for)."""
+def rate_at(capacity: Capacity, now_s: float) -> tuple[float, float]:
+    """(rate at now_s, time of the next change that is not immediate)."""
     rate, change_s = capacity.at(max(0.0, now_s))
     while change_s < now_s + CLOSE_S:
         rate, change_s = capacity.at(change_s)

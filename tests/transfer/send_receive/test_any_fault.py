@@ -1,7 +1,7 @@
-"""Any fault at any byte, over all transports: a transfer ends committed with the right bytes, or aborted; nothing leaks, nothing hangs.
-Every other one is refined behind its start, and whatever is promised of it then is right as well, until it is settled, once.
+"""Random faults at random bytes, over all transports: a transfer is committed with the right bytes, or aborted; nothing leaks or hangs.
 
-A few in the default run, 10,000 and ten million frames with `-m slow`.
+Every other transfer is refined: each refined prefix must be right as well, and each refinement is settled once.
+The default run has a few transfers; `-m slow` has 10,000, and ten million mutated frames.
 """
 
 import random
@@ -21,14 +21,14 @@ QUICK = Keepalive(ping_s=0.2, silence_s=3.0, greet_s=3.0, resume_s=2.0, hold_s=6
 MESSAGES = [Abort, Ack, Commit, Grant, Hello, Offer]
 
 
-class Books:
+class Outcomes:
     """Every sink that was given out, and what became of it."""
 
     def __init__(self):
         self.lock = threading.Lock()
         self.given, self.committed, self.aborted = {}, {}, []
         self.data, self.wrong, self.refined = {}, [], 0
-        self.settled, self.followed = [], []
+        self.settled, self.ended = [], []
 
     def on_refined(self, received, cut):
         end = received.offer.ends[cut]
@@ -44,52 +44,54 @@ class Books:
         return sink
 
 
-def run(house, outgoing, seed, count, size_cap):
-    """So many transfers, each of which meets a fault of its own on the first connection, and perhaps others while it is resumed."""
-    dice, books, transport = random.Random(seed), Books(), house.transport
-    desk = house.desk(keepalive=QUICK, sink_of=books.sink_of, on_refined=books.on_refined, on_settled=books.settled.append)
+def run(endpoints, outgoing, seed, count, size_cap):
+    """Run `count` transfers. Each has a fault on its first connection, and perhaps others while it is resumed."""
+    dice, log, transport = random.Random(seed), Outcomes(), endpoints.transport
+    receiver = endpoints.receiver(keepalive=QUICK, sink_of=log.sink_of, on_refined=log.on_refined, on_settled=log.settled.append)
     ends = {"committed": 0, "failed": 0}
     for number in range(count):
-        data = books.data[number] = dice.randbytes(dice.randint(1, size_cap))
+        data = log.data[number] = dice.randbytes(dice.randint(1, size_cap))
         faults = [fault(dice, len(data)) for _ in range(dice.randint(1, 3))]
-        house.transport = Faulty(transport, faults)
-        sender = house.sender(desk.address, keepalive=QUICK)
+        endpoints.transport = Faulty(transport, faults)
+        sender = endpoints.sender(receiver.address, keepalive=QUICK)
         cuts = sorted({dice.randint(1, len(data)), dice.randint(1, len(data)), len(data)})
-        refining = {"next_cut": lambda *_: 0, "next_behind": lambda *_: 9, "on_followed": books.followed.append} if number % 2 else {}
+        refining = (
+            {"next_cut": lambda *_: 0, "next_refinement_cut": lambda *_: 9, "on_refinement_end": log.ended.append} if number % 2 else {}
+        )
         sent = sender.submit(outgoing(number, [data], ends=cuts, **refining)).result(WAIT_S)
         if sent.refining and dice.random() < 0.8:
             until_s = time.monotonic() + WAIT_S
-            while not books.followed or books.followed[-1].transfer_id != number:
-                assert time.monotonic() < until_s, "what follows hangs"
+            while not log.ended or log.ended[-1].transfer_id != number:
+                assert time.monotonic() < until_s, "the refinement hangs"
                 time.sleep(0.002)
         sender.close()
-        house.open.pop()
+        endpoints.open.pop()
         given = f"seed {seed}, transfer {number}, {faults}"
         assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("send to")], given
         if sent.error:
             ends["failed"] += 1
             assert "\n" not in sent.error, given
-        while not desk.commits.empty() or (not sent.error and number not in books.committed):
-            received = desk.commits.get(timeout=WAIT_S)
-            assert received.transfer_id not in books.committed, given
-            books.committed[received.transfer_id] = received
+        while not receiver.commits.empty() or (not sent.error and number not in log.committed):
+            received = receiver.commits.get(timeout=WAIT_S)
+            assert received.transfer_id not in log.committed, given
+            log.committed[received.transfer_id] = received
             end = received.offer.ends[received.cut]
-            assert received.sink.data[:end] == books.data[received.transfer_id][:end], given
+            assert received.sink.data[:end] == log.data[received.transfer_id][:end], given
             assert received.refinable or received.cut == len(received.offer.ends) - 1, given
-        ends["committed"] += number in books.committed
-    house.close()  # frees what is kept
-    while not desk.aborts.empty():
-        books.aborted.append(desk.aborts.get()[0])
-    while not desk.commits.empty():
-        received = desk.commits.get()
-        books.committed[received.transfer_id] = received
-    assert not books.wrong, "a refined prefix was wrong"
-    assert sorted(r.transfer_id for r in books.settled) == sorted(n for n, r in books.committed.items() if r.refinable), "settled once each"
-    ends["refined"] = books.refined
-    assert len({f.transfer_id for f in books.followed}) == len(books.followed)
-    settled = [id(received.sink) for received in (*books.aborted, *books.committed.values())]
+        ends["committed"] += number in log.committed
+    endpoints.close()  # ends the transfers that are kept for resuming
+    while not receiver.aborts.empty():
+        log.aborted.append(receiver.aborts.get()[0])
+    while not receiver.commits.empty():
+        received = receiver.commits.get()
+        log.committed[received.transfer_id] = received
+    assert not log.wrong, "a refined prefix was wrong"
+    assert sorted(r.transfer_id for r in log.settled) == sorted(n for n, r in log.committed.items() if r.refinable), "settled once each"
+    ends["refined"] = log.refined
+    assert len({f.transfer_id for f in log.ended}) == len(log.ended)
+    settled = [id(received.sink) for received in (*log.aborted, *log.committed.values())]
     assert len(settled) == len(set(settled)), "a sink was settled twice"
-    assert set(settled) == set(books.given), "a sink leaked"
+    assert set(settled) == set(log.given), "a sink leaked"
     return ends
 
 
@@ -99,24 +101,24 @@ def fault(dice, size):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
-def test_any_fault_at_any_byte(house, outgoing, seed):
-    """A frame that was cut short may cost its transfer the silence after which a peer counts as gone, so few in the default run."""
-    ends = run(house, outgoing, seed, 12, 200_000)
+def test_any_fault_at_any_byte(endpoints, outgoing, seed):
+    """Only a few in the default run: a truncated frame may take until the silence limit to be detected."""
+    ends = run(endpoints, outgoing, seed, 12, 200_000)
     assert ends["committed"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 120))
-def test_any_fault_at_any_byte_ten_thousand_times(house, outgoing, seed):
-    """20 seeds of 100 transfers over each of the houses."""
-    ends = run(house, outgoing, seed, 100, 400_000)
+def test_any_fault_at_any_byte_ten_thousand_times(endpoints, outgoing, seed):
+    """20 seeds of 100 transfers in each case of endpoints.py."""
+    ends = run(endpoints, outgoing, seed, 100, 400_000)
     assert ends["committed"]
 
 
-def test_a_receiver_that_breaks_off_anywhere(house, outgoing):
-    """The fault is in what the receiver says: GRANT, ACK, or its HELLO."""
+def test_a_connection_that_breaks_on_the_receivers_side(endpoints, outgoing):
+    """The fault is in what the receiver sends: HELLO, GRANT or ACK."""
     dice = random.Random(4)
-    listen = house.transport.listen
+    listen = endpoints.transport.listen
     for number in range(3):
         at = dice.randrange(700)
         made = []
@@ -135,22 +137,22 @@ def test_a_receiver_that_breaks_off_anywhere(house, outgoing):
             listener.accept = faulty
             return listener
 
-        house.transport.listen = broken
-        desk = house.desk(keepalive=QUICK)
-        house.transport.listen = listen
+        endpoints.transport.listen = broken
+        receiver = endpoints.receiver(keepalive=QUICK)
+        endpoints.transport.listen = listen
         data = dice.randbytes(100_000)
-        sent = house.sender(desk.address, keepalive=QUICK).submit(outgoing(number, [data])).result(WAIT_S)
+        sent = endpoints.sender(receiver.address, keepalive=QUICK).submit(outgoing(number, [data])).result(WAIT_S)
         if not sent.error:
-            assert desk.committed().sink.data == data
-        house.close()
-        assert desk.commits.empty()
+            assert receiver.committed().sink.data == data
+        endpoints.close()
+        assert receiver.commits.empty()
 
 
 # The parser
 
 
 def mutants(dice):
-    """Frames of every type, changed a little; and bytes of no meaning."""
+    """Frames of every type with a few bytes changed, and random bytes."""
     kinds = list(FrameType)
     while True:
         kind = dice.choice(kinds)
@@ -165,21 +167,21 @@ def mutants(dice):
 
 
 def fuzz(count, seed):
-    dice, understood = random.Random(seed), 0
+    dice, parsed = random.Random(seed), 0
     for _, data in zip(range(count), mutants(dice), strict=False):
         try:
             header = parse(data)
         except FrameError:
             continue
-        understood += 1
+        parsed += 1
         assert 0 <= header.length <= DATA_CAP_BYTES
         assert header.untagged() + header.tag == data
-    return understood
+    return parsed
 
 
 def fuzz_messages(count, seed):
-    """Payloads of real messages with bytes changed, cut off or repeated."""
-    dice, understood = random.Random(seed), 0
+    """Payloads of valid messages with bytes changed, removed or repeated."""
+    dice, parsed = random.Random(seed), 0
     good = [
         Hello("a", "b", "0a" * 16, "keyed", "1b" * 32).payload(),
         Offer(1, "stream", 40, (10, 20), 3, (2, 1), {"osl": 8}).payload(),
@@ -204,9 +206,9 @@ def fuzz_messages(count, seed):
             message = kind.parse(bytes(payload))
         except FrameError:
             continue
-        understood += 1
+        parsed += 1
         assert kind.parse(message.payload()) == message
-    return understood
+    return parsed
 
 
 def test_mutated_frames_are_parsed_or_refused():

@@ -1,4 +1,4 @@
-"""Pacing, on a clock that only sleeping moves."""
+"""The paced link, on a clock that only sleeping moves."""
 
 import math
 
@@ -12,7 +12,7 @@ from abkt.transfer.link import PacedLink
 DROP = Capacity((0.0, 1.0, 2.0), (1000.0, 100.0, 500.0))
 
 
-def test_a_frame_passes_a_dropping_link_when_its_last_byte_would(fake_clock):
+def test_a_frame_is_released_when_its_last_byte_has_passed(fake_clock):
     """1,000 bytes in the first second, 100 in the next, 500 in the third: 1,350 bytes take 2.5 s."""
     link = PacedLink(DROP, clock=fake_clock(10.0), origin_s=10.0)
     assert link.book(1350, 10.0) == pytest.approx(12.5)
@@ -20,7 +20,7 @@ def test_a_frame_passes_a_dropping_link_when_its_last_byte_would(fake_clock):
 
 @given(st.lists(st.tuples(st.integers(1, 700), st.floats(0, 1)), min_size=1, max_size=30))
 def test_a_stream_of_frames_takes_as_long_as_its_bytes(fake_clock, frames):
-    """However late its sender comes with each, up to the time the frame itself takes: the link had it queued, so it stays busy."""
+    """Even if the sender is late with each frame, by up to the time of the frame itself: the link counts it as queued."""
     clock = fake_clock()
     link = PacedLink(DROP, clock=clock)
     passed_s, ready_s = 0.0, math.inf
@@ -31,18 +31,18 @@ def test_a_stream_of_frames_takes_as_long_as_its_bytes(fake_clock, frames):
     assert passed_s == pytest.approx(DROP.finish_s(0.0, sum(size for size, _ in frames)))
 
 
-def test_an_idle_link_saves_nothing_up(fake_clock):
+def test_an_idle_link_accumulates_no_credit(fake_clock):
     clock = fake_clock()
     link = PacedLink(Capacity.constant(100.0), clock=clock)
     assert link.book(100, math.inf) == 1.0
     clock.now_s = 5.0
-    assert link.book(100, math.inf) == 6.0  # a new transfer: it could not have been on its way before
+    assert link.book(100, math.inf) == 6.0  # a new transfer, which could not have been queued before
     clock.now_s = 20.0
-    assert link.book(100, 6.0) == 20.0  # a stream, but its sender came too late by far: it passes now, and no earlier
+    assert link.book(100, 6.0) == 20.0  # a stream whose sender is much too late: the frame passes now, not earlier
     assert link.book(100, math.inf) == 21.0
 
 
-def test_senders_of_one_link_share_it_first_come_first_served(fake_clock):
+def test_senders_share_a_link_first_come_first_served(fake_clock):
     link = PacedLink(Capacity.constant(100.0), clock=fake_clock())
     assert [link.book(100, math.inf), link.book(200, math.inf), link.book(100, 1.0)] == [1.0, 3.0, 4.0]
 

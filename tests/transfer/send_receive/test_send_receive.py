@@ -1,4 +1,4 @@
-"""One suite over all transports: what is sent arrives, no less, no more, no earlier than it may."""
+"""The conformance suite over all transports: exactly the bytes up to the cut arrive, and not before the link has passed them."""
 
 import math
 import os
@@ -26,7 +26,7 @@ KIB = 1024
 
 
 def scatter(data, seed):
-    """Fresh buffers, which hold the data one after another, at most 9,000 bytes each."""
+    """The data in new buffers of at most 9,000 bytes each."""
     dice, pieces, start = random.Random(seed), [], 0
     while start < len(data):
         stop = start + dice.randint(1, 9000)
@@ -37,54 +37,54 @@ def scatter(data, seed):
 
 @given(sizes=st.lists(st.integers(1, 300_000), min_size=1, max_size=3), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_scattered_pieces_arrive_in_scattered_pieces(house, outgoing, sizes, seed):
-    """Several transfers over one connection, in order; memory of the receiver itself is written, however it is cut."""
-    desk = house.desk()
-    sender = house.sender(desk.address)
+def test_scattered_pieces_arrive_in_scattered_pieces(endpoints, outgoing, sizes, seed):
+    """Several transfers over one connection, in order, into the receiver's own memory."""
+    receiver = endpoints.receiver()
+    sender = endpoints.sender(receiver.address)
     memory = {}
-    desk.sink_of = lambda offer: PiecesSink(memory.setdefault(offer.request_id, scatter(bytes(offer.size), seed + 1)))
+    receiver.sink_of = lambda offer: PiecesSink(memory.setdefault(offer.request_id, scatter(bytes(offer.size), seed + 1)))
     whole = [random.Random(seed + size).randbytes(size) for size in sizes]
     futures = [sender.submit(outgoing(number, scatter(data, seed))) for number, data in enumerate(whole)]
     for number, data in enumerate(whole):
-        received, sent = desk.committed(), futures[number].result(WAIT_S)
+        received, sent = receiver.committed(), futures[number].result(WAIT_S)
         assert (received.peer, received.transfer_id, received.cut, received.payload_bytes) == ("prefill-0", number, 0, len(data))
         assert b"".join(memory[number]) == data
         assert (sent.error, sent.cut, sent.payload_bytes, sent.retries) == ("", 0, len(data), 0)
         assert sent.offered_s <= sent.granted_s <= sent.first_byte_s <= sent.last_byte_s <= sent.acked_s
         assert received.offered_s <= received.granted_s <= received.first_byte_s <= received.last_byte_s <= received.committed_s
-    house.close()
+    endpoints.close()
 
 
-def test_more_pieces_than_one_call_takes(house, outgoing):
+def test_more_pieces_than_one_call_takes(endpoints, outgoing):
     data = os.urandom(60_000)
-    desk = house.desk(sink_of=lambda offer: PiecesSink(memory))
+    receiver = endpoints.receiver(sink_of=lambda offer: PiecesSink(memory))
     memory = [bytearray(20) for _ in range(3000)]
-    sent = house.sender(desk.address).submit(outgoing(1, [data[i : i + 10] for i in range(0, len(data), 10)])).result(WAIT_S)
-    desk.committed()
+    sent = endpoints.sender(receiver.address).submit(outgoing(1, [data[i : i + 10] for i in range(0, len(data), 10)])).result(WAIT_S)
+    receiver.committed()
     assert b"".join(memory) == data
-    if house.socket and not (house.key and house.key.encrypt):  # ciphertext is one piece
+    if endpoints.socket and not (endpoints.key and endpoints.key.encrypt):  # ciphertext is one piece
         assert sent.calls >= 6  # 6,001 buffers, 1,024 a call
 
 
-def test_the_offer_arrives_whole(house, outgoing):
-    desk = house.desk()
+def test_the_offer_arrives_with_all_its_fields(endpoints, outgoing):
+    receiver = endpoints.receiver()
     offered = outgoing(5, [b"abc"], ends=(1, 3), more={"osl": 12, "greedy": True, "model": "probe"})
     offered.transfer_id = 2**64 - 1
-    house.sender(desk.address).submit(offered).result(WAIT_S)
-    received = desk.committed()
+    endpoints.sender(receiver.address).submit(offered).result(WAIT_S)
+    received = receiver.committed()
     assert (received.offer, received.transfer_id) == (offered.offer, 2**64 - 1)
 
 
-def test_two_senders_at_once(house, outgoing):
-    desk = house.desk()
+def test_two_senders_at_once(endpoints, outgoing):
+    receiver = endpoints.receiver()
     data = [os.urandom(1 << 20), os.urandom(1 << 20)]
-    futures = [house.sender(desk.address).submit(outgoing(i, [data[i]])) for i in range(2)]
-    got = {received.transfer_id: received.sink.data for received in (desk.committed(), desk.committed())}
+    futures = [endpoints.sender(receiver.address).submit(outgoing(i, [data[i]])) for i in range(2)]
+    got = {received.transfer_id: received.sink.data for received in (receiver.committed(), receiver.committed())}
     assert got == dict(enumerate(data))
     assert not any(future.result(WAIT_S).error for future in futures)
 
 
-# The cut. At 1 MB/s a frame has the least size, 64 KiB; the clock is moved by pacing alone.
+# The cut. At 1 MB/s a frame has the smallest size, 64 KiB. Only pacing moves the clock.
 
 
 SLOW = Capacity.constant(1e6)
@@ -92,22 +92,22 @@ FRAME = FRAME_BYTES[0]
 
 
 @pytest.fixture
-def streamed(house, outgoing, fake_clock):
-    """streamed(ends, answers): send with these answers of next_cut, the last for ever. Returns (source, Received, Sent, what was asked)."""
+def streamed(endpoints, outgoing, fake_clock):
+    """streamed(ends, answers): send; next_cut returns the answers, then the last. Returns (data, Received, Sent, its calls)."""
 
     def run(ends, answers, sink_of=lambda offer: BufferSink(offer.size)):
-        desk, clock, asked = house.desk(sink_of=sink_of), fake_clock(), []
+        receiver, clock, asked = endpoints.receiver(sink_of=sink_of), fake_clock(), []
         data = os.urandom(ends[-1])
 
         def next_cut(now_s, sent_bytes, sent_cut):
             asked.append((now_s, sent_bytes, sent_cut))
             return answers[min(len(asked), len(answers)) - 1]
 
-        sender = house.sender(desk.address, PacedLink(SLOW, clock, clock.sleep))
+        sender = endpoints.sender(receiver.address, PacedLink(SLOW, clock, clock.sleep))
         sent = sender.submit(outgoing(1, [data], ends, next_cut=next_cut)).result(WAIT_S)
         assert not sent.error
-        received = desk.committed()
-        house.close()
+        received = receiver.committed()
+        endpoints.close()
         return data, received, sent, asked
 
     return run
@@ -118,9 +118,9 @@ def streamed(house, outgoing, fake_clock):
     [
         ([0], 0),
         ([9], 9),
-        ([9, 9, 2], 2),  # down while under way: nothing after band 2 leaves
+        ([9, 9, 2], 2),  # lowered on the way: nothing after band 2 is sent
         ([1, 5, 3, 7], 7),  # up and down
-        ([9, 9, 9, 9, 1], 3),  # below what has left: at once, not back
+        ([9, 9, 9, 9, 1], 3),  # below what was sent: it ends at once
         ([99], 9),
     ],
 )
@@ -131,7 +131,7 @@ def test_the_cut_moves_and_exactly_that_prefix_arrives(streamed, answers, cut):
     assert received.payload_bytes == sent.payload_bytes == ends[cut]
     assert received.sink.data == data[: ends[cut]] + bytes(ends[-1] - ends[cut])
     assert sent.wire_bytes == ends[cut] + HEADER_BYTES * (cut + 1) + metadata(received, sent)
-    assert [left for _, left, _ in asked] == [0, *ends[: cut + 1]]  # asked before each frame, and whether to stop
+    assert [left for _, left, _ in asked] == [0, *ends[: cut + 1]]  # called before each frame, and once more at the end
 
 
 @given(
@@ -151,7 +151,7 @@ def test_any_bands_and_any_answers(streamed, ends, answers):
     assert sent.cut == received.cut == max(band for band, end in enumerate(ends) if end <= stops[-1])
     assert sent.cut >= min(last, len(ends) - 1)
     for answer, (_, left, complete) in zip(answers + [answers[-1]] * len(asked), asked[:-1], strict=False):
-        assert left < ends[min(max(answer, complete), len(ends) - 1)]  # it went on only while the cut was not reached
+        assert left < ends[min(max(answer, complete), len(ends) - 1)]  # a frame was sent only while the cut was not reached
 
 
 def metadata(received, sent):
@@ -159,19 +159,19 @@ def metadata(received, sent):
     return len(received.offer.payload()) + len(commit.payload()) + 2 * HEADER_BYTES
 
 
-def test_a_smaller_grant_is_the_finest_cut_that_fits(streamed):
+def test_a_smaller_grant_limits_the_cut_to_what_fits(streamed):
     data, received, sent, _ = streamed((FRAME, 2 * FRAME, 3 * FRAME), [2], sink_of=lambda offer: BufferSink(2 * FRAME + 5))
     assert (sent.cut, sent.payload_bytes) == (1, 2 * FRAME)
     assert received.sink.data == data[: 2 * FRAME] + bytes(5)
 
 
-def test_an_offer_larger_than_its_grant_is_not_sent(house, outgoing):
-    desk = house.desk(sink_of=lambda offer: BufferSink(99))
-    sender = house.sender(desk.address)
+def test_an_offer_larger_than_its_grant_is_not_sent(endpoints, outgoing):
+    receiver = endpoints.receiver(sink_of=lambda offer: BufferSink(99))
+    sender = endpoints.sender(receiver.address)
     sent = sender.submit(outgoing(1, [bytes(100)])).result(WAIT_S)
     assert "granted 99 bytes, but the coarsest cut needs 100" in sent.error
     assert sent.payload_bytes == 0
-    assert desk.aborted()[0].transfer_id == 1
+    assert receiver.aborted()[0].transfer_id == 1
     assert not sender.submit(outgoing(2, [bytes(99)])).result(WAIT_S).error
 
 
@@ -204,13 +204,13 @@ def test_a_frame_is_20_ms_of_the_link():
     assert size.size() == FRAME_BYTES[1]
 
 
-def test_no_frame_is_larger_than_its_connection_has_use_for(house, outgoing):
-    desk, wire = house.desk(), []
-    sender = house.sender(desk.address)
-    for number in range(2):  # the second knows the link from its start
+def test_no_frame_is_larger_than_the_connection_can_use(endpoints, outgoing):
+    receiver, wire = endpoints.receiver(), []
+    sender = endpoints.sender(receiver.address)
+    for number in range(2):  # the second one starts with an estimate of the link
         asked = outgoing(number, [os.urandom(24 << 20)], on_sent=lambda now_s, size, duration_s: wire.append(size))
         assert not sender.submit(asked).result(WAIT_S).error
-        desk.committed()
+        receiver.committed()
     assert FRAME < max(wire) <= sender._channel.connection.frame_bytes + HEADER_BYTES
 
 
@@ -225,25 +225,25 @@ def test_no_frame_is_larger_than_its_connection_has_use_for(house, outgoing):
         Capacity((0.0, 0.1), (6.25e6, 625_000.0), period_s=0.2),  # 50 to 5 and back
     ],
 )
-def test_a_paced_transfer_takes_what_the_capacity_says(house, outgoing, fake_clock, capacity):
+def test_a_paced_transfer_takes_what_the_capacity_says(endpoints, outgoing, fake_clock, capacity):
     clock = fake_clock(100.0)
     samples = []
-    desk = house.desk()
-    sender = house.sender(desk.address, PacedLink(capacity, clock, clock.sleep, origin_s=100.0))
+    receiver = endpoints.receiver()
+    sender = endpoints.sender(receiver.address, PacedLink(capacity, clock, clock.sleep, origin_s=100.0))
     data = os.urandom(6_000_000)
     offered = outgoing(1, [data], on_sent=lambda now_s, size, duration_s: samples.append((now_s, size, duration_s)))
     sent = sender.submit(offered).result(WAIT_S)
-    assert desk.committed().sink.data == data
+    assert receiver.committed().sink.data == data
     frames = sum(size for _, size, _ in samples)
     assert frames == len(data) + HEADER_BYTES * len(samples)
     end_s = 100.0 + capacity.finish_s(sent.first_byte_s - 100.0, frames)
     assert sent.last_byte_s == pytest.approx(end_s, abs=1e-6)
     assert sum(duration_s for _, _, duration_s in samples) == pytest.approx(end_s - sent.first_byte_s)
-    assert sent.acked_s == pytest.approx(100.0 + capacity.finish_s(0.0, sent.wire_bytes), abs=1e-6)  # OFFER and COMMIT pay too
+    assert sent.acked_s == pytest.approx(100.0 + capacity.finish_s(0.0, sent.wire_bytes), abs=1e-6)  # OFFER and COMMIT are paced too
 
 
-def test_no_byte_arrives_before_the_link_has_passed_it(house, outgoing, fake_clock):
-    """The clock stops in the middle of the fourth frame: three have arrived, and the fourth has not."""
+def test_no_byte_arrives_before_the_link_has_passed_it(endpoints, outgoing, fake_clock):
+    """The clock is stopped in the middle of the fourth frame: three have arrived, and the fourth has not."""
     clock, stopped, go_on = fake_clock(), threading.Event(), threading.Event()
     frame_s = (FRAME + HEADER_BYTES) / 1e6
 
@@ -253,15 +253,15 @@ def test_no_byte_arrives_before_the_link_has_passed_it(house, outgoing, fake_clo
             assert go_on.wait(WAIT_S)
         clock.sleep(duration_s)
 
-    desk, sink, seen = house.desk(), BufferSink(5 * FRAME), threading.Event()
+    receiver, sink, seen = endpoints.receiver(), BufferSink(5 * FRAME), threading.Event()
     buffers = sink.buffers
     sink.buffers = lambda start, stop: (start == 2 * FRAME and seen.set()) or buffers(start, stop)
-    desk.sink_of = lambda offer: sink
-    future = house.sender(desk.address, PacedLink(SLOW, clock, sleep)).submit(outgoing(1, [bytes([1]) * 5 * FRAME]))
+    receiver.sink_of = lambda offer: sink
+    future = endpoints.sender(receiver.address, PacedLink(SLOW, clock, sleep)).submit(outgoing(1, [bytes([1]) * 5 * FRAME]))
     assert stopped.wait(WAIT_S)
     assert seen.wait(WAIT_S)
     assert not any(sink.data[3 * FRAME :])
-    assert desk.commits.empty()
+    assert receiver.commits.empty()
     go_on.set()
     assert not future.result(WAIT_S).error
     assert all(sink.data)
@@ -270,48 +270,48 @@ def test_no_byte_arrives_before_the_link_has_passed_it(house, outgoing, fake_clo
 # Waiting, refusing, cancelling, closing
 
 
-def test_an_offer_waits_until_there_is_memory(house, outgoing):
+def test_an_offer_waits_until_there_is_memory(endpoints, outgoing):
     free, asked = threading.Event(), threading.Semaphore(0)
 
     def sink_of(offer):
         asked.release()
         return BufferSink(offer.size) if free.is_set() else None
 
-    desk = house.desk(sink_of=sink_of)
-    future = house.sender(desk.address).submit(outgoing(1, [b"patience"]))
+    receiver = endpoints.receiver(sink_of=sink_of)
+    future = endpoints.sender(receiver.address).submit(outgoing(1, [b"waited"]))
     assert all(asked.acquire(timeout=WAIT_S) for _ in range(2))
     assert not future.done()
     free.set()
-    desk.receiver.memory_freed()
+    receiver.memory_freed()
     assert math.isfinite(future.result(WAIT_S).granted_s)
-    assert desk.committed().sink.data == b"patience"
+    assert receiver.committed().sink.data == b"waited"
 
 
-def test_a_refused_offer_leaves_the_connection_alone(house, outgoing):
+def test_a_refused_offer_leaves_the_connection_alone(endpoints, outgoing):
     def sink_of(offer):
         if offer.size > 10:
             raise ValueError("prompt of 11 tokens is longer than this node can hold")
         return BufferSink(offer.size)
 
-    desk = house.desk(sink_of=sink_of)
-    sender = house.sender(desk.address)
+    receiver = endpoints.receiver(sink_of=sink_of)
+    sender = endpoints.sender(receiver.address)
     sent = sender.submit(outgoing(1, [bytes(11)])).result(WAIT_S)
     assert sent.error == "decode-0: prompt of 11 tokens is longer than this node can hold"
     assert math.isnan(sent.granted_s)
     channel = sender._channel
     assert not sender.submit(outgoing(2, [bytes(10)])).result(WAIT_S).error
     assert sender._channel is channel
-    assert desk.aborts.empty()
+    assert receiver.aborts.empty()
 
 
 @pytest.mark.parametrize("when", ["waiting", "sending", "queued"])
-def test_a_cancelled_transfer_frees_the_memory_of_its_receiver(house, outgoing, when):
-    desk = house.desk()
-    sender = house.sender(desk.address)
+def test_a_cancelled_transfer_frees_the_memory_of_its_receiver(endpoints, outgoing, when):
+    receiver = endpoints.receiver()
+    sender = endpoints.sender(receiver.address)
     begun = threading.Event()
     first = outgoing(1, [bytes(1 << 20)])
     if when == "waiting":
-        desk.sink_of = lambda offer: begun.set()
+        receiver.sink_of = lambda offer: begun.set()
     else:
         first.next_cut = lambda now_s, sent_bytes, sent_cut: begun.set() or first.cancel.wait(WAIT_S) * 0
     second = outgoing(2, [b"next"])
@@ -319,19 +319,19 @@ def test_a_cancelled_transfer_frees_the_memory_of_its_receiver(house, outgoing, 
     assert begun.wait(WAIT_S)
     if when == "queued":
         assert futures[1].cancel()
-    desk.sink_of = lambda offer: BufferSink(offer.size)
+    receiver.sink_of = lambda offer: BufferSink(offer.size)
     first.cancel.set()
     assert futures[0].result(WAIT_S).error == "cancelled by its sender"
     if when != "waiting":
-        assert desk.aborted()[0].transfer_id == 1
+        assert receiver.aborted()[0].transfer_id == 1
     if when != "queued":
         assert not futures[1].result(WAIT_S).error
-        assert desk.committed().transfer_id == 2
+        assert receiver.committed().transfer_id == 2
 
 
-def test_closing_the_sender_ends_what_it_was_doing(house, outgoing):
-    desk = house.desk(sink_of=lambda offer: None)
-    sender = house.sender(desk.address)
+def test_closing_the_sender_fails_its_transfers(endpoints, outgoing):
+    receiver = endpoints.receiver(sink_of=lambda offer: None)
+    sender = endpoints.sender(receiver.address)
     futures = [sender.submit(outgoing(i, [b"x"])) for i in range(3)]
     sender.close()
     assert [future.result(0).error for future in futures] == ["the sender was closed"] * 3
@@ -339,17 +339,17 @@ def test_closing_the_sender_ends_what_it_was_doing(house, outgoing):
         sender.submit(outgoing(4, [b"x"]))
 
 
-def test_nothing_is_left_open(house, outgoing):
+def test_nothing_is_left_open(endpoints, outgoing):
     before = sockets()
-    desk = house.desk()
-    sender = house.sender(desk.address)
+    receiver = endpoints.receiver()
+    sender = endpoints.sender(receiver.address)
     assert not sender.submit(outgoing(1, [b"x"])).result(WAIT_S).error
-    house.sender(desk.address).close()
+    endpoints.sender(receiver.address).close()
     assert sockets() > before
-    house.close()
+    endpoints.close()
     assert sockets() == before
     assert "memfd:abkt" not in Path("/proc/self/maps").read_text()
-    assert not [path for path in house.path.rglob("*") if path.is_socket()]
+    assert not [path for path in endpoints.path.rglob("*") if path.is_socket()]
 
 
 def sockets():
@@ -363,28 +363,28 @@ def sockets():
 # Addresses
 
 
-def test_a_taken_address_is_one_line(house):
-    desk = house.desk()
+def test_a_taken_address_is_refused_in_one_line(endpoints):
+    receiver = endpoints.receiver()
     with pytest.raises(ValueError, match=r"in use; give another|exists; give another") as error:
-        house.transport.listen(desk.address, 1.0)
+        endpoints.transport.listen(receiver.address, 1.0)
     assert "\n" not in str(error.value)
 
 
-def test_nobody_there(house, outgoing):
-    desk = house.desk()
-    desk.receiver.close()
-    house.open.clear()
-    sent = house.sender(desk.address).submit(outgoing(1, [b"x"])).result(WAIT_S)
-    assert sent.error.startswith(f"cannot connect to {desk.address}")
+def test_connecting_where_nobody_listens_fails_the_transfer(endpoints, outgoing):
+    receiver = endpoints.receiver()
+    receiver.close()
+    endpoints.open.clear()
+    sent = endpoints.sender(receiver.address).submit(outgoing(1, [b"x"])).result(WAIT_S)
+    assert sent.error.startswith(f"cannot connect to {receiver.address}")
 
 
 @pytest.mark.parametrize("address", ["", "localhost", "localhost:", "localhost:x", "localhost:65536", "localhost:-1", "example.org:80"])
-def test_a_bad_address_is_one_line(address):
+def test_a_malformed_address_is_refused_in_one_line(address):
     with pytest.raises(ValueError, match=r"host:port|IP address"):
         Tcp().listen(address, 1.0)
 
 
-def test_an_offer_must_be_that_of_its_source(outgoing):
+def test_an_offer_must_match_its_source(outgoing):
     made = outgoing(1, [b"abc"])
     with pytest.raises(ValueError, match="not those of its source"):
         type(made)(1, Offer(1, "raw", 1, (4,)), made.source)
@@ -394,8 +394,8 @@ def test_an_offer_must_be_that_of_its_source(outgoing):
         outgoing(2**64, [b"abc"])
 
 
-def test_little_is_left_unsent_in_the_kernel_and_more_of_large_frames():
-    """Half a frame, so 10 ms of the link; of frames up to 256 KiB, 128 KiB. Metadata changes nothing."""
+def test_half_a_frame_may_stay_unsent_in_the_kernel():
+    """Half a frame is 10 ms of the link; the least is 128 KiB. Messages do not change the limit."""
     listener = Tcp().listen("127.0.0.1:0", WAIT_S)
     there = Tcp().connect(listener.address, WAIT_S)
     here = listener.accept(WAIT_S)

@@ -1,4 +1,4 @@
-"""Metadata: what is said is understood, and nothing else is accepted."""
+"""Messages survive encoding and parsing, and anything else is refused."""
 
 import json
 import math
@@ -19,13 +19,13 @@ OFFER = Offer(1, "stream", 40, (10, 20), 3, (2, 1), {"osl": 8})
 
 
 @given(st.integers(0, 2**62), st.integers(0, 2**31), ENDS, st.lists(st.integers(1, 2**31)).map(tuple), MORE)
-def test_an_offer_says_itself(request_id, tokens, ends, runs, more):
+def test_an_offer_survives_encoding(request_id, tokens, ends, runs, more):
     offer = Offer(request_id, "stream", tokens, ends, tokens - 1, runs, more)
     assert Offer.parse(offer.payload()) == offer
 
 
 @given(NAMES, NAMES, st.integers(1, 2**48), st.integers(0, 100))
-def test_the_others_say_themselves(name, text, size, cut):
+def test_the_other_messages_survive_encoding(name, text, size, cut):
     keyed = Hello(name, text, "0a" * 16, "keyed", "1b" * 32)
     grant = Grant(size, size - 1, min(cut, size - 1), True, cut / 7)
     for message in (Hello(name, text), keyed, Grant(size), grant, Ack(cut / 7), Commit(cut, size, "00" * 16), Abort(text)):
@@ -39,7 +39,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(KINDS), st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_payload_is_refused_or_understood(kind, payload):
+def test_any_payload_is_refused_or_parsed(kind, payload):
     try:
         message = kind.parse(payload)
     except FrameError:
@@ -54,7 +54,7 @@ def test_one_field_changed_at_random(key, value):
         offer = Offer.parse(json.dumps(members).encode())
     except FrameError:
         return
-    assert json.loads(offer.payload()) == members  # what was understood is what was said
+    assert json.loads(offer.payload()) == members  # every field was parsed as it was sent
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,8 @@ def test_one_field_changed_at_random(key, value):
         ({"ends": []}, "one at least"),
         ({"ends": [0, 10]}, "list of at most"),
         ({"mode": "raw"}, "one cut, not 2"),
-        ({"mode": "fast"}, "raw, exact or stream"),
+        ({"mode": "fast"}, "raw, lossless or stream"),
+        ({"mode": "exact"}, "raw, lossless or stream, not 'exact'"),
         ({"tokens": True}, "tokens must be an integer"),
         ({"tokens": 1.0}, "tokens must be an integer"),
         ({"tokens": -1}, "tokens must be an integer"),
@@ -73,7 +74,7 @@ def test_one_field_changed_at_random(key, value):
         ({"price": 1}, "unknown field 'price'"),
     ],
 )
-def test_a_wrong_field_is_named(change, complaint):
+def test_a_wrong_field_is_refused_by_name(change, complaint):
     with pytest.raises(FrameError, match=complaint):
         Offer.parse(json.dumps(json.loads(OFFER.payload()) | change).encode())
 
@@ -101,14 +102,14 @@ def test_hostile_json_is_refused(text):
         (Grant, {"price": 10**400}, "price"),
     ],
 )
-def test_a_greeting_or_a_grant_that_cannot_be(kind, members, complaint):
+def test_an_impossible_hello_or_grant_is_refused(kind, members, complaint):
     good = Hello("a", "b") if kind is Hello else Grant(10)
     with pytest.raises(FrameError, match=complaint):
         kind.parse(json.dumps(json.loads(good.payload()) | members).encode())
 
 
 @pytest.mark.parametrize("payload", [b"", bytes(7), struct.pack("<d", math.nan), struct.pack("<d", -1), struct.pack("<d", math.inf)])
-def test_a_price_that_cannot_be(payload):
+def test_an_impossible_price_is_refused(payload):
     with pytest.raises(FrameError):
         Ack.parse(payload)
 
@@ -117,7 +118,7 @@ def test_a_reason_is_one_line():
     assert Abort.parse(Abort("a\nb\x00c").payload()).reason == "a b c"
 
 
-def test_metadata_is_bounded_on_both_sides():
+def test_the_size_of_a_message_is_limited_on_both_sides():
     with pytest.raises(FrameError, match="above the cap"):
         Abort.parse(b" " * (META_CAP_BYTES + 1))
     with pytest.raises(FrameError, match="put less into it"):
@@ -126,5 +127,5 @@ def test_metadata_is_bounded_on_both_sides():
         Offer.parse(OFFER.payload().replace(b'"osl":8', b'"osl":1e999'))
 
 
-def test_the_cut_within_some_bytes():
+def test_the_finest_cut_within_a_number_of_bytes():
     assert [OFFER.cut_within(size) for size in (0, 9, 10, 19, 20, 99)] == [-1, -1, 0, 0, 1, 1]
