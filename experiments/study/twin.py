@@ -93,8 +93,8 @@ def run_model(twin: Twin, spec: LocalClusterSpec, bitrate: Bitrate, folder: Path
     requests = [Request(p.request_id, p.arrival_s, p.isl, p.osl) for p in twin.prompts]
     simulation = Simulation(cluster, requests, lambda: build(bitrate), build(twin.routing), twin.slo, roles=build(twin.roles))
     result = simulation.run()
-    assert simulation.changes is not None
-    return _save(folder, "model", result.requests, result.transfers, twin.slo, result.wall_s, roles=simulation.changes.log)
+    assert simulation.role_controller is not None
+    return _save(folder, "model", result.requests, result.transfers, twin.slo, result.wall_s, roles=simulation.role_controller.log)
 
 
 def model_of(

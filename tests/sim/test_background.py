@@ -99,9 +99,9 @@ def test_transfers_take_longer_among_others_and_the_same_each_time(profile) -> N
 def test_a_run_that_stands_still_is_found_out_among_background_traffic(profile) -> None:
     of = replace(cluster(profile), background=Background(SIZES, 0.5, (("d0",),)))
     simulation = Simulation(of, [Request(0, 0.0, 100, 9)], Raw, RoundRobin(), SLOS)
-    memory = simulation.fleet.nodes[0].memory
+    memory = simulation.nodes.all[0].memory
     memory.reserve(memory.blocks)  # that nobody will give back
-    with pytest.raises(RuntimeError, match="nothing more will happen"):
+    with pytest.raises(RuntimeError, match="no event is left"):
         simulation.run()
 
 

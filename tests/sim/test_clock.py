@@ -72,12 +72,12 @@ def test_the_past_is_refused_and_what_goes_wrong_is_seen() -> None:
 
 def test_what_goes_on_for_ever_is_not_work() -> None:
     clock = Clock()
-    Wake(clock, aside=True).at(3.0)
+    Wake(clock, background=True).at(3.0)
     moved = Wake(clock)
     moved.at(1.0)
-    assert clock.at_work()
+    assert clock.has_work()
     moved.cancel()
-    assert not clock.at_work()
+    assert not clock.has_work()
 
 
 @pytest.mark.parametrize("groups", [1, 3])

@@ -296,7 +296,7 @@ BITRATES = {"raw": Raw, "int4": lambda: Fixed(4), "embedded": lambda: Embedded(B
 def test_laws_of_every_run(profile, requests, sizes, kv, rate, bitrate, routing, max_batch) -> None:
     Counted.made = []
     of = cluster(profile, *sizes, rate=rate, kv=kv, max_batch=max_batch)
-    with patch("sim.node.fleet.Memory", Counted):
+    with patch("sim.nodes.KvMemory", Counted):
         result = run(of, requests, BITRATES[bitrate], routing())
     assert all(memory.used == 0 for memory in Counted.made)
     assert [r.request_id for r in result.requests] == [r.request_id for r in requests]
@@ -371,7 +371,7 @@ def test_impossible_runs_are_refused(profile) -> None:
 
 def test_a_run_that_stands_still_says_where(profile) -> None:
     simulation = Simulation(cluster(profile), [Request(i, 0.0, 100, 9) for i in range(3)], Raw, RoundRobin(), SLOS)
-    memory = simulation.fleet.nodes[0].memory
+    memory = simulation.nodes.all[0].memory
     memory.reserve(memory.blocks)  # memory that nobody will give back
     with pytest.raises(
         RuntimeError, match=r"0 of 3 requests done.*p0: idle, 3 prompts, .*6250 of 6250 blocks taken, 1 waiting for some; d0: idle"

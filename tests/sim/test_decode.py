@@ -21,7 +21,8 @@ from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.cluster import Simulation
 from sim.cost import Costs
 from sim.node.batch import Batch
-from sim.node.job import Job
+from sim.job import Job
+from sim.node.decoding import DecodeSide
 from sim.node.node import Node
 from sim.node.pace import Pace
 from sim.specs import ClusterSpec, NodeSpec
@@ -90,15 +91,18 @@ def test_an_empty_batch_has_no_pace_while_the_next_request_is_expanded(profile) 
     """The last request has left and another one is being expanded: what asks for the pace then (deadlines, routing) sees an empty node."""
     paces: list[float] = []
 
-    class Watched(Node):
+    class Watched(DecodeSide):
         def expand(self, jobs: list[Job]) -> float:
             paces.append(self.tpot_s)
             return super().expand(jobs)
 
+    class WatchedNode(Node):
+        decoding_class = Watched
+
     nic = Capacity.constant(1e9)
     cluster = ClusterSpec((NodeSpec("p", profile, 10**4, nic),), (NodeSpec("d", profile, 10**4, nic),), max_batch=1)
     requests = [Request(i, 0.0, 100, 200) for i in range(3)]
-    Simulation(cluster, requests, Raw, RoundRobin(), SLOS, node=Watched).run()
+    Simulation(cluster, requests, Raw, RoundRobin(), SLOS, node=WatchedNode).run()
     assert paces == [0.0, 0.0, 0.0]
 
 

@@ -16,7 +16,7 @@ from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.policy.roles.arrow import Arrow
 from abkt.policy.roles.colocated import Colocated
 from abkt.policy.roles.conditional import Conditional
-from abkt.policy.roles.load_aware import LoadAwareRouting as LoadAwareRoles
+from abkt.policy.roles.load_aware import LoadAwareRoles
 from abkt.policy.roles.static import Static
 from abkt.policy.routing.least_loaded import LeastLoaded
 from abkt.policy.routing.load_aware import LoadAwareRouting

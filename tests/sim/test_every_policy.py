@@ -103,7 +103,7 @@ class Recorded(Price):
 @pytest.fixture
 def prices(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     Recorded.made = []
-    monkeypatch.setattr("sim.node.fleet.Price", Recorded)
+    monkeypatch.setattr("sim.nodes.Price", Recorded)
     return Recorded.made
 
 

@@ -125,7 +125,7 @@ def test_a_role_changes_in_mid_transfer(profile) -> None:
     first, second = simulation.records
     assert simulation.transfers[0].start_s < 0.06 < simulation.transfers[0].finish_s
     assert (first.decode_node, first.outcome, second.decode_node) == ("d0", "completed", "d1")
-    assert simulation.changes.log == [(0.06, "d0", ""), (pytest.approx(first.finish_s + 0.5), "d0", "prefill")]
+    assert simulation.role_controller.log == [(0.06, "d0", ""), (pytest.approx(first.finish_s + 0.5), "d0", "prefill")]
 
 
 def test_prompts_that_have_not_begun_leave_a_node_that_drains(profile) -> None:
@@ -136,7 +136,7 @@ def test_prompts_that_have_not_begun_leave_a_node_that_drains(profile) -> None:
     assert [r.prefill_node for r in simulation.records] == ["p0", "p1", "p1", "p1"]
     assert [r.outcome for r in simulation.records] == ["completed"] * 4
     assert simulation.records[0].prefill_token_s == pytest.approx(prompt_s(250))
-    assert simulation.changes.log[-1][1:] == ("p0", "decode")
+    assert simulation.role_controller.log[-1][1:] == ("p0", "decode")
 
 
 def test_roles_that_follow_the_load_help_where_prefill_has_too_much(profile) -> None:
@@ -160,7 +160,7 @@ def test_an_arrow_switch_takes_effect_at_once(profile) -> None:
         FaultPlan(),
         Once(0.2, RoleChange(1, "prefill", drain=False)),
     )
-    assert simulation.changes.log == [(0.2, "d0", "prefill")]
+    assert simulation.role_controller.log == [(0.2, "d0", "prefill")]
     assert [r.decode_node for r in simulation.records] == ["d0", "d1"]
     assert simulation.records[0].finish_s > 0.2
 

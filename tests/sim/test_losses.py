@@ -20,7 +20,7 @@ from sim.clock import Wake
 from sim.cluster import Simulation
 from sim.faults import Death, FaultPlan, Straggler
 from sim.network.link_faults import LinkFault
-from sim.node.job import Job
+from sim.job import Job
 from sim.transfer.transport import FRAME_BYTES, TransportModel
 from sim.workload.requests import Request
 from tests.sim.test_cluster import Counted, Scripted, cluster, run, stream
@@ -63,7 +63,7 @@ def test_a_transfer_that_gets_nowhere_fails_its_request_and_the_next_one_runs(pr
     Counted.made = []
     transport = TransportModel(timeout_s=0.1, retries=2, backoff_s=0.03)
     of = replace(cluster(profile, transport=transport), link_faults=(LinkFault("d0", 0.05, 2.0),))
-    with patch("sim.node.fleet.Memory", Counted):
+    with patch("sim.nodes.KvMemory", Counted):
         result = run(of, [*ONE, Request(3, 2.5, 100, 4)])
     first, second = result.requests
     assert (first.outcome, first.reason) == ("failed", "no byte passed for 0.1 s, 3 times")
@@ -167,23 +167,23 @@ def test_a_transfer_that_is_given_up_leaves_nothing_behind(
     of = cluster(
         profile, 2, 1, rate=2e4, kv=kv, fabric=Capacity.constant(2e4), delay_s=delay_s, transport=transport, link_faults=link_faults
     )
-    with patch("sim.node.fleet.Memory", Counted), patch.object(Job, "__post_init__", kept):
+    with patch("sim.nodes.KvMemory", Counted), patch.object(Job, "__post_init__", kept):
         simulation = Simulation(of, requests, BITRATES[bitrate], RoundRobin(), SLO(0.3, 0.02))
 
         def withdraw():
             wake = Wake(simulation.clock)
             for at_s, index in withdrawn:
                 yield wake.at(at_s)
-                if index < len(jobs) and jobs[index].pair is not None and jobs[index].pair.withdraw(jobs[index]):
+                if index < len(jobs) and jobs[index].pair is not None and jobs[index].pair.abort(jobs[index]):
                     lost.append(index)
-                    simulation._lost(jobs[index], "failed", "withdrawn")
+                    simulation._lose(jobs[index], "failed", "withdrawn")
 
         lost: list[int] = []
         simulation.clock.process(withdraw())
         result = simulation.run()
     assert all(memory.used == 0 for memory in Counted.made)
-    assert all(pair.idle and pair.backlog_bytes == 0 and not pair.sending and not pair.refining for pair in simulation.fleet.pairs.values())
-    assert all(nic.load == pytest.approx(0, abs=1e-6) for nic in simulation.fleet.nics.values())
+    assert all(pair.idle and pair.backlog_bytes == 0 and not pair.sending and not pair.refining for pair in simulation.nodes.pairs.values())
+    assert all(nic.load == pytest.approx(0, abs=1e-6) for nic in simulation.nodes.nics.values())
     assert [i for i, r in enumerate(result.requests) if r.reason == "withdrawn"] == sorted(lost)
 
 
@@ -216,8 +216,8 @@ def test_laws_where_nodes_die_under_transfers_too(profile, requests, bitrate, li
     simulation = Simulation(of, requests, BITRATES[bitrate], LoadAwareRouting(), SLO(0.3, 0.02), faults=plan, debug=True)
     result = simulation.run()
     assert len(result.requests) == len(requests)
-    assert all(pair.idle and not pair.sending and not pair.refining for pair in simulation.fleet.pairs.values())
-    assert all(nic.load == pytest.approx(0, abs=1e-6) for nic in simulation.fleet.nics.values())
+    assert all(pair.idle and not pair.sending and not pair.refining for pair in simulation.nodes.pairs.values())
+    assert all(nic.load == pytest.approx(0, abs=1e-6) for nic in simulation.nodes.nics.values())
     for t in result.transfers:
         assert t.distortion_final <= t.distortion_start
         assert t.wire_bytes >= t.refine_bytes

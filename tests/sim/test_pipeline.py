@@ -150,8 +150,8 @@ def test_a_quote_is_what_an_idle_pair_needs(profile, rate, groups, bitrate) -> N
     request = Request(0, 0.0, 100, 4)
     of = cluster(profile, rate=rate, transport=TransportModel(layer_groups=groups, staging=8))
     simulation = Simulation(of, [request], BITRATES[bitrate], LoadAwareRouting(), SLO(0.5, 0.02))
-    prefill, decode = simulation.fleet.nodes
-    quoted_s = simulation.fleet.pair(prefill, decode).quote_s(100, 0.0)
+    prefill, decode = simulation.nodes.all
+    quoted_s = simulation.nodes.pair(prefill, decode).quote_s(100, 0.0)
     (record,) = simulation.run().requests
     codec_s = record.encode_busy_s + record.expand_busy_s
     assert quoted_s == pytest.approx(record.transfer_exposed_s, abs=1e-9 if groups == 1 else 2 * codec_s)

@@ -131,7 +131,7 @@ def test_what_the_decode_node_holds_is_not_sent_again(profile) -> None:
     simulation = Simulation(cluster(profile), requests, Raw, RoundRobin(), SLOS, debug=True)
     simulation.run()
     assert [t.wire_bytes for t in simulation.transfers] == [64 * 150, 64 * (400 - 128)]
-    target = simulation.fleet.nodes[1].memory
+    target = simulation.nodes.all[1].memory
     assert target.cache.match(ids) == 6  # 384 of 400 tokens
     assert target.used == 0
 
@@ -172,4 +172,4 @@ def test_memory_ends_empty_with_a_small_cache(profile) -> None:
     tight = replace(cluster(profile, 2, kv=400))
     simulation = Simulation(tight, requests, Raw, PrefixAware(), SLOS)
     simulation.run()
-    assert [node.memory.used for node in simulation.fleet.nodes] == [0, 0, 0]
+    assert [node.memory.used for node in simulation.nodes.all] == [0, 0, 0]

@@ -130,7 +130,7 @@ def test_transfers_of_other_pairs_go_first_where_links_meet(profile) -> None:
 def test_it_ends_with_its_request(profile) -> None:
     """Four tokens are decoded long before the rest could come over a slow link; nothing is left behind."""
     Counted.made = []
-    with patch("sim.node.fleet.Memory", Counted):
+    with patch("sim.nodes.KvMemory", Counted):
         result = run(cluster(profile, rate=2e4), [Request(0, 0.0, 100, 5), Request(1, 5.0, 100, 5)], Behind)
     for record, transfer in zip(result.requests, result.transfers):
         assert math.isnan(transfer.refine_finish_s)

@@ -37,8 +37,8 @@ def test_ranks_by_hand() -> None:
     assert raw(500, prefill_tp=4, decode_tp=4) == 4  # each rank to its own peer
     assert raw(10, prefill_tp=2, decode_tp=4) == 4 * 640  # heads of a block lie apart in each layer, K and V
     assert raw(10, prefill_tp=2, decode_tp=3) == 4 * 640  # 0-1/3, 1/3-1/2, 1/2-2/3, 2/3-1 of the heads
-    assert TransportModel(prefill_tp=4, decode_tp=2).in_turn(10) == 3
-    assert TransportModel().in_turn(10) == 10
+    assert TransportModel(prefill_tp=4, decode_tp=2).calls_per_rank(10) == 3
+    assert TransportModel().calls_per_rank(10) == 10
 
 
 def test_coded_bytes_leave_in_frames() -> None:
@@ -120,7 +120,7 @@ def test_few_calls_under_way_leave_a_long_link_idle(profile) -> None:
 def test_only_what_the_decode_side_lacks_is_sent(profile) -> None:
     """No policy of the cluster knows of a held prefix here; the job is told."""
     from sim.cluster import Simulation
-    from sim.node.job import Job
+    from sim.job import Job
     from tests.sim.test_cluster import SLOS, RoundRobin
 
     of = cluster(profile)
@@ -129,7 +129,7 @@ def test_only_what_the_decode_side_lacks_is_sent(profile) -> None:
 
     def holding(self, *args, **more) -> None:
         made(self, *args, **more)
-        self.held_tokens = 64
+        self.reservation.held_tokens = 64
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Job, "__init__", holding)
