@@ -76,8 +76,8 @@ class FaultPlan:
 
 
 class FaultInjector:
-    """live: the requests that are in the cluster or wait for admission. retry(job, reason): called for a request that a death has cost, to be
-    placed anew or to fail. failed(job, reason): called for a request that is too late.
+    """live: the requests that are in the cluster or wait for admission. retry(job, reason): called for a request that a death has cost, to
+    be placed anew or to fail. failed(job, reason): called for a request that is too late.
 
     Raises ValueError for a node that the cluster does not have.
     """

@@ -41,7 +41,7 @@ class CheckedMemory(KvMemory):
 
 
 class Audit:
-    """Counts requests as they come and go, and compares with the records at the end. request_s: time in the system, summed over requests."""
+    """Counts requests as they come and go, and compares with the records at the end. request_s: summed time in the system."""
 
     def __init__(self) -> None:
         self.requests: list[RequestRecord] = []

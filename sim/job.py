@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class PromptStage:
     """The prompt, written by the prompt side of its node (sim.node.prompts).
 
-    computed_tokens: prompt tokens that need no more work. has_memory: KV memory is taken for it. blocks: blocks it holds on this node beside
-    its cached prefix; prefix: hashes of the prefix blocks that it uses there. queued_s: what the prefill queue still counts for it,
+    computed_tokens: prompt tokens that need no more work. has_memory: KV memory is taken for it. blocks: blocks it holds on this node
+    beside its cached prefix; prefix: hashes of the prefix blocks that it uses there. queued_s: what the prefill queue still counts for it,
     including queued_encode_s for the codec. token_s: its first token is known.
     """
 
@@ -69,8 +69,8 @@ class TransferStage:
 
     decision, view: the bitrate policy's first decision and what it was made on; expected_bytes: its wire bytes on the expected curve.
     in_backlog: those bytes count on the pair and on both NICs. ready_s: all KV is encoded. arrived: all promised KV is on the decode node,
-    since arrived_s. expand_s: time to expand what arrived last. pipeline: of its layer groups, if there are several. refinement: what is sent
-    behind the start of decoding.
+    since arrived_s. expand_s: time to expand what arrived last. pipeline: of its layer groups, if there are several. refinement: what is
+    sent behind the start of decoding.
     """
 
     decision: Decision = field(init=False)
@@ -112,9 +112,9 @@ class DecodeStage:
 class Job:
     """One attempt to serve a request: a request that a node's death has cost begins again as another job.
 
-    index: of the request, in order of arrival. retries: earlier attempts. pair: where it is prefilled and decoded; None where one node, `node`,
-    does both and nothing is sent. prompt_tokens: to prefill; decode_iterations: of the batch, after the token that prefill gives. (A
-    preempted request begins again with a longer prompt.) aborted: it was given up, and whatever holds it next releases it.
+    index: of the request, in order of arrival. retries: earlier attempts. pair: where it is prefilled and decoded; None where one node,
+    `node`, does both and nothing is sent. prompt_tokens: to prefill; decode_iterations: of the batch, after the token that prefill gives.
+    (A preempted request begins again with a longer prompt.) aborted: it was given up, and whatever holds it next releases it.
     """
 
     request: Request

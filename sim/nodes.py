@@ -28,8 +28,8 @@ from sim.transfer.pair import NodePair
 
 
 class Nodes:
-    """all: every node, prefill nodes first. prefill, decode: rankings of the nodes that are given prompts, and requests to decode; a node may
-    be in both.
+    """all: every node, prefill nodes first. prefill, decode: rankings of the nodes that are given prompts, and requests to decode; a node
+    may be in both.
 
     done(job): called when a request ends. ended(record): with each transfer's final record. failed(job, reason): with a request whose
     transfer was given up. running(): whether requests are still to end. changed: called when a node may be given work that it could not be

@@ -1,8 +1,8 @@
 """Background traffic on the cluster's links: flows that arrive at random, share the links max-min fairly, and end.
 
-Arrivals are a Poisson process for each path, at a rate that fills `load` of its slowest link on average; sizes are drawn from a data centre's
-distribution. With a burst of n, n flows begin at once (incast). The traffic has a seed of its own, so it is the same whatever the requests
-do, except that it ends with the run.
+Arrivals are a Poisson process for each path, at a rate that fills `load` of its slowest link on average; sizes are drawn from a data
+centre's distribution. With a burst of n, n flows begin at once (incast). The traffic has a seed of its own, so it is the same whatever the
+requests do, except that it ends with the run.
 
 Source of distributions: the flow-size files that congestion-control studies share (web search: DCTCP, SIGCOMM 2010; storage, RPC and
 Hadoop likewise), one size in bytes and one cumulative percentage a line, straight lines between them.

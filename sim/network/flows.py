@@ -1,10 +1,10 @@
 """Flows that share links max-min fairly: sender NIC, fabric, receiver NIC, each with a capacity that may change with time.
 
 A set of rates is max-min fair if a flow can get more only by taking from a flow that has no more than it. Equivalently, every flow has a
-bottleneck: a full link on which no flow is faster. Progressive filling finds these rates: raise all rates together, freeze those on the link
-that fills first, repeat with the others. Flows of a higher level are less urgent: each level shares what the lower levels leave, which may be
-nothing. Rates are solved again whenever a flow joins or leaves or a capacity changes, for the flows that are connected to the change by
-shared links; the others keep their rates.
+bottleneck: a full link on which no flow is faster. Progressive filling finds these rates: raise all rates together, freeze those on the
+link that fills first, repeat with the others. Flows of a higher level are less urgent: each level shares what the lower levels leave, which
+may be nothing. Rates are solved again whenever a flow joins or leaves or a capacity changes, for the flows that are connected to the change
+by shared links; the others keep their rates.
 
 Source: Bertsekas and Gallager, Data Networks, section 6.5.2.
 Not modelled: packets, TCP's slow start and losses, propagation delay (a transfer adds it), queues in switches.
@@ -63,7 +63,7 @@ def _fill(paths: Sequence[Sequence[Hashable]], room: dict[Hashable, float]) -> l
 
 
 class Link:
-    """A link whose capacity is bytes_per_s until change_s. flows: those that use it, in order of joining. share: what faults leave of it."""
+    """A link whose capacity is bytes_per_s until change_s. flows: on it, in order of joining. share: what faults leave of it."""
 
     __slots__ = ("bytes_per_s", "capacity", "change_s", "flows", "name", "share", "wake")
 

@@ -1,9 +1,9 @@
 """The requests that a node decodes together, and how far they can go before the batch changes, in closed form.
 
-An iteration of B requests with S tokens of context takes f(B) + g S and gives each request a token, so S grows by B. k iterations
-take k (f + g S) + g B k (k - 1) / 2, and the first iteration that ends after a given time is the root of that quadratic. Where costs are
-linear in pieces (sim.node.pace), a leap goes no further than its piece; where memory grows piece by piece, no further than the first request
-whose blocks are full.
+An iteration of B requests with S tokens of context takes f(B) + g S and gives each request a token, so S grows by B. k iterations take k (f
++ g S) + g B k (k - 1) / 2, and the first iteration that ends after a given time is the root of that quadratic. Where costs are linear in
+pieces (sim.node.pace), a leap goes no further than its piece; where memory grows piece by piece, no further than the first request whose
+blocks are full.
 
 Not modelled: kernel launch jitter, sampling time.
 """

@@ -1,8 +1,8 @@
 """A node's prefix cache: which blocks of prompts it holds, by the trace's hashes, and which it evicts first.
 
 A hash stands for hash_tokens tokens and for all tokens before them, as in Mooncake's traces, so a flat table is a tree. Each block counts
-the requests that use it. Unused blocks are evicted, the least recently used first, and those of one prompt from its end, so the cache always
-holds a beginning of a prompt. A block that arrived lossy keeps its distortion until an exact copy replaces it.
+the requests that use it. Unused blocks are evicted, the least recently used first, and those of one prompt from its end, so the cache
+always holds a beginning of a prompt. A block that arrived lossy keeps its distortion until an exact copy replaces it.
 
 Source: Mooncake (FAST'25), section 4; vLLM's automatic prefix caching.
 Not modelled: prefixes of answers, caches in host memory or on disk, copies of prefixes between nodes.

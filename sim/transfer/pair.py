@@ -1,9 +1,9 @@
 """One prefill node and one decode node: what a transfer between them would take, and the jobs that wait for the pair's sender.
 
-Routing asks the pair's bitrate policy for a quote. Before encoding the policy is asked again, on the expected curve, for the mode, order and
-depth of the whole transfer. The NIC of each end has a price, and the policy sees the higher one. A NIC's backlog is the expected bytes that
-were decided on for it and have not passed; a refinement behind the start of decoding does not count and pays nothing, since it gives way to
-all transfers that count.
+Routing asks the pair's bitrate policy for a quote. Before encoding the policy is asked again, on the expected curve, for the mode, order
+and depth of the whole transfer. The NIC of each end has a price, and the policy sees the higher one. A NIC's backlog is the expected bytes
+that were decided on for it and have not passed; a refinement behind the start of decoding does not count and pays nothing, since it gives
+way to all transfers that count.
 
 Not modelled: encoded KV that is thrown away because the policy changes its mind.
 """

@@ -31,8 +31,8 @@ REFINEMENT_LEVEL = 1  # of its flow; transfers that decoding waits for have leve
 
 
 class Refinement:
-    """Made by `start`. blocks: memory for codes on the decode node. swapped_at: tokens that were decoded before the better values, NaN before
-    those are in. finish_s: when the last byte was acknowledged, else NaN. wire_bytes, wire_calls, distortion_final: at its end."""
+    """Made by `start`. blocks: memory for codes on the decode node. swapped_at: tokens that were decoded before the better values, NaN
+    before those are in. finish_s: when the last byte was acknowledged, else NaN. wire_bytes, wire_calls, distortion_final: at its end."""
 
     __slots__ = (
         "asked_s",

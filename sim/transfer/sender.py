@@ -1,8 +1,8 @@
 """The thread that sends for a pair of nodes: its transfers in order, one at a time.
 
-It waits until the decode side has reserved memory for the whole request. Then the bytes flow at the max-min fair rate, and the constant time
-of the calls comes after the last byte. Lost frames are sent again retry_s later, until none is lost. Where no byte has passed for timeout_s,
-the transfer is offered again after backoff_s and continues where it was.
+It waits until the decode side has reserved memory for the whole request. Then the bytes flow at the max-min fair rate, and the constant
+time of the calls comes after the last byte. Lost frames are sent again retry_s later, until none is lost. Where no byte has passed for
+timeout_s, the transfer is offered again after backoff_s and continues where it was.
 
 A pair has a sender only while it has something to send, for a thousand nodes make a million pairs.
 

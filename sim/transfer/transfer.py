@@ -4,8 +4,8 @@ The pair's bitrate policy is asked on the request's own measured curve when the 
 the cut. Raw and lossless transfers have no cut and are not asked about again. A transfer's record starts with its flow; a request's exposed
 wire time also holds the waits for earlier transfers of the pair and for memory.
 
-KV may come in layer groups (sim.transfer.pipeline), one after another, each with its own cut. The policy is then shown one curve for what has
-left of the earlier groups and for all that is to come: bytes and distortion if every group from this one on went to the same cut.
+KV may come in layer groups (sim.transfer.pipeline), one after another, each with its own cut. The policy is then shown one curve for what
+has left of the earlier groups and for all that is to come: bytes and distortion if every group from this one on went to the same cut.
 
 Not modelled: layers that code better or worse than others of the same prompt.
 """

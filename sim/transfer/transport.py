@@ -6,10 +6,10 @@ A raw transfer moves pieces of memory that are adjacent on both sides, with one 
     block_wise        each block is one piece
     layer_wise        each block of each layer is one piece for K and one for V (the usual layout)
 
-times the layer groups, since each group is a pool of its own. With tensor parallelism p on the prefill and d on the decode side,
-p + d - gcd(p, d) pairs of ranks share heads, and each pair has its own calls. Where p and d differ, the peer of a rank needs only some heads
-of a block, which are not adjacent in any layout: one piece for each layer, K and V. Coded KV leaves in frames from a buffer, at least one
-for each group and pair of ranks. Ranks work in parallel, so only the calls of one prefill rank take time.
+times the layer groups, since each group is a pool of its own. With tensor parallelism p on the prefill and d on the decode side, p + d -
+gcd(p, d) pairs of ranks share heads, and each pair has its own calls. Where p and d differ, the peer of a rank needs only some heads of a
+block, which are not adjacent in any layout: one piece for each layer, K and V. Coded KV leaves in frames from a buffer, at least one for
+each group and pair of ranks. Ranks work in parallel, so only the calls of one prefill rank take time.
 
 A queue of `depth` calls lets at most depth x bytes per call leave in one round trip.
 

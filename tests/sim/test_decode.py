@@ -20,8 +20,8 @@ from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.cluster import Simulation
 from sim.cost import Costs
-from sim.node.batch import Batch
 from sim.job import Job
+from sim.node.batch import Batch
 from sim.node.decoding import DecodeSide
 from sim.node.node import Node
 from sim.node.pace import Pace

@@ -10,7 +10,6 @@ from sim.cluster import Simulation
 from sim.invariants import Audit, CheckedMemory, InvariantError
 from sim.job import Job
 from sim.node.decoding import DecodeSide
-from sim.node.node import Node
 from sim.node.prompts import PromptSide
 from sim.node.reservations import KvReservations
 from sim.workload.requests import Request

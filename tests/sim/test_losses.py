@@ -19,8 +19,8 @@ from abkt.records import SLO, STAGES
 from sim.clock import Wake
 from sim.cluster import Simulation
 from sim.faults import Death, FaultPlan, Straggler
-from sim.network.link_faults import LinkFault
 from sim.job import Job
+from sim.network.link_faults import LinkFault
 from sim.transfer.transport import FRAME_BYTES, TransportModel
 from sim.workload.requests import Request
 from tests.sim.test_cluster import Counted, Scripted, cluster, run, stream
