@@ -3,7 +3,8 @@
 Requests that the policy makes wait are admitted in order of arrival; whenever a request leaves the cluster, the policy is asked about the
 first of them again.
 
-Not modelled: clients that come back after Retry-After; the time that a decision takes.
+Not modelled: clients that come back after Retry-After; the time that a decision takes; routing that is shown only nodes with free memory,
+as in the real frontend: here a request waits for the node that was chosen.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 2. used memory is never above its size and never below 0, and it is empty at the end; no request has memory promised then
 3. bytes are conserved: a completed request got as many bytes as its transfers carried; links are empty at the end
 4. exposed stages sum to the end-to-end time, and none is negative
-5. no event is in the past: a request's moments are in order, and the clock (sim.clock) refuses times before now
+5. no event is in the past: a request's times are in order, and the clock (sim.clock) refuses times before now
 6. Little's law: the mean number of requests in the system is their rate times their mean time in it; the first is counted here at each
    arrival and end, the second comes from the records
 
@@ -110,8 +110,8 @@ def _check_times(r: RequestRecord) -> None:
     if min(exposed) < -CLOSE:
         raise InvariantError(f"request {r.request_id}: a stage ended before it began, by {-min(exposed)} s")
     if not r.arrival_s <= r.prefill_token_s <= r.decode_token_s <= r.finish_s:
-        moments = r.arrival_s, r.prefill_token_s, r.decode_token_s, r.finish_s
-        raise InvariantError(f"request {r.request_id}: its times are out of order, {moments}")
+        times = r.arrival_s, r.prefill_token_s, r.decode_token_s, r.finish_s
+        raise InvariantError(f"request {r.request_id}: its times are out of order, {times}")
 
 
 def _check_bytes(done: Sequence[RequestRecord], transfers: Iterable[TransferRecord]) -> None:

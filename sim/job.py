@@ -1,6 +1,6 @@
 """A request on its way through the cluster, with one part for each stage that works on it.
 
-A stage writes its own part and reads the others. When the request has ended, sim.records makes its record from the moments (`_s`, simulated
+A stage writes its own part and reads the others. When the request has ended, sim.records makes its record from the times (`_s`, simulated
 seconds, NaN before they are known) and the sums (busy seconds, bytes, USD) that the parts hold.
 
 Not modelled: a request that its client changes or cancels.

@@ -50,8 +50,8 @@ class LinkFaults:
 
     def _run(self) -> Generator[Event, None, None]:
         wake = Wake(self.network.clock)
-        moments = sorted({moment for fault in self.faults for moment in (fault.start_s, fault.end_s)} - {math.inf})
-        for now_s in moments:
+        changes_s = sorted({time_s for fault in self.faults for time_s in (fault.start_s, fault.end_s)} - {math.inf})
+        for now_s in changes_s:
             yield wake.at(now_s)
             for name in sorted({fault.link for fault in self.faults if now_s in (fault.start_s, fault.end_s)}):
                 share = math.prod(f.share for f in self.faults if f.link == name and f.start_s <= now_s < f.end_s)

@@ -119,7 +119,7 @@ class Node:
         return self.prompts.prefill_s(isl, cached)
 
     def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
-        return self.prompts.cached_tokens(hash_ids)
+        return self.reservations.cached_tokens(hash_ids)
 
     def wait_s(self, isl: int) -> float:
         """Until memory and a place in the batch are free, and the prompts that are already here are done."""

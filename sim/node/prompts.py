@@ -60,16 +60,12 @@ class PromptSide:
         costs = self.costs
         return costs.prefill_s(isl) - (costs.prefill_s(cached) - costs.prefill_s(0)) if cached else costs.prefill_s(isl)
 
-    def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
-        cache = self.memory.cache
-        return cache.match(hash_ids, self.engine.reuse_distortion) * cache.hash_tokens if cache is not None else 0
-
     # -- the queue ---------------------------------------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
         """A new prompt. Its KV will be sent to the decode node of its pair, or be decoded here where it has no pair."""
         request = job.request
-        cached = min(request.isl - 1, self.cached_tokens(request.hash_ids)) if request.hash_ids else 0
+        cached = min(request.isl - 1, self.reservations.cached_tokens(request.hash_ids)) if request.hash_ids else 0
         job.prompt.queued_encode_s = 0.0 if job.pair is None else request.isl * self.encode_token_s
         job.prompt.queued_s = self.prefill_s(request.isl, cached) + job.prompt.queued_encode_s
         self.enqueue(job)
@@ -124,39 +120,17 @@ class PromptSide:
             return True
         if job.pair is None and self.decoding.places() <= 0:
             return False
-        self.pin_prefix(job)
-        if memory.can_reserve(blocks := self.blocks_to_begin(job)):
+        self.reservations.pin_prompt(job)
+        if memory.can_reserve(blocks := self.reservations.blocks_to_prefill(job)):
             memory.reserve(blocks)
             self.begin(job)
             return True
         self.reservations.unpin_prompt(job)  # a request must not hold memory while it waits for memory that others hold
         self.blocked = job
         self.granted.callbacks = [self.unblock]
-        memory.wait_for(self.blocks_to_begin(job), self.granted)
+        memory.wait_for(self.reservations.blocks_to_prefill(job), self.granted)
         self.load_changed()
         return False
-
-    def pin_prefix(self, job: Job) -> None:
-        """Use the cached part of the prompt, which need not be computed. At least one token is computed."""
-        cache = self.memory.cache
-        if cache is not None and job.request.hash_ids:
-            stage, isl = job.prompt, job.request.isl
-            hash_ids = cache.full_blocks(job.request.hash_ids, isl - 1)
-            stage.prefix = hash_ids[: cache.match(hash_ids, self.engine.reuse_distortion)]
-            self.memory.pin(stage.prefix)
-            stage.computed_tokens = stage.cached_tokens = len(stage.prefix) * cache.hash_tokens
-            if job.pair is None and job.distortion_start == 0:  # cached blocks may have arrived here with distortion
-                job.set_distortion(cache.distortion(stage.prefix) * stage.computed_tokens / isl)
-
-    def blocks_to_begin(self, job: Job) -> int:
-        """Blocks that the prompt needs beside its cached prefix."""
-        if job.pair is None:
-            self.reservations.promise_again(job)
-            return job.reservation.blocks
-        cache = self.memory.cache
-        cached = len(job.prompt.prefix) * cache.blocks_each if cache is not None else 0
-        job.prompt.blocks = self.memory.blocks_for(job.request.isl) - cached
-        return job.prompt.blocks
 
     def begin(self, job: Job) -> None:
         """The prompt has its memory."""
@@ -174,9 +148,9 @@ class PromptSide:
         """The blocked prompt has got its memory; blocks that are cached by now are given back."""
         job, self.blocked = self.blocked, None
         assert job is not None
-        had = self.blocks_to_begin(job)
-        self.pin_prefix(job)
-        self.memory.release(had - self.blocks_to_begin(job))
+        had = self.reservations.blocks_to_prefill(job)
+        self.reservations.pin_prompt(job)
+        self.memory.release(had - self.reservations.blocks_to_prefill(job))
         self.begin(job)
         self.load_changed()
 
@@ -233,7 +207,7 @@ class PromptSide:
         now_s, isl, stage = self.clock.now, job.request.isl, job.prompt
         if job.aborted:
             return now_s
-        self.cache_computed(job)
+        self.reservations.cache_computed(job)
         self.busy_until_s = now_s + sum(other.prompt.queued_encode_s for other in self.computed)
         if stage.token_s != stage.token_s:  # NaN: it does not begin again after a preemption
             stage.token_s = now_s
@@ -287,20 +261,6 @@ class PromptSide:
         """The KV is usable where it was computed; nothing is sent or expanded."""
         if job.decoding.start_s != job.decoding.start_s:  # NaN: it does not begin again after a preemption
             job.transfer.ready_s = job.transfer.arrived_s = job.decoding.start_s = self.clock.now
-
-    def cache_computed(self, job: Job) -> None:
-        """Add whole blocks of the prompt to the cache, with at least the distortion of the prefix that they were computed on."""
-        cache = self.memory.cache
-        if cache is None or not job.request.hash_ids:
-            return
-        hash_ids = cache.full_blocks(job.request.hash_ids, job.request.isl)
-        freed = self.memory.share(hash_ids, len(job.prompt.prefix), cache.worst(job.prompt.prefix))
-        job.prompt.prefix = hash_ids
-        if job.pair is None:
-            self.reservations.count(0, -freed)
-            job.reservation.blocks -= freed
-        else:
-            job.prompt.blocks -= freed
 
     # -- release -----------------------------------------------------------------------------------------------------------------
 

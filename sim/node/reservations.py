@@ -1,7 +1,8 @@
-"""KV memory that a node holds for the requests that decode on it, or will: promised, reserved, shared with its prefix cache, released.
+"""KV memory that a node holds for its requests: promised, reserved, shared with its prefix cache, released.
 
-Memory is promised when a request is placed and reserved before its KV is sent. The part of a prompt that is in the node's prefix cache need
-not be sent; all requests with that prefix use the same blocks. KV that has arrived is added to the cache.
+Memory to decode is promised when a request is placed and reserved before its KV is sent. The part of a prompt that is in the node's prefix
+cache need not be computed or sent; all requests with that prefix use the same blocks. KV that was computed here, or has arrived, is added
+to the cache.
 
 Not modelled: a refinement that improves cached blocks, or blocks that were cached before the transfer.
 """
@@ -15,7 +16,7 @@ from sim.node.gpu import Gpu
 
 
 class KvReservations:
-    """active, kv_used: requests placed here and not finished, and the share of memory that is promised to them or taken by them.
+    """active, kv_used: requests placed here to decode and not finished, and the share of memory that is promised to them or taken by them.
 
     due_blocks: of the requests whose prompt is computed. load_changed(): called when one of these changes. closed(job): called when a
     request has released everything it held here.
@@ -32,6 +33,55 @@ class KvReservations:
     @property
     def kv_due(self) -> float:
         return self.due_blocks / self.memory.blocks
+
+    # -- prompts that are computed here --------------------------------------------------------------------------------------------
+
+    def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
+        cache = self.memory.cache
+        return cache.match(hash_ids, self.engine.reuse_distortion) * cache.hash_tokens if cache is not None else 0
+
+    def pin_prompt(self, job: Job) -> None:
+        """Use the cached part of the prompt, which need not be computed. At least one token is computed."""
+        cache = self.memory.cache
+        if cache is not None and job.request.hash_ids:
+            stage, isl = job.prompt, job.request.isl
+            hash_ids = cache.full_blocks(job.request.hash_ids, isl - 1)
+            stage.prefix = hash_ids[: cache.match(hash_ids, self.engine.reuse_distortion)]
+            self.memory.pin(stage.prefix)
+            stage.computed_tokens = stage.cached_tokens = len(stage.prefix) * cache.hash_tokens
+            if job.pair is None and job.distortion_start == 0:  # cached blocks may have arrived here with distortion
+                job.set_distortion(cache.distortion(stage.prefix) * stage.computed_tokens / isl)
+
+    def blocks_to_prefill(self, job: Job) -> int:
+        """Blocks that the prompt needs beside its cached prefix."""
+        if job.pair is None:
+            self.promise_again(job)
+            return job.reservation.blocks
+        cache = self.memory.cache
+        cached = len(job.prompt.prefix) * cache.blocks_each if cache is not None else 0
+        job.prompt.blocks = self.memory.blocks_for(job.request.isl) - cached
+        return job.prompt.blocks
+
+    def cache_computed(self, job: Job) -> None:
+        """Add whole blocks of the prompt to the cache, with at least the distortion of the prefix that they were computed on."""
+        cache = self.memory.cache
+        if cache is None or not job.request.hash_ids:
+            return
+        hash_ids = cache.full_blocks(job.request.hash_ids, job.request.isl)
+        freed = self.memory.share(hash_ids, len(job.prompt.prefix), cache.worst(job.prompt.prefix))
+        job.prompt.prefix = hash_ids
+        if job.pair is None:
+            self.count(0, -freed)
+            job.reservation.blocks -= freed
+        else:
+            job.prompt.blocks -= freed
+
+    def unpin_prompt(self, job: Job) -> None:
+        """The prompt uses no cached block any more."""
+        if job.prompt.prefix:
+            self.memory.unpin(job.prompt.prefix)
+            job.prompt.prefix = ()
+            job.prompt.computed_tokens = 0
 
     # -- before the request decodes ----------------------------------------------------------------------------------------------
 
@@ -158,10 +208,3 @@ class KvReservations:
         elif job.reservation.prefix:
             self.memory.unpin(job.reservation.prefix)
             job.reservation.prefix = ()
-
-    def unpin_prompt(self, job: Job) -> None:
-        """The same for the prefix that its prompt used on this node."""
-        if job.prompt.prefix:
-            self.memory.unpin(job.prompt.prefix)
-            job.prompt.prefix = ()
-            job.prompt.computed_tokens = 0

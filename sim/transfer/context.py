@@ -1,4 +1,7 @@
-"""What all transfers of a cluster share. Not modelled: see sim.transfer.transfer."""
+"""What all transfers of a cluster share.
+
+Not modelled: pairs of nodes with another transport than the rest of the cluster.
+"""
 
 from __future__ import annotations
 

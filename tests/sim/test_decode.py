@@ -88,7 +88,7 @@ def test_a_long_leap_with_an_arrival_in_it(profile) -> None:
 
 
 def test_an_empty_batch_has_no_pace_while_the_next_request_is_expanded(profile) -> None:
-    """The last request has left and another one is being expanded: what asks for the pace then (deadlines, routing) sees an empty node."""
+    """The last request has left and another one is being expanded: deadlines and routing then see an empty node."""
     paces: list[float] = []
 
     class Watched(DecodeSide):
@@ -107,8 +107,8 @@ def test_an_empty_batch_has_no_pace_while_the_next_request_is_expanded(profile) 
 
 
 @given(st.integers(1, 64), st.integers(64, 10**6), st.floats(0, 100), st.floats(0, 1e-6))
-def test_the_boundary_after_a_moment(profile, size, context, elapsed_s, growth_s) -> None:
-    """iterations_until is the smallest count whose closed form reaches the moment; the closed form is the plain sum."""
+def test_the_first_iteration_that_ends_after_a_time(profile, size, context, elapsed_s, growth_s) -> None:
+    """iterations_until is the smallest count whose closed form reaches the time; the closed form equals the plain sum."""
     batch = Batch(
         Pace(Costs(replace(profile, fits={**profile.fits, "decode": exact({"1": 0.00311, "batch": 0.000271, "context": growth_s})})))
     )

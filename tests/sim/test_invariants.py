@@ -24,7 +24,7 @@ def run(profile) -> Simulation:
     return simulation
 
 
-def test_a_sound_run_passes_and_little_s_law_is_counted_on_its_own(profile) -> None:
+def test_a_sound_run_passes_and_littles_law_is_counted_separately(profile) -> None:
     simulation = run(profile)
     span_s = max(r.finish_s for r in simulation.records)
     mean_in_system = simulation.audit.request_s / span_s

@@ -89,7 +89,7 @@ def test_lost_frames_go_again(profile) -> None:
     assert 1 <= rounds <= again + 0.5
 
 
-def test_frames_are_lost_as_often_as_was_said(profile) -> None:
+def test_frames_are_lost_at_the_given_rate(profile) -> None:
     of = cluster(profile, rate=1e8, kv=1 << 22, transport=TransportModel(frame_loss=0.2))
     tokens = 40 * FRAME_BYTES // 64
     result = run(of, [Request(i, 0.0, tokens, 2) for i in range(30)])
@@ -152,10 +152,8 @@ def test_laws(profile, requests, sizes, bitrate, link_faults, transport, delay_s
     delay_s=st.sampled_from([0.0, 0.01]),
     withdrawn=st.lists(st.tuples(st.floats(0, 3), st.integers(0, 14)), min_size=1, max_size=6).map(sorted),
 )
-def test_a_transfer_that_is_given_up_leaves_nothing_behind(
-    profile, requests, bitrate, kv, link_faults, transport, delay_s, withdrawn
-) -> None:
-    """At any moment of its way: in the queue, waiting for memory or an answer, under way, between two attempts."""
+def test_an_aborted_transfer_releases_everything(profile, requests, bitrate, kv, link_faults, transport, delay_s, withdrawn) -> None:
+    """At any time: in the queue, waiting for memory or an answer, under way, between two attempts."""
     Counted.made = []
     jobs: list[Job] = []
     made = Job.__post_init__
@@ -211,7 +209,7 @@ deaths = st.lists(st.tuples(st.sampled_from(["p0", "p1", "d0", "d1"]), st.floats
     kv=st.sampled_from([320, 10_000]),
 )
 def test_laws_where_nodes_die_under_transfers_too(profile, requests, bitrate, link_faults, plan, transport, kv) -> None:
-    """Refinement and layer groups, cut off at any moment: the debug run's own laws hold."""
+    """Refinement and layer groups, cut off at any time: the laws of a debug run hold."""
     of = cluster(profile, 2, 2, rate=5e4, kv=kv, fabric=Capacity.constant(1e5), transport=transport, link_faults=link_faults)
     simulation = Simulation(of, requests, BITRATES[bitrate], LoadAwareRouting(), SLO(0.3, 0.02), faults=plan, debug=True)
     result = simulation.run()

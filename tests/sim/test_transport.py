@@ -78,7 +78,7 @@ def test_a_queue_limits_the_rate() -> None:
         {"backoff_s": -1.0},
     ],
 )
-def test_a_transport_that_makes_no_sense_is_refused(fields) -> None:
+def test_an_impossible_transport_is_refused(fields) -> None:
     with pytest.raises(ValueError, match="transport"):
         TransportModel(**fields)
 
@@ -109,7 +109,7 @@ def test_a_pull_takes_a_round_trip_more(profile) -> None:
     assert pull.wire_busy_s == pytest.approx(push.wire_busy_s)
 
 
-def test_few_calls_under_way_leave_a_long_link_idle(profile) -> None:
+def test_a_shallow_queue_leaves_a_long_link_idle(profile) -> None:
     """One call of 6400 bytes in 40 ms is 160 kB/s, more than the link; of a block's 914 bytes, it is 22.9 kB/s."""
     whole, _ = one(profile, TransportModel(depth=1), delay_s=0.02)
     assert whole.wire_busy_s == pytest.approx(6400 / 1e5 + 0.00047 + 0.02)
@@ -117,8 +117,8 @@ def test_few_calls_under_way_leave_a_long_link_idle(profile) -> None:
     assert blocks.wire_busy_s == pytest.approx(7 * 0.04 + 7 * 0.00047 + 0.02)
 
 
-def test_only_what_the_decode_side_lacks_is_sent(profile) -> None:
-    """No policy of the cluster knows of a held prefix here; the job is told."""
+def test_tokens_that_the_decode_node_holds_are_not_sent(profile) -> None:
+    """The job is told of a held prefix, since no cache holds one here."""
     from sim.cluster import Simulation
     from sim.job import Job
     from tests.sim.test_cluster import SLOS, RoundRobin
@@ -141,7 +141,7 @@ def test_only_what_the_decode_side_lacks_is_sent(profile) -> None:
     assert transfer.bits_per_value == pytest.approx(8 * transfer.wire_bytes / (36 * 32))
 
 
-def test_one_request_in_the_entropy_form_by_hand(profile) -> None:
+def test_one_request_with_the_entropy_coder_by_hand(profile) -> None:
     """Four fifths of the bytes, and a codec of its own speed."""
     fits = {"encode/entropy": fit({"1": 0.001, "tokens": 1e-3}), "expand/entropy": fit({"tokens": 2e-3})}
     both = replace(profile, fits={**profile.fits, **fits}, entropy_share=0.8)
