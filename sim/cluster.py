@@ -94,11 +94,18 @@ class Simulation:
             raise ValueError("requests must be in order of arrival")
         self.clock = Clock()
         self.audit = Audit() if self.debug else None
-        memory = CheckedMemory if self.debug else None
         self.nodes = Nodes(
-            self.clock, self.cluster, self.bitrate, self.slo, self.node, self._done, self._transfer_ended, self._fail_transfer,
-            self._running, memory,
-        )  # fmt: skip
+            self.clock,
+            self.cluster,
+            self.bitrate,
+            self.slo,
+            self.node,
+            done=self._done,
+            ended=self.transfers.append,
+            failed=self._fail_transfer,
+            running=self._running,
+            memory=CheckedMemory if self.debug else None,
+        )
         self.admission_control = AdmissionControl(self.clock, self.nodes, self.routing, self.roles, self.admission, self.slo, self._lose)
         self.role_controller = (
             RoleController(self.clock, self.nodes, self.roles, self.cluster.rebuild_s, self._running, self._move) if self.roles else None
@@ -220,9 +227,6 @@ class Simulation:
         job.aborted = True
         job.pair.release(job)
         self._fail(job, reason)
-
-    def _transfer_ended(self, record: TransferRecord) -> None:
-        self.transfers.append(record)
 
     def _end(self, job: Job) -> None:
         self.finished.add(job)

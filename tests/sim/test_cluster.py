@@ -340,6 +340,19 @@ def test_progress_counts_every_request(profile) -> None:
     assert [at for _, _, at in seen] == sorted(at for _, _, at in seen)
 
 
+def test_records_that_are_taken_during_a_run_are_those_of_the_whole_run(profile) -> None:
+    """A long request first, so that later ones end before it and wait to be taken in order of arrival."""
+    requests = [Request(0, 0.0, 250, 60), *(Request(i, 0.02 * i, 20, 2) for i in range(1, 30))]
+    whole = run(cluster(profile, 2, 2), requests)
+    simulation = Simulation(cluster(profile, 2, 2), requests, Raw, RoundRobin(), SLOS)
+    taken = []
+    rest = simulation.run(lambda *_: taken.append(simulation.take()))
+    assert any(not records for records, _ in taken)
+    assert sum(map(len, (records for records, _ in taken))) > 0
+    assert [*(r for records, _ in taken for r in records), *rest.requests] == whole.requests
+    assert repr([*(t for _, transfers in taken for t in transfers), *rest.transfers]) == repr(whole.transfers)
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------------------
 
 
