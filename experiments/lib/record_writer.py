@@ -58,12 +58,8 @@ class RecordWriter:
         self._write(BATCH)
 
     def drain(self, simulation: Simulation) -> None:
-        """Take from a run what is finished and stands before all that is not."""
-        records, transfers = simulation.records, simulation.transfers
-        open_ids = {r.request_id for r in records if r.outcome == "completed" and r.finish_s != r.finish_s}
-        done = _leading(records, open_ids), _leading(transfers, open_ids)
-        self.add(records[: done[0]], transfers[: done[1]])
-        del records[: done[0]], transfers[: done[1]]
+        """Take the records that are final from a run."""
+        self.add(*simulation.take())
 
     def _write(self, at_least: int) -> None:
         self.requests.write(at_least, lambda records: intervals(records, self.errors) if self.errors else {})
@@ -98,8 +94,3 @@ def read_columns(path: Path, names: Sequence[str] = SUMMARIZED) -> dict[str, np.
     """Columns of one of the files."""
     table = pq.read_table(path, columns=list(names))
     return {name: table[name].to_numpy() for name in names}
-
-
-def _leading(records: Sequence[Any], open_ids: set[int]) -> int:
-    """How many at the front belong to requests that are not open."""
-    return next((i for i, r in enumerate(records) if r.request_id in open_ids), len(records))

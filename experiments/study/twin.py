@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from abkt.capacity import Capacity
+from abkt.policy.admission.reserve import Reserve
 from abkt.policy.build import build
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord, summarize
@@ -85,16 +86,28 @@ def run_real(twin: Twin, cluster: LocalCluster, bitrate: Bitrate, folder: Path, 
 
 
 def run_model(twin: Twin, spec: LocalClusterSpec, bitrate: Bitrate, folder: Path) -> dict[str, Any]:
-    """The same policy in the model: as many nodes, with the measured costs; the senders' links are the paced ones."""
+    """The same policy in the simulator: as many nodes, with the measured costs; the senders' links are the paced ones.
+
+    Admission reserves decode memory before prefill, as the real frontend does: it places a request only when a decode worker has room for
+    prompt and answer.
+    """
     if twin.profile is None:
         raise ValueError("the model needs a profile; measure one with `abkt profile`")
     network = replace(twin.network, bytes_per_s=tuple(rate * twin.payload_share for rate in twin.network.bytes_per_s))
     cluster = model_of(spec, twin.profile, network, twin.shared, twin.usd_per_gb, twin.delay_s)
     requests = [Request(p.request_id, p.arrival_s, p.isl, p.osl) for p in twin.prompts]
-    simulation = Simulation(cluster, requests, lambda: build(bitrate), build(twin.routing), twin.slo, roles=build(twin.roles))
+    simulation = Simulation(
+        cluster,
+        requests,
+        bitrate=lambda: build(bitrate),
+        routing=build(twin.routing),
+        slo=twin.slo,
+        roles=build(twin.roles),
+        admission=Reserve(),
+    )
     result = simulation.run()
-    assert simulation.changes is not None
-    return _save(folder, "model", result.requests, result.transfers, twin.slo, result.wall_s, roles=simulation.changes.log)
+    assert simulation.role_controller is not None
+    return _save(folder, "model", result.requests, result.transfers, twin.slo, result.wall_s, roles=simulation.role_controller.log)
 
 
 def model_of(

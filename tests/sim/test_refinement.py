@@ -1,4 +1,4 @@
-"""What follows a transfer behind the start: by hand, and its laws over random runs."""
+"""Refinement behind the start of decoding: by hand, and its laws over random runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALPHA_S = 0.00047
 
 @dataclass
 class Behind(Scripted):
-    """Starts at `cut`, and goes on to what `behind` says in turn."""
+    """A policy that starts at `cut` and refines to the cuts of `behind` in turn."""
 
     decisions: list[Decision] = field(default_factory=list)
     cut: int = 1
@@ -87,15 +87,15 @@ def test_one_refined_request_by_hand(profile) -> None:
     assert [view.sent_cut for view in started] == [1, 7]
     assert all(view.sent_bytes == pytest.approx(curve.bytes[view.sent_cut]) for view in started)
     assert not any(view.started for _, view in policy.views[: -len(started)])
-    assert {view.price for view in started} == {0.0}  # it takes nobody's place
+    assert {view.price for view in started} == {0.0}  # a refinement delays no other transfer
     assert all(view.price > 0 for _, view in policy.views[: -len(started)])
     assert sum(s.wire_bytes for s in policy.samples) == pytest.approx(
         curve.bytes[1]
-    )  # the rest is what others leave, not what the link gives
+    )  # a refinement's rate is no sample of the link's goodput
 
 
 def test_behind_may_move_while_it_flows(profile) -> None:
-    """Asked when it starts, when the link gets faster, and at the cut: on to 3, no further than 4, on to 6, that is all."""
+    """Asked when it starts, when the link gets faster, and at the cut: to 3, then 4, then 6, and no further."""
     policy = Behind(behind=[3, 4, 6, 6])
     of = cluster(profile, rate=Capacity((0.0, 0.06), (1e5, 2e5)))
     (transfer,) = run(of, [Request(0, 0.0, 100, 60)], lambda: policy).transfers
@@ -113,13 +113,13 @@ def test_a_transfer_of_the_pair_goes_first(profile) -> None:
         return {t.request_id: t for t in run(cluster(profile, rate=3e4), requests, lambda: Behind(behind=[behind])).transfers}
 
     alone, plain, both = transfers(first), transfers(first, second, behind=0), transfers(first, second)
-    assert plain[12].finish_s == both[12].finish_s < alone[0].refine_finish_s  # not a moment later than if nothing was refined
+    assert plain[12].finish_s == both[12].finish_s < alone[0].refine_finish_s  # as early as without refinement
     assert both[0].refine_finish_s == pytest.approx(alone[0].refine_finish_s + own(profile, 12).bytes[1] / 3e4)
     assert both[12].refine_finish_s == pytest.approx(both[0].refine_finish_s + both[12].refine_bytes / 3e4, abs=1e-4)
 
 
 def test_transfers_of_other_pairs_go_first_where_links_meet(profile) -> None:
-    """Two prefill nodes, one decode node: its link is all the urgent one's, as if nobody refined."""
+    """Two prefill nodes, one decode node: its link serves the urgent transfer alone, as if there were no refinement."""
     requests = [Request(0, 0.0, 100, 200), Request(12, 0.02, 100, 200)]
     refining = {t.request_id: t for t in run(cluster(profile, prefill=2), requests, Behind).transfers}
     plain = {t.request_id: t for t in run(cluster(profile, prefill=2), requests, lambda: Behind(behind=[0])).transfers}
@@ -128,9 +128,9 @@ def test_transfers_of_other_pairs_go_first_where_links_meet(profile) -> None:
 
 
 def test_it_ends_with_its_request(profile) -> None:
-    """Four tokens are decoded long before the rest could come over a slow link; nothing is left behind."""
+    """Four tokens are decoded long before the rest could come over a slow link; no memory stays reserved."""
     Counted.made = []
-    with patch("sim.node.fleet.Memory", Counted):
+    with patch("sim.nodes.KvMemory", Counted):
         result = run(cluster(profile, rate=2e4), [Request(0, 0.0, 100, 5), Request(1, 5.0, 100, 5)], Behind)
     for record, transfer in zip(result.requests, result.transfers):
         assert math.isnan(transfer.refine_finish_s)
