@@ -1,1 +1,4 @@
-"""What adapting to a link is worth: the same requests under policies that must keep the same bounds of distortion."""
+"""What adapting to a link is worth: policies compared on the same requests, within the same bounds of distortion.
+
+Used by `abkt adaptation` alone.
+"""

@@ -20,8 +20,8 @@ from experiments.bench.simulator import ISL, OSL, RATE_PER_NODE
 def speed(requests: int, half: int, variation: float) -> float:
     from experiments.lib.compose import compose
     from experiments.lib.config import read
+    from experiments.lib.simulation import SimulateConfig, build_simulation
     from experiments.lib.workload import read_workload
-    from experiments.verbs.simulate import SimulateConfig, build_simulation
 
     config = read(SimulateConfig, {**compose("simulate", overrides(requests, half, variation)).config, "out": Path("out")})
     made, _ = read_workload(config.workload, config.seed)

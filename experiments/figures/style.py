@@ -23,8 +23,8 @@ STAGE_COLOURS = {
 POLICY_COLOURS = ("#000000", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")  # one more than colours, so that both repeat together only after 72 policies
 BITRATES = ("raw", "int8", "int4", "embedded", "cachegen", "kvserve", "lossless", "int2", "fleet", "state_machine")
-WORLDS = {"real": "measured", "model": "predicted"}
-LINES: dict[str, Literal["-", "--"]] = {"real": "-", "model": "--"}
+WORLDS = {"real": "measured", "simulated": "predicted"}
+LINES: dict[str, Literal["-", "--"]] = {"real": "-", "simulated": "--"}
 
 
 @contextmanager

@@ -85,7 +85,7 @@ Network = Annotated[
 ]
 
 
-def inputs(network: NetworkConfig | DriveConfig) -> list[Path]:
+def network_files(network: NetworkConfig | DriveConfig) -> list[Path]:
     """The files that the network reads."""
     return [network.path.expanduser()] if isinstance(network, DriveConfig) else []
 

@@ -16,10 +16,10 @@ from experiments.figures.style import sheet
 from experiments.lib.compose import compose
 from experiments.lib.config import read
 from experiments.lib.paths import data_path
+from experiments.lib.simulation import SimulateConfig, build_simulation
 from experiments.lib.workload import read_workload
 from experiments.sweeps.grid import axes, points
 from experiments.sweeps.pool import run_point
-from experiments.verbs.simulate import SimulateConfig, build_simulation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

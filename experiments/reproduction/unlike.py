@@ -10,8 +10,8 @@ from abkt.policy.build import build
 from abkt.records import summarize
 from experiments.lib.compose import compose
 from experiments.lib.config import read
+from experiments.lib.simulation import SimulateConfig, build_simulation
 from experiments.lib.workload import read_workload
-from experiments.verbs.simulate import SimulateConfig, build_simulation
 from sim.cluster import Simulation
 
 PAIRS = (("l20", "l20"), ("l20", "h20"), ("h20", "l20"), ("h20", "h20"))  # of (prefill, decode): L20 has more FLOPS a dollar, H20 bandwidth

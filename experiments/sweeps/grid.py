@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.lib import compose as composer
 from experiments.lib import usage
-from experiments.verbs.simulate import SimulateConfig
+from experiments.lib.simulation import SimulateConfig
 
 OWN = ("out", "progress")  # keys of a simulation that say nothing about its result
 

@@ -15,9 +15,9 @@ from typing import Any
 from abkt.records import summarize
 from experiments.lib.config import read
 from experiments.lib.results import plain, write_records
+from experiments.lib.simulation import SimulateConfig, build_simulation
 from experiments.lib.workload import Workload, read_workload
 from experiments.sweeps.journal import flat
-from experiments.verbs.simulate import SimulateConfig, build_simulation
 from sim.workload.requests import Request
 
 KEPT = 16  # workloads

@@ -1,1 +1,4 @@
-"""How far the model can be believed: its predictions of runs that it was not calibrated on, against the runs themselves."""
+"""Validation of the simulator: predictions of runs that it was not calibrated on, against the runs themselves.
+
+Used by `abkt validate` alone.
+"""
