@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from abkt.records import SLO
-from experiments.adaptation.rivals import Aim, Bitrate, Bounds, allocated, coarsest_within, finest_asked, finest_levels_within, with_bounds
+from experiments.adaptation.rivals import Aim, Bitrate, Bounds, allocated, coarsest_within, finest_levels_within, largest_aim, with_bounds
 from experiments.adaptation.scores import Score, mean, p99, ratio, worst
 from experiments.adaptation.worlds import World
 
@@ -60,7 +60,7 @@ def compare_within_bounds(
     cachegen: Bitrate,
     oracle: Bitrate,
     aim: Aim,
-    met: float,
+    slo_share: float,
     slo: SLO,
     scout: World | None = None,
 ) -> Comparison:
@@ -73,7 +73,7 @@ def compare_within_bounds(
     bits : mean bits per value of the fixed rate.
     ours, cachegen, oracle : policies as abkt.policy.build takes them.
     aim : what distortion our policies aim for.
-    met : share of requests for which the fixed rate keeps the SLO.
+    slo_share : share of requests for which the fixed rate keeps the SLO.
     slo : its tpot_s is the TPOT limit; its ttft_s is given to fixed rates, which ignore it.
     scout : world in which levels that keep the bounds are searched for, where trying them all in `world` would take too long.
     """
@@ -86,7 +86,7 @@ def compare_within_bounds(
 
     fixed = score("fixed", allocated(bits), slo)
     bounds = Bounds(float(fixed.all_distortion.mean()))
-    under = SLO(fixed.met_for(met), slo.tpot_s)
+    under = SLO(fixed.met_for(slo_share), slo.tpot_s)
     scores, missing = {"fixed": fixed}, {}
     scouts = scout or world
     level = coarsest_within(bounds, UNIFORM_BITS, lambda b: score("uniform", allocated(b, "uniform"), slo, scouts).all_distortion.tolist())
@@ -105,11 +105,11 @@ def compare_within_bounds(
         scores[name] = score(name, with_bounds(bitrate, bounds, aim), under)
     first, *others = ours
     for name in others:
-        asked = _even(ours[first], ours[name], bounds, aim, lambda bitrate: score("", bitrate, under, scouts))
-        if asked is None:
+        target = _even(ours[first], ours[name], bounds, aim, lambda bitrate: score("", bitrate, under, scouts))
+        if target is None:
             missing[_evened(name)] = f"has more distortion than {first}, even if it aims for a quarter of it"
         else:
-            scores[_evened(name)] = score(name, with_bounds(ours[name], bounds, replace(aim, asked=asked)), under)
+            scores[_evened(name)] = score(name, with_bounds(ours[name], bounds, replace(aim, target=target)), under)
     scores["oracle"] = score("oracle", with_bounds(oracle, bounds, aim), under)
     for name, made in scores.items():
         if name != "fixed" and not bounds.held_by(made.all_distortion):
@@ -132,10 +132,10 @@ def _evened(name: str) -> str:
 def _even(first: Bitrate, other: Bitrate, bounds: Bounds, aim: Aim, scout: Callable[[Bitrate], Score]) -> float | None:
     """The distortion, in D, that `other` must aim for to have no more distortion than `first`."""
 
-    def distortion(of: Bitrate, asked: float) -> float:
-        return float(scout(with_bounds(of, bounds, replace(aim, asked=asked))).all_distortion.mean())
+    def distortion(of: Bitrate, target: float) -> float:
+        return float(scout(with_bounds(of, bounds, replace(aim, target=target))).all_distortion.mean())
 
-    return finest_asked(distortion(first, aim.asked), aim.asked, lambda asked: distortion(other, asked))
+    return largest_aim(distortion(first, aim.target), aim.target, lambda target: distortion(other, target))
 
 
 def _against(ours: Score, theirs: Score) -> dict[str, dict[str, float]]:

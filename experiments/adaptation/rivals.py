@@ -39,24 +39,24 @@ def allocated(bits: float, order: str = "slope") -> Bitrate:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """Distortions that a policy aims for, in units of D. asked: at the start, if there is time. behind: by refinement during decoding;
-    inf: no refinement."""
+    """Distortions that a policy aims for, in units of D. target: at the start of decoding, if there is time. refine: by refinement during
+    decoding; inf: no refinement."""
 
-    asked: float
-    behind: float
+    target: float
+    refine: float
 
     def __post_init__(self) -> None:
-        if not (0 < self.asked <= 1 and self.behind > 0):
-            raise ValueError(f"asked is {self.asked} and behind {self.behind}, in D; asked must be above 0 and at most 1, behind above 0")
+        if not (0 < self.target <= 1 and self.refine > 0):
+            raise ValueError(f"target is {self.target} and refine {self.refine}, in D; target must be in (0, 1], refine above 0")
 
 
 def with_bounds(bitrate: Mapping[str, Any], bounds: Bounds, aim: Aim) -> Bitrate:
     """The configuration of an adaptive policy with these bounds and this aim. Raises ValueError for a policy that takes no bounds."""
-    distortions = {"target_distortion": aim.asked * bounds.mean, "mean_distortion": bounds.mean, "max_distortion": bounds.p99}
+    distortions = {"target_distortion": aim.target * bounds.mean, "mean_distortion": bounds.mean, "max_distortion": bounds.p99}
     if missing := sorted(distortions.keys() - bitrate.keys()):
         raise ValueError(f"policy {bitrate.get('_target_')} has no {missing[0]}, so it cannot be held to bounds of distortion")
     if "behind_distortion" in bitrate:
-        distortions["behind_distortion"] = aim.behind * bounds.mean
+        distortions["behind_distortion"] = aim.refine * bounds.mean
     return {**bitrate, **distortions}
 
 
@@ -73,7 +73,7 @@ def finest_levels_within(bounds: Bounds, levels: Sequence[float], distortion: Ca
     return left
 
 
-def finest_asked(mean: float, most: float, distortion: Callable[[float], float]) -> float | None:
+def largest_aim(mean: float, most: float, distortion: Callable[[float], float]) -> float | None:
     """The largest aim between most / 4 and `most` that gives a mean distortion of at most `mean`; None if there is none.
 
     distortion: aim -> mean distortion; it must rise with the aim.

@@ -19,19 +19,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.lib import usage
-from experiments.lib.paths import conf_dir, data_path
+from experiments.lib.paths import CONFIG_DIR, conf_dir, data_path
 
 HYDRA_VERSION = "1.3"  # whose defaults apply
 SEARCH_PATH = "hydra.searchpath"
 ANY = "any verb"
-# verb -> old key -> new key: keys that were renamed in this release. A key of ANY is known by its last part, such as bitrate.form.
+# verb -> old key -> new key: keys that were renamed in this release. A key of ANY is known by its end, such as form of bitrate.form.
 RENAMED: dict[str, dict[str, str]] = {
     "replay": {"carrier": "transport"},
     "adaptation": {"asked": "target", "behind": "refine", "met": "slo_share"},
     ANY: {"form": "coder"},
 }
-# The same for values, such as those of key=value.
-RENAMED_VALUES: dict[str, dict[str, str]] = {"adaptation": {"world=model": "world=simulated"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class Composed:
 
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> Composed:
-    """The configuration of a verb. Raises ValueError, one line, where an override cannot be read or names a key that the verb does not have."""
+    """The configuration of a verb. Raises ValueError, one line, where an override cannot be read or names an unknown key."""
     try:
         config = _compose(verb, overrides)
         return plain(config, config.hydra.runtime.choices)
@@ -60,7 +58,7 @@ def unresolved(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def plain(config: DictConfig, chosen: Mapping[str, Any]) -> Composed:
-    """Resolve a configuration. chosen: Hydra's record of the choices. Raises ValueError where a value that the user must give is missing."""
+    """Resolve a configuration. chosen: Hydra's record of the choices. Raises ValueError where a required value is missing."""
     register_resolvers()  # a launcher may have sent the configuration to another process
     values = _without_hydra(config)
     missing = sorted(OmegaConf.missing_keys(values))
@@ -130,7 +128,7 @@ def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | 
     """What is wrong with the first override at fault, and what is possible in its place; None if all of them are right."""
     groups, config_dirs = usage.groups(verb), search_path(overrides)
     chosen: list[str] = [text for text in overrides if text.startswith(SEARCH_PATH)]
-    keys: list[str] = []
+    keys: list[tuple[str, str]] = []
     for text in overrides:
         override = parse(text)
         if override is None:
@@ -138,8 +136,6 @@ def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | 
         if override.is_sweep_override() and not multirun:
             return f"{text!r} gives several values; add -m to run each of them"
         name, added = override.key_or_group, override.is_add() or override.is_force_add()
-        if now := renamed(verb, override):
-            return now
         place = f"{name}@{override.package}" if override.package else name
         if place in groups or (added and any((root / name).is_dir() for root in (conf_dir(), *config_dirs))):
             values, choices = _values(override), usage.choices(name, config_dirs)
@@ -148,29 +144,24 @@ def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | 
                     return f"{place}={value} is not known{_near(value, choices)}; {name} is one of {', '.join(choices)}"
             chosen.append(f"{'+' if added else ''}{place}={values[0]}")
         elif not (added or name.startswith("hydra")):
-            keys.append(name)
+            keys.append((name, "VALUE" if override.is_delete() else override.get_value_string()))
     try:
         config = _compose(verb, chosen)
     except (HydraException, OmegaConfBaseException) as error:
         return said(error)
     known = OmegaConf.to_container(_without_hydra(config))
     assert isinstance(known, dict)
-    return next((unknown for key in keys if (unknown := _unknown(key.split("."), known))), None)
+    wrong = ((key, value, _unknown(key.split("."), known)) for key, value in keys)
+    return next((renamed(verb, key, value) or unknown for key, value, unknown in wrong if unknown), None)
 
 
-def renamed(verb: str, override: Override) -> str | None:
-    """Which key or value stands now for an old one, in one line; None where nothing was renamed."""
-    path = str(override.key_or_group)
-    parents, _, last = path.rpartition(".")
-    value = "VALUE" if override.is_delete() else override.get_value_string()
-    name = RENAMED.get(verb, {}).get(path)
-    if name is None and last in RENAMED[ANY]:
-        name = ".".join(filter(None, (parents, RENAMED[ANY][last])))
-    if name is not None:
-        return f"{path} is now {name}: give {name}={value}"
-    given = f"{path}={value}"
-    known = RENAMED_VALUES.get(verb, {}).get(given)
-    return None if known is None else f"{given} is now {known}: give {known}"
+def renamed(verb: str, key: str, value: str) -> str | None:
+    """What to give in place of an old key, in one line; None for a key that was not renamed."""
+    for old, new in (RENAMED.get(verb, {}) | RENAMED[ANY]).items():
+        if key == old or (old in RENAMED[ANY] and key.endswith(f".{old}")):
+            now = key.removesuffix(old) + new
+            return f"{key} is now {now}: give {now}={value}"
+    return None
 
 
 def search_path(overrides: Sequence[str]) -> list[Path]:
@@ -186,6 +177,14 @@ def search_path(overrides: Sequence[str]) -> list[Path]:
 def config_dir_overrides(config_dirs: Sequence[Path]) -> list[str]:
     """The override that adds folders to Hydra's search path; none for no folders."""
     return [f"{SEARCH_PATH}=[{','.join(quoted(f'file://{folder}') for folder in config_dirs)}]"] if config_dirs else []
+
+
+def given_arguments(overrides: Sequence[str]) -> list[str]:
+    """Overrides as the user gave them: --config-dir in place of Hydra's search path."""
+    found: list[str] = []
+    for text in overrides:
+        found += [word for folder in search_path([text]) for word in (CONFIG_DIR, str(folder))] or [text]
+    return found
 
 
 def quoted(text: str) -> str:

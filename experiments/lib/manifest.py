@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abkt.profile.fingerprint import cpu_name
+from experiments.lib.compose import given_arguments
 from experiments.lib.paths import ROOT
 from experiments.lib.results import write_json
 
@@ -37,7 +38,7 @@ def manifest(run: VerbCall, inputs: Iterable[Path] = ()) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "verb": run.verb,
-        "command": _anonymous(shlex.join(("abkt", run.verb, *run.arguments))),
+        "command": _anonymous(shlex.join(("abkt", run.verb, *given_arguments(run.arguments)))),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(ROOT),
         "config": config,

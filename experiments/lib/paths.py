@@ -22,7 +22,7 @@ def data_path(name: str) -> Path:
 
 
 def split_config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """(the other arguments, the folders of `--config-dir DIR` or `--config-dir=DIR`), which hold YAMLs of the user such as DIR/bitrate/mine.yaml.
+    """(the other arguments, the folders of `--config-dir DIR`). Such a folder holds YAMLs of the user, such as DIR/bitrate/mine.yaml.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from experiments.lib.paths import conf_dir
 
@@ -48,7 +49,7 @@ def describe(verb: str, config_dirs: Sequence[Path] = ()) -> str:
     config_dirs : folders with YAMLs of the user, whose choices are listed too.
     """
     text, examples = paragraph(verb)
-    lines = [f"usage: abkt {verb} [group=choice] [key=value] …", "", text]
+    lines = [f"usage: abkt {verb} [group=choice] [key=value] …", "", *wrap(text, 120)]
     chosen = groups(verb)
     for folder in dict.fromkeys(group.partition("@")[0] for group in chosen):
         lines += ["", *_group_lines(folder, chosen, config_dirs)]

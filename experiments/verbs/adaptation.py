@@ -31,7 +31,7 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class AdaptationConfig:
-    """ours: policies that take bounds of distortion, by name. bits: of the fixed rates. asked, behind: see Aim.
+    """ours: policies that take bounds of distortion, by name. bits: of the fixed rates. target, refine: see Aim.
 
     receivers: decode nodes; several of them share the prefill node's link, in the simulator alone.
     """
@@ -47,9 +47,9 @@ class AdaptationConfig:
     cachegen: dict[str, Any]
     oracle: dict[str, Any]
     bits: tuple[float, ...]
-    asked: float
-    behind: float
-    met: float
+    target: float
+    refine: float
+    slo_share: float
     tpot_s: float
     repeats: int
     seed: int
@@ -57,13 +57,13 @@ class AdaptationConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or not 0 < self.met < 1 or not self.bits:
-            raise ValueError("adaptation needs a repeat, bits of a fixed rate, and met between 0 and 1")
+        if self.repeats < 1 or not 0 < self.slo_share < 1 or not self.bits:
+            raise ValueError("adaptation needs a repeat, bits of a fixed rate, and slo_share between 0 and 1")
         if not self.ours:
             raise ValueError("adaptation needs a policy in ours")
         if not 1 <= self.receivers <= (200 if self.world == "simulated" else 1):
             raise ValueError(f"receivers is {self.receivers}; it must be 1, or up to 200 with world=simulated")
-        Aim(self.asked, self.behind)
+        Aim(self.target, self.refine)
 
 
 @verb("adaptation")
@@ -75,12 +75,12 @@ def main(config: AdaptationConfig, run: VerbCall) -> None:
         f"{', '.join(config.ours)} against fixed rates of {', '.join(f'{bits:g}' for bits in config.bits)} bits, cachegen and an oracle"
     )
     config.out.mkdir(parents=True, exist_ok=True)
-    aim = Aim(config.asked, config.behind)
+    aim = Aim(config.target, config.refine)
     with ExitStack() as stack:
         world, scout, facts = _worlds(config, repeats, stack)
         comparisons = [
             compare_within_bounds(
-                *(world, config.repeats, bits, config.ours, config.cachegen, config.oracle, aim, config.met),
+                *(world, config.repeats, bits, config.ours, config.cachegen, config.oracle, aim, config.slo_share),
                 slo=SLO(1.0, config.tpot_s),
                 scout=scout,
             )

@@ -9,7 +9,7 @@ import pytest
 
 from abkt.records import SLO, RequestRecord
 from experiments.adaptation.comparison import Comparison, compare_within_bounds
-from experiments.adaptation.rivals import Aim, Bounds, allocated, coarsest_within, finest_asked, finest_levels_within, with_bounds
+from experiments.adaptation.rivals import Aim, Bounds, allocated, coarsest_within, finest_levels_within, largest_aim, with_bounds
 from experiments.adaptation.scores import Score, p99, ratio
 from experiments.adaptation.worlds import World
 
@@ -26,7 +26,7 @@ def record(ttft_s: float, distortion: float = 0.0, exposed_s: float = 0.0, outco
 def compared(world: World, repeats: int = 1, scout: World | None = None) -> Comparison:
     """One policy of ours against a fixed rate of 2 bits."""
     aim, slo = Aim(0.1, math.inf), SLO(1.0, 0.2)
-    return compare_within_bounds(world, repeats, 2.0, {"embedded": OURS}, CACHEGEN, OURS, aim=aim, met=0.9, slo=slo, scout=scout)
+    return compare_within_bounds(world, repeats, 2.0, {"embedded": OURS}, CACHEGEN, OURS, aim=aim, slo_share=0.9, slo=slo, scout=scout)
 
 
 def test_bounds_are_of_the_mean_and_of_eight_times_it_at_p99() -> None:
@@ -42,7 +42,7 @@ def test_an_adaptive_policy_gets_the_bounds() -> None:
     assert (made["target_distortion"], made["mean_distortion"], made["max_distortion"]) == (0.005, 0.01, 0.08)
     assert made["behind_distortion"] == 0.0025
     assert "behind_distortion" not in with_bounds(OURS, Bounds(0.01), Aim(0.5, 0.25))
-    with pytest.raises(ValueError, match="asked is 2 and behind 1"):
+    with pytest.raises(ValueError, match="target is 2 and refine 1"):
         Aim(2, 1)
     with pytest.raises(ValueError, match="has no max_distortion"):
         with_bounds({"_target_": "x"}, Bounds(0.01), Aim(0.5, 1))
@@ -73,7 +73,7 @@ def test_levels_are_searched_for_in_the_scout_and_not_in_the_world() -> None:
         return world(repeat, bitrate, slo)
 
     made = compare_within_bounds(
-        expensive, 1, 2.0, {"embedded": OURS}, CACHEGEN, OURS, aim=Aim(0.1, math.inf), met=0.9, slo=SLO(1.0, 0.2), scout=world
+        expensive, 1, 2.0, {"embedded": OURS}, CACHEGEN, OURS, aim=Aim(0.1, math.inf), slo_share=0.9, slo=SLO(1.0, 0.2), scout=world
     )
     assert len(played) == len(made.rows) == 5
     assert made.rows == compared(world).rows
@@ -135,7 +135,7 @@ def test_a_comparison_by_hand() -> None:
 
 @pytest.mark.parametrize(("mean", "asked"), [(3.0, 1.0), (2.0, 1.0), (1.5, 0.75), (0.5, 0.25), (0.4, None)])
 def test_the_aim_is_the_largest_with_no_more_distortion_than_another(mean, asked) -> None:
-    made = finest_asked(mean, 1.0, lambda asked: 2 * asked)  # searched for in steps of a 128th
+    made = largest_aim(mean, 1.0, lambda asked: 2 * asked)  # searched for in steps of a 128th
     assert made == (None if asked is None else pytest.approx(asked, abs=1 / 128))
     assert made is None or 2 * made <= mean
 
@@ -151,7 +151,7 @@ def asks(repeat: int, bitrate: dict, slo: SLO) -> list[RequestRecord]:
 
 def test_other_policies_are_compared_with_the_first_at_no_more_distortion() -> None:
     ours = {"first": OURS, "spender": {**OURS, "name": "spender"}}
-    made = compare_within_bounds(asks, 2, 2.0, ours, CACHEGEN, OURS, aim=Aim(0.5, math.inf), met=0.9, slo=SLO(1.0, 0.2))
+    made = compare_within_bounds(asks, 2, 2.0, ours, CACHEGEN, OURS, aim=Aim(0.5, math.inf), slo_share=0.9, slo=SLO(1.0, 0.2))
     assert made.rows["spender"]["distortion_mean"] == pytest.approx(2 * made.rows["first"]["distortion_mean"])
     against = made.even["spender, even"]  # it aims for half, to within a step of the search
     assert 1 - 1.5 / 128 <= against["distortion_mean"]["ratio"] <= 1
