@@ -87,7 +87,8 @@ def compare_within_bounds(
     fixed = score("fixed", allocated(bits), slo)
     bounds = Bounds(float(fixed.all_distortion.mean()))
     under = SLO(fixed.met_for(slo_share), slo.tpot_s)
-    scores, missing = {"fixed": fixed}, {}
+    scores: dict[str, Score] = {"fixed": fixed}
+    missing: dict[str, str] = {}
     scouts = scout or world
     level = coarsest_within(bounds, UNIFORM_BITS, lambda b: score("uniform", allocated(b, "uniform"), slo, scouts).all_distortion.tolist())
     if level is None:
@@ -112,9 +113,9 @@ def compare_within_bounds(
             scores[_evened(name)] = score(name, with_bounds(ours[name], bounds, replace(aim, target=target)), under)
     scores["oracle"] = score("oracle", with_bounds(oracle, bounds, aim), under)
     for name, made in scores.items():
-        if name != "fixed" and not bounds.held_by(made.all_distortion):
+        if name != "fixed" and not bounds.held_by(made.all_distortion.tolist()):
             missing[name] = f"breaks the bounds: mean {made.all_distortion.mean():.4f}, p99 {p99(made.all_distortion):.4f}"
-    against = {
+    against: dict[str, dict[str, dict[str, float]]] = {
         rival: {name: ratio(scores[name].exposed_s, scores[rival].exposed_s, p99) for name in scores if name != rival}
         for rival in ("fixed", "uniform", "cachegen")
         if rival in scores

@@ -1,1 +1,4 @@
-"""LongBench and retrieval tasks on a model whose KV travels: what is asked, how it is scored, what it costs."""
+"""LongBench and retrieval tasks with transferred KV: the questions, their scores, and what the transfer costs.
+
+Used by `abkt longbench` alone.
+"""

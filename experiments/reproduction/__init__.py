@@ -1,1 +1,4 @@
-"""What was published, done again: the same question, our figure, their ratio, and why they differ."""
+"""Published experiments, repeated: the same question, our figure, their ratio, and why they differ.
+
+Used by `abkt reproduce` alone.
+"""

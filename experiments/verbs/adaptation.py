@@ -160,9 +160,9 @@ def show(network: str, comparisons: Sequence[Comparison]) -> None:
                 f"{row['wire_share']:.3f}",
             )
         console.print(table)
-        for name, against in comparison.ttft.items():
+        for name, ttft in comparison.ttft.items():
             rivals = [f"{_interval(comparison.against[rival][name])} of {rival}'s" for rival in comparison.against]
-            console.print(f"{name}: p99 exposed {', '.join(rivals)}; mean TTFT {_interval(against)} of the oracle's")
+            console.print(f"{name}: p99 exposed {', '.join(rivals)}; mean TTFT {_interval(ttft)} of the oracle's")
         for name, against in comparison.even.items():
             figures = ", ".join(
                 f"{_interval(made)} of the {key.replace('_', ' ').replace('ttft', 'TTFT')}" for key, made in against.items()
