@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 5. Can the model be trusted?
 #
-# `abkt validate` calibrates the model on some runs, lets it predict others, runs those on real processes, and writes FIDELITY.md. This
+# `abkt validate` calibrates the model on some runs, lets it predict others, runs those on real processes, and writes VALIDATION.md. This
 # notebook reads a stored validation: 1P1D of the probe on two cores, three conditions, four policies, two repeats each.
 
 # %%

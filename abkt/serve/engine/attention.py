@@ -83,9 +83,16 @@ class Pass:
 
 
 def attend(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, scaling: Any = None, dropout: float = 0.0,
-    pass_: Pass | None = None, **_: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: Any = None,
+    dropout: float = 0.0,
+    pass_: Pass | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: -> ([batch, tokens, heads, dim], no weights)."""
     if pass_ is None:
         raise ValueError("the model's attention runs over the block pool: call it through abkt.serve.engine.engine.Engine")
