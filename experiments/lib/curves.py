@@ -4,10 +4,10 @@ answers by distortion."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,20 +15,13 @@ from abkt.profile.schema import RateCurve, parse_curve
 from experiments.lib.paths import data_path
 from experiments.lib.results import write_json, write_text
 
+T = TypeVar("T")
 QUANTILES = 2000  # that stand for more transfers
 
 
 def load_curves(path: Path) -> tuple[RateCurve, ...]:
     """Rate curves from a file. Raises ValueError, one line, where it is missing, empty or not a list of curves."""
-    try:
-        found = tuple(RateCurve(int(c["tokens"]), parse_curve(c["slope"]), parse_curve(c["uniform"])) for c in json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise ValueError(f"rate curves {path} do not exist; measure them with `abkt profile` or give curves=FILE") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"rate curves {path} cannot be read: {error!r}") from None
-    if not found:
-        raise ValueError(f"rate curves {path} are an empty list")
-    return found
+    return _load(path, "rate curves", "measure them with `abkt profile` or give curves=FILE", _rate_curve)
 
 
 def save_curves(curves: tuple[RateCurve, ...], path: Path) -> None:
@@ -55,19 +48,27 @@ class QualityCurve:
 
 def load_quality(path: Path) -> tuple[QualityCurve, ...]:
     """Quality curves from a file. Raises ValueError, one line, where it is missing, empty or not a list of such curves."""
+    return _load(path, "quality curves", "measure them with `abkt quality`", _quality_curve)
+
+
+def _load(path: Path, what: str, remedy: str, parse: Callable[[Any], T]) -> tuple[T, ...]:
+    """The rows of a JSON list, each parsed. Raises ValueError, one line, where the file is missing, empty or damaged."""
     try:
-        rows = json.loads(path.read_text())
-        found = tuple(_quality_curve(row) for row in rows)
+        found = tuple(map(parse, json.loads(path.read_text())))
     except FileNotFoundError:
-        raise ValueError(f"curves of quality {path} do not exist; measure them with `abkt quality`") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"curves of quality {path} cannot be read: {error!r}") from None
+        raise ValueError(f"{what} {path} do not exist; {remedy}") from None
+    except (OSError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{what} {path} cannot be read: {error!r}") from None
     if not found:
-        raise ValueError(f"curves of quality {path} are an empty list")
+        raise ValueError(f"{what} {path} are an empty list")
     return found
 
 
-def _quality_curve(row: dict[str, Any]) -> QualityCurve:
+def _rate_curve(row: Any) -> RateCurve:
+    return RateCurve(int(row["tokens"]), parse_curve(row["slope"]), parse_curve(row["uniform"]))
+
+
+def _quality_curve(row: Any) -> QualityCurve:
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
     return QualityCurve(**values)
 

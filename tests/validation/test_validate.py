@@ -10,6 +10,7 @@ import pytest
 
 from abkt.net.namespaces import Namespaces
 from experiments.cli import dispatch
+from tests.experiments.refused import refused
 from tests.serve.test_paced import profile
 
 
@@ -39,13 +40,8 @@ from tests.serve.test_paced import profile
 def test_bad_input_is_one_line_and_leaves_nothing(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert dispatch(["validate", *arguments, "out=results"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert words in error
-    assert not list(tmp_path.iterdir())
+    assert words in refused(["validate", *arguments, "out=results"], tmp_path, capsys)
 
 
 @pytest.mark.slow
