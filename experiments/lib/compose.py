@@ -25,10 +25,30 @@ HYDRA_VERSION = "1.3"  # whose defaults apply
 SEARCH_PATH = "hydra.searchpath"
 ANY = "any verb"
 # verb -> old key -> new key: keys that were renamed in this release. A key of ANY is known by its end, such as form of bitrate.form.
+# An entry is used only where the old key no longer exists.
 RENAMED: dict[str, dict[str, str]] = {
     "replay": {"carrier": "transport"},
     "adaptation": {"asked": "target", "behind": "refine", "met": "slo_share"},
-    ANY: {"form": "coder"},
+    ANY: {
+        "form": "coder",
+        "behind_distortion": "refine_distortion",
+        "bears_int4": "int4_allowed",
+        "line_bytes_per_s": "line_rate_bytes_per_s",
+        "vote_s": "sample_s",
+        "bitrate.capacity": "bitrate.link",
+        "kappa_s": "tpot_penalty_s",
+        "balance_s": "balance_threshold_s",
+        "routing.share": "routing.cache_threshold",
+        "roles.busy": "roles.min_load",
+        "roles.enter": "roles.enter_ratio",
+        "roles.leave": "roles.leave_ratio",
+        "roles.patience": "roles.lend_periods",
+        "roles.horizon_s": "roles.payback_s",
+        "roles.soft": "roles.lend_cycles",
+        "roles.hard": "roles.move_nodes",
+        "admission.slack": "admission.slo_factor",
+        "admission.patience_s": "admission.max_wait_s",
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""Which package may import which: read from the source, and tried in a fresh interpreter."""
+"""Who may know whom (DESIGN, section 3): read from the source, and tried in a fresh interpreter."""
 
 from __future__ import annotations
 
