@@ -12,6 +12,7 @@ from typing import Any
 
 NUMBERS = {int, float, "int", "float"}  # annotations of a number, evaluated or not
 RENAMED_KEYS = {  # old field -> new field, for one release
+    "form": "coder",
     "behind_distortion": "refine_distortion",
     "capacity": "link",
     "bears_int4": "int4_allowed",

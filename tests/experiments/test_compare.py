@@ -12,7 +12,7 @@ import pytest
 from abkt.records import RequestRecord
 from experiments.cli import dispatch
 from experiments.lib.results import write_records
-from experiments.verbs.compare import compare
+from experiments.study.comparison import compare
 
 
 def record(request_id: int, wire_s: float, isl: int = 100) -> RequestRecord:

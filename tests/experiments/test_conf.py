@@ -18,7 +18,8 @@ from experiments.lib.compose import compose
 from experiments.lib.config import read
 from experiments.lib.curves import load_curves
 from experiments.lib.paths import ROOT, conf_dir, data_path
-from experiments.verbs.simulate import SimulateConfig, build_simulation, read_workload
+from experiments.lib.simulation import SimulateConfig, build_simulation
+from experiments.lib.workload import read_workload
 
 CHOICES = [(group, choice) for group in usage.groups("simulate") for choice in usage.choices(group)]
 TRACES = ("azure", "burstgpt", "sharegpt", "arxiv", "longbench")  # the user's own files

@@ -13,8 +13,9 @@ from experiments.lib.compose import compose
 from experiments.lib.config import read
 from experiments.lib.network import DriveConfig, NetworkConfig, read_drive
 from experiments.lib.paths import conf_dir
+from experiments.lib.simulation import SimulateConfig, build_simulation
+from experiments.lib.workload import read_workload
 from experiments.verbs.replay import ReplayConfig
-from experiments.verbs.simulate import SimulateConfig, build_simulation, read_workload
 
 ROWS = """app,file,t_s,dl_kbps
 Netflix/Driving/x,a.csv,0,8000

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -81,7 +82,17 @@ class Pass:
         return out.view(batch, heads, 1, dim)
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, pass_: Pass | None = None, **_):
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: Any = None,
+    dropout: float = 0.0,
+    pass_: Pass | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: -> ([batch, tokens, heads, dim], no weights)."""
     if pass_ is None:
         raise ValueError("the model's attention runs over the block pool: call it through abkt.serve.engine.engine.Engine")

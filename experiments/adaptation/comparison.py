@@ -1,4 +1,4 @@
-"""One contest: a fixed rate sets bounds and SLO, everybody else meets them on the same requests."""
+"""One comparison: a fixed rate sets the bounds and the SLO, and the other policies run the same requests within them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from abkt.records import SLO
-from experiments.adaptation.rivals import Aim, Bitrate, Bounds, allocated, coarsest_within, finest_asked, finest_levels_within, told
+from experiments.adaptation.rivals import Aim, Bitrate, Bounds, allocated, coarsest_within, finest_levels_within, largest_aim, with_bounds
 from experiments.adaptation.scores import Score, mean, p99, ratio, worst
 from experiments.adaptation.worlds import World
 
-UNIFORM_BITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # whole depths of the codec
+UNIFORM_BITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # the codec's depths in bits
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """rows: policy -> figures over all repeats. against: rival -> policy -> ratio of p99 exposed transfer time, with its interval.
+    """The result of one comparison.
 
-    ttft: policy -> ratio of mean TTFT to the bound's. even: what others of ours come to where they ask for so much more that their mean
-    distortion is no more than the first's: ratios to the first's, with their intervals. missing: who could not keep the bounds, and why.
+    Parameters
+    ----------
+    bits : mean bits per value of the fixed rate.
+    bounds : of token-weighted distortion, as the fixed rate leaves it.
+    slo_ttft_s : TTFT limit in seconds that the fixed rate keeps for the given share of the requests.
+    rows : policy -> figures over all repeats.
+    against : rival -> policy -> ratio of p99 exposed transfer time, with its 95 % interval.
+    ttft : policy -> ratio of its mean TTFT to that of the oracle.
+    even : policy -> ratios to the first of ours, where the policy aims so much finer that its mean distortion is no larger.
+    missing : policy -> why it did not keep the bounds.
     """
 
     bits: float
@@ -44,7 +52,7 @@ class Comparison:
         }
 
 
-def play(
+def compare_within_bounds(
     world: World,
     repeats: int,
     bits: float,
@@ -52,12 +60,23 @@ def play(
     cachegen: Bitrate,
     oracle: Bitrate,
     aim: Aim,
-    met: float,
+    slo_share: float,
     slo: SLO,
     scout: World | None = None,
 ) -> Comparison:
-    """slo: its tpot_s holds; its ttft_s is what fixed rates, which look at no deadline, are run with. scout: the world in which the levels
-    that keep the bounds are looked for, where trying them all in `world` would take too long; None: `world`."""
+    """Compare our policies with fixed rates, CacheGen and an oracle on the same requests, within the same bounds of distortion.
+
+    Parameters
+    ----------
+    world : runs one repeat with a policy and returns its records.
+    repeats : number of repeats.
+    bits : mean bits per value of the fixed rate.
+    ours, cachegen, oracle : policies as abkt.policy.build takes them.
+    aim : what distortion our policies aim for.
+    slo_share : share of requests for which the fixed rate keeps the SLO.
+    slo : its tpot_s is the TPOT limit; its ttft_s is given to fixed rates, which ignore it.
+    scout : world in which levels that keep the bounds are searched for, where trying them all in `world` would take too long.
+    """
 
     def score(name: str, bitrate: Bitrate, under: SLO, of: World = world) -> Score:
         made = Score(name)
@@ -67,8 +86,9 @@ def play(
 
     fixed = score("fixed", allocated(bits), slo)
     bounds = Bounds(float(fixed.all_distortion.mean()))
-    under = SLO(fixed.met_for(met), slo.tpot_s)
-    scores, missing = {"fixed": fixed}, {}
+    under = SLO(fixed.met_for(slo_share), slo.tpot_s)
+    scores: dict[str, Score] = {"fixed": fixed}
+    missing: dict[str, str] = {}
     scouts = scout or world
     level = coarsest_within(bounds, UNIFORM_BITS, lambda b: score("uniform", allocated(b, "uniform"), slo, scouts).all_distortion.tolist())
     if level is None:
@@ -83,19 +103,19 @@ def play(
     else:
         missing["cachegen"] = "breaks the bounds even with its finest level alone"
     for name, bitrate in ours.items():
-        scores[name] = score(name, told(bitrate, bounds, aim), under)
+        scores[name] = score(name, with_bounds(bitrate, bounds, aim), under)
     first, *others = ours
     for name in others:
-        asked = _even(ours[first], ours[name], bounds, aim, lambda bitrate: score("", bitrate, under, scouts))
-        if asked is None:
-            missing[_evened(name)] = f"has more distortion than {first}, even where it asks for a quarter of it"
+        target = _even(ours[first], ours[name], bounds, aim, lambda bitrate: score("", bitrate, under, scouts))
+        if target is None:
+            missing[_evened(name)] = f"has more distortion than {first}, even if it aims for a quarter of it"
         else:
-            scores[_evened(name)] = score(name, told(ours[name], bounds, replace(aim, asked=asked)), under)
-    scores["oracle"] = score("oracle", told(oracle, bounds, aim), under)
+            scores[_evened(name)] = score(name, with_bounds(ours[name], bounds, replace(aim, target=target)), under)
+    scores["oracle"] = score("oracle", with_bounds(oracle, bounds, aim), under)
     for name, made in scores.items():
-        if name != "fixed" and not bounds.held_by(made.all_distortion):
+        if name != "fixed" and not bounds.held_by(made.all_distortion.tolist()):
             missing[name] = f"breaks the bounds: mean {made.all_distortion.mean():.4f}, p99 {p99(made.all_distortion):.4f}"
-    against = {
+    against: dict[str, dict[str, dict[str, float]]] = {
         rival: {name: ratio(scores[name].exposed_s, scores[rival].exposed_s, p99) for name in scores if name != rival}
         for rival in ("fixed", "uniform", "cachegen")
         if rival in scores
@@ -111,12 +131,12 @@ def _evened(name: str) -> str:
 
 
 def _even(first: Bitrate, other: Bitrate, bounds: Bounds, aim: Aim, scout: Callable[[Bitrate], Score]) -> float | None:
-    """What `other` has to ask for, in D, to have no more distortion than `first`."""
+    """The distortion, in D, that `other` must aim for to have no more distortion than `first`."""
 
-    def distortion(of: Bitrate, asked: float) -> float:
-        return float(scout(told(of, bounds, replace(aim, asked=asked))).all_distortion.mean())
+    def distortion(of: Bitrate, target: float) -> float:
+        return float(scout(with_bounds(of, bounds, replace(aim, target=target))).all_distortion.mean())
 
-    return finest_asked(distortion(first, aim.asked), aim.asked, lambda asked: distortion(other, asked))
+    return largest_aim(distortion(first, aim.target), aim.target, lambda target: distortion(other, target))
 
 
 def _against(ours: Score, theirs: Score) -> dict[str, dict[str, float]]:

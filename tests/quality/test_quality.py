@@ -1,4 +1,4 @@
-"""What a codec does to a model: samples that say what is known, KV that did not change, laws on hand-made outcomes, and the verb."""
+"""What a codec does to a model: samples and their answers, KV that did not change, laws on made-up outcomes, and the verb."""
 
 import json
 import math
