@@ -19,13 +19,14 @@ ARROWS: dict[str, set[str]] = {
     "abkt.bench": {"abkt.arguments", "abkt.codec", "abkt.kv", "abkt.profile", "abkt.spec", "abkt.transfer"},
     "abkt.capacity": set(),
     "abkt.codec": {"abkt.kv", "abkt.lazy", "abkt.policy", "abkt.spec"},
+    "abkt.console": set(),
     "abkt.kv": {"abkt.spec"},
     "abkt.lazy": set(),
     "abkt.measure": {
         *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.kv"),
         *("abkt.lazy", "abkt.profile", "abkt.records", "abkt.serve", "abkt.spec"),
     },
-    "abkt.net": {"abkt.capacity"},
+    "abkt.net": {"abkt.capacity", "abkt.lazy"},
     "abkt.policy": {"abkt.capacity", "abkt.lazy"},
     "abkt.profile": {"abkt.lazy", "abkt.policy", "abkt.spec"},
     "abkt.records": set(),
@@ -34,11 +35,11 @@ ARROWS: dict[str, set[str]] = {
         *("abkt.profile", "abkt.records", "abkt.spec", "abkt.transfer"),
     },
     "abkt.spec": set(),
-    "abkt.transfer": {"abkt.capacity"},
-    "sim": {"abkt.capacity", "abkt.policy", "abkt.profile", "abkt.records", "abkt.spec"},
+    "abkt.transfer": {"abkt.capacity", "abkt.lazy"},
+    "sim": {"abkt.capacity", "abkt.lazy", "abkt.policy", "abkt.profile", "abkt.records", "abkt.spec"},
     "experiments": {
-        *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.kv", "abkt.measure", "abkt.net", "abkt.policy"),
-        *("abkt.profile", "abkt.records", "abkt.serve", "abkt.spec", "abkt.transfer", "sim"),
+        *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.console", "abkt.kv", "abkt.lazy", "abkt.measure"),
+        *("abkt.net", "abkt.policy", "abkt.profile", "abkt.records", "abkt.serve", "abkt.spec", "abkt.transfer", "sim"),
     },
 }
 # Modules that must load without torch.

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.experiments.test_imports import imports
 
 from experiments.lib.paths import ROOT
+from tests.test_imports import imports
 
 FILES = sorted(path for path in (ROOT / "sim").rglob("*.py") if path.name != "__init__.py")
 # What a folder may import of sim at run time, besides itself.

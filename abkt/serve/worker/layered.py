@@ -27,8 +27,8 @@ from abkt.codec.stream import Stream
 from abkt.kv.pool import Pool
 from abkt.policy.view import Decision
 from abkt.spec import KVLayout
+from abkt.transfer.buffers import Buffer
 from abkt.transfer.pieces import Pieces, PiecesSink
-from abkt.transfer.protocol.frame import Buffer
 from abkt.transfer.protocol.messages import Offer
 
 Span = tuple[int, int]
