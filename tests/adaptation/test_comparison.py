@@ -167,5 +167,5 @@ def test_a_policy_that_breaks_the_bounds_is_named() -> None:
     assert made.missing["embedded"].startswith("breaks the bounds: mean 0.5000")
 
 
-def test_a_rate_as_the_policy_class_takes_it() -> None:
+def test_a_fixed_rate_has_the_fields_of_its_class() -> None:
     assert allocated(2.5) == {"_target_": "abkt.policy.bitrate.allocated.Allocated", "bits": 2.5, "order": "slope"}

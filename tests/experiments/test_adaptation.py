@@ -1,4 +1,4 @@
-"""`abkt adaptation` in the model, as a user calls it: what it leaves behind, and what it refuses."""
+"""`abkt adaptation` in the simulator, as a user calls it: its results and the input that it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.verbs import adaptation
 SMALL = ["repeats=2", "bits=[2]", "workload.scaling.requests=40"]
 
 
-def test_ours_keep_the_bounds_and_meet_the_slo_more_often(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embedded_keeps_the_bounds_and_meets_the_slo_more_often(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adaptation.main(["network=wan_oscillating", f"profile={study / 'profile.json'}", *SMALL, f"out={tmp_path}"])
     (match,) = read_json(tmp_path / "adaptation.json")["comparisons"]
     fixed, embedded = match["rows"]["fixed"], match["rows"]["embedded"]

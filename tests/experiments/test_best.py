@@ -1,4 +1,4 @@
-"""What best means, on cases that can be solved by hand."""
+"""The ranking of policies and decision regret, on cases that can be solved by hand."""
 
 from __future__ import annotations
 

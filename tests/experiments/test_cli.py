@@ -228,7 +228,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
     assert "plan:" not in captured.out
 
 
-def test_exit_codes_and_what_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_codes_and_messages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(error: BaseException) -> int:
         def work() -> None:
             raise error

@@ -1,4 +1,4 @@
-"""A policy of the user's own: a class in the current folder and a YAML in a folder of hers, used by every kind of process."""
+"""A policy of the user's own, a class in the current folder and a YAML of --config-dir, in every kind of process."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def abkt(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_simulate_takes_both(folder: Path) -> None:
+def test_simulate_takes_an_own_policy(folder: Path) -> None:
     said = abkt(folder, "simulate", CONFIG_DIR, "own", "bitrate=half_the_time", *SMALL, "progress=false", "out=one")
     assert "bitrate half_the_time" in said
     summary = json.loads((folder / "one" / "summary.json").read_text())
@@ -60,7 +60,7 @@ def test_simulate_takes_both(folder: Path) -> None:
     assert "searchpath" not in command
 
 
-def test_multirun_and_its_help_take_both(folder: Path) -> None:
+def test_multirun_and_help_take_an_own_policy(folder: Path) -> None:
     abkt(folder, "simulate", "-m", f"{CONFIG_DIR}=own", "bitrate=half_the_time,raw", *SMALL, "progress=false", "out=many")
     found = [json.loads((folder / "many" / str(i) / "summary.json").read_text())["bitrate"] for i in range(2)]
     assert found == ["half_the_time", "raw"]
@@ -68,7 +68,7 @@ def test_multirun_and_its_help_take_both(folder: Path) -> None:
     assert " ".join(line.split()) in " ".join(abkt(folder, "simulate", "--help", CONFIG_DIR, "own").split())
 
 
-def test_a_sweep_takes_both_and_runs_again_when_the_class_changes(folder: Path) -> None:
+def test_a_sweep_takes_an_own_policy_and_runs_again_when_it_changes(folder: Path) -> None:
     grid = ("sweep", CONFIG_DIR, "own", "bitrate=raw,half_the_time", *SMALL, "workers=2", "out=sweep")
     abkt(folder, *grid)
     rows = pd.read_parquet(folder / "sweep" / "sweep.parquet")
@@ -80,13 +80,13 @@ def test_a_sweep_takes_both_and_runs_again_when_the_class_changes(folder: Path) 
 
 
 @pytest.mark.slow
-def test_the_workers_of_a_replay_build_it(folder: Path, tiny_model: Path) -> None:
+def test_the_workers_of_a_replay_build_an_own_policy(folder: Path, tiny_model: Path) -> None:
     few = ("workload.scaling.requests=4", *TINY)
     abkt(folder, "replay", CONFIG_DIR, "own", "bitrate=half_the_time", f"model_folder={tiny_model}", *few, "out=real")
     assert list(read_records(folder / "real" / "requests.parquet").outcome) == ["completed"] * 4
 
 
-def test_a_study_takes_it_at_its_places(folder: Path) -> None:
+def test_a_study_takes_an_own_policy(folder: Path) -> None:
     config = compose("study", [f"hydra.searchpath=[file://{folder / 'own'}]", "+bitrate@bitrates.half=half_the_time"]).config
     assert config["bitrates"]["half"]["_target_"] == "my_policy.HalfTheTime"
 
@@ -101,7 +101,7 @@ def test_a_study_takes_it_at_its_places(folder: Path) -> None:
         ([CONFIG_DIR, "own", "bitrate=half_the_time"], "policy class 'my_policy.HalfTheTime' cannot be found"),
     ],
 )
-def test_what_is_missing_is_one_line(
+def test_a_missing_folder_yaml_or_class_is_one_line(
     arguments: list[str], part: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)

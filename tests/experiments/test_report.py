@@ -67,7 +67,7 @@ def test_the_page_needs_nothing_but_itself(drawn: Path) -> None:
     assert 'name="viewport"' in html
 
 
-def test_the_page_says_what_was_found(drawn: Path) -> None:
+def test_the_page_holds_the_results(drawn: Path) -> None:
     text = " ".join(Page((drawn / "report.html").read_text()).text.split())
     compare = json.loads((drawn / "compare.json").read_text())
     assert f"the best policy on this machine is {compare['hardware']['pick']}" in text

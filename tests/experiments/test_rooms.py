@@ -1,4 +1,4 @@
-"""The folders of experiments: what they export, and that no verb knows another."""
+"""The folders of experiments: their exports, and that no verb imports another."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_a_recall_sample_asks_for_what_its_prompt_holds():
     assert passage.continuation[0] == passage.prompt[-1] + 1
 
 
-def test_kv_that_travels_raw_changes_nothing_and_coarse_kv_does(bench):
+def test_raw_kv_changes_nothing_and_coarse_kv_does(bench):
     sample = recall(np.random.default_rng(1), 200, asks=40)
     known = methods(Codec(bench.engine.layout), None)
     outcomes = list(bench.outcomes(0, sample, [known["raw"], known["uniform"], known["int2"], known["fp8"]]))

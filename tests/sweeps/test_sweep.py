@@ -1,4 +1,4 @@
-"""A sweep gives what single simulations give, goes on where it was stopped, and survives a point that fails."""
+"""A sweep gives the same as single simulations, resumes after a stop, and survives a point that fails."""
 
 from __future__ import annotations
 

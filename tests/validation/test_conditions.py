@@ -1,4 +1,4 @@
-"""Conditions of a validation: what the choices of compute give, and that both worlds are told the same of links and roles."""
+"""Conditions of a validation: those of each choice of compute, and that both worlds get the same links and roles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config(*overrides: str) -> ValidateConfig:
     return read(ValidateConfig, {**compose("validate", list(overrides)).config, "out": Path("out")})
 
 
-def test_what_is_run_by_default() -> None:
+def test_the_default_conditions() -> None:
     made = config()
     assert (made.compute, made.device, list(made.conditions)) == ("real", "cpu", ["steady", "oscillating", "thin"])
     assert {condition.cluster for condition in made.sized().values()} == {"1P1D"}

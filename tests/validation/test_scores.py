@@ -52,7 +52,7 @@ def test_errors_and_noise_by_hand() -> None:
     assert noise(np.array([1.0])) is math.nan
 
 
-def test_a_prediction_that_is_a_tenth_too_long_is_told_so() -> None:
+def test_a_prediction_that_is_a_tenth_too_long_has_an_error_of_a_tenth() -> None:
     found = by_stage(errors([case("raw", run(0.4, 1.1), run(0.4), run(0.4))]))
     for stage in ("prefill", "wire", "decode", "ttft", "tpot", "e2e"):
         row = found[(found.stage == stage) & (found["quantile"] == "mean")].iloc[0]
@@ -127,7 +127,7 @@ def test_drift_and_the_document() -> None:
     assert "nan" not in text
 
 
-def test_a_figure_within_the_noise_alone_is_called_so() -> None:
+def test_a_figure_within_the_noise_is_reported_as_such() -> None:
     assert [verdict({"value": v, "target": 0.05, "met": met}) for v, met in ((0.04, True), (0.1, True), (0.3, False))] == [
         "yes",
         "within the noise",

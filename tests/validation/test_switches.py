@@ -57,7 +57,7 @@ def test_both_worlds_beside_each_other() -> None:
     assert placement([case("raw", told, was, logs[0], logs[1:])]) == {"c": pytest.approx(0.9)}
 
 
-def test_a_change_that_one_side_lacks_is_no_number() -> None:
+def test_a_change_that_one_side_lacks_gives_nan() -> None:
     same = rows(0.5, [("p0", "d0")] * 4)
     (row,) = switches([case("raw", same, [same], [], [[(1.0, "d1", ""), (2.0, "d1", "prefill")]])])
     assert math.isnan(row["predicted_at_s"])
