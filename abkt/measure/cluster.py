@@ -2,7 +2,7 @@
 
 The workers that serve are the ones that are measured, each on its core while the other computes, so every cost is a cost under load.
 Six kinds of run, on an unpaced link: raw, lossless, each fixed depth, the entropy coder, and a burst for large decode batches. On a GPU
-lossless and entropy are left out, since their messages are made on the CPU; workers that share a GPU take turns (ClusterSpec.turns).
+lossless and entropy are left out, since their messages are made on the CPU; workers that share a GPU take turns (shares_device).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from abkt.capacity import Capacity
 from abkt.profile.fingerprint import fingerprint
-from abkt.profile.schema import Fit, Profile, RateCurve, fit, parse_curve
+from abkt.profile.schema import Fit, Profile, RateCurve, fit
 from abkt.records import SLO
 from abkt.serve.cluster import ClusterRun, LocalCluster
 from abkt.serve.frontend.prompt import Prompt
@@ -55,10 +55,9 @@ class Samples:
         for batch, context, seconds in run.iterations:
             self._take("decode", {"batch": float(batch), "context": float(context)}, seconds)
         for coded in run.coded:
-            raw_bytes = coded["raw_bytes"]
-            slope, uniform = parse_curve(coded["slope"]), parse_curve(coded["uniform"])
-            kept = self.entropy if coded["coder"] == "entropy" else self.curves
-            kept.append(RateCurve(coded["tokens"], slope.scaled(1 / raw_bytes), uniform.scaled(1 / raw_bytes)))
+            slope, uniform = (curve.scaled(1 / coded.raw_bytes) for curve in (coded.slope, coded.uniform))
+            kept = self.entropy if coded.coder == "entropy" else self.curves
+            kept.append(RateCurve(coded.tokens, slope, uniform))
 
     def entropy_share(self) -> float:
         """Median over the prompts of 128 tokens and more, those that both forms have coded."""

@@ -100,7 +100,7 @@ def main(config: ValidateConfig, run: VerbCall) -> None:
     from experiments.validation.clusters import Clusters
     from experiments.verbs.profile import measure
 
-    real = LocalClusterSpec(config.folder, device=config.device, turns=config.device == "cuda")
+    real = LocalClusterSpec(config.folder, device=config.device, shares_device=config.device == "cuda")
     check_device(config.device)
     if config.shape is None:
         real.layout()  # a folder that is no model is said before anything is made
@@ -122,7 +122,7 @@ def main(config: ValidateConfig, run: VerbCall) -> None:
         with LocalCluster(real, config.out) as cluster, bar("profile") as progress:
             profile = measure(cluster, config.seed, progress.step)
     profile.save(config.out / "profile.json")
-    spec = replace(real, turns=False, paced=config.out / "profile.json") if config.compute == "paced" else real
+    spec = replace(real, shares_device=False, paced=config.out / "profile.json") if config.compute == "paced" else real
     folder = ValidationFolder(config.out, config.repeats)
     twins = {name: _twin(config, condition, workloads[name], profile) for name, condition in conditions.items()}
     for name, twin in twins.items():  # before anything has run

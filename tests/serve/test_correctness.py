@@ -1,4 +1,4 @@
-"""What a transfer without loss may change: nothing. Bits of the KV that arrived, and tokens of the very same batches without a transfer."""
+"""A lossless transfer changes nothing: neither a bit of the KV, nor the tokens of the same batches without a transfer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from abkt.serve.commands import AddPeer
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine, read_spec
 from abkt.serve.engine.sampling import Choice, Sampling
@@ -14,7 +15,7 @@ from abkt.serve.frontend.prompt import Prompt
 from abkt.spec import KVLayout
 from tests.serve.in_process import Pair, kv_of, pair
 from tests.serve.test_engine import generate
-from tests.serve.test_real_cluster import EXACT, INT8, RAW
+from tests.serve.test_real_cluster import INT8, LOSSLESS, RAW
 
 NEAR_TIE = 1e-3
 
@@ -64,7 +65,7 @@ def firsts_of(run: Pair) -> list[int]:
     return [found[n] for n in sorted(found)]
 
 
-@pytest.mark.parametrize("bitrate", [RAW, EXACT], ids=["raw", "lossless"])
+@pytest.mark.parametrize("bitrate", [RAW, LOSSLESS], ids=["raw", "lossless"])
 def test_kv_arrives_bit_by_bit_and_the_tokens_are_those_of_the_same_batches_without_a_transfer(
     folder: Path, bitrate: dict[str, object]
 ) -> None:
@@ -75,7 +76,7 @@ def test_kv_arrives_bit_by_bit_and_the_tokens_are_those_of_the_same_batches_with
     assert {i: len(tokens) for i, tokens in outputs.items()} == {p.request_id: p.osl for p in prompts()}
 
 
-def test_the_check_above_sees_a_loss(folder: Path) -> None:
+def test_the_comparison_above_notices_a_lossy_transfer(folder: Path) -> None:
     with pair(folder, INT8) as run:
         run.run(prompts())
         with pytest.raises(AssertionError):
@@ -117,10 +118,10 @@ def test_a_peer_with_another_layout_is_refused_with_both_named_and_others_are_se
             (pair(tiny_model, RAW), "tiny: 2 layers, 2 kv heads of 64, float32, blocks of 16"),
         ):
             with stranger as other:
-                other.prefill.tell("peer", name="d0", address=run.decode_worker.receiver.address)
+                other.prefill.tell(AddPeer("d0", run.decode_worker.receiver.address))
                 other.submit(prompts()[0])
-                reason = other.heard("failed")["reason"]
+                reason = other.failure().reason
                 assert reason.endswith(f": p0 has layout '{theirs}', d0 has '{ours} 16'; they must be the same")
                 assert "\n" not in reason
-            assert run.decode_worker.segments.free_blocks == 128
+            assert run.decode_worker.equipment.segments.free_blocks == 128
         assert len(run.run(prompts()[:2])) == 2

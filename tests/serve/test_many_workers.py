@@ -61,21 +61,21 @@ def test_a_worker_that_is_lost_is_noticed_and_its_requests_are_served_by_others(
     def lose(record: RequestRecord) -> None:
         seen.append(record)
         if len(seen) == 6:
-            os.kill(cluster.roster.members[victim].worker.process.pid, how)
+            os.kill(cluster.workers.states[victim].process.pid, how)
 
     run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO, keep=lose)
     assert run.outputs == expected(cluster, given)
-    assert victim not in cluster.roster.members
+    assert victim not in cluster.workers.states
     after = cluster.run(prompts(4, 0.0), RAW, UNLIMITED, SLOW_SLO)
     assert victim not in {name for r in after.requests for name in (r.prefill_node, r.decode_node)}
 
 
-def test_a_way_that_swallows_everything_is_avoided(cluster: LocalCluster) -> None:
+def test_a_link_that_swallows_everything_is_avoided(cluster: LocalCluster) -> None:
     """p0 and p1 reach d0 through something that takes every byte and passes none on, from the middle of the run on."""
     given = prompts(16)
-    member = cluster.roster.members["d0"]
-    with BlackHole(member.address) as hole:
-        member.address = hole.address
+    worker = cluster.workers.states["d0"]
+    with BlackHole(worker.address) as hole:
+        worker.address = hole.address
 
         def swallow(record: RequestRecord) -> None:
             hole.open = False
@@ -98,7 +98,7 @@ def test_workers_come_go_and_change_their_role_while_requests_are_served(cluster
     ]
     run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO, changes=changes)
     assert run.outputs == expected(cluster, given)
-    assert sorted(cluster.roster.members) == ["d0", "d1", "d9", "p1"]
+    assert sorted(cluster.workers.states) == ["d0", "d1", "d9", "p1"]
     assert {r.prefill_node for r in run.requests} == {"p0", "p1", "d1"}
     assert {r.decode_node for r in run.requests} >= {"d0", "d1", "d9"}
     again = cluster.run(prompts(4, 0.0), RAW, UNLIMITED, SLOW_SLO)
