@@ -66,10 +66,9 @@ class Attempts:
         """This worker will report nothing any more."""
         self._abandoned = {number: found for number, found in self._abandoned.items() if found[1].source != name}
 
-    @property
-    def unreported(self) -> int:
-        """Abandoned attempts whose sender has not reported yet."""
-        return len(self._abandoned)
+    def awaits(self, name: str) -> bool:
+        """Whether this worker still has to report what it had sent of an abandoned attempt."""
+        return any(attempt.source == name for _, attempt in self._abandoned.values())
 
 
 def ends_sending(report: AttemptReport) -> bool:

@@ -124,8 +124,7 @@ class Frontend:
             self._close(request, "failed", "cancelled")
 
     def change(self, name: str, role: str) -> None:
-        """Give a worker its next role, which it takes once it holds nothing. GONE ends it; a new name starts a worker. Raises ValueError,
-        one line, if it cannot change."""
+        """Give a worker its next role once it holds nothing; GONE ends it, a new name starts one. Raises ValueError, one line, if it cannot."""
         if name not in self.workers.states:
             self.workers.start(name, role)
             return
@@ -278,7 +277,7 @@ class Frontend:
     def _change_drained(self) -> None:
         """Workers that drain and hold nothing any more take their next role."""
         for name in [name for name, worker in self.workers.states.items() if worker.phase == "draining"]:
-            if self.reservations.holds_nothing(name):
+            if self.reservations.holds_nothing(name) and not self._attempts.awaits(name):
                 if self.workers.states[name].role == "decode":
                     self.workers.tell_all("prefill", RemovePeer(name))
                 self.reservations.leave(name)
