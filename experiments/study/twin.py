@@ -13,7 +13,8 @@ from abkt.capacity import Capacity
 from abkt.policy.build import build
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord, summarize
-from abkt.serve.cluster import ROUND_ROBIN, STATIC, LocalCluster, LocalClusterSpec, PlannedRoleChange
+from abkt.serve import LocalCluster, LocalClusterSpec, PlannedRoleChange
+from abkt.serve.cluster import ROUND_ROBIN, STATIC
 from abkt.serve.errors import ClusterError
 from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.errors import RunError

@@ -13,7 +13,7 @@ from abkt.serve.frontend.roles import WorkerLoad, WorkerRoles
 from experiments.lib.network import Network
 
 if TYPE_CHECKING:
-    from abkt.serve.cluster import LocalClusterSpec
+    from abkt.serve import LocalClusterSpec
 
 STATIC = {"_target_": "abkt.policy.roles.static.Static"}
 

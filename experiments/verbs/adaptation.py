@@ -118,7 +118,7 @@ def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
 
 def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, World, dict[str, Any]]:
     """The world, the model, and what is known of the former. A profile is measured where none is given, and kept beside the results."""
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.study.twin import model_of
 
     spec = LocalClusterSpec(config.model_folder, prefill=config.network.senders, decode=config.receivers)
@@ -141,7 +141,7 @@ def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stac
 
 
 def _measured(config: AdaptationConfig) -> Profile:
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.verbs.profile import measure
 
     with LocalCluster(LocalClusterSpec(config.model_folder), config.out) as cluster, bar("profile") as progress:

@@ -29,7 +29,7 @@ class ProfileConfig:
 
 @verb("profile")
 def main(config: ProfileConfig, run: VerbCall) -> None:
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.lib.curves import save_curves
     from experiments.lib.manifest import write_manifest
     from experiments.lib.progress import bar

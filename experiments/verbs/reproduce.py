@@ -101,7 +101,7 @@ def _probe(config: ReproduceConfig, run: VerbCall) -> pd.DataFrame:
     import pandas as pd
 
     from abkt.profile import schema
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.lib.compose import compose
     from experiments.verbs.profile import measure
 

@@ -73,7 +73,7 @@ class StudyConfig:
 
 @verb("study")
 def main(config: StudyConfig, run: VerbCall) -> None:
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.lib.prompts import prompts_for
     from experiments.study.report import write_report
     from experiments.study.twin import Twin, run_model, run_real

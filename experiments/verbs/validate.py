@@ -95,7 +95,7 @@ class ValidateConfig:
 
 @verb("validate")
 def main(config: ValidateConfig, run: VerbCall) -> None:
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.study.twin import run_model, run_real
     from experiments.validation.clusters import Clusters
     from experiments.verbs.profile import measure

@@ -11,7 +11,7 @@ import pytest
 from abkt.measure.cluster import calibrate
 from abkt.policy.view import Curve
 from abkt.records import RequestRecord, TransferRecord
-from abkt.serve.cluster import ClusterRun, LocalClusterSpec
+from abkt.serve import ClusterRun, LocalClusterSpec
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.reports import CodedCurves
 from abkt.spec import ModelSpec

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+from abkt.serve import LocalCluster, LocalClusterSpec
 from abkt.serve.worker.device_lock import DeviceLock
 from tests.serve.test_engine import generate
 from tests.serve.test_real_cluster import INT8, SLOW_SLO, UNLIMITED, prompts

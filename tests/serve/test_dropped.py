@@ -11,7 +11,7 @@ import pytest
 from abkt.net.command import run as ip
 from abkt.net.namespaces import Namespaces
 from abkt.records import RequestRecord
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+from abkt.serve import LocalCluster, LocalClusterSpec
 from tests.serve.test_engine import generate
 from tests.serve.test_many_workers import prompts
 from tests.serve.test_real_cluster import LINK, RAW, SLOW_SLO

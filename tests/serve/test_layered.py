@@ -16,7 +16,7 @@ from abkt.codec.importance import Importance
 from abkt.kv.pool import Pool
 from abkt.policy.view import Decision
 from abkt.records import STAGES
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+from abkt.serve import LocalCluster, LocalClusterSpec
 from abkt.serve.worker.layered import LayeredSource, LayerFooter, LayerGroup, RawSink, footer_bytes, most_bytes, raw_group, spans
 from abkt.spec import KVLayout, ModelSpec
 from abkt.transfer.pieces import Pieces

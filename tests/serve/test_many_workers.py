@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from abkt.records import RequestRecord
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec, PlannedRoleChange
+from abkt.serve import LocalCluster, LocalClusterSpec, PlannedRoleChange
 from abkt.serve.engine.sampling import Sampling
 from abkt.serve.frontend.prompt import Prompt
 from tests.serve.black_hole import BlackHole

@@ -14,7 +14,7 @@ from abkt.policy.view import Curve
 from abkt.profile.roofline import GpuSpec, roofline
 from abkt.profile.schema import RateCurve
 from abkt.records import SLO, STAGES, RequestRecord
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+from abkt.serve import LocalCluster, LocalClusterSpec
 from abkt.serve.errors import WorkerDied
 from abkt.serve.frontend.prompt import Prompt
 from tests.policy.every import configs

@@ -124,7 +124,7 @@ class Frontend:
             self._close(request, "failed", "cancelled")
 
     def change(self, name: str, role: str) -> None:
-        """Give a worker its next role once it holds nothing; GONE ends it, a new name starts one. Raises ValueError, one line, if it cannot."""
+        """Give a worker its next role once it holds nothing; GONE ends it, a new name starts one. Raises ValueError where it cannot."""
         if name not in self.workers.states:
             self.workers.start(name, role)
             return
