@@ -1,4 +1,4 @@
-"""A prefill and a decode worker in threads of the test's own process, so that it can look into their pools. Without a frontend."""
+"""A prefill and a decode worker in threads of the test process, so that a test can read their pools. Without a frontend."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class FakeControl:
 
 @dataclass
 class Watched:
-    """An engine whose iterations are written down. first_kv: of each row (by its first block and length), what its pool held when it
-    joined; steps: the rows of each iteration, their last tokens, and what was chosen."""
+    """An engine whose iterations are recorded. first_kv: (tokens, KV in the pool) of each row when it joined the batch. steps: the rows of
+    each iteration, their last tokens, and the choices."""
 
     engine: Engine
     first_kv: list[tuple[int, torch.Tensor]] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Pair:
     decode_worker: DecodeWorker
 
     def run(self, prompts: Sequence[Prompt]) -> dict[int, list[int]]:
-        """Submit all at once; the tokens of each."""
+        """Submit all prompts at once; returns the tokens of each."""
         for prompt in prompts:
             self.submit(prompt)
         found: dict[int, list[int]] = {}

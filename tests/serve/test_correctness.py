@@ -22,7 +22,7 @@ NEAR_TIE = 1e-3
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Qwen3. In bfloat16 the batch that a request is in may decide its tokens, so only the same schedule gives the same."""
+    """A tiny random Qwen3. In bfloat16 a request's tokens may depend on its batch, so they are compared for the same batches only."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(4)
@@ -43,7 +43,7 @@ def prompts() -> list[Prompt]:
 
 
 def without_transfer(folder: Path, run: Pair) -> None:
-    """The same rows in the same iterations, over KV that this very pool's model computed: bits and choices must be the same."""
+    """Repeat the same rows in the same iterations over KV that this engine computes itself: bits and choices must be the same."""
     engine = Engine(folder, KVLayout(read_spec(folder), blocks=256))
     given, rows, free = {p.tokens[0]: p for p in prompts()}, [], iter(range(256))
     for (tokens, kv), first in zip(run.watched.first_kv, (firsts_of(run)), strict=True):
@@ -57,7 +57,7 @@ def without_transfer(folder: Path, run: Pair) -> None:
 
 
 def firsts_of(run: Pair) -> list[int]:
-    """What went into the first iteration of each row."""
+    """The token that went into the first iteration of each row."""
     found: dict[int, int] = {}
     for numbers, last, _ in run.watched.steps:
         for number, token in zip(numbers, last, strict=True):

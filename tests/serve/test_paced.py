@@ -1,4 +1,4 @@
-"""compute=paced: the KV is the model's own, the time the profile's."""
+"""compute=paced: the KV is what the model computes; the times are those of the profile."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class SteppedWorker:
         self.worker = DecodeWorker(config, self.control, equipment)
         self.worker._handle(StartDecodeRun(0.0, Capacity.constant(math.inf)))
         self.sender = Sender(Tcp(), self.worker.receiver.address, Hello("p0", fingerprint(equipment.engine.layout)))
-        self.go = 0  # how far behind its start a stream may go
+        self.go = 0  # the cut that a stream may be refined to
         self.followed: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def stream(self, tokens: int = TOKENS) -> Stream:
@@ -123,7 +123,7 @@ def bench(equipment: Equipment, config: WorkerConfig) -> Iterator[SteppedWorker]
 
 
 def expansion(bench: SteppedWorker, stream: Stream, cut: int) -> torch.Tensor:
-    """[layers, kinds, heads, tokens, dim] of a prefix, in a pool of its own."""
+    """What a prefix of a stream expands to: [layers, kinds, heads, tokens, dim]."""
     layout = bench.equipment.engine.layout
     pool, table = Pool(layout), list(range(layout.blocks_for(stream.tokens)))
     bench.equipment.codec.expand(stream.prefix(cut), pool, table)
@@ -216,9 +216,9 @@ def test_a_new_transfer_gets_the_memory_of_refinements(bench: SteppedWorker) -> 
         bench.worker._join(bench.worker.arrived.popleft())
     first, second = (running.quality for running in bench.worker.batch)
     assert first.received is not None
-    assert not first.received.declined  # one more of its size would have fitted
+    assert not first.received.declined  # one more transfer of its size would fit
     assert second.received is not None
-    assert second.received.declined  # none does any more
+    assert second.received.declined  # no further one fits
     bench.handle(RefinementSettled)
     with pytest.raises(TimeoutError):  # the third fits only once the first is declined and settled
         bench.sender.submit(outgoing_of(bench, 3, stream)).result(0.0)
@@ -277,7 +277,7 @@ def outgoing_of(bench: SteppedWorker, number: int, stream: Stream) -> Outgoing:
 
 
 def test_refined_requests_add_up(cluster: LocalCluster) -> None:
-    """A link on which most of the stream comes while tokens are decoded, and one on which there is nothing left to refine."""
+    """On this link most of a stream arrives while tokens are decoded."""
     given = prompts(lengths=(200, 300, 250), osl=200, gap_s=0.2)
     run = cluster.run(given, REFINING, Capacity.constant(1.2e6), SLO(ttft_s=0.3, tpot_s=1.0))
     assert [r.outcome for r in run.requests] == ["completed"] * 3
