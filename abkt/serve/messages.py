@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 NAME = "message"  # the member of a line that holds the name of the message's class
 TAG = "float"
+PLAIN: set[Any] = {str, int, bool}  # written as they are; a prompt has many tokens, so lists of them are not taken apart
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 Reader = Callable[[object, str], Any]  # (what JSON gave, where it stood) -> the field's value
 
@@ -63,7 +64,7 @@ def _written(value: object) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _written(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
-        return [_written(member) for member in value]
+        return value if set(map(type, value)) <= PLAIN else [_written(member) for member in value]
     raise ValueError(f"a message cannot hold {reprlib.repr(value)}, which is a {type(value).__name__}")
 
 
@@ -71,7 +72,7 @@ def _written(value: object) -> Any:
 def _reader(hint: Any) -> Reader:
     """What reads a field of this type."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if hint in (str, int, bool):
+    if hint in PLAIN:
         return _plain(hint)
     if hint is float:
         return _float
@@ -82,7 +83,7 @@ def _reader(hint: Any) -> Reader:
     if origin in (Union, UnionType) and len(arguments) == 2 and NoneType in arguments:
         return _optional(_reader(next(argument for argument in arguments if argument is not NoneType)))
     if origin is tuple and arguments[1:] == (...,):
-        return _items(_reader(arguments[0]))
+        return _items(arguments[0])
     if origin is tuple:
         return _row([_reader(argument) for argument in arguments])
     if origin in (dict, Mapping):
@@ -141,10 +142,14 @@ def _optional(reader: Reader) -> Reader:
     return lambda value, where: None if value is None else reader(value, where)
 
 
-def _items(reader: Reader) -> Reader:
+def _items(hint: Any) -> Reader:
+    reader = _reader(hint)
+
     def read(value: object, where: str) -> Any:
         if not isinstance(value, list):
             raise _wrong(value, where, "a list")
+        if hint in PLAIN and set(map(type, value)) <= {hint}:
+            return tuple(value)
         return tuple([reader(member, where) for member in value])
 
     return read
