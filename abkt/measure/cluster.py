@@ -3,7 +3,7 @@
 The measured workers are the ones that serve, each on its own core while the other computes, so every cost is a cost under load. There are
 six kinds of run over an unpaced link: raw, lossless, each depth of the fixed coder, the entropy coder, and a burst for large decode
 batches. On a GPU lossless and entropy are left out, since they are coded on the CPU. Workers that share a GPU take turns
-(LocalClusterSpec.turns).
+(LocalClusterSpec.shares_device).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from abkt.capacity import Capacity
 from abkt.profile.fingerprint import fingerprint
-from abkt.profile.schema import DEPTHS_BITS, Profile, RateCurve, Sample, fit_stages, parse_curve
+from abkt.profile.schema import DEPTHS_BITS, Profile, RateCurve, Sample, fit_stages
 from abkt.records import SLO
 from abkt.serve.cluster import ClusterRun, LocalCluster
 from abkt.serve.frontend.prompt import Prompt
@@ -54,10 +54,9 @@ class Samples:
         for batch, context, seconds in run.iterations:
             self._take("decode", {"batch": float(batch), "context": float(context)}, seconds)
         for coded in run.coded:
-            raw_bytes = coded["raw_bytes"]
-            slope, uniform = parse_curve(coded["slope"]), parse_curve(coded["uniform"])
-            kept = self.entropy if coded["coder"] == "entropy" else self.curves
-            kept.append(RateCurve(coded["tokens"], slope.scaled(1 / raw_bytes), uniform.scaled(1 / raw_bytes)))
+            slope, uniform = (curve.scaled(1 / coded.raw_bytes) for curve in (coded.slope, coded.uniform))
+            kept = self.entropy if coded.coder == "entropy" else self.curves
+            kept.append(RateCurve(coded.tokens, slope, uniform))
 
     def entropy_share(self) -> float:
         """Bytes of the entropy coder relative to the fixed one: the median over prompts of at least 128 tokens that both have coded."""

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from abkt.serve.frontend.process import ClusterError
+from abkt.serve.errors import ClusterError
 
 BAD_INPUT, BROKEN, INTERRUPTED = 2, 1, 128 + signal.SIGINT
 

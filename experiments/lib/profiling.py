@@ -10,7 +10,7 @@ from experiments.lib.progress import bar
 
 if TYPE_CHECKING:
     from abkt.profile.schema import Profile
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
 
 
 def profile_machine(spec: LocalClusterSpec, folder: Path, seed: int, title: str = "profile") -> Profile:

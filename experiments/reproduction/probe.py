@@ -38,7 +38,7 @@ class ProbeRun:
 
 def measure(folder: Path, model_folder: Path, given: Path | None, seed: int) -> pd.DataFrame:
     """Run every policy over every network; a row each. given: a profile.json of this machine; None: it is measured."""
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.lib.profiling import profile_cluster
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ from abkt.policy.admission.reserve import Reserve
 from abkt.policy.build import build
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord, summarize
-from abkt.serve.cluster import IN_TURN, STATIC, LocalCluster, LocalClusterSpec, PlannedRoleChange
-from abkt.serve.frontend.process import ClusterError
+from abkt.serve import LocalCluster, LocalClusterSpec, PlannedRoleChange
+from abkt.serve.cluster import ROUND_ROBIN, STATIC
+from abkt.serve.errors import ClusterError
 from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.errors import RunError
 from experiments.lib.prompts import answers
@@ -54,7 +55,7 @@ class Twin:
     slo: SLO
     profile: Profile | None
     usd_per_gb: float = 0.0
-    routing: Mapping[str, Any] = field(default_factory=lambda: IN_TURN)
+    routing: Mapping[str, Any] = field(default_factory=lambda: ROUND_ROBIN)
     roles: Mapping[str, Any] = field(default_factory=lambda: STATIC)
     concurrency: int = 0
     changes: Sequence[PlannedRoleChange] = ()

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+from abkt.serve import LocalCluster, LocalClusterSpec
 from experiments.lib.network import Network
 from experiments.lib.real_network import real_network
 from experiments.validation.condition import Condition

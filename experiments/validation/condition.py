@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from abkt.net.bucket import payload_share
 from abkt.net.namespaces import MTU, Namespaces
 from abkt.policy.build import build
-from abkt.serve.frontend.roles import RoleController, WorkerLoad
+from abkt.serve.frontend.roles import WorkerLoad, WorkerRoles
 from experiments.lib.network import Network
 
 if TYPE_CHECKING:
-    from abkt.serve.cluster import LocalClusterSpec
+    from abkt.serve import LocalClusterSpec
 
 STATIC = {"_target_": "abkt.policy.roles.static.Static"}
 
@@ -81,7 +81,7 @@ class Condition:
     @property
     def moves(self) -> bool:
         """Whether a worker may change its role."""
-        return RoleController(self.roles).moves
+        return WorkerRoles(self.roles).moves
 
     @property
     def payload_share(self) -> float:

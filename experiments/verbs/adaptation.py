@@ -116,7 +116,7 @@ def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
 
 def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, World, dict[str, Any]]:
     """The world to compare in, the simulator as its scout, and facts about the world. Measures a profile where none is given."""
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.lib.profiling import profile_machine
     from experiments.study.twin import simulated_cluster
 

@@ -25,7 +25,7 @@ class ProfileConfig:
 
 @verb("profile")
 def main(config: ProfileConfig, run: VerbCall) -> None:
-    from abkt.serve.cluster import LocalClusterSpec
+    from abkt.serve import LocalClusterSpec
     from experiments.lib.curves import save_curves
     from experiments.lib.manifest import write_manifest
     from experiments.lib.profiling import print_fits, profile_machine

@@ -17,7 +17,7 @@ from experiments.lib.workload import Workload, read_workload, workload_files
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-    from abkt.serve.cluster import LocalClusterSpec
+    from abkt.serve import LocalClusterSpec
     from experiments.lib.real_network import RealNetwork
     from sim.workload.requests import Request
 
@@ -105,7 +105,7 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
 
 def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
     from abkt.codec.calibration import load
-    from abkt.serve.cluster import LocalClusterSpec
+    from abkt.serve import LocalClusterSpec
 
     if config.paced:
         schema.load(config.paced)

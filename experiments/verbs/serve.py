@@ -60,7 +60,7 @@ class ServeConfig:
 def main(config: ServeConfig, run: VerbCall) -> None:
     import uvicorn
 
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
     from abkt.serve.http import Endpoint, Text
     from abkt.serve.metrics import Metrics
     from abkt.serve.service import Service

@@ -55,7 +55,7 @@ class StudyConfig:
 
 @verb("study")
 def main(config: StudyConfig, run: VerbCall) -> None:
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.lib.profiling import print_fits, profile_cluster
     from experiments.lib.prompts import prompts_for
     from experiments.study.report import write_report

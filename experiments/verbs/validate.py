@@ -94,12 +94,12 @@ class ValidateConfig:
 
 @verb("validate")
 def main(config: ValidateConfig, run: VerbCall) -> None:
-    from abkt.serve.cluster import LocalClusterSpec
+    from abkt.serve import LocalClusterSpec
     from experiments.lib.profiling import profile_machine
     from experiments.study.twin import run_real, run_simulated
     from experiments.validation.clusters import Clusters
 
-    real = LocalClusterSpec(config.folder, device=config.device, turns=config.device == "cuda")
+    real = LocalClusterSpec(config.folder, device=config.device, shares_device=config.device == "cuda")
     check_device(config.device)
     if config.shape is None:
         real.layout()  # reports a folder that holds no model before anything is written
@@ -117,7 +117,7 @@ def main(config: ValidateConfig, run: VerbCall) -> None:
         make(config.shape, config.folder, config.seed)
     profile = known or profile_machine(real, config.out, config.seed)
     profile.save(config.out / "profile.json")
-    spec = replace(real, turns=False, paced=config.out / "profile.json") if config.compute == "paced" else real
+    spec = replace(real, shares_device=False, paced=config.out / "profile.json") if config.compute == "paced" else real
     folder = ValidationFolder(config.out, config.repeats)
     twins = {name: _twin(config, condition, workloads[name], profile) for name, condition in conditions.items()}
     for name, twin in twins.items():  # predict before anything runs

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from abkt.measure.cluster import calibrate
+from abkt.policy.view import Curve
 from abkt.records import RequestRecord, TransferRecord
-from abkt.serve.cluster import ClusterRun, LocalClusterSpec
+from abkt.serve import ClusterRun, LocalClusterSpec
 from abkt.serve.frontend.prompt import Prompt
+from abkt.serve.reports import CodedCurves
 from abkt.spec import ModelSpec
 
-CURVE = {"bytes": [100.0, 5000.0], "distortion": [1.0, 1e-4], "bits": [0.0, 8.0]}
+CURVE = Curve((100.0, 5000.0), (1.0, 1e-4), (0.0, 8.0))
 
 
 @dataclass
@@ -40,7 +42,7 @@ class FakeCluster:
             run.iterations.append((1 + p.request_id % 3, p.isl, seconds))
             if mode == "stream":
                 coder = bitrate.get("coder", "fixed")
-                run.coded.append({"tokens": p.isl, "coder": coder, "raw_bytes": raw_bytes, "slope": CURVE, "uniform": CURVE})
+                run.coded.append(CodedCurves(p.isl, coder, raw_bytes, CURVE, CURVE))
         return run
 
 

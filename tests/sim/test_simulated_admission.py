@@ -11,7 +11,7 @@ from abkt.capacity import Capacity
 from abkt.policy.admission.reserve import Reserve
 from abkt.policy.bitrate.fixed import Raw
 from abkt.policy.routing.round_robin import RoundRobin
-from abkt.serve.cluster import LocalClusterSpec
+from abkt.serve import LocalClusterSpec
 from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.results import read_records
 from experiments.study.twin import Twin, run_simulated
@@ -61,7 +61,9 @@ def test_the_twin_reserves_as_the_real_frontend_does(profile, tmp_path: Path) ->
     """Eight blocks hold one request of 100 + 20 tokens, and the twin serves the two of them one after the other."""
     prompts = [Prompt(i, 0.0, tuple(range(ISL)), OSL) for i in range(2)]
     twin = Twin(prompts, Capacity.constant(RATE), SLOS, profile)
-    run_simulated(twin, LocalClusterSpec(Path("a model"), pool_tokens=ONE_AT_A_TIME), {"_target_": "abkt.policy.bitrate.fixed.Raw"}, tmp_path)
+    run_simulated(
+        twin, LocalClusterSpec(Path("a model"), pool_tokens=ONE_AT_A_TIME), {"_target_": "abkt.policy.bitrate.fixed.Raw"}, tmp_path
+    )
     rows = read_records(tmp_path / "requests.parquet")
     assert list(rows.finish_s) == pytest.approx([ALONE_S, 2 * ALONE_S])
     assert rows.queue_exposed_s[1] == rows.finish_s[0]

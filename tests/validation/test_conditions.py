@@ -9,7 +9,7 @@ import pytest
 from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
 from abkt.records import SLO
-from abkt.serve.cluster import LocalClusterSpec
+from abkt.serve import LocalClusterSpec
 from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.compose import compose
 from experiments.lib.config import read

@@ -1,4 +1,4 @@
-"""Raw bytes of a pool: the same ones from its own memory and through the host's, and back into other blocks."""
+"""The bytes of a raw transfer: the same from the pool's own memory and through the host's, and back into other blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from abkt.kv.pool import Pool
-from abkt.serve.worker import raw as wire
+from abkt.serve.worker import raw
 from abkt.spec import KVLayout, ModelSpec
 
 TABLE = [5, 6, 7, 2, 9, 0]
@@ -29,8 +29,8 @@ def sent(source) -> bytes:
 @pytest.mark.parametrize("leaves", ["in place", "through the host"])
 def test_every_bit_arrives_in_its_block_and_nothing_else_changes(monkeypatch, leaves, arrives):
     ours, theirs, before = pool(1), pool(2), pool(2)
-    monkeypatch.setattr(wire, "in_place", lambda of, transport: (leaves if of is ours else arrives) == "in place")
-    source, sink = wire.raw_source(ours, TABLE), wire.raw_sink(theirs, OTHER)
+    monkeypatch.setattr(raw, "in_place", lambda of, transport: (leaves if of is ours else arrives) == "in place")
+    source, sink = raw.raw_source(ours, TABLE), raw.raw_sink(theirs, OTHER)
     data = sent(source)
     assert len(data) == sink.size == len(TABLE) * ours.layout.block_bytes
     at = 0
@@ -39,7 +39,7 @@ def test_every_bit_arrives_in_its_block_and_nothing_else_changes(monkeypatch, le
         at += piece.nbytes
     if arrives != "in place":
         assert torch.equal(theirs.data.view(torch.int16), before.data.view(torch.int16))
-        wire.put_raw(sink.data, theirs, OTHER)
+        raw.put_raw(sink.data, theirs, OTHER)
     check(ours, theirs, before)
 
 
@@ -49,10 +49,10 @@ def check(ours, theirs, before):
     assert torch.equal(bits[untouched], before.data.view(torch.int16)[untouched])
 
 
-def test_a_device_s_pool_is_read_and_written_where_it_lies_one_piece_a_run():
-    """The pieces are the same on a CPU, where they can be looked at."""
+def test_a_device_pool_is_read_and_written_in_place_one_piece_a_run():
+    """Tested on a CPU pool, whose pieces are the same."""
     ours, theirs, before = pool(1), pool(2), pool(2)
-    source, sink = wire.device_pieces(ours, TABLE), wire.device_pieces(theirs, OTHER)
+    source, sink = raw.device_pieces(ours, TABLE), raw.device_pieces(theirs, OTHER)
     size = ours.layout.block_bytes
     assert [len(piece) for piece in source.buffers(0, source.size)] == [3 * size, size, size, size]
     assert source.ends == (6 * size,)
@@ -64,7 +64,7 @@ def test_a_device_s_pool_is_read_and_written_where_it_lies_one_piece_a_run():
     check(ours, theirs, before)
 
 
-def test_only_a_transport_that_reaches_gpus_gets_their_memory_itself():
+def test_only_a_transport_that_reaches_gpus_reads_their_memory_itself():
     on_gpu = SimpleNamespace(data=SimpleNamespace(device=torch.device("cuda")))
-    assert [wire.in_place(on_gpu, transport) for transport in ("tcp", "unix", "shm", "nixl", "cuda_ipc")] == [False] * 4 + [True]
-    assert wire.in_place(pool(1), "tcp")
+    assert [raw.in_place(on_gpu, transport) for transport in ("tcp", "unix", "shm", "nixl", "cuda_ipc")] == [False] * 4 + [True]
+    assert raw.in_place(pool(1), "tcp")
