@@ -65,7 +65,7 @@ def answer(prompt: Prompt) -> list[int]:
 
 
 @dataclass
-class Job:
+class FakeJob:
     """A prompt on a made-up worker. out: its tokens and what was generated."""
 
     prompt: SubmitPrompt
@@ -83,8 +83,8 @@ class FakeWorker:
     name: str
     report: Callable[[str, WorkerReport | None], None]
     role: str = "prefill"
-    jobs: list[Job] = field(default_factory=list)
-    sending: list[Job] = field(default_factory=list)
+    jobs: list[FakeJob] = field(default_factory=list)
+    sending: list[FakeJob] = field(default_factory=list)
     refused: set[int] = field(default_factory=set)
     sent_bytes: int = 0
     dead: bool = False
@@ -94,7 +94,7 @@ class FakeWorker:
             raise WorkerDied(f"worker {self.name} ended")
         match command:
             case SubmitPrompt():
-                self.jobs.append(Job(command, list(command.tokens)))
+                self.jobs.append(FakeJob(command, list(command.tokens)))
             case ChangeRole():
                 assert not self.jobs
                 assert not self.sending
@@ -136,7 +136,7 @@ class FakeWorker:
             if not last:
                 self.sending.append(job)
 
-    def _send(self, job: Job, others: dict[str, FakeWorker], fails: bool) -> None:
+    def _send(self, job: FakeJob, others: dict[str, FakeWorker], fails: bool) -> None:
         target, attempt_id = others.get(job.prompt.destination), job.prompt.attempt_id
         if fails:  # in the middle: some bytes were sent
             self.sent_bytes += 7
@@ -148,7 +148,7 @@ class FakeWorker:
             self.sent_bytes += 1
             self.say(TransferSent(attempt_id, 1.0, 1.0, 1.0, 1.0, 1, 1, 1, 1, 1, distortion=0.0, refining=False))
 
-    def _decode(self, job: Job) -> None:
+    def _decode(self, job: FakeJob) -> None:
         job.out.append(next_token(job.out))
         made, generation, attempt_id = job.out[len(job.prompt.tokens) :], job.prompt.generation, job.prompt.attempt_id
         if not generation.ends(made):
