@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "abkt.profile": {"abkt.lazy", "abkt.policy", "abkt.spec"},
     "abkt.records": set(),
     "abkt.serve": {
-        *("abkt.capacity", "abkt.codec", "abkt.kv", "abkt.net", "abkt.policy"),
+        *("abkt.capacity", "abkt.codec", "abkt.kv", "abkt.lazy", "abkt.net", "abkt.policy"),
         *("abkt.profile", "abkt.records", "abkt.spec", "abkt.transfer"),
     },
     "abkt.spec": set(),

@@ -20,7 +20,7 @@ from abkt.serve.frontend.reservations import Expectations, Reservations
 from abkt.serve.worker.run import PrefillRun
 from abkt.spec import KVLayout, ModelSpec
 from sim.cost import Costs
-from sim.transfer.pair import outcome
+from sim.transfer.pair import wire_size
 
 MODEL = ModelSpec("m", layers=4, kv_heads=2, head_dim=64, max_tokens=10_000)
 LAYOUT = KVLayout(MODEL, blocks=64)
@@ -82,7 +82,7 @@ def test_a_quote_counts_what_the_decided_coder_sends_and_takes(tokens: int, code
     costs, view = Costs(made), Expectations(made, LAYOUT, 1.0).view(tokens, 0.0)
     decision = Decision(codec) if codec in ("raw", "lossless") else Decision("stream", cut=cut, coder=codec)  # type: ignore[arg-type]
     encode_s, wire_bytes, expand_s = quoted(view, decision)
-    assert wire_bytes == pytest.approx(outcome(decision, view)[0])
+    assert wire_bytes == pytest.approx(wire_size(decision, view)[0])
     assert encode_s + expand_s == pytest.approx(
         costs.encode_s(tokens, decision) + costs.expand_s(tokens, decision.mode, 8.0, decision.coder)
     )
