@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,9 @@ from abkt.kv.layer_major import LayerMajorPool
 from abkt.kv.pool import Pool
 from abkt.kv.runs import BlockRun, aligned_runs
 from abkt.spec import DTYPE_BYTES, KVLayout, ModelSpec
+from tests.triton_check_main import run
 
-SCRIPT = Path(__file__).with_name("copy_check.py")
+CHECK = "tests.kv.copy_check"
 BLOCKS = 24
 POOLS = st.sampled_from([Pool, LayerMajorPool])
 LAYOUTS = st.builds(
@@ -203,9 +203,7 @@ def test_it_loads_with_torch_alone():
 
 def check(*arguments: str) -> str:
     pytest.importorskip("triton")
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    return run(CHECK, *arguments)
 
 
 def test_the_kernel_moves_the_oracle_s_bytes():

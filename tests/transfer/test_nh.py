@@ -3,9 +3,6 @@
 import itertools
 import json
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abkt.transfer.device import digest as device_digest
+from tests.triton_check_main import run as run_check
 
-SCRIPT = Path(__file__).with_name("nh_triton_check.py")
+CHECK = "tests.transfer.nh_triton_check"
 
 
 def key(place):
@@ -78,9 +76,7 @@ def test_bytes_of_zero_are_not_nothing():
 
 def run(*arguments):
     pytest.importorskip("triton")
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    return run_check(CHECK, *arguments)
 
 
 def test_the_kernel_s_sums_are_the_oracle_s():
@@ -89,7 +85,7 @@ def test_the_kernel_s_sums_are_the_oracle_s():
 
 def test_the_kernel_compiles_ahead_of_time_and_reads_16_bytes_at_a_time():
     report = json.loads(run("compile", "80", "90"))
-    assert [row["architecture"] for row in report] == [80, 90]
+    assert [row["kernel"] for row in report] == ["add_sums sm_80", "add_sums sm_90"]
     for row in report:
         assert row["stack"] == row["local"] == 0, row
         assert row["wide_loads"] == 8, f"2048 words by 128 threads, two words a load: {row}"

@@ -1,29 +1,22 @@
 """The Triton kernels of the exact code without a GPU: their values in the interpreter, their code by ahead-of-time compilation."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.triton_check_main import run
+
 pytest.importorskip("triton")
-SCRIPT = Path(__file__).with_name("exact_triton_check.py")
-
-
-def run(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+CHECK = "tests.codec.lossless.lossless_triton_check"
 
 
 @pytest.mark.parametrize("cases", ["3", pytest.param("6", marks=pytest.mark.slow)])
 def test_values_are_the_oracle_s(cases):
-    run("values", cases)
+    run(CHECK, "values", cases)
 
 
 def test_compiles_ahead_of_time_without_spills():
-    report = json.loads(run("compile", "80", "90"))
+    report = json.loads(run(CHECK, "compile", "80", "90"))
     assert len(report) == 6
     for row in report:
         assert row["stack"] == row["local"] == 0, row

@@ -79,7 +79,7 @@ def test_the_probes_kv_shrinks():
 
     from safetensors.torch import load_file
 
-    sample = load_file(Path(__file__).parents[2] / "data" / "probe" / "kv_sample.safetensors")
+    sample = load_file(Path(__file__).parents[3] / "data" / "probe" / "kv_sample.safetensors")
     layers, heads, tokens, dim = sample["keys"].shape
     pool = Pool(KVLayout(ModelSpec("probe", layers, heads, dim), 32))
     table = list(range(25))

@@ -1,16 +1,14 @@
-"""Run by test_entropy_kernels.py in a process of its own, since Triton chooses between compiler and interpreter when it is imported.
+"""Checks of the entropy coder's kernels, run by test_entropy_kernels.py (triton_check_main.py).
 
-python entropy_triton_check.py values            kernels against the oracle in the interpreter; others: cases that take longer
-python entropy_triton_check.py compile few 90    ahead of time for these architectures: registers, spills, fused sums, as JSON; of some
-python entropy_triton_check.py compile 2 80 90   kernels, or of all of them that see so many levels of differences
+python -m tests.codec.entropy.entropy_triton_check values others    of cases that take longer
+python -m tests.codec.entropy.entropy_triton_check compile few 90   of some kernels
+python -m tests.codec.entropy.entropy_triton_check compile 2 80 90   of all kernels that see so many levels of differences
 """
 
-import json
-import os
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
+
+from tests.triton_check_main import compiled, main
 
 
 class BenchCase(NamedTuple):
@@ -211,12 +209,12 @@ def check_damage() -> None:
     """Slots changed, cut, added to or elsewhere: the flags and values are the oracle's, and nothing beyond the wire is read."""
     import numpy as np
     import torch
-    from rans_triton_check import guarded
 
     from abkt.codec.entropy import coder as entropy_coder
     from abkt.codec.entropy.gpu.launch import EntropyExpansion
     from abkt.codec.fixed.backend import EXACT
     from abkt.kv.pool import Pool
+    from tests.codec.rans.rans_triton_check import guarded
 
     pool, table, cells = filled(MANY)
     done, *strips = coded_by_oracle(MANY, pool, table, cells)
@@ -277,23 +275,18 @@ def check_bench() -> None:
     assert entropy.check(Benched(arguments.parse(["kv_heads=1", "head_dim=8"]), 34, 16)) == 2
 
 
-def check_compile(few: bool, levels: int, architectures: list[int]) -> None:
-    """Of few kernels: those that take longest, of streams without differences."""
-    import re
+def check_compile(which: str, *architectures: str) -> list[dict]:
+    """which: how many levels of differences the strips have; or few, for the kernels that take longest, without differences."""
     from types import SimpleNamespace
 
-    import sass
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from abkt.codec.cells import Cells
-    from abkt.codec.entropy.gpu import encode_kernels as entropy_encode_kernels
-    from abkt.codec.entropy.gpu import expand_kernels as entropy_expand_kernels
-    from abkt.codec.entropy.gpu import launch as entropy_launch
-    from abkt.codec.entropy.gpu import pass_kernels as entropy_pass_kernels
+    from abkt.codec.entropy.gpu import encode_kernels as encode
+    from abkt.codec.entropy.gpu import expand_kernels as expand
+    from abkt.codec.entropy.gpu import launch
+    from abkt.codec.entropy.gpu import pass_kernels as passes
     from abkt.spec import KVLayout, ModelSpec
 
+    few, levels = which == "few", 0 if which == "few" else int(which)
     cells = Cells(KVLayout(ModelSpec("any", layers=6, kv_heads=2, head_dim=128), 126), 2003, 128, 8)
     names = {
         "*i64": "table head_sizes ends offsets sizes", "*i32": "numbers kinds starts deviations rules listed counts outliers",
@@ -303,53 +296,43 @@ def check_compile(few: bool, levels: int, architectures: list[int]) -> None:
     types = {name: kind for kind, of_kind in names.items() for name in of_kind.split()}
     report = []
 
-    def compiled(kernel, constant: dict, **own: str) -> None:
+    def add(kernel, constant: dict, **own: str) -> None:
         options = {name: value for name, value in constant.items() if not name.isupper()}
-        constant = {name: value for name, value in constant.items() if name in kernel.arg_names}
-        known = types | own
-        signature = {n: "constexpr" if n in constant else known.get(n, "i32") for n in kernel.arg_names}
-        attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n].startswith("*")}
-        source = ASTSource(kernel, signature=signature, constexprs=constant, attrs=attributes)
-        for architecture in architectures:
-            done = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm
-            row = {"kernel": f"{kernel.fn.__name__} sm_{architecture}", "fused": len(re.findall(r"\bfma\.rn\.f32\b", done["ptx"]))}
-            report.append(row | sass.counts(triton, done["cubin"]))
+        report.extend(compiled(kernel, architectures, types | own, constant, options))
 
-    encode, expand, passes = entropy_encode_kernels, entropy_expand_kernels, entropy_pass_kernels
     group = SimpleNamespace(levels=levels, any_turns=levels > 0)
-    shared = {"STREAMS": entropy_launch.STREAMS, "BYTES": entropy_launch.BYTES}
-    of_pass = [constant | shared for constant in entropy_launch.passes_of(group, cells)]
-    constant = entropy_launch.constants(group, cells) | {"PASSES": cells.passes, "BOUND": 2.0**48, "LAST": 4}
+    shared = {"STREAMS": launch.STREAMS, "BYTES": launch.BYTES}
+    of_pass = [constant | shared for constant in launch.passes_of(group, cells)]
+    constant = launch.constants(group, cells) | {"PASSES": cells.passes, "BOUND": 2.0**48, "LAST": 4}
     for kernel in (encode.code_cells, expand.fill_cells):
-        compiled(kernel, constant)
+        add(kernel, constant)
     for number in (2,) if few else (1, 3, 5) if not levels else ():
-        compiled(passes.encode_pass, of_pass[number - 1], slots="*i16", table="*i64")
-        compiled(passes.decode_pass, of_pass[number - 1], table="*i32")
+        add(passes.encode_pass, of_pass[number - 1], slots="*i16", table="*i64")
+        add(passes.decode_pass, of_pass[number - 1], table="*i32")
     for kernel in () if few else (encode.measure_cells, encode.list_outliers, encode.miss_cells, expand.read_heads):
-        compiled(kernel, constant)
+        add(kernel, constant)
     for number in () if few or levels else (3, 5):
-        compiled(passes.pack_pass, of_pass[number - 1], slots="*u8")
-        compiled(passes.unpack_pass, of_pass[number - 1])
+        add(passes.pack_pass, of_pass[number - 1], slots="*u8")
+        add(passes.unpack_pass, of_pass[number - 1])
     if not few and not levels:
-        compiled(passes.join_passes, shared | {"num_warps": entropy_launch.WARPS}, slots="*u8")
-    print(json.dumps(report))
+        add(passes.join_passes, shared | {"num_warps": launch.WARPS}, slots="*u8")
+    return report
 
 
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    os.environ["TRITON_INTERPRET"] = "0" if sys.argv[1] == "compile" else "1"
-    if sys.argv[1] != "compile":
-        from triton.runtime import interpreter
+def check(which: str = "") -> None:
+    """Bytes, values and refusals; or, if asked for, cases that take longer."""
+    from triton.runtime import interpreter
 
-        builder = interpreter.interpreter_builder
-        builder.options = replace(builder.options, sanitize_overflow=False)  # checks that a GPU does not make take half of the time
-    if sys.argv[1] == "values":
-        check_values(CASES)
-        check_statistics()
-        check_damage()
-    elif sys.argv[1] == "others":
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)  # checks that a GPU does not make take half of the time
+    if which == "others":
         check_values(OTHERS)
         check_bench()
     else:
-        few = sys.argv[2] == "few"
-        check_compile(few, 0 if few else int(sys.argv[2]), [int(a) for a in sys.argv[3:]])
+        check_values(CASES)
+        check_statistics()
+        check_damage()
+
+
+if __name__ == "__main__":
+    main(check, check_compile)

@@ -17,7 +17,7 @@ from abkt.codec.lossless import oracle as lossless
 from abkt.codec.lossless.codec import Exact, OraclePath
 from abkt.codec.lossless.oracle import ExactUnits, Form, Windows
 
-SAMPLE = Path(__file__).parents[2] / "data" / "probe" / "kv_sample.safetensors"
+SAMPLE = Path(__file__).parents[3] / "data" / "probe" / "kv_sample.safetensors"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.float8_e4m3fn, "float32": torch.float32}
 RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 ORACLE, BEST = Exact(OraclePath()), Exact.best()

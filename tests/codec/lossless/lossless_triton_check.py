@@ -1,13 +1,9 @@
-"""Run by test_exact_kernels.py in a process of its own, since Triton chooses between compiler and interpreter when it is imported.
+"""Checks of the kernels of the lossless code, run by test_lossless_kernels.py (triton_check_main.py).
 
-python exact_triton_check.py values N      kernels against the oracle in the interpreter, the first N cases
-python exact_triton_check.py compile 80 90   ahead of time for these architectures: registers, spills and widest access, as JSON
+python -m tests.codec.lossless.lossless_triton_check values N   of the first N cases
 """
 
-import json
-import os
-import sys
-from pathlib import Path
+from tests.triton_check_main import compiled, main
 
 CASES = [
     ("bfloat16", 512, 4),
@@ -19,7 +15,7 @@ CASES = [
 ]
 
 
-def check_values(count: int) -> None:
+def check_values(count: str) -> None:
     import torch
 
     from abkt.codec.lossless import oracle as lossless
@@ -27,7 +23,7 @@ def check_values(count: int) -> None:
     from abkt.codec.lossless.oracle import Form
 
     kernels = TritonExact()
-    for name, n, width in CASES[:count]:
+    for name, n, width in CASES[: int(count)]:
         dtype, generator = getattr(torch, name), torch.Generator().manual_seed(n)
         x = (torch.randn(7, n, generator=generator) * 2 ** (2 * torch.randn(7, 1, generator=generator))).to(dtype)
         x[0] *= 3
@@ -64,12 +60,8 @@ def check_values(count: int) -> None:
         assert torch.equal(kernels.windows(pool, starts, n, 7, width).bases, lossless.windows_of(counts, dtype, width).bases)
 
 
-def check_compile(architectures: list[int]) -> None:
-    import sass
+def check_compile(*architectures: str) -> list[dict]:
     import torch
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     from abkt.codec.lossless import kernels as lossless_kernels
     from abkt.codec.lossless.launch import constants
@@ -79,32 +71,14 @@ def check_compile(architectures: list[int]) -> None:
     options = constants(form)
     fixed = {name: options.pop(name) for name in list(options) if name.isupper()}
     words = {"data": "*i32", "fixed": "*i32", "slots": "*i32", "tails": "*i32"}
-    pointers = {**words, "starts": "*i64", "bases": "*u8", "sizes": "*i64", "ends": "*i64", "damaged": "*u8"}
-    jobs = [
-        (lossless_kernels.encode_units, fixed, options),
-        (lossless_kernels.decode_units, fixed, options),
-        (
-            lossless_kernels.gather_tails,
-            {"FIXED": form.fixed_bytes, "SPARE": form.raw_bytes - form.fixed_bytes, "ROWS": 128},
-            {"num_warps": 4},
-        ),
+    types = {**words, "starts": "*i64", "bases": "*u8", "sizes": "*i64", "ends": "*i64", "damaged": "*u8"}
+    gathered = {"FIXED": form.fixed_bytes, "SPARE": form.raw_bytes - form.fixed_bytes, "ROWS": 128}
+    return [
+        *compiled(lossless_kernels.encode_units, architectures, types, fixed, options),
+        *compiled(lossless_kernels.decode_units, architectures, types, fixed, options),
+        *compiled(lossless_kernels.gather_tails, architectures, types, gathered, {"num_warps": 4}),
     ]
-    report = []
-    for architecture in architectures:
-        for kernel, values, launch in jobs:
-            constant = {n: v for n, v in values.items() if n in kernel.arg_names}
-            signature = {n: pointers.get(n, "constexpr" if n in constant else "i32") for n in kernel.arg_names}
-            attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in pointers}
-            source = ASTSource(kernel, signature=signature, constexprs=constant, attrs=attributes)
-            binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch).asm["cubin"]
-            report.append({"kernel": f"{kernel.fn.__name__} sm_{architecture}"} | sass.counts(triton, binary))
-    print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    os.environ["TRITON_INTERPRET"] = "1" if sys.argv[1] == "values" else "0"
-    if sys.argv[1] == "values":
-        check_values(int(sys.argv[2]))
-    else:
-        check_compile([int(a) for a in sys.argv[2:]])
+    main(check_values, check_compile)
