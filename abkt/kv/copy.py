@@ -9,15 +9,14 @@ CPU and as what the kernel is compared to. A GroupedPool is copied part by part.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import gcd
 
 import torch
 
 from abkt.kv.layer_major import LayerMajorPool
 from abkt.kv.pool import Pool, check_table
 from abkt.kv.runs import BlockRun, aligned_runs
+from abkt.kv.words import WORDS, joined, word_bytes
 
-WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 LONG_RUN = 8  # blocks; from this mean length a call a run is as fast as one indexed copy, and needs no second buffer
 
 
@@ -140,17 +139,6 @@ def move(
         destination.index_copy_(0, destination_blocks, source)
     else:
         destination.copy_(source)
-
-
-def joined(*views: torch.Tensor) -> list[torch.Tensor]:
-    """Views [blocks, pieces, bytes], as [blocks, 1, pieces * bytes] if in all of them the pieces of a block are adjacent."""
-    adjacent = all(view.stride(1) == view.shape[2] for view in views)
-    return [view.flatten(1)[:, None] if adjacent else view for view in views]
-
-
-def word_bytes(widest: int, *views: torch.Tensor) -> int:
-    """Bytes of the widest word, a power of 2 up to `widest`, that all pieces of these views are whole and aligned in."""
-    return gcd(widest, *(part for view in views for part in (view.shape[2], view.data_ptr(), view.storage_offset())))
 
 
 def _staged(buffer: torch.Tensor, pool: Pool | LayerMajorPool, blocks: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from abkt.kv.copy import WORDS, joined, word_bytes
+from abkt.kv.words import WORDS, joined, word_bytes
 
 WIDEST = 16  # bytes of a word: four elements that one thread moves at once
 CHUNK = 1024  # words

@@ -21,13 +21,14 @@ def check_values() -> None:
     from abkt.kv.layer_major import LayerMajorPool
     from abkt.kv.pool import Pool
     from abkt.kv.runs import aligned_runs
+    from abkt.kv.words import joined, word_bytes
     from abkt.spec import KVLayout, ModelSpec
     from tests.kv.test_copy import memory, poisoned
 
     widths: list[int] = []
 
     def kernel(*given):
-        widths.append(copy.word_bytes(16, *copy.joined(*given[:2])))
+        widths.append(word_bytes(16, *joined(*given[:2])))
         launch(*given)
 
     oracle, sent, received = copy.mover_on, [5, 1, 2, 3, 6, 0], [0, 3, 4, 5, 2, 6]
