@@ -10,7 +10,8 @@ import torch
 from abkt.bench.arguments import BenchArguments
 from abkt.codec.cells import Cells
 from abkt.codec.codec import Codec
-from abkt.codec.fixed.backend import Arrived, Backend, CodedCells
+from abkt.codec.coder import CodedCells
+from abkt.codec.fixed.backend import Arrived, Backend
 from abkt.codec.fixed.centre import value_centres
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
@@ -48,7 +49,7 @@ class BenchCase:
     def arrived(self, cells: Cells, coded: CodedCells) -> Arrived:
         present = np.full(cells.count, cells.passes, dtype=np.int8)
         centres = value_centres(self.pool.data, cells.coded_table(self.table), cells)
-        return Arrived(coded.body.cpu().numpy(), cells.offsets, present, coded.forms, centres)
+        return Arrived(coded.body.cpu().numpy(), cells.offsets, present, coded.classes, centres)
 
     def expand(self, cells: Cells, arrived: Arrived, backend: Backend | None = None) -> torch.Tensor:
         (backend or self.backend).expand(arrived, self.other.data, cells.coded_table(self.table), cells)
@@ -74,7 +75,7 @@ def coder(codec: Codec, cells: Cells, pool: Pool, other: Pool, blocks: list[int]
         backend = codec.backend_on(device)
         coded = backend.encode(pool.data, blocks, cells, centres)
         present = np.full(cells.count, cells.passes, dtype=np.int8)
-        arrived = Arrived(coded.body.numpy(), cells.offsets, present, coded.forms, centres)
+        arrived = Arrived(coded.body.numpy(), cells.offsets, present, coded.classes, centres)
         return (
             lambda: backend.encode(pool.data, blocks, cells, value_centres(pool.data, blocks, cells)),
             lambda: backend.expand(arrived, other.data, blocks, cells),
@@ -93,5 +94,5 @@ def coder(codec: Codec, cells: Cells, pool: Pool, other: Pool, blocks: list[int]
     expansion.centres.copy_(encoding.centres)
     expansion.offsets.copy_(torch.from_numpy(cells.offsets))
     expansion.present.fill_(cells.passes)
-    expansion.forms.copy_(encoding.report.forms)
+    expansion.classes.copy_(encoding.report.classes)
     return encode, lambda: expansion.enqueue(encoding.body, other.data)

@@ -3,7 +3,7 @@
 Rows: `encode`, `expand` (ns/token, and as `…_gbps` GB/s of raw KV) for each length, block size and depth, beside the copy's; `order` and
 `stream`, what ordering costs and what `Codec.encode` takes as a whole; `gather`, `scatter` of raw blocks, and the rows of stages.py, for
 each length and block size; and the summary rows `encode_4bit_over_copy`, `decode_4bit_over_copy` at the smallest length of at least
-16 MiB, where on a CPU the peers that are installed run too (peers.py), and the entropy form (entropy.py) at a length of its own. On a
+16 MiB, where on a CPU the peers that are installed run too (peers.py), and the entropy coder (entropy.py) at a length of its own. On a
 CPU everything runs in one thread; on a GPU what is timed is what the codec enqueues (but `stream`, which waits).
 """
 
@@ -27,7 +27,7 @@ from abkt.profile.fingerprint import cpu_name
 
 SUMMARY_BYTES = 16 * 2**20
 SUMMARY_DEPTH = 4
-ENTROPY_TOKENS = 1_024  # the entropy form on a CPU is some hundred times slower
+ENTROPY_TOKENS = 1_024  # the entropy coder on a CPU is some hundred times slower
 
 
 def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]:
@@ -68,7 +68,7 @@ def check(arguments: BenchArguments) -> int:
     for depth in arguments.depths:
         cells = case.cells(depth)
         ours, theirs = case.encode(cells), case.encode(cells, oracle)
-        if not np.array_equal(ours.forms, theirs.forms) or not torch.equal(ours.body.cpu(), theirs.body):
+        if not np.array_equal(ours.classes, theirs.classes) or not torch.equal(ours.body.cpu(), theirs.body):
             raise ValueError(f"{case.backend.describe()}: codes of depth {depth} differ from the oracle's")
         arrived = case.arrived(cells, theirs)
         if not torch.equal(case.expand(cells, arrived).clone(), case.expand(cells, arrived, oracle)):
@@ -116,7 +116,7 @@ def orderer(case: BenchCase, cells: Cells) -> Callable[[], object]:
     from abkt.codec.order_kernels import Ordering
 
     report, ordering = Report.of(cells, case.pool.data.device), Ordering(cells, case.pool.data.device)
-    for to, given in ((report.errors, coded.errors), (report.deviation, coded.deviation), (report.forms, coded.forms)):
+    for to, given in ((report.errors, coded.errors), (report.deviation, coded.deviation), (report.classes, coded.classes)):
         to.copy_(torch.from_numpy(given).view(to.shape))
     return lambda: ordering.enqueue(report)
 

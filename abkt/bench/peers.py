@@ -1,6 +1,6 @@
 """Other projects' 4-bit KV quantisers on a CPU, against ours in the same run and one thread: how many times longer they take.
 
-The values are those that our codec codes, what lies between the exact edges of a sequence. Peers get them gathered beforehand into one
+The values are those that our codec codes, what lies between the verbatim edges of a sequence. Peers get them gathered beforehand into one
 contiguous tensor, and leave them so, while ours reads and writes scattered blocks and measures what each pass removes: that favours the
 peers. What they are is peer_codecs.py's.
 
@@ -164,7 +164,7 @@ def squared(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def wire_bytes(cells: Cells, arrived: Arrived, dtype: torch.dtype) -> int:
     """Everything that expand needs but shapes: the slots, the centres in the pool's dtype and a byte a cell for its form."""
-    return cells.body_bytes + arrived.centres.size * dtype.itemsize + arrived.forms.nbytes
+    return cells.body_bytes + arrived.centres.size * dtype.itemsize + arrived.classes.nbytes
 
 
 @contextmanager

@@ -23,7 +23,7 @@ VERSION = 1
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """model: its name. gamma: in [0, 1]. sensitivity: [layers, kinds, kv_heads] float64, above 0, of any scale. levels: the same shape,
-    uint8, of differences along tokens (differences.py). about: how it was made, in words. Raises ValueError for values out of range."""
+    uint8, of differences along tokens (entropy/haar.py). about: how it was made, in words. Raises ValueError for values out of range."""
 
     model: str
     gamma: float

@@ -1,4 +1,4 @@
-"""How a sequence is cut up: exact edges, tiles of tokens, cells, and the slot of every pass of every cell.
+"""How a sequence is cut up: verbatim edges, tiles of tokens, cells, and the slot of every pass of every cell.
 
 The first block (attention sinks) and the newest 1 to block_tokens tokens (those that do not fill a block, or the last full one) travel
 as they are. What lies between is whole blocks; `tile_tokens` of them make a tile, and the last tile may be shorter. A cell is
@@ -107,7 +107,7 @@ class Cells:
 
     @property
     def newest_tokens(self) -> int:
-        """Tokens of the exact edge at the end; 0 if the first block holds the whole sequence."""
+        """Tokens of the verbatim edge at the end; 0 if the first block holds the whole sequence."""
         return self.tokens - self.sink_tokens - self.coded_blocks * self.layout.block_tokens
 
     @property

@@ -31,7 +31,7 @@ class Bands:
 def weighted_distortion(errors: np.ndarray, deviation: np.ndarray, weights: np.ndarray | None, cells: Cells) -> np.ndarray:
     """Each cell's share of the stream's distortion after each pass, [passes + 1, cells]; its sum over cells is D.
 
-    errors: [passes + 1, cells] squared errors. deviation: [layers, kinds, heads], as in Coded. weights: one a cell, cells.shape, at
+    errors: [passes + 1, cells] squared errors. deviation: [layers, kinds, heads], as in CodedCells. weights: one a cell, cells.shape, at
     least 0, of any scale; None is flat. Every (layer, kind) counts the same: its squared error over its squared deviation from channel
     means, so D = 1 where all is its channel mean and 0 where all is exact. A group that does not vary over the tokens is measured
     against its own error at 0 bits instead. Raises ValueError for weights of another shape, below 0 or not finite.

@@ -25,13 +25,13 @@ _NEVER = tl.constexpr(NEVER)
 
 @triton.jit
 def count_slopes(
-    errors, sizes, shares, weights, forms, keys, bytes_of_bin, cells, cells_of_share, PASSES: tl.constexpr, CELLS: tl.constexpr
+    errors, sizes, shares, weights, classes, keys, bytes_of_bin, cells, cells_of_share, PASSES: tl.constexpr, CELLS: tl.constexpr
 ):
     """Bin of every pass of CELLS cells, or KEYS where it removes nothing, and its bytes into that bin. shares: float64, what a unit of
     squared error of each (layer, kind) is of the distortion; weights: float64, one a cell."""
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     held = cell < cells
-    coded = tl.load(forms + cell, mask=held, other=255) != 255
+    coded = tl.load(classes + cell, mask=held, other=255) != 255
     factor = tl.load(shares + cell // cells_of_share, mask=held, other=0.0) * tl.load(weights + cell, mask=held, other=0.0)
     for p in tl.static_range(1, PASSES + 1):
         slope = tl.full((CELLS,), float("inf"), dtype=tl.float64)
@@ -114,7 +114,7 @@ class Ordering:
         shares = 1 / (torch.where(scale > 0, scale, 1.0) * layers * kinds)
         grid, options = (triton.cdiv(count, CELLS),), {"PASSES": passes, "CELLS": CELLS}
         given = (self._sizes, shares, self.weights)
-        count_slopes[grid](report.errors, *given, report.forms, self._keys, self._bins, count, heads * tiles, **options)
+        count_slopes[grid](report.errors, *given, report.classes, self._keys, self._bins, count, heads * tiles, **options)
         begin_bands[(KEYS // 1024,)](self._bins, self._bins.cumsum(0), self._begins, SIZE=1024)
         numbers = self._begins.cumsum(0)
         found = (self.bands, self.bytes_of_band, self.removed)

@@ -28,13 +28,13 @@ def test_rows_stand_for_what_was_asked(tmp_path, capsys):
                 assert row["unit"] == "ns/token"
                 assert row["value"] > 0
                 assert row["yardstick"] > 0
-    for verb in ("gather", "scatter", "exact_encode", "exact_decode"):
+    for verb in ("gather", "scatter", "lossless_encode", "lossless_decode"):
         for case in ("80x16", "200x16", "200x32"):
             assert rows[f"{verb}/{case}"]["unit"] == "ns/token"
             assert min(rows[f"{verb}/{case}"][key] for key in ("value", "yardstick")) > 0
             assert rows[f"{verb}_gbps/{case}"]["unit"] == "GB/s of raw KV"
     assert rows["importance/200x16"]["unit"] == "ns/token"
-    assert 1.2 < rows["exact_ratio/200x16"]["value"] < 1.5, "normal values of a few deviations"
+    assert 1.2 < rows["lossless_ratio/200x16"]["value"] < 1.5, "normal values of a few deviations"
     raw_bytes_per_token = 2 * 2 * 32 * 2
     assert rows["encode_4bit_gbps/200x16"]["value"] == pytest.approx(raw_bytes_per_token / rows["encode_4bit/200x16"]["value"])
     assert rows["gather_gbps/200x32"]["value"] == pytest.approx(raw_bytes_per_token / rows["gather/200x32"]["value"])

@@ -80,7 +80,7 @@ def test_the_rows_of_a_peer_are_its_own(monkeypatch):
     rows, facts, case = rows_of(monkeypatch, Coarse)
     x = peers.contiguous(case, case.pool.data)
     assert x.shape == (1, 2, 2, 176, 32)
-    assert torch.equal(x[0, 1, 0, 16:32], case.pool.data[case.table[2], 0, 1, 0]), "the first block is an exact edge"
+    assert torch.equal(x[0, 1, 0, 16:32], case.pool.data[case.table[2], 0, 1, 0]), "the first block is an verbatim edge"
     y, f = Coarse().decode(Coarse().encode(x)).double(), x.double()
     nmse = (y - f).square().sum() / (f - f.mean(-2, keepdim=True)).square().sum()
     assert rows["peer_coarse_nmse"].value == pytest.approx(float(nmse), rel=1e-5)

@@ -160,9 +160,9 @@ def test_a_cell_that_cannot_be_coded_travels_exact(layout_of, filled_pool, table
     pool, table, codec = filled_pool(layout), table_of(layout, 200), Codec(layout, backend, tile_tokens=32)
     pool.data[table[4], 1, 0, 1, 7, 5] = bad  # block 4 is coded block 3: tile 1
     stream = codec.encode(pool, table, 200)
-    assert stream.exact_cells == 1
+    assert stream.verbatim_cells == 1
     result, out = expanded(codec, stream, 0, layout, table)
-    assert result.exact_cells == 1
+    assert result.verbatim_cells == 1
     exact = [table[3], table[4]]
     assert torch.equal(out.data[exact, 1, 0, 1].view(torch.int16), pool.data[exact, 1, 0, 1].view(torch.int16))
     assert not torch.equal(out.data[exact, 1, 0, 0], pool.data[exact, 1, 0, 0]), "the other head was coded"
@@ -218,7 +218,7 @@ def test_a_first_tile_without_a_mean_is_no_harm(layout_of, filled_pool, table_of
     pool, table, codec = filled_pool(layout), table_of(layout, 200), Codec(layout, tile_tokens=32)
     pool.data[table[1], :, 1, :, 3, 5] = float("inf")
     stream = codec.encode(pool, table, 200)
-    assert stream.exact_cells == 2 * 2, "V of tile 0 of every layer and head"
+    assert stream.verbatim_cells == 2 * 2, "V of tile 0 of every layer and head"
     _, out = expanded(codec, stream, len(stream.ends) - 1, layout, table)
     decoded, source = whole(out, table, 200)[..., 48:, :], whole(pool, table, 200)[..., 48:, :]
     assert (decoded - source).abs().max() < 0.02 * source.abs().max()

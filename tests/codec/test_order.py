@@ -128,7 +128,7 @@ def test_uniform_curve_has_the_rates_asked_for(layout_of):
     curve = curve_of(bands, cells, exact, ends, distortions(bands, left))
     assert curve.bits == (0, 1, 2, 3, 4, 6, 8)
     assert np.allclose(curve.distortion, left[:, 0] * (cells.count - 1) + 1), (
-        "the exact cell's share of the first is not removed by any band"
+        "the verbatim cell's share of the first is not removed by any band"
     )
     assert (bands.of[:, 3] == NEVER).all()
     assert curve.bytes[0] == 1000

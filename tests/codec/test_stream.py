@@ -73,7 +73,7 @@ def test_what_fills_up_a_table_of_checksums_matters_too(case):
     for place in filling:
         bad = bytearray(good)
         bad[place] ^= 0x10
-        assert "nothing but zeros" in refused(case, bytes(bad))
+        assert "only zeros" in refused(case, bytes(bad))
 
 
 @given(st.integers(0, 10**6))
@@ -94,8 +94,8 @@ def test_damage_is_named(case):
         return good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
 
     assert "header is damaged" in refused(case, flipped(20))
-    assert "exact edges" in refused(case, flipped(header.edges_at))
-    assert "exact cells" in refused(case, flipped(header.raw_at))
+    assert "verbatim edges" in refused(case, flipped(header.edges_at))
+    assert "verbatim cells" in refused(case, flipped(header.verbatim_at))
     assert "layer 0, head 0, K, tile 0), metadata" in refused(case, flipped(int(header.sections.starts[0])))
     first = int((header.sections.of == 0).sum())  # the first slot of band 0
     index, cell = divmod(int(header.sections.order[first]), header.cells.count)
@@ -137,14 +137,14 @@ def test_a_cell_out_of_order_or_twice_is_refused(case):
     good, header = stream.prefix(0), stream.header
     forms_at = FIXED.size + 4 * (header.bands.count + 1)
     bands_at = forms_at + header.cells.count
-    cell = next(c for c in range(header.cells.count) if c not in header.exact)
+    cell = next(c for c in range(header.cells.count) if c not in header.verbatim)
 
     def later_first(head: bytearray) -> None:
         head[bands_at + cell] = header.bands.count - 1
         head[bands_at + header.cells.count + cell] = 0
 
     def coded_and_exact(head: bytearray) -> None:
-        head[bands_at + int(header.exact[0])] = 0
+        head[bands_at + int(header.verbatim[0])] = 0
 
     def unknown(head: bytearray) -> None:
         head[forms_at + cell] = 16
@@ -179,7 +179,7 @@ def test_pieces_are_not_copies_and_few(layout_of, filled_pool, table_of):
 def test_slots_stay_aligned_on_the_wire(case):
     stream = case[-1]
     assert all(end % 16 == 0 for end in stream.ends)
-    assert stream.header.edges_at % 16 == stream.header.raw_at % 16 == stream.header.head_bytes % 16 == 0
+    assert stream.header.edges_at % 16 == stream.header.verbatim_at % 16 == stream.header.head_bytes % 16 == 0
     assert not (stream.header.sections.starts % 16).any()
 
 

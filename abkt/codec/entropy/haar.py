@@ -6,7 +6,7 @@ again with each other at the next level, and what KV has in common with its neig
 Squared error is what it is without, so slopes stay true. Of tokens with a correlation of r between neighbours one level saves
 -log2(1 - r**2) / 4 bits a value, and all levels at most twice that. Lifting in two steps is JPEG 2000's way to the same end.
 
-Keys are turned by their position (RoPE), which hides what neighbours have in common; it is undone before, where the base is known.
+Keys are rotated by their position (RoPE), which hides what neighbours have in common; it is undone before, where the base is known.
 """
 
 from __future__ import annotations

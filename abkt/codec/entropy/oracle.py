@@ -1,10 +1,10 @@
-"""The entropy form of the nested quantiser, written to be read: the oracle of its fast paths.
+"""The entropy coder of the nested quantiser, written to be read: the oracle of its fast paths.
 
-A value is coded as centre + sign * magnitude, the magnitude in bins of its strip's step (entropy_plan.py), which each pass halves or, in
+A value is coded as centre + sign * magnitude, the magnitude in bins of its strip's step (entropy/plan.py), which each pass halves or, in
 passes 5 and 6, quarters. What pass p sends of a value is its bin, if its channel starts there; which half or quarter of its bin, if it
 started before; and nothing if it has not. These symbols run token by token, over the channels that have started. They are coded with rANS
-(rans.py) and static tables, by the class of the bin (entropy_tables.py): the ratio of the channel's deviation to the step, corrected by the
-cell's gain; or, from pass 3 on, packed as plain bits (entropy_wire.py) where coding saves next to nothing.
+(rans/oracle.py) and static tables, by the class of the bin (entropy/tables.py): the ratio of the channel's deviation to the step, corrected by the
+cell's gain; or, from pass 3 on, packed as plain bits (entropy/wire.py) where coding saves next to nothing.
 
 Metadata are one byte a cell, at the head of pass 1: the gain in quarter octaves (4 bits), the shape of its density (bit 4), and whether it
 has outliers (bit 5). Gain and shape follow from how many values lie beyond one deviation and beyond three. At rate 0 a cell is its
@@ -13,7 +13,7 @@ centre, and has no bytes.
 Outliers, values that their channel's table does not reach, follow the metadata as they are: their number (16 bits), the place of each in
 the cell (16 bits, or 32 where the cell has more than 65,536 values), and the values in the pool's dtype. They are exact from pass 1 on.
 
-What a strip is centred on, and whether it is coded as differences of neighbouring tokens, is entropy_stats.py's: then "value", "token" and
+What a strip is centred on, and whether it is coded as differences of neighbouring tokens, is entropy/stats.py's: then "value", "token" and
 "channel" here mean those of its transform, and an outlier is a coefficient, carried as float32.
 
 A cell falls back (its caller sends it in another form) if a value is not finite, if more than one in 64 is an outlier, or if a pass is
@@ -29,7 +29,7 @@ import torch
 
 from abkt.codec.cells import WIDTHS
 from abkt.codec.entropy.plan import FINER, FINEST, MANTISSAS, PASSES, Plan
-from abkt.codec.entropy.stats import Stats, around_of
+from abkt.codec.entropy.stats import Stats, prediction_of
 from abkt.codec.entropy.tables import FAR, GAIN_BIAS, GAINS, HALVES, HEAVY, LEAST, MOST, OVER, POINT, POINTS, QUARTERS, SHARES, SKEW, WIDEST
 from abkt.codec.entropy.wire import head_of, pack_bits, read_head, unpack_bits
 from abkt.codec.fixed.quantize import LIMIT
@@ -52,39 +52,39 @@ class EntropyCells:
     fallback: np.ndarray
 
 
-def room_of(tokens: int, dim: int) -> int:
+def max_pass_bytes(tokens: int, dim: int) -> int:
     """Bytes that a pass of a cell never exceeds: metadata, states and a byte a value of whole eighths, as a multiple of 16."""
     return -(-(1 + STATE_BYTES + -(-tokens // 8) * 8 * dim) // 16) * 16
 
 
 def encode_cells(
     x: np.ndarray, strip: np.ndarray, stats: Stats, depth: int, dtype: torch.dtype,
-    first: np.ndarray | None = None, turn: np.ndarray | None = None,
+    first: np.ndarray | None = None, rotation: np.ndarray | None = None,
 ) -> EntropyCells:  # fmt: skip
     """The passes 1 to `depth` of cells x [cells, tokens, dim] float32, values of `dtype`, in strips `strip` [cells].
 
-    first: [cells], position of each cell's first token, and turn [positions, 2, dim // 2], for strips that turn. Raises ValueError for
+    first: [cells], position of each cell's first token, and rotation [positions, 2, dim // 2], for strips that rotate. Raises ValueError for
     shapes that do not fit.
     """
     cells, tokens, dim = x.shape
     if stats.centre.shape[1:] != (dim,) or strip.shape != (cells,) or not 1 <= depth <= PASSES or tokens % (1 << stats.levels):
         given = f"cells {x.shape}, strips {strip.shape}, centres {stats.centre.shape}, depth {depth} of {PASSES}"
         raise ValueError(f"{given}, {stats.levels} levels do not fit")
-    plan, room = stats.plan, room_of(tokens >> stats.levels, dim << stats.levels)
-    around = around_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, turn)
+    plan, room = stats.plan, max_pass_bytes(tokens >> stats.levels, dim << stats.levels)
+    prediction = prediction_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, rotation)
     fallback = ~(np.abs(x) < LIMIT[dtype]).all((1, 2))
-    tame = np.where(fallback[:, None, None], around.centre, x).astype(np.float32)
-    off = around.coefficients(tame)
+    codable = np.where(fallback[:, None, None], prediction.centre, x).astype(np.float32)
+    residual = prediction.coefficients(codable)
     finest = plan.step * np.float32(2.0**-FINEST)
-    magnitude = np.minimum(np.abs(off) * (1 / finest)[strip][:, None], LARGEST).astype(np.int32)
-    negative = off < 0
+    magnitude = np.minimum(np.abs(residual) * (1 / finest)[strip][:, None], LARGEST).astype(np.int32)
+    negative = residual < 0
     meta = metadata_of(magnitude, plan, strip)
     slots: list[list[bytes]] = [[b""] * cells for _ in range(depth)]
     errors = np.zeros((depth + 1, cells))
     outlier = _out_of_reach(magnitude, plan, strip, meta, depth)
     fallback |= outlier.sum((1, 2)) > min(tokens * dim // OUTLIERS_IN, 65_535)
     magnitude[outlier], negative[outlier] = 0, False
-    listed, carried = (off, torch.float32) if stats.levels else (tame, dtype)
+    listed, carried = (residual, torch.float32) if stats.levels else (codable, dtype)
     heads = [head_of(m, o, v, carried) for m, o, v in zip(meta.tolist(), outlier, listed, strict=True)]
     for s in np.unique(strip):
         here = np.flatnonzero((strip == s) & ~fallback)
@@ -95,16 +95,16 @@ def encode_cells(
         fallback |= np.array([len(d) > room for d in slots[p]])
     for p in range(depth + 1):
         guess = reconstruct(magnitude, negative, meta, plan, strip, np.full(cells, p))
-        guess = around.values(np.where(outlier & (p > 0), off, guess) if stats.levels else guess, dtype)
-        guess = guess if stats.levels else np.where(outlier & (p > 0), tame, guess)
-        errors[p] = np.square(tame.astype(np.float64) - guess).sum((1, 2))
+        guess = prediction.values(np.where(outlier & (p > 0), residual, guess) if stats.levels else guess, dtype)
+        guess = guess if stats.levels else np.where(outlier & (p > 0), codable, guess)
+        errors[p] = np.square(codable.astype(np.float64) - guess).sum((1, 2))
     errors[:, fallback] = errors[0, fallback]
     return EntropyCells([[b"" if fell else d for d, fell in zip(row, fallback, strict=True)] for row in slots], errors, fallback)
 
 
 def decode_cells(
     slots: list[list[bytes]], strip: np.ndarray, stats: Stats, tokens: int, dtype: torch.dtype,
-    first: np.ndarray | None = None, turn: np.ndarray | None = None, have: np.ndarray | None = None,
+    first: np.ndarray | None = None, rotation: np.ndarray | None = None, have: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
     """What the first `have` [cells] passes of each cell say (all given, if None): [cells, tokens, dim] float32, values of `dtype`.
 
@@ -113,7 +113,7 @@ def decode_cells(
     cells, dim = len(strip), stats.centre.shape[1]
     have = np.full(cells, len(slots)) if have is None else have
     plan = stats.plan
-    around = around_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, turn)
+    prediction = prediction_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, rotation)
     magnitude = np.zeros((cells, tokens >> stats.levels, dim << stats.levels), dtype=np.int32)
     negative = np.zeros(magnitude.shape, dtype=bool)
     meta = np.full(cells, GAIN_BIAS, dtype=np.uint8)
@@ -130,10 +130,10 @@ def decode_cells(
             magnitude[here] |= a
             negative[here] |= b
     coefficients = reconstruct(magnitude, negative, meta, plan, strip, have)
-    out = coefficients if stats.levels else around.values(coefficients, dtype)
+    out = coefficients if stats.levels else prediction.values(coefficients, dtype)
     for cell, (places, values) in outliers.items():
         out[cell].reshape(-1)[places] = values
-    return around.values(out, dtype) if stats.levels else out
+    return prediction.values(out, dtype) if stats.levels else out
 
 
 def metadata_of(magnitude: np.ndarray, plan: Plan, strip: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The static tables of the entropy form: shares for rANS, contexts of refinement, points of reconstruction. One version serves all models.
+"""The static tables of the entropy coder: shares for rANS, contexts of refinement, points of reconstruction. One version serves all models.
 
 A class is the ratio of a value's standard deviation to the width of its bin, in quarter octaves: k stands for 2**(k / 4). Densities are
 zero-mean and symmetric, so tables speak of magnitudes: magnitude a is the bin from a to a + 1 widths. There are two shapes, both

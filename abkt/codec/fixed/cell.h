@@ -51,7 +51,7 @@ struct Shape {  // as fast.py fills it
 };
 
 constexpr int BITS[] = {0, 1, 2, 3, 4, 6, 8};
-constexpr int PASSES = 6, CLASSES = 16, EXACT = 255, NARROW_FROM = 3, MEASURED_WHOLE = 64;
+constexpr int PASSES = 6, CLASSES = 16, VERBATIM = 255, NARROW_FROM = 3, MEASURED_WHOLE = 64;
 
 struct Rules {  // the tables of quantize.py
   int32_t limits[CLASSES - 1];
@@ -198,15 +198,15 @@ template <class E> struct Cell {
       squared += code_squares[g] - 2 * middle * all + size * middle * middle;
     }
     const int64_t variance = squared / (tokens * dim);
-    int form = 0;
-    for (int i = 0; i < CLASSES - 1; i++) form += variance < rules.limits[i];
-    return form;
+    int cell_class = 0;
+    for (int i = 0; i < CLASSES - 1; i++) cell_class += variance < rules.limits[i];
+    return cell_class;
   }
 
-  void prepare(bool key, int form, int first, int last) {  // x at pass p is low + (code with its low bits cleared * scale + offset)
+  void prepare(bool key, int cell_class, int first, int last) {  // x at pass p is low + (code with its low bits cleared * scale + offset)
     const int64_t count = groups(key);
     for (int p = first; p <= last; p++) {
-      const float share = p ? float(rules.shares[form][p]) / 32 : 1, half = p ? float(1 << (8 - BITS[p])) / 2 : 0;
+      const float share = p ? float(rules.shares[cell_class][p]) / 32 : 1, half = p ? float(1 << (8 - BITS[p])) / 2 : 0;
       for (int64_t g = 0; g < count; g++) {
         const float own = step[g] * (1 - share);
         scale[p * count + g] = own;
@@ -282,7 +282,7 @@ template <class E> struct Cell {
     }
   }
 
-  template <bool KEY> void restore(const uint8_t* const* slot, int form, int passes) {
+  template <bool KEY> void restore(const uint8_t* const* slot, int cell_class, int passes) {
     const int64_t dim = this->dim, tokens = this->tokens, count = groups(KEY);
     std::memcpy(narrow_low.data(), slot[0], count * sizeof(T));
     std::memcpy(packed.data(), slot[0] + count * sizeof(T), count * 2);
@@ -290,7 +290,7 @@ template <class E> struct Cell {
       step[g] = float_of(uint32_t(packed[g] >> 4) << 19);
       low[g] = E::wide(narrow_low[g]), mean[g] = float((packed[g] & 15) * 16 + 8);
     }
-    prepare(KEY, form, passes, passes);
+    prepare(KEY, cell_class, passes, passes);
     if (passes) unpack_planes(slot, eighth * dim, codes.data(), passes);
     T* const* row = rows.data();
     const float *lows = low.data(), *scales = scale.data() + passes * count, *offsets = offset.data() + passes * count, *middles = centre;

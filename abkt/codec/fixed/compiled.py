@@ -1,4 +1,4 @@
-"""The compiled CPU path: fast.cpp, built once with g++ for this machine and loaded without Python.h.
+"""The compiled CPU path: fixed/compiled.cpp, built once with g++ for this machine and loaded without Python.h.
 
 Source of the choice: a cell that is gathered, coded, measured and packed in one visit to the cache runs several times faster than
 whole-tensor passes over it, however well each pass is compiled.
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import LANES, Cells, part_of
+from abkt.codec.coder import CodedCells
 from abkt.codec.compile import FLAGS, library, reason_of
-from abkt.codec.fixed.backend import Arrived, CodedCells
+from abkt.codec.fixed.backend import Arrived
 from abkt.codec.fixed.quantize import LIMITS, SHARES
 from abkt.spec import KVLayout
 
@@ -39,18 +40,18 @@ class Compiled:
         layers, kinds, heads, _ = cells.shape
         body = torch.empty(cells.body_bytes, dtype=torch.uint8)
         errors = np.empty((cells.passes + 1, cells.count))
-        forms = np.empty(cells.count, dtype=np.uint8)
+        classes = np.empty(cells.count, dtype=np.uint8)
         deviation = np.empty((layers, kinds, heads))
         shape, table = _shape(cells), np.array(blocks, dtype=np.int64)
         given = (_at(shape), _at(RULES), DTYPES[data.dtype], _tensor_at(data), _at(table), _at(centres))
         slots = (_at(cells.offsets), _at(cells.sizes), _tensor_at(body))
-        self.library.abkt_encode(*given, *slots, _at(errors), _at(forms), _at(deviation))
-        return CodedCells(body, errors, forms, deviation)
+        self.library.abkt_encode(*given, *slots, _at(errors), _at(classes), _at(deviation))
+        return CodedCells(body, errors, classes, deviation)
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         shape, table = _shape(cells), np.array(blocks, dtype=np.int64)
         given = (_at(shape), _at(RULES), DTYPES[data.dtype], _tensor_at(data), _at(table), _at(arrived.centres))
-        self.library.abkt_expand(*given, *(_at(a) for a in (arrived.offsets, arrived.wire, arrived.present, arrived.forms)))
+        self.library.abkt_expand(*given, *(_at(a) for a in (arrived.offsets, arrived.wire, arrived.present, arrived.classes)))
 
     def checksums(self, buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         offsets, sizes = np.ascontiguousarray(offsets), np.ascontiguousarray(sizes)

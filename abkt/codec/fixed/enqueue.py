@@ -1,6 +1,6 @@
 """Encoding and expanding enqueued on a GPU: buffers allocated once, no wait, so a CUDA graph can hold every launch.
 
-The host learns of an encode by one asynchronous copy into pinned memory, of the *report*: errors, forms and deviations of all cells. It may
+The host learns of an encode by one asynchronous copy into pinned memory, of the *report*: errors, classes and deviations of all cells. It may
 be made on a stream of its own, behind the kernels, and is waited for when the order is decided. The slots stay on the device until they
 are sent.
 """
@@ -15,7 +15,7 @@ import torch
 import triton
 
 from abkt.codec.cells import Cells
-from abkt.codec.fixed.backend import EXACT
+from abkt.codec.coder import VERBATIM
 from abkt.codec.fixed.centre import centres_of_first_tile
 from abkt.codec.fixed.kernels import encode_cells, expand_cells
 from abkt.codec.fixed.quantize import LIMIT, LIMITS, MARGINS, SHARES
@@ -26,12 +26,12 @@ RULES = np.array([*LIMITS, *(share for row in SHARES for share in row)], dtype=n
 @dataclass(frozen=True, slots=True)
 class Report:
     """What the host needs of an encode, as views of one uint8 tensor: errors [passes + 1, cells] float32, deviation [layers, kinds,
-    heads] float64, forms [cells] uint8."""
+    heads] float64, classes [cells] uint8."""
 
     whole: torch.Tensor
     errors: torch.Tensor
     deviation: torch.Tensor
-    forms: torch.Tensor
+    classes: torch.Tensor
 
     @classmethod
     def of(cls, cells: Cells, device: torch.device, pinned: bool = False) -> Report:
@@ -65,7 +65,7 @@ class Encoding:
     def enqueue(self, data: torch.Tensor, with_centres: bool = True) -> None:
         """Code the blocks of `table` in a pool's tensor. with_centres: take them from the first tile; or those in `centres` stand.
 
-        Slots of an exact cell keep what they held before: they are never sent.
+        Slots of an verbatim cell keep what they held before: they are never sent.
         """
         cells = self.cells
         layers, kinds, heads, tiles = cells.shape
@@ -76,7 +76,7 @@ class Encoding:
         for part in (self.report.whole, self._sums, self._spreads):
             part.zero_()
         outer, inner = MARGINS.get(cells.depth_bits, (0.0, 0.0))
-        given = (self.table, self.centres, self._offsets, self._rules, self.body, self.report.errors, self.report.forms)
+        given = (self.table, self.centres, self._offsets, self._rules, self.body, self.report.errors, self.report.classes)
         for kind in range(kinds):
             encode_cells[(layers * heads * tiles,)](
                 data, *given, self._sums, self._spreads, *sizes_of(cells), KEY=kind == 0,
@@ -91,7 +91,7 @@ class Encoding:
     def _deviation(self) -> torch.Tensor:
         """Squared deviation from channel means over all tiles of a (layer, kind, head): [layers, kinds, heads]."""
         shape = self.cells.shape
-        kept = self.report.forms.view(shape) != EXACT
+        kept = self.report.classes.view(shape) != VERBATIM
         counted = (self._lengths * kept)[..., None]  # tokens of each tile, 0 where the cell is exact
         tile_means = self._sums.double().view(*shape, -1) / self._lengths[:, None]
         means = (tile_means * counted).sum(3, keepdim=True) / counted.sum(3, keepdim=True).clamp_min(1)
@@ -100,7 +100,7 @@ class Encoding:
 
 class Expansion:
     """One expansion of a sequence of `cells`. table, centres: as in Encoding. offsets: [passes + 1, cells] int64, present: [cells] int8,
-    forms: [cells] uint8, as in Arrived; all to be written before."""
+    classes: [cells] uint8, as in Arrived; all to be written before."""
 
     def __init__(self, cells: Cells, device: torch.device) -> None:
         layers, kinds, heads, _ = cells.shape
@@ -109,13 +109,13 @@ class Expansion:
         self.centres = torch.zeros(layers if kinds > 1 else 0, heads, cells.dim, device=device)
         self.offsets = torch.zeros(cells.passes + 1, cells.count, dtype=torch.int64, device=device)
         self.present = torch.zeros(cells.count, dtype=torch.int8, device=device)
-        self.forms = torch.zeros(cells.count, dtype=torch.uint8, device=device)
+        self.classes = torch.zeros(cells.count, dtype=torch.uint8, device=device)
         self._rules = torch.from_numpy(RULES).to(device)
 
     def enqueue(self, wire: torch.Tensor, data: torch.Tensor) -> None:
         """Write what arrived in `wire`, uint8 on the device of the pool's tensor `data`, into the blocks of `table`."""
         layers, kinds, heads, tiles = self.cells.shape
-        given = (self.table, self.centres, self.offsets, self._rules, wire, self.present, self.forms, *sizes_of(self.cells))
+        given = (self.table, self.centres, self.offsets, self._rules, wire, self.present, self.classes, *sizes_of(self.cells))
         for kind in range(kinds if self.cells.count else 0):
             expand_cells[(layers * heads * tiles,)](data, *given, KEY=kind == 0, **constants(self.cells))
 

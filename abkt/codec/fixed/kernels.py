@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-EXACT = tl.constexpr(255)  # as in backend.py
+VERBATIM = tl.constexpr(255)  # as in backend.py
 NARROW_FROM = tl.constexpr(3)  # as in quantize.py
 MEASURED_WHOLE = tl.constexpr(64)  # likewise
 CLASSES = tl.constexpr(16)
@@ -153,14 +153,14 @@ def _describe(slot, at, held, groups, low, step, middle, data):
 
 
 @triton.jit
-def _missed(x, mask, codes, low, step, mean, centre, rules, form, element: tl.constexpr, INDEX: tl.constexpr):
+def _squared_error(x, mask, codes, low, step, mean, centre, rules, cell_class, element: tl.constexpr, INDEX: tl.constexpr):
     """Squared error of each value against what the pool will hold after pass INDEX."""
     if INDEX == 0:
         guess = low + step * mean
     else:
         bits: tl.constexpr = INDEX if INDEX < 5 else 2 * INDEX - 4
         unknown: tl.constexpr = 2 ** (8 - bits)
-        share = tl.load(rules + CLASSES - 1 + form * 7 + INDEX).to(tl.float32) * 0.03125
+        share = tl.load(rules + CLASSES - 1 + cell_class * 7 + INDEX).to(tl.float32) * 0.03125
         middle = (codes & (256 - unknown)).to(tl.float32) + unknown * 0.5
         guess = low + (middle * (step * (1 - share)) + mean * (step * share))
     off = tl.where(mask, x - _rounded(guess + centre, element), 0.0)
@@ -169,11 +169,11 @@ def _missed(x, mask, codes, low, step, mean, centre, rules, form, element: tl.co
 
 @triton.jit
 def encode_cells(
-    data, table, centres, offsets, rules, body, errors, forms, sums, spreads, cells, strips, kinds, heads, tiles, coded_tokens,
+    data, table, centres, offsets, rules, body, errors, classes, sums, spreads, cells, strips, kinds, heads, tiles, coded_tokens,
     KEY: tl.constexpr, PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, BOUND: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Slots, errors, form, channel sums and spread of one cell. All outputs must be 0 before: an exact cell writes its form alone."""
+    """Slots, errors, cell_class, channel sums and spread of one cell. All outputs must be 0 before: an verbatim cell writes its cell_class alone."""
     cell, strip, tile, tokens = _place(tiles, kinds, heads, coded_tokens, KEY, TILE)
     element: tl.constexpr = data.dtype.element_ty
     centre = _centre(centres, tiles, KEY, DIM, COLS)
@@ -188,17 +188,17 @@ def encode_cells(
         below, above = _extremes(x, mask)
         least, most = tl.minimum(least, tl.min(below, 0)), tl.maximum(most, tl.max(above, 0))
     if wild == 1:
-        tl.store(forms + cell, EXACT)
+        tl.store(classes + cell, VERBATIM)
     else:
         least, most = tl.where(col < DIM, least, 0.0), tl.where(col < DIM, most, 0.0)
         tl.store(sums + cell.to(tl.int64) * DIM + col, total, mask=col < DIM)
         channel_mean = (total / tokens)[None, :]
         narrow = False
-        code_sums, form, steps, measured = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
+        code_sums, cell_class, steps, measured = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
         if PASSES <= 3:
-            narrow = form >= NARROW_FROM
-            code_sums, form, steps, measured = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
-        tl.store(forms + cell, form.to(tl.uint8))
+            narrow = cell_class >= NARROW_FROM
+            code_sums, cell_class, steps, measured = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
+        tl.store(classes + cell, cell_class.to(tl.uint8))
 
         slot = body + tl.multiple_of(tl.load(offsets + cell), 16)
         low_c, step_c, inverse_c = _scale(least, most, narrow, element, True, OUTER, INNER)
@@ -236,18 +236,18 @@ def encode_cells(
             off = tl.where(mask, x - channel_mean, 0.0)
             spread += off * off
             if whole | (part == chosen):
-                e0 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 0))
-                e1 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 1))
+                e0 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 0))
+                e1 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 1))
                 if PASSES >= 2:
-                    e2 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 2))
+                    e2 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 2))
                 if PASSES >= 3:
-                    e3 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 3))
+                    e3 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 3))
                 if PASSES >= 4:
-                    e4 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 4))
+                    e4 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 4))
                 if PASSES >= 5:
-                    e5 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 5))
+                    e5 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 5))
                 if PASSES >= 6:
-                    e6 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 6))
+                    e6 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 6))
 
         factor = tl.where(whole, 1.0, steps / tl.where(whole, 1.0, measured))
         tl.store(spreads + cell, tl.sum(spread))
@@ -287,14 +287,14 @@ def _group(slot, at, held, groups, data):
 
 @triton.jit
 def expand_cells(
-    data, table, centres, offsets, rules, wire, presence, forms, cells, strips, kinds, heads, tiles, coded_tokens,
+    data, table, centres, offsets, rules, wire, presence, classes, cells, strips, kinds, heads, tiles, coded_tokens,
     KEY: tl.constexpr, PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Values of one cell into the pool, from as many passes as its prefix of the stream holds."""
     cell, strip, tile, tokens = _place(tiles, kinds, heads, coded_tokens, KEY, TILE)
-    form = tl.load(forms + cell).to(tl.int32)
-    if form != EXACT:
+    cell_class = tl.load(classes + cell).to(tl.int32)
+    if cell_class != VERBATIM:
         present = tl.load(presence + cell).to(tl.int32)
         eighth = (tokens + 7) // 8
         row, col = tl.arange(0, ROWS), tl.arange(0, COLS)
@@ -311,7 +311,7 @@ def expand_cells(
                 pairs |= (packed | (other << 8)) << (16 * (index - 5))
         bits = present + tl.maximum(present - 4, 0)
         half = tl.where(bits == 8, 0.5, (128 >> tl.minimum(bits, 7)).to(tl.float32))
-        share = tl.load(rules + CLASSES - 1 + form * 7 + present).to(tl.float32) * 0.03125
+        share = tl.load(rules + CLASSES - 1 + cell_class * 7 + present).to(tl.float32) * 0.03125
         share = tl.where(present == 0, 1.0, share)
         slot = wire + tl.multiple_of(tl.load(offsets + cell), 16)
         centre = _centre(centres, tiles, KEY, DIM, COLS)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import Cells
+from abkt.codec.coder import CodedCells
 from abkt.codec.fixed import backend, compiled
-from abkt.codec.fixed.backend import Arrived, CodedCells
+from abkt.codec.fixed.backend import Arrived
 from abkt.codec.fixed.enqueue import Encoding, Expansion
 
 
@@ -25,7 +26,7 @@ class Kernels:
         work.enqueue(data, with_centres=False)
         work.copy_report()
         body = work.body.cpu()  # behind the report on the same stream, so both are here now
-        return CodedCells(body, work.host.errors.double().numpy(), work.host.forms.numpy(), work.host.deviation.numpy())
+        return CodedCells(body, work.host.errors.double().numpy(), work.host.classes.numpy(), work.host.deviation.numpy())
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         work = Expansion(cells, data.device)
@@ -34,7 +35,7 @@ class Kernels:
             (work.centres, arrived.centres),
             (work.offsets, arrived.offsets),
             (work.present, arrived.present),
-            (work.forms, arrived.forms),
+            (work.classes, arrived.classes),
         ):
             to.copy_(torch.tensor(given))
         work.enqueue(torch.tensor(arrived.wire).to(data.device), data)

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import WIDTHS, Cells
+from abkt.codec.coder import VERBATIM, CodedCells
 from abkt.codec.fixed import quantize as q
-from abkt.codec.fixed.backend import EXACT, Arrived, CodedCells, checksums
+from abkt.codec.fixed.backend import Arrived, checksums
 
 
 class Oracle:
@@ -20,7 +21,7 @@ class Oracle:
         layers, kinds, heads, _ = cells.shape
         body = torch.zeros(cells.body_bytes, dtype=torch.uint8)
         errors = np.zeros((cells.passes + 1, *cells.shape))
-        forms = np.full(cells.shape, EXACT, dtype=np.uint8)
+        classes = np.full(cells.shape, VERBATIM, dtype=np.uint8)
         deviation = np.zeros((layers, kinds, heads))
         table = torch.tensor(blocks, dtype=torch.long, device=data.device)
         for layer, kind in np.ndindex(layers, kinds):
@@ -29,7 +30,7 @@ class Oracle:
             coded_exactly = torch.zeros(whole.shape[:2], dtype=torch.bool)
             for tile, tokens in enumerate(cells.tile_lengths):
                 span = slice(tile * cells.tile_tokens, tile * cells.tile_tokens + tokens)
-                bad = q.travels_exact(whole[:, span].float() - centre, data.dtype)
+                bad = q.travels_verbatim(whole[:, span].float() - centre, data.dtype)
                 coded_exactly[:, span] = bad[:, None]
                 x = torch.where(bad[:, None, None], 0.0, whole[:, span])
                 coded = q.quantize(x.float() - centre, dim, data.dtype, cells.depth_bits)
@@ -37,7 +38,7 @@ class Oracle:
                 for head in (h for h in range(heads) if not bad[h]):
                     chosen = q.measured(tokens, first_strip + head, tile)
                     errors[:, layer, kind, head, tile] = q.cell_errors(by_token[head], coded.step[head], chosen).numpy()
-                forms[layer, kind, :, tile] = np.where(bad.numpy(), EXACT, coded.spread.numpy())
+                classes[layer, kind, :, tile] = np.where(bad.numpy(), VERBATIM, coded.spread.numpy())
                 packed = [q.pack_metadata(coded, dim, data.dtype)]
                 packed += [q.pack_pass(coded.codes, index).flatten(1) for index in range(1, cells.passes + 1)]
                 for head in (h for h in range(heads) if not bad[h]):
@@ -45,13 +46,13 @@ class Oracle:
                     for slot, offset in zip(packed, cells.offsets[:, cell].tolist(), strict=True):
                         body[offset : offset + slot.shape[1]] = slot[head]
             deviation[layer, kind] = deviation_of(whole, ~coded_exactly).numpy()
-        return CodedCells(body, errors.reshape(cells.passes + 1, -1), forms.reshape(-1), deviation)
+        return CodedCells(body, errors.reshape(cells.passes + 1, -1), classes.reshape(-1), deviation)
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         dim, meta = cells.dim, data.element_size() + 2
         buffer, offsets = torch.tensor(arrived.wire), arrived.offsets
         parts = data.shape[-1] // dim
-        for cell in np.flatnonzero(arrived.forms != EXACT).tolist():
+        for cell in np.flatnonzero(arrived.classes != VERBATIM).tolist():
             layer, kind, head, tile = cells.place(cell)
             tokens, passes = cells.tile_lengths[tile], int(arrived.present[cell])
             eighth = -(-tokens // 8)
@@ -64,7 +65,7 @@ class Oracle:
             for index in range(1, passes + 1):
                 rows = eighth * WIDTHS[index - 1]
                 codes |= q.unpack_pass(slot(index, rows * dim).view(rows, dim), index, tokens)
-            x = q.reconstruct(q.Quantized(codes, low, step, mean, torch.tensor(int(arrived.forms[cell]))), passes)
+            x = q.reconstruct(q.Quantized(codes, low, step, mean, torch.tensor(int(arrived.classes[cell]))), passes)
             x = (x + _centre(arrived.centres, layer, kind)[head if kind else 0]).to(data.dtype)
             held = torch.tensor(blocks[cells.tile_blocks(tile)], dtype=torch.long, device=data.device)
             columns = slice(head % parts * dim, (head % parts + 1) * dim)

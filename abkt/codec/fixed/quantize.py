@@ -74,7 +74,7 @@ class Quantized:
     spread: torch.Tensor
 
 
-def travels_exact(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def travels_verbatim(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Which cells of x [..., tokens, channels] float32 hold a value that is not finite, or too large to code in `dtype`: [...] bool."""
     return ~(x.abs() < LIMIT[dtype]).all(-1).all(-1)
 

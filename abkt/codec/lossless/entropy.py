@@ -1,7 +1,7 @@
-"""The exact rate with coded exponents, for links that are slower than a processor.
+"""The lossless code with coded exponents, for links that are slower than a processor.
 
 A value's sign and mantissa go as they are. Its exponent is taken relative to its channel's most frequent one, since channels differ in
-scale more than tokens do, and coded with rANS (rans.py) and one table for all channels, made from the values themselves.
+scale more than tokens do, and coded with rANS (rans/oracle.py) and one table for all channels, made from the values themselves.
 
 KV [heads, tokens, dim] is one piece, its streams a head and at most STREAM_TOKENS tokens each:
 
@@ -10,7 +10,7 @@ KV [heads, tokens, dim] is one piece, its streams a head and at most STREAM_TOKE
     sizes     [streams] uint32, bytes of each stream
     streams
     rest      of float32 the low 16 bits of all values; then the low byte of sign and mantissa, if they have 8 bits or more; then
-              what is left above it, packed as planes of 4, 2 and 1 bits (baselines/bits.py)
+              what is left above it, packed as planes of 4, 2 and 1 bits (codec/bits.py)
 
 Little-endian. Bit patterns come back as they were, NaN payloads and signed zeros too.
 """
@@ -32,7 +32,9 @@ SYMBOLS = 256
 def encode(x: torch.Tensor) -> bytes:
     """x: [heads, tokens, dim] of bfloat16, float16, float8_e4m3fn or float32, on the CPU. Raises ValueError for another dtype."""
     if x.dtype not in MANTISSA or x.dim() != 3:
-        raise ValueError(f"no exact code for {tuple(x.shape)} of {x.dtype}; take [heads, tokens, dim] of {', '.join(map(str, MANTISSA))}")
+        raise ValueError(
+            f"no lossless code for {tuple(x.shape)} of {x.dtype}; take [heads, tokens, dim] of {', '.join(map(str, MANTISSA))}"
+        )
     exponent, rest = (part.numpy() for part in split(lanes_of(x), x.dtype))
     bases = _bases(exponent)
     symbols = ((exponent - bases[:, None]) & 255).astype(np.uint8)
@@ -116,7 +118,7 @@ class _Reader:
 
     def take(self, size: int) -> bytes:
         if size > len(self._left):
-            raise ValueError(f"exact piece is damaged: {size} bytes are due and {len(self._left)} are left")
+            raise ValueError(f"lossless piece is damaged: {size} bytes are due and {len(self._left)} are left")
         part, self._left = bytes(self._left[:size]), self._left[size:]
         return part
 
@@ -126,4 +128,4 @@ class _Reader:
 
     def finish(self) -> None:
         if len(self._left):
-            raise ValueError(f"exact piece is followed by {len(self._left)} bytes that are not its own")
+            raise ValueError(f"lossless piece is followed by {len(self._left)} bytes that are not its own")

@@ -1,8 +1,8 @@
 """KV of a sequence without loss: one message, whole or not at all.
 
     header    magic, version, coder | tokens, layers, kinds, kv_heads, block tokens, head_dim | dtype | CRC-32 of the body | CRC-32 of these
-    body      fixed: the full blocks as units of the exact code (exact_wire.py), one each (block, layer, kind)
-              entropy: bytes of each piece, uint32, then the pieces (exact_entropy.py), one each (layer, kind), of the full blocks
+    body      fixed: the full blocks as units of the lossless code (lossless/wire.py), one each (block, layer, kind)
+              entropy: bytes of each piece, uint32, then the pieces (lossless/entropy.py), one each (layer, kind), of the full blocks
               then the tokens that fill no block, as they are: [layer, kind, kv_head, token, head_dim]
 
 The fixed code moves at the speed of memory and takes 0.71 of bfloat16 KV at best; coded exponents take about 0.65, and far longer.
@@ -18,12 +18,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from abkt.codec.header import CODERS, CoderName
+from abkt.codec.coder import CODERS
 from abkt.codec.lossless import entropy as lossless_entropy
-from abkt.codec.lossless.codec import Exact
+from abkt.codec.lossless.codec import LosslessCodec
 from abkt.codec.lossless.oracle import ALIGNMENT, INTEGER
 from abkt.codec.lossless.wire import DTYPES
 from abkt.kv.pool import Pool
+from abkt.policy.view import CoderName
 
 MAGIC = b"ABKL"
 VERSION = 1
@@ -43,7 +44,7 @@ def encode(pool: Pool, table: Sequence[int], tokens: int, coder: CoderName = "fi
         pieces = [lossless_entropy.encode(held[layer, kind]) for layer, kind in np.ndindex(*held.shape[:2])]
         parts = [np.array([len(piece) for piece in pieces], dtype="<u4").tobytes(), *pieces]
     elif full and _unit(pool) % ALIGNMENT == 0:
-        codec = Exact.best()
+        codec = LosslessCodec.best()
         starts, n, groups = _units(pool, blocks[:full])
         parts = [codec.pack(codec.encode(pool.data, starts, n, groups))]
     elif full:
@@ -70,7 +71,7 @@ def expand(data: bytes | memoryview, pool: Pool, table: Sequence[int]) -> int:
         _put_pieces(coded, pool, blocks[:full])
     elif full and _unit(pool) % ALIGNMENT == 0:
         starts, n, _ = _units(pool, blocks[:full])
-        codec = Exact.best()
+        codec = LosslessCodec.best()
         units = codec.unpack(coded, len(starts), n, pool.dtype)
         codec.decode(units, pool.data, starts)
     elif full:
@@ -84,7 +85,7 @@ def expand(data: bytes | memoryview, pool: Pool, table: Sequence[int]) -> int:
 def _blocks(pool: Pool, table: Sequence[int], tokens: int) -> tuple[list[int], int]:
     """The blocks that hold the tokens, and how many of them are full."""
     if pool.data.device.type != "cpu":
-        raise ValueError(f"pool {pool.layout.shape} is on {pool.data.device}; the exact message is made on the CPU")
+        raise ValueError(f"pool {pool.layout.shape} is on {pool.data.device}; the lossless message is made on the CPU")
     return pool.check_table(table, tokens)[: pool.layout.blocks_for(tokens)], tokens // pool.layout.block_tokens
 
 
@@ -146,17 +147,17 @@ def _read_header(view: memoryview, pool: Pool) -> tuple[int, CoderName]:
         raise ValueError(f"message of {len(view)} bytes is cut; its header alone is {HEADER_BYTES}")
     magic, version, coder, tokens, *fields, crc = FIXED.unpack_from(view)
     if magic != MAGIC:
-        raise ValueError(f"no exact message: it begins with {magic!r}, not {MAGIC!r}")
+        raise ValueError(f"no lossless message: it begins with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
-        raise ValueError(f"exact message of version {version}; this codec reads version {VERSION}")
+        raise ValueError(f"lossless message of version {version}; this codec reads version {VERSION}")
     if zlib.crc32(view[: FIXED.size]) != struct.unpack_from("<I", view, FIXED.size)[0]:
-        raise ValueError("header of the exact message is damaged: its checksum does not match")
+        raise ValueError("header of the lossless message is damaged: its checksum does not match")
     if tuple(fields) != _fields(pool):
         raise ValueError(
-            f"exact message holds blocks {tuple(fields[:5])} (dtype {fields[5]}); the pool has {_fields(pool)[:5]} of {pool.dtype}"
+            f"lossless message holds blocks {tuple(fields[:5])} (dtype {fields[5]}); the pool has {_fields(pool)[:5]} of {pool.dtype}"
         )
     if coder >= len(CODERS):
-        raise ValueError(f"exact message has the unknown coder {coder}")
+        raise ValueError(f"lossless message has the unknown coder {coder}")
     if zlib.crc32(view[HEADER_BYTES:]) != crc:
-        raise ValueError("exact message is damaged or cut: its checksum does not match")
+        raise ValueError("lossless message is damaged or cut: its checksum does not match")
     return tokens, CODERS[coder]

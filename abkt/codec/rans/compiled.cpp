@@ -1,4 +1,4 @@
-// rans.py, compiled: the same bytes, a stream after another. Built by compile.py.
+// rans/oracle.py, compiled: the same bytes, a stream after another. Built by compile.py.
 
 #include <cstdint>
 

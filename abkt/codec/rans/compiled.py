@@ -1,6 +1,6 @@
-"""rans.py's contract, compiled: rans.cpp, built once with g++ for this machine. Without g++ the same calls run the oracle.
+"""rans/oracle.py's contract, compiled: rans/compiled.cpp, built once with g++ for this machine. Without g++ the same calls run the oracle.
 
-The compiled coder keeps eight states in registers and needs no division: a share's inverse is multiplied instead (rans.h).
+The compiled coder keeps eight states in registers and needs no division: a share's inverse is multiplied instead (rans/rans.h).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from abkt.codec.rans import oracle as rans
 from abkt.codec.rans.oracle import SHARES, check_contexts, check_symbols, checked, most_bytes
 
 SOURCE = Path(__file__).with_name("compiled.cpp")
-SHARE_BYTES, INTERVAL_BYTES = 16, 4  # struct Share and struct Interval of rans.h
+SHARE_BYTES, INTERVAL_BYTES = 16, 4  # struct Share and struct Interval of rans/rans.h
 
 log = logging.getLogger("abkt.codec")
 

@@ -1,4 +1,4 @@
-"""rans.py's contract in Triton: a program codes several streams, each in eight neighbouring threads, so a warp has four.
+"""rans/oracle.py's contract in Triton: a program codes several streams, each in eight neighbouring threads, so a warp has four.
 
 A step codes one symbol of every lane. Where its words go in the stream is a count over the lanes, which stays within the eight threads:
 three exchanges, no barrier. Division by a share is a multiplication with its inverse, corrected by 1 where it is too small. Tables are read
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LANES = tl.constexpr(8)  # as in rans.py, like the next three
+LANES = tl.constexpr(8)  # as in rans/oracle.py, like the next three
 SHARE_BITS = tl.constexpr(12)
 SHARES = tl.constexpr(4096)
 LEAST = tl.constexpr(1 << 16)

@@ -1,4 +1,4 @@
-// The two loops of rans.py, for whoever has the symbols: its own tables or a cell's.
+// The two loops of rans/oracle.py, for whoever has the symbols: its own tables or a cell's.
 
 #pragma once
 

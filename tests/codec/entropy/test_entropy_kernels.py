@@ -1,4 +1,4 @@
-"""The entropy form in Triton without a GPU: bytes and values are the oracle's in the interpreter, the code by ahead-of-time compilation."""
+"""The entropy coder in Triton without a GPU: bytes and values are the oracle's in the interpreter, the code by ahead-of-time compilation."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_tiles_and_strips_that_the_kernels_do_not_take_are_refused():
         EntropyExpansion(Cells(layout, 90_000, 32_768, 4), [], None, cpu)
     stats = Stats(np.zeros((1, 128), np.float32), np.ones((1, 128), np.uint8), np.ones(1, dtype=bool))
     layout = KVLayout(ModelSpec("any", 1, 1, 128, kv_kinds=1), 4, 16)
-    with pytest.raises(ValueError, match="turns with the position"):
+    with pytest.raises(ValueError, match="rotates with the position"):
         EntropyExpansion(Cells(layout, 64, 32, 4), [Strips.of([0], stats, cpu)], None, cpu)
 
 

@@ -21,7 +21,8 @@ def check_values() -> None:
 
     from abkt.codec.cells import Cells
     from abkt.codec.codec import Codec
-    from abkt.codec.fixed.backend import EXACT, Arrived
+    from abkt.codec.coder import VERBATIM
+    from abkt.codec.fixed.backend import Arrived
     from abkt.codec.fixed.centre import value_centres
     from abkt.codec.fixed.launch import Kernels
     from abkt.codec.fixed.oracle import Oracle
@@ -41,16 +42,16 @@ def check_values() -> None:
         pool.data[blocks[0], 0, 0, 0, :, 2] = 1.5
         centres = value_centres(pool.data, blocks, cells)
         a, b = (path.encode(pool.data, blocks, cells, centres) for path in (Oracle(), Kernels()))
-        assert np.array_equal(a.forms, b.forms), f"{shape}, depth {depth}: forms differ"
+        assert np.array_equal(a.classes, b.classes), f"{shape}, depth {depth}: classes differ"
         assert torch.equal(a.body, b.body), f"{shape}, depth {depth}: encoded bytes differ"
-        assert (a.forms == EXACT).sum() == 1
+        assert (a.classes == VERBATIM).sum() == 1
         assert np.allclose(a.errors, b.errors, rtol=1e-4, atol=1e-9)
         assert np.allclose(a.deviation, b.deviation, rtol=1e-4)
         have = (np.arange(cells.count) % (cells.passes + 1)).astype(np.int8)
         results = []
         for path in (Oracle(), Kernels()):
             out = Pool(layout)
-            path.expand(Arrived(a.body.numpy(), cells.offsets, have, a.forms, centres), out.data, blocks, cells)
+            path.expand(Arrived(a.body.numpy(), cells.offsets, have, a.classes, centres), out.data, blocks, cells)
             results.append(out.data)
         assert torch.equal(*results), f"{shape}, depth {depth}: expanded values differ"
     layout = make_layout(layers=1, heads=1, dim=32)
@@ -73,7 +74,7 @@ def check_buffers_used_again() -> None:
     import torch
 
     from abkt.codec.cells import Cells
-    from abkt.codec.fixed.backend import EXACT
+    from abkt.codec.coder import VERBATIM
     from abkt.codec.fixed.centre import value_centres
     from abkt.codec.fixed.enqueue import Encoding
     from abkt.codec.fixed.oracle import Oracle
@@ -91,21 +92,23 @@ def check_buffers_used_again() -> None:
         centres = value_centres(pool.data, table, cells)
         expected = Oracle().encode(pool.data, table, cells, centres)
         assert np.array_equal(work.centres.numpy(), centres)
-        assert np.array_equal(work.host.forms.numpy(), expected.forms)
+        assert np.array_equal(work.host.classes.numpy(), expected.classes)
         assert np.allclose(work.host.errors, expected.errors, rtol=1e-4, atol=1e-9)
         assert np.allclose(work.host.deviation, expected.deviation, rtol=1e-4)
-        for offset, size in zip(cells.offsets.T[expected.forms != EXACT].flat, cells.sizes.T[expected.forms != EXACT].flat, strict=True):
+        for offset, size in zip(
+            cells.offsets.T[expected.classes != VERBATIM].flat, cells.sizes.T[expected.classes != VERBATIM].flat, strict=True
+        ):
             assert torch.equal(work.body[offset : offset + size], expected.body[offset : offset + size])
-    assert (expected.forms != EXACT).all()
+    assert (expected.classes != VERBATIM).all()
 
 
 def check_order() -> None:
-    """Bands, and what each takes and removes, as order.py has them; weighted, with an exact cell and a pass that removes nothing."""
+    """Bands, and what each takes and removes, as order.py has them; weighted, with an verbatim cell and a pass that removes nothing."""
     import numpy as np
     import torch
 
     from abkt.codec.cells import Cells
-    from abkt.codec.fixed.backend import EXACT
+    from abkt.codec.coder import VERBATIM
     from abkt.codec.fixed.enqueue import Report
     from abkt.codec.order import distortions, slope_bands, weighted_distortion
     from abkt.codec.order_kernels import Ordering
@@ -116,10 +119,10 @@ def check_order() -> None:
     for _ in range(2):  # buffers are used again
         falling = np.exp(rng.standard_normal(cells.count)) * 0.3 ** np.arange(cells.passes + 1)[:, None]
         errors = (falling * np.exp(0.5 * rng.standard_normal(falling.shape))).astype(np.float32)
-        deviation, forms = rng.random(cells.shape[:3]) + 1, rng.integers(0, 16, cells.count).astype(np.uint8)
-        forms[5], errors[:, 5], errors[3:, 7], deviation[1, 0] = EXACT, 0, errors[2, 7], 0
+        deviation, classes = rng.random(cells.shape[:3]) + 1, rng.integers(0, 16, cells.count).astype(np.uint8)
+        classes[5], errors[:, 5], errors[3:, 7], deviation[1, 0] = VERBATIM, 0, errors[2, 7], 0
         weights = rng.random(cells.shape)
-        for to, given in ((report.errors, errors), (report.deviation, deviation), (report.forms, forms)):
+        for to, given in ((report.errors, errors), (report.deviation, deviation), (report.classes, classes)):
             to.copy_(torch.from_numpy(given))
         ordering.weights.copy_(torch.from_numpy(weights.reshape(-1) / np.average(weights.reshape(-1), weights=cells.values)))
         ordering.enqueue(report)
@@ -146,7 +149,7 @@ def check_compile(depth: str, dim: str, *architectures: str) -> list[dict]:
     fixed = {name: options.pop(name) for name in list(options) if name.isupper()}
     types = {
         "data": "*bf16", "table": "*i64", "centres": "*fp32", "offsets": "*i64", "body": "*u8", "wire": "*u8", "errors": "*fp32",
-        "forms": "*u8", "rules": "*i32", "sums": "*fp32", "spreads": "*fp32", "presence": "*i8", "sizes": "*i64", "shares": "*fp64",
+        "classes": "*u8", "rules": "*i32", "sums": "*fp32", "spreads": "*fp32", "presence": "*i8", "sizes": "*i64", "shares": "*fp64",
         "weights": "*fp64", "keys": "*i32", "bytes_of_bin": "*i64", "ends": "*i64", "begins": "*i32", "numbers": "*i64", "bands": "*u8",
         "bytes_of_band": "*i64", "removed": "*fp64",
     }  # fmt: skip

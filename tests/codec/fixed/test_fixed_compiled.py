@@ -10,8 +10,9 @@ import torch
 
 from abkt.codec.cells import Cells
 from abkt.codec.codec import Codec
+from abkt.codec.coder import VERBATIM
 from abkt.codec.fixed import compiled
-from abkt.codec.fixed.backend import EXACT, Arrived
+from abkt.codec.fixed.backend import Arrived
 from abkt.codec.fixed.centre import value_centres
 from abkt.codec.fixed.oracle import Oracle
 from abkt.kv.pool import Pool
@@ -45,14 +46,14 @@ def test_compiled_code_is_the_oracle(layout_of, filled_pool, table_of, tokens, l
         slow, quick = Oracle(), compiled.load()
         centres = value_centres(pool.data, cells.coded_table(table), cells)
         a, b = (path.encode(pool.data, cells.coded_table(table), cells, centres) for path in (slow, quick))
-        assert np.array_equal(a.forms, b.forms)
+        assert np.array_equal(a.classes, b.classes)
         assert torch.equal(a.body, b.body)
-        assert (a.forms == EXACT).sum() == (cells.count > 2)
+        assert (a.classes == VERBATIM).sum() == (cells.count > 2)
         assert np.allclose(a.errors, b.errors, rtol=1e-4, atol=1e-9)
         assert np.allclose(a.deviation, b.deviation, rtol=1e-4)
         assert np.array_equal(*(path.checksums(a.body.numpy(), cells.offsets, cells.sizes) for path in (slow, quick)))
         for present in range(cells.passes + 1) if depth == 8 else (cells.passes,):
-            arrived = Arrived(a.body.numpy(), cells.offsets, np.full(cells.count, present, dtype=np.int8), a.forms, centres)
+            arrived = Arrived(a.body.numpy(), cells.offsets, np.full(cells.count, present, dtype=np.int8), a.classes, centres)
             results = []
             for path in (slow, quick):
                 out = Pool(layout)

@@ -113,11 +113,11 @@ def test_a_large_bias_on_one_channel_hurts_no_other():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0**48])
 def test_what_cannot_be_coded_is_seen(bad):
     x = torch.randn(2, 3, 16, 8)
-    assert not q.travels_exact(x, torch.float32).any()
+    assert not q.travels_verbatim(x, torch.float32).any()
     x[1, 2, 15, 7] = bad
-    assert q.travels_exact(x, torch.float32).tolist() == [[False] * 3, [False, False, True]]
+    assert q.travels_verbatim(x, torch.float32).tolist() == [[False] * 3, [False, False, True]]
     half = torch.full((1, 4, 4), 16384.0)
-    assert q.travels_exact(half, torch.float16).all(), "less a centre of -16384, its offset would come near the end of float16"
+    assert q.travels_verbatim(half, torch.float16).all(), "less a centre of -16384, its offset would come near the end of float16"
 
 
 def test_uniform_noise_has_the_error_that_theory_gives():

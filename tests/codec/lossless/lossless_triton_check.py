@@ -19,10 +19,10 @@ def check_values(count: str) -> None:
     import torch
 
     from abkt.codec.lossless import oracle as lossless
-    from abkt.codec.lossless.launch import Room, TritonExact
-    from abkt.codec.lossless.oracle import Form
+    from abkt.codec.lossless.launch import TritonLossless, UnitBuffers
+    from abkt.codec.lossless.oracle import UnitLayout
 
-    kernels = TritonExact()
+    kernels = TritonLossless()
     for name, n, width in CASES[: int(count)]:
         dtype, generator = getattr(torch, name), torch.Generator().manual_seed(n)
         x = (torch.randn(7, n, generator=generator) * 2 ** (2 * torch.randn(7, 1, generator=generator))).to(dtype)
@@ -37,7 +37,7 @@ def check_values(count: str) -> None:
         pool[places, 16 : n + 16] = x
         starts = places[order] * (n + 32) + 16
         a = lossless.encode(x[order], windows)
-        room = Room.of(Form(dtype, n, width), windows, len(x))
+        room = UnitBuffers.of(UnitLayout(dtype, n, width), windows, len(x))
         room.body.fill_(170)
         room.slots.fill_(170)
         kernels.encode_into(room, pool, starts)
@@ -51,9 +51,9 @@ def check_values(count: str) -> None:
         # a unit whose codes are all escapes, for which its tail has no room
         broken = b.body.clone()
         coded = int((b.sizes != 2 * n).nonzero()[0])
-        begin = coded * b.form.fixed_bytes
-        broken[begin : begin + b.form.fixed_bytes] = 255
-        flags = kernels.decode_into(lossless.ExactUnits(b.form, b.windows, b.sizes, broken), out, starts)
+        begin = coded * b.layout.fixed_bytes
+        broken[begin : begin + b.layout.fixed_bytes] = 255
+        flags = kernels.decode_into(lossless.LosslessUnits(b.layout, b.windows, b.sizes, broken), out, starts)
         assert flags.nonzero().flatten().tolist() == [coded]
         counts = kernels.histograms(pool, starts, n, 7)
         assert torch.equal(counts, lossless.histograms(x[order][:, :2048], 7))
@@ -65,14 +65,14 @@ def check_compile(*architectures: str) -> list[dict]:
 
     from abkt.codec.lossless import kernels as lossless_kernels
     from abkt.codec.lossless.launch import constants
-    from abkt.codec.lossless.oracle import Form
+    from abkt.codec.lossless.oracle import UnitLayout
 
-    form = Form(torch.bfloat16, 16_384, 3)
-    options = constants(form)
+    layout = UnitLayout(torch.bfloat16, 16_384, 3)
+    options = constants(layout)
     fixed = {name: options.pop(name) for name in list(options) if name.isupper()}
     words = {"data": "*i32", "fixed": "*i32", "slots": "*i32", "tails": "*i32"}
     types = {**words, "starts": "*i64", "bases": "*u8", "sizes": "*i64", "ends": "*i64", "damaged": "*u8"}
-    gathered = {"FIXED": form.fixed_bytes, "SPARE": form.raw_bytes - form.fixed_bytes, "ROWS": 128}
+    gathered = {"FIXED": layout.fixed_bytes, "SPARE": layout.raw_bytes - layout.fixed_bytes, "ROWS": 128}
     return [
         *compiled(lossless_kernels.encode_units, architectures, types, fixed, options),
         *compiled(lossless_kernels.decode_units, architectures, types, fixed, options),

@@ -1,4 +1,4 @@
-"""The Triton kernels of the exact code without a GPU: their values in the interpreter, their code by ahead-of-time compilation."""
+"""The Triton kernels of the lossless code without a GPU: their values in the interpreter, their code by ahead-of-time compilation."""
 
 import json
 
