@@ -52,9 +52,9 @@ class LmCacheMethod:
     name: str = "lmcache"
 
     def points(self, held: Held) -> Iterator[RatePoint]:
-        from abkt.bench.peer_codecs import LmCacheMethod as Codec
+        from abkt.bench.peer_codecs import LmCachePeer
 
-        codec = Codec()
+        codec = LmCachePeer()
         x = torch.stack([torch.stack(held.pool.read(held.table, layer, held.tokens)) for layer in range(held.pool.layout.model.layers)])
         coded = codec.encode(x.contiguous())
         back = codec.decode(coded)
