@@ -1,7 +1,7 @@
 """What the codec does beside its kernels: importance, the lossless code, raw blocks; and on a GPU the order.
 
-Rows: `importance` (what the last queries looked at, for all cells), `lossless_encode`, `lossless_decode` (the fixed code of bfloat16) and their
-`…_gbps`, `lossless_ratio`; beside each what a copy of the same bytes takes.
+Rows: `importance` (what the last queries looked at, for all cells), `lossless_encode`, `lossless_decode` (the fixed code of bfloat16) and
+their `…_gbps`, `lossless_ratio`; beside each what a copy of the same bytes takes.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ BackendName = Literal["auto", "oracle", "compiled", "triton"]
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """What `Codec.expand` wrote: up to which cut, for how many tokens, the distortion that the encoder measured at this cut (relative squared
-    error, weighted), and how many cells travelled verbatim."""
+    """What `Codec.expand` wrote: up to which cut, for how many tokens, the distortion that the encoder measured at this cut (relative
+    squared error, weighted), and how many cells travelled verbatim."""
 
     cut: int
     tokens: int

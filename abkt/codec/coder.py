@@ -84,7 +84,8 @@ class Coder(Protocol):
         ...
 
     def expand(self, prefix: StreamPrefix, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
-        """Write what arrived into a pool's tensor. Raises ValueError, and writes nothing, for bytes that no encoder wrote, where that shows."""
+        """Write what arrived into a pool's tensor. Raises ValueError, and writes nothing, for bytes that no encoder wrote, where that
+        shows."""
         ...
 
     @staticmethod

@@ -1,4 +1,5 @@
-"""KV that travels verbatim, between a pool and the head of a stream: the tokens at both edges of a sequence, and cells that are not coded."""
+"""KV that travels verbatim, between a pool and the head of a stream: the tokens at both edges of a sequence, and cells that are not
+coded."""
 
 from __future__ import annotations
 

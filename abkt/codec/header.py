@@ -45,8 +45,8 @@ TABLES: dict[CoderName, type[Coder]] = {"fixed": FixedCoder, "entropy": EntropyC
 class StreamHeader:
     """What a stream says about itself.
 
-    distortion: of each cut. classes: [cells] uint8, as in CodedCells. sizes: [passes + 1, cells] int64, bytes of each slot. levels: [strips]
-    uint8, as in CodedSequence. offsets: as sizes, where each slot lies in the body.
+    distortion: of each cut. classes: [cells] uint8, as in CodedCells. sizes: [passes + 1, cells] int64, bytes of each slot. levels:
+    [strips] uint8, as in CodedSequence. offsets: as sizes, where each slot lies in the body.
     """
 
     cells: Cells

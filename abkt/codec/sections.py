@@ -1,7 +1,8 @@
 """Where slots lie on the wire behind the head of a stream: the metadata first, then band after band.
 
 A section is the CRC-32 of each of its slots (uint32, padded to 16 bytes), then the slots, pass by pass and cell by cell. Section 0 holds
-the metadata of every coded cell, section i holds band i - 1. A stream may be cut at the end of each section. Slots of no bytes are left out.
+the metadata of every coded cell, section i holds band i - 1. A stream may be cut at the end of each section. Slots of no bytes are left
+out.
 """
 
 from __future__ import annotations

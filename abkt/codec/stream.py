@@ -25,8 +25,8 @@ from abkt.policy.view import CoderName, Curve, Order
 
 @dataclass(frozen=True, slots=True)
 class StreamParts:
-    """What every order of a stream shares. edges, verbatim: what follows the header (edges.py). sums: [passes + 1, cells] uint32, the CRC-32
-    of each slot, 0 where a cell is verbatim."""
+    """What every order of a stream shares. edges, verbatim: what follows the header (edges.py). sums: [passes + 1, cells] uint32, the
+    CRC-32 of each slot, 0 where a cell is verbatim."""
 
     cells: Cells
     coder: CoderName

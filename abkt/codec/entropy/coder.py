@@ -1,8 +1,8 @@
 """The entropy coder over a pool: the statistics of each strip, then the passes of its cells, end to end.
 
-The bytes of a pass follow from its values, so the header's tables hold the size of each pass of each cell, uint16, or uint32 for cells above
-64 KiB, and the levels of differences of each strip, uint8. The statistics in the head are those of entropy/wire.py. There is no slot of
-metadata: a cell's metadata begin its first pass (entropy/oracle.py).
+The bytes of a pass follow from its values, so the header's tables hold the size of each pass of each cell, uint16, or uint32 for cells
+above 64 KiB, and the levels of differences of each strip, uint8. The statistics in the head are those of entropy/wire.py. There is no slot
+of metadata: a cell's metadata begin its first pass (entropy/oracle.py).
 """
 
 from __future__ import annotations

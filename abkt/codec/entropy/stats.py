@@ -1,11 +1,12 @@
-"""What a strip of KV is centred on and how it varies: the statistics that the entropy coder carries once a stream.
+"""The centre and the scale of each channel of a strip: the statistics that the entropy coder carries once per stream.
 
-Rotating centres. K is rotated by its position (RoPE), so what was constant before that is a rotation now. Where a strip says so, its
-centre rotates by the same angle: channel c with c + dim / 2, by cosine and sine in 4,096ths, so that their products with a centre
-in half precision are exact. It is a prediction from the position alone, so streams stay embedded. On the probe's K it saves 0.5 bit.
+Rotating centres. K is rotated by its position (RoPE), so a constant part of K before the rotation rotates with the position afterwards. If
+a strip says so, its centre rotates by the same angle: channel c with c + dim / 2, by cosine and sine in 4,096ths, so that their products
+with a centre in half precision are exact. This predicts K from the position alone, so streams stay embedded. On K of the probe model it
+saves 0.5 bit per value.
 
-Differences. A strip may be coded as `levels` of sums and differences of neighbouring tokens (entropy/haar.py), rotated back before where its
-centre rotates; then each band has a scale a channel. Whether it is follows from a calibration, or from the strip itself.
+Differences. A strip may be coded as `levels` of sums and differences of neighbouring tokens (haar.py). If its centre rotates, the rotation
+is undone first. Each band of coefficients then has a scale per channel. A calibration gives the levels, or the strip chooses them itself.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from abkt.codec.entropy import haar
 from abkt.codec.entropy.plan import ORIGIN, Plan, plan_of
 from abkt.codec.fixed.quantize import LIMIT
 
-OUTLIER_DEVIATIONS = 8  # deviations, of a value that counts for its channel's statistics
-BACK = np.array([1.0, -1.0], dtype=np.float32)[:, None]  # times an angle's cosine and sine: the other way
+OUTLIER_DEVIATIONS = 8  # from its channel's mean; a value farther away does not count in the statistics
+BACK = np.array([1.0, -1.0], dtype=np.float32)[:, None]  # a rotation (cosine, sine) times this is its inverse
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Of strips with equal `levels` of differences, once a stream. centre: [strips, dim] float32, each a value of the pool's dtype.
-    log_scale: [strips, (levels + 1) * dim] uint8 (entropy/plan.py), band after band. rotates: [strips] bool, whether the centre rotates."""
+    """Statistics of strips with equal `levels` of differences. centre: [strips, dim] float32, each a value of the pool's dtype. log_scale:
+    [strips, (levels + 1) * dim] uint8, codes of the scales (plan.py), band after band. rotates: [strips] bool, whether the centre
+    rotates."""
 
     centre: np.ndarray
     log_scale: np.ndarray
@@ -40,8 +42,11 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the values of cells are coded around. centre: [cells, tokens, dim] float32. angles: [cells, tokens, 2, dim // 2] and rotates:
-    [cells] bool, where what is left is rotated back before its differences are taken; None where none is."""
+    """The prediction of the values of cells. Their residuals are coded, or if levels > 0, the differences of neighbouring residuals.
+
+    centre: [cells, tokens, dim] float32, the predicted values. rotates: [cells] bool, which cells' residuals are rotated back by `angles`
+    [cells, tokens, 2, dim // 2] before the differences are taken; both None if there are none.
+    """
 
     centre: np.ndarray
     levels: int
@@ -49,14 +54,14 @@ class Prediction:
     angles: np.ndarray | None = None
 
     def coefficients(self, x: np.ndarray) -> np.ndarray:
-        """What is coded of x [cells, tokens, dim] float32: [cells, tokens >> levels, dim << levels]."""
+        """The coefficients of x [cells, tokens, dim] float32 that are coded: [cells, tokens >> levels, dim << levels]."""
         residual = x - self.centre
         if self.rotates is not None and self.angles is not None:
             residual = np.where(self.rotates[:, None, None], rotated(residual, self.angles * BACK), residual)
         return haar.forward(residual, self.levels)
 
     def values(self, coefficients: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-        """x again, rounded to `dtype`."""
+        """The inverse of `coefficients`: x, rounded to `dtype`."""
         residual = haar.inverse(coefficients, self.levels)
         if self.rotates is not None and self.angles is not None:
             residual = np.where(self.rotates[:, None, None], rotated(residual, self.angles), residual)
@@ -70,18 +75,18 @@ def rotation_of(positions: int, dim: int, theta: float = 10_000.0) -> np.ndarray
 
 
 def strip_stats(x: np.ndarray, dtype: torch.dtype, rotation: np.ndarray | None = None, levels: int = 0) -> Stats:
-    """As strip_groups, of strips that all have so many levels."""
+    """As strip_groups, if all strips have `levels` levels."""
     return strip_groups(x, dtype, rotation, np.full(len(x), levels))[0][1]
 
 
 def strip_groups(
     x: np.ndarray, dtype: torch.dtype, rotation: np.ndarray | None, levels: np.ndarray | int
 ) -> list[tuple[np.ndarray, Stats]]:
-    """What strips x [strips, tokens, dim] float32 are centred on and how they vary: strips of equal levels together, by their numbers.
+    """The statistics of strips x [strips, tokens, dim] float32, in groups of strips with equal levels: (numbers of the strips, statistics).
 
-    rotation: [tokens, 2, dim // 2] if K may rotate; a strip rotates where that makes the scales smaller. levels: [strips], as calibrated; or one
-    number, the most that a strip may choose for itself. Values that are not finite or above the codec's limit, and those more than OUTLIER_DEVIATIONS
-    deviations from their channel's mean, count as that mean: one wild value would widen the steps of all tokens.
+    rotation: [tokens, 2, dim // 2] if centres may rotate; a centre rotates if that makes the scales smaller. levels: [strips], as
+    calibrated; or one number, the most levels that a strip may choose. Values that are not finite, above the codec's limit, or more than
+    OUTLIER_DEVIATIONS deviations from their channel's mean count as that mean, because one such value would widen the steps of all tokens.
     """
     y = _without_outliers(np.where(np.abs(x) < LIMIT[dtype], x, np.nan).astype(np.float64))
     centre = rounded(y.mean(1).astype(np.float32), dtype)
@@ -110,7 +115,8 @@ def strip_groups(
 
 
 def _without_outliers(y: np.ndarray) -> np.ndarray:
-    """y [strips, tokens, dim] float64 with what is outlying, or NaN, replaced by its channel's mean. Twice, as one wild value hides another."""
+    """y [strips, tokens, dim] float64, with NaN and outlying values replaced by their channel's mean. It is done twice, since one outlying
+    value may hide another."""
     for _ in range(2):
         known = np.isfinite(y)
         count = np.maximum(1, known.sum(1, keepdims=True))
@@ -126,7 +132,8 @@ def _without_outliers(y: np.ndarray) -> np.ndarray:
 
 
 def _scale_of(residual: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Codes of the root mean square over the tokens of residual [strips, tokens, dim]; 0 where it is lost in the centre's rounding."""
+    """Codes of the root mean square of residual [strips, tokens, dim] over its tokens; 0 where that is lost in the rounding of the
+    centre."""
     deviation = np.sqrt(np.square(residual).mean(1))
     with np.errstate(divide="ignore"):
         code = np.clip(np.round(4 * np.log2(deviation)) + ORIGIN, 1, 255)
@@ -142,17 +149,17 @@ def rotated(x: np.ndarray, rotation: np.ndarray) -> np.ndarray:
 
 
 def prediction_of(stats: Stats, strip: np.ndarray, tokens: int, first: np.ndarray, rotation: np.ndarray | None) -> Prediction:
-    """What cells of `tokens` tokens are coded around. strip, first: [cells], strip and position of the first token.
+    """The prediction of cells of `tokens` tokens. strip, first: [cells], each cell's strip, and the position of its first token.
 
     Products with a rotating centre are exact for float16 and bfloat16 pools, and their difference is rounded once.
     """
-    still = np.broadcast_to(stats.centre[strip][:, None], (len(strip), tokens, stats.centre.shape[1]))
+    unrotated = np.broadcast_to(stats.centre[strip][:, None], (len(strip), tokens, stats.centre.shape[1]))
     if not stats.rotates.any():
-        return Prediction(still, stats.levels)
+        return Prediction(unrotated, stats.levels)
     if rotation is None:
         raise ValueError("a strip's centre rotates with the position; give rotation=rotation_of(positions, dim, theta)")
     angles, rotates = rotation[first[:, None] + np.arange(tokens)], stats.rotates[strip]
-    centre = np.where(rotates[:, None, None], rotated(still, angles), still)
+    centre = np.where(rotates[:, None, None], rotated(unrotated, angles), unrotated)
     return Prediction(centre, stats.levels, rotates, angles) if stats.levels else Prediction(centre, 0)
 
 

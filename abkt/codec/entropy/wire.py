@@ -1,8 +1,8 @@
 """How the entropy coder's bytes lie beside rANS: the head of pass 1, passes that are packed as plain bits, and the statistics of a stream.
 
 The statistics are the centres [strips, dim] in the pool's dtype, one bit a strip that says whether its centre rotates, the base of RoPE's
-frequencies as a float64 (0 where none is known), and the scales, one byte each, strip after strip: [levels + 1, dim]. Strips are numbered as
-[layers, kinds, heads]; their levels of differences stand in the header of the stream. Little-endian.
+frequencies as a float64 (0 where none is known), and the scales, one byte each, strip after strip: [levels + 1, dim]. Strips are numbered
+as [layers, kinds, heads]; their levels of differences stand in the header of the stream. Little-endian.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OUTLIER_BIT = 32  # of the metadata: outliers follow
 
 
 def head_of(meta: int, outlier: np.ndarray, x: np.ndarray, dtype: torch.dtype) -> bytes:
-    """What pass 1 of a cell begins with: metadata and outliers."""
+    """The head of pass 1 of a cell: metadata and outliers. outlier: like x, bool. dtype: of the outliers on the wire."""
     places = np.flatnonzero(outlier)
     if not len(places):
         return bytes([meta])
@@ -28,7 +28,8 @@ def head_of(meta: int, outlier: np.ndarray, x: np.ndarray, dtype: torch.dtype) -
 
 
 def read_head(slot: bytes, cell: int, size: int, dtype: torch.dtype) -> tuple[int, tuple[np.ndarray, np.ndarray], bytes]:
-    """Metadata, outliers (places in the cell's `size` values, and values) and the rest of pass 1. Raises ValueError for damage."""
+    """The inverse of `head_of`: metadata, outliers (their places among the cell's `size` values, and their values), and the rest of pass
+    1. Raises ValueError for damage."""
     none = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     if not slot or slot[0] >= 2 * OUTLIER_BIT:
         raise ValueError(f"cell {cell}: pass 1 does not begin with a gain and a shape; its bytes are damaged")

@@ -1,4 +1,5 @@
-"""What every implementation of the fixed coder's kernels offers. The oracle, the compiled code and the Triton kernels are interchangeable."""
+"""What every implementation of the fixed coder's kernels offers. The oracle, the compiled code and the Triton kernels are
+interchangeable."""
 
 from __future__ import annotations
 
@@ -25,14 +26,16 @@ class Arrived:
 
 
 class Backend(Protocol):
-    def describe(self) -> str: ...
+    def describe(self) -> str:
+        """What it is, for people."""
+        ...
 
     def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> CodedCells:
         """Quantise what lies between the edges. data: a pool's tensor; blocks: the coded part of a table; centres: as in Arrived."""
         ...
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
-        """Write what arrived into a pool's tensor, at the blocks of the coded part of a table."""
+        """Write what arrived into a pool's tensor, into the blocks of the coded part of a table."""
         ...
 
     def checksums(self, buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-// One cell: found in the pool, surveyed, coded, measured and packed, or unpacked and restored. Names and layouts as in quantize.py, cells.py.
+// One cell: it is located in the pool, its extremes are found, and it is coded, measured and packed; or unpacked and restored. Names and
+// layouts as in quantize.py and cells.py.
 #pragma once
 #include <cmath>
 #include <vector>
@@ -15,7 +16,7 @@ struct Bf16 {
   typedef uint16_t T;
   static constexpr float LIMIT = 0x1p48f;
   static F get(const T* from) { return (F)(widen(from) << 16); }
-  static U nearest(F v) { U u = (U)v; return u + 0x7fff + ((u >> 16) & 1); }  // ties to even; no NaN comes here
+  static U nearest(F v) { U u = (U)v; return u + 0x7fff + ((u >> 16) & 1); }  // ties to even; x is never NaN
   static F round(F v) { return (F)(nearest(v) & 0xffff0000u); }
   static void put(T* to, F v) { narrow(to, nearest(v) >> 16); }
   static T one(float v) { const uint32_t u = bits_of(v); return T((u + 0x7fff + ((u >> 16) & 1)) >> 16); }
@@ -42,7 +43,7 @@ struct Fp32 {
   static float wide(T v) { return v; }
 };
 
-struct Shape {  // as fast.py fills it
+struct Shape {  // as compiled.py fills it
   int64_t layers, kinds, kv_heads, parts, block_tokens, dim, tile_blocks, tiles, coded_blocks, depth_bits, passes;
   int64_t heads() const { return kv_heads * parts; }
   int64_t strips() const { return layers * kinds * heads(); }
@@ -93,7 +94,7 @@ template <class E> struct Cell {
 
   int64_t groups(bool key) const { return key ? dim : tokens; }
 
-  // Channel sums over the tokens; the least value of every group, and from there to the greatest. False if the cell must travel exact.
+  // Channel sums over the tokens; the least value of every group, and from there to the greatest. False if the cell must travel verbatim.
   template <bool KEY> bool survey() {
     const int64_t dim = this->dim, tokens = this->tokens;  // bytes written through a pointer may alias a member, never a local
     const T* const* row = rows.data();
@@ -120,15 +121,15 @@ template <class E> struct Cell {
         lows[t] = across(lo, ::least), highs[t] = across(hi, greatest);
       }
     }
-    int wild = 0;
-    for (int64_t c = 0; c < dim; c++) wild |= !(sums[c] == sums[c]);  // a NaN may slip through the extremes, never through a sum
-    for (int64_t g = 0; g < groups(KEY); g++) wild |= !(highs[g] < E::LIMIT) | !(lows[g] > -E::LIMIT);
+    int beyond = 0;
+    for (int64_t c = 0; c < dim; c++) beyond |= !(sums[c] == sums[c]);  // a NaN may be lost in the extremes, but not in a sum
+    for (int64_t g = 0; g < groups(KEY); g++) beyond |= !(highs[g] < E::LIMIT) | !(lows[g] > -E::LIMIT);
     for (int64_t g = 0; g < groups(KEY); g++) {
       const float bottom = lows[g] + 0.0f;
       lows[g] = KEY ? bottom : E::wide(E::one(bottom - std::fabs(bottom) / 256));
       highs[g] -= lows[g];
     }
-    return !wild;
+    return !beyond;
   }
 
   template <bool KEY> void settle(bool narrow) {  // offsets and steps
@@ -215,7 +216,7 @@ template <class E> struct Cell {
     }
   }
 
-  // Squared errors after each pass, of the measured tokens (see quantize.py), counted for all by the square of their steps.
+  // Squared errors after each pass, of the measured tokens (see quantize.py), scaled to all tokens by the square of their steps.
   template <bool KEY, int LAST> void measure(int part, double* left) {
     const int64_t dim = this->dim, count = groups(KEY);
     int64_t first = 0, stop = tokens;

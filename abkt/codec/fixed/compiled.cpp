@@ -1,5 +1,6 @@
 // The quantiser of quantize.py for one core: each cell is gathered, coded, measured and packed while it is in the first-level cache.
-// Values equal the oracle's bit for bit (see there why); sums differ in their last digits. head_dim is a multiple of 16; the caller sees to that.
+// Values equal the oracle's bit for bit (quantize.py says why); sums differ in their last digits. The caller ensures that head_dim is a
+// multiple of 16.
 #include "cell.h"
 #include "crc.h"
 

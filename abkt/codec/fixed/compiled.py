@@ -1,7 +1,7 @@
-"""The compiled CPU path: fixed/compiled.cpp, built once with g++ for this machine and loaded without Python.h.
+"""The compiled backend for CPUs: compiled.cpp, built once with g++ for this machine.
 
-Source of the choice: a cell that is gathered, coded, measured and packed in one visit to the cache runs several times faster than
-whole-tensor passes over it, however well each pass is compiled.
+It gathers, codes, measures and packs a cell while the cell is in the cache. That is several times faster than passes over whole tensors,
+however well each pass is compiled.
 """
 
 from __future__ import annotations
@@ -79,26 +79,27 @@ def _shape(cells: Cells) -> np.ndarray:
 
 
 def for_layout(layout: KVLayout, required: bool = False) -> Compiled | None:
-    """The compiled path if it can code this layout here, or else None; ValueError instead of None if it is required."""
+    """The compiled backend if it can code this layout on this machine, else None; or, if it is required, ValueError instead of None."""
     dim = part_of(layout.model.head_dim)
     if dim % LANES == 0:
         compiled = load()
         if compiled is None and required:
-            raise ValueError("the compiled codec needs g++, and a working one was not found; install it, or take backend auto or oracle")
+            raise ValueError("the compiled backend needs a working g++, and none was found; install it, or take backend auto or oracle")
         return compiled
     if required:
-        raise ValueError(f"the compiled codec needs a head_dim that is a multiple of {LANES}, not {dim}; take backend auto or oracle")
-    log.warning("head_dim %d is no multiple of %d; the torch oracle codes it, about 50 times slower than compiled code", dim, LANES)
+        raise ValueError(f"the compiled backend needs a head_dim that is a multiple of {LANES}, not {dim}; take backend auto or oracle")
+    log.warning("head_dim %d is not a multiple of %d; the torch oracle codes it, about 50 times slower than compiled code", dim, LANES)
     return None
 
 
 @cache
 def load() -> Compiled | None:
-    """The compiled path, or None (said once in the log, with the reason) where g++ is missing or cannot build it."""
+    """The compiled backend; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
     try:
         return Compiled(library(SOURCE))
     except (OSError, subprocess.SubprocessError) as error:
         log.warning(
-            "the codec's CPU path could not be compiled (%s); the torch oracle runs in its place, about 50 times slower", reason_of(error)
+            "the codec's backend for CPUs could not be compiled (%s); the torch oracle runs in its place, about 50 times slower",
+            reason_of(error),
         )
         return None

@@ -1,9 +1,10 @@
-"""The quantiser of quantize.py in Triton: gather + quantise + measure + pack, and unpack + dequantise + scatter; one program a cell.
+"""The quantiser of quantize.py in Triton: gather + quantise + measure + pack, and unpack + dequantise + scatter. One program codes one
+cell.
 
-A program visits its tile eighth by eighth [rows, channels]: once for the extremes, once for the codes' statistics (twice where the range
-is narrowed), once to measure and pack. Only the first visit comes from memory: a tile of 128 x 128 bfloat16 is 32 KiB and stays in the
-first-level cache; and no visit holds more than one eighth in registers, so nothing spills at any depth. The planes of a byte's eight
-eighths gather in two words a lane. Values equal the oracle's bit for bit; sums differ in their last digits. On a machine without a GPU
+A program reads its tile eighth by eighth, [rows, channels]: once for the extremes, once for the statistics of the codes (twice if the
+range is narrowed), and once to measure errors and pack. Only the first read goes to memory: a tile of 128 x 128 bfloat16 is 32 KiB and
+stays in the first-level cache. No step holds more than one eighth in registers, so nothing spills at any depth. Each lane collects the
+bits of its eight eighths in two words. Values equal the oracle's bit for bit; sums differ in their last digits. On a machine without a GPU
 the same code runs in Triton's interpreter (TRITON_INTERPRET=1 before the first import).
 """
 
@@ -12,9 +13,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-VERBATIM = tl.constexpr(255)  # as in backend.py
+VERBATIM = tl.constexpr(255)  # as in coder.py
 NARROW_FROM = tl.constexpr(3)  # as in quantize.py
-MEASURED_WHOLE = tl.constexpr(64)  # likewise
+MEASURED_WHOLE = tl.constexpr(64)  # as in quantize.py
 CLASSES = tl.constexpr(16)
 
 
@@ -39,7 +40,7 @@ def _centre(centres, tiles, KEY: tl.constexpr, DIM: tl.constexpr, COLS: tl.const
 
 @triton.jit
 def _rows(data, table, strips, strip, tile, tokens, part, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip  # noqa: E501
-    """Where an eighth of the tile is in the pool: pointers and mask [rows, channels], and its tokens and their mask [rows]."""
+    """Where eighth `part` of the tile lies in the pool: pointers and mask [rows, channels], and its tokens and their mask [rows]."""
     eighth = (tokens + 7) // 8
     row, col = tl.arange(0, ROWS), tl.arange(0, COLS)
     token = part * eighth + row
@@ -52,7 +53,7 @@ def _rows(data, table, strips, strip, tile, tokens, part, TILE: tl.constexpr, BL
 
 @triton.jit
 def _rounded(x, element: tl.constexpr):
-    """x as float32, rounded to nearest-even in the pool's dtype. In integers for bfloat16: the interpreter's own cast truncates."""
+    """x as float32, rounded to nearest-even in the pool's dtype. For bfloat16 in integers, because the interpreter's own cast truncates."""
     if element == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
@@ -62,7 +63,7 @@ def _rounded(x, element: tl.constexpr):
 
 @triton.jit
 def _scale(least, most, narrow, element: tl.constexpr, KEY: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr):
-    """Offset, step and its inverse of groups with these extremes; see quantize.py."""
+    """Offset, step and inverse of the step of groups with these extremes (quantize.py)."""
     least = least + 0.0
     if not KEY:
         least = _rounded(least - tl.abs(least) * 0.00390625, element)
@@ -97,7 +98,7 @@ def _codes(y, mask, low, inverse):
 
 @triton.jit
 def _mean(code_sum, members):
-    """The middle of the group's mean as it is carried, in steps."""
+    """The group's mean as it is carried, in steps."""
     return (2 * code_sum + members) // (32 * members) * 16 + 8
 
 
@@ -107,8 +108,8 @@ def _statistics(
     KEY: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr,
     COLS: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the codes of each channel (of K), the class of the cell's variance, and the squared steps of V's tokens: of all, and of the
-    eighth that is measured."""
+    """Sums of the codes of each channel (of K), the class of the cell's variance, and the squared steps of V's tokens, summed over all
+    tokens and over the eighth that is measured."""
     element: tl.constexpr = data.dtype.element_ty
     sums, squares = tl.zeros((COLS,), dtype=tl.int32), tl.zeros((COLS,), dtype=tl.int32)
     of_tokens = tl.zeros((ROWS,), dtype=tl.int64)
@@ -144,7 +145,7 @@ def _statistics(
 
 @triton.jit
 def _describe(slot, at, held, groups, low, step, middle, data):
-    """Metadata of groups `at` into a slot."""
+    """Store the metadata of groups `at` in a slot."""
     element = data.dtype.element_ty
     tl.store(slot.to(tl.pointer_type(element)) + at, low.to(element), mask=held)
     both = (step.to(tl.int32, bitcast=True) >> 15) | (middle >> 4)
@@ -154,7 +155,7 @@ def _describe(slot, at, held, groups, low, step, middle, data):
 
 @triton.jit
 def _squared_error(x, mask, codes, low, step, mean, centre, rules, cell_class, element: tl.constexpr, INDEX: tl.constexpr):
-    """Squared error of each value against what the pool will hold after pass INDEX."""
+    """Squared error of each value after pass INDEX."""
     if INDEX == 0:
         guess = low + step * mean
     else:
@@ -173,21 +174,22 @@ def encode_cells(
     KEY: tl.constexpr, PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, BOUND: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Slots, errors, cell_class, channel sums and spread of one cell. All outputs must be 0 before: an verbatim cell writes its cell_class alone."""
+    """Slots, errors, class, channel sums and spread of one cell. All outputs must be 0 before, since a verbatim cell writes only its
+    class."""
     cell, strip, tile, tokens = _place(tiles, kinds, heads, coded_tokens, KEY, TILE)
     element: tl.constexpr = data.dtype.element_ty
     centre = _centre(centres, tiles, KEY, DIM, COLS)
     col, row = tl.arange(0, COLS), tl.arange(0, ROWS)
-    total, wild = tl.zeros((COLS,), dtype=tl.float32), 0
+    total, beyond = tl.zeros((COLS,), dtype=tl.float32), 0
     least, most = tl.full((COLS,), float("inf"), dtype=tl.float32), tl.full((COLS,), float("-inf"), dtype=tl.float32)
     for part in range(8):
         at, mask, token, held = _rows(data, table, strips, strip, tile, tokens, part, TILE, BLOCK, DIM, PARTS, ROWS, COLS)
         x = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        wild = tl.maximum(wild, tl.max(tl.where(mask & ~(tl.abs(x - centre) < BOUND), 1, 0)))
+        beyond = tl.maximum(beyond, tl.max(tl.where(mask & ~(tl.abs(x - centre) < BOUND), 1, 0)))
         total += tl.sum(x, 0)
         below, above = _extremes(x, mask)
         least, most = tl.minimum(least, tl.min(below, 0)), tl.maximum(most, tl.max(above, 0))
-    if wild == 1:
+    if beyond == 1:
         tl.store(classes + cell, VERBATIM)
     else:
         least, most = tl.where(col < DIM, least, 0.0), tl.where(col < DIM, most, 0.0)
@@ -291,7 +293,7 @@ def expand_cells(
     KEY: tl.constexpr, PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Values of one cell into the pool, from as many passes as its prefix of the stream holds."""
+    """Write the values of one cell into the pool, from as many passes as have arrived."""
     cell, strip, tile, tokens = _place(tiles, kinds, heads, coded_tokens, KEY, TILE)
     cell_class = tl.load(classes + cell).to(tl.int32)
     if cell_class != VERBATIM:

@@ -1,6 +1,6 @@
-"""The Triton kernels as a path through the quantiser: what the host gives to the device, one launch a kind, results back.
+"""The Triton kernels as a backend: inputs go to the device, one launch for each kind codes them, and the results come back.
 
-For a pipeline that never waits, use enqueue.py, which this stands on. Checksums are the host's: slots are checked where they are sent.
+enqueue.py, which this uses, is for pipelines that must not wait. Checksums are computed on the host, where slots are sent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Kernels:
         work.centres.copy_(torch.from_numpy(centres))
         work.enqueue(data, with_centres=False)
         work.copy_report()
-        body = work.body.cpu()  # behind the report on the same stream, so both are here now
+        body = work.body.cpu()  # enqueued behind the report on the same CUDA stream, so both have arrived
         return CodedCells(body, work.host.errors.double().numpy(), work.host.classes.numpy(), work.host.deviation.numpy())
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:

@@ -1,4 +1,5 @@
-"""The quantiser of quantize.py over a whole pool, one layer at a time, in plain torch: slow, and true by definition."""
+"""The reference backend: the quantiser of quantize.py over a whole pool, one layer at a time, in plain torch. It is slow; the others must
+equal it."""
 
 from __future__ import annotations
 
@@ -27,11 +28,11 @@ class Oracle:
         for layer, kind in np.ndindex(layers, kinds):
             whole = tokens_of(data[table, layer, kind], cells.dim).cpu()
             centre, dim = _centre(centres, layer, kind), q.GROUP_DIM[kind]
-            coded_exactly = torch.zeros(whole.shape[:2], dtype=torch.bool)
+            verbatim = torch.zeros(whole.shape[:2], dtype=torch.bool)
             for tile, tokens in enumerate(cells.tile_lengths):
                 span = slice(tile * cells.tile_tokens, tile * cells.tile_tokens + tokens)
                 bad = q.travels_verbatim(whole[:, span].float() - centre, data.dtype)
-                coded_exactly[:, span] = bad[:, None]
+                verbatim[:, span] = bad[:, None]
                 x = torch.where(bad[:, None, None], 0.0, whole[:, span])
                 coded = q.quantize(x.float() - centre, dim, data.dtype, cells.depth_bits)
                 by_token, first_strip = q.squared_errors(x, coded, centre, cells.passes), (layer * kinds + kind) * heads
@@ -45,7 +46,7 @@ class Oracle:
                     cell = np.ravel_multi_index((layer, kind, head, tile), cells.shape)
                     for slot, offset in zip(packed, cells.offsets[:, cell].tolist(), strict=True):
                         body[offset : offset + slot.shape[1]] = slot[head]
-            deviation[layer, kind] = deviation_of(whole, ~coded_exactly).numpy()
+            deviation[layer, kind] = deviation_of(whole, ~verbatim).numpy()
         return CodedCells(body, errors.reshape(cells.passes + 1, -1), classes.reshape(-1), deviation)
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
@@ -73,14 +74,14 @@ class Oracle:
 
 
 def tokens_of(held: torch.Tensor, dim: int) -> torch.Tensor:
-    """Blocks [blocks, kv_heads, tokens, head_dim] as [heads or their parts, coded tokens, channels]."""
+    """Blocks [blocks, kv_heads, tokens, head_dim] as [heads or parts of heads, coded tokens, channels]."""
     blocks, kv_heads, tokens, head_dim = held.shape
     parts = held.view(blocks, kv_heads, tokens, head_dim // dim, dim).permute(1, 3, 0, 2, 4)
     return parts.reshape(kv_heads * head_dim // dim, blocks * tokens, dim)
 
 
 def _centre(centres: np.ndarray, layer: int, kind: int) -> torch.Tensor:
-    """[heads, 1, channels] of V; 0, for any head, of K or a latent."""
+    """The centres [heads, 1, channels] of V; zeros for K or a latent, for any head."""
     return torch.tensor(centres[layer])[:, None] if kind else torch.zeros(1, 1, centres.shape[-1])
 
 

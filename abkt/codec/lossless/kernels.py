@@ -1,4 +1,5 @@
-"""The lossless code of lossless/oracle.py in Triton, for 16-bit dtypes: a program codes a unit where it lies in the pool; bytes are the oracle's.
+"""The lossless code of lossless/oracle.py in Triton, for 16-bit dtypes: a program codes a unit where it lies in the pool; bytes are the
+oracle's.
 
 A thread holds 8 lanes of each of a tile's 16 parts as 32-bit words of two lanes, so it reads and writes 16 bytes at a time, and packing
 is elementwise between words. Which values are escaped it keeps as a bit for each. One prefix sum over a program's threads places their

@@ -1,4 +1,5 @@
-"""The entropy coder in Triton without a GPU: bytes and values are the oracle's in the interpreter, the code by ahead-of-time compilation."""
+"""The entropy coder in Triton without a GPU: bytes and values are the oracle's in the interpreter, the code by ahead-of-time
+compilation."""
 
 import json
 

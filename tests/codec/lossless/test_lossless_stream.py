@@ -1,4 +1,4 @@
-"""Exact messages of whole sequences: every bit pattern comes back, sizes are counted, and damage is refused."""
+"""Lossless messages of whole sequences: every bit pattern comes back, sizes are counted, and damage is refused."""
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ def test_damage_is_refused_and_writes_nothing(coder):
     pool, out = any_bits(layout), Pool(layout)
     data = lossless_stream.encode(pool, [3, 1, 2], 40, coder)
     for at in [*range(HEADER_BYTES), *range(HEADER_BYTES, len(data), 37)]:
-        with pytest.raises(ValueError, match=r"lossless message|no exact"):
+        with pytest.raises(ValueError, match="lossless message"):
             expand(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], out, [0, 1, 2])
     for size in (0, 10, HEADER_BYTES, len(data) - 1):
         with pytest.raises(ValueError, match="cut"):

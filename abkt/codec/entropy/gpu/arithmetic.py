@@ -1,9 +1,11 @@
-"""The arithmetic of the entropy coder in Triton: where values are, their coefficients, what codes say of them; as entropy/oracle.py, bit by bit.
+"""The arithmetic of the entropy coder in Triton: where values are, their coefficients, what codes say of them; as entropy/oracle.py, bit
+by bit.
 
 A *code* is 2 * magnitude + sign of a coefficient, the magnitude in the finest bins, as int16 [cells, rows, channels]; below 0 it is an
 outlier. A program has one cell and visits some rows of coefficients at a time. A row is 2**LEVELS tokens, each a tensor [ROWS, COLS] of
-its own, so sums and differences of neighbours are elementwise; where centres may rotate (ROTATES), each token is two such tensors, the halves
-that rotate together. These are the *pieces* of a row. No product may be fused with a sum: kernels are launched with enable_fp_fusion=False.
+its own, so sums and differences of neighbours are elementwise; where centres may rotate (ROTATES), each token is two such tensors, the
+halves that rotate together. These are the *pieces* of a row. No product may be fused with a sum: kernels are launched with
+enable_fp_fusion=False.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def measure_cells(
     LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, BOUND: tl.constexpr,
 ):  # fmt: skip
-    """Metadata and channel sums of one cell, or its form if it travels exact; classes must be 0 before. rules: int32, OVER and one more that
-    nothing exceeds, HEAVY, and how many magnitudes each row of SHARES has. sums: float32 [cells, DIM]."""
+    """Metadata and channel sums of one cell, or its form if it travels exact; classes must be 0 before. rules: int32, OVER and one more
+    that nothing exceeds, HEAVY, and how many magnitudes each row of SHARES has. sums: float32 [cells, DIM]."""
     local, strip, tile, cell, rows = cell_of(tl.program_id(0), numbers, tiles, coded_tokens, LEVELS, TILE)
     sides: tl.constexpr = 2 if ROTATES else 1
     width: tl.constexpr = DIM // sides
