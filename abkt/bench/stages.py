@@ -64,8 +64,8 @@ def _lossless(case: BenchCase) -> tuple[Callable[[], object], Callable[[], objec
     from abkt.codec.lossless.launch import TritonLossless, UnitBuffers
 
     kernels = TritonLossless()
-    room = UnitBuffers.of(UnitLayout(case.pool.dtype, n, WIDTH), kernels.windows(data, starts, n, groups, WIDTH), len(starts))
-    kernels.encode_into(room, data, starts)
-    held = room.units()
-    ratio = len(starts) * room.layout.raw_bytes / len(held.body)
-    return lambda: kernels.encode_into(room, data, starts), lambda: kernels.decode_into(held, case.other.data, starts), ratio
+    buffers = UnitBuffers.of(UnitLayout(case.pool.dtype, n, WIDTH), kernels.windows(data, starts, n, groups, WIDTH), len(starts))
+    kernels.encode_into(buffers, data, starts)
+    held = buffers.units()
+    ratio = len(starts) * buffers.layout.raw_bytes / len(held.body)
+    return lambda: kernels.encode_into(buffers, data, starts), lambda: kernels.decode_into(held, case.other.data, starts), ratio

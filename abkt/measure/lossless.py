@@ -32,8 +32,8 @@ def coder(pool: Pool, other: Pool, table: Sequence[int], tokens: int) -> tuple[W
     blocks = torch.tensor(list(table), device=device)
     starts = (blocks[:, None] * groups * n + torch.arange(groups, device=device) * n).reshape(-1)
     kernels = TritonLossless()
-    room = UnitBuffers.of(UnitLayout(pool.dtype, n, WIDTH), kernels.windows(pool.data, starts, n, groups, WIDTH), len(starts))
-    kernels.encode_into(room, pool.data, starts)
-    held = room.units()
-    share = len(held.body) / (len(starts) * room.layout.raw_bytes)
-    return lambda: kernels.encode_into(room, pool.data, starts), lambda: kernels.decode_into(held, other.data, starts), share
+    buffers = UnitBuffers.of(UnitLayout(pool.dtype, n, WIDTH), kernels.windows(pool.data, starts, n, groups, WIDTH), len(starts))
+    kernels.encode_into(buffers, pool.data, starts)
+    held = buffers.units()
+    share = len(held.body) / (len(starts) * buffers.layout.raw_bytes)
+    return lambda: kernels.encode_into(buffers, pool.data, starts), lambda: kernels.decode_into(held, other.data, starts), share

@@ -72,7 +72,7 @@ def encode_cells(
     if stats.centre.shape[1:] != (dim,) or strip.shape != (cells,) or not 1 <= depth <= PASSES or tokens % (1 << stats.levels):
         given = f"cells {x.shape}, strips {strip.shape}, centres {stats.centre.shape}, depth {depth} of {PASSES}"
         raise ValueError(f"{given}, {stats.levels} levels do not fit")
-    plan, room = stats.plan, max_pass_bytes(tokens >> stats.levels, dim << stats.levels)
+    plan, limit = stats.plan, max_pass_bytes(tokens >> stats.levels, dim << stats.levels)
     prediction = prediction_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, rotation)
     fallback = ~(np.abs(x) < LIMIT[dtype]).all((1, 2))
     codable = np.where(fallback[:, None, None], prediction.centre, x).astype(np.float32)
@@ -94,7 +94,7 @@ def encode_cells(
             for cell, data in zip(here, _encode_pass(magnitude[here], negative[here], meta[here], plan, s, p), strict=True):
                 slots[p - 1][cell] = heads[cell] + data if p == 1 else data
     for p in range(depth):
-        fallback |= np.array([len(d) > room for d in slots[p]])
+        fallback |= np.array([len(d) > limit for d in slots[p]])
     for p in range(depth + 1):
         guess = reconstruct(magnitude, negative, meta, plan, strip, np.full(cells, p))
         guess = prediction.values(np.where(outlier & (p > 0), residual, guess) if stats.levels else guess, dtype)

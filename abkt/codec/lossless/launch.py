@@ -64,23 +64,23 @@ class TritonLossless:
         """The windows that suit these units; nothing waits. A fixed width, since the choice of one would have to be read back."""
         return Windows(width, bases_for(self.histograms(data, starts, n, groups), width)[0])
 
-    def encode_into(self, room: UnitBuffers, data: torch.Tensor, starts: torch.Tensor) -> None:
+    def encode_into(self, buffers: UnitBuffers, data: torch.Tensor, starts: torch.Tensor) -> None:
         """Code the units of `data` (contiguous, dtype of 16 bits) at `starts` (int64, multiples of 16). Nothing waits for the GPU."""
-        layout, windows = _checked(room.layout), room.windows
+        layout, windows = _checked(buffers.layout), buffers.windows
         spare = layout.raw_bytes - layout.fixed_bytes
         words = data.view(torch.int16).view(-1).view(torch.int32)
-        body, slots = room.body.view(torch.int32), room.slots.view(torch.int32)
+        body, slots = buffers.body.view(torch.int32), buffers.slots.view(torch.int32)
         units = len(starts)
-        encode_units[(units,)](words, starts, windows.bases, body, slots, room.sizes, len(windows.bases), **constants(layout))
-        torch.cumsum(room.sizes - layout.fixed_bytes, 0, out=room.ends)
+        encode_units[(units,)](words, starts, windows.bases, body, slots, buffers.sizes, len(windows.bases), **constants(layout))
+        torch.cumsum(buffers.sizes - layout.fixed_bytes, 0, out=buffers.ends)
         tails = body[units * layout.fixed_bytes // 4 :]
-        gather_tails[(units,)](slots, room.sizes, room.ends, tails, FIXED=layout.fixed_bytes, SPARE=spare, ROWS=128, num_warps=4)
+        gather_tails[(units,)](slots, buffers.sizes, buffers.ends, tails, FIXED=layout.fixed_bytes, SPARE=spare, ROWS=128, num_warps=4)
 
     def encode(self, data: torch.Tensor, starts: torch.Tensor, n: int, windows: Windows) -> LosslessUnits:
-        room = UnitBuffers.of(UnitLayout(data.dtype, n, windows.width), windows, len(starts))
+        buffers = UnitBuffers.of(UnitLayout(data.dtype, n, windows.width), windows, len(starts))
         if len(starts):
-            self.encode_into(room, data, starts)
-        return room.units()
+            self.encode_into(buffers, data, starts)
+        return buffers.units()
 
     def decode_into(self, units: LosslessUnits, data: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
         """Write units into `data` at `starts`. Returns uint8 [units], 1 where a unit is damaged; nothing waits for the GPU. The sizes are

@@ -157,8 +157,8 @@ def check_values(cases: list[BenchCase]) -> None:
 
 
 def check_statistics() -> None:
-    """Cells that do not vary as their strip's statistics say: one whose pass 1 is longer than its room, though no value is an outlier, and
-    one too loud for the classes that channels start with; and a strip without any passes, where a byte is one too many."""
+    """Cells that do not vary as their strip's statistics say: one whose pass 1 is longer than its capacity, though no value is an outlier,
+    and one too loud for the classes that channels start with; and a strip without any passes, where a byte is one too many."""
     import numpy as np
     import torch
 

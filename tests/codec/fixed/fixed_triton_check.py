@@ -103,7 +103,7 @@ def check_buffers_used_again() -> None:
 
 
 def check_order() -> None:
-    """Bands, and what each takes and removes, as order.py has them; weighted, with an verbatim cell and a pass that removes nothing."""
+    """Bands, and what each takes and removes, as order.py has them; weighted, with a verbatim cell and a pass that removes nothing."""
     import numpy as np
     import torch
 

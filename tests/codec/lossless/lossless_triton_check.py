@@ -37,11 +37,11 @@ def check_values(count: str) -> None:
         pool[places, 16 : n + 16] = x
         starts = places[order] * (n + 32) + 16
         a = lossless.encode(x[order], windows)
-        room = UnitBuffers.of(UnitLayout(dtype, n, width), windows, len(x))
-        room.body.fill_(170)
-        room.slots.fill_(170)
-        kernels.encode_into(room, pool, starts)
-        b = room.units()
+        buffers = UnitBuffers.of(UnitLayout(dtype, n, width), windows, len(x))
+        buffers.body.fill_(170)
+        buffers.slots.fill_(170)
+        kernels.encode_into(buffers, pool, starts)
+        b = buffers.units()
         assert torch.equal(a.sizes, b.sizes), f"{name} {n} {width}: sizes differ"
         assert torch.equal(a.body, b.body), f"{name} {n} {width}: bytes differ"
         assert 0 < int((a.sizes == 2 * n).sum()) < len(x)

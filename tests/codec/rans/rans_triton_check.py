@@ -49,7 +49,7 @@ def check_values() -> None:
 
 
 def check_room(sample) -> None:
-    """Streams that are longer than their room fail alone, and the others are as they are."""
+    """Streams that are longer than their capacity fail alone, and the others are as they are."""
     import torch
 
     from abkt.codec.rans import launch as rans_launch
@@ -60,12 +60,12 @@ def check_room(sample) -> None:
     shares[:, 0] += shares[:, 1:].sum(1, dtype=shares.dtype) - 39
     shares[:, 1:] = 1
     expected = rans.encode(symbols, contexts, shares)
-    room = (len(expected[0]) + len(expected[1])) // 2
+    capacity = (len(expected[0]) + len(expected[1])) // 2
     done = rans_launch.encode(
-        torch.from_numpy(symbols), torch.from_numpy(contexts), rans_launch.RansTables.of(shares, torch.device("cpu")), room
+        torch.from_numpy(symbols), torch.from_numpy(contexts), rans_launch.RansTables.of(shares, torch.device("cpu")), capacity
     )
-    assert done.failed.tolist() == [len(d) > room for d in expected] == [False, True] * 3
-    whole = b"".join(d for d in expected if len(d) <= room)
+    assert done.failed.tolist() == [len(d) > capacity for d in expected] == [False, True] * 3
+    whole = b"".join(d for d in expected if len(d) <= capacity)
     assert done.body[: int(done.ends[-1])].numpy().tobytes() == whole
 
 

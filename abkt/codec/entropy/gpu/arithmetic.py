@@ -1,5 +1,5 @@
-"""The arithmetic of the entropy coder in Triton: where values are, their coefficients, what codes say of them; as entropy/oracle.py, bit
-by bit.
+"""The arithmetic of the entropy coder in Triton: pointers to values, their coefficients, and coefficients from codes. Results equal those
+of entropy/oracle.py bit by bit.
 
 A *code* is 2 * magnitude + sign of a coefficient, the magnitude in the finest bins, as int16 [cells, rows, channels]; below 0 it is an
 outlier. A program has one cell and visits some rows of coefficients at a time. A row is 2**LEVELS tokens, each a tensor [ROWS, COLS] of
@@ -17,7 +17,7 @@ from abkt.codec.entropy import plan as entropy_plan
 from abkt.codec.entropy import tables as entropy_tables
 from abkt.codec.fixed.kernels import _rounded
 
-VERBATIM = tl.constexpr(255)  # as in backend.py
+VERBATIM = tl.constexpr(255)  # as in coder.py
 FINEST = tl.constexpr(entropy_plan.FINEST)
 LEAST, CLASSES = tl.constexpr(entropy_tables.LEAST), tl.constexpr(entropy_tables.CLASSES)
 HALVES, WIDEST, POINT = tl.constexpr(entropy_tables.HALVES), tl.constexpr(entropy_tables.WIDEST), tl.constexpr(entropy_tables.POINT)
@@ -28,7 +28,7 @@ ROOT_HALF = tl.constexpr(0.5**0.5)
 
 @triton.jit
 def appended(parts, one):
-    """The tuple with one more."""
+    """The tuple with one element more."""
     return parts + (one,)  # noqa: RUF005
 
 
@@ -46,9 +46,9 @@ def frames(
     LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     COLS: tl.constexpr,
 ):  # fmt: skip
-    """Of the tokens in rows `row` [ROWS] of a tile: where they are in the pool, what they are coded around, and, where centres may rotate,
-    cosines and sines: tuples of tensors [ROWS, COLS]. place: the pool, its table, the strip's centre, whether it rotates, the angles, the
-    number of strips, the strip and the tile. held: [ROWS, COLS], what there is of the rows."""
+    """Of the tokens in rows `row` [ROWS] of a tile: pointers into the pool, predictions, and, if centres may rotate, cosines and sines:
+    tuples of tensors [ROWS, COLS]. place: the pool, its table, the strip's centre, whether it rotates, the angles, the number of strips,
+    the strip and the tile. held: [ROWS, COLS] bool, which values exist."""
     data, table, centre, rotating, rotation, strips, strip, tile = place
     half: tl.constexpr = DIM // 2 if ROTATES else DIM
     col, some = tl.arange(0, COLS)[None, :], tl.max(held.to(tl.int32), 1) > 0
@@ -96,7 +96,7 @@ def rotated(x, cosines, sines, rotating, SIGN: tl.constexpr):
 
 @triton.jit
 def forward(x, TOKENS: tl.constexpr, SIDES: tl.constexpr):
-    """differences.forward of tokens of SIDES tensors each: the sums, then the differences from coarse to fine."""
+    """haar.forward of tokens of SIDES tensors each: the sums, then the differences from coarse to fine."""
     if TOKENS == 1:
         return x
     else:
@@ -127,7 +127,7 @@ def inverse(y, TOKENS: tl.constexpr, SIDES: tl.constexpr):
 
 @triton.jit
 def coefficients(x, prediction, cosines, sines, rotating, LEVELS: tl.constexpr, ROTATES: tl.constexpr):
-    """What is coded of values x."""
+    """The coefficients of values x."""
     residual = ()
     for i in tl.static_range(len(x)):
         residual = appended(residual, x[i] - prediction[i])
@@ -163,7 +163,7 @@ def class_row(kind, meta):
 
 @triton.jit
 def planned(plan, channel, there):
-    """Step, class at pass 1, and first pass of channels: see strips.Strips."""
+    """Step, class at pass 1, and first pass of channels (strips.Strips)."""
     steps, kinds, starts = plan
     step, kind = tl.load(steps + channel, mask=there, other=1.0), tl.load(kinds + channel, mask=there, other=0)
     return step, kind, tl.load(starts + channel, mask=there, other=1)
@@ -171,7 +171,7 @@ def planned(plan, channel, there):
 
 @triton.jit
 def guessed(code, p, step, kind, start, meta, points):
-    """Coefficients by their codes, after pass p. Exact: no rounding."""
+    """The coefficients that codes stand for after pass p, computed without rounding."""
     octaves = finer_of(p)
     bins = (tl.maximum(code, 0) >> 1) >> (-octaves + FINEST)
     place = bins * POINT + tl.load(points + class_row(kind + 4 * octaves, meta) * WIDEST + tl.minimum(bins, WIDEST - 1)).to(tl.int32)

@@ -1,7 +1,8 @@
-"""From values in a pool to the codes of the entropy coder, in Triton; from codes to bytes it is pass_kernels.py.
+"""From values in a pool to the codes of the entropy coder, in Triton. pass_kernels.py turns codes into bytes.
 
-A program has one cell, and each kernel visits it once: `measure_cells` for the metadata, `code_cells` for the codes, and `list_outliers`
-only where there are any. The errors after each pass are measured from the codes, by a program a pass, so that none keeps seven sums.
+A program works on one cell, and each kernel reads it once: `measure_cells` for the metadata, `code_cells` for the codes, and
+`list_outliers` only if there are any. `measure_errors` measures the errors from the codes, with one program per pass, so that none has to
+keep seven sums.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def measure_cells(
     LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, BOUND: tl.constexpr,
 ):  # fmt: skip
-    """Metadata and channel sums of one cell, or its form if it travels exact; classes must be 0 before. rules: int32, OVER and one more
+    """Metadata and channel sums of one cell, or its class if it travels verbatim; classes must be 0 before. rules: int32, OVER and one more
     that nothing exceeds, HEAVY, and how many magnitudes each row of SHARES has. sums: float32 [cells, DIM]."""
     local, strip, tile, cell, rows = cell_of(tl.program_id(0), numbers, tiles, coded_tokens, LEVELS, TILE)
     sides: tl.constexpr = 2 if ROTATES else 1
@@ -110,8 +111,8 @@ def code_cells(
     PASSES: tl.constexpr, LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Codes of one cell, how many of them are outliers, and the spread of its values around their means, which `sums` says; of too many
-    outliers the form. outliers: int32 [cells], 0 before."""
+    """Codes of one cell, how many of them are outliers, and the spread of its values around their means, which follow from `sums`;
+    VERBATIM if there are too many outliers. outliers: int32 [cells], 0 before."""
     local, strip, tile, cell, rows = cell_of(tl.program_id(0), numbers, tiles, coded_tokens, LEVELS, TILE)
     if tl.load(classes + cell) != VERBATIM:
         sides: tl.constexpr = 2 if ROTATES else 1
@@ -149,11 +150,12 @@ def code_cells(
 
 @triton.jit
 def list_outliers(
-    data, table, numbers, centres, rotates, rotation, codes, metas, classes, outliers, heads, head_sizes, strips, tiles, coded_tokens, head_room,
+    data, table, numbers, centres, rotates, rotation, codes, metas, classes, outliers, heads, head_sizes, strips, tiles, coded_tokens,
+    head_capacity,
     LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """What pass 1 of a cell begins with, as wire.head_of: metadata, and the outliers. heads: uint8 [cells, head_room]."""
+    """The head of pass 1 of a cell, as wire.head_of: metadata, and the outliers. heads: uint8 [cells, head_capacity]."""
     local, strip, tile, cell, rows = cell_of(tl.program_id(0), numbers, tiles, coded_tokens, LEVELS, TILE)
     if tl.load(classes + cell) != VERBATIM:
         sides: tl.constexpr = 2 if ROTATES else 1
@@ -161,7 +163,7 @@ def list_outliers(
         channels: tl.constexpr = DIM << LEVELS
         carried: tl.constexpr = 4 if LEVELS > 0 else data.dtype.element_ty.primitive_bitwidth // 8
         count, wide = tl.load(outliers + cell), rows * channels > 65_536
-        head = heads + cell.to(tl.int64) * head_room
+        head = heads + cell.to(tl.int64) * head_capacity
         head_values = head + 3 + count * tl.where(wide, 4, 2)
         tl.store(head_sizes + cell, tl.where(count > 0, 3 + count * (tl.where(wide, 4, 2) + carried), 1).to(tl.int64))
         tl.store(head, (tl.load(metas + cell).to(tl.int32) + tl.where(count > 0, OUTLIER_BIT, 0)).to(tl.uint8))
@@ -205,7 +207,7 @@ def measure_errors(
     PASSES: tl.constexpr, LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Squared error of one cell after one pass; an verbatim cell's is not written. errors: float32 [PASSES + 1, cells]."""
+    """Squared error of one cell after one pass; a verbatim cell's is not written. errors: float32 [PASSES + 1, cells]."""
     p = tl.program_id(0) % (PASSES + 1)
     local, strip, tile, cell, rows = cell_of(tl.program_id(0) // (PASSES + 1), numbers, tiles, coded_tokens, LEVELS, TILE)
     if tl.load(classes + cell) != VERBATIM:

@@ -1,4 +1,4 @@
-"""From codes to values in a pool, in Triton: heads before the passes of pass_kernels.py, values behind them."""
+"""From codes to values in a pool, in Triton: `read_heads` runs before the passes of pass_kernels.py, `fill_cells` after them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _word(at, mask, BYTES: tl.constexpr):
 
 @triton.jit
 def _places(at, wide, mask):
-    """Where outliers are in their cell; as in the list of pass 1, of 16 bits or 32."""
+    """Places of outliers in their cell, from the list in pass 1, of 16 or 32 bits each."""
     return _word(at, mask & ~wide, 2) | _word(at, mask & wide, 4)
 
 
@@ -40,8 +40,8 @@ def read_heads(
     data, numbers, classes, present, wire, length, offsets, sizes, head_sizes, metas, counts, damaged, cells, tiles, coded_tokens,
     LEVELS: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """What pass 1 of a cell begins with: the size of that, metadata, and how many outliers. Only of cells that have a pass. damaged: 1
-    where no encoder wrote it, and then the cell has no outliers."""
+    """Read the head of pass 1 of a cell that has a pass: the size of the head, metadata, and the number of outliers. damaged: set to 1 if
+    no encoder wrote the head; the cell has no outliers then."""
     _local, _strip, _tile, cell, rows = cell_of(tl.program_id(0), numbers, tiles, coded_tokens, LEVELS, TILE)
     if (tl.load(classes + cell) != VERBATIM) & (tl.load(present + cell) > 0):
         element: tl.constexpr = data.dtype.element_ty
@@ -74,12 +74,12 @@ def read_heads(
 
 @triton.jit
 def fill_cells(
-    data, table, numbers, centres, rotates, rotation, steps, kinds, starts, points, codes, metas, classes, present, wire, offsets, counts, damaged,
-    cells, strips, tiles, coded_tokens,
+    data, table, numbers, centres, rotates, rotation, steps, kinds, starts, points, codes, metas, classes, present, wire, offsets, counts,
+    damaged, cells, strips, tiles, coded_tokens,
     LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Values of one cell into the pool, from as many passes as are there; none of a damaged one, nor of one that travels exact."""
+    """Write the values of one cell into the pool, from as many passes as arrived; nothing for a damaged or a verbatim cell."""
     local, strip, tile, cell, rows = cell_of(tl.program_id(0), numbers, tiles, coded_tokens, LEVELS, TILE)
     if (tl.load(classes + cell) != VERBATIM) & (tl.load(damaged + cell) == 0):
         element: tl.constexpr = data.dtype.element_ty
@@ -103,17 +103,17 @@ def fill_cells(
             row = begin + tl.arange(0, ROWS)
             held = (row < rows)[:, None] & (col < width)
             at, prediction, cosines, sines = frames(place, row, held, LEVELS, ROTATES, TILE, BLOCK, DIM, PARTS, COLS)
-            guess, exact, known = (), (), ()
+            guess, outliers, known = (), (), ()
             for i in tl.static_range(sides << LEVELS):
                 code = tl.load(coded + row[:, None] * channels + i * width + col, mask=held, other=0).to(tl.int32)
                 step, kind, start = planned(plan, local * channels + i * width + col, col < width)
                 known = appended(known, code < 0)
-                exact = appended(
-                    exact, _carried(head_values + (-1 - code) * carried, known[i], tl.float32 if LEVELS > 0 else element, carried)
+                outliers = appended(
+                    outliers, _carried(head_values + (-1 - code) * carried, known[i], tl.float32 if LEVELS > 0 else element, carried)
                 )
                 found = guessed(code, p, step, kind, start, meta, points)
-                guess = appended(guess, tl.where(known[i], exact[i], found) if LEVELS > 0 else found)
+                guess = appended(guess, tl.where(known[i], outliers[i], found) if LEVELS > 0 else found)
             y = values(guess, prediction, cosines, sines, rotating, element, LEVELS, ROTATES)
             for i in tl.static_range(sides << LEVELS):
-                value = y[i] if LEVELS > 0 else tl.where(known[i], exact[i], y[i])
+                value = y[i] if LEVELS > 0 else tl.where(known[i], outliers[i], y[i])
                 tl.store(at[i], value.to(element), mask=held)

@@ -1,7 +1,7 @@
-"""The entropy coder enqueued on a GPU, its statistics given: launches that never wait, so a CUDA graph can hold them.
+"""The entropy coder enqueued on a GPU, for given statistics. Launches never wait for the GPU, so a CUDA graph can hold them.
 
-Strips of equal levels of differences (entropy/stats.py) share their launches. What a stream takes is known on the device alone: lengths
-of passes follow from the data, and the host learns them by one copy, with the report.
+Strips of equal levels of differences (entropy/stats.py) share their launches. The lengths of passes follow from the data, so only the
+device knows the size of a stream; one copy brings them to the host, with the report.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_VALUES = OUTLIERS_IN * 32_767  # of a cell: an outlier's number fits its co
 
 
 class _Launches:
-    """What encoding and expansion have in common. groups: all strips, those of equal levels together. rotation: float32 [coded tokens, 2,
+    """The parts that encoding and expansion share. groups: all strips, those of equal levels together. rotation: float32 [coded tokens, 2,
     dim / 2], stats.rotation_of, if centres rotate. table: int64, the coded part of a block table, to be written before."""
 
     def __init__(self, cells: Cells, groups: Sequence[Strips], rotation: torch.Tensor | None, device: torch.device) -> None:
@@ -59,15 +59,15 @@ class _Launches:
 
 
 class EntropyEncoding(_Launches):
-    """One encode of a sequence of `cells`, as often as wanted. body: uint8, all passes of all cells end to end. lengths, ends: int64
-    [passes, cells], and their running sum. report: as in enqueue.Encoding; classes are 0 or VERBATIM. The body, and the slots that it is
-    joined from, have room for the worst case: a byte a value and pass."""
+    """Buffers to encode sequences of one shape, `cells`, again and again. body: uint8, all passes of all cells end to end. lengths, ends:
+    int64 [passes, cells], and their running sum. report: as in enqueue.Encoding; classes are 0 or VERBATIM. The body, and the slots that
+    it is joined from, have capacity for the worst case, one byte per value and pass."""
 
     def __init__(self, cells: Cells, groups: Sequence[Strips], rotation: torch.Tensor | None, device: torch.device) -> None:
         super().__init__(cells, groups, rotation, device)
         strips, shape = int(np.prod(cells.shape[:3])), (cells.passes, cells.count)
-        self.room = max_pass_bytes(cells.tile_tokens, cells.dim)
-        self.body = torch.zeros(cells.passes * cells.count * self.room, dtype=torch.uint8, device=device)
+        self.capacity = max_pass_bytes(cells.tile_tokens, cells.dim)
+        self.body = torch.zeros(cells.passes * cells.count * self.capacity, dtype=torch.uint8, device=device)
         self.lengths, self.ends = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
         self.report = Report.of(cells, device)
         self.host = Report.of(cells, torch.device("cpu"), pinned=device.type == "cuda")
@@ -77,8 +77,8 @@ class EntropyEncoding(_Launches):
         levels = np.zeros(strips, dtype=np.int64)
         for group in groups:
             levels[group.numbers.cpu().numpy()] = group.levels
-        rooms = [[max_pass_bytes(tokens >> level, cells.dim << level) for tokens in cells.tile_lengths] for level in levels.tolist()]
-        self._rooms = torch.tensor(rooms, dtype=torch.int64, device=device).view(-1)
+        capacities = [[max_pass_bytes(tokens >> level, cells.dim << level) for tokens in cells.tile_lengths] for level in levels.tolist()]
+        self._capacities = torch.tensor(capacities, dtype=torch.int64, device=device).view(-1)
         self._tile_lengths = torch.tensor(cells.tile_lengths, dtype=torch.float64, device=device)
         self._heads = torch.zeros(cells.count, 3 + 8 * (cells.tile_tokens * cells.dim // OUTLIERS_IN), dtype=torch.uint8, device=device)
 
@@ -111,7 +111,7 @@ class EntropyEncoding(_Launches):
         self._join()
 
     def copy_report(self) -> None:
-        """Bring the report and the lengths to the host: complete when the stream it is enqueued on has passed it."""
+        """Enqueue the copies of the report and of the lengths to the host."""
         self.host.whole.copy_(self.report.whole, non_blocking=True)
         self.host_lengths.copy_(self.lengths, non_blocking=True)
 
@@ -120,11 +120,11 @@ class EntropyEncoding(_Launches):
         plan, classes = (group.listed, group.counts, group.coded), self.report.classes
         encode_pass[(triton.cdiv(programs, STREAMS),)](
             self.codes, group.numbers, classes, self.metas, *plan, self.tables.skew, self.tables.coding, self._slots.view(torch.int16),
-            self._streams, cells.count, programs, *self._extent, self.room // 2, STREAMS=STREAMS, **constant,
+            self._streams, cells.count, programs, *self._extent, self.capacity // 2, STREAMS=STREAMS, **constant,
         )  # fmt: skip
         if constant["PASS"] > 2:  # the first two are always coded
             pack_pass[(programs,)](
-                self.codes, group.numbers, classes, *plan, self._slots, self._streams, cells.count, *self._extent, self.room,
+                self.codes, group.numbers, classes, *plan, self._slots, self._streams, cells.count, *self._extent, self.capacity,
                 BYTES=BYTES, **constant,
             )  # fmt: skip
 
@@ -132,13 +132,13 @@ class EntropyEncoding(_Launches):
         sizes, report = self._streams, self.report
         self.lengths.copy_(sizes)
         self.lengths[0] += self.head_sizes
-        report.classes.masked_fill_((self.lengths > self._rooms).any(0), VERBATIM)
+        report.classes.masked_fill_((self.lengths > self._capacities).any(0), VERBATIM)
         exact = report.classes == VERBATIM
         for part in (self.lengths, sizes, self.head_sizes, report.errors):
             part.masked_fill_(exact, 0)
         self.ends.view(-1).copy_(self.lengths.view(-1).cumsum(0))
         join_passes[(sizes.numel(),)](
-            self._slots, sizes, self._heads, self.head_sizes, self.ends, self.body, self.cells.count, self.room, self._heads.shape[1],
+            self._slots, sizes, self._heads, self.head_sizes, self.ends, self.body, self.cells.count, self.capacity, self._heads.shape[1],
             BYTES=BYTES, num_warps=WARPS,
         )  # fmt: skip
         report.deviation.copy_(self._deviation(~exact))
@@ -153,8 +153,9 @@ class EntropyEncoding(_Launches):
 
 
 class EntropyExpansion(_Launches):
-    """One expansion of a sequence of `cells`. offsets, sizes: int64 [passes + 1, cells], of each slot in the wire; present: int8 [cells],
-    passes that are there; classes: uint8 [cells]; all to be written before. damaged: uint8 [cells], 1 where no encoder wrote the bytes."""
+    """Buffers to expand sequences of one shape, `cells`. offsets, sizes: int64 [passes + 1, cells], of each slot in the wire; present:
+    int8 [cells], passes that are there; classes: uint8 [cells]; all to be written before. damaged: uint8 [cells], 1 where no encoder wrote
+    the bytes."""
 
     def __init__(self, cells: Cells, groups: Sequence[Strips], rotation: torch.Tensor | None, device: torch.device) -> None:
         super().__init__(cells, groups, rotation, device)
@@ -163,8 +164,8 @@ class EntropyExpansion(_Launches):
         self.classes, self.damaged = (torch.zeros(cells.count, dtype=torch.uint8, device=device) for _ in range(2))
 
     def enqueue(self, wire: torch.Tensor, data: torch.Tensor) -> None:
-        """Write what arrived in `wire`, uint8 on the device of the pool's tensor `data`, into the blocks of `table`. Blocks of damaged
-        cells keep what they hold; so whoever must not have some cells without the others expands into blocks that nothing reads yet."""
+        """Write the passes in `wire` (uint8, on the pool's device) into the blocks of `table` in the pool's tensor `data`. Blocks of
+        damaged cells keep their content. If cells must not appear without the others, expand into blocks that nothing reads yet."""
         cells, lookup = self.cells, self.tables
         if not cells.count:
             return
@@ -196,7 +197,7 @@ class EntropyExpansion(_Launches):
 
 
 def constants(group: Strips, cells: Cells) -> dict[str, int]:
-    """Compile-time arguments and launch options of the kernels that see the pool: eight values a thread, of all pieces of a row."""
+    """Compile-time arguments and launch options of the kernels that see the pool: eight values per thread, of all pieces of a row."""
     sides = 2 if group.any_rotates else 1
     columns = triton.next_power_of_2(cells.dim // sides)
     a_row = columns * sides << group.levels
@@ -209,7 +210,8 @@ def constants(group: Strips, cells: Cells) -> dict[str, int]:
 
 
 def passes_of(group: Strips, cells: Cells) -> Iterator[dict[str, int]]:
-    """Compile-time arguments and launch options of the kernels between codes and bytes, of each pass; PASSES is what Strips speak of."""
+    """Compile-time arguments and launch options of the kernels between codes and bytes, of each pass. PASSES: the passes that Strips
+    describe."""
     for index in range(cells.passes):
         shared = {"PASSES": PASSES, "LEVELS": group.levels, "TILE": cells.tile_tokens, "DIM": cells.dim, "num_warps": WARPS}
         yield {"PASS": index + 1, "WIDTH": WIDTHS[index], "SHIFT": FINEST - FINER[index], **shared}

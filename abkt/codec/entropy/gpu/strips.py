@@ -1,4 +1,4 @@
-"""What the kernels of the entropy coder read beside KV: its static tables, and the statistics and plans of strips."""
+"""Inputs of the entropy coder's kernels beside KV: its static tables, and the statistics and plans of strips."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from abkt.codec.rans.launch import entries_of
 
 @dataclass(frozen=True, slots=True)
 class EntropyTables:
-    """entropy/tables.py where the kernels read it. coding, intervals, owner: as in RansTables, rows end to end (of 64 entries, then
-    of 4). skew, points: uint8, 64 a row, and one row more for bins that are too fine. rules: see measure_cells."""
+    """The tables of entropy/tables.py on the device. coding, intervals, owner: as in RansTables, rows end to end (of 64 entries, then
+    of 4). skew, points: uint8, 64 per row, and one row more for bins that are too fine. rules: see measure_cells."""
 
     coding: torch.Tensor
     intervals: torch.Tensor
@@ -46,10 +46,10 @@ class EntropyTables:
 
 @dataclass(frozen=True, slots=True)
 class Strips:
-    """Strips of equal levels, where the kernels read them. numbers: int32 [strips], as in Cells. centres: float32 [strips, dim]. rotates:
-    uint8 [strips]. Of coefficients [strips, dim << levels]: steps float32, kinds and starts int32 (plan.Plan), and deviations
-    int32, in the finest bins, 0 where they say nothing of the gain. Of passes [strips, passes]: counts int32 of symbols a row, coded
-    uint8, and listed int32 [strips, passes, dim << levels], of each its channel, whether it starts there, and its class."""
+    """Statistics and plans of strips of equal levels, on the device. numbers: int32 [strips], as in Cells. centres: float32 [strips, dim].
+    rotates: uint8 [strips]. Of coefficients [strips, dim << levels]: steps float32, kinds and starts int32 (plan.Plan), and deviations
+    int32, in the finest bins, 0 for channels that do not count for the gain. Of passes [strips, passes]: counts int32 of symbols a row,
+    coded uint8, and listed int32 [strips, passes, dim << levels], of each its channel, whether it starts there, and its class."""
 
     levels: int
     any_rotates: bool
@@ -86,8 +86,8 @@ class Strips:
 def strips_of(
     statistics: bytes, levels: np.ndarray, cells: Cells, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[Strips], torch.Tensor | None]:
-    """The strips that a stream's statistics (entropy/coder.py) speak of, those of equal levels [strips] together, and the angles that their
-    centres rotate by, if any does. Raises ValueError for statistics that no encoder wrote."""
+    """The strips that a stream's statistics (entropy/wire.py) describe, in groups of equal levels, and the angles by which their centres
+    rotate, if any does. Raises ValueError for statistics that no encoder wrote."""
     if not cells.count:
         return [], None
     centre, scales, rotates, theta = read_statistics(statistics, cells, dtype, levels)
