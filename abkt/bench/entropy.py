@@ -1,7 +1,8 @@
-"""The entropy coder: what coding and expanding all passes of a depth take, beside a plain copy of the same bytes, on the pool's device.
+"""The entropy coder: the time to code and to expand all passes of a depth, beside a plain copy of the same bytes, on the pool's device.
 
-Rows: `entropy_encode`, `entropy_decode` and their `…_gbps`, and `entropy_bits`, of a value on the wire without the statistics. Strips are
-coded without differences. On a CPU an encode measures its statistics too; on a GPU it is what is enqueued, and they are given.
+Rows: `entropy_encode`, `entropy_decode` and their `…_gbps`; and `entropy_bits`, bits per value on the wire without the statistics. Strips
+are coded without differences. On a CPU an encode measures its statistics too. On a GPU the time is that of the launches, with given
+statistics.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DEPTH = 4  # bits
 
 
 def rows(case: BenchCase, name: str, repeats: int) -> Iterator[BenchRow]:
-    """Rows of one case, in which something lies between the edges."""
+    """Rows of one case, which must have tokens between its edges."""
     device, source, cells = case.pool.data.device, case.pool.data[: len(case.table)], case.cells(DEPTH)
     target = torch.empty_like(source)
     work = _Compiled(case, cells) if device.type == "cpu" else _Enqueued(case, cells)
@@ -47,18 +48,18 @@ def rows(case: BenchCase, name: str, repeats: int) -> Iterator[BenchRow]:
 
 
 def check(case: BenchCase) -> int:
-    """Cells of a case, best a short one, that the kernels code and expand as the compiled path does: all, or ValueError."""
+    """How many cells of a case (a short one is enough) the kernels code and expand as the compiled code does: all, or ValueError."""
     device, cells = case.pool.data.device, case.cells(DEPTH)
     ours, theirs = _Enqueued(case, cells), _Compiled(case, cells)
     ours.encode()
     theirs.encode()
     if not torch.equal(ours.arrive().cpu(), theirs.arrive()):
-        raise ValueError(f"entropy coder on {device}: bytes differ from the compiled path's")
+        raise ValueError(f"entropy coder on {device}: bytes differ from those of the CPU")
     ours.decode()
     found = case.other.data.clone()
     theirs.decode()
     if not torch.equal(found, case.other.data):
-        raise ValueError(f"entropy coder on {device}: expanded values differ from the compiled path's")
+        raise ValueError(f"entropy coder on {device}: expanded values differ from those of the CPU")
     return cells.count
 
 
@@ -74,7 +75,7 @@ class _Compiled:
         self._coded = self._coder.encode(self._case.pool.data, self._blocks, self._cells)
 
     def arrive(self) -> torch.Tensor:
-        """What was coded is what `decode` expands; returns all passes."""
+        """Let `decode` expand what was coded; returns all passes."""
         assert self._coded
         coded, cells, sizes = self._coded, self._coded.cells, self._coded.sizes
         present = np.full(self._cells.count, self._cells.passes, dtype=np.int8)
@@ -87,7 +88,7 @@ class _Compiled:
 
 
 class _Enqueued:
-    """The same by entropy/gpu/launch.py, of one set of statistics."""
+    """The same by the kernels (entropy/gpu/launch.py), with one set of statistics."""
 
     def __init__(self, case: BenchCase, cells: Cells) -> None:
         from abkt.codec.entropy.gpu.launch import EntropyEncoding, EntropyExpansion
@@ -113,7 +114,7 @@ class _Enqueued:
         self._encoding.copy_report()
 
     def arrive(self) -> torch.Tensor:
-        """What was coded is what `decode` expands; returns all passes."""
+        """Let `decode` expand what was coded; returns all passes."""
         encoding, expansion = self._encoding, self._expansion
         expansion.sizes[1:].copy_(encoding.lengths)
         expansion.offsets[1:].copy_(encoding.ends - encoding.lengths)

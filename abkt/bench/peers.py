@@ -1,14 +1,14 @@
-"""Other projects' 4-bit KV quantisers on a CPU, against ours in the same run and one thread: how many times longer they take.
+"""Other projects' 4-bit KV quantisers on a CPU, beside our codec in the same run and in one thread: how many times longer they take.
 
-The values are those that our codec codes, what lies between the verbatim edges of a sequence. Peers get them gathered beforehand into one
-contiguous tensor, and leave them so, while ours reads and writes scattered blocks and measures what each pass removes: that favours the
-peers. What they are is peer_codecs.py's.
+All code the same values, those between the verbatim edges of a sequence. Peers get them gathered in one contiguous tensor, and return one.
+Our codec reads and writes scattered blocks, and measures the errors of all passes, so the comparison favours the peers. peer_codecs.py has
+them.
 
-Rows: `peer_<name>_encode`, `_decode` (ns/token; beside it ours at 4 bits), `_nmse` (squared error over the squared deviation from the
-channels' means), `_bits` (a value on the wire, scales and zeros too) and `_over_ours`, the peer's encode and decode over ours. Ours is at
-4 bits, or where a peer's error is smaller than ours there, at the least depth whose error is no larger, which the unit names. The least of
-them is `over_fastest_peer`, beside `over_fastest_peer_bits`: what ours then takes on the wire, and what that peer takes. A peer that is
-not installed, or fails, is named in the facts of the run.
+Rows: `peer_<name>_encode`, `_decode` (ns/token, beside ours at 4 bits); `_nmse` (squared error over the squared deviation from the
+channels' means); `_bits` (bits per value on the wire, scales and zeros included); and `_over_ours`, the peer's time for encode and decode
+over ours. Ours is that at 4 bits; or, if the peer's error is smaller, that at the least depth whose error is not larger, which the unit
+names. The smallest of these ratios is `over_fastest_peer`, beside `over_fastest_peer_bits`, the bits of ours and of that peer. A peer that
+is not installed, or fails, is named in the facts of the run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, Lookup
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of a peer, or of ours at one depth. seconds: encode and decode of all tokens."""
+    """Error, bits per value and time of a peer, or of ours at one depth. seconds: encode and decode of all tokens."""
 
     nmse: float
     bits: float
@@ -45,7 +45,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class PeerMatch:
-    """A peer against ours at `depth` bits. ratio: its time over ours; 0 if no depth of ours has as small an error (depth 0)."""
+    """A peer compared with ours at `depth` bits. ratio: the peer's time over ours. Both are 0 if no depth of ours has as small an error."""
 
     depth: int
     ratio: float
@@ -57,14 +57,14 @@ def match(peer: Result, ours: Mapping[int, Result]) -> PeerMatch:
 
 
 def depth_for(nmse: float, ours: Mapping[int, Result]) -> int:
-    """The least depth of ours whose error is no larger, or 0."""
+    """The least depth of ours whose error is not larger, or 0."""
     return next((depth for depth in sorted(ours) if ours[depth].nmse <= nmse), 0)
 
 
 def rows(case: BenchCase, arguments: BenchArguments, facts: dict[str, str]) -> Iterator[BenchRow]:
-    """Rows of every peer that is installed, and the summary of all; what each is, or why it is missing, is added to `facts`.
+    """Rows of every installed peer, and the summary; the version of each, or why it is missing, is added to `facts`.
 
-    The caller holds torch to one thread. There is nothing to say of a case on a GPU, or one with nothing between its edges.
+    The caller limits torch to one thread. A case on a GPU, or without tokens between its edges, gives no rows.
     """
     cells = case.cells(DEPTHS[0])
     if case.pool.data.device.type != "cpu" or not cells.count:
@@ -81,7 +81,7 @@ def rows(case: BenchCase, arguments: BenchArguments, facts: dict[str, str]) -> I
 
 
 def compared(peers: Mapping[str, Result], ours: Mapping[int, Result]) -> Iterator[BenchRow]:
-    """How many times our time each peer takes, and of all the least."""
+    """Each peer's time over ours, and the smallest of these ratios."""
     matches = {name: match(peer, ours) for name, peer in peers.items()}
     for name, found in matches.items():
         yield BenchRow(f"peer_{name}_over_ours", found.ratio, _unit(found), 1.0)
@@ -97,7 +97,7 @@ def _unit(found: PeerMatch) -> str:
 
 
 def measured(case: BenchCase, repeats: int, facts: dict[str, str]) -> tuple[dict[str, Result], dict[int, Result]]:
-    """Results by peer, and of ours by depth, all timed in the same interleaved rounds."""
+    """Results of the peers, and of ours by depth, all timed in the same interleaved rounds."""
     x = contiguous(case, case.pool.data)
     deviation = squared(x, x.float().mean(-2, keepdim=True))
     functions: dict[tuple[str | int, str], Callable[[], object]] = {}
@@ -154,7 +154,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def contiguous(case: BenchCase, data: torch.Tensor) -> torch.Tensor:
-    """What is coded of a pool's tensor, [layers, kinds, heads, tokens, head_dim]."""
+    """The coded tokens of a pool's tensor, [layers, kinds, heads, tokens, head_dim]."""
     return data[case.cells(DEPTHS[0]).coded_table(case.table)].permute(1, 2, 3, 0, 4, 5).flatten(3, 4).contiguous()
 
 
@@ -163,13 +163,14 @@ def squared(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def wire_bytes(cells: Cells, arrived: Arrived, dtype: torch.dtype) -> int:
-    """Everything that expand needs but shapes: the slots, the centres in the pool's dtype and a byte a cell for its form."""
+    """Bytes of everything that expand needs, except shapes: the slots, the centres in the pool's dtype, and a byte per cell for its
+    class."""
     return cells.body_bytes + arrived.centres.size * dtype.itemsize + arrived.classes.nbytes
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Peers warn of what they would like to find here, and of each other."""
+    """Silence the warnings of peers, about missing hardware and about each other."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

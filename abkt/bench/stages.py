@@ -1,7 +1,7 @@
-"""What the codec does beside its kernels: importance, the lossless code, raw blocks; and on a GPU the order.
+"""Importance and the lossless code, each beside a plain copy of the same bytes.
 
-Rows: `importance` (what the last queries looked at, for all cells), `lossless_encode`, `lossless_decode` (the fixed code of bfloat16) and
-their `…_gbps`, `lossless_ratio`; beside each what a copy of the same bytes takes.
+Rows: `importance` (the weights of all cells, from the last queries), `lossless_encode`, `lossless_decode` (the fixed code, of bfloat16)
+and their `…_gbps`; and `lossless_ratio`, raw bytes over coded bytes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from abkt.codec.importance import Importance
 from abkt.codec.lossless.codec import LosslessCodec
 from abkt.codec.lossless.oracle import UnitLayout
 
-WINDOW, GROUP = 32, 4  # queries, and query heads to a KV head
-WIDTH = 3  # of the lossless code
+WINDOW, GROUP = 32, 4  # queries, and query heads per KV head
+WIDTH = 3  # bits of a code of the lossless code
 
 
 def rows(case: BenchCase, name: str, repeats: int) -> Iterator[BenchRow]:
@@ -50,7 +50,7 @@ def _importance(case: BenchCase) -> Callable[[], object]:
 
 
 def _lossless(case: BenchCase) -> tuple[Callable[[], object], Callable[[], object], float]:
-    """Encode and decode of all blocks of the table, a unit each (block, layer, K or V); and raw bytes over coded ones."""
+    """Encode and decode of all blocks of the table, one unit per (block, layer, kind); and raw bytes over coded bytes."""
     _, layers, kinds, heads, block_tokens, dim = case.layout.shape
     n, groups, data = heads * block_tokens * dim, layers * kinds, case.pool.data
     blocks = torch.tensor(case.table, device=data.device)

@@ -69,8 +69,8 @@ def test_a_wrong_gather_or_scatter_fails(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "a bench is needed: kernels"),
-        (["speed"], "a bench is needed"),
+        ([], "name a bench: kernels"),
+        (["speed"], "name a bench"),
         (["kernels", "tokns=3"], "tokns=3 is unknown; there are device="),
         (["kernels", "tokens=a,b"], "tokens=a,b: a number"),
         (["kernels", "device=tpu"], "one of cpu, cuda"),

@@ -69,8 +69,8 @@ def test_every_cut_leaves_what_it_says(layout_of, filled_pool, table_of, tokens,
     for cut in range(0, len(stream.ends), max(1, len(stream.ends) // 6)):
         result, out = expanded(codec, stream, cut, layout, target)
         decoded = whole(out, target, tokens)
-        assert torch.equal(decoded[..., :first, :], source[..., :first, :]), "the sinks are exact"
-        assert torch.equal(decoded[..., last:, :], source[..., last:, :]), "the newest tokens are exact"
+        assert torch.equal(decoded[..., :first, :], source[..., :first, :]), "the sinks travel verbatim"
+        assert torch.equal(decoded[..., last:, :], source[..., last:, :]), "the newest tokens travel verbatim"
         assert tokens - last <= block_tokens
         claimed = stream.curve.distortion[cut]
         assert result.cut == cut
@@ -155,7 +155,7 @@ def test_weights_move_bytes_to_what_matters(layout_of, filled_pool, table_of):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
-def test_a_cell_that_cannot_be_coded_travels_exact(layout_of, filled_pool, table_of, backend, bad):
+def test_a_cell_that_cannot_be_coded_travels_verbatim(layout_of, filled_pool, table_of, backend, bad):
     layout = layout_of(dim=32)
     pool, table, codec = filled_pool(layout), table_of(layout, 200), Codec(layout, backend, tile_tokens=32)
     pool.data[table[4], 1, 0, 1, 7, 5] = bad  # block 4 is coded block 3: tile 1
@@ -163,12 +163,12 @@ def test_a_cell_that_cannot_be_coded_travels_exact(layout_of, filled_pool, table
     assert stream.verbatim_cells == 1
     result, out = expanded(codec, stream, 0, layout, table)
     assert result.verbatim_cells == 1
-    exact = [table[3], table[4]]
-    assert torch.equal(out.data[exact, 1, 0, 1].view(torch.int16), pool.data[exact, 1, 0, 1].view(torch.int16))
-    assert not torch.equal(out.data[exact, 1, 0, 0], pool.data[exact, 1, 0, 0]), "the other head was coded"
+    verbatim = [table[3], table[4]]
+    assert torch.equal(out.data[verbatim, 1, 0, 1].view(torch.int16), pool.data[verbatim, 1, 0, 1].view(torch.int16))
+    assert not torch.equal(out.data[verbatim, 1, 0, 0], pool.data[verbatim, 1, 0, 0]), "the other head was coded"
     result, out = expanded(codec, stream, len(stream.ends) - 1, layout, table)
     assert result.distortion < 1e-3
-    assert torch.equal(out.data[exact, 1, 0, 1].view(torch.int16), pool.data[exact, 1, 0, 1].view(torch.int16))
+    assert torch.equal(out.data[verbatim, 1, 0, 1].view(torch.int16), pool.data[verbatim, 1, 0, 1].view(torch.int16))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -240,7 +240,7 @@ def test_wrong_arguments_are_refused(layout_of, filled_pool):
     layout = layout_of()
     pool, codec = filled_pool(layout), Codec(layout)
     for call, message in (
-        (lambda: codec.encode(pool, [0, 1], 33), "holds no 33 tokens; 3 are needed"),
+        (lambda: codec.encode(pool, [0, 1], 33), "cannot hold 33 tokens; 3 blocks are needed"),
         (lambda: codec.encode(pool, [0, 0, 1], 33), "twice"),
         (lambda: codec.encode(pool, [0, 1, 24], 33), "block 24"),
         (lambda: codec.encode(pool, [0], 0), "at least 1"),
@@ -248,7 +248,7 @@ def test_wrong_arguments_are_refused(layout_of, filled_pool):
         (lambda: codec.encode(pool, [0], 5, order="random"), "order random"),
         (lambda: codec.encode(Pool(layout_of(dim=64)), [0], 5), r"\(24, 2, 2, 2, 16, 64\).*\(24, 2, 2, 2, 16, 32\)"),
         (lambda: codec.encode(Pool(layout_of(dtype="float16")), [0], 5), "float16.*bfloat16"),
-        (lambda: Codec(layout, tile_tokens=24), "24 tokens is no whole number of blocks of 16"),
+        (lambda: Codec(layout, tile_tokens=24), "24 tokens is not a whole number of blocks of 16"),
         (lambda: Codec(layout_of(dtype="float8_e4m3fn")), "float8_e4m3fn cannot be coded"),
         (lambda: Codec(layout_of(dim=40), "compiled").describe(), "multiple of 16, not 40"),
     ):

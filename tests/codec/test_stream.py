@@ -121,7 +121,7 @@ def test_a_header_that_lies_is_refused(case):
         (field(8, "<B", 1), "its fields need"),
         (field(14, "<I", 10**9), "room for 120"),
         (field(14, "<I", 0), "at least 1"),
-        (field(18, "<I", 0), "no whole number of blocks"),
+        (field(18, "<I", 0), "not a whole number of blocks"),
         (field(22, "<H", 2), r"\(2, 2, 2, 4, 16\).*\(1, 2, 2, 4, 16\)"),
         (field(24, "<H", 1), r"\(1, 1, 2, 4, 16\).*\(1, 2, 2, 4, 16\)"),
         (field(32, "<B", 2), "float32"),
@@ -195,7 +195,7 @@ def test_a_stream_needs_no_more_than_its_layout(case, layout_of):
     assert torch.equal(moved.view(torch.int16), kept.view(torch.int16))
     with pytest.raises(ValueError, match="room for 16"):
         read_header(memoryview(good), layout_of(layers=1, heads=2, dim=16, block_tokens=4, blocks=4))
-    refused((codec, codec.layout, table[:-1], stream), good, "holds no 77 tokens")
+    refused((codec, codec.layout, table[:-1], stream), good, "cannot hold 77 tokens")
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_wrong_runs_and_pools_are_refused_and_nothing_is_written(destination, ru
 def test_runs_within_a_pool_that_would_depend_on_their_order_are_refused():
     pool = poisoned(Pool(LAYOUT), 1)
     before = memory(pool).clone()
-    with pytest.raises(ValueError, match="block 2 is read and written"):
+    with pytest.raises(ValueError, match="block 2 is both read and written"):
         copy.copy_runs(pool, pool, [BlockRun(1, 2, 2)])
     assert torch.equal(memory(pool), before)
 

@@ -78,10 +78,10 @@ def test_best_fit_by_hand():
 def test_wrong_frees_are_refused_and_free_nothing():
     segments = Segments(6)
     table = segments.allocate(4)
-    for wrong, message in (([1, 5], "5 is free already"), ([0, 6], "6 is not in"), ([-1], "-1 is not in"), ([2, 2], "twice")):
+    for wrong, message in (([1, 5], "5 is already free"), ([0, 6], "6 is not in"), ([-1], "-1 is not in"), ([2, 2], "twice")):
         with pytest.raises(ValueError, match=message):
             segments.free(wrong)
         assert segments.segments == [(4, 2)]
     segments.free(table)
-    with pytest.raises(ValueError, match="free already"):
+    with pytest.raises(ValueError, match="already free"):
         segments.free(table)

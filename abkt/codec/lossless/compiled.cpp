@@ -1,4 +1,4 @@
-// The lossless code of lossless/oracle.py (see there for the format) for one core: a chunk is 8 values of each of 16 parts, coded in registers.
+// The lossless code of oracle.py, which describes the format, for one core: a chunk is 8 values of each of 16 parts, coded in registers.
 #include <algorithm>
 #include <type_traits>
 #include <vector>
@@ -170,7 +170,7 @@ template <class E, int W> struct Unit {
       const V x = join(piece[0], piece[1], piece[2], piece[3]);
       symbol[k] = (x >> MANTISSA) & EXPONENT;
       rest[k] = (x & FRACTION) | (x >> SIGN << MANTISSA);
-      if (!WHOLE) {  // what is not there has code 0
+      if (!WHOLE) {  // missing values have code 0
         const V held = join(there[0], there[1], there[2], there[3]);
         symbol[k] = (symbol[k] & held) | (base & ~held), rest[k] &= held;
       }
@@ -299,7 +299,7 @@ template <class E, int W> int64_t encode_units(const Shape& shape, int64_t units
   return tails - body;
 }
 
-// The number of the first unit whose escapes are not as many as its tail has room for, or -1.
+// The number of the first unit whose codes and tail differ in their number of escapes, or -1.
 template <class E, int W> int64_t decode_units(const Shape& shape, int64_t units, void* data, const int64_t* starts, int64_t groups, const uint8_t* bases,
                                                const int64_t* sizes, const uint8_t* body) {
   std::vector<uint8_t> scratch(shape.n + SLACK);
@@ -313,7 +313,7 @@ template <class E, int W> int64_t decode_units(const Shape& shape, int64_t units
       std::memcpy(to, fixed, shape.fixed);
       std::memcpy(reinterpret_cast<uint8_t*>(to) + shape.fixed, tails, tail);
     } else {
-      std::memcpy(scratch.data(), tails, tail);  // with room to be read beyond
+      std::memcpy(scratch.data(), tails, tail);  // in a buffer that may be read beyond the tail
       const int64_t used = Unit<E, W>::decode(to, shape, bases[u % groups], fixed, scratch.data());
       if ((used + 15) / 16 * 16 != tail && wrong < 0) wrong = u;
     }
@@ -339,7 +339,7 @@ template <class F> int64_t with_layout(int64_t dtype, int64_t width, F run) {
   }
 }
 
-// crc32 of fast_crc.h, begun by an earlier piece. size: in 16s.
+// crc32 of crc.h, continued from an earlier piece. size: in 16s.
 uint32_t crc_on(uint32_t crc, const uint8_t* data, int64_t size) {
 #if defined(__PCLMUL__) && defined(__SSE4_1__)
   if (size >= 64) return crc_fold(crc, data, size);
@@ -351,7 +351,7 @@ uint32_t crc_on(uint32_t crc, const uint8_t* data, int64_t size) {
 
 extern "C" {
 
-// Bytes of the body, or -2 for a layout that is not here. shape: n, fixed, raw. body: units * raw bytes at most.
+// Bytes of the body, or -2 for an unknown dtype or width. shape: n, fixed, raw. body: units * raw bytes at most.
 int64_t abkt_lossless_encode(int64_t dtype, int64_t width, const Shape* shape, int64_t units, const void* data, const int64_t* starts, int64_t groups,
                           const uint8_t* bases, int64_t* sizes, uint8_t* body) {
   return with_layout(dtype, width, [&](auto e, auto w) { return encode_units<decltype(e), w.value>(*shape, units, data, starts, groups, bases, sizes, body); });

@@ -1,4 +1,4 @@
-"""The lossless code on one core: lossless/compiled.cpp, built once with g++ for this machine. Bytes equal those of lossless/oracle.py."""
+"""The lossless code on one core: compiled.cpp, built once with g++ for this machine. Its bytes equal those of oracle.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CompiledLossless:
     def encode(self, data: torch.Tensor, starts: torch.Tensor, n: int, windows: Windows, body: torch.Tensor | None = None) -> LosslessUnits:
         """Code units of n values of `data` (CPU, contiguous) at `starts` (int64, in values). The caller has checked that they are inside.
 
-        body: uint8, written in place of a fresh one: len(starts) * raw_bytes.
+        body: uint8 of len(starts) * raw_bytes, a buffer to write to instead of a new one.
         """
         layout, units = UnitLayout(data.dtype, n, windows.width), len(starts)
         if body is None:
@@ -52,8 +52,8 @@ class CompiledLossless:
         return LosslessUnits(layout, windows, sizes, body[:total])
 
     def decode(self, units: LosslessUnits, data: torch.Tensor, starts: torch.Tensor) -> None:
-        """Write units into `data` (CPU, contiguous) at `starts`. Raises ValueError, naming the first unit whose sizes and codes do not
-        belong together; then what was written is not to be used."""
+        """Write units into `data` (CPU, contiguous) at `starts`. Raises ValueError, naming the first unit whose sizes and codes do not fit
+        each other; the content of `data` is undefined then."""
         check_sizes(units)
         layout = units.layout
         if layout.fixed_bytes == layout.raw_bytes:
@@ -66,7 +66,7 @@ class CompiledLossless:
         assert wrong >= -1
         if wrong >= 0:
             tail = int(units.sizes[wrong]) - layout.fixed_bytes
-            raise ValueError(f"unit {wrong} is damaged: its codes have not as many escapes as its tail of {tail} bytes")
+            raise ValueError(f"unit {wrong} is damaged: its codes and its tail of {tail} bytes differ in their number of escapes")
 
     def checksums(self, units: LosslessUnits) -> torch.Tensor:
         """CRC-32 of each unit, fixed part and then tail: int64 [units]."""
@@ -77,7 +77,7 @@ class CompiledLossless:
 
     @staticmethod
     def _copy(to: torch.Tensor, to_starts: torch.Tensor | None, of: torch.Tensor, of_starts: torch.Tensor | None, size: int) -> None:
-        """Units as they are, between a body and places in a pool."""
+        """Copy units as they are between a body and places in a pool."""
         starts = of_starts if to_starts is None else to_starts
         assert starts is not None
         for u, start in enumerate(starts.tolist()):
@@ -98,7 +98,7 @@ def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
 
 @cache
 def load() -> CompiledLossless | None:
-    """The compiled path, or None (said once in the log, with the reason) where g++ is missing or cannot build it."""
+    """The compiled backend; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
     try:
         return CompiledLossless(library(SOURCE))
     except (OSError, subprocess.SubprocessError) as error:

@@ -1,4 +1,4 @@
-"""The Triton kernels of the lossless code: launches that never wait for the GPU, so a CUDA graph can hold them."""
+"""Launches of the Triton kernels of the lossless code. They never wait for the GPU, so a CUDA graph can hold them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from abkt.codec.lossless import wire as lossless_wire
 from abkt.codec.lossless.kernels import count_exponents, decode_units, encode_units, gather_tails
 from abkt.codec.lossless.oracle import MANTISSA, LosslessUnits, UnitLayout, Windows, bases_for, check_sizes
 
-SAMPLE = 2048  # values that each unit gives to its group's histogram
+SAMPLE = 2048  # values of each unit that its group's histogram counts
 DTYPES = (torch.bfloat16, torch.float16)
 
 
 def constants(layout: UnitLayout) -> dict[str, int]:
-    """Compile-time arguments of encode_units and decode_units, and their launch: a thread has 128 values."""
+    """Compile-time arguments and launch options of encode_units and decode_units. A thread has 128 values."""
     rows = triton.next_power_of_2(sum(-(-lanes // 8) for _, _, lanes in layout.tiles) if len(layout.tiles) == 1 else len(layout.tiles) * 32)
     return {
         "N": layout.n, "ROWS": rows, "MANTISSA": MANTISSA[layout.dtype], "WIDTH": layout.width, "FIXED": layout.fixed_bytes,
@@ -26,8 +26,8 @@ def constants(layout: UnitLayout) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class UnitBuffers:
-    """What `encode_into` writes, allocated once. body: uint8, worst case; sizes, ends: int64 [units], bytes of each unit, and running
-    sums of those of tails, so that the body ends at units * fixed_bytes + ends[-1]; slots: uint8, of no further use."""
+    """Buffers for `encode_into`, allocated once. body: uint8, for the worst case. sizes: int64 [units], bytes of each unit. ends: int64
+    [units], running sums of the bytes of tails, so the body ends at units * fixed_bytes + ends[-1]. slots: uint8, scratch memory."""
 
     layout: UnitLayout
     windows: Windows
@@ -44,13 +44,13 @@ class UnitBuffers:
         return cls(layout, windows, body, sizes, ends, torch.empty_like(body[: units * (layout.raw_bytes - layout.fixed_bytes)]))
 
     def units(self) -> LosslessUnits:
-        """Waits for the GPU, to know where the body ends."""
+        """The coded units. Waits for the GPU, to know where the body ends."""
         total = int(self.ends[-1]) if len(self.ends) else 0
         return LosslessUnits(self.layout, self.windows, self.sizes, self.body[: len(self.sizes) * self.layout.fixed_bytes + total])
 
 
 class TritonLossless:
-    """As CompiledLossless, where the data are; dtypes of 16 bits, and codes of 2 to 4 (units as they are need no kernel)."""
+    """As CompiledLossless, on the device of the data, for dtypes of 16 bits and codes of 2 to 4 bits."""
 
     def histograms(self, data: torch.Tensor, starts: torch.Tensor, n: int, groups: int) -> torch.Tensor:
         """Of the first SAMPLE values of each unit: int64 [groups, 256]."""
@@ -61,7 +61,7 @@ class TritonLossless:
         return counts.to(torch.int64)
 
     def windows(self, data: torch.Tensor, starts: torch.Tensor, n: int, groups: int, width: int = 3) -> Windows:
-        """The windows that suit these units; nothing waits. A fixed width, since the choice of one would have to be read back."""
+        """The best windows of this width for these units. Nothing waits: a choice of the width would have to be read back from the GPU."""
         return Windows(width, bases_for(self.histograms(data, starts, n, groups), width)[0])
 
     def encode_into(self, buffers: UnitBuffers, data: torch.Tensor, starts: torch.Tensor) -> None:
@@ -83,8 +83,8 @@ class TritonLossless:
         return buffers.units()
 
     def decode_into(self, units: LosslessUnits, data: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        """Write units into `data` at `starts`. Returns uint8 [units], 1 where a unit is damaged; nothing waits for the GPU. The sizes are
-        the caller's to check (check_sizes does, and waits)."""
+        """Write units into `data` at `starts`. Returns uint8 [units], 1 where a unit is damaged. Nothing waits for the GPU. The caller
+        must check the sizes (check_sizes does, and waits)."""
         layout, windows = _checked(units.layout), units.windows
         count = len(units.sizes)
         damaged = torch.empty(count, dtype=torch.uint8, device=data.device)
@@ -101,7 +101,7 @@ class TritonLossless:
         if len(units.sizes):
             damaged = self.decode_into(units, data, starts).nonzero()
             if len(damaged):
-                raise ValueError(f"unit {int(damaged[0])} is damaged: its codes have not as many escapes as its tail has room for")
+                raise ValueError(f"unit {int(damaged[0])} is damaged: its codes and its tail differ in their number of escapes")
 
     def checksums(self, units: LosslessUnits) -> torch.Tensor:
         return lossless_wire.checksums(units)
@@ -110,6 +110,6 @@ class TritonLossless:
 def _checked(layout: UnitLayout) -> UnitLayout:
     if layout.dtype not in DTYPES or layout.fixed_bytes == layout.raw_bytes:
         raise ValueError(
-            f"no kernel for codes of {layout.width} bits in units of {layout.n} values of {layout.dtype}; take the compiled path"
+            f"no kernel for codes of {layout.width} bits in units of {layout.n} values of {layout.dtype}; take the compiled backend"
         )
     return layout

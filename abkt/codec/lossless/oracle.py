@@ -1,24 +1,25 @@
-"""The lossless code: KV without loss, its exponents in a window of 3 (or 2, or 4) bits, to be read: the oracle of the fast paths.
+"""The lossless code, written to be read. It defines the bytes, and is the reference for the compiled code and the kernels.
 
-A value is a sign, an exponent and a mantissa. Of KV's exponents seven neighbours cover 95 to 97 %, so an exponent is sent as its place in
-a window of 2**w - 1 neighbours, w bits, or as the escape code 2**w - 1 and then a byte in a list. Sign and mantissa are sent as they are.
-The window of a group of units (a layer's K or V, say) begins at its `base`; so coding is a subtraction, and no table is looked up.
+A value is a sign, an exponent and a mantissa. Seven neighbouring exponents cover 95 to 97 % of the values of KV. So an exponent is sent as
+its place in a *window* of 2**w - 1 neighbouring exponents, in w = 3 (or 2, or 4) bits; or as the escape code 2**w - 1, and as a byte in a
+list. Sign and mantissa are sent as they are. The window of a group of units (a layer's K or V, for example) begins at its *base*, so
+coding is a subtraction, and needs no table.
 
-Source: fixed codes with escapes for exponents are SplitZip's (arXiv 2605.01708), which has 4 bits and the 15 most frequent exponents.
-A window finds the same exponents in KV (they are neighbours) and 3 bits beat 4: 11.3 bits a value in place of 12.0.
+Source: fixed codes with escapes for exponents are SplitZip's (arXiv 2605.01708), which has 4 bits and the 15 most frequent exponents. A
+window finds the same exponents in KV, since they are neighbours, and 3 bits are better than 4: 11.3 bits per value instead of 12.0.
 
-A unit is n values (a multiple of 16) that lie together, so a whole block of a pool is one, or each layer's K and V of it. It is cut in
-tiles of 4,096 values (the last may be shorter), a tile in 16 *parts* of C = 8 * ceil(values / 128) neighbours. Row by row of 16-bit lanes,
-lane i of every row concerns value i of the parts:
+A *unit* is n adjacent values (a multiple of 16): a whole block of a pool, or K or V of one layer of a block. It is divided into tiles of
+4,096 values (the last may be shorter), and a tile into 16 *parts* of C = 8 * ceil(values / 128) adjacent values. A tile is stored as rows
+of 16-bit lanes; lane i of every row holds bits of value i of the parts:
 
-    bytes   8 rows, if the dtype has 8 mantissa and sign bits or more: the low byte of these of part p, and of part p + 8 above it
-    head    what is left (mantissa and sign above the byte, then the code below it: h bits), as planes of its lowest 4, 2 and 1 bits,
-            as h needs: a plane of b bits has b rows, and part p is in row p % b, at bit p // b * b of the lane
+    bytes   8 rows, if the dtype has 8 mantissa and sign bits or more: the low byte of these bits of part p, and that of part p + 8 above it
+    head    the other bits (mantissa and sign bits above the byte, then the code below them: h bits), as planes of its lowest 4, 2 and 1
+            bits, as h requires. A plane of b bits has b rows, and part p is in row p % b, at bit p // b * b of the lane
 
-A unit is its fixed part (float32: first the low halves of all values, as they are; then the tiles, row after row) and its tail: the
-escaped exponents, a byte each, of lane 0 (part 0 to part 15), of lane 1, and so on, tile after tile; padded with 0 to 16 bytes. A unit that
-would not be shorter than its values are goes as it is. So its size says its layout. All units' fixed parts lie first, then all tails: only
-tails are ever moved together, everything is on 16 bytes, and packing is elementwise between rows.
+A unit has a fixed part (for float32 first the low halves of all values, as they are; then the tiles, row after row) and a tail: the
+escaped exponents, one byte each, of lane 0 (part 0 to part 15), of lane 1, and so on, tile after tile; padded with 0 to 16 bytes. A unit
+that would not be shorter than its values is stored as it is, so its size tells how it is stored. The fixed parts of all units come first,
+then all tails. So only tails have to be moved together, everything is aligned to 16 bytes, and packing is elementwise between rows.
 """
 
 from __future__ import annotations
@@ -30,12 +31,17 @@ import torch
 TILE, PARTS = 4096, 16
 ALIGNMENT = 16
 WIDTHS = (2, 3, 4)
-MANTISSA = {torch.bfloat16: 7, torch.float16: 10, torch.float8_e4m3fn: 3, torch.float32: 7}  # of float32: the half that is coded
+MANTISSA = {
+    torch.bfloat16: 7,
+    torch.float16: 10,
+    torch.float8_e4m3fn: 3,
+    torch.float32: 7,
+}  # bits; of float32, those of its upper half, which is coded
 INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def widths_of(dtype: torch.dtype) -> tuple[int, ...]:
-    """The codes that may save something."""
+    """Widths of codes that can be shorter than the exponent."""
     return tuple(w for w in WIDTHS if w < exponent_bits(dtype))
 
 
@@ -45,7 +51,8 @@ def exponent_bits(dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True, slots=True)
 class UnitLayout:
-    """The sizes of a coded unit: n values of a dtype, with codes of `width` bits (0: nothing is coded). Raises ValueError."""
+    """The sizes of a coded unit: n values of a dtype, with codes of `width` bits (0: units are stored as they are). Raises ValueError for
+    values that do not fit each other."""
 
     dtype: torch.dtype
     n: int
@@ -57,7 +64,9 @@ class UnitLayout:
         if self.n < ALIGNMENT or self.n % ALIGNMENT:
             raise ValueError(f"unit of {self.n} values: the lossless code takes a multiple of {ALIGNMENT}")
         if self.width not in (0, *widths_of(self.dtype)):
-            raise ValueError(f"codes of {self.width} bits for {self.dtype}: take one of {widths_of(self.dtype)}, or 0 to send all as it is")
+            raise ValueError(
+                f"codes of {self.width} bits for {self.dtype}: take one of {widths_of(self.dtype)}, or 0 to send values as they are"
+            )
 
     @property
     def byte_rows(self) -> int:
@@ -69,7 +78,7 @@ class UnitLayout:
 
     @property
     def low_bytes(self) -> int:
-        """Of float32, what lies before the tiles."""
+        """Bytes before the tiles: the low halves of float32."""
         return 2 * self.n if self.dtype == torch.float32 else 0
 
     @property
@@ -90,12 +99,12 @@ class UnitLayout:
 
     @property
     def planes(self) -> tuple[tuple[int, int], ...]:
-        """Bits of each plane of the head, and the lowest of them in the head."""
+        """Of each plane of the head: its bits, and the position of the lowest of them in the head."""
         bits = [b for b in (4, 2, 1) if self.head_bits & b]
         return tuple((b, sum(bits[:i])) for i, b in enumerate(bits))
 
     def tail_bytes(self, escapes: torch.Tensor) -> torch.Tensor:
-        """Bytes of the tails of units with so many escapes; the rest of the raw unit where that is no longer than the code."""
+        """Bytes of the tails of units with these numbers of escapes; at most what completes the unit as it is."""
         spare = self.raw_bytes - self.fixed_bytes
         return ((escapes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT).clamp_max(spare)
 
@@ -153,7 +162,8 @@ def histograms(x: torch.Tensor, groups: int = 1) -> torch.Tensor:
 
 
 def bases_for(counts: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The window that covers most of each histogram [groups, 256], the lowest of equals: base uint8 [groups], and how many it covers."""
+    """The window that covers most of each histogram [groups, 256], the lowest of equally good ones: base uint8 [groups], and how many
+    values it covers."""
     ends = torch.nn.functional.pad(counts.cumsum(1), (1, 0))
     reach = 2**width - 1
     best = (ends[:, reach:] - ends[:, :-reach]).max(1)
@@ -161,7 +171,7 @@ def bases_for(counts: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def windows_of(counts: torch.Tensor, dtype: torch.dtype, width: int | None = None) -> Windows:
-    """The best windows for exponents of these frequencies [groups, 256], of the width that costs least, unless given."""
+    """The best windows for exponents of these frequencies [groups, 256], of the given width, or of the width that costs least."""
     total, choices = int(counts.sum()), {}
     for bits in widths_of(dtype) if width is None else (width,) if width else ():
         bases, covered = bases_for(counts, bits)
@@ -172,12 +182,12 @@ def windows_of(counts: torch.Tensor, dtype: torch.dtype, width: int | None = Non
 
 
 def windows_for(x: torch.Tensor, groups: int = 1, width: int | None = None) -> Windows:
-    """The best windows of units x [units, n], or of a sample of them that keeps u % groups."""
+    """The best windows for units x [units, n], or for a sample of units that keeps their order of groups."""
     return windows_of(histograms(x, groups), x.dtype, width)
 
 
 def encode(x: torch.Tensor, windows: Windows) -> LosslessUnits:
-    """Code units x [units, n] losslessly. Raises ValueError where UnitLayout does, and if x has no two dimensions."""
+    """Code units x [units, n] losslessly. Raises ValueError as UnitLayout does, and unless x has two dimensions."""
     if x.dim() != 2:
         raise ValueError(f"units of shape {tuple(x.shape)}: the lossless code takes [units, n]")
     layout = UnitLayout(x.dtype, x.shape[1], windows.width)
@@ -212,7 +222,7 @@ def encode(x: torch.Tensor, windows: Windows) -> LosslessUnits:
 
 
 def decode(units: LosslessUnits) -> torch.Tensor:
-    """The values [units, n] bit for bit. Raises ValueError, naming the unit, if sizes and codes do not belong together."""
+    """The values [units, n] bit for bit. Raises ValueError, naming the unit, if sizes and codes do not fit each other."""
     layout, count = units.layout, len(units.sizes)
     check_sizes(units)
     fixed = units.body[: count * layout.fixed_bytes].view(count, layout.fixed_bytes)
@@ -260,9 +270,7 @@ def check_sizes(units: LosslessUnits) -> None:
     """Raises ValueError, naming the unit, unless the sizes can be those of coded units and add up to the body."""
     layout, windows = units.layout, units.windows
     if windows.width != layout.width:
-        raise ValueError(
-            f"windows of {windows.width} bits ({len(windows.bases)} groups) are not those of units coded in {layout.width} bits"
-        )
+        raise ValueError(f"windows of {windows.width} bits ({len(windows.bases)} groups) do not fit units coded in {layout.width} bits")
     wrong = (units.sizes < layout.fixed_bytes) | (units.sizes > layout.raw_bytes) | (units.sizes % ALIGNMENT != 0)
     if wrong.any():
         u = int(wrong.nonzero()[0])

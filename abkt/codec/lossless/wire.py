@@ -1,4 +1,4 @@
-"""Coded units as bytes that say what they are, and that are refused, by the unit's number, where they were damaged.
+"""Coded units as self-describing bytes with checksums. Damage is reported with the number of the unit.
 
     header   fixed fields | base of each group, uint8 | bytes of each unit, uint32 | CRC-32 of each unit, uint32 | CRC-32 of the header
     body     as in LosslessUnits
@@ -44,13 +44,13 @@ def pack_header(units: LosslessUnits, sums: torch.Tensor) -> bytes:
 
 
 def read_header(data: memoryview, units: int, n: int, dtype: torch.dtype) -> tuple[LosslessUnits, torch.Tensor]:
-    """The units in `data` (their body is `data`'s memory), not yet checked against their checksums, and these. Raises ValueError, saying
-    what is wrong, unless the header is whole, undamaged, of this version and for `units` units of `n` values of `dtype`."""
+    """The units in `data`, and their listed checksums, which are not checked yet. Raises ValueError, which says what is wrong, unless the
+    header is whole, undamaged, of this version and for `units` units of `n` values of `dtype`."""
     if len(data) < FIXED.size:
         raise ValueError(f"lossless units cut inside their header: {len(data)} bytes; the fixed fields alone are {FIXED.size}")
     magic, version, kind, width, size, count, length, groups = FIXED.unpack_from(data)
     if magic != MAGIC:
-        raise ValueError(f"no lossless units: they begin with {magic!r}, not {MAGIC!r}")
+        raise ValueError(f"not lossless units: they begin with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
         raise ValueError(f"lossless units of version {version}; this codec reads version {VERSION}")
     if not FIXED.size < size <= len(data):
@@ -79,6 +79,7 @@ def read_header(data: memoryview, units: int, n: int, dtype: torch.dtype) -> tup
 
 
 def refuse_damage(found: torch.Tensor, listed: torch.Tensor) -> None:
+    """Raises ValueError, naming the first damaged unit, if checksums [units] differ."""
     wrong = (found != listed).nonzero().flatten().tolist()
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

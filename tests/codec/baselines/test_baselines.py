@@ -225,7 +225,7 @@ def test_what_has_no_finite_range_is_refused(layout_of, codec):
     pool = Pool(layout)
     pool.data[0, 0, 0, 0, 0, 3] = float("nan")
     if isinstance(codec, Kivi):
-        codec.encode(pool, [0], 16)  # all of it is in the residual, exact
+        codec.encode(pool, [0], 16)  # all of it is in the residual, in the pool's dtype
     tokens = 300
     with pytest.raises(ValueError, match="finite"):
         codec.encode(pool, list(range(19)), tokens)

@@ -37,7 +37,7 @@ CASES = [
     BenchCase(80, 6, 4, 32, 8, levels=(1, 1), rotates=True, edit="outliers"),
 ]
 OTHERS = [
-    BenchCase(104, 6, 4, 32, 2, edit="exact"),
+    BenchCase(104, 6, 4, 32, 2, edit="verbatim"),
     BenchCase(80, 10, 4, 36, 8, "float16", rotates=True, edit="outliers"),
     BenchCase(96, 8, 8, 40, 6, levels=(2, 0), rotates=True, edit="outliers"),
     BenchCase(72, 4, 8, 64, 4, "float32", levels=(3, 3), rotates=True),
@@ -71,7 +71,7 @@ def filled(case: BenchCase):
     if case.edit == "outliers":
         x[-1, :, 5] = 3.25
         x[0, 1, 2], x[-1, 10, 3], x[0, 20, 4], x[-1, -1, 0] = 15e3, -15e3, 15e3, 15e3
-    elif case.edit == "exact":  # not finite; too large; more outliers than may be
+    elif case.edit == "verbatim":  # not finite; too large; more outliers than may be
         x[0, 3, 1], x[0, 40, 2], x[1, 64] = np.nan, 2.0**50, 1e6
     elif case.edit == "sparse":
         x[..., 1:] = x[..., :1, 1:]
@@ -118,7 +118,7 @@ def check_values(cases: list[BenchCase]) -> None:
     from abkt.codec.header import slot_offsets
     from abkt.kv.pool import Pool
 
-    seen = {"outliers": 0, "exact": 0, "plain": 0, "rotating": 0, "still": 0}
+    seen = {"outliers": 0, "verbatim": 0, "plain": 0, "rotating": 0, "still": 0}
     for case in cases:
         pool, table, cells = filled(case)
         expected, groups, rotation = coded_by_oracle(case, pool, table, cells)
@@ -149,7 +149,7 @@ def check_values(cases: list[BenchCase]) -> None:
         assert not expanded(expansion, ours, table, coded.body.numpy(), **arrived).any()
         assert torch.equal(theirs.data, ours.data), f"{case}: values differ"
         seen["outliers"] += int((coded.body[offsets[1][(coded.classes != VERBATIM) & (present > 0)]] & 32 > 0).sum())
-        seen["exact"] += int((coded.classes == VERBATIM).sum())
+        seen["verbatim"] += int((coded.classes == VERBATIM).sum())
         seen["plain"] += int(sum((group.coded == 0)[:, : cells.passes].sum() for group in groups))
         seen["rotating"] += int(sum(group.rotates.sum() for group in groups))
         seen["still"] += int(sum((group.rotates == 0).sum() for group in groups if group.any_rotates))

@@ -68,7 +68,7 @@ def test_it_takes_fewer_bytes_than_the_fixed_form_for_the_same_error():
             assert entropy.ends[there] < 0.9 * fixed.ends[cut]
 
 
-def test_a_bad_cell_travels_exact_and_an_outlier_does_not(filled_pool, layout_of, table_of):
+def test_a_bad_cell_travels_verbatim_and_an_outlier_does_not(filled_pool, layout_of, table_of):
     layout = layout_of(layers=1, heads=2, dim=32)
     pool, table = filled_pool(layout), table_of(layout, 300)
     pool.data[table[3], 0, 0, 1, 2, 5] = float("nan")

@@ -69,7 +69,7 @@ def check_values() -> None:
 
 
 def check_buffers_used_again() -> None:
-    """One Encoding for two sequences, the first with a cell that travels exact: the second's codes and report are as if it were new."""
+    """One Encoding for two sequences, the first with a cell that travels verbatim: the second's codes and report are as if it were new."""
     import numpy as np
     import torch
 

@@ -133,15 +133,15 @@ class EntropyEncoding(_Launches):
         self.lengths.copy_(sizes)
         self.lengths[0] += self.head_sizes
         report.classes.masked_fill_((self.lengths > self._capacities).any(0), VERBATIM)
-        exact = report.classes == VERBATIM
+        verbatim = report.classes == VERBATIM
         for part in (self.lengths, sizes, self.head_sizes, report.errors):
-            part.masked_fill_(exact, 0)
+            part.masked_fill_(verbatim, 0)
         self.ends.view(-1).copy_(self.lengths.view(-1).cumsum(0))
         join_passes[(sizes.numel(),)](
             self._slots, sizes, self._heads, self.head_sizes, self.ends, self.body, self.cells.count, self.capacity, self._heads.shape[1],
             BYTES=BYTES, num_warps=WARPS,
         )  # fmt: skip
-        report.deviation.copy_(self._deviation(~exact))
+        report.deviation.copy_(self._deviation(~verbatim))
 
     def _deviation(self, kept: torch.Tensor) -> torch.Tensor:
         """Squared deviation from channel means over all tiles of a (layer, kind, head), without verbatim cells: [layers, kinds, heads]."""
