@@ -1,4 +1,4 @@
-"""The bench: what it writes, that a wrong kernel fails it, and what it says of bad input."""
+"""The bench: the rows that it writes, that it fails for a wrong kernel, and its messages for bad input."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from experiments.lib.usage import keys
 SMALL = ["tokens=80,200", "blocks=16,32", "depths=2,4", "repeats=1", "kv_heads=2", "head_dim=32"]
 
 
-def test_rows_stand_for_what_was_asked(tmp_path, capsys):
+def test_rows_are_those_that_the_arguments_ask_for(tmp_path, capsys):
     run(["kernels", f"out={tmp_path}", *SMALL])
     written = json.loads((tmp_path / "kernels.json").read_text())
     rows = {row["name"]: row for row in written["rows"]}

@@ -1,4 +1,4 @@
-"""The codec end to end, on pools with scattered tables: what comes out, what it claims, and that all paths agree."""
+"""The codec end to end, on pools with scattered tables: expanded values, stated distortions, and that all backends agree."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,9 @@ def measured_distortion(source, result, first, last):
 
 @pytest.mark.parametrize("order", ["uniform", "slope"])
 @pytest.mark.parametrize(("tokens", "layers", "heads", "dim", "block_tokens", "tile"), SHAPES)
-def test_every_cut_leaves_what_it_says(layout_of, filled_pool, table_of, tokens, layers, heads, dim, block_tokens, tile, order):
+def test_every_cut_leaves_the_distortion_that_it_states(
+    layout_of, filled_pool, table_of, tokens, layers, heads, dim, block_tokens, tile, order
+):
     layout = layout_of(layers, heads, dim, blocks=-(-tokens // block_tokens) + 5, block_tokens=block_tokens)
     pool, table, target = filled_pool(layout), table_of(layout, tokens), table_of(layout, tokens, seed=3)
     codec = Codec(layout, tile_tokens=tile)
@@ -86,7 +88,7 @@ def test_every_cut_leaves_what_it_says(layout_of, filled_pool, table_of, tokens,
 
 
 @pytest.mark.parametrize("norms", [0.0, 1.5], ids=["like tokens", "tokens of very different norms"])
-def test_an_eighth_of_the_tokens_tells_the_error_of_all(layout_of, filled_pool, table_of, norms):
+def test_an_eighth_of_the_tokens_estimates_the_error_of_all(layout_of, filled_pool, table_of, norms):
     """Over 96 cells within 3 %; also where a few tokens of V carry most of the error, which an eighth that is only scaled would miss."""
     layout = layout_of(layers=4, heads=2, dim=64, blocks=100)
     pool, table, tokens = filled_pool(layout), table_of(layout, 800), 800
@@ -139,7 +141,7 @@ def test_slope_order_is_never_worse_than_uniform(layout_of, filled_pool, table_o
         assert slope.distortion[slope.cut_within(size + header + widest)] <= distortion * 1.01 + 1e-12
 
 
-def test_weights_move_bytes_to_what_matters(layout_of, filled_pool, table_of):
+def test_weights_move_bytes_to_the_heaviest_cells(layout_of, filled_pool, table_of):
     layout = layout_of(dim=64)
     pool, table, codec = filled_pool(layout), table_of(layout, 300), Codec(layout, tile_tokens=64)
     weights = torch.ones(2, 2, 2, 5)
@@ -213,7 +215,7 @@ def test_a_constant_part_of_v_costs_nothing(layout_of, filled_pool, table_of, ba
     assert a[0] == pytest.approx(1, rel=0.1), "at 0 bits all is its mean"
 
 
-def test_a_first_tile_without_a_mean_is_no_harm(layout_of, filled_pool, table_of):
+def test_a_first_tile_without_a_mean_does_no_harm(layout_of, filled_pool, table_of):
     layout = layout_of(dim=16)
     pool, table, codec = filled_pool(layout), table_of(layout, 200), Codec(layout, tile_tokens=32)
     pool.data[table[1], :, 1, :, 3, 5] = float("inf")

@@ -118,7 +118,7 @@ def test_wrong_weights_are_refused(layout_of, weights, message):
         weighted_distortion(np.ones((2, 8)), np.ones((1, 2, 2)), weights, cells)
 
 
-def test_uniform_curve_has_the_rates_asked_for(layout_of):
+def test_the_uniform_curve_has_the_rates_of_its_passes(layout_of):
     cells = Cells(layout_of(dim=16, block_tokens=4), tokens=41, tile_tokens=8, depth_bits=8)
     verbatim = np.zeros(cells.count, dtype=bool)
     verbatim[3] = True

@@ -1,4 +1,4 @@
-"""The container: cuts, pieces, and that nothing damaged is ever decoded."""
+"""The format of a stream: cuts, pieces, and that nothing damaged is ever decoded."""
 
 import struct
 import zlib
@@ -34,7 +34,7 @@ def refused(case, data: bytes, message: str = "stream") -> str:
 
 
 def resealed(data: bytes, change) -> bytes:
-    """A header changed by someone who also knows its checksum."""
+    """A header with a changed field and a matching checksum."""
     size = FIXED.unpack_from(data)[5]
     head = bytearray(data[: size - 4])
     change(head)
@@ -60,8 +60,8 @@ def test_every_header_byte_matters(case):
         refused(case, bytes(bad))
 
 
-def test_what_fills_up_a_table_of_checksums_matters_too(case):
-    """No checksum covers it, and few bytes are of this kind."""
+def test_the_padding_of_a_table_of_checksums_is_checked(case):
+    """No checksum covers the padding, so it must be 0."""
     stream = case[-1]
     at, good = stream.header.sections, stream.prefix(len(stream.ends) - 1)
     filling = [
@@ -107,7 +107,7 @@ def test_damage_is_named(case):
     assert "cut inside its header" in refused(case, b"")
 
 
-def test_a_header_that_lies_is_refused(case):
+def test_an_inconsistent_header_is_refused(case):
     good = case[-1].prefix(0)
 
     def field(offset: int, form: str, value: int):
@@ -200,7 +200,7 @@ def test_a_stream_needs_no_more_than_its_layout(case, layout_of):
 
 @pytest.mark.slow
 def test_a_million_mutated_headers(case):
-    """The parser says ValueError or gives a header that is consistent with its own size, whatever comes."""
+    """Whatever its input, the parser raises ValueError or gives a header that is consistent with its own size."""
     import random
 
     layout, good = case[1], case[-1].prefix(0)
@@ -220,7 +220,7 @@ def test_a_million_mutated_headers(case):
 
 @pytest.mark.parametrize("coder", ["fixed", "entropy"])
 def test_a_stream_in_another_order_is_what_encoding_in_that_order_gives(layout_of, filled_pool, table_of, coder):
-    """Weights that come late cost no second encode: every byte is the same, and so is what it decodes to."""
+    """Late weights need no second encode: every byte is the same, and so are the expanded values."""
     layout = layout_of(layers=2, heads=2, dim=16, block_tokens=4, blocks=30)
     pool, table, codec = filled_pool(layout), table_of(layout, 77), Codec(layout, tile_tokens=12)
     pool.data[table[3], 0, 1, 1, 2, 5] = float("nan")

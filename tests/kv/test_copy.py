@@ -1,4 +1,4 @@
-"""Raw runs: what is gathered, scattered or copied is the blocks of the table, bit for bit, and nothing else; and the kernel's code."""
+"""Copies of raw blocks: gather, scatter and copy move the blocks of the table, bit for bit, and nothing else; and the kernel's code."""
 
 import json
 import subprocess

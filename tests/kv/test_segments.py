@@ -27,7 +27,7 @@ def gaps(held: set[int], blocks: int) -> list[tuple[int, int]]:
 
 
 @given(st.integers(1, 40), st.lists(st.tuples(st.booleans(), st.integers(0, 12)), max_size=60))
-def test_any_history_keeps_the_books(blocks, history):
+def test_any_sequence_of_calls_keeps_the_free_segments_right(blocks, history):
     segments, live, held = Segments(blocks), [], set()
     for allocate, number in history:
         if allocate:

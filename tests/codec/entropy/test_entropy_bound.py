@@ -64,7 +64,7 @@ def probe_kv() -> tuple[Pool, list[int], np.ndarray]:
 
 
 @pytest.mark.parametrize(("make", "tile"), [(normal_kv, 128), (probe_kv, 256)], ids=["normal", "probe"])
-def test_passes_2_to_4_are_within_an_eighth_of_a_bit_all_counted(make, tile):
+def test_passes_2_to_4_are_within_an_eighth_of_a_bit_of_the_bound(make, tile):
     """All bytes of the stream but the verbatim tokens count, for cells of 16,384 values."""
     pool, table, strips = make()
     codec = Codec(pool.layout, tile_tokens=tile, rope_theta=10_000.0)

@@ -1,4 +1,4 @@
-"""The entropy coder end to end: cuts, claims, fallbacks and bytes, on pools with scattered tables."""
+"""The entropy coder end to end: cuts, stated distortions, fallbacks and bytes, on pools with scattered tables."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def held(pool, table, tokens):
 
 @pytest.mark.parametrize("order", ["slope", "uniform"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_cut_leaves_what_it_says(shape, order):
+def test_every_cut_leaves_the_distortion_that_it_states(shape, order):
     tokens, layers, heads, dim, kinds, block_tokens, tile, dtype = shape
     pool, table = filled(tokens, layers, heads, dim, kinds, block_tokens, dtype)
     codec = Codec(pool.layout, tile_tokens=tile, rope_theta=10_000.0)
@@ -58,7 +58,7 @@ def test_every_cut_leaves_what_it_says(shape, order):
     assert stream.curve.distortion[-1] < 2e-3
 
 
-def test_it_takes_fewer_bytes_than_the_fixed_form_for_the_same_error():
+def test_it_takes_fewer_bytes_than_the_fixed_coder_for_the_same_error():
     pool, table = filled(1100, 2, 2, 64, 2, 16, "bfloat16")
     codec = Codec(pool.layout)
     fixed, entropy = (codec.encode(pool, table, 1100, coder=coder) for coder in ("fixed", "entropy"))
@@ -85,7 +85,7 @@ def test_a_bad_cell_travels_verbatim_and_an_outlier_does_not(filled_pool, layout
     assert float((x - y).square().mean()) < 0.01 * float(x.var())
 
 
-def test_keys_that_turn_with_the_position_cost_less_where_the_base_is_known():
+def test_keys_that_rotate_with_the_position_cost_less_if_the_base_is_known():
     tokens, dim, theta = 1100, 64, 50_000.0
     pool, table = filled(tokens, 1, 1, dim, 2, 16, "bfloat16")
     rotation = torch.from_numpy(rotation_of(tokens, dim, theta).astype(np.float64))

@@ -61,7 +61,7 @@ def test_a_sequence_without_cells_has_no_strips():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("head_dim", [80, 128, 256])
-def test_on_a_gpu_bytes_and_values_are_the_compiled_path_s(head_dim):
+def test_on_a_gpu_bytes_and_values_are_those_of_the_cpu(head_dim):
     from abkt.bench import arguments, entropy
     from abkt.bench.case import BenchCase
 

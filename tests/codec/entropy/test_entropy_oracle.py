@@ -128,7 +128,7 @@ def test_more_outliers_than_one_in_64_fall_back() -> None:
     assert encode_cells(x, strip, stats, 2, BF16).fallback.tolist() == [False, True]
 
 
-def test_a_louder_and_a_quieter_cell_are_told_by_their_gain() -> None:
+def test_the_gain_tells_louder_from_quieter_cells() -> None:
     x = strips(6, 1, 256, 64, torch.float32, spread=0.0)
     stats, strip = strip_stats(x, torch.float32), np.zeros(3, dtype=np.int64)
     residual = x[0, :128] - stats.centre[0]
@@ -142,7 +142,7 @@ def test_a_louder_and_a_quieter_cell_are_told_by_their_gain() -> None:
     assert sizes[0] < sizes[1] < sizes[2]
 
 
-def test_a_turning_centre_is_worth_what_it_removes() -> None:
+def test_a_rotating_centre_saves_the_bytes_of_what_it_predicts() -> None:
     tokens, dim = 256, 64
     rng = np.random.default_rng(7)
     rotation = rotation_of(tokens + 16, dim)
@@ -171,7 +171,7 @@ def test_a_turning_centre_is_worth_what_it_removes() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 2), st.data())
-def test_damage_is_said_or_decodes_to_finite_numbers(seed: int, p: int, data: st.DataObject) -> None:
+def test_damage_is_refused_or_decodes_to_finite_numbers(seed: int, p: int, data: st.DataObject) -> None:
     x = strips(seed % 5, 1, 16, 16)
     done, stats, strip = coded(x, depth=4)
     slot = bytearray(done.slots[p][0])
@@ -202,7 +202,7 @@ def test_a_plan_shares_error_as_reverse_water_filling_does(codes: list[int]) -> 
     assert all(plan.coded[0, start - 1] for start in plan.start[0] if start < NEVER), "a bin of many values does not fit in plain bits"
 
 
-def test_the_tables_say_what_the_densities_do() -> None:
+def test_the_tables_follow_from_the_densities() -> None:
     from scipy.stats import norm
 
     k = 0 - tables.LEAST  # bins of one deviation

@@ -1,4 +1,4 @@
-"""The compiled path: the oracle's bytes, built once, and with a torch oracle in its place where it cannot be built."""
+"""The compiled backend gives the oracle's bytes and is built once; where it cannot be built, the oracle runs instead."""
 
 import ctypes
 import logging
@@ -33,7 +33,9 @@ SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize(("tokens", "layers", "heads", "dim", "block_tokens", "tile"), SHAPES)
-def test_compiled_code_is_the_oracle(layout_of, filled_pool, table_of, tokens, layers, heads, dim, block_tokens, tile, dtype):
+def test_compiled_code_gives_the_oracle_s_bytes_and_values(
+    layout_of, filled_pool, table_of, tokens, layers, heads, dim, block_tokens, tile, dtype
+):
     if compiled.load() is None:
         pytest.skip("no g++ here: nothing to compare the oracle with")
     layout = layout_of(layers, heads, dim, dtype, blocks=-(-tokens // block_tokens) + 5, block_tokens=block_tokens)
@@ -81,7 +83,7 @@ def test_without_a_working_compiler_the_oracle_codes_and_says_so_once(fresh, mon
         assert Codec(layout).describe() == Codec(layout).describe() == Oracle().describe()
     assert len(caplog.records) == 1
     assert ("no such header" if compiler else "no g++ on the path") in caplog.text
-    with pytest.raises(ValueError, match=r"needs g\+\+"):
+    with pytest.raises(ValueError, match=r"needs a working g\+\+"):
         Codec(layout, "compiled").describe()
 
 

@@ -1,4 +1,5 @@
-"""The lossless code: every bit comes back, on all paths by the same bytes; damage is refused by the unit's number; nothing grows."""
+"""The lossless code: every bit comes back, all backends write the same bytes, damage is refused with the number of the unit, and nothing
+grows."""
 
 import ctypes
 import subprocess
@@ -32,7 +33,7 @@ def same_units(a, b):
 
 
 def random_bits(units, n, dtype, seed, spread=256):
-    """Random patterns; a spread of less leaves exponents near each other, as in KV."""
+    """Random bit patterns. A small spread keeps exponents near each other, as in KV."""
     generator = torch.Generator().manual_seed(seed)
     if spread < 256:
         return (torch.randn(units, n, generator=generator) * 2 ** (torch.rand(units, 1, generator=generator) * spread / 16)).to(dtype)
@@ -72,7 +73,7 @@ def hand_coded(values, base):
 
 
 @pytest.mark.parametrize("n", [128, 240, 4096, 5008])
-def test_the_bytes_are_the_format_s(n):
+def test_the_bytes_are_those_of_the_format(n):
     values = random_bits(1, n, torch.bfloat16, seed=n, spread=8)
     units = ORACLE.encode(values, windows=Windows(3, torch.tensor([122], dtype=torch.uint8)))
     fixed, tail = hand_coded((values.view(torch.int16).int() & 0xFFFF)[0].tolist(), 122)
@@ -102,7 +103,7 @@ def test_every_pattern_comes_back(codec, dtype, width):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_all_paths_agree_and_never_grow(data):
+def test_all_backends_agree_and_never_grow(data):
     dtype = DTYPES[data.draw(st.sampled_from(list(DTYPES)))]
     n, count = 16 * data.draw(st.integers(1, 530)), data.draw(st.integers(0, 5))
     x = random_bits(count, n, dtype, data.draw(st.integers(0, 999)), data.draw(st.sampled_from([8, 64, 256])))
@@ -140,7 +141,7 @@ def test_windows_are_the_best_of_all_and_the_width_that_costs_least(dtype):
     assert torch.equal(BEST.windows(x, groups=groups).bases, chosen.bases)
 
 
-def test_kv_of_a_model_gets_shorter_by_what_is_promised():
+def test_kv_of_a_model_shrinks_as_documented():
     pool = kv_sample()
     blocks, layers = pool.shape[:2]
     x = pool.view(blocks * layers * 2, -1)
@@ -158,7 +159,7 @@ def test_kv_of_a_model_gets_shorter_by_what_is_promised():
     assert x.numel() / len(bytes_.body) > 1.09
 
 
-def test_what_cannot_be_shorter_goes_as_it_is():
+def test_incompressible_units_are_stored_as_they_are():
     flat = random_bits(6, 2048, torch.bfloat16, seed=1)
     units = BEST.encode(flat)
     assert units.layout.width == 0
@@ -224,7 +225,7 @@ def test_other_shapes_are_refused():
 
 
 @pytest.mark.parametrize("codec", [ORACLE, BEST], ids=["oracle", "best"])
-def test_sizes_that_do_not_belong_to_the_codes_are_refused(codec):
+def test_sizes_that_do_not_fit_the_codes_are_refused(codec):
     x = random_bits(4, 4096, torch.bfloat16, 3, 8)
     units = codec.encode(x, windows=Windows(3, torch.tensor([123], dtype=torch.uint8)))
     longer, shifted = units.sizes.clone(), units.sizes.clone()
@@ -239,7 +240,7 @@ def test_sizes_that_do_not_belong_to_the_codes_are_refused(codec):
         codec.decode(LosslessUnits(units.layout, units.windows, units.sizes, units.body[:-16]))
 
 
-def test_wrong_arguments_are_said_in_one_line():
+def test_wrong_arguments_are_refused_in_one_line():
     x = random_bits(4, 128, torch.bfloat16, 0)
     starts = torch.tensor([0, 128])
     for wrong, match in (
