@@ -44,7 +44,7 @@ def rows(case: BenchCase, name: str, repeats: int) -> Iterator[BenchRow]:
     for what, seconds in taken.items():
         yield BenchRow(f"{what}/{name}", seconds / tokens * 1e9, "ns/token", copy / tokens * 1e9)
         yield BenchRow(f"{what}_gbps/{name}", raw_bytes / seconds / 1e9, "GB/s of raw KV", raw_bytes / copy / 1e9)
-    yield BenchRow(f"entropy_bits/{name}", 8 * coded_bytes / int(cells.values.sum()), "bits a value")
+    yield BenchRow(f"entropy_bits/{name}", 8 * coded_bytes / int(cells.values.sum()), "bits per value")
 
 
 def check(case: BenchCase) -> int:

@@ -21,7 +21,7 @@ from abkt.bench.case import BenchCase, coder
 from abkt.bench.rows import BenchRow
 from abkt.bench.timing import medians
 from abkt.codec.cells import Cells
-from abkt.codec.fixed.oracle import Oracle
+from abkt.codec.fixed.oracle import OracleBackend
 from abkt.codec.order import slope_bands, weighted_distortion
 from abkt.profile.fingerprint import cpu_name
 
@@ -63,7 +63,7 @@ def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]
 
 def check(arguments: BenchArguments) -> int:
     """How many cells of a short sequence the device codes and expands as the oracle does, over all depths: all, or ValueError."""
-    case, oracle, count = BenchCase(arguments, 77 + 2 * arguments.blocks[0], arguments.blocks[0]), Oracle(), 0
+    case, oracle, count = BenchCase(arguments, 77 + 2 * arguments.blocks[0], arguments.blocks[0]), OracleBackend(), 0
     copies.check(case.pool, case.table)
     for depth in arguments.depths:
         cells = case.cells(depth)

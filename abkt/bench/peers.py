@@ -35,7 +35,7 @@ FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, Lookup
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class PeerResult:
     """Error, bits per value and time of a peer, or of ours at one depth. seconds: encode and decode of all tokens."""
 
     nmse: float
@@ -51,12 +51,12 @@ class PeerMatch:
     ratio: float
 
 
-def match(peer: Result, ours: Mapping[int, Result]) -> PeerMatch:
+def match(peer: PeerResult, ours: Mapping[int, PeerResult]) -> PeerMatch:
     depth = depth_for(peer.nmse, ours)
     return PeerMatch(depth, sum(peer.seconds) / sum(ours[depth].seconds) if depth else 0.0)
 
 
-def depth_for(nmse: float, ours: Mapping[int, Result]) -> int:
+def depth_for(nmse: float, ours: Mapping[int, PeerResult]) -> int:
     """The least depth of ours whose error is not larger, or 0."""
     return next((depth for depth in sorted(ours) if ours[depth].nmse <= nmse), 0)
 
@@ -76,11 +76,11 @@ def rows(case: BenchCase, arguments: BenchArguments, facts: dict[str, str]) -> I
         for verb, seconds, yardstick in zip(("encode", "decode"), peer.seconds, at_4.seconds, strict=True):
             yield BenchRow(f"peer_{name}_{verb}", seconds / tokens * 1e9, "ns/token", yardstick / tokens * 1e9)
         yield BenchRow(f"peer_{name}_nmse", peer.nmse, "of the deviation", at_4.nmse)
-        yield BenchRow(f"peer_{name}_bits", peer.bits, "bits a value", at_4.bits)
+        yield BenchRow(f"peer_{name}_bits", peer.bits, "bits per value", at_4.bits)
     yield from compared(peers, ours)
 
 
-def compared(peers: Mapping[str, Result], ours: Mapping[int, Result]) -> Iterator[BenchRow]:
+def compared(peers: Mapping[str, PeerResult], ours: Mapping[int, PeerResult]) -> Iterator[BenchRow]:
     """Each peer's time over ours, and the smallest of these ratios."""
     matches = {name: match(peer, ours) for name, peer in peers.items()}
     for name, found in matches.items():
@@ -89,44 +89,44 @@ def compared(peers: Mapping[str, Result], ours: Mapping[int, Result]) -> Iterato
         name = min(matches, key=lambda name: matches[name].ratio)
         found = matches[name]
         yield BenchRow("over_fastest_peer", found.ratio, f"{_unit(found)} ({name})", 1.0)
-        yield BenchRow("over_fastest_peer_bits", ours[found.depth or max(ours)].bits, "bits a value", peers[name].bits)
+        yield BenchRow("over_fastest_peer_bits", ours[found.depth or max(ours)].bits, "bits per value", peers[name].bits)
 
 
 def _unit(found: PeerMatch) -> str:
     return f"x ours at {found.depth} bits" if found.depth else "no depth of ours is as accurate"
 
 
-def measured(case: BenchCase, repeats: int, facts: dict[str, str]) -> tuple[dict[str, Result], dict[int, Result]]:
+def measured(case: BenchCase, repeats: int, facts: dict[str, str]) -> tuple[dict[str, PeerResult], dict[int, PeerResult]]:
     """Results of the peers, and of ours by depth, all timed in the same interleaved rounds."""
     x = contiguous(case, case.pool.data)
     deviation = squared(x, x.float().mean(-2, keepdim=True))
     functions: dict[tuple[str | int, str], Callable[[], object]] = {}
-    peers: dict[str, Result] = {}
+    peers: dict[str, PeerResult] = {}
     for made in installed(facts):
         try:
             coded = made.encode(x)
             y = made.decode(coded)
-            peers[made.name] = Result(squared(x, y) / deviation, 8 * made.wire_bytes(coded) / x.numel())
+            peers[made.name] = PeerResult(squared(x, y) / deviation, 8 * made.wire_bytes(coded) / x.numel())
         except FAILURES as error:
             facts[f"peer {made.name}"] += f", fails: {reason_of(error)}"
             continue
         functions[made.name, "encode"] = lambda made=made: made.encode(x)  # type: ignore[misc]
         functions[made.name, "decode"] = lambda made=made, coded=coded: made.decode(coded)  # type: ignore[misc]
-    ours: dict[int, Result] = {}
+    ours: dict[int, PeerResult] = {}
     for depth in DEPTHS if peers else DEPTHS[:1]:
         cells = case.cells(depth)
         coded = case.encode(cells)
         arrived = case.arrived(cells, coded)
         left = squared(x, contiguous(case, case.expand(cells, arrived)))
-        ours[depth] = Result(left / deviation, 8 * wire_bytes(cells, arrived, x.dtype) / x.numel())
+        ours[depth] = PeerResult(left / deviation, 8 * wire_bytes(cells, arrived, x.dtype) / x.numel())
         functions[depth, "encode"] = lambda cells=cells: case.encode(cells)  # type: ignore[misc]
         functions[depth, "decode"] = lambda cells=cells, arrived=arrived: case.expand(cells, arrived)  # type: ignore[misc]
         if all(depth_for(peer.nmse, ours) for peer in peers.values()):
             break
     taken = medians({f"{who} {verb}": function for (who, verb), function in functions.items()}, x.device, repeats)
 
-    def timed(who: str | int, result: Result) -> Result:
-        return Result(result.nmse, result.bits, (taken[f"{who} encode"], taken[f"{who} decode"]))
+    def timed(who: str | int, result: PeerResult) -> PeerResult:
+        return PeerResult(result.nmse, result.bits, (taken[f"{who} encode"], taken[f"{who} decode"]))
 
     return {name: timed(name, peer) for name, peer in peers.items()}, {depth: timed(depth, one) for depth, one in ours.items()}
 

@@ -112,7 +112,7 @@ def raw_rows(repeats: int, size_bytes: int = RAW_BYTES) -> Iterator[BenchRow]:
 
 def layout_rows(kind: str, arguments: BenchArguments, repeats: int) -> Iterator[BenchRow]:
     layers, block_tokens = arguments.layers or LAYERS, arguments.blocks[0]
-    kind_bytes = block_tokens * arguments.kv_heads * arguments.head_dim * 2  # of one block, layer and kind, 16 bits a value
+    kind_bytes = block_tokens * arguments.kv_heads * arguments.head_dim * 2  # of one block, layer and kind, 16 bits per value
     block_bytes = 2 * layers * kind_bytes
     sizes = {tokens: -(-tokens // block_tokens) * block_bytes for tokens in LENGTHS}
     memory = TouchedMemory(touched(2 * max(sizes.values()), arguments.device))
@@ -173,7 +173,7 @@ def touched(size_bytes: int, device: str = "cpu") -> Any:
 def facts(arguments: BenchArguments) -> dict[str, str]:
     """Facts about the machine and the run. Raises ValueError if the device is missing."""
     gpu = {"gpu": _gpu()} if arguments.device == "cuda" else {}
-    shape = f"{arguments.layers or LAYERS} layers, {arguments.kv_heads} KV heads of {arguments.head_dim}, 2 bytes a value"
+    shape = f"{arguments.layers or LAYERS} layers, {arguments.kv_heads} KV heads of {arguments.head_dim}, 2 bytes per value"
     return {
         **gpu,
         "cpu": cpu_name(),

@@ -18,7 +18,7 @@ from abkt.codec.entropy.coder import EntropyCoder
 from abkt.codec.fixed import compiled
 from abkt.codec.fixed.backend import Backend
 from abkt.codec.fixed.coder import FixedCoder
-from abkt.codec.fixed.oracle import Oracle
+from abkt.codec.fixed.oracle import OracleBackend
 from abkt.codec.header import DTYPES, ORDERS, StreamHeader, read_header
 from abkt.codec.stream import Stream, StreamParts, assemble, slot_sums
 from abkt.kv.pool import Pool
@@ -185,12 +185,12 @@ class Codec:
 
     def _load(self, device: torch.device) -> Backend:
         if self.backend == "triton" or (self.backend == "auto" and device.type == "cuda"):
-            from abkt.codec.fixed.launch import Kernels
+            from abkt.codec.fixed.launch import TritonBackend
 
-            return Kernels()
+            return TritonBackend()
         if self.backend == "oracle":
-            return Oracle()
-        return compiled.for_layout(self.layout, required=self.backend == "compiled") or Oracle()
+            return OracleBackend()
+        return compiled.for_layout(self.layout, required=self.backend == "compiled") or OracleBackend()
 
 
 def _cut_at(size: int, ends: tuple[int, ...]) -> int:

@@ -9,7 +9,7 @@ import pytest
 from abkt.bench import arguments, kernels
 from abkt.bench.__main__ import run
 from abkt.bench.rows import BenchRow, save, table
-from abkt.codec.fixed.oracle import Oracle
+from abkt.codec.fixed.oracle import OracleBackend
 from experiments.lib.paths import conf_dir
 from experiments.lib.usage import keys
 
@@ -44,7 +44,7 @@ def test_rows_are_those_that_the_arguments_ask_for(tmp_path, capsys):
 
 
 def test_a_wrong_kernel_fails(monkeypatch):
-    class Wrong(Oracle):
+    class Wrong(OracleBackend):
         def encode(self, data, blocks, cells, centres):
             coded = super().encode(data, blocks, cells, centres)
             coded.body[coded.body.shape[0] // 2] ^= 1

@@ -9,7 +9,7 @@ import torch
 
 from abkt.bench import arguments, peer_codecs, peers
 from abkt.bench.case import BenchCase
-from abkt.bench.peers import PeerMatch, Result, compared, match
+from abkt.bench.peers import PeerMatch, PeerResult, compared, match
 from abkt.codec.baselines import affine
 
 SMALL = arguments.parse(["blocks=16", "repeats=1", "kv_heads=2", "head_dim=32"])
@@ -121,12 +121,12 @@ def test_a_peer_that_is_missing_or_fails_is_a_fact_and_no_row(monkeypatch):
 
 
 def test_the_fastest_peer_of_a_hand_made_case():
-    ours = {4: Result(0.011, 4.25, (8.0, 2.0)), 6: Result(0.001, 6.25, (9.0, 3.0))}
-    quick, good, slow = Result(0.020, 4.5, (20.0, 10.0)), Result(0.009, 4.375, (20.0, 16.0)), Result(0.011, 4.5, (99.0, 1.0))
+    ours = {4: PeerResult(0.011, 4.25, (8.0, 2.0)), 6: PeerResult(0.001, 6.25, (9.0, 3.0))}
+    quick, good, slow = PeerResult(0.020, 4.5, (20.0, 10.0)), PeerResult(0.009, 4.375, (20.0, 16.0)), PeerResult(0.011, 4.5, (99.0, 1.0))
     assert match(quick, ours) == PeerMatch(4, 3.0)
     assert match(good, ours) == PeerMatch(6, 3.0)
     assert match(slow, ours) == PeerMatch(4, 10.0), "an equal error is enough"
-    assert match(Result(0.0, 16.0, (1.0, 1.0)), ours) == PeerMatch(0, 0.0)
+    assert match(PeerResult(0.0, 16.0, (1.0, 1.0)), ours) == PeerMatch(0, 0.0)
     rows = {row.name: row for row in compared({"slow": slow, "good": good}, ours)}
     assert (rows["over_fastest_peer"].value, rows["over_fastest_peer"].unit) == (3.0, "x ours at 6 bits (good)")
     assert (rows["over_fastest_peer_bits"].value, rows["over_fastest_peer_bits"].yardstick) == (6.25, 4.375)

@@ -1,6 +1,6 @@
 """How the entropy coder's bytes lie beside rANS: the head of pass 1, passes that are packed as plain bits, and the statistics of a stream.
 
-The statistics are the centres [strips, dim] in the pool's dtype, one bit a strip that says whether its centre rotates, the base of RoPE's
+The statistics are the centres [strips, dim] in the pool's dtype, one bit per strip that says whether its centre rotates, the base of RoPE's
 frequencies as a float64 (0 where none is known), and the scales, one byte each, strip after strip: [levels + 1, dim]. Strips are numbered
 as [layers, kinds, heads]; their levels of differences stand in the header of the stream. Little-endian.
 """

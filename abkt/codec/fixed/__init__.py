@@ -11,7 +11,7 @@ from abkt.lazy import exporter
 
 if TYPE_CHECKING:
     from abkt.codec.fixed.coder import FixedCoder
-    from abkt.codec.fixed.oracle import Oracle
+    from abkt.codec.fixed.oracle import OracleBackend
 
-__all__ = ["FixedCoder", "Oracle"]
-__getattr__ = exporter(__name__, {"FixedCoder": "coder", "Oracle": "oracle"})
+__all__ = ["FixedCoder", "OracleBackend"]
+__getattr__ = exporter(__name__, {"FixedCoder": "coder", "OracleBackend": "oracle"})

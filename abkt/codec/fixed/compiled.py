@@ -29,7 +29,7 @@ RULES = np.array([*LIMITS, *(share for row in SHARES for share in row)], dtype=n
 log = logging.getLogger("abkt.codec")
 
 
-class Compiled:
+class CompiledBackend:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
@@ -78,7 +78,7 @@ def _shape(cells: Cells) -> np.ndarray:
     return np.array(fields, dtype=np.int64)
 
 
-def for_layout(layout: KVLayout, required: bool = False) -> Compiled | None:
+def for_layout(layout: KVLayout, required: bool = False) -> CompiledBackend | None:
     """The compiled backend if it can code this layout on this machine, else None; or, if it is required, ValueError instead of None."""
     dim = part_of(layout.model.head_dim)
     if dim % LANES == 0:
@@ -93,10 +93,10 @@ def for_layout(layout: KVLayout, required: bool = False) -> Compiled | None:
 
 
 @cache
-def load() -> Compiled | None:
+def load() -> CompiledBackend | None:
     """The compiled backend; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
     try:
-        return Compiled(library(SOURCE))
+        return CompiledBackend(library(SOURCE))
     except (OSError, subprocess.SubprocessError) as error:
         log.warning(
             "the codec's backend for CPUs could not be compiled (%s); the torch oracle runs in its place, about 50 times slower",

@@ -15,7 +15,7 @@ from abkt.codec.fixed.backend import Arrived
 from abkt.codec.fixed.enqueue import Encoding, Expansion
 
 
-class Kernels:
+class TritonBackend:
     def describe(self) -> str:
         return "triton"
 

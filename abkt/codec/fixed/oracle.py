@@ -12,7 +12,7 @@ from abkt.codec.fixed import quantize as q
 from abkt.codec.fixed.backend import Arrived, checksums
 
 
-class Oracle:
+class OracleBackend:
     def describe(self) -> str:
         return "oracle (torch, eager)"
 

@@ -24,8 +24,8 @@ def check_values() -> None:
     from abkt.codec.coder import VERBATIM
     from abkt.codec.fixed.backend import Arrived
     from abkt.codec.fixed.centre import value_centres
-    from abkt.codec.fixed.launch import Kernels
-    from abkt.codec.fixed.oracle import Oracle
+    from abkt.codec.fixed.launch import TritonBackend
+    from abkt.codec.fixed.oracle import OracleBackend
     from abkt.kv.pool import Pool
     from tests.codec.conftest import make_layout, make_pool
 
@@ -41,7 +41,7 @@ def check_values() -> None:
         pool.data[blocks[-1], 0, 1, 0, 0, 3] = float("nan")
         pool.data[blocks[0], 0, 0, 0, :, 2] = 1.5
         centres = value_centres(pool.data, blocks, cells)
-        a, b = (path.encode(pool.data, blocks, cells, centres) for path in (Oracle(), Kernels()))
+        a, b = (path.encode(pool.data, blocks, cells, centres) for path in (OracleBackend(), TritonBackend()))
         assert np.array_equal(a.classes, b.classes), f"{shape}, depth {depth}: classes differ"
         assert torch.equal(a.body, b.body), f"{shape}, depth {depth}: encoded bytes differ"
         assert (a.classes == VERBATIM).sum() == 1
@@ -49,7 +49,7 @@ def check_values() -> None:
         assert np.allclose(a.deviation, b.deviation, rtol=1e-4)
         have = (np.arange(cells.count) % (cells.passes + 1)).astype(np.int8)
         results = []
-        for path in (Oracle(), Kernels()):
+        for path in (OracleBackend(), TritonBackend()):
             out = Pool(layout)
             path.expand(Arrived(a.body.numpy(), cells.offsets, have, a.classes, centres), out.data, blocks, cells)
             results.append(out.data)
@@ -77,7 +77,7 @@ def check_buffers_used_again() -> None:
     from abkt.codec.coder import VERBATIM
     from abkt.codec.fixed.centre import value_centres
     from abkt.codec.fixed.enqueue import Encoding
-    from abkt.codec.fixed.oracle import Oracle
+    from abkt.codec.fixed.oracle import OracleBackend
     from tests.codec.conftest import make_layout, make_pool
 
     layout = make_layout(layers=2, heads=1, dim=16)
@@ -90,7 +90,7 @@ def check_buffers_used_again() -> None:
         work.enqueue(pool.data)
         work.copy_report()
         centres = value_centres(pool.data, table, cells)
-        expected = Oracle().encode(pool.data, table, cells, centres)
+        expected = OracleBackend().encode(pool.data, table, cells, centres)
         assert np.array_equal(work.centres.numpy(), centres)
         assert np.array_equal(work.host.classes.numpy(), expected.classes)
         assert np.allclose(work.host.errors, expected.errors, rtol=1e-4, atol=1e-9)

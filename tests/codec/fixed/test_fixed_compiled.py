@@ -14,7 +14,7 @@ from abkt.codec.coder import VERBATIM
 from abkt.codec.fixed import compiled
 from abkt.codec.fixed.backend import Arrived
 from abkt.codec.fixed.centre import value_centres
-from abkt.codec.fixed.oracle import Oracle
+from abkt.codec.fixed.oracle import OracleBackend
 from abkt.kv.pool import Pool
 
 SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens
@@ -45,7 +45,7 @@ def test_compiled_code_gives_the_oracle_s_bytes_and_values(
         if cells.count > 2:
             last = cells.coded_table(table)[-1]
             pool.data[last, 0, 1, 0, 0, 3] = float("nan")
-        slow, quick = Oracle(), compiled.load()
+        slow, quick = OracleBackend(), compiled.load()
         centres = value_centres(pool.data, cells.coded_table(table), cells)
         a, b = (path.encode(pool.data, cells.coded_table(table), cells, centres) for path in (slow, quick))
         assert np.array_equal(a.classes, b.classes)
@@ -80,7 +80,7 @@ def test_without_a_working_compiler_the_oracle_codes_and_says_so_once(fresh, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     layout = layout_of()
     with caplog.at_level(logging.WARNING, logger="abkt.codec"):
-        assert Codec(layout).describe() == Codec(layout).describe() == Oracle().describe()
+        assert Codec(layout).describe() == Codec(layout).describe() == OracleBackend().describe()
     assert len(caplog.records) == 1
     assert ("no such header" if compiler else "no g++ on the path") in caplog.text
     with pytest.raises(ValueError, match=r"needs a working g\+\+"):
@@ -108,7 +108,7 @@ def test_narrower_machines_give_the_same_bytes(tmp_path, layout_of, filled_pool,
         pytest.skip("no g++ for x86-64 here")
     layout = layout_of(dim=80, dtype=dtype)
     pool, table, cells = filled_pool(layout), table_of(layout, 200), Cells(layout, 200, 64, 8)
-    narrow = compiled.Compiled(ctypes.CDLL(str(library)))
+    narrow = compiled.CompiledBackend(ctypes.CDLL(str(library)))
     centres = value_centres(pool.data, cells.coded_table(table), cells)
-    a, b = (path.encode(pool.data, cells.coded_table(table), cells, centres) for path in (Oracle(), narrow))
+    a, b = (path.encode(pool.data, cells.coded_table(table), cells, centres) for path in (OracleBackend(), narrow))
     assert torch.equal(a.body, b.body)
