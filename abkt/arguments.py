@@ -1,4 +1,4 @@
-"""`key=value` arguments into a frozen dataclass, for commands that must run where there is no Hydra."""
+"""Reads `key=value` arguments into a dataclass, for commands that must run without Hydra."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ T = TypeVar("T")
 
 
 def read(kind: type[T], arguments: Sequence[str]) -> T:
-    """arguments: key=value, each a field of `kind`, whose default says its type: text, whole number, path, yes or no, or numbers with
-    commas between. Raises ValueError, one line, for an argument that is unknown or has no such value, and what `kind` itself raises."""
+    """An object of `kind` from its fields' defaults and the given arguments.
+
+    Parameters
+    ----------
+    kind : a dataclass. The type of a field is that of its default: text, int, Path, bool (true or false) or a tuple of ints (1,2,3).
+    arguments : key=value, with a field as the key.
+
+    Raises
+    ------
+    ValueError : one line, for an unknown argument or a value of another type; also what `kind` itself raises.
+    """
     defaults: dict[str, Any] = {field.name: field.default for field in fields(kind) if field.default is not MISSING}  # type: ignore[arg-type]
     given: dict[str, object] = {}
     for argument in arguments:
@@ -26,7 +35,7 @@ def read(kind: type[T], arguments: Sequence[str]) -> T:
 def _value(argument: str, kind: type, text: str) -> object:
     if kind is bool:
         if text not in ("true", "false"):
-            raise ValueError(f"{argument}: true or false is needed")
+            raise ValueError(f"{argument}: it must be true or false")
         return text == "true"
     try:
         if kind is int:
@@ -34,5 +43,5 @@ def _value(argument: str, kind: type, text: str) -> object:
         if kind is tuple:
             return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{argument}: a number, or numbers with commas between, is needed") from None
+        raise ValueError(f"{argument}: it must be a whole number, or whole numbers separated by commas") from None
     return Path(text) if isinstance(kind, type) and issubclass(kind, Path) else text

@@ -1,4 +1,4 @@
-"""A link whose capacity changes with time: the same piecewise-constant schedule paces real sockets and drives the model's flows."""
+"""A link whose capacity changes with time. The same piecewise-constant schedule paces real sockets and drives the simulator's flows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """bytes_per_s[i] holds from starts_s[i] on; with `period_s` the schedule repeats. Times count from the start of the run.
+    """A piecewise-constant rate schedule of one link.
 
-    math.inf is an unlimited link. Raises ValueError on an empty, unordered or non-positive schedule.
+    Parameters
+    ----------
+    starts_s : seconds from the start of the run at which each rate begins; rising, the first is 0.
+    bytes_per_s : the rates; inf: unlimited.
+    period_s : the schedule repeats after this time; inf: it does not repeat.
+
+    Raises
+    ------
+    ValueError : if the schedule is empty or unordered, or a rate is not above 0.
     """
 
     starts_s: tuple[float, ...]
@@ -28,22 +36,23 @@ class Capacity:
 
     @classmethod
     def constant(cls, bytes_per_s: float) -> Capacity:
+        """A link with one rate."""
         return cls((0.0,), (bytes_per_s,))
 
     def at(self, now_s: float) -> tuple[float, float]:
-        """(bytes per second at now_s, time of the next change; inf if none)."""
+        """(bytes per second at now_s, time of the next change; inf if there is none)."""
         if len(self.starts_s) == 1:
             return self.bytes_per_s[0], math.inf
         cycle = 0.0 if math.isinf(self.period_s) else math.floor(now_s / self.period_s) * self.period_s
         index = max(0, bisect_right(self.starts_s, now_s - cycle) - 1)
         last = index + 1 == len(self.starts_s)
         change_s = cycle + (self.period_s if last else self.starts_s[index + 1])
-        if change_s <= now_s:  # rounding put now_s just before a change that is due
+        if change_s <= now_s:  # rounding: now_s lies just before a change that is due
             return self.at(math.nextafter(change_s, math.inf) if change_s == now_s else now_s + 1e-9)
         return self.bytes_per_s[index], change_s
 
     def finish_s(self, now_s: float, size_bytes: float) -> float:
-        """When the last of size_bytes has passed, if the link is free from now_s on."""
+        """The time at which size_bytes have passed if nothing else uses the link from now_s on."""
         while True:
             rate, change_s = self.at(now_s)
             if math.isinf(rate):

@@ -1,8 +1,9 @@
-"""What both worlds write: one record a request, one a transfer, one summary. The one place where metrics are defined.
+"""What real runs and simulated runs both write: one record a request, one a transfer, one summary. All metrics are defined here.
 
-Stages overlap, so they do not add: `_busy_s` is how long a stage worked, `_exposed_s` how long the request waited for it alone.
-The exposed parts sum to E2E. Times are seconds on the run's clock (CLOCK_MONOTONIC less the run's start; simulated time in the
-model). TTFT is `decode_token_s - arrival_s`: the decode side has produced a token.
+Stages overlap, so their times do not add: `_busy_s` is how long a stage worked, `_exposed_s` how long the request waited for that stage
+alone. The exposed times of a completed request sum to its E2E time. Times are seconds on the run's clock: CLOCK_MONOTONIC minus the start
+of the run, or simulated time. TTFT is `decode_token_s - arrival_s`: the decode side has produced a token. docs/glossary.md describes every
+column.
 """
 
 from __future__ import annotations
@@ -13,24 +14,42 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+CHANGES = "queue_busy_s is gone, and compute and pacing say `simulated` instead of `model`"  # since version 2
 STAGES = ("queue", "prefill", "encode", "wire", "expand", "decode")
 OUTCOMES = ("completed", "rejected", "failed")
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request. isl, osl: prompt and output tokens. rate: mean bits per KV value on the wire; distortion: see TransferRecord.
+    """One request: a row of requests.parquet.
 
-    queue: from arrival to the start of prefill. wire: from the end of encoding to the last promised byte, waiting for the link
-    included. expand: from there to usable KV, waiting for memory and for an iteration boundary included. decode: to the last token.
+    Parameters
+    ----------
+    isl, osl : prompt and output tokens.
+    arrival_s, prefill_token_s, decode_token_s, finish_s : when it arrived, when the prefill node had its first token, when the decode side
+        had produced one, and when its last token was there.
+    queue : stage from arrival to the start of prefill.
+    prefill, encode : stages up to the first token, and up to the coded KV.
+    wire : stage up to the last promised byte, including the wait for the link.
+    expand : stage up to usable KV, including the waits for memory and for an iteration boundary.
+    decode : stage up to the last token.
+    prefill_node, decode_node : names of the nodes.
+    compute : `real`, `paced` (workers sleep profiled times) or `simulated`.
+    rate : mean bits per KV value on the wire. wire_bytes, raw_bytes: sent, and as they lie in the pool.
+    distortion_start, distortion_final : see TransferRecord. distortion_token_weighted: mean over the output tokens.
+    cached_tokens : prompt tokens that the prefill node's prefix cache held.
+    preemptions : how often it gave back its memory and was recomputed.
+    retries : how often it was placed again after a node was lost; the stages are those of the last attempt.
+    cost_usd : GPU time and egress bytes at their prices.
+    extrapolated : a cost lies outside the range that the profile measured.
+    outcome, reason : one of OUTCOMES, and why it did not complete.
     """
 
     request_id: int
     isl: int
     osl: int
     arrival_s: float
-    queue_busy_s: float = 0.0
     queue_exposed_s: float = 0.0
     prefill_busy_s: float = 0.0
     prefill_exposed_s: float = 0.0
@@ -47,16 +66,16 @@ class RequestRecord:
     finish_s: float = math.nan
     prefill_node: str = ""
     decode_node: str = ""
-    compute: str = "model"  # real | paced | model
+    compute: str = "simulated"  # real | paced | simulated
     rate: float = math.nan
     wire_bytes: int = 0
     raw_bytes: int = 0
     distortion_start: float = 0.0
     distortion_final: float = 0.0
     distortion_token_weighted: float = 0.0
-    cached_tokens: int = 0  # of the prompt, that the node of its prefill held already
-    preemptions: int = 0  # how often it gave its memory back and began again
-    retries: int = 0  # how often it was placed anew after a node was lost; the stages are those of the last time
+    cached_tokens: int = 0
+    preemptions: int = 0
+    retries: int = 0
     cost_usd: float = 0.0
     extrapolated: bool = False
     outcome: str = "completed"
@@ -68,7 +87,7 @@ class RequestRecord:
 
     @property
     def tpot_s(self) -> float:
-        """Seconds per output token after the first one on the decode side; nan where there is only one."""
+        """Seconds per output token after the decode side's first one; nan if there is only one."""
         return (self.finish_s - self.decode_token_s) / (self.osl - 2) if self.osl > 2 else math.nan
 
     @property
@@ -80,7 +99,7 @@ class RequestRecord:
         return self.encode_exposed_s + self.wire_exposed_s + self.expand_exposed_s
 
     def begin_again(self) -> None:
-        """It was lost, and begins anew: nothing is left but what it is, what it has cost, and that it was tried."""
+        """Reset a request that lost its node and starts again; its cost so far and the number of retries are kept."""
         cost_usd, retries = self.cost_usd, self.retries
         self.__init__(self.request_id, self.isl, self.osl, self.arrival_s, compute=self.compute)  # type: ignore[misc]
         self.cost_usd, self.retries = cost_usd, retries + 1
@@ -88,7 +107,7 @@ class RequestRecord:
     def expose(
         self, prefill_start_s: float, encode_start_s: float, wire_start_s: float, expand_start_s: float, decode_start_s: float
     ) -> None:
-        """Fill every exposed time from the moments at which one stage ends and the next begins; finish_s must be set."""
+        """Set every exposed time from the times at which one stage ends and the next begins; finish_s must be set."""
         self.queue_exposed_s = prefill_start_s - self.arrival_s
         self.prefill_exposed_s = encode_start_s - prefill_start_s
         self.encode_exposed_s = wire_start_s - encode_start_s
@@ -99,12 +118,25 @@ class RequestRecord:
 
 @dataclass(slots=True)
 class TransferRecord:
-    """One KV transfer, from the moment the decode side had reserved memory for it.
+    """One KV transfer: a row of transfers.parquet. It begins when the decode side has reserved memory for it.
 
-    estimate: the policy's link estimate at the start, bytes/s (nan where it has none). mode: raw | lossless | stream. price: of the
-    dearer end at the start, distortion per byte. Distortion is relative squared error on mean-removed channels, weighted: 0 is exact, 1
-    is the mean alone. finish_s: the cut that was promised is there, decoding may begin. refine_bytes, refine_finish_s: of what followed
-    behind the start (in wire_bytes too); 0 and nan where nothing did.
+    Parameters
+    ----------
+    request_id, source, destination : the request and the two nodes.
+    start_s, finish_s : from the start to the arrival of the promised cut; decoding may begin then.
+    mode, order, depth_bits, cut : the first decision, and the cut that was reached when decoding could begin.
+    slope : distortion that the last band of the cut removed per byte; nan on real workers and for cut 0.
+    price : the higher price of both ends at the start, distortion per byte.
+    estimate_bytes_per_s : the policy's link estimate at the start; nan if it has none.
+    calls : send calls (frames or copies). wire_bytes, raw_bytes: sent, and as they lie in the pool. bits_per_value: of the sent KV.
+    retries, resumes : how often it was offered again, and how often it continued after a broken connection.
+    distortion_start, distortion_final : weighted relative squared error on mean-removed channels, when decoding could begin and after
+        refinement; 0 is exact, 1 is the mean alone.
+    refine_bytes, refine_finish_s : bytes that refined the KV after decoding could begin (part of wire_bytes), and when the last one had
+        arrived; 0 and nan without refinement.
+    pacing : what limited the rate: `simulated`, `tbf` (kernel token bucket), `socket` (SO_MAX_PACING_RATE), `userspace` (the sender) or
+        `none`.
+    outcome, reason : one of OUTCOMES, and why it did not complete.
     """
 
     request_id: int
@@ -129,14 +161,20 @@ class TransferRecord:
     distortion_final: float = 0.0
     refine_bytes: int = 0
     refine_finish_s: float = math.nan
-    pacing: str = ""  # who held the bytes back: model | tbf | socket | userspace | none
+    pacing: str = ""  # simulated | tbf | socket | userspace | none
     outcome: str = "completed"
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SLO:
-    """A request is good if it completed with both held (a request with no second decoded token has no TPOT to hold)."""
+    """Service-level objective. A request is good if it completed and met both limits.
+
+    Parameters
+    ----------
+    ttft_s : longest time to first token, seconds.
+    tpot_s : longest time per output token, seconds. A request without a second decoded token has no TPOT, so it meets this limit.
+    """
 
     ttft_s: float
     tpot_s: float
@@ -150,8 +188,14 @@ SUMMARIZED = (
 )
 
 
+def check_version(version: object, where: object) -> None:
+    """Raises ValueError, one line, if records were written in another schema version. where: their folder or file."""
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{where} has records of schema version {version}; this code reads {SCHEMA_VERSION} ({CHANGES}): run it again")
+
+
 def columns(records: Sequence[RequestRecord] | Sequence[TransferRecord]) -> dict[str, list[object]]:
-    """Records as columns, derived times included for requests; the schema of the Parquet files."""
+    """Records as columns, with the DERIVED times for requests: the schema of the Parquet files."""
     if not records:
         return {}
     names = [f.name for f in fields(records[0])]
@@ -161,13 +205,13 @@ def columns(records: Sequence[RequestRecord] | Sequence[TransferRecord]) -> dict
 
 
 def summarize(records: Sequence[RequestRecord], slo: SLO, wall_s: float) -> dict[str, object]:
-    """The summary of a run. Throughput and goodput count from the first arrival to the last finish; wall_s is what the run took."""
+    """The summary of a run. Throughput and goodput count from the first arrival to the last finish. wall_s: real seconds of the run."""
     found = {name: np.array([getattr(r, name) for r in records], dtype=str if name == "outcome" else None) for name in SUMMARIZED}
     return summarize_columns(found, slo, wall_s)
 
 
 def summarize_columns(columns: Mapping[str, np.ndarray], slo: SLO, wall_s: float) -> dict[str, object]:
-    """The same of records that lie in columns, of which it needs SUMMARIZED."""
+    """The same from columns; the names in SUMMARIZED are needed."""
     outcome = columns["outcome"]
     done = outcome == OUTCOMES[0]
     of = {name: values[done] for name, values in columns.items()}
@@ -193,7 +237,7 @@ def summarize_columns(columns: Mapping[str, np.ndarray], slo: SLO, wall_s: float
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """mean, p50, p90, p99 of the finite values; nan where there are none."""
+    """mean, p50, p90 and p99 of the finite values; nan if there are none."""
     found = values if isinstance(values, np.ndarray) else np.array(list(values), dtype=float)
     finite = found[~np.isnan(found)]
     if not len(finite):

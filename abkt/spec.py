@@ -1,26 +1,36 @@
-"""What is moved: the shapes of a model's KV cache and of the pool that holds it. Dtypes are strings, so nothing here needs torch."""
+"""The shapes of a model's KV cache and of the pool that holds it. Dtypes are strings, so this module needs no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
-WEIGHT_BYTES = {**DTYPE_BYTES, "mxfp4": 17 / 32}  # 4 bits and a shared scale of 8 bits for 32 of them
+WEIGHT_BYTES = {**DTYPE_BYTES, "mxfp4": 17 / 32}  # 4 bits each, and a scale of 8 bits for 32 of them
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A causal language model as KV transfer and its costs see it.
+    """A causal language model, as far as KV transfer and its costs depend on it. K and V of unequal width are not supported.
 
-    parameters, active_parameters: counts (equal in dense models; without the embedding table where it is tied). hidden, heads: for
-    the attention part of a roofline. kv_kinds: 2 where K and V of one token and layer are [kv_heads, head_dim] each; 1 for multi-head
-    latent attention, where one latent of head_dim values (512 and 64 that carry the position, in DeepSeek-V3) stands for both. K and V
-    of unequal width are not described.
+    Parameters
+    ----------
+    name, layers, kv_heads, head_dim : of the model.
+    dtype : of the KV cache and the weights; a key of DTYPE_BYTES.
+    hidden, heads : width of the residual stream, and query heads.
+    parameters, active_parameters : counts, equal in dense models; without the embedding table where it is tied.
+    max_tokens : longest context.
+    kv_kinds : 2 if K and V of one token and layer are [kv_heads, head_dim] each; 1 for multi-head latent attention, where one latent of
+        head_dim values stands for both (512, and 64 that carry the position, in DeepSeek-V3).
+    inner, vocabulary : width of a dense MLP, and tokens of the vocabulary. These and all below are for costs from kernels; 0: none.
+    experts, experts_active, expert_inner, shared_experts, expert_dtype : of a mixture of experts; the dtype is that of their weights.
+    dense_layers : layers without experts.
+    query_latent, key_dim, value_dim : widths in latent attention.
+    window, window_layers : tokens of sliding-window attention, and the number of layers that have it.
+    weight_bytes : bytes of all weights, if they are not all of `dtype`.
 
-    For costs from kernels, 0 where a model has none: inner (of a dense MLP), vocabulary; experts, experts_active, expert_inner,
-    shared_experts, expert_dtype (of their weights) and dense_layers (those without experts); query_latent, key_dim and value_dim of latent
-    attention; window (tokens) and window_layers of a model some of whose layers see no further back. weight_bytes: of all weights, where
-    they are not all of `dtype`.
+    Raises
+    ------
+    ValueError : one line, if a size or dtype is impossible.
     """
 
     name: str
@@ -53,13 +63,13 @@ class ModelSpec:
         if min(self.layers, self.kv_heads, self.head_dim, self.max_tokens) < 1:
             raise ValueError(f"model {self.name}: layers, kv_heads, head_dim and max_tokens must be at least 1")
         if self.kv_kinds not in (1, 2):
-            raise ValueError(f"model {self.name}: kv_kinds is {self.kv_kinds}; 2 for K and V, 1 for one latent")
+            raise ValueError(f"model {self.name}: kv_kinds is {self.kv_kinds}; it must be 2 (K and V) or 1 (one latent)")
         if self.dtype not in DTYPE_BYTES:
             raise ValueError(f"model {self.name}: dtype {self.dtype} is not one of {', '.join(DTYPE_BYTES)}")
         if self.expert_dtype not in WEIGHT_BYTES:
             raise ValueError(f"model {self.name}: expert_dtype {self.expert_dtype} is not one of {', '.join(WEIGHT_BYTES)}")
         if not 0 <= self.window_layers < self.layers or (self.window_layers > 0) != (self.window > 0):
-            raise ValueError(f"model {self.name}: window_layers must be fewer than layers, and have a window of at least 1 token")
+            raise ValueError(f"model {self.name}: window_layers must be below layers, and needs a window of at least 1 token")
 
     @property
     def values_per_token(self) -> int:
@@ -70,7 +80,7 @@ class ModelSpec:
         return self.values_per_token * DTYPE_BYTES[self.dtype]
 
     def kv_bytes(self, tokens: int) -> int:
-        """Of a sequence: layers with a window need no more than its last tokens."""
+        """Bytes of KV of a sequence; layers with a window hold only its last tokens."""
         if tokens <= self.window or not self.window_layers:
             return tokens * self.kv_bytes_per_token
         each = self.kv_bytes_per_token // self.layers
@@ -83,7 +93,15 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """A block-contiguous pool: [block, layer, kind, kv_head, token, head_dim], so that a run of adjacent blocks is one piece of memory.
+    """A block-contiguous KV pool, so that a run of adjacent blocks is one piece of memory.
+
+    Parameters
+    ----------
+    model : whose KV the pool holds.
+    blocks : blocks in the pool.
+    block_tokens : tokens of one block.
+
+    The shape is [block, layer, kind, kv_head, token, head_dim]; kind is K or V. Raises ValueError if a size is below 1.
 
     Source: FlowKV (arXiv 2504.03775), section 3.
     """

@@ -1,14 +1,17 @@
-"""The console script `abkt VERB …`. Each verb is a module of its own and is imported only when it runs, so that help answers at once."""
+"""The command line `abkt VERB …`. Each verb is a module of its own and is imported only when it runs, so that help answers at once."""
 
 from __future__ import annotations
 
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 
 import abkt
+from abkt.console import check_packages
 from experiments.lib import usage
 from experiments.lib.errors import BAD_INPUT, exit_code
+from experiments.lib.paths import split_config_dirs
 
 VERBS = (
     "study",
@@ -32,11 +35,19 @@ HELP = ("-h", "--help")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exits with the verb's code: 0 done, 1 broken while running, 2 bad input, 130 interrupted."""
+    """Run a verb and exit with its code: 0 done, 1 broken while running, 2 bad input, 130 interrupted.
+
+    The current folder is added to the end of Python's path, so that a configuration may name a class of the user's own file there, such as
+    `_target_: my_policy.HalfTheTime`. Processes that a verb starts find it in the same way.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
     sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
 
 
 def dispatch(argv: list[str]) -> int:
+    """The exit code of one command line."""
     if not argv or argv[0] in HELP:
         print(usage.overview(VERBS))
         return 0 if argv else BAD_INPUT
@@ -49,9 +60,13 @@ def dispatch(argv: list[str]) -> int:
         print(f"abkt: no verb {verb}{f', did you mean {near[0]}?' if near else ';'} The verbs are {', '.join(VERBS)}", file=sys.stderr)
         return BAD_INPUT
     if any(flag in rest for flag in HELP):
-        print(usage.describe(verb))
-        return 0
-    return exit_code(lambda: import_module(f"experiments.verbs.{verb.replace('-', '_')}").main(rest))
+        return exit_code(lambda: print(usage.describe(verb, split_config_dirs(rest)[1])))
+    return exit_code(lambda: run(verb, rest))
+
+
+def run(verb: str, arguments: list[str]) -> None:
+    check_packages()
+    import_module(f"experiments.verbs.{verb.replace('-', '_')}").main(arguments)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # 1. Quickstart
 #
-# A request's KV cache is computed on a prefill node, crosses a network, and is decoded on another node. How many bits of it should
-# cross? This notebook asks the model: a cluster of four prefill and four decode H100s, an hour of Mooncake's conversation trace cut
-# short, and three answers to that question. On a command line it is `abkt simulate -m bitrate=raw,int4,embedded`.
+# A prefill node computes the KV cache of a request. The cache crosses a network, and another node decodes from it. How many bits of it
+# should cross? This notebook asks the simulator. The cluster has four prefill and four decode H100s, the requests are the first 300 of
+# Mooncake's conversation trace, and there are three bitrates. On a command line this is `abkt simulate -m bitrate=raw,int4,embedded`.
 
 # %%
 # %matplotlib inline
@@ -44,8 +44,8 @@ pd.DataFrame(
 ).T.round(4)
 
 # %% [markdown]
-# Fewer bytes, an earlier first token, and some distortion. `embedded` spends its bytes where they remove most distortion, so it sends fewer
-# than `int4` and loses less. Where does a request's time go?
+# Fewer bytes give an earlier first token and some distortion. `embedded` spends its bytes where they remove most distortion, so it sends
+# fewer bytes than `int4` and loses less. Where does the time of a request go?
 
 # %%
 stages = ["queue", "prefill", "encode", "wire", "expand"]
@@ -64,5 +64,5 @@ axes.set(xscale="log", xlabel="time to first token (s)", ylabel="share of reques
 _ = axes.legend()
 
 # %% [markdown]
-# Nothing of this is validated on H100s: costs come from a data sheet. `05_validation` says how far the model can be trusted where it could
-# be checked. Next: what the codec does (`02_codec`), and who decides (`03_bitrate_policies`).
+# None of this is validated on H100s: the costs come from published kernel tables and a data sheet. `05_validation` says how far the
+# simulator can be trusted where it could be checked. Next: what the codec does (`02_codec`), and who decides (`03_bitrate_policies`).

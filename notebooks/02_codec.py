@@ -14,8 +14,8 @@
 # %% [markdown]
 # # 2. The codec
 #
-# KV is coded once into an *embedded stream*: passes in order of distortion removed per byte, so that any prefix decodes, and the bitrate
-# is a cut that can still move. Here is real KV of the probe model on held-out text.
+# The codec codes KV once into an *embedded stream*: passes in the order of distortion removed per byte. Any prefix that ends at a cut can
+# be decoded, so the bitrate is a cut that can still move. This notebook uses real KV of the probe model on held-out text.
 
 # %%
 # %matplotlib inline
@@ -34,7 +34,7 @@ print(f"{tokens} tokens, {raw_bytes:,} bytes raw, {stream.slope.bytes[-1]:,.0f} 
 print(codec.describe())
 
 # %% [markdown]
-# The curve that every policy sees: bytes and distortion of each cut, in the order by slope and in the order that treats all cells alike.
+# Every policy sees this curve: bytes and distortion of each cut. One order sorts passes by slope; the other treats all cells alike.
 
 # %%
 picture, axes = plt.subplots(figsize=(6, 3))
@@ -44,8 +44,8 @@ axes.set(xlabel="bytes, of the raw ones", ylabel="distortion", yscale="log")
 _ = axes.legend()
 
 # %% [markdown]
-# A prefix is a stream of its own. Cut it at three places, expand each into another pool, and compare what the stream promised with what
-# is found.
+# A prefix is a stream of its own. Cut the stream at four places, expand each prefix into another pool, and compare the distortion that the
+# stream promised with the one that is found.
 
 # %%
 rows = []
@@ -67,7 +67,8 @@ for bits in (1, 2, 4, 8):
 pd.DataFrame(rows).round(5)
 
 # %% [markdown]
-# Distortion is not quality. What a bit costs *on a model* is measured by `abkt quality`; this is its stored result for the probe.
+# Distortion is not quality. `abkt quality` measures what a bit costs *on a model*. This is its stored result for the probe, a model of 5 M
+# parameters; the savings do not transfer to SmolLM2-135M (`docs/quality.md`).
 
 # %%
 figure("fig01_rate_distortion")

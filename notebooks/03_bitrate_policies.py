@@ -14,8 +14,8 @@
 # %% [markdown]
 # # 3. Bitrate policies
 #
-# A policy sees the curve of a transfer, the deadline, and what it believes of the link, and says where to cut. The same objects decide on
-# real processes and in the model. Here the link loses nine tenths of its bandwidth from 15 s to 30 s of every minute.
+# A bitrate policy sees the curve of a transfer, the deadline, and its own estimate of the link. It says where to cut. The same objects
+# decide on real processes and in the simulator. Here the link loses nine tenths of its bandwidth from 15 s to 30 s of every minute.
 
 # %%
 # %matplotlib inline
@@ -53,8 +53,8 @@ table = pd.DataFrame(
 table
 
 # %% [markdown]
-# A fair comparison bounds distortion (mean at most D, p99 at most 8 D) and then asks for goodput; without the bound the lowest rate always
-# wins, and nothing is learnt. `abkt adaptation` makes that comparison with intervals. What did each policy send, and when?
+# A fair comparison bounds distortion (mean at most D, p99 at most 8 D) and then asks for goodput. Without the bound the lowest rate always
+# wins, and the comparison says nothing. `abkt adaptation` compares within bounds and gives intervals. What did each policy send, and when?
 
 # %%
 picture, (bits, wait) = plt.subplots(2, 1, figsize=(7, 4.5), sharex=True)
@@ -70,7 +70,8 @@ bits.legend(ncols=3)
 _ = wait.set(ylabel="transfer (s)", xlabel="time (s)", yscale="log")
 
 # %% [markdown]
-# Not always does it pay: where bandwidth is plenty, coding costs more than it saves. The break-even is at (1 − 1/r) S for a serial codec.
+# Compression does not always pay. Where there is much bandwidth, coding costs more than it saves. For a serial codec the break-even is at
+# (1 − 1/r) S, where r is the ratio of raw to wire bytes and S the speed of coding and expanding together.
 
 # %%
 figure("fig02_bandwidth")

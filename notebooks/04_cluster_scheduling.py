@@ -14,7 +14,8 @@
 # %% [markdown]
 # # 4. Cluster scheduling
 #
-# Which pair of nodes gets a request, and which node does what. Both are policies as well: `conf/routing` and `conf/roles`.
+# Routing decides which pair of nodes gets a request. Roles decide which node prefills and which decodes. Both are policies as well; their
+# choices are in `conf/routing` and `conf/roles`. Everything here is simulated.
 
 # %%
 # %matplotlib inline
@@ -29,13 +30,15 @@ routed = sweep(["routing=random,round_robin,least_loaded,load_aware", "workload.
 routed.pivot_table(index="workload.rate_per_s", columns="routing", values="ttft_s.p99").round(2)
 
 # %% [markdown]
-# Requests differ in length, so who counts requests (round robin) does worse than who counts seconds. A longer sweep, with seeds:
+# Requests differ in length. A policy that counts requests (round robin) does worse than one that counts seconds. A longer sweep, with
+# seeds:
 
 # %%
 figure("fig04_routing")
 
 # %% [markdown]
-# Roles: with long prompts and long answers both sides are overloaded, not at the same time. `load_aware` lends nodes from one to the other.
+# Roles: with long prompts and long answers both sides become overloaded, but not at the same time. `load_aware` lends nodes from one side
+# to the other.
 
 # %%
 HEAVY = ("workload=poisson", "workload.requests=200", "workload.isl=8000", "workload.osl=500", "workload.rate_per_s=20", "slo=interactive")

@@ -12,10 +12,10 @@
 # ---
 
 # %% [markdown]
-# # 5. Can the model be trusted?
+# # 5. Can the simulator be trusted?
 #
-# `abkt validate` calibrates the model on some runs, lets it predict others, runs those on real processes, and writes FIDELITY.md. This
-# notebook reads a stored validation: 1P1D of the probe on two cores, three conditions, four policies, two repeats each.
+# `abkt validate` calibrates the simulator on some runs and lets it predict others. Then it runs those on real processes and writes
+# VALIDATION.md. This notebook reads a stored validation: 1P1D of the probe on two cores, three conditions, four policies, two repeats each.
 
 # %%
 # %matplotlib inline
@@ -31,16 +31,16 @@ stored.stamp["command"], stored.stamp["host"]
 figure("fig05_validation")
 
 # %% [markdown]
-# Every error stands beside the noise of the machine itself: how far one repeat lies from the other. A model cannot be better than that,
-# and an error within it says little about the model.
+# Each error stands beside the noise of the machine itself: how far one repeat lies from the other. A simulator cannot be better than that,
+# and an error within the noise says little about the simulator.
 
 # %%
 stages = by_stage(stored.rows)
 stages[stages.cases > 0].set_index(["quantile", "stage"])[["measured_s", "error", "bias", "worst", "noise"]].round(3)
 
 # %% [markdown]
-# What counts in the end is the decision: does the model pick the policy that is best on the machine? Its *regret* is the goodput lost by
-# following it, counted only where the machine can tell the two apart.
+# What counts in the end is the decision: does the simulator pick the policy that is best on the machine? The *regret* is the goodput lost
+# by following the simulator. It counts only where the machine can tell the two policies apart.
 
 # %%
 means = stored.rows[(stored.rows.stage == "ttft") & (stored.rows["quantile"] == "mean")]

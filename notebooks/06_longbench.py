@@ -14,9 +14,9 @@
 # %% [markdown]
 # # 6. LongBench
 #
-# Distortion and likelihood are means to an end: are the answers still right? `abkt longbench` asks LongBench's questions of a model whose
-# KV has travelled through codec and transfer, beside the same model with raw KV and without a transfer. It runs any Hugging Face causal
-# LM, and the data come from a folder or from the hub. Here are its pieces.
+# Distortion and likelihood are only proxies. Are the answers still right? `abkt longbench` asks LongBench's questions of a model whose KV
+# has travelled through codec and transfer. It asks the same model with raw KV and without a transfer too. It runs any Hugging Face causal
+# LM, and the data come from a folder or from the hub. This notebook shows its parts.
 
 # %%
 # %matplotlib inline
@@ -26,7 +26,7 @@ from experiments.lib.notebook import figure
 from experiments.longbench import metrics
 
 # %% [markdown]
-# **Scoring** is as published: F1 of words, ROUGE-L, exact labels, counts, retrieved paragraphs.
+# **Scoring** follows the published protocol: F1 of words, ROUGE-L, exact labels, counts, retrieved paragraphs.
 
 # %%
 examples = [
@@ -40,17 +40,17 @@ scored = [(metric.__name__, said, right, metric(said, right, classes)) for metri
 pd.DataFrame(scored, columns=["metric", "said", "right", "score"])
 
 # %% [markdown]
-# **What to expect.** A model that recalls key-value lines loses its answers much sooner than its likelihood of plain text; so the recall
-# panel (left) is the stricter one, and a codec that treats all heads alike fails there first.
+# **What to expect.** A model that recalls key-value lines loses its answers much sooner than its likelihood of plain text. So the recall
+# panel (left) is the stricter one. On the probe, a codec that treats all heads alike fails there first.
 
 # %%
 figure("fig01_rate_distortion")
 
 # %% [markdown]
-# **Running it** on a model of your own, with the embedded stream at two distortions, ten questions a task:
+# **Run it** on a model of your own, with the embedded stream, ten questions a task:
 #
 # ```bash
-# abkt longbench model=FOLDER_OR_HUB_NAME bitrate=embedded out=DIR
+# abkt longbench model_folder=FOLDER_OR_HUB_NAME data=FOLDER_OR_hub samples=10 bitrate=embedded out=DIR
 # ```
 #
-# It resumes where it was stopped. Results by task, with intervals, stand in `docs/quality.md`.
+# It resumes where it was stopped. `docs/quality.md` has results by task, with intervals.

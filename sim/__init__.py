@@ -1,0 +1,28 @@
+"""A simulated prefill-decode cluster on SimPy: what runs of requests through it take, by the costs of a measured profile.
+
+For the experiments and for notebooks; it needs neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abkt.lazy import exporter
+
+if TYPE_CHECKING:
+    from sim.cluster import Simulation, SimulationResult
+    from sim.specs import ClusterSpec, EngineSpec, NodeSpec
+    from sim.workload.requests import Request
+
+__all__ = ["ClusterSpec", "EngineSpec", "NodeSpec", "Request", "Simulation", "SimulationResult"]
+__getattr__ = exporter(
+    __name__,
+    {
+        "ClusterSpec": "specs",
+        "EngineSpec": "specs",
+        "NodeSpec": "specs",
+        "Request": "workload.requests",
+        "Simulation": "cluster",
+        "SimulationResult": "cluster",
+    },
+)

@@ -1,98 +1,125 @@
-"""Simulated time, and the one timer each process of the model waits on.
+"""Simulated time, and the one timer that each process of the simulator waits on.
 
-SimPy schedules by delay, and `now + (then - now)` is not always `then`; the model's times are planned in closed form and compared
-for equality, so here a process is woken at an absolute time. Of what falls on one moment, what was put there first comes first.
+SimPy schedules by delay, and in floating point `now + (then - now)` is not always `then`. The simulator plans times in closed form and
+compares them for equality, so here a process wakes at an absolute time. Events of the same time happen in the order in which they were
+scheduled.
 
-Most of what a run does is waking processes, so the queue holds the timers themselves, not an event for each time one is set.
+Most of a run is waking processes, so the queue holds the timers themselves, not a new event each time one is set.
 
 Not modelled: drift or offset between the clocks of nodes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from heapq import heappop, heappush
+from itertools import count
 
 import simpy
+from simpy.core import EmptySchedule
 from simpy.events import NORMAL, URGENT, Event
 
 UNSET = -1
 
 
 class Clock(simpy.Environment):
-    """A SimPy environment with timers at absolute times, whose processes wait for such timers."""
+    """A SimPy environment whose queue also takes timers (`Wake`) at absolute times.
+
+    It replaces SimPy's public methods `schedule`, `peek`, `step`, `run` and `process`, and has `now` as a plain attribute: the time in
+    simulated seconds. Processes yield a Wake, or any SimPy event that has not happened yet.
+    """
+
+    now: float = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.queue: list[tuple[float, int, int, Event]] = []  # heap of (time, priority, number, event)
+        self.numbers = count()
 
     def process(self, generator: Generator[Event, None, object]) -> None:  # type: ignore[override]
-        """It begins at this moment, before anything that is to happen at it already, and cannot be waited for or interrupted.
+        """Start a process at this time, before any event that is scheduled for it already.
 
-        That, and no more: most of a run goes through here, and SimPy's own processes take half as long again.
+        Nothing can wait for the process or interrupt it. SimPy's own processes can, and take half as long again.
         """
         send = generator.send
 
-        def go_on(_: Event) -> None:
+        def resume(_: Event) -> None:
             try:
                 event = send(None)
             except StopIteration:
                 return
-            event.callbacks.append(go_on)  # type: ignore[union-attr]  # a Wake's is never None
+            event.callbacks.append(resume)  # type: ignore[union-attr]  # a Wake's is never None
 
         start = Wake(self)
-        start.callbacks.append(go_on)
-        start.number = next(self._eid)
-        heappush(self._queue, (self._now, URGENT, start.number, start))
+        start.callbacks.append(resume)
+        start.number = next(self.numbers)
+        heappush(self.queue, (self.now, URGENT, start.number, start))
+
+    def schedule(self, event: Event, priority: int = NORMAL, delay: float = 0.0) -> None:  # type: ignore[override]
+        heappush(self.queue, (self.now + delay, priority, next(self.numbers), event))
+
+    def peek(self) -> float:
+        """The time of the next entry of the queue, which may be a timer that was moved since; infinity if there is none."""
+        return self.queue[0][0] if self.queue else math.inf
 
     def run(self) -> None:  # type: ignore[override]
-        """Until nothing is left to happen."""
-        step, queue = self.step, self._queue
+        """Run until no event is left."""
+        step, queue = self.step, self.queue
         while queue:
             step()
 
     def step(self) -> None:
-        queue = self._queue
-        wake = queue[0][3] if queue else None
-        if not isinstance(wake, Wake):
-            super().step()
+        if not self.queue:
+            raise EmptySchedule
+        time_s, _, number, event = heappop(self.queue)
+        if isinstance(event, Wake):
+            if event.number != number:
+                return  # the timer was moved or cancelled
+            self.now = time_s
+            event.number = UNSET
+            waiting, event.callbacks = event.callbacks, []
+            for callback in waiting:
+                callback(event)
             return
-        now_s, _, number, _ = heappop(queue)
-        if wake.number == number:  # else it was moved or cancelled since, and nothing happens
-            self._now = now_s
-            wake.number = UNSET
-            sleepers, wake.callbacks = wake.callbacks, []
-            for resume in sleepers:
-                resume(wake)
+        self.now = time_s
+        callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
+        for callback in callbacks:
+            callback(event)
+        if not (event.ok or event.defused):
+            raise event.value  # type: ignore[misc]  # of a failed event it is an exception
 
-    def at_work(self) -> bool:
-        """Whether anything is to happen that is not aside."""
-        return any(not isinstance(wake, Wake) or (wake.number == number and not wake.aside) for _, _, number, wake in self._queue)
+    def has_work(self) -> bool:
+        """Whether any event is scheduled that is not a background timer's."""
+        return any(not isinstance(event, Wake) or (event.number == number and not event.background) for _, _, number, event in self.queue)
 
 
 class Wake(Event):
-    """The one timer of one process: `yield wake.at(t)`, and whoever changes the plan moves it.
+    """The one timer of a process: `yield wake.at(time_s)`. Whatever changes the plan moves it by calling `at` again.
 
-    Where it stood before stays in the queue until its time, and does nothing then. (Racing two events, `timeout | event`, would leave as
-    many stale timers and cost nine times as much.) aside: its process goes on for ever, and brings nothing to an end.
+    Its earlier entries stay in the queue until their time and do nothing then. (Waiting for either of two events, `timeout | event`, would
+    leave as many stale entries and cost nine times as much.) background: its process never ends, and does not keep a run going.
     """
 
-    callbacks: list  # type: ignore[type-arg]  # never None: it may ring again and again
+    callbacks: list  # type: ignore[type-arg]  # never None: the timer may fire again and again
 
-    def __init__(self, clock: Clock, aside: bool = False) -> None:
+    def __init__(self, clock: Clock, background: bool = False) -> None:
         super().__init__(clock)
         self.clock = clock
-        self.aside = aside
+        self.background = background
         self.number = UNSET  # of its entry in the queue
-        self._ok = True
-        self._value = None
 
     def at(self, time_s: float) -> Wake:
         clock = self.clock
-        if time_s < clock._now:
-            raise RuntimeError(f"an event at {time_s} s is in the past; it is {clock._now} s")
-        self.number = number = next(clock._eid)
-        heappush(clock._queue, (time_s, NORMAL, number, self))
+        if time_s < clock.now:
+            raise RuntimeError(f"an event at {time_s} s is in the past; it is {clock.now} s")
+        self.number = number = next(clock.numbers)
+        heappush(clock.queue, (time_s, NORMAL, number, self))
         return self
 
     def after(self, delay_s: float) -> Wake:
-        return self.at(self.clock._now + delay_s)
+        return self.at(self.clock.now + delay_s)
 
     def cancel(self) -> None:
         self.number = UNSET

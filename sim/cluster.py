@@ -1,6 +1,6 @@
-"""A run of requests through a cluster.
+"""A simulation: requests through a cluster, from configuration to records.
 
-Not modelled: clients that ask again after they were turned away.
+Not modelled: clients that ask again after they were rejected.
 """
 
 from __future__ import annotations
@@ -8,22 +8,24 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from simpy.events import Event
 
 from abkt.policy.admission.base import AdmissionPolicy
 from abkt.policy.roles.base import RolesPolicy
-from abkt.policy.view import BitratePolicy, RoutingPolicy
+from abkt.policy.routing.base import RoutingPolicy
+from abkt.policy.view import BitratePolicy
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.admission import AdmissionControl
 from sim.clock import Clock, Wake
-from sim.faults import FaultPlan, Faults
+from sim.faults import FaultInjector, FaultPlan
 from sim.invariants import Audit, CheckedMemory
-from sim.node.fleet import Nodes
-from sim.node.job import Job
+from sim.job import Job
 from sim.node.node import Node
+from sim.nodes import Nodes
+from sim.records import FinishedRecords
 from sim.roles import RoleController
 from sim.specs import ClusterSpec
 from sim.workload.closed_loop import ClosedLoop
@@ -34,7 +36,14 @@ Progress = Callable[[int, int, float], None]  # requests done, requests in all, 
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """One record a request, in order of arrival; one a transfer, in order of completion. wall_s: what the run took on this machine."""
+    """The records of a run.
+
+    Attributes
+    ----------
+    requests : one record a request, in order of arrival.
+    transfers : one record a transfer, in order of completion.
+    wall_s : seconds that the run took on this machine.
+    """
 
     requests: list[RequestRecord]
     transfers: list[TransferRecord]
@@ -43,9 +52,27 @@ class SimulationResult:
 
 @dataclass
 class Simulation:
-    """requests in order of arrival. bitrate: makes one policy for each pair of nodes that meets. node: for tests of the leaps.
+    """Requests on their way through a simulated prefill-decode cluster.
 
-    Raises ValueError where a profile lacks what the model needs or requests are out of order.
+    Parameters
+    ----------
+    cluster : nodes, links and engines.
+    requests : in order of arrival.
+    bitrate : makes one bitrate policy for each pair of nodes that meets.
+    routing : chooses the pair of nodes for each request.
+    slo : the latencies that deadlines are computed from, in seconds.
+    node : the class of the nodes; another one only in tests of the closed forms.
+    concurrency : above 0: so many clients, each of which waits for its answer; the requests' own arrival times are ignored.
+    roles : changes the nodes' roles; None: every node keeps its own.
+    admission : lets requests in; None: all of them at once.
+    faults : nodes that die or are slow, and a timeout.
+    debug : check the laws of sim.invariants during the run and at its end; slower, and all records are kept.
+
+    Raises
+    ------
+    ValueError : the profile lacks a table that the simulator needs, requests are missing or out of order, or a fault names no node.
+
+    `records` and `transfers` fill while it runs; `take` empties them, so that a long run need not keep all of them.
     """
 
     cluster: ClusterSpec
@@ -54,12 +81,11 @@ class Simulation:
     routing: RoutingPolicy
     slo: SLO
     node: type[Node] = Node
-    concurrency: int = 0  # above 0: so many clients, each of which waits for its answer, and the requests' own times do not count
-    roles: RolesPolicy | None = None  # None: every node keeps its own
-    admission: AdmissionPolicy | None = None  # None: everybody is let in
+    concurrency: int = 0
+    roles: RolesPolicy | None = None
+    admission: AdmissionPolicy | None = None
     faults: FaultPlan = FaultPlan()  # noqa: RUF009  # frozen
-    debug: bool = False  # check what has to hold (sim.invariants), while it runs and at its end; slower, and all records are kept
-    records: list[RequestRecord] = field(default_factory=list, init=False)
+    debug: bool = False
     transfers: list[TransferRecord] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -69,119 +95,145 @@ class Simulation:
             raise ValueError("requests must be in order of arrival")
         self.clock = Clock()
         self.audit = Audit() if self.debug else None
-        memory = CheckedMemory if self.debug else None
-        self.fleet = Nodes(
-            self.clock, self.cluster, self.bitrate, self.slo, self.node, self._done, self._ended, self._failed, self._running, memory
+        self.nodes = Nodes(
+            self.clock,
+            self.cluster,
+            self.bitrate,
+            self.slo,
+            self.node,
+            done=self._done,
+            ended=self.transfers.append,
+            failed=self._fail_transfer,
+            running=self._running,
+            memory=CheckedMemory if self.debug else None,
         )
-        self.door = AdmissionControl(self.clock, self.fleet, self.routing, self.roles, self.admission, self.slo, self._lost)
-        self.changes = (
-            RoleController(self.clock, self.fleet, self.roles, self.cluster.rebuild_s, self._running, self._elsewhere)
-            if self.roles
-            else None
+        self.admission_control = AdmissionControl(self.clock, self.nodes, self.routing, self.roles, self.admission, self.slo, self._lose)
+        self.role_controller = (
+            RoleController(self.clock, self.nodes, self.roles, self.cluster.rebuild_s, self._running, self._move) if self.roles else None
         )
-        self.fleet.changed = self.door.someone_left
-        self.watch = (
-            None if self.faults.empty else Faults(self.clock, self.fleet, self.changes, self.faults, self._again, self._lost_for_good)
+        self.nodes.changed = self.admission_control.admit_waiting
+        self.fault_injector = (
+            None if self.faults.empty else FaultInjector(self.clock, self.nodes, self.role_controller, self.faults, self._retry, self._fail)
         )
+        self.arrived = 0
         self.done = 0
+        self.finished = FinishedRecords()
         self.progress: Progress | None = None
-        self.clients = ClosedLoop(self.clock, self.requests, self.concurrency, self._place) if self.concurrency else None
+        self.clients = ClosedLoop(self.clock, self.requests, self.concurrency, self._arrive) if self.concurrency else None
         self.clock.process(self.clients.run() if self.clients else self._arrivals())
 
+    @property
+    def records(self) -> list[RequestRecord]:
+        """Of the requests that have ended, in order of arrival, up to the first that has not."""
+        return self.finished.collect()
+
+    def take(self) -> tuple[list[RequestRecord], list[TransferRecord]]:
+        """The records that no earlier call has taken: of requests as in `records`, and of all transfers that have ended."""
+        taken = list(self.records), list(self.transfers)
+        self.records.clear()
+        self.transfers.clear()
+        if self.audit is not None:
+            self.audit.keep(*taken)
+        return taken
+
     def run(self, progress: Progress | None = None) -> SimulationResult:
-        """Until the last request is done. Raises RuntimeError, with the state of every queue, if that cannot be."""
+        """Run until the last request is done.
+
+        Parameters
+        ----------
+        progress : called now and then with (requests done, requests in all, simulated seconds).
+
+        Raises
+        ------
+        RuntimeError : requests are left and no event is; the message has the state of every queue.
+        """
         began_s = time.perf_counter()
         self.progress = progress
         collects = gc.isenabled()
-        gc.disable()  # nothing of what a run makes refers to itself, and there is much of it
+        gc.disable()  # a run makes many objects and no reference cycles
         try:
             self.clock.run()
         finally:
             if collects:
                 gc.enable()
-        if self.door.waiting and not (self.fleet.prefill and self.fleet.decode):
-            self.door.close(f"no {'decode' if self.fleet.prefill else 'prefill'} node is left")
+        if self.admission_control.waiting and not (self.nodes.prefill and self.nodes.decode):
+            self.admission_control.close(f"no {'decode' if self.nodes.prefill else 'prefill'} node is left")
         if self.done < len(self.requests):
             raise RuntimeError(self._stuck())
         if self.audit is not None:
-            self.audit.close(self.fleet)
+            self.audit.keep(self.records, self.transfers)
+            self.audit.close(self.nodes)
         return SimulationResult(self.records, self.transfers, time.perf_counter() - began_s)
 
     def _running(self) -> bool:
         return self.done < len(self.requests)
+
+    # -- requests arrive ---------------------------------------------------------------------------------------------------------
 
     def _arrivals(self) -> Generator[Event, None, None]:
         wake = Wake(self.clock)
         for request in self.requests:
             if request.arrival_s > self.clock.now:
                 yield wake.at(request.arrival_s)
-            self._place(request)
+            self._arrive(request)
 
-    def _place(self, request: Request) -> None:
-        record = RequestRecord(request.request_id, request.isl, request.osl, request.arrival_s)
-        self.records.append(record)
+    def _arrive(self, request: Request) -> None:
         if self.audit is not None:
-            self.audit.came(self.clock.now, record)
-        self._ask(Job(request, record))
+            self.audit.came(self.clock.now)
+        job = Job(request, self.arrived)
+        self.arrived += 1
+        self._submit(job)
 
-    def _ask(self, job: Job) -> None:
-        if self.watch is not None:
-            self.watch.watch(job)
-        self.door.ask(job)
+    def _submit(self, job: Job) -> None:
+        if self.fault_injector is not None:
+            self.fault_injector.track(job)
+        self.admission_control.submit(job)
 
-    def _lost(self, job: Job, outcome: str, reason: str) -> None:
-        job.record.outcome, job.record.reason = outcome, reason
-        if self.audit is not None:
-            self.audit.gave_up(self.clock.now)
-        if self.watch is not None:
-            self.watch.forget(job)
-        self._count()
+    def _move(self, job: Job) -> None:
+        """The job's node changes its role before any work on the job has begun."""
+        if self.fault_injector is not None:
+            self.fault_injector.untrack(job)
+        self._submit(Job(job.request, job.index, job.retries, job.cost_usd))
 
-    def _lost_for_good(self, job: Job, reason: str) -> None:
-        self._lost(job, "failed", reason)
+    def _retry(self, job: Job, reason: str) -> None:
+        """The job was lost with a node: begin again, unless there were too many attempts. The lost attempt still counts as cost."""
+        if job.retries == self.faults.retries:
+            self._lose(job, "failed", f"{reason}, and {job.retries} times before" if job.retries else reason)
+        else:
+            self._submit(Job(job.request, job.index, job.retries + 1, job.cost_usd))
 
-    def _elsewhere(self, job: Job) -> None:
-        """Its node is to do other work; nothing of it has begun."""
-        if self.watch is not None:
-            self.watch.forget(job)
-        job.record.prefill_node = job.record.decode_node = ""
-        self._ask(Job(job.request, job.record))
-
-    def _again(self, job: Job, reason: str) -> None:
-        """It was lost with a node: from the beginning, if it may."""
-        record = job.record
-        if record.retries == self.faults.retries:
-            self._lost(job, "failed", f"{reason}, and {record.retries} times before" if record.retries else reason)
-            return
-        job.record = replace(record)  # whoever is still at it, on a node that is lost, writes there
-        record.begin_again()
-        self._ask(Job(job.request, record))
+    # -- requests end ------------------------------------------------------------------------------------------------------------
 
     def _done(self, job: Job) -> None:
-        if self.watch is not None:
-            self.watch.forget(job)
+        if self.fault_injector is not None:
+            self.fault_injector.untrack(job)
         if self.audit is not None:
             self.audit.left(self.clock.now)
-        job.record.expose(job.prefill_start_s, job.encode_start_s, job.wire_start_s, job.expand_start_s, job.decode_start_s)
-        self._count()
+        self._end(job)
 
-    def _failed(self, job: Job, reason: str) -> None:
-        """Its transfer was given up; both sides let its memory go."""
-        assert job.pair is not None
-        job.gone = True
-        job.pair.source.release_prompt(job)
-        job.pair.target.quit(job)
-        self._lost(job, "failed", reason)
-
-    def _ended(self, record: TransferRecord) -> None:
-        self.transfers.append(record)
+    def _lose(self, job: Job, outcome: str, reason: str) -> None:
+        job.outcome, job.reason = outcome, reason
         if self.audit is not None:
-            self.audit.transfers.append(record)
+            self.audit.gave_up(self.clock.now)
+        if self.fault_injector is not None:
+            self.fault_injector.untrack(job)
+        self._end(job)
 
-    def _count(self) -> None:
+    def _fail(self, job: Job, reason: str) -> None:
+        self._lose(job, "failed", reason)
+
+    def _fail_transfer(self, job: Job, reason: str) -> None:
+        """The job's transfer was given up: release its memory on both sides."""
+        assert job.pair is not None
+        job.aborted = True
+        job.pair.release(job)
+        self._fail(job, reason)
+
+    def _end(self, job: Job) -> None:
+        self.finished.add(job)
         self.done += 1
-        if self.door.waiting:
-            self.door.someone_left()
+        if self.admission_control.waiting:
+            self.admission_control.admit_waiting()
         if self.clients is not None:
             self.clients.done()
         total = len(self.requests)
@@ -189,6 +241,6 @@ class Simulation:
             self.progress(self.done, total, self.clock.now)
 
     def _stuck(self) -> str:
-        waiting = f", {len(self.door.waiting)} at the door" if self.door.waiting else ""
-        done = f"{self.done} of {len(self.requests)} requests done at {self.clock.now:.6g} s{waiting}, and nothing more will happen"
-        return f"{done}; {self.fleet.state()}"
+        waiting = f", {len(self.admission_control.waiting)} waiting for admission" if self.admission_control.waiting else ""
+        done = f"{self.done} of {len(self.requests)} requests done at {self.clock.now:.6g} s{waiting}, and no event is left"
+        return f"{done}; {self.nodes.state()}"

@@ -1,6 +1,6 @@
-"""What work costs in seconds, from a Profile: the only place where the model reads one.
+"""What work costs in seconds, from a Profile: the only place where the simulator reads one.
 
-Not modelled: noise (the same work always takes the same time), and load on the host beyond the one it was profiled under.
+Not modelled: noise (the same work always takes the same time), and more load on the host than it was profiled under.
 """
 
 from __future__ import annotations
@@ -12,23 +12,32 @@ from abkt.policy.view import CoderName, Curve, Decision, Mode, TransferView
 from abkt.profile.expect import curve_for
 from abkt.profile.schema import Fit, Profile, RateCurve
 
-KEPT = 1 << 14  # of whatever is the same for requests of the same length
-DRAWS = 12  # draws among 1, 2, 3 or 4 curves repeat after so many
+KEPT = 1 << 14  # entries of each cache of values that depend on a request's length alone
+DRAWS = 12  # draws among 1, 2, 3 or 4 curves repeat after this many
 
 
 class Costs:
-    """Raises ValueError if the profile lacks a table, or has one in features that the closed forms do not know."""
+    """Seconds of prefill, decode iterations, codec and transport on one kind of node.
+
+    Parameters
+    ----------
+    profile : measured tables, or tables computed from a data sheet.
+
+    Raises
+    ------
+    ValueError : the profile lacks a table, or has a feature that the closed forms do not know.
+    """
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.base_s, self.request_s, self.context_s = _terms(profile, "decode", ("1", "batch", "context"), "batch", "context")
-        self._beyond_batch = Beyond(pieces(profile, "decode", "batch"))
+        self._pieces_batch = PieceSeconds(pieces(profile, "decode", "batch"))
         self.context_pieces = pieces(profile, "decode", "context")
-        self._beyond_context = Beyond(self.context_pieces)
+        self._pieces_context = PieceSeconds(self.context_pieces)
         if self.base_s + self.request_s + self.context_s <= 0:
             raise ValueError("the profile's decode iterations take no time; run `abkt profile` again")
         self._prefill = _terms(profile, "prefill", ("1", "tokens", "tokens*tokens"), "tokens")
-        self._beyond_tokens = Beyond(pieces(profile, "prefill", "tokens"))
+        self._pieces_tokens = PieceSeconds(pieces(profile, "prefill", "tokens"))
         self._encode, self._expand = _Codec(profile, "encode"), _Codec(profile, "expand")
         self.call_s, self.byte_s = _terms(profile, "transport", ("calls", "bytes"))
         self.kv_bytes_per_token = profile.model.kv_bytes_per_token
@@ -45,13 +54,13 @@ class Costs:
             if len(self._passes) >= KEPT:
                 self._passes.clear()
             base, linear, square = self._prefill
-            seconds = self._passes[tokens] = base + tokens * (linear + tokens * square) + self._beyond_tokens[tokens]
+            seconds = self._passes[tokens] = base + tokens * (linear + tokens * square) + self._pieces_tokens[tokens]
         return seconds
 
     def iteration_s(self, batch: int, context: int) -> float:
         """One decode iteration of `batch` requests with `context` tokens of KV in all."""
-        flat_s = self.base_s + self.request_s * batch + self._beyond_batch[batch] + self.context_s * context
-        return flat_s + self._beyond_context.at(context) if self.context_pieces else flat_s
+        flat_s = self.base_s + self.request_s * batch + self._pieces_batch[batch] + self.context_s * context
+        return flat_s + self._pieces_context.at(context) if self.context_pieces else flat_s
 
     def alone_s(self, context: int) -> float:
         """One decode iteration of a request that is alone."""
@@ -63,18 +72,18 @@ class Costs:
         return seconds
 
     def encode_s(self, tokens: float, decision: Decision) -> float:
-        """tokens: of all layers; of some layers alone, as many as have the same bytes."""
+        """tokens: of all layers; for a group of layers, the tokens of all layers that have as many bytes."""
         return self._encode.seconds(tokens, decision.mode, decision.depth_bits, decision.coder)
 
     def expand_s(self, tokens: float, mode: Mode, bits: float = 0.0, coder: CoderName = "fixed") -> float:
-        """bits: of a stream, mean bits per value that arrived, between the measured depths on a straight line. The entropy form takes as
-        long as it does at full depth."""
+        """bits: of a stream, mean bits per value that arrived; between measured depths, times are interpolated linearly. The entropy coder
+        takes as long as it does at full depth."""
         return self._expand.seconds(tokens, mode, bits, coder)
 
     def view(
         self, tokens: int, deadline_s: float, price: float = 0.0, own_slope: Curve | None = None, hidden_s: float = 0.0
     ) -> TransferView:
-        """The expected view of a transfer before it is encoded: abkt.profile.expect.expected_view, but kept for each length."""
+        """The expected view of a transfer before it is encoded: as abkt.profile.expect.expected_view, cached by length."""
         it = self.expected(tokens)
         return TransferView(
             it.raw_bytes,
@@ -110,7 +119,7 @@ class Costs:
         return known
 
     def _expect(self, tokens: int, curve: RateCurve) -> TransferView:
-        """As abkt.profile.expect says, by the tables that are here already."""
+        """As abkt.profile.expect, from the tables that are read already."""
         profile, encode, expand = self.profile, self._encode, self._expand
         raw_bytes = profile.model.kv_bytes(tokens)
         view = TransferView(
@@ -131,7 +140,7 @@ class Costs:
         return view
 
     def own_slope(self, tokens: int, draw: int) -> Curve:
-        """The slope of that view, by raw bytes."""
+        """The slope curve of that view, by raw bytes."""
         key = (tokens, draw % DRAWS)
         if key not in self._views:
             self.expected(tokens, draw)
@@ -151,9 +160,9 @@ class Costs:
 
 
 class _Codec:
-    """encode or expand: seconds by tokens: raw, lossless, by the entropy coder, and at measured depths and linearly between them.
+    """encode or expand: seconds by tokens for raw, lossless and the entropy coder, and for streams at measured depths and between them.
 
-    Raises ValueError for what the profile has not measured, when it is asked for; raw at once."""
+    Raises ValueError at once if raw was not measured, and for other modes when they are asked for."""
 
     def __init__(self, profile: Profile, stage: str) -> None:
         self.stage = stage
@@ -187,7 +196,7 @@ class _Codec:
                 raise ValueError(f"the profile has no table {whole}; run `abkt profile` again")
             return self.wholes[whole]
         after = bisect_left(self.depths, bits)
-        if after == 0 or after == len(self.depths):  # outside the measured depths: the nearest one
+        if after == 0 or after == len(self.depths):  # outside the measured depths the nearest one counts
             return self.terms[min(after, len(self.depths) - 1)]
         share = (bits - self.depths[after - 1]) / (self.depths[after] - self.depths[after - 1])
         (base0, linear0), (base1, linear1) = self.terms[after - 1], self.terms[after]
@@ -200,8 +209,8 @@ def pieces(profile: Profile, stage: str, variable: str) -> tuple[tuple[float, fl
     return tuple(sorted((float(knot), value) for (name, above, knot), value in split if above and name == variable))
 
 
-class Beyond(dict[int, float]):
-    """Seconds that the pieces beyond their knots add, at a value; kept, since a batch or a prompt of one size comes again and again."""
+class PieceSeconds(dict[int, float]):
+    """value -> seconds that the pieces beyond their knots add; cached, since batches and prompts of one size come again and again."""
 
     def __init__(self, pieces: tuple[tuple[float, float], ...]) -> None:
         super().__init__()
@@ -212,15 +221,15 @@ class Beyond(dict[int, float]):
         return seconds
 
     def at(self, value: float) -> float:
-        """The same, not kept."""
+        """The same, not cached."""
         return sum((slope * (value - knot) for knot, slope in self.pieces if value > knot), 0.0)
 
 
 def _terms(profile: Profile, stage: str, known: tuple[str, ...], *pieced: str) -> tuple[float, ...]:
-    """Coefficients of the known features, 0 where the table has none. pieced: the variables that may have knots besides."""
+    """Coefficients of the known features, 0 where the table has none. pieced: variables that may also have knots."""
     table = profile.fit(stage).by_feature
     if unknown := {name for name in set(table) - set(known) if name.partition(">")[0] not in pieced}:
-        raise ValueError(f"the profile's table {stage} has the feature {min(unknown)}; the model knows {', '.join(known)}")
+        raise ValueError(f"the profile's table {stage} has the feature {min(unknown)}; the simulator knows {', '.join(known)}")
     return tuple(table.get(feature, 0.0) for feature in known)
 
 

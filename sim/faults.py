@@ -1,12 +1,12 @@
-"""What goes wrong with nodes and requests, from a schedule: nodes that die and come back, nodes that are slow, requests that are too late.
+"""Faults of nodes and requests, from a schedule: nodes that die and come back, nodes that are slow, requests that are too late.
 
-A node that dies does nothing more for anybody: its requests, those on their way to it and those on their way from it are given up, and
-placed anew, from their beginning, up to `retries` times each; bytes stop at once. What its engine was at when it died still runs to the end
-of the iteration, and counts for nobody. It comes back empty, with the role that it had or was about to get. A straggler takes `factor`
-times as long for all that begins in its interval. A request that is not done timeout_s after its arrival fails, and nothing of it is left.
+A node that dies stops serving at once: its requests, those on their way to it and those on their way from it are aborted and placed anew,
+from their beginning, up to `retries` times each; their bytes stop. The iteration that its engine was in still runs to its end, and counts
+for no request. The node comes back empty, with the role that it had or was about to get. A straggler takes `factor` times as long for all
+work that begins in its interval. A request that is not done timeout_s after its arrival fails and is aborted.
 
-Not modelled: the time until a death is noticed; answers that go on from where they were; a node that dies and is back within its iteration
-(it comes back when that has ended).
+Not modelled: the time until a death is noticed; answers that continue from where they were; a node that dies and is back within its
+iteration (it comes back when that has ended).
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from heapq import heappop, heappush
 from simpy.events import Event
 
 from sim.clock import Clock, Wake
-from sim.node.fleet import Nodes
-from sim.node.job import Job
+from sim.job import Job
 from sim.node.node import Node
+from sim.nodes import Nodes
 from sim.roles import RoleController
 
-SETTLE_S = 1e-3  # between two looks whether what a dead node was at has ended
+SETTLE_S = 1e-3  # between two checks whether a dead node's iteration has ended
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
+    """The node dies at at_s and is back at back_s; math.inf: never."""
+
     node: str
     at_s: float
     back_s: float = math.inf
@@ -40,6 +42,8 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class Straggler:
+    """From at_s to until_s the node takes `factor` times as long."""
+
     node: str
     at_s: float
     until_s: float = math.inf
@@ -52,7 +56,10 @@ class Straggler:
 
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
-    """timeout_s: from the arrival of a request to its last token; math.inf: clients wait for ever."""
+    """Which nodes die or are slow, and when.
+
+    retries: further attempts of a request whose node died. timeout_s: from the arrival of a request to its last token; math.inf: no limit.
+    """
 
     deaths: tuple[Death, ...] = ()
     stragglers: tuple[Straggler, ...] = ()
@@ -68,45 +75,49 @@ class FaultPlan:
         return not (self.deaths or self.stragglers) and self.timeout_s == math.inf
 
 
-class Faults:
-    """live: the requests that are in the cluster or at its door. again(job, reason): called for those that a death has cost, to be placed
-    anew or to fail; failed(job, reason): for those that are too late. Raises ValueError for a node that the cluster does not have."""
+class FaultInjector:
+    """live: the requests that are in the cluster or wait for admission. retry(job, reason): called for a request that a death has cost, to
+    be placed anew or to fail. failed(job, reason): called for a request that is too late.
+
+    Raises ValueError for a node that the cluster does not have.
+    """
 
     def __init__(
         self,
         clock: Clock,
-        fleet: Nodes,
+        nodes: Nodes,
         roles: RoleController | None,
         plan: FaultPlan,
-        again: Callable[[Job, str], None],
+        retry: Callable[[Job, str], None],
         failed: Callable[[Job, str], None],
     ) -> None:
-        self.clock, self.fleet, self.roles, self.plan, self.again, self.failed = clock, fleet, roles, plan, again, failed
+        self.clock, self.nodes, self.roles, self.plan, self.retry, self.failed = clock, nodes, roles, plan, retry, failed
         self.live: dict[Job, None] = {}
-        self.deadlines: list[tuple[float, int, Job]] = []  # heap of (deadline, order of coming, request)
-        self.watched = 0
-        self.late = Wake(clock)
-        nodes = {node.name: node for node in fleet.nodes}
+        self.deadlines: list[tuple[float, int, Job]] = []  # heap of (deadline, order of tracking, job)
+        self.tracked = 0
+        self.deadline = Wake(clock)  # fires at the first of the deadlines
+        by_name = {node.name: node for node in nodes.all}
         for name in [*(death.node for death in plan.deaths), *(straggler.node for straggler in plan.stragglers)]:
-            if name not in nodes:
-                raise ValueError(f"faults: there is no node {name}; the nodes are {', '.join(nodes)}")
+            if name not in by_name:
+                raise ValueError(f"faults: there is no node {name}; the nodes are {', '.join(by_name)}")
         for death in plan.deaths:
-            clock.process(self._die(nodes[death.node], death))
+            clock.process(self._die(by_name[death.node], death))
         for straggler in plan.stragglers:
-            clock.process(self._straggle(nodes[straggler.node], straggler))
+            clock.process(self._slow_down(by_name[straggler.node], straggler))
         if plan.timeout_s < math.inf:
-            clock.process(self._too_late())
+            clock.process(self._fail_late())
 
-    def watch(self, job: Job) -> None:
-        """It is in the cluster, or at its door."""
+    def track(self, job: Job) -> None:
+        """The job is submitted for admission."""
         self.live[job] = None
         if self.plan.timeout_s < math.inf:
-            self.watched += 1
-            heappush(self.deadlines, (job.request.arrival_s + self.plan.timeout_s, self.watched, job))
+            self.tracked += 1
+            heappush(self.deadlines, (job.request.arrival_s + self.plan.timeout_s, self.tracked, job))
             if self.deadlines[0][2] is job:
-                self.late.at(max(self.clock.now, self.deadlines[0][0]))
+                self.deadline.at(max(self.clock.now, self.deadlines[0][0]))
 
-    def forget(self, job: Job) -> None:
+    def untrack(self, job: Job) -> None:
+        """The job has ended."""
         self.live.pop(job, None)
 
     # -- nodes -------------------------------------------------------------------------------------------------------------------
@@ -120,17 +131,17 @@ class Faults:
         if self.roles is not None:
             role = self.roles.next.pop(node, role)
         node.role = "dead"
-        self.fleet.rank()
+        self.nodes.update_rankings()
         lost = [job for job in self.live if needs(job, node)]
         for job in self.live:
-            if job.refinement is not None and job.pair is not None and job.pair.source is node and job not in lost:
-                job.refinement.end()  # what has arrived is whole
-                job.refinement = None
+            refinement = job.transfer.refinement
+            if refinement is not None and job.pair is not None and job.pair.source is node and job not in lost:
+                refinement.end()  # the KV that decoding began with is there
         for job in lost:
-            give_up(job)
+            abort(job)
         for job in lost:
             del self.live[job]
-            self.again(job, f"node {node.name} died")
+            self.retry(job, f"node {node.name} died")
         if death.back_s == math.inf:
             return
         yield wake.at(death.back_s)
@@ -140,52 +151,52 @@ class Faults:
             node.memory.cache.clear()
         node.rebuilding = False
         node.role = role
-        self.fleet.rank()
-        self.fleet.changed()
+        self.nodes.update_rankings()
+        self.nodes.changed()
 
-    def _straggle(self, node: Node, straggler: Straggler) -> Generator[Event, None, None]:
+    def _slow_down(self, node: Node, straggler: Straggler) -> Generator[Event, None, None]:
         wake = Wake(self.clock)
         yield wake.at(straggler.at_s)
-        node.slow_down(straggler.factor)
+        node.gpu.slow_down(straggler.factor)
         if straggler.until_s < math.inf:
             yield wake.at(straggler.until_s)
-            node.slow_down(1.0)
+            node.gpu.slow_down(1.0)
 
     # -- requests ----------------------------------------------------------------------------------------------------------------
 
-    def _too_late(self) -> Generator[Event, None, None]:
+    def _fail_late(self) -> Generator[Event, None, None]:
         while True:
-            yield self.late
+            yield self.deadline
             while self.deadlines and self.deadlines[0][0] <= self.clock.now:
                 _, _, job = heappop(self.deadlines)
                 if job in self.live:
-                    give_up(job)
+                    abort(job)
                     del self.live[job]
                     self.failed(job, f"not done within {self.plan.timeout_s:g} s")
             while self.deadlines and self.deadlines[0][2] not in self.live:
                 heappop(self.deadlines)
             if self.deadlines:
-                self.late.at(max(self.clock.now, self.deadlines[0][0]))
+                self.deadline.at(max(self.clock.now, self.deadlines[0][0]))
 
 
 def needs(job: Job, node: Node) -> bool:
-    """Whether the request is lost with the node."""
+    """Whether the job is lost with the node."""
     if job.pair is None:
         return job.node is node
-    return job.pair.target is node or (job.pair.source is node and not job.arrived)
+    return job.pair.target is node or (job.pair.source is node and not job.transfer.arrived)
 
 
-def give_up(job: Job) -> None:
-    """Wherever it is, its memory is let go, at once or when the iteration that it is in has ended."""
+def abort(job: Job) -> None:
+    """Give the job up wherever it is. Its memory is released at once, or when the iteration that it is in has ended."""
     pair, node = job.pair, job.node
     if pair is None:
-        if node is None:  # at the door
-            job.gone = True
-        elif job.order:
-            node.withdraw(job)
+        if node is None:  # it waits for admission
+            job.aborted = True
+        elif job.decoding.order:
+            node.decoding.abort(job)
         else:
-            node.forget(job)
-    elif job.arrived:
-        pair.target.withdraw(job)
-    elif not pair.withdraw(job):
-        pair.source.forget(job)
+            node.prompts.abort(job)
+    elif job.transfer.arrived:
+        pair.target.decoding.abort(job)
+    elif not pair.abort(job):
+        pair.source.prompts.abort(job)

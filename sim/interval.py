@@ -1,10 +1,10 @@
-"""How far a predicted time may be off: 95 % intervals of each request's TTFT and E2E, from the residuals of the profile's tables.
+"""Prediction intervals: 95 % intervals of each request's TTFT and E2E, from the residuals of the profile's tables.
 
-Each stage's time has an independent relative error, normal, with its table's residual as standard deviation, the same over the whole of the
-stage: half width = 1.96 sqrt(sum of (residual x seconds)^2). Waiting for prefill is off as prefill is. A table without samples (a data
-sheet's) has no known error: its stage counts as exact, and the summary names it.
+Each stage's time has an independent, normal, relative error, the same over the whole stage, with its table's residual as standard
+deviation: half width = 1.96 sqrt(sum of (residual x seconds)^2). Waiting for prefill has the error of prefill. A table without samples
+(from a data sheet) has no known error: its stage counts as exact, and the summary names it.
 
-Not modelled: errors that many stages share (a slower clock), how load magnifies them, and what no table holds.
+Not modelled: errors that many stages share (a slower clock), how load magnifies errors, and work that no table holds.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ COLUMNS = ("ttft_low_s", "ttft_high_s", "e2e_low_s", "e2e_high_s")
 
 
 def residuals(profile: Profile) -> dict[str, float]:
-    """Relative error of each stage; nan where no table of it was measured."""
+    """Stage -> relative error; NaN where no table of the stage was measured."""
     encode, expand = (_worst(profile, f"{stage}/") for stage in ("encode", "expand"))
     prefill, wire, decode = (_worst(profile, stage) for stage in ("prefill", "transport", "decode"))
     return {"queue": prefill, "prefill": prefill, "encode": encode, "wire": wire, "expand": expand, "decode": decode}
 
 
 def intervals(records: Sequence[RequestRecord], of_node: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
-    """Columns of the requests, nan for those that were not completed. of_node: each node's residuals, by name."""
+    """Columns of the requests, NaN for those that were not completed. of_node: node name -> its residuals by stage."""
     columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
     nothing: dict[str, float] = {}
     for r in records:
@@ -45,13 +45,13 @@ def intervals(records: Sequence[RequestRecord], of_node: Mapping[str, Mapping[st
         )
         for name, seconds, decode_s in (("ttft", r.ttft_s, first_s), ("e2e", r.e2e_s, r.decode_exposed_s)):
             half_s = DEVIATIONS * math.sqrt(before + _off(target or source, "decode", decode_s))
-            columns[f"{name}_low_s"].append(max(seconds - half_s, 0.0))  # in this order nan stays nan
+            columns[f"{name}_low_s"].append(max(seconds - half_s, 0.0))  # in this order NaN stays NaN
             columns[f"{name}_high_s"].append(seconds + half_s)
     return columns
 
 
 def summary(columns: Mapping[str, np.ndarray], of_node: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """What summary.json says of them: the mean half widths, and stages whose error nobody has measured."""
+    """The part of summary.json on prediction: the mean half widths, and the stages whose error was not measured."""
     halves = {}
     for name in ("ttft", "e2e"):
         widths = (columns[f"{name}_high_s"] - columns[f"{name}_low_s"]) / 2
@@ -68,6 +68,6 @@ def _off(table: Mapping[str, float], stage: str, seconds: float) -> float:
 
 
 def _worst(profile: Profile, stage: str) -> float:
-    """Of a stage's tables; nan where none has samples. `encode/` is of all depths."""
+    """The largest residual of a stage's tables; NaN where none has samples. `encode/` stands for all depths."""
     tables = [fit for name, fit in profile.fits.items() if name == stage or (stage.endswith("/") and name.startswith(stage))]
     return max((fit.residual for fit in tables if fit.samples), default=math.nan)

@@ -1,14 +1,15 @@
-"""What holds in every run, checked while it goes and at its end: a debug run stops at the first thing that does not.
+"""Laws of every run, checked while it runs and at its end: a debug run stops at the first one that is broken.
 
 1. initiated = completed + rejected + failed
-2. memory is never above what there is, never below nothing, and empty at the end; no node has anything promised to it then
-3. bytes that went in came out: of each completed request, what its transfers carried is what it got; links are empty at the end
-4. exposed stages sum to the end-to-end time, none is negative, and no stage worked longer than it was waited for
-5. no event is in the past: a request's moments are in order, and the clock (sim.clock) refuses what is earlier than now
-6. Little's law: the requests in the system, averaged over time, are their rate times their mean time in it; the first counted here at
-   each arrival and end, the second from the records
+2. used memory is never above its size and never below 0, and it is empty at the end; no request has memory promised then
+3. bytes are conserved: a completed request got as many bytes as its transfers carried; links are empty at the end
+4. exposed stages sum to the end-to-end time, and none is negative
+5. no event is in the past: a request's times are in order, and the clock (sim.clock) refuses times before now
+6. Little's law: the mean number of requests in the system is their rate times their mean time in it; the first is counted here at each
+   arrival and end, the second comes from the records
 
 Source: Little, A proof for the queuing formula L = lambda W (Operations Research 9(3), 1961).
+Not modelled: nothing; this only checks.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from abkt.records import STAGES, RequestRecord, TransferRecord
-from sim.node.fleet import Nodes
 from sim.node.memory import KvMemory
+from sim.nodes import Nodes
 
 CLOSE = 1e-6  # relative, and absolute in seconds or requests
 
 
 class InvariantError(RuntimeError):
-    """A fault of the model, not of its input."""
+    """A fault of the simulator, not of its input."""
 
 
 class CheckedMemory(KvMemory):
-    """Memory that says when it is wrong, at the moment at which it is."""
+    """Memory that raises InvariantError as soon as its use is out of range."""
 
     __slots__ = ()
 
@@ -40,7 +41,7 @@ class CheckedMemory(KvMemory):
 
 
 class Audit:
-    """Counts requests where they come and go, and compares with the records in the end. request_s: of all in the system, summed up."""
+    """Counts requests as they come and go, and compares with the records at the end. request_s: summed time in the system."""
 
     def __init__(self) -> None:
         self.requests: list[RequestRecord] = []
@@ -50,8 +51,7 @@ class Audit:
         self.since_s = 0.0
         self.request_s = 0.0
 
-    def came(self, now_s: float, record: RequestRecord) -> None:
-        self.requests.append(record)
+    def came(self, now_s: float) -> None:
         self._move(now_s, 1)
 
     def left(self, now_s: float) -> None:
@@ -70,49 +70,55 @@ class Audit:
         if self.inside < 0:
             raise InvariantError("more requests left than came")
 
-    def close(self, fleet: Nodes) -> None:
-        """Raises InvariantError at the first law that is broken."""
+    def keep(self, requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord]) -> None:
+        """Records of what has ended."""
+        self.requests += requests
+        self.transfers += transfers
+
+    def close(self, nodes: Nodes) -> None:
+        """Check the records that were kept. Raises InvariantError at the first law that is broken."""
         done = [r for r in self.requests if r.outcome == "completed"]
         if len(done) + sum(r.outcome in ("rejected", "failed") for r in self.requests) != len(self.requests):
-            raise InvariantError("requests ended in a way that nobody knows")
+            raise InvariantError("requests ended neither completed nor rejected nor failed")
         if self.inside:
             raise InvariantError(f"{self.inside} requests never left")
-        _empty(fleet)
+        _check_empty(nodes)
         for r in done:
-            _in_order(r)
-        _bytes(done, self.transfers)
+            _check_times(r)
+        _check_bytes(done, self.transfers)
         ended = sum(r.finish_s for r in done) + sum(self.given_up_s)
         request_s = ended - sum(r.arrival_s for r in self.requests)
         if not math.isclose(self.request_s, request_s, rel_tol=CLOSE, abs_tol=CLOSE * len(self.requests)):
             raise InvariantError(f"Little's law: {self.request_s} request-seconds were counted, the records say {request_s}")
 
 
-def _empty(fleet: Nodes) -> None:
-    for node in fleet.nodes:
-        if node.memory.used or node.active or node.promised_blocks or node.due_blocks or not node.at_rest():
-            left = f"{node.memory}, {node.active} requests with {node.promised_blocks} blocks promised"
+def _check_empty(nodes: Nodes) -> None:
+    for node in nodes.all:
+        held = node.reservations
+        if node.memory.used or held.active or held.promised_blocks or held.due_blocks or not node.at_rest():
+            left = f"{node.memory}, {held.active} requests with {held.promised_blocks} blocks promised"
             raise InvariantError(f"node {node.name} is not empty at the end: {left}")
-    for link in (*fleet.links.values(), *fleet.inbound.values(), *fleet.fabric):
+    for link in (*nodes.links.values(), *nodes.inbound.values(), *nodes.fabric):
         if link.flows:
             raise InvariantError(f"{len(link.flows)} flows are still on link {link.name} at the end")
 
 
-def _in_order(r: RequestRecord) -> None:
+def _check_times(r: RequestRecord) -> None:
     exposed = [getattr(r, f"{stage}_exposed_s") for stage in STAGES]
     if not math.isclose(sum(exposed), r.e2e_s, rel_tol=CLOSE, abs_tol=CLOSE):
         raise InvariantError(f"request {r.request_id}: exposed stages sum to {sum(exposed)} s of {r.e2e_s} s")
     if min(exposed) < -CLOSE:
         raise InvariantError(f"request {r.request_id}: a stage ended before it began, by {-min(exposed)} s")
     if not r.arrival_s <= r.prefill_token_s <= r.decode_token_s <= r.finish_s:
-        moments = r.arrival_s, r.prefill_token_s, r.decode_token_s, r.finish_s
-        raise InvariantError(f"request {r.request_id}: its moments are out of order, {moments}")
+        times = r.arrival_s, r.prefill_token_s, r.decode_token_s, r.finish_s
+        raise InvariantError(f"request {r.request_id}: its times are out of order, {times}")
 
 
-def _bytes(done: Sequence[RequestRecord], transfers: Iterable[TransferRecord]) -> None:
+def _check_bytes(done: Sequence[RequestRecord], transfers: Iterable[TransferRecord]) -> None:
     moved: dict[int, int] = defaultdict(int)
     for transfer in transfers:
         if transfer.outcome == "completed":
-            moved[transfer.request_id] = transfer.wire_bytes  # of the last time, if it was placed anew
+            moved[transfer.request_id] = transfer.wire_bytes  # of the last attempt
     for r in done:
         if r.wire_bytes != moved[r.request_id] and r.wire_bytes:
             raise InvariantError(f"request {r.request_id} got {r.wire_bytes} bytes, its transfers carried {moved[r.request_id]}")

@@ -1,8 +1,8 @@
-"""A run as a Chrome trace, which ui.perfetto.dev opens: a process for each node, a track for each thing that it does at one time, an arrow
-from stage to stage of each request, and a counter of what each link carries.
+"""A run as a Chrome trace, which ui.perfetto.dev opens: a process for each node, tracks for the stages on it, arrows from stage to stage of
+each request, and a counter of what each link carries.
 
-Made from the records after the run, so a run without it costs nothing. Stages are the exposed parts of a request (sections of its time that
-nothing else hides), so they follow each other without a gap. A link's counter is the mean rate of each transfer over its own time.
+It is made from the records after the run, so a run without it costs nothing. Stages are the exposed parts of a request, so they follow each
+other without a gap. A link's counter is the sum of its transfers' mean rates, each over the transfer's own time.
 
 Format: the JSON object of Google's "Trace Event Format" (ph X, s, t, f, C, i, M; ts and dur in microseconds).
 Not modelled: iterations of a batch, and rates within a transfer: the records do not have them.
@@ -26,7 +26,7 @@ KIND = 1_000_000  # tracks of a stage are numbered from a multiple of it
 
 
 class Lanes:
-    """Tracks of one kind on one node: the lowest that is free, so that what overlaps lies side by side."""
+    """Tracks of one stage on one node. A slice gets the lowest free one, so that slices that overlap lie side by side."""
 
     def __init__(self) -> None:
         self.free: list[int] = []
@@ -46,7 +46,7 @@ class Lanes:
 
 
 def chrome_trace(requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord]) -> Iterator[str]:
-    """The file's text in pieces, a line an event: names first, then each track in order of time."""
+    """The text of the file in pieces, one line an event: names first, then each track in order of time."""
     nodes = sorted({name for r in requests for name in (r.prefill_node, r.decode_node) if name}, key=_natural)
     pids = {name: pid for pid, name in enumerate(nodes, start=1)}
     events = [*_slices(requests, pids), *_lost(requests), *_links(transfers, pids)]
@@ -66,10 +66,10 @@ def _slices(requests: Iterable[RequestRecord], pids: dict[str, int]) -> Iterator
     placed: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # request -> (start, pid, tid)
     for start_ns, end_ns, _, pid, stage, record in stages:
         tid = KIND * (1 + STAGES.index(stage)) + lanes[pid, stage].take(start_ns, end_ns)
-        about = {"request": record.request_id, "isl": record.isl, "osl": record.osl}
+        arguments = {"request": record.request_id, "isl": record.isl, "osl": record.osl}
         if stage == "wire":
-            about |= {"wire_bytes": record.wire_bytes, "raw_bytes": record.raw_bytes}
-        yield _event("X", f"{stage} {record.request_id}", start_ns, pid, tid, dur=(end_ns - start_ns) / 1e3, args=about, cat=stage)
+            arguments |= {"wire_bytes": record.wire_bytes, "raw_bytes": record.raw_bytes}
+        yield _event("X", f"{stage} {record.request_id}", start_ns, pid, tid, dur=(end_ns - start_ns) / 1e3, args=arguments, cat=stage)
         placed[record.request_id].append((start_ns, pid, tid))
     for request_id, places in placed.items():
         for i, (start_ns, pid, tid) in enumerate(places):
@@ -93,12 +93,12 @@ def _stages(record: RequestRecord, pids: dict[str, int]) -> Iterator[tuple[int, 
 def _lost(requests: Iterable[RequestRecord]) -> Iterator[Event]:
     for r in requests:
         if r.outcome != "completed":
-            about = {"request": r.request_id, "reason": r.reason}
-            yield _event("i", f"{r.outcome} {r.request_id}", _ns(r.arrival_s), 0, 0, s="p", args=about, cat=r.outcome)
+            arguments = {"request": r.request_id, "reason": r.reason}
+            yield _event("i", f"{r.outcome} {r.request_id}", _ns(r.arrival_s), 0, 0, s="p", args=arguments, cat=r.outcome)
 
 
 def _links(transfers: Iterable[TransferRecord], pids: dict[str, int]) -> Iterator[Event]:
-    """What leaves and what reaches each node, in Gbit/s."""
+    """Counters of what each node sends and receives, in Gbit/s."""
     changes: dict[tuple[int, str], dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for t in transfers:
         ends_s = t.finish_s if math.isnan(t.refine_finish_s) else t.refine_finish_s
@@ -134,11 +134,11 @@ def _event(ph: str, name: str, moment_ns: int, pid: int, tid: int, **more: Any) 
 
 
 def _ns(seconds: float) -> int:
-    """Whole nanoseconds, so that what ends and what begins at one moment do so in the file."""
+    """Whole nanoseconds, so that slices that end and begin at the same time do so in the file."""
     return round(seconds * 1e9)
 
 
 def _natural(name: str) -> tuple[str, int, str]:
-    """prefill-10 after prefill-9, and prefill before decode: requests go from left to right."""
+    """Sort prefill-10 after prefill-9, and prefill before decode."""
     head, _, tail = name.rpartition("-")
     return ("0" if head.startswith("prefill") else "1") + head, int(tail) if tail.isdigit() else -1, name

@@ -1,8 +1,8 @@
-"""Nodes that change roles: a policy looks at the loads every so often; a node that is to change drains, is rebuilt, and goes on.
+"""Nodes that change roles: a policy looks at the loads every so often; a node that is to change drains, is rebuilt, and serves again.
 
-A node that drains gets nothing new, and prompts that have no memory yet go elsewhere. It is done when nothing of its memory is in use: its
-prompts are sent and acknowledged, its requests have their last tokens, and those that were promised to it have come and gone. What its
-prefix cache holds stays.
+A node that drains gets no new work, and its prompts that have no memory yet go to other nodes. It is drained when none of its memory is in
+use: its prompts are sent and acknowledged, its requests have their last tokens, and those that were promised to it have come and gone. Its
+prefix cache is kept.
 
 Not modelled: KV that is moved away from a node that drains; the old and the new program in memory at the same time.
 """
@@ -15,61 +15,62 @@ from simpy.events import Event
 
 from abkt.policy.roles.base import Role, RoleChange, RolesPolicy
 from sim.clock import Clock, Wake
-from sim.node.fleet import Nodes
-from sim.node.job import Job
+from sim.job import Job
 from sim.node.node import Node
+from sim.nodes import Nodes
 
 
 class RoleController:
-    """again(job): called for a prompt that has to go elsewhere. log: (time, node, its role from then on)."""
+    """next: the new role of each node that drains or is rebuilt. log: (time, node, its role from then on; "" while it changes).
+    move(job): called for a prompt that has to go to another node."""
 
     def __init__(
         self,
         clock: Clock,
-        fleet: Nodes,
+        nodes: Nodes,
         policy: RolesPolicy,
         rebuild_s: float,
         running: Callable[[], bool],
-        again: Callable[[Job], None],
+        move: Callable[[Job], None],
     ) -> None:
-        self.clock, self.fleet, self.policy, self.rebuild_s, self.running, self.again = clock, fleet, policy, rebuild_s, running, again
-        self.next: dict[Node, Role] = {}  # of those that drain or are rebuilt
+        self.clock, self.nodes, self.policy, self.rebuild_s, self.running, self.move = clock, nodes, policy, rebuild_s, running, move
+        self.next: dict[Node, Role] = {}
         self.log: list[tuple[float, str, str]] = []
-        for node in fleet.nodes:
+        for node in nodes.all:
             node.role = policy.begin(node.role)
             node.drained = self._rebuild
-        fleet.rank()
+        nodes.update_rankings()
         if policy.period_s < float("inf"):
-            clock.process(self._look())
+            clock.process(self._run())
 
     def change(self, change: RoleChange) -> None:
-        node = self.fleet.nodes[change.node]
+        node = self.nodes.all[change.node]
         if not change.drain:
-            self._give(node, change.role)
+            self._set_role(node, change.role)
             return
         self.next[node] = change.role
         node.role = ""
-        self.fleet.rank()
-        for job in [job for job in node.prompts if job.pair is not None and not job.reserved]:
-            node.forget(job)
-            self.again(job)
+        self.nodes.update_rankings()
+        for job in [job for job in node.prompts.waiting if job.pair is not None and not job.prompt.has_memory]:
+            node.prompts.abort(job)
+            self.move(job)
         self.log.append((self.clock.now, node.name, ""))
         node.check_drained()
 
-    def _look(self) -> Generator[Event, None, None]:
+    def _run(self) -> Generator[Event, None, None]:
         wake = Wake(self.clock)
         while True:
             yield wake.after(self.policy.period_s)
             if not self.running():
                 return
-            changes = self.policy.decide(self.clock.now, self.fleet.nodes)
+            changes = self.policy.decide(self.clock.now, self.nodes.all)  # type: ignore[arg-type]  # a policy only reads them
             for change in changes:
                 self.change(change)
             if not changes and self.clock.peek() == float("inf"):
-                return  # nothing will happen any more; the run says so
+                return  # no event is left; the run reports it
 
     def _rebuild(self, node: Node) -> None:
-        """It has nothing left to do."""
+        """The node is drained."""
         if node.rebuilding:
             return
         node.rebuilding = True
@@ -79,11 +80,11 @@ class RoleController:
 
     def _rebuilt(self, node: Node) -> None:
         if node in self.next:  # else it died meanwhile
-            self._give(node, self.next.pop(node))
+            self._set_role(node, self.next.pop(node))
 
-    def _give(self, node: Node, role: Role) -> None:
+    def _set_role(self, node: Node, role: Role) -> None:
         node.rebuilding = False
         node.role = role
-        self.fleet.rank()
+        self.nodes.update_rankings()
         self.log.append((self.clock.now, node.name, role))
-        self.fleet.changed()
+        self.nodes.changed()

@@ -1,4 +1,7 @@
-"""What a cluster is made of: nodes, their links, and how their engines run."""
+"""What a cluster is made of: nodes, their links, and how their engines run.
+
+Not modelled: nodes that join or leave for good while it runs.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,18 @@ from sim.transfer.transport import TransportModel
 class EngineSpec:
     """How a node's engine makes its iterations.
 
-    max_batch: requests in one decode iteration. prefill_tokens: of prompts in one iteration, decode tokens counted first; 0: one whole
-    prompt at a time. chunked: prompts are cut to fill that budget; otherwise whole ones, and always one. grow_tokens: memory for decoding
-    is taken for so many tokens at a time, and the newest request recomputed where none is left; 0: for the whole answer, before it is
-    sent. hash_tokens: of prompts that one hash of a prefix cache stands for; 0: no cache. reuse_distortion: a request may use cached
-    blocks with no more than it. buckets: sizes that a decode batch is padded to; none: it is as large as it is.
+    Parameters ---------- max_batch : requests in one decode iteration, at most. prefill_tokens : token budget of one iteration, for its
+    decode tokens first and then for prompts; 0: one whole prompt at a time. chunked : prompts are cut to fill that budget; otherwise an
+    iteration takes whole prompts, and always at least one. grow_tokens : memory for decoding is taken for so many tokens at a time, and the
+    newest request is recomputed where none is left; 0: it is
+        taken for the whole answer before the KV is sent.
+    hash_tokens : prompt tokens that one hash of the prefix cache stands for; 0: no cache.
+    reuse_distortion : a request may use cached blocks with at most this distortion.
+    buckets : sizes that a decode batch is padded to; none: it is not padded.
+
+    Raises
+    ------
+    ValueError : a value is out of range.
     """
 
     max_batch: int = 64
@@ -45,8 +55,17 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One instance. kv_tokens: KV memory; nic: its own link, each way; usd_per_hour: of the whole instance. inbound: where what comes does
-    not share that link: the link it has for itself."""
+    """One instance of the engine.
+
+    Parameters
+    ----------
+    name : of the node, as records have it; unique in the cluster.
+    profile : what its work costs.
+    kv_tokens : KV memory, in tokens.
+    nic : bytes/s of its link, which it sends and receives over.
+    usd_per_hour : of the whole instance.
+    inbound : bytes/s of a separate link that it receives over; None: it receives over `nic`.
+    """
 
     name: str
     profile: Profile
@@ -58,10 +77,24 @@ class NodeSpec:
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """prefill, decode: the nodes by the role they begin with. engine: of every node, with max_batch of its own. fabric: shared by all
-    flows, if any. usd_per_gb: of wire bytes (10^9) between nodes. delay_s: propagation between nodes, each way. rebuild_s: what a node
-    needs to take another role, once it has nothing left to do in the old one. transport: how KV is carried.
-    link_faults, background: what happens on links besides, by node name or "fabric".
+    """A cluster of prefill and decode nodes.
+
+    Parameters
+    ----------
+    prefill, decode : the nodes, by the role that they begin with.
+    max_batch : requests in one decode iteration, where no engine is given.
+    block_tokens : tokens of one KV block.
+    fabric : bytes/s of a link that all transfers share; None: there is none.
+    usd_per_gb : price of 10^9 wire bytes between nodes.
+    delay_s : propagation between nodes, each way, in seconds.
+    engine : of every node; None: the default with max_batch.
+    rebuild_s : seconds that a drained node needs to take another role.
+    transport : calls, layer groups and losses of transfers.
+    link_faults, background : faults and other traffic on links, which are named by their node, or "fabric".
+
+    Raises
+    ------
+    ValueError : a role has no node, names repeat, a node holds less than a block, or the profiles are of models with different KV.
     """
 
     prefill: tuple[NodeSpec, ...]

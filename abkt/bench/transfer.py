@@ -33,7 +33,7 @@ from abkt.profile.fingerprint import cpu_name
 from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.send.outgoing import Outgoing, Sent
 from abkt.transfer.send.sender import Sender
-from abkt.transfer.transports.registry import TRANSPORTS
+from abkt.transfer.transports.registry import make_transport
 from abkt.transfer.transports.tcp import TcpConnection
 
 RAW_BYTES = 256 << 20
@@ -55,7 +55,7 @@ class TransferCourse:
     """Makes transfers to one peer over one transport, one after another."""
 
     def __init__(self, kind: str, address: str) -> None:
-        self._sender = Sender(TRANSPORTS[kind](), address, Hello("bench-sender", LAYOUT))
+        self._sender = Sender(make_transport(kind), address, Hello("bench-sender", LAYOUT))
         self._count = 0
 
     def send(self, memory: TouchedMemory, size: int, piece_bytes: int) -> tuple[float, Sent]:
@@ -190,7 +190,7 @@ def _gpu() -> str:
     import torch
 
     for kind in ON_DEVICE:
-        TRANSPORTS[kind]()
+        make_transport(kind)
     if not torch.cuda.is_available():
         raise ValueError("device=cuda: torch sees no GPU here; device=cpu measures sockets and shared memory")
     return torch.cuda.get_device_name()

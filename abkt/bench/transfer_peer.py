@@ -16,7 +16,7 @@ from abkt.bench.bare import serve
 from abkt.transfer.pieces import ByteSink, ByteSource, DevicePieces, PiecesSink, PiecesSource
 from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.receive.receiver import Receiver
-from abkt.transfer.transports.registry import TRANSPORTS
+from abkt.transfer.transports.registry import make_transport
 
 ON_HOST = ("tcp", "unix", "shm", "nixl")
 ON_DEVICE = ("cuda_ipc",)
@@ -28,7 +28,7 @@ def available() -> list[str]:
     names = []
     for name in ON_HOST:
         with suppress(ValueError):
-            TRANSPORTS[name]()
+            make_transport(name)
             names.append(name)
     return names
 
@@ -88,7 +88,7 @@ def main() -> None:
         serve(size, frame, lambda address: print(address, flush=True))
         return
     memory = TouchedMemory(written(2 * size, kind))
-    transport = TRANSPORTS[kind]()
+    transport = make_transport(kind)
     receiver = Receiver(
         transport, address, Hello("bench-receiver", LAYOUT), memory.sink, lambda received: None, lambda received, reason: None
     )

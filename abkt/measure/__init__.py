@@ -1,0 +1,24 @@
+"""Measures a machine and writes its Profile: `calibrate` through a real cluster, `measure` on a device alone (`python -m abkt.measure`).
+For the command line and experiments; nothing in abkt imports it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abkt.lazy import exporter
+
+if TYPE_CHECKING:
+    from abkt.measure.cluster import calibrate
+    from abkt.measure.device import measure
+    from abkt.measure.shape import DecoderShape
+
+__all__ = ["DecoderShape", "calibrate", "measure"]
+__getattr__ = exporter(
+    __name__,
+    {
+        "DecoderShape": "shape",
+        "calibrate": "cluster",
+        "measure": "device",
+    },
+)

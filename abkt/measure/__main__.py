@@ -1,38 +1,35 @@
-"""`python -m abkt.measure device=cuda out=DIR …`: measure a device for the model. Needs torch, triton and numpy alone."""
+"""`python -m abkt.measure device=cuda out=DIR …`: measure a device for the simulator. Needs only torch, triton and numpy."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from abkt.arguments import read
+from abkt.measure.shape import DecoderShape
 
 BAD_INPUT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceArguments:
-    """device: cpu or cuda. tokens: the longest prompt, 0 for 512 on a CPU and 8,192 on a GPU. repeats: timed rounds, of which the median
-    counts. The others are the model's shape: Llama-3.1-8B's, unless said otherwise."""
+class DeviceArguments(DecoderShape):
+    """The fields of DecoderShape (the model's shape), and how it is measured.
+
+    device: cpu or cuda. out: folder of profile.json. tokens: of the longest prompt; 0: 512 on a CPU, 8,192 on a GPU. repeats: timed rounds,
+    of which the median counts.
+    """
 
     device: str = "cuda"
     out: Path = Path("outputs/profile")
     tokens: int = 0
     repeats: int = 7
-    name: str = "llama-3.1-8b"
-    layers: int = 32
-    hidden: int = 4096
-    heads: int = 32
-    kv_heads: int = 8
-    head_dim: int = 128
-    intermediate: int = 14_336
-    vocab: int = 128_256
 
     def __post_init__(self) -> None:
+        DecoderShape.__post_init__(self)
         if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"device={self.device}: one of cpu, cuda is possible")
+            raise ValueError(f"device={self.device}: it must be one of cpu, cuda")
         if (self.tokens and self.tokens < 128) or self.repeats < 1:
             raise ValueError("tokens must be at least 128, repeats at least 1")
 
@@ -42,11 +39,11 @@ def run(given: Sequence[str]) -> None:
     arguments = read(DeviceArguments, given)
     import torch
 
-    from abkt.measure.device import Shape, measure
+    from abkt.measure.device import measure
 
-    shape = Shape(**{field.name: getattr(arguments, field.name) for field in fields(Shape)})
     longest = arguments.tokens or (8192 if arguments.device == "cuda" else 512)
-    profile = measure(shape, torch.device(arguments.device), longest, arguments.repeats, lambda name: print(f"{name} ...", file=sys.stderr))
+    device = torch.device(arguments.device)
+    profile = measure(arguments, device, longest, arguments.repeats, lambda name: print(f"{name} ...", file=sys.stderr))
     arguments.out.mkdir(parents=True, exist_ok=True)
     profile.save(arguments.out / "profile.json")
     print("\n".join(f"{name}: {value}" for name, value in profile.fingerprint.items()))

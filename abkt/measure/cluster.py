@@ -1,8 +1,9 @@
-"""Measure this machine: calibration requests through a real 1P1D cluster, fits over what its stages took.
+"""Measure this machine: run calibration requests through a real 1P1D cluster, and fit the times of its stages.
 
-The workers that serve are the ones that are measured, each on its core while the other computes, so every cost is a cost under load.
-Six kinds of run, on an unpaced link: raw, lossless, each fixed depth, the entropy coder, and a burst for large decode batches. On a GPU
-lossless and entropy are left out, since their messages are made on the CPU; workers that share a GPU take turns (ClusterSpec.turns).
+The measured workers are the ones that serve, each on its own core while the other computes, so every cost is a cost under load. There are
+six kinds of run over an unpaced link: raw, lossless, each depth of the fixed coder, the entropy coder, and a burst for large decode
+batches. On a GPU lossless and entropy are left out, since they are coded on the CPU. Workers that share a GPU take turns
+(LocalClusterSpec.shares_device).
 """
 
 from __future__ import annotations
@@ -15,22 +16,20 @@ import numpy as np
 
 from abkt.capacity import Capacity
 from abkt.profile.fingerprint import fingerprint
-from abkt.profile.schema import Fit, Profile, RateCurve, fit, parse_curve
+from abkt.profile.schema import DEPTHS_BITS, Profile, RateCurve, Sample, fit_stages
 from abkt.records import SLO
 from abkt.serve.cluster import ClusterRun, LocalCluster
 from abkt.serve.frontend.prompt import Prompt
 
 UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
-DEPTHS_BITS = (2, 4, 8)
-SAME = 0.01  # distortion at which the two forms are compared
-WHOLE = {"raw": "abkt.policy.bitrate.fixed.Raw", "lossless": "abkt.policy.bitrate.lossless.Lossless"}
-Sample = tuple[dict[str, float], float]
+SAME_DISTORTION = 0.01  # at which the sizes of the two coders are compared
+FULL_PRECISION = {"raw": "abkt.policy.bitrate.fixed.Raw", "lossless": "abkt.policy.bitrate.lossless.Lossless"}
 
 
 @dataclass(slots=True)
 class Samples:
-    """(variables, seconds) by stage, the curves of what was coded at full depth, and the bytes of what was coded exactly."""
+    """(variables, seconds) by stage, the rate-distortion curves of the coded prompts, and the bytes of the lossless ones."""
 
     stages: dict[str, list[Sample]] = field(default_factory=dict)
     curves: list[RateCurve] = field(default_factory=list)
@@ -55,15 +54,14 @@ class Samples:
         for batch, context, seconds in run.iterations:
             self._take("decode", {"batch": float(batch), "context": float(context)}, seconds)
         for coded in run.coded:
-            raw_bytes = coded["raw_bytes"]
-            slope, uniform = parse_curve(coded["slope"]), parse_curve(coded["uniform"])
-            kept = self.entropy if coded["coder"] == "entropy" else self.curves
-            kept.append(RateCurve(coded["tokens"], slope.scaled(1 / raw_bytes), uniform.scaled(1 / raw_bytes)))
+            slope, uniform = (curve.scaled(1 / coded.raw_bytes) for curve in (coded.slope, coded.uniform))
+            kept = self.entropy if coded.coder == "entropy" else self.curves
+            kept.append(RateCurve(coded.tokens, slope, uniform))
 
     def entropy_share(self) -> float:
-        """Median over the prompts of 128 tokens and more, those that both forms have coded."""
+        """Bytes of the entropy coder relative to the fixed one: the median over prompts of at least 128 tokens that both have coded."""
         pairs = [(e.slope, f.slope) for e in self.entropy for f in self.curves if e.tokens == f.tokens >= 128]
-        bytes_of = [(e.bytes[e.cut_reaching(SAME)], f.bytes[f.cut_reaching(SAME)]) for e, f in pairs]
+        bytes_of = [(e.bytes[e.cut_reaching(SAME_DISTORTION)], f.bytes[f.cut_reaching(SAME_DISTORTION)]) for e, f in pairs]
         return float(np.median([entropy / fixed for entropy, fixed in bytes_of])) if pairs else 0.0
 
     def _take(self, stage: str, variables: dict[str, float], seconds: float) -> None:
@@ -73,7 +71,7 @@ class Samples:
 def calibrate(
     cluster: LocalCluster, prompts: Callable[[Sequence[tuple[int, int, float]]], list[Prompt]], progress: Callable[[str], None]
 ) -> Profile:
-    """prompts: makes prompts of given (isl, osl, arrival_s). progress: told the name of each run as it begins."""
+    """A Profile of this machine. prompts: makes prompts of given (isl, osl, arrival_s). progress: called with the name of each run."""
     longest = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)
     lengths = [int(n) for n in np.geomspace(64, longest, 14)]
     order = np.random.default_rng(0).permutation(len(lengths))
@@ -93,7 +91,7 @@ def calibrate(
     samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw")
     return Profile(
         model=cluster.model,
-        fits=fits(samples),
+        fits=fit_stages(samples.stages),
         curves=tuple(c for c in samples.curves if c.slope.bits[-1] >= max(DEPTHS_BITS)),
         fingerprint=fingerprint(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,14 +100,9 @@ def calibrate(
     )
 
 
-def fits(samples: Samples) -> dict[str, Fit]:
-    features = {"prefill": ("1", "tokens", "tokens*tokens"), "decode": ("1", "batch", "context"), "transport": ("calls", "bytes")}
-    return {stage: fit(features.get(stage, ("1", "tokens")), taken) for stage, taken in samples.stages.items()}
-
-
 def _policy(depth: object) -> dict[str, object]:
-    if depth in WHOLE:
-        return {"_target_": WHOLE[str(depth)]}
+    if depth in FULL_PRECISION:
+        return {"_target_": FULL_PRECISION[str(depth)]}
     if depth == "entropy":
         return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": max(DEPTHS_BITS), "coder": "entropy"}
     return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": int(str(depth))}

@@ -1,16 +1,15 @@
-"""The Profile of a device without a cluster: a model's layers with random weights, the codec's kernels, and copies between two pools.
+"""The Profile of a device, measured without a cluster: model layers with random weights, the codec's kernels, copies between two pools.
 
-Latency does not depend on weights, so one layer stands for all: its matrices, attention over KV, times the number of layers, plus the
-head. On a GPU decode runs as a CUDA graph, as serving engines run it. What this leaves out: sampling, scheduling, tensor parallelism, the
-gaps between phases. Rate curves need KV of a real model, so there are none; the model takes those of its own file. The exact mode's share
-of the raw bytes is that of normal values, and said to be so.
+Latency does not depend on the weights, so one layer is measured: its matrices and attention over KV, times the number of layers, plus the
+head. On a GPU, decode runs as a CUDA graph, as in serving engines. Not measured: sampling, scheduling, tensor parallelism, the gaps between
+phases. Rate curves need the KV of a real model, so the profile has none, and the simulator uses those of a file. The lossless share of the
+raw bytes is that of normally distributed values, and the fingerprint says so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -22,46 +21,18 @@ from abkt.bench.timing import medians
 from abkt.codec.codec import Codec
 from abkt.kv.pool import Pool
 from abkt.measure import lossless
+from abkt.measure.shape import DecoderShape
 from abkt.profile.fingerprint import fingerprint
-from abkt.profile.schema import Fit, Profile, fit
-from abkt.spec import KVLayout, ModelSpec
+from abkt.profile.schema import DEPTHS_BITS, Profile, Sample, fit_stages
+from abkt.spec import KVLayout
 
-DEPTHS_BITS = (2, 4, 8)
 BLOCK_TOKENS = 16
-Sample = tuple[dict[str, float], float]
-FEATURES = {"prefill": ("1", "tokens", "tokens*tokens"), "decode": ("1", "batch", "context"), "transport": ("calls", "bytes")}
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A Llama-like model: pre-norm, grouped-query attention, gated MLP, bf16. Llama-3.1-8B unless said otherwise."""
-
-    name: str = "llama-3.1-8b"
-    layers: int = 32
-    hidden: int = 4096
-    heads: int = 32
-    kv_heads: int = 8
-    head_dim: int = 128
-    intermediate: int = 14_336
-    vocab: int = 128_256
-
-    def __post_init__(self) -> None:
-        if min(self.layers, self.hidden, self.heads, self.kv_heads, self.head_dim, self.intermediate, self.vocab) < 1:
-            raise ValueError(f"model {self.name}: all its sizes must be at least 1")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"model {self.name}: {self.heads} heads do not share {self.kv_heads} KV heads evenly")
-
-    @property
-    def spec(self) -> ModelSpec:
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        parameters = float(self.layers * (attention + 3 * self.hidden * self.intermediate) + 2 * self.vocab * self.hidden)
-        return ModelSpec(self.name, self.layers, self.kv_heads, self.head_dim, "bfloat16", self.hidden, self.heads, parameters, parameters)
 
 
 class Layer:
     """One layer and the head, with random weights on a device."""
 
-    def __init__(self, shape: Shape, device: torch.device) -> None:
+    def __init__(self, shape: DecoderShape, device: torch.device) -> None:
         def weight(rows: int, columns: int) -> torch.Tensor:
             return torch.randn(rows, columns, device=device, dtype=torch.bfloat16) / math.sqrt(columns)
 
@@ -72,7 +43,7 @@ class Layer:
         self.head = weight(shape.vocab, shape.hidden)
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> torch.Tensor:
-        """x [batch, tokens, hidden]. keys, values [batch, kv_heads, context, head_dim]: attended to, or else x attends to itself."""
+        """x: [batch, tokens, hidden]. keys, values: [batch, kv_heads, context, head_dim], the KV attended to (else x attends to itself)."""
         s = self.shape
         q, k, v = F.linear(F.rms_norm(x, (s.hidden,)), self.qkv).split([s.heads * s.head_dim, *[s.kv_heads * s.head_dim] * 2], -1)
         q, k, v = (part.unflatten(-1, (-1, s.head_dim)).transpose(1, 2) for part in (q, k, v))
@@ -85,13 +56,25 @@ class Layer:
         return x + F.linear(F.silu(gate) * up, self.down)
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
-        """The head over the last token, [batch, vocab]."""
+        """Logits of the last token, [batch, vocab]."""
         return F.linear(x[:, -1], self.head)
 
 
-def measure(shape: Shape, device: torch.device, longest: int, repeats: int, progress: Callable[[str], None]) -> Profile:
-    """A Profile of prompts up to `longest` tokens. progress: told the name of each stage as it begins. Raises ValueError for a device
-    that is not there."""
+def measure(shape: DecoderShape, device: torch.device, longest: int, repeats: int, progress: Callable[[str], None]) -> Profile:
+    """Measure a device.
+
+    Parameters
+    ----------
+    shape : the model whose layer is measured.
+    device : cpu (one thread) or cuda.
+    longest : tokens of the longest prompt.
+    repeats : timed rounds; the median counts.
+    progress : called with the name of each stage as it begins.
+
+    Raises
+    ------
+    ValueError : if the device does not exist.
+    """
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch sees no GPU here; device=cpu measures this machine's cores")
     lengths = sorted({int(n) // BLOCK_TOKENS * BLOCK_TOKENS for n in np.geomspace(min(256, longest // 4), longest, 8)})
@@ -111,7 +94,6 @@ def measure(shape: Shape, device: torch.device, longest: int, repeats: int, prog
                     samples.setdefault(stage, []).append((variables, max(seconds, 1e-9)))
     finally:
         torch.set_num_threads(threads)
-    fits: dict[str, Fit] = {stage: fit(FEATURES.get(stage, ("1", "tokens")), taken) for stage, taken in samples.items()}
     about = {
         **fingerprint(),
         "weights": "random, one layer for all",
@@ -119,10 +101,10 @@ def measure(shape: Shape, device: torch.device, longest: int, repeats: int, prog
         "lossless": "share of normal values",
     }
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return Profile(shape.spec, fits, (), about, created=created, lossless_share=max(shares))
+    return Profile(shape.spec, fit_stages(samples), (), about, created=created, lossless_share=max(shares))
 
 
-def _compute(shape: Shape, device: torch.device, lengths: list[int], repeats: int) -> Iterator[tuple[str, dict[str, float], float]]:
+def _compute(shape: DecoderShape, device: torch.device, lengths: list[int], repeats: int) -> Iterator[tuple[str, dict[str, float], float]]:
     layer = Layer(shape, device)
     for tokens in lengths:
         x = torch.randn(1, tokens, shape.hidden, device=device, dtype=torch.bfloat16)
@@ -143,9 +125,9 @@ def _compute(shape: Shape, device: torch.device, lengths: list[int], repeats: in
 
 
 def _codec(
-    shape: Shape, device: torch.device, lengths: list[int], repeats: int, shares: list[float]
+    shape: DecoderShape, device: torch.device, lengths: list[int], repeats: int, shares: list[float]
 ) -> Iterator[tuple[str, dict[str, float], float]]:
-    """Every stage by the length; on a GPU what it enqueues, on a CPU the compiled path. shares: takes that of the lossless mode."""
+    """Every codec stage by prompt length: the kernels on a GPU, the compiled path on a CPU. The lossless shares are added to `shares`."""
     for tokens in lengths:
         layout = KVLayout(shape.spec, tokens // BLOCK_TOKENS + 4, BLOCK_TOKENS)
         pool, other = Pool(layout, device), Pool(layout, device)
@@ -168,7 +150,7 @@ def _codec(
             yield stage, {"tokens": float(tokens)}, seconds
 
 
-def _transport(shape: Shape, device: torch.device, longest: int, repeats: int) -> Iterator[tuple[str, dict[str, float], float]]:
+def _transport(shape: DecoderShape, device: torch.device, longest: int, repeats: int) -> Iterator[tuple[str, dict[str, float], float]]:
     layout = KVLayout(shape.spec, longest // BLOCK_TOKENS, BLOCK_TOKENS)
     source, target = Pool(layout, device), Pool(layout, device)
     for blocks in sorted({max(1, layout.blocks // share) for share in (64, 16, 4, 1)}):

@@ -1,7 +1,7 @@
-"""The lossless mode on a device without a cluster: what encodes and expands a sequence, and how small it becomes.
+"""The lossless mode on a device, without a cluster: functions that encode and expand a sequence, and its compressed share.
 
-On a CPU whole messages, as they are sent; on a GPU what is enqueued. The share is of the values that lie in the pool, so with normal
-values, as `abkt.measure.device` has them, it is not that of a model's KV.
+On a CPU complete messages are coded, as they are sent; on a GPU only the kernels run. The share is that of the values in the pool. The
+pool of `abkt.measure.device` holds normally distributed values, so its share is not that of a model's KV.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 
 from abkt.kv.pool import Pool
 
-WIDTH = 3  # bits of a code on a GPU: choosing it would have to be read back
+WIDTH = 3  # bits of a code on a GPU; choosing the best one would need a copy to the host
 Work = Callable[[], object]
 
 
 def coder(pool: Pool, other: Pool, table: Sequence[int], tokens: int) -> tuple[Work, Work, float]:
-    """(encode from `pool`, expand into `other`, bytes by raw bytes), to be called as often as wanted."""
+    """(encode from `pool`, expand into `other`, coded bytes by raw bytes). Both functions may be called repeatedly."""
     if pool.data.device.type == "cpu":
         from abkt.codec.lossless import stream as lossless_stream
 

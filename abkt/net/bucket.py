@@ -1,4 +1,4 @@
-"""The token bucket behind one egress: what `tc tbf` is told for a rate, and what a socket gets out of it."""
+"""The token bucket that shapes an egress: the parameters of `tc tbf` for a rate, and the share of that rate that a TCP socket gets."""
 
 from __future__ import annotations
 
@@ -8,24 +8,37 @@ from dataclasses import dataclass
 ETHERNET_BYTES = 14
 TCP_IP_BYTES = 52  # IPv4 and TCP with timestamps
 QUEUE_S = 0.05
-QUEUE_FRAMES = 10  # TCP's first window, so that a new connection loses nothing at a very low rate
+QUEUE_FRAMES = 10  # the initial window of TCP, so that a new connection loses no packet at a very low rate
 FINE_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
-    """burst_bytes may pass at once after a pause; up to limit_bytes wait, and what comes on top of them is dropped."""
+class TokenBucket:
+    """burst_bytes may pass at once after a pause. Up to limit_bytes are queued; packets beyond that are dropped."""
 
     bytes_per_s: float
     burst_bytes: int
     limit_bytes: int
 
     @classmethod
-    def of(cls, bytes_per_s: float, mtu: int, tick_s: float | None = None) -> Bucket:
-        """A burst of what passes between two rings of the kernel's timer, so that it keeps the rate, but of two frames at least.
+    def of(cls, bytes_per_s: float, mtu: int, tick_s: float | None = None) -> TokenBucket:
+        """The bucket for a rate.
 
-        tick_s: None is this kernel's: 1/HZ, or 1 ms where timers are finer; less costs rate on a busy machine, more is a head start for
-        every transfer. The queue is 50 ms of the rate: enough for TCP to fill the link, too little to hide it.
+        Parameters
+        ----------
+        bytes_per_s : float
+            Rate of the link, with Ethernet frames.
+        mtu : int
+            Largest IP packet in bytes.
+        tick_s : float, optional
+            Period of the kernel's timer; by default that of this kernel: 1/HZ, or 1 ms where timers are finer. The burst is what passes
+            in one period, but at least two frames: a smaller burst would lose rate on a busy machine, a larger one would give every
+            transfer a head start. The queue is 50 ms of the rate: enough for TCP to fill the link, too little to hide its rate.
+
+        Raises
+        ------
+        ValueError
+            If the rate is not a finite number above 0.
         """
         if not 0 < bytes_per_s < float("inf"):
             raise ValueError(f"a shaped link passes {bytes_per_s} bytes/s; it must be a finite number above 0")
@@ -34,11 +47,12 @@ class Bucket:
         burst = max(2 * frame, round(bytes_per_s * tick_s))
         return cls(bytes_per_s, burst, burst + max(QUEUE_FRAMES * frame, round(bytes_per_s * QUEUE_S)))
 
-    def arguments(self) -> tuple[str, ...]:
+    def tc_arguments(self) -> tuple[str, ...]:
+        """The arguments of `tc qdisc` for this bucket."""
         rate = f"{max(8, round(self.bytes_per_s * 8))}bit"
         return "tbf", "rate", rate, "burst", f"{self.burst_bytes}b", "limit", f"{self.limit_bytes}b"
 
 
 def payload_share(mtu: int) -> float:
-    """Of the bytes that a shaped link passes, those that a TCP socket sees."""
+    """The share of a shaped link's bytes that are payload of a TCP socket."""
     return (mtu - TCP_IP_BYTES) / (mtu + ETHERNET_BYTES)

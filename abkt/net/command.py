@@ -1,4 +1,4 @@
-"""`ip` and `tc`, and whether this process may use them."""
+"""Runs `ip` and `tc`, and tests whether this process may use them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import subprocess
 
 
 class NetworkError(OSError):
-    """A network that could not be made or changed, in one line."""
+    """A network could not be made or changed. The message is one line."""
 
 
 def run(*command: str) -> str:
-    """What the command prints. Raises NetworkError with the command and the last line of its complaint."""
+    """Run a command and return its output. Raises NetworkError with the command and the last line that it printed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30.0)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -23,7 +23,7 @@ def run(*command: str) -> str:
 
 
 def why_not(name: str) -> str:
-    """Why namespaces with a shaped link cannot be had here; empty if they can. Tried, not guessed: `name` is made and removed."""
+    """The reason why namespaces with a shaped link cannot be made here, or an empty text. It is tried with a namespace `name`."""
     for tool in ("ip", "tc"):
         if shutil.which(tool) is None:
             return f"there is no `{tool}` (package iproute2)"

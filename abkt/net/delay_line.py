@@ -1,4 +1,4 @@
-"""Packets on their way: each comes out a fixed time after it went in, or never. No clock of its own."""
+"""A queue of packets that delays each by a fixed time, or drops it. It has no clock: the caller passes the time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 
 
 class DelayLine:
-    """delay_s: seconds one way. loss: share of packets that are dropped, each by its own draw of `seed`. Order is kept."""
+    """delay_s: one-way delay in seconds. loss: probability with which each packet is dropped, drawn with `seed`. Order is kept."""
 
     def __init__(self, delay_s: float, loss: float, seed: int) -> None:
         if not 0 <= delay_s < 60:
@@ -18,7 +18,7 @@ class DelayLine:
         self.delay_s = delay_s
         self.loss = loss
         self.passed = self.lost = 0
-        self.late_s = self.late_sum_s = 0.0  # the worst so far, and all: how long after its time a packet was taken out
+        self.late_s = self.late_sum_s = 0.0  # largest and summed delay between a packet's due time and its removal
         self._draw = Random(seed).random
         self._held: deque[tuple[float, bytes]] = deque()
 
@@ -29,11 +29,11 @@ class DelayLine:
             self._held.append((now_s + self.delay_s, packet))
 
     def next_s(self) -> float:
-        """When the first packet is due; inf if there is none."""
+        """Time at which the first packet is due; inf if there is none."""
         return self._held[0][0] if self._held else math.inf
 
     def take(self, now_s: float) -> bytes | None:
-        """The next packet that is due by now; None if none is."""
+        """Remove and return the next packet that is due; None if none is."""
         if not self._held or self._held[0][0] > now_s:
             return None
         due_s, packet = self._held.popleft()

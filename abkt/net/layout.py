@@ -1,4 +1,4 @@
-"""Which namespaces, links and shaped egresses a network is made of. Pure: nothing is made here."""
+"""The namespaces, links and shaped egresses that a network consists of. Pure data: nothing is created here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ HUB = "hub"
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """A device inside the namespace of a node."""
+class LinkEnd:
+    """One end of a link: a network device in the namespace of a node."""
 
     node: str
     device: str
@@ -17,20 +17,32 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceLink:
-    """relayed: a process carries its frames from one end to the other, late or not at all; else it is a veth pair."""
+    """A link between two devices: a veth pair, or, if `relayed`, two TAP devices and a relay process that delays and drops frames."""
 
-    a: End
-    b: End
+    a: LinkEnd
+    b: LinkEnd
     relayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """senders p0, p1, … and receivers d0, d1, …. One of each: a link between the two. More: a bridge, whose port towards a node is what all
-    who send to it share.
+    """The nodes of a network and the links between them.
 
-    Every node's own egress is shaped, and behind a bridge its ingress too, so that senders meet at one bottleneck; whichever way it sends,
-    as nodes may change their roles. A relayed link is the receiver's, and there is one receiver then.
+    The nodes are senders p0, p1, … and receivers d0, d1, …. With one of each there is a link between the two. With more nodes there is a
+    bridge in a namespace of its own (the hub), with one port for each node. Every node's egress is shaped. With a bridge, so is the port
+    towards each node, where all traffic to that node meets. So both directions are shaped, and nodes may change their roles.
+
+    Parameters
+    ----------
+    senders, receivers : int
+        Number of nodes of each kind; at most 250 together.
+    relayed : bool
+        The link of the receiver has delay and loss. There can be only one receiver then.
+
+    Raises
+    ------
+    ValueError
+        If the numbers are out of range.
     """
 
     senders: int = 1
@@ -52,26 +64,27 @@ class Layout:
         return len(self.nodes) > 2
 
     @property
-    def rooms(self) -> tuple[str, ...]:
-        """All the namespaces, by the name of what lives there."""
+    def namespaces(self) -> tuple[str, ...]:
+        """Names of all namespaces: the nodes and, with a bridge, the hub."""
         return (*self.nodes, HUB) if self.bridged else self.nodes
 
     def links(self) -> tuple[NamespaceLink, ...]:
         if not self.bridged:
-            return (NamespaceLink(End("p0", "eth0"), End("d0", "eth0"), self.relayed),)
-        ports = tuple(NamespaceLink(End(node, "eth0"), End(HUB, node)) for node in self.nodes[: self.senders])
-        return (*ports, *(NamespaceLink(End(HUB, node), End(node, "eth0"), self.relayed) for node in self.nodes[self.senders :]))
+            return (NamespaceLink(LinkEnd("p0", "eth0"), LinkEnd("d0", "eth0"), self.relayed),)
+        ports = tuple(NamespaceLink(LinkEnd(node, "eth0"), LinkEnd(HUB, node)) for node in self.nodes[: self.senders])
+        return (*ports, *(NamespaceLink(LinkEnd(HUB, node), LinkEnd(node, "eth0"), self.relayed) for node in self.nodes[self.senders :]))
 
-    def shaped(self) -> tuple[End, ...]:
-        own = tuple(End(node, "eth0") for node in self.nodes)
-        return (*own, *(End(HUB, node) for node in self.nodes)) if self.bridged else own
+    def shaped(self) -> tuple[LinkEnd, ...]:
+        """The devices whose egress is shaped."""
+        own = tuple(LinkEnd(node, "eth0") for node in self.nodes)
+        return (*own, *(LinkEnd(HUB, node) for node in self.nodes)) if self.bridged else own
 
     def number(self, node: str) -> int:
         return self.nodes.index(node) + 1
 
     def address(self, node: str) -> str:
-        """The same in every run: nothing outside the namespaces can see it."""
+        """The node's IP address. It is the same in every run, since it is visible only inside the namespaces."""
         return f"10.83.0.{self.number(node)}"
 
-    def hardware(self, node: str) -> str:
+    def mac_address(self, node: str) -> str:
         return f"02:83:00:00:00:{self.number(node):02x}"

@@ -1,6 +1,6 @@
-"""Network namespaces of one run: made, shaped while it goes on, and removed on any way out.
+"""The network namespaces of one run: they are created, shaped while the run goes on, and removed however it ends.
 
-Nothing outside of them is touched: every device is made inside one, and the host's interfaces, routes and settings stay as they are.
+Every device is created inside a namespace. The host's interfaces, routes and settings are not changed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from abkt.net.bucket import ETHERNET_BYTES, Bucket, payload_share
+from abkt.net.bucket import ETHERNET_BYTES, TokenBucket, payload_share
 from abkt.net.command import NetworkError, run, why_not
 from abkt.net.layout import HUB, Layout, NamespaceLink
 from abkt.net.relay_process import RelayProcess
@@ -20,17 +20,33 @@ from abkt.net.relay_process import RelayProcess
 FOLDER = Path("/run/netns")
 PREFIX = "abkt"
 MTU = 1500
-GSO_FRAMES = 64  # at most 64 KiB, the kernel's own limit, is about 45
+GSO_FRAMES = 64  # no limit in effect: the kernel's own limit of 64 KiB is about 45 frames
 
 _count = itertools.count()
 
 
 class Namespaces(AbstractContextManager["Namespaces"]):
-    """One namespace a node: senders p0, p1, … and receivers d0, d1, …, with one shaped link each (see Layout).
+    """A context in which each node has a network namespace of its own, and a shaped link (see Layout).
 
-    delay_s: propagation, each way. loss: share of packets lost, each way. Both need a relay process of their own, as netem is not
-    everywhere. lowest_bytes_per_s: what `shape` will set them to at the least. Raises NetworkError, one line, where namespaces cannot be
-    had; `Namespaces.why_not()` asks first.
+    Parameters
+    ----------
+    senders, receivers : int
+        Number of nodes p0, p1, … and d0, d1, ….
+    delay_s : float
+        Propagation delay in each direction. Delay and loss need a relay process, since not every kernel has netem.
+    loss : float
+        Share of packets that are lost, in each direction.
+    lowest_bytes_per_s : float
+        The lowest rate that `shape` will be called with.
+    seed : int
+        Of the random losses.
+    mtu : int
+        Largest IP packet in bytes.
+
+    Raises
+    ------
+    NetworkError
+        On entering, one line, if namespaces cannot be made here. `Namespaces.why_not()` tells that beforehand.
     """
 
     def __init__(
@@ -52,7 +68,7 @@ class Namespaces(AbstractContextManager["Namespaces"]):
 
     @staticmethod
     def why_not() -> str:
-        """Why there can be none on this machine; empty if there can."""
+        """The reason why namespaces cannot be made on this machine; empty if they can."""
         return why_not(f"{PREFIX}-{os.getpid()}-try")
 
     def __enter__(self) -> Namespaces:
@@ -68,40 +84,50 @@ class Namespaces(AbstractContextManager["Namespaces"]):
         self.close()
 
     def close(self) -> None:
+        """Remove all namespaces and end the relay."""
         if self._relay:
             self._relay.close()
             self._relay = None
-        for room in self.layout.rooms:
-            if (FOLDER / self.name(room)).exists():
-                run("ip", "netns", "del", self.name(room))
+        for namespace in self.layout.namespaces:
+            if (FOLDER / self.name(namespace)).exists():
+                run("ip", "netns", "del", self.name(namespace))
 
-    def name(self, room: str) -> str:
-        return f"{self._run}-{room}"
+    def name(self, namespace: str) -> str:
+        """The full name of a node's namespace, which is unique to this run."""
+        return f"{self._run}-{namespace}"
 
     def address(self, node: str) -> str:
         return self.layout.address(node)
 
     def command(self, node: str) -> tuple[str, ...]:
-        """What to put in front of a command, so that it runs there. The process that is started becomes the command's."""
+        """The prefix that runs a command in the namespace of a node. It execs, so the process is the command's own."""
         return ("ip", "netns", "exec", self.name(node))
 
     def shape(self, bytes_per_s: float) -> None:
-        """Every shaped egress passes that much from now on, frames and all; inf: whatever it can. What is queued stays queued.
+        """Set the rate of every shaped egress. Queued packets stay queued.
 
-        Raises ValueError below the lowest rate that was announced.
+        Parameters
+        ----------
+        bytes_per_s : float
+            Rate with all headers and Ethernet frames; inf removes the limit.
+
+        Raises
+        ------
+        ValueError
+            If the rate is below lowest_bytes_per_s.
         """
         if bytes_per_s < self._lowest_bytes_per_s:
-            raise ValueError(f"{bytes_per_s:g} bytes/s is below the {self._lowest_bytes_per_s:g} that were announced for this network")
+            raise ValueError(f"{bytes_per_s:g} bytes/s is below the lowest_bytes_per_s={self._lowest_bytes_per_s:g} of this network")
         for end in self.layout.shaped():
             device = ("-n", self.name(end.node), "qdisc")
             if math.isinf(bytes_per_s):
-                with suppress(NetworkError):  # there may have been none
+                with suppress(NetworkError):  # there may be no qdisc to delete
                     run("tc", *device, "del", "dev", end.device, "root")
-            else:  # of the same kind it is changed in place
-                run("tc", *device, "replace", "dev", end.device, "root", *Bucket.of(bytes_per_s, self.mtu).arguments())
+            else:  # a qdisc of the same kind is changed in place
+                run("tc", *device, "replace", "dev", end.device, "root", *TokenBucket.of(bytes_per_s, self.mtu).tc_arguments())
 
     def facts(self) -> dict[str, object]:
-        """For the summary of a run. payload_share: of the shaped bytes, what TCP's users see."""
+        """What the summary of a run records. payload_share: share of the shaped bytes that are TCP payload."""
         relay: dict[str, object] = {"relay": self._relay.report()} if self._relay else {}
         link = {"delay_s": self.delay_s, "loss": self.loss, "mtu": self.mtu, "payload_share": payload_share(self.mtu)}
         nodes = {"senders": self.layout.senders, "receivers": self.layout.receivers}
@@ -109,10 +135,10 @@ class Namespaces(AbstractContextManager["Namespaces"]):
 
     def _make(self) -> None:
         layout = self.layout
-        for room in layout.rooms:
-            name = self.name(room)
+        for namespace in layout.namespaces:
+            name = self.name(namespace)
             run("ip", "netns", "add", name)
-            # No router is looked for and no neighbour asked: only what the workers send is on the link.
+            # Without IPv6 there is no neighbour or router discovery: only the workers' packets are on the link.
             run("ip", "netns", "exec", name, "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6 || true")
             run("ip", "-n", name, "link", "set", "lo", "up")
         if layout.bridged:
@@ -121,7 +147,7 @@ class Namespaces(AbstractContextManager["Namespaces"]):
         for link in layout.links():
             self._connect(link)
         for node in layout.nodes:
-            self._settle(node)
+            self._assign_address(node)
 
     def _connect(self, link: NamespaceLink) -> None:
         a, b = link.a, link.b
@@ -139,22 +165,24 @@ class Namespaces(AbstractContextManager["Namespaces"]):
             if end.node == HUB:
                 run(*device, "master", "bridge")
             else:
-                run(*device, "address", self.layout.hardware(end.node))
+                run(*device, "address", self.layout.mac_address(end.node))
             run(*device, "up")
 
     def _gso_frames(self) -> int:
-        """How many frames TCP may hand down as one. One that is larger than the bucket's burst when the rate has fallen would stay
-        at the head of the queue for good, and everything behind it."""
+        """How many frames TCP may pass down as one large segment.
+
+        A segment that is larger than the bucket's burst, after the rate was lowered, would block the head of the queue forever.
+        """
         if math.isinf(self._lowest_bytes_per_s):
             return GSO_FRAMES
-        return min(GSO_FRAMES, Bucket.of(self._lowest_bytes_per_s, self.mtu).burst_bytes // (self.mtu + ETHERNET_BYTES))
+        return min(GSO_FRAMES, TokenBucket.of(self._lowest_bytes_per_s, self.mtu).burst_bytes // (self.mtu + ETHERNET_BYTES))
 
-    def _settle(self, node: str) -> None:
-        """Its address, and where the others are: asking for that would be the first packet to be late or lost."""
-        room = ("ip", "-n", self.name(node))
-        run(*room, "address", "add", f"{self.address(node)}/24", "dev", "eth0")
+    def _assign_address(self, node: str) -> None:
+        """Set the node's address and its static neighbours: an ARP request would be delayed, lost or queued like any packet."""
+        ip = ("ip", "-n", self.name(node))
+        run(*ip, "address", "add", f"{self.address(node)}/24", "dev", "eth0")
         for other in self._neighbours(node):
-            run(*room, "neighbour", "add", self.address(other), "lladdr", self.layout.hardware(other), "dev", "eth0", "nud", "permanent")
+            run(*ip, "neighbour", "add", self.address(other), "lladdr", self.layout.mac_address(other), "dev", "eth0", "nud", "permanent")
 
     def _neighbours(self, node: str) -> Iterable[str]:
         return (other for other in self.layout.nodes if other != node)
@@ -164,9 +192,9 @@ class Namespaces(AbstractContextManager["Namespaces"]):
 
 
 def remove_stale() -> None:
-    """Namespaces of runs whose process has ended without removing them."""
+    """Remove the namespaces of runs whose process ended without removing them."""
     for path in FOLDER.glob(f"{PREFIX}-*"):
         pid = path.name.split("-")[1]
         if pid.isdecimal() and not Path("/proc", pid).exists():
-            with suppress(NetworkError):  # somebody else may be as quick
+            with suppress(NetworkError):  # another process may have removed it meanwhile
                 run("ip", "netns", "del", path.name)

@@ -1,7 +1,7 @@
-"""A link with delay and loss, where the kernel has no netem: two TAP devices, and this process between them.
+"""A link with delay and loss for kernels without netem: two TAP devices, and this process, which passes frames between them.
 
-`python -m abkt.net.relay CONFIG` makes both devices in the namespace it runs in, and says so; whoever started it then moves them to
-where they belong. It answers a line on its stdin with what it has done so far, and ends when its stdin does.
+`python -m abkt.net.relay CONFIG` creates both devices in its namespace and prints a line when they are ready. The process that started it
+then moves them to their namespaces. For each line on its stdin it prints a report as JSON, and it ends when its stdin is closed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ TUN = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 NICE = -10
-BATCH = 64  # packets taken from one side before the other is looked after
+BATCH = 64  # packets read from one side before the other side is served
 
 
 @dataclass(frozen=True, slots=True)
 class RelayConfig:
-    """devices: names of the two TAPs. delay_s, loss: of each direction, drawn apart."""
+    """devices: names of the two TAP devices. delay_s, loss: of each direction; losses are drawn independently."""
 
     devices: tuple[str, str]
     mtu: int
@@ -38,7 +38,11 @@ class RelayConfig:
 
 
 class Relay:
-    """The two ends are file descriptors that give and take one frame a call; not blocking."""
+    """Passes frames between two file descriptors, through a delay line for each direction.
+
+    ends: non-blocking file descriptors on which each read or write is one frame. lines: lines[i] delays the frames read from ends[i].
+    frame_bytes: size of the largest frame.
+    """
 
     def __init__(self, ends: Sequence[int], lines: Sequence[DelayLine], frame_bytes: int) -> None:
         self.lines = list(lines)
@@ -46,18 +50,19 @@ class Relay:
         self._frame_bytes = frame_bytes
 
     def step(self, control: int) -> bool:
-        """Wait for a frame, for one that is due, or for a word on `control`: whether there was such a word."""
-        # select and not epoll, whose timeout is whole milliseconds here: a tenth of a 10 ms delay.
+        """Wait until a frame comes or is due, or `control` is readable, and pass frames on. Returns whether `control` is readable."""
+        # select rather than epoll, whose timeout has a resolution of 1 ms: a tenth of a 10 ms delay.
         wait_s = min(line.next_s() for line in self.lines) - time.monotonic()
         readable, _, _ = select.select([*self._ends, control], (), (), min(max(wait_s, 0.0), 1.0))
         for index, end in enumerate(self._ends):
             if end in readable:
-                self._take_in(end, self.lines[index])
+                self._read_frames(end, self.lines[index])
         for index, line in enumerate(self.lines):
-            self._let_go(line, self._ends[1 - index])
+            self._write_due(line, self._ends[1 - index])
         return control in readable
 
     def report(self) -> dict[str, float]:
+        """Frames passed and lost so far in both directions, and how late they were sent: on average and at worst."""
         passed = sum(line.passed for line in self.lines)
         return {
             "passed": passed,
@@ -66,7 +71,7 @@ class Relay:
             "late_s": max(line.late_s for line in self.lines),
         }
 
-    def _take_in(self, end: int, line: DelayLine) -> None:
+    def _read_frames(self, end: int, line: DelayLine) -> None:
         size = self._frame_bytes
         try:
             for _ in range(BATCH):
@@ -75,24 +80,24 @@ class Relay:
         except BlockingIOError:
             pass
 
-    def _let_go(self, line: DelayLine, end: int) -> None:
+    def _write_due(self, line: DelayLine, end: int) -> None:
         now_s = time.monotonic()
         while (packet := line.take(now_s)) is not None:
             try:
                 os.write(end, packet)
-            except OSError:  # the other device is not up yet, or no more: nobody is there
+            except OSError:  # the other device is not up yet, or is gone
                 line.lost += 1
 
 
 def open_tap(device: str) -> int:
-    """A file descriptor of a new TAP device in this process's namespace. Raises OSError."""
+    """The file descriptor of a new TAP device in this process's namespace. Raises OSError."""
     tap = os.open(TUN, os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TAP | IFF_NO_PI))
     return tap
 
 
 def main() -> None:
-    with suppress(PermissionError):  # what it is late, the link is longer
+    with suppress(PermissionError):  # a higher priority where permitted: lateness adds to the delay of the link
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
     values = json.loads(sys.argv[1])
     config = RelayConfig(**{**values, "devices": tuple(values["devices"])})

@@ -1,4 +1,4 @@
-"""The relay as its namespaces hold it: started, asked, ended."""
+"""Starts a relay in a namespace, asks it for reports, and ends it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ ANSWER_S = 10.0
 
 
 class RelayProcess:
-    """where: what runs a command in the namespace that both devices start in. Raises NetworkError if there is no relay then."""
+    """A running relay (see relay.py). where: prefix that runs a command in the namespace in which both devices are created.
+
+    Raises NetworkError if it cannot be started.
+    """
 
     def __init__(self, where: Sequence[str], mtu: int, delay_s: float, loss: float, seed: int) -> None:
         if not os.path.exists(TUN):
@@ -31,7 +34,7 @@ class RelayProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for whoever holds it
+            start_new_session=True,  # Ctrl-C goes to the process that holds the relay, which then closes it
         )
         try:
             self._answer()
@@ -40,7 +43,7 @@ class RelayProcess:
             raise
 
     def report(self) -> dict[str, Any]:
-        """Packets passed and lost so far, both ways together, and how late they were: on average and at worst."""
+        """Packets passed and lost so far in both directions, and how late they were sent: on average and at worst."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(b"report\n")
@@ -50,6 +53,7 @@ class RelayProcess:
         return self._answer()
 
     def close(self) -> None:
+        """End the process by closing its stdin, or kill it after 2 s."""
         with suppress(BrokenPipeError):
             assert self.process.stdin is not None
             self.process.stdin.close()

@@ -1,12 +1,12 @@
-"""Estimates of a peer's wire goodput: an exponential mean and a windowed low quantile, both weighted by time.
+"""Estimates of a peer's wire goodput: an exponential mean and a low quantile over a window, both weighted by sending time.
 
-Weights follow sending time, so cutting a sample in two changes nothing: sockets (a sample a frame) and the model (a sample per
-constant rate) agree. The mean weighs a rate by exp(-(sending time since) / horizon_s). The window is kept in `GRAINS` equal grains of
-sending time, each with its mean rate, so that an estimate costs the same however many samples there were.
+Because weights follow sending time, cutting a sample in two changes nothing. So real sockets (one sample a frame) and the simulator (one
+sample for each constant rate) give the same estimate. The mean weighs a rate by exp(-(sending time since) / horizon_s). The window is kept
+in `GRAINS` equal parts of sending time, each with its mean rate, so the cost of an estimate does not depend on the number of samples.
 
-Age: what was measured is trusted the less the longer ago the last sample was, trust = max(0, 1 - age_s / stale_s), and what is
-configured takes its place: estimate = measured ** trust * initial ** (1 - trust). To the next sample the past weighs trust times as much:
-all of it in the mean, and the window has lost its oldest share 1 - trust. After stale_s without a sample nothing is left of it.
+Age: the longer ago the last sample was, the less a measurement is trusted: trust = max(0, 1 - age_s / stale_s). The configured rate takes
+its place: estimate = measured ** trust * initial ** (1 - trust). When the next sample comes, the past weighs `trust` times as much in the
+mean, and the oldest share 1 - trust of the window is dropped. After stale_s without a sample nothing of the past is left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,20 @@ GRAINS = 64
 
 @dataclass(slots=True)
 class Bandwidth:
-    """initial_bytes_per_s is believed until the first sample. horizon_s, window_s: of sending time, not idle time. stale_s: see above."""
+    """Estimates of the wire goodput to one peer.
+
+    Parameters
+    ----------
+    initial_bytes_per_s : the estimate before the first sample, and again once the last one is stale.
+    horizon_s : seconds of sending time (not idle time) over which the mean is taken.
+    window_s : seconds of sending time in which the low quantile is taken.
+    low_quantile : share of that time, in [0, 1], in which the link was slower than the low estimate.
+    stale_s : seconds after which a sample is forgotten; inf: estimates do not age.
+
+    Raises
+    ------
+    ValueError : if a rate or time is not above 0, or the quantile is not in [0, 1].
+    """
 
     initial_bytes_per_s: float
     horizon_s: float = 1.0
@@ -31,9 +44,9 @@ class Bandwidth:
     stale_s: float = math.inf
     updated_s: float = math.nan
     _mean: float = math.nan
-    _weight: float = 0.0  # of all that is in the mean; 1 after a long time of sending
-    _grains: list[float] = field(default_factory=list)  # rates, newest last; not a deque, which is large even if it is empty
-    _open_bytes: float = 0.0  # of the grain that is not full yet
+    _weight: float = 0.0  # of all samples in the mean; tends to 1 with sending time
+    _grains: list[float] = field(default_factory=list)  # rates, newest last; a list, since even an empty deque is large
+    _open_bytes: float = 0.0  # sent in the current grain
     _open_s: float = 0.0
     _low: float = math.nan
 
@@ -56,14 +69,15 @@ class Bandwidth:
         self.updated_s = now_s
 
     def age_s(self, now_s: float) -> float:
-        """Since the last sample; inf before the first."""
+        """Seconds since the last sample; inf before the first."""
         return math.inf if math.isnan(self.updated_s) else max(0.0, now_s - self.updated_s)
 
     def mean_bytes_per_s(self, now_s: float) -> float:
+        """The exponential mean of the rate."""
         return self._aged(self._mean, now_s)
 
     def low_bytes_per_s(self, now_s: float) -> float:
-        """The rate below which the link was for `low_quantile` of its recent sending time, and never above the mean."""
+        """The rate that the link was below for `low_quantile` of the window; never above the mean."""
         low = self._low
         if low != low:  # nan
             if self._mean != self._mean:
@@ -83,7 +97,7 @@ class Bandwidth:
         return measured**trust * self.initial_bytes_per_s ** (1 - trust) if trust > 0 else self.initial_bytes_per_s
 
     def _age(self, now_s: float) -> None:
-        """Forget what idle time up to now_s has made stale."""
+        """Forget what has become stale in the idle time until now_s."""
         if math.isnan(self._mean):
             return
         trust = self._trust(now_s)
@@ -94,7 +108,7 @@ class Bandwidth:
 
     def _fill(self, rate: float, seconds: float) -> None:
         grain_s = self.window_s / GRAINS
-        if seconds > 2 * self.window_s:  # a window and a grain of it drive out all that is older, so whole grains may be skipped
+        if seconds > 2 * self.window_s:  # one window and one grain replace all older grains, so whole grains may be skipped
             seconds = self.window_s + grain_s + math.fmod(seconds, grain_s)
         while self._open_s + seconds >= grain_s:
             taken_s = grain_s - self._open_s

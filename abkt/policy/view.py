@@ -1,9 +1,8 @@
-"""What a decision sees and says. Decisions hold numbers, never frames or tensors."""
+"""What a bitrate policy sees of a transfer (TransferView), and what it answers (Decision). Numbers only, never frames or tensors."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import neg
 from typing import Literal, Protocol
@@ -15,10 +14,20 @@ CoderName = Literal["fixed", "entropy"]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What each cut of a stream costs and leaves, point by point (at most 65 points).
+    """The rate-distortion curve of a stream: what each possible cut costs and what distortion it leaves.
 
-    bytes: wire bytes up to and with band i, rising. distortion: what is left then, falling, relative squared error. bits: mean bits per
-    KV value of the passes so far. Point 0 is what always travels: header, exact edges and metadata, so the mean alone.
+    Point i is the cut after band i. Point 0 holds what is always sent (header, full-precision tokens, metadata), so every other value is
+    reconstructed as its channel's mean.
+
+    Parameters
+    ----------
+    bytes : wire bytes up to and including band i, rising; at most 65 points.
+    distortion : relative squared error that is left at this cut, falling.
+    bits : mean bits per KV value of the passes up to this cut.
+
+    Raises
+    ------
+    ValueError : if the three differ in length or are empty.
     """
 
     bytes: tuple[float, ...]
@@ -39,7 +48,7 @@ class Curve:
         return cut if cut > 0 else 0
 
     def cut_reaching(self, distortion: float) -> int:
-        """The coarsest cut with at most this distortion; the finest if none has so little."""
+        """The coarsest cut with at most this distortion; the finest if none reaches it."""
         cut, finest = bisect_left(self.distortion, -distortion, key=neg), len(self.bytes) - 1
         return cut if cut < finest else finest
 
@@ -47,29 +56,35 @@ class Curve:
         """The coarsest cut with at least this many bits per value; the finest if none has so many."""
         return min(self.finest, bisect_left(self.bits, bits - 1e-9))
 
-    def cut_worth(self, price: float) -> int:
-        """The cut with the least distortion + price x bytes, of ties the coarser: as far as bands remove more than `price` a byte."""
+    def cut_at_price(self, price: float) -> int:
+        """The cut with the least distortion + price x bytes, the coarser one on ties: every band in it removes more than `price` a byte."""
         costs = [distortion + price * size for distortion, size in zip(self.distortion, self.bytes, strict=True)]
         return costs.index(min(costs))
 
     def scaled(self, factor: float) -> Curve:
-        """The same curve for a transfer whose bytes are `factor` times as many."""
+        """The same curve for a transfer with `factor` times the bytes."""
         return Curve(tuple([b * factor for b in self.bytes]), self.distortion, self.bits)
 
 
-@dataclass(slots=True)  # not frozen, which would take five times as long to make; a model makes several for each request
+@dataclass(slots=True)  # not frozen: creation would take five times as long, and the simulator makes several for each request
 class TransferView:
-    """One transfer, as its bitrate policy sees it. Nobody changes one that was made.
+    """One transfer, as its bitrate policy sees it. Not to be changed once it is made; use dataclasses.replace.
 
-    deadline_s: when KV should be usable for TTFT to hold its SLO. slope, uniform: the curves of the two orders (before encoding: the
-    expected ones; after: this request's own). sent_bytes, sent_cut: what left already; what left cannot be taken back.
-    encode_s, expand_s: expected codec time still to come at full depth, and raw_s, the same for a raw transfer (copies); inf once
-    another mode is encoded, so that raw can no longer be had. lossless_bytes, lossless_encode_s, lossless_expand_s: of that mode;
-    0 bytes: not to be had. entropy_share: bytes of the entropy form by those of the fixed one at equal distortion, 0: not to be had;
-    and its codec times. hidden_s: from now on, seconds in which the request waits for something else anyway (none, while transfers
-    begin after prefill). price: distortion that a byte must remove to be worth its place on the link, the higher of its two ends'; 0:
-    none. own_slope: this request's own curve, by raw bytes, where it is known before encoding: in a model alone, for bounds. started:
-    decoding may begin, the cut is promised and there; what leaves from now on refines it.
+    Parameters
+    ----------
+    raw_bytes : KV bytes as they lie in the pool.
+    deadline_s : when the KV should be usable, so that TTFT meets its SLO.
+    slope, uniform : curves of the two orders: the expected ones before encoding, the request's own ones after it.
+    encode_s, expand_s : expected codec seconds that are still to come, at full depth.
+    raw_s : seconds of copies of a raw transfer; inf once another mode was encoded, since raw is no longer possible then.
+    sent_bytes, sent_cut : what was sent already; it cannot be taken back.
+    lossless_bytes, lossless_encode_s, lossless_expand_s : wire bytes and seconds of the lossless mode; 0 bytes: not offered.
+    hidden_s : seconds from now in which the request waits for other work anyway; 0 while transfers begin after prefill.
+    price : distortion that a byte must remove to be worth sending, the higher price of both ends; 0: no price.
+    own_slope : this request's own slope curve for 1 raw byte, before encoding; only the simulator knows it, for bounds.
+    started : the promised cut has arrived and decoding may begin; what is sent from now on refines it.
+    entropy_share : bytes of the entropy coder relative to the fixed coder at equal distortion; 0: not offered.
+    entropy_encode_s, entropy_expand_s : seconds of the entropy coder.
     """
 
     raw_bytes: int
@@ -98,21 +113,30 @@ class TransferView:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """mode raw: bytes as they are. mode lossless: coded without loss, whole. mode stream: passes in `order` up to `cut`; depth_bits is how
-    deep to encode, so how far it may go. behind: the cut to go on to once decoding has begun, when nothing more urgent waits for the
-    link; none above `cut`: nothing follows. coder: of the passes; the first decision's stands."""
+    """What to send of a transfer. Mode, order, depth and coder of the first decision hold for the whole transfer; the cut may still move.
+
+    Parameters
+    ----------
+    mode : `raw`: bytes as they lie in the pool. `lossless`: coded without loss. `stream`: passes in `order` up to `cut`.
+    order : `slope`: most distortion removed per byte first. `uniform`: the same precision for every cell.
+    cut : index of the last band to send before decoding may begin.
+    depth_bits : bits per value to encode, so how far the stream can be refined.
+    refine_to_cut : the cut to refine to after decoding has begun, while nothing more urgent waits for the link; none above `cut`: no
+        refinement.
+    coder : coder of the passes.
+    """
 
     mode: Mode
     order: Order = "slope"
     cut: int = 0
     depth_bits: int = 8
-    behind: int = 0
+    refine_to_cut: int = 0
     coder: CoderName = "fixed"
 
 
 @dataclass(frozen=True, slots=True)
 class GoodputSample:
-    """Wire bytes that passed a link in duration_s of sending (idle time left out); never multiplied by a compression ratio."""
+    """Wire bytes that passed a link in duration_s of sending, without idle time; never multiplied by a compression ratio."""
 
     wire_bytes: float
     duration_s: float
@@ -120,8 +144,8 @@ class GoodputSample:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A complete transfer: the distortion it ended at (0: raw or lossless), and for those who learn, the first decision, the view it was
-    made on, and the seconds of encoding and sending (waits for earlier transfers and for memory left out)."""
+    """A complete transfer. distortion: at its end (0: raw or lossless). decision, view: the first decision and the view it was made on.
+    seconds: of encoding and sending, without waits for earlier transfers and for memory."""
 
     distortion: float
     decision: Decision
@@ -131,89 +155,37 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Refined:
-    """A delivered transfer whose request has ended: the distortion it was delivered with, and its mean over the output tokens, each at
-    what was there when it was decoded."""
+    """A delivered and refined transfer whose request has ended. distortion_start: when decoding began. distortion_token_weighted: mean
+    over the output tokens, each with the distortion at the time it was decoded."""
 
     distortion_start: float
     distortion_token_weighted: float
 
 
 class BitratePolicy(Protocol):
-    """One object per peer. The same calls give the same answers, so a run can be replayed through it.
+    """Chooses how a transfer is sent. There is one object per pair of nodes.
 
-    decide is asked before encoding, and again whenever the cut may still move (before each frame; at each change of a modelled rate), and
-    by routing for transfers that may never be: asking changes nothing. `mode`, `order` and `depth_bits` of the first decision stand for
-    the whole transfer.
+    A policy has no clock and does no I/O. The same calls give the same answers, so a run can be replayed through it. `decide` is called
+    before encoding, again whenever the cut may still move (before each frame; at each change of a simulated rate), and for quotes to
+    routing, whose transfers may never happen. So `decide` must not change the policy's state.
     """
 
-    def observe(self, now_s: float, sample: GoodputSample) -> None: ...
+    def observe(self, now_s: float, sample: GoodputSample) -> None:
+        """Bytes passed the link to this peer."""
+        ...
 
     def delivered(self, now_s: float, done: Delivered) -> None:
-        """A transfer to this peer is complete. Transfers of one peer follow one another."""
+        """A transfer to this peer is complete. Transfers of one pair follow one another."""
         ...
 
     def refined(self, now_s: float, done: Refined) -> None:
-        """What followed a delivered transfer behind its start is over. Not called where nothing did; in any order."""
+        """The refinement of a delivered transfer has ended. Not called for transfers without refinement; in any order."""
         ...
 
-    def decide(self, now_s: float, view: TransferView) -> Decision: ...
+    def decide(self, now_s: float, view: TransferView) -> Decision:
+        """How to send this transfer, as of now_s."""
+        ...
 
     def estimate_bytes_per_s(self, now_s: float) -> float:
-        """What the policy believes of the link, for the records; nan if it holds no estimate."""
+        """The policy's estimate of the link, for records and quotes; nan if it has none."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class RequestView:
-    """A request before it is placed. hash_ids: its prompt's prefix blocks, in order; empty where nobody hashed them."""
-
-    request_id: int
-    isl: int
-    osl: int
-    arrival_s: float
-    hash_ids: tuple[int, ...] = ()
-
-
-class PrefillLoad(Protocol):
-    """A prefill node as routing sees it: live attributes of a node of the model, or of the frontend's book of a real worker."""
-
-    name: str
-
-    @property
-    def queued_s(self) -> float:
-        """Expected seconds of prefill (and encoding) accepted but not done."""
-        ...
-
-    def prefill_s(self, isl: int, cached: int = 0) -> float:
-        """Of a prompt of isl tokens, of which the first `cached` need not be computed."""
-        ...
-
-    def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
-        """Tokens of the prompt's beginning that the node holds; 0 without a prefix cache. Asked only of prompts with hash_ids."""
-        ...
-
-
-class DecodeLoad(Protocol):
-    """A decode node as routing sees it. kv_used: share of its KV memory taken or promised; tpot_s: its last iteration time."""
-
-    name: str
-    active: int
-    kv_used: float
-    tpot_s: float
-
-    def wait_s(self, isl: int) -> float:
-        """Expected wait for memory."""
-        ...
-
-
-class RoutingPolicy(Protocol):
-    """decide returns indices into the two lists. quote_s(p, d): expected transfer seconds by the pair's bitrate policy and link."""
-
-    def decide(
-        self,
-        now_s: float,
-        request: RequestView,
-        prefill: Sequence[PrefillLoad],
-        decode: Sequence[DecodeLoad],
-        quote_s: Callable[[int, int], float],
-    ) -> tuple[int, int]: ...

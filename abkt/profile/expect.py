@@ -1,4 +1,4 @@
-"""What a transfer is expected to cost before it is coded: the view both worlds hand to a bitrate policy, from the same Profile."""
+"""The expected cost of a transfer before it is coded: the view that the simulator and real workers give to a bitrate policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from abkt.profile.schema import Profile, RateCurve
 
 
 def curve_for(profile: Profile, tokens: int, draw: int = 0, among: int = 4) -> RateCurve:
-    """One of the `among` measured curves nearest in length (by ratio); draw 0 is the nearest. Raises ValueError without any."""
+    """One of the `among` measured curves nearest in length (by ratio); draw 0 is the nearest. Raises ValueError if there are no curves."""
     if not profile.curves:
         raise ValueError("the profile has no rate curves; run `abkt profile` again")
     nearest = sorted(profile.curves, key=lambda c: abs(math.log(c.tokens / tokens)))[:among]
@@ -17,15 +17,22 @@ def curve_for(profile: Profile, tokens: int, draw: int = 0, among: int = 4) -> R
 
 
 def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateCurve | None = None) -> TransferView:
-    """The view of a transfer before its first byte, the same for a quote, a real worker's decision and the simulator.
+    """The view of a transfer before its first byte. Quotes, real workers' decisions and the simulator use the same one.
 
     Parameters
     ----------
-    tokens : of KV that travel.
-    deadline_s : when the KV should be usable.
-    curve : the transfer's own rate curve; None takes the nearest measured one.
+    profile : what the machine and the model cost.
+    tokens : tokens of KV to transfer.
+    deadline_s : when the KV should be usable, on the run's clock.
+    curve : the transfer's own rate-distortion curve; None: the nearest measured one.
 
-    The lossless mode and the entropy coder are offered (bytes above 0) only where the profile has measured them.
+    Returns
+    -------
+    The TransferView. It offers the lossless mode and the entropy coder (bytes above 0) only if the profile has measured them.
+
+    Raises
+    ------
+    ValueError : if the profile lacks a stage or has no curves.
     """
     raw_bytes = profile.model.kv_bytes(tokens)
     curve = curve or curve_for(profile, tokens)
@@ -48,16 +55,16 @@ def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateC
 
 
 def unmeasured_view(raw_bytes: int, deadline_s: float) -> TransferView:
-    """The view where no profile says what coding costs: 0 s and 0 bytes for every cut, so that a policy decides by its own rule alone."""
+    """The view without a profile: every cut costs 0 s and 0 bytes, so a policy decides by its own rule alone."""
     curve = Curve(bytes=(0.0,) * 4, distortion=(1.0,) * 4, bits=(0.0, 2.0, 4.0, 8.0))
     return TransferView(raw_bytes, deadline_s, slope=curve, uniform=curve, lossless_bytes=raw_bytes)
 
 
 def ask_once(policy: BitratePolicy, profile: Profile) -> None:
-    """Raises ValueError, one line, where the policy needs what the profile does not have: before a run, not in it."""
+    """Called before a run. Raises ValueError, one line, if the policy needs something that the profile lacks."""
     policy.decide(0.0, expected_view(profile, tokens=1024, deadline_s=0.0))
 
 
 def kv_deadline_s(profile: Profile, arrival_s: float, isl: int, slo_ttft_s: float) -> float:
-    """When KV must be usable for the first decoded token to come in time: one iteration, alone in the batch, before the SLO."""
+    """When the KV must be usable for TTFT to meet its SLO: one decode iteration of the request alone before it."""
     return arrival_s + slo_ttft_s - profile.fit("decode").seconds(batch=1, context=isl)

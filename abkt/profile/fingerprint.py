@@ -1,4 +1,4 @@
-"""What was measured on: enough to tell two machines or two software versions apart, nothing personal."""
+"""The machine and software versions of a measurement: enough to tell two of them apart, and nothing personal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def fingerprint() -> dict[str, str]:
+    """CPU, cores, GPU, and the versions of Python, torch, triton, transformers and the kernel."""
     import torch
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
@@ -31,6 +32,7 @@ def _version(package: str) -> str:
 
 
 def cpu_name() -> str:
+    """The CPU's model name, or its architecture if the name is not known."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

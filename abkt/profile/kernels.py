@@ -1,11 +1,11 @@
-"""What a model's iterations take on a GPU whose kernels others have measured: sums of fitted kernel costs, marked `published`.
+"""Iteration times of a model on a GPU whose kernels others have measured: sums of fitted kernel costs. Such profiles are `published`.
 
 iteration = overhead + layers x (GEMMs + attention + all-reduces + elementwise) + lm_head, each kernel a smooth roofline
     launch + ((flops / F)^p + (bytes / B)^p)^(1/p) + activation bytes / A
 whose coefficients `abkt fit-hardware` fits to the kernel tables of aiconfigurator (Apache-2.0); attention of a decode step is
     launch + KV bytes / B + requests x KV heads x head_s.
-Rows whose weights or KV fit into the GPU's L2 cache are left out of a fit: a table repeats one kernel, a model never meets its layer's
-weights in the cache. Overhead per iteration and request is what the published servers fit (docs/published_servers.md).
+Rows whose weights or KV fit into the GPU's L2 cache are left out of a fit: a table repeats one kernel, but a running model never finds its
+layer's weights in the cache. The overhead per iteration and per request comes from published servers (docs/published_servers.md).
 
 Not modelled: overlap of communication and compute, expert parallelism, skewed experts, speculative decoding, pipeline parallelism.
 """
@@ -22,13 +22,16 @@ from abkt.spec import WEIGHT_BYTES, ModelSpec
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PROMPTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CONTEXTS = (1, 128, 512, 2048, 8192, 32768)  # tokens a request
-NEAR, FAR = 512, 32768  # the slope is between them
+NEAR, FAR = 512, 32768  # tokens a request between which the slope is taken
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """error: mean relative error on rows that were held out of the fit, of which there are `rows`. activation_bytes_per_s: of what a kernel
-    reads and writes beside weights or KV; of latent attention in a decode step, requests x heads per second."""
+    """A kernel as a smooth roofline.
+
+    sharpness: p of the formula. activation_bytes_per_s: rate of what the kernel reads and writes beside weights or KV; for latent attention
+    in a decode step, requests x heads per second. error: mean relative error on the rows held out of the fit. rows: their number.
+    """
 
     launch_s: float
     flops: float
@@ -45,7 +48,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class DecodeKernel:
-    """Attention of one decode step. head_s: for each request and KV head."""
+    """Attention of one decode step. head_s: seconds for each request and KV head."""
 
     launch_s: float
     bytes_per_s: float
@@ -59,6 +62,8 @@ class DecodeKernel:
 
 @dataclass(frozen=True, slots=True)
 class AllReduce:
+    """One all-reduce of a tensor over the GPUs of an instance."""
+
     launch_s: float
     bytes_per_s: float
     error: float
@@ -67,7 +72,7 @@ class AllReduce:
 
 @dataclass(frozen=True)
 class GpuKernels:
-    """One GPU's fitted kernels. Attention by head_dim, all-reduces by GPUs, experts by `experts_key`."""
+    """The fitted kernels of one GPU. Keys: attention by head_dim, all-reduces by the number of GPUs, experts by `experts_key`."""
 
     source: str
     gemm: Kernel
@@ -80,14 +85,15 @@ class GpuKernels:
 
 
 def experts_key(model: ModelSpec) -> str:
+    """The key of a model's experts in GpuKernels.experts."""
     return f"{model.hidden}x{model.expert_inner}x{model.experts}x{model.experts_active}_{model.expert_dtype}"
 
 
 @dataclass(frozen=True)
 class ModelCosts:
-    """A model on `gpus` of one kind, tensor parallel. memory_bytes_per_s: of one, for elementwise kernels.
+    """A model on `gpus` GPUs of one kind, tensor parallel. memory_bytes_per_s: of one GPU, for elementwise kernels.
 
-    Raises ValueError, one line, where the tables have no kernel of this shape.
+    Raises ValueError, one line, if the tables have no kernel of a needed shape.
     """
 
     model: ModelSpec
@@ -113,7 +119,7 @@ class ModelCosts:
             raise ValueError(f"the kernels of {k.source} have no all-reduce; use gpus=1 or a roofline: kernels=null")
 
     def iteration_s(self, batch: int, context: float, chunk: int = 0, before: int = 0) -> float:
-        """One pass: `batch` requests that decode with `context` tokens of KV in all, and `chunk` tokens of a prompt behind `before`."""
+        """Seconds of one pass: `batch` decoding requests with `context` tokens of KV in total, and `chunk` prompt tokens after `before`."""
         tokens = batch + chunk
         layer_s = self._attention_s(tokens, batch, context, chunk, before) + self._all_reduces_s(tokens) + self._elementwise_s(tokens)
         model = self.model
@@ -148,7 +154,7 @@ class ModelCosts:
         if not share:
             return projections_s + full_s
         seen = min(context, batch * m.window)
-        # A prompt in a window: chunk x window pairs in place of the triangle.
+        # A prompt in a window has chunk x window pairs instead of the triangle.
         window_s = self._full_attention_s(batch, seen, 0, 0, heads, kv_heads) if batch else 0.0
         window_s += self._prompt_s(heads, kv_heads, chunk, min(chunk * m.window, chunk * (before + chunk / 2))) if chunk else 0.0
         return projections_s + (1 - share) * full_s + share * window_s
@@ -162,7 +168,7 @@ class ModelCosts:
         return seconds
 
     def _prompt_s(self, heads: float, kv_heads: float, chunk: int, pairs: float) -> float:
-        """pairs: of a query and a key that it sees."""
+        """pairs: query-key pairs of the causal mask."""
         dim = self.model.head_dim
         return self.kernels.prefill_attention[dim].seconds(4 * heads * dim * pairs, 4 * chunk * dim * (heads + kv_heads))
 
@@ -187,15 +193,15 @@ class ModelCosts:
         return 2 * (one.launch_s + tokens * self.model.hidden * 2 / one.bytes_per_s)
 
     def _elementwise_s(self, tokens: int) -> float:
-        """Norms, rotation, residuals and activation: bytes read and written, at four fifths of the memory's bandwidth."""
+        """Norms, RoPE, residuals and activation: bytes read and written, at four fifths of the memory bandwidth."""
         m = self.model
         inner = m.inner if not m.experts else m.expert_inner * m.experts_active
         values = 8 * m.hidden + (2 * (m.heads + 2 * m.kv_heads) * m.head_dim + 3 * inner) / self.gpus
         return 2 * tokens * values / (0.8 * self.memory_bytes_per_s)
 
     def decode_fit(self) -> Fit:
-        """Seconds of an iteration as a Profile has them: in pieces over the batch, linear in the context. Its residual holds the kernels'
-        own error too."""
+        """Seconds of a decode iteration: piecewise linear in the batch, linear in the context. The residual includes the kernels' own
+        error."""
         slope = (self.iteration_s(64, 64 * FAR) - self.iteration_s(64, 64 * NEAR)) / (64 * (FAR - NEAR))
         terms = _pieces("batch", [(b, self.iteration_s(b, b * NEAR) - slope * b * NEAR) for b in BATCHES])
         points = [(b, b * c) for b in (*BATCHES, 3, 12, 48, 96, 200) for c in CONTEXTS]
@@ -204,7 +210,7 @@ class ModelCosts:
         )
 
     def prefill_fit(self) -> Fit:
-        """Seconds of a prompt in one pass: in pieces over its tokens, and their square from the three longest."""
+        """Seconds of a prompt in one pass: piecewise linear in its tokens, plus a square term from the three longest."""
         prompts = [n for n in PROMPTS if n <= self.model.max_tokens]
         seconds = {n: self.iteration_s(0, 0.0, n) for n in prompts}
         a, b, c = prompts[-3:]
@@ -223,12 +229,12 @@ class ModelCosts:
 
     @property
     def error(self) -> float:
-        """Of the kernels that most of a pass is made of."""
+        """Relative error of the kernels that take most of a pass."""
         return max(self.kernels.gemm.error, self.kernels.experts[experts_key(self.model)].error if self.model.experts else 0.0)
 
 
 def _pieces(variable: str, points: list[tuple[int, float]]) -> dict[str, float]:
-    """Coefficients of straight lines from point to point, the first and the last going on beyond."""
+    """Coefficients of straight lines between the points; the first and the last line continue outside."""
     slopes = [(after_s - before_s) / (after - before) for (before, before_s), (after, after_s) in pairwise(points)]
     terms = {"1": points[0][1] - slopes[0] * points[0][0], variable: slopes[0]}
     return terms | {f"{variable}>{knot}": after - before for (knot, _), before, after in zip(points[1:-1], slopes, slopes[1:])}
@@ -237,15 +243,16 @@ def _pieces(variable: str, points: list[tuple[int, float]]) -> dict[str, float]:
 def expert_work(
     hidden: float, inner: float, experts: float, active: float, tokens: float, weight_bytes: float
 ) -> tuple[float, float, float]:
-    """(flops, bytes of the experts that any token needs if all are equally likely, activation bytes) of one layer."""
+    """(flops, bytes of the experts that some token needs if all are equally likely, activation bytes) of one layer."""
     touched = experts * (1 - (1 - active / experts) ** tokens)
     return 6 * tokens * active * hidden * inner, 3 * touched * hidden * inner * weight_bytes, 2 * tokens * active * hidden
 
 
 def latent_decode_work(heads: float, context: float, latent_dim: float) -> tuple[float, float]:
-    """(flops, bytes) with the keys' projection absorbed into the query: each head reads the latent itself (DeepSeek-V2, section 2.1)."""
+    """(flops, bytes) if the key projection is absorbed into the query: each head reads the latent itself (DeepSeek-V2, section 2.1)."""
     return 2 * context * heads * (2 * latent_dim - 64), 2 * context * latent_dim
 
 
 def latent_prefill_work(heads: float, chunk: float, pairs: float, key_dim: float, value_dim: float) -> tuple[float, float]:
+    """(flops, bytes) of latent attention over `chunk` prompt tokens."""
     return 2 * heads * (key_dim + value_dim) * pairs, 4 * chunk * heads * (key_dim + value_dim)

@@ -1,12 +1,12 @@
-"""A Profile for hardware that nobody here owns: `published` where its kernels have been measured by others (abkt.profile.kernels), else
-from a specification sheet and marked `roofline`. Neither is validated here.
+"""A Profile for hardware that was not measured. Its source is `published` if others have measured its kernels (abkt.profile.kernels), else
+`roofline`, from a data sheet. Neither is validated here.
 
 prefill  = overhead + tokens x 2 active_parameters / flops + tokens^2 x 2 layers heads head_dim / flops   (causal attention: half)
 decode   = overhead + weights / bandwidth + batch x 2 active_parameters / flops + context x kv bytes / bandwidth
 codec    = tokens x (KV bytes read + coded bytes written) / (bandwidth x codec_efficiency)
-exact    = 12 of bfloat16's 16 bits (SplitZip's fixed codes, arXiv 2605.01708); other dtypes have no exact mode here
+lossless = 12 of bfloat16's 16 bits (SplitZip's fixed codes, arXiv 2605.01708); other dtypes have no lossless mode here
 
-Not modelled: kernel launch gaps beyond one overhead per pass, tensor-parallel communication, expert routing, escapes of the exact code.
+Not modelled: kernel launch gaps beyond one overhead per pass, tensor-parallel communication, expert routing, escapes of the lossless code.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from abkt.profile.kernels import GpuKernels, ModelCosts
 from abkt.profile.schema import Fit, Profile, RateCurve
 from abkt.spec import DTYPE_BYTES, ModelSpec
 
-LOSSLESS_SHARE = {"bfloat16": 12 / 16}  # assumption; the probe's KV takes 0.71
+LOSSLESS_SHARE = {"bfloat16": 12 / 16}  # assumption; measured on the probe's KV: 0.71
 
 
 @dataclass(frozen=True, slots=True)
 class GpuSpec:
-    """One serving instance of `gpus`. flops, memory_bytes_per_s, memory_bytes: dense bf16 peak, memory bandwidth and memory of each;
-    efficiencies scale them. overhead_s, request_s: of each iteration, and for each request in it. kernels: fitted to published tables; None
-    where there are none."""
+    """One serving instance.
+
+    gpus: their number. flops, memory_bytes_per_s, memory_bytes: dense bf16 peak, memory bandwidth and memory of each GPU; the efficiencies
+    scale them. overhead_s, request_s: seconds of each iteration, and for each request in it. call_s: seconds of a copy or kernel call.
+    kernels: fits of published kernel tables, or None.
+    """
 
     name: str
     flops: float
@@ -47,7 +50,7 @@ class GpuSpec:
 
 
 def kv_tokens(gpu: GpuSpec, model: ModelSpec, reserve: float = 0.1) -> int:
-    """Tokens of KV that fit beside the weights, `reserve` of the memory left to activations. Raises ValueError if none do."""
+    """Tokens of KV that fit beside the weights. `reserve`: share of the memory for activations. Raises ValueError if none fit."""
     left = gpu.memory_bytes * gpu.gpus * (1 - reserve) - model.bytes_of_weights
     tokens = int(left // model.kv_bytes_per_token)
     if tokens < 1:
@@ -56,7 +59,7 @@ def kv_tokens(gpu: GpuSpec, model: ModelSpec, reserve: float = 0.1) -> int:
 
 
 def profile_of(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...]) -> Profile:
-    """The best that is known of this hardware. Raises ValueError where its kernels do not have what the model needs."""
+    """The published profile if the GPU has kernels, else its roofline. Raises ValueError if a kernel for the model is missing."""
     sheet = roofline(gpu, model, curves)
     if gpu.kernels is None:
         return sheet
@@ -67,6 +70,7 @@ def profile_of(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...]) ->
 
 
 def roofline(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...]) -> Profile:
+    """The profile from the data sheet, by the formulas of this module."""
     flops = gpu.flops * gpu.gpus * gpu.compute_efficiency
     memory = gpu.memory_bytes_per_s * gpu.gpus * gpu.memory_efficiency
     codec = gpu.memory_bytes_per_s * gpu.gpus * gpu.codec_efficiency

@@ -1,13 +1,14 @@
-"""A Profile: what was measured, on what, over which range, and how well the fits hold. Read by the model, written by `abkt profile`.
+"""A Profile: what was measured, on which machine, over which range, and how well the fits hold. `abkt profile` writes it, the simulator
+reads it.
 
-Costs are linear in named features (units in the name of what they give: seconds). Stages that the study fits:
-  prefill          tokens, tokens*tokens     one prompt of `tokens`, one pass
-  decode           batch, context            one iteration of `batch` requests with `context` tokens of KV in all
-  encode/raw, encode/2, encode/4, encode/8   tokens    by the depth encoded, in bits; raw: copies out of the pool
+Each stage's seconds are a linear function of named features:
+  prefill          tokens, tokens*tokens     one prompt of `tokens` tokens in one pass
+  decode           batch, context            one iteration of `batch` requests with `context` tokens of KV in total
+  encode/raw, encode/2, encode/4, encode/8   tokens    by the encoded depth in bits; raw: copies out of the pool
   expand/raw, expand/2, expand/4, expand/8   tokens    into the pool
-  encode/lossless, expand/lossless                 tokens    the lossless mode; a profile may do without them, and then has no such mode
-  encode/entropy, expand/entropy             tokens    the entropy form at full depth; optional too
-  transport        calls, bytes              one transfer on the unpaced link
+  encode/lossless, expand/lossless           tokens    the lossless mode; optional: without them the mode is not offered
+  encode/entropy, expand/entropy             tokens    the entropy coder at full depth; optional
+  transport        calls, bytes              one transfer over the unpaced link
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ from abkt.spec import ModelSpec
 
 SCHEMA_VERSION = 2  # 2: the mode and tables called exact became lossless
 REWEIGHTINGS = 4
+DEPTHS_BITS = (2, 4, 8)  # depths of the fixed coder that are measured
+FEATURES = {"prefill": ("1", "tokens", "tokens*tokens"), "decode": ("1", "batch", "context"), "transport": ("calls", "bytes")}
+CODEC_FEATURES = ("1", "tokens")  # of every other stage
+Sample = tuple[Mapping[str, float], float]  # variables, seconds
 
 
 @dataclass(frozen=True)
 class Fit:
-    """seconds = sum of coefficient x feature; a feature is "1", a product of variables such as "tokens*tokens", or what a variable has
-    beyond a knot, such as "batch>32" for max(0, batch - 32): the sum is then linear in pieces.
+    """seconds = sum of coefficient x feature.
 
-    residual: relative root-mean-square error over the samples. low, high: the measured range of each variable.
+    A feature is "1", a product of variables such as "tokens*tokens", or the part of a variable beyond a knot, such as "batch>32" for
+    max(0, batch - 32); with knots the sum is piecewise linear. residual: relative root-mean-square error over the samples. low, high: the
+    measured range of each variable.
     """
 
     features: tuple[str, ...]
@@ -53,7 +59,7 @@ class Fit:
         return sum(c * _feature(f, variables) for f, c in zip(self.features, self.coefficients, strict=True))
 
     def covers(self, **variables: float) -> bool:
-        """False where a variable lies outside what was measured: the result is then an extrapolation."""
+        """Whether all variables are in the measured range; otherwise the result is an extrapolation."""
         return all(self.low[name] <= value <= self.high[name] for name, value in variables.items() if name in self.low)
 
     @cached_property
@@ -63,7 +69,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class RateCurve:
-    """Curves of one measured prompt, bytes relative to its raw bytes: what the model draws from."""
+    """Rate-distortion curves of one measured prompt, bytes relative to its raw bytes. The simulator draws one for each request."""
 
     tokens: int
     slope: Curve
@@ -72,9 +78,19 @@ class RateCurve:
 
 @dataclass(frozen=True)
 class Profile:
-    """fingerprint: the machine and versions measured. source: measured | published | roofline, and whence. lossless_share: bytes of a
-    lossless transfer by raw bytes; 0: not measured. entropy_share: bytes of the entropy coder by those of the fixed one at equal
-    distortion; 0: not measured."""
+    """What a model costs on a machine.
+
+    Parameters
+    ----------
+    model : the shapes of the model.
+    fits : stage -> seconds, for the stages of this module's docstring.
+    curves : rate-distortion curves of measured prompts.
+    fingerprint : the machine and the versions that were measured.
+    source : `measured`, `published` (fits of others' kernel tables) or `roofline` (from a data sheet).
+    created : ISO time.
+    lossless_share : bytes of a lossless transfer relative to raw bytes; 0: not measured.
+    entropy_share : bytes of the entropy coder relative to the fixed coder at equal distortion; 0: not measured.
+    """
 
     model: ModelSpec
     fits: dict[str, Fit]
@@ -87,16 +103,17 @@ class Profile:
     entropy_share: float = 0.0
 
     def fit(self, stage: str) -> Fit:
+        """The fit of a stage. Raises ValueError, one line, if it was not measured."""
         if stage not in self.fits:
             raise ValueError(f"the profile has no table {stage}; it has {', '.join(sorted(self.fits))}: run `abkt profile` again")
         return self.fits[stage]
 
     def has_codec(self, name: str) -> bool:
-        """Whether both tables of a codec (raw, lossless, entropy or a depth in bits) were measured."""
+        """Whether encoding and expanding of a codec (raw, lossless, entropy or a depth in bits) were measured."""
         return {f"encode/{name}", f"expand/{name}"} <= self.fits.keys()
 
     def codec_s(self, name: str, tokens: int) -> tuple[float, float]:
-        """Seconds that encoding and expanding `tokens` tokens take with this codec. Raises ValueError where it was not measured."""
+        """Seconds of encoding and of expanding `tokens` tokens. Raises ValueError if the codec was not measured."""
         return self.fit(f"encode/{name}").seconds(tokens=tokens), self.fit(f"expand/{name}").seconds(tokens=tokens)
 
     def save(self, path: Path) -> None:
@@ -106,7 +123,7 @@ class Profile:
 
 
 def load(path: Path) -> Profile:
-    """Raises ValueError, one line, where the file is no profile of this schema version."""
+    """Read profile.json. Raises ValueError, one line, if it is missing, damaged or of another schema version."""
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError:
@@ -120,7 +137,7 @@ def load(path: Path) -> Profile:
 
 
 def parse(data: object) -> Profile:
-    """A Profile from its JSON form. Raises ValueError, one line, where it is damaged or of another schema version."""
+    """A Profile from parsed JSON. Raises ValueError, one line, if it is damaged or of another schema version."""
     version = data.get("schema_version") if isinstance(data, dict) else None
     if not isinstance(data, dict) or version != SCHEMA_VERSION:
         raise ValueError(f"schema version is {version}, this code reads {SCHEMA_VERSION}; run `abkt profile` again")
@@ -146,11 +163,12 @@ def parse_curve(data: Mapping[str, Sequence[float]]) -> Curve:
     return Curve(tuple(data["bytes"]), tuple(data["distortion"]), tuple(data["bits"]))
 
 
-def fit(features: Sequence[str], samples: Sequence[tuple[Mapping[str, float], float]]) -> Fit:
-    """Least squares of relative error with coefficients >= 0 (a cost cannot be negative: drop the most negative and fit again).
+def fit(features: Sequence[str], samples: Sequence[Sample]) -> Fit:
+    """Least squares of the relative error, with coefficients >= 0, since a cost cannot be negative.
 
-    The error is relative to the fit, not to the sample, by reweighting: relative to the sample, noise would pull the fit below the
-    mean. samples: (variables, seconds). Raises ValueError with fewer samples than features.
+    Where a coefficient comes out negative, the most negative one is dropped and the rest is fitted again. The error is relative to the
+    fit, by reweighting; relative to the samples, noise would pull the fit below their mean. Raises ValueError with fewer samples than
+    features.
     """
     if len(samples) < len(features):
         raise ValueError(f"{len(samples)} samples cannot fit the {len(features)} features {', '.join(features)}")
@@ -169,6 +187,11 @@ def fit(features: Sequence[str], samples: Sequence[tuple[Mapping[str, float], fl
         residual=float(np.sqrt(np.mean((seconds / scale - 1.0) ** 2))),
         samples=len(samples),
     )
+
+
+def fit_stages(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Fit]:
+    """The fit of each stage, with the features that this module's docstring names."""
+    return {stage: fit(FEATURES.get(stage, CODEC_FEATURES), taken) for stage, taken in samples.items()}
 
 
 def _non_negative(design: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -1,0 +1,42 @@
+"""Serving on this machine: a frontend and its prefill and decode worker processes, which move real KV. For the command line and for studies
+that need a real cluster; `frontend` and `worker` are the two sides, `commands` and `reports` what they say to each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abkt.lazy import exporter
+
+if TYPE_CHECKING:
+    from abkt.serve.cluster import ClusterRun, LocalCluster, PlannedRoleChange
+    from abkt.serve.errors import ClusterError, WorkerDied
+    from abkt.serve.frontend.prompt import Prompt
+    from abkt.serve.http import Endpoint
+    from abkt.serve.service import Service
+    from abkt.serve.spec import LocalClusterSpec
+
+__all__ = [
+    "ClusterError",
+    "ClusterRun",
+    "Endpoint",
+    "LocalCluster",
+    "LocalClusterSpec",
+    "PlannedRoleChange",
+    "Prompt",
+    "Service",
+    "WorkerDied",
+]
+__getattr__ = exporter(
+    __name__,
+    {
+        "ClusterError": "errors",
+        "ClusterRun": "cluster",
+        "Endpoint": "http",
+        "LocalCluster": "cluster",
+        "LocalClusterSpec": "spec",
+        "PlannedRoleChange": "cluster",
+        "Prompt": "frontend.prompt",
+        "Service": "service",
+        "WorkerDied": "errors",
+    },
+)

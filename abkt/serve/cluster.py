@@ -1,4 +1,4 @@
-"""A real PD cluster on this machine: its workers, and runs of requests through them."""
+"""A real cluster with prefill and decode workers on this machine, and runs of requests through it."""
 
 from __future__ import annotations
 
@@ -19,75 +19,30 @@ from abkt.profile import schema
 from abkt.profile.expect import ask_once
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord
-from abkt.serve.control import Message, WorkerConfig
-from abkt.serve.engine.engine import read_spec
+from abkt.serve.commands import Prepare, ReportIterations, WorkerConfig
+from abkt.serve.errors import ClusterError
 from abkt.serve.frontend.frontend import Frontend
-from abkt.serve.frontend.process import ClusterError
+from abkt.serve.frontend.open_request import OpenRequest
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.frontend.reservations import Expectations, Reservations
-from abkt.serve.frontend.roles import RoleController
-from abkt.serve.frontend.ticket import OpenRequest, Terms
+from abkt.serve.frontend.roles import WorkerRoles
+from abkt.serve.frontend.terms import RunTerms
 from abkt.serve.frontend.workers import Workers, core_of
 from abkt.serve.pacing import shaped
-from abkt.spec import KVLayout, ModelSpec
+from abkt.serve.reports import CodedCurves, DecodeIterations, Prepared
+from abkt.serve.spec import LocalClusterSpec
 from abkt.transfer.protocol.key import find_key
 from abkt.transfer.transports.registry import check_transport
 
 START_TIMEOUT_S = 180.0
-LEAD_S = 0.2  # between telling the workers of a run and its first possible arrival
+LEAD_S = 0.2  # from telling the workers of a run to its time 0
 STATIC = {"_target_": "abkt.policy.roles.static.Static"}
-IN_TURN = {"_target_": "abkt.policy.routing.round_robin.RoundRobin"}
-
-
-@dataclass(frozen=True, slots=True)
-class LocalClusterSpec:
-    """prefill workers p0, p1, … and decode workers d0, d1, …: pool_tokens of KV on each, max_batch decoding at a time, one core and thread
-    each as far as there are cores.
-
-    paced: the profile.json of a machine that the workers stand for, sleeping its times; none: they compute. transport: see
-    abkt.transfer.transports.registry. turns: the workers share one device and take turns with it. importance_window, calibration,
-    layer_groups, key_file, encrypt: as in WorkerConfig.
-    """
-
-    model_folder: Path
-    prefill: int = 1
-    decode: int = 1
-    pool_tokens: int = 16_384
-    block_tokens: int = 16
-    max_batch: int = 8
-    device: str = "cpu"
-    stall_timeout_s: float = 60.0
-    importance_window: int = 32
-    calibration: Path | None = None
-    layer_groups: int = 1
-    key_file: str = ""
-    encrypt: bool = False
-    paced: Path | None = None
-    transport: str = "tcp"
-    turns: bool = False
-
-    def __post_init__(self) -> None:
-        if self.turns and self.paced:
-            raise ValueError("workers that sleep their times have no need of turns; they go with compute=real")
-        if self.layer_groups < 1 or (self.paced and self.layer_groups > 1):
-            raise ValueError(f"layer_groups is {self.layer_groups}; it must be at least 1, and 1 where compute is paced")
-        if min(self.prefill, self.decode, self.max_batch) < 1:
-            raise ValueError(
-                f"{self.prefill} prefill and {self.decode} decode workers, max_batch {self.max_batch}: each must be at least 1"
-            )
-
-    def layout(self) -> KVLayout:
-        return KVLayout(read_spec(self.model_folder), blocks=self.pool_tokens // self.block_tokens, block_tokens=self.block_tokens)
-
-    @property
-    def compute(self) -> str:
-        """As it stands in the records."""
-        return "paced" if self.paced else "real"
+ROUND_ROBIN = {"_target_": "abkt.policy.routing.round_robin.RoundRobin"}
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRoleChange:
-    """At a time of the run a worker takes another role, or goes (role "gone"), or comes (a name that is new)."""
+    """At this time of a run a worker takes another role. Role "gone" ends it; a new name starts a worker."""
 
     at_s: float
     worker: str
@@ -96,17 +51,18 @@ class PlannedRoleChange:
 
 @dataclass(frozen=True, slots=True)
 class ClusterRun:
-    """What came of one run. iterations: (batch, context, seconds) of decode passes. coded: curves of what was coded at full depth.
+    """The results of one run.
 
-    outputs, margins: request id -> the tokens it got, and by how much each was chosen (see Choice). roles: (when, worker, role) of
-    changes that were made, "" as one began to drain. codec: which implementation coded. network: what carried the bytes, and who paced
-    them.
+    requests, transfers: records, by request id and by start. iterations: (batch size, context tokens, seconds) of decode iterations. coded:
+    curves of each prompt that was encoded at full depth. outputs, margins: request id -> its output tokens, and by how much each was chosen
+    (see Choice). roles: (when, worker, role) of role changes, with role "" when the worker began to drain. codec: which implementation
+    encoded. network: what carried the bytes, and what paced them.
     """
 
     requests: list[RequestRecord]
     transfers: list[TransferRecord]
     iterations: list[tuple[int, int, float]] = field(default_factory=list)
-    coded: list[Message] = field(default_factory=list)
+    coded: list[CodedCurves] = field(default_factory=list)
     outputs: dict[int, list[int]] = field(default_factory=dict)
     margins: dict[int, list[float]] = field(default_factory=dict)
     roles: list[tuple[float, str, str]] = field(default_factory=list)
@@ -116,37 +72,51 @@ class ClusterRun:
 
 
 class LocalCluster:
-    """A context manager; on any way out, every process it started is gone.
+    """Worker processes on this machine. A context manager: whichever way it is left, every process that it started has ended.
 
-    namespaces: where its workers run, one each, already entered; they need a key then. pacing: see abkt.serve.pacing; tbf with namespaces.
+    Parameters
+    ----------
+    spec : the workers.
+    log_dir : an existing folder; each worker writes NAME.log there.
+    namespaces : network namespaces, already entered, one for each worker; transfers then need a key. None: all on loopback.
+    pacing : what holds the bytes back to the link's capacity; see `abkt.serve.pacing`. It is tbf with namespaces.
+
+    Raises
+    ------
+    ValueError : in one line, where the key, the transport or the profile of paced workers cannot be used.
+
+    Examples
+    --------
+    >>> with LocalCluster(LocalClusterSpec(folder), logs) as cluster:
+    ...     run = cluster.run(prompts, {"_target_": "abkt.policy.bitrate.fixed.Raw"}, Capacity.constant(1e9), SLO(1.0, 0.1))
     """
 
     def __init__(self, spec: LocalClusterSpec, log_dir: Path, namespaces: Namespaces | None = None, pacing: str = "userspace") -> None:
-        find_key(spec.key_file, spec.encrypt)  # better refused here than by a worker
+        find_key(spec.key_file, spec.encrypt)  # a key that cannot be used is refused before any worker starts
         check_transport(spec.transport, "tbf" if namespaces else pacing)
         self._sockets, self._log_dir = "", log_dir
         self._resources = ExitStack()
         self.spec = spec
         self.layout = spec.layout()
-        self.model: ModelSpec = self.layout.model
-        self.roster = Workers(self._config, log_dir, namespaces)
+        self.model = self.layout.model
+        self.workers = Workers(self._config, log_dir, namespaces)
         self._namespaces = namespaces
         self._pacing = "tbf" if namespaces else pacing
         self._numbers = itertools.count()
         self._most_tokens = min(self.model.max_tokens, spec.pool_tokens)
-        self._first = {f"p{i}": "prefill" for i in range(spec.prefill)} | {f"d{i}": "decode" for i in range(spec.decode)}
+        self._roles = {f"p{i}": "prefill" for i in range(spec.prefill)} | {f"d{i}": "decode" for i in range(spec.decode)}
         if spec.paced:
             for stage in ("prefill", "decode"):
                 schema.load(spec.paced).fit(stage)
 
     def __enter__(self) -> LocalCluster:
         if self.spec.transport != "tcp":
-            self._sockets = self._resources.enter_context(TemporaryDirectory(prefix="abkt-"))  # a path of a socket must be short
+            self._sockets = self._resources.enter_context(TemporaryDirectory(prefix="abkt-"))  # the path of a socket must be short
         try:
-            for name, role in sorted(self._first.items(), key=lambda item: item[1]):  # decode first
-                self.roster.start(name, role)
-            self.roster.sort(self._first)
-            self.roster.wait(START_TIMEOUT_S)
+            for name, role in sorted(self._roles.items(), key=lambda item: item[1]):  # decode first
+                self.workers.start(name, role)
+            self.workers.sort(self._roles)
+            self.workers.wait(START_TIMEOUT_S)
         except BaseException:
             self.close(ask=False)
             raise
@@ -156,16 +126,16 @@ class LocalCluster:
         self.close(ask=kind is None)
 
     def close(self, ask: bool = True) -> None:
-        """ask: let the workers finish what they are at; without, whoever waits for an error gets it at once."""
-        self.roster.close(ask)
+        """End all workers. ask: let each finish its computation first."""
+        self.workers.close(ask)
         self._resources.close()
 
     def restore(self) -> None:
-        """Between two runs: everybody who was there from the start and is still there has the role again that it began with."""
-        for name, role in self._first.items():
-            if name in self.roster.members and self.roster.members[name].role != role:
-                self.roster.restore(name, role)
-        self.roster.wait(START_TIMEOUT_S)
+        """Between two runs: give each worker that was there from the start, and still is, its first role again."""
+        for name, role in self._roles.items():
+            if name in self.workers.states and self.workers.states[name].role != role:
+                self.workers.restore(name, role)
+        self.workers.wait(START_TIMEOUT_S)
 
     def frontend(
         self,
@@ -175,17 +145,17 @@ class LocalCluster:
         done: Callable[[OpenRequest], None],
         origin_s: float,
         profile: Profile | None = None,
-        routing: Mapping[str, Any] = IN_TURN,
-        coded: Callable[[Message], None] = lambda message: None,
+        routing: Mapping[str, Any] = ROUND_ROBIN,
+        coded: Callable[[CodedCurves], None] = lambda curves: None,
         replace_dead: bool = False,
         longest: tuple[int, ...] = (),
         roles: Mapping[str, Any] = STATIC,
     ) -> Frontend:
-        """Whoever takes requests to these workers; one at a time. Raises ValueError where the policy cannot work with the profile."""
+        """A Frontend over these workers; use one at a time. Raises ValueError where the policy cannot work with the profile."""
         if profile:
             ask_once(build(bitrate), profile)
-        spec, model = self.spec, self.model
-        terms = Terms(
+        spec = self.spec
+        terms = RunTerms(
             bitrate=bitrate,
             network=network,
             pacing=self._pacing,
@@ -193,12 +163,13 @@ class LocalCluster:
             profile=profile,
             compute=spec.compute,
             most_tokens=self._most_tokens,
-            refusal=f"the model holds {model.max_tokens}, the pool {spec.pool_tokens}",
-            replace=replace_dead,
+            limits=f"the model takes {self.model.max_tokens} tokens, and a worker's pool holds {spec.pool_tokens}",
+            replace_dead=replace_dead,
             longest=longest[: self._most_tokens],
         )
-        book = Reservations(Expectations(profile, self.layout, slo_ttft_s), bitrate, network)
-        return Frontend(self.roster, book, terms, build(routing), origin_s, lambda: next(self._numbers), done, coded, RoleController(roles))
+        reservations = Reservations(Expectations(profile, self.layout, slo_ttft_s, spec.device), bitrate, network)
+        policy, move = build(routing), WorkerRoles(roles)
+        return Frontend(self.workers, reservations, terms, policy, origin_s, lambda: next(self._numbers), done, coded, move)
 
     def run(
         self,
@@ -211,35 +182,48 @@ class LocalCluster:
         keep: Callable[[RequestRecord], None] = lambda record: None,
         usd_per_gb: float = 0.0,
         *,
-        routing: Mapping[str, Any] = IN_TURN,
+        routing: Mapping[str, Any] = ROUND_ROBIN,
         roles: Mapping[str, Any] = STATIC,
         concurrency: int = 0,
         changes: Sequence[PlannedRoleChange] = (),
     ) -> ClusterRun:
-        """Send every prompt at its time and wait for all; `keep` gets each record as it is finished, so that none is lost.
+        """Send every prompt at its time, and wait for all answers.
 
-        bitrate, routing, roles: configurations of policies (abkt.policy.build). profile: what they expect of this machine; None: nothing
-        yet. usd_per_gb: what 10^9 wire bytes cost. concurrency: closed loop, so many requests open at a time, their own times not looked
-        at; 0: open loop. changes: of roles, while it goes on.
-        Raises ValueError where the policy cannot work with the profile, WorkerDied within 3 s of the death of the last worker of a role,
-        ClusterError if nothing happens for stall_timeout_s.
+        Parameters
+        ----------
+        prompts : in any order.
+        bitrate, routing, roles : configurations of policies, as `abkt.policy.build.build` takes them.
+        network : capacity of each worker's link.
+        slo : the deadlines that policies work towards.
+        profile : what policies expect of this machine; None: nothing is known.
+        progress : called with (requests done, all requests).
+        keep : called with each record as soon as it is made, so that none is lost when the run breaks.
+        usd_per_gb : price of 10**9 wire bytes.
+        concurrency : requests that are open at a time, whatever their arrival times (closed loop); 0: all arrive at their times.
+        changes : of roles, during the run.
+
+        Raises
+        ------
+        ValueError : where a policy cannot work with the profile.
+        WorkerDied : within 3 s of the death of the last worker of a role.
+        ClusterError : if no worker reports anything for spec.stall_timeout_s.
         """
         started_s = time.monotonic()
         longest = max((p.tokens for p in prompts), key=len) if self.spec.paced else ()
         if longest:
-            everyone = [*self.roster.serving("prefill"), *self.roster.serving("decode")]
-            self.roster.ask(everyone, "prepare", "prepared", START_TIMEOUT_S, tokens=longest[: self._most_tokens])
+            everyone = [*self.workers.serving("prefill"), *self.workers.serving("decode")]
+            self.workers.ask(everyone, Prepare(longest[: self._most_tokens]), Prepared, START_TIMEOUT_S)
         origin_s = time.monotonic() + LEAD_S
         run = ClusterRun([], [])
 
-        def done(ticket: OpenRequest) -> None:
-            record = ticket.record
+        def done(request: OpenRequest) -> None:
+            record = request.record
             assert record is not None
-            record.cost_usd = ticket.wire_bytes * usd_per_gb / 1e9
+            record.cost_usd = request.wire_bytes * usd_per_gb / 1e9
             run.requests.append(record)
-            run.transfers.extend([*ticket.failed, *([ticket.transfer] if ticket.transfer else [])])
+            run.transfers.extend([*request.failed_transfers, *([request.transfer] if request.transfer else [])])
             if record.outcome == "completed":
-                run.outputs[record.request_id], run.margins[record.request_id] = ticket.tokens, ticket.margins
+                run.outputs[record.request_id], run.margins[record.request_id] = request.tokens, request.margins
             keep(record)
             progress(len(run.requests), len(prompts))
 
@@ -249,7 +233,7 @@ class LocalCluster:
         waiting = deque(sorted(prompts, key=lambda p: (p.arrival_s, p.request_id)))
         due = deque(sorted(changes, key=lambda change: change.at_s))
         with shaped(self._namespaces, self._pacing, network, origin_s) as facts:
-            while len(run.requests) < len(prompts) or not self.roster.settled:
+            while len(run.requests) < len(prompts) or not self.workers.settled:
                 now_s = frontend.now_s()
                 while due and due[0].at_s <= now_s:
                     change = due.popleft()
@@ -262,18 +246,18 @@ class LocalCluster:
                         frontend.submit(OpenRequest(waiting.popleft()))
                 until_s = waiting[0].arrival_s - frontend.now_s() if waiting and not concurrency else 1.0
                 frontend.step(max(0.0, until_s))
-                if time.monotonic() - frontend.heard_s > self.spec.stall_timeout_s and (frontend.open or not self.roster.settled):
+                if time.monotonic() - frontend.heard_s > self.spec.stall_timeout_s and (frontend.open or not self.workers.settled):
                     raise ClusterError(
-                        f"no worker said anything for {self.spec.stall_timeout_s:.0f} s; {frontend.open} requests are unfinished"
+                        f"no worker reported anything for {self.spec.stall_timeout_s:.0f} s; {frontend.open} requests are unfinished"
                     )
-        decode = self.roster.serving("decode")
+        answers = self.workers.ask(self.workers.serving("decode"), ReportIterations(), DecodeIterations, 10.0)
         return replace(
             run,
             requests=sorted(run.requests, key=lambda r: r.request_id),
             transfers=sorted(run.transfers, key=lambda t: t.start_s),
-            iterations=[tuple(i) for message in self.roster.ask(decode, "report", "iterations", 10.0) for i in message["iterations"]],
+            iterations=[iteration for answer in answers for iteration in answer.iterations],
             codec=frontend.codec,
-            roles=frontend.changed,
+            roles=frontend.role_changes,
             network={**facts, "transport": self.spec.transport},
             wall_s=time.monotonic() - started_s,
         )
@@ -295,7 +279,7 @@ class LocalCluster:
             importance_window=spec.importance_window,
             calibration=str(spec.calibration) if spec.calibration else "",
             layer_groups=spec.layer_groups,
-            turn=str(self._log_dir / "turn") if spec.turns else "",
+            device_lock=str(self._log_dir / "device.lock") if spec.shares_device else "",
             key_file=spec.key_file,
             encrypt=spec.encrypt,
             host=self._namespaces.address(name) if self._namespaces else "127.0.0.1",

@@ -1,7 +1,8 @@
-"""An HTTP endpoint in front of a service, in OpenAI's form: /v1/completions (streamed, if asked), /v1/models, /health, /metrics.
+"""An HTTP endpoint with OpenAI's API in front of a service: /v1/completions (with streaming), /v1/models, /health, /metrics.
 
-Beyond OpenAI's fields: top_k, ignore_eos; a choice also has token_ids. What is not served (several choices, stop texts, log
-probabilities, …) is refused and not left out. With a key every path but /health needs `Authorization: Bearer KEY`.
+Beyond OpenAI's fields, a request may have top_k and ignore_eos, and a choice has token_ids. A request that asks for what is not supported
+(several choices, stop texts, log probabilities, …) is refused; the field is not ignored. With an API key, every path but /health needs
+the header `Authorization: Bearer KEY`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from abkt.serve.engine.sampling import SEED_CAP, Sampling
-from abkt.serve.frontend.process import ClusterError
+from abkt.serve.errors import ClusterError
+from abkt.serve.frontend.open_request import OpenRequest
 from abkt.serve.frontend.prompt import Prompt
-from abkt.serve.frontend.ticket import OpenRequest
 from abkt.serve.metrics import Metrics
 from abkt.serve.service import Busy, Service
 
 BODY_CAP_BYTES = 4 << 20
-LOOK_S = 0.5  # between two looks whether the client is still there
+CHECK_S = 0.5  # between two checks whether the client is still connected
 ONLY = {"n": 1, "best_of": 1, "echo": False, "logprobs": None, "suffix": None, "stop": None, "logit_bias": None}
 PENALTIES = {"presence_penalty": 0, "frequency_penalty": 0}
 KNOWN = {"model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "seed", "stream", "user", "ignore_eos", *ONLY, *PENALTIES}
@@ -38,7 +39,8 @@ KNOWN = {"model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "seed
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Between text and tokens. vocabulary: how many there are. eos: what ends an answer; -1: nothing. tokenizer: None: token ids alone."""
+    """Converts between text and token ids. vocabulary: how many ids there are. eos: the token that ends an answer; -1: none. tokenizer:
+    None where the model has none; prompts must be token ids then."""
 
     vocabulary: int
     eos: int
@@ -46,6 +48,7 @@ class Text:
 
     @classmethod
     def of(cls, folder: Path) -> Text:
+        """Of a Hugging Face model folder."""
         from transformers import AutoConfig, AutoTokenizer
 
         config = AutoConfig.from_pretrained(folder)
@@ -55,13 +58,13 @@ class Text:
         return cls(config.vocab_size, -1 if first is None else first, tokenizer)
 
     def tokens(self, prompt: object) -> tuple[int, ...]:
-        """Raises ValueError, one line."""
+        """The token ids of a prompt. Raises ValueError, one line, where it is neither a text nor a list of ids."""
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError("the model has no tokenizer; give prompt as a list of token ids")
             prompt = self.tokenizer.encode(prompt)
         if not isinstance(prompt, list) or not prompt:
-            raise ValueError("prompt must be a text or a list of token ids, and not empty")
+            raise ValueError("prompt must be a non-empty text or a non-empty list of token ids")
         if any(type(token) is not int or not 0 <= token < self.vocabulary for token in prompt):
             raise ValueError(f"prompt must be one text or one list of token ids from 0 to {self.vocabulary - 1}")
         return tuple(prompt)
@@ -71,16 +74,16 @@ class Text:
 
 
 def prompt_of(body: object, model: str, text: Text) -> Prompt:
-    """What a client asked for. Raises ValueError, one line, that says which field cannot be."""
+    """The Prompt that a request body asks for. Raises ValueError, one line, which names the field that is wrong."""
     if not isinstance(body, dict):
-        raise ValueError("the body must be a JSON object")
+        raise ValueError("the request body must be a JSON object")
     if unknown := sorted(body.keys() - KNOWN):
-        raise ValueError(f"{unknown[0]} is not a field that is known here")
+        raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(KNOWN))}")
     for field, only in {**ONLY, **PENALTIES}.items():
         if body.get(field, only) not in (only, None):
-            raise ValueError(f"{field} is {body[field]!r}; only {only!r} is served")
+            raise ValueError(f"{field} is {body[field]!r}; only {only!r} is supported")
     if body.get("model", model) != model:
-        raise ValueError(f"there is no model {body['model']!r}; this is {model}")
+        raise ValueError(f"model {body['model']!r} is not served here; the model is {model}")
     if type(osl := body.get("max_tokens", 16)) is not int or osl < 1:
         raise ValueError(f"max_tokens is {osl!r}; it must be an integer of at least 1")
     for field in ("stream", "ignore_eos"):
@@ -94,13 +97,23 @@ def prompt_of(body: object, model: str, text: Text) -> Prompt:
 
 
 class Endpoint:
-    """key: what clients must have; empty: nothing. model: its name."""
+    """The HTTP application of a service.
+
+    Parameters
+    ----------
+    service : takes the requests; it must be running.
+    metrics : what /metrics answers.
+    model : the name that clients see.
+    text : the model's tokenizer and vocabulary.
+    key : the API key that clients must send; empty: none is needed.
+    """
 
     def __init__(self, service: Service, metrics: Metrics, model: str, text: Text, key: str = "") -> None:
         self._service, self._metrics, self._model, self._text, self._key = service, metrics, model, text, key
         self._created = int(time.time())
 
     def app(self) -> Starlette:
+        """For an ASGI server such as uvicorn."""
         return Starlette(
             routes=[
                 Route("/health", self._health),
@@ -114,7 +127,7 @@ class Endpoint:
         async def checked(request: Request) -> Response:
             given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
             if self._key and not hmac.compare_digest(given, self._key.encode()):
-                return _error(401, "the key is missing or wrong; send Authorization: Bearer KEY")
+                return _error(401, "the API key is missing or wrong; send the header Authorization: Bearer KEY")
             return await answer(request)  # type: ignore[no-any-return]
 
         return checked
@@ -140,11 +153,11 @@ class Endpoint:
             return _error(413, str(error))
         except ValueError as error:
             return _error(400, str(error))
-        loop, news = asyncio.get_running_loop(), asyncio.Queue[list[int] | OpenRequest]()
+        loop, updates = asyncio.get_running_loop(), asyncio.Queue[list[int] | OpenRequest]()
 
         def tell(item: list[int] | OpenRequest) -> None:
-            with suppress(RuntimeError):  # the loop ends with the server; nobody waits then
-                loop.call_soon_threadsafe(news.put_nowait, item)
+            with suppress(RuntimeError):  # the server and its loop have ended
+                loop.call_soon_threadsafe(updates.put_nowait, item)
 
         try:
             number = self._service.submit(prompt, tell, tell)
@@ -154,27 +167,27 @@ class Endpoint:
             return _error(503, str(error))
         answer = CompletionResponse(f"cmpl-{number}", int(time.time()), self._model, prompt, self._text)
         if prompt.stream:
-            return StreamingResponse(self._stream(number, answer, news), media_type="text/event-stream")
-        ticket = None
-        while ticket is None:
+            return StreamingResponse(self._stream(number, answer, updates), media_type="text/event-stream")
+        done = None
+        while done is None:
             try:
-                item = await asyncio.wait_for(news.get(), LOOK_S)
-                ticket = item if isinstance(item, OpenRequest) else None
+                item = await asyncio.wait_for(updates.get(), CHECK_S)
+                done = item if isinstance(item, OpenRequest) else None
             except TimeoutError:
                 if await request.is_disconnected():
                     self._service.cancel(number)
                     return Response(status_code=499)
-        record = ticket.record
+        record = done.record
         assert record is not None
         if record.outcome != "completed":
             return _error(400 if record.outcome == "rejected" else 503, record.reason)
-        return JSONResponse(answer.whole(ticket.tokens))
+        return JSONResponse(answer.whole(done.tokens))
 
-    async def _stream(self, number: int, answer: CompletionResponse, news: asyncio.Queue[list[int] | OpenRequest]) -> AsyncIterator[str]:
+    async def _stream(self, number: int, answer: CompletionResponse, updates: asyncio.Queue[list[int] | OpenRequest]) -> AsyncIterator[str]:
         done = False
         try:
             while True:
-                item = await news.get()
+                item = await updates.get()
                 if isinstance(item, OpenRequest):
                     done = True
                     break
@@ -186,41 +199,43 @@ class Endpoint:
                 yield _event({"error": {"message": item.record.reason, "type": "server_error", "param": None, "code": None}})
             yield "data: [DONE]\n\n"
         finally:
-            if not done:  # the client has left
+            if not done:  # the client has disconnected
                 self._service.cancel(number)
 
 
 @dataclass(slots=True)
 class CompletionResponse:
-    """One answer in OpenAI's form. said: what was streamed of its text."""
+    """One answer as OpenAI's API has it. streamed, tokens: the text and the tokens that were streamed so far."""
 
     id: str
     created: int
     model: str
     prompt: Prompt
     text: Text
-    said: str = ""
+    streamed: str = ""
     tokens: tuple[int, ...] = ()
 
     def more(self, tokens: list[int]) -> dict[str, Any]:
-        """A piece of a stream. A character that is not complete yet is held back."""
+        """The next event of a stream. An incomplete character is held back."""
         self.tokens += tuple(tokens)
         text = self.text.text(list(self.tokens))
-        piece = "" if text.endswith("\ufffd") else text.removeprefix(self.said)
-        self.said += piece
-        return self._form(piece, tokens, None)
+        piece = "" if text.endswith("\ufffd") else text.removeprefix(self.streamed)
+        self.streamed += piece
+        return self._body(piece, tokens, None)
 
     def end(self) -> dict[str, Any]:
-        rest = self.text.text(list(self.tokens)).removeprefix(self.said)
-        return {**self._form(rest, [], self._reason(self.tokens)), "usage": self._usage(len(self.tokens))}
+        """The last event of a stream."""
+        rest = self.text.text(list(self.tokens)).removeprefix(self.streamed)
+        return {**self._body(rest, [], self._reason(self.tokens)), "usage": self._usage(len(self.tokens))}
 
     def whole(self, tokens: list[int]) -> dict[str, Any]:
-        return {**self._form(self.text.text(tokens), tokens, self._reason(tuple(tokens))), "usage": self._usage(len(tokens))}
+        """The answer to a request that is not streamed."""
+        return {**self._body(self.text.text(tokens), tokens, self._reason(tuple(tokens))), "usage": self._usage(len(tokens))}
 
     def _reason(self, tokens: tuple[int, ...]) -> str:
         return "stop" if tokens and tokens[-1] == self.prompt.stop else "length"
 
-    def _form(self, text: str, tokens: list[int], reason: str | None) -> dict[str, Any]:
+    def _body(self, text: str, tokens: list[int], reason: str | None) -> dict[str, Any]:
         choice = {"index": 0, "text": text, "token_ids": tokens, "logprobs": None, "finish_reason": reason}
         return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model, "choices": [choice]}
 
@@ -230,16 +245,16 @@ class CompletionResponse:
 
 
 async def _json_of(request: Request) -> object:
-    """Raises OverflowError above the cap, ValueError for what is no JSON; both say so in one line."""
+    """Raises OverflowError above the size limit and ValueError where the body is not JSON, each with one line."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > BODY_CAP_BYTES:
-            raise OverflowError(f"a body has at most {BODY_CAP_BYTES} bytes")
+            raise OverflowError(f"the request body is larger than {BODY_CAP_BYTES} bytes")
     try:
         return json.loads(bytes(body))
     except (ValueError, RecursionError):
-        raise ValueError("the body is not JSON") from None
+        raise ValueError("the request body is not valid JSON") from None
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -1,4 +1,9 @@
-"""Who holds the bytes of a run back to what its link passes: `tc` on the link itself, the sender's socket, this process, or nobody."""
+"""What holds the bytes of a run back to the capacity of its link.
+
+tbf         the kernel, on the link itself (`tc`), in network namespaces
+socket      the kernel, on the sender's TCP socket
+userspace   the sending process
+"""
 
 from __future__ import annotations
 
@@ -9,56 +14,58 @@ from typing import Any
 
 from abkt.capacity import Capacity
 from abkt.net.command import NetworkError
-from abkt.net.follow import Follower
 from abkt.net.namespaces import Namespaces
-from abkt.serve.frontend.process import ClusterError
+from abkt.net.schedule import ScheduleFollower
+from abkt.serve.errors import ClusterError
 from abkt.transfer.link import PacedLink
 from abkt.transfer.transport import Transport
 from abkt.transfer.transports.kernel_paced import KernelPaced
-from abkt.transfer.transports.registry import TRANSPORTS
+from abkt.transfer.transports.registry import make_transport
 
 PACINGS = ("tbf", "socket", "userspace")
 
 
 def paced_by(pacing: str, capacity: Capacity) -> str:
-    """What stands in the records: none where the link is unlimited."""
+    """The name for the records: `none` where the link is unlimited."""
     return "none" if math.isinf(min(capacity.bytes_per_s)) else pacing
 
 
 class Pacing:
-    """The sender's part during one run: a transport and a link to send with. pacing: one of PACINGS; tbf is done outside.
+    """The sender's part during one run: the transport and the link that it sends with.
 
-    transport: one of abkt.transfer.transports.registry; where the kernel holds bytes back it is TCP.
+    pacing: one of PACINGS; tbf is set up by the frontend (`shaped`). transport: a name of abkt.transfer.transports.registry; where the
+    kernel paces, it is TCP. origin_s: time 0 of the run on CLOCK_MONOTONIC.
     """
 
     def __init__(self, pacing: str, capacity: Capacity, origin_s: float, transport: str = "tcp") -> None:
         self.name = paced_by(pacing, capacity)
         self.link = PacedLink(capacity, origin_s=origin_s) if pacing == "userspace" else PacedLink()
-        self.transport: Transport = TRANSPORTS[transport]()
+        self.transport: Transport = make_transport(transport)
         self._following = ExitStack()
         if pacing == "tbf":
             self.transport = KernelPaced()
         elif self.name == "socket":
             self.transport = paced = KernelPaced()
-            self._following.enter_context(Follower(capacity, paced.pace, origin_s))
+            self._following.enter_context(ScheduleFollower(capacity, paced.pace, origin_s))
 
     def close(self) -> None:
-        """Raises what setting a rate raised."""
+        """Raises the error that setting a rate has met, if any."""
         self._following.close()
 
 
 @contextmanager
 def shaped(namespaces: Namespaces | None, pacing: str, capacity: Capacity, origin_s: float) -> Iterator[dict[str, Any]]:
-    """The frontend's part: while the run goes on, the links of its namespaces follow the capacity. Yields facts, complete at its end.
+    """The frontend's part: during the run, the links of its namespaces follow the capacity.
 
-    changes: of the rate; late_s: the latest of them. Raises ClusterError if a rate cannot be set.
+    Yields facts for the records, which are complete when the run has ended: pacing, and with namespaces how often the rate was changed
+    (changes) and by how much the latest change was late (late_s). Raises ClusterError if a rate cannot be set.
     """
     facts: dict[str, Any] = {"pacing": paced_by(pacing, capacity)}
     if namespaces is None:
         yield facts
         return
     try:
-        with Follower(capacity, namespaces.shape, origin_s) as follower:
+        with ScheduleFollower(capacity, namespaces.shape, origin_s) as follower:
             yield facts
         facts |= {"changes": follower.changes, "late_s": follower.late_s, **namespaces.facts()}
     except NetworkError as error:

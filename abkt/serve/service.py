@@ -1,4 +1,4 @@
-"""A cluster that takes requests as they come: a thread that steps the frontend, and what other threads may ask of it."""
+"""A cluster that takes requests as they come: a thread that runs the frontend, and what other threads may ask of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from abkt.records import RequestRecord, TransferRecord
+from abkt.serve.errors import ClusterError
 from abkt.serve.frontend.frontend import STEP_S, Frontend
-from abkt.serve.frontend.process import ClusterError
+from abkt.serve.frontend.open_request import OpenRequest
 from abkt.serve.frontend.prompt import Prompt
-from abkt.serve.frontend.ticket import OpenRequest
 
 RECORDS_KEPT = 100_000
 
@@ -24,16 +23,17 @@ log = logging.getLogger(__name__)
 
 
 class Busy(RuntimeError):
-    """More requests wait than may; come again after retry_after_s."""
+    """Too many requests wait already; retry after retry_after_s."""
 
     def __init__(self, waiting: int, retry_after_s: float) -> None:
-        super().__init__(f"{waiting} requests are waiting for memory already; come again in {retry_after_s:.0f} s")
+        super().__init__(f"{waiting} requests wait for KV memory already; retry in {retry_after_s:.0f} s")
         self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """error: why it takes nothing any more. kv_used: share of the memory promised, by decode worker."""
+class ServiceStatus:
+    """prefill, decode: workers that take requests. open: requests that are not done; waiting: those of them that are not placed. kv_used:
+    by decode worker, the share of its memory that is reserved. error: why no request is taken any more; empty: all is well."""
 
     prefill: tuple[str, ...]
     decode: tuple[str, ...]
@@ -44,17 +44,24 @@ class Status:
 
 
 class Service:
-    """A context manager. frontend: made with the function given, on its own thread's behalf; nobody else may touch it.
+    """A frontend in a thread of its own. A context manager; `submit`, `cancel` and `status` may be called from any thread.
 
-    on_done(ticket): told of each that is done, in the service's thread, before its own listener is. most_waiting: requests that have no
-    place yet; one more is turned away. The last records are kept, RECORDS_KEPT of each kind.
+    Parameters
+    ----------
+    make : makes the frontend, given the function that it must call for each request that is done. Only this service may use the frontend.
+    most_waiting : requests that may wait for a place; further ones are refused (Busy).
+    on_done : called in the service's thread for each request that is done, before the listener of the request is.
+
+    Attributes
+    ----------
+    requests, transfers : the last records, at most RECORDS_KEPT of each kind.
     """
 
     def __init__(
         self,
         make: Callable[[Callable[[OpenRequest], None]], Frontend],
         most_waiting: int = 256,
-        on_done: Callable[[OpenRequest], None] = lambda ticket: None,
+        on_done: Callable[[OpenRequest], None] = lambda request: None,
     ) -> None:
         self.requests: deque[RequestRecord] = deque(maxlen=RECORDS_KEPT)
         self.transfers: deque[TransferRecord] = deque(maxlen=RECORDS_KEPT)
@@ -78,14 +85,27 @@ class Service:
         self._thread.join()
 
     @property
-    def status(self) -> Status:
+    def status(self) -> ServiceStatus:
         with self._lock:
             return self._status
 
     def submit(self, prompt: Prompt, on_tokens: Callable[[list[int]], None], on_done: Callable[[OpenRequest], None]) -> int:
-        """Its number. The prompt's own number and time are set here. Both listeners are called from the service's thread.
+        """Take a request.
 
-        Raises Busy, or ClusterError where the cluster has broken.
+        Parameters
+        ----------
+        prompt : its request_id and arrival_s are set here.
+        on_tokens : called with new tokens, if prompt.stream.
+        on_done : called once with the request and its record. Both are called in the service's thread.
+
+        Returns
+        -------
+        The request's number, for `cancel`.
+
+        Raises
+        ------
+        Busy : where too many requests wait.
+        ClusterError : where the cluster has broken.
         """
         status = self.status
         if status.error:
@@ -105,11 +125,13 @@ class Service:
         return number
 
     def cancel(self, number: int) -> None:
+        """The client does not want the answer any more."""
         self._call(lambda: None if self.status.error else self._frontend.cancel(number))
 
     def _call(self, work: Callable[[], None]) -> None:
+        """Do this in the service's thread."""
         self._calls.put(work)
-        self._frontend.roster.events.put(("", None))  # it may be waiting for one
+        self._frontend.workers.wake()
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -123,32 +145,36 @@ class Service:
                 self._frontend.step(1.0)
                 self._note(self._look())
             except Exception as error:
-                log.exception("the frontend failed; nothing is taken any more")
+                log.exception("the frontend has failed; no request is taken any more")
                 self._fail(str(error) or type(error).__name__)
 
     def _fail(self, reason: str) -> None:
-        """Whoever waits is told."""
+        """Every open request fails, and so will every later one."""
         self._note(replace(self.status, error=reason))
         for number, listener in list(self._listeners.items()):
             listener(_failed(number, reason))
         self._listeners.clear()
 
-    def _finished(self, ticket: OpenRequest) -> None:
-        assert ticket.record is not None
-        self.requests.append(ticket.record)
-        if ticket.transfer:
-            self.transfers.append(ticket.transfer)
-        self._on_done(ticket)
-        if listener := self._listeners.pop(ticket.prompt.request_id, None):
-            listener(ticket)
+    def _finished(self, request: OpenRequest) -> None:
+        assert request.record is not None
+        self.requests.append(request.record)
+        if request.transfer:
+            self.transfers.append(request.transfer)
+        self._on_done(request)
+        if listener := self._listeners.pop(request.prompt.request_id, None):
+            listener(request)
 
-    def _look(self) -> Status:
+    def _look(self) -> ServiceStatus:
         front = self._frontend
-        kv_used = {name: book.kv_used for name, book in front.book.decode.items()}
-        serving: Any = {role: tuple(front.roster.serving(role)) for role in ("prefill", "decode")}
-        return Status(**serving, open=front.open, waiting=front.waiting, kv_used=kv_used)
+        return ServiceStatus(
+            prefill=tuple(front.workers.serving("prefill")),
+            decode=tuple(front.workers.serving("decode")),
+            open=front.open,
+            waiting=front.waiting,
+            kv_used={name: decode.kv_used for name, decode in front.reservations.decode.items()},
+        )
 
-    def _note(self, status: Status) -> None:
+    def _note(self, status: ServiceStatus) -> None:
         with self._lock:
             self._status = status
 

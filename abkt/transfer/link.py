@@ -1,4 +1,4 @@
-"""A link of a given, changing capacity, emulated in user space: each frame is let go when its last byte would have passed the link."""
+"""A link of a given, changing capacity, emulated in user space: a frame is released when its last byte would have passed the link."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ from abkt.capacity import Capacity
 
 @dataclass(slots=True)
 class PacedLink:
-    """One NIC: first come, first served, whichever sender comes. Arrivals are those of a store-and-forward link.
+    """An emulated NIC with a capacity schedule. All senders that share it are served first come, first served.
 
-    origin_s: the time on `clock` at which the capacity's schedule starts. sleep is that clock's.
-    Not modelled: propagation delay, loss, the way back.
+    Frames arrive as over a store-and-forward link. Not modelled: propagation delay, loss, the return direction.
+
+    Parameters
+    ----------
+    capacity : Capacity
+        Bytes per second over time. The default is unlimited.
+    clock : callable
+        Returns the time in seconds.
+    sleep : callable
+        Waits for a number of seconds of that clock.
+    origin_s : float
+        Time on `clock` at which the capacity schedule starts.
     """
 
     capacity: Capacity = field(default_factory=lambda: Capacity.constant(math.inf))
@@ -27,10 +37,21 @@ class PacedLink:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def book(self, size_bytes: int, ready_s: float) -> float:
-        """When the last of size_bytes will have passed; the caller waits until then and hands the bytes on.
+        """Reserve the link for a frame. The caller waits until the returned time and then hands the frame to the transport.
 
-        ready_s: since when the frame could have been on its way. A sender that streams names the time at which its last frame passed:
-        a real NIC would have had this one queued, so being late by less than a frame's own time leaves no hole.
+        Parameters
+        ----------
+        size_bytes : int
+            Size of the frame on the wire.
+        ready_s : float
+            Time since which the frame could have been queued at the NIC. A sender that streams passes the time at which its previous
+            frame left: a real NIC would have had this frame queued by then, so a sender that is late by less than one frame time leaves
+            no gap. Pass inf for a frame that could not have been queued before now.
+
+        Returns
+        -------
+        float
+            Time on `clock` at which the last byte has passed the link.
         """
         with self._lock:
             now_s = self.clock()

@@ -1,4 +1,4 @@
-"""One byte sequence over scattered pieces of memory: what a transfer reads from, and what it writes to. Nothing is copied."""
+"""Scattered pieces of memory seen as one byte sequence: the source that a transfer reads and the sink that it writes. Nothing is copied."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
-from abkt.transfer.device.pieces import Piece, Space
-from abkt.transfer.protocol.frame import Buffer
+from abkt.transfer.buffers import Buffer, Piece, Space
 
 if TYPE_CHECKING:
     import torch
 
 
 class ByteSource(Protocol):
-    """ends: the byte at which each cut ends, rising; the last is the size. The bytes must not change while they are being sent."""
+    """The bytes that a transfer sends. They must not change until the transfer has ended.
+
+    Attributes
+    ----------
+    ends : sequence of int
+        The byte at which each cut ends, rising. The last one is the size of the source. A source that cannot be cut has one entry.
+    """
 
     @property
     def ends(self) -> Sequence[int]: ...
@@ -26,7 +31,13 @@ class ByteSource(Protocol):
 
 
 class ByteSink(Protocol):
-    """size: the bytes that a peer may write."""
+    """The memory that a transfer is received into.
+
+    Attributes
+    ----------
+    size : int
+        Number of bytes that the peer may write.
+    """
 
     @property
     def size(self) -> int: ...
@@ -37,7 +48,18 @@ class ByteSink(Protocol):
 
 
 class Pieces:
-    """Buffers one after another. Raises ValueError if one is not contiguous or there is no byte at all."""
+    """Host buffers, one after another, as one byte sequence.
+
+    Parameters
+    ----------
+    pieces : iterable of bytes, bytearray or memoryview
+        Contiguous buffers of any element type; they are viewed as bytes. Empty ones are skipped.
+
+    Raises
+    ------
+    ValueError
+        If a buffer is not contiguous, or all of them are empty.
+    """
 
     def __init__(self, pieces: Iterable[Buffer]) -> None:
         views = [memoryview(piece) for piece in pieces]
@@ -51,11 +73,12 @@ class Pieces:
         return self._stops[-1]
 
     def buffers(self, start: int, stop: int) -> list[memoryview]:
+        """Bytes [start, stop) as views of the pieces. Raises ValueError if the range is outside of the sequence."""
         return within(self._views, self._stops, start, stop)
 
 
 def stops_of(views: Sequence[Any]) -> list[int]:
-    """Where each ends, one after another."""
+    """The byte of the sequence at which each view ends."""
     stops = list(accumulate(view.nbytes for view in views))
     if not stops:
         raise ValueError("a transfer needs at least one byte")
@@ -63,7 +86,7 @@ def stops_of(views: Sequence[Any]) -> list[int]:
 
 
 def within(views: Sequence[Any], stops: Sequence[int], start: int, stop: int) -> list[Any]:
-    """Bytes [start, stop) as parts of the views, none of which is empty."""
+    """Bytes [start, stop) as parts of the views. The views must not be empty."""
     if not 0 <= start <= stop <= stops[-1]:
         raise ValueError(f"bytes [{start}, {stop}) lie outside of the {stops[-1]} held")
     found = []
@@ -79,9 +102,17 @@ def within(views: Sequence[Any], stops: Sequence[int], start: int, stop: int) ->
 
 
 class DevicePieces:
-    """Tensors one after another, to be read or written: memory of a GPU, over a transport that reaches it. Of one cut, the whole.
+    """Tensors, one after another, as a source or a sink with one cut. Used for GPU memory, over a transport that reaches it.
 
-    Raises ValueError if one is not contiguous uint8 of one dimension, or there is no byte at all.
+    Parameters
+    ----------
+    pieces : iterable of torch.Tensor
+        One-dimensional, contiguous, uint8. Empty ones are skipped.
+
+    Raises
+    ------
+    ValueError
+        If a tensor has another shape or dtype, or all of them are empty.
     """
 
     def __init__(self, pieces: Iterable[torch.Tensor]) -> None:
@@ -97,11 +128,12 @@ class DevicePieces:
         return self._stops[-1]
 
     def buffers(self, start: int, stop: int) -> list[torch.Tensor]:
+        """Bytes [start, stop) as views of the tensors."""
         return within(self._views, self._stops, start, stop)
 
 
 class PiecesSource(Pieces):
-    """Pieces to be read; without ends there is one cut, the whole."""
+    """Host buffers as a source. ends: the byte at which each cut ends; without it there is one cut, the whole."""
 
     def __init__(self, pieces: Iterable[Buffer], ends: Sequence[int] = ()) -> None:
         super().__init__(pieces)
@@ -111,7 +143,7 @@ class PiecesSource(Pieces):
 
 
 class PiecesSink(Pieces):
-    """Pieces to be written, such as the runs of pool blocks that were reserved."""
+    """Writable host buffers as a sink, such as the runs of pool blocks that were reserved for a transfer."""
 
     def __init__(self, pieces: Iterable[Buffer]) -> None:
         super().__init__(pieces)
@@ -120,7 +152,7 @@ class PiecesSink(Pieces):
 
 
 class BufferSink(PiecesSink):
-    """One bytearray, for a stream. data: what has been received so far lies at its beginning."""
+    """A sink of one new bytearray, `data`. What has been received so far lies at its beginning."""
 
     def __init__(self, size: int) -> None:
         self.data = bytearray(size)

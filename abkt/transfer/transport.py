@@ -1,4 +1,7 @@
-"""What carries frames from one process to another. A backend is one file with one class; tests/transfer runs one suite over all."""
+"""The interface of a transport: how frames get from one process to another. Each transport is one file with one main class.
+
+tests/transfer runs one conformance suite and one fault suite over all of them.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from abkt.transfer.protocol.frame import Buffer
+from abkt.transfer.buffers import Buffer
 
-TICK_S = 0.25  # how often a thread that waits looks around
-LEAST_BYTES = 4096  # that must come within silence_s inside of a frame, so that a few now and then are no sign of life
+TICK_S = 0.25  # the longest a thread blocks before it checks for keepalive, cancellation and closing
+LEAST_BYTES = 4096  # fewer bytes than this within silence_s, in the middle of a frame, count as silence
 
 
 class PeerError(ConnectionError):
-    """A transfer failed because of its peer, which the message names. One line."""
+    """A transfer failed because of its peer, which the message names. The message is one line."""
 
 
 class PeerLost(PeerError):
@@ -21,15 +24,15 @@ class PeerLost(PeerError):
 
 
 class PeerSilent(PeerError):
-    """The connection stands, but nothing moves on it."""
+    """The connection is open, but nothing moves on it."""
 
 
 class Refused(PeerError):
-    """The receiver does not take this transfer; the connection goes on."""
+    """The receiver refuses this transfer. The connection stays usable."""
 
 
-class TransportProgress:
-    """Of bytes that are being received. Raises PeerSilent if fewer than LEAST_BYTES come within silence_s."""
+class ReceiveProgress:
+    """Checks that the bytes of a frame keep coming: fewer than LEAST_BYTES within `silence_s` is an error."""
 
     def __init__(self, peer: str, silence_s: float) -> None:
         self._peer = peer
@@ -37,8 +40,8 @@ class TransportProgress:
         self._since_s = time.monotonic()
         self._bytes = 0
 
-    def came(self, count: int) -> None:
-        """count: bytes since the last call; 0 if none came."""
+    def add(self, count: int) -> None:
+        """Count the bytes received since the last call, which may be 0. Raises PeerSilent."""
         now_s = time.monotonic()
         self._bytes += count
         if self._bytes >= LEAST_BYTES:
@@ -49,62 +52,107 @@ class TransportProgress:
 
 
 class Connection(Protocol):
-    """An ordered stream of bytes to one peer. One thread uses it; only `abort` may be called from another.
+    """An ordered byte stream to one peer. One thread uses it; only `abort` may be called from another thread.
 
-    device: whether `send` and `receive` take memory of a device too (device.py). frame_bytes: the payload beyond which a larger frame
-    saves nothing.
+    Attributes
+    ----------
+    peer : str
+        Name of the peer for messages: its address, until it has said its name.
+    device : bool
+        Whether `send` and `receive` also take tensors on a device.
+    frame_bytes : int
+        Payload size beyond which larger frames gain nothing on this connection.
     """
 
     peer: str
     device: bool
     frame_bytes: int
 
-    def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
-        """Hand all the bytes on; returns how many calls it took. `waiting` is called now and then, if it takes more than one.
+    def send(self, buffers: Sequence[Buffer], on_wait: Callable[[], None]) -> int:
+        """Send all the bytes.
 
-        Raises PeerLost, or PeerSilent if no byte is taken for long.
+        Parameters
+        ----------
+        buffers : sequence of buffers
+            Sent in their order, as one run of bytes.
+        on_wait : callable
+            Called from time to time while the call has to wait. It may raise, which ends the call.
+
+        Returns
+        -------
+        int
+            Number of calls (of the system, or copies on a device) that it took.
+
+        Raises
+        ------
+        PeerLost
+            If the connection has ended.
+        PeerSilent
+            If the peer takes no byte for `silence_s`.
         """
         ...
 
-    def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:
-        """Fill all the buffers; `waiting` is called now and then. Raises PeerLost, or PeerSilent as Progress does."""
+    def receive(self, buffers: Sequence[memoryview], on_wait: Callable[[], None]) -> None:
+        """Fill all the buffers. `on_wait` is called from time to time. Raises PeerLost; PeerSilent as ReceiveProgress does."""
         ...
 
     def readable(self, timeout_s: float) -> bool:
-        """Whether `receive` would find a byte, or the end, within timeout_s."""
+        """Whether `receive` would find a byte, or the end of the connection, within timeout_s."""
         ...
 
     def abort(self) -> None:
-        """End the connection now: the thread that uses it gets PeerLost. It still has to close it."""
+        """End the connection now. The thread that uses it gets PeerLost, and still has to close it."""
         ...
 
     def close(self) -> None: ...
 
 
 class Listener(Protocol):
-    address: str  # what a peer connects to; the port that was given, where 0 was asked for
+    """Accepts connections.
+
+    Attributes
+    ----------
+    address : str
+        What a peer connects to. Where port 0 was asked for, it holds the port that was assigned.
+    """
+
+    address: str
 
     def accept(self, timeout_s: float) -> Connection | None:
-        """The next connection; None if none came."""
+        """The next connection, or None if none came within timeout_s."""
         ...
 
     def abort(self) -> None:
-        """Wake the thread that is in accept; it may be called from another. No connection comes any more."""
+        """Wake a thread that waits in `accept`. May be called from any thread; no connection is accepted afterwards."""
         ...
 
     def close(self) -> None: ...
 
 
 class Transport(Protocol):
-    """Addresses are texts of the backend's own form. silence_s: how long a peer may make no progress inside of a frame.
-
-    keyed: both sides will prove that they hold the same key; without, an address that others than this host reach is refused.
-    """
+    """Makes connections. The form of an address is the transport's own: host:port, or the path of a Unix socket."""
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> Connection:
-        """Raises PeerLost if nobody answers, ValueError on a bad address."""
+        """Connect to a listener.
+
+        Parameters
+        ----------
+        address : str
+            Address of the listener.
+        silence_s : float
+            How long the peer may make no progress in the middle of a frame.
+        keyed : bool
+            Whether both sides will prove that they hold the same key. Without a key, an address that other hosts can reach is refused.
+
+        Raises
+        ------
+        PeerLost
+            If nobody listens there.
+        ValueError
+            If the address is malformed or needs a key.
+        """
         ...
 
     def listen(self, address: str, silence_s: float, keyed: bool = False) -> Listener:
-        """Raises ValueError, one line, on a bad address or one that is taken."""
+        """Listen at an address; parameters as in `connect`. Raises ValueError, one line, if the address is malformed or taken."""
         ...

@@ -1,1 +1,20 @@
-"""What adapting to a link is worth: the same requests under policies that must keep the same bounds of distortion."""
+"""What adapting to a link is worth: policies compared on the same requests, within the same bounds of distortion.
+
+Used by `abkt adaptation`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abkt.lazy import exporter
+
+if TYPE_CHECKING:
+    from experiments.adaptation.comparison import Comparison, compare_within_bounds
+    from experiments.adaptation.rivals import Aim, Bounds
+    from experiments.adaptation.scores import Score
+
+__all__ = ["Aim", "Bounds", "Comparison", "Score", "compare_within_bounds"]
+__getattr__ = exporter(
+    __name__, {"Aim": "rivals", "Bounds": "rivals", "Comparison": "comparison", "Score": "scores", "compare_within_bounds": "comparison"}
+)

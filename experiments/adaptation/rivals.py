@@ -1,7 +1,7 @@
-"""Who meets whom, and that all of them keep the same bounds: mean distortion at most D, p99 at most 8 D.
+"""The rivals of a comparison, all set to keep the same bounds: mean distortion at most D, p99 at most 8 D.
 
-D is what a fixed rate leaves. A policy that adapts is told D; of one that knows only levels, the coarsest that break the bounds are taken
-away. Equal p99 would forbid adapting at all, and without bounds the lowest rate would win every figure.
+D is the mean distortion that a fixed rate leaves. An adaptive policy gets D as its limit. A policy with a list of levels loses its coarsest
+ones until it keeps the bounds. Equal p99 would forbid adapting at all, and without bounds the lowest rate would win every figure.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from experiments.adaptation.scores import p99
 from experiments.study.ranking import TAIL
 
-STEPS = 7  # of a bisection
+STEPS = 7  # of the bisection
 Bitrate = dict[str, Any]  # a policy's configuration, as abkt.policy.build takes it
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Of token-weighted distortion over all requests."""
+    """Bounds of token-weighted distortion over all requests. mean: D."""
 
     mean: float
 
@@ -39,41 +39,45 @@ def allocated(bits: float, order: str = "slope") -> Bitrate:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """In D. asked: as good as this at the start, where there is time. behind: gone on to while the request is decoded; inf: nothing is."""
+    """Distortions that a policy aims for, in units of D. target: at the start of decoding, if there is time. refine: by refinement during
+    decoding; inf: no refinement."""
 
-    asked: float
-    behind: float
+    target: float
+    refine: float
 
     def __post_init__(self) -> None:
-        if not (0 < self.asked <= 1 and self.behind > 0):
-            raise ValueError(f"asked is {self.asked} and behind {self.behind}, in D; asked must be above 0 and at most 1, behind above 0")
+        if not (0 < self.target <= 1 and self.refine > 0):
+            raise ValueError(f"target is {self.target} and refine {self.refine}, in D; target must be in (0, 1], refine above 0")
 
 
-def told(bitrate: Mapping[str, Any], bounds: Bounds, aim: Aim) -> Bitrate:
-    """An adaptive policy with these bounds and this aim; one that cannot refine does not."""
-    distortions = {"target_distortion": aim.asked * bounds.mean, "mean_distortion": bounds.mean, "max_distortion": bounds.p99}
+def with_bounds(bitrate: Mapping[str, Any], bounds: Bounds, aim: Aim) -> Bitrate:
+    """The configuration of an adaptive policy with these bounds and this aim. Raises ValueError for a policy that takes no bounds."""
+    distortions = {"target_distortion": aim.target * bounds.mean, "mean_distortion": bounds.mean, "max_distortion": bounds.p99}
     if missing := sorted(distortions.keys() - bitrate.keys()):
-        raise ValueError(f"policy {bitrate.get('_target_')} has no {missing[0]}; only policies that can be told bounds adapt within them")
-    if "behind_distortion" in bitrate:
-        distortions["behind_distortion"] = aim.behind * bounds.mean
+        raise ValueError(f"policy {bitrate.get('_target_')} has no {missing[0]}, so it cannot be held to bounds of distortion")
+    if "refine_distortion" in bitrate:
+        distortions["refine_distortion"] = aim.refine * bounds.mean
     return {**bitrate, **distortions}
 
 
 def coarsest_within(bounds: Bounds, levels: Sequence[float], distortion: Callable[[float], Sequence[float]]) -> float | None:
-    """The fewest bits of the levels whose distortion (of each request) keeps the bounds; None if none does."""
+    """The fewest bits that keep the bounds; None if no level does. distortion: bits -> distortion of each request."""
     return next((bits for bits in sorted(levels) if bounds.held_by(distortion(bits))), None)
 
 
 def finest_levels_within(bounds: Bounds, levels: Sequence[float], distortion: Callable[[list[int]], Sequence[float]]) -> list[int]:
-    """All the levels, finest first, less the coarsest as long as whoever may use them breaks the bounds; empty if the finest alone does."""
+    """The levels, finest first, without the coarsest ones that break the bounds; empty if even the finest alone does."""
     left = [int(level) for level in sorted(levels, reverse=True)]
     while left and not bounds.held_by(distortion(left)):
         left.pop()
     return left
 
 
-def finest_asked(mean: float, most: float, distortion: Callable[[float], float]) -> float | None:
-    """The largest share of `most` at which, being asked for, the mean distortion is no more than `mean`; looked for down to a quarter."""
+def largest_aim(mean: float, most: float, distortion: Callable[[float], float]) -> float | None:
+    """The largest aim between most / 4 and `most` that gives a mean distortion of at most `mean`; None if there is none.
+
+    distortion: aim -> mean distortion; it must rise with the aim.
+    """
     if distortion(most) <= mean:
         return most
     low, high = most / 4, most

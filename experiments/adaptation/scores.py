@@ -1,4 +1,4 @@
-"""What a policy's requests came to, and how two policies compare over the same repeats, with intervals."""
+"""The figures of a policy's requests, and ratios between two policies over the same repeats, with intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One policy. Each field has an array a repeat, one number a completed request; unfinished requests count as late for ever."""
+    """The requests of one policy: one array for each repeat. A request that was not completed has an infinite time."""
 
     name: str
     ttft_s: list[np.ndarray] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Score:
     wire_share: list[float] = field(default_factory=list)
 
     def add(self, records: Sequence[RequestRecord]) -> None:
-        """One repeat."""
+        """Add one repeat."""
         done = [r for r in records if r.outcome == "completed"]
         lost = len(records) - len(done)
         self.ttft_s.append(np.array([r.ttft_s for r in done] + [np.inf] * lost))
@@ -38,7 +38,7 @@ class Score:
         return np.concatenate(self.distortion)
 
     def met_for(self, share: float) -> float:
-        """The TTFT that this share of all requests keeps, in seconds."""
+        """The TTFT limit, in seconds, that this share of all requests keeps."""
         return not_exceeded(np.concatenate(self.ttft_s), share)
 
     def attainment(self, slo_ttft_s: float) -> float:
@@ -64,7 +64,7 @@ Figure = Callable[[np.ndarray], float]
 
 
 def not_exceeded(values: np.ndarray, share: float) -> float:
-    """The least value that this share of them does not exceed. No interpolation, as there is none between a time and never."""
+    """The least value that this share of them does not exceed. Without interpolation, because values may be infinite."""
     return float(np.quantile(values, share, method="inverted_cdf"))
 
 

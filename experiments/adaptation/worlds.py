@@ -1,4 +1,4 @@
-"""One policy through all repeats, in the model or on real processes."""
+"""How one policy runs through all repeats: in the simulator or on real processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 World = Callable[[int, Bitrate, SLO], Sequence[RequestRecord]]  # (repeat, policy, SLO) -> records
 
 
-def model(cluster: ClusterSpec, repeats: Sequence[Sequence[Request]]) -> World:
+def simulated(cluster: ClusterSpec, repeats: Sequence[Sequence[Request]]) -> World:
     def run(repeat: int, bitrate: Bitrate, slo: SLO) -> Sequence[RequestRecord]:
         return Simulation(cluster, repeats[repeat], lambda: build(bitrate), RoundRobin(), slo).run().requests
 
@@ -32,7 +32,7 @@ def model(cluster: ClusterSpec, repeats: Sequence[Sequence[Request]]) -> World:
 def real(
     cluster: LocalCluster, profile: Profile, network: Capacity, repeats: Sequence[Sequence[Prompt]], progress: Callable[[], Any]
 ) -> World:
-    """progress: called as each request is finished."""
+    """progress: called when a request has finished."""
 
     def run(repeat: int, bitrate: Bitrate, slo: SLO) -> Sequence[RequestRecord]:
         return cluster.run(repeats[repeat], bitrate, network, slo, profile, lambda *_: progress()).requests

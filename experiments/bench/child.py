@@ -1,7 +1,7 @@
 """One measurement of `abkt bench sim`: `python -m experiments.bench.child WHAT REQUESTS NODES_OF_A_ROLE VARIATION` prints JSON.
 
-speed: requests per CPU-second of building and running. files: the same with all that `abkt simulate` does and writes, its CPU time from the
-start of the interpreter, and its peak memory. bare: a SimPy queue that does nothing else. imports: what an empty run would load.
+speed: requests per CPU-second of building and running. files: the same for a whole `abkt simulate` with its files, with its CPU time from
+the start of the interpreter and its peak memory. bare: a SimPy queue alone. imports: the imports of an empty run.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from experiments.bench.simulator import ISL, OSL, RATE_PER_NODE
 def speed(requests: int, half: int, variation: float) -> float:
     from experiments.lib.compose import compose
     from experiments.lib.config import read
+    from experiments.lib.simulation import SimulateConfig, build_simulation
     from experiments.lib.workload import read_workload
-    from experiments.verbs.simulate import SimulateConfig, build_simulation
 
     config = read(SimulateConfig, {**compose("simulate", overrides(requests, half, variation)).config, "out": Path("out")})
     made, _ = read_workload(config.workload, config.seed)
@@ -51,7 +51,7 @@ def overrides(requests: int, half: int, variation: float) -> list[str]:
 
 
 def bare(requests: int, half: int, variation: float) -> float:
-    """Prefill, wire and decode as three timeouts behind two queues: the least that a SimPy model of it could do."""
+    """Prefill, wire and decode as three timeouts after two queues: the least that a simulation in SimPy can do."""
     import simpy
 
     environment = simpy.Environment()
@@ -86,7 +86,7 @@ def imports(requests: int, half: int, variation: float) -> float:
 
 
 def peak_mib() -> float:
-    """Of this process since its start. Not ru_maxrss, which begins with what the parent had when it forked."""
+    """Peak memory of this process. Not ru_maxrss, which starts with the memory of the parent at the fork."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return float(status.partition("VmHWM:")[2].split()[0]) / 1024
 

@@ -1,9 +1,9 @@
-"""`abkt bench sim`: how fast the model is, what it holds in memory, how soon it starts. Each measurement in a process of its own.
+"""`abkt bench sim`: speed, memory and start time of the simulator. Each measurement runs in a process of its own.
 
-Speed is requests per CPU-second of building and running the simulation with network, memory, codec and records on; beside it, as a
-yardstick, a bare SimPy queue (no network, no memory, no codec, no records) on the same requests. Memory is the peak of a whole `abkt
-simulate` with its files; the yardstick is a process that has only imported. Start is CPU time of `abkt simulate` with one request; the
-yardstick imports numpy, pyarrow and Hydra alone.
+Speed is requests per CPU-second of building and running the simulation with network, memory, codec and records; its yardstick is a bare
+SimPy queue (no network, memory, codec or records) on the same requests. Memory is the peak of a whole `abkt simulate` with its files; its
+yardstick is a process that only imports. Start is the CPU time of `abkt simulate` with one request; its yardstick imports only numpy,
+pyarrow and Hydra.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from abkt.bench.rows import BenchRow, save, table
 from abkt.profile.fingerprint import cpu_name
 from experiments.lib.errors import RunError
 
-RATE_PER_NODE = 5.0  # requests per second and prefill node: 20 for four
+RATE_PER_NODE = 5.0  # requests per second for each prefill node
 ISL, OSL = 868, 227
-VARIED = 0.8  # standard deviation of lengths by mean, of the second row
+VARIED = 0.8  # standard deviation / mean of the lengths, in the second row
 PACKAGES = ("simpy", "numpy", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatorBenchArguments:
-    """requests: of the large run. few: of the small ones. nodes: of the large run, half of them prefill. repeats: of the small ones, of
-    which the best counts. out: folder for sim.json."""
+    """requests: of the large run. few: of the small runs. nodes: of the large run, half of them prefill. repeats: of the small runs; the
+    best
+    one counts. out: folder for sim.json."""
 
     out: Path = Path("outputs/bench")
     requests: int = 1_000_000

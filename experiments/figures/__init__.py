@@ -1,1 +1,4 @@
-"""Figures, one file each. The figN_ ones are drawn from stored tables by `make figures`, the others from a study's folder by its report."""
+"""The figures of docs/results.md, one file each, drawn from the stored tables of data/figures by `make figures`.
+
+style and stored also serve the report of a study and the notebooks.
+"""

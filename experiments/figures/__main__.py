@@ -1,7 +1,7 @@
 """`python -m experiments.figures [data=DIR] [out=DIR] [only=fig02]`: every figure from its stored tables, as PDF, SVG and PNG.
 
-Beside each stands a JSON file: the tables (SHA-256, the command and configuration that made them) and the versions that drew it. A figure
-whose table is missing is said, the others are drawn, and the exit code is 2.
+Beside each figure is a JSON file with its tables (SHA-256, the command and configuration that made them) and the versions that drew it. A
+figure whose table is missing is reported, the others are drawn, and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PACKAGES = ("matplotlib", "numpy", "pandas", "pyarrow")
 
 @dataclass(frozen=True)
 class FigureArguments:
-    """data: folder of the tables; out: of the figures; only: what a figure's name must begin with."""
+    """data: folder of the tables. out: folder of the figures. only: beginning of the names of the figures to draw."""
 
     data: Path = ROOT / "data" / "figures"
     out: Path = ROOT / "docs" / "figures"
@@ -38,7 +38,7 @@ class FigureArguments:
 
 
 def modules() -> list[ModuleType]:
-    """All figures, in order of their numbers."""
+    """The modules of all figures, in order of their numbers."""
     names = sorted(path.stem for path in Path(__file__).parent.glob("fig[0-9]*.py"))
     return [import_module(f"experiments.figures.{name}") for name in names]
 
@@ -48,7 +48,7 @@ def name_of(module: ModuleType) -> str:
 
 
 def draw(module: ModuleType, data: Path, out: Path) -> Path:
-    """One figure and its JSON file. Raises ValueError, one line, where a table of it cannot be had."""
+    """Draw one figure and write its JSON file. Raises ValueError, one line, where one of its tables cannot be read."""
     tables = {name: stored.load(data, name) for name in module.INPUTS}
     with sheet():
         png = save(module.draw(tables), out, name_of(module))
@@ -67,10 +67,10 @@ def sidecar(module: ModuleType, tables: Mapping[str, Stored]) -> dict[str, Any]:
 
 
 def draw_all(request: FigureArguments) -> None:
-    """Raises ValueError at the end, naming them, if some figures could not be drawn, or at once if there is none of that name."""
+    """Draw the figures. Raises ValueError at the end for those that could not be drawn, or at once if no figure has that name."""
     chosen = [module for module in modules() if name_of(module).startswith(request.only)]
     if not chosen:
-        raise ValueError(f"only={request.only}: there is no such figure; there are {', '.join(map(name_of, modules()))}")
+        raise ValueError(f"only={request.only}: there is no such figure; the figures are {', '.join(map(name_of, modules()))}")
     missing = []
     for module in chosen:
         try:

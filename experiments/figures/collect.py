@@ -1,7 +1,8 @@
-"""`python -m experiments.figures.collect NAME=FOLDER …`: what a figure needs of a folder of results, as a small table in data/figures.
+"""`python -m experiments.figures.collect NAME=FOLDER …`: the data of a figure from a folder of results, as a small table in data/figures.
 
 NAME is bandwidth, routing, roles, cost, scale (folders of `abkt sweep`), quality, kernels (of `abkt bench kernels`), adaptation (a folder
-with one of `abkt replay` for each policy), validation (of `abkt validate`) or layout (of `abkt reproduce flowkv`). data=DIR: put it there.
+with one of `abkt replay` for each policy), validation (of `abkt validate`) or layout (of `abkt reproduce flowkv`). data=DIR: folder of the
+tables.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LINE_BITS = "4"  # of the break-even line
 
 
 def sweep(folder: Path) -> Found:
-    """Without the quantiles that no figure shows."""
+    """The table of a sweep, without the quantiles that no figure shows."""
     rows = read_records(folder / "sweep.parquet")
     kept = [name for name in rows if not name.endswith((".p50", ".p90")) and name != "point"]
     return rows[kept], read_json(folder / "manifest.json"), {}
@@ -40,8 +41,9 @@ def bandwidth(folder: Path) -> Found:
 
 
 def break_even_gbps(rows: pd.DataFrame, profile: Mapping[str, Any]) -> float:
-    """(1 - 1/r) S of a serial codec: r is raw by wire bytes of int4 in the sweep; 1/S what a raw byte takes longer to be coded at that
-    depth than to be copied, on both sides, by the profile's cost of a token."""
+    """The bandwidth (1 - 1/r) S below which a serial codec wins. r: raw bytes / wire bytes of int4 in the sweep. 1/S: seconds that a raw
+    byte
+    takes longer to be coded at that depth than to be copied, on both sides, from the profile's cost of a token."""
     done = rows[(rows.bitrate == f"int{LINE_BITS}") & (rows.error == "")]
     model = profile["model"]
     kv_bytes = 2 * model["layers"] * model["kv_heads"] * model["head_dim"] * 2
@@ -105,7 +107,7 @@ def adaptation(folder: Path) -> Found:
 
 
 def stored(name: str) -> Callable[[Path], Found]:
-    """A table that a verb writes as it is."""
+    """A table that is stored as the verb has written it."""
     return lambda folder: (read_records(folder / f"{name}.parquet"), read_json(folder / "manifest.json"), {})
 
 
@@ -124,7 +126,7 @@ KINDS: dict[str, Callable[[Path], Found]] = {
 
 
 def collect(name: str, folder: Path, data: Path) -> Path:
-    """Raises ValueError, one line, where the name is unknown or the folder is not of its kind."""
+    """Write the table of a name; returns its path. Raises ValueError, one line, for an unknown name or a folder of another kind."""
     if name not in KINDS:
         raise ValueError(f"no table {name}; there are {', '.join(KINDS)}")
     rows, manifest, facts = KINDS[name](folder)

@@ -1,11 +1,12 @@
-"""What a bit costs: rise in negative log-likelihood of the continuation against the bytes on the wire, ours and the published codecs.
+"""Quality against bytes: rise in negative log-likelihood of the continuation against wire bytes, for our codec and published ones.
 
-The probe model, on recall answers and on held-out text; bars are 95 % intervals over prompts. Left and low is better; below the dotted line
-nothing is lost."""
+The probe, on recall answers and on held-out text; bars are 95 % intervals over prompts. Left and low is better; at the dotted line nothing
+is lost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -14,8 +15,8 @@ from experiments.figures.style import colours, markers
 
 INPUTS = ("quality",)
 SHOWN = {
-    "ours-entropy": "ours, entropy form",
-    "ours": "ours, fixed form",
+    "ours-entropy": "ours, entropy coder",
+    "ours": "ours, fixed coder",
     "uniform": "ours, all heads alike",
     "cachegen": "CacheGen's bins",
     "cachegen2": "CacheGen's bins, coarser",
@@ -30,7 +31,7 @@ LINEAR = 0.01  # below this rise the axis is linear
 
 def draw(tables: Mapping[str, Stored]) -> Figure:
     rows = tables["quality"].rows
-    rows = rows[~rows.rate.str.contains("then")]  # those are refined behind the start
+    rows = rows[~rows.rate.str.contains("then")]  # those are refined during decoding
     rows = rows.assign(method=rows.method.replace(FAMILIES))
     kinds = [kind for kind in TITLES if kind in set(rows.kind)]
     methods = [method for method in SHOWN if method in set(rows.method)]
@@ -41,7 +42,7 @@ def draw(tables: Mapping[str, Stored]) -> Figure:
         for method in methods:
             line = rows[(rows.kind == kind) & (rows.method == method)].sort_values("of_raw")
             errors = [line.dnll - line.dnll_low, line.dnll_high - line.dnll]
-            look = {"color": colour[method], "marker": marker[method], "markersize": 4, "linewidth": 1.3, "elinewidth": 0.8}
+            look: dict[str, Any] = {"color": colour[method], "marker": marker[method], "markersize": 4, "linewidth": 1.3, "elinewidth": 0.8}
             axes.errorbar(line.of_raw, line.dnll, errors, label=SHOWN[method] if place == 0 else None, **look)
         axes.axhline(0, color="#777777", linewidth=0.8, linestyle=":")
         axes.set_xscale("log")
@@ -53,7 +54,7 @@ def draw(tables: Mapping[str, Stored]) -> Figure:
         axes.set_yticks([], minor=True)
         axes.set_ylim(-0.03, 20)
         axes.set_title(TITLES[kind])
-        axes.set_xlabel("bytes sent, of the raw ones")
+        axes.set_xlabel("bytes sent / raw bytes")
         if place == 0:
             axes.set_ylabel("rise in nats per token")
     figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2, handlelength=1.6)

@@ -1,7 +1,7 @@
-"""Time to first token against bandwidth, one request at a time, in the model with the costs that `abkt profile` measured.
+"""Time to first token against bandwidth, one request at a time, simulated with the costs that `abkt profile` measured.
 
-Below: as a share of raw's. To the right of the dashed line (bandwidth at which 4 bits save on the wire what coding them takes) compression
-loses, and policies that test the break-even send raw."""
+Below: relative to raw. The dashed line is the bandwidth at which 4 bits save as much time on the wire as their coding takes. To its right
+compression loses, and policies that test the break-even send raw."""
 
 from __future__ import annotations
 

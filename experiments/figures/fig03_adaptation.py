@@ -1,7 +1,7 @@
 """Adaptation over time, measured: a link of real processes that falls to a tenth from 15 s to 30 s of every minute.
 
-Above: what each transfer got of the link. Middle: its seconds. Below: bits sent per KV value. Short prompts, of which most travels exactly
-in any case, are left out. A fixed rate waits in the drop; adaptive ones send less there and more again afterwards."""
+Above: goodput of each transfer. Middle: its duration. Below: bits sent per KV value. Short prompts are left out, because most of them is
+always sent losslessly. A fixed rate waits in the drop; adaptive policies send less there and more again afterwards."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Goodput against load by routing policy, in the model (4 prefill and 4 decode instances, prompts of very different lengths).
+"""Goodput against load by routing policy, simulated (4 prefill and 4 decode instances, prompts of very different lengths).
 
-Bands span the seeds. Above: requests per second within the SLO; the dotted line is all of them. Below: the TTFT that one request in a
-hundred exceeds. Not validated on hardware."""
+Bands span the seeds. Above: requests per second within the SLO; the dotted line is the load. Below: p99 TTFT. Not validated on hardware."""
 
 from __future__ import annotations
 

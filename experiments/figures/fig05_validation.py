@@ -1,6 +1,6 @@
-"""Predicted against measured: each mark is one policy under one condition that the model was not calibrated on.
+"""Predicted against measured: each mark is one policy under one condition that the simulator was not calibrated on.
 
-Left: means; right: 99th percentiles. The grey band is 10 % to either side of equal; bars are the spread of the machine's own repeats."""
+Left: means; right: 99th percentiles. The grey band is 10 % to either side of equal; bars span the repeats on the machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Throughput of the codec's kernels against the limit: the fastest plain copy of the same bytes in the same run (line over each group).
+"""Throughput of the codec's kernels against a limit, the fastest plain copy of the same bytes in the same run (line over each group).
 
-Bars: GB/s of raw KV that are encoded or expanded, one core, by depth in bits."""
+Bars: GB/s of raw KV that are encoded or expanded on one core, by depth in bits."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""What layout alone is worth: calls and latency of moving the raw KV of one prompt, by how the pool lies in memory.
+"""What layout alone is worth: calls and latency of moving the raw KV of one prompt, by the layout of the pool.
 
 Measured on this machine between two pools, through shared memory and through a socket (solid), beside FlowKV's published figures between
-GPUs (dashed; arXiv 2504.03775). Where a call costs little, as here, the gain is small; where each is a launch, it is large."""
+GPUs (dashed; arXiv 2504.03775). The gain is small where a call costs little, as here, and large where each call is a launch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,7 +16,7 @@ from experiments.figures.style import POLICY_COLOURS
 
 INPUTS = ("layout",)
 LAYOUTS = {"layer-wise": POLICY_COLOURS[3], "block-wise": POLICY_COLOURS[2], "block-contiguous": POLICY_COLOURS[1]}
-SOURCES = {
+SOURCES: dict[str, tuple[Literal["-", "--"], str, str]] = {
     "shm": ("-", "o", "shared memory"),
     "unix": ("-", "s", "Unix socket"),
     "tcp": ("-", "^", "TCP"),

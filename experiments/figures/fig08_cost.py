@@ -1,11 +1,12 @@
-"""Cost against quality in three places: US dollars per 1,000 requests and mean distortion of the KV, by bitrate policy, in the model.
+"""Cost against quality in three places: US dollars per 1,000 requests and mean distortion of the KV, by bitrate policy, simulated.
 
-GPU hours and egress are assumptions of the configuration. Lossless policies stand at the left edge; hollow marks missed the TTFT limit on
-average. Where bytes cost nothing there is nothing to save; where they do, each policy buys its saving with distortion."""
+Prices of GPU hours and egress are assumptions. Lossless policies are at the left edge; hollow marks missed the TTFT limit on average. Where
+bytes are free, nothing can be saved; elsewhere each policy saves at the price of distortion."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -14,7 +15,7 @@ from experiments.figures.style import BITRATES, looks
 
 INPUTS = ("cost",)
 PLACES = {"25g": "distributed service", "wan_cloud": "network that costs", "edge_uplink": "edge site"}
-EXACT = 1e-5  # where the axis begins: what has no distortion, or less, stands here
+LEAST = 1e-5  # start of the axis; policies with less distortion are drawn there
 LIMIT_S = 10.0  # of mean TTFT
 
 
@@ -29,11 +30,11 @@ def draw(tables: Mapping[str, Stored]) -> Figure:
         axes = figure.add_subplot(1, len(PLACES), index + 1)
         for policy in policies:
             at = means.loc[(place, policy)]
-            fill = {} if at["ttft_s.mean"] <= LIMIT_S else {"markerfacecolor": "none"}
+            fill: dict[str, Any] = {} if at["ttft_s.mean"] <= LIMIT_S else {"markerfacecolor": "none"}
             label = policy if index == 0 else None
-            axes.plot(max(at["distortion.mean"], EXACT), at.usd, linestyle="none", markersize=6, label=label, **look[policy], **fill)
+            axes.plot(max(at["distortion.mean"], LEAST), at.usd, linestyle="none", markersize=6, label=label, **look[policy], **fill)
         axes.set_xscale("log")
-        axes.set_xlim(EXACT / 2, 0.5)
+        axes.set_xlim(LEAST / 2, 0.5)
         axes.set_xticks([1e-5, 1e-3, 1e-1], ["lossless", "0.001", "0.1"])
         axes.set_xticks([], minor=True)
         axes.set_ylim(0, 1.12 * means.loc[place].usd.max())

@@ -1,4 +1,4 @@
-"""The simulator's own scale: requests per CPU-second against the number of instances, at the same load per instance, on one core."""
+"""Speed of the simulator: requests per CPU-second against the number of instances, at the same load per instance, on one core."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Goodput against load by policy of roles, in the model (8 instances, half of them prefill at first; long prompts, short answers).
+"""Goodput against load by role policy, simulated (8 instances, half of them prefill at first; long prompts, short answers).
 
-Bands span the seeds. Above: requests per second within the SLO; the dotted line is all of them. Below: the TTFT that one request in a
-hundred exceeds. Not validated on hardware."""
+Bands span the seeds. Above: requests per second within the SLO; the dotted line is the load. Below: p99 TTFT. Not validated on hardware."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Goodput and tail against load, one line for each choice of a group; what fig04 and fig10 share."""
+"""Goodput and p99 TTFT against load, one line for each choice of a group; shared by fig04 and fig10."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TICKS_S = (0.2, 0.5, 1, 2, 5, 10, 20, 50)
 
 
 def against_load(rows: pd.DataFrame, group: str, known: Sequence[str]) -> Figure:
-    """rows: points of a sweep with an axis of LOAD, one of the group and seeds, which the bands span."""
+    """rows: points of a sweep with an axis LOAD, an axis `group`, and seeds. The bands span the seeds."""
     names = [name for name in known if name in set(rows[group])]
     look = looks(names, known)
     figure = Figure(figsize=(6.0, 5.0))

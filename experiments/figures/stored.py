@@ -1,4 +1,4 @@
-"""The tables that figures are drawn from: small Parquet files that say where they come from (experiments.lib.stamps)."""
+"""The tables that figures are drawn from: small Parquet files with a stamp of their origin (experiments.lib.stamps)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """rows: the table. stamp: where it comes from; facts: of the stamp, what else a reader should know. sha256: of the file."""
+    """A stored table. rows: its rows. stamp: its origin; facts: further values of the stamp. sha256: of the file."""
 
     rows: pd.DataFrame
     stamp: Mapping[str, Any]

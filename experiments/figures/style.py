@@ -1,11 +1,12 @@
-"""Colours, figures and files. Colours are Okabe and Ito's, told apart by colour-blind eyes; worlds differ by line style and hatch."""
+"""Colours, style and files of figures. Colours are Okabe and Ito's, which colour-blind readers can tell apart; the two worlds differ by
+line style and hatch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib import style as styles
@@ -21,10 +22,10 @@ STAGE_COLOURS = {
     "decode": "#009E73",
 }
 POLICY_COLOURS = ("#000000", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")  # one more than colours, so that both repeat together only after 72 policies
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")  # one more than colours, so that no pair repeats before 72 policies
 BITRATES = ("raw", "int8", "int4", "embedded", "cachegen", "kvserve", "lossless", "int2", "fleet", "state_machine")
-WORLDS = {"real": "measured", "model": "predicted"}
-LINES: dict[str, Literal["-", "--"]] = {"real": "-", "model": "--"}
+WORLDS = {"real": "measured", "simulated": "predicted"}
+LINES: dict[str, Literal["-", "--"]] = {"real": "-", "simulated": "--"}
 
 
 @contextmanager
@@ -33,8 +34,8 @@ def sheet() -> Iterator[None]:
         yield
 
 
-def looks(names: Sequence[str], known: Sequence[str] = BITRATES) -> dict[str, dict[str, str]]:
-    """Colour and marker of each name, the same in every figure for names that are known."""
+def looks(names: Sequence[str], known: Sequence[str] = BITRATES) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each name; known names have the same ones in every figure."""
     order = [*known, *(name for name in names if name not in known)]
     colour, marker = colours(order), markers(order)
     return {name: {"color": colour[name], "marker": marker[name]} for name in names}
@@ -49,7 +50,7 @@ def markers(names: Sequence[str]) -> dict[str, str]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """name.pdf, name.svg and name.png, the same bytes from the same figure: no dates, no versions. Returns the PNG's path."""
+    """Write name.pdf, name.svg and name.png without dates and versions, so that a figure always gives the same bytes. Returns the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})

@@ -1,4 +1,4 @@
-"""A verb's configuration from conf/ and the command line. Hydra's errors, of several lines, become one with what is possible."""
+"""A verb's configuration from conf/ and the command line. Hydra's errors of several lines become one line that says what is possible."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -18,21 +19,49 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.lib import usage
-from experiments.lib.paths import conf_dir, data_path
+from experiments.lib.paths import CONFIG_DIR, conf_dir, data_path
 
-HYDRA_VERSION = "1.3"  # whose defaults hold
+HYDRA_VERSION = "1.3"  # whose defaults apply
+SEARCH_PATH = "hydra.searchpath"
+ANY = "any verb"
+# verb -> old key -> new key: keys that were renamed in this release. A key of ANY is known by its end, such as form of bitrate.form.
+# An entry is used only where the old key no longer exists.
+RENAMED: dict[str, dict[str, str]] = {
+    "replay": {"carrier": "transport"},
+    "adaptation": {"asked": "target", "behind": "refine", "met": "slo_share"},
+    ANY: {
+        "form": "coder",
+        "behind_distortion": "refine_distortion",
+        "bears_int4": "int4_allowed",
+        "line_bytes_per_s": "line_rate_bytes_per_s",
+        "vote_s": "sample_s",
+        "bitrate.capacity": "bitrate.link",
+        "kappa_s": "tpot_penalty_s",
+        "balance_s": "balance_threshold_s",
+        "routing.share": "routing.cache_threshold",
+        "roles.busy": "roles.min_load",
+        "roles.enter": "roles.enter_ratio",
+        "roles.leave": "roles.leave_ratio",
+        "roles.patience": "roles.lend_periods",
+        "roles.horizon_s": "roles.payback_s",
+        "roles.soft": "roles.lend_cycles",
+        "roles.hard": "roles.move_nodes",
+        "admission.slack": "admission.slo_factor",
+        "admission.patience_s": "admission.max_wait_s",
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """config: plain values, everything resolved. choices: group -> choice, such as bitrate -> embedded."""
+    """A resolved configuration. config: plain values. choices: group -> choice, such as bitrate -> embedded."""
 
     config: dict[str, Any]
     choices: dict[str, str]
 
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> Composed:
-    """Raises ValueError, one line, where an override cannot be read or names what the verb does not have."""
+    """The configuration of a verb. Raises ValueError, one line, where an override cannot be read or names an unknown key."""
     try:
         config = _compose(verb, overrides)
         return plain(config, config.hydra.runtime.choices)
@@ -41,7 +70,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> Composed:
 
 
 def unresolved(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The same with its interpolations open, for one who sets more keys in it. Raises ValueError, one line."""
+    """The same with its interpolations unresolved, so that more keys can be set. Raises ValueError, one line."""
     try:
         return _without_hydra(_compose(verb, overrides))
     except (HydraException, OmegaConfBaseException) as error:
@@ -49,7 +78,7 @@ def unresolved(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def plain(config: DictConfig, chosen: Mapping[str, Any]) -> Composed:
-    """chosen: Hydra's own book of choices. Raises ValueError where a value that only the user can give is missing."""
+    """Resolve a configuration. chosen: Hydra's record of the choices. Raises ValueError where a required value is missing."""
     register_resolvers()  # a launcher may have sent the configuration to another process
     values = _without_hydra(config)
     missing = sorted(OmegaConf.missing_keys(values))
@@ -69,7 +98,7 @@ def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
 
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Hydra composes nothing while one of its own jobs runs (a sweep under -m), unless it is made to forget that job meanwhile."""
+    """Hydra does not compose while one of its own jobs runs (a sweep under -m). This hides that job from it meanwhile."""
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -83,7 +112,7 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def register_resolvers() -> None:
-    """What conf/ may say beyond YAML: ${bytes_per_s:gbps}, ${capacity:network} for a network's schedule as a policy's field,
+    """Functions that conf/ may use: ${bytes_per_s:gbps}, ${capacity:network} for a network's schedule as a policy's field,
     ${data:NAME} for a file that comes with abkt, and ${times:a,b} for a product."""
     OmegaConf.register_new_resolver("bytes_per_s", _bytes_per_s, replace=True)
     OmegaConf.register_new_resolver("capacity", _capacity, replace=True)
@@ -92,12 +121,12 @@ def register_resolvers() -> None:
 
 
 def _bytes_per_s(gbps: Any) -> Any:
-    """What is no number stays as it is: the verb's own configuration class refuses it by name."""
+    """A value that is not a number is passed on, because the verb's configuration class reports it with its key."""
     return gbps * 1e9 / 8 if isinstance(gbps, (int, float)) else gbps
 
 
 def _capacity(network: DictConfig) -> dict[str, Any]:
-    """The network's schedule in the form that abkt.policy.build takes; nothing of one that the verb's own class will refuse by name."""
+    """The network's schedule as abkt.policy.build takes it; empty for a network that the verb's configuration class will refuse."""
     from pydantic import TypeAdapter, ValidationError
 
     from experiments.lib.network import Network
@@ -111,15 +140,15 @@ def _capacity(network: DictConfig) -> dict[str, Any]:
 
 
 def explain(verb: str, overrides: Sequence[str], error: Exception, multirun: bool = False) -> str:
-    """One line for what Hydra could not compose."""
+    """One line that says why Hydra could not compose."""
     return fault(verb, overrides, multirun) or said(error)
 
 
 def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | None:
-    """The first override at fault, and what is possible in its place; None if all can be read and name what the verb has."""
-    groups = usage.groups(verb)
-    chosen: list[str] = []
-    keys: list[str] = []
+    """What is wrong with the first override at fault, and what is possible in its place; None if all of them are right."""
+    groups, config_dirs = usage.groups(verb), search_path(overrides)
+    chosen: list[str] = [text for text in overrides if text.startswith(SEARCH_PATH)]
+    keys: list[tuple[str, str]] = []
     for text in overrides:
         override = parse(text)
         if override is None:
@@ -128,21 +157,60 @@ def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | 
             return f"{text!r} gives several values; add -m to run each of them"
         name, added = override.key_or_group, override.is_add() or override.is_force_add()
         place = f"{name}@{override.package}" if override.package else name
-        if place in groups or (added and (conf_dir() / name).is_dir()):
-            values, choices = _values(override), usage.choices(name)
+        if place in groups or (added and any((root / name).is_dir() for root in (conf_dir(), *config_dirs))):
+            values, choices = _values(override), usage.choices(name, config_dirs)
             for value in values:
                 if value not in choices:
                     return f"{place}={value} is not known{_near(value, choices)}; {name} is one of {', '.join(choices)}"
             chosen.append(f"{'+' if added else ''}{place}={values[0]}")
         elif not (added or name.startswith("hydra")):
-            keys.append(name)
+            keys.append((name, "VALUE" if override.is_delete() else override.get_value_string()))
     try:
         config = _compose(verb, chosen)
     except (HydraException, OmegaConfBaseException) as error:
         return said(error)
     known = OmegaConf.to_container(_without_hydra(config))
     assert isinstance(known, dict)
-    return next((unknown for key in keys if (unknown := _unknown(key.split("."), known))), None)
+    wrong = ((key, value, _unknown(key.split("."), known)) for key, value in keys)
+    return next((renamed(verb, key, value) or unknown for key, value, unknown in wrong if unknown), None)
+
+
+def renamed(verb: str, key: str, value: str) -> str | None:
+    """What to give in place of an old key, in one line; None for a key that was not renamed."""
+    for old, new in (RENAMED.get(verb, {}) | RENAMED[ANY]).items():
+        if key == old or (old in RENAMED[ANY] and key.endswith(f".{old}")):
+            now = key.removesuffix(old) + new
+            return f"{key} is now {now}: give {now}={value}"
+    return None
+
+
+def search_path(overrides: Sequence[str]) -> list[Path]:
+    """The folders with YAMLs of the user that the overrides add to Hydra's search path."""
+    found: list[Path] = []
+    for text in overrides:
+        if text.startswith(f"{SEARCH_PATH}=") and (override := parse(text)) is not None:
+            values = override.value()
+            found += [Path(str(value).removeprefix("file://")) for value in (values if isinstance(values, list) else [values])]
+    return found
+
+
+def config_dir_overrides(config_dirs: Sequence[Path]) -> list[str]:
+    """The override that adds folders to Hydra's search path; none for no folders."""
+    return [f"{SEARCH_PATH}=[{','.join(quoted(f'file://{folder}') for folder in config_dirs)}]"] if config_dirs else []
+
+
+def given_arguments(overrides: Sequence[str]) -> list[str]:
+    """Overrides as the user gave them: --config-dir in place of Hydra's search path."""
+    found: list[str] = []
+    for text in overrides:
+        found += [word for folder in search_path([text]) for word in (CONFIG_DIR, str(folder))] or [text]
+    return found
+
+
+def quoted(text: str) -> str:
+    """Text as a quoted value of an override."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def parse(text: str) -> Override | None:
@@ -157,7 +225,7 @@ def _values(override: Override) -> list[str]:
 
 
 def _unknown(path: list[str], known: Mapping[Any, Any]) -> str | None:
-    """What to say of a key that is not there; None if it is. Lists its neighbours, closest names first where there are any."""
+    """What to say of a key that does not exist; None if it does. Names the keys that exist there, and the most similar one."""
     node: Any = known
     for depth, name in enumerate(path):
         if not isinstance(node, Mapping):
@@ -171,7 +239,7 @@ def _unknown(path: list[str], known: Mapping[Any, Any]) -> str | None:
 
 
 def said(error: Exception) -> str:
-    """What OmegaConf says ends with lines about its own types."""
+    """The message of an OmegaConf error without the lines about its own types."""
     return " ".join(str(error).partition("\n    full_key")[0].split())
 
 

@@ -1,4 +1,4 @@
-"""Plain values from conf/ as frozen dataclasses, checked on the way in: behind this edge nothing is a dict that may be anything."""
+"""Plain values from conf/ as frozen dataclasses, checked when they are read. The code behind them gets no untyped dictionaries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from abkt.spec import ModelSpec
 from experiments.lib.curves import load_curves
 
 T = TypeVar("T")
-STRICT = ConfigDict(extra="forbid")  # stands in every verb's class and holds for all that lies in it
+STRICT = ConfigDict(extra="forbid")  # for every verb's configuration class and the classes in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,13 @@ Hardware = Annotated[
 
 
 def kind_of(value: Any, key: str, having: str, lacking: str) -> str:
-    """Which class of a union plain values are meant for: the one that has `key`, or the other. An object is what it is."""
+    """The class of a union that plain values are meant for: `having` if they have `key`, else `lacking`. An object has its own class."""
     return (having if key in value else lacking) if isinstance(value, Mapping) else type(value).__name__
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One serving instance as the model needs it. kv_tokens: tokens of KV that it holds beside the weights."""
+    """One serving instance for the simulator. profile: its costs. kv_tokens: tokens of KV that it holds beside the weights."""
 
     profile: Profile
     kv_tokens: int
@@ -67,35 +67,55 @@ class Instance:
 
 
 def instance(hardware: GpuSpec | MeasuredHardware, model: ModelSpec, curves: Path) -> Instance:
-    """Raises ValueError where the profile or the curves cannot be read, the profile is another model's, or the model does not fit."""
+    """The instance of a GPU or a measured machine. curves: file of rate curves, for hardware without its own.
+
+    Raises ValueError where the profile or the curves cannot be read, the profile is of another model, or the model does not fit.
+    """
     if isinstance(hardware, GpuSpec):
         return Instance(profile_of(hardware, model, load_curves(curves)), kv_tokens(hardware, model), hardware.usd_per_hour)
     profile = schema.load(hardware.profile)
     if profile.model.kv_bytes_per_token != model.kv_bytes_per_token:
         raise ValueError(f"profile {hardware.profile} is of model {profile.model.name}, not {model.name}; choose that one with model=")
-    if not profile.curves:  # measured on a device alone, without KV of a real model
+    if not profile.curves:  # measured on a device without KV of a real model
         profile = replace(profile, curves=load_curves(curves))
     return Instance(profile, hardware.kv_tokens, hardware.usd_per_hour)
 
 
 def read(kind: type[T], values: Mapping[str, Any]) -> T:
-    """values as a `kind`, nested classes alike. Raises ValueError, one line, at the first value that does not fit."""
+    """Plain values as an object of a configuration class.
+
+    Parameters
+    ----------
+    kind : a dataclass; its fields may be dataclasses and unions of them.
+    values : field -> plain value, as composed from conf/.
+
+    Returns
+    -------
+    The object, with every value converted to the type of its field.
+
+    Raises
+    ------
+    ValueError
+        One line with the key, at the first value that is missing, unknown or of a wrong type, or that the class refuses.
+    """
     try:
-        return _adapter(kind).validate_python(dict(values))
+        key: Any = kind  # a type variable has no hash for mypy
+        made: T = _adapter(key).validate_python(dict(values))
+        return made
     except ValidationError as error:
         raise ValueError(_first_line(error)) from None
 
 
 @lru_cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    """Making one takes 10 ms, using it a tenth of one: a sweep reads thousands of configurations."""
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Cached, because making an adapter takes 10 ms and using it 0.1 ms, and a sweep reads thousands of configurations."""
     return TypeAdapter(kind)
 
 
 def _first_line(error: ValidationError) -> str:
-    """`cluster.prefill is 'two'; a valid integer is needed`."""
+    """The first error, such as `cluster.prefill is 'two'; a valid integer is needed`."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if not str(part)[:1].isupper())  # a class of a union
+    key = ".".join(str(part) for part in first["loc"] if not str(part)[:1].isupper())  # without the class of a union
     match first["type"]:
         case "value_error":
             return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])

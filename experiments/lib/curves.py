@@ -1,12 +1,13 @@
-"""The library of measured curves that stands in for KV nobody here can compute (big models on big GPUs): what bytes leave of distortion,
-and what distortion does to a model's answers."""
+"""Measured curves for KV that cannot be computed here, such as that of large models: distortion by bytes, and the quality of a model's
+answers by distortion."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,20 +15,13 @@ from abkt.profile.schema import RateCurve, parse_curve
 from experiments.lib.paths import data_path
 from experiments.lib.results import write_json, write_text
 
-QUANTILES = 2000
+T = TypeVar("T")
+QUANTILES = 2000  # that stand for more transfers
 
 
 def load_curves(path: Path) -> tuple[RateCurve, ...]:
-    """Raises ValueError, one line, where the file is missing, empty or no list of curves."""
-    try:
-        found = tuple(RateCurve(int(c["tokens"]), parse_curve(c["slope"]), parse_curve(c["uniform"])) for c in json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise ValueError(f"rate curves {path} do not exist; measure them with `abkt profile` or give curves=FILE") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"rate curves {path} cannot be read: {error!r}") from None
-    if not found:
-        raise ValueError(f"rate curves {path} are an empty list")
-    return found
+    """Rate curves from a file. Raises ValueError, one line, where it is missing, empty or not a list of curves."""
+    return _load(path, "rate curves", "measure them with `abkt profile` or give curves=FILE", _rate_curve)
 
 
 def save_curves(curves: tuple[RateCurve, ...], path: Path) -> None:
@@ -36,8 +30,8 @@ def save_curves(curves: tuple[RateCurve, ...], path: Path) -> None:
 
 @dataclass(frozen=True)
 class QualityCurve:
-    """One prompt of a kind, coded by one method, point by point from coarse to fine. bytes: of the raw bytes. distortion: as the codec
-    measures it. rise: of the negative log-likelihood of what follows, nats a token. kl: mean divergence of the logits."""
+    """One prompt of a kind, coded by one method, from coarse to fine. bytes: share of the raw bytes. distortion: as the codec measures it.
+    rise: of the negative log-likelihood of the continuation, nats per token. kl: mean divergence of the logits."""
 
     kind: str
     method: str
@@ -53,30 +47,44 @@ class QualityCurve:
 
 
 def load_quality(path: Path) -> tuple[QualityCurve, ...]:
-    """Raises ValueError, one line, where the file is missing, empty or no list of such curves."""
+    """Quality curves from a file. Raises ValueError, one line, where it is missing, empty or not a list of such curves."""
+    return _load(path, "quality curves", "measure them with `abkt quality`", _quality_curve)
+
+
+def _load(path: Path, what: str, remedy: str, parse: Callable[[Any], T]) -> tuple[T, ...]:
+    """The rows of a JSON list, each parsed. Raises ValueError, one line, where the file is missing, empty or damaged."""
     try:
-        rows = json.loads(path.read_text())
-        found = tuple(
-            QualityCurve(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}) for row in rows
-        )
+        found = tuple(map(parse, json.loads(path.read_text())))
     except FileNotFoundError:
-        raise ValueError(f"curves of quality {path} do not exist; measure them with `abkt quality`") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"curves of quality {path} cannot be read: {error!r}") from None
+        raise ValueError(f"{what} {path} do not exist; {remedy}") from None
+    except (OSError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{what} {path} cannot be read: {error!r}") from None
     if not found:
-        raise ValueError(f"curves of quality {path} are an empty list")
+        raise ValueError(f"{what} {path} are an empty list")
     return found
 
 
+def _rate_curve(row: Any) -> RateCurve:
+    return RateCurve(int(row["tokens"]), parse_curve(row["slope"]), parse_curve(row["uniform"]))
+
+
+def _quality_curve(row: Any) -> QualityCurve:
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    return QualityCurve(**values)
+
+
 def save_quality(curves: Sequence[QualityCurve], path: Path) -> None:
-    """A curve a line."""
+    """Write quality curves, one on each line."""
     lines = ",\n".join(json.dumps(asdict(curve), allow_nan=False) for curve in curves)
     write_text(path, f"[\n{lines}\n]\n")
 
 
 def expected_rise(curves: Sequence[QualityCurve], distortion: np.ndarray) -> np.ndarray:
-    """Mean over curves of the rise at each distortion, linear in its logarithm between points; 0 at none, and beyond a curve's coarsest
-    point what that has: more is not known. Between its finest point and none it falls in proportion."""
+    """Mean over curves of the rise at each distortion.
+
+    Between two points of a curve it is linear in the logarithm of the distortion, below the finest point it is proportional to the
+    distortion, and above the coarsest point it stays at that point's rise.
+    """
     at = np.asarray(distortion, dtype=np.float64)
     found = np.zeros_like(at)
     for curve in curves:
@@ -87,9 +95,9 @@ def expected_rise(curves: Sequence[QualityCurve], distortion: np.ndarray) -> np.
 
 
 def quality_of(distortion: Sequence[float] | np.ndarray, curves: Sequence[QualityCurve]) -> dict[str, dict[str, float]]:
-    """What transfers of these distortions are expected to do to answers, by kind of prompt: mean and p99 of the rise, nats a token.
+    """The expected effect of these distortions on answers, by kind of prompt: mean and p99 of the rise, nats per token.
 
-    Of many transfers 2,000 quantiles stand for all. Empty if there are none.
+    Many transfers are represented by 2,000 quantiles. Empty if there are none.
     """
     at = np.asarray(distortion, dtype=np.float64)
     if len(at) > QUANTILES:
@@ -100,5 +108,5 @@ def quality_of(distortion: Sequence[float] | np.ndarray, curves: Sequence[Qualit
 
 
 def expected_quality(distortion: Sequence[float] | np.ndarray) -> dict[str, dict[str, float]]:
-    """As quality_of, by the curves of the probe that come with abkt: measured with its calibrated weights, and no other model's."""
+    """As quality_of, with the curves that come with ABKT. They were measured on the probe with its calibrated weights."""
     return quality_of(distortion, [curve for curve in load_quality(data_path("curves/quality.json")) if curve.method == "ours"])

@@ -1,6 +1,6 @@
-"""How a verb fails: one clear line, and an exit code that says whose turn it is.
+"""How a verb fails: one clear line and an exit code.
 
-ValueError or OSError: what was asked cannot be done (exit code 2). RunError, ClusterError: it was under way and broke (1). Ctrl-C: 130.
+ValueError and OSError mean bad input (exit code 2). RunError and ClusterError mean that a correct run broke (1). Ctrl-C gives 130.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import signal
 import sys
 from collections.abc import Callable
 
-from abkt.serve.frontend.process import ClusterError
+from abkt.serve.errors import ClusterError
 
 BAD_INPUT, BROKEN, INTERRUPTED = 2, 1, 128 + signal.SIGINT
 
 
 class RunError(RuntimeError):
-    """A run that broke although what was asked was right: a worker died, a peer fell silent. Its text is what the user reads."""
+    """A run with correct input that broke, because a worker died or a peer stopped answering. Its text is shown to the user."""
 
 
 def one_line(error: BaseException) -> str:
@@ -24,9 +24,10 @@ def one_line(error: BaseException) -> str:
 
 
 def exit_code(work: Callable[[], None]) -> int:
-    """Do the work; 0, or the exit code of its failure, told in one line on stderr. A RunError may have several (a worker's last log).
+    """Do the work and return 0, or the exit code of its failure, which is reported in one line on stderr.
 
-    HYDRA_FULL_ERROR=1 in the environment gives the traceback instead, as in every Hydra application.
+    A RunError may have several lines, such as the end of a worker's log. HYDRA_FULL_ERROR=1 in the environment gives the traceback instead,
+    as in every Hydra application.
     """
     try:
         work()

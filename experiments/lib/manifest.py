@@ -1,4 +1,4 @@
-"""manifest.json: all that is needed to say where a result came from, and to make it again. No host name and no personal path."""
+"""manifest.json: where a result comes from and what is needed to make it again. It holds no host name and no personal path."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abkt.profile.fingerprint import cpu_name
+from experiments.lib.compose import given_arguments
 from experiments.lib.paths import ROOT
 from experiments.lib.results import write_json
 
@@ -26,7 +29,7 @@ PACKAGES = ("abkt", "torch", "triton", "numpy", "transformers", "simpy", "pandas
 
 
 def write_manifest(run: VerbCall, inputs: Iterable[Path] = ()) -> None:
-    """inputs: the files that the run has read; each stands with its SHA-256."""
+    """inputs: the files that the run has read; each is listed with its SHA-256."""
     write_json(run.out / "manifest.json", manifest(run, inputs))
 
 
@@ -35,7 +38,7 @@ def manifest(run: VerbCall, inputs: Iterable[Path] = ()) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "verb": run.verb,
-        "command": _anonymous(shlex.join(("abkt", run.verb, *run.arguments))),
+        "command": _anonymous(shlex.join(("abkt", run.verb, *given_arguments(run.arguments)))),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(ROOT),
         "config": config,
@@ -49,7 +52,7 @@ def manifest(run: VerbCall, inputs: Iterable[Path] = ()) -> dict[str, Any]:
 
 
 def config_hash(config: Any) -> str:
-    """Of the resolved configuration in one canonical form. Where abkt lies and where results go are no part of it."""
+    """SHA-256 of plain values in one canonical form."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
@@ -58,8 +61,45 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@lru_cache
+def code_hash() -> str:
+    """SHA-256 of the source files that decide what a simulation gives: abkt, sim, and experiments/lib, which builds it."""
+    digest = hashlib.sha256()
+    for folder in (ROOT / "abkt", ROOT / "sim", ROOT / "experiments" / "lib"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT)}\0{file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def policy_files(config: Any) -> list[Path]:
+    """The source files of the classes that a configuration names as _target_ and that are not ABKT's own."""
+    modules = dict.fromkeys(target.rpartition(".")[0] for target in _targets(config))
+    own = ("abkt", "sim", "experiments")
+    return [path for name in modules if name and name.partition(".")[0] not in own and (path := _source(name))]
+
+
+def _source(module: str) -> Path | None:
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:  # of a parent package; building the policy reports it
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _targets(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "_target_":
+                yield str(value)
+            else:
+                yield from _targets(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from _targets(value)
+
+
 def git_state(root: Path) -> dict[str, Any]:
-    """sha and dirty of the checkout at root; both null outside of one (a wheel) or without git."""
+    """sha and dirty of the checkout at root; both are null outside a checkout (a wheel) or without git."""
     if not (root / ".git").exists():
         return {"sha": None, "dirty": None}
     try:
@@ -70,7 +110,7 @@ def git_state(root: Path) -> dict[str, Any]:
 
 
 def host() -> dict[str, Any]:
-    """The kind of machine, not whose it is."""
+    """The kind of machine, without its name."""
     return {
         "system": platform.system(),
         "kernel": platform.release(),
@@ -93,5 +133,5 @@ def _version(name: str) -> str | None:
 
 
 def _anonymous(text: str) -> str:
-    """Paths of the checkout as relative ones, and the home folder as ~."""
+    """Paths below the checkout become relative, and the home folder becomes ~."""
     return text.replace(f"{ROOT}/", "").replace(f"{Path.home()}/", "~/")

@@ -1,6 +1,6 @@
-"""The network of a run, from conf/network/: a schedule that is written down, or the drive of a phone.
+"""The network of a run, from conf/network/: a schedule of rates, or a recording of a phone's link.
 
-Not modelled by `abkt simulate`: loss, and senders (there a cluster has as many prefill nodes as conf/cluster says).
+`abkt simulate` does not model loss, and it takes the number of prefill nodes from conf/cluster instead of senders.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig(Conditions):
-    """Every node's link: gbps (10^9 bits per second) times share[i] from starts_s[i] on, again after period_s."""
+    """The link of every node: gbps (10^9 bits per second) times share[i] from starts_s[i] on, repeated after period_s."""
 
     gbps: float
     share: tuple[float, ...]
@@ -62,7 +62,7 @@ class NetworkConfig(Conditions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriveConfig(Conditions):
-    """What a phone could download in each second of a recording, scaled to a mean of gbps; see read_drive."""
+    """The rate of a phone's downloads in each second of a recording, scaled to a mean of gbps; see read_drive."""
 
     gbps: float
     path: Path
@@ -85,17 +85,27 @@ Network = Annotated[
 ]
 
 
-def inputs(network: NetworkConfig | DriveConfig) -> list[Path]:
+def network_files(network: NetworkConfig | DriveConfig) -> list[Path]:
     """The files that the network reads."""
     return [network.path.expanduser()] if isinstance(network, DriveConfig) else []
 
 
 def read_drive(path: Path, drive: str, mean_bytes_per_s: float, floor: float) -> Capacity:
-    """A recording of a table (Parquet or CSV) with the columns app, file, t_s and dl_kbps, second by second, again after its end.
+    """A recording as a capacity over time, second by second, repeated after its end.
 
-    drive: the recording, by its name in the column `file`; empty: the first in which something was downloaded while driving. A second
-    with several rows has their mean; one without any is as the one before. No second has less than `floor` of the mean: a link of no
-    bytes is none. Raises ValueError, one line, if it cannot be had.
+    Parameters
+    ----------
+    path : Parquet or CSV with the columns app, file, t_s and dl_kbps.
+    drive : name of the recording in the column `file`; empty: the first download while driving.
+    mean_bytes_per_s : mean that the recording is scaled to.
+    floor : least share of the mean in any second, because a link of no bytes cannot be simulated.
+
+    A second with several rows has their mean; a second without rows is like the one before.
+
+    Raises
+    ------
+    ValueError
+        One line, if the table or the recording cannot be read.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""What the notebooks call: one line each for a simulation, a real piece of KV, and a stored figure."""
+"""Functions for the notebooks: a simulation, a sweep, a sample of real KV, and a stored figure, each in one line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from experiments.figures.style import sheet
 from experiments.lib.compose import compose
 from experiments.lib.config import read
 from experiments.lib.paths import data_path
+from experiments.lib.simulation import SimulateConfig, build_simulation
 from experiments.lib.workload import read_workload
 from experiments.sweeps.grid import axes, points
 from experiments.sweeps.pool import run_point
-from experiments.verbs.simulate import SimulateConfig, build_simulation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRun:
-    """requests, transfers: one record a row. summary: as in summary.json."""
+    """A simulation in memory. requests, transfers: one record in each row. summary: as in summary.json."""
 
     requests: pd.DataFrame
     transfers: pd.DataFrame
@@ -37,7 +37,7 @@ class SimulatedRun:
 
 
 def simulate(*overrides: str) -> SimulatedRun:
-    """`abkt simulate` with the same words, into memory. Raises ValueError, one line, for what it cannot do."""
+    """`abkt simulate` with the same overrides, into memory. Raises ValueError, one line, for bad input."""
     config = read(SimulateConfig, {**compose("simulate", ["progress=false", *overrides]).config, "out": Path()})
     requests, _ = read_workload(config.workload, config.seed, closed_loop=True)
     result = build_simulation(config, requests).run()
@@ -46,13 +46,13 @@ def simulate(*overrides: str) -> SimulatedRun:
 
 
 def sweep(grid: Sequence[str], *overrides: str) -> pd.DataFrame:
-    """`abkt sweep` of a few points in this process: grid has the axes, such as bitrate=raw,int4."""
+    """`abkt sweep` of a few points in this process, a row for each. grid: the axes, such as bitrate=raw,int4."""
     found = axes("sweep", grid, overrides)
     return pd.DataFrame([{**point.place, **run_point(point.config, None)} for point in points("sweep", overrides, found)])
 
 
 def sample_kv() -> tuple[Pool, list[int], int]:
-    """The probe's KV on held-out text, in a pool: (pool, block table, tokens)."""
+    """The probe's KV of held-out text: (pool, block table, tokens)."""
     from safetensors.torch import load_file
 
     from abkt.kv.pool import Pool
@@ -68,7 +68,7 @@ def sample_kv() -> tuple[Pool, list[int], int]:
 
 
 def figure(name: str) -> Figure:
-    """A figure of experiments.figures, such as fig05_validation, from its stored tables."""
+    """A figure of experiments.figures, such as fig05_validation, drawn from its stored tables."""
     module = import_module(f"experiments.figures.{name}")
     with sheet():
         drawn: Figure = module.draw({table: stored.load(data_path("figures"), table) for table in module.INPUTS})

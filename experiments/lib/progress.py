@@ -1,4 +1,4 @@
-"""What a verb shows while it works: one bar for each long step."""
+"""The progress bar of a verb: one for each long step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """update: done of total. step: the name of what runs now, where the number of steps is not known."""
+    """A progress bar. update: sets done of total. step: names the current step, where the number of steps is unknown."""
 
     progress: Progress
     task: TaskID

@@ -1,4 +1,4 @@
-"""Prompts for the twin: requests of a trace, filled with recall lines of the probe's own kind, so that every answer can be checked."""
+"""Prompts for the twin: requests of a trace, filled with recall lines as the probe was trained on, so that every answer can be checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sim.workload.requests import Request
 
 
 def prompts_for(requests: Sequence[Request], seed: int) -> list[Prompt]:
-    """The same requests with tokens; request_id and seed alone decide the tokens."""
+    """The requests with tokens, which depend only on request_id and seed."""
     out = []
     for request in requests:
         tokens, expected = recall_prompt(np.random.default_rng((seed, request.request_id)), request.isl)
@@ -21,7 +21,7 @@ def prompts_for(requests: Sequence[Request], seed: int) -> list[Prompt]:
 
 
 def answers(prompts: Sequence[Prompt], outputs: dict[int, list[int]]) -> dict[str, float]:
-    """Share of value tokens right: `first` (the prefill side's, from exact KV) and `rest` (the decode side's, from received KV)."""
+    """Share of right answer tokens: `first` (by the prefill side, from its own KV) and `rest` (by the decode side, from received KV)."""
     first, rest = [], []
     for prompt in prompts:
         if prompt.request_id in outputs:

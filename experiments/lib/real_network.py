@@ -1,4 +1,4 @@
-"""What the bytes of a replay go through: namespaces with shaped links where that is permitted, loopback with a paced socket elsewhere."""
+"""The network of a replay: namespaces with shaped links where that is permitted, else loopback with paced sockets."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class RealNetwork:
-    """pacing: tbf, socket or userspace. namespaces: entered, with tbf. key_file: of this run, where addresses are not loopback.
-
-    facts: for the summary.
-    """
+    """pacing: tbf, socket or userspace. facts: for the summary. namespaces: set up with tbf. key_file: key of this run, where addresses are
+    not loopback."""
 
     pacing: str
     facts: dict[str, Any]
@@ -34,10 +32,21 @@ class RealNetwork:
 
 @contextmanager
 def real_network(network: NetworkConfig | DriveConfig, pacing: str, seed: int, prefill: int = 0, decode: int = 1) -> Iterator[RealNetwork]:
-    """pacing: auto, or what it must be. prefill: workers on that side; 0: as many as the network's senders. decode: workers on the other.
-    Raises ValueError or OSError, one line, if that cannot be had.
+    """Set up the network of a replay for the duration of a context.
 
-    auto: namespaces if they can be had, else socket pacing; neither for one unlimited link without delay and loss.
+    Parameters
+    ----------
+    network : rate over time, delay, loss and senders.
+    pacing : tbf, socket, userspace, or auto: namespaces (tbf) if they are permitted, else socket pacing; an unlimited link without delay
+        and loss is not paced.
+    seed : of losses.
+    prefill : prefill workers; 0: as many as the network has senders.
+    decode : decode workers.
+
+    Raises
+    ------
+    ValueError or OSError
+        One line, if the network cannot be set up this way.
     """
     if pacing not in ("auto", *PACINGS):
         raise ValueError(f"pacing is {pacing}; it must be one of auto, {', '.join(PACINGS)}")
@@ -46,7 +55,7 @@ def real_network(network: NetworkConfig | DriveConfig, pacing: str, seed: int, p
     why_not = ""
     if pacing == "auto":
         if math.isinf(lowest) and not needed:
-            pacing = "userspace"  # which paces nothing then
+            pacing = "userspace"  # an unlimited link is not paced
         else:
             why_not = Namespaces.why_not()
             pacing = "socket" if why_not else "tbf"

@@ -1,6 +1,6 @@
-"""requests.parquet and transfers.parquet of a run, written while it goes on: a million requests would not all fit in memory as objects.
+"""Writes requests.parquet and transfers.parquet while a run goes on, because a million requests would not fit in memory as objects.
 
-Batches are of one size, wherever the run hands its records over, so the files' bytes depend on the records alone.
+All batches have the same size, whenever the run passes its records on. So the bytes of the files depend only on the records.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from experiments.lib.results import record_table
 from sim.cluster import Simulation
 from sim.interval import intervals
 
-BATCH = 20_000  # records a row group
+BATCH = 20_000  # records in a row group
 NAMES = ("requests.parquet", "transfers.parquet")
 
 
 class RecordWriter:
-    """A context: files lie in `folder` once it has ended without an error, and are not there at all otherwise. errors: of the nodes, for
-    prediction intervals; None: no such columns."""
+    """A context manager that writes the two files of a run into `folder`. If it ends with an error, it leaves no files.
+
+    errors: node name -> relative errors by stage, for the columns of prediction intervals; None: no such columns.
+    """
 
     def __init__(self, folder: Path, errors: Mapping[str, Mapping[str, float]] | None = None) -> None:
         self.folder, self.errors, self.made = folder, errors, False
@@ -52,18 +54,14 @@ class RecordWriter:
             self.folder.rmdir()
 
     def add(self, requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord]) -> None:
-        """Records that will not change any more, in their order."""
+        """Add records that will not change any more, in their order."""
         self.requests.waiting += requests
         self.transfers.waiting += transfers
         self._write(BATCH)
 
     def drain(self, simulation: Simulation) -> None:
-        """Take from a run what is finished and stands before all that is not."""
-        records, transfers = simulation.records, simulation.transfers
-        open_ids = {r.request_id for r in records if r.outcome == "completed" and r.finish_s != r.finish_s}
-        done = _leading(records, open_ids), _leading(transfers, open_ids)
-        self.add(records[: done[0]], transfers[: done[1]])
-        del records[: done[0]], transfers[: done[1]]
+        """Take the records that are final from a simulation."""
+        self.add(*simulation.take())
 
     def _write(self, at_least: int) -> None:
         self.requests.write(at_least, lambda records: intervals(records, self.errors) if self.errors else {})
@@ -77,7 +75,7 @@ class _Part:
         self.writer: pq.ParquetWriter | None = None
 
     def write(self, at_least: int, more: Any) -> None:
-        """Batches of BATCH while there are so many; with at_least 0 whatever is left, and an empty table if there was nothing at all."""
+        """Write batches of BATCH records. at_least 0: also write the rest, and an empty table if there were no records."""
         while len(self.waiting) >= max(1, at_least) or (at_least == 0 and self.writer is None):
             batch = self.waiting[:BATCH]
             del self.waiting[:BATCH]
@@ -98,8 +96,3 @@ def read_columns(path: Path, names: Sequence[str] = SUMMARIZED) -> dict[str, np.
     """Columns of one of the files."""
     table = pq.read_table(path, columns=list(names))
     return {name: table[name].to_numpy() for name in names}
-
-
-def _leading(records: Sequence[Any], open_ids: set[int]) -> int:
-    """How many at the front belong to requests that are not open."""
-    return next((i for i, r in enumerate(records) if r.request_id in open_ids), len(records))

@@ -1,4 +1,4 @@
-"""Result files: Parquet for records, JSON for the rest. Each is written beside its place and then moved, so none is ever half there."""
+"""Result files: Parquet for records, JSON for the rest. Each is written to a temporary file and then moved, so that none is incomplete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_(
 
 
 def write_records(folder: Path, requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord], **labels: str) -> None:
-    """requests.parquet and transfers.parquet; labels are constant columns, such as world="real"."""
+    """Write requests.parquet and transfers.parquet. labels: constant columns, such as world="real"."""
     write_table(folder / "requests.parquet", record_table(RequestRecord, requests, labels))
     write_table(folder / "transfers.parquet", record_table(TransferRecord, transfers, labels))
 
@@ -31,7 +31,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """nan and infinity become null and "inf": plain JSON has neither."""
+    """Write JSON. nan becomes null and infinity "inf", because JSON has neither."""
     write_text(path, json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
 
 
@@ -40,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_pieces(path: Path, pieces: Iterable[str]) -> None:
-    """A text too long to be held as a whole."""
+    """Write a text piece by piece, without holding all of it in memory."""
 
     def write(part: Path) -> None:
         with part.open("w", encoding="utf-8") as file:
@@ -50,7 +50,7 @@ def write_pieces(path: Path, pieces: Iterable[str]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises ValueError, one line, where the file is missing or no JSON."""
+    """The contents of a JSON file. Raises ValueError, one line, where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def read_records(path: Path) -> pd.DataFrame:
 
 
 def merge_records(parts: Mapping[Path, Mapping[str, str]], folder: Path) -> None:
-    """One requests.parquet and one transfers.parquet in `folder` from those of many runs, each run's labels as columns."""
+    """Write one requests.parquet and one transfers.parquet in `folder` from those of many runs, with each run's labels as columns."""
     for name in ("requests.parquet", "transfers.parquet"):
         tables = []
         for part, labels in parts.items():
@@ -82,7 +82,7 @@ def merge_records(parts: Mapping[Path, Mapping[str, str]], folder: Path) -> None
 
 
 def record_table(kind: type[RequestRecord] | type[TransferRecord], records: Sequence[Any], labels: Mapping[str, str]) -> pa.Table:
-    """The schema comes from the record class, so that a run without transfers still has the columns."""
+    """Records as a table. The schema comes from the record class, so that a run without transfers has the columns too."""
     hints = get_type_hints(kind)
     schema = pa.schema([(f.name, ARROW[hints[f.name]]) for f in fields(kind)])
     if kind is RequestRecord:
@@ -104,6 +104,7 @@ def _whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def plain(value: Any) -> Any:
+    """A value as JSON can hold it: nan as None, infinity and paths as strings, tuples as lists."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Where a table comes from, inside its Parquet file: a figure drawn from it years later can still say so."""
+"""The origin of a table, stored inside its Parquet file, so that a figure drawn from it can name its origin."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TAKEN = ("verb", "command", "git", "config_sha256", "versions", "host")
 
 
 def write_stamped(path: Path, table: pa.Table, run: VerbCall, **facts: Any) -> None:
-    """A table of the run that makes it. facts: what else a reader should know, such as where a limit is drawn."""
+    """Write a table of this run with its stamp. facts: further values for a reader, such as a limit to draw."""
     write_table_stamped(path, table, manifest(run), **facts)
 
 
 def write_table_stamped(path: Path, table: pa.Table, made: Mapping[str, Any], **facts: Any) -> None:
-    """made: the manifest of the run that made what is in the table."""
+    """Write a table with a stamp. made: the manifest of the run that the table comes from."""
     about = {name: made[name] for name in TAKEN if name in made}
     stamp = plain({"schema_version": SCHEMA_VERSION, **about, "facts": facts})
     metadata = {**(table.schema.metadata or {}), KEY: json.dumps(stamp, sort_keys=True).encode()}
@@ -33,7 +33,7 @@ def write_table_stamped(path: Path, table: pa.Table, made: Mapping[str, Any], **
 
 
 def read_stamp(path: Path) -> dict[str, Any]:
-    """Raises ValueError, one line, where the file is missing, no Parquet, or of another version."""
+    """The stamp of a table. Raises ValueError, one line, where the file is missing, damaged, or of another version."""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What makes a function a verb: its configuration composed, checked and handed over with the folder for its results."""
+"""What makes a function a verb: its configuration is composed, checked and passed to it with the folder for its results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.lib import compose as composer
 from experiments.lib.compose import Composed
 from experiments.lib.config import read
-from experiments.lib.paths import conf_dir
+from experiments.lib.paths import conf_dir, split_config_dirs
 
 MULTIRUN = ("-m", "--multirun")
 
 
 @dataclass(frozen=True, slots=True)
 class VerbCall:
-    """One call of a verb. config: resolved plain values. choices: group -> choice. out: made when the first result is written."""
+    """One call of a verb.
+
+    Parameters
+    ----------
+    verb : its name.
+    arguments : of the command line, as Hydra overrides.
+    config : the resolved configuration as plain values.
+    choices : group -> choice, such as bitrate -> embedded.
+    out : folder for the results; it is made when the first result is written.
+    """
 
     verb: str
     arguments: tuple[str, ...]
@@ -33,10 +42,22 @@ class VerbCall:
 
 
 def verb(name: str, positional: tuple[str, ...] = ()) -> Callable[[Callable[[Any, VerbCall], None]], Callable[[Sequence[str]], None]]:
-    """Decorate `main(config: SomeConfig, run: Run)`; it then takes the arguments of the command line.
+    """Decorate `main(config: SomeConfig, run: VerbCall)`, which then takes the arguments of the command line.
 
-    positional: keys that may be given without their name. Raises ValueError, one line, for bad input. `-m` goes through Hydra's own
-    application, so that its sweepers and launchers work.
+    Parameters
+    ----------
+    name : of the verb; conf/NAME.yaml is its configuration.
+    positional : keys that may be given without their name.
+
+    Returns
+    -------
+    A decorator. What it makes of `main` composes the configuration, reads it as the class that `config` is annotated with, and calls
+    `main`. `--config-dir DIR` adds YAMLs of the user; `-m` goes through Hydra's own application, so that its sweepers and launchers work.
+
+    Raises
+    ------
+    ValueError
+        One line, for bad input; raised by the decorated function.
     """
 
     def decorate(main: Callable[[Any, VerbCall], None]) -> Callable[[Sequence[str]], None]:
@@ -46,9 +67,12 @@ def verb(name: str, positional: tuple[str, ...] = ()) -> Callable[[Callable[[Any
             config = {**composed.config, "out": out}
             main(read(kind, config), VerbCall(name, tuple(arguments), config, composed.choices, out))
 
-        def call(arguments: Sequence[str]) -> None:
-            overrides = named([a for a in arguments if a not in MULTIRUN], positional)
-            if len(overrides) < len(arguments):
+        def call(given: Sequence[str]) -> None:
+            arguments, config_dirs = split_config_dirs(given)
+            many, arguments = any(a in MULTIRUN for a in arguments), [a for a in arguments if a not in MULTIRUN]
+            extra = composer.config_dir_overrides(config_dirs)
+            overrides, arguments = [*named(arguments, positional), *extra], [*arguments, *extra]
+            if many:
                 run_many(name, start, overrides)
             else:
                 composed = composer.compose(name, overrides)
@@ -60,20 +84,21 @@ def verb(name: str, positional: tuple[str, ...] = ()) -> Callable[[Callable[[Any
 
 
 def named(arguments: Sequence[str], positional: tuple[str, ...]) -> list[str]:
-    """Arguments as Hydra overrides: those without a key get the positional names in turn, quoted."""
+    """Arguments as Hydra overrides: those without a key get the positional names in turn."""
     names, overrides = list(positional), []
     for argument in arguments:
         if argument.startswith("-"):
-            raise ValueError(f"unknown option {argument}; there are --help and --multirun, all else is group=choice or key=value")
+            raise ValueError(
+                f"unknown option {argument}; there are --help, --multirun and --config-dir DIR; the rest is group=choice or key=value"
+            )
         if "=" not in argument and not argument.startswith("~") and names:
-            quoted = argument.replace("\\", "\\\\").replace('"', '\\"')
-            argument = f'{names.pop(0)}="{quoted}"'
+            argument = f"{names.pop(0)}={composer.quoted(argument)}"
         overrides.append(argument)
     return overrides
 
 
 def out_folder(out: object, name: str) -> Path:
-    """DIR of out=DIR itself, else outputs/VERB/<time>. Raises ValueError where it cannot become a folder; makes none yet."""
+    """The folder of out=DIR, else outputs/VERB/<time>; it is not made yet. Raises ValueError where it cannot become a folder."""
     folder = Path(str(out)).expanduser() if out else _free(Path("outputs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     standing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not standing.is_dir():
@@ -84,7 +109,7 @@ def out_folder(out: object, name: str) -> Path:
 
 
 def run_many(name: str, start: Callable[[Composed, Sequence[str], Path], None], overrides: Sequence[str]) -> None:
-    """Every combination, each in a numbered folder below out=DIR (default outputs/VERB/<time>)."""
+    """Run every combination, each in a numbered folder below out=DIR (default outputs/VERB/<time>)."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
@@ -97,14 +122,14 @@ def run_many(name: str, start: Callable[[Composed, Sequence[str], Path], None], 
         start(composer.plain(config, own.runtime.choices), own.overrides.task, Path(own.runtime.output_dir))
 
     composer.register_resolvers()
-    if wrong := composer.fault(name, sweep, multirun=True):  # Hydra would only say so after it has made the folder
+    if wrong := composer.fault(name, sweep, multirun=True):  # Hydra would report it only after it has made the folder
         raise ValueError(wrong)
 
     # Without its name in sys.argv and its own logging, Hydra would log to the terminal and leave a .hydra folder in each result.
     quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null", f"hydra.job.name={name}"]
     argv, environment = sys.argv, dict(os.environ)
     sys.argv = [f"abkt {name}", "--multirun", *quiet, f"hydra.sweep.dir='{folder}'", *sweep]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions as they are; what the user reads is made here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that exceptions come through; their message is made here
     try:
         hydra.main(version_base=composer.HYDRA_VERSION, config_path=str(conf_dir()), config_name=name.replace("-", "_"))(job)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -116,5 +141,5 @@ def run_many(name: str, start: Callable[[Composed, Sequence[str], Path], None], 
 
 
 def _free(folder: Path) -> Path:
-    """Two runs may begin in the same second."""
+    """The folder, or one with a number after it: two runs may begin in the same second."""
     return folder if not folder.exists() else next(p for n in range(2, 1000) if not (p := folder.with_name(f"{folder.name}-{n}")).exists())

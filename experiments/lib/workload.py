@@ -1,4 +1,4 @@
-"""The workloads that conf/workload describes, as requests: a trace, clients of ServeGen, or made up."""
+"""The workloads of conf/workload as requests: a trace, clients of ServeGen, or synthetic ones."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ POISSON = {"_target_": "sim.workload.synthetic.Poisson"}
 
 @dataclass(frozen=True, slots=True)
 class TraceWorkload:
-    """A trace file, cut to size. rate_per_s above 0: `arrivals` at this rate take the place of the trace's own (lengths have none).
+    """A scaled trace file. rate_per_s above 0: `arrivals` at this rate replace those of the trace (a file of lengths has none).
 
-    concurrency above 0: a closed loop of so many clients, in which no times count.
+    concurrency above 0: a closed loop with this many clients, which ignores all arrival times.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class TraceWorkload:
 
 @dataclass(frozen=True, slots=True)
 class ServegenWorkload:
-    """ServeGen's published clients, from start_s of their week on; see sim.workload.servegen."""
+    """ServeGen's published clients, from start_s of their week; see sim.workload.servegen."""
 
     lengths: Path
     rates: Path
@@ -65,7 +65,8 @@ class ServegenWorkload:
     concurrency: int = 0
 
     def requests(self, seed: int) -> tuple[list[Request], float]:
-        return read_servegen(*self.files(), self.start_s, self.duration_s, self.share, seed)
+        lengths, rates = self.files()
+        return read_servegen(lengths, rates, self.start_s, self.duration_s, self.share, seed)
 
     def files(self) -> list[Path]:
         return [self.lengths.expanduser(), self.rates.expanduser()]
@@ -73,7 +74,7 @@ class ServegenWorkload:
 
 @dataclass(frozen=True, slots=True)
 class SyntheticWorkload:
-    """Made-up requests. concurrency above 0: a closed loop of so many clients, in which the rate does not count."""
+    """Synthetic requests. concurrency above 0: a closed loop with this many clients, which ignores the rate."""
 
     requests: int
     rate_per_s: float
@@ -95,11 +96,12 @@ Workload = Annotated[
 def read_workload(
     workload: TraceWorkload | ServegenWorkload | SyntheticWorkload, seed: int, closed_loop: bool = False
 ) -> tuple[list[Request], dict[str, float]]:
-    """The requests in order of arrival, and what scaling did to them (nothing to synthetic ones). closed_loop: the caller can run one."""
+    """(the requests in order of arrival, how they were scaled). closed_loop: whether the caller can run a closed loop.
+
+    Raises ValueError, one line, where the workload is a closed loop and the caller cannot run one, or a file cannot be read.
+    """
     if workload.concurrency and not closed_loop:
-        raise ValueError(
-            "a closed loop runs in `abkt simulate` and `abkt replay` alone; set workload.concurrency=0 or choose another workload"
-        )
+        raise ValueError("only `abkt simulate` and `abkt replay` run a closed loop; set workload.concurrency=0 or choose another workload")
     if isinstance(workload, SyntheticWorkload):
         w, kind = workload, arrivals_of(workload.arrivals)
         return synthetic(w.requests, w.rate_per_s, w.isl, w.osl, w.variation, seed, kind), {}
@@ -124,7 +126,7 @@ def arrivals_of(config: dict[str, Any]) -> Arrivals:
 
 
 def _kind_of(value: Any) -> str:
-    """Which class plain values are meant for: the one whose key they have. An object is what it is."""
+    """The class that plain values are meant for, by the key that they have. An object has its own class."""
     if not isinstance(value, dict):
         return type(value).__name__
     return "TraceWorkload" if "path" in value else "ServegenWorkload" if "rates" in value else "SyntheticWorkload"

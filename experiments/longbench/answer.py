@@ -1,10 +1,11 @@
-"""One question through a Pair: colocated, after raw KV, and after KV that the policy sent; what each says, and how long each stage took."""
+"""One question answered three times: colocated, after raw KV, and after KV that the policy sent; with the time of each stage."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -20,13 +21,19 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memo
 
 @dataclass(slots=True)
 class Answer:
-    """A row of the results. outcome: completed or failed, then with a reason; the rest of a failed one is empty.
+    """A row of the results.
 
-    prompt_tokens of whole_tokens were asked. score, raw_score: of what was said after the policy's KV and after raw KV. nll, raw_nll: nats
-    a token of the reference answer (its first 'most' tokens without the very first, which the prefill side says; nan if there is but one).
-    agreement: share of positions where both say the same token. diverged_at: the first where they do not, or the length.
-    lossless: whether raw KV led to the same tokens as KV that did not travel. Seconds: prefill of all three; decode of each whole answer;
-    first_s: until the decode side has its first own token, from the prompt on. wire_bytes: headers and all, raw_bytes: the KV itself.
+    Parameters
+    ----------
+    outcome, reason : completed, or failed for a reason; then the other figures are empty.
+    prompt_tokens, whole_tokens : tokens of the prompt after and before its middle was cut.
+    score, raw_score : of the answer after the policy's KV and after raw KV.
+    nll, raw_nll : nats per token of the reference answer, without its first token, which prefill gives; nan if it has only one.
+    agreement : share of positions where both answers have the same token. diverged_at: the first where they differ, or the length.
+    lossless : whether the answer after raw KV has the same tokens as the colocated one.
+    prefill_s, encode_s, wire_s, expand_s, decode_s : seconds of each stage; prefill is shared by all three answers.
+    first_s : seconds from the prompt to the first token of the decode side.
+    wire_bytes, raw_bytes : bytes sent with all headers, and bytes of the KV.
     """
 
     task: str
@@ -72,15 +79,15 @@ COLUMNS = tuple(field.name for field in fields(Answer))
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """tokens: with the prefill side's first. step_s: of the first decode iteration."""
+    """An answer. tokens: including the first, which prefill gives. step_s: seconds of the first decode iteration."""
 
     tokens: list[int]
     decode_s: float
     step_s: float
 
 
-def answer(asked: Asked, pair: TransferPair, tokenizer, stops: frozenset[int], deadline_s: float) -> Answer:
-    """Raises what is no lack of memory; that is recorded, with its first line."""
+def answer(asked: Asked, pair: TransferPair, tokenizer: Any, stops: frozenset[int], deadline_s: float) -> Answer:
+    """The row of one question. A lack of memory is recorded as a failure; other errors are raised."""
     row = Answer(asked.task.name, asked.task.category, asked.example.id, splits=",".join(asked.example.splits))
     row.prompt_tokens, row.whole_tokens = len(asked.tokens), asked.whole_tokens
     try:
@@ -94,17 +101,17 @@ def answer(asked: Asked, pair: TransferPair, tokenizer, stops: frozenset[int], d
 
 
 def room(asked: Asked) -> int:
-    """Tokens that a pool has to hold for a question: prompt and answer, or a reference of that length."""
+    """Tokens that a pool must hold for a question: the prompt and the longest answer."""
     return len(asked.tokens) + max(asked.most_tokens, 2)
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """On a GPU torch has a class for it, on a CPU but a text."""
+    """Whether an error is a lack of memory. On a GPU torch has a class for it; on a CPU only the message says so."""
     said = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in said for text in OUT_OF_MEMORY)
 
 
-def _run(row: Answer, asked: Asked, pair: TransferPair, tokenizer, stops: frozenset[int], deadline_s: float) -> None:
+def _run(row: Answer, asked: Asked, pair: TransferPair, tokenizer: Any, stops: frozenset[int], deadline_s: float) -> None:
     tokens, task = len(asked.tokens), asked.task
     if task.line_ends:
         stops = stops | {tokenizer.encode("\n", add_special_tokens=False)[-1]}
@@ -143,7 +150,7 @@ def _run(row: Answer, asked: Asked, pair: TransferPair, tokenizer, stops: frozen
 
 
 def say(engine: Engine, row: SequenceRow, first: int, most: int, stops: frozenset[int]) -> Said:
-    """Greedy, after the KV of row, until a stop or `most` tokens. step_s is that of one iteration even where none was needed."""
+    """Decode greedily after the KV of `row`, until a stop token or `most` tokens. At least one iteration runs, for step_s."""
     found, start_s, step_s = [first], time.monotonic(), 0.0
     while len(found) < max(most, 2) and (found[-1] not in stops or len(found) == 1):
         found.append(engine.decode([row], [found[-1]])[0])
@@ -154,7 +161,7 @@ def say(engine: Engine, row: SequenceRow, first: int, most: int, stops: frozense
 
 
 def nll(engine: Engine, row: SequenceRow, reference: Sequence[int]) -> float:
-    """Mean over the reference's tokens after its first; nan if there are none."""
+    """Mean negative log-likelihood of the reference's tokens after its first; nan if there are none."""
     if len(reference) < 2:
         return NAN
     logits = engine.score(reference[:-1], row).log_softmax(-1)
@@ -162,14 +169,14 @@ def nll(engine: Engine, row: SequenceRow, reference: Sequence[int]) -> float:
 
 
 def agreement(tokens: Sequence[int], others: Sequence[int]) -> tuple[float, int]:
-    """Share of positions of the longer one where both have the same token, and the first where they have not."""
+    """(share of positions of the longer one where both have the same token, the first position where they differ)."""
     same = [a == b for a, b in zip(tokens, others, strict=False)]
     longest = max(len(tokens), len(others))
     return sum(same) / longest, next((i for i, equal in enumerate(same) if not equal), longest if len(tokens) == len(others) else len(same))
 
 
 def _best_other(engine: Engine, tokens: Sequence[int], table: Sequence[int], stops: frozenset[int]) -> int:
-    """The likeliest first token that is no stop. Puts the last token of the prompt once more."""
+    """The likeliest first token that is not a stop token. It computes the last token of the prompt again."""
     logits = engine.score(tokens[-1:], SequenceRow(table, len(tokens) - 1))[0].clone()
     logits[list(stops)] = float("-inf")
     return int(logits.argmax())

@@ -1,7 +1,7 @@
-"""Where rows, prompts and lengths come from: a folder, or the hub and LongBench's own repository. Nothing of it comes with this project.
+"""Where rows, prompts and answer lengths come from: a folder, or the hub and LongBench's repository. The data does not come with ABKT.
 
-A folder may be as published (`trec.jsonl`, `dataset2prompt.json`, `0shot.txt`), or with each name led by `v1_` or `v2_`; rows may be
-gzipped. Its subfolders `data`, `config` and `prompts` are looked into.
+The files of a folder have their published names (`trec.jsonl`, `dataset2prompt.json`, `0shot.txt`), or these with the prefix `v1_` or
+`v2_`; rows may be gzipped. The subfolders `data`, `config` and `prompts` are searched too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question. id: of its row. answers: any of them is right. splits: what else it counts for, such as difficulty."""
+    """One question. id: of its row. answers: each of them is right. splits: groups that it also counts in, such as a difficulty."""
 
     id: str
     prompt: str
@@ -40,14 +40,14 @@ class Example:
 
 
 class Source(Protocol):
-    """Raises ValueError, one line, for what is not there or cannot be read."""
+    """A source of questions. Its methods raise ValueError, one line, for data that is missing or cannot be read."""
 
     def has(self, task: Task) -> bool: ...
 
     def rows(self, task: Task) -> Iterator[dict[str, Any]]: ...
 
     def text(self, family: str, name: str) -> str:
-        """A file of prompts or lengths of v1 or v2."""
+        """A file of prompts or answer lengths of v1 or v2."""
         ...
 
 
@@ -88,7 +88,7 @@ class DatasetFolder:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """LongBench where it is published. fetch: a file of a data set of the hub, as a path here. read: a file of the repository, as text."""
+    """LongBench as published. fetch: (data set, file) on the hub -> local path. read: path in the repository -> text."""
 
     fetch: Callable[[str, str], Path] = field(default_factory=lambda: _from_hub)
     read: Callable[[str], str] = field(default_factory=lambda: _from_repository)
@@ -114,7 +114,7 @@ class Hub:
 
 
 def parse_rows(raw: bytes, name: str) -> Iterator[dict[str, Any]]:
-    """JSON lines, or one list. Raises ValueError naming the line."""
+    """The rows of JSON lines or of one JSON list. Raises ValueError with the line."""
     if raw.lstrip()[:1] == b"[":
         try:
             yield from json.loads(raw)
@@ -137,7 +137,7 @@ def _from_hub(repository: str, name: str) -> Path:
 
     try:
         return Path(hf_hub_download(repository, name, repo_type="dataset"))
-    except (OSError, ValueError, *_unreachable()) as error:
+    except _unreachable() as error:
         raise ValueError(f"the hub cannot be reached for {repository}: {str(error).splitlines()[0]}; give data=DIR") from None
 
 
@@ -152,7 +152,7 @@ def _from_repository(path: str) -> str:
 
 
 def model_folder(model: str) -> Path:
-    """A folder as it is; else a name on the hub, fetched. Raises ValueError, one line, where neither can be had."""
+    """A local folder, or the files of a model on the hub. Raises ValueError, one line, where it is neither."""
     if Path(model).is_dir():
         return Path(model)
     if Path(model).is_absolute() or model.count("/") != 1:
@@ -162,12 +162,13 @@ def model_folder(model: str) -> Path:
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
         return Path(snapshot_download(model, allow_patterns=wanted))
-    except (OSError, ValueError, *_unreachable()) as error:
+    except _unreachable() as error:
         raise ValueError(f"model_folder={model} is no folder, and the hub cannot give it: {str(error).splitlines()[0]}") from None
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
-    """What the hub's client raises beside OSError, whichever HTTP library it uses."""
+    """Errors of the hub's client, for each HTTP library that it may use."""
     import huggingface_hub.errors as errors
 
-    return (errors.EntryNotFoundError, *(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"))
+    http = [kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError" and issubclass(kind, Exception)]
+    return (OSError, ValueError, errors.EntryNotFoundError, *http)

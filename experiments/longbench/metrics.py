@@ -1,9 +1,9 @@
 """The scores of LongBench (arXiv 2308.14508) and of the retrieval tasks, each of a prediction against one answer, in [0, 1].
 
-ROUGE-L comes from rouge-score (summary level: LCS by sentence, F1), over words between blanks, sentences ended by full stops; edit
-similarity from rapidfuzz; Chinese is cut into words by jieba. The published scores were made with other packages: `rouge`, whose F leans to
-the smaller of precision and recall where the two differ, and `fuzzywuzzy`, which rounds to whole percents. So a ROUGE-L of here may be
-higher than a published one; between two runs of here it is alike.
+ROUGE-L comes from rouge-score (summary level: LCS by sentence, F1), with words between blanks and sentences that end with full stops.
+Edit similarity comes from rapidfuzz; jieba cuts Chinese into words. The published scores were made with other packages: `rouge`, whose F
+leans to the smaller of precision and recall, and `fuzzywuzzy`, which rounds to whole percents. So a ROUGE-L of ABKT may be higher than a
+published one, but two runs of ABKT are comparable.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 CHINESE_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
@@ -42,14 +43,14 @@ def rouge_zh(prediction: str, answer: str, classes: Sequence[str] = ()) -> float
 
 
 def classification(prediction: str, answer: str, classes: Sequence[str] = ()) -> float:
-    """One over the number of classes that are named, if the right one is among them; a class that is part of the right one's name does
-    not count as named."""
+    """1 / (number of classes named) if the right class is among them, else 0. A class whose name is part of the right one's name does not
+    count as named."""
     named = [name for name in classes if name in prediction and (name == answer or name not in answer)]
     return 1 / len(named) if answer in named else 0.0
 
 
 def retrieval(prediction: str, answer: str, classes: Sequence[str] = ()) -> float:
-    """Share of the numbers named that are the right paragraph's."""
+    """Share of the numbers in the prediction that are the number of the right paragraph."""
     return _share(prediction, re.search(r"Paragraph (\d+)", answer))
 
 
@@ -58,12 +59,12 @@ def retrieval_zh(prediction: str, answer: str, classes: Sequence[str] = ()) -> f
 
 
 def count(prediction: str, answer: str, classes: Sequence[str] = ()) -> float:
-    """Share of the numbers named that are the right one."""
+    """Share of the numbers in the prediction that are right."""
     return _share(prediction, re.search(r"(\d+)", answer))
 
 
 def code_sim(prediction: str, answer: str, classes: Sequence[str] = ()) -> float:
-    """Edit similarity of the first line that is no comment and no fence."""
+    """Edit similarity of the first line that is not a comment and not a code fence."""
     try:
         from rapidfuzz import fuzz
     except ImportError:
@@ -73,20 +74,20 @@ def code_sim(prediction: str, answer: str, classes: Sequence[str] = ()) -> float
 
 
 def choice(prediction: str, answer: str, classes: Sequence[str] = ()) -> float:
-    """LongBench v2: the letter after the phrase that was asked for, rather one in brackets."""
+    """LongBench v2: the letter after the requested phrase; one in brackets is preferred."""
     said = prediction.replace("*", "")
     found = re.search(r"The correct answer is \(([A-D])\)", said) or re.search(r"The correct answer is ([A-D])", said)
     return float(found is not None and found.group(1) == answer)
 
 
 def last_number(prediction: str, answer: str, classes: Sequence[str] = ()) -> float:
-    """LongEval's lines: the last number said is the one that was asked for."""
+    """LongEval's lines: the last number of the prediction must be the right one."""
     numbers = re.findall(r"\d+", prediction)
     return float(bool(numbers) and int(numbers[-1]) == int(answer))
 
 
 def contains(prediction: str, answer: str, classes: Sequence[str] = ()) -> float:
-    """Key-value retrieval and passkeys: the answer stands somewhere in what was said."""
+    """Key-value retrieval and passkeys: the prediction must contain the answer."""
     return float(answer.lower() in prediction.lower())
 
 
@@ -114,14 +115,14 @@ def _sentences(text: str) -> str:
 
 
 class _Blanks:
-    """Words as rouge-score takes them: its own would drop all that is not a to z."""
+    """Splits words at blanks. rouge-score's own tokenizer would drop all letters but a to z."""
 
     def tokenize(self, text: str) -> list[str]:
         return text.split()
 
 
 @cache
-def _rouge():
+def _rouge() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
@@ -134,10 +135,10 @@ def _words(text: str) -> list[str]:
 
 
 @cache
-def _jieba():
+def _jieba() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its age: invalid escapes, pkg_resources
+            warnings.simplefilter("ignore")  # invalid escapes and pkg_resources, because jieba is old
             import jieba
     except ImportError:
         raise ValueError(f"Chinese words need jieba; {INSTALL}") from None

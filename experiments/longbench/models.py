@@ -1,4 +1,4 @@
-"""Any Hugging Face causal LM as the tasks need it: its tokenizer, what it holds, and where an answer ends."""
+"""A Hugging Face causal LM as the tasks need it: its shape, its tokenizer, and the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -12,20 +12,28 @@ from abkt.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Model:
+    """spec: shape of the model. rope_theta: of its rotary position embedding; None if it has none."""
+
     spec: ModelSpec
     tokenizer: Any
     rope_theta: float | None
 
     def stops(self, model: Any) -> frozenset[int]:
-        """Tokens that end an answer: those of the model's generation config, or the tokenizer's."""
+        """Tokens that end an answer, from the model's generation config or from the tokenizer."""
         said = getattr(model.generation_config, "eos_token_id", None)
         ids = [self.tokenizer.eos_token_id] if said is None else said if isinstance(said, list) else [said]
         return frozenset(int(i) for i in ids if i is not None)
 
 
 def read_model(folder: Path) -> Model:
-    """Raises ValueError, one line, without a config or a tokenizer that can be read, and for a model whose attention is not that of
-    abkt.serve (all tokens seen, plain softmax): its answers would be another model's."""
+    """Read a model folder.
+
+    Raises
+    ------
+    ValueError
+        One line, where the config or the tokenizer cannot be read, or the model's attention differs from that of abkt.serve (softmax over
+        all earlier tokens), so that its answers would be wrong.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     spec = read_spec(folder)
@@ -43,9 +51,9 @@ def read_model(folder: Path) -> Model:
 
 
 def differences(config: Any) -> str:
-    """What of a model's attention is not softmax over all earlier tokens, in words; empty if nothing is known."""
+    """How a model's attention differs from softmax over all earlier tokens, in words; empty if no difference is known."""
     other = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
-    if other:  # a sliding window is none: no more tokens than it holds are taken
+    if other:  # a sliding window is allowed, because prompts are no longer than it
         return f"layers of {', '.join(other)}"
     if getattr(config, "attn_logit_softcapping", None):
         return "a cap on its attention logits"

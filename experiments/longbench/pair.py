@@ -1,7 +1,7 @@
 """A prefill side and a decode side in one process: a pool each, the same weights, the real sender and receiver between them on loopback.
 
-Not modelled: other requests (one at a time goes through, so nothing waits for anything but its own stages), and what a policy sends behind
-the start: an answer is given from what was there when decoding began.
+Not modelled: other requests (one request runs at a time, so it waits for its own stages only), and refinement: the answer is decoded from
+the KV that had arrived when decoding began.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from abkt.transfer.send.sender import Sender
 from abkt.transfer.transports.tcp import Tcp
 from experiments.lib.errors import RunError
 
-PATIENCE_S = 30.0  # for the end of a transfer that the sender says is complete
+PATIENCE_S = 30.0  # from the sender's end of a transfer until the receiver has it
 
 
 @dataclass(frozen=True, slots=True)
-class Travelled:
-    """The KV of a prompt on the decode side. Seconds of each stage; wire_s from the offer until all is there. distortion: as measured by
-    the codec at the cut that was sent; 0 of raw and exact."""
+class Transferred:
+    """The transfer of a prompt's KV to the decode side. wire_s: seconds from the offer until all bytes have arrived. distortion: as the
+    codec measured it at the cut that was sent; 0 for raw and lossless."""
 
     mode: str
     wire_bytes: int
@@ -57,14 +57,25 @@ class Travelled:
 
 
 class TransferPair:
-    """A context manager. engine: has the model and the prefill side's pool. capacity: of the link. calibration of the codec weighs cells.
+    """A context manager: two pools with a sender and a receiver between them.
 
-    coder: of a stream. Raises ValueError for a policy that cannot be built.
+    Parameters
+    ----------
+    engine : the model and the prefill side's pool; the decode side gets a pool of its own and shares the model.
+    codec : its calibration weighs the cells.
+    bitrate : a policy as abkt.policy.build takes it.
+    capacity : of the link.
+    coder : of a stream: fixed or entropy.
+
+    Raises
+    ------
+    ValueError
+        For a policy that cannot be built.
     """
 
     def __init__(self, engine: Engine, codec: Codec, bitrate: Mapping[str, Any], capacity: Capacity, coder: CoderName = "fixed") -> None:
         self.prefill = engine
-        self.decode = copy.copy(engine)  # the model is shared; the pool is its own
+        self.decode = copy.copy(engine)  # it shares the model and has its own pool
         self.decode.pool = type(engine.pool)(engine.layout, engine.device)
         self.codec = codec
         self.coder: CoderName = coder
@@ -86,17 +97,17 @@ class TransferPair:
         self._sender.close()
         self._receiver.close()
 
-    def raw(self, tokens: int, first_token: int) -> Travelled:
-        """As it is, whatever the policy would say; the policy learns nothing from it."""
-        return self._travel(tokens, first_token, Decision("raw"), raw_source(self.prefill.pool, self._blocks(tokens)), 0.0)
+    def raw(self, tokens: int, first_token: int) -> Transferred:
+        """Send the KV raw. The policy is not asked and does not see the transfer."""
+        return self._transfer(tokens, first_token, Decision("raw"), raw_source(self.prefill.pool, self._blocks(tokens)), 0.0)
 
-    def coded(self, tokens: int, first_token: int, importance: Importance, deadline_s: float) -> Travelled:
-        """As the policy decides. deadline_s: from now on, when KV should be usable."""
+    def coded(self, tokens: int, first_token: int, importance: Importance, deadline_s: float) -> Transferred:
+        """Send the KV as the policy decides. deadline_s: seconds from now until the KV should be usable."""
         raw_bytes = tokens * self.codec.layout.model.kv_bytes_per_token
         start_s = self._now_s()
         view = unmeasured_view(raw_bytes, start_s + deadline_s)
         if self.prefill.pool.data.device.type != "cpu":
-            view.lossless_bytes = 0.0  # lossless messages are made on a CPU alone
+            view.lossless_bytes = 0.0  # lossless messages can only be made on a CPU
         decision = self.policy.decide(start_s, view)
         source: ByteSource
         if decision.mode == "raw":
@@ -109,12 +120,12 @@ class TransferPair:
             )
             source = self.codec.encode(self.prefill.pool, self.table, tokens, decision.depth_bits, decision.order, weights, self.coder)
             view = replace(view, slope=source.slope, uniform=source.uniform, raw_s=math.inf, lossless_bytes=0.0)
-        return self._travel(tokens, first_token, decision, source, self._now_s() - start_s, view)
+        return self._transfer(tokens, first_token, decision, source, self._now_s() - start_s, view)
 
-    def _travel(
+    def _transfer(
         self, tokens: int, first_token: int, decision: Decision, source: ByteSource, encode_s: float, view: TransferView | None = None
-    ) -> Travelled:
-        """view: what the policy is asked with while bytes leave; None: it is not asked."""
+    ) -> Transferred:
+        """view: of the transfer, with which the policy is asked for the next cut; None: it is not asked."""
         self._count += 1
         offer = Offer(self._count, decision.mode, tokens, tuple(int(end) for end in source.ends), first_token)
         outgoing = Outgoing(self._count, offer, source)
@@ -133,7 +144,7 @@ class TransferPair:
             self.policy.delivered(self._now_s(), Delivered(distortion, decision, view, encode_s + sent.acked_s - sent.granted_s))
         begin_s = time.monotonic()
         if decision.mode == "raw":
-            if isinstance(received.sink, BufferSink):  # else it came into its place
+            if isinstance(received.sink, BufferSink):  # else it was received into its place
                 put_raw(received.sink.data, self.decode.pool, self._blocks(tokens))
         else:
             assert isinstance(received.sink, BufferSink)
@@ -143,7 +154,7 @@ class TransferPair:
         if self.decode.pool.data.device.type == "cuda":
             torch.cuda.synchronize()
         expand_s = time.monotonic() - begin_s
-        return Travelled(decision.mode, sent.wire_bytes, distortion, encode_s, received.committed_s - start_s, expand_s)
+        return Transferred(decision.mode, sent.wire_bytes, distortion, encode_s, received.committed_s - start_s, expand_s)
 
     def _next_cut(self, view: TransferView, finest: int, now_s: float, sent_bytes: int, sent_cut: int) -> int:
         now_s -= self.origin_s
@@ -151,7 +162,7 @@ class TransferPair:
         return decision.cut if decision.mode == "stream" else finest
 
     def _received(self, sent: Sent) -> Received:
-        """Raises RunError where the transfer did not come through."""
+        """The received transfer. Raises RunError where it failed."""
         try:
             if not sent.error:
                 return self._arrived.get(timeout=PATIENCE_S)

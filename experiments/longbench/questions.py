@@ -1,4 +1,4 @@
-"""Rows as questions: the published prompt around each, its answers, and what is cut out of the middle of one that is too long."""
+"""Rows as questions: the published prompt around each row, its answers, and the cut in the middle of a prompt that is too long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY_VALUES = 'Here is a JSON object with keys and values:\n{object}\nThe value o
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question as token ids. whole_tokens: before anything was cut out."""
+    """A question as token ids. whole_tokens: of the prompt before it was cut. most_tokens: of the answer."""
 
     task: Task
     example: Example
@@ -31,7 +31,7 @@ class Asked:
 
 
 def examples(task: Task, source: Source, most: int | None) -> Iterator[Example]:
-    """The first `most` of a task. Raises ValueError, one line, for a row that lacks what the task needs."""
+    """The first `most` questions of a task. Raises ValueError, one line, for a row that lacks a field of the task."""
     build: Callable[[Mapping[str, Any]], Example]
     if task.family == "v1":
         prompts = json.loads(source.text("v1", "dataset2prompt.json"))
@@ -55,7 +55,7 @@ def examples(task: Task, source: Source, most: int | None) -> Iterator[Example]:
 
 
 def most_tokens(task: Task, source: Source) -> int:
-    """Tokens that an answer may have."""
+    """Most tokens of an answer."""
     if task.family != "v1":
         return task.most_tokens
     lengths = json.loads(source.text("v1", "dataset2maxlen.json"))
@@ -93,11 +93,11 @@ def passkey(row: Mapping[str, Any]) -> Example:
 BUILDERS = {"longeval_200_lines": longeval, "longeval_600_lines": longeval, "kv_retrieval_75": key_values, "passkey": passkey}
 
 
-def ask(task: Task, example: Example, tokenizer, limit: int, most: int, chat: bool) -> Asked:
-    """The prompt in at most `limit` tokens: what is over is cut out of its middle, before the chat template is put around it (the
-    template's own tokens count). Ids cut and decoded may become more tokens than they were; then more is cut.
+def ask(task: Task, example: Example, tokenizer: Any, limit: int, most: int, chat: bool) -> Asked:
+    """The question with a prompt of at most `limit` tokens, its chat template included.
 
-    most: tokens of the answer. Raises ValueError if the template alone is longer.
+    A longer prompt is cut in its middle, before the template is put around it. Decoding the cut ids and encoding the text again may give
+    more tokens; then more is cut. most: tokens of the answer. Raises ValueError if the template alone is longer than `limit`.
     """
     templated = chat and not task.plain and bool(getattr(tokenizer, "chat_template", None))
 
@@ -124,7 +124,7 @@ def ask(task: Task, example: Example, tokenizer, limit: int, most: int, chat: bo
     raise ValueError(f"task {task.name}: a prompt does not fit {limit} tokens, however much is cut out of it; give a larger max_tokens")
 
 
-def middle_out(ids: list[int], room: int, tokenizer) -> str:
-    """The first and the last half of `room` tokens, as text (LongBench: what is asked stands at either end)."""
+def middle_out(ids: list[int], room: int, tokenizer: Any) -> str:
+    """The first and the last half of `room` tokens, as text, as LongBench does: the question is at either end."""
     half = room // 2
     return tokenizer.decode(ids[:half], skip_special_tokens=True) + tokenizer.decode(ids[-half:], skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""What the rows say, by task and by category: scores beside raw, their differences with intervals, and what the transfer cost and saved."""
+"""Tables of the rows by task and by category: scores beside raw KV, differences with intervals, and times and bytes of the transfer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ ALL = "all"
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a task, then one a split (v2's difficulty and length), a category, and all.
+    """A row for each task, each split (v2's difficulty and length), each category, and one for all.
 
-    A category is the mean over its tasks, as published, so a task with more samples weighs no more. score, raw_score: in percent; delta:
-    their mean difference, low, high: its 95 % interval over samples (bootstrap, each task resampled by itself). dnll likewise, in nats a
-    token, over samples whose reference has a token to be scored. raw_bytes... of_raw: wire bytes over raw bytes. first_s: seconds to the
-    decode side's first token; colocated_speedup, raw_speedup: those of the colocated and of the raw run over ours, and
-    whole_colocated_speedup is of whole answers, at raw's length.
+    The figure of a category is the mean over its tasks, as published, so that a task with more samples does not weigh more.
+
+    score, raw_score: in percent. delta: their mean difference, with its 95 % interval over samples (bootstrap, each task resampled by
+    itself). dnll: the same for the negative log-likelihood, in nats per token, over samples whose reference has a scored token. of_raw:
+    wire bytes / raw bytes. first_s: seconds to the decode side's first token. colocated_speedup, raw_speedup: first_s of the colocated and
+    of the raw run / ours; whole_colocated_speedup: the same for whole answers, all at the length of raw's.
     """
     good = rows[rows.outcome == "completed"]
     groups = [("task", name, [group], rows[rows.task == name]) for name, group in good.groupby("task", sort=False)]
@@ -38,7 +39,7 @@ def _line(kind: str, name: str, parts: list[pd.DataFrame], asked: pd.DataFrame) 
     dnll, nll_low, nll_high = interval(rises) if rises else (np.nan,) * 3
     every = pd.concat(parts)
     ours = every.first_s
-    # A longer answer is no slower transfer: as if all had raw's length.
+    # As if all answers had the length of raw's, because a longer answer is not a slower transfer.
     whole = every.first_s + every.decode_s * (every.raw_answer_tokens - 2).clip(lower=0) / (every.answer_tokens - 1).clip(lower=1)
     return {
         "kind": kind, "name": name, "samples": len(every), "failed": int((asked.outcome != "completed").sum()),
@@ -55,7 +56,7 @@ def _line(kind: str, name: str, parts: list[pd.DataFrame], asked: pd.DataFrame) 
 
 
 def interval(parts: list[np.ndarray], seed: int = 0) -> tuple[float, float, float]:
-    """Mean of the parts' means, and 95 % of it by bootstrap, each part resampled by itself."""
+    """(mean of the parts' means, low, high): its 95 % interval is by bootstrap, each part resampled by itself."""
     rng = np.random.default_rng(seed)
     means = np.mean([part[rng.integers(0, len(part), (RESAMPLES, len(part)))].mean(1) for part in parts], 0)
     low, high = np.quantile(means, (0.025, 0.975))

@@ -1,4 +1,4 @@
-"""Answers as they come, one JSON line each, so that a run that was stopped goes on where it was."""
+"""Answers in a file, one JSON line each, so that a run that was stopped can resume."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from experiments.longbench.answer import COLUMNS, Answer
 
 @dataclass(slots=True)
 class Rows:
-    """rows.jsonl of a folder. settings: what every row depends on. done: (task, id) of what is completed; failures are tried again.
+    """rows.jsonl of a folder. settings: all that a row depends on. done: completed rows by (task, id); failed ones are run again.
 
-    Raises ValueError, one line, where the folder has rows of other settings, or a row that cannot be read (a torn last one is dropped).
+    An unfinished last row is dropped. Raises ValueError, one line, where the folder has rows of other settings or a damaged row.
     """
 
     folder: Path
@@ -34,12 +34,12 @@ class Rows:
             other = sorted(key for key in {**was, **self.settings} if was.get(key) != self.settings.get(key))
             if other:
                 raise ValueError(
-                    f"out={self.folder} has rows of another {', '.join(other)}; give another out, or the same settings to go on"
+                    f"out={self.folder} has rows of another {', '.join(other)}; give another out, or the same settings to resume"
                 )
         self.done = {(row["task"], row["id"]): row for row in self._read() if row["outcome"] == "completed"}
 
     def begin(self) -> None:
-        """Make the folder; a torn row goes, so that the next one starts a line of its own."""
+        """Make the folder, and remove an unfinished last row, so that the next one starts its own line."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "settings.json", dict(self.settings))
         if self._path.exists():
@@ -48,7 +48,7 @@ class Rows:
                 file.truncate(kept.rfind(b"\n") + 1)
 
     def add(self, answer: Answer) -> None:
-        """On the disk when this returns."""
+        """Append a row; it is on the disk when this returns."""
         values = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in asdict(answer).items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
@@ -56,7 +56,7 @@ class Rows:
             os.fsync(file.fileno())
 
     def frame(self) -> pd.DataFrame:
-        """All rows, the last of each question; columns of answer.Answer."""
+        """The last row of each question, with the columns of answer.Answer."""
         last = {(row["task"], row["id"]): row for row in self._read()}
         frame = pd.DataFrame(list(last.values()), columns=list(COLUMNS))
         numbers = [name for name, value in asdict(Answer("", "", "")).items() if isinstance(value, int | float) and name != "lossless"]
@@ -68,11 +68,11 @@ class Rows:
 
     def _read(self) -> Iterator[dict[str, Any]]:
         lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n") if self._path.exists() else []
-        for number, line in enumerate(lines[:-1], 1):  # what follows the last line break is torn, or nothing
+        for number, line in enumerate(lines[:-1], 1):  # after the last line break is nothing, or an unfinished row
             try:
                 row = json.loads(line)
                 if set(row) != set(COLUMNS):
-                    raise ValueError("its columns are others")
+                    raise ValueError("it has other columns")
             except ValueError as error:
                 raise ValueError(f"{self._path}, line {number} is no row of this version: {error}; give another out") from None
             yield row

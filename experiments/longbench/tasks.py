@@ -1,5 +1,4 @@
-"""What there is to ask: LongBench's 21 tasks and its second version, and retrieval at a known place. Facts of the protocol; its prompts and
-lengths are read with the data.
+"""The tasks: LongBench's 21 and its second version, and retrieval from a known place. Prompts and answer lengths are read with the data.
 
 Source: LongBench (arXiv 2308.14508) and its v2 (arXiv 2412.15204); LongEval's lines (LongChat), key-value retrieval (Lost in the Middle,
 arXiv 2307.03172), passkeys as KIVI asks for them.
@@ -17,8 +16,9 @@ Metric = Callable[[str, str, Sequence[str]], float]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """file: its rows, without ending. most_tokens: of an answer; 0: as the data's own table says. first_line: only that is scored.
-    plain: no chat template, as its examples are no conversation. line_ends: an answer ends with its line, and has at least one token."""
+    """A task. file: of its rows, without ending. most_tokens: of an answer; 0: read from the data's table. first_line: only the first line
+    is scored. plain: no chat template, because the examples are not conversations. line_ends: an answer ends with its line, and has at
+    least one token."""
 
     name: str
     category: str
@@ -31,11 +31,11 @@ class Task:
 
     @property
     def family(self) -> str:
-        """v1, v2 or retrieval: what its prompts are made from."""
+        """v1, v2 or retrieval, which decides how its prompts are made."""
         return "v2" if self.name == "v2" else "retrieval" if self.category == "Retrieval" else "v1"
 
     def score(self, prediction: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
-        """The best over all answers that are right."""
+        """The best score over all right answers."""
         if self.first_line:
             prediction = prediction.lstrip("\n").split("\n")[0]
         return max(self.metric(prediction, answer, classes) for answer in answers)
@@ -81,9 +81,9 @@ GROUPS = {"v1": V1, "v2": V2, "retrieval": RETRIEVAL}
 
 
 def chosen(names: Sequence[str], there: Callable[[Task], bool]) -> list[Task]:
-    """Tasks by name or group, in the order given; a group, and `all`, is what of it is there.
+    """Tasks by name or group, in the given order. Of a group, and of `all`, the tasks that the data has.
 
-    Raises ValueError, one line, for a name that is none, or if nothing is left.
+    Raises ValueError, one line, for an unknown name, or if no task is left.
     """
     found: dict[str, Task] = {}
     for name in names:

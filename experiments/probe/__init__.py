@@ -1,1 +1,16 @@
-"""The probe: a small Llama-shaped model that uses its context, trained here so that every run has real KV."""
+"""The probe: a small Llama-shaped model that uses its context, and its recall tasks, which every real run asks.
+
+Used by `abkt train-probe`, and by everything that needs prompts with known answers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abkt.lazy import exporter
+
+if TYPE_CHECKING:
+    from experiments.probe.tasks import key_values, recall_prompt
+
+__all__ = ["key_values", "recall_prompt"]
+__getattr__ = exporter(__name__, {"key_values": "tasks", "recall_prompt": "tasks"})

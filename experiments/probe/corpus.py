@@ -1,14 +1,18 @@
-"""Public-domain text as token ids: read a folder, train a tokenizer on it, hold some books out."""
+"""Public-domain text as token ids: read a folder, train a tokenizer on it, and hold out some books."""
 
 from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.probe.tasks import SPECIALS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class Corpus:
 
 def read_books(folder: Path, pattern: str, held_out: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
     """(train, held-out) texts by file name. Raises ValueError where the folder has no such file or nothing is held out."""
-    train, kept = {}, {}
+    train: dict[str, str] = {}
+    kept: dict[str, str] = {}
     for path in sorted(folder.glob(pattern)):
         text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
         (kept if any(name in path.name for name in held_out) else train)[path.name] = text
@@ -32,7 +37,7 @@ def read_books(folder: Path, pattern: str, held_out: tuple[str, ...]) -> tuple[d
     return train, kept
 
 
-def train_tokenizer(texts: list[str], vocabulary: int):
+def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
     """Byte-level BPE (tokenizers library) with the task markers as special tokens 0…7."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -49,12 +54,12 @@ def train_tokenizer(texts: list[str], vocabulary: int):
     return tokenizer
 
 
-def encode(tokenizer, texts: list[str]) -> np.ndarray:
-    """All texts, one after the other, as uint16 ids."""
+def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """All texts, one after another, as uint16 ids."""
     paragraphs = [part + "\n" for text in texts for part in text.split("\n") if part]
     return np.concatenate([np.asarray(e.ids, dtype=np.uint16) for e in tokenizer.encode_batch_fast(paragraphs)])
 
 
-def load(folder: Path, pattern: str, held_out: tuple[str, ...], tokenizer) -> Corpus:
+def load(folder: Path, pattern: str, held_out: tuple[str, ...], tokenizer: Tokenizer) -> Corpus:
     train, kept = read_books(folder, pattern, held_out)
     return Corpus(encode(tokenizer, list(train.values())), encode(tokenizer, list(kept.values())), tuple(train), tuple(kept))

@@ -1,14 +1,17 @@
-"""Does the probe use its context? Recall by distance, and held-out loss by how much context stands before a token."""
+"""How well the probe uses its context: recall by distance, and held-out loss by the number of tokens before a token."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 
 from experiments.probe import tasks
+from experiments.probe.tasks import RecallSample
 from experiments.probe.trainer import recall
 
 LENGTHS = (256, 512, 1024, 2048)
@@ -18,11 +21,11 @@ POSITIONS = (1, 16, 64, 256, 512, 1024, 2048)
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """Shares in [0, 1] and nats per token.
+    """Shares of right tokens, in [0, 1], and losses in nats per token.
 
-    recall_by_length: key-value recall (1-token values) in contexts of that many tokens. copying_by_length: likewise. recall_by_distance:
-    by tokens between the line and the question, in 2,048-token contexts. needles_by_length: 2-token values between real held-out
-    text. loss_by_position: held-out loss of the tokens that have at least [from] and less than [to] tokens before them.
+    recall_by_length: key-value recall (values of 1 token) by tokens of context. copying_by_length: copying, likewise. needles_by_length:
+    values of 2 tokens between held-out text, likewise. recall_by_distance: key-value recall by tokens between the pair and its question, in
+    contexts of 2,048 tokens. loss_by_position: held-out loss of tokens with at least [from] and less than [to] tokens before them.
     """
 
     recall_by_length: dict[str, float]
@@ -32,7 +35,7 @@ class Examination:
     loss_by_position: dict[str, float]
 
 
-def examine(model, held_out: np.ndarray, samples: int = 8, seed: int = 1) -> Examination:
+def examine(model: Any, held_out: np.ndarray, samples: int = 8, seed: int = 1) -> Examination:
     """held_out: [>= 2048] token ids of text that was not trained on."""
     rng = np.random.default_rng(seed)
     symbols = tasks.MAX_SYMBOLS
@@ -41,7 +44,7 @@ def examine(model, held_out: np.ndarray, samples: int = 8, seed: int = 1) -> Exa
         start = rng.integers(0, len(held_out) - max(LENGTHS))
         return held_out[start : start + max(LENGTHS)].astype(np.int64)
 
-    def share(make) -> dict[str, float]:
+    def share(make: Callable[[int], RecallSample]) -> dict[str, float]:
         return {str(n): round(float(np.mean([recall(model, [make(n)]) for _ in range(samples)])), 4) for n in LENGTHS}
 
     return Examination(
@@ -54,7 +57,7 @@ def examine(model, held_out: np.ndarray, samples: int = 8, seed: int = 1) -> Exa
 
 
 @torch.no_grad()
-def recall_by_distance(model, rng: np.random.Generator, samples: int) -> dict[str, float]:
+def recall_by_distance(model: Any, rng: np.random.Generator, samples: int) -> dict[str, float]:
     """Share of single-token values recalled, by tokens between the pair and its question."""
     hits: dict[int, list[bool]] = {distance: [] for distance in DISTANCES}
     for _ in range(samples):
@@ -71,7 +74,7 @@ def recall_by_distance(model, rng: np.random.Generator, samples: int) -> dict[st
 
 
 @torch.no_grad()
-def loss_by_position(model, texts: list[np.ndarray]) -> dict[str, float]:
+def loss_by_position(model: Any, texts: list[np.ndarray]) -> dict[str, float]:
     losses = []
     for text in texts:
         tokens = torch.from_numpy(text)[None]

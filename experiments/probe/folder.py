@@ -1,9 +1,10 @@
-"""The probe as a Hugging Face folder: config, tokenizer, bf16 safetensors, and a card that says what it is."""
+"""The probe as a Hugging Face folder: config, tokenizer, bf16 safetensors, and a model card."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,9 +13,12 @@ from experiments.probe.corpus import Corpus
 from experiments.probe.examine import Examination
 from experiments.probe.trainer import Recipe, TrainingProgress
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
-def write(model, tokenizer, folder: Path) -> None:
-    """Weights in bf16 and a fast tokenizer; an existing folder is replaced file by file, weights last."""
+
+def write(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write weights in bf16 and a fast tokenizer. An existing folder is replaced file by file, weights last."""
     from transformers import PreTrainedTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)

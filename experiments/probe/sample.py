@@ -1,4 +1,4 @@
-"""A piece of the probe's real KV, for tests of the codec: numbers, in safetensors."""
+"""A sample of the probe's real KV in safetensors, for tests of the codec."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = "kv_sample.safetensors"
 
 
 def write(folder: Path, tokens: Sequence[int]) -> None:
-    """keys and values, [layers, kv_heads, tokens, head_dim] each, of one prompt through the model in `folder`, written beside it."""
+    """Write keys and values of one prompt, each [layers, kv_heads, tokens, head_dim], beside the model in `folder`."""
     from safetensors.torch import save_file
 
     layout = KVLayout(read_spec(folder), blocks=-(-len(tokens) // 16))

@@ -14,7 +14,7 @@ import numpy as np
 
 SPECIALS = ("<bos>", "<eos>", "<pad>", "<copy>", "<kv>", "<ask>", "<sep>", "<text>")
 BOS, EOS, PAD, COPY, KV, ASK, SEP, TEXT = range(len(SPECIALS))
-FIRST_SYMBOL = 300  # behind the specials and the 256 bytes of the tokenizer's alphabet
+FIRST_SYMBOL = 300  # after the specials and the 256 bytes of the tokenizer's alphabet
 MAX_SYMBOLS = 1700
 
 
@@ -27,14 +27,14 @@ class RecallSample:
 
 
 def copying(rng: np.random.Generator, length: int, symbols: int) -> RecallSample:
-    """A string of distinct symbols, again and again. Its length varies, so that no fixed distance solves the task."""
+    """A string of distinct symbols, repeated. Its length varies, so that no fixed distance solves the task."""
     period = int(rng.integers(max(4, length // 6), min((length - 3) // 2, symbols) + 1))
     string = FIRST_SYMBOL + rng.permutation(symbols)[:period]
     return _sample([BOS, COPY, *string], np.resize(string, length - 2 - period), True, length)
 
 
 def segments(rng: np.random.Generator, length: int, symbols: int) -> RecallSample:
-    """A string of distinct symbols, then pieces of it: each symbol's successor is known from the first reading."""
+    """A string of distinct symbols, then pieces of it: the successor of each symbol is known from the string."""
     size = int(rng.integers(max(4, length // 6), min(length // 2, symbols) + 1))
     string = FIRST_SYMBOL + rng.permutation(symbols)[:size]
     tail: list[int] = []
@@ -49,9 +49,9 @@ def segments(rng: np.random.Generator, length: int, symbols: int) -> RecallSampl
 
 
 def key_values(rng: np.random.Generator, length: int, symbols: int, asks: int | None = None, value_tokens: int = 1) -> RecallSample:
-    """Pairs of key and value in random order, then keys asked for and their values given. No symbol is both key and value.
+    """Key-value pairs in random order, then keys, each followed by its value. No symbol is both key and value.
 
-    asks: how many keys are asked for; None: as many as there are pairs, each drawn anew, so that half the sequence are answers.
+    asks: number of keys after the pairs; None: as many as there are pairs, drawn with replacement.
     """
     size = 1 + value_tokens
     room = (length - 3) // size
@@ -66,9 +66,9 @@ def key_values(rng: np.random.Generator, length: int, symbols: int, asks: int | 
 
 
 def needles(rng: np.random.Generator, length: int, symbols: int, text: np.ndarray, asks: int = 8, value_tokens: int = 2) -> RecallSample:
-    """Real text with key-value lines between its parts, then the keys asked for.
+    """Real text with key-value lines at random places, then the keys, each followed by its value.
 
-    text: [>= length] int64. The lines stand at random places; each is `<kv> key value… <sep>`.
+    text: [>= length] int64. A line is `<kv> key value… <sep>`.
     """
     line = value_tokens + 3
     asks = max(1, min(asks, length // (3 * (line + value_tokens + 1))))
@@ -100,7 +100,7 @@ def _sample(head: list[int], tail: np.ndarray, mark: bool | list[bool] | np.ndar
 
 
 def recall_prompt(rng: np.random.Generator, tokens: int, value_tokens: int = 3) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(prompt of exactly `tokens`, the value that a perfect reader answers): key-value lines, then one key. tokens: at least 8."""
+    """(prompt of exactly `tokens` tokens, the right answer): key-value lines, then one key. tokens: at least 8."""
     line = 1 + value_tokens
     if tokens < line + 4:
         raise ValueError(f"a recall prompt needs at least {line + 4} tokens, not {tokens}")

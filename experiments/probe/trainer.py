@@ -1,7 +1,7 @@
-"""Train the probe: short recall first, then longer sequences, more symbols and more text.
+"""Train the probe: first short recall, then longer sequences, more symbols and more text.
 
-Mixing everything at once gave no recall at this size; a curriculum does. Each stage has its length, its number of symbols and its
-share of text; it ends when copying and key-value recall both pass `pass_recall` on fresh samples (long stages also end on time).
+At this size, training on the whole mixture at once gave no recall, but a curriculum does. Each stage has a length, a number of symbols and
+a share of text. It ends when copying and key-value recall both pass `pass_recall` on fresh samples, or when its time is over.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ import torch
 from experiments.probe import tasks
 from experiments.probe.corpus import Corpus
 from experiments.probe.tasks import RecallSample
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +49,23 @@ CURRICULUM = (
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
+    """Settings of a training. minutes: time budget. pass_recall: recall that ends a stage."""
+
     minutes: float = 60.0
     tokens_per_step: int = 4608
     learning_rate: float = 2e-3
     beta2: float = 0.98
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    decay_share: float = 0.2  # the last part of the time budget, where the learning rate goes to 5 %
-    pass_recall: float = 0.85  # the first tokens of a repetition cannot be known, so copying stays below 1
+    decay_share: float = 0.2  # last part of the time budget, in which the learning rate falls to 5 %
+    pass_recall: float = 0.85  # copying stays below 1, because the first tokens of a repetition cannot be known
     seed: int = 0
     threads: int = 2
 
 
 @dataclass(slots=True)
 class TrainingProgress:
-    """What training has done so far; saved with every checkpoint."""
+    """The state of training, saved with every checkpoint."""
 
     step: int = 0
     stage: int = 0
@@ -69,7 +75,9 @@ class TrainingProgress:
     log: list[dict[str, float]] = field(default_factory=list)
 
 
-def model_config(vocabulary: int = 2048, layers: int = 6, heads: int = 4, kv_heads: int = 2, head_dim: int = 64, mlp: int = 704):
+def model_config(
+    vocabulary: int = 2048, layers: int = 6, heads: int = 4, kv_heads: int = 2, head_dim: int = 64, mlp: int = 704
+) -> LlamaConfig:
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -115,17 +123,16 @@ def one_sample(rng: np.random.Generator, stage: Stage, corpus: Corpus) -> Recall
 
 
 def vocabulary(stage: Stage) -> int | None:
-    """How many ids take part in the loss; None: all, once there is text.
+    """How many ids take part in the loss; None: all, as soon as there is text.
 
-    With tied weights, ids that never occur would all be pushed away from what does, so into one direction: later stages could not
-    tell them apart.
+    With tied weights, ids that never occur would all be pushed in one direction, and later stages could not tell them apart.
     """
     return None if stage.text or stage.needle else tasks.FIRST_SYMBOL + stage.symbols
 
 
 @torch.no_grad()
-def recall(model, samples: list[RecallSample]) -> float:
-    """Share of answer tokens that the model's argmax gets right (teacher-forced)."""
+def recall(model: Any, samples: list[RecallSample]) -> float:
+    """Share of answer tokens that the model's argmax gets right, with teacher forcing."""
     tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
     answer = torch.from_numpy(np.stack([sample.answer for sample in samples]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -144,12 +151,12 @@ def train(
     recipe: Recipe,
     corpus: Corpus,
     folder: Path,
-    save: Callable[[object, TrainingProgress], None],
+    save: Callable[[Any, TrainingProgress], None],
     report: Callable[[TrainingProgress, str], None],
 ) -> TrainingProgress:
-    """Run the curriculum for `recipe.minutes`; `save` is called with the model at checkpoints and at the end.
+    """Run the curriculum for `recipe.minutes`. A `checkpoint.pt` in `folder` is resumed (read with weights_only).
 
-    A folder with a `checkpoint.pt` of this recipe is continued (own file, read with weights_only).
+    save: called with the model at checkpoints and at the end. report: called with a line of text every 50 steps.
     """
     from transformers import LlamaForCausalLM
 
@@ -202,7 +209,7 @@ def train(
     return progress
 
 
-def examine(model, progress: TrainingProgress, stage: Stage, loss: float, recipe: Recipe) -> None:
+def examine(model: Any, progress: TrainingProgress, stage: Stage, loss: float, recipe: Recipe) -> None:
     rng = np.random.default_rng((recipe.seed, 1, progress.step))
     count = max(2, 4096 // stage.tokens)
     progress.recall = {
@@ -214,7 +221,7 @@ def examine(model, progress: TrainingProgress, stage: Stage, loss: float, recipe
     )
 
 
-def write_checkpoint(path: Path, model, optimizer, progress: TrainingProgress) -> None:
+def write_checkpoint(path: Path, model: Any, optimizer: torch.optim.Optimizer, progress: TrainingProgress) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}, part)

@@ -1,13 +1,14 @@
 """The kernel tables of aiconfigurator (Apache-2.0) as samples of work and seconds, and the fits of abkt.profile.kernels to them.
 
-A folder has one Parquet file a family: gemm, attention (context, generation), mla (context, generation), moe, custom all-reduce; latencies
-are in milliseconds. Each fit minimises the relative error, robustly (soft L1), on four rows of five; the fifth measures it.
+A folder has one Parquet file for each family: gemm, attention (context, generation), mla (context, generation), moe, custom all-reduce.
+Latencies are in milliseconds. Each fit minimises the relative error robustly (soft L1) on four rows of five; every fifth row measures it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from abkt.spec import WEIGHT_BYTES
 HELD_OUT = 5  # every fifth row
 CACHES = {"a100_sxm": 40e6, "h100_sxm": 50e6, "h200_sxm": 50e6, "l40s": 96e6}  # bytes of L2
 LATENT = {"key_dim": 192, "value_dim": 128, "latent_dim": 576}  # of DeepSeek-V3, whose attention the mla tables measure
-# hidden, inner, experts, active, dtype here and there, of the models in conf/model
+# hidden, inner, experts, active, dtype in ABKT and in the table, of the models in conf/model
 EXPERTS = (
     (4096, 14336, 8, 2, "bfloat16", "bfloat16"),
     (2048, 768, 128, 8, "bfloat16", "bfloat16"),
@@ -32,12 +33,12 @@ EXPERTS = (
 
 @dataclass(frozen=True, slots=True)
 class KernelTables:
-    """One GPU's folder."""
+    """The folder of one GPU."""
 
     folder: Path
 
     def read(self, family: str) -> pd.DataFrame | None:
-        """The newest of the vLLM files of this family, or None. Seconds in `s`."""
+        """The newest vLLM table of a family, or None. Its column `s` has seconds."""
         files = sorted(self.folder.glob(f"*vllm_*_{family}_perf.parquet"), key=lambda path: path.name)
         if not files:
             return None
@@ -80,7 +81,7 @@ def fit_gemm(table: pd.DataFrame, cache: float) -> Kernel:
 
 
 def fit_prefill(table: pd.DataFrame, dim: int) -> Kernel:
-    """Prompts of 64 tokens and more: below, a launch is all there is."""
+    """Fitted on prompts of at least 64 tokens, because shorter ones take the launch alone."""
     t = _plain(table[(table.head_dim == dim) & (table.isl >= 64)])
     batch, tokens, heads, kv_heads = (t[name].to_numpy(float) for name in ("batch_size", "isl", "num_heads", "num_key_value_heads"))
     return _kernel(t.s, 4 * batch * heads * dim * tokens * tokens / 2, 4 * batch * tokens * dim * (heads + kv_heads))
@@ -90,36 +91,43 @@ def fit_decode(table: pd.DataFrame, dim: int, cache: float) -> DecodeKernel:
     t = _plain(table[table.head_dim == dim])
     batch, step, kv_heads = (t[name].to_numpy(float) for name in ("batch_size", "step", "num_key_value_heads"))
     kv_bytes = 4 * batch * (step + 1) * dim * kv_heads
-    kept = (kv_bytes > 2 * cache) | (kv_bytes < 1e6)  # between, the table's KV stays in the cache
+    kept = (kv_bytes > 2 * cache) | (kv_bytes < 1e6)  # between these sizes the KV of the measurement stays in the cache
     t, kv_bytes, heads = t[kept], kv_bytes[kept], (batch * kv_heads)[kept]
     found, error, rows = _fit(t.s.to_numpy(), lambda x, i: x[0] + kv_bytes[i] / x[1] + heads[i] * x[2], (1e-5, 1e12, 2e-8))
-    return DecodeKernel(*found, error, rows)
+    launch_s, bytes_per_s, head_s = found
+    return DecodeKernel(launch_s, bytes_per_s, head_s, error, rows)
 
 
 def fit_latent_prefill(table: pd.DataFrame) -> Kernel:
     t = _plain(table[table.isl >= 64])
     batch, tokens, heads = (t[name].to_numpy(float) for name in ("batch_size", "isl", "num_heads"))
     work = latent_prefill_work(heads, batch * tokens, 1.0, LATENT["key_dim"], LATENT["value_dim"])
-    return _kernel(t.s, work[0] * batch * tokens * tokens / 2, work[1])
+    return _kernel(t.s, work[0] * batch * tokens * tokens / 2, np.asarray(work[1]))
 
 
 def fit_latent_decode(table: pd.DataFrame) -> Kernel:
     t = _plain(table)
     batch, step, heads = (t[name].to_numpy(float) for name in ("batch_size", "step", "num_heads"))
-    return _kernel(t.s, *latent_decode_work(heads, batch * (step + 1), LATENT["latent_dim"]), batch * heads)
+    flops, read = map(np.asarray, latent_decode_work(heads, batch * (step + 1), LATENT["latent_dim"]))
+    return _kernel(t.s, flops, read, batch * heads)
 
 
 def fit_all_reduce(table: pd.DataFrame) -> dict[int, AllReduce]:
     fits = {}
     for gpus, t in table[table.backend == "vllm_graph"].groupby("num_gpus"):
         size = t.message_size.to_numpy(float)
-        found, error, rows = _fit(t.s.to_numpy(), lambda x, i, size=size: x[0] + size[i] / x[1], (5e-6, 1e11))
-        fits[int(gpus)] = AllReduce(*found, error, rows)
+        seconds, error, rows = _fit(t.s.to_numpy(), partial(_call_s, size), (5e-6, 1e11))
+        launch_s, bytes_per_s = seconds
+        fits[int(gpus)] = AllReduce(launch_s, bytes_per_s, error, rows)
     return fits
 
 
+def _call_s(size: np.ndarray, x: np.ndarray, i: np.ndarray) -> np.ndarray:
+    return np.asarray(x[0] + size[i] / x[1])
+
+
 def fit_experts(table: pd.DataFrame) -> dict[str, Kernel]:
-    """One fit a shape of the models in conf/model, tensor parallel, with tokens spread by a power law of 1.01."""
+    """A fit for each expert shape in conf/model, tensor parallel, with tokens spread over experts by a power law of 1.01."""
     fits = {}
     t = table[(table.distribution == "power_law_1.01") & (table.moe_ep_size == 1) & (table.moe_tp_size <= 8)]
     for hidden, inner, experts, active, dtype, there in EXPERTS:
@@ -130,12 +138,12 @@ def fit_experts(table: pd.DataFrame) -> dict[str, Kernel]:
             continue
         tokens, split = (s[name].to_numpy(float) for name in ("num_tokens", "moe_tp_size"))
         work = expert_work(hidden, inner / split, experts, active, tokens, WEIGHT_BYTES[dtype])
-        fits[f"{hidden}x{inner}x{experts}x{active}_{dtype}"] = _kernel(s.s, *work)
+        fits[f"{hidden}x{inner}x{experts}x{active}_{dtype}"] = _kernel(s.s, *map(np.asarray, work))
     return fits
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    """KV in bfloat16, no window."""
+    """The rows with KV in bfloat16 and without a window."""
     kept = table[table.kv_cache_dtype == "bfloat16"] if "kv_cache_dtype" in table else table
     return kept[kept.window_size == 0] if "window_size" in kept else kept
 
@@ -156,7 +164,7 @@ def _kernel(seconds: pd.Series, flops: np.ndarray, read: np.ndarray, moved: np.n
 def _fit(
     seconds: np.ndarray, model: Callable[[np.ndarray, np.ndarray], np.ndarray], start: Sequence[float]
 ) -> tuple[list[float], float, int]:
-    """(coefficients, mean relative error on the rows that were held out, how many those are). All coefficients are above 0."""
+    """(coefficients, mean relative error on the held-out rows, number of those). All coefficients are above 0."""
     rows = np.arange(len(seconds))
     held, kept = rows[rows % HELD_OUT == HELD_OUT - 1], rows[rows % HELD_OUT != HELD_OUT - 1]
     low, high = np.log(np.array(start) * 1e-5), np.log(np.array(start) * 1e3)

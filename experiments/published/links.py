@@ -1,7 +1,7 @@
-"""Published transfers against alpha and beta: seconds = alpha x calls + bytes / beta.
+"""Fits of published transfers: seconds = alpha x calls + bytes / beta.
 
-Point to point: one call of so many bytes, as Vidur measured NCCL send and receive (MIT). PD transfers: Mooncake's measurements of two
-stacks (Apache-2.0), TP8 to TP8 over RoCE, one call a layer, bytes from the models' shapes; alpha and beta are fitted on one stack and
+Point to point: one call for each size, as Vidur measured NCCL send and receive (MIT). PD transfers: Mooncake's measurements of two stacks
+(Apache-2.0), TP8 to TP8 over RoCE, one call for each layer, bytes from the models' shapes. alpha and beta are fitted on one stack and
 checked on the other.
 
 Not modelled: other traffic on the link; how a stack splits a layer into pieces.
@@ -25,7 +25,7 @@ PD = "mooncake_pd_kv_transfer_measured.csv"
 
 @dataclass(frozen=True, slots=True)
 class FittedLink:
-    """alpha_s: of a call. error: mean relative error over `rows` rows."""
+    """alpha_s: seconds of a call. beta_bytes_per_s: bandwidth. error: mean relative error over `rows` rows."""
 
     alpha_s: float
     beta_bytes_per_s: float
@@ -34,7 +34,7 @@ class FittedLink:
 
 
 def fit_link(calls: np.ndarray, sizes: np.ndarray, seconds: np.ndarray) -> FittedLink:
-    """Least relative error (soft L1)."""
+    """The fit with the least relative error (soft L1)."""
     start = np.log([max(seconds.min() / calls.max(), 1e-9) / 2, (sizes / seconds).max()])
 
     def residuals(x: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def _seconds(link: tuple[float, float] | np.ndarray, calls: np.ndarray, sizes: n
 
 
 def point_to_point(folder: Path) -> Iterator[tuple[str, FittedLink]]:
-    """(machine and place, fit) of each of Vidur's send and receive files."""
+    """(machine and place, fit) for each of Vidur's send and receive files."""
     for path in sorted(folder.glob("vidur_net_*_send_recv.parquet")):
         table = pd.read_parquet(path)
         for devices, rows in table.groupby("devices_per_node"):
@@ -67,7 +67,7 @@ def point_to_point(folder: Path) -> Iterator[tuple[str, FittedLink]]:
 
 
 def pd_transfers(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """stack -> (calls, bytes, seconds) of each transfer. Raises ValueError, one line, for a model whose shape is not known here."""
+    """stack -> (calls, bytes, seconds) of its transfers. Raises ValueError, one line, for a model whose shape is not listed here."""
     path = folder / PD
     if not path.is_file():
         raise ValueError(f"{path} does not exist; it is Mooncake's table of measured PD transfers")

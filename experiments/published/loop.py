@@ -1,8 +1,9 @@
-"""Prompts of published servers as their engines run them: in the model itself, or in waves.
+"""The prompts of published servers as their engines run them: in the simulator, or in waves.
 
-In the model: colocated nodes and a closed loop; two nodes with twice the clients, since a cluster has a node of each role to begin with,
-and each takes half. What prompts add to a token is what such a run takes beyond its steps. Engines that stop decoding for prompts run those
-of clients that start together in n batches, of which (n - 1) / 2 come after one's own on average.
+In the simulator: colocated nodes and a closed loop. There are two nodes with twice the clients, because a cluster has at least one node of
+each role, and each node takes half of them. The time that prompts add to a token is the time of such a run beyond its decode steps. Engines
+that stop decoding for prompts run the prompts of clients that start together in n batches; on average (n - 1) / 2 of them come after one's
+own.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from sim.cluster import Simulation
 from sim.specs import ClusterSpec, EngineSpec, NodeSpec
 from sim.workload.requests import Request
 
-PROMPT_TOKENS = 8192  # of prompts in one iteration, as the engines' defaults have it on such a GPU
-ROUNDS = 4  # requests a client
+PROMPT_TOKENS = 8192  # prompt tokens in one iteration, the engines' default on such a GPU
+ROUNDS = 4  # requests of each client
 PROMPTS_FIRST = {"sglang"}
-OVERHEAD_S, REQUEST_S = 1e-3, 2e-5  # of the runs; what they leave is taken off again
+OVERHEAD_S, REQUEST_S = 1e-3, 2e-5  # of the simulated runs; they are subtracted from the result
 
 
 def as_engines_run(
     servers: Servers, models: dict[str, ModelSpec], gpu: GpuSpec, curves: tuple[RateCurve, ...], step: Callable[[], None] = lambda: None
 ) -> Servers:
-    """The same rows with what the prompts that run beside steps add to them. step: called after each row."""
+    """The same rows with the seconds that prompts add, as each engine runs them. step: called after each row."""
     found = []
     for row, alone_s, all_s in zip(servers.rows.itertuples(), servers.alone_s, servers.prompts_s):
         isl, osl, together = int(row.isl), int(row.osl), int(row.together)

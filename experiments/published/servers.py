@@ -1,21 +1,21 @@
-"""Published servers against costs from kernels: TPOT of colocated continuous batching under a closed loop, on H100.
+"""Published servers against costs from kernel tables: TPOT of colocated continuous batching under a closed loop, on H100.
 
     TPOT = iteration(C, context) + a + b C + share (C - 1) / (osl - 1) x (what one prompt in an iteration adds)
 
-C is the number of clients, or of as many as there is memory for (the others wait); the context is C (isl + osl / 2). Three scalars are
-fitted: a, seconds of an iteration; b, seconds a request of it; share, of the other clients' prompts that run while a request decodes (1
-where clients are out of step, about a half where they start together). A row is held out together with all that share its isl, its tp or
-its concurrency, in turn. Engines differ in their overheads and in when they run prompts, so the first table gives each its own three, and
-then all of them one set, which is worse.
+C is the number of clients, or the number that fits in memory (the others wait); the context is C (isl + osl / 2). Three scalars are fitted:
+a, seconds of an iteration; b, seconds of an iteration for each request; share, of the other clients' prompts that run while a request
+decodes (1 where clients are out of step, about 0.5 where they start together). A row is held out together with all rows of the same isl, tp
+or concurrency, in turn. Engines differ in their overheads and in when they run prompts. So the first table gives each engine its own three
+scalars, and then one set for all engines, which is worse.
 
-In the second table nothing is fitted of the prompts: they run as each engine runs them. vLLM and TensorRT-LLM put up to 8,192 tokens of
-prompts beside decoding steps: what comes of it is the model's own closed loop on colocated nodes. SGLang stops decoding while prompts wait,
-and runs them in batches of 8,192 tokens; of n batches of clients that start together, (n - 1) / 2 come after one's own. The third scalar is
-a factor of the steps' kernels. There one set of three scalars is enough for all three engines on this GPU.
+In the second table no scalar describes the prompts: they run as each engine runs them. vLLM and TensorRT-LLM put up to 8,192 prompt tokens
+beside decode steps; this is simulated as a closed loop on colocated nodes. SGLang stops decoding while prompts wait, and runs them in
+batches of 8,192 tokens; of n batches of clients that start together, (n - 1) / 2 come after one's own. The third scalar is a factor of the
+decode kernels. One set of three scalars is then enough for all three engines on this GPU.
 
-The largest misses, with causes that are likely and not tested: TensorRT-LLM on 4 and 8 GPUs has all-reduce and attention of its own, the
-tables have vLLM's; vLLM on 2 GPUs with 128 clients and SGLang on one GPU have little memory for KV, whose size is estimated here; SGLang
-on one GPU is another release (0.5.8) than the rest (0.5.1).
+The largest errors, with likely causes that were not tested: TensorRT-LLM on 4 and 8 GPUs has its own all-reduce and attention, but the
+tables have vLLM's; vLLM on 2 GPUs with 128 clients and SGLang on one GPU have little memory for KV, whose size is estimated here; SGLang on
+one GPU is another release (0.5.8) than the rest (0.5.1).
 
 Source: ai-dynamo/aiconfigurator (Apache-2.0), silicon samples of aggregated H100 servers.
 
@@ -43,8 +43,8 @@ START = (1e-3, 2e-5, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Measured rows of some engines, with what the kernels say of each. alone_s: an iteration without prompts. prompts_s: what the prompts
-    of all other clients would add to it, or with as_run what those add that run beside it."""
+    """Measured rows of some engines, with the times that the kernels predict. alone_s: of an iteration without prompts. prompts_s: seconds
+    that the prompts of all other clients would add to it; with as_run, that the prompts beside it add."""
 
     rows: pd.DataFrame
     alone_s: np.ndarray
@@ -67,12 +67,12 @@ class Servers:
         return self.predicted_s(scalars) / self.measured_s - 1
 
     def fit(self) -> tuple[float, float, float]:
-        """(a, b, share; with as_run a, b, factor) of the least relative error, robustly."""
+        """(a, b, share), or with as_run (a, b, factor), of the least relative error, fitted robustly."""
         found = least_squares(self.errors, START, bounds=(0, (1, 1, 2)), x_scale=START, loss="soft_l1", f_scale=0.05).x
         return float(found[0]), float(found[1]), float(found[2])
 
     def held_out(self, column: str) -> np.ndarray:
-        """Error of each row when no row with its value of `column` was in the fit."""
+        """Error of each row by a fit without the rows of the same value of `column`."""
         errors = np.full(len(self.rows), np.nan)
         values = self.rows[column].to_numpy()
         for value in np.unique(values):
@@ -84,7 +84,10 @@ class Servers:
 
 
 def read_servers(path: Path, models: dict[str, ModelSpec], gpu: GpuSpec) -> Servers:
-    """Rows in bfloat16 of these models, by model_path. Raises ValueError, one line, for another table, or a GPU without kernels."""
+    """The rows of these models in bfloat16. models: model_path -> shape.
+
+    Raises ValueError, one line, for another table, or a GPU without kernels.
+    """
     try:
         table = pd.read_csv(path)
     except FileNotFoundError:
@@ -93,7 +96,7 @@ def read_servers(path: Path, models: dict[str, ModelSpec], gpu: GpuSpec) -> Serv
         raise ValueError(f"{path} has no column {missing[0]}")
     rows = table[table.model_path.isin(models) & table.precision.isna()].reset_index(drop=True)
     if gpu.kernels is None:
-        raise ValueError(f"hardware {gpu.name} has no kernels; published servers are held against those of hardware=h100")
+        raise ValueError(f"hardware {gpu.name} has no kernels; published servers are compared with those of hardware=h100")
     if rows.empty:
         raise ValueError(f"{path} has no row in bfloat16 of {', '.join(models)}")
     alone, prompts, together = [], [], []
@@ -111,7 +114,7 @@ def read_servers(path: Path, models: dict[str, ModelSpec], gpu: GpuSpec) -> Serv
 
 
 def as_markdown(servers: Servers, as_run: Servers | None = None) -> str:
-    """The tables: error by engine and split, and where the misses are. as_run: the same rows with prompts as the engines run them."""
+    """The tables: error by engine and split, and signed errors. as_run: the same rows with prompts as the engines run them."""
     lines = _table(servers, "share")
     if as_run is not None:
         lines += ["", *_table(as_run, "factor")]

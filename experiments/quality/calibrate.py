@@ -1,9 +1,10 @@
-"""A model's calibration: how much an error in each head moves its answers, how far last queries are to be trusted, which heads are coded as
-differences of tokens."""
+"""A model's calibration: how much an error in each head changes its answers, how much the last queries should weigh, and which heads are
+coded as differences of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,14 +16,14 @@ from experiments.quality.measure import Bench
 from experiments.quality.methods import Cuts, Held, seen
 from experiments.quality.samples import QualitySample
 
-NOISE = 0.05  # squared error over squared deviation: what 2 to 3 bits leave
+NOISE = 0.05  # squared error over squared deviation, as 2 to 3 bits leave it
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-BITS = (1.0, 2.0, 3.0)  # where importance matters
-FLOOR = 0.05  # of the mean sensitivity: no head is worth nothing
+BITS = (1.0, 2.0, 3.0)  # rates at which importance matters
+FLOOR = 0.05  # least sensitivity of a head, as a share of the mean
 
 
 def calibrate(bench: Bench, codec: Codec, samples: Sequence[QualitySample], step: Callable[[str], None]) -> Calibration:
-    """From some prompts of a kind like those that will come."""
+    """Calibrate on prompts like those that will be served. step: called with the name of each step."""
     model = codec.layout.model
     shape = (model.layers, model.kv_kinds, model.kv_heads)
     moved, levels = np.zeros(shape), []
@@ -45,7 +46,7 @@ def calibrate(bench: Bench, codec: Codec, samples: Sequence[QualitySample], step
 
 
 def sensitivity(bench: Bench, sample: QualitySample) -> np.ndarray:
-    """Divergence of the logits for noise of NOISE in one head's K or V: [layers, kinds, kv_heads]."""
+    """[layers, kinds, kv_heads]: divergence of the logits for noise of NOISE in one head's K or V, divided by NOISE."""
     held = bench.prefill(sample)
     model, data = held.pool.layout.model, held.pool.data
     reference = bench.logits(sample, [(0, _copy(held, bench.sent))]).log_softmax(-1)
@@ -68,7 +69,7 @@ def sensitivity(bench: Bench, sample: QualitySample) -> np.ndarray:
 
 
 def rise(bench: Bench, codec: Codec, samples: Sequence[QualitySample], calibration: Calibration) -> float:
-    """Mean rise in nll over samples and BITS, with weights of this calibration."""
+    """Mean rise in negative log-likelihood over samples and BITS, with the weights of this calibration."""
     method = Cuts("trial", codec, seen(calibration))
     return float(np.mean([value for sample in samples for value in _rises(bench, sample, method)]))
 
@@ -77,7 +78,7 @@ def _rises(bench: Bench, sample: QualitySample, method: Cuts) -> Iterator[float]
     held = bench.prefill(sample)
     answers, target = torch.tensor(sample.answers[1:]), torch.tensor(sample.continuation[1:])
 
-    def nll(put: Callable[[list[int]], None]) -> float:
+    def nll(put: Callable[[list[int]], object]) -> float:
         logits = bench.logits(sample, [(0, put)]).log_softmax(-1)
         return float(-logits[answers, target[answers]].mean())
 
@@ -85,7 +86,7 @@ def _rises(bench: Bench, sample: QualitySample, method: Cuts) -> Iterator[float]
     for bits in BITS:
         cut = stream.slope.cut_within(stream.uniform.bytes[stream.uniform.cut_of_bits(bits)])
         data = stream.prefix(cut)
-        yield nll(lambda table, data=data: method.codec.expand(data, held.pool, table)) - raw
+        yield nll(partial(method.codec.expand, data, held.pool)) - raw
 
 
 def _copy(held: Held, source: list[int]) -> Callable[[list[int]], None]:

@@ -1,4 +1,4 @@
-"""Which methods a run compares, by the names that were asked for; and why others are left out."""
+"""Which methods a run compares, and why others are left out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from experiments.quality.peers import failure, peers, reasons
 
 
 def check(names: Sequence[str], own: Mapping[str, Method]) -> None:
-    """Raises ValueError, one line, for a name that is none or whose package is not installed."""
+    """Raises ValueError, one line, for an unknown name or one whose package is not installed."""
     for name in names:
         if name in reasons():
             raise ValueError(
@@ -20,7 +20,7 @@ def check(names: Sequence[str], own: Mapping[str, Method]) -> None:
 
 
 def choose(names: Sequence[str], own: Mapping[str, Method], helds: Iterable[Held]) -> tuple[list[Method], dict[str, str]]:
-    """Methods, and the reason of each that `all` leaves out: its package is not here, or it does not get through one of helds."""
+    """(the methods, name -> why `all` leaves a method out): its package is not installed, or it fails on one of helds."""
     known = {**own, **peers()}
     chosen = dict(known) if "all" in names else {name: known[name] for name in names}
     left_out = reasons() if "all" in names else {}

@@ -1,4 +1,4 @@
-"""What the outcomes say, with intervals: tables by method and rate, and the laws that ours has to keep, each with its figure."""
+"""Tables of the outcomes by method and rate, with intervals, and the gates: figures that our codec must reach."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """value beside its bound; kept says whether it holds. low, high: 95 % interval of the value (nan where there is none)."""
+    """A figure and its bound. kept: whether the bound holds. low, high: 95 % interval of the value (nan where there is none)."""
 
     name: str
     value: float
@@ -26,7 +26,7 @@ class Gate:
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % of the mean over samples, by bootstrap (percentile); the mean itself where all values are equal or there is one."""
+    """95 % interval of the mean over samples, by bootstrap (percentile); the mean itself where all values are equal or there is one."""
     if len(values) < 2 or np.ptp(values) == 0:
         return float(np.mean(values)), float(np.mean(values))
     found = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(seed)).confidence_interval
@@ -34,7 +34,7 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 
 def table(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """One row a kind, method and rate: means over samples, and the interval of the mean rise in nll."""
+    """A row for each kind, method and rate: means over samples, and the interval of the mean rise in negative log-likelihood (nll)."""
     rows = []
     for (kind, method, rate), group in outcomes.groupby(["kind", "method", "rate"], sort=False):
         rise, of_raw = (group.nll - group.raw_nll).to_numpy(), group.wire_bytes / group.raw_bytes
@@ -53,7 +53,7 @@ def table(outcomes: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_equal_bytes(outcomes: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
-    """For each sample and rate of theirs: the rise in nll of the finest point of ours that is no longer, less theirs."""
+    """For each sample and rate of theirs: nll of the finest point of ours with no more bytes, minus nll of theirs."""
     steady = outcomes[~outcomes.rate.str.contains("then")]
     rows = []
     for (kind, sample), group in steady.groupby(["kind", "sample"]):
@@ -74,8 +74,8 @@ def at_equal_bytes(outcomes: pd.DataFrame, ours: str, theirs: str) -> pd.DataFra
 
 
 def bytes_saved(outcomes: pd.DataFrame, ours: str, theirs: str, kind: str, seed: int = 0) -> tuple[float, float, float]:
-    """Share of their bytes that ours does not need at their mean rise in nll, and 95 % of it by bootstrap over samples; nan if ours does
-    not reach it (in the interval: in more than one of 40 resamples)."""
+    """Share of their bytes that ours saves at their mean rise in nll, with its 95 % interval by bootstrap over samples; nan if ours does
+    not reach that rise (for an end of the interval: in more than one of 40 resamples)."""
     here = outcomes[(outcomes.kind == kind) & ~outcomes.rate.str.contains("then")].assign(rise=lambda rows: rows.nll - rows.raw_nll)
     mine, other = here[here.method == ours], here[here.method == theirs].set_index("sample").sort_index()
     rises, sizes = (mine.pivot_table(index="sample", columns="rate", values=name).loc[other.index] for name in ("rise", "wire_bytes"))
@@ -91,7 +91,7 @@ def bytes_saved(outcomes: pd.DataFrame, ours: str, theirs: str, kind: str, seed:
 
 
 def gates(outcomes: pd.DataFrame) -> list[Gate]:
-    """All that these outcomes allow to judge."""
+    """All gates for which the outcomes have the methods."""
     found: list[Gate] = []
     there = set(outcomes.method)
     for ours, theirs in (("ours", "uniform"), ("ours-entropy", "uniform-entropy")):
@@ -123,7 +123,7 @@ def _never_worse(outcomes: pd.DataFrame, ours: str, theirs: str) -> list[Gate]:
 
 
 def library(outcomes: pd.DataFrame, methods: tuple[str, ...] = ("ours", "ours-entropy")) -> list[QualityCurve]:
-    """Curves of quality of each prompt, of those methods whose codec says what is left."""
+    """Quality curves of each prompt, for the methods whose codec reports its distortion."""
     steady = outcomes[~outcomes.rate.str.contains("then") & outcomes.method.isin(methods)]
     found = []
     for (kind, method, _), group in steady.groupby(["kind", "method", "sample"], sort=False):

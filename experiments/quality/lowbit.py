@@ -1,7 +1,7 @@
-"""Whether a model's KV bears few bits: three retrieval trials for each codec, as SpectrumKV's probe has them (arXiv 2606.08635).
+"""Whether a model tolerates KV of few bits: three retrieval trials for each codec, as in SpectrumKV's probe (arXiv 2606.08635).
 
-Some models (Qwen2.5 is known for it) have keys with a large constant in a few channels. A scale for each token then spends its codes on
-that constant, and 4 bits break the model though the squared error looks like any other's; a scale for each channel takes it out first.
+Some models, such as Qwen2.5, have keys with a large constant in a few channels. A scale for each token then spends its codes on that
+constant, and 4 bits break the model although the squared error looks normal. A scale for each channel removes the constant first.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +19,14 @@ from experiments.quality.methods import Method
 from experiments.quality.samples import QualitySample
 
 TRIALS = 3
-KEPT = 0.9  # of what the model finds after raw KV, in every trial
-LEAST = 0.5  # what it has to find after raw KV for a trial to tell anything
+KEPT = 0.9  # share of the answers found after raw KV that must be found, in every trial
+LEAST = 0.5  # share of answers that must be found after raw KV, or the trials say nothing
 
 
 @dataclass(frozen=True, slots=True)
 class LowBitVerdict:
-    """bears: whether every trial was passed; None where the model does not find enough without any loss. found, raw_found: the share of
-    answers in each trial."""
+    """bears: whether every trial was passed; None where the model does not find enough answers after raw KV. found, raw_found: share of
+    answers found in each trial."""
 
     method: str
     rate: str
@@ -37,12 +38,12 @@ class LowBitVerdict:
 def verdicts(
     bench: Bench, trials: Sequence[QualitySample], methods: Sequence[Method], rates: Sequence[str] = ("", "2", "4")
 ) -> list[LowBitVerdict]:
-    """Of each method at those of its points that are among `rates`."""
+    """The verdict for each method at those of its rates that are in `rates`."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for sample in trials:
         held = bench.prefill(sample)
 
-        def share(put: Callable[[list[int]], None], sample: QualitySample = sample) -> float:
+        def share(put: Callable[[list[int]], object], sample: QualitySample = sample) -> float:
             answers, target = torch.tensor(sample.answers[1:]), torch.tensor(sample.continuation[1:])
             return float((bench.logits(sample, [(0, put)]).argmax(-1) == target)[answers].float().mean())
 
@@ -63,10 +64,10 @@ def _verdict(name: str, rate: str, of: list[tuple[float, float]]) -> LowBitVerdi
     return LowBitVerdict(name, rate, bears, found, raw)
 
 
-def lines(tokenizer, rng: np.random.Generator, tokens: int, asks: int = 8) -> QualitySample:
-    """For any model: numbered lines with a number each, and the numbers of some of them asked for; about `tokens` long.
+def lines(tokenizer: Any, rng: np.random.Generator, tokens: int, asks: int = 8) -> QualitySample:
+    """A retrieval prompt of about `tokens` tokens for any model: numbered lines, each with a number, and questions for some of the numbers.
 
-    An answer is the digits that the prompt determines, whatever the tokenizer makes of them.
+    The answers are the digits, however the tokenizer splits them.
     """
     head = "Here is a list of numbers.\n"
     size = max(1, len(tokenizer.encode("The number of line 123 is 12345.\n", add_special_tokens=False)))

@@ -1,4 +1,4 @@
-"""What a codec does to a model: the same continuation, put after KV that travelled and after KV that did not."""
+"""What a codec does to a model: the same continuation is scored after KV that was transferred and after KV that was not."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ from abkt.serve.engine.engine import Engine
 from experiments.quality.methods import Held, Method, RatePoint
 from experiments.quality.samples import QualitySample
 
-REFINED_AFTER = 32  # tokens decoded from the coarse KV, where refinement is replayed
+REFINED_AFTER = 32  # tokens decoded from the coarse KV before the refined KV replaces it
 
 
 @dataclass(frozen=True, slots=True)
 class QualityOutcome:
-    """One method at one rate on one sample. nll: nats a token over the answers, beside raw_nll of KV that did not travel. kl: mean
-    divergence of the logits from those, worst_kl: of the worst 1 % of tokens. right, raw_right: share of answers that the model says
-    itself. diverged_at: first token of the continuation where its choice is another (the length where none is). nmse: squared error of KV
-    over squared deviation from channel means, mean over layers and K, V. attention_error: the same of what the last queries get.
-    distortion: what the codec said of itself. right_to_N: share of answers known from a place at most N tokens back, and farther than
-    the N before; nan where there are none.
+    """The figures of one method at one rate on one sample.
+
+    Parameters
+    ----------
+    nll, raw_nll : negative log-likelihood of the answers, nats per token, after the received KV and after raw KV.
+    kl, worst_kl : divergence of the logits from those after raw KV: mean, and mean over the worst 1 % of tokens.
+    right, raw_right : share of answers that the model gives itself.
+    right_near, right_far : the same for answers whose source is in the nearer and in the farther half of the prompt.
+    diverged_at : first token of the continuation where the model's choice differs (the length if none does).
+    nmse : squared error of KV over its squared deviation from channel means, mean over layers and K, V.
+    attention_error : squared error over squared length of the attention output of the last queries, mean over layers.
+    distortion : as the codec reports it; nan for codecs that report none.
+    right_to_N : share of right answers whose source is at most N tokens back and beyond the previous N; nan where there are none.
     """
 
     sample: int
@@ -59,7 +66,7 @@ DISTANCES = (128, 256, 512, 1024, 2048)
 
 
 class Bench:
-    """One model, and room for the KV of one prompt and of its received copy."""
+    """One model with memory for the KV of one prompt and for its received copy."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -71,9 +78,11 @@ class Bench:
         self.engine.prefill(sample.prompt, self.sent, importance)
         return Held(self.engine.pool, self.sent, len(sample.prompt), importance)
 
-    def logits(self, sample: QualitySample, schedule: Sequence[tuple[int, Callable[[list[int]], None]]]) -> torch.Tensor:
-        """Of every token of the continuation but the first (which prefill says): [tokens - 1, vocabulary]. schedule: from which token of
-        the continuation on which KV is there; the first from 0."""
+    def logits(self, sample: QualitySample, schedule: Sequence[tuple[int, Callable[[list[int]], object]]]) -> torch.Tensor:
+        """Logits of every token of the continuation but the first, which prefill gives: [tokens - 1, vocabulary].
+
+        schedule: (token of the continuation, what writes the KV that is used from there on); the first is at token 0.
+        """
         row, found, rest = SequenceRow(self.received, len(sample.prompt)), [], list(sample.continuation[:-1])
         for (start, put), stop in zip(schedule, [*(start for start, _ in schedule[1:]), len(rest)], strict=True):
             put(self.received)
@@ -101,7 +110,7 @@ class Bench:
 
     def _outcome(
         self, index: int, sample: QualitySample, held: Held, source: list[torch.Tensor], method: str, rate: str, point: RatePoint,
-        schedule: list[tuple[int, Callable[[list[int]], None]]], reference: torch.Tensor,
+        schedule: list[tuple[int, Callable[[list[int]], object]]], reference: torch.Tensor,
     ) -> QualityOutcome:  # fmt: skip
         logits = self.logits(sample, schedule)
         target = torch.tensor(sample.continuation[1:])
@@ -127,7 +136,7 @@ class Bench:
 
 
 def refinements(points: Sequence[RatePoint]) -> list[tuple[RatePoint, RatePoint]]:
-    """Which two rates of an embedded method are replayed as a start and its refinement: the one nearest 2 bits, then that nearest 4."""
+    """The two rates of an embedded method that are replayed as start and refinement: the ones nearest to 2 bits and to 4 bits."""
     rated = [p for p in points if p.rate]
     if len(rated) < 3:
         return []
@@ -136,7 +145,7 @@ def refinements(points: Sequence[RatePoint]) -> list[tuple[RatePoint, RatePoint]
 
 
 def nmse(source: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> float:
-    """source, received: of each layer [kinds, heads, tokens, channels]."""
+    """Squared error over squared deviation from channel means. source, received: [kinds, heads, tokens, channels] for each layer."""
     parts = []
     for x, y in zip(source, received, strict=True):
         spread = (x - x.mean(2, keepdim=True)).square().sum((1, 2, 3))
@@ -145,7 +154,7 @@ def nmse(source: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> fl
 
 
 def attention_error(held: Held, source: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> float:
-    """Squared error over squared length of what the last queries of the prompt get from attention, mean over layers."""
+    """Squared error over squared length of the attention output of the prompt's last queries, mean over layers."""
     found = []
     for layer, (x, y) in enumerate(zip(source, received, strict=True)):
         query, scale = held.importance.queries[layer]

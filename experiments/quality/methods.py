@@ -1,4 +1,4 @@
-"""Ways for the KV of a prompt to travel, each as points of bytes and KV: ours at many cuts, its ablations, and the published baselines."""
+"""The codecs that are compared: ours at many cuts, its ablations, and the published baselines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from abkt.policy.view import CoderName, Order
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The KV of a prompt as prefill left it, and the last queries."""
+    """The KV of a prompt after prefill, and the importance of its cells by the last queries."""
 
     pool: Pool
     table: list[int]
@@ -34,24 +34,27 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class RatePoint:
-    """One rate. put: writes the KV as it arrives into the blocks of another table of the same pool. distortion: what the codec itself says
-    is left, weighted as it was weighed; nan of codecs that say nothing."""
+    """One rate of a codec. put: writes the received KV into the blocks of another table of the same pool. distortion: as the codec reports
+    it, by its own weights; nan for codecs that report none."""
 
     rate: str
     wire_bytes: int
-    put: Callable[[list[int]], None]
+    put: Callable[[list[int]], object]
     distortion: float = float("nan")
 
 
 class Method(Protocol):
-    name: str
+    """A codec that is compared: its rates, each with the bytes and the KV that arrives."""
+
+    @property
+    def name(self) -> str: ...
 
     def points(self, held: Held) -> Iterator[RatePoint]: ...
 
 
 @dataclass(frozen=True)
 class Message:
-    """A baseline: one message, one rate."""
+    """A baseline with one message and one rate."""
 
     codec: Baseline
 
@@ -82,9 +85,19 @@ Weigh = Callable[[Held, Cells], torch.Tensor | None]
 
 @dataclass(frozen=True)
 class Cuts:
-    """Ours. weigh: weights of the cells. order slope: cuts at the bytes of the whole rates of the uniform order and, by equal ratios, at
-    `between` places from each to the next, twice as many below 1 bit; uniform: those rates. nested False: a code made for each
-    depth, at its full depth."""
+    """The embedded stream at several cuts.
+
+    Parameters
+    ----------
+    name : of the method.
+    codec : for KV of the model.
+    weigh : weights of the cells; None of it weighs all alike.
+    order : slope cuts at the bytes of the uniform order's whole rates, and at `between` places between two of them by equal ratios
+        (twice as many below 1 bit). uniform cuts at the whole rates.
+    coder : fixed or entropy.
+    nested : False makes a code of its own for each depth and sends it whole.
+    between : see order.
+    """
 
     name: str
     codec: Codec
@@ -105,30 +118,32 @@ class Cuts:
         return self.codec.encode(held.pool, held.table, held.tokens, depth, self.order, weights, self.coder)
 
     def cuts(self, stream: Stream) -> dict[str, int]:
-        """Cuts by the bits of the uniform order whose bytes they have at most."""
-        whole = [(bits, stream.uniform.bytes[cut]) for cut, bits in enumerate(BITS[: stream.uniform.finest + 1]) if cut]
+        """Cuts by name: the bits of the uniform order with at least as many bytes."""
+        whole: list[tuple[float, float]] = [
+            (bits, stream.uniform.bytes[cut]) for cut, bits in enumerate(BITS[: stream.uniform.finest + 1]) if cut
+        ]
         if not self.nested:
             return {f"{whole[-1][0]:g}": stream.curve.finest}
         if self.order == "uniform":
             return {f"{bits:g}": cut for cut, (bits, _) in enumerate(whole, 1)}
         budgets = [whole[-1]]
         for (a, b), (c, d) in pairwise([(0.0, stream.uniform.bytes[0]), *whole]):
-            parts = (self.between + 1) * (2 if c <= 1 and self.between else 1)  # where the curve is steepest
+            parts = (self.between + 1) * (2 if c <= 1 and self.between else 1)  # the curve is steepest there
             budgets += [(a + (c - a) * i / parts, b * (d / b) ** (i / parts)) for i in range(parts) if a or i]
         budgets.sort()
         return {f"{bits:g}": cut for bits, budget in budgets if (cut := stream.slope.cut_within(budget))}
 
-    def _put(self, held: Held, data: bytes) -> Callable[[list[int]], None]:
+    def _put(self, held: Held, data: bytes) -> Callable[[list[int]], object]:
         return lambda table: self.codec.expand(data, held.pool, table)
 
 
 def seen(calibration: Calibration | None) -> Weigh:
-    """Weights of the last queries, as calibrated."""
+    """Weights by the last queries, with the calibration."""
     return lambda held, cells: held.importance.weights(held.pool, held.table, cells, calibration)
 
 
 def averaged(over: tuple[int, ...], calibration: Calibration | None) -> Weigh:
-    """Weights of the last queries, averaged over some of layers, kinds, heads and tiles."""
+    """Weights by the last queries, averaged over some of the axes (layer, kind, head, tile)."""
     inner = seen(calibration)
 
     def weigh(held: Held, cells: Cells) -> torch.Tensor | None:
@@ -156,7 +171,7 @@ ABLATIONS = ("flat", "flat-entropy", "position-only", "head-only", "shuffled", "
 
 
 def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
-    """All, by name. codec: for KV of the model; calibration: of the model, if there is one."""
+    """All methods by name. codec: for KV of the model. calibration: of the model, if there is one."""
     still = Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=_without_differences(codec))
     weigh = seen(calibration)
     ours: Sequence[Method] = (

@@ -1,8 +1,8 @@
-"""Other projects' KV codecs as methods: quanto and HQQ through transformers' own QuantizedCache, LMCache's CacheGen with its real bytes.
+"""KV codecs of other projects: quanto and HQQ through transformers' QuantizedCache, and LMCache's CacheGen with its real bytes.
 
-A cache is given the prompt's KV as prefill would, and what it hands back to the next token is what arrives; bytes are those of the tensors
-it holds: codes, scales and zeros. Each is there where its package is (`pip install abkt[peers]`; LMCache by itself).
-Not modelled: their residual windows, which a cache fills only with tokens that are decoded.
+A cache gets the prompt's KV as from prefill; the KV that it returns for the next token is what arrives. Its bytes are those of the tensors
+that it holds: codes, scales and zeros. A codec is available if its package is installed (`pip install abkt[peers]`; LMCache by itself).
+Not modelled: their residual windows, which a cache fills only with decoded tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from experiments.quality.methods import Held, Method, RatePoint
 
 @dataclass(frozen=True)
 class Cached:
-    """backend, bits, axis: as transformers' QuantizedCache takes them; axis for keys and values alike. Groups of 64."""
+    """backend, bits, axis: arguments of transformers' QuantizedCache; the axis is that of keys and of values. Groups of 64."""
 
     name: str
     backend: str
@@ -41,7 +41,7 @@ class Cached:
     def _cache(self, layers: int) -> Any:
         from transformers import LlamaConfig, QuantizedCache
 
-        shape = LlamaConfig(num_hidden_layers=layers)  # of the config it reads the number and kinds of layers alone
+        shape = LlamaConfig(num_hidden_layers=layers)  # the cache reads only the number and kinds of layers
         return QuantizedCache(self.backend, shape, nbits=self.bits, axis_key=self.axis, axis_value=self.axis)
 
 
@@ -69,23 +69,23 @@ PEERS: tuple[tuple[Method, str, str], ...] = (
     (Cached("hqq2", "hqq", 2, 1), "hqq", "hqq"),
     (LmCacheMethod(), "lmcache", "lmcache"),
 )
-"""Method, the module that it needs, and the distribution that has it."""
+"""(method, the module that it needs, the distribution that has the module)."""
 
 
 def peers() -> dict[str, Method]:
-    """Those whose package is here, by name."""
+    """The methods whose package is installed, by name."""
     return {method.name: method for method, module, _ in PEERS if _there(module)}
 
 
 def reasons() -> dict[str, str]:
-    """Why each of the others is not, by name."""
+    """Why each of the other methods is not available, by name."""
     return {method.name: f"{distribution} is not installed" for method, module, distribution in PEERS if not _there(module)}
 
 
 def _there(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of its parent
+    except ModuleNotFoundError:  # of the parent package
         return False
 
 
@@ -103,7 +103,7 @@ def _write(held: Held, table: list[int], layers: list[list[torch.Tensor]]) -> No
 
 
 def failure(method: Method, held: Held) -> str:
-    """What stops a method on this KV, in one line; empty if nothing does. Other projects' code may fail in any way it likes."""
+    """Why a method fails on this KV, in one line; empty if it does not. Code of other projects may raise any of these errors."""
     try:
         list(method.points(held))
     except (

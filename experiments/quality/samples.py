@@ -1,4 +1,4 @@
-"""What a model is asked: a prompt, and a continuation put after it whatever the model would say, so that every codec is judged alike."""
+"""Samples for a model: a prompt and a fixed continuation, which is the same for every codec."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from experiments.probe import tasks
 
 @dataclass(frozen=True, slots=True)
 class QualitySample:
-    """prompt, continuation: token ids. answers: bool a continuation token, where the prompt determines it (all, of text). distance: tokens
-    between an answer and what it is known from; -1 where there is none."""
+    """prompt, continuation: token ids. answers: for each token of the continuation, whether it counts as an answer, because the prompt
+    determines it (in text, all do). distance: tokens between an answer and its source in the prompt; -1 where there is none."""
 
     kind: str
     prompt: tuple[int, ...]
@@ -23,13 +23,13 @@ class QualitySample:
     distance: tuple[int, ...]
 
 
-MOST_RECALL = tasks.MAX_SYMBOLS  # tokens of pairs: no symbol is both key and value
+MOST_RECALL = tasks.MAX_SYMBOLS  # tokens in key-value pairs, as no symbol is both key and value
 
 
 def recall(rng: np.random.Generator, tokens: int, asks: int) -> QualitySample:
-    """Key-value pairs and then keys, each followed by its value: the probe's own task. The prompt ends with the first key asked for.
+    """The probe's recall task: key-value pairs, then keys, each followed by its value. The prompt ends with the first key that is asked.
 
-    Raises ValueError for more tokens than there are symbols for.
+    Raises ValueError for more tokens than there are symbols.
     """
     if tokens > MOST_RECALL:
         raise ValueError(f"tokens={tokens}: a recall prompt has at most {MOST_RECALL}")
@@ -44,15 +44,15 @@ def recall(rng: np.random.Generator, tokens: int, asks: int) -> QualitySample:
 
 
 def text(rng: np.random.Generator, ids: np.ndarray, tokens: int, after: int) -> QualitySample:
-    """A passage, and what follows it."""
+    """A passage of text and what follows it."""
     start = int(rng.integers(0, len(ids) - tokens - after))
     prompt, continuation = ids[start : start + tokens], ids[start + tokens : start + tokens + after]
     return QualitySample("text", _ids(prompt), _ids(continuation), (True,) * after, (-1,) * after)
 
 
 def samples(count: int, tokens: int, seed: int, texts: np.ndarray | None, recalls: bool) -> Iterator[QualitySample]:
-    """`count` of each kind that there is something for. texts: token ids of held-out text. recalls: whether the model knows the probe's
-    tasks."""
+    """`count` samples of each kind. texts: token ids of held-out text; None: no text samples. recalls: whether the model knows the probe's
+    recall task."""
     for i in range(count):
         if recalls:
             yield recall(np.random.default_rng((seed, 0, i)), tokens, asks=min(64, tokens // 8))
@@ -61,8 +61,8 @@ def samples(count: int, tokens: int, seed: int, texts: np.ndarray | None, recall
 
 
 def read_texts(folder: Path, model_folder: Path, most: int = 2_000_000) -> np.ndarray:
-    """Token ids of all *.txt and *.txt.gz of a folder, by the model's tokenizer. Raises ValueError, one line, where there is no text, no
-    tokenizer, or too little of it."""
+    """Token ids of all *.txt and *.txt.gz of a folder, by the model's tokenizer. Raises ValueError, one line, where there is no text or no
+    tokenizer."""
     import gzip
 
     from transformers import AutoTokenizer

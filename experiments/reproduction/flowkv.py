@@ -1,4 +1,4 @@
-"""FlowKV (arXiv 2504.03775) done again: its layout table on this machine, its serving cases in the model."""
+"""FlowKV (arXiv 2504.03775) repeated: its layout table on this machine, its serving cases in the simulator."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PARTS = ("layout", "longbench", "loads", "unlike")
 DATASETS = {"multi_news": 2700, "gov_report": 11400, "qmsum": 13800}
 WHY_LAYOUT = (
     "The published times are of NCCL between A100s, where each call is a launch of about 35 µs and the bytes themselves take "
-    "little, so that fewer calls are nearly all of the gain. Here a call is a system call or a copy of a few µs, and a CPU core "
-    "has to move the bytes at a few GB/s: the same cut in calls gains far less, and one long run can even lose what a cache gains "
-    "on short pieces."
+    "little, so nearly all of the gain comes from fewer calls. Here a call is a system call or a copy of a few µs, and a CPU core "
+    "moves the bytes at a few GB/s. So the same cut in calls gains far less, and one long run can even be slower than short pieces "
+    "that stay in the cache."
 )
 WHY_LONGBENCH = (
-    "The paper names neither the arrival rate nor the output lengths of its figures, and its colocated side is another engine. In "
-    "the model both sides are the same engine, with costs of a data sheet. Disaggregation saves waiting behind others' prefills "
-    "(TPOT), so what it saves grows with the load and the prompt; it costs a transfer and leaves each phase half of the machines "
+    "The paper gives neither the arrival rate nor the output lengths of its figures, and its colocated side is another engine. In "
+    "the simulator both sides are the same engine, with costs of a data sheet. Disaggregation saves decoding the wait for prefills of "
+    "other requests (TPOT), which grows with the load and the prompt. It costs a transfer, and it leaves each phase half of the machines "
     "(TTFT), which overload first."
 )
-WHY_LOADS = "The paper shows these cases as curves of its own cluster; here the model shows which regime gains from moving roles."
-WHY_UNLIKE = "Prefill needs FLOPS and decode memory bandwidth, so of two unlike GPUs it matters which one prefills, as the paper says."
+WHY_LOADS = "The paper shows these cases as curves of its cluster; the simulator shows which regime gains from moving roles."
+WHY_UNLIKE = "Prefill needs FLOPS and decode needs memory bandwidth, so it matters which of two unlike GPUs prefills, as the paper says."
 
 
 def layout(tokens: Sequence[int], transports: Sequence[str], layers: int, repeats: int, step: Callable[[str], None]) -> pd.DataFrame:
@@ -54,9 +54,9 @@ def layout_text(rows: pd.DataFrame) -> list[str]:
         theirs = published.LAYOUT_S["layer-wise"].get(tokens, float("nan")) / published.LAYOUT_S["block-contiguous"].get(
             tokens, float("nan")
         )
-        times = [float(at.seconds[kind] * 1e3) for kind in layouts.LAYOUTS]
+        times_ms = [float(at.seconds[kind] * 1e3) for kind in layouts.LAYOUTS]
         counts = " / ".join(f"{at.calls[kind]:,}" for kind in layouts.LAYOUTS)
-        cells.append((transport, int(tokens), counts, *times, ours, theirs, ours / theirs))
+        cells.append((transport, int(tokens), counts, *times_ms, ours, theirs, ours / theirs))
     times = ("layer-wise (ms)", "block-wise (ms)", "contiguous (ms)")
     headings = ("transport", "tokens", "calls: layer-wise / block-wise / contiguous", *times, "gain here", "gain published", "ratio")
     lines += table(headings, cells)
@@ -68,7 +68,7 @@ def layout_text(rows: pd.DataFrame) -> list[str]:
 
 
 def two_nodes_text(measured: pd.DataFrame) -> list[str]:
-    """The published transfers between two nodes beside a socket's; nothing where no such length was measured over TCP."""
+    """The published transfers between two nodes beside those over TCP here; empty where no such length was measured over TCP."""
     at = measured[(measured.transport == "tcp") & (measured.layout == "block-contiguous")].set_index("tokens")
     cells = [(n, s * 1e3, float(at.seconds[n]) * 1e3, float(at.seconds[n]) / s) for n, s in published.TWO_NODES_S.items() if n in at.index]
     if not cells:
@@ -87,7 +87,7 @@ def longbench_text(experiments: Experiments) -> list[str]:
         theirs = published.LONGBENCH_SPEEDUP[names[isl]]
         shares = (percent(saved["e2e_s"]), percent(saved["ttft_s"]), percent(saved["tpot_s"]), percent(theirs))
         cells.append((names[isl], int(isl), float(rate), *shares, float(saved["e2e_s"] / theirs)))
-    lines = ["## LongBench lengths: one prefill and one decode node against two colocated ones (model, A100 data sheet)", ""]
+    lines = ["## LongBench lengths: one prefill and one decode node against two colocated ones (simulated, A100 data sheet)", ""]
     headings = ("dataset", "tokens", "requests/s", "E2E saved", "TTFT saved", "TPOT saved", "published", "ratio")
     return [*lines, *table(headings, cells), f"Why they differ: {WHY_LONGBENCH}", ""]
 
@@ -108,13 +108,13 @@ def loads_text(experiments: Experiments) -> list[str]:
                 less,
             )
             cells.append((words[isl, osl], f"{isl:.0f}/{osl:.0f}", int(rate), row["roles"], *shown))
-    headings = ("load", "prompt/answer", "requests/s", "roles", "goodput (1/s)", "mean TTFT (s)", "mean TPOT (ms)", "mean E2E (s)")
-    headings = (*headings, "E2E against static")
-    lines = ["## Imbalance and overload (model, 4P4D H100 data sheet)", ""]
-    return [*lines, *table(headings, cells), f"Published beside it: nothing in figures. {WHY_LOADS}", ""]
+    figures = ("goodput (1/s)", "mean TTFT (s)", "mean TPOT (ms)", "mean E2E (s)", "E2E against static")
+    headings = ("load", "prompt/answer", "requests/s", "roles", *figures)
+    lines = ["## Imbalance and overload (simulated, 4P4D H100 data sheet)", ""]
+    return [*lines, *table(headings, cells), f"The paper prints no figures for these cases. {WHY_LOADS}", ""]
 
 
 def unlike_text(seed: int) -> list[str]:
     cells = [tuple(row.values()) for row in unlike.rows(seed)]
     headings = ("prefill", "decode", "mean TTFT (s)", "mean TPOT (s)", "mean E2E (s)", "goodput (1/s)", "USD per 1,000")
-    return ["## Unlike GPUs (model, 2P2D, data sheets)", "", *table(headings, cells), WHY_UNLIKE, ""]
+    return ["## Unlike GPUs (simulated, 2P2D, data sheets)", "", *table(headings, cells), WHY_UNLIKE, ""]

@@ -1,10 +1,10 @@
 """The layout table: moving the raw KV of one prompt between the pools of two processes, by how a pool lies in memory.
 
-layer-wise: [layer, K|V, block, …] and scattered blocks, a call for each block of each layer's K and V (vLLM's layout). block-wise:
-[block, layer, K|V, …] and scattered blocks, a call a block. block-contiguous: the same with adjacent blocks, one call a run (FlowKV).
-A call is one `send` of a connection of abkt.transfer, straight out of the pool and into the peer's, over cuda_ipc those of a GPU. Latency
-is until the peer has said that the last byte lies in its pool. The connection's own frames, checksums and credits are left out: they are
-the same for every layout.
+layer-wise: [layer, K|V, block, …] and scattered blocks, one call for each block of each layer's K and V (vLLM's layout). block-wise:
+[block, layer, K|V, …] and scattered blocks, one call for each block. block-contiguous: the same with adjacent blocks, one call for a run
+(FlowKV). A call is one `send` of a connection of abkt.transfer, from the pool into the peer's pool (GPU pools over cuda_ipc). The latency
+ends when the peer reports that the last byte is in its pool. Frames, checksums and credits are left out, because they are the same for
+every layout.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ORDER_SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class LayoutRow:
-    """seconds: the least of the repeats, as what is slower was disturbed."""
+    """seconds: the least of the repeats, because slower ones were disturbed."""
 
     layout: str
     transport: str
@@ -45,7 +45,10 @@ class LayoutRow:
 
 def measure(model: ModelSpec, lengths: Sequence[int], transports: Sequence[str], repeats: int, folder: Path,
             step: Callable[[str], None]) -> Iterator[LayoutRow]:  # fmt: skip
-    """folder: for sockets. Raises ValueError for a transport that is none of TRANSPORTS, or has no GPU here."""
+    """Measure every layout over every transport. folder: for sockets.
+
+    Raises ValueError for a transport that is not in TRANSPORTS, or that needs a GPU where there is none.
+    """
     if unknown := [name for name in transports if name not in TRANSPORTS]:
         raise ValueError(f"transport {unknown[0]} is unknown; there are {', '.join(TRANSPORTS)}")
     for name in transports:
@@ -63,7 +66,7 @@ def measure(model: ModelSpec, lengths: Sequence[int], transports: Sequence[str],
 
 
 def blocks_of(kind: str, layout: KVLayout, tokens: int) -> list[int]:
-    """The block table of a prompt: adjacent blocks, or as scattered as in a pool that has served for long; no two are adjacent."""
+    """The block table of a prompt: adjacent blocks for block-contiguous, else blocks at random places, as in a long-used pool."""
     import numpy as np
 
     count = layout.blocks_for(tokens)
@@ -74,7 +77,7 @@ def blocks_of(kind: str, layout: KVLayout, tokens: int) -> list[int]:
 
 
 def pool_bytes(kind: str, layout: KVLayout, device: str = "cpu") -> tuple[Any, Callable[[Sequence[int]], list[tuple[int, int]]]]:
-    """The pool's memory, on a GPU a tensor, and what gives the pieces of a block table in it."""
+    """(the pool's memory, block table -> pieces of it as (start, bytes)). The memory is a tensor on a GPU, else a memoryview."""
     from abkt.kv.layer_major import LayerMajorPool
     from abkt.kv.pool import Pool
 
@@ -85,10 +88,10 @@ def pool_bytes(kind: str, layout: KVLayout, device: str = "cpu") -> tuple[Any, C
 def _bytes(data: torch.Tensor) -> Any:
     import torch
 
-    data.view(torch.uint8).fill_(1)  # touched, so that no page is missing when it is timed
+    data.view(torch.uint8).fill_(1)  # write to every page, so that none is missing when the transfer is timed
     flat = data.view(torch.uint8).reshape(-1)
     if data.device.type == "cpu":
-        return memoryview(flat.numpy())
+        return memoryview(flat.numpy())  # type: ignore[arg-type]
     torch.cuda.synchronize(data.device)
     return flat
 
@@ -96,9 +99,9 @@ def _bytes(data: torch.Tensor) -> Any:
 def _transport(name: str) -> Transport:
     import torch
 
-    from abkt.transfer.transports.registry import TRANSPORTS as KINDS
+    from abkt.transfer.transports.registry import make_transport
 
-    made = KINDS[name]()
+    made = make_transport(name)
     if _device(name) == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"transport {name}: this machine has no GPU that PyTorch can use")
     return made
@@ -113,7 +116,7 @@ def _address(name: str, folder: Path) -> str:
 
 
 class _Peer:
-    """The receiving process: it fills the pieces of its own pool, in the same order, and says so with one byte."""
+    """The receiving process: it fills the pieces of its own pool in the same order and confirms with one byte."""
 
     def __init__(self, name: str, kind: str, layout: KVLayout, folder: Path) -> None:
         self._ours, theirs = get_context("spawn").Pipe()
@@ -134,10 +137,10 @@ class _Peer:
         self._process.join(10.0)
 
     def send(self, tokens: int, parts: Sequence[Any]) -> float:
-        """Seconds from the first byte until the peer has all."""
+        """Seconds from the first byte until the peer has confirmed the last."""
         assert self._connection is not None
         self._ours.send(tokens)
-        self._ours.recv()  # it is ready
+        self._ours.recv()  # the peer is ready
         started_s = time.perf_counter()
         for part in parts:
             self._connection.send([part], _nothing)

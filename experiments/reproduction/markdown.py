@@ -1,4 +1,4 @@
-"""Tables of a document."""
+"""Markdown tables and the numbers in them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
 
 
 def cell(value: object) -> str:
-    """Three digits of a number; a dash for none."""
+    """A cell: three significant digits of a float, a dash for nan."""
     if isinstance(value, float):
         if math.isnan(value):
             return "–"

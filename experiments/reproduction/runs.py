@@ -1,4 +1,4 @@
-"""The experiments of conf/experiment, run inside of another verb."""
+"""Runs the sweeps of conf/experiment from within another verb."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from experiments.lib.errors import RunError
 from experiments.lib.results import write_table
 from experiments.lib.verb import VerbCall
 from experiments.sweeps.journal import table
-from experiments.verbs.sweep import SweepConfig, sweep
+from experiments.sweeps.run import SweepConfig, sweep
 
 
 @dataclass(frozen=True, slots=True)
 class Experiments:
-    """out: a folder each experiment gets one below. Resumed as any sweep is."""
+    """out: each experiment gets a folder below it, and is resumed there as any sweep is."""
 
     out: Path
     workers: int | None
 
     def run(self, name: str, *overrides: str) -> pd.DataFrame:
-        """Its points. Raises ValueError where it does not exist, RunError where a point failed."""
+        """The points of an experiment. Raises ValueError where it does not exist, RunError where a point failed."""
         arguments = (f"experiment={name}", *overrides)
         composed = compose("sweep", arguments)
         folder = self.out / name
@@ -38,6 +38,6 @@ class Experiments:
 
 
 def means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Over seeds."""
+    """Means over seeds of all numbers, for each combination of the columns `by`."""
     figures = [name for name in rows if rows[name].dtype.kind in "fi" and name not in by]
     return rows.groupby(by, sort=False)[figures].mean().reset_index()

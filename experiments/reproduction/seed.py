@@ -1,4 +1,4 @@
-"""The experiments of the reference implementation, done again: policies, ablation, budget, context, fluctuation, three places."""
+"""The experiments of the reference implementation, repeated: policies, ablation, budget, context, fluctuation, cost, and the probe."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from experiments.reproduction.runs import Experiments, means
 
 PARTS = ("policies", "ablation", "budget", "context", "fluctuation", "cost", "probe")
 TITLES = {
-    "policies": ("Policy comparison (model, link of 10 Gbit/s that oscillates)", ["bitrate"]),
-    "ablation": ("Ablation (model, the same link)", ["bitrate"]),
-    "budget": ("Budget sweep: target distortion of `embedded` (model, the same link)", ["bitrate.target_distortion"]),
-    "context": ("Context length (model, 25 Gbit/s)", ["workload.isl", "bitrate"]),
-    "fluctuation": ("Network fluctuation (model, 10 Gbit/s at full)", ["network", "bitrate"]),
-    "cost": ("Three places to serve from: cost against quality (model, L40S data sheet, prices assumed)", ["network", "bitrate"]),
+    "policies": ("Policy comparison (simulated, link of 10 Gbit/s that oscillates)", ["bitrate"]),
+    "ablation": ("Ablation (simulated, the same link)", ["bitrate"]),
+    "budget": ("Budget sweep: target distortion of `embedded` (simulated, the same link)", ["bitrate.target_distortion"]),
+    "context": ("Context length (simulated, 25 Gbit/s)", ["workload.isl", "bitrate"]),
+    "fluctuation": ("Network fluctuation (simulated, 10 Gbit/s at full share)", ["network", "bitrate"]),
+    "cost": ("Three places to serve from: cost against quality (simulated, L40S data sheet, prices assumed)", ["network", "bitrate"]),
 }
 NOTES = {
-    "policies": "Best is most goodput within the distortion limit, not the lowest time: `int2` is fast because it loses a tenth.",
+    "policies": "Best means most goodput within the distortion limit, not the lowest time: `int2` is fast because it loses a tenth.",
     "ablation": "`allocated` is the embedded order at a fixed rate, `int4` one rate for all cells, `_off` adds the break-even test alone.",
-    "budget": "Goodput counts who met the SLO, so it stops to grow while TTFT still falls with the bytes.",
+    "budget": "Goodput counts the requests within the SLO, so it stops growing while TTFT still falls with the bytes.",
     "context": "Prefill grows faster than KV does, so the transfer matters less for long prompts.",
-    "fluctuation": "On the steady link `embedded` gains by its order alone; where the link moves, by its cut as well.",
-    "cost": "Where bytes are free (25g) all policies cost the same; where they are not, dollars fall with the bytes.",
+    "fluctuation": "On the steady link `embedded` gains by its order alone; on a changing link it also gains by its cut.",
+    "cost": "Where bytes are free (25g) all policies cost the same; elsewhere the cost falls with the bytes.",
 }
 
 
@@ -48,7 +48,7 @@ def _figures(row: dict[str, float]) -> tuple[float, ...]:
 
 
 def probe_text(rows: pd.DataFrame) -> list[str]:
-    """rows: of real runs, with network, policy and the figures of their summaries."""
+    """rows: of real runs, with the columns network, policy and the figures of their summaries."""
     headings = ("network", "policy", "within SLO", "mean TTFT (s)", "p99 TTFT (s)", "of raw bytes", "mean distortion", "answers right")
     cells = [tuple(row) for row in rows.itertuples(index=False)]
     return ["## The probe on real processes of this machine, the same fluctuations (measured, one run each)", "", *table(headings, cells)]

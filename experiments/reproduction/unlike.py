@@ -1,17 +1,18 @@
-"""FlowKV's heterogeneous case in the model: cheap and strong GPUs, and which of them prefills."""
+"""FlowKV's heterogeneous case, simulated: cheap and strong GPUs, and which of them prefills."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from abkt.policy.build import build
 from abkt.records import summarize
 from experiments.lib.compose import compose
 from experiments.lib.config import read
+from experiments.lib.simulation import SimulateConfig, build_simulation
 from experiments.lib.workload import read_workload
-from experiments.verbs.simulate import SimulateConfig, build_simulation
 from sim.cluster import Simulation
 
 PAIRS = (("l20", "l20"), ("l20", "h20"), ("h20", "l20"), ("h20", "h20"))  # of (prefill, decode): L20 has more FLOPS a dollar, H20 bandwidth
@@ -20,7 +21,7 @@ OVERRIDES = ("cluster=2p2d", "network=100g", "bitrate=raw", "routing=load_aware"
 
 
 def rows(seed: int) -> Iterator[dict[str, object]]:
-    """prefill, decode: kinds of the instances; mean TTFT, TPOT and E2E, goodput, and cost of a thousand requests."""
+    """A row for each pair: kinds of the prefill and decode instances, mean TTFT, TPOT and E2E, goodput, and USD for a thousand requests."""
     configs = {kind: _config(kind, seed) for kind in ("l20", "h20")}
     for prefill, decode in PAIRS:
         config = configs[prefill]
@@ -29,7 +30,7 @@ def rows(seed: int) -> Iterator[dict[str, object]]:
         cluster = replace(made[prefill], decode=made[decode].decode)
         simulation = Simulation(cluster, requests, lambda: build(config.bitrate), build(config.routing), config.slo)  # noqa: B023
         result = simulation.run()
-        found = summarize(result.requests, config.slo, result.wall_s)
+        found: dict[str, Any] = summarize(result.requests, config.slo, result.wall_s)
         yield {
             "prefill": prefill, "decode": decode, "ttft_s": found["ttft_s"]["mean"], "tpot_s": found["tpot_s"]["mean"],
             "e2e_s": found["e2e_s"]["mean"], "goodput_per_s": found["goodput_per_s"],

@@ -1,8 +1,8 @@
-"""The folder of a study: who writes what where, and all of it read back for the report.
+"""The folder of a study: its files, and how the report reads them back.
 
-twin/real/POLICY, twin/model/POLICY, scaleout/ROUTING-BITRATE: requests.parquet, transfers.parquet, summary.json each.
-Top: all records in one requests.parquet and one transfers.parquet with columns world (real, model, scaleout), policy and routing;
-compare.json, profile.json, summary.json, manifest.json; then figures/ and report.html, drawn from these files alone.
+twin/real/POLICY, twin/simulated/POLICY and scaleout/ROUTING-BITRATE each hold requests.parquet, transfers.parquet and summary.json.
+At the top are all records in one requests.parquet and one transfers.parquet, with the columns world (real, simulated, scaleout), policy and
+routing; compare.json, profile.json, summary.json and manifest.json; and figures/ and report.html, which are drawn from these files alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from abkt.capacity import Capacity
 from abkt.records import SLO
@@ -19,8 +19,8 @@ from experiments.lib.results import merge_records, read_json, read_records, writ
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
-World = Literal["real", "model"]
+SCHEMA_VERSION = 2
+WORLDS = ("real", "simulated")
 
 
 def twin(folder: Path, world: str, policy: str) -> Path:
@@ -35,9 +35,8 @@ def scaleout(folder: Path, routing: str, bitrate: str) -> Path:
 class StudyFacts:
     """What the study did, for its summary.
 
-    policies: of the twin. routings, bitrates: of the scale-out. link: of the twin. scaling: what sim.workload did to the twin's
-    requests. scaleout: the cluster in words (model, hardware, cluster, network, workload). notes: what was emulated or left out, one
-    sentence each.
+    policies: of the twin. routings, bitrates: of the scale-out. link: of the twin. scaling: how the twin's requests were scaled. scaleout:
+    the cluster in words (model, hardware, cluster, network, workload). notes: what was emulated or left out, one sentence each.
     """
 
     policies: Sequence[str]
@@ -53,8 +52,8 @@ class StudyFacts:
 
 
 def write_study(folder: Path, facts: StudyFacts) -> None:
-    """summary.json and the merged records, from the folders of the runs."""
-    parts = {twin(folder, w, p): {"world": w, "policy": p, "routing": ""} for w in ("real", "model") for p in facts.policies}
+    """Write summary.json and the merged records, from the folders of the runs."""
+    parts = {twin(folder, w, p): {"world": w, "policy": p, "routing": ""} for w in WORLDS for p in facts.policies}
     for routing in facts.routings:
         parts |= {scaleout(folder, routing, b): {"world": "scaleout", "policy": b, "routing": routing} for b in facts.bitrates}
     merge_records(parts, folder)
@@ -64,7 +63,13 @@ def write_study(folder: Path, facts: StudyFacts) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study folder, read. summary, compare, profile, manifest: the JSON files."""
+    """A study folder in memory.
+
+    Parameters
+    ----------
+    summary, compare, profile, manifest : the JSON files of those names.
+    requests, transfers : records of all runs, one a row, with the columns world (real, simulated, scaleout), policy and routing.
+    """
 
     summary: dict[str, Any]
     compare: dict[str, Any]

@@ -1,7 +1,7 @@
-"""Which policy is best, and what it costs to have believed the model.
+"""Which policy is best, and the decision regret: what is lost on hardware by following the simulator's choice.
 
-Best: most goodput at the SLO among the policies with mean distortion <= D and p99 distortion <= 8 D (token-weighted); goodputs within
-1 % of the highest are a tie, which the lower mean TTFT wins. Without the constraint the lowest rate would win every latency figure.
+The best policy has the most goodput at the SLO among those with mean distortion <= D and p99 distortion <= 8 D (token-weighted). Goodputs
+within 1 % of the highest are a tie, which the lower mean TTFT wins. Without the constraint the lowest rate would win every latency figure.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TAIL = 8.0  # p99 distortion may be this many times the mean's limit
-TIE = 0.01
+from experiments.lib.intervals import UNKNOWN, Interval
+
+TAIL = 8.0  # p99 distortion may be this many times the limit of the mean
+TIE = 0.01  # share of the highest goodput
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One policy's figures; reason: why it is not feasible, empty if it is."""
+    """The figures of one policy. reason: why it is not feasible; empty if it is."""
 
     policy: str
     goodput_per_s: float
@@ -45,16 +47,28 @@ class StudyVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Regret:
-    """How much worse than hardware's best the model's pick is on hardware: share of goodput lost, seconds of mean TTFT added.
+    """Decision regret: how much worse the simulator's pick is on hardware than hardware's best policy.
 
-    violates: the pick breaks the distortion limit on hardware, so that no figure makes up for it. Both are nan without two picks.
+    Parameters
+    ----------
+    simulated_pick, hardware_best : the two policies; None where no policy keeps the distortion limits.
+    goodput_share : share of goodput lost by the pick; nan without two picks.
+    ttft_s : mean TTFT that the pick adds, in seconds; nan without two picks.
+    violates : the pick breaks the distortion limits on hardware, which no figure makes up for.
+    condition : of a validation, under which it was found.
+    goodput_interval, ttft_interval : paired 95 % intervals of the two figures, where repeats were measured.
+    counted : goodput_share, or 0 where hardware cannot tell the two policies apart; nan where no repeats were measured.
     """
 
-    model_pick: str | None
+    simulated_pick: str | None
     hardware_best: str | None
     goodput_share: float
     ttft_s: float
     violates: bool
+    condition: str = ""
+    goodput_interval: Interval = UNKNOWN
+    ttft_interval: Interval = UNKNOWN
+    counted: float = math.nan
 
 
 def rank(summaries: Mapping[str, Mapping[str, Any]], max_distortion: float) -> StudyVerdict:
@@ -73,15 +87,15 @@ def rank(summaries: Mapping[str, Mapping[str, Any]], max_distortion: float) -> S
     return StudyVerdict(pick, (*ranking, *others), _reason(ranking, max_distortion))
 
 
-def regret(model: StudyVerdict, hardware: StudyVerdict) -> Regret:
-    """Of believing the model; both verdicts must be over the same policies. Raises ValueError if they are not."""
-    if {s.policy for s in model.ranking} != {s.policy for s in hardware.ranking}:
+def regret(simulated: StudyVerdict, hardware: StudyVerdict) -> Regret:
+    """The regret of following the simulator. Raises ValueError if the two verdicts are not over the same policies."""
+    if {s.policy for s in simulated.ranking} != {s.policy for s in hardware.ranking}:
         raise ValueError("regret needs the same policies in both worlds")
-    if model.pick is None or hardware.pick is None:
-        return Regret(model.pick, hardware.pick, math.nan, math.nan, violates=model.pick is not None)
-    picked, best = hardware.of(model.pick), hardware.of(hardware.pick)
+    if simulated.pick is None or hardware.pick is None:
+        return Regret(simulated.pick, hardware.pick, math.nan, math.nan, violates=simulated.pick is not None)
+    picked, best = hardware.of(simulated.pick), hardware.of(hardware.pick)
     lost = (best.goodput_per_s - picked.goodput_per_s) / best.goodput_per_s if best.goodput_per_s > 0 else 0.0
-    return Regret(model.pick, hardware.pick, lost, picked.ttft_mean_s - best.ttft_mean_s, violates=not picked.feasible)
+    return Regret(simulated.pick, hardware.pick, lost, picked.ttft_mean_s - best.ttft_mean_s, violates=not picked.feasible)
 
 
 def _standing(policy: str, summary: Mapping[str, Any], max_distortion: float) -> Standing:
@@ -109,7 +123,7 @@ def _reason(ranking: list[Standing], max_distortion: float) -> str:
 
 
 def _number(value: Any) -> float:
-    """JSON has no nan: it comes back as None."""
+    """JSON has no nan; it is stored as null and read as None."""
     return math.nan if value is None else float(value)
 
 

@@ -1,4 +1,4 @@
-"""The report of a study, drawn from its stored files alone: figures as PDF and PNG, and one report.html with everything inside.
+"""The report of a study, drawn from its stored files alone: figures as PDF and PNG, and one self-contained report.html.
 
 `python -m experiments.study.report [FOLDER]` draws a study again; without a folder, the newest below outputs/study.
 """
@@ -28,14 +28,22 @@ FIGURES: tuple[tuple[str, ModuleType], ...] = (
     ("Time to first token", ttft_cdf),
     ("Predicted against measured", predicted_measured),
     ("Bandwidth and bitrate over time", bandwidth),
-    ("Scale-out, in the model alone", scaleout),
+    ("Scale-out, in the simulator alone", scaleout),
 )
 
 
 def write_report(folder: Path, progress: Callable[[str], None] = lambda name: None) -> Path:
-    """Draws figures/*.pdf, figures/*.png and report.html; returns the last. progress(name): before each figure.
+    """Draw figures/*.pdf and figures/*.png and write report.html; returns its path.
 
-    Raises ValueError, one line, where the folder is not a complete study.
+    Parameters
+    ----------
+    folder : of a complete study.
+    progress : called with the name of each figure before it is drawn.
+
+    Raises
+    ------
+    ValueError
+        One line, where the folder is not a complete study.
     """
     study = load_study(folder)
     pictures = []
@@ -68,32 +76,33 @@ def render(study: Study, pictures: list[dict[str, str]]) -> str:
 
 
 def answer(compare: Mapping[str, Any]) -> str:
-    """Which policy: one sentence."""
-    hardware, model, limit = compare["hardware"], compare["model"], f"a mean distortion of {figure(compare['max_distortion'])}"
+    """Which policy is best: one or two sentences."""
+    hardware, simulated, limit = compare["hardware"], compare["simulated"], f"a mean distortion of {figure(compare['max_distortion'])}"
     if hardware["pick"] is None:
         return f"No policy keeps within {limit} on this machine."
     sentence = (
         f"Within {limit}, the best policy on this machine is {hardware['pick']}: {_other_words(hardware['reason'], hardware['pick'])}."
     )
-    if model["pick"] == hardware["pick"]:
-        return f"{sentence} The model picks it as well."
-    return f"{sentence} The model picks {model['pick'] or 'none'} instead."
+    if simulated["pick"] == hardware["pick"]:
+        return f"{sentence} The simulator picks it as well."
+    return f"{sentence} The simulator picks {simulated['pick'] or 'none'} instead."
 
 
 def trust(compare: Mapping[str, Any]) -> str:
-    """Can the model be trusted: its worst errors over the policies, and what its choice costs on hardware."""
+    """Whether the simulator can be trusted: its largest errors over the policies, and what its choice costs on hardware."""
     policies, regret = compare["policies"], compare["regret"]
     worst = [(f"{q} {stage.upper()}", *_worst(policies, stage, q)) for stage, q in (("ttft", "mean"), ("ttft", "p99"), ("e2e", "mean"))]
     errors = ", ".join(f"{percent(error)} on {what} ({policy})" for what, error, policy in worst)
-    sentence = f"The model's largest errors over the policies are {errors}."
+    sentence = f"The simulator's largest errors over the policies are {errors}."
     if regret["violates"]:
-        return f"{sentence} Its pick breaks the distortion limit on hardware, so here it must not be followed."
+        return f"{sentence} Its pick breaks the distortion limit on hardware, so it must not be followed here."
     if regret["goodput_share"] is None:
         return sentence
-    if regret["model_pick"] == regret["hardware_best"]:
+    if regret["simulated_pick"] == regret["hardware_best"]:
         return f"{sentence} Following it costs nothing here: regret 0."
     lost, later = regret["goodput_share"], regret["ttft_s"]
-    return f"{sentence} Following it would cost {percent(lost)} of goodput and {ms(later)} ms of mean TTFT on hardware: that is its regret."
+    cost = f"{percent(lost)} of goodput and {ms(later)} ms of mean TTFT on hardware"
+    return f"{sentence} Following it would cost {cost}: this is its decision regret."
 
 
 def _worst(policies: Mapping[str, Any], stage: str, quantile: str) -> tuple[float | None, str]:
@@ -102,7 +111,7 @@ def _worst(policies: Mapping[str, Any], stage: str, quantile: str) -> tuple[floa
 
 
 def _other_words(reason: str, policy: str) -> str:
-    """The reason begins with the policy's name, which the sentence has already said."""
+    """The reason without the policy's name at its start, which the sentence has already given."""
     return "it " + reason.removeprefix(policy).strip()
 
 
@@ -115,7 +124,7 @@ def percent(share: float | None) -> str:
 
 
 def figure(value: Any) -> str:
-    """Three significant digits; what is no number as it is."""
+    """Three significant digits; other values unchanged."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The same requests and policy objects in both worlds: real processes on this machine, and the model fed by its profile."""
+"""A twin: the same requests and policies on real processes of this machine, and in the simulator with the costs of its profile."""
 
 from __future__ import annotations
 
@@ -10,34 +10,44 @@ from pathlib import Path
 from typing import Any
 
 from abkt.capacity import Capacity
+from abkt.policy.admission.reserve import Reserve
 from abkt.policy.build import build
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord, summarize
-from abkt.serve.cluster import IN_TURN, STATIC, LocalCluster, LocalClusterSpec, PlannedRoleChange
-from abkt.serve.frontend.process import ClusterError
+from abkt.serve import LocalCluster, LocalClusterSpec, PlannedRoleChange
+from abkt.serve.cluster import ROUND_ROBIN, STATIC
+from abkt.serve.errors import ClusterError
 from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.errors import RunError
 from experiments.lib.prompts import answers
 from experiments.lib.results import write_json, write_records
 from sim.cluster import Simulation
-from sim.specs import ClusterSpec as ModelCluster
-from sim.specs import NodeSpec
+from sim.specs import ClusterSpec, NodeSpec
 from sim.transfer.transport import TransportModel
 from sim.workload.requests import Request
 
-NEAR_TIE = 1e-3  # of logits
+NEAR_TIE = 1e-3  # difference of the two largest logits, below which rounding may decide the token
 Progress = Callable[[int, int], None]
 Bitrate = Mapping[str, Any]  # a policy's configuration, as abkt.policy.build takes it
 UNLIMITED = Capacity.constant(math.inf)
-REBUILD_S = 0.002  # from the moment that a real worker has drained until it is ready in its other role
+REBUILD_S = 0.002  # from the moment at which a real worker has drained until it is ready in its other role
 
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """What both worlds share. isl and osl of the prompts are those of the scaled trace. usd_per_gb: of wire bytes, 10^9.
+    """What the real run and the simulated run of the same requests share.
 
-    routing, roles: configurations of policies. concurrency, changes: as in Cluster.run; for the real world alone. shared, delay_s: as in
-    model_of. payload_share: of the link's bytes, those that are no packet's headers; 1 where the link itself counts none.
+    Parameters
+    ----------
+    prompts : the requests with their tokens; lengths are those of the scaled trace.
+    network : capacity of the link over time.
+    slo : limits of TTFT and TPOT, in seconds.
+    profile : measured costs of this machine; None if the policies should start without any, which only the real run can do.
+    usd_per_gb : price of 10^9 wire bytes.
+    routing, roles : policies as abkt.policy.build takes them.
+    concurrency, changes : as in LocalCluster.run; the real run alone has them.
+    shared, delay_s : as in simulated_cluster.
+    payload_share : share of the link's bytes that is payload and not packet headers; 1 for a link that is emulated in user space.
     """
 
     prompts: Sequence[Prompt]
@@ -45,7 +55,7 @@ class Twin:
     slo: SLO
     profile: Profile | None
     usd_per_gb: float = 0.0
-    routing: Mapping[str, Any] = field(default_factory=lambda: IN_TURN)
+    routing: Mapping[str, Any] = field(default_factory=lambda: ROUND_ROBIN)
     roles: Mapping[str, Any] = field(default_factory=lambda: STATIC)
     concurrency: int = 0
     changes: Sequence[PlannedRoleChange] = ()
@@ -55,7 +65,7 @@ class Twin:
 
 
 def run_real(twin: Twin, cluster: LocalCluster, bitrate: Bitrate, folder: Path, progress: Progress, **facts: Any) -> dict[str, Any]:
-    """One policy on the real cluster; returns its summary. What was finished is written even if the run breaks (RunError)."""
+    """Run one policy on the real cluster; returns the summary. If the run breaks (RunError), the finished requests are still written."""
     finished: list[RequestRecord] = []
     started_s = time.monotonic()
     try:
@@ -84,24 +94,45 @@ def run_real(twin: Twin, cluster: LocalCluster, bitrate: Bitrate, folder: Path, 
     return _save(folder, "real", run.requests, run.transfers, twin.slo, run.wall_s, **facts)
 
 
-def run_model(twin: Twin, spec: LocalClusterSpec, bitrate: Bitrate, folder: Path) -> dict[str, Any]:
-    """The same policy in the model: as many nodes, with the measured costs; the senders' links are the paced ones."""
+def run_simulated(twin: Twin, spec: LocalClusterSpec, bitrate: Bitrate, folder: Path) -> dict[str, Any]:
+    """Run the same policy in the simulator, with as many nodes as `spec` has workers and with the measured costs; returns the summary.
+
+    Admission reserves decode memory before prefill, as the real frontend does: it places a request only when a decode worker has room for
+    prompt and answer.
+    """
     if twin.profile is None:
-        raise ValueError("the model needs a profile; measure one with `abkt profile`")
+        raise ValueError("the simulator needs a profile; measure one with `abkt profile`")
     network = replace(twin.network, bytes_per_s=tuple(rate * twin.payload_share for rate in twin.network.bytes_per_s))
-    cluster = model_of(spec, twin.profile, network, twin.shared, twin.usd_per_gb, twin.delay_s)
+    cluster = simulated_cluster(spec, twin.profile, network, twin.shared, twin.usd_per_gb, twin.delay_s)
     requests = [Request(p.request_id, p.arrival_s, p.isl, p.osl) for p in twin.prompts]
-    simulation = Simulation(cluster, requests, lambda: build(bitrate), build(twin.routing), twin.slo, roles=build(twin.roles))
+    simulation = Simulation(
+        cluster,
+        requests,
+        bitrate=lambda: build(bitrate),
+        routing=build(twin.routing),
+        slo=twin.slo,
+        roles=build(twin.roles),
+        admission=Reserve(),
+    )
     result = simulation.run()
-    assert simulation.changes is not None
-    return _save(folder, "model", result.requests, result.transfers, twin.slo, result.wall_s, roles=simulation.changes.log)
+    assert simulation.role_controller is not None
+    return _save(folder, "simulated", result.requests, result.transfers, twin.slo, result.wall_s, roles=simulation.role_controller.log)
 
 
-def model_of(
+def simulated_cluster(
     spec: LocalClusterSpec, profile: Profile, network: Capacity, shared: bool = False, usd_per_gb: float = 0.0, delay_s: float = 0.0
-) -> ModelCluster:
-    """A real cluster as the model has it. network: what each node sends over; shared: and what it receives over, so that senders meet
-    there; else that is unlimited."""
+) -> ClusterSpec:
+    """The simulated counterpart of a real cluster.
+
+    Parameters
+    ----------
+    spec : the real cluster.
+    profile : measured costs of every node.
+    network : capacity of the link that a node sends over.
+    shared : whether a node also receives over such a link, which its senders then share; else it receives without a limit.
+    usd_per_gb : price of 10^9 wire bytes.
+    delay_s : propagation delay, each way.
+    """
     groups = min(spec.layer_groups, profile.model.layers)
 
     def nodes(role: str, count: int) -> tuple[NodeSpec, ...]:
@@ -109,7 +140,7 @@ def model_of(
             NodeSpec(f"{role}{i}", profile, spec.pool_tokens, network, inbound=network if shared else UNLIMITED) for i in range(count)
         )
 
-    return ModelCluster(
+    return ClusterSpec(
         prefill=nodes("p", spec.prefill),
         decode=nodes("d", spec.decode),
         max_batch=spec.max_batch,
@@ -117,12 +148,12 @@ def model_of(
         usd_per_gb=usd_per_gb,
         delay_s=delay_s,
         rebuild_s=REBUILD_S,
-        transport=TransportModel(layer_groups=groups, staging=groups),  # the real sender holds what is encoded, however much
+        transport=TransportModel(layer_groups=groups, staging=groups),  # the real sender may hold all groups encoded
     )
 
 
 def near_ties(margins: Iterable[Sequence[float]]) -> dict[str, float]:
-    """Of all tokens: how many were chosen by less than NEAR_TIE, which the order of a sum may decide, and the least margin."""
+    """How many tokens were chosen by less than NEAR_TIE, so that another order of summation could change them, and the least margin."""
     known = [margin for of_request in margins for margin in of_request if not math.isnan(margin)]
     return {"tokens": len(known), "below": NEAR_TIE, "count": sum(m < NEAR_TIE for m in known), "least": min(known, default=math.nan)}
 

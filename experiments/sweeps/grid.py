@@ -1,4 +1,4 @@
-"""A grid: axes in Hydra's own words (`network.gbps=1,10`, `seed=range(0,5)`), and the configuration of each of its points."""
+"""A grid: axes in Hydra's syntax (`network.gbps=1,10`, `seed=range(0,5)`), and the configuration of each of its points."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.lib import compose as composer
 from experiments.lib import usage
-from experiments.verbs.simulate import SimulateConfig
+from experiments.lib.simulation import SimulateConfig
 
-OWN = ("out", "progress")  # keys of a simulation that say nothing about its result
+OWN = ("out", "progress")  # keys of a simulation that do not affect its result
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +31,23 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class GridPoint:
-    """place: axis -> value, for a table. config: of a simulation, plain and resolved, without the keys of OWN."""
+    """place: axis -> value, as columns of the table. config: of the simulation, plain and resolved, without the keys of OWN."""
 
     place: dict[str, Any]
     config: dict[str, Any]
 
 
 def is_axis(text: str) -> bool:
-    """Whether an override gives several values; False as well for what cannot be read (composing it will say why)."""
+    """Whether an override gives several values. False for one that cannot be read; composing it reports why."""
     override = composer.parse(text)
     return override is not None and override.is_sweep_override()
 
 
 def axes(verb: str, words: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Axis, ...]:
-    """The last word of a name counts. overrides: of every point. Raises ValueError, one line, for what cannot be read or is not there."""
+    """The axes of overrides with several values; of two with the same name the last counts. overrides: of every point.
+
+    Raises ValueError, one line, for an override that cannot be read or names an unknown key.
+    """
     if wrong := composer.fault(verb, [*overrides, *words], multirun=True):
         raise ValueError(wrong)
     groups, found = usage.groups(verb), {}
@@ -63,7 +66,7 @@ def axes(verb: str, words: Sequence[str], overrides: Sequence[str] = ()) -> tupl
 
 
 def points(verb: str, overrides: Sequence[str], grid: Sequence[Axis]) -> Iterator[GridPoint]:
-    """Every combination, the last axis fastest. Composing is slow, so it is done once for each combination of groups."""
+    """Every combination; the last axis changes fastest. Composing is slow, so it is done once for each combination of groups."""
     names = [field.name for field in fields(SimulateConfig) if field.name not in OWN]
     composed: dict[tuple[str, ...], DictConfig] = {}
     for values in itertools.product(*(axis.values for axis in grid)):
@@ -77,7 +80,7 @@ def points(verb: str, overrides: Sequence[str], grid: Sequence[Axis]) -> Iterato
 
 def _resolved(config: DictConfig, keys: Mapping[str, Any], names: Sequence[str], place: Mapping[str, Any]) -> dict[str, Any]:
     config = copy.deepcopy(config)
-    OmegaConf.set_struct(config, True)  # an axis of one choice of a group is not a key of another
+    OmegaConf.set_struct(config, True)  # a key of one choice of a group may not exist in another
     try:
         for key, value in keys.items():
             OmegaConf.update(config, key, value)
@@ -86,11 +89,11 @@ def _resolved(config: DictConfig, keys: Mapping[str, Any], names: Sequence[str],
         values = OmegaConf.to_container(part, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         where = ", ".join(f"{name}={value}" for name, value in place.items())
-        raise ValueError(f"the point {where} cannot be had: {composer.said(error)}") from None
+        raise ValueError(f"the point {where} cannot be configured: {composer.said(error)}") from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
 def _plain(value: Any) -> Any:
-    """Hydra's quoted strings as strings."""
+    """A value of Hydra's parser as a plain value: it has a class of its own for quoted strings."""
     return value.text if hasattr(value, "text") else value

@@ -1,4 +1,4 @@
-"""The journal of a sweep: one line of JSON a point, written when the point is done, so that a sweep that was stopped goes on from there."""
+"""The journal of a sweep: one line of JSON for each finished point, so that a sweep that was stopped can resume."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from experiments.lib.results import plain
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """path: of points.jsonl. A row has `point` (its hash), the place, the figures, and `error`: empty, or why there are no figures."""
+    """path: of points.jsonl. A row has `point` (its hash), the values of its axes, the figures, and `error` (empty if it was run)."""
 
     path: Path
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """By hash; of several rows of a point the last. A last line that a kill left unfinished is left out."""
+        """The last row of each point, by hash. An unfinished last line, left by a kill, is skipped."""
         if not self.path.exists():
             return {}
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -32,7 +32,7 @@ class Journal:
             raise ValueError(f"{self.path} is damaged ({error}); remove it, or give another out=DIR") from None
 
     def mend(self) -> None:
-        """Cut a last line that a kill left unfinished: what is added next would continue it."""
+        """Remove an unfinished last line, left by a kill, so that the next row starts a new line."""
         if self.path.exists() and not (text := self.path.read_bytes()).endswith(b"\n"):
             os.truncate(self.path, text.rfind(b"\n") + 1)
 
@@ -42,7 +42,7 @@ class Journal:
 
 
 def flat(values: Mapping[str, Any], name: str = "") -> dict[str, Any]:
-    """A summary as columns: {"ttft_s": {"mean": 1}} is {"ttft_s.mean": 1}."""
+    """Nested values as columns: {"ttft_s": {"mean": 1}} gives {"ttft_s.mean": 1}."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -53,7 +53,7 @@ def flat(values: Mapping[str, Any], name: str = "") -> dict[str, Any]:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """All columns that any row has, in order of first sight. A column of mixed kinds (numbers and words) becomes one of words."""
+    """A table with all columns of all rows, in order of appearance. A column of numbers and strings becomes one of strings."""
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: _column([row.get(name) for row in rows]) for name in names})

@@ -1,4 +1,4 @@
-"""The processes of a sweep. Each keeps the requests of the workloads it has read, as reading a trace takes longer than a small run."""
+"""The processes of a sweep. Each caches the workloads that it has read, because reading a trace takes longer than a small run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 from abkt.records import summarize
 from experiments.lib.config import read
 from experiments.lib.results import plain, write_records
+from experiments.lib.simulation import SimulateConfig, build_simulation
 from experiments.lib.workload import Workload, read_workload
 from experiments.sweeps.journal import flat
-from experiments.verbs.simulate import SimulateConfig, build_simulation
 from sim.workload.requests import Request
 
 KEPT = 16  # workloads
 
 
 def run_all(tasks: Mapping[str, Mapping[str, Any]], workers: int, done: Callable[[str, dict[str, Any] | str], None]) -> None:
-    """tasks: name -> keywords of run_point. done(name, figures, or why there are none), in order of completion."""
+    """Run points in a pool of processes. tasks: name -> keywords of run_point. done: called with (name, figures or error) on completion."""
     if not tasks:
         return
     if get_start_method() not in get_all_start_methods():
-        set_start_method("spawn", force=True)  # in a worker of joblib it is joblib's own, which a fresh process would not find
+        set_start_method("spawn", force=True)  # a worker of joblib has joblib's own method, which a new process would not find
     with ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn")) as pool:
         names = {pool.submit(run_point, **task): name for name, task in tasks.items()}
         try:
@@ -36,19 +36,19 @@ def run_all(tasks: Mapping[str, Mapping[str, Any]], workers: int, done: Callable
                 error = future.exception()
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else ""
                 done(names[future], reason or future.result())
-        except BaseException:  # interrupted, or the journal cannot be written: what has not begun shall not
+        except BaseException:  # interrupted, or the journal cannot be written: start no further point
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def run_point(config: Mapping[str, Any], out: Path | None) -> dict[str, Any]:
-    """The figures of one simulation, flat. out: a folder for its records, or None."""
+    """The flat summary of one simulation. out: a folder for its records, or None."""
     simulation_config = read(SimulateConfig, {**config, "progress": False, "out": out or Path()})
     requests = _requests(json.dumps(plain(asdict(simulation_config.workload))), simulation_config.seed, simulation_config.workload)
     simulation = build_simulation(simulation_config, requests)
     began_s = time.process_time()
     result = simulation.run()
-    cpu_s = time.process_time() - began_s  # wall_s also counts what others do on this machine
+    cpu_s = time.process_time() - began_s  # wall_s also depends on other work of this machine
     if out is not None:
         write_records(out, result.requests, result.transfers)
     figures = flat(summarize(result.requests, simulation_config.slo, result.wall_s))
@@ -56,7 +56,7 @@ def run_point(config: Mapping[str, Any], out: Path | None) -> dict[str, Any]:
 
 
 class _Kept:
-    """A workload that is looked up by its values: dataclasses with dictionaries in them have no hash."""
+    """A workload as a key of the cache, by its values: a dataclass that holds dictionaries has no hash."""
 
     def __init__(self, key: str, seed: int, workload: Workload) -> None:
         self.key, self.seed, self.workload = key, seed, workload

@@ -1,4 +1,4 @@
-"""The real clusters that the conditions of a validation run on: each is started when it is first needed, and serves until the end."""
+"""The real clusters that the conditions of a validation run on. Each is started when it is first needed and runs until the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+from abkt.serve import LocalCluster, LocalClusterSpec
 from experiments.lib.network import Network
 from experiments.lib.real_network import real_network
 from experiments.validation.condition import Condition
@@ -15,9 +15,9 @@ Key = tuple[int, int, Network | None]
 
 
 class Clusters:
-    """A context manager; on any way out, their processes and namespaces are gone. spec: of all of them, but for how many workers there are.
+    """A context manager that ends all their processes and namespaces. spec: of every cluster, except for its number of workers.
 
-    Idle workers wait for their frontend and take no core; what they take is memory.
+    Idle workers wait for their frontend: they use memory, but no core.
     """
 
     def __init__(self, spec: LocalClusterSpec, folder: Path, seed: int) -> None:
@@ -32,7 +32,7 @@ class Clusters:
         return self._resources.__exit__(*error)  # type: ignore[arg-type]
 
     def of(self, condition: Condition) -> LocalCluster:
-        """Every worker of it in the role that it begins with."""
+        """The cluster of a condition, with every worker in its first role."""
         key = (condition.prefill, condition.decode, condition.network if condition.namespaces else None)
         if key not in self._made:
             self._made[key] = self._start(condition)

@@ -1,4 +1,4 @@
-"""A condition of a validation: the link, the load, the cluster and its changes of roles, under which all policies run in both worlds."""
+"""A condition of a validation: the link, the load, the cluster and its changes of roles. All policies run under it in both worlds."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any
 from abkt.net.bucket import payload_share
 from abkt.net.namespaces import MTU, Namespaces
 from abkt.policy.build import build
-from abkt.serve.frontend.roles import RoleController, WorkerLoad
+from abkt.serve.frontend.roles import WorkerLoad, WorkerRoles
 from experiments.lib.network import Network
 
 if TYPE_CHECKING:
-    from abkt.serve.cluster import LocalClusterSpec
+    from abkt.serve import LocalClusterSpec
 
 STATIC = {"_target_": "abkt.policy.roles.static.Static"}
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """speedup, isl_scale, skip: of the trace. prefill, decode: workers, 0 where it does not say. roles: a policy's configuration.
+    """speedup, isl_scale, skip: scaling of the trace. prefill, decode: workers; 0: as many as the validation sets for all conditions.
+    roles: a policy's configuration.
 
-    Senders that meet at the link of who receives, and propagation, take network namespaces.
+    Senders that share the receiver's link, and propagation delay, need network namespaces.
     """
 
     network: Network
@@ -38,15 +39,15 @@ class Condition:
             raise ValueError("prefill and decode must be at least 1, or 0 for as many as all conditions have")
 
     def sized(self, prefill: int, decode: int) -> Condition:
-        """With these sizes, where it has none of its own: senders that share a link are as many as the network says."""
+        """With these numbers of workers, unless it sets its own. Senders that share a link are as many as the network says."""
         mine = self.network.senders if self.shared else prefill
         return replace(self, prefill=self.prefill or mine, decode=self.decode or decode)
 
     def check(self, name: str) -> None:
-        """Of a sized one. Raises ValueError, one line, where it cannot be had, or roles name a worker that there is not."""
+        """Check a sized condition. Raises ValueError, one line, where it cannot be run, or roles name a worker that does not exist."""
         if self.network.loss:
             raise ValueError(
-                f"condition {name}: network.loss is {self.network.loss}; the model loses no packets, so there is nothing to compare"
+                f"condition {name}: network.loss is {self.network.loss}; the simulator loses no packets, so the two cannot be compared"
             )
         if self.shared and self.prefill != self.network.senders:
             raise ValueError(f"condition {name}: {self.prefill} prefill workers are not the {self.network.senders} senders of its network")
@@ -57,34 +58,34 @@ class Condition:
         except ValueError as error:
             raise ValueError(f"condition {name}: {error}") from None
         if self.network.delay_s and (self.decode > 1 or moves):
-            raise ValueError(f"condition {name}: a delay goes with one decode worker and roles that do not change")
+            raise ValueError(f"condition {name}: a delay needs one decode worker and roles that do not change")
 
     def check_namespaces(self, name: str) -> None:
-        """Raises ValueError, one line, if it takes some and this machine has none."""
+        """Raises ValueError, one line, if it needs network namespaces and this machine allows none."""
         if self.namespaces and (why := Namespaces.why_not()):
-            raise ValueError(f"condition {name}: a shared link or a delay takes network namespaces: {why}")
+            raise ValueError(f"condition {name}: a shared link or a delay needs network namespaces: {why}")
 
-    def spec(self, of_all: LocalClusterSpec) -> LocalClusterSpec:
-        return replace(of_all, prefill=self.prefill, decode=self.decode)
+    def spec(self, common: LocalClusterSpec) -> LocalClusterSpec:
+        return replace(common, prefill=self.prefill, decode=self.decode)
 
     @property
     def shared(self) -> bool:
-        """Whether senders meet at the link of who receives."""
+        """Whether senders share the receiver's link."""
         return self.network.senders > 1
 
     @property
     def namespaces(self) -> bool:
-        """Whether it takes network namespaces to run it."""
+        """Whether it needs network namespaces."""
         return self.shared or self.network.delay_s > 0
 
     @property
     def moves(self) -> bool:
         """Whether a worker may change its role."""
-        return RoleController(self.roles).moves
+        return WorkerRoles(self.roles).moves
 
     @property
     def payload_share(self) -> float:
-        """Of the bytes that its link passes, those that are no packet's headers; emulated in user space it counts none."""
+        """Share of the link's bytes that is payload and not packet headers. A link emulated in user space counts payload alone."""
         return payload_share(MTU) if self.namespaces else 1.0
 
     @property
@@ -95,7 +96,7 @@ class Condition:
         capacity = self.network.capacity()
         low, high = (rate * 8 / 1e6 for rate in (min(capacity.bytes_per_s), max(capacity.bytes_per_s)))
         link = f"a link of {high:.4g} Mbit/s" if low == high else f"a link between {high:.4g} and {low:.4g} Mbit/s"
-        where = " each way for every worker, so that senders meet at the receiver's" if self.shared else ""
+        where = " each way for every worker, so that senders share the receiver's" if self.shared else ""
         delay = f", {self.network.delay_s * 1e3:g} ms each way" if self.network.delay_s else ""
         pace = f"arrivals {self.speedup:g} times as fast as the trace's"
         lengths = f"its lengths times {self.isl_scale:g}, from request {self.skip} on"

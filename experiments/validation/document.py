@@ -1,4 +1,4 @@
-"""FIDELITY.md: what a validation found, what was emulated, and what no hardware has confirmed."""
+"""VALIDATION.md: the errors of a validation, what was emulated, and what no hardware has confirmed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from experiments.study.ranking import Regret
 from experiments.validation.condition import Condition
-from experiments.validation.scores import Regret
 
-NO_GPU = "GPUs: no time of a GPU enters these figures; costs from data sheets and published kernel tables are not validated by them."
-OTHER_GPUS = "Other GPUs than this one, and several of them: costs from data sheets and published kernel tables are not validated by it."
+NO_GPU = "GPUs: these figures contain no time of a GPU, so they do not validate costs from data sheets and published kernel tables."
+OTHER_GPUS = "Other GPUs than this one, and several GPUs: this does not validate costs from data sheets and published kernel tables."
 UNCONFIRMED = (
-    "Clusters of many machines: switches, incast at line rate, RDMA, NCCL.",
-    "Other models than this one: what scales with a model is taken from its shape.",
+    "Clusters of many machines: switches, incast at line rate, RDMA.",
+    "Other models than this one: costs are scaled by the shape of the model.",
     "Faults, role changes and prefix caches, unless a condition above names them.",
 )
 
 
-def fidelity(
+def document(
     facts: Mapping[str, Any],
     stages: pd.DataFrame,
     met: Sequence[Mapping[str, Any]],
@@ -33,12 +33,18 @@ def fidelity(
     placed: Mapping[str, float] | None = None,
     switches: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """facts: cluster, compute, device, repeats, requests, conditions (name -> words), policies, emulated (sentences), drift (stage ->
-    share). conditions, placed, switches: see scores.by_condition and validation.switches.
+    """The text of VALIDATION.md.
+
+    Parameters
+    ----------
+    facts : cluster, compute, device, repeats, requests, conditions (name -> words), policies, emulated (sentences), drift (stage -> share).
+    stages, met, regrets, correlation, covered, conditions : as by_stage, targets, regrets, rank_correlation, coverage and by_condition of
+        validation.scores give them.
+    placed, switches : as placement and switches of validation.switches give them.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, autoescape=False)
     environment.filters |= {"percent": percent, "figure": figure, "ms": ms, "verdict": verdict}
-    return environment.get_template("fidelity.md.j2").render(
+    return environment.get_template("validation.md.j2").render(
         facts=facts,
         stages=stages.to_dict("records"),
         met=met,
@@ -53,34 +59,34 @@ def fidelity(
 
 
 def emulated(conditions: Collection[Condition], paced: bool, gpu: bool) -> list[str]:
-    """What of these runs was not as in a real cluster, a sentence each."""
+    """How these runs differed from a real cluster, a sentence each."""
     said = []
     if any(not condition.namespaces for condition in conditions):
         said.append(
             "The link: frames are held back in user space until a link of the given capacity would have passed them, then cross loopback "
-            "TCP; no loss, no propagation delay, and none but the sender's own link is limited."
+            "TCP; there is no loss and no propagation delay, and only the sender's own link is limited."
         )
     if any(condition.namespaces for condition in conditions):
         said.append(
             "Links that senders share or that have a delay: network namespaces of one host, each egress shaped by a token bucket, "
-            "TCP between them. Of the capacity the model has what packet headers leave."
+            "TCP between them. The simulator has that capacity less the packet headers."
         )
     if any(condition.moves for condition in conditions):
-        said.append("Changes of roles: the worker's model and pool stay, so nothing is loaded or rebuilt but its listener or its senders.")
-    said.append("Prompts are recall lines of the probe's own kind, at the trace's scaled lengths.")
+        said.append("Changes of roles: the worker keeps its model and its pool; only its listener or its senders are rebuilt.")
+    said.append("Prompts are recall lines as the probe was trained on, at the trace's scaled lengths.")
     if paced:
         said.append("Prefill and decode: workers sleep the times of the profile and send stored KV through the real codec and sockets.")
     if gpu:
         said.append(
-            "Two GPUs: the workers are processes that share one, and would take slices of its time. So prefill and decode took turns "
-            "while they were measured, and slept what they had taken alone afterwards; the codec ran on the GPU they share."
+            "Two GPUs: the workers share one GPU, which would slice its time between them. So prefill and decode took turns while they "
+            "were measured, and slept those times afterwards; the codec ran on the shared GPU."
         )
-        said.append("The way between two GPUs: through the host's memory and loopback TCP.")
+        said.append("The path between two GPUs: through the host's memory and loopback TCP.")
     return said
 
 
 def verdict(target: Mapping[str, Any]) -> str:
-    """A figure within the machine's noise alone is no success of the model."""
+    """A figure that is only within the noise of the machine is reported as such, and not as a success of the simulator."""
     if target["value"] <= target["target"]:
         return "yes"
     return "within the noise" if target["met"] else "no"

@@ -1,4 +1,4 @@
-"""The folder of a validation: real/CONDITION/POLICY/REPEAT and model/CONDITION/POLICY, each with requests.parquet and summary.json."""
+"""The folder of a validation: real/CONDITION/POLICY/REPEAT and simulated/CONDITION/POLICY, each with requests.parquet and summary.json."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class ValidationFolder:
     def real(self, condition: str, policy: str, repeat: int) -> Path:
         return self.path / "real" / condition / policy / str(repeat)
 
-    def model(self, condition: str, policy: str) -> Path:
-        return self.path / "model" / condition / policy
+    def simulated(self, condition: str, policy: str) -> Path:
+        return self.path / "simulated" / condition / policy
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationCase:
-    """One policy under one condition: what the model says, and every repeat of what the machine did. Requests in order of arrival."""
+    """One policy under one condition: the simulated run, and every repeat on the machine. Requests are in order of arrival."""
 
     condition: str
     policy: str
@@ -37,15 +37,15 @@ class ValidationCase:
 
 
 def load_case(folder: ValidationFolder, condition: str, policy: str) -> ValidationCase:
-    """Raises ValueError, one line, where a run of it is missing or damaged."""
-    model = folder.model(condition, policy)
+    """Raises ValueError, one line, where one of its runs is missing or damaged."""
+    simulated = folder.simulated(condition, policy)
     real = [folder.real(condition, policy, repeat) for repeat in range(folder.repeats)]
     return ValidationCase(
         condition,
         policy,
-        _requests(model),
+        _requests(simulated),
         tuple(map(_requests, real)),
-        read_json(model / "summary.json"),
+        read_json(simulated / "summary.json"),
         tuple(read_json(path / "summary.json") for path in real),
     )
 

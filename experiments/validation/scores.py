@@ -1,15 +1,14 @@
-"""Figures of a validation, from its records alone.
+"""The figures of a validation, from its records alone.
 
-error: predicted over measured (the mean of the repeats), less one. noise: one repeat against the mean of the others, the same way: what a
-perfect model would be off by if the machine's next run were all there was to compare with. A target is met by an error within it or
-within the noise.
+error: predicted / measured - 1, measured being the mean of the repeats. noise: the same for one repeat against the mean of the others; a
+perfect simulator would be off by as much from the machine's next run. A target is met by an error within the target or within the noise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,37 +17,17 @@ import pandas as pd
 from abkt.profile.schema import Profile
 from abkt.records import SLO, STAGES
 from experiments.lib import intervals
-from experiments.lib.intervals import Interval
-from experiments.study.ranking import rank
+from experiments.study.ranking import Regret, rank, regret
 from experiments.validation.folder import ValidationCase
 from sim import interval as predicted_interval
 
 MEASURES = {**{stage: f"{stage}_exposed_s" for stage in STAGES}, "ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}
 QUANTILES = {"mean": np.nanmean, "p99": lambda values: np.nanquantile(values, 0.99)}
-SHARE_OF_E2E = 0.01  # a stage below this share is not scored by its relative error: nothing depends on it
-
-
-@dataclass(frozen=True, slots=True)
-class Regret:
-    """What believing the model costs under one condition.
-
-    goodput_share, ttft_s: of hardware's best less the model's pick, on hardware, over all repeats; their intervals are paired. counted: the
-    goodput lost, or 0 where hardware cannot tell the two apart. violates: the pick breaks the distortion limit on hardware.
-    """
-
-    condition: str
-    model_pick: str | None
-    hardware_best: str | None
-    goodput_share: float
-    ttft_s: float
-    goodput_interval: Interval
-    ttft_interval: Interval
-    counted: float
-    violates: bool
+SHARE_OF_E2E = 0.01  # a stage with a smaller share of E2E is not scored: its relative error does not matter
 
 
 def errors(cases: Sequence[ValidationCase]) -> pd.DataFrame:
-    """A row a condition, policy, stage and quantile. measured_low_s, measured_high_s: over the repeats."""
+    """A row for each condition, policy, stage and quantile. measured_low_s, measured_high_s: least and largest of the repeats."""
     rows = []
     for case in cases:
         done = [_done(rows_of) for rows_of in case.measured]
@@ -77,7 +56,7 @@ def noise(repeats: np.ndarray) -> float:
 
 
 def by_stage(found: pd.DataFrame) -> pd.DataFrame:
-    """A row a stage and quantile: mean and largest size of the error over conditions and policies, its bias, and the noise beside it."""
+    """A row for each stage and quantile: mean and largest size of the error over conditions and policies, its bias, and the noise."""
     rows = []
     for (quantile, stage), part in found.groupby(["quantile", "stage"], sort=False):
         part = part[part.share_of_e2e >= SHARE_OF_E2E].dropna(subset=["error"])
@@ -92,7 +71,7 @@ def by_stage(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_condition(found: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row a condition, TTFT and E2E: mean size of the error of the mean over policies, its bias, and the noise beside it."""
+    """A row for TTFT and for E2E of each condition: mean size of the error over policies, its bias, and the noise."""
     rows = []
     for (condition, stage), part in found[found["quantile"] == "mean"].groupby(["condition", "stage"], sort=False):
         if stage in ("ttft", "e2e"):
@@ -107,7 +86,7 @@ def by_condition(found: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def coverage(cases: Sequence[ValidationCase], profile: Profile) -> dict[str, float]:
-    """Share of measured requests whose TTFT and E2E lie within the model's own 95 % interval."""
+    """Share of measured requests whose TTFT and E2E lie within the simulator's 95 % interval of that request."""
     inside: dict[str, list[float]] = {"ttft": [], "e2e": []}
     table = predicted_interval.residuals(profile)
     for case in cases:
@@ -122,7 +101,7 @@ def coverage(cases: Sequence[ValidationCase], profile: Profile) -> dict[str, flo
 
 
 def rank_correlation(cases: Sequence[ValidationCase]) -> dict[str, dict[str, float]]:
-    """Spearman's, over the policies of each condition, of mean TTFT and of goodput; nan where a side has all policies equal."""
+    """Spearman's rank correlation over the policies of each condition, of mean TTFT and of goodput; nan where all policies are equal."""
     from scipy.stats import spearmanr
 
     found: dict[str, dict[str, float]] = {}
@@ -140,33 +119,32 @@ def rank_correlation(cases: Sequence[ValidationCase]) -> dict[str, dict[str, flo
 
 
 def regrets(cases: Sequence[ValidationCase], max_distortion: float, slo: SLO) -> list[Regret]:
-    """One a condition."""
+    """The decision regret under each condition, over all repeats together, with paired intervals."""
     found = []
     for condition, group in _by_condition(cases).items():
-        model = rank({c.policy: c.predicted_summary for c in group}, max_distortion)
+        simulated = rank({c.policy: c.predicted_summary for c in group}, max_distortion)
         hardware = rank({c.policy: _pooled(c) for c in group}, max_distortion)
-        if model.pick is None or hardware.pick is None:
-            nothing = Interval(math.nan, math.nan)
-            violates = model.pick is not None
-            found.append(Regret(condition, model.pick, hardware.pick, math.nan, math.nan, nothing, nothing, math.nan, violates))
+        base = replace(regret(simulated, hardware), condition=condition)
+        if simulated.pick is None or hardware.pick is None:
+            found.append(base)
             continue
         by_name = {case.policy: case for case in group}
-        best, picked = (_together(by_name[name].measured, slo) for name in (hardware.pick, model.pick))
+        best, picked = (_together(by_name[name].measured, slo) for name in (hardware.pick, simulated.pick))
         places = intervals.paired_draws(len(best))
         good = intervals.difference(picked.good.to_numpy(float), best.good.to_numpy(float), np.nanmean, places)
         later = intervals.difference(best.ttft_s.to_numpy(float), picked.ttft_s.to_numpy(float), np.nanmean, places)
-        lost = (best.good.mean() - picked.good.mean()) / best.good.mean() if best.good.mean() > 0 else 0.0
+        lost = float((best.good.mean() - picked.good.mean()) / best.good.mean()) if best.good.mean() > 0 else 0.0
         found.append(
-            Regret(
-                condition, model.pick, hardware.pick, float(lost), float(picked.ttft_s.mean() - best.ttft_s.mean()), good, later,
-                float(lost) if not good.holds(0.0) else 0.0, not hardware.of(model.pick).feasible,
+            replace(
+                base, goodput_share=lost, ttft_s=float(picked.ttft_s.mean() - best.ttft_s.mean()), goodput_interval=good,
+                ttft_interval=later, counted=0.0 if good.holds(0.0) else lost,
             )
         )  # fmt: skip
     return found
 
 
 def targets(stages: pd.DataFrame, found: Sequence[Regret], limits: Mapping[str, float]) -> list[dict[str, Any]]:
-    """limits: e2e and ttft (mean error) and regret. met: within the limit, or within the noise where that is larger."""
+    """Whether each limit is met: e2e and ttft (mean error) and regret. A limit below the noise is met by an error within the noise."""
     rows = []
     for stage in ("e2e", "ttft"):
         row = stages[(stages.stage == stage) & (stages["quantile"] == "mean")].iloc[0]
@@ -182,7 +160,7 @@ def targets(stages: pd.DataFrame, found: Sequence[Regret], limits: Mapping[str, 
 
 
 def drift(before: Profile, after: Profile) -> dict[str, float]:
-    """How much longer each stage takes by the second profile, in the middle of what the first one measured: the machine's own change."""
+    """How much longer each stage takes by the second profile, in the middle of the range of the first: how far the machine has changed."""
     found = {}
     for stage in ("prefill", "encode/4", "expand/4", "decode", "transport"):
         at = {name: (before.fit(stage).low[name] + before.fit(stage).high[name]) / 2 for name in before.fit(stage).low}
@@ -191,14 +169,14 @@ def drift(before: Profile, after: Profile) -> dict[str, float]:
 
 
 def _together(repeats: Sequence[pd.DataFrame], slo: SLO) -> pd.DataFrame:
-    """All repeats after one another, each in order of arrival, with `good`: completed within the SLO."""
+    """All repeats in one table, each in order of arrival, with the column `good`: completed within the SLO."""
     rows = pd.concat([r.sort_values("request_id") for r in repeats], ignore_index=True)
     good = (rows.outcome == "completed") & (rows.ttft_s <= slo.ttft_s) & ~(rows.tpot_s > slo.tpot_s)
     return rows.assign(good=good)
 
 
 def _pooled(case: ValidationCase) -> dict[str, Any]:
-    """A summary of the means over the repeats, as far as `rank` looks."""
+    """The means over the repeats of the figures that `rank` reads."""
     return {
         "goodput_per_s": _mean(case, lambda s: s["goodput_per_s"]),
         "ttft_s": {"mean": _mean(case, lambda s: s["ttft_s"]["mean"])},

@@ -1,4 +1,4 @@
-"""A model of a given shape with random weights, as a Hugging Face folder: it says nothing, and takes what such a model takes."""
+"""A model of a given shape with random weights, as a Hugging Face folder. Its answers mean nothing; its costs are those of the shape."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 from abkt.spec import ModelSpec
 
-SPREAD = 0.02  # standard deviation of the weights, that of a Llama before it has learnt anything
+SPREAD = 0.02  # standard deviation of the weights, as in an untrained Llama
 
 
 def make(shape: ModelSpec, folder: Path, seed: int) -> None:
-    """A dense Llama: config.json, and model.safetensors last. A folder that has both for this shape stays as it is.
+    """Write a dense Llama: config.json, then model.safetensors. A folder that has both for this shape is left as it is.
 
-    Its weights are in memory at once. Raises ValueError where the shape is no dense Llama's.
+    All weights are in memory at once. Raises ValueError where the shape is not that of a dense Llama.
     """
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM

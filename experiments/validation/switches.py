@@ -1,4 +1,4 @@
-"""Changes of roles in both worlds: when a worker began to drain and was ready, what it then served, and those who were there meanwhile."""
+"""Changes of roles in both worlds: when a worker drained and was ready, what it then served, and the requests that were open meanwhile."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pandas as pd
 
 from experiments.validation.folder import ValidationCase
 
-Log = Sequence[tuple[float, str, str]]  # (time, worker, role from then on); the role is "" as it begins to drain
+Log = Sequence[tuple[float, str, str]]  # (seconds, worker, role from then on); the role is "" while the worker drains
 
 
 def changes(log: Log) -> dict[tuple[str, str, int], tuple[float, float]]:
-    """(worker, role, how often it had that change before) -> (began to drain, ready); the first is nan where it did not drain."""
+    """(worker, role, number of earlier changes to it) -> (began to drain, ready), in seconds; the first is nan where it did not drain."""
     begun: dict[str, float] = {}
     found: dict[tuple[str, str, int], tuple[float, float]] = {}
     for at_s, worker, role in log:
@@ -28,10 +28,10 @@ def changes(log: Log) -> dict[tuple[str, str, int], tuple[float, float]]:
 
 
 def switches(cases: Sequence[ValidationCase]) -> list[dict[str, Any]]:
-    """A row a condition and change, means over policies and repeats. drain_s: until it was ready. served: requests that it had in the new
-    role. open: requests that the machine had in the meantime, and ttft_error: of the mean TTFT that the model gives the same ones.
+    """A row for each condition and change, means over policies and repeats.
 
-    A change that one side lacks has nan there.
+    drain_s: seconds until the worker was ready. served: requests that it served in the new role. open: requests on the machine during the
+    change. ttft_error: relative error of the mean TTFT that the simulator gives those requests. A side without the change has nan.
     """
     rows = []
     for condition in dict.fromkeys(case.condition for case in cases):
@@ -61,7 +61,7 @@ def switches(cases: Sequence[ValidationCase]) -> list[dict[str, Any]]:
 
 
 def placement(cases: Sequence[ValidationCase]) -> dict[str, float]:
-    """By condition: share of the machine's requests that had the workers which the model gave them."""
+    """By condition: share of the machine's requests that ran on the workers that the simulator predicted."""
     found: dict[str, list[float]] = {}
     for case in cases:
         told = case.predicted.set_index("request_id")[["prefill_node", "decode_node"]]
@@ -72,7 +72,7 @@ def placement(cases: Sequence[ValidationCase]) -> dict[str, float]:
 
 
 def _during(rows_of: pd.DataFrame, told: pd.DataFrame, begun_s: float, ready_s: float) -> tuple[int, float, float]:
-    """Of the requests that were there while a worker changed: how many, the sum of their TTFT, and of that which was predicted."""
+    """Of the requests that were open while a worker changed: their number, the sum of their TTFT, and the sum of the predicted TTFT."""
     there = rows_of[(rows_of.arrival_s <= ready_s) & (rows_of.finish_s >= begun_s) & (rows_of.outcome == "completed")]
     both = there.merge(told[told.outcome == "completed"], on="request_id", suffixes=("", "_told"))
     return len(both), float(both.ttft_s.sum()), float(both.ttft_s_told.sum())

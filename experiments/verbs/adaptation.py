@@ -1,4 +1,4 @@
-"""`abkt adaptation`: is following the link worth anything, once distortion is held equal?"""
+"""`abkt adaptation`: what following the link is worth at equal bounds of distortion."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from abkt.profile import schema
 from abkt.records import SLO
-from experiments.adaptation.match import Comparison, play
+from experiments.adaptation.comparison import Comparison, compare_within_bounds
 from experiments.adaptation.rivals import Aim
-from experiments.adaptation.worlds import World, model, real
+from experiments.adaptation.worlds import World, real, simulated
 from experiments.lib.config import STRICT
 from experiments.lib.manifest import write_manifest
-from experiments.lib.network import Network
-from experiments.lib.network import inputs as network_inputs
+from experiments.lib.network import Network, network_files
 from experiments.lib.progress import bar
 from experiments.lib.results import write_json
 from experiments.lib.verb import VerbCall, verb
@@ -25,21 +24,19 @@ from experiments.lib.workload import TraceWorkload, Workload, read_workload
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-    from abkt.profile.schema import Profile
     from sim.workload.requests import Request
 
-SCHEMA_VERSION = 1
-EVEN = {"ttft_mean": "mean TTFT", "ttft_p99": "p99", "ttft_worst": "worst", "distortion_mean": "mean distortion"}
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptationConfig:
-    """ours: policies that can be told bounds, by name. bits: of the fixed rates. asked, behind: see Aim.
+    """ours: policies that take bounds of distortion, by name. bits: of the fixed rates. target, refine: see Aim.
 
-    receivers: decode nodes; several share the prefill node's link, in the model alone.
+    receivers: decode nodes; several of them share the prefill node's link, in the simulator alone.
     """
 
-    world: Literal["model", "real"]
+    world: Literal["simulated", "real"]
     model_folder: Path
     profile: Path | None
     pacing: str
@@ -50,9 +47,9 @@ class AdaptationConfig:
     cachegen: dict[str, Any]
     oracle: dict[str, Any]
     bits: tuple[float, ...]
-    asked: float
-    behind: float
-    met: float
+    target: float
+    refine: float
+    slo_share: float
     tpot_s: float
     repeats: int
     seed: int
@@ -60,29 +57,30 @@ class AdaptationConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or not 0 < self.met < 1 or not self.bits:
-            raise ValueError("adaptation needs a repeat, bits of a fixed rate, and met between 0 and 1")
+        if self.repeats < 1 or not 0 < self.slo_share < 1 or not self.bits:
+            raise ValueError("adaptation needs a repeat, bits of a fixed rate, and slo_share between 0 and 1")
         if not self.ours:
             raise ValueError("adaptation needs a policy in ours")
-        if not 1 <= self.receivers <= (200 if self.world == "model" else 1):
-            raise ValueError(f"receivers is {self.receivers}; it must be 1, or up to 200 in world=model")
-        Aim(self.asked, self.behind)
+        if not 1 <= self.receivers <= (200 if self.world == "simulated" else 1):
+            raise ValueError(f"receivers is {self.receivers}; it must be 1, or up to 200 with world=simulated")
+        Aim(self.target, self.refine)
 
 
 @verb("adaptation")
 def main(config: AdaptationConfig, run: VerbCall) -> None:
     repeats = [_requests(config.workload, config.seed, repeat) for repeat in range(config.repeats)]
+    where = "in the simulator" if config.world == "simulated" else "on real processes"
     print(
-        f"plan: {config.repeats} times {len(repeats[0])} requests, network {run.choices['network']}, in the {config.world} world; "
-        f"{', '.join(config.ours)} against fixed rates of {', '.join(f'{bits:g}' for bits in config.bits)} bits, cachegen and a bound"
+        f"plan: {config.repeats} times {len(repeats[0])} requests, network {run.choices['network']}, {where}; "
+        f"{', '.join(config.ours)} against fixed rates of {', '.join(f'{bits:g}' for bits in config.bits)} bits, cachegen and an oracle"
     )
     config.out.mkdir(parents=True, exist_ok=True)
-    aim = Aim(config.asked, config.behind)
+    aim = Aim(config.target, config.refine)
     with ExitStack() as stack:
         world, scout, facts = _worlds(config, repeats, stack)
-        matches = [
-            play(
-                *(world, config.repeats, bits, config.ours, config.cachegen, config.oracle, aim, config.met),
+        comparisons = [
+            compare_within_bounds(
+                *(world, config.repeats, bits, config.ours, config.cachegen, config.oracle, aim, config.slo_share),
                 slo=SLO(1.0, config.tpot_s),
                 scout=scout,
             )
@@ -97,17 +95,17 @@ def main(config: AdaptationConfig, run: VerbCall) -> None:
             "repeats": config.repeats,
             "requests": sum(len(requests) for requests in repeats),
             **facts,
-            "matches": [match.plain() for match in matches],
+            "comparisons": [comparison.plain() for comparison in comparisons],
         },
     )
     traces = [config.workload.path] if isinstance(config.workload, TraceWorkload) else []
-    write_manifest(run, [*traces, *network_inputs(config.network), config.out / "profile.json"])
-    show(run.choices["network"], matches)
+    write_manifest(run, [*traces, *network_files(config.network), config.out / "profile.json"])
+    show(run.choices["network"], comparisons)
     print(f"results: {config.out}")
 
 
 def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
-    """Another stretch of the trace for each repeat, or another draw."""
+    """Another part of the trace for each repeat, or another draw."""
     if isinstance(workload, TraceWorkload):
         scaling = workload.scaling
         if scaling.requests is None:
@@ -117,18 +115,21 @@ def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
 
 
 def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, World, dict[str, Any]]:
-    """The world, the model, and what is known of the former. A profile is measured where none is given, and kept beside the results."""
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
-    from experiments.study.twin import model_of
+    """The world to compare in, the simulator as its scout, and facts about the world. Measures a profile where none is given."""
+    from abkt.serve import LocalCluster, LocalClusterSpec
+    from experiments.lib.profiling import profile_machine
+    from experiments.study.twin import simulated_cluster
 
     spec = LocalClusterSpec(config.model_folder, prefill=config.network.senders, decode=config.receivers)
     spec.layout()
-    profile = schema.load(config.profile) if config.profile else _measured(config)
+    profile = (
+        schema.load(config.profile) if config.profile else profile_machine(LocalClusterSpec(config.model_folder), config.out, config.seed)
+    )
     profile.save(config.out / "profile.json")
     network, capacity = config.network, config.network.capacity()
-    in_model = model(model_of(spec, profile, capacity, shared=network.senders > 1, delay_s=network.delay_s), repeats)
-    if config.world == "model":
-        return in_model, in_model, {}
+    scout = simulated(simulated_cluster(spec, profile, capacity, shared=network.senders > 1, delay_s=network.delay_s), repeats)
+    if config.world == "simulated":
+        return scout, scout, {}
     from experiments.lib.prompts import prompts_for
     from experiments.lib.real_network import real_network
 
@@ -136,29 +137,21 @@ def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stac
     cluster = stack.enter_context(LocalCluster(replace(spec, key_file=over.key_file), config.out, over.namespaces, over.pacing))
     shown = stack.enter_context(bar("requests"))
     prompts = [prompts_for(requests, config.seed + i) for i, requests in enumerate(repeats)]
-    in_reality = real(cluster, profile, capacity, prompts, lambda: shown.progress.advance(shown.task))
-    return in_reality, in_model, {"pacing": over.pacing, **over.facts}
+    measured = real(cluster, profile, capacity, prompts, lambda: shown.progress.advance(shown.task))
+    return measured, scout, {"pacing": over.pacing, **over.facts}
 
 
-def _measured(config: AdaptationConfig) -> Profile:
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
-    from experiments.verbs.profile import measure
-
-    with LocalCluster(LocalClusterSpec(config.model_folder), config.out) as cluster, bar("profile") as progress:
-        return measure(cluster, config.seed, progress.step)
-
-
-def show(network: str, matches: Sequence[Comparison]) -> None:
+def show(network: str, comparisons: Sequence[Comparison]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(soft_wrap=True)
-    for match in matches:
-        title = f"{network}: D {match.bounds.mean:.4f} (a fixed rate of {match.bits:g} bits), SLO {match.slo_ttft_s:.3f} s"
+    for comparison in comparisons:
+        title = f"{network}: D {comparison.bounds.mean:.4f} (a fixed rate of {comparison.bits:g} bits), SLO {comparison.slo_ttft_s:.3f} s"
         table = Table("policy", title=title, title_justify="left", box=None)
         for heading in ("within", "exposed p99", "TTFT", "worst", "distortion, p99", "of raw"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for name, row in match.rows.items():
+        for name, row in comparison.rows.items():
             table.add_row(
                 name,
                 f"{row['within_slo']:.1%}",
@@ -167,15 +160,15 @@ def show(network: str, matches: Sequence[Comparison]) -> None:
                 f"{row['wire_share']:.3f}",
             )
         console.print(table)
-        for name, against in match.ttft.items():
-            rivals = [f"{_interval(match.against[rival][name])} of {rival}'s" for rival in match.against]
-            console.print(f"{name}: p99 exposed {', '.join(rivals)}; mean TTFT {_interval(against)} of the bound's")
-        for name, against in match.even.items():
+        for name, ttft in comparison.ttft.items():
+            rivals = [f"{_interval(comparison.against[rival][name])} of {rival}'s" for rival in comparison.against]
+            console.print(f"{name}: p99 exposed {', '.join(rivals)}; mean TTFT {_interval(ttft)} of the oracle's")
+        for name, against in comparison.even.items():
             figures = ", ".join(
                 f"{_interval(made)} of the {key.replace('_', ' ').replace('ttft', 'TTFT')}" for key, made in against.items()
             )
-            console.print(f"{name}, to {next(iter(match.ttft))}: {figures}")
-        for name, reason in match.missing.items():
+            console.print(f"{name}, to {next(iter(comparison.ttft))}: {figures}")
+        for name, reason in comparison.missing.items():
             console.print(f"{name} {reason}")
 
 

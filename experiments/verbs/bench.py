@@ -1,4 +1,4 @@
-"""`abkt bench kernels|transfer|sim …`: the benches of `python -m abkt.bench`, and that of the model, as a verb."""
+"""`abkt bench kernels|transfer|sim …`: the benches of `python -m abkt.bench`, and the bench of the simulator."""
 
 from __future__ import annotations
 

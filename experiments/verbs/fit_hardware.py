@@ -1,4 +1,4 @@
-"""`abkt fit-hardware`: published kernel tables as the few coefficients that conf/kernels keeps."""
+"""`abkt fit-hardware`: fit published kernel tables with the few coefficients of conf/kernels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEAD = """# Written by `abkt fit-hardware`: fits of kernel times to the tables o
 
 @dataclass(frozen=True, slots=True)
 class FitHardwareConfig:
-    """data: a folder with one of tables for each of `gpus`."""
+    """data: a folder with a folder of tables for each of `gpus`."""
 
     data: Path
     gpus: list[str]
@@ -38,7 +38,7 @@ class FitHardwareConfig:
 
 @verb("fit-hardware")
 def main(config: FitHardwareConfig, run: VerbCall) -> None:
-    fits = {gpu: fit_gpu(config.data / gpu) for gpu in config.gpus}  # all of them, before the first is written
+    fits = {gpu: fit_gpu(config.data / gpu) for gpu in config.gpus}  # fit all of them before writing the first
     for gpu, kernels in fits.items():
         write_text(config.out / f"{gpu}.yaml", as_yaml(kernels))
         print(f"{gpu}: " + ", ".join(f"{name} {error:.1%}" for name, error in errors(kernels).items()))
@@ -60,7 +60,7 @@ def _flow(values: dict[str, float]) -> str:
 
 
 def errors(kernels: GpuKernels) -> dict[str, float]:
-    """Held-out error of each fit, by its place."""
+    """Held-out error of each fit, by its name."""
     found: dict[str, float] = {}
 
     def collect(place: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""LongBench with KV that travels: every answer after KV through codec and transfer, beside raw KV and beside no transfer at all."""
+"""`abkt longbench`: LongBench answers with transferred KV, with raw KV, and without a transfer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEAST_TOKENS = 64  # of a prompt
 
 @dataclass(frozen=True, slots=True)
 class LongBenchConfig:
-    """model_folder, data, tasks, samples, max_tokens, …: as the comments of conf/longbench.yaml say."""
+    """The keys are explained in conf/longbench.yaml."""
 
     model_folder: str
     data: str
@@ -84,7 +84,7 @@ def main(config: LongBenchConfig, run: VerbCall) -> None:
     cut = sum(question.truncated for question in asked)
     print(
         f"plan: {len(asked)} questions of {len(tasks)} tasks on {model.spec.name}, {len(asked) - len(left)} answered already; "
-        f"{cut} are longer than it holds and are cut in the middle"
+        f"{cut} are too long for it and are cut in the middle"
     )
     layout = KVLayout(model.spec, max((-(-room(question) // 16) for question in left), default=1))
     codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=model.rope_theta, calibration=calibration)
@@ -108,7 +108,7 @@ def main(config: LongBenchConfig, run: VerbCall) -> None:
 
 
 def questions(task: Task, source: Source, model: Model, config: LongBenchConfig) -> Iterator[Asked]:
-    """Each example as the model is asked it."""
+    """The questions of a task, each as the model's token ids."""
     from experiments.longbench.questions import ask, examples, most_tokens
 
     most = most_tokens(task, source)
@@ -122,7 +122,7 @@ def questions(task: Task, source: Source, model: Model, config: LongBenchConfig)
 
 
 def settings(config: LongBenchConfig, run: VerbCall, folder: Path) -> dict[str, str]:
-    """What a row depends on, and so what a run that goes on must have in common with its beginning."""
+    """All that a row depends on. A run can only resume with the same settings."""
     from experiments.lib.manifest import file_hash
 
     kept = ("data", "max_tokens", "chat", "network", "bitrate", "transfer_s", "coder", "tile_tokens", "device")
@@ -153,7 +153,12 @@ def show(found: pd.DataFrame, title: str) -> None:
         "first token: raw",
         "colocated",
     )
-    shown = Table("", *heads, title=title, caption="seconds; how many times ours is as quick to the decode side's first token")
+    shown = Table(
+        "",
+        *heads,
+        title=title,
+        caption="times in seconds; last two: speedup of the decode side's first token",
+    )
     for row in found.itertuples():
         count = f"{row.samples}" + (f" (+{row.failed} failed)" if row.failed else "")
         delta = f"{row.delta:+.2f} [{row.delta_low:+.2f}, {row.delta_high:+.2f}]"

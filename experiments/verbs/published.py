@@ -1,4 +1,4 @@
-"""`abkt published`: the model's costs against published servers and transfers, as two tables."""
+"""`abkt published`: the simulator's costs against published servers and transfers, as two tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SERVING = "measured_serving_h100.csv.gz"
 
 @dataclass(frozen=True, slots=True)
 class PublishedConfig:
-    """hardware: the GPU of the servers, with kernels. simulate: run each server in the model too."""
+    """hardware: the GPU of the servers, with kernels. simulate: also run each server in the simulator."""
 
     hardware: GpuSpec
     data: Path
@@ -53,5 +53,5 @@ def main(config: PublishedConfig, run: VerbCall) -> None:
 
 
 def run_all(config: PublishedConfig, rows: published_servers.Servers, models: dict[str, ModelSpec]) -> published_servers.Servers:
-    with bar("servers in the model", total=len(rows.rows)) as shown:
+    with bar("simulated servers", total=len(rows.rows)) as shown:
         return as_engines_run(rows, models, config.hardware, load_curves(config.curves), lambda: shown.step(""))

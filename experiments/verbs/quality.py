@@ -1,7 +1,8 @@
-"""What a bit costs: codecs and rates on a model, every byte counted, against KV that did not travel."""
+"""`abkt quality`: what compression costs in quality, codec by codec and rate by rate, against KV that was not transferred."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -10,16 +11,19 @@ from experiments.lib.config import STRICT
 from experiments.lib.verb import VerbCall, verb
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pydantic import ConfigDict
 
+    from experiments.quality.gates import Gate
+    from experiments.quality.lowbit import LowBitVerdict
     from experiments.quality.samples import QualitySample
 
 
 @dataclass(frozen=True, slots=True)
 class QualityConfig:
     """codecs: names of methods, or all. samples: of each kind. tokens: of a prompt. texts: a folder of held-out text, for any model.
-    calibration: a file, or null; calibrate: make one first, from other prompts, and use it. trials: whether few bits
-    are borne is asked too."""
+    calibration: a file, or null. calibrate: make a calibration first, from other prompts, and use it. trials: also run the retrieval
+    trials at few bits."""
 
     model_folder: Path
     codecs: tuple[str, ...]
@@ -55,14 +59,14 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     from experiments.quality.calibrate import calibrate
     from experiments.quality.choice import check, choose
     from experiments.quality.lowbit import verdicts
-    from experiments.quality.measure import Bench
+    from experiments.quality.measure import Bench, QualityOutcome
     from experiments.quality.methods import ABLATIONS, methods
     from experiments.quality.samples import read_texts, samples
 
     spec = read_spec(config.model_folder)
     recalls = (config.model_folder / "probe.json").is_file()
     if not recalls and config.texts is None:
-        raise ValueError(f"model {spec.name} does not know the probe's recall tasks; give texts=FOLDER with text to continue")
+        raise ValueError(f"model {spec.name} does not know the probe's recall task; give texts=FOLDER with text")
     texts = read_texts(config.texts, config.model_folder) if config.texts else None
     asked = list(samples(config.samples, config.tokens, config.seed, texts, recalls))
     again = trials(config, recalls) if config.trials else []
@@ -84,8 +88,8 @@ def main(config: QualityConfig, run: VerbCall) -> None:
         codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=codec.rope_theta, calibration=calibration)
     chosen, left_out = choose(config.codecs, methods(codec, calibration), map(bench.prefill, (asked[0], *again)))
     for name, reason in left_out.items():
-        print(f"left out: {name}, as {reason}")
-    outcomes = []
+        print(f"left out: {name}, because {reason}")
+    outcomes: list[QualityOutcome] = []
     with bar("prompts", len(asked)) as progress:
         for index, sample in enumerate(asked):
             outcomes += bench.outcomes(index, sample, chosen)
@@ -105,7 +109,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
 
 
 def trials(config: QualityConfig, recalls: bool) -> list[QualitySample]:
-    """Three prompts with answers to be found: the probe's own task, or numbered lines for a model with a tokenizer."""
+    """Three retrieval prompts: the probe's recall task, or numbered lines for a model with a tokenizer."""
     import numpy as np
     from transformers import AutoTokenizer
 
@@ -119,23 +123,25 @@ def trials(config: QualityConfig, recalls: bool) -> list[QualitySample]:
     return [lines(tokenizer, rng, config.tokens) for rng in seeds]
 
 
-def _show(means, found, borne) -> None:
+def _show(means: pd.DataFrame, found: Sequence[Gate], borne: Sequence[LowBitVerdict]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table("kind", "codec", "bits", "of raw", "NMSE", "rise in nll [95 %]", "worst", "KL", "answers (raw)", title="what a bit costs")
+    shown = Table(
+        "kind", "codec", "bits", "of raw", "NMSE", "rise in nll [95 %]", "worst", "KL", "answers (raw)", title="quality by codec and rate"
+    )
     for row in means.itertuples():
         rise = f"{row.dnll:+.4f} [{row.dnll_low:+.4f}, {row.dnll_high:+.4f}]"
         measures = (f"{row.of_raw:.3f}", f"{row.nmse:.4f}", rise, f"{row.dnll_worst:+.4f}", f"{row.kl:.4f}")
         shown.add_row(row.kind, row.method, row.rate, *measures, f"{row.right:.3f} ({row.raw_right:.3f})")
-    laws = Table("law", "value", "bound", "kept", title="laws")
+    laws = Table("gate", "value", "bound", "kept", title="gates")
     for gate in found:
         laws.add_row(gate.name, f"{gate.value:.4f}", f"{gate.bound:.4f}", "yes" if gate.kept else "no")
     console = Console(width=None if Console().is_terminal else 150)
     console.print(shown)
     console.print(laws)
     if borne:
-        shown = Table("codec", "bits", "bears it", "found in each trial (raw)", title="three retrieval trials")
+        shown = Table("codec", "bits", "tolerated", "found in each trial (raw)", title="three retrieval trials")
         for verdict in borne:
             each = ", ".join(f"{a:.2f} ({b:.2f})" for a, b in zip(verdict.found, verdict.raw_found, strict=True))
             shown.add_row(verdict.method, verdict.rate, {True: "yes", False: "no", None: "cannot tell"}[verdict.bears], each)

@@ -1,4 +1,4 @@
-"""Run requests on real prefill and decode processes of this machine, with real KV over a real, shaped link."""
+"""`abkt replay`: run requests on real prefill and decode processes of this machine, with real KV over a shaped link."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from abkt.profile import schema
 from abkt.records import SLO
 from experiments.lib.config import STRICT
-from experiments.lib.network import Network
-from experiments.lib.network import inputs as network_inputs
+from experiments.lib.network import Network, network_files
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import Workload, read_workload, workload_files
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-    from abkt.serve.cluster import LocalClusterSpec
+    from abkt.serve import LocalClusterSpec
     from experiments.lib.real_network import RealNetwork
     from sim.workload.requests import Request
 
@@ -34,11 +33,9 @@ class ChangeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ReplayConfig:
-    """prefill, decode: workers; prefill null: as many as the network has senders. paced: the profile of the machine that the workers stand
-    for, sleeping its times; null: they compute. profile: what the policies expect of this machine, as `abkt profile` wrote it; null: they
-    start knowing nothing. calibration, layer_groups: as in ClusterSpec. changes: of roles, while it runs.
-
-    pacing: see experiments.lib.real_network.
+    """prefill, decode: workers; prefill null: as many as the network has senders. paced: a profile whose times the workers sleep instead of
+    computing; null: they compute. profile: costs that the policies expect, as `abkt profile` wrote them; null: they start without any.
+    calibration, layer_groups: as in LocalClusterSpec. changes: of roles during the run. pacing: see experiments.lib.real_network.
     """
 
     model_folder: Path
@@ -77,7 +74,7 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
 
     requests, scaling = read_workload(config.workload, config.seed, closed_loop=True)
     given = [path for path in (config.paced, config.profile) if path]
-    inputs = [*workload_files(config.workload), *network_inputs(config.network), *given]
+    inputs = [*workload_files(config.workload), *network_files(config.network), *given]
     spec = cluster_spec(config)
     twin = Twin(
         prompts_for(requests, config.seed),
@@ -90,7 +87,7 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
         config.workload.concurrency,
         [PlannedRoleChange(change.at_s, change.worker, change.role) for change in config.changes],
     )
-    spec.layout()  # a folder that is no model is said before anything is made
+    spec.layout()  # reports a folder that holds no model before anything is written
     check_transport(config.transport)
     pacing = "userspace" if config.pacing == "auto" and config.transport != "tcp" else config.pacing
     with real_network(config.network, pacing, config.seed, spec.prefill, spec.decode) as network:
@@ -108,7 +105,7 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
 
 def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
     from abkt.codec.calibration import load
-    from abkt.serve.cluster import LocalClusterSpec
+    from abkt.serve import LocalClusterSpec
 
     if config.paced:
         schema.load(config.paced)

@@ -1,4 +1,4 @@
-"""Serve a model on prefill and decode processes of this machine, over HTTP in OpenAI's form, until it is interrupted."""
+"""`abkt serve`: serve a model on prefill and decode processes of this machine, over HTTP with OpenAI's API, until it is interrupted."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 KEY_LETTERS = (16, 256)
-GRACE_S = 5  # for answers that are being made when it is to end
+GRACE_S = 5  # for running answers when the server ends
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """host, port: where to listen; port 0 takes a free one. key_file: what clients must send as their bearer; null: nothing, and then only
-    this host is served. max_waiting: requests without a place, one more is turned away. network: what a quote believes before any transfer,
-    and what the links are held to (gbps: .inf, not at all). See ReplayConfig for the rest."""
+    """host, port: where to listen; port 0: a free one. key_file: holds the bearer token that clients must send; null: none, and then only
+    this
+    host is served. max_waiting: most requests that wait for memory; a further one is rejected. network: the policies' first estimate of the
+    links, and the rate that they are paced to (gbps .inf: not paced). The other keys are as in ReplayConfig."""
 
     model_folder: Path
     host: str
@@ -59,7 +60,7 @@ class ServeConfig:
 def main(config: ServeConfig, run: VerbCall) -> None:
     import uvicorn
 
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
     from abkt.serve.http import Endpoint, Text
     from abkt.serve.metrics import Metrics
     from abkt.serve.service import Service
@@ -68,9 +69,10 @@ def main(config: ServeConfig, run: VerbCall) -> None:
 
     key = read_api_key(config.key_file) if config.key_file else ""
     check_open(config.host, key)
-    sizes = {"prefill": config.prefill, "decode": config.decode, "max_batch": config.max_batch, "pool_tokens": config.pool_tokens}
-    spec = LocalClusterSpec(config.model_folder, **sizes)
-    spec.layout()  # a folder that is no model is said before anything is made
+    spec = LocalClusterSpec(
+        config.model_folder, prefill=config.prefill, decode=config.decode, max_batch=config.max_batch, pool_tokens=config.pool_tokens
+    )
+    spec.layout()  # reports a folder that holds no model before anything is written
     text, profile = Text.of(config.model_folder), schema.load(config.profile) if config.profile else None
     listening = listen(config.host, config.port)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ def main(config: ServeConfig, run: VerbCall) -> None:
 
 
 def read_api_key(path: Path) -> str:
-    """Raises ValueError, one line, for a key that others can read or that cannot stand in a header."""
+    """Raises ValueError, one line, for a key file that every user can read, or a key that a header cannot hold."""
     least, most = KEY_LETTERS
     try:
         mode, letters = path.stat().st_mode, path.read_text(encoding="ascii").strip()
@@ -118,7 +120,7 @@ def read_api_key(path: Path) -> str:
 
 
 def check_open(host: str, key: str) -> None:
-    """Raises ValueError, one line, where others than this host would be served without a key."""
+    """Raises ValueError, one line, where other hosts would be served without a key."""
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -128,7 +130,7 @@ def check_open(host: str, key: str) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Raises ValueError, one line, where that cannot be."""
+    """Raises ValueError, one line, where the address cannot be listened on."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

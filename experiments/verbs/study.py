@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkt.profile import schema
 from abkt.records import SLO
-from abkt.spec import ModelSpec
-from experiments.lib.config import STRICT, ClusterConfig, Hardware, read
+from experiments.lib.config import STRICT
 from experiments.lib.curves import save_curves
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network
@@ -21,8 +18,8 @@ from experiments.lib.results import read_json, write_json
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import TraceWorkload, Workload, read_workload, workload_files
 from experiments.study import folder as study_folder
-from experiments.verbs.compare import compare_twins
-from experiments.verbs.simulate import SimulateConfig, build_simulation, write_result
+from experiments.study.comparison import compare_worlds
+from experiments.study.scaleout import ScaleOutConfig, run_scaleout
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -31,32 +28,17 @@ NOTES = (
     "Real: one prefill and one decode process on this machine, one pinned core and one thread each, computing with the probe model.",
     "The link is emulated: frames are held back in user space until a link of the given capacity would have passed them "
     "(no loss, no propagation delay), then cross loopback TCP.",
-    "Prompts are key-value lines of the probe's own kind, at the trace's scaled lengths; a perfect reader's answer is known.",
-    "Arrivals within one timestamp of the trace are spread at random, seeded.",
-    "Scale-out: costs from published kernels or data sheets, rate curves of the probe's KV; nothing of it was validated on hardware here.",
+    "Prompts are key-value lines as the probe was trained on, at the trace's scaled lengths; the right answer to each is known.",
+    "Arrivals with the same timestamp in the trace are spread at random, by the seed.",
+    "Scale-out: costs from published kernels or data sheets, and rate curves of the probe's KV; it was not validated on hardware here.",
 )
 
 RECALL_GATE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class ScaleOutConfig:
-    """The cluster that the model alone runs, for every routing and bitrate. workers: processes to run them in."""
-
-    model: ModelSpec
-    hardware: Hardware
-    cluster: ClusterConfig
-    network: Network
-    workload: Workload
-    slo: SLO
-    bitrates: dict[str, dict[str, Any]]
-    routings: dict[str, dict[str, Any]]
-    workers: int
-
-
-@dataclass(frozen=True, slots=True)
 class StudyConfig:
-    """bitrates: the policies of the twin, by name. profile: one measured before, or null to measure now."""
+    """bitrates: policies of the twin, by name. profile: one measured before; null: measure it now. max_distortion: see study.ranking."""
 
     model_folder: Path
     network: Network
@@ -73,15 +55,15 @@ class StudyConfig:
 
 @verb("study")
 def main(config: StudyConfig, run: VerbCall) -> None:
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+    from abkt.serve import LocalCluster, LocalClusterSpec
+    from experiments.lib.profiling import print_fits, profile_cluster
     from experiments.lib.prompts import prompts_for
     from experiments.study.report import write_report
-    from experiments.study.twin import Twin, run_model, run_real
-    from experiments.verbs.profile import measure, print_fits
+    from experiments.study.twin import Twin, run_real, run_simulated
 
     requests, scaling = read_workload(config.workload, config.seed)
     spec = LocalClusterSpec(config.model_folder)
-    spec.layout()  # a folder that is no model is said before anything is made
+    spec.layout()  # reports a folder that holds no model before anything is written
     print(plan_line(config, len(requests), requests[-1].arrival_s))
     config.out.mkdir(parents=True, exist_ok=True)
     with LocalCluster(spec, config.out) as cluster:
@@ -89,7 +71,7 @@ def main(config: StudyConfig, run: VerbCall) -> None:
             profile = schema.load(config.profile)
         else:
             with bar("profile") as progress:
-                profile = measure(cluster, config.seed, progress.step)
+                profile = profile_cluster(cluster, config.seed, progress.step)
         profile.save(config.out / "profile.json")
         save_curves(profile.curves, config.out / "curves.json")
         print_fits(profile)
@@ -98,8 +80,8 @@ def main(config: StudyConfig, run: VerbCall) -> None:
             with bar(f"real: {name}", len(requests)) as progress:
                 run_real(twin, cluster, bitrate, study_folder.twin(config.out, "real", name), progress.update)
     for name, bitrate in config.bitrates.items():
-        run_model(twin, spec, bitrate, study_folder.twin(config.out, "model", name))
-    write_json(config.out / "compare.json", compare_twins(config.out, list(config.bitrates), config.max_distortion))
+        run_simulated(twin, spec, bitrate, study_folder.twin(config.out, "simulated", name))
+    write_json(config.out / "compare.json", compare_worlds(config.out, list(config.bitrates), config.max_distortion))
     run_scaleout(run.config["scaleout"], config.seed, config.out)
     study_folder.write_study(config.out, facts(config, run, scaling))
     inputs = [path for w in (config.workload, config.scaleout.workload) for path in workload_files(w)]
@@ -113,36 +95,15 @@ def plan_line(config: StudyConfig, requests: int, span_s: float) -> str:
     scaleout = config.scaleout
     minutes = (60 + len(config.bitrates) * (span_s + 5) + 60) / 60
     return (
-        f"plan: profile this machine; {requests} requests over {span_s:.0f} s by {', '.join(config.bitrates)}, for real and in the model; "
+        f"plan: profile this machine; {requests} requests over {span_s:.0f} s by {', '.join(config.bitrates)}, "
+        "on real processes and in the simulator; "
         f"{len(scaleout.routings)} routings x {len(scaleout.bitrates)} bitrates on {scaleout.cluster.prefill}P{scaleout.cluster.decode}D "
-        f"in the model; about {minutes:.0f} minutes"
+        f"in the simulator; about {minutes:.0f} minutes"
     )
 
 
-def run_scaleout(plain: Mapping[str, Any], seed: int, folder: Path) -> None:
-    """Every routing with every bitrate, in as many processes as there are workers. plain: the scaleout part of the configuration."""
-    shared = {key: plain[key] for key in ("model", "hardware", "cluster", "network", "workload", "slo")}
-    shared |= {"seed": seed, "curves": folder / "curves.json", "progress": False}
-    cells = [
-        {**shared, "bitrate": bitrate, "routing": routing, "out": study_folder.scaleout(folder, routing_name, bitrate_name)}
-        for routing_name, routing in plain["routings"].items()
-        for bitrate_name, bitrate in plain["bitrates"].items()
-    ]
-    with bar("scale-out", len(cells)) as progress, ProcessPoolExecutor(plain["workers"], get_context("spawn")) as pool:
-        for done, future in enumerate(as_completed([pool.submit(run_cell, cell) for cell in cells]), 1):
-            future.result()
-            progress.update(done, len(cells))
-
-
-def run_cell(values: Mapping[str, Any]) -> None:
-    config = read(SimulateConfig, values)
-    requests, scaling = read_workload(config.workload, config.seed)
-    result = build_simulation(config, requests).run()
-    write_result(config.out, result, config.slo, bitrate=config.bitrate, routing=config.routing, scaling=scaling)
-
-
 def probe_note(folder: Path) -> str:
-    """What is known of the model's ability to use its context: it decides what the answers can tell."""
+    """How well the model uses its context, which decides what its answers can tell about the KV."""
     examined = folder / "probe.json"
     if not examined.exists():
         return f"The model {folder.name} was not examined; its answers may say nothing about the KV it received."

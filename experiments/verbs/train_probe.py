@@ -1,4 +1,4 @@
-"""Train the probe model on public-domain text and recall tasks; writes a Hugging Face folder with a model card."""
+"""`abkt train-probe`: train the probe on public-domain text and recall tasks; writes a Hugging Face folder with a model card."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from experiments.lib.verb import VerbCall, verb
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-SAMPLE_TOKENS = 400  # of held-out text, whose KV is kept for tests
+SAMPLE_TOKENS = 400  # of held-out text, whose KV is stored for tests
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeConfig:
-    """The keys of experiments.probe.trainer.Recipe that the command line may set; that class needs torch, this one does not."""
+    """The fields of experiments.probe.trainer.Recipe that the command line may set. That class needs torch; this one does not."""
 
     minutes: float
     seed: int
@@ -28,9 +28,9 @@ class RecipeConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainProbeConfig:
-    """corpus: a folder of .txt or .txt.gz; pattern: which of its files; held_out: parts of the names of books kept for examination.
+    """corpus: a folder of .txt or .txt.gz. pattern: of its files. held_out: parts of the names of books that are kept for examination.
 
-    Training that was interrupted goes on where its last checkpoint in `out` stands. Examination alone: recipe.minutes=0.
+    An interrupted training resumes from its last checkpoint in `out`. recipe.minutes=0 only examines.
     """
 
     corpus: Path
@@ -54,7 +54,7 @@ def main(config: TrainProbeConfig, run: VerbCall) -> None:
     from experiments.probe.examine import examine
 
     if not config.corpus.is_dir():
-        raise ValueError(f"corpus {config.corpus} is no folder; give one with .txt or .txt.gz books: corpus=DIR")
+        raise ValueError(f"corpus {config.corpus} is not a folder; give one with .txt or .txt.gz books: corpus=DIR")
     config.out.mkdir(parents=True, exist_ok=True)
     stored = config.out / "tokenizer.json"
     if stored.exists():

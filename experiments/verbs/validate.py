@@ -1,4 +1,4 @@
-"""`abkt validate`: the model predicts runs it was not calibrated on, the machine runs them, and FIDELITY.md says how far they differ."""
+"""`abkt validate`: the simulator predicts runs that it was not calibrated on, the machine runs them, VALIDATION.md holds the errors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from abkt.records import SLO
 from abkt.spec import ModelSpec
 from experiments.lib.config import STRICT
 from experiments.lib.manifest import write_manifest
-from experiments.lib.network import Network
-from experiments.lib.network import inputs as network_inputs
+from experiments.lib.network import Network, network_files
 from experiments.lib.progress import bar
 from experiments.lib.results import write_json, write_text
 from experiments.lib.stamps import write_stamped
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import TraceWorkload, read_workload
 from experiments.validation.condition import Condition
-from experiments.validation.document import emulated, fidelity, percent, verdict
+from experiments.validation.document import document, emulated, percent, verdict
 from experiments.validation.folder import ValidationFolder, load_case
 from experiments.validation.scores import by_condition, by_stage, coverage, drift, errors, rank_correlation, regrets, targets
 from experiments.validation.switches import placement, switches
@@ -33,13 +32,13 @@ if TYPE_CHECKING:
     from abkt.profile.schema import Profile
     from experiments.study.twin import Twin
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ValidateConfig:
-    """network: what policies believe at first. prefill, decode: workers of a condition that does not say. targets: e2e and ttft, mean
-    relative errors, and regret, goodput lost. drift: measure the machine again at the end."""
+    """network: the first estimate of the policies. prefill, decode: workers of a condition that sets none. targets: limits of the mean
+    relative errors e2e and ttft, and of regret, the share of goodput lost. drift: measure the machine again at the end."""
 
     model_folder: Path | None
     shape: ModelSpec | None
@@ -70,7 +69,7 @@ class ValidateConfig:
         if self.device == "cuda" and self.compute == "real":
             raise ValueError("device=cuda with compute=real: two phases would share one GPU's time; add compute=paced, or take compute=gpu")
         if (self.model_folder is None) == (self.shape is None):
-            raise ValueError("give model_folder, or null and the shape of a model that is to be made, such as +model@shape=llama-3.1-8b")
+            raise ValueError("give model_folder, or null and the shape of a model to make, such as +model@shape=llama-3.1-8b")
         if min(self.prefill, self.decode, self.requests, self.repeats) < 1:
             raise ValueError("prefill, decode, requests and repeats must be at least 1")
         if not self.conditions or not self.bitrates:
@@ -84,26 +83,26 @@ class ValidateConfig:
 
     @property
     def folder(self) -> Path:
-        """Of the model."""
+        """Of the LLM."""
         assert self.model_folder or self.shape
         return self.model_folder or self.out / self.shape.name  # type: ignore[union-attr]
 
     def sized(self) -> dict[str, Condition]:
-        """The conditions, with as many workers as each has."""
+        """The conditions, each with its number of workers."""
         return {name: condition.sized(self.prefill, self.decode) for name, condition in self.conditions.items()}
 
 
 @verb("validate")
 def main(config: ValidateConfig, run: VerbCall) -> None:
-    from abkt.serve.cluster import LocalCluster, LocalClusterSpec
-    from experiments.study.twin import run_model, run_real
+    from abkt.serve import LocalClusterSpec
+    from experiments.lib.profiling import profile_machine
+    from experiments.study.twin import run_real, run_simulated
     from experiments.validation.clusters import Clusters
-    from experiments.verbs.profile import measure
 
-    real = LocalClusterSpec(config.folder, device=config.device, turns=config.device == "cuda")
+    real = LocalClusterSpec(config.folder, device=config.device, shares_device=config.device == "cuda")
     check_device(config.device)
     if config.shape is None:
-        real.layout()  # a folder that is no model is said before anything is made
+        real.layout()  # reports a folder that holds no model before anything is written
     conditions = config.sized()
     for name, condition in conditions.items():
         condition.check_namespaces(name)
@@ -114,22 +113,18 @@ def main(config: ValidateConfig, run: VerbCall) -> None:
     if config.shape:
         from experiments.validation.shaped import make
 
-        print(f"model: {config.folder}, random weights, {config.shape.parameters * 2 / 1e9:.0f} GB: minutes, if it is not there yet")
+        print(f"model: {config.folder}, random weights, {config.shape.parameters * 2 / 1e9:.0f} GB; takes minutes unless it exists already")
         make(config.shape, config.folder, config.seed)
-    if known:
-        profile = known
-    else:
-        with LocalCluster(real, config.out) as cluster, bar("profile") as progress:
-            profile = measure(cluster, config.seed, progress.step)
+    profile = known or profile_machine(real, config.out, config.seed)
     profile.save(config.out / "profile.json")
-    spec = replace(real, turns=False, paced=config.out / "profile.json") if config.compute == "paced" else real
+    spec = replace(real, shares_device=False, paced=config.out / "profile.json") if config.compute == "paced" else real
     folder = ValidationFolder(config.out, config.repeats)
     twins = {name: _twin(config, condition, workloads[name], profile) for name, condition in conditions.items()}
-    for name, twin in twins.items():  # before anything has run
+    for name, twin in twins.items():  # predict before anything runs
         for policy, bitrate in config.bitrates.items():
-            run_model(twin, conditions[name].spec(spec), bitrate, folder.model(name, policy))
+            run_simulated(twin, conditions[name].spec(spec), bitrate, folder.simulated(name, policy))
     with Clusters(spec, config.out, config.seed) as clusters:
-        for repeat in range(config.repeats):  # outermost: what drifts on the machine is then noise, and no bias of a policy
+        for repeat in range(config.repeats):  # outermost, so that drift of the machine counts as noise and not as a bias of one policy
             for name, twin in twins.items():
                 for policy, bitrate in config.bitrates.items():
                     cluster = clusters.of(conditions[name])
@@ -137,13 +132,12 @@ def main(config: ValidateConfig, run: VerbCall) -> None:
                         run_real(twin, cluster, bitrate, folder.real(name, policy, repeat), progress.update)
     again: dict[str, float] = {}
     if config.drift:
-        with LocalCluster(real, config.out) as cluster, bar("profile again") as progress:
-            again = drift(profile, measure(cluster, config.seed, progress.step))
+        again = drift(profile, profile_machine(real, config.out, config.seed, "profile again"))
     report(config, run, folder, profile, again)
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError, one line, where this machine has none of it."""
+    """Raises ValueError, one line, where this machine has no such device."""
     if device == "cuda":
         import torch
 
@@ -152,7 +146,7 @@ def check_device(device: str) -> None:
 
 
 def report(config: ValidateConfig, run: VerbCall, folder: ValidationFolder, profile: Profile, again: Mapping[str, float]) -> None:
-    """validation.parquet, validation.json, FIDELITY.md and the manifest, from the records of the runs."""
+    """Write validation.parquet, validation.json, VALIDATION.md and the manifest from the records of the runs."""
     cases = [load_case(folder, condition, policy) for condition in config.conditions for policy in config.bitrates]
     found = errors(cases)
     stages, regret, correlation = by_stage(found), regrets(cases, config.max_distortion, config.slo), rank_correlation(cases)
@@ -174,14 +168,14 @@ def report(config: ValidateConfig, run: VerbCall, folder: ValidationFolder, prof
             "drift": again,
         },
     )
-    text = fidelity({**facts(config), "drift": again}, stages, met, regret, correlation, covered, each, placed, moved)
-    write_text(run.out / "FIDELITY.md", text)
-    drives = [path for condition in config.conditions.values() for path in network_inputs(condition.network)]
+    text = document({**facts(config), "drift": again}, stages, met, regret, correlation, covered, each, placed, moved)
+    write_text(run.out / "VALIDATION.md", text)
+    drives = [path for condition in config.conditions.values() for path in network_files(condition.network)]
     write_manifest(run, [config.workload.path.expanduser(), *drives, config.folder / "config.json"])
     for target in met:
         words = f"{target['name']} {percent(target['value'])}, target {percent(target['target'])}, noise {percent(target['noise'])}"
         print(f"{words}; met: {verdict(target)}")
-    print(f"fidelity: {run.out / 'FIDELITY.md'}")
+    print(f"validation: {run.out / 'VALIDATION.md'}")
 
 
 def plan_line(config: ValidateConfig, span_s: float) -> str:

@@ -1,8 +1,8 @@
-"""Traffic of others on the cluster's links: flows that arrive at random, share the links max-min fairly, and go.
+"""Background traffic on the cluster's links: flows that arrive at random, share the links max-min fairly, and end.
 
-Arrivals are a Poisson process for each path, such that the flows' mean bytes fill `load` of its slowest link; sizes are drawn from a
-distribution of a data centre. With a burst of n, n flows begin at once (incast). All of it comes from a seed of its own, so that it is
-the same whatever the requests do, but for the moment it ends: with the run.
+Arrivals are a Poisson process for each path, at a rate that fills `load` of its slowest link on average; sizes are drawn from a data
+centre's distribution. With a burst of n, n flows begin at once (incast). The traffic has a seed of its own, so it is the same whatever the
+requests do, except that it ends with the run.
 
 Source of distributions: the flow-size files that congestion-control studies share (web search: DCTCP, SIGCOMM 2010; storage, RPC and
 Hadoop likewise), one size in bytes and one cumulative percentage a line, straight lines between them.
@@ -24,7 +24,7 @@ from simpy.events import Event
 from sim.clock import Wake
 from sim.network.flows import Flow, Link, Network
 
-CHECK_EVERY = 1000  # arrivals, between two looks whether anything but background traffic is to come
+CHECK_EVERY = 1000  # arrivals between two checks whether only background traffic is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class FlowSizes:
     def __post_init__(self) -> None:
         rising = all(a <= b for values in (self.bytes, self.shares) for a, b in pairwise(values))
         if len(self.bytes) != len(self.shares) or len(self.bytes) < 2 or not rising or self.bytes[0] < 0 or self.bytes[-1] <= 0:
-            raise ValueError("flow sizes need two points at least, of bytes and shares that do not fall")
+            raise ValueError("flow sizes need at least two points whose bytes and shares do not fall")
         if self.shares[0] != 0 or self.shares[-1] != 1:
             raise ValueError(f"shares of flow sizes go from {self.shares[0]:g} to {self.shares[-1]:g}; they must go from 0 to 1")
 
@@ -46,7 +46,7 @@ class FlowSizes:
         return sum((p1 - p0) * (b0 + b1) / 2 for (b0, p0), (b1, p1) in pairwise(zip(self.bytes, self.shares)))
 
     def draw(self, share: float) -> float:
-        """The size that `share` of all flows are smaller than."""
+        """The size in bytes that `share` of all flows are smaller than."""
         after = max(1, bisect_left(self.shares, share))
         low, high = self.shares[after - 1], self.shares[after]
         inside = (share - low) / (high - low) if high > low else 1.0
@@ -78,7 +78,8 @@ def read_flow_sizes(path: Path) -> FlowSizes:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """paths: of link names, each with its own arrivals. load: share of each path's slowest link, as it is at the start."""
+    """paths: of link names, each with its own arrivals. load: share of the capacity of each path's slowest link at the start of the run.
+    burst: flows that begin at once."""
 
     sizes: FlowSizes
     load: float
@@ -92,7 +93,7 @@ class Background:
 
 
 class Traffic:
-    """Flows on a network while running() holds. Raises ValueError for a path over a link that is not there or has no limit."""
+    """Background flows on a network while running() holds. Raises ValueError for a path over an unknown link, or one without a limit."""
 
     def __init__(self, network: Network, links: Mapping[str, Link], background: Background, running: Callable[[], bool]) -> None:
         if unknown := sorted({name for path in background.paths for name in path} - links.keys()):
@@ -103,24 +104,24 @@ class Traffic:
             path = tuple(links[name] for name in names)
             capacity = min(link.bytes_per_s for link in path)
             if math.isinf(capacity):
-                raise ValueError(f"background traffic: no link of {', '.join(names)} has a limit that it could fill a share of")
+                raise ValueError(f"background traffic: no link of {', '.join(names)} has a limit, so load is a share of nothing")
             rate = background.load * capacity / background.sizes.mean_bytes / background.burst
             network.clock.process(self._arrivals(path, rate, Random(f"{background.seed} {index}")))
 
     def _arrivals(self, path: tuple[Link, ...], rate_per_s: float, random: Random) -> Generator[Event, None, None]:
         clock, draw = self.network.clock, self.background.sizes.draw
-        wake = Wake(clock, aside=True)
+        wake = Wake(clock, background=True)
         arrived = 0
         while True:
             yield wake.after(random.expovariate(rate_per_s))
             arrived += 1
-            if not self.running() or (arrived % CHECK_EVERY == 0 and not clock.at_work()):
+            if not self.running() or (arrived % CHECK_EVERY == 0 and not clock.has_work()):
                 return
             for _ in range(self.background.burst):
                 clock.process(self._flow(path, draw(random.random())))
 
     def _flow(self, path: tuple[Link, ...], size_bytes: float) -> Generator[Event, None, None]:
-        flow = Flow(self.network.clock, path, size_bytes, lambda passed, seconds: size_bytes, end=Wake(self.network.clock, aside=True))
+        flow = Flow(self.network.clock, path, size_bytes, lambda passed, seconds: size_bytes, end=Wake(self.network.clock, background=True))
         self.network.join(flow)
         yield flow.end
         self.network.leave(flow)

@@ -1,13 +1,13 @@
 """Flows that share links max-min fairly: sender NIC, fabric, receiver NIC, each with a capacity that may change with time.
 
-A set of rates is max-min fair if no flow can get more without another, that has no more than it, getting less; equivalently, every
-flow has a bottleneck: a full link on which nobody is faster. Progressive filling finds it: raise all rates together, freeze those
-on the link that fills first, go on. Flows of a higher level are less urgent: each level shares what the levels before it leave, so a
-level may get nothing. It is solved again whenever a flow joins or leaves or a capacity changes, for the flows that are connected to
-the change by shared links; the others keep their rates.
+A set of rates is max-min fair if a flow can get more only by taking from a flow that has no more than it. Equivalently, every flow has a
+bottleneck: a full link on which no flow is faster. Progressive filling finds these rates: raise all rates together, freeze those on the
+link that fills first, repeat with the others. Flows of a higher level are less urgent: each level shares what the lower levels leave, which
+may be nothing. Rates are solved again whenever a flow joins or leaves or a capacity changes, for the flows that are connected to the change
+by shared links; the others keep their rates.
 
 Source: Bertsekas and Gallager, Data Networks, section 6.5.2.
-Not modelled: packets, TCP's ramp-up and losses, propagation delay (a transfer adds it), queues in switches.
+Not modelled: packets, TCP's slow start and losses, propagation delay (a transfer adds it), queues in switches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from simpy.events import Event
 from abkt.capacity import Capacity
 from sim.clock import Clock, Wake
 
-FULL = 1e-12  # a link of which this share or less is left is full; more than rounding leaves of it
+FULL = 1e-12  # a link with this share or less left counts as full; more than rounding leaves
 
 
 def fair_rates(paths: Sequence[Sequence[Hashable]], capacity: Mapping[Any, float], levels: Sequence[int] | None = None) -> list[float]:
@@ -39,7 +39,7 @@ def fair_rates(paths: Sequence[Sequence[Hashable]], capacity: Mapping[Any, float
 
 
 def _fill(paths: Sequence[Sequence[Hashable]], room: dict[Hashable, float]) -> list[float]:
-    """Progressive filling of what room there is, which is taken."""
+    """Progressive filling of `room`, the bytes/s left on each link, which it lowers by what the flows take."""
     rates = [math.inf] * len(paths)
     flows: dict[Hashable, set[int]] = {}
     for flow, path in enumerate(paths):
@@ -63,7 +63,7 @@ def _fill(paths: Sequence[Sequence[Hashable]], room: dict[Hashable, float]) -> l
 
 
 class Link:
-    """bytes_per_s holds until change_s; `flows` are those that use it now, in order of joining. share: what faults leave of it."""
+    """A link whose capacity is bytes_per_s until change_s. flows: on it, in order of joining. share: what faults leave of it."""
 
     __slots__ = ("bytes_per_s", "capacity", "change_s", "flows", "name", "share", "wake")
 
@@ -81,17 +81,26 @@ class Link:
             if self.share != 1.0:
                 self.bytes_per_s *= self.share
 
-    def leave_share(self, now_s: float, share: float) -> None:
+    def set_share(self, now_s: float, share: float) -> None:
         self.share = share
         bytes_per_s, self.change_s = self.capacity.at(now_s)
         self.bytes_per_s = bytes_per_s * share if share > 0 else 0.0
 
 
 class Flow:
-    """`target_bytes` over `path`, at most limit_bytes_per_s. `end` rings when they have passed; the target may move before.
+    """Bytes that pass a path of links at a rate that changes with the other flows.
 
-    level: flows of a lower one go first. stall_s: after so long without a byte `end` rings too. on_rate(bytes, seconds) is called whenever
-    the flow gets another rate, the first included, with what passed at the last one and how long that took. It returns the target.
+    Parameters
+    ----------
+    clock : simulated time.
+    path : the links that it passes.
+    target_bytes : what is to pass; it may move while the flow runs.
+    on_rate : called with (bytes, seconds) whenever the flow gets another rate, the first included: the bytes that passed at the last rate,
+        and for how long. Returns target_bytes.
+    limit_bytes_per_s : of this flow alone.
+    level : flows of a lower level go first.
+    end : a timer that fires when the target has passed; made where none is given.
+    stall_s : `end` also fires after so long without a byte.
     """
 
     __slots__ = ("end", "level", "limit_bytes_per_s", "on_rate", "path", "rate", "sent_bytes", "since_s", "stall_s", "target_bytes")
@@ -119,7 +128,7 @@ class Flow:
         self.since_s = clock.now
 
     def settle(self, now_s: float) -> tuple[float, float]:
-        """Count the bytes that passed since the last change; returns them and the seconds they took."""
+        """Count what has passed since the last change; returns (bytes, seconds)."""
         seconds, left = now_s - self.since_s, self.target_bytes - self.sent_bytes
         passed = min(left, self.rate * seconds) if seconds > 0 else 0.0
         self.sent_bytes += passed
@@ -127,13 +136,13 @@ class Flow:
         return passed, seconds
 
     def finish(self, now_s: float) -> tuple[float, float]:
-        """`settle` once `end` has rung: all of the target has passed, whatever rounding says."""
+        """`settle` when `end` has fired: all of the target has passed, whatever rounding says."""
         passed, seconds = self.target_bytes - self.sent_bytes, now_s - self.since_s
         self.sent_bytes, self.since_s = self.target_bytes, now_s
         return passed, seconds
 
     def aim(self, target_bytes: float) -> None:
-        """Move the end to when target_bytes will have passed; what has passed stays sent. Settle first."""
+        """Move `end` to the time at which target_bytes will have passed. Call `settle` first."""
         self.target_bytes = max(target_bytes, self.sent_bytes)
         left = self.target_bytes - self.sent_bytes
         if left <= 0:
@@ -147,7 +156,14 @@ class Flow:
 
 
 class Network:
-    """Links made by `link`, flows that join and leave."""
+    """The links of a cluster and the flows on them.
+
+    `link` makes a link, `join` and `leave` add and remove a flow; each change solves the max-min fair rates of the flows that it concerns.
+
+    Parameters
+    ----------
+    clock : simulated time.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -172,7 +188,7 @@ class Network:
         self._solve(flow.path, flow if alone else None)
 
     def leave(self, flow: Flow) -> None:
-        """Once `end` has rung, or to give up. It may join again, and goes on from there."""
+        """The flow has ended or pauses. It may join again, and continues where it was."""
         flow.end.cancel()
         flow.rate = math.nan
         shared = False
@@ -185,13 +201,13 @@ class Network:
         if shared:
             self._solve(flow.path)
 
-    def leave_share(self, link: Link, share: float) -> None:
-        """A fault leaves so much of the link's capacity: 0 while it is down, 1 once it is over."""
-        link.leave_share(self.clock.now, share)
+    def set_share(self, link: Link, share: float) -> None:
+        """A fault leaves this share of the link's capacity: 0 while it is down, 1 when the fault is over."""
+        link.set_share(self.clock.now, share)
         self._solve((link,))
 
     def _follow(self, link: Link) -> Generator[Event, None, None]:
-        """A capacity that changes: while the link is used, solve again at each change."""
+        """Solve again at each change of the link's capacity while it is used."""
         while True:
             yield link.wake
             link.refresh(self.clock.now)
@@ -199,7 +215,7 @@ class Network:
             link.wake.at(link.change_s)
 
     def _solve(self, changed: Iterable[Link], alone: Flow | None = None) -> None:
-        """alone: the one flow on the changed links, where that is known."""
+        """alone: the one flow on the changed links, if it is known to be the only one."""
         flows = (alone,) if alone else _connected(changed)
         if not flows:
             return
@@ -208,7 +224,7 @@ class Network:
             rates = [min([flow.limit_bytes_per_s, *[link.bytes_per_s for link in flow.path]])]
         else:
             capacity: dict[Hashable, float] = {link: link.bytes_per_s for flow in flows for link in flow.path}
-            capacity.update({flow: flow.limit_bytes_per_s for flow in flows})  # a limit is a link of its own
+            capacity.update({flow: flow.limit_bytes_per_s for flow in flows})  # a flow's limit is a link of its own
             rates = fair_rates([(*flow.path, flow) for flow in flows], capacity, [flow.level for flow in flows])
         now_s = self.clock.now
         for flow, rate in zip(flows, rates):
@@ -219,7 +235,7 @@ class Network:
 
 
 def _connected(changed: Iterable[Link]) -> dict[Flow, None]:
-    """Flows on the changed links, those that share a link with them, and so on."""
+    """The flows on these links, the flows that share a link with those, and so on."""
     flows: dict[Flow, None] = {}
     seen, reached = set(changed), list(changed)
     while reached:

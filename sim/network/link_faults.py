@@ -1,9 +1,9 @@
 """Links that are down or slow for a while: a schedule of faults, the same in every run.
 
-A fault leaves a share of the link's capacity, whatever that is at the time; faults that overlap multiply. Flows on a link that is down
-wait: nothing passes, and what has passed stays sent. A link is a node's, by the node's name, or `fabric`.
+A fault leaves a share of the link's capacity at that time; the shares of faults that overlap multiply. Flows on a link that is down wait:
+no byte passes, and bytes that have passed stay sent. A link is named by its node, or `fabric`.
 
-Not modelled: packets that were under way when the link went down, another path around it.
+Not modelled: packets that were under way when the link went down; another path around it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LinkFault:
 
 
 class LinkFaults:
-    """Raises ValueError for a fault of a link that is not there."""
+    """The process that applies them. Raises ValueError for a fault of an unknown link."""
 
     def __init__(self, network: Network, links: Mapping[str, Link], faults: Sequence[LinkFault]) -> None:
         if unknown := sorted({fault.link for fault in faults} - links.keys()):
@@ -50,9 +50,9 @@ class LinkFaults:
 
     def _run(self) -> Generator[Event, None, None]:
         wake = Wake(self.network.clock)
-        moments = sorted({moment for fault in self.faults for moment in (fault.start_s, fault.end_s)} - {math.inf})
-        for now_s in moments:
+        changes_s = sorted({time_s for fault in self.faults for time_s in (fault.start_s, fault.end_s)} - {math.inf})
+        for now_s in changes_s:
             yield wake.at(now_s)
             for name in sorted({fault.link for fault in self.faults if now_s in (fault.start_s, fault.end_s)}):
                 share = math.prod(f.share for f in self.faults if f.link == name and f.start_s <= now_s < f.end_s)
-                self.network.leave_share(self.links[name], share)
+                self.network.set_share(self.links[name], share)

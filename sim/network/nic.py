@@ -1,6 +1,6 @@
-"""A node's NIC as its price sees it: what waits for it, and what passes it, all transfers together.
+"""A node's NIC as its price sees it: the bytes that wait for it and those that pass, of all transfers together.
 
-Not modelled: that the two ends know each other's price a little late.
+Not modelled: the delay until one end knows the price of the other.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from abkt.policy.price import Price
 
 
 class NodeNic:
-    """load: bytes/s of the transfers that flow now. What refines behind the start and other traffic do not count."""
+    """load: bytes/s of the transfers that flow now, without refinements behind the start of decoding and other traffic."""
 
     __slots__ = ("_limited", "bytes", "load", "price", "since_s")
 
     def __init__(self, price: Price) -> None:
         self.price = price
         self.load = 0.0
-        self.bytes = 0.0  # that passed and the price was not told of
+        self.bytes = 0.0  # that passed and that the price was not told of
         self.since_s = 0.0
-        self._limited = price.bytes_per_s < math.inf  # else its price does not ask
+        self._limited = price.bytes_per_s < math.inf  # without a limit the price needs no load
 
-    def carry(self, now_s: float, more_bytes_per_s: float) -> None:
-        """From now on so much more, or less, passes; the price hears what did until now."""
+    def add_load(self, now_s: float, more_bytes_per_s: float) -> None:
+        """So much more (or less) passes from now on. Tell the price what has passed until now."""
         if self._limited:
             self.bytes += self.load * (now_s - self.since_s)
             self.since_s = now_s
@@ -34,5 +34,5 @@ class NodeNic:
 
     def per_byte(self, now_s: float) -> float:
         if self.load > 0:
-            self.carry(now_s, 0.0)
+            self.add_load(now_s, 0.0)
         return self.price.per_byte()

@@ -1,8 +1,9 @@
 """The requests that a node decodes together, and how far they can go before the batch changes, in closed form.
 
-An iteration of B requests with S tokens of context takes f(B) + g S and gives each request a token, so S grows by B. k iterations
-take k (f + g S) + g B k (k - 1) / 2, and the first iteration that ends after a given moment is the root of that square. Where costs are
-pieces (sim.node.pace), a leap goes no further than its piece; where memory is taken bit by bit, no further than somebody's blocks reach.
+An iteration of B requests with S tokens of context takes f(B) + g S and gives each request a token, so S grows by B. k iterations take k (f
++ g S) + g B k (k - 1) / 2, and the first iteration that ends after a given time is the root of that quadratic. Where costs are linear in
+pieces (sim.node.pace), a leap goes no further than its piece; where memory grows piece by piece, no further than the first request whose
+blocks are full.
 
 Not modelled: kernel launch jitter, sampling time.
 """
@@ -12,13 +13,14 @@ from __future__ import annotations
 import math
 from heapq import heapify, heappop, heappush
 
-from sim.node.job import Job
+from sim.job import Job
 from sim.node.pace import Pace
 
 
 class Batch:
-    """context: tokens of KV of all, at the start of the next iteration. share_s: iteration time, each divided by its batch: what one
-    request in it has used of the GPU. slow: by how much everything takes longer. worked_s: iteration time."""
+    """context: KV tokens of all requests at the start of the next iteration. worked_s: sum of iteration times. share_s: the same, each
+    divided by the size of its batch: GPU time of one request that was always in it. slowdown: factor on all times. iteration_s, growth_s:
+    of the batch as it was last measured, the time of its next iteration and what each further one takes more, up to context `until`."""
 
     __slots__ = (
         "context",
@@ -31,68 +33,69 @@ class Batch:
         "joined",
         "pace",
         "share_s",
-        "slow",
+        "slowdown",
         "until",
         "worked_s",
     )
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
-        self.heap: list[tuple[int, int, Job]] = []  # (iteration after which it is complete, order of joining, request)
-        self.full: list[tuple[int, int, Job]] = []  # the same for its blocks, of those that will need more
-        self.fresh: list[Job] = []  # no token yet
+        self.heap: list[tuple[int, int, Job]] = []  # (iteration after which it is complete, order of joining, job)
+        self.full: list[tuple[int, int, Job]] = []  # (iteration after which its blocks are full, order, job), where it will need more
+        self.fresh: list[Job] = []  # without a token from this batch
         self.context = 0
         self.iterations = 0  # done since the run began
         self.joined = 0
         self.share_s = 0.0
         self.worked_s = 0.0
-        self.slow = 1.0
-        self.iteration_s = 0.0  # of the batch as it was when it was last measured
-        self.growth_s = 0.0  # what each next one takes more
-        self.until = math.inf  # context
+        self.slowdown = 1.0
+        self.iteration_s = 0.0
+        self.growth_s = 0.0
+        self.until = math.inf
 
     def __len__(self) -> int:
         return len(self.heap)
 
     def join(self, job: Job) -> None:
-        job.share_s, job.worked_s, job.first_iteration = self.share_s, self.worked_s, self.iterations
+        stage = job.decoding
+        stage.share_s, stage.worked_s, stage.first_iteration = self.share_s, self.worked_s, self.iterations
         self.joined += 1
-        job.order = self.joined
-        self.context += job.tokens
-        heappush(self.heap, (self.iterations + job.left, job.order, job))
+        stage.order = self.joined
+        self.context += job.prompt_tokens
+        heappush(self.heap, (self.iterations + job.decode_iterations, stage.order, job))
         self.fresh.append(job)
 
-    def fills_after(self, job: Job, tokens: int) -> None:
+    def fills_after(self, job: Job, iterations: int) -> None:
         """The job's blocks are full after so many more iterations."""
-        heappush(self.full, (self.iterations + tokens, job.order, job))
+        heappush(self.full, (self.iterations + iterations, job.decoding.order, job))
 
     def filled(self) -> Job | None:
-        """Who needs more memory before the next iteration, the first to join first."""
+        """The job that needs more memory before the next iteration; of several, the one that joined first."""
         full = self.full
-        while full and (full[0][0] <= self.iterations or full[0][2].order != full[0][1]):
-            if full[0][2].order == full[0][1]:
+        while full and (full[0][0] <= self.iterations or full[0][2].decoding.order != full[0][1]):
+            if full[0][2].decoding.order == full[0][1]:
                 return full[0][2]
             heappop(full)
         return None
 
     def finished(self) -> list[Job]:
-        """Those that have their last token leave."""
+        """The jobs that have their last token; they leave the batch."""
         heap, done = self.heap, []
         while heap and heap[0][0] == self.iterations:
             _, _, job = heappop(heap)
-            self.context -= job.tokens + job.left
-            job.order = 0
+            self.context -= job.prompt_tokens + job.decode_iterations
+            job.decoding.order = 0
             done.append(job)
         return done
 
     def leave(self, job: Job) -> int:
-        """It leaves before its time. Returns how many iterations it has had."""
-        at = next(entry for entry in self.heap if entry[2] is job)
-        self.heap.remove(at)
+        """The job leaves before its end. Returns how many iterations it has had."""
+        entry = next(entry for entry in self.heap if entry[2] is job)
+        self.heap.remove(entry)
         heapify(self.heap)
-        had = job.left - (at[0] - self.iterations)
-        self.context -= job.tokens + had
-        job.order = 0
+        had = job.decode_iterations - (entry[0] - self.iterations)
+        self.context -= job.prompt_tokens + had
+        job.decoding.order = 0
         if job in self.fresh:
             self.fresh.remove(job)
         return had
@@ -107,12 +110,12 @@ class Batch:
             return 0.0
         batch = len(self.heap)
         seconds, per_token, self.until = self.pace.piece(batch, self.context)
-        self.iteration_s = seconds * self.slow
-        self.growth_s = per_token * self.slow * batch
+        self.iteration_s = seconds * self.slowdown
+        self.growth_s = per_token * self.slowdown * batch
         return self.iteration_s
 
     def reach(self) -> int:
-        """Iterations until somebody is complete, or has no more room, or costs change their slope."""
+        """Iterations until a request is complete or its blocks are full, or until costs change their slope."""
         until = self.heap[0][0]
         if self.full and self.full[0][0] < until:
             until = self.full[0][0]
@@ -139,9 +142,9 @@ class Batch:
             count -= 1
         return count
 
-    def go(self, iterations: int, seconds: float, shared_s: float) -> None:
-        """So many iterations are done; they took `seconds`, shared_s of them for the batch itself."""
+    def advance(self, iterations: int, seconds: float, own_s: float) -> None:
+        """So many iterations are done. They took `seconds`, of which own_s for the batch itself."""
         self.iterations += iterations
         self.context += iterations * len(self.heap)
-        self.share_s += shared_s / len(self.heap)
+        self.share_s += own_s / len(self.heap)
         self.worked_s += seconds

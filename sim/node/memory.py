@@ -1,6 +1,6 @@
-"""KV memory of a node, counted in blocks: reserved before it is used, waited for in order of arrival.
+"""KV memory of a node, counted in blocks: reserved before it is used; whatever finds none waits in order of arrival.
 
-Blocks that a prefix cache holds and nobody uses are free to be taken: the cache gives them up.
+Blocks that a prefix cache holds and no request uses are free to be reserved: the cache gives them up.
 
 Not modelled: where blocks lie (fragmentation).
 """
@@ -14,9 +14,10 @@ from sim.node.prefix import PrefixCache
 
 
 class KvMemory:
-    """`if can_reserve: reserve, else: yield waited_for`. Whoever comes later waits behind, also with less to ask for.
+    """`if can_reserve: reserve, else: yield wait_for`. A later request waits behind the earlier ones, even if it needs less.
 
-    used: blocks that somebody needs. `grow` and `can_grow` are for those who already work on what they hold, and wait for nobody.
+    used: blocks that some request needs. `grow` and `can_grow` are for requests that already work on what they hold: they pass those that
+    wait.
     """
 
     __slots__ = ("_waiting", "block_tokens", "blocks", "cache", "used")
@@ -51,16 +52,16 @@ class KvMemory:
 
     grow = reserve
 
-    def waited_for(self, blocks: int, wake: Wake) -> Wake:
-        """Rings `wake` once the blocks are reserved for it."""
+    def wait_for(self, blocks: int, wake: Wake) -> Wake:
+        """`wake` fires once the blocks are reserved for it."""
         self._waiting.append((blocks, wake))
         return wake
 
-    def waits(self, wake: Wake) -> bool:
+    def is_waiting(self, wake: Wake) -> bool:
         return any(waiting is wake for _, waiting in self._waiting)
 
-    def give_up(self, wake: Wake) -> bool:
-        """Whoever waits by `wake` no longer does. False if it did not wait; blocks that were granted are the caller's to release."""
+    def cancel_wait(self, wake: Wake) -> bool:
+        """False if `wake` did not wait any more; the caller then has to release the blocks that were granted."""
         for place, (_, waiting) in enumerate(self._waiting):
             if waiting is wake:
                 del self._waiting[place]
@@ -74,7 +75,7 @@ class KvMemory:
             self._grant()
 
     def pin(self, hash_ids: tuple[int, ...]) -> None:
-        """Blocks of the cache, all of them held, are in use by one more."""
+        """One more request uses these blocks of the cache; it must hold all of them."""
         assert self.cache is not None
         self.used += self.cache.pin(hash_ids)
 
@@ -83,13 +84,13 @@ class KvMemory:
         self.release(self.cache.unpin(hash_ids))
 
     def share(self, hash_ids: tuple[int, ...], pinned: int, distortion: float) -> int:
-        """The cache takes over the blocks of a prefix whose first `pinned` ids were its own already; all of them stay in use.
+        """Move the blocks of a prefix to the cache, all but the first `pinned` ids, which are there already. All stay in use.
 
-        Returns the blocks that whoever computed them no longer has to release.
+        Returns the blocks that the request which brought them no longer has to release.
         """
         assert self.cache is not None
         new = hash_ids[pinned:]
-        self.release(len(new) * self.cache.blocks_each - self.cache.add(new, distortion))  # what somebody else had put there meanwhile
+        self.release(len(new) * self.cache.blocks_each - self.cache.add(new, distortion))  # blocks that another request added meanwhile
         return len(new) * self.cache.blocks_each
 
     def _grant(self) -> None:

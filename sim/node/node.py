@@ -1,65 +1,225 @@
 """A node: prompts and decoding on one GPU, in iterations; one event for each change of what it does, however many tokens lie between.
 
-An iteration gives each request of the batch a token and takes prompts, or chunks of them, beside it: decoding comes first, prompts get
-what is left of the token budget, in order of arrival; with a budget of 0, one whole prompt at a time. It lasts as long as the batch's
-iteration and the prompts' own passes, with one overhead, the larger of the two. A node of a disaggregated cluster has only the one or only
-the other to do; the difference between a prefill node, a decode node and one for both is what it is given.
+An iteration gives each request of the batch a token and computes prompts, or chunks of them, beside it. Decoding comes first; prompts get
+what is left of the token budget, in order of arrival; with a budget of 0, one whole prompt at a time. The iteration lasts as long as the
+batch's iteration and the prompts' own passes, with one overhead, the larger of the two. A node of a disaggregated cluster has only prompts
+or only decoding to do: prefill nodes, decode nodes and nodes for both differ only in the work they are given.
 
-At an iteration's end: who is complete leaves; finished prompts are encoded, one after another on the same GPU, and given to the sender, or
-join the batch where they are decoded here; what refines KV that is here, or is only a part of it, is expanded; KV that has arrived whole is
-expanded, as far as there are places, and joins. What comes meanwhile
-waits for the next end.
+At an iteration's end, in this order: requests that are complete leave; computed prompts are encoded one after another on the same GPU and
+given to the sender, or join the batch where they are decoded here; other work runs (expanding a refinement, or a group of layers); KV that
+has arrived whole is expanded, as far as the batch has places, and joins. Work that comes meanwhile waits for the next end.
 
 Not modelled: streams that overlap codec and passes; chunks that make attention less efficient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, ClassVar
 
 from simpy.events import Event
 
-from sim.node.prefill import PromptSide
+from sim.clock import Clock
+from sim.cost import Costs
+from sim.job import Job
+from sim.node.batch import Batch
+from sim.node.decoding import DecodeSide
+from sim.node.gpu import Gpu
+from sim.node.memory import KvMemory
+from sim.node.pace import Pace
+from sim.node.prompts import PromptSide
+from sim.node.reservations import KvReservations
+from sim.specs import EngineSpec
 
 
-class Node(PromptSide):
-    """role: what it is given now: prefill | decode | both, or "" while it changes; see sim.roles. weights: what it can do, by what the
-    fastest node of its cluster does."""
+class Node:
+    """One instance of the cluster: a prompt side, a decode side and their reservations over one GPU.
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
+    Parameters
+    ----------
+    clock : simulated time.
+    name : of the node, as records have it.
+    costs, pace : what its work costs in seconds; nodes of one profile share them.
+    memory : its KV memory.
+    usd_per_hour : of the whole instance.
+    engine : how it makes its iterations.
+    done : called with a request that ends here.
+    kind : nodes with the same costs and the same memory have the same number.
+
+    Attributes
+    ----------
+    gpu : its time: the iteration that is running and what waits for the next one.
+    prompts, decoding, reservations : the requests on it, by what is done for them.
+    role : the work that it is given now: prefill | decode | both, "dead", or "" while it changes its role (sim.roles).
+    prefill_weight, decode_weight : its speed relative to the fastest node of the cluster.
+    rankings : the `changed` set of each ranking that the node is in.
+
+    Routing, roles and admission policies read a node as abkt.policy.routing.base.PrefillLoad and DecodeLoad.
+    """
+
+    gpu_class: ClassVar[type[Gpu]] = Gpu
+    batch_class: ClassVar[type[Batch]] = Batch
+    decoding_class: ClassVar[type[DecodeSide]] = DecodeSide
+    prompts_class: ClassVar[type[PromptSide]] = PromptSide
+
+    def __init__(
+        self,
+        clock: Clock,
+        name: str,
+        costs: Costs,
+        pace: Pace,
+        memory: KvMemory,
+        usd_per_hour: float,
+        engine: EngineSpec,
+        done: Callable[[Job], None],
+        kind: int = 0,
+    ) -> None:
+        self.name, self.kind = name, kind
+        self.costs, self.memory = costs, memory
+        self.role = ""
+        self.rebuilding = False
         self.prefill_weight = self.decode_weight = 1.0
-        self.clock.process(self.run())
+        self.rankings: list[set[Any]] = []
+        self.memory_freed: Callable[[], None] = _nothing  # called when memory is freed and no request's end announces it
+        self.drained: Callable[[Node], None] | None = None  # called when a node without a role has nothing left to do
+        self.gpu = self.gpu_class(clock, costs, pace, memory, engine, usd_per_hour / 3600, self.batch_class(pace))
+        self.reservations = KvReservations(self.gpu, self.load_changed, self._reservation_closed)
+        self.decoding = self.decoding_class(self.gpu, self.reservations, self.load_changed, done, self._recompute)
+        self.prompts = self.prompts_class(self.gpu, self.reservations, self.decoding, self.load_changed, done, self._prompt_released)
+        clock.process(self.run())
+
+    # -- its load, as policies read it -------------------------------------------------------------------------------------------
+
+    @property
+    def queued_s(self) -> float:
+        return self.prompts.queued_s
+
+    @property
+    def free_s(self) -> float:
+        """When its prompts would be done if nothing held them up."""
+        return self.prompts.busy_until_s + self.prompts.queue_s
+
+    @property
+    def active(self) -> int:
+        return self.reservations.active
+
+    @property
+    def kv_used(self) -> float:
+        return self.reservations.kv_used
+
+    @property
+    def kv_due(self) -> float:
+        return self.reservations.kv_due
+
+    @property
+    def tpot_s(self) -> float:
+        return self.decoding.tpot_s
+
+    def prefill_s(self, isl: int, cached: int = 0) -> float:
+        return self.prompts.prefill_s(isl, cached)
+
+    def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
+        return self.reservations.cached_tokens(hash_ids)
+
+    def wait_s(self, isl: int) -> float:
+        """Until memory and a place in the batch are free, and the prompts that are already here are done."""
+        wait_s = self.decoding.wait_s(isl)
+        return wait_s + self.prompts.queued_s if self.prompts.waiting or self.gpu.chunk else wait_s
+
+    def load_changed(self) -> None:
+        for changed in self.rankings:
+            changed.add(self)
+
+    # -- what it has to do -------------------------------------------------------------------------------------------------------
 
     def at_rest(self) -> bool:
-        return not (self.active or self.prompts or self.chunk or self.prefilled or self.waiting)
+        prompts, decoding = self.prompts, self.decoding
+        return not (self.reservations.active or prompts.waiting or self.gpu.chunk or prompts.computed or decoding.waiting)
+
+    def check_drained(self) -> None:
+        """Report a node that has no role and nothing left to do."""
+        if not self.role and self.memory.used == 0 and self.drained is not None and self.at_rest():
+            self.drained(self)
 
     def run(self) -> Generator[Event, None, None]:
-        clock, wake = self.clock, self.wake
+        gpu, prompts, decoding = self.gpu, self.prompts, self.decoding
+        clock, wake, batch = gpu.clock, gpu.wake, gpu.batch
         while True:
             yield wake
-            self.advance()
-            self.release_finished()
-            while self.prefilled:
-                job = self.prefilled.popleft()
-                self.state = "coding"
-                encoded_s = self.encode(job)
+            self.end_iterations()
+            decoding.release_finished()
+            while prompts.computed:
+                job = prompts.computed.popleft()
+                gpu.state = "coding"
+                encoded_s = prompts.encode(job)
                 if encoded_s > clock.now:
                     yield wake.at(encoded_s)
-                self.hand_over(job)
-            while self.chores:
-                self.state = "coding"
-                chores, self.chores = self.chores, []
-                yield wake.after(sum(seconds for seconds, _ in chores))
-                for _, then in chores:
+                prompts.finish(job)
+            while gpu.other_work:
+                gpu.state = "coding"
+                work, gpu.other_work = gpu.other_work, []
+                yield wake.after(sum(seconds for seconds, _ in work))
+                for _, then in work:
                     then()
-            if self.batch.full:
-                self.make_room()
-            if self.waiting and (admitted := self.admit()):
-                self.state = "coding"
-                yield wake.at(self.expand(admitted))
-                self.join(admitted)
-            if self.leaving:
-                self.dismiss()
+            if batch.full:
+                decoding.make_room()
+            if decoding.waiting and (admitted := decoding.admit()):
+                gpu.state = "coding"
+                yield wake.at(decoding.expand(admitted))
+                decoding.join(admitted)
+            if decoding.leaving:
+                decoding.remove_aborted()
             self.plan()
+
+    def end_iterations(self) -> None:
+        """The leap's iterations are done, and the chunk beside the last of them."""
+        gpu, leap = self.gpu, self.gpu.leap
+        own_s = gpu.batch.leap_s(leap)
+        seconds = own_s + gpu.chunk_s
+        if leap:
+            self.decoding.advance(leap, own_s, seconds)
+            gpu.leap = 0
+        if gpu.chunk:
+            self.prompts.end_chunk(seconds)
+
+    def plan(self) -> None:
+        """Leap to the next change: only one iteration if prompts are computed beside it, or if other work or KV waits for its end."""
+        gpu, prompts, decoding = self.gpu, self.prompts, self.decoding
+        batch = gpu.batch
+        gpu.start_s = gpu.clock.now
+        batch.measure()
+        gpu.leap = batch.reach() if batch.heap else 0
+        if prompts.waiting:
+            prompts.fill_chunk()
+        if gpu.chunk:
+            gpu.leap = min(gpu.leap, 1)
+            prompts.begin_chunk()
+        elif not batch.heap:
+            gpu.state = "idle"
+            return
+        elif gpu.other_work or (decoding.waiting and decoding.places() > 0):
+            gpu.leap = 1
+        gpu.state = "iterating"
+        gpu.wake.at(gpu.start_s + (batch.leap_s(gpu.leap) + gpu.chunk_s))
+
+    # -- what its sides report ---------------------------------------------------------------------------------------------------
+
+    def _recompute(self, job: Job) -> None:
+        job.node = self
+        self.prompts.enqueue(job, first=True)
+
+    def _reservation_closed(self, job: Job) -> None:
+        if job.aborted:
+            self.memory_freed()
+        if not self.role:
+            self.check_drained()
+
+    def _prompt_released(self) -> None:
+        if self.role != "prefill":
+            self.memory_freed()
+            if not self.role:
+                self.check_drained()
+
+
+def _nothing() -> None:
+    pass

@@ -14,8 +14,8 @@ Piece = tuple[float, float, float]  # seconds of an iteration now, seconds for e
 
 
 class Pace:
-    """buckets: sizes that a batch is padded to (those that CUDA graphs were captured for, say); above the largest, and without any, it is
-    as large as it is. Knots in the context are those of the profile's table `decode` (features `context>KNOT`)."""
+    """buckets: sizes that a batch is padded to (for instance those that CUDA graphs were captured for); above the largest, and without any,
+    it is not padded. Knots in the context are those of the profile's table `decode` (features `context>KNOT`)."""
 
     def __init__(self, costs: Costs, buckets: tuple[int, ...] = ()) -> None:
         self.costs = costs
@@ -23,11 +23,11 @@ class Pace:
 
     @property
     def overhead_s(self) -> float:
-        """Of an iteration, whoever is in it."""
+        """The part of an iteration that depends on no request."""
         return self.costs.base_s
 
     def piece(self, batch: int, context: int) -> Piece:
-        """One iteration of `batch` requests with `context` tokens of KV in all, and what the next ones take."""
+        """An iteration of `batch` requests with `context` tokens of KV in all, and what further tokens of context add."""
         costs, until = self.costs, math.inf
         if self.buckets and batch <= self.buckets[-1]:
             batch = self.buckets[bisect_left(self.buckets, batch)]

@@ -1,8 +1,8 @@
-"""A node's prefix cache: which blocks of prompts it holds, by the trace's hashes, and what it gives up first.
+"""A node's prefix cache: which blocks of prompts it holds, by the trace's hashes, and which it evicts first.
 
-A hash stands for hash_tokens tokens and for all that come before them, as in Mooncake's traces, so a flat table is a tree. Blocks are
-counted by who uses them; what nobody uses is given up from the least recently used on, and of one prompt from its end, so that what is
-held is always a beginning. A block that arrived lossy keeps its distortion; an exact copy takes its place when there is one.
+A hash stands for hash_tokens tokens and for all tokens before them, as in Mooncake's traces, so a flat table is a tree. Each block counts
+the requests that use it. Unused blocks are evicted, the least recently used first, and those of one prompt from its end, so the cache
+always holds a beginning of a prompt. A block that arrived lossy keeps its distortion until an exact copy replaces it.
 
 Source: Mooncake (FAST'25), section 4; vLLM's automatic prefix caching.
 Not modelled: prefixes of answers, caches in host memory or on disk, copies of prefixes between nodes.
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class PrefixCache:
-    """blocks_each: memory blocks that one hash stands for. holders: hash -> the nodes that hold it, this one (`owner`) among them."""
+    """blocks_each: memory blocks that one hash stands for. holders: hash -> the nodes that hold it, this node (`owner`) among them."""
 
     __slots__ = ("_held", "_idle", "blocks_each", "hash_tokens", "holders", "owner")
 
@@ -32,8 +32,8 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._held)
 
-    def whole(self, hash_ids: tuple[int, ...], isl: int) -> tuple[int, ...]:
-        """Those of a prompt's hashes that stand for whole blocks."""
+    def full_blocks(self, hash_ids: tuple[int, ...], isl: int) -> tuple[int, ...]:
+        """The hashes of a prompt that stand for hash_tokens tokens each; the last one may stand for fewer."""
         return hash_ids[: isl // self.hash_tokens]
 
     def match(self, hash_ids: tuple[int, ...], allowed: float = 0.0) -> int:
@@ -46,15 +46,15 @@ class PrefixCache:
         return len(hash_ids)
 
     def distortion(self, hash_ids: tuple[int, ...]) -> float:
-        """Mean of the blocks, all of them held; 0 of none."""
+        """Mean distortion of these blocks, which must be held; 0 without blocks."""
         return sum(self._held[block][1] for block in hash_ids) / len(hash_ids) if hash_ids else 0.0
 
     def worst(self, hash_ids: tuple[int, ...]) -> float:
-        """Most of the blocks, all of them held; 0 of none."""
+        """Highest distortion of these blocks, which must be held; 0 without blocks."""
         return max((self._held[block][1] for block in hash_ids), default=0.0)
 
     def pin(self, hash_ids: tuple[int, ...]) -> int:
-        """One more uses them. Returns how many memory blocks nobody used before."""
+        """One more request uses them. Returns how many memory blocks were unused before."""
         woken = 0
         for block in hash_ids:
             known = self._held[block]
@@ -65,7 +65,7 @@ class PrefixCache:
         return woken * self.blocks_each
 
     def add(self, hash_ids: tuple[int, ...], distortion: float) -> int:
-        """Newly computed, in use by one: returns memory blocks that were not in use before."""
+        """Blocks that were computed or have arrived, used by one request. Returns how many memory blocks were unused before."""
         new = 0
         for block in hash_ids:
             known = self._held.get(block)
@@ -79,7 +79,7 @@ class PrefixCache:
         return new * self.blocks_each
 
     def unpin(self, hash_ids: tuple[int, ...]) -> int:
-        """One less uses them. Returns how many memory blocks nobody uses now."""
+        """One request less uses them. Returns how many memory blocks are unused now."""
         idle = 0
         for block in reversed(hash_ids):
             known = self._held[block]
@@ -90,17 +90,17 @@ class PrefixCache:
         return idle * self.blocks_each
 
     def shrink_to(self, blocks: int) -> None:
-        """Give up what nobody uses until it takes no more than so many blocks."""
+        """Evict unused blocks until they take no more than so many memory blocks."""
         while len(self._idle) * self.blocks_each > blocks:
-            self._forget(self._idle.popitem(last=False)[0])
+            self._evict(self._idle.popitem(last=False)[0])
 
     def clear(self) -> None:
         """The node has lost its memory."""
         for block in list(self._held):
-            self._forget(block)
+            self._evict(block)
         self._idle.clear()
 
-    def _forget(self, block: int) -> None:
+    def _evict(self, block: int) -> None:
         del self._held[block]
         holders = self.holders[block]
         del holders[self.owner]

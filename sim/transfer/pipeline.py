@@ -1,12 +1,12 @@
 """KV of one prompt in G groups of layers: compute, encode, send, expand, each group after the other, all stages at work at once.
 
 While the prompt's pass runs (its last one, if it goes in chunks), a group whose layers are done is encoded on the same GPU, which delays
-the pass by as long, and then sent. No more than `staging` groups may be encoded and not sent meanwhile; what finds no place is encoded at a
+the pass by as long, and then sent. At most `staging` groups may be encoded and not yet sent; a group that finds no place is encoded at a
 later group's end, or at the end of the pass, as everything is with one group. The decode node expands a group between two of its iterations
 when it has arrived, and the request joins the batch when the last one is expanded. Every group costs the codec its constant part again.
 
 Not modelled: groups of prompts that share a pass (they are sent whole), chunks that are sent before the last one is computed, layers that
-take longer than others, the way of the groups before the last between the nodes.
+take longer than others, the delay of the groups before the last between the nodes.
 """
 
 from __future__ import annotations
@@ -17,87 +17,90 @@ from typing import TYPE_CHECKING
 from simpy.events import Event
 
 from sim.clock import Wake
-from sim.node.job import Job
+from sim.job import Job
 
 if TYPE_CHECKING:
     from sim.transfer.pair import NodePair
 
 
 class Pipeline:
-    """The pass over the prompt begins now and takes pass_s. Asks the policy what becomes of the KV, which the pass hides for so long."""
+    """The layer groups of one prompt whose pass begins now and takes pass_s. Asks the policy how to encode the KV, which the pass hides for
+    so long."""
 
     def __init__(self, pair: NodePair, job: Job, pass_s: float) -> None:
-        transport = pair.carrier.transport
-        self.pair, self.job, self.node, self.clock = pair, job, pair.source, pair.carrier.clock
+        transport = pair.context.transport
+        self.pair, self.job, self.gpu, self.clock = pair, job, pair.source.gpu, pair.context.clock
         self.groups, self.staging = transport.layer_groups, transport.staging
         self.pass_s = pass_s
-        self.ends_s = self.clock._now + pass_s
+        self.ends_s = self.clock.now + pass_s
         self.encoded = 0
         self.sent = 0
-        self.waiting: Wake | None = None  # the sender's
-        pair.choose(job, hidden_s=pass_s)
-        job.pipeline = self
-        self.clock.process(flow_through(self))
+        self.sender_wake: Wake | None = None  # of the sender, while it waits for the next group
+        pair.decide(job, hidden_s=pass_s)
+        job.transfer.pipeline = self
+        self.clock.process(encode_during_pass(self))
 
     def left_s(self) -> float:
-        return max(0.0, self.ends_s - self.clock._now)
+        """Seconds until the pass ends."""
+        return max(0.0, self.ends_s - self.clock.now)
 
     def encode_s(self) -> float:
         """Of one group."""
-        return self.node.costs.encode_s(self.job.sent_tokens / self.groups, self.job.decision) * self.node.batch.slow
+        return self.gpu.costs.encode_s(self.job.sent_tokens / self.groups, self.job.transfer.decision) * self.gpu.batch.slowdown
 
-    def stretch(self, seconds: float) -> None:
+    def begin_encoding(self, seconds: float) -> None:
+        """The GPU encodes a group within the pass, which it delays."""
         self.ends_s += seconds
-        self.node.stretch(seconds)
-        self.job.record.encode_busy_s += seconds
-        self.job.record.cost_usd += seconds * self.node.usd_per_s
+        self.gpu.lengthen_iteration(seconds)
+        self.job.prompt.encode_busy_s += seconds
+        self.job.cost_usd += seconds * self.gpu.usd_per_s
 
     def left_to_encode_s(self) -> float:
         """At the end of the pass."""
         return (self.groups - self.encoded) * self.encode_s()
 
-    def give(self) -> None:
+    def add_encoded(self) -> None:
         """One more group is encoded."""
         self.encoded += 1
-        if self.job.gone:
+        if self.job.aborted:
             return
         if self.encoded == 1:
-            self.pair.send(self.job)
-        elif self.waiting is not None:
-            self.waiting.after(0.0)
-            self.waiting = None
+            self.pair.enqueue(self.job)
+        elif self.sender_wake is not None:
+            self.sender_wake.after(0.0)
+            self.sender_wake = None
 
     def finish(self) -> None:
-        """All that was left is encoded."""
+        """All groups are encoded."""
         while self.encoded < self.groups:
-            self.give()
+            self.add_encoded()
 
-    def gives(self, group: int, wake: Wake) -> bool:
-        """The sender has sent those before `group`. False if this one is not encoded yet: then `wake` rings when it is."""
+    def has_group(self, group: int, wake: Wake) -> bool:
+        """The sender has sent the groups before `group`. False if this one is not encoded yet: then `wake` fires when it is."""
         self.sent = group
         if self.encoded <= group:
-            self.waiting = wake
+            self.sender_wake = wake
             return False
         return True
 
     def expand(self, bits: float) -> None:
         """A group that is not the last has arrived."""
-        record, target = self.job.record, self.pair.target
-        decision = self.job.decision
-        seconds = target.costs.expand_s(self.job.sent_tokens / self.groups, decision.mode, bits, decision.coder)
-        record.expand_busy_s += seconds
-        record.cost_usd += seconds * target.usd_per_s
-        target.interject(seconds, _nothing)  # which counts the node's slowness itself
+        job, target = self.job, self.pair.target
+        decision = job.transfer.decision
+        seconds = target.costs.expand_s(job.sent_tokens / self.groups, decision.mode, bits, decision.coder)
+        job.decoding.expand_busy_s += seconds
+        job.cost_usd += seconds * target.gpu.usd_per_s
+        target.gpu.run_between_iterations(seconds, _nothing)  # which applies the node's slowdown
 
 
-def flow_through(it: Pipeline) -> Generator[Event, None, None]:
-    wake, compute_s, encode_s = Wake(it.clock), it.pass_s / it.groups, it.encode_s()
-    for computed in range(1, it.groups):
+def encode_during_pass(pipeline: Pipeline) -> Generator[Event, None, None]:
+    wake, compute_s, encode_s = Wake(pipeline.clock), pipeline.pass_s / pipeline.groups, pipeline.encode_s()
+    for computed in range(1, pipeline.groups):
         yield wake.after(compute_s)
-        while it.encoded < computed and it.encoded - it.sent < it.staging and not it.job.gone:
-            it.stretch(encode_s)
+        while pipeline.encoded < computed and pipeline.encoded - pipeline.sent < pipeline.staging and not pipeline.job.aborted:
+            pipeline.begin_encoding(encode_s)
             yield wake.after(encode_s)
-            it.give()
+            pipeline.add_encoded()
 
 
 def _nothing() -> None:

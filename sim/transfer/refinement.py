@@ -1,11 +1,11 @@
-"""What follows a transfer behind the start of decoding: finer bands of the same stream, sent when nothing more urgent wants the link.
+"""What is sent of a transfer behind the start of decoding: finer bands of the same stream, while nothing more urgent needs the link.
 
-Once the promised cut is there, the bytes go on to the cut `behind`, less urgent than any flow that decoding waits for, and never while
-another transfer has the pair's thread; those of one pair go one after another. The policy is asked again when the rate changes and when the
-cut is reached, with view.started; it may move the cut, not take back what has left. The decode node keeps the codes of the stream, which is
-memory that is counted, or there is no refinement for want of it. When the last byte is there, the node expands the whole stream once more,
-between two iterations, and the tokens from then on are decoded at the lower distortion. Until the last byte is acknowledged, or the request
-has ended, the source stays pinned.
+Once the promised cut is there, the bytes go on to the cut `behind`. They are less urgent than any flow that decoding waits for, and never
+flow while another transfer has the pair's thread; the refinements of one pair go one after another. The policy is asked again, with
+view.started, when the rate changes and when the cut is reached; it may move the cut but not take back what has left. The decode node keeps
+the codes of the stream in memory, which is counted; without room for them there is no refinement. When the last byte is there, the node
+expands the whole stream once more, between two iterations, and later tokens are decoded at the lower distortion. The source stays
+pinned until the last byte is acknowledged or the request has ended.
 
 Not modelled: better values swapped in before the cut is reached.
 """
@@ -21,15 +21,18 @@ from simpy.events import Event
 
 from abkt.policy.view import Curve, Refined
 from sim.network.flows import Flow
+from sim.records import delivered_transfer
+from sim.transfer.transfer import ended_flow
 
 if TYPE_CHECKING:
     from sim.transfer.transfer import SimulatedTransfer
 
-BEHIND = 1  # level of the flow; transfers that decoding waits for have 0
+REFINEMENT_LEVEL = 1  # of its flow; transfers that decoding waits for have level 0
 
 
 class Refinement:
-    """Use `after`. swapped_at: tokens that were decoded before the better values; nan before they are in."""
+    """Made by `start`. blocks: memory for codes on the decode node. swapped_at: tokens that were decoded before the better values, NaN
+    before those are in. finish_s: when the last byte was acknowledged, else NaN. wire_bytes, wire_calls, distortion_final: at its end."""
 
     __slots__ = (
         "asked_s",
@@ -37,106 +40,113 @@ class Refinement:
         "clock",
         "curve",
         "cut",
+        "distortion_final",
+        "ended",
+        "finish_s",
         "flow",
         "job",
         "joined",
-        "over",
         "pair",
         "sent",
         "start_cut",
         "swapped_at",
         "transfer",
+        "wire_bytes",
+        "wire_calls",
     )
 
     def __init__(self, transfer: SimulatedTransfer) -> None:
         self.transfer = transfer
         self.pair, self.job, self.clock = transfer.pair, transfer.job, transfer.clock
-        self.curve = transfer.curve = _with_all(transfer.full, transfer.cuts)
+        self.curve = transfer.curve = _mean_curve(transfer.full, transfer.cuts)
         self.start_cut = self.cut = min(transfer.cuts)
         self.asked_s = math.nan
-        self.blocks = 0  # of codes that the decode node keeps
+        self.blocks = 0
         self.swapped_at = math.nan
         self.joined = False  # its flow is in the network
         self.sent = False  # the last byte has left
-        self.over = False
+        self.ended = False
+        self.finish_s = math.nan
+        self.wire_bytes, self.wire_calls, self.distortion_final = 0, 0, transfer.distortion
         start_bytes = self.curve.bytes[self.start_cut]
         limit = transfer.flow.limit_bytes_per_s
-        self.flow = Flow(self.clock, self.pair.path, start_bytes, self.on_rate, limit, BEHIND)
+        self.flow = Flow(self.clock, self.pair.path, start_bytes, self.on_rate, limit, REFINEMENT_LEVEL)
         self.flow.sent_bytes = start_bytes
 
     @classmethod
-    def after(cls, transfer: SimulatedTransfer) -> Refinement | None:
-        """Of a transfer that was delivered; None where the policy wants none after all, or the decode node has no memory for the codes."""
+    def start(cls, transfer: SimulatedTransfer) -> Refinement | None:
+        """Of a delivered transfer; None where the policy wants none after all, or the decode node has no memory for the codes."""
         refinement = cls(transfer)
         if not refinement.extends():
-            refinement.flow.on_rate = transfer.flow.on_rate
+            refinement.flow.on_rate = ended_flow
             return None
-        refinement.flow.end.callbacks.append(refinement.reached)
+        refinement.flow.end.callbacks.append(refinement.reach_cut)
         refinement.pair.refining.append(refinement)
-        refinement.go_on()
+        refinement.resume()
         return refinement
 
     # -- the flow ----------------------------------------------------------------------------------------------------------------
 
-    def go_on(self) -> None:
-        """If the pair's thread is free, and those before it are done."""
+    def resume(self) -> None:
+        """Send, if the pair's thread is free and earlier refinements are done."""
         if not self.joined and not self.pair.sending and self.pair.refining[0] is self:
             self.joined = True
-            self.pair.carrier.network.join(self.flow)
+            self.pair.context.network.join(self.flow)
 
     def pause(self) -> None:
         if self.joined:
             self.joined = False
-            self.flow.settle(self.clock._now)
-            self.pair.carrier.network.leave(self.flow)
+            self.flow.settle(self.clock.now)
+            self.pair.context.network.leave(self.flow)
 
-    def give_way(self) -> None:
-        """Nothing of it is to come: the next one may go on."""
+    def stop(self) -> None:
+        """Nothing more is sent of it: the pair's next refinement may go on."""
         self.pause()
         refining = self.pair.refining
         if self in refining:
             refining.remove(self)
             if refining:
-                refining[0].go_on()
+                refining[0].resume()
 
     def on_rate(self, sent_bytes: float, seconds: float) -> float:
-        """Not a sample of goodput: what passes is what others leave."""
-        if self.flow.rate > 0 and self.asked_s != self.clock._now:
+        """Not a sample of goodput: a refinement gets what other flows leave."""
+        if self.flow.rate > 0 and self.asked_s != self.clock.now:
             self.cut = self.decide()
         return self.curve.bytes[self.cut]
 
     def extends(self) -> bool:
+        """Whether the policy moves the cut further."""
         before, self.cut = self.cut, self.decide()
         if self.cut > before:
             self.flow.target_bytes = self.curve.bytes[self.cut]
         return self.cut > before
 
-    def reached(self, _: Event) -> None:
+    def reach_cut(self, _: Event) -> None:
         """The cut is reached, or the last byte acknowledged."""
         flow = self.flow
         if self.sent:
             self.arrive()
             return
-        flow.end.callbacks.append(self.reached)
-        flow.finish(self.clock._now)
+        flow.end.callbacks.append(self.reach_cut)
+        flow.finish(self.clock.now)
         if self.extends():
             flow.aim(flow.target_bytes)
             return
         self.sent = True
-        self.give_way()
-        flow.end.after(self.pair.calls_s(self.calls()) + self.pair.carrier.delay_s)
+        self.stop()
+        flow.end.after(self.pair.calls_s(self.calls()) + self.pair.context.delay_s)
 
     def decide(self) -> int:
-        """How far behind the start: no coarser than what has left, no deeper than was encoded, no more than the memory for its codes."""
+        """The cut to refine to: no coarser than what has left, no deeper than was encoded, with memory for its codes."""
         sent_bytes, transfer, sizes = self.flow.sent_bytes, self.transfer, self.curve.bytes
-        now_s = self.asked_s = self.clock._now
+        now_s = self.asked_s = self.clock.now
         sent_cut = max(self.start_cut, bisect_left(sizes, sent_bytes * (1 - 1e-12)))
         decision = self.pair.policy.decide(now_s, transfer.view(sent_bytes, sent_cut, started=True))
-        wanted = max(sent_cut, min(decision.behind, transfer.deepest))
-        return wanted if wanted <= sent_cut or self.keep(sizes[wanted]) else max(sent_cut, self.cut)
+        wanted = max(sent_cut, min(decision.refine_to_cut, transfer.deepest))
+        return wanted if wanted <= sent_cut or self.reserve_codes(sizes[wanted]) else max(sent_cut, self.cut)
 
-    def keep(self, code_bytes: float) -> bool:
-        """Memory on the decode node for so many bytes of codes in all. False if there is none."""
+    def reserve_codes(self, code_bytes: float) -> bool:
+        """Reserve memory on the decode node for so many bytes of codes in all. False if there is none."""
         memory, costs = self.pair.target.memory, self.pair.target.costs
         more = memory.blocks_for(math.ceil(code_bytes / costs.kv_bytes_per_token)) - self.blocks
         if more > 0:
@@ -149,54 +159,52 @@ class Refinement:
     # -- the end -----------------------------------------------------------------------------------------------------------------
 
     def sent_bytes(self) -> float:
+        """Sent behind the start."""
         return self.flow.sent_bytes - self.curve.bytes[self.start_cut]
 
     def calls(self) -> int:
-        return self.pair.calls(self.job.decision.mode, self.transfer.tokens, self.sent_bytes())
+        return self.pair.calls(self.job.transfer.decision.mode, self.transfer.tokens, self.sent_bytes())
 
     def arrive(self) -> None:
-        """The last byte is there and acknowledged: the source is free, and the better values come in between two iterations."""
-        self.pair.source.release_prompt(self.job)
-        self.transfer.record.refine_finish_s = self.clock._now
+        """The last byte is acknowledged: the source is released, and the better values are swapped in between two iterations."""
+        self.pair.source.prompts.release(self.job)
+        self.finish_s = self.clock.now
         target = self.pair.target
-        seconds = target.costs.expand_s(self.transfer.tokens, "stream", self.curve.bits[self.cut], self.job.decision.coder)
-        target.interject(seconds, self.swap)
-        self.job.record.cost_usd += seconds * target.usd_per_s
+        seconds = target.costs.expand_s(self.transfer.tokens, "stream", self.curve.bits[self.cut], self.job.transfer.decision.coder)
+        target.gpu.run_between_iterations(seconds, self.swap)
+        self.job.cost_usd += seconds * target.gpu.usd_per_s
 
     def swap(self) -> None:
-        if not self.over:
-            self.swapped_at = self.pair.target.decoded(self.job)
+        if not self.ended:
+            self.swapped_at = self.pair.target.decoding.decoded_tokens(self.job)
 
     def end(self) -> None:
-        """The request has its last token, or is given up: nothing follows any more."""
-        self.over = True
-        record, of, transfer, job = self.transfer.record, self.job.record, self.transfer, self.job
-        if math.isnan(record.refine_finish_s):
-            self.give_way()
+        """The request has its last token or is aborted: nothing more is sent, and the transfer's record is final."""
+        self.ended = True
+        transfer, job, context = self.transfer, self.job, self.pair.context
+        if math.isnan(self.finish_s):
+            self.stop()
             self.flow.end.cancel()
             self.flow.end.callbacks.clear()
-            self.pair.source.release_prompt(job)
+            self.pair.source.prompts.release(job)
         self.pair.target.memory.release(self.blocks)
-        sent_bytes = self.sent_bytes()
-        if sent_bytes > 0:
-            record.refine_bytes = round(sent_bytes)
-            record.wire_bytes += record.refine_bytes
-            record.calls += self.calls()
-            record.bits_per_value = 8 * record.wire_bytes / (transfer.tokens * self.pair.source.costs.profile.model.values_per_token)
-            of.wire_bytes, of.rate = record.wire_bytes, record.bits_per_value
-            of.cost_usd += record.refine_bytes * self.pair.carrier.usd_per_gb / 1e9
+        if self.sent_bytes() > 0:
+            self.wire_bytes, self.wire_calls = round(self.sent_bytes()), self.calls()
+            job.transfer.wire_bytes = transfer.wire_bytes + self.wire_bytes
+            job.transfer.bits_per_value = transfer.bits_per_value(job.transfer.wire_bytes)
+            job.cost_usd += self.wire_bytes * context.usd_per_gb / 1e9
         if not math.isnan(self.swapped_at):
-            start, final, tokens = record.distortion_start, self.curve.distortion[self.cut], job.request.osl - 1
-            record.distortion_final = of.distortion_final = final
-            of.distortion_token_weighted = final + (start - final) * self.swapped_at / tokens
-        job.refinement = None
-        self.flow.on_rate = transfer.flow.on_rate  # so that nothing refers to itself
-        self.pair.policy.refined(self.clock._now, Refined(record.distortion_start, of.distortion_token_weighted))
-        self.pair.carrier.ended(record)
+            start, tokens = transfer.distortion, job.request.osl - 1
+            self.distortion_final = job.distortion_final = final = self.curve.distortion[self.cut]
+            job.distortion_token_weighted = final + (start - final) * self.swapped_at / tokens
+        job.transfer.refinement = None
+        self.flow.on_rate = ended_flow  # the refinement is not kept alive by its flow
+        self.pair.policy.refined(self.clock.now, Refined(transfer.distortion, job.distortion_token_weighted))
+        context.ended(delivered_transfer(transfer, self))
 
 
-def _with_all(full: Curve, cuts: Sequence[int]) -> Curve:
-    """The curve of groups of layers that have come to different cuts, each going on from its own."""
+def _mean_curve(full: Curve, cuts: Sequence[int]) -> Curve:
+    """The curve of layer groups that have come to different cuts, each going on from its own."""
     if len(set(cuts)) == 1:
         return full
     groups = len(cuts)

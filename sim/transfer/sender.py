@@ -1,12 +1,12 @@
-"""The thread that sends for a pair: its transfers in order, one at a time.
+"""The thread that sends for a pair of nodes: its transfers in order, one at a time.
 
-It waits until the decode side has reserved memory for the whole request, then the bytes flow at the max-min fair rate; alpha for each call
-comes after the last byte. Frames that were lost are sent again retry_s later, until none is. Where no byte has passed for timeout_s, the
-transfer is offered again after backoff_s, and goes on where it was.
+It waits until the decode side has reserved memory for the whole request. Then the bytes flow at the max-min fair rate, and the constant
+time of the calls comes after the last byte. Lost frames are sent again retry_s later, until none is lost. Where no byte has passed for
+timeout_s, the transfer is offered again after backoff_s and continues where it was.
 
-Senders are lent: a pair that has nothing to send has none, for a thousand nodes make a million pairs.
+A pair has a sender only while it has something to send, for a thousand nodes make a million pairs.
 
-Not modelled: what acknowledging takes beside its way; a connection that breaks in the middle of the bytes.
+Not modelled: what acknowledging takes beside its delay; a connection that breaks in the middle of the bytes.
 """
 
 from __future__ import annotations
@@ -17,57 +17,59 @@ from typing import TYPE_CHECKING
 from simpy.events import Event
 
 from sim.clock import Wake
-from sim.node.job import Job
+from sim.job import Job
+from sim.records import delivered_transfer
+from sim.transfer.context import TransferContext
+from sim.transfer.refinement import Refinement
 from sim.transfer.transfer import SimulatedTransfer
 
 if TYPE_CHECKING:
-    from sim.transfer.pair import NodePair, TransferContext
+    from sim.transfer.pair import NodePair
 
 
 class SenderProcess:
-    """A process that `begin` gives a pair; it goes back to the carrier's idle ones when the pair's queue is empty."""
+    """A process that `begin` lends to a pair; it returns to the context's idle ones when the pair's queue is empty. job: the one under way,
+    None once it was aborted."""
 
-    __slots__ = ("carrier", "granted", "job", "pair", "wake")
+    __slots__ = ("context", "job", "pair", "wake")
 
-    def __init__(self, carrier: TransferContext) -> None:
-        self.carrier = carrier
-        self.wake = Wake(carrier.clock)
+    def __init__(self, context: TransferContext) -> None:
+        self.context = context
+        self.wake = Wake(context.clock)
         self.pair: NodePair
-        self.job: Job | None = None  # under way
-        self.granted = False  # memory to decode it
-        carrier.clock.process(send(self))
+        self.job: Job | None = None
+        context.clock.process(send(self))
 
     def begin(self, pair: NodePair) -> None:
         self.pair = pair
         self.wake.after(0.0)
 
-    def withdraw(self, job: Job) -> bool:
-        """What is under way is given up, if that is it: the process goes on at once, and lets it go."""
+    def abort(self, job: Job) -> bool:
+        """Give up the transfer under way, if it is this job's: the process wakes at once and releases it."""
         if job is not self.job:
             return False
-        self.job, job.gone = None, True
-        if not self.granted and self.pair.target.memory.give_up(self.wake) is False:
-            self.granted = True  # at this very moment
+        self.job, job.aborted = None, True
+        if not job.reservation.reserved and not self.pair.target.memory.cancel_wait(self.wake):
+            job.reservation.reserved = True  # the memory was granted at this very time
         self.wake.after(0.0)
         return True
 
     def reserve(self, job: Job) -> bool:
-        """False: it will be, when `wake` rings."""
-        memory = self.pair.target.memory
+        """Reserve the memory to decode the job. False: it is reserved when `wake` fires."""
+        memory, reservation = self.pair.target.memory, job.reservation
         self.job = job
-        self.granted = job.reserved_s == job.reserved_s  # nan: not yet; some have it since before their prefill
-        if not self.granted:
-            if not memory.can_reserve(job.decode_blocks):
-                memory.waited_for(job.decode_blocks, self.wake)
+        if not reservation.reserved:  # else since before its prefill
+            if not memory.can_reserve(reservation.blocks):
+                memory.wait_for(reservation.blocks, self.wake)
                 return False
-            memory.reserve(job.decode_blocks)
-            self.granted = True
+            memory.reserve(reservation.blocks)
+            reservation.reserved = True
         return True
 
 
 def send(sender: SenderProcess) -> Generator[Event, None, None]:
-    wake, carrier = sender.wake, sender.carrier
-    delay_s, transport = carrier.delay_s, carrier.transport
+    wake, context = sender.wake, sender.context
+    delay_s, transport = context.delay_s, context.transport
     while True:
         yield wake
         pair = sender.pair
@@ -77,45 +79,46 @@ def send(sender: SenderProcess) -> Generator[Event, None, None]:
             if not sender.reserve(job):
                 yield wake
                 if sender.job:
-                    sender.granted = True
+                    job.reservation.reserved = True
             if delay_s > 0 and sender.job:
-                yield wake.after(pair.ways() * delay_s)
+                yield wake.after(pair.one_way_trips() * delay_s)
             if sender.job is None:
-                pair.forget(job)
-                pair.let_go(job, sender.granted)
+                pair.leave_backlog(job)
+                pair.release(job)
                 continue
             transfer = SimulatedTransfer(pair, job, wake)
-            arrived = yield from carry(transfer, sender)
+            arrived = yield from send_groups(transfer, sender)
             if arrived:
                 calls_s = pair.calls_s(transfer.calls())
                 if calls_s + delay_s > 0:
                     yield wake.after(calls_s + delay_s)
             if sender.job is None:
                 transfer.give_up("the request was given up")
-                pair.let_go(job, held=True)
+                pair.release(job)
                 continue
             sender.job = None
             if not arrived:
                 transfer.fail(f"no byte passed for {transport.timeout_s:g} s, {transport.retries + 1} times")
                 continue
             transfer.deliver()
+            start_decoding(transfer)
             if delay_s > 0:
-                yield wake.after(delay_s)  # the acknowledgement's way, before the next offer
+                yield wake.after(delay_s)  # of the acknowledgement, before the next offer
         pair.sender = pair.queue = None
-        carrier.idle.append(sender)
+        context.idle.append(sender)
 
 
-def carry(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator[Event, None, bool]:
-    """Bytes flow, group by group. False if it was tried too often, or the request was given up."""
-    wake, pair, transport = sender.wake, transfer.pair, transfer.carrier.transport
+def send_groups(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator[Event, None, bool]:
+    """Send the bytes, group by group. False if there were too many attempts, or the request was aborted."""
+    wake, pair, transport, job = sender.wake, transfer.pair, transfer.context.transport, transfer.job
     for group in range(transfer.groups):
         if group > 0:
-            assert transfer.job.pipeline is not None
-            if not transfer.job.pipeline.gives(group, wake):
+            assert job.transfer.pipeline is not None
+            if not job.transfer.pipeline.has_group(group, wake):
                 yield wake
                 if sender.job is None:
                     return False
-        pair.hold()
+        pair.begin_sending()
         transfer.begin(group)
         while True:
             yield wake
@@ -124,13 +127,13 @@ def carry(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator[Event
                 break
             if transfer.stalled():
                 transfer.stop()
-                if transfer.record.retries == transport.retries:
-                    pair.free()
+                if transfer.retries == transport.retries:
+                    pair.end_sending()
                     return False
-                yield wake.after(transport.backoff_s + pair.ways() * transfer.carrier.delay_s)
+                yield wake.after(transport.backoff_s + pair.one_way_trips() * transfer.context.delay_s)
                 if sender.job is None:
                     break
-                transfer.go_on(retried=True)
+                transfer.retry()
             elif transfer.extends():
                 continue
             elif lost := transfer.lost_frames():
@@ -142,7 +145,18 @@ def carry(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator[Event
             else:
                 transfer.end()
                 break
-        pair.free()
+        pair.end_sending()
         if sender.job is None:
             return False
     return True
+
+
+def start_decoding(transfer: SimulatedTransfer) -> None:
+    """The transfer is delivered: the decode node gets the KV, and the source is free unless a refinement follows."""
+    job, pair = transfer.job, transfer.pair
+    job.transfer.refinement = Refinement.start(transfer) if transfer.may_refine() else None
+    if job.transfer.refinement is None:
+        pair.source.prompts.release(job)
+        transfer.context.ended(delivered_transfer(transfer))
+    job.transfer.pipeline = None
+    pair.target.decoding.arrive(job)

@@ -1,11 +1,11 @@
-"""One transfer of KV: the bytes that flow, the cut that may move while they do, and what the records say of it.
+"""One transfer of KV: the bytes that flow, and the cut that may move while they do.
 
 The pair's bitrate policy is asked on the request's own measured curve when the flow starts, when its rate changes, and when it has reached
-the cut. Raw and exact transfers have no cut and are not asked about again. A transfer record starts with its flow; a request's exposed wire
-time also holds the waits for earlier transfers of the pair and for memory.
+the cut. Raw and lossless transfers have no cut and are not asked about again. A transfer's record starts with its flow; a request's exposed
+wire time also holds the waits for earlier transfers of the pair and for memory.
 
-KV may come in layer groups (pipeline.py), one after another, each with its own cut. The policy is then shown one curve for what has left
-of the groups before and all that is to come: bytes and distortion if every group from this one on went to the same cut.
+KV may come in layer groups (sim.transfer.pipeline), one after another, each with its own cut. The policy is then shown one curve for what
+has left of the earlier groups and for all that is to come: bytes and distortion if every group from this one on went to the same cut.
 
 Not modelled: layers that code better or worse than others of the same prompt.
 """
@@ -19,11 +19,10 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from abkt.policy.view import Curve, Delivered, GoodputSample, TransferView
-from abkt.records import TransferRecord
 from sim.clock import Wake
+from sim.job import Job
 from sim.network.flows import Flow
-from sim.node.job import Job
-from sim.transfer.refinement import Refinement
+from sim.records import failed_transfer
 from sim.transfer.transport import FRAME_BYTES
 
 if TYPE_CHECKING:
@@ -31,41 +30,52 @@ if TYPE_CHECKING:
 
 
 class SimulatedTransfer:
-    """Memory is reserved for it. `wake` rings at the end of what flows."""
+    """A transfer whose memory on the decode node is reserved. `wake` fires at the end of what flows.
+
+    full: the request's own curve; curve: the one that the policy is shown. cut: of the group that flows; cuts: of the groups before.
+    finish_s, wire_bytes, calls_made, distortion: at its delivery.
+    """
 
     __slots__ = (
         "begun_bytes",
         "behind",
-        "carrier",
+        "calls_made",
         "clock",
+        "context",
         "curve",
         "cut",
         "cuts",
         "deadline_s",
         "deepest",
+        "distortion",
+        "estimate_bytes_per_s",
         "expected",
+        "finish_s",
         "flow",
         "full",
         "groups",
         "job",
         "pair",
         "passed_bytes",
+        "price",
         "random",
         "rate",
-        "record",
         "resending",
+        "retries",
         "segment_bytes",
+        "start_s",
         "streamed",
         "tokens",
+        "wire_bytes",
     )
 
     def __init__(self, pair: NodePair, job: Job, wake: Wake) -> None:
-        self.pair, self.job, self.carrier = pair, job, pair.carrier
-        carrier, request, decision, costs = pair.carrier, job.request, job.decision, pair.source.costs
-        self.clock = carrier.clock
-        now_s = carrier.clock._now
-        if job.reserved_s != job.reserved_s:  # nan; else it was before its prefill
-            job.reserved_s = now_s
+        self.pair, self.job, self.context = pair, job, pair.context
+        context, request, decision, costs = pair.context, job.request, job.transfer.decision, pair.source.costs
+        self.clock = context.clock
+        self.start_s = now_s = context.clock.now
+        if job.reservation.reserved_s != job.reservation.reserved_s:  # NaN: it was not reserved before its prefill
+            job.reservation.reserved_s = now_s
         self.tokens = job.sent_tokens
         self.streamed = decision.mode == "stream"
         self.expected = costs.expected(self.tokens, request.request_id if self.streamed else 0)
@@ -73,66 +83,58 @@ class SimulatedTransfer:
         curve = self.expected.curve(decision.order)
         self.full = self.curve = curve.scaled(self.expected.entropy_share) if decision.coder == "entropy" else curve
         self.deepest = self.full.cut_of_bits(decision.depth_bits)
-        self.groups = 1 if job.pipeline is None else job.pipeline.groups
+        self.groups = 1 if job.transfer.pipeline is None else job.transfer.pipeline.groups
         self.cut = self.behind = 0
-        self.cuts: list[int] = []  # of the groups before
+        self.cuts: list[int] = []
         self.passed_bytes = 0.0  # of the groups before
         self.rate = 0.0  # that the NICs know of
-        self.begun_bytes = 0.0  # what had flowed when this group began, frames sent twice included
-        self.segment_bytes = 0.0  # what flowed last without a pause
+        self.begun_bytes = 0.0  # that had flowed when this group began, frames sent twice included
+        self.segment_bytes = 0.0  # that flowed last without a pause
         self.resending = False
-        self.random = Random(f"{carrier.transport.seed} {request.request_id}") if carrier.transport.frame_loss > 0 else None
-        self.record = TransferRecord(
-            request_id=request.request_id,
-            source=pair.source.name,
-            destination=pair.target.name,
-            start_s=now_s,
-            mode=decision.mode,
-            price=pair.price(),
-            estimate_bytes_per_s=pair.policy.estimate_bytes_per_s(now_s),
-            raw_bytes=self.expected.raw_bytes,
-            pacing="model",
-        )
-        limit = pair.limit_bytes_per_s(job.expected_bytes, pair.calls(decision.mode, self.tokens, job.expected_bytes))
-        self.flow: Flow = Flow(
-            self.clock, pair.path, job.expected_bytes, self.on_rate, limit, end=wake, stall_s=carrier.transport.timeout_s
-        )
+        self.retries = 0
+        self.random = Random(f"{context.transport.seed} {request.request_id}") if context.transport.frame_loss > 0 else None
+        self.price = pair.price()
+        self.estimate_bytes_per_s = pair.policy.estimate_bytes_per_s(now_s)
+        self.finish_s, self.wire_bytes, self.calls_made, self.distortion = math.nan, 0, 0, 0.0
+        expected_bytes = job.transfer.expected_bytes
+        limit = pair.limit_bytes_per_s(expected_bytes, pair.calls(decision.mode, self.tokens, expected_bytes))
+        self.flow: Flow = Flow(self.clock, pair.path, expected_bytes, self.on_rate, limit, end=wake, stall_s=context.transport.timeout_s)
 
     # -- the flow ----------------------------------------------------------------------------------------------------------------
 
     def begin(self, group: int) -> None:
-        """The group is there, and flows from now on. Its first rate asks for its first cut."""
+        """The group is encoded and flows from now on. Its first rate asks for its first cut."""
         if group > 0:
-            self.curve = _rest(self.full, self.cuts, self.groups)
+            self.curve = _remaining(self.full, self.cuts, self.groups)
             self.cut = 0
         self.begun_bytes = self.flow.sent_bytes
         self.resending = False
-        self.carrier.network.join(self.flow)
+        self.context.network.join(self.flow)
 
     def on_rate(self, sent_bytes: float, seconds: float) -> float:
         """The flow has another rate: the policy sees what passed, and may move the cut."""
-        self.carry(self.flow.rate)
+        self.tell_nics(self.flow.rate)
         if seconds > 0:
-            self.pair.policy.observe(self.clock._now, GoodputSample(sent_bytes, seconds))
+            self.pair.policy.observe(self.clock.now, GoodputSample(sent_bytes, seconds))
         if self.resending:
             return self.flow.target_bytes
         if not self.streamed:
-            return self.begun_bytes + self.job.expected_bytes / self.groups
+            return self.begun_bytes + self.job.transfer.expected_bytes / self.groups
         self.cut = self.decide()
         return self.begun_bytes + self.full.bytes[self.cut] / self.groups
 
-    def carry(self, bytes_per_s: float) -> None:
-        """Both NICs carry so much of it from now on."""
-        now_s, more, self.rate = self.clock._now, bytes_per_s - self.rate, bytes_per_s
+    def tell_nics(self, bytes_per_s: float) -> None:
+        """The transfer flows at this rate from now on."""
+        now_s, more, self.rate = self.clock.now, bytes_per_s - self.rate, bytes_per_s
         for nic in self.pair.nics:
-            nic.carry(now_s, more)
+            nic.add_load(now_s, more)
 
     def extends(self) -> bool:
-        """What was to flow has passed: does the policy want more?"""
-        self.carry(self.flow.rate)
-        passed_bytes, seconds = self.flow.finish(self.clock._now)
+        """The target has passed: whether the policy wants more."""
+        self.tell_nics(self.flow.rate)
+        passed_bytes, seconds = self.flow.finish(self.clock.now)
         if seconds > 0:
-            self.pair.policy.observe(self.clock._now, GoodputSample(passed_bytes, seconds))
+            self.pair.policy.observe(self.clock.now, GoodputSample(passed_bytes, seconds))
         if not self.resending:
             self.segment_bytes = self.flow.sent_bytes - self.begun_bytes
             if self.streamed and self.cut < self.deepest:
@@ -144,137 +146,128 @@ class SimulatedTransfer:
 
     def leave(self) -> None:
         """Nothing of it flows, for now."""
-        self.carrier.network.leave(self.flow)
-        self.carry(0.0)
+        self.context.network.leave(self.flow)
+        self.tell_nics(0.0)
 
     def end(self) -> None:
         """The group has passed, with all its frames."""
         self.leave()
         self.cuts.append(self.cut)
-        self.passed_bytes += (self.full.bytes[self.cut] if self.streamed else self.job.expected_bytes) / self.groups
-        if self.job.pipeline is not None and len(self.cuts) < self.groups:
-            self.job.pipeline.expand(self.bits())
+        self.passed_bytes += (self.full.bytes[self.cut] if self.streamed else self.job.transfer.expected_bytes) / self.groups
+        if self.job.transfer.pipeline is not None and len(self.cuts) < self.groups:
+            self.job.transfer.pipeline.expand(self.bits())
 
     def decide(self) -> int:
         """The policy's cut, no coarser than what has left already and no deeper than was encoded."""
         of_group = self.flow.sent_bytes - self.begun_bytes
         sent_cut = bisect_left(self.full.bytes, of_group * self.groups * (1 - 1e-12)) if of_group > 0 else 0
-        decision = self.pair.policy.decide(self.clock._now, self.view(self.passed_bytes + of_group, sent_cut))
-        if decision.mode != "stream":  # whoever still wants raw: as good as was encoded
+        decision = self.pair.policy.decide(self.clock.now, self.view(self.passed_bytes + of_group, sent_cut))
+        if decision.mode != "stream":  # the policy now wants raw: as good as was encoded
             return self.deepest
-        self.behind = decision.behind
+        self.behind = decision.refine_to_cut
         return max(min(decision.cut, self.deepest), sent_cut)
 
     def view(self, sent_bytes: float, sent_cut: int, started: bool = False) -> TransferView:
-        """No encoding is left to do, and the other modes can no longer be had."""
-        it, job = self.expected, self.job
-        slope, uniform = (self.curve, it.uniform) if job.decision.order == "slope" else (it.slope, self.curve)
+        """The transfer as the policy sees it once it is encoded: no encoding is left, and the other modes are not available."""
+        expected, stage = self.expected, self.job.transfer
+        slope, uniform = (self.curve, expected.uniform) if stage.decision.order == "slope" else (expected.slope, self.curve)
         return TransferView(
-            it.raw_bytes,
+            expected.raw_bytes,
             self.deadline_s,
             slope,
             uniform,
             0.0,
-            it.expand_s,
+            expected.expand_s,
             math.inf,
             sent_bytes,
             sent_cut,
             0.0,
-            it.lossless_encode_s,
-            it.lossless_expand_s,
-            hidden_s=job.pipeline.left_s() if job.pipeline is not None else 0.0,
+            expected.lossless_encode_s,
+            expected.lossless_expand_s,
+            hidden_s=stage.pipeline.left_s() if stage.pipeline is not None else 0.0,
             price=0.0 if started else self.pair.price(),
             started=started,
         )
 
-    # -- what goes wrong ---------------------------------------------------------------------------------------------------------
+    # -- faults ------------------------------------------------------------------------------------------------------------------
 
     def stalled(self) -> bool:
-        """Nothing has passed for as long as the transport waits."""
+        """No byte has passed for as long as the transport waits."""
         return self.flow.rate == 0 and self.flow.sent_bytes < self.flow.target_bytes
 
     def stop(self) -> None:
-        """Nothing flows; what has passed is there."""
-        self.flow.settle(self.clock._now)
+        """The flow pauses; what has passed stays sent."""
+        self.flow.settle(self.clock.now)
         self.leave()
 
-    def go_on(self, retried: bool = False) -> None:
-        self.record.retries += retried
-        self.record.resumes += retried
-        self.carrier.network.join(self.flow)
+    def retry(self) -> None:
+        """The transfer is offered again and continues where it was."""
+        self.retries += 1
+        self.context.network.join(self.flow)
 
     def lost_frames(self) -> int:
-        """How many of the frames sent last did not come: drawn at random, the same in every run."""
+        """How many of the frames sent last were lost: drawn at random, the same in every run."""
         if self.random is None:
             return 0
-        share, frames = self.carrier.transport.frame_loss, math.ceil(self.segment_bytes / FRAME_BYTES)
+        share, frames = self.context.transport.frame_loss, math.ceil(self.segment_bytes / FRAME_BYTES)
         return sum(self.random.random() < share for _ in range(frames))
 
     def send_again(self, frames: int) -> None:
-        """They flow once more. The last frame is shorter than others, and one stands for any."""
+        """The lost frames flow once more. The last frame of a transfer is shorter than others, and one stands for any."""
         self.resending = True
         self.segment_bytes = min(frames * FRAME_BYTES, self.segment_bytes)
         self.flow.target_bytes = self.flow.sent_bytes + self.segment_bytes
-        self.carrier.network.join(self.flow)
+        self.context.network.join(self.flow)
 
     # -- the end -----------------------------------------------------------------------------------------------------------------
 
     def calls(self) -> int:
-        return self.pair.calls(self.job.decision.mode, self.tokens, self.passed_bytes)
-
-    def deliver(self) -> None:
-        """The last byte is there and acknowledged: the decode node has the KV, and the source is free, but for what is to follow."""
-        pair, job, record, flow, costs = self.pair, self.job, self.record, self.flow, self.pair.source.costs
-        now_s = job.expand_start_s = self.clock._now
-        distortion = sum([self.full.distortion[cut] for cut in self.cuts]) / self.groups if self.streamed else 0.0
-        if self.streamed:
-            record.order, record.depth_bits, record.cut = job.decision.order, job.decision.depth_bits, self.cut
-            record.slope = _slope(self.full, self.cut)
-        job.expand_s = pair.target.costs.expand_s(self.tokens / self.groups, job.decision.mode, self.bits(), job.decision.coder)
-        pair.policy.delivered(now_s, Delivered(distortion, job.decision, job.view, job.record.encode_busy_s + now_s - record.start_s))
-        record.finish_s = now_s
-        record.wire_bytes = round(flow.sent_bytes)
-        record.calls = self.calls()
-        record.bits_per_value = 8 * record.wire_bytes / (self.tokens * costs.profile.model.values_per_token)
-        record.distortion_start = record.distortion_final = distortion
-        of = job.record
-        of.wire_busy_s = now_s - record.start_s
-        of.wire_bytes, of.rate = record.wire_bytes, record.bits_per_value
-        of.distortion_start = of.distortion_final = of.distortion_token_weighted = distortion
-        of.cost_usd += record.wire_bytes * self.carrier.usd_per_gb / 1e9
-        pair.forget(job)
-        flow.on_rate = _over  # which knows this transfer: nothing is to keep it
-        if self.streamed and self.behind > self.cut and (refinement := Refinement.after(self)):
-            job.refinement = refinement
-        else:
-            pair.source.release_prompt(job)
-            self.carrier.ended(record)
-        job.pipeline = None
-        pair.target.arrive(job)
+        return self.pair.calls(self.job.transfer.decision.mode, self.tokens, self.passed_bytes)
 
     def bits(self) -> float:
         """Of the last group, per value."""
         return self.full.bits[self.cut] if self.streamed else 0.0
 
+    def bits_per_value(self, wire_bytes: int) -> float:
+        """Wire bits by the KV values of the tokens that were sent."""
+        return 8 * wire_bytes / (self.tokens * self.pair.source.costs.profile.model.values_per_token)
+
+    def may_refine(self) -> bool:
+        """Whether the policy wanted to send more once decoding has begun."""
+        return self.streamed and self.behind > self.cut
+
+    def deliver(self) -> None:
+        """The last promised byte is there and acknowledged."""
+        pair, job, flow, stage = self.pair, self.job, self.flow, self.job.transfer
+        self.finish_s = now_s = stage.arrived_s = self.clock.now
+        self.distortion = sum([self.full.distortion[cut] for cut in self.cuts]) / self.groups if self.streamed else 0.0
+        self.wire_bytes, self.calls_made = round(flow.sent_bytes), self.calls()
+        decision = stage.decision
+        stage.expand_s = pair.target.costs.expand_s(self.tokens / self.groups, decision.mode, self.bits(), decision.coder)
+        stage.busy_s = now_s - self.start_s
+        pair.policy.delivered(now_s, Delivered(self.distortion, decision, stage.view, job.prompt.encode_busy_s + now_s - self.start_s))
+        stage.wire_bytes, stage.bits_per_value = self.wire_bytes, self.bits_per_value(self.wire_bytes)
+        job.set_distortion(self.distortion)
+        job.cost_usd += self.wire_bytes * self.context.usd_per_gb / 1e9
+        pair.leave_backlog(job)
+        flow.on_rate = ended_flow  # the transfer is not kept alive by its flow
+
     def fail(self, reason: str) -> None:
-        """The request with it."""
+        """Give the transfer up, and its request with it."""
         self.give_up(reason)
-        self.carrier.failed(self.job, reason)
+        self.context.failed(self.job, reason)
 
     def give_up(self, reason: str) -> None:
-        record = self.record
-        record.finish_s, record.wire_bytes = self.clock._now, round(self.flow.sent_bytes)
-        record.outcome, record.reason = "failed", reason
-        self.pair.forget(self.job)
-        self.flow.on_rate = _over
-        self.carrier.ended(record)
+        self.pair.leave_backlog(self.job)
+        self.flow.on_rate = ended_flow
+        self.context.ended(failed_transfer(self, self.clock.now, reason))
 
 
-def _over(sent_bytes: float, seconds: float) -> float:
+def ended_flow(sent_bytes: float, seconds: float) -> float:
     raise RuntimeError("a flow that has ended got another rate")
 
 
-def _rest(full: Curve, cuts: Sequence[int], groups: int) -> Curve:
+def _remaining(full: Curve, cuts: Sequence[int], groups: int) -> Curve:
     """The curve of the groups that have passed, each at its cut, and of all the others at the cut in question."""
     share = (groups - len(cuts)) / groups
     size, left, bits = (sum(values[cut] for cut in cuts) / groups for values in (full.bytes, full.distortion, full.bits))
@@ -283,10 +276,3 @@ def _rest(full: Curve, cuts: Sequence[int], groups: int) -> Curve:
         tuple([left + share * d for d in full.distortion]),
         tuple([bits + share * b for b in full.bits]),
     )
-
-
-def _slope(curve: Curve, cut: int) -> float:
-    """Distortion that the cut's last band removed, for each byte of it; nan at the cut that has none."""
-    if cut == 0:
-        return math.nan
-    return (curve.distortion[cut - 1] - curve.distortion[cut]) / (curve.bytes[cut] - curve.bytes[cut - 1])

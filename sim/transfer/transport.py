@@ -1,19 +1,19 @@
-"""How KV is carried between two nodes: how many calls it takes, what limits its rate besides the links, and who asks whom.
+"""The transport between two nodes: how many calls a transfer takes, what limits its rate besides the links, and which side starts it.
 
-A raw transfer moves pieces of memory that are adjacent on both sides, one call each:
+A raw transfer moves pieces of memory that are adjacent on both sides, with one call each:
 
     block_contiguous  a run of adjacent blocks is one piece (FlowKV's layout): there are 1 + fragmentation (blocks - 1) of them
-    block_wise        each block is one
-    layer_wise        each block of each layer is one for K and one for V (the usual layout)
+    block_wise        each block is one piece
+    layer_wise        each block of each layer is one piece for K and one for V (the usual layout)
 
-times the layer groups, for a group is a pool of its own. With tensor parallelism p on the prefill and d on the decode side,
-p + d - gcd(p, d) pairs of ranks share heads, and each has its calls; where p and d differ, a rank's peer needs some heads of a block alone,
-which lie apart in each layer, K and V, whatever the layout. What is coded leaves in frames from a buffer, at least one for each group and
-pair of ranks. Ranks work side by side, so the calls that take time are those of one prefill rank.
+times the layer groups, since each group is a pool of its own. With tensor parallelism p on the prefill and d on the decode side, p + d -
+gcd(p, d) pairs of ranks share heads, and each pair has its own calls. Where p and d differ, the peer of a rank needs only some heads of a
+block, which are not adjacent in any layout: one piece for each layer, K and V. Coded KV leaves in frames from a buffer, at least one for
+each group and pair of ranks. Ranks work in parallel, so only the calls of one prefill rank take time.
 
-A queue that holds `depth` calls lets depth x bytes per call leave in one round trip, no more.
+A queue of `depth` calls lets at most depth x bytes per call leave in one round trip.
 
-Source: FlowKV (arXiv 2504.03775), section 3: calls by layout, 2 x layers x blocks against 1; DESIGN, section 4.
+Source: FlowKV (arXiv 2504.03775), section 3: calls by layout, 2 x layers x blocks against 1; docs/design.md, where KV lives.
 Not modelled: KV heads that several ranks hold copies of, ranks that do not finish together.
 """
 
@@ -30,10 +30,26 @@ FRAME_BYTES = 1 << 20  # one call of the transport each
 
 @dataclass(frozen=True, slots=True)
 class TransportModel:
-    """layout, fragmentation, prefill_tp, decode_tp, depth: see above; depth 0 is no limit. pull: the decode side fetches, so it must be
-    told and ask, a round trip more. layer_groups, staging: see pipeline.py. frame_loss: share of frames that are lost; they are sent
-    again retry_s after the last of the others, each drawn at random from `seed` and the request. timeout_s: without a byte, after which a
-    transfer is offered again, backoff_s later, at most `retries` times.
+    """The settings of a transport.
+
+    Parameters
+    ----------
+    layout : pieces of a raw transfer: block_contiguous, block_wise or layer_wise (see above).
+    fragmentation : share of a request's blocks that do not lie beside the block before, in [0, 1].
+    prefill_tp, decode_tp : tensor-parallel ranks of each side.
+    depth : calls that may be under way at once; 0: no limit.
+    pull : the decode side fetches the KV. It has to be told and to ask, which takes a round trip more.
+    layer_groups : groups of layers that are sent one after another while the pass runs (sim.transfer.pipeline); 1: KV is sent whole.
+    staging : groups that may be encoded and not yet sent.
+    frame_loss : share of frames that are lost, in [0, 1); drawn at random for each frame, from `seed` and the request.
+    retry_s : lost frames are sent again so many seconds after the last of the others.
+    timeout_s : after so many seconds without a byte a transfer is offered again; math.inf: never.
+    retries, backoff_s : it is offered again at most `retries` times, each backoff_s later.
+    seed : of the losses.
+
+    Raises
+    ------
+    ValueError : a value is out of range.
     """
 
     layout: Literal["block_contiguous", "block_wise", "layer_wise"] = "block_contiguous"
@@ -64,23 +80,23 @@ class TransportModel:
         object.__setattr__(self, "pairs_of_ranks", self.prefill_tp + self.decode_tp - math.gcd(self.prefill_tp, self.decode_tp))
 
     def coded_calls(self, wire_bytes: float) -> int:
-        """Of a whole coded transfer, by all ranks."""
+        """Calls of a whole coded transfer, of all ranks."""
         frames, least = math.ceil(wire_bytes / FRAME_BYTES), self.layer_groups * self.pairs_of_ranks
         return frames if frames > least else least
 
     def raw_calls(self, blocks: int, model: ModelSpec) -> int:
-        """Of a whole raw transfer of so many blocks."""
+        """Calls of a whole raw transfer of so many blocks, of all ranks."""
         if self.layout == "layer_wise" or self.prefill_tp != self.decode_tp:
             return blocks * model.layers * model.kv_kinds * self.pairs_of_ranks
         runs = blocks if self.layout == "block_wise" else 1 + round(self.fragmentation * (blocks - 1))
         return runs * self.layer_groups * self.pairs_of_ranks
 
-    def in_turn(self, calls: int) -> int:
-        """Of so many calls, those of one prefill rank, one after another."""
+    def calls_per_rank(self, calls: int) -> int:
+        """How many of all calls one prefill rank makes, one after another."""
         return calls if self.prefill_tp == 1 else -(-calls // self.prefill_tp)
 
     def limit_bytes_per_s(self, byte_s: float, wire_bytes: float, calls: int, delay_s: float) -> float:
-        """What the transport itself lets pass. byte_s: seconds a byte takes one rank."""
+        """The rate that the transport itself allows. byte_s: seconds that one rank takes for a byte."""
         limit = self.prefill_tp / byte_s if byte_s > 0 else math.inf
         if self.depth and delay_s > 0:
             limit = min(limit, self.prefill_tp * self.depth * wire_bytes / calls / (2 * delay_s))

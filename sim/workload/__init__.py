@@ -1,0 +1,27 @@
+"""The requests of a run: made up, or read from published traces, and scaled to what a cluster can hold.
+
+They know nothing of the cluster; the simulator, the real runs and the experiments all read them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abkt.lazy import exporter
+
+if TYPE_CHECKING:
+    from sim.workload.requests import Request, Scaling, scale
+    from sim.workload.servegen import read_servegen
+    from sim.workload.traces import read_trace
+
+__all__ = ["Request", "Scaling", "read_servegen", "read_trace", "scale"]
+__getattr__ = exporter(
+    __name__,
+    {
+        "Request": "requests",
+        "Scaling": "requests",
+        "read_servegen": "servegen",
+        "read_trace": "traces",
+        "scale": "requests",
+    },
+)

@@ -1,6 +1,6 @@
-"""Clients that wait for their answer: so many requests are in the cluster at any time, the next arrives when one is done.
+"""Clients that wait for their answer: a fixed number of requests is in the cluster, and the next one arrives when one is done.
 
-Not modelled: time to think between an answer and the next question.
+Not modelled: time between an answer and the client's next request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sim.workload.requests import Request
 
 
 class ClosedLoop:
-    """Places the requests in their order, `concurrency` of them at 0 s, whatever their own times of arrival are."""
+    """Places the requests in order, `concurrency` of them at 0 s; their own arrival times are ignored."""
 
     def __init__(self, clock: Clock, requests: Sequence[Request], concurrency: int, place: Callable[[Request], None]) -> None:
         if concurrency < 1:
@@ -26,7 +26,7 @@ class ClosedLoop:
         self.wake = Wake(clock)
 
     def done(self) -> None:
-        """A request has left the cluster. Its client asks again at this very moment, after what is under way now."""
+        """A request has left the cluster: its client sends the next one at the same time, after the events that are scheduled for it."""
         self.free += 1
         self.wake.at(self.clock.now)
 

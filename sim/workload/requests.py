@@ -1,4 +1,4 @@
-"""Requests: what arrives, when, and how long it is; and a trace's requests scaled to what a cluster can hold.
+"""Requests with their arrival times and lengths, and a trace's requests scaled to what a cluster can hold.
 
 Not modelled: requests that depend on the answer to another one.
 """
@@ -12,7 +12,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """isl, osl: prompt and output tokens. hash_ids: the trace's prefix blocks, in order, empty where it has none."""
+    """One request of a workload.
+
+    Parameters
+    ----------
+    request_id : of the trace, or counted from 0.
+    arrival_s : seconds since the start of the run.
+    isl, osl : prompt and output tokens, each at least 1.
+    hash_ids : hashes of the prompt's prefix blocks, in order; empty where the trace has none.
+
+    Raises
+    ------
+    ValueError : a value is out of range.
+    """
 
     request_id: int
     arrival_s: float
@@ -29,7 +41,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How a trace is cut to size: `requests` of them after the first `skip`, `speedup` times as fast, lengths scaled, then clipped."""
+    """How a trace is scaled: take `requests` after the first `skip`, divide times by speedup, scale lengths and clip them."""
 
     requests: int | None = None
     speedup: float = 1.0
@@ -51,9 +63,9 @@ class Scaling:
 
 
 def scale(requests: Sequence[Request], scaling: Scaling) -> tuple[list[Request], dict[str, float]]:
-    """The scaled requests, the first arriving at 0 s, and what scaling did to them: counts clipped, means before and after.
+    """The scaled requests, the first arriving at 0 s, and facts about the scaling: how many were clipped, means before and after.
 
-    Request ids stay those of the trace, and so do prefix blocks: each then stands for isl_scale times as many tokens.
+    Request ids and prefix blocks stay those of the trace; a block then stands for isl_scale times as many tokens.
     """
     stop = None if scaling.requests is None else scaling.skip + scaling.requests
     taken = requests[scaling.skip : stop]

@@ -1,11 +1,11 @@
-"""Requests drawn from ServeGen's published clients: each with its own rate and burstiness every 600 s, and its own lengths every 6 h.
+"""Requests drawn from ServeGen's published clients, each with its own rate and burstiness per 600 s and its own lengths per 6 h.
 
-rates: (client, t, rate, pattern, p1) of each window of 600 s in which the client asked at all; gaps are Gamma or Weibull of shape p1.
-lengths: (client, window, field, q0 … q100), percentiles of input_tokens and output_tokens in each window of 6 h. Not every client's are
-published: each request of such a one takes those of another client, drawn by how often the others ask.
+rates: (client, t, rate, pattern, p1) of each window of 600 s in which the client sent requests; gaps are Gamma or Weibull of shape p1.
+lengths: (client, window, field, q0 … q100), percentiles of input_tokens and output_tokens in each window of 6 h. Where a client's are not
+published, each of its requests takes the lengths of another client, drawn in proportion to the others' rates.
 
 Source: ServeGen (arXiv 2505.09999), workload characterisation of Alibaba Cloud Model Studio.
-Not modelled: prompt and output of a request that depend on each other (the published tables give them apart); conversations.
+Not modelled: correlation of prompt and output length (the published tables have them separately); conversations.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def read_servegen(
 ) -> tuple[list[Request], float]:
     """Requests of all clients in the windows of 600 s that begin within [start_s, start_s + duration_s), the first at 0 s.
 
-    share: of the requests, so that a data centre's load fits a cluster. A window has as many requests as the trace has counted, times
-    share. Second, the share of the requests whose lengths are another client's. Raises ValueError, one line, where a table is not
-    ServeGen's or has nothing in this time.
+    share: of the requests to keep, so that a data centre's load fits a cluster. A window has as many requests as the trace counts, times
+    share. Also returns the share of the requests that have another client's lengths. Raises ValueError, one line, where a table is not
+    ServeGen's or has no request in this time.
     """
     if not (0 <= start_s < math.inf and 0 < duration_s < math.inf and 0 < share <= 1):
         raise ValueError("ServeGen: start_s must not be negative, duration_s above 0, and share above 0 and at most 1")
@@ -76,7 +76,7 @@ def read_servegen(
 
 
 def _within(gaps: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """All but the last of these gaps as times within one window, which they fill: the count is the trace's, not the gaps' to decide."""
+    """Times within one window from all gaps but the last. The gaps are scaled to fill the window, since the trace gives the count."""
     total = gaps.sum()
     return np.cumsum(gaps)[:-1] / total * WINDOW_S if total > 0 else np.sort(random.random(len(gaps) - 1)) * WINDOW_S
 
@@ -85,7 +85,7 @@ Windows = Mapping[int, Mapping[str, np.ndarray]]  # start of the window -> field
 
 
 def _lengths(path: Path) -> dict[int, Windows]:
-    """Of each client that has both fields, the windows that have them."""
+    """client -> its windows that have both fields, for clients with any."""
     table = _table(path)
     client, window, field, *percentiles = table.places(("client", "window", "field", *PERCENTILES))
     found: dict[int, dict[int, dict[str, np.ndarray]]] = {}
@@ -97,14 +97,14 @@ def _lengths(path: Path) -> dict[int, Windows]:
 
 
 def _lengths_at(windows: Windows, time_s: float) -> Mapping[str, np.ndarray]:
-    """The client's window nearest to that time."""
+    """The percentiles of the client's window that is nearest to that time."""
     return windows[min(windows, key=lambda start_s: abs(start_s + LENGTHS_S / 2 - time_s))]
 
 
 def _of_others(
     known: Mapping[int, Windows], others: list[tuple[int, float]], time_s: float, count: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt and output of `count` requests, each of one of the other clients. others: (client, its rate)."""
+    """Prompt and output lengths of `count` requests, each from one of the other clients. others: (client, its rate)."""
     rates = np.array([rate for _, rate in others])
     drawn = random.choice(len(others), count, p=rates / rates.sum())
     isl, osl = np.empty(count), np.empty(count)

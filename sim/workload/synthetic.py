@@ -1,7 +1,7 @@
-"""Made-up requests: arrival processes of a given mean rate, and lengths about a mean.
+"""Synthetic requests: arrival processes of a given mean rate, and lengths around a mean.
 
-Sources: renewal processes with Gamma and Weibull gaps as BurstGPT (arXiv 2401.17644) and ServeGen (arXiv 2505.09999) fit them to real
-traffic; on and off in turn is Kuczura's interrupted Poisson process (1973).
+Sources: renewal processes with Gamma and Weibull gaps, as BurstGPT (arXiv 2401.17644) and ServeGen (arXiv 2505.09999) fit them to real
+traffic; OnOff is Kuczura's interrupted Poisson process (1973).
 Not modelled: rates that follow the time of day; lengths that depend on each other or on the arrival.
 """
 
@@ -20,13 +20,13 @@ LOWEST_SHAPE, HIGHEST_SHAPE = 0.02, 1e3
 
 class Arrivals(Protocol):
     def times_s(self, requests: int, rate_per_s: float, random: np.random.Generator) -> np.ndarray:
-        """So many arrivals with a mean of rate_per_s, rising, the first at 0 s."""
+        """Arrival times of so many requests, sorted, the first at 0 s, with a mean rate of rate_per_s."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Poisson:
-    """Requests know nothing of each other."""
+    """Arrivals that are independent of each other: exponential gaps."""
 
     def times_s(self, requests: int, rate_per_s: float, random: np.random.Generator) -> np.ndarray:
         return _times_s(random.exponential(1.0, requests), rate_per_s)
@@ -34,7 +34,7 @@ class Poisson:
 
 @dataclass(frozen=True, slots=True)
 class Gamma:
-    """Gaps with the coefficient of variation cv: above 1 they come in bursts, below it more evenly than by chance."""
+    """Gamma gaps with coefficient of variation cv: above 1 requests come in bursts, below 1 more evenly than Poisson."""
 
     cv: float
 
@@ -47,7 +47,7 @@ class Gamma:
 
 @dataclass(frozen=True, slots=True)
 class Weibull:
-    """As Gamma, with a longer tail of gaps where cv is above 1."""
+    """Weibull gaps with coefficient of variation cv: above 1 with a longer tail than Gamma."""
 
     cv: float
 
@@ -60,7 +60,7 @@ class Weibull:
 
 @dataclass(frozen=True, slots=True)
 class OnOff:
-    """A Poisson process that pauses: on and off for exponential times of these means. The mean rate is over both."""
+    """A Poisson process that pauses: on and off for exponential times of these means. The mean rate includes the pauses."""
 
     on_s: float
     off_s: float
@@ -71,7 +71,7 @@ class OnOff:
 
     def times_s(self, requests: int, rate_per_s: float, random: np.random.Generator) -> np.ndarray:
         busy_s = _times_s(random.exponential(1.0, requests), rate_per_s * (self.on_s + self.off_s) / self.on_s)
-        ends_s, pauses_s = [0.0], [0.0]  # of the on times, counted without the pauses; and what all pauses before have taken
+        ends_s, pauses_s = [0.0], [0.0]  # ends of the on times, without the pauses; sum of all earlier pauses
         while ends_s[-1] <= busy_s[-1]:
             ends_s.append(ends_s[-1] + random.exponential(self.on_s))
             pauses_s.append(pauses_s[-1] + random.exponential(self.off_s))
@@ -81,9 +81,9 @@ class OnOff:
 def synthetic(
     requests: int, rate_per_s: float, isl: int, osl: int, variation: float = 0.0, seed: int = 0, arrivals: Arrivals | None = None
 ) -> list[Request]:
-    """Requests of a made-up workload, the first at 0 s. variation: of both lengths, standard deviation by mean (gamma); 0: all equal."""
+    """Synthetic requests, the first at 0 s. isl, osl: mean lengths. variation: standard deviation by mean of both (gamma); 0: all equal."""
     if requests < 1 or not 0 < rate_per_s < math.inf or min(isl, osl) < 1 or variation < 0:
-        raise ValueError("a synthetic workload needs requests, isl and osl of at least 1, a rate above 0 and a variation not below 0")
+        raise ValueError("a synthetic workload needs requests, isl and osl of at least 1, a rate above 0 and a variation of at least 0")
     random = np.random.default_rng(seed)
     times_s = (arrivals or Poisson()).times_s(requests, rate_per_s, random)
     lengths = []

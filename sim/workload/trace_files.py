@@ -1,6 +1,8 @@
-"""The bytes of a trace as lines of text or as a table, found by content: plain, gzipped, or Parquet.
+"""A trace file as JSON lines or as a table, recognised by content: plain text, gzip, or Parquet.
 
-A row keeps the number of its line in the file (of a Parquet file: of its row, the first being 1), so that an error can name it.
+A row keeps the number of its line in the file (in a Parquet file: of the row, from 1), so that an error can name it.
+
+Not modelled: other containers, such as zip or zstd.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """columns, and (line, values) of each row. Rows of text may raise ValueError, with file and line, while they are read."""
+    """Columns, and (line, values) of each row. Reading a row of text may raise ValueError, with file and line."""
 
     path: Path
     columns: tuple[str, ...]
@@ -34,7 +36,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """JSON lines: (line, text) of each that is not empty. first: the text of the first."""
+    """JSON lines: (line, text) of each line that is not empty. first: the text of the first."""
 
     path: Path
     first: str

@@ -1,8 +1,10 @@
-"""One reader for each published format of a trace: rows of a table, or lines of JSON, as (line, seconds, isl, osl, hash ids).
+"""One reader for each published trace format: rows of a table, or lines of JSON, as (line, seconds, isl, osl, hash ids).
 
 Sources: Mooncake (FAST'25); Azure LLM inference traces 2023 and 2024; BurstGPT (arXiv 2401.17644); token lengths of ShareGPT and arXiv
-summaries as Vidur and etalon publish them; LongBench v1 (arXiv 2308.14508), whose answers' lengths are those that it lets a model write
+summaries, as Vidur and etalon publish them; LongBench v1 (arXiv 2308.14508), where the output length is the limit of its task
 (config/dataset2maxlen.json, MIT).
+
+Not modelled: the text of prompts and answers.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from sim.workload.trace_files import Lines, Table, bad_line
 
 Row = tuple[int, float, int, int, tuple[int, ...]]
 
-# Tokens that LongBench v1 lets a model answer with.
+# The most output tokens of each LongBench v1 task.
 LONGBENCH_OSL = {"narrativeqa": 128, "qasper": 128, "multifieldqa_en": 64, "multifieldqa_zh": 64, "hotpotqa": 32, "2wikimqa": 32}
 LONGBENCH_OSL |= {"musique": 32, "dureader": 128, "gov_report": 512, "qmsum": 512, "multi_news": 512, "vcsum": 512, "trec": 64}
 LONGBENCH_OSL |= {"triviaqa": 32, "samsum": 128, "lsht": 64, "passage_count": 32, "passage_retrieval_en": 32, "passage_retrieval_zh": 32}
@@ -28,7 +30,7 @@ LONGBENCH_OSL |= {"lcc": 64, "repobench-p": 64}
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """names: the columns, or the keys of a JSON line, that it is known by. timed: it says when requests arrive; else seconds are 0."""
+    """names: the columns, or the keys of a JSON line, that identify it. timed: it has arrival times; without them seconds are 0."""
 
     name: str
     names: tuple[str, ...]
@@ -51,7 +53,7 @@ def _keys(lines: Lines) -> set[str]:
 
 
 def _timed(seconds: Callable[[Any], float], hint: str) -> Callable[[Table, tuple[str, ...]], Iterator[Row]]:
-    """Rows of a table with three columns: a moment, which `seconds` reads, prompt and output tokens. hint: what a moment looks like."""
+    """A reader of tables with three columns: a time, which `seconds` parses, prompt and output tokens. hint: what a time looks like."""
 
     def read(table: Table, names: tuple[str, ...]) -> Iterator[Row]:
         at, prompt, output = table.places(names)
@@ -68,7 +70,7 @@ def _timed(seconds: Callable[[Any], float], hint: str) -> Callable[[Table, tuple
 
 
 def _azure(table: Table, names: tuple[str, ...]) -> Iterator[Row]:
-    """Times count from the first row, whole seconds and fractions apart: what a float can hold of a date would not do."""
+    """Times count from the first row, whole seconds and fractions apart: a float cannot hold a date with seven decimals."""
     start: datetime | None = None
 
     def seconds(value: object) -> float:
@@ -98,7 +100,7 @@ def _mooncake(lines: Lines, names: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _longbench(lines: Lines, names: tuple[str, ...]) -> Iterator[Row]:
-    """isl is the prompt's length as LongBench counts it: words, or characters of Chinese; isl_scale makes tokens of them."""
+    """isl is the prompt's length as LongBench counts it: words, or characters of Chinese; isl_scale converts it to tokens."""
     for line, row in _objects(lines, names):
         task = row[names[1]]
         if task not in LONGBENCH_OSL:
@@ -121,7 +123,7 @@ def _objects(lines: Lines, names: tuple[str, ...]) -> Iterator[tuple[int, dict[s
 
 
 def _moment(text: str) -> tuple[datetime, float]:
-    """Whole seconds, and the fraction on its own: Azure writes seven digits, a datetime holds six."""
+    """Whole seconds, and the fraction by itself: Azure writes seven digits, a datetime holds six."""
     whole, dot, rest = text.partition(".")
     digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
     if bool(dot) != bool(digits):

@@ -1,6 +1,8 @@
-"""Published traces as requests, in whichever of the formats of sim.workload.trace_formats; one reader a format, found by content.
+"""Published traces as requests. The format, one of sim.workload.trace_formats, is recognised by content.
 
-A row that is not what it should be stops the reading, with its file and line: a skipped row would be a different trace.
+A bad row stops the reading with its file and line: skipping it would make a different trace.
+
+Not modelled: what a trace has besides times, lengths and prefix hashes.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ from sim.workload.requests import Request
 from sim.workload.trace_files import Lines, Table, bad_line, open_trace
 from sim.workload.trace_formats import FORMATS, Format
 
-ArrivalTimes = Callable[[int], Sequence[float]]  # of so many requests, rising, the first at 0 s
+ArrivalTimes = Callable[[int], Sequence[float]]  # number of requests -> sorted times, the first at 0 s
 
 
 def read_trace(path: str | Path, format: str = "auto", seed: int = 0, arrivals: ArrivalTimes | None = None) -> list[Request]:
     """Requests of a trace; time counts from its first row. format: auto (by content) or the name of one of FORMATS.
 
-    arrivals: times that take the place of the trace's own; lengths that come without times need them. Mooncake's timestamps come in
-    steps (3 s in the published files), so many arrivals share one: they are spread at random within their step, by `seed`, and keep
-    their order. Raises ValueError, with file and line, for whatever is not a trace in order of time.
+    arrivals: times that replace the trace's own; formats without times need them. Mooncake's timestamps come in steps (3 s in the published
+    files) that many arrivals share: those are spread at random within their step, by `seed`, and keep their order. Raises ValueError, with
+    file and line, for a file that is not a trace in order of time.
     """
     path = Path(path)
     trace = open_trace(path)
@@ -54,9 +56,9 @@ def read_trace(path: str | Path, format: str = "auto", seed: int = 0, arrivals: 
 
 
 def spread(times_s: list[float], seed: int) -> list[float]:
-    """Times that come in steps, spread uniformly within them and sorted; times that are all different stay as they are.
+    """Spread times that come in steps uniformly within their step, and sort them; times that are all different are returned as they are.
 
-    A step reaches to the next one, but no further than the usual (median) gap, so a pause stays a pause.
+    A step ends at the next one, or after the median gap if that is sooner, so a pause in the trace stays a pause.
     """
     starts = sorted(set(times_s))
     if len(starts) == len(times_s) or len(starts) == 1:
@@ -69,7 +71,7 @@ def spread(times_s: list[float], seed: int) -> list[float]:
 
 
 def _recognised(trace: Table | Lines) -> Format:
-    """The format whose names are all there; else the one with most of them, whose reader will say what is missing."""
+    """The format whose columns or keys are all there; else the one with most of them, whose reader reports what is missing."""
     fitting = [f for f in FORMATS if f.fits(trace)]
     if fitting:
         return fitting[0]

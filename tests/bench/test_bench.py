@@ -72,7 +72,7 @@ def test_a_wrong_gather_or_scatter_fails(monkeypatch):
         ([], "name a bench: kernels"),
         (["speed"], "name a bench"),
         (["kernels", "tokns=3"], "tokns=3 is unknown; there are device="),
-        (["kernels", "tokens=a,b"], "tokens=a,b: a number"),
+        (["kernels", "tokens=a,b"], "tokens=a,b: it must be a whole number"),
         (["kernels", "device=tpu"], "one of cpu, cuda"),
         (["kernels", "repeats=0"], "at least 1"),
     ],

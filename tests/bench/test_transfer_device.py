@@ -10,7 +10,7 @@ from abkt.transfer.pieces import DevicePieces
 from abkt.transfer.protocol.messages import Hello
 from abkt.transfer.receive.receiver import Receiver
 from abkt.transfer.transports import registry as transports
-from tests.transfer.standin_cuda import DEVICE, Tried, driver
+from tests.transfer.standin_cuda import DEVICE, StandinCudaIpc, driver
 
 
 def test_pieces_are_apart_on_both_sides_and_each_is_a_copy(monkeypatch, tmp_path):
@@ -21,9 +21,9 @@ def test_pieces_are_apart_on_both_sides_and_each_is_a_copy(monkeypatch, tmp_path
     size, piece_bytes = 100_000, 30_000
     ours = torch.randint(0, 256, (2 * size,), dtype=torch.uint8, device=DEVICE)
     theirs = torch.zeros(2 * size, dtype=torch.uint8, device=DEVICE)
-    monkeypatch.setitem(transports.TRANSPORTS, "cuda_ipc", Tried)
+    monkeypatch.setitem(transports.TRANSPORTS, "cuda_ipc", "tests.transfer.standin_cuda:StandinCudaIpc")
     receiver = Receiver(
-        Tried(), str(tmp_path / "socket"), Hello("r", LAYOUT), TouchedMemory(theirs).sink, lambda r: None, lambda r, reason: None
+        StandinCudaIpc(), str(tmp_path / "socket"), Hello("r", LAYOUT), TouchedMemory(theirs).sink, lambda r: None, lambda r, reason: None
     )
     course = transfer.TransferCourse("cuda_ipc", receiver.address)
     try:

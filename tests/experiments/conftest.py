@@ -1,4 +1,4 @@
-"""Made-up curves, profiles and a made-up study: the model's own records, and the same with noise as if they had been measured."""
+"""Made-up curves and a made-up study: simulated records, and the same records with noise in place of measured ones."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from experiments.lib.config import read
 from experiments.lib.curves import save_curves
 from experiments.lib.manifest import write_manifest
 from experiments.lib.results import write_json, write_records
+from experiments.lib.simulation import SimulateConfig, build_simulation, run_simulation, write_result
 from experiments.lib.verb import VerbCall
+from experiments.lib.workload import read_workload
+from experiments.study.comparison import compare_worlds
 from experiments.study.folder import StudyFacts, scaleout, twin, write_study
-from experiments.verbs.compare import compare_twins
-from experiments.verbs.simulate import SimulateConfig, build_simulation, read_workload, run_simulation, write_result
 
 POLICIES = ("raw", "int8", "int4", "embedded")
 ROUTINGS = ("round_robin", "load_aware")
@@ -57,7 +58,7 @@ def write_made_up_study(folder: Path, curves: Path) -> None:
     for policy in POLICIES:
         config = _config(curves, f"bitrate={policy}", *_TWIN)
         result = run_simulation(build_simulation(replace(config, hardware=gpu), requests), progress=False)
-        write_result(twin(folder, "model", policy), result, config.slo)
+        write_result(twin(folder, "simulated", policy), result, config.slo)
         noise = np.random.default_rng(POLICIES.index(policy))
         measured = [_measured(record, 1 + 0.08 * noise.standard_normal(), 0.006) for record in result.requests]
         write_records(twin(folder, "real", policy), measured, result.transfers)
@@ -83,7 +84,7 @@ def write_made_up_study(folder: Path, curves: Path) -> None:
         notes=["Prompts are scaled to what the probe can hold.", "The link is paced in user space."],
     )
     write_study(folder, facts)
-    write_json(folder / "compare.json", compare_twins(folder, POLICIES, 0.02))
+    write_json(folder / "compare.json", compare_worlds(folder, POLICIES, 0.02))
     write_manifest(VerbCall("study", ("out=DIR",), {"seed": 0, "policies": list(POLICIES)}, {}, folder), [curves])
 
 

@@ -1,4 +1,4 @@
-"""`abkt adaptation` in the model, as a user calls it: what it leaves behind, and what it refuses."""
+"""`abkt adaptation` in the simulator, as a user calls it: its results and the input that it refuses."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from experiments.verbs import adaptation
 SMALL = ["repeats=2", "bits=[2]", "workload.scaling.requests=40"]
 
 
-def test_ours_keep_the_bounds_and_meet_the_slo_more_often(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embedded_keeps_the_bounds_and_meets_the_slo_more_often(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adaptation.main(["network=wan_oscillating", f"profile={study / 'profile.json'}", *SMALL, f"out={tmp_path}"])
-    (match,) = read_json(tmp_path / "adaptation.json")["matches"]
+    (match,) = read_json(tmp_path / "adaptation.json")["comparisons"]
     fixed, embedded = match["rows"]["fixed"], match["rows"]["embedded"]
     assert fixed["within_slo"] == pytest.approx(0.9, abs=0.02)
     assert embedded["distortion_mean"] <= fixed["distortion_mean"]
@@ -32,7 +32,7 @@ def test_several_receivers_share_the_prefill_node_s_link(study: Path, tmp_path: 
     for receivers in (1, 4):
         out = tmp_path / str(receivers)
         adaptation.main(["network=10m", f"receivers={receivers}", f"profile={study / 'profile.json'}", *SMALL, f"out={out}"])
-        (match,) = read_json(out / "adaptation.json")["matches"]
+        (match,) = read_json(out / "adaptation.json")["comparisons"]
         worst_s.append(match["rows"]["fixed"]["exposed_p99_s"])
         assert match["even_against_first"]["fleet, even"]["distortion_mean"]["ratio"] <= 1
     assert worst_s[1] == pytest.approx(worst_s[0], rel=0.5)
@@ -46,7 +46,7 @@ def test_several_receivers_share_the_prefill_node_s_link(study: Path, tmp_path: 
         ("workload.scaling.requests=null", "must be a number"),
         ("profile=nowhere.json", "nowhere.json"),
         ("receivers=0", "receivers is 0"),
-        ("world=real receivers=2", "up to 200 in world=model"),
+        ("world=real receivers=2", "up to 200 with world=simulated"),
         ("ours=null", "ours"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The model's bench: what it writes, and that a measurement measures."""
+"""The bench of the simulator: its files and its measurements."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_rows_have_their_yardsticks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "requests_per_cpu_s_8_nodes" in capsys.readouterr().out
 
 
-def test_a_shorter_run_is_called_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shorter_run_is_labelled_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulator, "child", made_up)
     names = [row.name for row in measure(SimulatorBenchArguments(requests=5_000, nodes=64))]
     assert names[-2:] == ["requests_per_cpu_s_64_nodes", "peak_mib_5000"]
 
 
-def test_a_measurement_measures() -> None:
+def test_a_measurement_gives_plausible_figures() -> None:
     found = child("speed", 40, 1, 0.5)
     assert found["requests_per_cpu_s"] > 0
     assert 40 / found["requests_per_cpu_s"] < found["cpu_s"]  # the run is a part of the process's time

@@ -1,4 +1,4 @@
-"""What best means, on cases that can be solved by hand."""
+"""The ranking of policies and decision regret, on cases that can be solved by hand."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ def test_regret_of_agreement_is_zero() -> None:
     assert (found.goodput_share, found.ttft_s, found.violates) == (0.0, 0.0, False)
 
 
-def test_regret_is_what_hardware_loses_by_the_models_pick() -> None:
+def test_regret_is_what_hardware_loses_by_following_the_simulator() -> None:
     hardware = rank({"raw": summary(3.0, 0.5, 0.0), "int8": summary(4.0, 0.4, 0.001)}, 0.02)
-    model = rank({"raw": summary(5.0, 0.1, 0.0), "int8": summary(4.0, 0.4, 0.001)}, 0.02)
-    found = regret(model, hardware)
-    assert (found.model_pick, found.hardware_best) == ("raw", "int8")
+    simulated = rank({"raw": summary(5.0, 0.1, 0.0), "int8": summary(4.0, 0.4, 0.001)}, 0.02)
+    found = regret(simulated, hardware)
+    assert (found.simulated_pick, found.hardware_best) == ("raw", "int8")
     assert found.goodput_share == pytest.approx(0.25)
     assert found.ttft_s == pytest.approx(0.1)
 
 
 def test_a_pick_that_hardware_forbids_violates() -> None:
     hardware = rank({"raw": summary(3.0, 0.5, 0.0), "int2": summary(4.0, 0.4, 0.2)}, 0.02)
-    model = rank({"raw": summary(3.0, 0.5, 0.0), "int2": summary(4.0, 0.4, 0.01)}, 0.02)
-    assert regret(model, hardware).violates
+    simulated = rank({"raw": summary(3.0, 0.5, 0.0), "int2": summary(4.0, 0.4, 0.01)}, 0.02)
+    assert regret(simulated, hardware).violates
     nothing = rank({"raw": summary(3.0, 0.5, 0.5), "int2": summary(4.0, 0.4, 0.2)}, 0.02)
-    assert regret(model, nothing).violates
-    assert math.isnan(regret(model, nothing).goodput_share)
+    assert regret(simulated, nothing).violates
+    assert math.isnan(regret(simulated, nothing).goodput_share)
 
 
 def test_regret_over_other_policies_is_refused() -> None:

@@ -13,8 +13,10 @@ import pytest
 
 from experiments.cli import VERBS, dispatch
 from experiments.lib import usage
+from experiments.lib.compose import ANY, RENAMED
 from experiments.lib.errors import RunError, exit_code
 from experiments.lib.paths import ROOT
+from tests.experiments.refused import refused
 
 HEAVY = ("torch", "transformers", "pandas", "pyarrow", "matplotlib", "hydra", "omegaconf", "numpy", "simpy", "pydantic", "rich")
 
@@ -41,14 +43,75 @@ def test_simulate_loads_no_torch(curves: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every group that the verb's defaults name is shown with all the files that the folder has, and there is an example."""
+    """Every choice of every group has a line that says what it does, every key has a line, and there is an example."""
     assert dispatch([verb, "--help"]) == 0
     shown = capsys.readouterr().out
+    lines = shown.splitlines()
     assert f"Example: abkt {verb}" in shown
-    assert "  out=null" in shown
+    assert any(line.startswith("  out=null ") and "folder for" in line for line in lines)
     for group, choice in usage.groups(verb).items():
-        files = sorted(p.stem for p in (ROOT / "conf" / group.partition("@")[0]).iterdir())
-        assert f"  {group} ({choice}): {' '.join(files)}" in shown
+        folder = group.partition("@")[0]
+        assert any(line.startswith(f"{folder}, ") and f"default {choice}" in line for line in lines)
+        for path in (ROOT / "conf" / folder).iterdir():
+            (line,) = [line for line in lines if line.split()[:1] == [f"{folder}={path.stem}"]]
+            assert len(line.split()) > 2
+
+
+def test_help_gives_the_first_sentence_of_a_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["simulate", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("cluster, default 4p4d:")
+    assert lines[at + 1] == "  cluster=1p1d  1 prefill and 1 decode instance"
+    assert "  slo.ttft_s=10.0" in [line.partition("  seconds")[0].rstrip() for line in lines]
+    assert usage.sentence(["# @package _global_", "# What it does, over", "# two lines. More."]) == "What it does, over two lines"
+
+
+def test_choices_that_several_places_share_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that several places share, such as the bitrates of a study, is listed once."""
+    assert dispatch(["study", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("  bitrate=raw ") for line in lines) == 1
+    assert sum("bitrate@scaleout.bitrates.raw (default raw)" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["replay", "carrier=shm"], "carrier is now transport: give transport=shm"),
+        (["simulate", "bitrate.form=entropy"], "bitrate.form is now bitrate.coder: give bitrate.coder=entropy"),
+        (
+            ["study", "bitrates.embedded.form=fixed"],
+            "bitrates.embedded.form is now bitrates.embedded.coder: give bitrates.embedded.coder=fixed",
+        ),
+        (["longbench", "data=DIR", "form=entropy"], "form is now coder: give coder=entropy"),
+        (["adaptation", "asked=0.5"], "asked is now target: give target=0.5"),
+        (["sweep", "bitrate.form=fixed,entropy"], "bitrate.form is now bitrate.coder: give bitrate.coder=fixed,entropy"),
+        (["simulate", "-m", "bitrate.form=fixed,entropy"], "bitrate.form is now bitrate.coder: give bitrate.coder=fixed,entropy"),
+    ],
+)
+def test_an_old_key_names_the_new_one(arguments: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(arguments, tmp_path, capsys) == f"abkt: {line}\n"
+
+
+def test_every_new_name_of_a_renamed_key_exists() -> None:
+    for verb, names in RENAMED.items():
+        for new in names.values():
+            assert verb == ANY or new in {key for key, _, _ in usage.keys(ROOT / "conf" / f"{verb}.yaml")}
+
+
+def test_a_package_of_somebody_else_is_one_line(tmp_path: Path) -> None:
+    """A folder `sim` where the command is run, or a `experiments` that comes first on the path."""
+    for name, command in (("sim", ["-m", "experiments.cli"]), ("experiments", ["-c", "from abkt.console import main; main()"])):
+        folder = tmp_path / name / name
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path / name), str(ROOT)))}
+        done = subprocess.run(
+            [sys.executable, *command, "simulate"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        place = folder / "__init__.py"
+        assert done.returncode == 2
+        assert done.stderr == f"abkt: {name} is {place}, which is not ABKT's; run from another folder or rename it\n"
 
 
 def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,25 +177,14 @@ def test_help_reads_nested_keys_and_comments(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    arguments: list[str],
-    parts: list[str],
-    curves: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], parts: list[str], curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     given = {argument.partition("=")[0] for argument in arguments}
     if arguments[0] == "simulate":
         arguments = [*arguments, *([] if "curves" in given else [f"curves={curves}"]), *([] if "out" in given else ["out=results"])]
-    code = dispatch(arguments)
-    error = capsys.readouterr().err
-    assert code == 2
-    assert error.count("\n") == 1
-    assert error.startswith("abkt: ")
+    error = refused(arguments, tmp_path, capsys)
     for part in parts:
         assert part in error
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -176,7 +228,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
     assert "plan:" not in captured.out
 
 
-def test_exit_codes_and_what_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_codes_and_messages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(error: BaseException) -> int:
         def work() -> None:
             raise error

@@ -1,4 +1,4 @@
-"""Every choice of every group can be had, and says what it should."""
+"""Every choice of every group can be built and has the right values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from experiments.lib.compose import compose
 from experiments.lib.config import read
 from experiments.lib.curves import load_curves
 from experiments.lib.paths import ROOT, conf_dir, data_path
-from experiments.verbs.simulate import SimulateConfig, build_simulation, read_workload
+from experiments.lib.simulation import SimulateConfig, build_simulation
+from experiments.lib.workload import read_workload
 
 CHOICES = [(group, choice) for group in usage.groups("simulate") for choice in usage.choices(group)]
 TRACES = ("azure", "burstgpt", "sharegpt", "arxiv", "longbench")  # the user's own files
@@ -118,7 +119,7 @@ def test_a_network_scales_as_a_whole(curves: Path) -> None:
     assert made.network.capacity() == Capacity((0.0, 15.0, 30.0), (2.5e9, 2.5e8, 2.5e9), 60.0)
 
 
-def test_the_policy_believes_the_configured_link_until_its_first_sample(curves: Path) -> None:
+def test_a_policy_expects_the_configured_link_until_its_first_sample(curves: Path) -> None:
     made = config(curves, "network=constant", "network.gbps=4")
     policy = build(made.bitrate)
     assert policy.estimate_bytes_per_s(0.0) == 5e8
@@ -126,7 +127,7 @@ def test_the_policy_believes_the_configured_link_until_its_first_sample(curves: 
     assert policy.estimate_bytes_per_s(1.0) == 2e6
 
 
-def test_what_is_built_already_is_taken_as_it_is(curves: Path) -> None:
+def test_objects_are_accepted_as_they_are(curves: Path) -> None:
     for overrides in ([], ["hardware=profile", "hardware.profile=p.json", "workload=poisson"]):
         made = config(curves, *overrides)
         assert read(SimulateConfig, {field.name: getattr(made, field.name) for field in fields(made)}) == made
@@ -140,7 +141,7 @@ def test_the_scale_out_of_a_study_keeps_its_own_link_and_limits() -> None:
     assert study["bitrates"]["embedded"]["link"]["initial_bytes_per_s"] == study["network"]["gbps"] * 1.25e8
 
 
-def test_each_verbs_configuration_composes_with_what_it_asks_for() -> None:
+def test_each_verbs_configuration_composes_with_its_required_keys() -> None:
     for path in conf_dir().glob("*.yaml"):
         missing = [f"{key}=x" for key, value, _ in usage.keys(path) if value == "???"]
         assert compose(path.stem, missing).config["out"] is None
@@ -156,7 +157,7 @@ def test_the_data_that_comes_with_abkt() -> None:
 def test_a_bound_knows_the_network_that_is_configured(curves: Path) -> None:
     for network in ("oscillating", "gradual", "25g", "unlimited"):
         made = config(curves, f"network={network}", "bitrate=oracle_bandwidth")
-        knows, is_so = build(made.bitrate).capacity, made.network.capacity()
+        knows, is_so = build(made.bitrate).link, made.network.capacity()
         assert [knows.at(float(t)) for t in range(100)] == [is_so.at(float(t)) for t in range(100)]
 
 

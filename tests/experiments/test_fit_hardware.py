@@ -65,7 +65,7 @@ def test_kv_that_the_cache_holds_is_no_measure_of_the_memory(tmp_path: Path) -> 
     assert fit_decode(table, 128, 50e6).bytes_per_s == pytest.approx(READ, rel=0.03)
 
 
-def test_bad_input_is_said_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_reported_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["fit-hardware", f"data={tmp_path}", f"out={tmp_path / 'out'}"]) == 2
     assert "is not a folder of kernel tables" in capsys.readouterr().err
     (tmp_path / "h100_sxm").mkdir()
@@ -78,7 +78,7 @@ def test_bad_input_is_said_before_anything_is_written(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("gpu", ["a100", "h100", "h200", "l40s"])
-def test_what_ships_says_its_source_and_its_errors(gpu: str) -> None:
+def test_shipped_fits_name_their_source_and_errors(gpu: str) -> None:
     made = read(GpuKernels, compose("simulate", [f"hardware={gpu}"]).config["hardware"]["kernels"])
     assert "Apache-2.0" in made.source
     assert 0 < made.gemm.error < 0.1

@@ -1,4 +1,4 @@
-"""Intervals hold what they should as often as they say, and are of pairs."""
+"""Intervals are paired and contain the true value as often as they should."""
 
 from __future__ import annotations
 

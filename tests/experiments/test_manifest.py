@@ -1,4 +1,4 @@
-"""A manifest says where a result came from, and nothing of whose machine it was."""
+"""A manifest names the origin of a result, and neither host nor user."""
 
 from __future__ import annotations
 

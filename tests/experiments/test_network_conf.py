@@ -13,8 +13,9 @@ from experiments.lib.compose import compose
 from experiments.lib.config import read
 from experiments.lib.network import DriveConfig, NetworkConfig, read_drive
 from experiments.lib.paths import conf_dir
+from experiments.lib.simulation import SimulateConfig, build_simulation
+from experiments.lib.workload import read_workload
 from experiments.verbs.replay import ReplayConfig
-from experiments.verbs.simulate import SimulateConfig, build_simulation, read_workload
 
 ROWS = """app,file,t_s,dl_kbps
 Netflix/Driving/x,a.csv,0,8000
@@ -63,7 +64,7 @@ def test_a_replay_has_the_network_that_it_names(choice: str) -> None:
         ("wan_40ms", {0: 200}),
     ],
 )
-def test_scenarios_are_as_fast_as_they_say(choice: str, mbits: dict[int, float]) -> None:
+def test_scenarios_have_the_rates_of_their_names(choice: str, mbits: dict[int, float]) -> None:
     capacity = network(f"network={choice}").capacity()
     assert {at_s: capacity.at(at_s + 1e-6)[0] * 8e-6 for at_s in mbits} == pytest.approx(mbits)
 
@@ -101,7 +102,7 @@ def test_a_drive_through_the_configuration(table: Path) -> None:
         ("", "", "cannot be read as a table"),
     ],
 )
-def test_a_drive_that_is_none_is_one_line(tmp_path: Path, text: str, drive: str, said: str) -> None:
+def test_a_missing_drive_is_one_line(tmp_path: Path, text: str, drive: str, said: str) -> None:
     path = tmp_path / "drive.csv"
     path.write_text(text)
     with pytest.raises(ValueError, match=said) as caught:
@@ -109,7 +110,7 @@ def test_a_drive_that_is_none_is_one_line(tmp_path: Path, text: str, drive: str,
     assert "\n" not in str(caught.value)
 
 
-def test_delay_is_three_ways_of_a_lone_transfer_in_the_model(curves: Path) -> None:
+def test_a_lone_simulated_transfer_takes_three_delays(curves: Path) -> None:
     """The offer's, the grant's, and the last byte's; the acknowledgement's holds up the next transfer alone."""
     exposed = []
     for delay_s in (0.0, 0.03):
@@ -121,7 +122,7 @@ def test_delay_is_three_ways_of_a_lone_transfer_in_the_model(curves: Path) -> No
     assert exposed[1] - exposed[0] == pytest.approx(0.09)
 
 
-def test_egress_is_part_of_what_a_request_costs_in_the_model(curves: Path) -> None:
+def test_the_simulated_cost_of_a_request_includes_egress(curves: Path) -> None:
     costs = []
     for price in (0.0, 0.09):
         overrides = ["network=edge", f"network.egress_usd_per_gb={price}", "workload=poisson", "workload.requests=3", f"curves={curves}"]

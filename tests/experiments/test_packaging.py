@@ -13,14 +13,15 @@ import pytest
 
 from experiments.lib import paths
 from experiments.lib.paths import ROOT, conf_dir, data_path
+from tests.experiments.test_own_policy import YAML, example
 
 
-def test_the_wheel_is_told_to_carry_conf_and_data() -> None:
+def test_the_wheel_contains_conf_and_data() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["force-include"] == {"conf": "abkt/conf", "data": "abkt/data"}
     assert set(wheel["packages"]) == {"abkt", "sim", "experiments"}
-    assert project["project"]["scripts"] == {"abkt": "experiments.cli:main"}
+    assert project["project"]["scripts"] == {"abkt": "abkt.console:main"}
 
 
 def test_the_checkout_is_looked_at_first_then_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +48,7 @@ def test_the_constraints_name_torch_exactly_and_each_package_once() -> None:
 
 @pytest.mark.slow
 def test_a_wheel_runs_away_from_the_checkout(curves: Path, tmp_path: Path) -> None:
-    """Build it, unpack it elsewhere, and simulate with its own conf and its own trace."""
+    """Build it, unpack it elsewhere, and simulate with its own conf and its own trace, then with a policy of the user's own."""
     subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("abkt-*.whl")
     site = tmp_path / "site"
@@ -60,3 +61,11 @@ def test_a_wheel_runs_away_from_the_checkout(curves: Path, tmp_path: Path) -> No
     manifest = (tmp_path / "out" / "manifest.json").read_text()
     assert '"sha": null' in manifest
     assert "mooncake_conversation.jsonl.gz" in manifest
+
+    (tmp_path / "my_policy.py").write_text(example())
+    (tmp_path / "own" / "bitrate").mkdir(parents=True)
+    (tmp_path / "own" / "bitrate" / "half_the_time.yaml").write_text(YAML)
+    arguments[-1:] = ["--config-dir", "own", "bitrate=half_the_time", "out=own_policy"]
+    code = f"import sys; from abkt.console import main; sys.argv = ['abkt', *{arguments!r}]; main()"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
+    assert '"completed": 5' in (tmp_path / "own_policy" / "summary.json").read_text()

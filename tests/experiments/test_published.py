@@ -1,4 +1,4 @@
-"""Published servers and links: made-up ones whose scalars are known, and the real ones where they are at hand."""
+"""Published servers and links: made-up tables with known scalars, and the real tables where they are available."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_held_out_error_is_of_rows_that_the_fit_has_not_seen(tmp_path: Path,
     assert errors[table.concurrency == 32] == pytest.approx(-0.5, abs=1e-3)
 
 
-def test_clients_in_the_model_take_as_long_as_the_kernels_say(gpu: GpuSpec, models: dict[str, ModelSpec]) -> None:
+def test_simulated_clients_take_as_long_as_the_kernels_predict(gpu: GpuSpec, models: dict[str, ModelSpec]) -> None:
     """Alone, a client has nobody's prompts beside its steps. With eight, steps take as long as eight together; their prompts of 2,000
     tokens do not all fit into one iteration of 8,192, so some come on top, and not more than all of the others'. Those of 1,024 do."""
     model, isl, osl = models[NAME], 2000, 101
@@ -106,7 +106,7 @@ def test_prompts_in_waves_come_half_after_ones_own(tmp_path: Path, gpu: GpuSpec,
     assert "a, b, factor" in as_markdown(servers, run)
 
 
-def test_a_link_is_found_and_checked_elsewhere() -> None:
+def test_a_link_is_fitted_and_checked_on_the_other_stack() -> None:
     calls, sizes = np.array([36.0] * 4), np.array([1e6, 1e7, 1e8, 1e9])
     link = fit_link(calls, sizes, 1e-5 * calls + sizes / 1e11)
     assert (link.alpha_s, link.beta_bytes_per_s) == pytest.approx((1e-5, 1e11), rel=1e-3)
@@ -114,7 +114,7 @@ def test_a_link_is_found_and_checked_elsewhere() -> None:
     assert error_of((1e-5, 1e11), calls, sizes, 2 * (1e-5 * calls + sizes / 1e11)) == pytest.approx(0.5)
 
 
-def test_bad_input_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], gpu: GpuSpec, models: dict[str, ModelSpec]) -> None:
+def test_bad_input_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], gpu: GpuSpec, models: dict[str, ModelSpec]) -> None:
     assert dispatch(["published", f"data={tmp_path}", f"out={tmp_path / 'out'}"]) == 2
     assert "measured H100 servers" in capsys.readouterr().err
     (tmp_path / "s.csv").write_text("isl,osl\n1,2\n")

@@ -1,4 +1,4 @@
-"""What a replay's bytes go through: chosen by what is asked for and permitted. Nothing is made here but in the slow tests."""
+"""The network of a replay, chosen by configuration and permission. Only the slow tests set one up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("forbidden")
-def test_without_permission_the_socket_is_paced_and_the_summary_says_why() -> None:
+def test_without_permission_the_socket_is_paced_and_the_summary_gives_the_reason() -> None:
     with real_network(network(), "auto", seed=0) as made:
         assert (made.pacing, made.namespaces, made.key_file) == ("socket", None, "")
         assert made.facts == {"why_not_namespaces": "Operation not permitted"}
@@ -49,14 +49,14 @@ def test_without_permission_the_socket_is_paced_and_the_summary_says_why() -> No
         ({}, "netem", "pacing is netem; it must be one of auto, tbf, socket, userspace"),
     ],
 )
-def test_what_cannot_be_had_is_refused_and_not_left_out(conditions: dict[str, float], pacing: str, said: str) -> None:
+def test_an_unavailable_codec_that_is_named_is_refused(conditions: dict[str, float], pacing: str, said: str) -> None:
     with pytest.raises(ValueError, match=said), real_network(network(**conditions), pacing, seed=0):
         pass
 
 
 @pytest.mark.slow
 @permitted
-def test_a_namespaced_network_has_a_key_of_its_own_that_goes_with_it() -> None:
+def test_a_namespaced_network_has_its_own_key_and_removes_it() -> None:
     before = set(FOLDER.iterdir()) if FOLDER.exists() else set()
     with real_network(network(), "auto", seed=0) as made:
         assert made.pacing == "tbf"

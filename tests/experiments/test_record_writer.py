@@ -1,4 +1,4 @@
-"""Records written while a run goes on are those that it would have written at its end."""
+"""Records that are written during a run are the same as those written at its end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def request(i: int, finish_s: float = 9.0, outcome: str = "completed") -> Reques
     return RequestRecord(i, 10 + i, 5, float(i), finish_s=finish_s, decode_token_s=finish_s - 1, outcome=outcome)
 
 
-def test_the_files_are_those_of_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_are_the_same_as_from_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the run hands over: batches are cut by their size alone."""
     monkeypatch.setattr(record_writer, "BATCH", 4)
     requests, transfers = [request(i) for i in range(11)], [TransferRecord(i, "p", "d", i / 7) for i in range(9)]
@@ -90,7 +90,7 @@ def test_the_summary_of_columns_is_that_of_the_records(tmp_path: Path) -> None:
     assert summary["requests"] == {"initiated": 4, "completed": 2, "rejected": 1, "failed": 1}
 
 
-def test_a_run_that_was_drained_is_the_run_that_was_not(curves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draining_a_run_does_not_change_its_records(curves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a trace the records stay until the end."""
     monkeypatch.setattr(record_writer, "BATCH", 16)
     given = [f"curves={curves}", "workload=poisson", "workload.requests=100", "workload.rate_per_s=20", "progress=false"]

@@ -1,4 +1,4 @@
-"""`abkt replay` and `abkt profile` as a user calls them, on a tiny model: what they leave behind, and how they end."""
+"""`abkt replay` and `abkt profile` as a user calls them, on a tiny model: their results and how they end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def test_replay_writes_records_that_are_whole(tiny_model: Path, tmp_path: Path) -> None:
+def test_replay_writes_complete_records(tiny_model: Path, tmp_path: Path) -> None:
     process = abkt("replay", f"model_folder={tiny_model}", "bitrate=int4", "workload.scaling.requests=4", *TINY, f"out={tmp_path / 'out'}")
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
@@ -77,7 +77,7 @@ def test_replay_runs_many_workers_in_a_closed_loop_with_a_change_of_roles(tiny_m
         (["decode=0"], "1 prefill and 0 decode workers, max_batch 8: each must be at least 1"),
     ],
 )
-def test_replay_refuses_what_cannot_be_had_before_anything_is_made(tiny_model: Path, tmp_path: Path, given: list[str], said: str) -> None:
+def test_replay_refuses_bad_input_before_anything_is_written(tiny_model: Path, tmp_path: Path, given: list[str], said: str) -> None:
     from experiments.verbs.replay import main
 
     with pytest.raises(ValueError, match=re.escape(said)):

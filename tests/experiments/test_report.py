@@ -67,7 +67,7 @@ def test_the_page_needs_nothing_but_itself(drawn: Path) -> None:
     assert 'name="viewport"' in html
 
 
-def test_the_page_says_what_was_found(drawn: Path) -> None:
+def test_the_page_holds_the_results(drawn: Path) -> None:
     text = " ".join(Page((drawn / "report.html").read_text()).text.split())
     compare = json.loads((drawn / "compare.json").read_text())
     assert f"the best policy on this machine is {compare['hardware']['pick']}" in text
@@ -109,35 +109,42 @@ def test_a_policy_that_never_completed_is_drawn_as_nothing(study: Path) -> None:
 
 def test_records_of_all_worlds_lie_at_the_top(study: Path) -> None:
     found = load_study(study)
-    assert set(found.requests.world) == {"real", "model", "scaleout"}
+    assert set(found.requests.world) == {"real", "simulated", "scaleout"}
     assert len(found.done("real", "raw")) == 40
     assert set(found.requests[found.requests.world == "scaleout"].routing) == {"round_robin", "load_aware"}
     assert found.link.at(20.0)[0] == pytest.approx(0.03e9 / 8 / 10)
-    stored = json.loads((twin(study, "model", "int4") / "summary.json").read_text())
-    assert found.run("twin/model/int4") == stored
+    stored = json.loads((twin(study, "simulated", "int4") / "summary.json").read_text())
+    assert found.run("twin/simulated/int4") == stored
 
 
-def verdicts(hardware: str | None, model: str | None, **regret: object) -> dict[str, object]:
+def verdicts(hardware: str | None, simulated: str | None, **regret: object) -> dict[str, object]:
     errors = {"mean": {"relative_error": 0.05}, "p99": {"relative_error": -0.2}}
     stages = {"ttft": errors, "e2e": errors}
     return {
         "max_distortion": 0.02,
         "hardware": {"pick": hardware, "reason": f"{hardware} has the most goodput, 2 requests/s"},
-        "model": {"pick": model, "reason": ""},
+        "simulated": {"pick": simulated, "reason": ""},
         "policies": {"raw": {"stages": stages}},
-        "regret": {"model_pick": model, "hardware_best": hardware, "goodput_share": None, "ttft_s": None, "violates": False, **regret},
+        "regret": {
+            "simulated_pick": simulated,
+            "hardware_best": hardware,
+            "goodput_share": None,
+            "ttft_s": None,
+            "violates": False,
+            **regret,
+        },
     }
 
 
 def test_the_headline_in_words() -> None:
     agreed = verdicts("int4", "int4", goodput_share=0.0, ttft_s=0.0)
     assert answer(agreed).endswith(
-        "best policy on this machine is int4: it has the most goodput, 2 requests/s. The model picks it as well."
+        "best policy on this machine is int4: it has the most goodput, 2 requests/s. The simulator picks it as well."
     )
     assert "+5.0% on mean TTFT (raw), −20.0% on p99 TTFT (raw)" in trust(agreed)
     assert trust(agreed).endswith("regret 0.")
     other = verdicts("int4", "raw", goodput_share=0.25, ttft_s=0.1)
-    assert answer(other).endswith("The model picks raw instead.")
+    assert answer(other).endswith("The simulator picks raw instead.")
     assert "+25.0% of goodput and 100.0 ms of mean TTFT" in trust(other)
     assert "must not be followed" in trust(verdicts("int4", "int2", violates=True))
     assert answer(verdicts(None, None)).startswith("No policy keeps within")

@@ -1,4 +1,4 @@
-"""Result files: whole or not there, and with the columns that the records have."""
+"""Result files are complete or absent, and have the columns of the records."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_run_without_transfers_has_the_same_columns(tmp_path: Path) -> None:
         assert pq.read_schema(tmp_path / "none" / name).equals(pq.read_schema(tmp_path / "some" / name))
 
 
-def test_merged_records_say_whose_they_are(tmp_path: Path) -> None:
+def test_merged_records_have_the_labels_of_their_run(tmp_path: Path) -> None:
     for run in ("one", "two"):
         write_records(tmp_path / run, [RequestRecord(0, 1, 1, 0.0)], [])
     merge_records({tmp_path / run: {"policy": run} for run in ("one", "two")}, tmp_path)
@@ -49,7 +49,7 @@ def test_json_is_plain(tmp_path: Path) -> None:
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"nan": None, "inf": "inf", "nest": [[1, 2.5]], "path": "a/b"}
 
 
-def test_what_fails_while_it_is_written_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "requests.parquet"
     write_table(path, pa.table({"x": [1]}))
 

@@ -64,13 +64,13 @@ def test_a_service_answers_outlives_a_worker_and_leaves_records_but_no_process(t
         (["model_folder=nowhere"], "model folder nowhere has no config.json"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_starts(tiny_model: Path, tmp_path: Path, given: list[str], said: str) -> None:
+def test_bad_input_is_refused_before_anything_starts(tiny_model: Path, tmp_path: Path, given: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         main([f"model_folder={tiny_model}", f"out={tmp_path / 'out'}", *given])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_key_file_is_read_only_if_it_can_be_one(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_key_file_must_be_private_and_valid(tiny_model: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("short")
     key.chmod(0o600)

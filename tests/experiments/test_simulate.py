@@ -17,7 +17,7 @@ from experiments.lib.results import read_records
 FEW = ["workload.scaling.requests=12", "progress=false"]
 
 
-def test_results_lie_in_out_itself_and_agree_with_each_other(curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_in_out_and_agree_with_each_other(curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert dispatch(["simulate", f"curves={curves}", f"out={out}", "bitrate=int4", "routing=random", *FEW]) == 0
     assert capsys.readouterr().out.startswith("plan: 12 requests over ")
@@ -29,7 +29,7 @@ def test_results_lie_in_out_itself_and_agree_with_each_other(curves: Path, tmp_p
     assert summary["wire_bytes"] == transfers.wire_bytes.sum()
     assert summary["ttft_s"]["mean"] == pytest.approx(requests.ttft_s.mean())
     assert summary["scaling"]["requests_in_trace"] == 12031
-    assert (requests.compute == "model").all()
+    assert (requests.compute == "simulated").all()
     assert manifest["config"]["bitrate"] == {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": 4}
     assert [item["name"] for item in manifest["inputs"]] == ["mooncake_conversation.jsonl.gz", "probe.json"]
 
@@ -66,7 +66,7 @@ def test_multirun_gives_each_combination_a_folder(curves: Path, tmp_path: Path) 
     assert found == {("raw", 10), ("raw", 25), ("int4", 10), ("int4", 25)}
 
 
-def test_a_failing_run_of_many_is_told_in_one_line(curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_run_of_many_is_one_line(curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["simulate", "-m", f"curves={curves}", f"out={tmp_path / 'out'}", "cluster.prefill=1,0", *FEW]
     assert dispatch(arguments) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "abkt: cluster: prefill, decode and max_batch must be at least 1"

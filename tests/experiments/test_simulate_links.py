@@ -1,4 +1,4 @@
-"""What the command line says of transport, faults of links, and other traffic."""
+"""Transport, link faults and other traffic, from the command line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_link_that_goes_down_and_other_traffic(curves: Path, tmp_path: Path) -
         (["transport.frame_loss=1.5"], "frame_loss in [0, 1)"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
+def test_an_impossible_network_is_one_line(
     curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     out = tmp_path / "out"

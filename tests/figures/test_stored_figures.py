@@ -1,4 +1,4 @@
-"""Every figure is drawn from its stored table, to the same bytes each time; what is missing is said and the rest is drawn."""
+"""Every figure is drawn from its stored table, to the same bytes each time. A missing table is reported and the others are drawn."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_each_figure_is_drawn_with_the_same_bytes(module, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("module", modules(), ids=name_of)
-def test_each_figure_has_three_forms_and_says_where_it_comes_from(module, tmp_path: Path) -> None:
+def test_each_figure_has_three_formats_and_names_its_origin(module, tmp_path: Path) -> None:
     name = name_of(module)
     draw(module, DATA, tmp_path / "one")
     assert {path.name for path in (tmp_path / "one").iterdir()} == {f"{name}.{kind}" for kind in (*KINDS, "json")}
@@ -56,7 +56,7 @@ def test_each_figure_has_three_forms_and_says_where_it_comes_from(module, tmp_pa
         assert about["command"].startswith("abkt ")
 
 
-def test_a_missing_table_is_said_and_the_others_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_table_is_reported_and_the_others_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     for name in ("scale", "kernels"):
@@ -97,7 +97,7 @@ def test_the_break_even_by_hand() -> None:
 COSTS = {"encode/4": 3e-6, "encode/raw": 1e-6, "expand/4": 1.5e-6, "expand/raw": 0.5e-6}
 
 
-def test_collecting_from_what_is_no_result_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_collecting_from_another_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for argument, words in (
         (f"routing={tmp_path}", "does not exist"),
         (f"nothing={tmp_path}", "no table nothing"),

@@ -1,4 +1,4 @@
-"""Models to be asked, and a data folder as LongBench is published, made here; the real files where they are at hand."""
+"""Small models and a data folder in LongBench's format, made here; the real files where they are available."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LongBench's scores against cases worked by hand."""
+"""LongBench's scores on cases solved by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb: against transformers' own generation, raw against itself, runs that stop and go on, and what cannot be done."""
+"""`abkt longbench`: against transformers' own generation, raw against itself, runs that are resumed, and bad input."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def test_raw_bytes_may_go_through_the_hosts_memory(qwen, made_up, tmp_path, monk
     assert (rows.agreement == 1).all()
 
 
-def test_the_entropy_form_takes_fewer_bytes_and_leaves_less(real, tmp_path):
+def test_the_entropy_coder_takes_fewer_bytes_and_leaves_less(real, tmp_path):
     arguments = ("tasks=[passkey]", "samples=1", "max_tokens=400", "bitrate=int4", f"calibration={data_path('probe') / 'calibration.json'}")
     (fixed, _), (entropy, _) = (ran(tmp_path / c, data_path("probe"), real, *arguments, f"coder={c}") for c in ("fixed", "entropy"))
     assert entropy.wire_bytes.sum() < fixed.wire_bytes.sum()
     assert entropy.distortion.sum() < 0.5 * fixed.distortion.sum()
 
 
-def test_a_run_that_was_stopped_goes_on(qwen, made_up, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_resumes(qwen, made_up, tmp_path, monkeypatch, capsys):
     """Nothing is asked twice, a torn row is dropped, what lacked memory is tried again; other settings are refused."""
     out, encode, calls = tmp_path / "out", Codec.encode, []
 
@@ -189,13 +189,13 @@ def test_models_that_cannot_be_asked(made_up, tiny_model, tmp_path):
     assert "latent" in differences(DeepseekV3Config())
 
 
-def test_agreement_counts_what_one_of_them_lacks():
+def test_agreement_counts_missing_tokens():
     assert agreement([1, 2, 3], [1, 2, 3]) == (1.0, 3)
     assert agreement([1, 9, 3], [1, 2, 3]) == (2 / 3, 1)
     assert agreement([1, 2], [1, 2, 3, 4]) == (0.5, 2)
 
 
-def test_what_lacks_memory_and_what_does_not():
+def test_which_errors_are_a_lack_of_memory():
     assert lacks_memory(MemoryError())
     assert lacks_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not lacks_memory(RuntimeError("shapes do not fit"))
@@ -233,7 +233,7 @@ def test_a_category_is_the_mean_of_its_tasks_and_its_interval_holds_it(tmp_path)
     assert interval([np.full(5, 0.25)]) == (0.25, 0.25, 0.25)
 
 
-def test_results_are_written_whole(made_up, qwen, tmp_path):
+def test_result_files_are_complete_or_absent(made_up, qwen, tmp_path):
     out = tmp_path / "out"
     ran(out, qwen, made_up, "tasks=[trec]", "samples=1", "bitrate=raw")
     assert sorted(path.name for path in out.iterdir()) == [

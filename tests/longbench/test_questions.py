@@ -1,4 +1,4 @@
-"""The protocol around a question: prompts, cutting, templates; and data that is not as it should be."""
+"""The protocol of a question: prompts, cutting and templates; and damaged data."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_no_prompt_is_longer_than_its_limit(text, limit, tokenizer):
     assert 0 < len(asked.tokens) <= limit or asked.whole_tokens == 0
 
 
-def test_a_template_longer_than_the_limit_is_said(made_up, templated):
+def test_a_template_longer_than_the_limit_is_reported(made_up, templated):
     with pytest.raises(ValueError, match="does not fit 8 tokens"):
         ask(TASKS["qasper"], first("qasper", made_up), templated, 8, 8, True)
 
@@ -96,12 +96,12 @@ def test_a_template_longer_than_the_limit_is_said(made_up, templated):
         ("passkey", r"task passkey is not in .*: there is no kivi_passkey_examples\.jsonl"),
     ],
 )
-def test_a_task_that_is_not_there(made_up, task, message):
+def test_a_missing_task(made_up, task, message):
     with pytest.raises(ValueError, match=message):
         first(task, made_up)
 
 
-def test_rows_that_are_none():
+def test_damaged_rows():
     assert list(parse_rows(b'{"a": 1}\n\n{"a": 2}', "x.jsonl")) == [{"a": 1}, {"a": 2}]
     assert list(parse_rows(b' [{"a": 1}]', "x.json")) == [{"a": 1}]
     for raw, message in ((b'{"a": 1}\n{"a"', "x, line 2: no JSON"), (b'"a"', "x, line 1: a row is an object"), (b"[1", "x is no list")):

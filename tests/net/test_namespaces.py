@@ -1,4 +1,4 @@
-"""Real namespaces, real sockets: rates, delays and losses as asked for, and nothing left behind. Only where it is permitted."""
+"""Real namespaces and sockets: rates, delays and losses are as configured, and nothing is left behind. Only where permitted."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 from abkt.capacity import Capacity
 from abkt.net.bucket import payload_share
 from abkt.net.command import NetworkError
-from abkt.net.follow import Follower
 from abkt.net.namespaces import FOLDER, Namespaces
 from abkt.net.relay import TUN
+from abkt.net.schedule import ScheduleFollower
 
 WHY_NOT = Namespaces.why_not()
 TRAFFIC = Path(__file__).with_name("traffic.py")
@@ -34,7 +34,7 @@ def start(net: Namespaces, node: str, *what: object) -> subprocess.Popen[str]:
 
 
 def talk(net: Namespaces, there: str, here: str, amount: float, during: Callable[[], object] = lambda: None) -> tuple[str, str]:
-    """What the process in d0 and the one in p0 had to say."""
+    """The output of a process in d0 and of one in p0."""
     with start(net, "d0", there, net.address("d0")) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == "up\n"
@@ -58,11 +58,11 @@ def test_a_socket_gets_the_shaped_rate() -> None:
 
 
 def test_a_rate_changes_while_bytes_flow_and_comes_back() -> None:
-    """100 to 2 Mbit/s: a large segment that waits when the bucket shrinks must not block it for good."""
+    """100 to 2 Mbit/s: a large segment that is queued when the burst shrinks must not block the queue."""
     capacity = Capacity((0.0, 1.5, 4.5), (12.5e6, 0.25e6, 12.5e6))
     with Namespaces(lowest_bytes_per_s=0.25e6) as net:
         origin_s = time.monotonic()
-        with Follower(capacity, net.shape, origin_s) as follower:
+        with ScheduleFollower(capacity, net.shape, origin_s) as follower:
             rows = json.loads(talk(net, "sink", "pump", 6.0)[0])
     share = payload_share(1500)
     assert follower.changes == 2
@@ -72,8 +72,8 @@ def test_a_rate_changes_while_bytes_flow_and_comes_back() -> None:
     assert goodput(rows, origin_s + 5.2, rows[-1][0]) == pytest.approx(12.5e6 * share, rel=0.1)
 
 
-def test_less_than_was_announced_is_refused() -> None:
-    with Namespaces(lowest_bytes_per_s=1e6) as net, pytest.raises(ValueError, match="below the 1e"):
+def test_a_rate_below_the_lowest_is_refused() -> None:
+    with Namespaces(lowest_bytes_per_s=1e6) as net, pytest.raises(ValueError, match="below the lowest_bytes_per_s=1e"):
         net.shape(0.5e6)
 
 
@@ -88,7 +88,7 @@ def test_a_round_trip_takes_both_delays(delay_s: float) -> None:
 
 @relayed
 def test_a_relayed_link_is_shaped_too() -> None:
-    """200 Mbit/s across 10 ms, which the relay must keep up with."""
+    """200 Mbit/s with 10 ms of delay; the relay must keep up."""
     with Namespaces(delay_s=0.01, lowest_bytes_per_s=25e6) as net:
         net.shape(25e6)
         rows = json.loads(talk(net, "sink", "pump", 4.0)[0])
@@ -96,7 +96,7 @@ def test_a_relayed_link_is_shaped_too() -> None:
 
 
 @relayed
-def test_the_share_that_is_lost() -> None:
+def test_the_share_of_lost_packets() -> None:
     sent = 10_000
     with Namespaces(loss=0.01, seed=3) as net:
         came = int(talk(net, "count", "spray", sent)[0])
@@ -107,7 +107,7 @@ def test_the_share_that_is_lost() -> None:
 
 
 def shares(net: Namespaces, receivers: dict[str, list[str]], seconds: float = 4.0) -> dict[str, list[float]]:
-    """Bytes a second from each of a receiver's senders, all of them at once."""
+    """Bytes per second from each sender of each receiver, all at once."""
     servers = {}
     for node, senders in receivers.items():
         code = (
@@ -136,14 +136,14 @@ def test_four_senders_share_the_receivers_link() -> None:
 @pytest.mark.parametrize(
     ("flows", "whole"),
     [
-        ({"d0": ["p0"], "d1": ["p1"]}, [["d0"], ["d1"]]),  # each its own
-        ({"d0": ["p0"], "d1": ["p0"]}, [["d0", "d1"]]),  # the sender's is shared
-        ({"p0": ["p1", "d0"], "d1": ["d0"]}, [["p0"]]),  # roles have changed: the meeting point is where they send now
+        ({"d0": ["p0"], "d1": ["p1"]}, [["d0"], ["d1"]]),  # separate links
+        ({"d0": ["p0"], "d1": ["p0"]}, [["d0", "d1"]]),  # the sender's link is shared
+        ({"p0": ["p1", "d0"], "d1": ["d0"]}, [["p0"]]),  # roles have changed: the receiver is now p0
     ],
     ids=["apart", "one sender", "turned around"],
 )
 def test_several_receivers_have_a_link_each(flows: dict[str, list[str]], whole: list[list[str]]) -> None:
-    """whole: receivers whose flows together have one link's rate."""
+    """whole: groups of receivers whose flows together get the rate of one link."""
     with Namespaces(senders=2, receivers=2, lowest_bytes_per_s=2.5e6) as net:
         net.shape(2.5e6)
         found = shares(net, flows)
@@ -160,7 +160,7 @@ def devices() -> set[str]:
 
 
 def host() -> tuple[object, ...]:
-    """What must be the same after a run as before it: namespaces, interfaces, routes, forwarding."""
+    """The host state that a run must not change: namespaces, interfaces, routes, forwarding."""
     texts = [Path("/proc", name).read_text() for name in ("net/route", "sys/net/ipv4/ip_forward", "sys/net/ipv6/conf/all/disable_ipv6")]
     return names(), devices(), *texts
 
@@ -174,16 +174,16 @@ def break_inside(**options: float) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"senders": 3, "receivers": 2}, {"delay_s": 0.01}, {"senders": 2, "loss": 0.1}], ids=str)
-def test_nothing_is_left_behind_and_nothing_else_touched(options: dict[str, float]) -> None:
+def test_nothing_is_left_behind_and_the_host_is_unchanged(options: dict[str, float]) -> None:
     before = host()
     with pytest.raises(RuntimeError, match="in the middle"):
         break_inside(**options)
     assert host() == before
 
 
-def test_what_cannot_be_made_is_removed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_fails_to_start_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     before = names()
-    monkeypatch.setattr("abkt.net.namespaces.Bucket.of", lambda *_: 1 / 0)
+    monkeypatch.setattr("abkt.net.namespaces.TokenBucket.of", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), Namespaces(lowest_bytes_per_s=1.0):
         pass
     monkeypatch.setattr("abkt.net.relay_process.TUN", "/nowhere/tun")
@@ -192,8 +192,8 @@ def test_what_cannot_be_made_is_removed_again(monkeypatch: pytest.MonkeyPatch) -
     assert names() == before
 
 
-def test_the_namespaces_of_a_killed_run_go_when_the_next_one_starts() -> None:
-    """Its relay has ended on its own by then."""
+def test_the_namespaces_of_a_killed_run_are_removed_when_the_next_one_starts() -> None:
+    """Its relay has ended by itself before."""
     options = "delay_s=0.001" if os.path.exists(TUN) else ""
     code = (
         f"import time; from abkt.net.namespaces import Namespaces\nwith Namespaces({options}):\n  print('up', flush=True); time.sleep(60)"

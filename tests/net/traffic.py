@@ -1,4 +1,4 @@
-"""Plain sockets for the tests of namespaces: `python traffic.py WHAT ADDRESS [SECONDS]` inside one of them."""
+"""Traffic over plain sockets for the namespace tests: `python traffic.py WHAT ADDRESS [AMOUNT]` inside a namespace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PORT = 5201
 
 
 def sink(address: str) -> None:
-    """Take what one peer sends; (seconds, bytes so far) every 20 ms at most."""
+    """Receive what one peer sends. Prints rows (seconds, bytes so far), at most one every 20 ms."""
     with socket.create_server((address, PORT)) as listening:
         print("up", flush=True)
         connected, _ = listening.accept()
@@ -26,7 +26,7 @@ def sink(address: str) -> None:
 
 
 def many(address: str, senders: int) -> None:
-    """Bytes a second of each of several peers, from when all are there to when the first one ends."""
+    """Bytes per second from each of several peers, from when all are connected to when the first one ends."""
     with socket.create_server((address, PORT), backlog=senders) as listening:
         print("up", flush=True)
         connected = [listening.accept()[0] for _ in range(senders)]
@@ -42,17 +42,18 @@ def many(address: str, senders: int) -> None:
 
 
 def pump(address: str, seconds: float) -> None:
+    """Send as much as the connection takes."""
     end_s = time.monotonic() + seconds
     with socket.create_connection((address, PORT)) as connected:
         while time.monotonic() < end_s:
             try:
                 connected.sendall(bytes(1 << 16))
-            except ConnectionError:  # whoever took it has seen enough
+            except ConnectionError:  # the receiver has closed the connection
                 return
 
 
 def echo(address: str) -> None:
-    """Give every datagram back, until an empty one."""
+    """Send every datagram back, until an empty one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
         there.bind((address, PORT))
         print("up", flush=True)
@@ -61,7 +62,7 @@ def echo(address: str) -> None:
 
 
 def ping(address: str, count: float) -> None:
-    """Round trips in seconds; a lost one is nan."""
+    """Round trips in seconds."""
     trips = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
         here.settimeout(1.0)
@@ -75,7 +76,7 @@ def ping(address: str, count: float) -> None:
 
 
 def spray(address: str, count: float) -> None:
-    """So many numbered datagrams, slowly enough that no queue drops one, then empty ones."""
+    """`count` numbered datagrams, slowly enough that no queue drops one, then empty ones."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
         for number in range(int(count)):
             here.sendto(str(number).encode(), (address, PORT))

@@ -19,7 +19,7 @@ QUICK = "01_quickstart"  # in the default run
 LIMIT_S = 60
 
 
-def test_there_are_the_six() -> None:
+def test_there_are_six_notebooks() -> None:
     topics = ["01_quickstart", "02_codec", "03_bitrate_policies", "04_cluster_scheduling", "05_validation", "06_longbench"]
     assert topics == NAMES
 

@@ -1,4 +1,4 @@
-"""The one list of bitrate policies that the laws are checked on, and the transfers they are asked about."""
+"""The list of bitrate policies that every property is tested on, and the transfers they decide."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from abkt.policy.build import build
 from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputSample, TransferView
 
 PACKAGE = "abkt.policy.bitrate"
-LINE = 1e6  # bytes/s that a state machine takes for the link at its best
+LINE = 1e6  # bytes/s, the line rate of a state machine
 SLOPE = Curve((2e4, 5e4, 1e5, 2e5, 4e5, 6e5), (1.0, 0.4, 0.15, 0.04, 0.008, 0.0005), (0.0, 0.5, 1.2, 2.8, 5.5, 8.0))
 UNIFORM = Curve((2e4, 1.6e5, 2.9e5, 5.4e5), (1.0, 0.2, 0.01, 0.0003), (0.0, 2.0, 4.0, 8.0))
 
 
 def configs(rate: float, **budget: float) -> dict[str, dict[str, Any]]:
-    """Every policy, as its YAML would make it, on a link that it believes has `rate` bytes/s. budget: of ours, if not wide."""
+    """The configuration of every policy, with a link estimate of `rate` bytes/s. budget: limits of our own policies, wide by default."""
     budget = budget or {"mean_distortion": 0.3, "max_distortion": 0.3}
 
     def link() -> dict[str, Any]:
@@ -35,20 +35,20 @@ def configs(rate: float, **budget: float) -> dict[str, dict[str, Any]]:
         "int2": made("fixed.Fixed", bits=2),
         "allocated": made("allocated.Allocated", bits=2.8),
         "lossless": made("lossless.Lossless"),
-        "random": made("random.Random", seed=3),
+        "random": made("random.RandomBitrate", seed=3),
         "cachegen": made("cachegen.CacheGen", initial_bytes_per_s=rate, chunk_bytes=5e4),
         "lynx": made("lynx.Lynx", link=link()),
         "spectrum": made("spectrum.Spectrum", link=link()),
-        "spectrum of two tiers": made("spectrum.Spectrum", link=link(), bears_int4=False),
+        "spectrum of two tiers": made("spectrum.Spectrum", link=link(), int4_allowed=False),
         "kvserve": made("kvserve.KVServe", link=link()),
-        "state_machine": made("state_machine.StateMachine", line_bytes_per_s=LINE),
+        "state_machine": made("state_machine.StateMachine", line_rate_bytes_per_s=LINE),
     }
     embedded = made("embedded.Embedded", link=link(), **budget)
     capacity = {"_target_": "abkt.capacity.Capacity", "starts_s": [0.0], "bytes_per_s": [rate]}
     ours = {
         "embedded": embedded,
         "fleet": made("fleet.Fleet", link=link(), **budget),
-        "oracle_bandwidth": made("oracle_bandwidth.OracleBandwidth", capacity=capacity, **budget),
+        "oracle_bandwidth": made("oracle_bandwidth.OracleBandwidth", link=capacity, **budget),
         "oracle_profile": made("oracle_profile.OracleProfile", inner=embedded),
     }
     off = {f"{name}_off": made("off.Off", inner=inner, link=link()) for name, inner in plain.items()}
@@ -87,7 +87,7 @@ def views(draw) -> TransferView:
 
 
 def under_way(view: TransferView, decision: Decision, share: float) -> TransferView:
-    """The view as it is once a share of what was decided has left."""
+    """The view after a share of the decided bytes was sent."""
     sizes = view.curve(decision.order).bytes
     sent_bytes = share * sizes[decision.cut]
     sent_cut = next(cut for cut, size in enumerate(sizes) if size >= sent_bytes) if sent_bytes else 0

@@ -1,4 +1,4 @@
-"""Who is let in: each policy's rule on every applicant."""
+"""Each admission policy's rule on every request."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ applicants = st.builds(Asks, st.booleans(), times, st.sampled_from([0.2, 3.0, ma
 def test_always_and_reserve(asks) -> None:
     assert Always().decide(0.0, asks) == ACCEPT
     assert Reserve().decide(0.0, asks) == (RESERVE if asks.has_room else WAIT)
-    impatient = Reserve(patience_s=1.0).decide(0.0, asks)
-    assert (impatient.action == "reject") == (asks.waited_s > 1.0)
+    waited_long = Reserve(max_wait_s=1.0).decide(0.0, asks)
+    assert (waited_long.action == "reject") == (asks.waited_s > 1.0)
 
 
 @given(applicants, st.sampled_from([0.5, 1.0, 2.0]))
-def test_reject_late_by_its_definition(asks, slack) -> None:
-    verdict = RejectLate(slack).decide(0.0, asks)
-    assert (verdict.action == "accept") == (asks.routed_s <= slack)
-    if verdict.action == "reject" and slack >= 1:
+def test_reject_late_by_its_definition(asks, slo_factor) -> None:
+    verdict = RejectLate(slo_factor).decide(0.0, asks)
+    assert (verdict.action == "accept") == (asks.routed_s <= slo_factor)
+    if verdict.action == "reject" and slo_factor >= 1:
         assert verdict.retry_after_s == pytest.approx(asks.routed_s - 1.0)
 
 
-def test_the_ladder_goes_down_step_by_step() -> None:
+def test_the_ladder_takes_one_step_after_the_other() -> None:
     ladder = Ladder()
     assert ladder.decide(0.0, Asks()) == RESERVE
     assert ladder.decide(0.0, Asks(has_room=False)) == WAIT
@@ -63,11 +63,11 @@ def test_the_ladder_goes_down_step_by_step() -> None:
     turned_away = ladder.decide(0.0, Asks(routed_s=3.0, local_s=1.75))
     assert (turned_away.action, turned_away.retry_after_s) == ("reject", 0.75)
     assert turned_away.reason == "a TTFT of 1.75 s is expected, the SLO is 1 s"
-    assert Ladder(slack=2.0).decide(0.0, Asks(routed_s=1.9)) == RESERVE
+    assert Ladder(slo_factor=2.0).decide(0.0, Asks(routed_s=1.9)) == RESERVE
 
 
 @pytest.mark.parametrize(
-    ("policy", "field", "value"), [(Reserve, "patience_s", -1.0), (RejectLate, "slack", 0.0), (Ladder, "slack", math.nan)]
+    ("policy", "field", "value"), [(Reserve, "max_wait_s", -1.0), (RejectLate, "slo_factor", 0.0), (Ladder, "slo_factor", math.nan)]
 )
 def test_refused(policy, field, value) -> None:
     with pytest.raises(ValueError, match=f"{field} is {value}; it must"):

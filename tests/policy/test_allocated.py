@@ -1,4 +1,4 @@
-"""One cut for every request: of its bits, in either order, whatever the link and the deadline say."""
+"""One cut for every request, by its bits, in either order; the link and the deadline change nothing."""
 
 import pytest
 

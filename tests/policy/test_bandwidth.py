@@ -104,7 +104,7 @@ def aged(parts, stale_s: float) -> Bandwidth:
 
 
 def test_the_age_by_hand() -> None:
-    """5 bytes/s configured, 80 measured: a quarter of the way by factors is 40, half of it 20, and at the end nothing is left."""
+    """5 bytes/s configured, 80 measured, geometric ageing: 40 after a quarter of stale_s, 20 after half, 5 at the end."""
     link = aged([(80.0, 9.0)], stale_s=40.0)
     for now_s, rate in ((-1.0, 80.0), (0.0, 80.0), (10.0, 40.0), (20.0, 20.0), (30.0, 10.0), (40.0, 5.0), (1e9, 5.0)):
         assert link.mean_bytes_per_s(now_s) == pytest.approx(rate)
@@ -113,7 +113,7 @@ def test_the_age_by_hand() -> None:
 
 
 @given(samples, st.floats(0.1, 100), st.lists(st.floats(0, 200), min_size=2, max_size=2))
-def test_estimates_go_from_what_was_measured_to_what_is_configured(parts, stale_s, moments) -> None:
+def test_estimates_age_from_the_measured_to_the_configured_rate(parts, stale_s, moments) -> None:
     link, fresh = aged(parts, stale_s), aged(parts, math.inf)
     first_s, then_s = sorted(moments)
     for estimate in (Bandwidth.mean_bytes_per_s, Bandwidth.low_bytes_per_s):
@@ -138,10 +138,10 @@ def test_after_stale_s_the_past_is_forgotten_for_good(before, after, stale_s) ->
 
 
 @given(samples, st.floats(0.5, 100), st.floats(0, 1))
-def test_idle_time_drives_the_oldest_share_of_the_window_out(parts, stale_s, share) -> None:
+def test_idle_time_removes_the_oldest_share_of_the_window(parts, stale_s, share) -> None:
     link = aged(parts, stale_s)
     before = list(link._grains)
-    link.update(share * stale_s + 1e-9, GoodputSample(7e-9, 1e-9))  # too short to fill a grain, but for a rare one
+    link.update(share * stale_s + 1e-9, GoodputSample(7e-9, 1e-9))  # too short to fill a grain, with rare exceptions
     assume(len(link._grains) <= len(before) and (not link._grains or link._grains[-1] in before[-1:]))
     kept = list(link._grains)
     assert abs(len(kept) - (1 - share) * len(before)) < 1 + 1e-6 * len(before)
@@ -149,13 +149,13 @@ def test_idle_time_drives_the_oldest_share_of_the_window_out(parts, stale_s, sha
 
 
 @given(samples, st.floats(5, 100))
-def test_what_is_sent_without_a_break_does_not_age(parts, stale_s) -> None:
+def test_continuous_sending_does_not_age(parts, stale_s) -> None:
     old, ageless = aged(parts, stale_s), aged(parts, math.inf)
     assert old.mean_bytes_per_s(0.0) == pytest.approx(ageless.mean_bytes_per_s(0.0))
     assert old._quantile() == pytest.approx(ageless._quantile())
 
 
-def test_an_unlimited_link_is_believed_again_when_stale() -> None:
+def test_a_stale_estimate_returns_to_an_unlimited_link() -> None:
     link = Bandwidth(math.inf, stale_s=10.0)
     link.update(0.0, GoodputSample(8.0, 1.0))
     assert [link.mean_bytes_per_s(t) for t in (0.0, 5.0, 10.0)] == [8.0, math.inf, math.inf]

@@ -1,19 +1,22 @@
-"""The embedded stream's own policy, and one precision for everything."""
+"""Embedded, the fixed policies, and refused configurations."""
 
 from __future__ import annotations
 
 import math
+import pkgutil
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import abkt.policy
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.base import bytes_in_time
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.bitrate.fixed import Fixed, Raw
-from abkt.policy.build import build
+from abkt.policy.build import RENAMED_KEYS, build
 from abkt.policy.view import Decision, Delivered, GoodputSample, TransferView
 from tests.policy.every import SLOPE, UNIFORM, views
 
@@ -23,8 +26,8 @@ def ended_at(distortion: float) -> Delivered:
 
 
 @given(view=views(), rate=st.floats(1e3, 1e8), later=st.floats(0, 2), faster=st.floats(1, 10))
-def test_embedded_gives_more_where_there_is_more_time_or_a_faster_link(view, rate, later, faster) -> None:
-    view = replace(view, raw_s=1e9, lossless_bytes=0.0, hidden_s=0.0)  # nothing else can be had
+def test_embedded_sends_more_with_more_time_or_a_faster_link(view, rate, later, faster) -> None:
+    view = replace(view, raw_s=1e9, lossless_bytes=0.0, hidden_s=0.0)  # no other mode is offered
 
     def cut(rate: float, view: TransferView) -> int:
         return Embedded(Bandwidth(rate), 0.01, 0.3, 0.3).decide(0.0, view).cut
@@ -45,9 +48,9 @@ def test_embedded_by_its_definition(view, sent, rate, target, worst) -> None:
     assert distortion <= worst  # however late
     time_left = max(0.0, view.deadline_s - view.encode_s - view.expand_s)
     if decision.cut > view.sent_cut and (decision.cut == 0 or SLOPE.distortion[decision.cut - 1] <= worst):
-        assert size <= (view.sent_bytes + rate * time_left) * (1 + 1e-12)  # beyond the floor only what arrives in time
-        assert decision.cut == 0 or SLOPE.distortion[decision.cut - 1] > target  # and no better than asked
-    if distortion > target and decision.cut < SLOPE.finest:  # less than asked: one band more would be late
+        assert size <= (view.sent_bytes + rate * time_left) * (1 + 1e-12)  # beyond the least cut only what arrives in time
+        assert decision.cut == 0 or SLOPE.distortion[decision.cut - 1] > target  # and no better than the target
+    if distortion > target and decision.cut < SLOPE.finest:  # worse than the target: one band more would be late
         assert SLOPE.bytes[decision.cut + 1] > view.sent_bytes + rate * time_left
 
 
@@ -55,7 +58,7 @@ def test_embedded_by_hand() -> None:
     view = TransferView(1_000_000, deadline_s=0.5, slope=SLOPE, uniform=UNIFORM, encode_s=0.1, expand_s=0.1)
     policy = Embedded(Bandwidth(1e6), target_distortion=0.01, mean_distortion=0.3, max_distortion=0.3)
     assert policy.decide(0.0, view).cut == 3  # 0.3 s at 1 MB/s: 300 kB
-    assert policy.decide(-9.0, view).cut == 4  # time for all, and 0.008 is as good as asked
+    assert policy.decide(-9.0, view).cut == 4  # time for everything, and 0.008 reaches the target
     assert policy.decide(9.0, view).cut == 2  # too late, but 0.15 is the first below 0.3
     assert policy.decide(0.0, replace(view, sent_bytes=350_000.0, sent_cut=4)).cut == 4
     assert policy.decide(0.0, replace(view, encode_s=1.0)).mode == "raw"  # 1 s of raw bytes beats 1 s of encoding and more
@@ -66,7 +69,7 @@ def test_embedded_by_hand() -> None:
     assert policy.estimate_bytes_per_s(0.0) == 1e5
 
 
-def test_embedded_spends_what_it_has_saved() -> None:
+def test_embedded_spends_the_distortion_it_has_saved() -> None:
     late = TransferView(1_000_000, deadline_s=-1.0, slope=SLOPE, uniform=UNIFORM)
     policy = Embedded(Bandwidth(1e6), 0.001, 0.05, 0.2)
     assert policy.decide(0.0, late).cut == 3  # 0.04 is the first within 0.05
@@ -77,7 +80,7 @@ def test_embedded_spends_what_it_has_saved() -> None:
     assert policy.decide(0.0, late).cut == 3  # 0.1 is left
 
 
-def test_no_time_is_no_bytes_on_an_unlimited_link_too() -> None:
+def test_without_time_nothing_is_sent_even_on_an_unlimited_link() -> None:
     view = TransferView(1_000_000, 1.0, SLOPE, UNIFORM, encode_s=0.5, expand_s=0.5, sent_bytes=7.0)
     assert [bytes_in_time(math.inf, now_s, view) for now_s in (-1.0, 0.0, 1.0)] == [math.inf, 7.0, 7.0]
     assert bytes_in_time(10.0, -1.0, view) == 17.0
@@ -94,7 +97,7 @@ def test_raw_is_raw() -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match="one of 2, 4, 8"):
+    with pytest.raises(ValueError, match="must be one of 2, 4, 8"):
         Fixed(3)
     with pytest.raises(ValueError, match="max_distortion"):
         Embedded(Bandwidth(1.0), 0.1, 0.5, 0.2)
@@ -104,3 +107,25 @@ def test_refused() -> None:
         build({"_target_": "abkt.policy.bitrate.fixed.Raw", "bits": 4})
     with pytest.raises(ValueError, match=r"target_distortion is '\.inf'; a number is needed"):
         build({"_target_": "abkt.policy.bitrate.embedded.Embedded", "target_distortion": ".inf"})
+
+
+@pytest.mark.parametrize(
+    ("target", "old", "new"),
+    [
+        ("bitrate.oracle_bandwidth.OracleBandwidth", "behind_distortion", "refine_distortion"),
+        ("bitrate.fleet.Fleet", "behind_distortion", "refine_distortion"),
+        ("bitrate.state_machine.StateMachine", "vote_s", "sample_s"),
+        ("routing.prefix_aware.PrefixAware", "balance_s", "balance_threshold_s"),
+        ("roles.load_aware.LoadAwareRoles", "horizon_s", "payback_s"),
+        ("admission.reserve.Reserve", "patience_s", "max_wait_s"),
+    ],
+)
+def test_an_old_field_is_answered_with_its_new_name(target, old, new) -> None:
+    with pytest.raises(ValueError, match=f"^policy abkt.policy.{target}: {old} is now {new}$"):
+        build({"_target_": f"abkt.policy.{target}", old: 1.0})
+
+
+def test_every_renamed_field_exists_on_some_policy() -> None:
+    modules = [import_module(m.name) for m in pkgutil.walk_packages(abkt.policy.__path__, "abkt.policy.")]
+    fields = {name for module in modules for kind in vars(module).values() for name in getattr(kind, "__dataclass_fields__", ())}
+    assert set(RENAMED_KEYS.values()) <= fields

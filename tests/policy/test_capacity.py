@@ -40,7 +40,7 @@ def test_the_rate_at_a_moment(capacity, now_s) -> None:
 
 @given(schedules(), st.integers(0, 60))
 def test_following_the_changes_goes_forward_through_every_one(capacity, steps) -> None:
-    """What an event loop does: no change may be skipped or found twice, however the sums of periods are rounded."""
+    """As an event loop does: no change is skipped or found twice, however the sums of periods are rounded."""
     now_s = 0.0
     expected = [start for start, _ in unrolled(capacity, 0.0 if math.isinf(capacity.period_s) else steps * capacity.period_s)]
     for i in range(1, steps + 1):

@@ -1,4 +1,4 @@
-"""The bounds, in a model of one link and nothing else: nobody does better than the one who knows it."""
+"""The bounds on one simulated link: no policy does better than the one that knows the link."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from abkt.capacity import Capacity
 from abkt.policy.bandwidth import Bandwidth
-from abkt.policy.bitrate.break_even import parts
+from abkt.policy.bitrate.break_even import stage_costs
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.bitrate.oracle_bandwidth import OracleBandwidth
 from abkt.policy.bitrate.oracle_profile import OracleProfile
@@ -21,15 +21,15 @@ from tests.policy.test_capacity import schedules
 
 BITS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 GOOD = Curve(tuple(2e4 + 7e4 * b for b in BITS), tuple(0.5 * 4**-b if b else 1.0 for b in BITS), BITS)
-EVEN = Curve(tuple(2.2e4 + 7.5e4 * b for b in BITS), tuple(0.7 * 4**-b if b else 1.0 for b in BITS), BITS)  # worse at all bytes
+EVEN = Curve(tuple(2.2e4 + 7.5e4 * b for b in BITS), tuple(0.7 * 4**-b if b else 1.0 for b in BITS), BITS)  # worse at any size
 TARGET, WORST = 0.005, 0.3
 FRAME_BYTES = 2e4
 
 
 def carry(of: BitratePolicy, view: TransferView, link: Capacity, now_s: float) -> tuple[float, float]:
-    """(when KV is usable, its distortion) of one transfer alone on its link; the policy is asked before each frame."""
+    """(when the KV is usable, its distortion) of one transfer alone on its link; the policy decides before each frame."""
     decision = of.decide(now_s, view)
-    encode_s, wire_bytes, expand_s = parts(view, decision)
+    encode_s, wire_bytes, expand_s = stage_costs(view, decision)
     now_s += encode_s
     if decision.mode != "stream":
         return link.finish_s(now_s, wire_bytes) + expand_s, 0.0
@@ -49,7 +49,7 @@ def carry(of: BitratePolicy, view: TransferView, link: Capacity, now_s: float) -
 
 
 def use(usable_s: float, left: float, deadline_s: float) -> float:
-    """Of what arrives late or too coarse there is none; better than asked is worth no more than as good as asked."""
+    """The value of a transfer: none if it is late or too coarse; better than the target counts as the target."""
     if usable_s > deadline_s or left > WORST:
         return 0.0
     return 1.0 if left <= TARGET else 1.0 - left
@@ -65,7 +65,7 @@ def use(usable_s: float, left: float, deadline_s: float) -> float:
     codec_s=st.tuples(*[st.floats(0.001, 0.3)] * 4),
     believed=st.floats(1e4, 1e7),
 )
-def test_nobody_does_better_than_the_one_who_knows_the_link(name, link, scale, start_s, within_s, codec_s, believed) -> None:
+def test_no_policy_does_better_than_the_one_that_knows_the_link(name, link, scale, start_s, within_s, codec_s, believed) -> None:
     link = Capacity(link.starts_s, tuple(scale * rate + 1e4 for rate in link.bytes_per_s), link.period_s)
     view = TransferView(
         1_200_000,
@@ -84,8 +84,8 @@ def test_nobody_does_better_than_the_one_who_knows_the_link(name, link, scale, s
 
 
 @pytest.mark.parametrize("name", ["embedded", "fleet", "oracle_bandwidth"])
-def test_what_is_whole_does_not_miss_a_deadline_that_less_would_keep(name) -> None:
-    """At 2.2 MB/s raw needs 0.550 s, as good as asked 0.576 s, three bits 0.545 s and a bit and a half 0.497 s."""
+def test_full_precision_does_not_miss_a_deadline_that_a_coarser_stream_keeps(name) -> None:
+    """At 2.2 MB/s raw needs 0.550 s, the target 0.576 s, three bits 0.545 s and a bit and a half 0.497 s."""
     view = TransferView(1_200_000, 0.5, GOOD, EVEN, encode_s=0.36, expand_s=0.08, raw_s=0.005)
     link, bounds = Capacity.constant(2.2e6), {"target_distortion": TARGET, "mean_distortion": WORST, "max_distortion": WORST}
     of = OracleBandwidth(link, **bounds) if name == "oracle_bandwidth" else policy(name, 2.2e6, **bounds)

@@ -124,7 +124,7 @@ def test_kvserve_does_not_blame_the_codec_for_the_link() -> None:
 
 
 def states(shares: str) -> list[str | None]:
-    """g, d, p: a vote of each kind, half a second of sending; the state after each."""
+    """g, d, p: a sample of each class, half a second of sending; the state after each."""
     policy, seen = StateMachine(1e6), []
     for letter in shares:
         policy.observe(0.0, GoodputSample({"g": 1e6, "d": 2e5, "p": 1e5}[letter] * 0.5, 0.5))
@@ -133,7 +133,7 @@ def states(shares: str) -> list[str | None]:
 
 
 @pytest.mark.parametrize(
-    ("votes", "expected"),
+    ("samples", "expected"),
     [
         ("ggg", "ggg"),
         ("ppg", "ppp"),
@@ -149,18 +149,18 @@ def states(shares: str) -> list[str | None]:
         ("pdddd", "ppppd"),
     ],
 )
-def test_quick_to_fall_slow_to_rise(votes, expected) -> None:
-    assert "".join(s or "?" for s in states(votes)) == expected
+def test_the_state_falls_quickly_and_rises_slowly(samples, expected) -> None:
+    assert "".join(s or "?" for s in states(samples)) == expected
 
 
 def test_states_stand_for_bits() -> None:
     policy = StateMachine(1e6)
-    assert policy.decide(0.0, VIEW) == INT4  # before any vote
+    assert policy.decide(0.0, VIEW) == INT4  # before any sample
     for rate, decision in ((4e5, INT8), (2e5, INT4), (1e5, INT2)):
         policy.observe(0.0, GoodputSample(rate * 2, 2.0))
         assert policy.decide(0.0, VIEW) == decision
     policy.observe(0.0, GoodputSample(4e5 * 1.49, 1.49))
-    assert policy.decide(0.0, VIEW) == INT2  # two votes
+    assert policy.decide(0.0, VIEW) == INT2  # two samples
     policy.observe(0.0, GoodputSample(4e5 * 0.52, 0.52))
     assert policy.decide(0.0, VIEW) == INT8  # four
 
@@ -175,18 +175,18 @@ def test_thresholds_are_those_of_a_gigabit() -> None:
     assert at == ["good", "degraded", "degraded", "poor"]
 
 
-def test_the_end_of_a_transfer_is_a_vote() -> None:
+def test_the_end_of_a_transfer_closes_a_sample() -> None:
     policy = StateMachine(1e6)
     policy.observe(0.0, GoodputSample(1e4, 0.1))
     assert policy.state is None
     policy.delivered(0.0, Delivered(0.0, INT4, VIEW, 0.1))
     assert policy.state == "poor"
-    policy.delivered(0.0, Delivered(0.0, INT4, VIEW, 0.1))  # nothing was sent: no vote
-    assert len(policy._votes) == 1
+    policy.delivered(0.0, Delivered(0.0, INT4, VIEW, 0.1))  # nothing was sent: no sample
+    assert len(policy._samples) == 1
 
 
 @given(st.sampled_from("gdp"), st.floats(5, 1e7))
-def test_a_long_time_of_one_kind_decides_whatever_was_before(letter, seconds) -> None:
+def test_enough_equal_samples_decide_whatever_came_before(letter, seconds) -> None:
     policy = StateMachine(1e6)
     for rate, length in ((1e5, 0.7), (1e6, 3.3), ({"g": 1e6, "d": 2e5, "p": 1e5}[letter], seconds)):
         policy.observe(0.0, GoodputSample(rate * length, length))
@@ -199,7 +199,7 @@ def test_a_long_time_of_one_kind_decides_whatever_was_before(letter, seconds) ->
 
 def test_spectrum_takes_the_finest_tier_in_time() -> None:
     """1 MB/s: fp16 takes 1 s, int8 0.4 + 0.2, int4 goes whatever it takes."""
-    three, two = Spectrum(Bandwidth(1e6)), Spectrum(Bandwidth(1e6), bears_int4=False)
+    three, two = Spectrum(Bandwidth(1e6)), Spectrum(Bandwidth(1e6), int4_allowed=False)
     for deadline_s, tier in ((1.01, RAW), (0.99, INT8), (0.61, INT8), (0.59, INT4), (-1.0, INT4)):
         view = replace(VIEW, deadline_s=deadline_s)
         assert three.decide(0.0, view) == tier

@@ -1,4 +1,4 @@
-"""The index of nodes finds what looking at all of them finds, whatever changed in between."""
+"""The index of nodes finds the same nodes as a comparison of all of them, whatever changed in between."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abkt.policy.routing.base import RequestView
 from abkt.policy.routing.least_loaded import LeastLoaded, backlog, fullness
 from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.routing.min_ttft import MinTTFT, first_token_s
 from abkt.policy.routing.ranking import Ranking, candidates
-from abkt.policy.view import RequestView
 
 REQUEST = RequestView(0, isl=1000, osl=100, arrival_s=0.0)
 HASHED = RequestView(0, isl=1000, osl=100, arrival_s=0.0, hash_ids=(7, 8, 9, 10))
@@ -26,7 +26,6 @@ class Prefill:
     free_s: float = 0.0
     speed: int = 1
     held: int = 0
-    name: str = "p"
 
     @property
     def queued_s(self) -> float:
@@ -46,7 +45,6 @@ class Decode:
     tpot_s: float = 0.0
     wait: float = 0.0
     kind: int = 0
-    name: str = "d"
 
     def wait_s(self, isl: int) -> float:
         return self.wait * (1 + isl / 1000)
@@ -73,7 +71,7 @@ def ranked(prefill: list[Prefill], decode: list[Decode]) -> tuple[Ranking, Ranki
 
 
 @given(prefills, changes, st.integers(1, 4))
-def test_the_least_of_each_kind_after_any_changes(nodes, changes, count) -> None:
+def test_the_least_loaded_of_each_kind_after_any_changes(nodes, changes, count) -> None:
     ranking = Ranking(nodes, speed)
     for where, free_s, now_speed in [(0, nodes[0].free_s, nodes[0].speed), *changes]:
         node = nodes[where % len(nodes)]
@@ -107,7 +105,7 @@ def test_routing_by_the_index_is_routing_by_brute_force(prefill, decode, changes
 
 @given(prefills, decodes, st.integers(0, 10**6), st.data())
 def test_load_aware_in_a_large_cluster_is_exact_where_top_k_covers_it(prefill, decode, seed, data) -> None:
-    """Also with waits, which the index orders by their share of a request of no length."""
+    """Also with waits, which the index orders by the wait of an empty prompt."""
     for node in decode:
         node.wait = data.draw(st.sampled_from([0.0, 0.0, 0.4, 2.0]))
 
@@ -122,7 +120,7 @@ def test_load_aware_in_a_large_cluster_is_exact_where_top_k_covers_it(prefill, d
     assert cost(*LoadAwareRouting(top_k=25).decide(10.0, REQUEST, *ranked(prefill, decode), quote_s)) == pytest.approx(least)
 
 
-def test_those_that_hold_the_prefix_are_looked_at_wherever_they_stand() -> None:
+def test_nodes_that_hold_the_prefix_are_compared_whatever_their_load() -> None:
     nodes = [Prefill(20.0 + i) for i in range(20)]
     holders: dict[int, dict[Prefill, None]] = {7: {nodes[17]: None, nodes[18]: None}, 8: {nodes[18]: None}}
     ranking = Ranking(nodes, speed, holders)

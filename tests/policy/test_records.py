@@ -68,7 +68,7 @@ def test_a_run_that_completed_nothing_has_a_summary() -> None:
     assert summary["distortion"] == {}
 
 
-def test_spread_leaves_out_what_is_not_there() -> None:
+def test_spread_leaves_out_nan() -> None:
     assert spread([1.0, math.nan, 3.0]) == pytest.approx({"mean": 2.0, "p50": 2.0, "p90": 2.8, "p99": 2.98})
 
 

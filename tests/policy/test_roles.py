@@ -1,4 +1,4 @@
-"""Laws that every policy of roles keeps, and what each is for, by hand."""
+"""Properties of every roles policy, and each policy's rule by hand."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from abkt.policy.roles.arrow import Arrow
 from abkt.policy.roles.base import RoleChange
 from abkt.policy.roles.colocated import Colocated
 from abkt.policy.roles.conditional import Conditional
+from abkt.policy.roles.hysteresis import Hysteresis
 from abkt.policy.roles.load_aware import LoadAwareRoles
 from abkt.policy.roles.loads import FLOOR, loads
 from abkt.policy.roles.scheduled import Scheduled
 from abkt.policy.roles.static import Static
-from abkt.policy.roles.votes import Votes
-from abkt.policy.view import RequestView
+from abkt.policy.routing.base import RequestView
 
 POLICIES: dict[str, Callable] = {
     "static": Static,
@@ -71,7 +71,7 @@ nodes = st.lists(
 
 @pytest.mark.parametrize("name", POLICIES)
 @given(looks=st.lists(nodes, min_size=1, max_size=8))
-def test_no_side_is_left_empty_and_the_same_looks_give_the_same_changes(name, looks) -> None:
+def test_no_side_is_left_empty_and_the_same_calls_give_the_same_changes(name, looks) -> None:
     one, other = POLICIES[name](), POLICIES[name]()
     for now_s, cluster in enumerate(looks):
         changes = one.decide(float(now_s), cluster)
@@ -89,7 +89,7 @@ def test_no_side_is_left_empty_and_the_same_looks_give_the_same_changes(name, lo
 
 
 def test_loads_by_hand() -> None:
-    """Weighted by what nodes can do; who changes counts nowhere, who does both on both sides."""
+    """Weighted by the nodes' speed; a changing node does not count, a node with both roles counts on both sides."""
     cluster = [
         Node("prefill", queued_s=2.0, prefill_weight=0.5),
         Node("prefill", queued_s=0.5),
@@ -98,18 +98,19 @@ def test_loads_by_hand() -> None:
         Node("", queued_s=99.0, kv_due=1.0),
     ]
     now = loads(cluster, ttft_slo_s=1.0, tpot_slo_s=0.05)
-    assert (now.prefill, now.decode) == ((0, 1), (2, 3))
-    assert now.prompts == pytest.approx((0.5 * 2.0 + 0.5) / 1.5)
-    assert now.tokens == pytest.approx((0.8 + 0.25 * 1.0) / 1.25)  # 0.04 / 0.05 is more than 0.45 / 0.9
-    assert loads([Node("both", queued_s=3.0, kv_due=0.9)], 1.0, 0.05) == replace(now, prefill=(0,), decode=(0,), prompts=3.0, tokens=1.0)
-    assert loads([Node("prefill")], 1.0, 0.05).prompts == FLOOR
+    assert (now.prefill_nodes, now.decode_nodes) == ((0, 1), (2, 3))
+    assert now.prefill_load == pytest.approx((0.5 * 2.0 + 0.5) / 1.5)
+    assert now.decode_load == pytest.approx((0.8 + 0.25 * 1.0) / 1.25)  # 0.04 / 0.05 is more than 0.45 / 0.9
+    both = replace(now, prefill_nodes=(0,), decode_nodes=(0,), prefill_load=3.0, decode_load=1.0)
+    assert loads([Node("both", queued_s=3.0, kv_due=0.9)], 1.0, 0.05) == both
+    assert loads([Node("prefill")], 1.0, 0.05).prefill_load == FLOOR
 
 
-def test_votes_two_of_three_in_and_four_of_five_out() -> None:
-    votes = Votes()
-    assert [votes.cast(vote) for vote in (True, False, False, True, True)] == [False, False, False, False, True]
-    assert [votes.cast(vote) for vote in (True, True, False, True, True)] == [True, True, True, True, False]
-    assert [votes.cast(vote) for vote in (True, False, True)] == [False, False, True]
+def test_hysteresis_enters_at_two_of_three_and_leaves_at_four_of_five() -> None:
+    imbalance = Hysteresis()
+    assert [imbalance.update(change) for change in (True, False, False, True, True)] == [False, False, False, False, True]
+    assert [imbalance.update(change) for change in (True, True, False, True, True)] == [True, True, True, True, False]
+    assert [imbalance.update(change) for change in (True, False, True)] == [False, False, True]
 
 
 def state(prompts: float, tokens: float, p: int = 2, d: int = 3) -> list[Node]:
@@ -121,16 +122,16 @@ def state(prompts: float, tokens: float, p: int = 2, d: int = 3) -> list[Node]:
 
 
 def test_load_aware_lends_cycles_then_a_node() -> None:
-    policy = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=2)
+    policy = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, lend_periods=2)
     source, target = Node("prefill", queued_s=2.0), Node("decode", wait=0.1, tpot_s=0.02)
-    assert policy.decide(0.0, state(2.0, 0.3)) == []  # one vote of two
+    assert policy.decide(0.0, state(2.0, 0.3)) == []  # one check of two
     assert policy.where(0.0, REQUEST, source, target) == "split"
     assert policy.decide(1.0, state(2.0, 0.3)) == []  # imbalanced: cycles first
     assert policy.loaded == "prefill"
     assert policy.where(1.0, REQUEST, source, target) == "target"
-    assert policy.where(1.0, REQUEST, source, replace(target, wait=3.0)) == "split"  # it has more to do itself
+    assert policy.where(1.0, REQUEST, source, replace(target, wait=3.0)) == "split"  # the target is busier than the source
     assert policy.decide(2.0, state(2.0, 0.3)) == [RoleChange(2, "prefill")]  # the decode node with the fewest requests drains
-    assert policy.decide(3.0, [*state(2.0, 0.3)[:2], Node(""), *state(2.0, 0.3)[3:]]) == []  # one at a time
+    assert policy.decide(3.0, [*state(2.0, 0.3)[:2], Node(""), *state(2.0, 0.3)[3:]]) == []  # one change at a time
     for now_s in (4.0, 5.0, 6.0):
         policy.decide(now_s, state(0.3, 0.3))
     assert policy.loaded == "prefill"  # three of five do not end it
@@ -139,18 +140,18 @@ def test_load_aware_lends_cycles_then_a_node() -> None:
     assert policy.where(7.0, REQUEST, source, target) == "split"
 
 
-def test_load_aware_the_other_way_and_where_nothing_pays() -> None:
-    policy = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
+def test_load_aware_in_the_other_direction_and_where_a_move_does_not_pay() -> None:
+    policy = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, lend_periods=1)
     policy.decide(0.0, state(0.1, 1.2, p=3, d=2))
     assert policy.decide(1.0, state(0.1, 1.2, p=3, d=2)) == [RoleChange(1, "decode")]  # the shortest queue; the first node's is longer
     assert policy.where(1.0, REQUEST, Node(wait=0.0), Node("decode", wait=1.0)) == "source"
-    dear = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1, rebuild_s=40.0, horizon_s=30.0)
+    dear = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, lend_periods=1, rebuild_s=40.0, payback_s=30.0)
     dear.decide(0.0, state(0.1, 1.2, p=3, d=2))
     assert dear.decide(1.0, state(0.1, 1.2, p=3, d=2)) == []  # (1.2 - 0.8) x 30 s is less than the 40 s of a rebuild
-    last = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
+    last = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, lend_periods=1)
     last.decide(0.0, state(2.0, 0.3, p=2, d=1))
     assert last.decide(1.0, state(2.0, 0.3, p=2, d=1)) == []  # the only decode node stays
-    overloaded = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, patience=1)
+    overloaded = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, lend_periods=1)
     overloaded.decide(0.0, state(4.0, 1.1))
     assert overloaded.decide(1.0, state(4.0, 1.1)) == []  # there is nothing to lend
 
@@ -187,7 +188,7 @@ def test_conditional_and_colocated_by_hand() -> None:
 
 
 def test_scheduled_by_hand() -> None:
-    """Nothing before its time; the last of a side waits for another; who changes waits for itself; who is gone is forgotten."""
+    """No change before its time; the last node of a side waits for another; a changing node is waited for; a lost node is skipped."""
     plan = [(2.0, "d1", "prefill"), (4.0, "d0", "prefill"), (5.0, "d1", "decode"), (6.0, "p0", "prefill"), (7.0, "p1", "decode")]
     policy = Scheduled(changes=[{"at_s": at_s, "worker": worker, "role": role} for at_s, worker, role in reversed(plan)])
 
@@ -196,14 +197,14 @@ def test_scheduled_by_hand() -> None:
 
     assert look(1.9, p0="prefill", p1="prefill", d0="decode", d1="decode") == []
     assert look(2.0, p0="prefill", p1="prefill", d0="decode", d1="decode") == [RoleChange(3, "prefill")]
-    assert look(4.5, p0="prefill", p1="prefill", d0="decode", d1="") == []  # d0 is the last one that decodes
-    assert look(5.0, p0="prefill", p1="prefill", d0="decode", d1="") == []  # d1 has not got its first new role yet
+    assert look(4.5, p0="prefill", p1="prefill", d0="decode", d1="") == []  # d0 is the last decode node
+    assert look(5.0, p0="prefill", p1="prefill", d0="decode", d1="") == []  # d1 is still changing
     assert look(5.1, p0="prefill", p1="prefill", d0="decode", d1="prefill") == [RoleChange(3, "decode")]
     assert look(5.2, p0="prefill", p1="prefill", d0="decode", d1="decode") == [RoleChange(2, "prefill")]
-    assert look(6.0, p0="prefill", p1="prefill", d0="prefill", d1="decode") == []  # p0 has that role
+    assert look(6.0, p0="prefill", p1="prefill", d0="prefill", d1="decode") == []  # p0 has that role already
     assert look(7.0, p0="prefill", d0="prefill", d1="decode") == []  # p1 has died
     assert look(9.0, p0="prefill", p1="prefill", d0="prefill", d1="decode") == []
-    with pytest.raises(ValueError, match="there is no node d7; there are n"):
+    with pytest.raises(ValueError, match="there is no node d7; the nodes are n"):
         Scheduled(changes=[{"at_s": 1.0, "worker": "d7", "role": "prefill"}]).decide(0.1, [Node()])
     with pytest.raises(ValueError, match="at_s, worker and role"):
         Scheduled(changes=[{"at_s": 1.0, "node": "d7", "role": "prefill"}])
@@ -215,9 +216,9 @@ def test_scheduled_by_hand() -> None:
         (Static, {"period_s": 0.0}),
         (Conditional, {"queue_s": 0.0}),
         (Arrow, {"high": 0.0}),
-        (LoadAwareRoles, {"leave": 1.6}),
-        (LoadAwareRoles, {"patience": 0}),
-        (Votes, {"enter": (4, 3)}),
+        (LoadAwareRoles, {"leave_ratio": 1.6}),
+        (LoadAwareRoles, {"lend_periods": 0}),
+        (Hysteresis, {"enter": (4, 3)}),
         (Scheduled, {"changes": [{"at_s": 1.0, "worker": "d0", "role": "both"}]}),
         (Scheduled, {"changes": [{"at_s": -1.0, "worker": "d0", "role": "decode"}]}),
     ],

@@ -1,4 +1,4 @@
-"""Laws that every routing policy keeps, and what each is for."""
+"""Properties of every routing policy, and each policy's rule."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abkt.policy.routing.base import RequestView
 from abkt.policy.routing.least_loaded import LeastLoaded
 from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.routing.min_ttft import MinTTFT
@@ -17,7 +18,6 @@ from abkt.policy.routing.power_of_two import PowerOfTwo
 from abkt.policy.routing.prefix_aware import PrefixAware
 from abkt.policy.routing.random import RandomRouting
 from abkt.policy.routing.round_robin import RoundRobin
-from abkt.policy.view import RequestView
 
 POLICIES: dict[str, Callable] = {
     "random": RandomRouting,
@@ -37,7 +37,10 @@ class Prefill:
     queued_s: float = 0.0
     slowness: float = 1e-5
     held: int = 0  # of HASHED's blocks
-    name: str = "p"
+
+    @property
+    def free_s(self) -> float:
+        return self.queued_s
 
     def prefill_s(self, isl: int, cached: int = 0) -> float:
         return self.slowness * (isl - cached)
@@ -52,7 +55,6 @@ class Decode:
     active: int = 0
     tpot_s: float = 0.0
     wait: float = 0.0
-    name: str = "d"
 
     def wait_s(self, isl: int) -> float:
         return self.wait
@@ -78,7 +80,7 @@ quotes = st.integers(0, 10**6).map(lambda seed: lambda p, d: ((p * 31 + d * 17 +
 
 @pytest.mark.parametrize("name", POLICIES)
 @given(prefill=prefills, decode=decodes, quote_s=quotes, times=st.integers(1, 5), request_=st.sampled_from([REQUEST, HASHED]))
-def test_a_node_of_each_side_and_the_same_for_the_same_calls(name, prefill, decode, quote_s, times, request_) -> None:
+def test_valid_nodes_and_the_same_answer_for_the_same_calls(name, prefill, decode, quote_s, times, request_) -> None:
     one, other = POLICIES[name](), POLICIES[name]()
     for _ in range(times):
         p, d = one.decide(0.0, request_, prefill, decode, quote_s)
@@ -87,20 +89,20 @@ def test_a_node_of_each_side_and_the_same_for_the_same_calls(name, prefill, deco
         assert (p, d) == other.decide(0.0, request_, prefill, decode, quote_s)
 
 
-def cost(p: int, d: int, prefill, decode, quote_s, slo_s: float = 0.05, kappa_s: float = 1.0) -> float:
+def cost(p: int, d: int, prefill, decode, quote_s, slo_s: float = 0.05, tpot_penalty_s: float = 1.0) -> float:
     late = max(0.0, decode[d].tpot_s / slo_s - 1)
-    return prefill[p].queued_s + prefill[p].prefill_s(1000) + quote_s(p, d) + decode[d].wait + kappa_s * late
+    return prefill[p].queued_s + prefill[p].prefill_s(1000) + quote_s(p, d) + decode[d].wait + tpot_penalty_s * late
 
 
 @given(prefills, decodes, quotes)
-def test_load_aware_is_brute_force_on_a_small_cluster(prefill, decode, quote_s) -> None:
+def test_load_aware_equals_brute_force_on_a_small_cluster(prefill, decode, quote_s) -> None:
     chosen = LoadAwareRouting(top_k=6).decide(0.0, REQUEST, prefill, decode, quote_s)
     costs = {(p, d): cost(p, d, prefill, decode, quote_s) for p in range(len(prefill)) for d in range(len(decode))}
     assert costs[chosen] == pytest.approx(min(costs.values()))
 
 
 @given(prefills, decodes, quotes, st.integers(1, 3))
-def test_load_aware_pruned_is_brute_force_among_the_best_of_each_side(prefill, decode, quote_s, top_k) -> None:
+def test_load_aware_with_top_k_equals_brute_force_among_the_best_of_each_side(prefill, decode, quote_s, top_k) -> None:
     asked: list[tuple[int, int]] = []
 
     def counted(p: int, d: int) -> float:
@@ -120,7 +122,7 @@ def test_load_aware_pruned_is_brute_force_among_the_best_of_each_side(prefill, d
 def test_load_aware_by_hand() -> None:
     prefill = [Prefill(0.3), Prefill(0.0)]
     decode = [Decode(), Decode(tpot_s=0.1)]
-    policy = LoadAwareRouting(tpot_slo_s=0.05, kappa_s=0.5)
+    policy = LoadAwareRouting(tpot_slo_s=0.05, tpot_penalty_s=0.5)
     assert policy.decide(0.0, REQUEST, prefill, decode, lambda p, d: 0.0) == (1, 0)
     assert policy.decide(0.0, REQUEST, prefill, decode, lambda p, d: 0.4 if p == 1 else 0.0) == (0, 0)  # queueing is cheaper than sending
     assert policy.decide(0.0, REQUEST, prefill, decode, lambda p, d: 0.6 if d == 0 else 0.0) == (1, 1)  # twice the SLO costs 0.5 s
@@ -128,7 +130,7 @@ def test_load_aware_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("p", "d"), [(4, 4), (4, 2), (2, 4), (3, 5), (1, 1), (6, 4)])
-def test_round_robin_meets_every_pair_once_and_takes_turns(p, d) -> None:
+def test_round_robin_uses_every_pair_once_and_each_side_in_turn(p, d) -> None:
     policy = RoundRobin()
     pairs = [policy.decide(0.0, REQUEST, [Prefill()] * p, [Decode()] * d, lambda p, d: 0.0) for _ in range(p * d)]
     assert len(set(pairs)) == p * d
@@ -136,7 +138,7 @@ def test_round_robin_meets_every_pair_once_and_takes_turns(p, d) -> None:
     assert set(Counter(target for _, target in pairs).values()) == {p}
 
 
-def test_random_is_even_and_its_seed_decides() -> None:
+def test_random_is_uniform_and_follows_its_seed() -> None:
     def drawn(seed: int) -> list[tuple[int, int]]:
         policy = RandomRouting(seed)
         return [policy.decide(0.0, REQUEST, [Prefill()] * 2, [Decode()] * 3, lambda p, d: 0.0) for _ in range(3000)]
@@ -163,15 +165,18 @@ def test_min_ttft_by_its_definition(prefill, decode) -> None:
 
 def test_prefix_aware_by_hand() -> None:
     decode = [Decode(kv_used=0.5), Decode()]
-    policy = PrefixAware(share=0.5, balance_s=1.0)
+    policy = PrefixAware(cache_threshold=0.5, balance_threshold_s=1.0)
 
     def chosen(*prefill: Prefill, request: RequestView = HASHED) -> tuple[int, int]:
         return policy.decide(0.0, request, prefill, decode, lambda p, d: 0.0)
 
-    assert chosen(Prefill(0.0), Prefill(0.9, held=3), Prefill(0.0, held=2)) == (1, 1)  # the longest prefix, if it is not far behind
-    assert chosen(Prefill(0.0), Prefill(1.1, held=3), Prefill(0.0, held=2)) == (0, 1)  # too busy: the idlest, not the next best
-    assert chosen(Prefill(0.1), Prefill(0.2, held=1)) == (0, 1)  # a quarter of the prompt is less than the half that was asked for
-    assert chosen(Prefill(0.1), Prefill(0.2, held=3), request=REQUEST) == (0, 1)  # nobody hashed it
+    assert chosen(Prefill(0.0), Prefill(0.9, held=3), Prefill(0.0, held=2)) == (1, 1)  # the longest prefix, if its queue is not much longer
+    assert chosen(Prefill(0.0), Prefill(1.1, held=3), Prefill(0.0, held=2)) == (
+        0,
+        1,
+    )  # too busy: the shortest queue instead
+    assert chosen(Prefill(0.1), Prefill(0.2, held=1)) == (0, 1)  # a quarter of the prompt is below the threshold of a half
+    assert chosen(Prefill(0.1), Prefill(0.2, held=3), request=REQUEST) == (0, 1)  # its hashes are unknown
 
 
 def test_power_of_two_takes_the_less_loaded_of_two() -> None:
@@ -186,13 +191,15 @@ def test_power_of_two_takes_the_less_loaded_of_two() -> None:
             assert counts[node] == pytest.approx(100 * (9 - node), abs=130)
 
 
-@pytest.mark.parametrize("fields", [{"tpot_slo_s": 0.0}, {"kappa_s": -1.0}, {"top_k": 0}])
+@pytest.mark.parametrize("fields", [{"tpot_slo_s": 0.0}, {"tpot_penalty_s": -1.0}, {"top_k": 0}])
 def test_refused(fields) -> None:
     with pytest.raises(ValueError, match="load_aware"):
         LoadAwareRouting(**fields)
 
 
-@pytest.mark.parametrize(("policy", "fields"), [(PrefixAware, {"share": 0.0}), (PrefixAware, {"balance_s": -1.0}), (MinTTFT, {"top_k": 0})])
+@pytest.mark.parametrize(
+    ("policy", "fields"), [(PrefixAware, {"cache_threshold": 0.0}), (PrefixAware, {"balance_threshold_s": -1.0}), (MinTTFT, {"top_k": 0})]
+)
 def test_others_refused(policy, fields) -> None:
     with pytest.raises(ValueError, match="must"):
         policy(**fields)

@@ -1,4 +1,4 @@
-"""Which runs a calibration makes, on a cluster that only pretends to run them."""
+"""Which runs a calibration makes, on a fake cluster."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 
 from abkt.measure.cluster import calibrate
+from abkt.policy.view import Curve
 from abkt.records import RequestRecord, TransferRecord
-from abkt.serve.cluster import ClusterRun, LocalClusterSpec
+from abkt.serve import ClusterRun, LocalClusterSpec
 from abkt.serve.frontend.prompt import Prompt
+from abkt.serve.reports import CodedCurves
 from abkt.spec import ModelSpec
 
-CURVE = {"bytes": [100.0, 5000.0], "distortion": [1.0, 1e-4], "bits": [0.0, 8.0]}
+CURVE = Curve((100.0, 5000.0), (1.0, 1e-4), (0.0, 8.0))
 
 
 @dataclass
-class Pretended:
-    """Everything takes 1 ms and 1 µs a token. policies: that it was asked to run."""
+class FakeCluster:
+    """A cluster whose stages take 1 ms and 1 µs a token. policies: those it was asked to run."""
 
     spec: LocalClusterSpec
     model: ModelSpec = field(default_factory=lambda: ModelSpec("m", 2, 2, 8))
@@ -33,14 +35,14 @@ class Pretended:
         for p in prompts:
             seconds, raw_bytes = 1e-3 + 1e-6 * p.isl, self.model.kv_bytes(p.isl)
             busy = dict.fromkeys(("prefill_busy_s", "encode_busy_s", "expand_busy_s", "wire_busy_s"), seconds)
-            run.requests.append(RequestRecord(p.request_id, p.isl, p.osl, 0.0, "p0", "d0", **busy))
+            run.requests.append(RequestRecord(p.request_id, p.isl, p.osl, 0.0, prefill_node="p0", decode_node="d0", **busy))
             run.transfers.append(
                 TransferRecord(p.request_id, "p0", "d0", start_s=0.0, mode=mode, calls=1, wire_bytes=raw_bytes // 2, raw_bytes=raw_bytes)
             )
             run.iterations.append((1 + p.request_id % 3, p.isl, seconds))
             if mode == "stream":
                 coder = bitrate.get("coder", "fixed")
-                run.coded.append({"tokens": p.isl, "coder": coder, "raw_bytes": raw_bytes, "slope": CURVE, "uniform": CURVE})
+                run.coded.append(CodedCurves(p.isl, coder, raw_bytes, CURVE, CURVE))
         return run
 
 
@@ -56,7 +58,7 @@ def prompts(shapes: list[tuple[int, int, float]]) -> list[Prompt]:
     ],
 )
 def test_what_is_coded_on_the_cpu_is_not_measured_on_a_gpu(device: str, runs: list[str]) -> None:
-    cluster = Pretended(LocalClusterSpec(Path("m"), device=device))
+    cluster = FakeCluster(LocalClusterSpec(Path("m"), device=device))
     profile = calibrate(cluster, prompts, lambda name: None)  # type: ignore[arg-type]
     assert cluster.policies == runs
     assert ("encode/lossless" in profile.fits) == ("encode/entropy" in profile.fits) == (device == "cpu")

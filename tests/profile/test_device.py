@@ -1,4 +1,4 @@
-"""The profile of a device without a cluster: its stages, its fits, what it needs, and what the model makes of it."""
+"""The profile of a device without a cluster: its stages and fits, what it imports, and how the simulator reads it."""
 
 import subprocess
 import sys
@@ -9,7 +9,8 @@ import torch
 
 from abkt.arguments import read
 from abkt.measure.__main__ import DeviceArguments
-from abkt.measure.device import Layer, Shape
+from abkt.measure.device import Layer
+from abkt.measure.shape import DecoderShape
 from abkt.profile.schema import load
 from experiments.lib.config import MeasuredHardware, instance
 
@@ -19,7 +20,7 @@ CURVES = Path(__file__).parents[2] / "data" / "curves" / "probe.json"
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A tiny model's profile, made by the command, in a process that must not load what a bare image lacks."""
+    """A tiny model's profile, made by the command in a process that must not import what a bare image lacks."""
     out = tmp_path_factory.mktemp("device")
     code = (
         "import sys; from abkt.measure.__main__ import run; run(sys.argv[1:]);"
@@ -31,7 +32,7 @@ def measured(tmp_path_factory):
     return out / "profile.json", done.stdout
 
 
-def test_it_has_every_stage_that_the_model_reads_and_no_more_needs(measured):
+def test_it_has_every_stage_that_the_simulator_reads_and_loads_nothing_else(measured):
     path, printed = measured
     profile = load(path)
     coded = {f"{what}/{depth}" for what in ("encode", "expand") for depth in ("raw", "lossless", "2", "4", "8")}
@@ -44,7 +45,7 @@ def test_it_has_every_stage_that_the_model_reads_and_no_more_needs(measured):
     assert 0.5 < profile.lossless_share < 1  # of bfloat16: sign and mantissa are half of it
 
 
-def test_the_model_takes_curves_of_its_own_file_where_a_profile_has_none(measured):
+def test_the_simulator_reads_curves_from_a_file_if_a_profile_has_none(measured):
     path, _ = measured
     profile = load(path)
     assert not profile.curves
@@ -53,7 +54,7 @@ def test_the_model_takes_curves_of_its_own_file_where_a_profile_has_none(measure
 
 def test_a_layer_is_causal_and_attends_to_the_kv_it_is_given():
     torch.manual_seed(0)
-    shape = Shape("tiny", 1, 64, 4, 2, 16, 96, 200)
+    shape = DecoderShape("tiny", 1, 64, 4, 2, 16, 96, 200)
     layer = Layer(shape, torch.device("cpu"))
     x = torch.randn(1, 9, 64).bfloat16()
     changed = x.clone()
@@ -70,8 +71,8 @@ def test_a_layer_is_causal_and_attends_to_the_kv_it_is_given():
     [
         (["device=tpu"], "one of cpu, cuda"),
         (["tokens=5"], "at least 128"),
-        (["repeats=many"], "a number"),
-        (["speed=1"], "unknown; there are device="),
+        (["repeats=many"], "a whole number"),
+        (["speed=1"], "unknown; there are name="),
         (["device"], "unknown"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What both worlds hand to a policy of the lossless mode, and what is said where a profile lacks it."""
+"""The lossless mode in the expected view, and the message if a profile lacks it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def made(dtype: str = "bfloat16") -> Profile:
     return roofline(GPU, model, (CURVE,))
 
 
-def test_a_data_sheet_has_an_exact_mode_of_three_quarters_of_bfloat16() -> None:
+def test_a_roofline_has_a_lossless_mode_of_three_quarters_of_bfloat16() -> None:
     """1,024 bytes a token are read and 768 written, at 0.6 TB/s, after one call."""
     view = expected_view(made(), 1000, 0.0)
     assert view.raw_bytes == 1_024_000
@@ -32,25 +32,25 @@ def test_a_data_sheet_has_an_exact_mode_of_three_quarters_of_bfloat16() -> None:
     assert view.lossless_encode_s == view.lossless_expand_s == pytest.approx(1e-5 + 1000 * (1024 + 768) / 0.6e12)
 
 
-def test_other_dtypes_have_none() -> None:
+def test_other_dtypes_have_no_lossless_mode() -> None:
     assert expected_view(made("float8_e4m3fn"), 1000, 0.0).lossless_bytes == 0.0
 
 
 @pytest.mark.parametrize("lacking", ["encode/lossless", "expand/lossless"])
-def test_half_an_exact_mode_is_none(lacking) -> None:
+def test_a_lossless_mode_needs_both_tables(lacking) -> None:
     profile = made()
     half = replace(profile, fits={name: fit for name, fit in profile.fits.items() if name != lacking})
     assert expected_view(half, 1000, 0.0).lossless_bytes == 0.0
 
 
-def test_a_policy_that_cannot_work_says_so_before_the_run() -> None:
+def test_a_policy_that_cannot_work_is_refused_before_the_run() -> None:
     ask_once(Lossless(), made())
     ask_once(Raw(), replace(made(), lossless_share=0.0))
     with pytest.raises(ValueError, match=r"lossless: .*run `abkt profile` again"):
         ask_once(Lossless(), replace(made(), lossless_share=0.0))
 
 
-def test_a_profile_of_before_has_no_exact_mode(tmp_path) -> None:
+def test_a_profile_without_the_share_has_no_lossless_mode(tmp_path) -> None:
     data = asdict(made())
     del data["lossless_share"]
     (tmp_path / "profile.json").write_text(json.dumps(data))

@@ -1,4 +1,4 @@
-"""Costs from kernels, against what bytes and operations of the whole model say."""
+"""Costs from kernels, against the bytes and operations of the whole model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_prompt_costs_its_operations() -> None:
     assert one_by_one == pytest.approx(at.iteration_s(0, 0, tokens) + 2 * 2 * DENSE.vocabulary * 1024 / 1e12, rel=1e-12)
 
 
-def test_two_gpus_share_the_weights_and_pay_for_talking() -> None:
+def test_two_gpus_share_the_weights_and_pay_for_all_reduces() -> None:
     alone, both = (costs(DENSE, kernels(bytes_per_s=1e9), gpus) for gpus in (1, 2))
     talking_s = DENSE.layers * 2 * (1e-5 + 5 * DENSE.hidden * 2 / 1e9)
     assert both.iteration_s(5, 900) == pytest.approx(alone.iteration_s(5, 900) / 2 + talking_s, rel=1e-12)
@@ -96,14 +96,14 @@ def test_latent_attention_reads_the_latent_once_for_all_heads() -> None:
         (replace(DENSE, vocabulary=0), "needs hidden, heads, inner"),
     ],
 )
-def test_a_shape_that_nobody_measured_is_refused(model, message) -> None:
+def test_a_shape_without_measured_kernels_is_refused(model, message) -> None:
     with pytest.raises(ValueError, match=message):
         costs(model, kernels())
 
 
 @pytest.mark.parametrize("model", [DENSE, EXPERTS, LATENT])
-def test_the_profile_has_what_the_kernels_say(model, a_curve: RateCurve) -> None:
-    """Exact at the knots, near between them, and the residual says how near."""
+def test_the_profile_agrees_with_the_kernels(model, a_curve: RateCurve) -> None:
+    """Exact at the knots, close between them, and the residual bounds the difference."""
     sheet = GpuSpec("gpu", 1e12, 1e9, 1e12, overhead_s=0.001, request_s=1e-4, kernels=kernels(1e12, 1e9, 1e-6))
     profile = profile_of(sheet, replace(model, parameters=1e6, active_parameters=1e6), (a_curve,))
     exact = ModelCosts(model, sheet.kernels, 1, 1e9, 0.001, 1e-4)

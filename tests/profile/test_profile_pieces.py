@@ -1,4 +1,4 @@
-"""Fits that are linear in pieces, as the schema evaluates them."""
+"""Piecewise-linear fits, as the schema evaluates them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_knot_is_found_and_evaluated() -> None:
         assert made.seconds(batch=batch, context=context) == pytest.approx(true_s(batch, context), rel=1e-6)
 
 
-def test_the_range_is_of_the_variables_not_of_the_pieces() -> None:
+def test_the_range_is_that_of_the_variables() -> None:
     made = fit(("1", "batch>8"), [({"batch": float(b)}, 1.0 + max(0, b - 8)) for b in (1, 8, 20)])
     assert (made.low, made.high) == ({"batch": 1.0}, {"batch": 20.0})
     assert made.covers(batch=15)

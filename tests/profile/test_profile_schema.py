@@ -23,7 +23,7 @@ def seconds(coefficients, tokens: float) -> float:
 
 
 @given(terms, sizes)
-def test_a_fit_predicts_what_it_was_made_from(coefficients, tokens) -> None:
+def test_a_fit_predicts_its_samples(coefficients, tokens) -> None:
     made = fit(FEATURES, [({"tokens": t}, seconds(coefficients, t)) for t in tokens])
     assert made.residual < 1e-4
     assert made.samples == len(tokens)
@@ -42,8 +42,8 @@ def test_no_cost_is_negative_and_the_range_is_known(samples) -> None:
 
 
 @given(terms, sizes, st.floats(0.01, 0.5))
-def test_noise_pulls_a_fit_neither_up_nor_down(coefficients, tokens, noise) -> None:
-    """Each size measured twice, once too slow and once too fast by the same share: the truth lies between, the residual is the share."""
+def test_noise_does_not_bias_a_fit(coefficients, tokens, noise) -> None:
+    """Each size is measured twice, too slow and too fast by the same share: the fit lies between, and the residual is that share."""
     samples = [({"tokens": t}, seconds(coefficients, t) * factor) for t in tokens for factor in (1 - noise, 1 + noise)]
     made = fit(FEATURES, samples)
     for t in tokens:
@@ -87,7 +87,7 @@ def profile() -> Profile:
     return Profile(MODEL, {"encode/8": made}, (RateCurve(64, CURVE, CURVE),), {"cpu": "made up"}, created="today")
 
 
-def test_what_is_saved_is_loaded(profile, tmp_path) -> None:
+def test_save_and_load(profile, tmp_path) -> None:
     profile.save(tmp_path / "profile.json")
     assert load(tmp_path / "profile.json") == profile
     assert [p.name for p in tmp_path.iterdir()] == ["profile.json"]

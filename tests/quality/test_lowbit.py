@@ -1,4 +1,4 @@
-"""A model whose keys have a large constant, as Qwen2.5's: the check tells who bears 4 bits there. And other projects' codecs."""
+"""Retrieval trials on a model whose keys have a large constant, as Qwen2.5's; and codecs of other projects."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_large_constant_in_the_keys_breaks_four_bits_a_token_and_not_a_channel
         assert broken[name, rate].bears is True, (name, rate)
 
 
-def test_a_model_that_finds_nothing_tells_nothing():
+def test_a_model_that_finds_no_answers_gives_no_verdict():
     assert lowbit._verdict("x", "", [(0.1, 0.3), (0.9, 0.9), (0.9, 0.9)]).bears is None
     assert lowbit._verdict("x", "", [(0.82, 0.9), (0.9, 0.9), (0.9, 0.9)]).bears is True
     assert lowbit._verdict("x", "", [(0.80, 0.9), (0.9, 0.9), (0.9, 0.9)]).bears is False

@@ -1,4 +1,4 @@
-"""From distortion to what it does: a library that is read back as it was written, and its mean between the points."""
+"""Quality curves: they are read as they were written, and their mean between the points."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def test_a_library_is_read_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", '[{"kind": "text"}]', '[{"kind": 1, "a": 2}]'])
-def test_what_is_no_library_is_one_line(tmp_path, text):
+def test_a_damaged_library_is_one_line(tmp_path, text):
     (tmp_path / "c.json").write_text(text)
-    with pytest.raises(ValueError, match=r"curves of quality .*c\.json") as caught:
+    with pytest.raises(ValueError, match=r"quality curves .*c\.json") as caught:
         load_quality(tmp_path / "c.json")
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="do not exist; measure them with `abkt quality`"):

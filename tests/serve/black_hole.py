@@ -1,4 +1,4 @@
-"""A way to a worker that can be cut: it goes on taking bytes in, and passes none on, as a network that drops packets."""
+"""A proxy in front of a worker that can swallow all bytes, as a network that drops packets does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 class BlackHole:
-    """address: what stands for the target's. open: whether bytes pass; new connections are taken in any case, as by a kernel's backlog."""
+    """address: of the proxy. open: whether bytes pass; new connections are accepted in any case, as by a kernel's backlog."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")

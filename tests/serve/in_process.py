@@ -1,4 +1,4 @@
-"""A prefill and a decode worker in threads of the test's own process, so that it can look into their pools. Without a frontend."""
+"""A prefill and a decode worker in threads of the test process, so that a test can read their pools. Without a frontend."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ from typing import Any
 
 import torch
 
-from abkt.serve.control import WorkerConfig
+from abkt.capacity import Capacity
+from abkt.serve.commands import StartDecodeRun, StartPrefillRun, SubmitPrompt, WorkerCommand, WorkerConfig
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine
 from abkt.serve.engine.sampling import Choice, Sampling
 from abkt.serve.frontend.prompt import Prompt
+from abkt.serve.reports import AttemptFailed, AttemptFinished, WorkerReport
+from abkt.serve.worker.control import Inbox
 from abkt.serve.worker.decode import DecodeWorker
 from abkt.serve.worker.equipment import Equipment, equip
+from abkt.serve.worker.events import FrontendGone
 from abkt.serve.worker.prefill import PrefillWorker
 
 
 class FakeControl:
-    """said: what the worker told its frontend."""
+    """Takes the place of a worker's Control. reports: what the worker told its frontend."""
 
     def __init__(self) -> None:
-        self.inbox: SimpleQueue[dict[str, Any]] = SimpleQueue()
-        self.said: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self.inbox: Inbox = SimpleQueue()
+        self.reports: SimpleQueue[WorkerReport] = SimpleQueue()
 
-    def say(self, event: str, **fields: Any) -> None:
-        self.said.put({"event": event, **fields})
+    def say(self, report: WorkerReport) -> None:
+        self.reports.put(report)
 
-    def tell(self, op: str, /, **fields: Any) -> None:
-        self.inbox.put({"op": op, **fields})
+    def tell(self, command: WorkerCommand) -> None:
+        self.inbox.put(command)
 
 
 @dataclass
 class Watched:
-    """An engine whose iterations are written down. first_kv: of each row (by its first block and length), what its pool held when it
-    joined; steps: the rows of each iteration, their last tokens, and what was chosen."""
+    """An engine whose iterations are recorded. first_kv: (tokens, KV in the pool) of each row when it joined the batch. steps: the rows of
+    each iteration, their last tokens, and the choices."""
 
     engine: Engine
     first_kv: list[tuple[int, torch.Tensor]] = field(default_factory=list)
@@ -77,26 +81,25 @@ class Pair:
     decode_worker: DecodeWorker
 
     def run(self, prompts: Sequence[Prompt]) -> dict[int, list[int]]:
-        """Submit all at once; the tokens of each."""
+        """Submit all prompts at once; returns the tokens of each."""
         for prompt in prompts:
             self.submit(prompt)
         found: dict[int, list[int]] = {}
         while len(found) < len(prompts):
-            message = self.decode.said.get(timeout=60)
-            if message["event"] == "finished":
-                found[message["request_id"]] = message["tokens"]
+            report = self.decode.reports.get(timeout=60)
+            if isinstance(report, AttemptFinished):
+                found[report.attempt_id] = list(report.tokens)
         return found
 
     def submit(self, prompt: Prompt) -> None:
-        fields = {"tokens": list(prompt.tokens), "destination": "d0", "deadline_s": 1.0, "more": prompt.more()}
-        self.prefill.tell("submit", request_id=prompt.request_id, **fields)
+        self.prefill.tell(SubmitPrompt(prompt.request_id, prompt.tokens, "d0", 1.0, prompt.generation))
 
-    def heard(self, event: str) -> dict[str, Any]:
-        """The next of these that the prefill worker says."""
+    def failure(self) -> AttemptFailed:
+        """The next one that the prefill worker reports."""
         while True:
-            message = self.prefill.said.get(timeout=60)
-            if message["event"] == event:
-                return message
+            report = self.prefill.reports.get(timeout=60)
+            if isinstance(report, AttemptFailed):
+                return report
 
 
 def config(folder: Path, name: str, role: str, block_tokens: int = 16) -> WorkerConfig:
@@ -112,18 +115,17 @@ def pair(folder: Path, bitrate: dict[str, Any], prefill_block_tokens: int = 16) 
     there = equip(target)
     watched = Watched(there.engine)  # type: ignore[arg-type]
     decode = DecodeWorker(target, controls[1], Equipment(watched, there.codec, there.segments))  # type: ignore[arg-type]
-    prefill = PrefillWorker(source, controls[0], equip(source))  # type: ignore[arg-type]
+    prefill = PrefillWorker(source, controls[0], equip(source))
     threads = [threading.Thread(target=worker.serve, daemon=True) for worker in (prefill, decode)]
     for thread in threads:
         thread.start()
-    link = {"starts_s": [0.0], "bytes_per_s": [math.inf], "period_s": math.inf}
-    controls[1].tell("run", origin_s=0.0, network=link)
-    peers = {"d0": decode.receiver.address}
-    controls[0].tell("run", origin_s=0.0, bitrate=bitrate, network=link, pacing="userspace", profile=None, peers=peers)
+    link = Capacity.constant(math.inf)
+    controls[1].tell(StartDecodeRun(0.0, link))
+    controls[0].tell(StartPrefillRun(0.0, link, bitrate, "userspace", None, {"d0": decode.receiver.address}))
     try:
         yield Pair(*controls, watched, decode)
     finally:
         for control, thread in zip(controls, threads, strict=True):
-            control.tell("stop")
+            control.inbox.put(FrontendGone())
             thread.join(timeout=30)
             assert not thread.is_alive()

@@ -1,4 +1,4 @@
-"""The pool as transformers' Cache against its own DynamicCache, and against the workers' fast way, on tiny models of four families."""
+"""PoolCache against transformers' DynamicCache and against the workers' attention, on tiny models of four families."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tokens(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_generate_over_the_pool_gives_the_tokens_and_the_kv_of_generate(folder: Path) -> None:
-    """77 tokens and 9 more: beyond Mistral's window, across blocks, in scattered ones."""
+    """77 tokens and 9 more: beyond Mistral's window, and across scattered blocks."""
     from transformers import DynamicCache
 
     model, prompt = load(folder), tokens(77)
@@ -69,8 +69,8 @@ def test_generate_over_the_pool_gives_the_tokens_and_the_kv_of_generate(folder: 
             assert torch.equal(found, kept)
 
 
-def test_the_fast_way_writes_the_same_kv_and_scores_the_same(folder: Path) -> None:
-    model, prompt, more = load(folder), tokens(40), [5, 6, 7]  # within Mistral's window, which is all that the fast way serves
+def test_the_workers_attention_writes_the_same_kv_and_scores_the_same(folder: Path) -> None:
+    model, prompt, more = load(folder), tokens(40), [5, 6, 7]  # within Mistral's window, where its attention is full
     engine = Engine(folder, KVLayout(read_spec(folder), blocks=32))
     assert engine.layout.model.max_tokens == (48 if folder.name == "Mistral" else 512)
     fast, slow = [3, 8, 1], [20, 4, 17]
@@ -86,8 +86,8 @@ def test_the_fast_way_writes_the_same_kv_and_scores_the_same(folder: Path) -> No
             assert torch.allclose(found, kept, atol=1e-5)
 
 
-def test_what_a_transfer_brought_is_gone_on_with_and_never_written_again(folder: Path) -> None:
-    """KV of the prompt, damaged a little as a lossy codec would: generate reads just that, and leaves it as it is."""
+def test_generate_continues_after_transferred_kv_and_never_writes_it_again(folder: Path) -> None:
+    """The KV of the prompt is changed a little, as by a lossy codec. generate must read exactly that and leave it unchanged."""
     from transformers import DynamicCache
 
     model, prompt = load(folder), tokens(40)
@@ -105,11 +105,11 @@ def test_what_a_transfer_brought_is_gone_on_with_and_never_written_again(folder:
     assert torch.equal(model.generate(prompt, past_key_values=PoolCache(engine.pool, [table], tokens=39), **options), expected)
     changed = (engine.pool.data != before).any(-1).nonzero()
     positions = {(table.index(block), token) for block, _, _, _, token in changed.tolist()}
-    assert min(positions) >= (2, 7)  # the 40th token's, whose KV generate computes, and what came after
+    assert min(positions) >= (2, 7)  # from the 40th token on, whose KV generate computes
     assert max(positions) == (2, 12)
 
 
-def test_a_padded_batch_is_that_of_transformers(folder: Path) -> None:
+def test_a_padded_batch_gives_the_tokens_of_transformers(folder: Path) -> None:
     model = load(folder)
     prompt = torch.cat([tokens(20, 1), torch.cat([torch.zeros(1, 7, dtype=torch.long), tokens(13, 2)], 1)])
     mask = torch.ones_like(prompt)
@@ -121,7 +121,7 @@ def test_a_padded_batch_is_that_of_transformers(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["Llama"], indirect=True)
-def test_what_it_cannot_hold_is_refused_in_one_line(folder: Path) -> None:
+def test_unsupported_use_is_refused_in_one_line(folder: Path) -> None:
     model, pool = load(folder), Pool(KVLayout(read_spec(folder), blocks=8))
     with pytest.raises(ValueError, match="two rows share a block"):
         PoolCache(pool, [[1, 2], [2, 3]])

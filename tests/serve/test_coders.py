@@ -1,4 +1,4 @@
-"""The entropy form and a model's calibration in the serving path: what travels and what it is weighed by."""
+"""The entropy coder and a model's calibration in the serving path: what is sent, and which weights order it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from abkt.codec.importance import Importance
 from abkt.codec.stream import Stream
 from abkt.policy.view import Decision
 from abkt.profile.expect import expected_view
-from abkt.serve.control import WorkerConfig
+from abkt.serve.commands import WorkerConfig
 from abkt.serve.worker.equipment import equip
 from abkt.serve.worker.prefill import PrefillWorker
 from tests.profile.test_expect import made
-from tests.serve.test_refining import Said
+from tests.serve.in_process import FakeControl
 
 TOKENS = 300
 
 
 def calibrated(tiny_model: Path, path: Path) -> Path:
-    """One head is worth a thousand times the others."""
+    """A calibration in which one head counts a thousand times as much as the others."""
     sensitivity = np.ones((2, 2, 2))
     sensitivity[1, 0, 1] = 1000.0
     Calibration("tiny", 0.5, sensitivity, np.zeros((2, 2, 2), dtype=np.uint8)).save(path)
@@ -34,7 +34,7 @@ def calibrated(tiny_model: Path, path: Path) -> Path:
 def encoded(tiny_model: Path, calibration: str, coder: str) -> Stream:
     config = WorkerConfig("p0", "prefill", str(tiny_model), blocks=40, block_tokens=16, max_batch=1, calibration=calibration)
     equipment = equip(config)
-    worker = PrefillWorker(config, Said(), equipment)  # type: ignore[arg-type]
+    worker = PrefillWorker(config, FakeControl(), equipment)
     importance, table = Importance(16), list(range(19))
     equipment.engine.begin([(3 * i) % 2048 for i in range(TOKENS)], table, importance)
     source = worker._source(table, TOKENS, Decision("stream", coder=coder), importance)  # type: ignore[arg-type]
@@ -45,19 +45,19 @@ def encoded(tiny_model: Path, calibration: str, coder: str) -> Stream:
     return source
 
 
-def test_the_calibration_says_what_goes_first(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_calibration_orders_the_bands(tiny_model: Path, tmp_path: Path) -> None:
     path = calibrated(tiny_model, tmp_path / "calibration.json")
     with_it, without = encoded(tiny_model, str(path), "fixed"), encoded(tiny_model, "", "fixed")
 
     def place(stream: Stream) -> float:
-        """Mean number of the bands that the dear head's passes are in, by that of all passes."""
+        """Mean band of the passes of the head that counts most, divided by the mean band of all passes."""
         of = stream.header.bands.of.reshape(-1, *stream.header.cells.shape).astype(float)
         return float(of[:, 1, 0, 1].mean() / of.mean())
 
     assert place(with_it) < 0.6 < 0.8 < place(without)
 
 
-def test_the_form_that_was_decided_travels(tiny_model: Path) -> None:
+def test_the_decided_coder_is_sent(tiny_model: Path) -> None:
     fixed, entropy = (encoded(tiny_model, "", coder) for coder in ("fixed", "entropy"))
     for stream, coder in ((fixed, "fixed"), (entropy, "entropy")):
         assert read_header(memoryview(stream.prefix(3)), stream.header.cells.layout).coder == coder
@@ -73,7 +73,7 @@ def test_a_calibration_of_another_model_is_refused(tiny_model: Path, tmp_path: P
         equip(config)
 
 
-def test_what_the_profile_has_measured_of_it_is_seen_by_policies() -> None:
+def test_policies_see_the_entropy_coder_where_the_profile_has_measured_it() -> None:
     profile = made()
     plain = expected_view(profile, 300, 1.0)
     assert plain.entropy_share == 0.0

@@ -1,4 +1,4 @@
-"""What a transfer without loss may change: nothing. Bits of the KV that arrived, and tokens of the very same batches without a transfer."""
+"""A lossless transfer changes nothing: neither a bit of the KV, nor the tokens of the same batches without a transfer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from abkt.serve.commands import AddPeer
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine, read_spec
 from abkt.serve.engine.sampling import Choice, Sampling
@@ -14,14 +15,14 @@ from abkt.serve.frontend.prompt import Prompt
 from abkt.spec import KVLayout
 from tests.serve.in_process import Pair, kv_of, pair
 from tests.serve.test_engine import generate
-from tests.serve.test_real_cluster import EXACT, INT8, RAW
+from tests.serve.test_real_cluster import INT8, LOSSLESS, RAW
 
 NEAR_TIE = 1e-3
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Qwen3. In bfloat16 the batch that a request is in may decide its tokens, so only the same schedule gives the same."""
+    """A tiny random Qwen3. In bfloat16 a request's tokens may depend on its batch, so they are compared for the same batches only."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(4)
@@ -42,7 +43,7 @@ def prompts() -> list[Prompt]:
 
 
 def without_transfer(folder: Path, run: Pair) -> None:
-    """The same rows in the same iterations, over KV that this very pool's model computed: bits and choices must be the same."""
+    """Repeat the same rows in the same iterations over KV that this engine computes itself: bits and choices must be the same."""
     engine = Engine(folder, KVLayout(read_spec(folder), blocks=256))
     given, rows, free = {p.tokens[0]: p for p in prompts()}, [], iter(range(256))
     for (tokens, kv), first in zip(run.watched.first_kv, (firsts_of(run)), strict=True):
@@ -56,7 +57,7 @@ def without_transfer(folder: Path, run: Pair) -> None:
 
 
 def firsts_of(run: Pair) -> list[int]:
-    """What went into the first iteration of each row."""
+    """The token that went into the first iteration of each row."""
     found: dict[int, int] = {}
     for numbers, last, _ in run.watched.steps:
         for number, token in zip(numbers, last, strict=True):
@@ -64,7 +65,7 @@ def firsts_of(run: Pair) -> list[int]:
     return [found[n] for n in sorted(found)]
 
 
-@pytest.mark.parametrize("bitrate", [RAW, EXACT], ids=["raw", "lossless"])
+@pytest.mark.parametrize("bitrate", [RAW, LOSSLESS], ids=["raw", "lossless"])
 def test_kv_arrives_bit_by_bit_and_the_tokens_are_those_of_the_same_batches_without_a_transfer(
     folder: Path, bitrate: dict[str, object]
 ) -> None:
@@ -75,7 +76,7 @@ def test_kv_arrives_bit_by_bit_and_the_tokens_are_those_of_the_same_batches_with
     assert {i: len(tokens) for i, tokens in outputs.items()} == {p.request_id: p.osl for p in prompts()}
 
 
-def test_the_check_above_sees_a_loss(folder: Path) -> None:
+def test_the_comparison_above_notices_a_lossy_transfer(folder: Path) -> None:
     with pair(folder, INT8) as run:
         run.run(prompts())
         with pytest.raises(AssertionError):
@@ -117,10 +118,10 @@ def test_a_peer_with_another_layout_is_refused_with_both_named_and_others_are_se
             (pair(tiny_model, RAW), "tiny: 2 layers, 2 kv heads of 64, float32, blocks of 16"),
         ):
             with stranger as other:
-                other.prefill.tell("peer", name="d0", address=run.decode_worker.receiver.address)
+                other.prefill.tell(AddPeer("d0", run.decode_worker.receiver.address))
                 other.submit(prompts()[0])
-                reason = other.heard("failed")["reason"]
+                reason = other.failure().reason
                 assert reason.endswith(f": p0 has layout '{theirs}', d0 has '{ours} 16'; they must be the same")
                 assert "\n" not in reason
-            assert run.decode_worker.segments.free_blocks == 128
+            assert run.decode_worker.equipment.segments.free_blocks == 128
         assert len(run.run(prompts()[:2])) == 2

@@ -1,4 +1,4 @@
-"""A real network that drops every packet for a while, between processes in namespaces of their own: nobody hears of it but by silence."""
+"""A real network between processes in network namespaces drops every packet for a while; the processes notice only the silence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from abkt.net.command import run as ip
 from abkt.net.namespaces import Namespaces
 from abkt.records import RequestRecord
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec
+from abkt.serve import LocalCluster, LocalClusterSpec
 from tests.serve.test_engine import generate
 from tests.serve.test_many_workers import prompts
 from tests.serve.test_real_cluster import LINK, RAW, SLOW_SLO
@@ -44,7 +44,7 @@ def test_requests_outlive_an_outage_of_the_only_decode_worker(tiny_model: Path, 
 
 
 def _mend(network: Namespaces) -> None:
-    """What was known of its neighbours went with the link."""
+    """Bring the link up again; the neighbour entries were lost with it."""
     room = ("ip", "-n", network.name("d0"))
     ip(*room, "link", "set", "eth0", "up")
     for other in ("p0", "p1"):

@@ -1,4 +1,4 @@
-"""The endpoint over a service of made-up workers: what clients get and are refused, what is counted. A real server, no real model."""
+"""The HTTP endpoint over a service of made-up workers: answers, refusals and metrics. A real server, but no real model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from abkt.serve.engine.sampling import Sampling
-from abkt.serve.http import BODY_CAP_BYTES, Endpoint, Text, prompt_of
+from abkt.serve.http import BODY_CAP_BYTES, KNOWN, Endpoint, Text, prompt_of
 from abkt.serve.metrics import Metrics
 from abkt.serve.service import Service
-from tests.serve.test_frontend import STOP, MadeUpRoster, answer, frontend, workers
+from tests.serve.test_frontend import STOP, FakeWorkers, answer, frontend, started
 
 KEY = "a-key-of-thirty-two-letters-0123"
 
@@ -36,15 +36,15 @@ TEXT = Text(vocabulary=11, eos=STOP, tokenizer=Letters())
 
 
 @contextmanager
-def server(key: str = "", working: bool = True, most_waiting: int = 256) -> Iterator[tuple[int, MadeUpRoster]]:
-    """Its port. working: whether the made-up workers do what they are told."""
+def server(key: str = "", working: bool = True, most_waiting: int = 256) -> Iterator[tuple[int, FakeWorkers]]:
+    """Its port. working: whether the made-up workers do any work."""
     import uvicorn
 
-    roster, metrics, stop = workers(MadeUpRoster(), 1, 1), Metrics(), threading.Event()
+    workers, metrics, stop = started(1, 1), Metrics(), threading.Event()
     front: list[Any] = []
 
     def make(done: Any) -> Any:
-        front.append(frontend(roster, []))
+        front.append(frontend(workers, []))
         front[0]._done = done
         return front[0]
 
@@ -52,9 +52,9 @@ def server(key: str = "", working: bool = True, most_waiting: int = 256) -> Iter
 
         def work() -> None:
             while not stop.wait(0.001):
-                for worker in list(roster.workers.values()):
+                for worker in list(workers.fakes.values()):
                     if working and not worker.dead:
-                        worker.work(roster.workers, fails=False)
+                        worker.work(workers.fakes, fails=False)
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -63,7 +63,7 @@ def server(key: str = "", working: bool = True, most_waiting: int = 256) -> Iter
         serving.start()
         wait_for(lambda: made.started)
         try:
-            yield made.servers[0].sockets[0].getsockname()[1], roster
+            yield made.servers[0].sockets[0].getsockname()[1], workers
         finally:
             made.should_exit = made.force_exit = True
             serving.join()
@@ -96,7 +96,7 @@ def events(data: str) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def test_answers_whole_and_streamed_are_the_models_and_all_is_counted() -> None:
+def test_whole_and_streamed_answers_are_the_models_and_are_counted() -> None:
     asked = {"model": "tiny", "prompt": "abca", "max_tokens": 12, "ignore_eos": True, "temperature": 0}
     expected = answer(prompt_of(asked, "tiny", TEXT))
     with server() as (port, _):
@@ -132,17 +132,17 @@ def test_answers_whole_and_streamed_are_the_models_and_all_is_counted() -> None:
         assert ask(port, path="/v1/models")[1]["data"][0]["id"] == "tiny"
 
 
-def test_the_health_is_that_of_the_workers() -> None:
-    with server() as (port, roster):
+def test_health_follows_the_workers() -> None:
+    with server() as (port, workers):
         assert ask(port, path="/health")[:2] == (200, {"status": "ok", "prefill": ["p0"], "decode": ["d0"], "open": 0})
-        roster.workers["d0"].dead = True
-        roster.events.put(("d0", None))
+        workers.fakes["d0"].dead = True
+        workers.events.put(("d0", None))
         wait_for(lambda: ask(port, path="/health")[0] == 503)
         status, error, _ = ask(port, {"prompt": "abc"})
         assert (status, error["error"]["message"]) == (503, "worker d0 ended")
 
 
-def test_without_the_key_nothing_but_the_health_is_told() -> None:
+def test_without_the_key_only_health_is_answered() -> None:
     with server(key=KEY) as (port, _):
         for path, body in (("/v1/completions", {"prompt": "abc"}), ("/metrics", None), ("/v1/models", None)):
             for wrong in ("", "another", KEY[:-1]):
@@ -152,7 +152,7 @@ def test_without_the_key_nothing_but_the_health_is_told() -> None:
         assert ask(port, path="/health")[0] == 200
 
 
-def test_too_many_waiting_requests_are_told_to_come_again_and_one_that_can_never_fit_is_refused() -> None:
+def test_too_many_waiting_requests_get_429_and_one_that_can_never_fit_gets_400() -> None:
     with server(working=False, most_waiting=1) as (port, _), ExitStack() as clients:
         big = {"prompt": [1] * 250, "max_tokens": 40}
         for i in range(3):  # two have a place, the third waits
@@ -161,13 +161,13 @@ def test_too_many_waiting_requests_are_told_to_come_again_and_one_that_can_never
             wait_for(lambda open_=i + 1: ask(port, path="/health")[1]["open"] == open_)
         status, error, headers = ask(port, big)
         assert (status, int(headers["retry-after"])) == (429, 1)
-        assert "1 requests are waiting for memory already" in error["error"]["message"]
+        assert "1 requests wait for KV memory already; retry in 1 s" in error["error"]["message"]
     with server() as (port, _):
         status, error, _ = ask(port, {"prompt": [1] * 290, "max_tokens": 40})
-        assert (status, error["error"]["message"]) == (400, "290 + 40 tokens can never fit: 300 at most")
+        assert (status, error["error"]["message"]) == (400, "290 prompt and 40 output tokens are more than a request can have: 300 at most")
 
 
-def test_a_client_that_leaves_frees_what_it_had() -> None:
+def test_a_client_that_disconnects_frees_its_memory() -> None:
     with server(working=False) as (port, _):
         for stream in (True, False):
             with closing(http.client.HTTPConnection("127.0.0.1", port)) as client:
@@ -179,33 +179,33 @@ def test_a_client_that_leaves_frees_what_it_had() -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"{", "the body is not JSON"),
-        (b"[" * 100_000, "the body is not JSON"),
-        ([], "the body must be a JSON object"),
-        ({}, "prompt must be a text or a list of token ids, and not empty"),
-        ({"prompt": ""}, "prompt must be a text or a list of token ids, and not empty"),
+        (b"{", "the request body is not valid JSON"),
+        (b"[" * 100_000, "the request body is not valid JSON"),
+        ([], "the request body must be a JSON object"),
+        ({}, "prompt must be a non-empty text or a non-empty list of token ids"),
+        ({"prompt": ""}, "prompt must be a non-empty text or a non-empty list of token ids"),
         ({"prompt": [11]}, "prompt must be one text or one list of token ids from 0 to 10"),
         ({"prompt": ["a", "b"]}, "prompt must be one text or one list of token ids from 0 to 10"),
-        ({"prompt": "a", "model": "gpt"}, "there is no model 'gpt'; this is tiny"),
+        ({"prompt": "a", "model": "gpt"}, "model 'gpt' is not served here; the model is tiny"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens is 0; it must be an integer of at least 1"),
         ({"prompt": "a", "temperature": -1}, "temperature is -1; it must be 0 (greedy), or 0.01 to 100"),
         ({"prompt": "a", "top_p": "x"}, "top_p is 'x'; it must be a number"),
-        ({"prompt": "a", "n": 2}, "n is 2; only 1 is served"),
-        ({"prompt": "a", "stop": "x"}, "stop is 'x'; only None is served"),
+        ({"prompt": "a", "n": 2}, "n is 2; only 1 is supported"),
+        ({"prompt": "a", "stop": "x"}, "stop is 'x'; only None is supported"),
         ({"prompt": "a", "stream": 1}, "stream is 1; it must be true or false"),
-        ({"prompt": "a", "wishes": 1}, "wishes is not a field that is known here"),
+        ({"prompt": "a", "wishes": 1}, f"unknown field 'wishes'; known are {', '.join(sorted(KNOWN))}"),
     ],
 )
-def test_what_cannot_be_answered_is_refused_in_one_line(body: object, said: str) -> None:
+def test_a_bad_request_is_refused_in_one_line(body: object, said: str) -> None:
     with one_server() as port:
         status, error, _ = ask(port, body)
     assert (status, error["error"]["message"]) == (400, said)
 
 
-def test_a_body_above_the_cap_is_not_read() -> None:
+def test_a_body_above_the_limit_is_not_read() -> None:
     with one_server() as port:
         status, error, _ = ask(port, b" " * (BODY_CAP_BYTES + 1))
-    assert (status, error["error"]["message"]) == (413, f"a body has at most {BODY_CAP_BYTES} bytes")
+    assert (status, error["error"]["message"]) == (413, f"the request body is larger than {BODY_CAP_BYTES} bytes")
 
 
 @contextmanager
@@ -214,7 +214,7 @@ def one_server() -> Iterator[int]:
         yield port
 
 
-def test_fields_become_a_sampling_and_what_is_not_given_is_as_openai_has_it() -> None:
+def test_fields_become_a_sampling_with_openais_defaults() -> None:
     given = prompt_of({"prompt": [1, 2], "temperature": 0.5, "top_p": 0.9, "top_k": 4, "seed": 7, "ignore_eos": True}, "tiny", TEXT)
     assert (given.tokens, given.osl, given.stop, given.sampling) == ((1, 2), 16, -1, Sampling(0.5, 4, 0.9, 7))
     default = prompt_of({"prompt": [1, 2]}, "tiny", TEXT)

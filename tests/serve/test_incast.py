@@ -1,8 +1,7 @@
-"""Four prefill workers send to one decode worker at once: its price reaches them, and they send less than each would by itself."""
+"""Four prefill workers send to one decode worker at once. Its price reaches them, so each sends less than it would alone."""
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 
@@ -12,15 +11,17 @@ from abkt.capacity import Capacity
 from abkt.codec.codec import Codec
 from abkt.kv.pool import Pool
 from abkt.kv.segments import Segments
-from abkt.serve.control import WorkerConfig
-from abkt.serve.engine.sampling import Choice
+from abkt.serve.commands import StartDecodeRun, StartPrefillRun, SubmitPrompt, WorkerConfig
+from abkt.serve.engine.sampling import Choice, Generation
+from abkt.serve.reports import TransferSent
 from abkt.serve.worker.decode import DecodeWorker
 from abkt.serve.worker.equipment import Equipment
 from abkt.serve.worker.prefill import PrefillWorker
 from abkt.spec import KVLayout, ModelSpec
 from abkt.transfer.link import PacedLink
-from tests.serve.test_refining import WAIT_S, Said
+from tests.serve.in_process import FakeControl
 
+WAIT_S = 30.0
 SENDERS = 4
 TOKENS = 1000
 FLEET = {
@@ -32,17 +33,17 @@ FLEET = {
 }
 
 
-def test_the_price_of_the_receiver_holds_back_those_who_see_no_crowd() -> None:
+def test_the_receivers_price_makes_senders_send_less() -> None:
     heard, deaf = (incast(hears) for hears in (True, False))
-    assert heard.bytes < deaf.bytes  # each alone would have sent more: to itself the link seems less crowded
+    assert heard.bytes < deaf.bytes  # without the price each sees its own backlog only
     assert heard.price > deaf.price
-    assert 0 < deaf.distortion < 0.3  # nobody broke the bounds for it, nor had all that could be sent
+    assert 0 < deaf.distortion < 0.3  # within the policy's bounds, and not all that could be sent
     assert 0 < heard.distortion < 0.3
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """bytes: of all transfers. price: the highest that a sender saw as its last was acknowledged. distortion: the worst."""
+    """bytes: of all transfers. price: the highest that a sender saw when its transfer was acknowledged. distortion: the highest."""
 
     bytes: int
     price: float
@@ -50,16 +51,16 @@ class Outcome:
 
 
 class Deaf:
-    """Hears no price."""
+    """Ignores the receiver's price."""
 
-    def hear(self, now_s: float, per_byte: float) -> None: ...
+    def update(self, now_s: float, per_byte: float) -> None: ...
 
     def per_byte(self, now_s: float) -> float:
         return 0.0
 
 
-class MadeUp:
-    """Stands for an Engine: KV that differs from head to head in how much it varies."""
+class UnevenEngine:
+    """Takes the place of an Engine: KV that differs from head to head in how much it varies."""
 
     def __init__(self) -> None:
         model = ModelSpec("made-up", layers=4, kv_heads=4, head_dim=64, dtype="bfloat16", hidden=256, heads=4, max_tokens=2048)
@@ -73,41 +74,44 @@ class MadeUp:
 
 
 def incast(hears: bool) -> Outcome:
-    """Four fifths of a second of work for the receiver's NIC, of which each sender has one."""
+    """Work for 0.8 s of the receiver's NIC, in four equal transfers of different senders."""
     config = WorkerConfig("d0", "decode", "", blocks=SENDERS * 140, block_tokens=16, max_batch=4, importance_window=0)
-    engine = MadeUp()
+    engine = UnevenEngine()
     equipment = Equipment(engine, Codec(engine.layout), Segments(engine.layout.blocks))  # type: ignore[arg-type]
     rate = SENDERS * equipment.codec.encode(engine.pool, range(63), TOKENS).ends[-1] / 0.8
-    decode, origin_s = DecodeWorker(config, Said(), equipment), time.monotonic()  # type: ignore[arg-type]
-    network = {"starts_s": [0.0], "bytes_per_s": [rate], "period_s": math.inf}
-    decode._handle({"op": "run", "origin_s": origin_s, "network": network})
-    link = PacedLink(Capacity.constant(rate))
-    workers = [PrefillWorker(replace(config, name=f"p{i}", role="prefill"), Said(), equipment) for i in range(SENDERS)]  # type: ignore[arg-type]
+    decode, origin_s = DecodeWorker(config, FakeControl(), equipment), time.monotonic()
+    network = Capacity.constant(rate)
+    decode._handle(StartDecodeRun(origin_s, network))
+    link = PacedLink(network)
+    controls = [FakeControl() for _ in range(SENDERS)]
+    workers = [PrefillWorker(replace(config, name=f"p{i}", role="prefill"), control, equipment) for i, control in enumerate(controls)]
     try:
         for worker in workers:
-            run = {"origin_s": origin_s, "profile": None, "bitrate": FLEET, "network": network, "pacing": "userspace", "peers": {}}
-            worker._begin(run)
-            worker.pacing.link = link
-            worker._meet("d0", decode.receiver.address)
+            worker.run.start(StartPrefillRun(origin_s, network, FLEET, "userspace", None, {}))
+            worker.run.pacing.link = link
+            worker.run.add_peer("d0", decode.receiver.address)
             if not hears:
-                worker.peers["d0"].told = Deaf()  # type: ignore[assignment]
+                worker.run.peers["d0"].told = Deaf()  # type: ignore[assignment]
         for number, worker in enumerate(workers):
-            request = {"request_id": number, "tokens": list(range(TOKENS)), "destination": "d0", "deadline_s": 60.0, "more": {"osl": 8}}
-            worker._prefill(request)
-        sent, price = [], 0.0
+            worker._prefill(SubmitPrompt(number, tuple(range(TOKENS)), "d0", 60.0, Generation(8)))
+        price = 0.0
         for worker in workers:
             worker.control.inbox.get(timeout=WAIT_S)  # its memory is free
-            price = max(price, worker.peers["d0"].price_per_byte(time.monotonic() - origin_s))
-        for worker in workers:
-            while not (said := [message for message in worker.control.said if message["event"] == "sent"]):
-                time.sleep(0.001)
-            sent += said
+            price = max(price, worker.run.peers["d0"].price_per_byte(time.monotonic() - origin_s))
+        sent = [sent_by(control) for control in controls]
     finally:
         for worker in workers:
-            worker._end()
+            worker.run.close()
         decode.receiver.close()
     return Outcome(
-        sum(message["wire_bytes"] for message in sent),
+        sum(report.wire_bytes for report in sent),
         price,
-        max(message["distortion"] for message in sent),
+        max(report.distortion for report in sent),
     )
+
+
+def sent_by(control: FakeControl) -> TransferSent:
+    while True:
+        report = control.reports.get(timeout=WAIT_S)
+        if isinstance(report, TransferSent):
+            return report

@@ -1,4 +1,4 @@
-"""Transfers that begin while prefill still runs: the same KV in another order of bytes, and records that say what was hidden."""
+"""Transfers that begin while prefill still runs: the same KV in another order of bytes, and records that add up."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from abkt.codec.importance import Importance
 from abkt.kv.pool import Pool
 from abkt.policy.view import Decision
 from abkt.records import STAGES
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec
-from abkt.serve.worker.layered import Footer, Group, Layered, RawSink, footer_bytes, most_bytes, raw_group, spans
+from abkt.serve import LocalCluster, LocalClusterSpec
+from abkt.serve.worker.layered import LayeredSource, LayerFooter, LayerGroup, RawSink, footer_bytes, most_bytes, raw_group, spans
 from abkt.spec import KVLayout, ModelSpec
 from abkt.transfer.pieces import Pieces
 from tests.serve.test_engine import generate
@@ -36,13 +36,13 @@ def pool() -> Pool:
 
 
 @pytest.fixture(scope="module")
-def groups() -> list[Group]:
+def groups() -> list[LayerGroup]:
     codec = Codec(LAYOUT)
-    return [Group(codec, span) for span in SPANS]
+    return [LayerGroup(codec, span) for span in SPANS]
 
 
-def taken(source: Layered, sizes: Iterator[int], add: list[object], token: int) -> bytes:
-    """What a sender takes from a source to which a part is added whenever it has to wait."""
+def taken(source: LayeredSource, sizes: Iterator[int], add: list[object], token: int) -> bytes:
+    """The bytes that a sender takes from a source; a group is added whenever it has to wait."""
     data, waiting = b"", [*add]
     while True:
         until, last = source.available(0.0, len(data))
@@ -59,24 +59,24 @@ def taken(source: Layered, sizes: Iterator[int], add: list[object], token: int) 
 
 @settings(max_examples=20)
 @given(cuts=st.lists(st.integers(0, 80), min_size=1, max_size=30), frames=st.lists(st.integers(1, 60_000), min_size=1, max_size=9))
-def test_each_group_is_the_prefix_that_its_turn_came_to(pool: Pool, groups: list[Group], cuts: list[int], frames: list[int]) -> None:
-    """The cuts come one by one, the last for ever; what has left is never taken back."""
+def test_each_group_arrives_up_to_its_own_cut(pool: Pool, groups: list[LayerGroup], cuts: list[int], frames: list[int]) -> None:
+    """The policy answers with these cuts, one after another, and repeats the last; bytes that were sent are never taken back."""
     table, asked = list(range(3, 14)), iter(cuts)
     streams = [group.encode(pool, table, TOKENS, Decision("stream"), Importance(8)) for group in groups]
     seen: list[tuple[int, int, int]] = []
 
-    def turn(index: int, stream: object, now_s: float, before_bytes: int, sent_bytes: int, complete: int) -> int:
+    def next_cut(index: int, stream: object, now_s: float, before_bytes: int, sent_bytes: int, complete: int) -> int:
         seen.append((index, before_bytes, sent_bytes))
         assert stream is streams[index]
         assert streams[index].ends[complete] <= sent_bytes - before_bytes or complete == 0
         return min(next(asked, cuts[-1]), len(streams[index].ends) - 1)
 
-    source = Layered(GROUPS, most_bytes(LAYOUT, TOKENS, GROUPS), turn)
+    source = LayeredSource(GROUPS, most_bytes(LAYOUT, TOKENS, GROUPS), next_cut)
     sizes = (frames[i % len(frames)] for i in range(10**6))
     data = taken(source, sizes, list(streams), 77)
     assert len(data) <= source.ends[-1]
     size = footer_bytes(GROUPS)
-    footer = Footer(data[-size:], GROUPS, len(data))
+    footer = LayerFooter(data[-size:], GROUPS, len(data))
     assert footer.first_token == 77
     for stream, cut, (start, stop) in zip(streams, source.cuts, footer.sections, strict=True):
         assert data[start:stop] == stream.prefix(cut)
@@ -87,7 +87,7 @@ def test_each_group_is_the_prefix_that_its_turn_came_to(pool: Pool, groups: list
         assert all(cut == min(cuts[0], len(s.ends) - 1) for s, cut in zip(streams, source.cuts, strict=True))
 
 
-def test_a_group_comes_back_as_its_stream_says_and_touches_no_other(pool: Pool, groups: list[Group]) -> None:
+def test_a_group_comes_back_as_its_stream_says_and_touches_no_other(pool: Pool, groups: list[LayerGroup]) -> None:
     table, other = list(range(3, 14)), list(range(12, 1, -1))
     for group, (first, stop) in zip(groups, SPANS, strict=True):
         stream = group.encode(pool, table, TOKENS, Decision("stream"), Importance(8))
@@ -107,7 +107,7 @@ def test_a_group_comes_back_as_its_stream_says_and_touches_no_other(pool: Pool, 
 def test_raw_groups_arrive_in_their_places(pool: Pool, sizes: list[int]) -> None:
     table, other, target = list(range(3, 14)), list(range(12, 1, -1)), Pool(LAYOUT)
     size = len(table) * LAYOUT.block_bytes + footer_bytes(GROUPS)
-    source = Layered(GROUPS, size)
+    source = LayeredSource(GROUPS, size)
     data = taken(source, (sizes[i % len(sizes)] for i in range(10**6)), [Pieces(raw_group(pool, table, span)) for span in SPANS], 5)
     sink = RawSink(target, other, GROUPS)
     assert len(data) == source.ends[-1] == sink.size == size
@@ -115,22 +115,22 @@ def test_raw_groups_arrive_in_their_places(pool: Pool, sizes: list[int]) -> None
     for piece in sink.buffers(0, size):
         piece[:] = data[at : at + len(piece)]
         at += len(piece)
-    assert Footer(sink.footer, GROUPS, size).first_token == 5
+    assert LayerFooter(sink.footer, GROUPS, size).first_token == 5
     assert torch.equal(target.data[torch.tensor(other)], pool.data[torch.tensor(table)])
 
 
 @pytest.mark.parametrize("change", [(0, 1), (-1, 200), (-16, 1), (4, 255)])
-def test_a_footer_that_cannot_be_is_refused(pool: Pool, change: tuple[int, int]) -> None:
-    source = Layered(GROUPS, 10**7)
+def test_a_damaged_footer_is_refused(pool: Pool, change: tuple[int, int]) -> None:
+    source = LayeredSource(GROUPS, 10**7)
     data = taken(source, iter(lambda: 1000, 0), [Pieces([b"x" * 300])] * GROUPS, 5)
     footer = bytearray(data[-footer_bytes(GROUPS) :])
     at, value = change
     footer[at] = value
     if at == 0:
-        assert Footer(footer, GROUPS, len(data)).first_token == 1
+        assert LayerFooter(footer, GROUPS, len(data)).first_token == 1
         return
     with pytest.raises(ValueError, match=r"groups? of layers"):
-        Footer(footer, GROUPS, len(data))
+        LayerFooter(footer, GROUPS, len(data))
 
 
 # In a cluster
@@ -173,6 +173,6 @@ def test_a_prompt_whose_first_token_is_its_last_leaves_nothing_behind(layered: L
     assert [r.outcome for r in again.requests] == ["completed"] * 2
 
 
-def test_layers_can_not_be_paced(tiny_model: Path) -> None:
+def test_paced_workers_take_no_layer_groups(tiny_model: Path) -> None:
     with pytest.raises(ValueError, match="layer_groups is 2"):
         LocalClusterSpec(tiny_model, layer_groups=2, paced=tiny_model / "profile.json")

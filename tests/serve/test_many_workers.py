@@ -1,4 +1,4 @@
-"""2P2D of real processes: workers that are killed, frozen or cut off, that come, go and change roles. Answers stay those of one model."""
+"""Real clusters of several workers, which are killed, frozen or cut off, start, leave and change roles. The answers must not change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from abkt.records import RequestRecord
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec, PlannedRoleChange
+from abkt.serve import LocalCluster, LocalClusterSpec, PlannedRoleChange
 from abkt.serve.engine.sampling import Sampling
 from abkt.serve.frontend.prompt import Prompt
 from tests.serve.black_hole import BlackHole
@@ -61,21 +61,21 @@ def test_a_worker_that_is_lost_is_noticed_and_its_requests_are_served_by_others(
     def lose(record: RequestRecord) -> None:
         seen.append(record)
         if len(seen) == 6:
-            os.kill(cluster.roster.members[victim].worker.process.pid, how)
+            os.kill(cluster.workers.states[victim].process.pid, how)
 
     run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO, keep=lose)
     assert run.outputs == expected(cluster, given)
-    assert victim not in cluster.roster.members
+    assert victim not in cluster.workers.states
     after = cluster.run(prompts(4, 0.0), RAW, UNLIMITED, SLOW_SLO)
     assert victim not in {name for r in after.requests for name in (r.prefill_node, r.decode_node)}
 
 
-def test_a_way_that_swallows_everything_is_avoided(cluster: LocalCluster) -> None:
-    """p0 and p1 reach d0 through something that takes every byte and passes none on, from the middle of the run on."""
+def test_a_link_that_swallows_everything_is_avoided(cluster: LocalCluster) -> None:
+    """From the middle of the run on, the link of p0 and p1 to d0 takes every byte and delivers none."""
     given = prompts(16)
-    member = cluster.roster.members["d0"]
-    with BlackHole(member.address) as hole:
-        member.address = hole.address
+    worker = cluster.workers.states["d0"]
+    with BlackHole(worker.address) as hole:
+        worker.address = hole.address
 
         def swallow(record: RequestRecord) -> None:
             hole.open = False
@@ -88,7 +88,7 @@ def test_a_way_that_swallows_everything_is_avoided(cluster: LocalCluster) -> Non
     assert {r.decode_node for r in moved} == {"d1"}
 
 
-def test_workers_come_go_and_change_their_role_while_requests_are_served(cluster: LocalCluster) -> None:
+def test_workers_start_leave_and_change_their_role_while_requests_are_served(cluster: LocalCluster) -> None:
     given = prompts(60, gap_s=0.4)
     changes = [
         PlannedRoleChange(0.5, "d9", "decode"),
@@ -98,14 +98,14 @@ def test_workers_come_go_and_change_their_role_while_requests_are_served(cluster
     ]
     run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO, changes=changes)
     assert run.outputs == expected(cluster, given)
-    assert sorted(cluster.roster.members) == ["d0", "d1", "d9", "p1"]
+    assert sorted(cluster.workers.states) == ["d0", "d1", "d9", "p1"]
     assert {r.prefill_node for r in run.requests} == {"p0", "p1", "d1"}
     assert {r.decode_node for r in run.requests} >= {"d0", "d1", "d9"}
     again = cluster.run(prompts(4, 0.0), RAW, UNLIMITED, SLOW_SLO)
     assert {r.prefill_node for r in again.requests} == {"p1"}
 
 
-def test_a_request_draws_the_same_tokens_wherever_and_with_whomever_it_is(cluster: LocalCluster) -> None:
+def test_a_request_draws_the_same_tokens_on_any_worker_and_in_any_batch(cluster: LocalCluster) -> None:
     drawn = [
         Prompt(p.request_id, p.arrival_s, p.tokens, p.osl, sampling=Sampling(1.0, 50, 0.95, seed=p.request_id))
         for p in prompts(10, 0.0, 12)
@@ -117,7 +117,7 @@ def test_a_request_draws_the_same_tokens_wherever_and_with_whomever_it_is(cluste
 
 
 @pytest.mark.parametrize("transport", ["unix", "shm", pytest.param("nixl", marks=NIXL)])
-def test_every_transport_brings_the_same_tokens_and_leaves_nothing(tiny_model: Path, tmp_path: Path, transport: str) -> None:
+def test_every_transport_gives_the_same_tokens_and_leaves_no_socket(tiny_model: Path, tmp_path: Path, transport: str) -> None:
     given = prompts(8, gap_s=0.05, osl=9)
     with LocalCluster(LocalClusterSpec(tiny_model, prefill=2, pool_tokens=2048, transport=transport), tmp_path) as cluster:
         folder = Path(cluster._sockets)

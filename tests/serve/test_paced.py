@@ -1,4 +1,4 @@
-"""compute=paced: the KV is the model's own, the time the profile's."""
+"""compute=paced: the KV is what the model computes; the times are those of the profile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from abkt.codec.importance import Importance
 from abkt.policy.view import Curve
 from abkt.profile.roofline import GpuSpec, roofline
 from abkt.profile.schema import Profile, RateCurve
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec, PlannedRoleChange
+from abkt.serve import LocalCluster, LocalClusterSpec, PlannedRoleChange
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine, read_spec
 from abkt.serve.worker.paced import PacedEngine

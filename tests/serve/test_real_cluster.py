@@ -1,4 +1,4 @@
-"""A real 1P1D cluster: two processes, real KV, loopback TCP. Laws of what comes out; no clock is asserted."""
+"""A real cluster of one prefill and one decode worker: two processes, real KV, loopback TCP. No absolute time is asserted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from abkt.policy.view import Curve
 from abkt.profile.roofline import GpuSpec, roofline
 from abkt.profile.schema import RateCurve
 from abkt.records import SLO, STAGES, RequestRecord
-from abkt.serve.cluster import LocalCluster, LocalClusterSpec
-from abkt.serve.frontend.process import WorkerDied
+from abkt.serve import LocalCluster, LocalClusterSpec
+from abkt.serve.errors import WorkerDied
 from abkt.serve.frontend.prompt import Prompt
 from tests.policy.every import configs
 from tests.serve.test_engine import generate
@@ -23,7 +23,7 @@ from tests.serve.test_engine import generate
 UNLIMITED = Capacity.constant(math.inf)
 LINK = Capacity.constant(8e6)
 RAW = {"_target_": "abkt.policy.bitrate.fixed.Raw"}
-EXACT = {"_target_": "abkt.policy.bitrate.lossless.Lossless"}
+LOSSLESS = {"_target_": "abkt.policy.bitrate.lossless.Lossless"}
 INT8 = {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": 8}
 EMBEDDED = {
     "_target_": "abkt.policy.bitrate.embedded.Embedded",
@@ -36,13 +36,13 @@ def prompts(lengths: tuple[int, ...] = (37, 200, 500, 64, 16), osl: int = 8, gap
     return [Prompt(i, gap_s * i, tuple((7 * i + 3 * j) % 2048 for j in range(n)), osl) for i, n in enumerate(lengths)]
 
 
-@pytest.mark.parametrize("bitrate", [RAW, EXACT], ids=["raw", "lossless"])
-def test_what_loses_nothing_gives_the_tokens_of_a_single_process(cluster: LocalCluster, bitrate: dict[str, object]) -> None:
+@pytest.mark.parametrize("bitrate", [RAW, LOSSLESS], ids=["raw", "lossless"])
+def test_lossless_transfers_give_the_tokens_of_a_single_process(cluster: LocalCluster, bitrate: dict[str, object]) -> None:
     run = cluster.run(prompts(), bitrate, UNLIMITED, SLOW_SLO)
     assert run.outputs == {p.request_id: generate(cluster.spec.model_folder, list(p.tokens), p.osl) for p in prompts()}
 
 
-@pytest.mark.parametrize("bitrate", [RAW, EXACT, INT8, EMBEDDED], ids=["raw", "lossless", "int8", "embedded"])
+@pytest.mark.parametrize("bitrate", [RAW, LOSSLESS, INT8, EMBEDDED], ids=["raw", "lossless", "int8", "embedded"])
 def test_records_add_up(cluster: LocalCluster, bitrate: dict[str, object]) -> None:
     run = cluster.run(prompts(), bitrate, LINK, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * 5
@@ -51,18 +51,18 @@ def test_records_add_up(cluster: LocalCluster, bitrate: dict[str, object]) -> No
         assert sum(getattr(r, f"{stage}_exposed_s") for stage in STAGES) == pytest.approx(r.e2e_s, abs=1e-9)
         assert all(getattr(r, f"{stage}_exposed_s") >= 0 for stage in STAGES)
         assert r.arrival_s <= r.prefill_token_s <= r.decode_token_s <= r.finish_s
-        assert r.wire_exposed_s >= r.wire_bytes / LINK.bytes_per_s[0] * 0.9  # the link was paced, whoever had to wait
+        assert r.wire_exposed_s >= r.wire_bytes / LINK.bytes_per_s[0] * 0.9  # the link was paced
         assert len(run.outputs[r.request_id]) == r.osl
     raw_share = sum(r.wire_bytes for r in run.requests) / sum(r.raw_bytes for r in run.requests)
     if bitrate is RAW:
         assert raw_share > 1
-    elif bitrate is EXACT:
+    elif bitrate is LOSSLESS:
         assert raw_share < 1  # of float32, a little
         assert {t.mode for t in run.transfers} == {"lossless"}
-    if bitrate in (RAW, EXACT):
+    if bitrate in (RAW, LOSSLESS):
         assert all(r.distortion_start == 0 for r in run.requests)
     else:
-        assert raw_share < 0.6  # fp32 KV, so 8 bits are a quarter, and short prompts are mostly exact edges
+        assert raw_share < 0.6  # fp32 KV, so 8 bits are a quarter, and short prompts are mostly edges at full precision
         assert all(0 < r.distortion_start < 1e-3 for r in run.requests if r.isl > 100 and bitrate is INT8)
 
 
@@ -70,7 +70,7 @@ LEARNING = {name: configs(8e6)[name] for name in ("cachegen", "kvserve", "state_
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_policies_that_learn_run_here_as_in_the_model(cluster: LocalCluster, name: str) -> None:
+def test_policies_that_learn_run_on_real_workers(cluster: LocalCluster, name: str) -> None:
     run = cluster.run(prompts(lengths=(200, 500, 64), gap_s=0.0), LEARNING[name], LINK, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * 3
     assert all(t.price > 0 for t in run.transfers)
@@ -80,7 +80,7 @@ def test_a_policy_that_the_profile_cannot_serve_is_refused_before_anything_runs(
     gpu = GpuSpec("none", flops=1e12, memory_bytes_per_s=1e10, memory_bytes=1e10)
     curve = RateCurve(64, Curve((0.1, 0.5), (1.0, 0.01), (0.0, 8.0)), Curve((0.1, 0.5), (1.0, 0.01), (0.0, 8.0)))
     with pytest.raises(ValueError, match="encode/lossless"):
-        cluster.run(prompts(), EXACT, UNLIMITED, SLOW_SLO, roofline(gpu, cluster.model, (curve,)))  # which has none for float32
+        cluster.run(prompts(), LOSSLESS, UNLIMITED, SLOW_SLO, roofline(gpu, cluster.model, (curve,)))  # which has none for float32
 
 
 def test_memory_for_one_request_at_a_time_delays_but_loses_nothing(cluster: LocalCluster) -> None:
@@ -88,7 +88,7 @@ def test_memory_for_one_request_at_a_time_delays_but_loses_nothing(cluster: Loca
     assert [r.outcome for r in run.requests] == ["completed"] * 3
 
 
-def test_what_can_never_fit_is_rejected_with_its_reason(cluster: LocalCluster) -> None:
+def test_a_request_that_can_never_fit_is_rejected_with_its_reason(cluster: LocalCluster) -> None:
     kept: list[RequestRecord] = []
     run = cluster.run(prompts(lengths=(1020, 64)), RAW, UNLIMITED, SLOW_SLO, keep=kept.append)
     assert [(r.outcome, bool(r.reason)) for r in run.requests] == [("rejected", True), ("completed", False)]
@@ -98,7 +98,7 @@ def test_what_can_never_fit_is_rejected_with_its_reason(cluster: LocalCluster) -
 def test_a_worker_that_dies_is_named_and_the_others_end(tiny_model: Path, tmp_path: Path) -> None:
     kept: list[RequestRecord] = []
     with LocalCluster(LocalClusterSpec(tiny_model, pool_tokens=1024), tmp_path) as cluster:
-        pids = {name: member.worker.process.pid for name, member in cluster.roster.members.items()}
+        pids = {name: worker.process.pid for name, worker in cluster.workers.states.items()}
 
         def kill_after_first(record: RequestRecord) -> None:
             kept.append(record)
@@ -112,7 +112,7 @@ def test_a_worker_that_dies_is_named_and_the_others_end(tiny_model: Path, tmp_pa
             os.kill(pid, 0)
 
 
-def test_a_model_that_cannot_be_loaded_is_said_by_the_worker_that_tried(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_load_its_model_is_named(tiny_model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text((tiny_model / "config.json").read_text())
@@ -131,7 +131,7 @@ def test_with_a_key_and_encryption_the_tokens_are_the_same(tiny_model: Path, tmp
     assert [t.resumes for t in run.transfers] == [0, 0]
 
 
-def test_a_key_that_cannot_be_used_is_said_before_anything_starts(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_key_that_cannot_be_used_is_refused_before_anything_starts(tiny_model: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(bytes(32))
     key.chmod(0o644)
@@ -141,7 +141,7 @@ def test_a_key_that_cannot_be_used_is_said_before_anything_starts(tiny_model: Pa
         LocalCluster(LocalClusterSpec(tiny_model, encrypt=True), tmp_path)
 
 
-def test_a_transport_that_is_none_or_that_the_kernel_cannot_pace_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_unknown_transport_or_one_that_the_kernel_cannot_pace_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="transport is 'rdma'; it must be one of tcp, unix, shm"):
         LocalCluster(LocalClusterSpec(tiny_model, transport="rdma"), tmp_path)
     with pytest.raises(ValueError, match="transport shm does not go with pacing=socket, which is TCP's; give pacing=userspace"):

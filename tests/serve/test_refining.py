@@ -1,4 +1,4 @@
-"""Better values behind the start: what the pool holds at each iteration, what is counted of it, and the memory of the codes."""
+"""Refinement behind the start: what the pool holds at each iteration, what is reported of it, and the memory of the codes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from abkt.codec.stream import Stream
 from abkt.kv.pool import Pool
 from abkt.records import SLO
 from abkt.serve.cluster import LocalCluster
-from abkt.serve.control import WorkerConfig
+from abkt.serve.commands import CancelAttempt, StartDecodeRun, WorkerConfig
+from abkt.serve.reports import AttemptCancelled, AttemptFailed, AttemptFinished, WorkerReport
+from abkt.serve.worker.control import Inbox
 from abkt.serve.worker.decode import DecodeWorker
 from abkt.serve.worker.equipment import Equipment, equip
+from abkt.serve.worker.events import KVArrived, RefinementSettled, WorkerEvent
 from abkt.serve.worker.raw import fingerprint
-from abkt.serve.worker.refining import Codes, Quality
+from abkt.serve.worker.refining import CodeMemory, KVQuality
 from abkt.transfer.pieces import BufferSink
 from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.receive.received import Received
@@ -33,29 +36,29 @@ from tests.serve.test_real_cluster import EMBEDDED, prompts
 
 WAIT_S = 30.0
 TOKENS = 200  # so the last block is shared with what is decoded
-REFINING = {**EMBEDDED, "behind_distortion": 0.0, "target_distortion": 0.02, "mean_distortion": 0.05, "max_distortion": 0.08}
+REFINING = {**EMBEDDED, "refine_distortion": 0.0, "target_distortion": 0.02, "mean_distortion": 0.05, "max_distortion": 0.08}
 
 
-class Said:
-    """Stands for a worker's Control."""
+class ReportList:
+    """Takes the place of a worker's Control."""
 
     def __init__(self) -> None:
-        self.inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.said: list[dict[str, Any]] = []
+        self.inbox: Inbox = queue.SimpleQueue()
+        self.reports: list[WorkerReport] = []
 
-    def say(self, event: str, **fields: object) -> None:
-        self.said.append({"event": event, **fields})
+    def say(self, report: WorkerReport) -> None:
+        self.reports.append(report)
 
 
-class Bench:
-    """A decode worker whose main loop the test turns by hand, and a sender beside it."""
+class SteppedWorker:
+    """A decode worker whose main loop the test runs step by step, and a sender that sends to it."""
 
     def __init__(self, equipment: Equipment, config: WorkerConfig) -> None:
-        self.equipment, self.control = equipment, Said()
-        self.worker = DecodeWorker(config, self.control, equipment)  # type: ignore[arg-type]
-        self.worker._handle({"op": "run", "origin_s": 0.0, "network": {"bytes_per_s": [math.inf]}})
+        self.equipment, self.control = equipment, ReportList()
+        self.worker = DecodeWorker(config, self.control, equipment)
+        self.worker._handle(StartDecodeRun(0.0, Capacity.constant(math.inf)))
         self.sender = Sender(Tcp(), self.worker.receiver.address, Hello("p0", fingerprint(equipment.engine.layout)))
-        self.go = 0  # how far behind its start a stream may go
+        self.go = 0  # the cut that a stream may be refined to
         self.followed: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def stream(self, tokens: int = TOKENS) -> Stream:
@@ -73,21 +76,22 @@ class Bench:
             offer,
             stream,
             next_cut=lambda *_: start,
-            next_behind=lambda *_: self.go,
-            on_followed=self.followed.put,
+            next_refinement_cut=lambda *_: self.go,
+            on_refinement_end=self.followed.put,
         )
         sent = self.sender.submit(outgoing).result(WAIT_S)
         assert not sent.error
         assert sent.cut == start
 
-    def hear(self, op: str) -> None:
-        message = self.control.inbox.get(timeout=WAIT_S)
-        assert message["op"] == op
-        self.worker._handle(message)
+    def handle(self, kind: type[WorkerEvent]) -> None:
+        """Let the main loop take up the next event, which must be of this kind."""
+        event = self.control.inbox.get(timeout=WAIT_S)
+        assert isinstance(event, kind)
+        self.worker._handle(event)
 
     def until(self, number: int, cut: int) -> None:
-        """Bytes come while the main loop is elsewhere."""
-        received = next(r.quality.received for r in self.worker.batch if r.request_id == number)
+        """Wait until the codes up to this cut have arrived, without the main loop."""
+        received = next(r.quality.received for r in self.worker.batch if r.attempt_id == number)
         assert received is not None
         self.go = cut
         while received.cut < cut:
@@ -109,17 +113,17 @@ def equipment(config: WorkerConfig) -> Equipment:
 
 
 @pytest.fixture
-def bench(equipment: Equipment, config: WorkerConfig) -> Iterator[Bench]:
-    made = Bench(equipment, config)
+def bench(equipment: Equipment, config: WorkerConfig) -> Iterator[SteppedWorker]:
+    made = SteppedWorker(equipment, config)
     yield made
     made.close()
-    for number in list(made.worker._tables):
+    for number in made.worker.memory.attempts:
         made.worker._release(number)
     assert equipment.segments.free_blocks == equipment.segments.blocks
 
 
-def expansion(bench: Bench, stream: Stream, cut: int) -> torch.Tensor:
-    """[layers, kinds, heads, tokens, dim] of a prefix, in a pool of its own."""
+def expansion(bench: SteppedWorker, stream: Stream, cut: int) -> torch.Tensor:
+    """What a prefix of a stream expands to: [layers, kinds, heads, tokens, dim]."""
     layout = bench.equipment.engine.layout
     pool, table = Pool(layout), list(range(layout.blocks_for(stream.tokens)))
     bench.equipment.codec.expand(stream.prefix(cut), pool, table)
@@ -131,12 +135,12 @@ def prompt_of(pool: Pool, table: list[int], tokens: int) -> torch.Tensor:
     return torch.stack([torch.stack(pool.read(table, layer, tokens)) for layer in range(layers)])
 
 
-def test_the_pool_holds_a_longer_prefix_from_one_iteration_to_the_next_and_what_was_decoded_stays(bench: Bench) -> None:
+def test_a_longer_prefix_is_written_between_two_iterations_and_decoded_kv_stays(bench: SteppedWorker) -> None:
     stream = bench.stream()
     finest = len(stream.ends) - 1
     cuts = [2, finest // 2, finest]
     bench.send(1, stream, cuts[0], osl=9)
-    bench.hear("arrived")
+    bench.handle(KVArrived)
     worker, pool = bench.worker, bench.equipment.engine.pool
     worker._join(worker.arrived.popleft())
     (running,) = worker.batch
@@ -156,100 +160,101 @@ def test_the_pool_holds_a_longer_prefix_from_one_iteration_to_the_next_and_what_
     assert torch.equal(prompt_of(pool, running.table, TOKENS + 2)[..., TOKENS:, :], decoded)
     worker._iterate()
     bench.go = finest
-    bench.hear("settled")  # what came last is swapped in, and the codes are let go
+    bench.handle(RefinementSettled)  # the last values are swapped in, and the codes are freed
     assert holds(finest)
-    assert worker.codes.held_bytes == 0
+    assert worker.memory.codes.held_bytes == 0
     assert not running.quality.better
     for _ in range(5):
         worker._swap()
         worker._iterate()
-    (said,) = [message for message in bench.control.said if message["event"] == "finished"]
+    (done,) = [report for report in bench.control.reports if isinstance(report, AttemptFinished)]
     left = stream.curve.distortion
-    swaps = said["swaps"]
+    swaps = done.swaps
     assert swaps[0][1:] == (2, cuts[1])
     assert (swaps[-1][1], swaps[-1][2]) == (3, finest)
-    assert said["distortion_start"] == pytest.approx(left[cuts[0]], rel=1e-6)
-    assert said["distortion_final"] == pytest.approx(left[finest], rel=1e-6)
+    assert done.distortion_start == pytest.approx(left[cuts[0]], rel=1e-6)
+    assert done.distortion_final == pytest.approx(left[finest], rel=1e-6)
     by_token = (2 * left[cuts[0]] + 1 * left[cuts[1]] + 5 * left[finest]) / 8
-    assert said["distortion_token_weighted"] == pytest.approx(by_token, rel=1e-6)
-    assert said["refine_bytes"] >= stream.ends[finest] - stream.ends[cuts[0]]
-    assert swaps[-1][0] >= said["refine_finish_s"] > said["received_s"]
+    assert done.distortion_token_weighted == pytest.approx(by_token, rel=1e-6)
+    assert done.refine_bytes >= stream.ends[finest] - stream.ends[cuts[0]]
+    assert swaps[-1][0] >= done.refine_finish_s > done.received_s
     assert bench.followed.get(timeout=WAIT_S).reason == ""
 
 
-def test_the_codes_of_a_request_that_ends_are_let_go_and_no_more_come(bench: Bench) -> None:
+def test_the_codes_of_a_finished_request_are_freed_and_no_more_arrive(bench: SteppedWorker) -> None:
     stream = bench.stream()
     bench.send(1, stream, 2, osl=3)
-    bench.hear("arrived")
+    bench.handle(KVArrived)
     bench.worker._join(bench.worker.arrived.popleft())
-    assert bench.worker.codes.held_bytes == stream.ends[-1]
+    assert bench.worker.memory.codes.held_bytes == stream.ends[-1]
     bench.worker._iterate()
     bench.worker._iterate()
     assert not bench.worker.batch
     assert bench.followed.get(timeout=WAIT_S).reason == ""
-    bench.hear("settled")
-    assert bench.worker.codes.held_bytes == 0
+    bench.handle(RefinementSettled)
+    assert bench.worker.memory.codes.held_bytes == 0
 
 
 @pytest.mark.parametrize("when", ["arrived", "running"])
-def test_a_cancelled_request_lets_go_of_its_codes(bench: Bench, when: str) -> None:
+def test_a_cancelled_request_frees_its_codes(bench: SteppedWorker, when: str) -> None:
     bench.send(1, bench.stream(), 2, osl=9)
-    bench.hear("arrived")
+    bench.handle(KVArrived)
     if when == "running":
         bench.worker._join(bench.worker.arrived.popleft())
-    bench.worker._handle({"op": "cancel", "request_id": 1})
-    bench.hear("settled")
-    assert bench.worker.codes.held_bytes == 0
-    assert bench.control.said[-1] == {"event": "gone", "request_id": 1}
+    bench.worker._handle(CancelAttempt(1))
+    bench.handle(RefinementSettled)
+    assert bench.worker.memory.codes.held_bytes == 0
+    assert bench.control.reports[-1] == AttemptCancelled(1)
 
 
-def test_what_is_urgent_takes_the_memory_of_what_refines(bench: Bench) -> None:
+def test_a_new_transfer_gets_the_memory_of_refinements(bench: SteppedWorker) -> None:
     stream = bench.stream()
-    bench.worker.codes.capacity_bytes = int(2.5 * stream.ends[-1])
+    bench.worker.memory.codes.capacity_bytes = int(2.5 * stream.ends[-1])
     for number in (1, 2):
         bench.send(number, stream, 2, osl=9)
-        bench.hear("arrived")
+        bench.handle(KVArrived)
         bench.worker._join(bench.worker.arrived.popleft())
     first, second = (running.quality for running in bench.worker.batch)
     assert first.received is not None
-    assert not first.received.declined  # one more of its size would have fitted
+    assert not first.received.declined  # one more transfer of its size would fit
     assert second.received is not None
-    assert second.received.declined  # none does any more
-    bench.hear("settled")
+    assert second.received.declined  # no further one fits
+    bench.handle(RefinementSettled)
     with pytest.raises(TimeoutError):  # the third fits only once the first is declined and settled
         bench.sender.submit(outgoing_of(bench, 3, stream)).result(0.0)
-    bench.hear("arrived")
-    assert bench.worker.codes.held_bytes <= bench.worker.codes.capacity_bytes
+    bench.handle(KVArrived)
+    assert bench.worker.memory.codes.held_bytes <= bench.worker.memory.codes.capacity_bytes
 
 
-def test_damage_fails_its_request_alone(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """Every frame is whole, but what they hold is no stream of ours: the peer is wrong, not the wire."""
+def test_damage_fails_its_request_alone(bench: SteppedWorker, caplog: pytest.LogCaptureFixture) -> None:
+    """Every frame is whole, but the bytes are not a stream of this codec: the peer is at fault, not the network."""
     free = bench.equipment.segments.can_allocate
     blocks = next(n for n in range(80, 0, -1) if free(n))
     for number, damaged in ((1, True), (2, False)):
         bench.send(number, bench.stream(), 2, osl=9)
-        bench.hear("arrived")
+        bench.handle(KVArrived)
         (received,) = bench.worker.arrived
         if damaged:
             received.sink.data[:64] = bytes(64)  # type: ignore[attr-defined]
         bench.worker._join(bench.worker.arrived.popleft())
         if damaged:
-            bench.hear("settled")
-    assert [running.request_id for running in bench.worker.batch] == [2]
-    (failed,) = [message for message in bench.control.said if message["event"] == "failed"]
-    assert failed["request_id"] == 1
-    assert failed["reason"].startswith("what has come is damaged: ")
+            bench.worker._iterate()  # of an empty batch
+            bench.handle(RefinementSettled)
+    assert [running.attempt_id for running in bench.worker.batch] == [2]
+    (failed,) = [report for report in bench.control.reports if isinstance(report, AttemptFailed)]
+    assert failed.attempt_id == 1
+    assert failed.reason.startswith("the KV that arrived is damaged: ")
     assert len(caplog.records) == 1
-    bench.worker._handle({"op": "cancel", "request_id": 2})
-    bench.hear("settled")
-    assert bench.worker.codes.held_bytes == 0
+    bench.worker._handle(CancelAttempt(2))
+    bench.handle(RefinementSettled)
+    assert bench.worker.memory.codes.held_bytes == 0
     assert free(blocks)
 
 
-def test_damage_behind_the_start_leaves_what_was_there(bench: Bench) -> None:
+def test_a_damaged_refinement_leaves_the_values_that_were_there(bench: SteppedWorker) -> None:
     stream = bench.stream()
     bench.send(1, stream, 2, osl=9)
-    bench.hear("arrived")
+    bench.handle(KVArrived)
     bench.worker._join(bench.worker.arrived.popleft())
     (running,) = bench.worker.batch
     received, before = running.quality.received, bench.equipment.engine.pool.data.clone()
@@ -259,12 +264,12 @@ def test_damage_behind_the_start_leaves_what_was_there(bench: Bench) -> None:
     assert torch.equal(bench.equipment.engine.pool.data, before)
     assert running.quality.cut == 2
     assert not running.quality.better
-    bench.hear("settled")
-    bench.worker._handle({"op": "cancel", "request_id": 1})
-    assert bench.worker.codes.held_bytes == 0
+    bench.handle(RefinementSettled)
+    bench.worker._handle(CancelAttempt(1))
+    assert bench.worker.memory.codes.held_bytes == 0
 
 
-def outgoing_of(bench: Bench, number: int, stream: Stream) -> Outgoing:
+def outgoing_of(bench: SteppedWorker, number: int, stream: Stream) -> Outgoing:
     return Outgoing(number, Offer(number, "stream", stream.tokens, stream.ends, more={"osl": 3}), stream, next_cut=lambda *_: 2)
 
 
@@ -272,7 +277,7 @@ def outgoing_of(bench: Bench, number: int, stream: Stream) -> Outgoing:
 
 
 def test_refined_requests_add_up(cluster: LocalCluster) -> None:
-    """A link on which most of the stream comes while tokens are decoded, and one on which there is nothing left to refine."""
+    """On this link most of a stream arrives while tokens are decoded."""
     given = prompts(lengths=(200, 300, 250), osl=200, gap_s=0.2)
     run = cluster.run(given, REFINING, Capacity.constant(1.2e6), SLO(ttft_s=0.3, tpot_s=1.0))
     assert [r.outcome for r in run.requests] == ["completed"] * 3
@@ -293,8 +298,8 @@ def test_refined_requests_add_up(cluster: LocalCluster) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1)), max_size=8))
-def test_the_mean_over_tokens_is_that_of_each(steps: list[tuple[int, float]]) -> None:
-    quality, each, distortion = Quality(None, 0, 0.5), [], 0.5
+def test_token_weighted_distortion_is_the_mean_over_tokens(steps: list[tuple[int, float]]) -> None:
+    quality, each, distortion = KVQuality(None, 0, 0.5), [], 0.5
     for cut, (tokens, better) in enumerate(steps):
         each += [distortion] * tokens
         for _ in range(tokens):
@@ -312,8 +317,8 @@ def received(number: int, size: int) -> Received:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["hold", "keep", "free", "settle"]), st.integers(0, 5), st.integers(1, 60)), max_size=40))
-def test_codes_stay_within_their_memory_and_yield_the_oldest_first(steps: list[tuple[str, int, int]]) -> None:
-    codes, held, kept = Codes(100), {}, {}
+def test_codes_stay_within_their_memory_and_the_oldest_refinement_ends_first(steps: list[tuple[str, int, int]]) -> None:
+    codes, held, kept = CodeMemory(100), {}, {}
     for step, number, size in steps:
         match step:
             case "hold" if number not in held:

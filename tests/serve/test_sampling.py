@@ -1,4 +1,4 @@
-"""Draws against what softmax, top-k and top-p say by hand, and the law that a request's tokens are its own."""
+"""Draws have the probabilities of softmax, top-k and top-p, and a request's tokens do not depend on its batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abkt.serve.engine.sampling import GREEDY, Choice, Sampling, choose
+from abkt.serve.engine.sampling import GREEDY, Choice, Generation, Sampling, choose
 
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
 
@@ -25,9 +25,9 @@ def draws(sampling: Sampling, n: int = 4000) -> list[float]:
     [
         (Sampling(1.0, seed=1), [0.5, 0.25, 0.15, 0.1]),
         (Sampling(1.0, top_k=2, seed=2), [2 / 3, 1 / 3, 0, 0]),
-        (Sampling(1.0, top_p=0.5, seed=3), [1, 0, 0, 0]),  # the first alone has it
+        (Sampling(1.0, top_p=0.5, seed=3), [1, 0, 0, 0]),  # the first token alone has it
         (Sampling(1.0, top_p=0.76, seed=4), [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0]),
-        (Sampling(1.0, top_k=3, top_p=0.8, seed=5), [2 / 3, 1 / 3, 0, 0]),  # of 0.9 that are left, the two have 0.83
+        (Sampling(1.0, top_k=3, top_p=0.8, seed=5), [2 / 3, 1 / 3, 0, 0]),  # of the 0.9 that top_k leaves, the first two have 0.83
         (Sampling(0.5, seed=6), [p * p / 0.345 for p in (0.5, 0.25, 0.15, 0.1)]),
     ],
     ids=["all", "top_k", "top_p", "top_p of three", "both", "cold"],
@@ -37,7 +37,7 @@ def test_draws_have_the_shares_of_the_softmax(sampling: Sampling, shares: list[f
         assert abs(found - expected) <= 4.5 * math.sqrt(expected * (1 - expected) / 4000)  # 4.5 standard deviations
 
 
-def test_greedy_takes_the_likeliest_and_says_by_how_much() -> None:
+def test_greedy_takes_the_likeliest_token_and_gives_its_margin() -> None:
     (choice,) = choose(torch.tensor([[1.0, 3.5, 3.0]]), [GREEDY], [7])
     assert choice == Choice(1, 0.5)
 
@@ -78,12 +78,21 @@ def test_seed_and_position_both_decide() -> None:
         ({"seed": True}, "seed is True; it must be a number"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(members: dict[str, object], said: str) -> None:
+def test_values_out_of_range_are_refused_in_one_line(members: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Sampling.of(members)
 
 
-def test_a_message_gives_back_what_was_put_in() -> None:
+def test_fields_are_read_back() -> None:
     sampling = Sampling(0.7, 40, 0.9, 123)
     assert Sampling.of({**sampling.fields(), "osl": 5}) == sampling
     assert Sampling.of({"osl": 5}) == GREEDY
+    generation = Generation(5, 7, True, sampling)
+    assert Generation.of({**generation.fields(), "expected_bytes": 9.0}) == generation
+    assert Generation.of({"osl": 5}) == Generation(5)
+
+
+@pytest.mark.parametrize("members", [{}, {"osl": "5"}, {"osl": True}, {"osl": 5, "stop": 1.5}, {"osl": 5, "stream": 1}])
+def test_an_offer_that_says_no_generation_is_refused(members: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="they must be two integers and a boolean"):
+        Generation.of(members)

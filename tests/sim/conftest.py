@@ -1,4 +1,4 @@
-"""A made-up machine: costs with odd digits, so that events of different nodes do not fall on one moment by chance."""
+"""A toy machine: costs with odd digits, so that events of different nodes do not happen at the same time by chance."""
 
 from __future__ import annotations
 

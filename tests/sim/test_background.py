@@ -73,7 +73,7 @@ def test_the_published_files(name, mean_bytes) -> None:
 
 @pytest.mark.parametrize("burst", [1, 8])
 def test_the_load_is_what_was_asked_for(burst) -> None:
-    """Long enough for the mean to settle: bytes that passed by bytes that could have."""
+    """Bytes that passed by bytes that the link could carry, over a time long enough for the mean to settle."""
     clock = Clock()
     network = Network(clock)
     links = {name: network.link(name, Capacity.constant(rate)) for name, rate in (("a", 1e5), ("b", 3e5))}
@@ -84,7 +84,7 @@ def test_the_load_is_what_was_asked_for(burst) -> None:
     assert traffic.bytes / traffic.flows == pytest.approx(SIZES.mean_bytes, rel=0.1)
 
 
-def test_transfers_take_longer_among_others_and_the_same_each_time(profile) -> None:
+def test_transfers_take_longer_with_background_traffic_and_equally_long_each_time(profile) -> None:
     requests = [Request(i, 0.1 * i, 100, 4) for i in range(40)]
     of = cluster(profile)
     quiet = run(of, requests)
@@ -96,16 +96,16 @@ def test_transfers_take_longer_among_others_and_the_same_each_time(profile) -> N
     assert [r.wire_bytes for r in first.requests] == [r.wire_bytes for r in quiet.requests]
 
 
-def test_a_run_that_stands_still_is_found_out_among_background_traffic(profile) -> None:
+def test_a_run_that_is_stuck_is_reported_despite_background_traffic(profile) -> None:
     of = replace(cluster(profile), background=Background(SIZES, 0.5, (("d0",),)))
     simulation = Simulation(of, [Request(0, 0.0, 100, 9)], Raw, RoundRobin(), SLOS)
-    memory = simulation.fleet.nodes[0].memory
-    memory.reserve(memory.blocks)  # that nobody will give back
-    with pytest.raises(RuntimeError, match="nothing more will happen"):
+    memory = simulation.nodes.all[0].memory
+    memory.reserve(memory.blocks)  # which is never released
+    with pytest.raises(RuntimeError, match="no event is left"):
         simulation.run()
 
 
-def test_a_path_that_cannot_be_is_refused(profile) -> None:
+def test_a_path_over_an_unknown_link_is_refused(profile) -> None:
     of = cluster(profile)
     with pytest.raises(ValueError, match="no link x; there are d0, p0"):
         run(replace(of, background=Background(SIZES, 0.5, (("x",),))), [Request(0, 0.0, 9, 9)])

@@ -15,7 +15,7 @@ from sim.workload.requests import Request
 from tests.sim.test_cluster import cluster
 
 
-def test_a_timer_rings_when_it_was_set_for_last() -> None:
+def test_a_timer_fires_at_the_time_it_was_set_to_last() -> None:
     clock = Clock()
     wake, seen = Wake(clock), []
 
@@ -39,10 +39,10 @@ def test_a_timer_rings_when_it_was_set_for_last() -> None:
     clock.process(move())
     clock.run()
     assert seen == [3.0, 8.5]
-    assert clock.now == 8.5  # where timers stood before is no time that the run gets to
+    assert clock.now == 8.5  # the earlier entry at 9.0 s is stale and does not advance the clock
 
 
-def test_of_one_moment_what_was_put_there_first_comes_first_and_new_processes_before_it() -> None:
+def test_events_of_one_time_happen_in_order_of_scheduling_after_new_processes() -> None:
     clock, seen = Clock(), []
 
     def named(name: str, *then: str):
@@ -58,7 +58,7 @@ def test_of_one_moment_what_was_put_there_first_comes_first_and_new_processes_be
     assert seen == ["a", "b", "c", "a at 1", "b at 1", "c at 1"]
 
 
-def test_the_past_is_refused_and_what_goes_wrong_is_seen() -> None:
+def test_an_event_in_the_past_is_refused_and_the_error_reaches_the_caller() -> None:
     clock = Clock()
 
     def late():
@@ -70,27 +70,44 @@ def test_the_past_is_refused_and_what_goes_wrong_is_seen() -> None:
         clock.run()
 
 
-def test_what_goes_on_for_ever_is_not_work() -> None:
+def test_background_timers_are_not_work() -> None:
     clock = Clock()
-    Wake(clock, aside=True).at(3.0)
+    Wake(clock, background=True).at(3.0)
     moved = Wake(clock)
     moved.at(1.0)
-    assert clock.at_work()
+    assert clock.has_work()
     moved.cancel()
-    assert not clock.at_work()
+    assert not clock.has_work()
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_a_run_makes_nothing_that_refers_to_itself(profile, groups) -> None:
-    """The collector is off while it runs: what it would have to find would stay."""
+def test_a_run_makes_no_reference_cycles(profile, groups) -> None:
+    """The garbage collector is off during a run, so memory in cycles would not be freed."""
 
     def found(count: int) -> int:
         of = cluster(profile, 2, 2, transport=TransportModel(layer_groups=groups))
         requests = [Request(i, 0.05 * i, 100, 40) for i in range(count)]
-        bitrate = lambda: Embedded(Bandwidth(1e5), 0.05, 0.2, 0.2, behind_distortion=0.001)  # noqa: E731
+        bitrate = lambda: Embedded(Bandwidth(1e5), 0.05, 0.2, 0.2, refine_distortion=0.001)  # noqa: E731
         simulation = Simulation(of, requests, bitrate, LoadAwareRouting(), SLO(0.1, 0.02))
         gc.collect()
         assert any(t.refine_bytes for t in simulation.run().transfers)
         return gc.collect()
 
     assert found(120) <= found(30) + 20
+
+
+def test_a_process_may_wait_for_a_simpy_event() -> None:
+    clock, seen = Clock(), []
+
+    def wait():
+        yield clock.timeout(1.5)
+        seen.append(clock.now)
+        failed = clock.event()
+        failed.fail(ValueError("a failed event"))
+        yield failed
+
+    clock.process(wait())
+    with pytest.raises(ValueError, match="a failed event"):
+        clock.run()
+    assert seen == [1.5]
+    assert clock.peek() == float("inf")

@@ -21,7 +21,7 @@ def run(profile, concurrency: int, lengths: list[tuple[int, int]], kv_tokens: in
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
-def test_so_many_requests_are_in_the_cluster_at_any_time(profile, concurrency) -> None:
+def test_the_number_of_requests_in_the_cluster_is_the_concurrency(profile, concurrency) -> None:
     records = run(profile, concurrency, [(100 + 37 * i, 5 + i % 7) for i in range(30)])
     assert [r.request_id for r in records] == list(range(30))
     moments = sorted([(r.finish_s, -1) for r in records] + [(r.arrival_s, 1) for r in records])
@@ -29,7 +29,7 @@ def test_so_many_requests_are_in_the_cluster_at_any_time(profile, concurrency) -
     for moment_s, change in moments:
         inside += change
         assert 0 <= inside <= concurrency
-        if change == 1 and moment_s > 0:  # whoever arrives later arrives as another one leaves
+        if change == 1 and moment_s > 0:  # a later request arrives when another one leaves
             assert any(r.finish_s == moment_s for r in records)
     assert sum(r.arrival_s == 0 for r in records) == concurrency
 

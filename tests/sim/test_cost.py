@@ -16,7 +16,7 @@ tokens = st.integers(1, 5000)
 
 
 @given(tokens=tokens, batch=st.integers(1, 64), depth=st.sampled_from((2, 4, 8)))
-def test_costs_are_the_profile_s_own(profile, tokens, batch, depth) -> None:
+def test_costs_are_those_of_the_profile(profile, tokens, batch, depth) -> None:
     costs = Costs(profile)
     assert costs.prefill_s(tokens) == pytest.approx(profile.fit("prefill").seconds(tokens=tokens))
     assert costs.iteration_s(batch, tokens) == pytest.approx(profile.fit("decode").seconds(batch=batch, context=tokens))
@@ -38,7 +38,7 @@ def test_expanding_lies_between_the_measured_depths(profile, tokens, bits, more)
 
 
 @given(tokens=tokens, draw=st.integers(0, 1000), count=st.integers(1, 5), deadlines=st.lists(st.floats(0, 9), min_size=2, max_size=3))
-def test_a_kept_view_is_the_one_that_would_be_made(profile, tokens, draw, count, deadlines) -> None:
+def test_a_cached_view_equals_the_one_made_anew(profile, tokens, draw, count, deadlines) -> None:
     fits = {f"{stage}/{whole}": exact({"1": 1.3e-4, "tokens": 3e-6}) for stage in ("encode", "expand") for whole in ("lossless", "entropy")}
     few = replace(profile, curves=profile.curves[:count])
     if count > 2:
@@ -54,7 +54,7 @@ def test_a_kept_view_is_the_one_that_would_be_made(profile, tokens, draw, count,
         assert costs.expected(tokens, draw) == expected_view(few, tokens, 0.0, own)
 
 
-def test_the_entropy_form(profile) -> None:
+def test_the_entropy_coder(profile) -> None:
     fits = {"encode/entropy": exact({"1": 0.001, "tokens": 1e-3}), "expand/entropy": exact({"tokens": 2e-3})}
     both = replace(profile, fits={**profile.fits, **fits}, entropy_share=0.8)
     costs = Costs(both)
@@ -68,7 +68,7 @@ def test_the_entropy_form(profile) -> None:
         Costs(profile).encode_s(100, Decision("stream", coder="entropy"))
 
 
-def test_what_was_not_measured_is_known(profile) -> None:
+def test_values_outside_the_measured_range_are_recognised(profile) -> None:
     costs = Costs(profile)
     assert costs.prefill_measured(1000)
     assert not costs.prefill_measured(1001)
@@ -76,10 +76,10 @@ def test_what_was_not_measured_is_known(profile) -> None:
     assert not costs.decode_measured(33, 1, 9)
     assert not costs.decode_measured(1, 1, 20_001)
     assert not costs.decode_measured(1, 0, 9)
-    assert costs.codec_measured(10**9)  # no range in the profile: nothing to leave
+    assert costs.codec_measured(10**9)  # without a range in the profile every value counts as measured
 
 
-def test_a_profile_that_the_model_cannot_use_is_refused(profile) -> None:
+def test_a_profile_that_the_simulator_cannot_use_is_refused(profile) -> None:
     def without(stage: str) -> dict[str, Fit]:
         return {name: fit for name, fit in profile.fits.items() if name != stage}
 

@@ -20,8 +20,9 @@ from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.cluster import Simulation
 from sim.cost import Costs
+from sim.job import Job
 from sim.node.batch import Batch
-from sim.node.job import Job
+from sim.node.decoding import DecodeSide
 from sim.node.node import Node
 from sim.node.pace import Pace
 from sim.specs import ClusterSpec, NodeSpec
@@ -87,24 +88,27 @@ def test_a_long_leap_with_an_arrival_in_it(profile) -> None:
 
 
 def test_an_empty_batch_has_no_pace_while_the_next_request_is_expanded(profile) -> None:
-    """The last request has left and another one is being expanded: what asks for the pace then (deadlines, routing) sees an empty node."""
+    """The last request has left and another one is being expanded: deadlines and routing then see an empty node."""
     paces: list[float] = []
 
-    class Watched(Node):
+    class Watched(DecodeSide):
         def expand(self, jobs: list[Job]) -> float:
             paces.append(self.tpot_s)
             return super().expand(jobs)
 
+    class WatchedNode(Node):
+        decoding_class = Watched
+
     nic = Capacity.constant(1e9)
     cluster = ClusterSpec((NodeSpec("p", profile, 10**4, nic),), (NodeSpec("d", profile, 10**4, nic),), max_batch=1)
     requests = [Request(i, 0.0, 100, 200) for i in range(3)]
-    Simulation(cluster, requests, Raw, RoundRobin(), SLOS, node=Watched).run()
+    Simulation(cluster, requests, Raw, RoundRobin(), SLOS, node=WatchedNode).run()
     assert paces == [0.0, 0.0, 0.0]
 
 
 @given(st.integers(1, 64), st.integers(64, 10**6), st.floats(0, 100), st.floats(0, 1e-6))
-def test_the_boundary_after_a_moment(profile, size, context, elapsed_s, growth_s) -> None:
-    """iterations_until is the smallest count whose closed form reaches the moment; the closed form is the plain sum."""
+def test_the_first_iteration_that_ends_after_a_time(profile, size, context, elapsed_s, growth_s) -> None:
+    """iterations_until is the smallest count whose closed form reaches the time; the closed form equals the plain sum."""
     batch = Batch(
         Pace(Costs(replace(profile, fits={**profile.fits, "decode": exact({"1": 0.00311, "batch": 0.000271, "context": growth_s})})))
     )

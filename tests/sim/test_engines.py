@@ -16,7 +16,7 @@ from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.policy.roles.arrow import Arrow
 from abkt.policy.roles.colocated import Colocated
 from abkt.policy.roles.conditional import Conditional
-from abkt.policy.roles.load_aware import LoadAwareRouting as LoadAwareRoles
+from abkt.policy.roles.load_aware import LoadAwareRoles
 from abkt.policy.roles.static import Static
 from abkt.policy.routing.least_loaded import LeastLoaded
 from abkt.policy.routing.load_aware import LoadAwareRouting
@@ -59,7 +59,7 @@ roles = st.sampled_from(
         Colocated,
         lambda: Conditional(local_tokens=100, queue_s=0.3),
         lambda: Arrow(0.17, 0.4, 0.02),
-        lambda: LoadAwareRoles(0.13, 0.4, 0.02, patience=1, horizon_s=5.0),
+        lambda: LoadAwareRoles(0.13, 0.4, 0.02, lend_periods=1, payback_s=5.0),
     ]
 )
 admissions = st.sampled_from([lambda: None, Reserve, lambda: Reserve(0.5), RejectLate, Ladder])

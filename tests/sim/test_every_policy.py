@@ -1,4 +1,4 @@
-"""Every bitrate policy in the model's loop, the lossless mode by hand, and what a policy is shown there."""
+"""Every bitrate policy in the simulator, the lossless mode by hand, and what the simulator shows a policy."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SHARE = 0.7
 
 @pytest.fixture
 def full(profile: Profile) -> Profile:
-    """The made-up machine, with an exact mode."""
+    """The toy machine with the lossless mode."""
     fits = {"encode/lossless": fit({"1": 0.00007, "tokens": 3.1e-6}), "expand/lossless": fit({"1": 0.00005, "tokens": 2.3e-6})}
     return replace(profile, fits={**profile.fits, **fits}, lossless_share=SHARE)
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_gets_all_requests_through_and_twice_the_same(full, name) -> None:
+def test_every_policy_completes_all_requests_and_repeats_exactly(full, name) -> None:
     """Two prefill nodes, links that fall to a seventh and back, more than they can carry raw."""
     requests = [Request(i, 0.03 * i, 40 + 37 * i % 200, 2 + 11 * i % 20) for i in range(40)]
     of = cluster(full, 2, 2, rate=Capacity((0.0, 0.3, 0.5), (2.1e5, 3e4, 1.3e5), 0.7))
@@ -48,7 +48,7 @@ def test_every_policy_gets_all_requests_through_and_twice_the_same(full, name) -
         assert transfer.price > 0
 
 
-def test_one_exact_request_by_hand(full) -> None:
+def test_one_lossless_request_by_hand(full) -> None:
     result = run(cluster(full), [Request(2, 0.0, 100, 2)], Lossless)
     (record,), (transfer,) = result.requests, result.transfers
     assert record.encode_busy_s == pytest.approx(0.00007 + 100 * 3.1e-6)
@@ -59,13 +59,13 @@ def test_one_exact_request_by_hand(full) -> None:
     assert transfer.bits_per_value == pytest.approx(16 * SHARE)
 
 
-def test_without_an_exact_mode_it_is_refused_in_one_line(profile) -> None:
+def test_without_the_lossless_mode_it_is_refused_in_one_line(profile) -> None:
     with pytest.raises(ValueError, match="run `abkt profile` again") as caught:
         run(cluster(profile), [Request(0, 0.0, 100, 2)], Lossless)
     assert "\n" not in str(caught.value)
 
 
-def test_once_encoded_no_other_mode_can_be_had(full) -> None:
+def test_once_encoded_no_other_mode_is_available(full) -> None:
     policy = Scripted([stream(3)])
     run(cluster(full), [Request(0, 0.0, 100, 2)], lambda: policy)
     first, *later = [view for _, view in policy.views]
@@ -75,7 +75,7 @@ def test_once_encoded_no_other_mode_can_be_had(full) -> None:
     assert all((view.encode_s, view.raw_s, view.lossless_bytes) == (0.0, float("inf"), 0.0) for view in later)
 
 
-def test_a_request_s_own_curve_is_known_before_it_is_encoded_and_to_no_quote(full) -> None:
+def test_the_decision_before_encoding_sees_the_requests_own_curve_and_a_quote_does_not(full) -> None:
     policy = Scripted([stream(3)])
     run(cluster(full, decode=2), [Request(3, 0.0, 100, 2)], lambda: policy, LoadAwareRouting())
     own = curve_for(full, 100, draw=3).slope
@@ -86,7 +86,7 @@ def test_a_request_s_own_curve_is_known_before_it_is_encoded_and_to_no_quote(ful
 
 
 class Recorded(Price):
-    """All of them are kept; what was asked for and answered, in order."""
+    """A price that keeps its answers. All prices are kept, in order of making."""
 
     made: list[Recorded]
 
@@ -103,11 +103,11 @@ class Recorded(Price):
 @pytest.fixture
 def prices(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     Recorded.made = []
-    monkeypatch.setattr("sim.node.fleet.Price", Recorded)
+    monkeypatch.setattr("sim.nodes.Price", Recorded)
     return Recorded.made
 
 
-def test_a_view_has_the_price_of_the_dearer_end(full, prices) -> None:
+def test_a_view_has_the_higher_price_of_the_two_ends(full, prices) -> None:
     """Three prefill nodes send to one decode node, whose link is the narrow one, so that its work piles up."""
     policies: list[Scripted] = []
 
@@ -124,11 +124,11 @@ def test_a_view_has_the_price_of_the_dearer_end(full, prices) -> None:
     assert max(seen) == max(receiver.answers) > max(max(price.answers) for price in senders)
     assert receiver.backlog_bytes == pytest.approx(0.0)  # all has left
     first, *_, last = result.transfers
-    own = math.exp(first.wire_bytes / 1e5 / receiver.scale_s)  # which waits like all the rest
+    own = math.exp(first.wire_bytes / 1e5 / receiver.scale_s)  # its own bytes wait, too
     assert last.price > first.price == pytest.approx(receiver.low * own / 1e5)
 
 
-def test_fleet_sends_less_where_the_link_has_more_to_do(full) -> None:
+def test_fleet_sends_less_over_a_busier_link(full) -> None:
     def bits(gap_s: float) -> float:
         requests = [Request(i, gap_s * i, 200, 2) for i in range(60)]
         result = run(cluster(full, prefill=2, rate=1.5e4), requests, lambda: build(configs(1.5e4)["fleet"]), RoundRobin(), SLO(1.0, 0.02))
@@ -138,7 +138,7 @@ def test_fleet_sends_less_where_the_link_has_more_to_do(full) -> None:
 
 
 @pytest.mark.parametrize("mode", ["raw", "lossless"])
-def test_what_is_raw_or_exact_is_not_asked_about_again(full, mode) -> None:
+def test_raw_and_lossless_transfers_are_not_asked_about_again(full, mode) -> None:
     policy = Scripted([Decision(mode), stream(1)])
     (transfer,) = run(cluster(full, rate=Capacity((0.0, 0.05), (1e5, 3e4))), [Request(0, 0.0, 100, 2)], lambda: policy).transfers
     assert len(policy.views) == 1

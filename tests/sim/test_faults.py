@@ -35,7 +35,7 @@ def test_a_prompt_on_a_node_that_dies_begins_again_elsewhere(profile) -> None:
     plan = FaultPlan((Death("p0", 0.01),))
     (record,) = run(cluster(profile, prefill=2), [Request(0, 0.0, 100, 4)], plan).records
     assert (record.outcome, record.retries, record.prefill_node) == ("completed", 1, "p1")
-    assert record.queue_exposed_s == pytest.approx(0.01)  # what was lost is waiting
+    assert record.queue_exposed_s == pytest.approx(0.01)  # the lost attempt counts as waiting
     assert record.prefill_token_s == pytest.approx(0.01 + prompt_s(100))
 
 
@@ -62,10 +62,10 @@ def test_after_too_many_deaths_a_request_fails_and_says_so(profile) -> None:
     assert (record.outcome, record.reason) == ("failed", "node d0 died, and 1 times before")
     (other,) = run(cluster(profile), [Request(0, 0.0, 100, 500)], FaultPlan(deaths, retries=2)).records
     assert (other.outcome, other.retries) == ("completed", 2)
-    assert other.prefill_token_s > 0.52  # it waited at the door until there was a decode node again
+    assert other.prefill_token_s > 0.52  # it waited for admission until there was a decode node again
 
 
-def test_when_no_node_is_left_those_at_the_door_fail(profile) -> None:
+def test_when_no_node_is_left_waiting_requests_fail(profile) -> None:
     requests = [Request(i, 0.3 * i, 100, 10) for i in range(4)]
     records = run(cluster(profile), requests, FaultPlan((Death("p0", 0.5),))).records
     assert [r.outcome for r in records] == ["completed", "completed", "failed", "failed"]
@@ -125,7 +125,7 @@ def test_a_role_changes_in_mid_transfer(profile) -> None:
     first, second = simulation.records
     assert simulation.transfers[0].start_s < 0.06 < simulation.transfers[0].finish_s
     assert (first.decode_node, first.outcome, second.decode_node) == ("d0", "completed", "d1")
-    assert simulation.changes.log == [(0.06, "d0", ""), (pytest.approx(first.finish_s + 0.5), "d0", "prefill")]
+    assert simulation.role_controller.log == [(0.06, "d0", ""), (pytest.approx(first.finish_s + 0.5), "d0", "prefill")]
 
 
 def test_prompts_that_have_not_begun_leave_a_node_that_drains(profile) -> None:
@@ -136,7 +136,7 @@ def test_prompts_that_have_not_begun_leave_a_node_that_drains(profile) -> None:
     assert [r.prefill_node for r in simulation.records] == ["p0", "p1", "p1", "p1"]
     assert [r.outcome for r in simulation.records] == ["completed"] * 4
     assert simulation.records[0].prefill_token_s == pytest.approx(prompt_s(250))
-    assert simulation.changes.log[-1][1:] == ("p0", "decode")
+    assert simulation.role_controller.log[-1][1:] == ("p0", "decode")
 
 
 def test_roles_that_follow_the_load_help_where_prefill_has_too_much(profile) -> None:
@@ -147,8 +147,8 @@ def test_roles_that_follow_the_load_help_where_prefill_has_too_much(profile) -> 
         return max(r.decode_token_s - r.arrival_s for r in run(of, requests, FaultPlan(), roles).records)
 
     static = late_s(Static())
-    moved = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, soft=False))
-    lent = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, hard=False))
+    moved = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, lend_cycles=False))
+    lent = late_s(LoadAwareRoles(period_s=0.1, ttft_slo_s=0.5, tpot_slo_s=0.02, move_nodes=False))
     assert moved < 0.6 * static
     assert lent < 0.8 * static
 
@@ -160,7 +160,7 @@ def test_an_arrow_switch_takes_effect_at_once(profile) -> None:
         FaultPlan(),
         Once(0.2, RoleChange(1, "prefill", drain=False)),
     )
-    assert simulation.changes.log == [(0.2, "d0", "prefill")]
+    assert simulation.role_controller.log == [(0.2, "d0", "prefill")]
     assert [r.decode_node for r in simulation.records] == ["d0", "d1"]
     assert simulation.records[0].finish_s > 0.2
 

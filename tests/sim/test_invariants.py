@@ -8,20 +8,23 @@ from abkt.policy.bitrate.fixed import Raw
 from abkt.policy.routing.round_robin import RoundRobin
 from sim.cluster import Simulation
 from sim.invariants import Audit, CheckedMemory, InvariantError
-from sim.node.node import Node
+from sim.job import Job
+from sim.node.decoding import DecodeSide
+from sim.node.prompts import PromptSide
+from sim.node.reservations import KvReservations
 from sim.workload.requests import Request
 from tests.sim.test_cluster import SLOS, cluster
 
 REQUESTS = [Request(i, 0.05 * i, 100, 20) for i in range(6)]
 
 
-def run(profile, node: type[Node] = Node) -> Simulation:
-    simulation = Simulation(cluster(profile, 2, 2), REQUESTS, Raw, RoundRobin(), SLOS, node=node, debug=True)
+def run(profile) -> Simulation:
+    simulation = Simulation(cluster(profile, 2, 2), REQUESTS, Raw, RoundRobin(), SLOS, debug=True)
     simulation.run()
     return simulation
 
 
-def test_a_sound_run_passes_and_little_s_law_is_counted_on_its_own(profile) -> None:
+def test_a_sound_run_passes_and_littles_law_is_counted_separately(profile) -> None:
     simulation = run(profile)
     span_s = max(r.finish_s for r in simulation.records)
     mean_in_system = simulation.audit.request_s / span_s
@@ -29,56 +32,53 @@ def test_a_sound_run_passes_and_little_s_law_is_counted_on_its_own(profile) -> N
     assert mean_in_system == pytest.approx(rate * mean_s)
 
 
-class Leaks(Node):
-    def quit(self, job, held=None):
-        job.decode_blocks -= 1
-        super().quit(job, held)
+def leak(reservations: KvReservations, job: Job) -> None:
+    job.reservation.blocks -= 1
 
 
-class Twice(Node):
-    def release_prompt(self, job):
-        self.memory.release(1)
-        super().release_prompt(job)
+def release_twice(prompts: PromptSide, job: Job) -> None:
+    prompts.memory.release(1)
 
 
-class Late(Node):
-    def finish(self, job):
-        job.record.finish_s += 0.25
-        super().finish(job)
+def finish_late(decoding: DecodeSide, job: Job) -> None:
+    job.finish_s += 0.25
 
 
-class Generous(Node):
-    def finish(self, job):
-        job.record.wire_bytes += 1
-        super().finish(job)
+def count_a_byte_more(decoding: DecodeSide, job: Job) -> None:
+    job.transfer.wire_bytes += 1
 
 
-class Backwards(Node):
-    def arrive(self, job):
-        job.wire_start_s = job.expand_start_s + 1.0
-        super().arrive(job)
-
-
-class Forgetful(Node):
-    def arrive(self, job):
-        super().arrive(job)
-        job.record.prefill_token_s += 9.0
+def send_before_it_was_encoded(decoding: DecodeSide, job: Job) -> None:
+    job.transfer.ready_s = job.transfer.arrived_s + 1.0
 
 
 @pytest.mark.parametrize(
-    ("node", "law"),
+    ("side", "method", "fault", "law"),
     [
-        (Leaks, "is not empty at the end"),
-        (Twice, "blocks are taken"),
-        (Late, "Little's law"),
-        (Generous, "its transfers carried 6400"),
-        (Backwards, "a stage ended before it began"),
-        (Forgetful, "moments are out of order"),
+        (KvReservations, "close", leak, "is not empty at the end"),
+        (PromptSide, "release", release_twice, "blocks are taken"),
+        (DecodeSide, "finish", finish_late, "Little's law"),
+        (DecodeSide, "finish", count_a_byte_more, "its transfers carried 6400"),
+        (DecodeSide, "arrive", send_before_it_was_encoded, "a stage ended before it began"),
     ],
 )
-def test_a_broken_law_stops_the_run(profile, node, law) -> None:
+def test_a_broken_law_stops_the_run(profile, monkeypatch, side, method, fault, law) -> None:
+    right = getattr(side, method)
+
+    def wrong(it, job) -> None:
+        fault(it, job)
+        right(it, job)
+
+    monkeypatch.setattr(side, method, wrong)
     with pytest.raises(InvariantError, match=law):
-        run(profile, node)
+        run(profile)
+
+
+def test_times_out_of_order_stop_the_run(profile) -> None:
+    simulation = run(profile)
+    simulation.records[0].prefill_token_s += 9.0
+    with pytest.raises(InvariantError, match="times are out of order"):
+        simulation.audit.close(simulation.nodes)
 
 
 def test_memory_above_what_there_is(profile) -> None:
@@ -88,10 +88,9 @@ def test_memory_above_what_there_is(profile) -> None:
         memory.reserve(1)
 
 
-def test_time_and_counts_go_one_way(profile) -> None:
-    simulation = run(profile)
+def test_time_and_counts_go_one_way() -> None:
     audit = Audit()
-    audit.came(2.0, simulation.records[0])
+    audit.came(2.0)
     with pytest.raises(InvariantError, match="comes after one at"):
         audit.left(1.0)
     audit.left(3.0)

@@ -19,8 +19,8 @@ from abkt.records import SLO, STAGES
 from sim.clock import Wake
 from sim.cluster import Simulation
 from sim.faults import Death, FaultPlan, Straggler
+from sim.job import Job
 from sim.network.link_faults import LinkFault
-from sim.node.job import Job
 from sim.transfer.transport import FRAME_BYTES, TransportModel
 from sim.workload.requests import Request
 from tests.sim.test_cluster import Counted, Scripted, cluster, run, stream
@@ -63,7 +63,7 @@ def test_a_transfer_that_gets_nowhere_fails_its_request_and_the_next_one_runs(pr
     Counted.made = []
     transport = TransportModel(timeout_s=0.1, retries=2, backoff_s=0.03)
     of = replace(cluster(profile, transport=transport), link_faults=(LinkFault("d0", 0.05, 2.0),))
-    with patch("sim.node.fleet.Memory", Counted):
+    with patch("sim.nodes.KvMemory", Counted):
         result = run(of, [*ONE, Request(3, 2.5, 100, 4)])
     first, second = result.requests
     assert (first.outcome, first.reason) == ("failed", "no byte passed for 0.1 s, 3 times")
@@ -89,7 +89,7 @@ def test_lost_frames_go_again(profile) -> None:
     assert 1 <= rounds <= again + 0.5
 
 
-def test_frames_are_lost_as_often_as_was_said(profile) -> None:
+def test_frames_are_lost_at_the_given_rate(profile) -> None:
     of = cluster(profile, rate=1e8, kv=1 << 22, transport=TransportModel(frame_loss=0.2))
     tokens = 40 * FRAME_BYTES // 64
     result = run(of, [Request(i, 0.0, tokens, 2) for i in range(30)])
@@ -97,7 +97,7 @@ def test_frames_are_lost_as_often_as_was_said(profile) -> None:
     assert sent == pytest.approx(1 / 0.8, rel=0.03)  # a frame is sent 1 / (1 - p) times
 
 
-BITRATES = {"raw": Raw, "int4": lambda: Fixed(4), "embedded": lambda: Embedded(Bandwidth(1e5), 0.05, 0.2, 0.2, behind_distortion=0.001)}
+BITRATES = {"raw": Raw, "int4": lambda: Fixed(4), "embedded": lambda: Embedded(Bandwidth(1e5), 0.05, 0.2, 0.2, refine_distortion=0.001)}
 arrivals = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 250), st.integers(1, 40)), min_size=1, max_size=15).map(
     lambda rows: [Request(i, at, isl, osl) for i, (at, isl, osl) in enumerate(sorted(rows))]
 )
@@ -152,10 +152,8 @@ def test_laws(profile, requests, sizes, bitrate, link_faults, transport, delay_s
     delay_s=st.sampled_from([0.0, 0.01]),
     withdrawn=st.lists(st.tuples(st.floats(0, 3), st.integers(0, 14)), min_size=1, max_size=6).map(sorted),
 )
-def test_a_transfer_that_is_given_up_leaves_nothing_behind(
-    profile, requests, bitrate, kv, link_faults, transport, delay_s, withdrawn
-) -> None:
-    """At any moment of its way: in the queue, waiting for memory or an answer, under way, between two attempts."""
+def test_an_aborted_transfer_releases_everything(profile, requests, bitrate, kv, link_faults, transport, delay_s, withdrawn) -> None:
+    """At any time: in the queue, waiting for memory or an answer, under way, between two attempts."""
     Counted.made = []
     jobs: list[Job] = []
     made = Job.__post_init__
@@ -167,23 +165,23 @@ def test_a_transfer_that_is_given_up_leaves_nothing_behind(
     of = cluster(
         profile, 2, 1, rate=2e4, kv=kv, fabric=Capacity.constant(2e4), delay_s=delay_s, transport=transport, link_faults=link_faults
     )
-    with patch("sim.node.fleet.Memory", Counted), patch.object(Job, "__post_init__", kept):
+    with patch("sim.nodes.KvMemory", Counted), patch.object(Job, "__post_init__", kept):
         simulation = Simulation(of, requests, BITRATES[bitrate], RoundRobin(), SLO(0.3, 0.02))
 
         def withdraw():
             wake = Wake(simulation.clock)
             for at_s, index in withdrawn:
                 yield wake.at(at_s)
-                if index < len(jobs) and jobs[index].pair is not None and jobs[index].pair.withdraw(jobs[index]):
+                if index < len(jobs) and jobs[index].pair is not None and jobs[index].pair.abort(jobs[index]):
                     lost.append(index)
-                    simulation._lost(jobs[index], "failed", "withdrawn")
+                    simulation._lose(jobs[index], "failed", "withdrawn")
 
         lost: list[int] = []
         simulation.clock.process(withdraw())
         result = simulation.run()
     assert all(memory.used == 0 for memory in Counted.made)
-    assert all(pair.idle and pair.backlog_bytes == 0 and not pair.sending and not pair.refining for pair in simulation.fleet.pairs.values())
-    assert all(nic.load == pytest.approx(0, abs=1e-6) for nic in simulation.fleet.nics.values())
+    assert all(pair.idle and pair.backlog_bytes == 0 and not pair.sending and not pair.refining for pair in simulation.nodes.pairs.values())
+    assert all(nic.load == pytest.approx(0, abs=1e-6) for nic in simulation.nodes.nics.values())
     assert [i for i, r in enumerate(result.requests) if r.reason == "withdrawn"] == sorted(lost)
 
 
@@ -211,13 +209,13 @@ deaths = st.lists(st.tuples(st.sampled_from(["p0", "p1", "d0", "d1"]), st.floats
     kv=st.sampled_from([320, 10_000]),
 )
 def test_laws_where_nodes_die_under_transfers_too(profile, requests, bitrate, link_faults, plan, transport, kv) -> None:
-    """Refinement and layer groups, cut off at any moment: the debug run's own laws hold."""
+    """Refinement and layer groups, cut off at any time: the laws of a debug run hold."""
     of = cluster(profile, 2, 2, rate=5e4, kv=kv, fabric=Capacity.constant(1e5), transport=transport, link_faults=link_faults)
     simulation = Simulation(of, requests, BITRATES[bitrate], LoadAwareRouting(), SLO(0.3, 0.02), faults=plan, debug=True)
     result = simulation.run()
     assert len(result.requests) == len(requests)
-    assert all(pair.idle and not pair.sending and not pair.refining for pair in simulation.fleet.pairs.values())
-    assert all(nic.load == pytest.approx(0, abs=1e-6) for nic in simulation.fleet.nics.values())
+    assert all(pair.idle and not pair.sending and not pair.refining for pair in simulation.nodes.pairs.values())
+    assert all(nic.load == pytest.approx(0, abs=1e-6) for nic in simulation.nodes.nics.values())
     for t in result.transfers:
         assert t.distortion_final <= t.distortion_start
         assert t.wire_bytes >= t.refine_bytes

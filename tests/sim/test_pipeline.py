@@ -59,7 +59,7 @@ def test_on_a_fast_link_all_but_the_last_group_is_hidden(profile) -> None:
     assert record.encode_exposed_s == pytest.approx(encode_s)
 
 
-def test_what_finds_no_place_is_encoded_at_the_end(profile) -> None:
+def test_groups_without_a_staging_place_are_encoded_at_the_end(profile) -> None:
     """Four groups, one place, and a link on which the first group takes longer than the pass: the others wait for its end."""
     record, transfer = piped(profile, 4, staging=1, rate=2e4)
     encode_s = 25 * 1.1e-6
@@ -92,7 +92,7 @@ def test_each_group_has_its_own_cut_on_one_curve(profile) -> None:
     assert record.expand_busy_s > 0
 
 
-def test_the_codec_s_constant_part_is_paid_by_each_group(profile) -> None:
+def test_each_group_pays_the_codecs_constant_part(profile) -> None:
     record, _ = piped(profile, 4, bitrate=lambda: Fixed(4))
     assert record.encode_busy_s == pytest.approx(4 * 0.00017 + 100 * 1.3e-5)
     assert record.expand_busy_s == pytest.approx(4 * 0.00019 + 100 * 1.2e-5)
@@ -105,7 +105,7 @@ def test_one_token_has_no_transfer_and_no_pipeline(profile) -> None:
     assert not result.transfers
 
 
-BITRATES = {"raw": Raw, "int4": lambda: Fixed(4), "embedded": lambda: Embedded(Bandwidth(1e5), 0.05, 0.2, 0.2, behind_distortion=0.001)}
+BITRATES = {"raw": Raw, "int4": lambda: Fixed(4), "embedded": lambda: Embedded(Bandwidth(1e5), 0.05, 0.2, 0.2, refine_distortion=0.001)}
 arrivals = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 250), st.integers(1, 40)), min_size=1, max_size=20).map(
     lambda rows: [Request(i, at, isl, osl) for i, (at, isl, osl) in enumerate(sorted(rows))]
 )
@@ -150,8 +150,8 @@ def test_a_quote_is_what_an_idle_pair_needs(profile, rate, groups, bitrate) -> N
     request = Request(0, 0.0, 100, 4)
     of = cluster(profile, rate=rate, transport=TransportModel(layer_groups=groups, staging=8))
     simulation = Simulation(of, [request], BITRATES[bitrate], LoadAwareRouting(), SLO(0.5, 0.02))
-    prefill, decode = simulation.fleet.nodes
-    quoted_s = simulation.fleet.pair(prefill, decode).quote_s(100, 0.0)
+    prefill, decode = simulation.nodes.all
+    quoted_s = simulation.nodes.pair(prefill, decode).quote_s(100, 0.0)
     (record,) = simulation.run().requests
     codec_s = record.encode_busy_s + record.expand_busy_s
     assert quoted_s == pytest.approx(record.transfer_exposed_s, abs=1e-9 if groups == 1 else 2 * codec_s)

@@ -1,4 +1,4 @@
-"""The prefix cache: what is held is a beginning, what is in use stays, and memory adds up."""
+"""The prefix cache: it holds beginnings of prompts, keeps blocks in use, and its memory adds up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def held(cache: PrefixCache, chain: tuple[int, ...], allowed: float = 1.0) -> in
 
 @settings(max_examples=200)
 @given(chains, st.data())
-def test_what_is_used_stays_and_memory_adds_up(chains, data) -> None:
+def test_blocks_in_use_stay_and_memory_adds_up(chains, data) -> None:
     """Prompts of three kinds come and go, each of some whole blocks and a private one; memory holds 14 blocks, a hash stands for 2."""
     holders: dict[int, dict[str, None]] = {}
     cache = PrefixCache(32, 16, holders)
@@ -57,9 +57,9 @@ def test_what_is_used_stays_and_memory_adds_up(chains, data) -> None:
         live.append((chain, private))
         in_use = {block for pinned, _ in live for block in pinned}
         assert memory.used == 2 * len(in_use) + sum(blocks for _, blocks in live) <= memory.blocks
-        assert 2 * len(cache) + sum(blocks for _, blocks in live) <= memory.blocks  # what nobody uses fits beside
+        assert 2 * len(cache) + sum(blocks for _, blocks in live) <= memory.blocks  # unused blocks fit beside those in use
         assert all(held(cache, (block,)) for block in in_use)
-        for each in (1, 2, 3):  # whatever is held of a kind is its beginning
+        for each in (1, 2, 3):  # the held blocks of a kind are its beginning
             whole = tuple(100 * each + i for i in range(6))
             assert sum(held(cache, (block,)) for block in whole) == held(cache, whole)
         assert {block for block in holders if holders[block]} == {b for b in range(100, 406) if held(cache, (b,))}
@@ -72,7 +72,7 @@ def test_what_is_used_stays_and_memory_adds_up(chains, data) -> None:
     assert len(cache) == 0
 
 
-def test_the_least_recently_used_goes_first_and_ends_before_beginnings() -> None:
+def test_the_least_recently_used_block_is_evicted_first_and_ends_before_beginnings() -> None:
     cache = PrefixCache(16, 16, {})
     memory = KvMemory(16 * 4, 16, cache)
     for chain in ((1, 2), (3, 4)):
@@ -82,12 +82,12 @@ def test_the_least_recently_used_goes_first_and_ends_before_beginnings() -> None
     memory.pin((1,))
     memory.unpin((1,))
     memory.reserve(1)
-    assert (held(cache, (1, 2)), held(cache, (3, 4))) == (1, 2)  # 2 has not been used for longest
+    assert (held(cache, (1, 2)), held(cache, (3, 4))) == (1, 2)  # 2 is the least recently used
     memory.reserve(1)
     assert (held(cache, (1, 2)), held(cache, (3, 4))) == (1, 1)  # 4 before 3
 
 
-def test_a_lossy_block_is_for_those_that_allow_it_until_an_exact_one_comes() -> None:
+def test_a_lossy_block_is_used_only_where_allowed_until_an_exact_one_replaces_it() -> None:
     cache = PrefixCache(16, 16, {})
     memory = KvMemory(16 * 8, 16, cache)
     memory.reserve(2)
@@ -95,7 +95,7 @@ def test_a_lossy_block_is_for_those_that_allow_it_until_an_exact_one_comes() -> 
     assert (cache.match((1, 2)), cache.match((1, 2), 0.05)) == (0, 2)
     assert cache.distortion((1, 2)) == pytest.approx(0.05)
     memory.reserve(2)
-    memory.share((1, 2), 0, 0.0)  # somebody computed them anew
+    memory.share((1, 2), 0, 0.0)  # another request computed them anew
     assert cache.match((1, 2)) == 2
     assert memory.used == 2
 
@@ -124,14 +124,14 @@ def test_a_cached_prefix_is_not_computed_again_by_hand(profile) -> None:
     assert [r.prefill_busy_s for r in records] == pytest.approx([prompt_s(150, 0), prompt_s(150, 64), prompt_s(128, 64)])
 
 
-def test_what_the_decode_node_holds_is_not_sent_again(profile) -> None:
+def test_a_prefix_on_the_decode_node_is_not_sent_again(profile) -> None:
     """The second turn sends what comes after the first one's two whole blocks of 64 tokens."""
     ids = tuple(range(10))
     requests = [Request(0, 0.0, 150, 3, ids[:3]), Request(1, 5.0, 400, 3, ids[:7])]
     simulation = Simulation(cluster(profile), requests, Raw, RoundRobin(), SLOS, debug=True)
     simulation.run()
     assert [t.wire_bytes for t in simulation.transfers] == [64 * 150, 64 * (400 - 128)]
-    target = simulation.fleet.nodes[1].memory
+    target = simulation.nodes.all[1].memory
     assert target.cache.match(ids) == 6  # 384 of 400 tokens
     assert target.used == 0
 
@@ -155,7 +155,7 @@ def test_lossy_blocks_are_sent_again_unless_they_are_allowed(profile) -> None:
     assert strict.records[2].distortion_start == strict.transfers[2].distortion_start
 
 
-def test_prefix_aware_routing_finds_what_others_miss(profile) -> None:
+def test_prefix_aware_routing_hits_where_round_robin_misses(profile) -> None:
     """Two conversations, two nodes. Turns that alternate keep missing; following the prefix, all but the first of each hit."""
     requests = [Request(i, 2.0 * i, 64 * (i // 3 + 1) + 5, 3, tuple(1000 * (i % 3) + b for b in range(i // 3 + 2))) for i in range(18)]
     of = cluster(profile, prefill=2)
@@ -172,4 +172,4 @@ def test_memory_ends_empty_with_a_small_cache(profile) -> None:
     tight = replace(cluster(profile, 2, kv=400))
     simulation = Simulation(tight, requests, Raw, PrefixAware(), SLOS)
     simulation.run()
-    assert [node.memory.used for node in simulation.fleet.nodes] == [0, 0, 0]
+    assert [node.memory.used for node in simulation.nodes.all] == [0, 0, 0]

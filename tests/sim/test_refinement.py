@@ -1,4 +1,4 @@
-"""What follows a transfer behind the start: by hand, and its laws over random runs."""
+"""Refinement behind the start of decoding: by hand, and its laws over random runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALPHA_S = 0.00047
 
 @dataclass
 class Behind(Scripted):
-    """Starts at `cut`, and goes on to what `behind` says in turn."""
+    """A policy that starts at `cut` and refines to the cuts of `behind` in turn."""
 
     decisions: list[Decision] = field(default_factory=list)
     cut: int = 1
@@ -38,8 +38,8 @@ class Behind(Scripted):
     def decide(self, now_s: float, view: TransferView) -> Decision:
         self.views.append((now_s, view))
         if view.started and len(self.behind) > 1:
-            return Decision("stream", "slope", self.cut, behind=self.behind.pop(0))
-        return Decision("stream", "slope", self.cut, behind=self.behind[0])
+            return Decision("stream", "slope", self.cut, refine_to_cut=self.behind.pop(0))
+        return Decision("stream", "slope", self.cut, refine_to_cut=self.behind[0])
 
     def refined(self, now_s: float, done: Refined) -> None:
         self.ended.append(done)
@@ -87,15 +87,15 @@ def test_one_refined_request_by_hand(profile) -> None:
     assert [view.sent_cut for view in started] == [1, 7]
     assert all(view.sent_bytes == pytest.approx(curve.bytes[view.sent_cut]) for view in started)
     assert not any(view.started for _, view in policy.views[: -len(started)])
-    assert {view.price for view in started} == {0.0}  # it takes nobody's place
+    assert {view.price for view in started} == {0.0}  # a refinement delays no other transfer
     assert all(view.price > 0 for _, view in policy.views[: -len(started)])
     assert sum(s.wire_bytes for s in policy.samples) == pytest.approx(
         curve.bytes[1]
-    )  # the rest is what others leave, not what the link gives
+    )  # a refinement's rate is no sample of the link's goodput
 
 
 def test_behind_may_move_while_it_flows(profile) -> None:
-    """Asked when it starts, when the link gets faster, and at the cut: on to 3, no further than 4, on to 6, that is all."""
+    """Asked when it starts, when the link gets faster, and at the cut: to 3, then 4, then 6, and no further."""
     policy = Behind(behind=[3, 4, 6, 6])
     of = cluster(profile, rate=Capacity((0.0, 0.06), (1e5, 2e5)))
     (transfer,) = run(of, [Request(0, 0.0, 100, 60)], lambda: policy).transfers
@@ -113,13 +113,13 @@ def test_a_transfer_of_the_pair_goes_first(profile) -> None:
         return {t.request_id: t for t in run(cluster(profile, rate=3e4), requests, lambda: Behind(behind=[behind])).transfers}
 
     alone, plain, both = transfers(first), transfers(first, second, behind=0), transfers(first, second)
-    assert plain[12].finish_s == both[12].finish_s < alone[0].refine_finish_s  # not a moment later than if nothing was refined
+    assert plain[12].finish_s == both[12].finish_s < alone[0].refine_finish_s  # as early as without refinement
     assert both[0].refine_finish_s == pytest.approx(alone[0].refine_finish_s + own(profile, 12).bytes[1] / 3e4)
     assert both[12].refine_finish_s == pytest.approx(both[0].refine_finish_s + both[12].refine_bytes / 3e4, abs=1e-4)
 
 
 def test_transfers_of_other_pairs_go_first_where_links_meet(profile) -> None:
-    """Two prefill nodes, one decode node: its link is all the urgent one's, as if nobody refined."""
+    """Two prefill nodes, one decode node: its link serves the urgent transfer alone, as if there were no refinement."""
     requests = [Request(0, 0.0, 100, 200), Request(12, 0.02, 100, 200)]
     refining = {t.request_id: t for t in run(cluster(profile, prefill=2), requests, Behind).transfers}
     plain = {t.request_id: t for t in run(cluster(profile, prefill=2), requests, lambda: Behind(behind=[0])).transfers}
@@ -128,9 +128,9 @@ def test_transfers_of_other_pairs_go_first_where_links_meet(profile) -> None:
 
 
 def test_it_ends_with_its_request(profile) -> None:
-    """Four tokens are decoded long before the rest could come over a slow link; nothing is left behind."""
+    """Four tokens are decoded long before the rest could come over a slow link; no memory stays reserved."""
     Counted.made = []
-    with patch("sim.node.fleet.Memory", Counted):
+    with patch("sim.nodes.KvMemory", Counted):
         result = run(cluster(profile, rate=2e4), [Request(0, 0.0, 100, 5), Request(1, 5.0, 100, 5)], Behind)
     for record, transfer in zip(result.requests, result.transfers):
         assert math.isnan(transfer.refine_finish_s)
@@ -159,8 +159,8 @@ def test_the_source_stays_pinned_until_the_last_byte(profile) -> None:
 
 
 OURS = {
-    "embedded": lambda: Embedded(Bandwidth(1e5), 0.1, 0.2, 0.2, behind_distortion=0.001),
-    "fleet": lambda: Fleet(Bandwidth(1e5), 0.1, 0.2, 0.2, behind_distortion=0.001),
+    "embedded": lambda: Embedded(Bandwidth(1e5), 0.1, 0.2, 0.2, refine_distortion=0.001),
+    "fleet": lambda: Fleet(Bandwidth(1e5), 0.1, 0.2, 0.2, refine_distortion=0.001),
 }
 arrivals = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 250), st.integers(1, 60)), min_size=1, max_size=25).map(
     lambda rows: [Request(i, at, isl, osl) for i, (at, isl, osl) in enumerate(sorted(rows))]
@@ -206,7 +206,7 @@ def test_refining_lowers_the_distortion_of_tokens(profile) -> None:
         result = run(
             cluster(profile),
             requests,
-            lambda: Embedded(Bandwidth(1e5), 0.02, 0.2, 0.3, behind_distortion=behind),
+            lambda: Embedded(Bandwidth(1e5), 0.02, 0.2, 0.3, refine_distortion=behind),
             RoundRobin(),
             SLO(0.18, 0.02),
         )

@@ -49,8 +49,8 @@ def test_a_share_thins_all_clients_alike(tmp_path) -> None:
     assert sum(r.osl == 1 for r in requests) == 120
 
 
-def test_a_client_without_lengths_takes_those_of_others_as_often_as_they_ask(tmp_path) -> None:
-    """Client 0 asks three times as often as client 1; client 2 says nothing of its lengths."""
+def test_a_client_without_lengths_takes_those_of_others_by_their_rates(tmp_path) -> None:
+    """Client 0 sends three times as many requests as client 1; client 2 has no published lengths."""
     rates = [(0, 0, 3.0, "Gamma", 1.0), (1, 0, 1.0, "Gamma", 1.0), (2, 0, 4.0, "Gamma", 1.0)]
     requests, borrowed = read_servegen(*tables(tmp_path, rates, BOTH))
     assert borrowed == pytest.approx(0.5)
@@ -58,7 +58,7 @@ def test_a_client_without_lengths_takes_those_of_others_as_often_as_they_ask(tmp
     assert sum(r.osl == 10 for r in requests) == pytest.approx(0.75 * 4800, rel=0.03)
 
 
-def test_what_is_missing_is_said(tmp_path) -> None:
+def test_missing_data_is_reported(tmp_path) -> None:
     paths = tables(tmp_path, [(0, 0, 5.0, "Gamma", 0.5)], BOTH[2:])
     with pytest.raises(ValueError, match="no lengths of any client"):
         read_servegen(*paths)

@@ -58,7 +58,7 @@ def test_the_shape_has_the_variation(cv) -> None:
 
 
 @pytest.mark.parametrize("made", [lambda: Gamma(0.0), lambda: Weibull(-1.0), lambda: OnOff(0.0, 1.0), lambda: OnOff(1.0, float("inf"))])
-def test_what_makes_no_sense_is_refused(made) -> None:
+def test_impossible_parameters_are_refused(made) -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         made()
 

@@ -110,7 +110,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, message) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_read_is_said(tmp_path) -> None:
+def test_an_unreadable_file_is_reported(tmp_path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         read_trace(tmp_path / "none.csv")
     for name, data in (
@@ -150,7 +150,7 @@ def test_arrivals_take_the_place_of_a_traces_own(tmp_path) -> None:
 
 
 def test_a_table_may_come_as_parquet(tmp_path) -> None:
-    """The same rows, with the types that a Parquet file has; and a name that says nothing."""
+    """The same rows, with the types that a Parquet file has; the file's name has no suffix of its format."""
     columns = {"Timestamp": [5.0, 45.0], "Model": ["ChatGPT", "GPT-4"], "Request tokens": [472, 7], "Response tokens": [18, 2]}
     pq.write_table(pa.table(columns), tmp_path / "b")
     assert read_trace(tmp_path / "b") == read_trace(written(tmp_path / "b.csv.gz", BURSTGPT))

@@ -37,8 +37,8 @@ def test_ranks_by_hand() -> None:
     assert raw(500, prefill_tp=4, decode_tp=4) == 4  # each rank to its own peer
     assert raw(10, prefill_tp=2, decode_tp=4) == 4 * 640  # heads of a block lie apart in each layer, K and V
     assert raw(10, prefill_tp=2, decode_tp=3) == 4 * 640  # 0-1/3, 1/3-1/2, 1/2-2/3, 2/3-1 of the heads
-    assert TransportModel(prefill_tp=4, decode_tp=2).in_turn(10) == 3
-    assert TransportModel().in_turn(10) == 10
+    assert TransportModel(prefill_tp=4, decode_tp=2).calls_per_rank(10) == 3
+    assert TransportModel().calls_per_rank(10) == 10
 
 
 def test_coded_bytes_leave_in_frames() -> None:
@@ -78,7 +78,7 @@ def test_a_queue_limits_the_rate() -> None:
         {"backoff_s": -1.0},
     ],
 )
-def test_a_transport_that_makes_no_sense_is_refused(fields) -> None:
+def test_an_impossible_transport_is_refused(fields) -> None:
     with pytest.raises(ValueError, match="transport"):
         TransportModel(**fields)
 
@@ -109,7 +109,7 @@ def test_a_pull_takes_a_round_trip_more(profile) -> None:
     assert pull.wire_busy_s == pytest.approx(push.wire_busy_s)
 
 
-def test_few_calls_under_way_leave_a_long_link_idle(profile) -> None:
+def test_a_shallow_queue_leaves_a_long_link_idle(profile) -> None:
     """One call of 6400 bytes in 40 ms is 160 kB/s, more than the link; of a block's 914 bytes, it is 22.9 kB/s."""
     whole, _ = one(profile, TransportModel(depth=1), delay_s=0.02)
     assert whole.wire_busy_s == pytest.approx(6400 / 1e5 + 0.00047 + 0.02)
@@ -117,10 +117,10 @@ def test_few_calls_under_way_leave_a_long_link_idle(profile) -> None:
     assert blocks.wire_busy_s == pytest.approx(7 * 0.04 + 7 * 0.00047 + 0.02)
 
 
-def test_only_what_the_decode_side_lacks_is_sent(profile) -> None:
-    """No policy of the cluster knows of a held prefix here; the job is told."""
+def test_tokens_that_the_decode_node_holds_are_not_sent(profile) -> None:
+    """The job is told of a held prefix, since no cache holds one here."""
     from sim.cluster import Simulation
-    from sim.node.job import Job
+    from sim.job import Job
     from tests.sim.test_cluster import SLOS, RoundRobin
 
     of = cluster(profile)
@@ -129,7 +129,7 @@ def test_only_what_the_decode_side_lacks_is_sent(profile) -> None:
 
     def holding(self, *args, **more) -> None:
         made(self, *args, **more)
-        self.held_tokens = 64
+        self.reservation.held_tokens = 64
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Job, "__init__", holding)
@@ -141,7 +141,7 @@ def test_only_what_the_decode_side_lacks_is_sent(profile) -> None:
     assert transfer.bits_per_value == pytest.approx(8 * transfer.wire_bytes / (36 * 32))
 
 
-def test_one_request_in_the_entropy_form_by_hand(profile) -> None:
+def test_one_request_with_the_entropy_coder_by_hand(profile) -> None:
     """Four fifths of the bytes, and a codec of its own speed."""
     fits = {"encode/entropy": fit({"1": 0.001, "tokens": 1e-3}), "expand/entropy": fit({"tokens": 2e-3})}
     both = replace(profile, fits={**profile.fits, **fits}, entropy_share=0.8)

@@ -39,7 +39,7 @@ def test_scaled_lengths_are_in_bounds_and_nothing_else_changes(trace, speedup, f
 @pytest.mark.parametrize(
     "fields", [{"requests": 0}, {"speedup": 0.0}, {"isl_scale": -1.0}, {"isl_min": 9, "isl_max": 8}, {"osl_min": 0}, {"skip": -1}]
 )
-def test_a_scaling_that_makes_no_sense_is_refused(fields) -> None:
+def test_an_impossible_scaling_is_refused(fields) -> None:
     with pytest.raises(ValueError, match="scaling"):
         Scaling(**fields)
 

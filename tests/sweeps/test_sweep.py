@@ -1,4 +1,4 @@
-"""A sweep gives what single simulations give, goes on where it was stopped, and survives a point that fails."""
+"""A sweep gives the same as single simulations, resumes after a stop, and survives a point that fails."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 
 from experiments.cli import dispatch
 from experiments.lib import compose as composer
-from experiments.lib import usage
+from experiments.lib import manifest, usage
 from experiments.lib.stamps import read_stamp
 from experiments.sweeps.grid import Axis, axes, points
 from experiments.sweeps.journal import Journal, flat, table
+from tests.experiments.refused import refused
 
 SMALL = ("workload=poisson", "workload.requests=6", "workload.isl=500", "workload.osl=8")
 
@@ -61,20 +62,16 @@ def test_a_later_axis_of_a_name_wins() -> None:
         (["sweep", "seed=1"], ["the sweep has no axis"]),
         (["sweep", "seed=0,1", "workers=0"], ["workers is 0"]),
         (["sweep", "cluster.prefill=0,1"], ["at least 1"]),
-        (["sweep", "bitrate=int4,raw", "bitrate.bits=2,4"], ["the point bitrate=raw, bitrate.bits=2 cannot be had"]),
+        (["sweep", "bitrate=int4,raw", "bitrate.bits=2,4"], ["the point bitrate=raw, bitrate.bits=2 cannot be configured"]),
         (["sweep", "-m", "experiment=policies,nothing"], ["experiment=nothing is not known"]),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    arguments: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert dispatch([*arguments, "out=results"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    error = refused([*arguments, "out=results"], tmp_path, capsys)
     for part in parts:
         assert part in error
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_sweep_against_single_runs_stopped_in_between_and_with_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,3 +130,41 @@ def test_a_table_has_the_columns_of_all_rows() -> None:
     assert made["a"].to_pylist() == ["1", "2", "inf"]
     assert made["b"].to_pylist() == [2.5, 3.0, None]
     assert flat({"ttft_s": {"mean": 1, "deep": {"er": 2}}, "x": 3}) == {"ttft_s.mean": 1, "ttft_s.deep.er": 2, "x": 3}
+
+
+def test_a_change_of_the_code_runs_the_points_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep", *SMALL, "seed=0,1", "workers=1", f"out={tmp_path}"]
+    for expected in ("in 1 processes", "2 of them done before"):
+        assert dispatch(arguments) == 0
+        assert expected in capsys.readouterr().out
+    monkeypatch.setattr("experiments.sweeps.run.code_hash", lambda: "other")
+    assert dispatch(arguments) == 0
+    assert "done before" not in capsys.readouterr().out
+    assert len(Journal(tmp_path / "points.jsonl").rows()) == 4
+
+
+def test_the_hash_of_the_code_is_that_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any change of contents or names of the files of abkt, sim and experiments/lib, and of no others."""
+    monkeypatch.setattr(manifest, "ROOT", tmp_path)
+    for folder in ("abkt/policy", "sim", "experiments/lib", "tests"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.py").write_text(folder)
+    found = [manifest.code_hash.__wrapped__()]
+    for folder in ("abkt/policy", "sim", "experiments/lib"):
+        (tmp_path / folder / "a.py").write_text("changed")
+        found.append(manifest.code_hash.__wrapped__())
+    (tmp_path / "sim" / "a.py").rename(tmp_path / "sim" / "b.py")
+    found.append(manifest.code_hash.__wrapped__())
+    assert len(set(found)) == 5
+    (tmp_path / "tests" / "a.py").write_text("changed")
+    assert manifest.code_hash.__wrapped__() == found[-1]
+
+
+def test_the_files_of_policies_are_those_of_other_packages() -> None:
+    config = {
+        "bitrate": {"_target_": "abkt.policy.bitrate.off.Off", "inner": {"_target_": "json.decoder.JSONDecoder"}},
+        "routing": [{"_target_": "no.such.Class"}],
+    }
+    assert [path.name for path in manifest.policy_files(config)] == ["decoder.py"]

@@ -1,17 +1,17 @@
-"""All transports, by name: one line makes the conformance and the fault suite run over one more."""
+"""The transports that the conformance and the fault suite run over. A new transport is one line here."""
 
 from abkt.transfer.transports.nixl import Nixl
 from abkt.transfer.transports.shm import Shm
 from abkt.transfer.transports.tcp import Tcp
 from abkt.transfer.transports.unix import Unix
-from tests.transfer.standin_cuda import OnDevice, Tried
+from tests.transfer.standin_cuda import StandinCudaIpc, StandinCudaIpcFromDevice
 
-BACKENDS = {  # a class, and an address to listen on in a folder; a class that raises ValueError is skipped with what it says
+BACKENDS = {  # class, and the address to listen at in a folder; a class that raises ValueError is skipped with that reason
     "tcp": (Tcp, lambda path: "127.0.0.1:0"),
     "unix": (Unix, lambda path: str(path / "socket")),
     "shm": (Shm, lambda path: str(path / "socket")),
     "nixl": (Nixl, lambda path: str(path / "socket")),
-    "cuda_ipc": (Tried, lambda path: str(path / "socket")),
-    "cuda_ipc_device": (OnDevice, lambda path: str(path / "socket")),
+    "cuda_ipc": (StandinCudaIpc, lambda path: str(path / "socket")),
+    "cuda_ipc_device": (StandinCudaIpcFromDevice, lambda path: str(path / "socket")),
 }
 BARE = list(BACKENDS)  # without a key

@@ -1,28 +1,16 @@
-"""Real loopback sockets, a receiving desk that writes down what happens, and a clock that only sleeping moves."""
+"""Fixtures of all transfer tests: endpoints over every transport, connected pairs, and a clock that only sleeping moves."""
 
-import queue
 import threading
 
 import pytest
 
-from abkt.transfer.pieces import BufferSink, PiecesSource
-from abkt.transfer.protocol.channel import Channel, Keepalive
-from abkt.transfer.protocol.handshake import greet, welcome
-from abkt.transfer.protocol.key import Key
-from abkt.transfer.protocol.messages import Hello, Offer
-from abkt.transfer.receive.receiver import Receiver
+from abkt.transfer.pieces import PiecesSource
+from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.send.outgoing import Outgoing
-from abkt.transfer.send.sender import Sender
-from tests.transfer.backends import BACKENDS, BARE
-
-KEYS = {"": None, "keyed": Key(b"k" * 32), "encrypted": Key(b"e" * 40, encrypt=True)}
-HOUSES = [*BARE, "tcp-keyed", "shm-encrypted"]
-PATIENT = Keepalive(ping_s=1.0, silence_s=20.0, greet_s=20.0, resume_s=0.5, hold_s=1.0)  # a slow machine is no fault
-WAIT_S = 30.0
-LAYOUT = "model of the tests, 2 layers"
+from tests.transfer.endpoints import CASES, WAIT_S, Endpoints
 
 
-class Clock:
+class FakeClock:
     def __init__(self, now_s=0.0):
         self.now_s = now_s
 
@@ -34,94 +22,21 @@ class Clock:
         self.now_s += duration_s
 
 
-class Desk:
-    """A receiving node. By default it takes every offer into a new buffer; what comes of it stands in two queues."""
-
-    def __init__(self, transport, address, keepalive=PATIENT, sink_of=lambda offer: BufferSink(offer.size), **options):
-        self.sink_of = sink_of
-        self.commits, self.aborts = queue.Queue(), queue.Queue()
-        self.receiver = Receiver(
-            transport,
-            address,
-            Hello("decode-0", LAYOUT),
-            lambda peer, offer: self.sink_of(offer),
-            self.commits.put,
-            lambda received, reason: self.aborts.put((received, reason)),
-            keepalive,
-            **options,
-        )
-        self.address = self.receiver.address
-
-    def committed(self):
-        return self.commits.get(timeout=WAIT_S)
-
-    def aborted(self):
-        return self.aborts.get(timeout=WAIT_S)
-
-
-class House:
-    """Makes nodes on one backend, with one key or none, and closes them all at the end."""
-
-    def __init__(self, name, path):
-        backend, _, key = name.partition("-")
-        kind, self.address_in = BACKENDS[backend]
-        self.key, self.socket = KEYS[key], backend in ("tcp", "unix")
-        self.transport, self.path, self.open = kind(), path, []
-        self.count = 0
-
-    def desk(self, **options):
-        self.count += 1
-        path = self.path / str(self.count)
-        path.mkdir()
-        desk = Desk(self.transport, self.address_in(path), **{"key": self.key} | options)
-        self.open.append(desk.receiver.close)
-        return desk
-
-    def sender(self, address, link=None, keepalive=PATIENT, layout=LAYOUT):
-        sender = Sender(self.transport, address, Hello("prefill-0", layout), link, keepalive, key=self.key)
-        self.open.append(sender.close)
-        return sender
-
-    def channel(self, address, keepalive=PATIENT, greeted=True, **hello):
-        """A peer that speaks frame by frame, for what no sender would say."""
-        channel = Channel(self.transport.connect(address, keepalive.silence_s), keepalive)
-        self.open.append(channel.connection.close)
-        if greeted:
-            greet(channel, Hello("odd-peer", LAYOUT, **hello), self.key)
-        return channel
-
-    def listener(self):
-        listener = self.transport.listen(self.address_in(self.path), WAIT_S)
-        self.open.append(listener.close)
-        return listener
-
-    def answered(self, listener, keepalive=PATIENT):
-        """A receiver that speaks frame by frame, once it has been greeted."""
-        channel = Channel(listener.accept(WAIT_S), keepalive)
-        self.open.append(channel.connection.close)
-        welcome(channel, Hello("odd-receiver", LAYOUT), self.key)
-        return channel
-
-    def close(self):
-        while self.open:
-            self.open.pop()()
-
-
-@pytest.fixture(params=HOUSES)
-def house(request, tmp_path):
+@pytest.fixture(params=CASES)
+def endpoints(request, tmp_path):
     before = set(threading.enumerate())
     try:
-        house = House(request.param, tmp_path)
-    except ValueError as missing:  # a library or a device, which this machine need not have
+        endpoints = Endpoints(request.param, tmp_path)
+    except ValueError as missing:  # a library or a device that this machine does not have
         pytest.skip(str(missing))
-    yield house
-    house.close()
+    yield endpoints
+    endpoints.close()
     assert not [thread.name for thread in threading.enumerate() if thread not in before], "threads outlived close()"
 
 
 @pytest.fixture
 def ends_of(tmp_path):
-    """ends_of(transport): two connections, of each other; the second is the one that was connected to."""
+    """ends_of(transport): the two connections of a pair; the second one is the accepted one."""
     opened = []
 
     def make(transport, silence_s=WAIT_S):
@@ -139,12 +54,12 @@ def ends_of(tmp_path):
 
 @pytest.fixture(scope="session")
 def fake_clock():
-    return Clock
+    return FakeClock
 
 
 @pytest.fixture(scope="session")
 def outgoing():
-    """outgoing(transfer_id, pieces, ends=…, **options) of one raw transfer, or a stream if it has ends."""
+    """outgoing(transfer_id, pieces, ends=…, **options): one raw transfer, or a stream if it has ends."""
 
     def make(transfer_id, pieces, ends=(), more=None, **options):
         source = PiecesSource(pieces, ends)

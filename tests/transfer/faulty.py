@@ -1,4 +1,4 @@
-"""A transport with one fault in what its side sends: at a given byte of each connection, or in the frame that this byte is in."""
+"""A transport that injects one fault into what its side sends on a connection: at a given byte, or in the frame with that byte."""
 
 import threading
 import time
@@ -9,7 +9,10 @@ KINDS = ("break", "flip", "stall", "truncate", "drop", "duplicate", "reorder")
 
 @dataclass
 class Fault:
-    """break: the connection ends just before the byte. truncate: its frame ends there, and others follow. stall: nothing for stall_s."""
+    """break: the connection ends before byte `at`. truncate: the rest of its frame is left out. stall: a pause of stall_s before it.
+
+    flip: one bit of it changes. drop, duplicate, reorder: its frame is left out, sent twice, or sent after the next one.
+    """
 
     kind: str
     at: int
@@ -17,7 +20,7 @@ class Fault:
 
 
 class Faulty:
-    """faults: of the first connections made, in their order; None, and those after them, have none."""
+    """faults: one for each of the first connections, in order; None is no fault. Later connections have none."""
 
     def __init__(self, transport, faults):
         self._transport, self._faults = transport, list(faults)
@@ -43,25 +46,25 @@ class FaultyConnection:
     def __getattr__(self, name):
         return getattr(self._connection, name)
 
-    def send(self, buffers, waiting):
+    def send(self, buffers, on_wait):
         size = sum(len(buffer) for buffer in buffers)
         begun, self._sent = self._sent, self._sent + size
         if self._held:
             held, self._held = self._held, b""
-            self._connection.send(buffers, waiting)
-            return self._connection.send([held], waiting)
+            self._connection.send(buffers, on_wait)
+            return self._connection.send([held], on_wait)
         if not begun <= self._fault.at < begun + size:
-            return self._connection.send(buffers, waiting)
+            return self._connection.send(buffers, on_wait)
         frame, at = bytearray(b"".join(buffers)), self._fault.at - begun
         match self._fault.kind:
             case "break":
-                self._connection.send([frame[:at]] if at else [], waiting)
+                self._connection.send([frame[:at]] if at else [], on_wait)
                 self._connection.abort()
-                return self._connection.send([frame[at:]], waiting)
+                return self._connection.send([frame[at:]], on_wait)
             case "flip":
                 frame[at] ^= 1 << at % 8
             case "stall":
-                self._connection.send([frame[:at]] if at else [], waiting)
+                self._connection.send([frame[:at]] if at else [], on_wait)
                 time.sleep(self._fault.stall_s)
                 frame = frame[at:]
             case "truncate":
@@ -69,8 +72,8 @@ class FaultyConnection:
             case "drop":
                 frame = b""
             case "duplicate":
-                frame = frame + frame  # a new one: parts of the old may still be exported
+                frame = frame + frame  # a new object: views of the old one may still exist
             case "reorder":
                 self._held = bytes(frame)
                 return 1
-        return self._connection.send([frame], waiting) if frame else 1
+        return self._connection.send([frame], on_wait) if frame else 1

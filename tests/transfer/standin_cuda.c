@@ -1,6 +1,6 @@
-// A driver without a GPU, for the tests: device memory is a memfd, found by another process through /proc. Compiled against CUDA's own
-// header, so a call of another form than the driver's does not get through. It is as strict as a driver may be: a call without a context
-// fails, a process cannot open its own memory, and a copy happens when its stream is waited for, not before.
+// A stand-in for the CUDA driver, for tests without a GPU: device memory is a memfd, which another process opens through /proc. It is
+// compiled against cuda.h, so a function whose signature differs from the driver's does not compile. It is as strict as a driver may be:
+// a call without a context fails, a process cannot open its own memory, and a copy is done only when its stream is waited for.
 #define _GNU_SOURCE
 #include <cuda.h>
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-"""CUDA IPC for the tests: on a GPU if torch has one, else over a driver that stands in for it, whose device memory is the host's."""
+"""CUDA IPC for the tests: on a GPU if torch has one, else over a stand-in for the CUDA driver, whose device memory is host memory."""
 
 import atexit
 import ctypes
@@ -20,15 +20,16 @@ HEADER_BYTES = 64
 
 @functools.cache
 def driver():
-    """Raises ValueError, the reason, where there is none at all."""
+    """The GPU's driver or the stand-in. Raises ValueError with the reason if neither can be had."""
     return driver_of(0) if DEVICE == "cuda" else Driver(library=str(standin()))
 
 
 @functools.cache
 def standin():
+    """Compile the stand-in; returns the path of the library."""
     triton, compiler = module_of("triton"), shutil.which("gcc")
     if not triton or not compiler:
-        raise ValueError("without a GPU its driver is stood in for, which needs gcc, and CUDA's header from Triton's package")
+        raise ValueError("without a GPU the tests use a stand-in for its driver, which needs gcc, and cuda.h from the Triton package")
     folder = Path(tempfile.mkdtemp(prefix="abkt-standin-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     header = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
@@ -44,30 +45,30 @@ def module_of(name):
         return None
 
 
-class Tried(CudaIpc):
-    """The transport itself, over the driver that there is."""
+class StandinCudaIpc(CudaIpc):
+    """CUDA IPC over the GPU's driver or the stand-in."""
 
     def __init__(self):
         super().__init__(driver())
 
 
 def live():
-    """Allocations, mappings and streams of the stand-in in this process."""
+    """Number of allocations, mappings and streams of the stand-in in this process."""
     return ctypes.CDLL(str(standin())).standin_live()
 
 
 def tensor(data):
     made = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(DEVICE)
     if DEVICE == "cuda":
-        torch.cuda.synchronize()  # the copies of a transfer wait for no stream but their own
+        torch.cuda.synchronize()  # the copies of a transfer wait only for their own stream
     return made
 
 
-class OnDevice:
-    """A transport whose sides send from a device all that is longer than a header."""
+class StandinCudaIpcFromDevice:
+    """CUDA IPC whose sides send everything longer than a header from device memory."""
 
     def __init__(self):
-        self._transport = Tried()
+        self._transport = StandinCudaIpc()
 
     def connect(self, *where, **how):
         return SendsFromDevice(self._transport.connect(*where, **how))
@@ -88,8 +89,8 @@ class SendsFromDevice:
     def __init__(self, connection):
         self._connection = connection
 
-    def send(self, buffers, waiting):
-        return self._connection.send([tensor(each) if len(each) > HEADER_BYTES else each for each in buffers], waiting)
+    def send(self, buffers, on_wait):
+        return self._connection.send([tensor(each) if len(each) > HEADER_BYTES else each for each in buffers], on_wait)
 
     def __getattr__(self, name):
         return getattr(self._connection, name)

@@ -1,4 +1,4 @@
-"""Conditions of a validation: what the choices of compute give, and that both worlds are told the same of links and roles."""
+"""Conditions of a validation: those of each choice of compute, and that both worlds get the same links and roles."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
 from abkt.records import SLO
-from abkt.serve.cluster import LocalClusterSpec
+from abkt.serve import LocalClusterSpec
 from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.compose import compose
 from experiments.lib.config import read
 from experiments.lib.results import read_json, read_records
-from experiments.study.twin import Twin, run_model
+from experiments.study.twin import Twin, run_simulated
 from experiments.verbs.validate import ValidateConfig, facts
 from tests.serve.test_paced import profile
 from tests.serve.test_real_cluster import RAW
@@ -27,7 +27,7 @@ def config(*overrides: str) -> ValidateConfig:
     return read(ValidateConfig, {**compose("validate", list(overrides)).config, "out": Path("out")})
 
 
-def test_what_is_run_by_default() -> None:
+def test_the_default_conditions() -> None:
     made = config()
     assert (made.compute, made.device, list(made.conditions)) == ("real", "cpu", ["steady", "oscillating", "thin"])
     assert {condition.cluster for condition in made.sized().values()} == {"1P1D"}
@@ -44,7 +44,7 @@ def test_paced_conditions_have_clusters_links_and_roles_of_their_own() -> None:
     assert of["several"].payload_share == 1.0
     said = facts(made)
     assert said["cluster"].startswith("2P2D, 4P1D on ")
-    assert "meet at the receiver's" in said["conditions"]["incast"]
+    assert "share the receiver's" in said["conditions"]["incast"]
     assert said["conditions"]["switches"].endswith("d1 to prefill at 3 s, p1 to decode at 5 s, d1 to decode at 8 s")
     assert sum("share" in sentence for sentence in said["emulated"]) == 1
     larger = config("compute=paced", "prefill=3", "conditions.switches.decode=4").sized()
@@ -66,11 +66,11 @@ def prompts(count: int, gap_s: float = 0.0, isl: int = 200) -> list[Prompt]:
 
 def predicted(model: Path, costs: Profile, folder: Path, prefill: int, decode: int, given: list[Prompt], **more):
     twin = Twin(given, Capacity.constant(RATE), LENIENT, costs, **more)
-    run_model(twin, LocalClusterSpec(model, prefill=prefill, decode=decode, pool_tokens=4096), RAW, folder)
+    run_simulated(twin, LocalClusterSpec(model, prefill=prefill, decode=decode, pool_tokens=4096), RAW, folder)
     return read_records(folder / "requests.parquet"), read_json(folder / "summary.json")["roles"]
 
 
-def test_the_model_lets_senders_meet_where_the_real_ones_do(tiny_model: Path, tmp_path: Path) -> None:
+def test_simulated_senders_share_a_link_where_the_real_ones_do(tiny_model: Path, tmp_path: Path) -> None:
     """Four raw transfers at once: each over its own link, then all over the receiver's, then over half of that, the rest being headers."""
     costs = profile(tiny_model)
     alone_s = 13 * 16 * costs.model.kv_bytes_per_token / RATE
@@ -82,7 +82,7 @@ def test_the_model_lets_senders_meet_where_the_real_ones_do(tiny_model: Path, tm
         assert seconds.to_numpy() == pytest.approx([times * alone_s] * 4, rel=0.05)
 
 
-def test_the_model_changes_roles_by_the_same_schedule(tiny_model: Path, tmp_path: Path) -> None:
+def test_simulated_roles_change_by_the_same_schedule(tiny_model: Path, tmp_path: Path) -> None:
     """The only other decode worker computes prompts from 1 s on, until 3 s; as one that sends it has a link like the others."""
     changes = [{"at_s": 1.0, "worker": "d1", "role": "prefill"}, {"at_s": 3.0, "worker": "d1", "role": "decode"}]
     roles = {"_target_": "abkt.policy.roles.scheduled.Scheduled", "changes": changes}

@@ -12,7 +12,7 @@ import pytest
 from abkt.profile.schema import Fit, Profile
 from abkt.records import SLO, RequestRecord, columns, summarize
 from abkt.spec import ModelSpec
-from experiments.validation.document import fidelity, verdict
+from experiments.validation.document import document, verdict
 from experiments.validation.folder import ValidationCase
 from experiments.validation.scores import by_stage, coverage, drift, errors, noise, rank_correlation, regrets, targets
 
@@ -52,7 +52,7 @@ def test_errors_and_noise_by_hand() -> None:
     assert noise(np.array([1.0])) is math.nan
 
 
-def test_a_prediction_that_is_a_tenth_too_long_is_told_so() -> None:
+def test_a_prediction_that_is_a_tenth_too_long_has_an_error_of_a_tenth() -> None:
     found = by_stage(errors([case("raw", run(0.4, 1.1), run(0.4), run(0.4))]))
     for stage in ("prefill", "wire", "decode", "ttft", "tpot", "e2e"):
         row = found[(found.stage == stage) & (found["quantile"] == "mean")].iloc[0]
@@ -60,11 +60,11 @@ def test_a_prediction_that_is_a_tenth_too_long_is_told_so() -> None:
 
 
 def test_regret_counts_only_what_hardware_can_tell_apart() -> None:
-    """The model believes raw is fast; on hardware half of its requests miss the SLO, all of int4's hold it."""
+    """The simulator predicts that raw is fast; on hardware half of its requests miss the SLO, and all of int4's keep it."""
     slow, fast = run(1.0), run(0.3)
     wrong = [case("raw", run(0.2), slow, slow), case("int4", fast, fast, fast)]
     (found,) = regrets(wrong, 0.02, LIMIT)
-    assert (found.model_pick, found.hardware_best) == ("raw", "int4")
+    assert (found.simulated_pick, found.hardware_best) == ("raw", "int4")
     assert found.goodput_share == found.counted == pytest.approx(np.mean([r.ttft_s > 1.0 for r in slow]))
     assert found.goodput_interval.low > 0
     assert found.ttft_s == pytest.approx(0.7)
@@ -79,7 +79,7 @@ def test_a_pick_that_breaks_the_distortion_limit_is_full_regret() -> None:
     lossy = [replace(r, distortion_token_weighted=0.5) for r in run(0.1)]
     cases = [case("int2", run(0.1), lossy, lossy), case("raw", run(0.5), run(0.5), run(0.5))]
     (found,) = regrets(cases, 0.02, LIMIT)
-    assert found.model_pick == "int2"
+    assert found.simulated_pick == "int2"
     assert found.violates
     met = {row["name"]: row for row in targets(by_stage(errors(cases)), [found], {"e2e": 0.026, "ttft": 0.05, "regret": 0.02})}
     assert not met["largest regret"]["met"]
@@ -101,7 +101,7 @@ def profile(residual: float) -> Profile:
     return Profile(ModelSpec("m", 1, 1, 8), dict.fromkeys(names, fit), ())
 
 
-def test_coverage_is_the_share_within_the_models_interval() -> None:
+def test_coverage_is_the_share_within_the_simulators_interval() -> None:
     exact = [case("raw", run(0.4), run(0.4))]
     assert coverage(exact, profile(0.01)) == {"ttft": 1.0, "e2e": 1.0}
     off = [case("raw", run(0.4), run(0.4, 1.3))]
@@ -120,14 +120,14 @@ def test_drift_and_the_document() -> None:
     facts = {"cluster": "1P1D on m", "compute": "real", "device": "cpu", "repeats": 2, "requests": 40, "conditions": {"c": "a link"}}
     facts |= {"policies": ["raw", "int4"], "emulated": ["The link."], "drift": changed}
     met = targets(stages, regret, {"e2e": 0.026, "ttft": 0.05, "regret": 0.02})
-    text = fidelity(facts, stages, met, regret, rank_correlation(cases), {"ttft": 0.9, "e2e": math.nan})
+    text = document(facts, stages, met, regret, rank_correlation(cases), {"ttft": 0.9, "e2e": math.nan})
     assert "| mean E2E error | 0.0 % | 2.6 % |" in text
     assert "prefill 20.0 %" in text
-    assert "90.0 % lie within the model's 95 % interval of TTFT and – within" in " ".join(text.split())
+    assert "90.0 % lie within the simulator's 95 % interval of TTFT and – within" in " ".join(text.split())
     assert "nan" not in text
 
 
-def test_a_figure_within_the_noise_alone_is_called_so() -> None:
+def test_a_figure_within_the_noise_is_reported_as_such() -> None:
     assert [verdict({"value": v, "target": 0.05, "met": met}) for v, met in ((0.04, True), (0.1, True), (0.3, False))] == [
         "yes",
         "within the noise",

@@ -1,4 +1,4 @@
-"""A model of a given shape and random weights: it loads, it computes, it is as large as it should be."""
+"""A model of a given shape with random weights: it loads, computes and has the right size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiments.validation.shaped import make
 SHAPE = ModelSpec("small", layers=3, kv_heads=2, head_dim=32, hidden=64, heads=4, inner=96, vocabulary=500, max_tokens=256)
 
 
-def test_it_computes_and_has_the_shape(tmp_path: Path) -> None:
+def test_the_model_computes_and_has_the_shape(tmp_path: Path) -> None:
     make(SHAPE, tmp_path / "small", seed=1)
     spec = read_spec(tmp_path / "small")
     assert (spec.layers, spec.kv_heads, spec.head_dim, spec.dtype, spec.hidden, spec.heads) == (3, 2, 32, "bfloat16", 64, 4)
@@ -28,7 +28,7 @@ def test_it_computes_and_has_the_shape(tmp_path: Path) -> None:
     assert 0.005 < kv.std() < 5
 
 
-def test_what_is_there_stays_and_another_shape_takes_its_place(tmp_path: Path) -> None:
+def test_an_existing_model_is_kept_and_another_shape_replaces_it(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     make(SHAPE, tmp_path, seed=1)
     first = weights.read_bytes()
@@ -42,7 +42,7 @@ def test_what_is_there_stays_and_another_shape_takes_its_place(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("other", [{"experts": 8}, {"kv_kinds": 1}, {"window": 128, "window_layers": 1}, {"inner": 0}, {"vocabulary": 0}])
-def test_a_shape_that_is_no_dense_llama_is_refused(other: dict, tmp_path: Path) -> None:
+def test_a_shape_other_than_a_dense_llama_is_refused(other: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not that of a dense Llama"):
         make(replace(SHAPE, **other), tmp_path / "none", seed=0)
     assert not (tmp_path / "none").exists()

@@ -44,7 +44,7 @@ def test_changes_by_hand() -> None:
 
 
 def test_both_worlds_beside_each_other() -> None:
-    """Drains for 2 s in the model, for 1 s and 3 s on the machine; those there from 4 s to 5 s, or to 7 s, were predicted 10 % too late."""
+    """Drains for 2 s in the simulator, for 1 s and 3 s on the machine; requests that are open meanwhile were predicted 10 % too late."""
     before, after = ("p0", "d0"), ("d1", "d0")
     told, was = rows(0.55, [before] * 6 + [after] * 4), [rows(0.5, [before] * 5 + [after] * 5), rows(0.5, [before] * 7 + [after] * 3)]
     logs = [[(4.0, "d1", ""), (end_s, "d1", "prefill")] for end_s in (6.0, 5.0, 7.0)]
@@ -57,7 +57,7 @@ def test_both_worlds_beside_each_other() -> None:
     assert placement([case("raw", told, was, logs[0], logs[1:])]) == {"c": pytest.approx(0.9)}
 
 
-def test_a_change_that_one_side_lacks_is_no_number() -> None:
+def test_a_change_that_one_side_lacks_gives_nan() -> None:
     same = rows(0.5, [("p0", "d0")] * 4)
     (row,) = switches([case("raw", same, [same], [], [[(1.0, "d1", ""), (2.0, "d1", "prefill")]])])
     assert math.isnan(row["predicted_at_s"])

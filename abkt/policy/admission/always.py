@@ -1,13 +1,15 @@
-"""Everybody is let in at once; who finds no memory waits inside."""
+"""Every request is accepted at once; if there is no memory for it, it waits inside the cluster."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.policy.admission.base import ACCEPT, AdmissionDecision, Applicant
+from abkt.policy.admission.base import ACCEPT, AdmissionDecision, RequestEstimate
 
 
 @dataclass(frozen=True, slots=True)
 class Always:
-    def decide(self, now_s: float, applicant: Applicant) -> AdmissionDecision:
+    """Accepts every request."""
+
+    def decide(self, now_s: float, request: RequestEstimate) -> AdmissionDecision:
         return ACCEPT

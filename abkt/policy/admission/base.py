@@ -1,4 +1,4 @@
-"""What a policy of admission sees and says, once routing has chosen where a request would go."""
+"""What an admission policy sees of a request, and what it answers. It is asked after routing has chosen a pair of nodes."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Literal, Protocol
 Action = Literal["accept", "wait", "local", "reject"]
 
 
-class Applicant(Protocol):
-    """A request at the door. waited_s: since it arrived. Its methods cost something, and are asked only if they matter."""
+class RequestEstimate(Protocol):
+    """A request that waits for admission. waited_s: seconds since it arrived. Its methods are costly and are called only if needed."""
 
     waited_s: float
     ttft_slo_s: float
 
     def room(self) -> bool:
-        """The decode node can set aside memory for the whole request now."""
+        """Whether the decode node can reserve memory for the whole request now."""
         ...
 
     def ttft_s(self) -> float:
-        """Expected, from its arrival, as routed: waits, prefill, the transfer as its bitrate policy quotes it."""
+        """Expected TTFT on the chosen pair, from arrival: waits, prefill, and the transfer as its bitrate policy quotes it."""
         ...
 
     def local_ttft_s(self) -> float:
-        """Expected, with the prompt on the decode node itself; math.inf where it must not be."""
+        """Expected TTFT with prefill on the decode node, so without a transfer; inf where that is not possible."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionDecision:
-    """accept; wait at the door until somebody leaves; accept, but compute the prompt where it is decoded; or reject, with a reason and the
-    seconds after which it may be asked again (Retry-After). reserve: memory for decoding is set aside before prefill begins."""
+    """action: `accept`; `wait` until a request leaves the cluster; `local`: accept, with prefill on the decode node; or `reject`. reserve:
+    memory for decoding is reserved before prefill begins. retry_after_s, reason: of a rejection (HTTP Retry-After)."""
 
     action: Action
     reserve: bool = False
@@ -39,7 +39,11 @@ class AdmissionDecision:
 
 
 class AdmissionPolicy(Protocol):
-    def decide(self, now_s: float, applicant: Applicant) -> AdmissionDecision: ...
+    """Lets requests in, delays them or rejects them."""
+
+    def decide(self, now_s: float, request: RequestEstimate) -> AdmissionDecision:
+        """What to do with this request now."""
+        ...
 
 
 ACCEPT, RESERVE, WAIT, LOCAL = (
@@ -51,5 +55,6 @@ ACCEPT, RESERVE, WAIT, LOCAL = (
 
 
 def late(expected_s: float, slo_s: float) -> AdmissionDecision:
+    """The rejection of a request that would miss the TTFT SLO."""
     retry_s = expected_s - slo_s
     return AdmissionDecision("reject", retry_after_s=retry_s, reason=f"a TTFT of {expected_s:.3g} s is expected, the SLO is {slo_s:.3g} s")

@@ -1,36 +1,37 @@
-"""One step after the other, and rejection last: memory before prefill, a lower rate, the decode node's own cycles, Retry-After.
+"""Four steps, rejection last: reserve decode memory, send at a lower rate, prefill on the decode node, reject with Retry-After.
 
-1. memory for decoding is set aside before prefill; where there is none, wait, but no longer than the SLO leaves
-2. in time as routed? The quote is the bitrate policy's for this request's deadline, so a lower rate is in it already
-3. in time with the prompt on the decode node itself, so without a transfer?
-4. else reject, with the seconds after which it would be in time
+1. Reserve memory for decoding before prefill. If there is none, wait, but no longer than the SLO allows.
+2. Accept if the request is expected to meet the SLO on the chosen pair. The quote is the bitrate policy's for this request's deadline, so
+   it includes a lower rate.
+3. Else accept with prefill on the decode node, so without a transfer, if that meets the SLO.
+4. Else reject, with the seconds by which it would be late as Retry-After.
 
-Source: DESIGN, section 7.
+Source: this project (docs/design.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.policy.admission.base import LOCAL, RESERVE, WAIT, AdmissionDecision, Applicant, late
+from abkt.policy.admission.base import LOCAL, RESERVE, WAIT, AdmissionDecision, RequestEstimate, late
 
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """slack: by how much the SLO may be missed before a request is turned away."""
+    """slo_factor: a request is rejected if its expected TTFT is above this many times the SLO."""
 
-    slack: float = 1.0
+    slo_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.slack > 0:
-            raise ValueError(f"admission ladder: slack is {self.slack}; it must be above 0")
+        if not self.slo_factor > 0:
+            raise ValueError(f"admission ladder: slo_factor is {self.slo_factor}; it must be above 0")
 
-    def decide(self, now_s: float, applicant: Applicant) -> AdmissionDecision:
-        limit_s = self.slack * applicant.ttft_slo_s
-        expected_s = applicant.ttft_s()
-        if not applicant.room():
-            return WAIT if applicant.waited_s <= limit_s else late(expected_s, applicant.ttft_slo_s)
+    def decide(self, now_s: float, request: RequestEstimate) -> AdmissionDecision:
+        limit_s = self.slo_factor * request.ttft_slo_s
+        expected_s = request.ttft_s()
+        if not request.room():
+            return WAIT if request.waited_s <= limit_s else late(expected_s, request.ttft_slo_s)
         if expected_s <= limit_s:
             return RESERVE
-        local_s = applicant.local_ttft_s()
-        return LOCAL if local_s <= limit_s else late(min(expected_s, local_s), applicant.ttft_slo_s)
+        local_s = request.local_ttft_s()
+        return LOCAL if local_s <= limit_s else late(min(expected_s, local_s), request.ttft_slo_s)

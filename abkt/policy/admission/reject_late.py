@@ -1,6 +1,6 @@
-"""Who would miss the TTFT SLO is turned away at the door, before anything is spent on it.
+"""A request that would miss the TTFT SLO is rejected before any work is spent on it.
 
-    reject  iff  expected TTFT > slack SLO_TTFT
+    reject  iff  expected TTFT > slo_factor x SLO_TTFT
 
 Source: Mooncake (FAST'25), early rejection (section 5; without its prediction of later load).
 """
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.policy.admission.base import ACCEPT, AdmissionDecision, Applicant, late
+from abkt.policy.admission.base import ACCEPT, AdmissionDecision, RequestEstimate, late
 
 
 @dataclass(frozen=True, slots=True)
 class RejectLate:
-    slack: float = 1.0
+    """slo_factor: a request is rejected if its expected TTFT is above this many times the SLO."""
+
+    slo_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.slack > 0:
-            raise ValueError(f"admission reject_late: slack is {self.slack}; it must be above 0")
+        if not self.slo_factor > 0:
+            raise ValueError(f"admission reject_late: slo_factor is {self.slo_factor}; it must be above 0")
 
-    def decide(self, now_s: float, applicant: Applicant) -> AdmissionDecision:
-        expected_s = applicant.ttft_s()
-        return ACCEPT if expected_s <= self.slack * applicant.ttft_slo_s else late(expected_s, applicant.ttft_slo_s)
+    def decide(self, now_s: float, request: RequestEstimate) -> AdmissionDecision:
+        expected_s = request.ttft_s()
+        return ACCEPT if expected_s <= self.slo_factor * request.ttft_slo_s else late(expected_s, request.ttft_slo_s)

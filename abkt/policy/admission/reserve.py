@@ -1,6 +1,6 @@
-"""Nobody is let in before memory for decoding is set aside, so no prompt is computed whose KV has nowhere to go.
+"""A request is accepted once memory for its decoding is reserved, so no prompt is computed whose KV cannot be placed.
 
-Source: DESIGN, section 7; NVIDIA Dynamo and Mooncake (FAST'25), which reject where this waits.
+Source: NVIDIA Dynamo and Mooncake (FAST'25), which reject where this policy waits.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from abkt.policy.admission.base import RESERVE, WAIT, AdmissionDecision, Applicant
+from abkt.policy.admission.base import RESERVE, WAIT, AdmissionDecision, RequestEstimate
 
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """patience_s: who has waited for longer is rejected."""
+    """max_wait_s: a request that has waited longer is rejected."""
 
-    patience_s: float = math.inf
+    max_wait_s: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.patience_s >= 0:
-            raise ValueError(f"admission reserve: patience_s is {self.patience_s}; it must not be below 0")
+        if not self.max_wait_s >= 0:
+            raise ValueError(f"admission reserve: max_wait_s is {self.max_wait_s}; it must not be below 0")
 
-    def decide(self, now_s: float, applicant: Applicant) -> AdmissionDecision:
-        if applicant.waited_s > self.patience_s:
+    def decide(self, now_s: float, request: RequestEstimate) -> AdmissionDecision:
+        if request.waited_s > self.max_wait_s:
             return AdmissionDecision(
-                "reject", retry_after_s=self.patience_s, reason=f"no memory for decoding within {self.patience_s:.3g} s"
+                "reject", retry_after_s=self.max_wait_s, reason=f"no memory for decoding within {self.max_wait_s:.3g} s"
             )
-        return RESERVE if applicant.room() else WAIT
+        return RESERVE if request.room() else WAIT

@@ -1,0 +1,63 @@
+"""Bitrate policies: how each KV transfer is sent, one file a policy. Configurations name them by class (conf/bitrate); a new policy is one
+file here and one YAML there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abkt.lazy import exporter
+
+if TYPE_CHECKING:
+    from abkt.policy.bitrate.allocated import Allocated
+    from abkt.policy.bitrate.cachegen import CacheGen
+    from abkt.policy.bitrate.embedded import Embedded
+    from abkt.policy.bitrate.fixed import Fixed, Raw
+    from abkt.policy.bitrate.fleet import Fleet
+    from abkt.policy.bitrate.kvserve import KVServe
+    from abkt.policy.bitrate.lossless import Lossless
+    from abkt.policy.bitrate.lynx import Lynx
+    from abkt.policy.bitrate.off import Off
+    from abkt.policy.bitrate.oracle_bandwidth import OracleBandwidth
+    from abkt.policy.bitrate.oracle_profile import OracleProfile
+    from abkt.policy.bitrate.random import RandomBitrate
+    from abkt.policy.bitrate.spectrum import Spectrum
+    from abkt.policy.bitrate.state_machine import StateMachine
+
+__all__ = [
+    "Allocated",
+    "CacheGen",
+    "Embedded",
+    "Fixed",
+    "Fleet",
+    "KVServe",
+    "Lossless",
+    "Lynx",
+    "Off",
+    "OracleBandwidth",
+    "OracleProfile",
+    "RandomBitrate",
+    "Raw",
+    "Spectrum",
+    "StateMachine",
+]
+__getattr__ = exporter(
+    __name__,
+    {
+        "Allocated": "allocated",
+        "CacheGen": "cachegen",
+        "Embedded": "embedded",
+        "Fixed": "fixed",
+        "Fleet": "fleet",
+        "KVServe": "kvserve",
+        "Lossless": "lossless",
+        "Lynx": "lynx",
+        "Off": "off",
+        "OracleBandwidth": "oracle_bandwidth",
+        "OracleProfile": "oracle_profile",
+        "RandomBitrate": "random",
+        "Raw": "fixed",
+        "Spectrum": "spectrum",
+        "StateMachine": "state_machine",
+    },
+)

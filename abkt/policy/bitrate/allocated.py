@@ -1,19 +1,20 @@
-"""The same mean bits for every request, put where they remove most distortion: adaptation to the cells, none to the link.
+"""The same mean bits for every request, spent where they remove most distortion. It adapts to the cells, not to the link.
 
-What `embedded` has to beat if following the link is worth anything: it differs from this one in nothing else. Assumptions: the bits.
+`embedded` differs from this policy only in that it follows the link, so the difference of the two is what following the link is worth.
+Assumption: the number of bits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.policy.bitrate.base import Blind, stream
+from abkt.policy.bitrate.base import Stateless, stream
 from abkt.policy.view import Decision, Order, TransferView
 
 
 @dataclass(slots=True)
-class Allocated(Blind):
-    """bits: mean bits per KV value, the coarsest cut with at least so many. order: uniform gives every cell the same."""
+class Allocated(Stateless):
+    """bits: mean bits per KV value; the coarsest cut with at least as many is sent. order: `uniform` gives every cell the same bits."""
 
     bits: float
     order: Order = "slope"

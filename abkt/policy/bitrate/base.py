@@ -1,4 +1,4 @@
-"""What bitrate policies have in common: those that look at the view alone, those that believe a link, and the bytes of a deadline."""
+"""What bitrate policies have in common: bases with and without a link estimate, and the bytes that a deadline allows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ RAW, LOSSLESS = Decision("raw"), Decision("lossless")
 
 
 @dataclass(slots=True)
-class Blind:
-    """Looks at nothing but the view."""
+class Stateless:
+    """Base of policies that keep no state: they decide by the view alone."""
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
         pass
@@ -30,8 +30,8 @@ class Blind:
 
 
 @dataclass(slots=True)
-class Linked:
-    """Believes an estimate of the link to its peer."""
+class LinkEstimating:
+    """Base of policies that estimate the link to their peer. link: the estimate."""
 
     link: Bandwidth
 
@@ -48,28 +48,28 @@ class Linked:
         return self.link.mean_bytes_per_s(now_s)
 
 
-def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, behind: int = 0, coder: CoderName = "fixed") -> Decision:
-    """A cut no coarser than what has left."""
-    return _stream(order, cut if cut > view.sent_cut else view.sent_cut, depth_bits, behind, coder)
+def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, refine_to_cut: int = 0, coder: CoderName = "fixed") -> Decision:
+    """The decision to send a stream up to `cut`, or up to what has been sent already if that is finer."""
+    return _stream(order, cut if cut > view.sent_cut else view.sent_cut, depth_bits, refine_to_cut, coder)
 
 
 @lru_cache(maxsize=1 << 14)
-def _stream(order: Order, cut: int, depth_bits: int, behind: int, coder: CoderName) -> Decision:
-    """There are few that differ, and many are made."""
-    return Decision("stream", order, cut, depth_bits, behind, coder)
+def _stream(order: Order, cut: int, depth_bits: int, refine_to_cut: int, coder: CoderName) -> Decision:
+    """Cached: many decisions are made, and few differ."""
+    return Decision("stream", order, cut, depth_bits, refine_to_cut, coder)
 
 
-def cut_behind(curve: Curve, distortion: float) -> int:
-    """How far to go behind the start; 0, so nothing follows, where no distortion is asked for."""
+def refinement_cut(curve: Curve, distortion: float) -> int:
+    """The cut to refine to after decoding has begun: the one that reaches `distortion`; 0, so no refinement, if that is inf."""
     return 0 if math.isinf(distortion) else curve.cut_reaching(distortion)
 
 
 def sending_s(now_s: float, view: TransferView) -> float:
-    """Seconds that are left to a stream on the wire; the codec has its own."""
+    """Seconds until the deadline that a stream may spend on the wire: what encoding and expanding leave."""
     return max(0.0, view.deadline_s - now_s - view.encode_s - view.expand_s)
 
 
 def bytes_in_time(bytes_per_s: float, now_s: float, view: TransferView) -> float:
-    """Wire bytes of a stream that will have left by the deadline, those that have left already among them."""
+    """Wire bytes of a stream that can be sent by the deadline, including those that have been sent already."""
     seconds = view.deadline_s - now_s - view.encode_s - view.expand_s
     return view.sent_bytes + bytes_per_s * seconds if seconds > 0 else view.sent_bytes

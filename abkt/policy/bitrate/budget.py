@@ -1,10 +1,10 @@
-"""What distortion the next transfer of a peer may have, so that the mean over all of them stays within a limit.
+"""The distortion that the next transfer to a peer may have, so that the mean over all its transfers stays within a limit.
 
-A transfer that is refined behind its start counts with what it started at until its request has ended, then with the mean over its output
-tokens, which is no more: so the mean of the token-weighted distortions is within the limit at any time.
+After n transfers with total distortion T, the next one may have up to (n + 1) mean_distortion - T, and never more than max_distortion.
+Distortion that was not needed on a fast link can so be spent on a slow one, and the mean holds after every transfer.
 
-After n transfers of total distortion T, the next may have up to (n + 1) mean_distortion - T, and never more than max_distortion. So what
-good times leave unused pays for bad ones, and the mean holds after every transfer.
+A transfer that is refined after decoding has begun counts with its distortion at the start until its request has ended. Then it counts
+with the mean over the request's output tokens, which is not higher. So the mean of the token-weighted distortions always keeps the limit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from abkt.policy.view import Refined
 
 @dataclass(slots=True)
 class Budget:
-    """target_distortion: as good as asked, and always allowed. mean_distortion: of all transfers. max_distortion: of any one."""
+    """target_distortion: always allowed. mean_distortion: limit of the mean over all transfers. max_distortion: limit of each transfer."""
 
     target_distortion: float
     mean_distortion: float
@@ -29,12 +29,15 @@ class Budget:
             raise ValueError("bitrate: 0 <= target_distortion <= mean_distortion <= max_distortion must hold")
 
     def spend(self, distortion: float) -> None:
+        """A transfer was delivered with this distortion."""
         self._delivered += 1
         self._spent += distortion
 
-    def correct(self, done: Refined) -> None:
+    def refund(self, done: Refined) -> None:
+        """A delivered transfer was refined: it counts with its token-weighted distortion from now on."""
         self._spent -= done.distortion_start - done.distortion_token_weighted
 
     def allowed(self) -> float:
+        """The highest distortion that the next transfer may have."""
         left = (self._delivered + 1) * self.mean_distortion - self._spent
         return min(max(left, self.target_distortion), self.max_distortion)

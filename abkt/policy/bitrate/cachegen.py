@@ -2,10 +2,10 @@
 
     level = the finest whose remaining bytes / throughput <= SLO - time elapsed;  throughput = that of the last chunk
 
-Source: CacheGen (SIGCOMM 2024), its streaming adaptation (its released experiment gives each chunk an equal share of the SLO instead of
-what is left of it). There each chunk of tokens keeps the level it was sent at, and text, to be computed again, is sent where that is in
-time; a stream's cut is one level for all tokens, so a better one later mends the early chunks too, and there is no text: where no level
-is in time, the coarsest goes. Assumptions: the levels; chunks counted in wire bytes.
+Source: CacheGen (SIGCOMM 2024), its streaming adaptation. (Its released experiment gives each chunk an equal share of the SLO instead of
+what is left of it.) CacheGen keeps each chunk of tokens at the level it was sent at, and may send text instead, to be prefilled again.
+Here a cut is one level for all tokens, so a finer cut later also improves the earlier chunks. There is no text: if no level is in time,
+the coarsest is sent. Assumptions: the levels; chunks are counted in wire bytes.
 """
 
 from __future__ import annotations
@@ -20,18 +20,27 @@ from abkt.policy.view import Decision, Delivered, GoodputSample, Refined, Transf
 
 @dataclass(slots=True)
 class CacheGen:
-    """initial_bytes_per_s: believed until the first chunk. chunk_bytes: wire bytes of a chunk. bits: the levels, finest first."""
+    """CacheGen's adaptation of the level to the throughput of the last chunk.
+
+    Parameters
+    ----------
+    initial_bytes_per_s : throughput assumed until the first chunk was sent.
+    chunk_bytes : wire bytes of a chunk.
+    bits : the levels, bits per KV value, finest first.
+
+    Source: CacheGen (SIGCOMM 2024).
+    """
 
     initial_bytes_per_s: float
     chunk_bytes: float = 1e6
     bits: Sequence[int] = (8, 4, 2)
     _throughput: float = field(default=math.nan, init=False)
-    _open_bytes: float = field(default=0.0, init=False)  # of the chunk that is not complete yet
+    _open_bytes: float = field(default=0.0, init=False)  # sent of the current chunk
     _open_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         if not (self.initial_bytes_per_s > 0 and self.chunk_bytes > 0 and self.bits and list(self.bits) == sorted(self.bits, reverse=True)):
-            raise ValueError("cachegen: initial_bytes_per_s and chunk_bytes must be above 0, bits one at least and falling")
+            raise ValueError("cachegen: initial_bytes_per_s and chunk_bytes must be above 0, bits at least one, in falling order")
         self._throughput = self.initial_bytes_per_s
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
@@ -47,7 +56,7 @@ class CacheGen:
         self._open_s = self._open_bytes / rate
 
     def delivered(self, now_s: float, done: Delivered) -> None:
-        """The last chunk of a transfer is as short as it is."""
+        """The last chunk of a transfer may be shorter."""
         if self._open_s > 0:
             self._throughput = self._open_bytes / self._open_s
         self._open_bytes = self._open_s = 0.0

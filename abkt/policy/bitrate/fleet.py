@@ -1,64 +1,51 @@
-"""Send what is worth its place on the link: as Embedded, and no further than where a band removes less distortion per byte than the price.
+"""As `embedded`, but no band is sent that removes less distortion per byte than the price of the link.
 
-One price lambda for all transfers that share a NIC (price.py), the higher of the sender's and the receiver's; distortion is relative to
-each request's own KV, so a short request's bytes are worth more than a long one's. Equal slopes are the optimum of the sum of distortions
-at a given sum of bytes. The deadline alone lets a transfer take all the time it has, whoever waits behind it; the price alone knows no
-deadline. Raw or exact where they are usable no later than what was asked for; within a budget (budget.py).
+All transfers that share a NIC have one price (lambda, abkt.policy.price), and a transfer pays the higher one of the sender's and the
+receiver's. Distortion is relative to each request's own KV, so a byte of a short request is worth more than a byte of a long one. With
+equal slopes the sum of distortions is the least that the sum of bytes allows. A deadline alone would let a transfer take all the time it
+has, although others wait behind it; a price alone would ignore deadlines.
 
-A crowd comes far more often than a deadline is missed. So the price may take PRICED of what has been saved at most, and what would be late
-finds the rest.
+A NIC is crowded far more often than a deadline is missed. So the price may use at most PRICE_BUDGET_SHARE of the distortion budget above
+the target. The rest is kept for transfers that would otherwise be late.
 
-Source: DESIGN, section 7; Lagrangian bit allocation (Shoham and Gersho 1988), with a price that follows the backlog for the multiplier.
-Assumptions: PRICED.
+Source: Lagrangian bit allocation (Shoham and Gersho 1988); the multiplier is a price that follows the backlog. docs/design.md.
+Assumption: PRICE_BUDGET_SHARE.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from abkt.policy.bitrate.base import Linked, bytes_in_time, cut_behind, stream
-from abkt.policy.bitrate.break_even import coder_for, whole_instead
-from abkt.policy.bitrate.budget import Budget
-from abkt.policy.view import Decision, Delivered, Refined, TransferView
+from abkt.policy.bitrate.base import refinement_cut
+from abkt.policy.bitrate.budgeted import BudgetedEstimate
+from abkt.policy.view import TransferView
 
-PRICED = 0.25
+PRICE_BUDGET_SHARE = 0.25
 
 
 @dataclass(slots=True)
-class Fleet(Linked):
-    """target_distortion, mean_distortion, max_distortion: as Embedded's. behind_distortion: go on to this behind the start, once it has
-    begun as far as it is worth the price, which falls while nobody else wants the link; inf: nothing follows."""
+class Fleet(BudgetedEstimate):
+    """Deadline cut of an embedded stream, and a common price for all transfers of a NIC.
 
-    target_distortion: float = 0.002
-    mean_distortion: float = 0.004
-    max_distortion: float = 0.016
-    behind_distortion: float = math.inf
-    _budget: Budget = field(init=False)
+    Parameters
+    ----------
+    link : Bandwidth, the estimate of wire goodput to this peer.
+    target_distortion, mean_distortion, max_distortion : see Budgeted. Relative squared errors.
+    refine_distortion : the distortion to refine to after decoding has begun, as far as it is worth the price; the price falls while no
+        other transfer uses the link. inf: no refinement.
 
-    def __post_init__(self) -> None:
-        self._budget = Budget(self.target_distortion, self.mean_distortion, self.max_distortion)
+    Source: Lagrangian bit allocation (Shoham and Gersho 1988).
+    """
 
-    def delivered(self, now_s: float, done: Delivered) -> None:
-        self._budget.spend(done.distortion)
+    def _refine_to(self, view: TransferView) -> int:
+        cut = refinement_cut(view.slope, self.refine_distortion)
+        return min(cut, view.slope.cut_at_price(view.price)) if view.started else cut
 
-    def refined(self, now_s: float, done: Refined) -> None:
-        self._budget.correct(done)
-
-    def decide(self, now_s: float, view: TransferView) -> Decision:
+    def _start_cut(self, now_s: float, view: TransferView, asked: int) -> int:
         curve = view.slope
-        behind, worth = cut_behind(curve, self.behind_distortion), curve.cut_worth(view.price)
-        if view.started:
-            return stream(view, "slope", view.sent_cut, behind=min(behind, worth))
-        low = self.link.low_bytes_per_s(now_s)
-        asked = curve.cut_reaching(self.target_distortion)
-        in_time = curve.cut_within(bytes_in_time(low, now_s, view))
-        cut = min(asked, in_time)
-        if min(cut, worth) < asked:
-            allowed = self._budget.allowed()
-            priced = self.target_distortion + PRICED * (allowed - self.target_distortion)
-            cut = max(min(cut, max(worth, curve.cut_reaching(priced))), curve.cut_reaching(allowed))
-        sent = stream(view, "slope", cut, behind=behind, coder=coder_for(low, view, asked))
-        if view.sent_bytes == 0:
-            return whole_instead(low, view, stream(view, "slope", asked), sent, view.deadline_s - now_s) or sent
-        return sent
+        cut, worth = self._cut_in_time(now_s, view, asked), curve.cut_at_price(view.price)
+        if min(cut, worth) >= asked:
+            return cut
+        allowed = self._budget.allowed()
+        priced = self.target_distortion + PRICE_BUDGET_SHARE * (allowed - self.target_distortion)
+        return max(min(cut, max(worth, curve.cut_reaching(priced))), curve.cut_reaching(allowed))

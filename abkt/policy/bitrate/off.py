@@ -1,7 +1,7 @@
-"""Any policy with an off switch: raw where what it would send is usable no sooner than raw bytes.
+"""Any policy with an off switch: raw bytes where compressed ones would be usable no sooner.
 
-Source: DESIGN, section 1: the break-even test (break_even.py). Assumption: the mean of the link, so that the test errs as often one way
-as the other.
+Source: the break-even test (break_even.py). Assumption: the test uses the mean estimate of the link, so that it errs as often one way as
+the other.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.base import RAW
-from abkt.policy.bitrate.break_even import loses
+from abkt.policy.bitrate.break_even import compression_loses
 from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, Refined, TransferView
 
 
 @dataclass(slots=True)
 class Off:
-    """link: what the test believes, whatever the inner policy does. pipelined: whether the codec works while bytes flow."""
+    """inner: the policy. link: the estimate that the test uses. pipelined: whether encoding, sending and expanding overlap."""
 
     inner: BitratePolicy
     link: Bandwidth
@@ -35,7 +35,7 @@ class Off:
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         decision = self.inner.decide(now_s, view)
-        if view.sent_bytes == 0 and loses(self.link.mean_bytes_per_s(now_s), view, decision, self.pipelined):
+        if view.sent_bytes == 0 and compression_loses(self.link.mean_bytes_per_s(now_s), view, decision, self.pipelined):
             return RAW
         return decision
 

@@ -1,6 +1,6 @@
-"""A bound: any policy that is shown this request's own curve before anything is encoded, instead of the expected one.
+"""A bound: any policy that knows this request's own rate-distortion curve before encoding, instead of the expected one.
 
-Only a model can know it (TransferView.own_slope); on real processes, and where routing asks, the expected curve has to do.
+Only the simulator can know it (TransferView.own_slope). On real processes, and in quotes for routing, the expected curve is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, 
 
 @dataclass(slots=True)
 class OracleProfile:
-    """inner: the policy, one that cuts in slope order."""
+    """inner: the policy; it must cut in slope order."""
 
     inner: BitratePolicy
 

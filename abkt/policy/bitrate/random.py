@@ -1,7 +1,7 @@
-"""A precision drawn for each transfer: the floor that every adaptation has to beat.
+"""A random precision for each transfer: the baseline that every adaptation has to beat.
 
-The draw is a hash of the seed and of what tells transfers apart (bytes and deadline), so the one transfer gets the one precision however
-often it is asked for, and asking for others changes nothing.
+The precision is drawn from a hash of the seed, the bytes and the deadline. So a transfer gets the same precision however often the policy
+is asked, and questions about other transfers change nothing.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random as Generator
 
-from abkt.policy.bitrate.base import Blind, stream
+from abkt.policy.bitrate.base import Stateless, stream
 from abkt.policy.view import Decision, TransferView
 
 
 @dataclass(slots=True)
-class RandomBitrate(Blind):
-    """bits: what is drawn from, each as likely."""
+class RandomBitrate(Stateless):
+    """seed: of the draws. bits: the precisions, all equally likely."""
 
     seed: int = 0
     bits: Sequence[int] = (8, 4, 2)
 
     def __post_init__(self) -> None:
         if not self.bits or not set(self.bits) <= {2, 4, 8}:
-            raise ValueError(f"bitrate.bits is {self.bits}; some of 2, 4, 8 are possible")
+            raise ValueError(f"bitrate.bits is {self.bits}; some of 2, 4, 8 are needed")
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         bits = Generator(f"{self.seed} {view.raw_bytes} {view.deadline_s!r}").choice(self.bits)

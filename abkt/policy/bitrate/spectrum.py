@@ -1,30 +1,30 @@
-"""Three tiers, the finest that arrives in time: fp16, int8, int4; without int4 for models that a probe found not to bear it.
+"""The finest of three tiers that arrives in time: fp16, int8 or int4. Models that do not tolerate int4 use the first two.
 
-Source: SpectrumKV (arXiv 2606.08635). There each token has its tier, by importance, within a byte budget b of the fp16 size; a model that
-fails three retrieval trials at int4 gets fp16 and int8 alone. The tiers of tokens are a codec (abkt.codec.baselines.tiers); a decision
-here is one tier for all. Assumption: b is what passes until the deadline, by the mean of the link.
+Source: SpectrumKV (arXiv 2606.08635). There each token has its own tier, by importance, within a byte budget b of the fp16 size, and a
+model that fails three retrieval trials at int4 gets fp16 and int8 only. Tiers by token are a codec (abkt.codec.baselines.tiers); this
+policy chooses one tier for all tokens. Assumption: b is what the mean estimate of the link can send by the deadline.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.policy.bitrate.base import RAW, Linked, bytes_in_time, stream
+from abkt.policy.bitrate.base import RAW, LinkEstimating, bytes_in_time, stream
 from abkt.policy.bitrate.break_even import usable_s
 from abkt.policy.view import Decision, TransferView
 
 
 @dataclass(slots=True)
-class Spectrum(Linked):
-    """bears_int4: what the probe of the model said."""
+class Spectrum(LinkEstimating):
+    """link: the estimate of wire goodput. int4_allowed: whether the model passed the retrieval trials at int4."""
 
-    bears_int4: bool = True
+    int4_allowed: bool = True
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         rate = self.link.mean_bytes_per_s(now_s)
         if now_s + usable_s(rate, view, RAW) <= view.deadline_s:
             return RAW
         int8 = view.uniform.cut_of_bits(8)
-        if not self.bears_int4 or view.uniform.bytes[int8] <= bytes_in_time(rate, now_s, view):
+        if not self.int4_allowed or view.uniform.bytes[int8] <= bytes_in_time(rate, now_s, view):
             return stream(view, "uniform", int8, 8)
         return stream(view, "uniform", view.uniform.cut_of_bits(4), 4)

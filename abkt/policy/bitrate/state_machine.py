@@ -1,12 +1,13 @@
-"""GOOD, DEGRADED or POOR by votes, for 8, 4 or 2 bits: quick to fall, slow to rise.
+"""A link state, GOOD, DEGRADED or POOR, for 8, 4 or 2 bits. The state falls quickly and rises slowly.
 
-A vote: GOOD if the rate is at least good_share of the line, POOR if below poor_share, DEGRADED else. The newest vote becomes the state if
-it is worse and 2 of the last 3 agree with it, or if it is better and 4 of the last 5 do. The first vote is the first state.
+The rate of each `sample_s` of sending is classified: GOOD if it is at least good_share of the line rate, POOR if it is below poor_share,
+DEGRADED otherwise. The newest class becomes the state if it is worse and 2 of the last 3 samples agree with it, or if it is better and 4
+of the last 5 do. The first sample sets the first state.
 
 Source: the reference implementation (github 354100117/ABKT, backend/state_machine.py): 40 and 15 MB/s on 1 Gbit/s, so 0.32 and 0.12 of
-the line. It declares dead bands beside the votes and uses none, so there are none here. Assumptions: a vote for each vote_s of sending,
-and one for what is left of it at the end of a transfer (there: one a probe); 4 bits before the first vote; the round-trip time, which
-there also has a say, is not measured.
+the line rate. It declares dead bands and does not use them, so there are none here. Assumptions: a sample for each sample_s of sending,
+and one for the rest at the end of a transfer (there: one a probe); 4 bits before the first sample. The reference also uses the
+round-trip time, which is not measured here.
 """
 
 from __future__ import annotations
@@ -22,37 +23,37 @@ from abkt.policy.view import Decision, Delivered, GoodputSample, Refined, Transf
 State = Literal["good", "degraded", "poor"]
 BITS: dict[State, int] = {"good": 8, "degraded": 4, "poor": 2}
 RANK: dict[State, int] = {"good": 0, "degraded": 1, "poor": 2}
-FALL, RISE = (2, 3), (4, 5)  # votes of the last votes
+FALL, RISE = (2, 3), (4, 5)  # (m, n): m of the last n samples must agree
 
 
 @dataclass(slots=True)
 class StateMachine:
-    """line_bytes_per_s: of the link at its best."""
+    """line_rate_bytes_per_s: the link at its best. good_share, poor_share: of it. sample_s: seconds of sending in a sample."""
 
-    line_bytes_per_s: float
+    line_rate_bytes_per_s: float
     good_share: float = 0.32
     poor_share: float = 0.12
-    vote_s: float = 0.5
+    sample_s: float = 0.5
     state: State | None = field(default=None, init=False)
-    _votes: deque[State] = field(default_factory=lambda: deque(maxlen=max(FALL[1], RISE[1])), init=False)
+    _samples: deque[State] = field(default_factory=lambda: deque(maxlen=max(FALL[1], RISE[1])), init=False)
     _rate: float = field(default=math.nan, init=False)
-    _open_bytes: float = field(default=0.0, init=False)  # of the vote that is not cast yet
+    _open_bytes: float = field(default=0.0, init=False)  # sent in the current sample
     _open_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        if not (self.line_bytes_per_s > 0 and 0 < self.poor_share <= self.good_share and self.vote_s > 0):
-            raise ValueError("state_machine: line_bytes_per_s and vote_s must be above 0, and 0 < poor_share <= good_share")
+        if not (self.line_rate_bytes_per_s > 0 and 0 < self.poor_share <= self.good_share and self.sample_s > 0):
+            raise ValueError("state_machine: line_rate_bytes_per_s and sample_s must be above 0, and 0 < poor_share <= good_share")
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
         if sample.duration_s <= 0 or sample.wire_bytes <= 0:
             return
         rate, seconds = sample.wire_bytes / sample.duration_s, sample.duration_s
-        settled_s = (RISE[1] + 1) * self.vote_s  # after so many equal votes another one changes nothing
-        if seconds > settled_s + self.vote_s:
-            seconds = settled_s + math.fmod(seconds, self.vote_s)
-        while self._open_s + seconds >= self.vote_s:
-            taken_s = self.vote_s - self._open_s
-            self._vote((self._open_bytes + rate * taken_s) / self.vote_s)
+        settled_s = (RISE[1] + 1) * self.sample_s  # after this many equal samples another one changes nothing
+        if seconds > settled_s + self.sample_s:
+            seconds = settled_s + math.fmod(seconds, self.sample_s)
+        while self._open_s + seconds >= self.sample_s:
+            taken_s = self.sample_s - self._open_s
+            self._classify((self._open_bytes + rate * taken_s) / self.sample_s)
             self._open_bytes = self._open_s = 0.0
             seconds -= taken_s
         self._open_bytes += rate * seconds
@@ -60,7 +61,7 @@ class StateMachine:
 
     def delivered(self, now_s: float, done: Delivered) -> None:
         if self._open_s > 0:
-            self._vote(self._open_bytes / self._open_s)
+            self._classify(self._open_bytes / self._open_s)
         self._open_bytes = self._open_s = 0.0
 
     def refined(self, now_s: float, done: Refined) -> None:
@@ -73,15 +74,15 @@ class StateMachine:
     def estimate_bytes_per_s(self, now_s: float) -> float:
         return self._rate
 
-    def _vote(self, rate: float) -> None:
-        self._rate, share = rate, rate / self.line_bytes_per_s
-        vote: State = "good" if share >= self.good_share else "poor" if share < self.poor_share else "degraded"
-        self._votes.append(vote)
-        if self.state is None or self._agreed(vote, self.state):
-            self.state = vote
+    def _classify(self, rate: float) -> None:
+        self._rate, share = rate, rate / self.line_rate_bytes_per_s
+        state: State = "good" if share >= self.good_share else "poor" if share < self.poor_share else "degraded"
+        self._samples.append(state)
+        if self.state is None or self._agreed(state, self.state):
+            self.state = state
 
-    def _agreed(self, vote: State, state: State) -> bool:
-        if vote == state:
+    def _agreed(self, new: State, state: State) -> bool:
+        if new == state:
             return False
-        enough, last = FALL if RANK[vote] > RANK[state] else RISE
-        return list(self._votes)[-last:].count(vote) >= enough
+        enough, last = FALL if RANK[new] > RANK[state] else RISE
+        return list(self._samples)[-last:].count(new) >= enough

@@ -1,11 +1,11 @@
-"""Nodes change sides at once, one at a time, when a side is about to miss its SLO and the other one is not; what they were at, they finish.
+"""One node at a time changes its role at once when its new side is about to miss its SLO and its old side is not.
 
     to prefill:  the shortest prompt queue is above `high` of the TTFT SLO, and the decode side without the node would stay below `low`
     to decode:   the least loaded decode node is above `high`, and the prefill side without the node would stay below `low`
 
-The node that has least to do changes. At least one stays on each side.
+The least loaded node changes and finishes its old work beside the new. At least one node stays on each side.
 
-Source: Arrow (arXiv 2505.11916): stateless instances, SLO-aware, scheduled by what is predicted; its predictions are the loads here.
+Source: Arrow (arXiv 2505.11916): stateless instances, SLO-aware scheduling by predictions, in whose place the loads stand here.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from abkt.policy.roles.base import NodeLoad, RoleChange
-from abkt.policy.roles.loads import decode_load, loads, prompt_load
+from abkt.policy.roles.loads import decode_load, loads, prefill_load
 from abkt.policy.roles.static import Static
 
 
 @dataclass(slots=True)
 class Arrow(Static):
+    """high: load, relative to the SLO, above which a side is in danger. low: load that the other side may have afterwards."""
+
     period_s: float = 1.0
     ttft_slo_s: float = 1.0
     tpot_slo_s: float = 0.05
@@ -33,18 +35,18 @@ class Arrow(Static):
 
     def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]:
         now = loads(nodes, self.ttft_slo_s, self.tpot_slo_s)
-        if not now.prefill or not now.decode:
+        if not now.prefill_nodes or not now.decode_nodes:
             return []
-        queue = min(prompt_load(nodes[i], self.ttft_slo_s) for i in now.prefill)
-        pace = min(decode_load(nodes[i], self.tpot_slo_s) for i in now.decode)
+        queue = min(prefill_load(nodes[i], self.ttft_slo_s) for i in now.prefill_nodes)
+        pace = min(decode_load(nodes[i], self.tpot_slo_s) for i in now.decode_nodes)
         if queue > self.high and pace <= self.high:
-            return self._move(nodes, now.decode, now.tokens, "prefill")
+            return self._move(nodes, now.decode_nodes, now.decode_load, "prefill")
         if pace > self.high and queue <= self.high:
-            return self._move(nodes, now.prefill, now.prompts, "decode")
+            return self._move(nodes, now.prefill_nodes, now.prefill_load, "decode")
         return []
 
     def _move(self, nodes: Sequence[NodeLoad], side: tuple[int, ...], load: float, role: str) -> list[RoleChange]:
-        """One from `side`, if the others can carry what all of them carry now."""
+        """The least loaded node of `side`, if the other nodes of the side can take its load."""
         if len(side) < 2 or load * len(side) / (len(side) - 1) > self.low:
             return []
         if role == "prefill":

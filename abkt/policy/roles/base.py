@@ -1,4 +1,4 @@
-"""What a policy of roles sees and says: which node computes prompts, which decodes, and where one request may do both."""
+"""What a roles policy sees of the nodes, and what it answers: which nodes prefill, which decode, and where one request may do both."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
+from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 
 Role = Literal["prefill", "decode", "both"]
 Where = Literal["split", "source", "target"]
 
 
 class NodeLoad(Protocol):
-    """A node as a policy of roles sees it. role: a Role, or "" while it changes. weights: how much of each work it does a second, by what
-    the fastest node does."""
+    """A node as a roles policy sees it.
+
+    name : of the node. role: a Role, or "" while it changes. active: requests placed there and not finished. tpot_s: its last iteration
+    time. prefill_weight, decode_weight: its speed at each kind of work, relative to the fastest node.
+    """
 
     name: str
     role: str
@@ -24,11 +27,14 @@ class NodeLoad(Protocol):
     decode_weight: float
 
     @property
-    def queued_s(self) -> float: ...
+    def queued_s(self) -> float:
+        """Expected seconds of prefill that were accepted and are not done."""
+        ...
 
     @property
     def kv_due(self) -> float:
-        """By its memory, what those need that decode here, or would if they had room; without those whose prompts are not computed yet."""
+        """Share of its KV memory that is needed by requests that decode here or wait for memory here. Requests whose prompts are not
+        computed yet do not count."""
         ...
 
 
@@ -38,8 +44,8 @@ class Place(PrefillLoad, DecodeLoad, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RoleChange:
-    """The node (its place in the list) gets another role. drain: it gets nothing to do until all it has is done, and is then rebuilt;
-    otherwise it has its new role at once, and finishes the old work beside."""
+    """A node gets another role. node: its index. drain: it gets no new work until all its work is done, and is then rebuilt; otherwise it
+    has the new role at once and finishes the old work beside the new."""
 
     node: int
     role: Role
@@ -47,16 +53,18 @@ class RoleChange:
 
 
 class RolesPolicy(Protocol):
-    """One object for a cluster. period_s: how often decide is asked; math.inf: never."""
+    """Chooses the roles of the nodes. One object for a cluster. period_s: seconds between calls of `decide`; inf: it is never called."""
 
     period_s: float
 
     def begin(self, role: str) -> str:
-        """The Role that a node begins with that is meant for `role`."""
+        """The Role with which a node begins that is configured for `role`."""
         ...
 
-    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]: ...
+    def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]:
+        """The changes to make now."""
+        ...
 
     def where(self, now_s: float, request: RequestView, source: Place, target: Place) -> Where:
-        """Once routing has chosen a pair: prompt and decoding apart, or both on the one or the other of them, without a transfer."""
+        """After routing: `split` runs prefill on source and decoding on target; `source` or `target` runs the whole request there."""
         ...

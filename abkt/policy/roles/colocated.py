@@ -1,6 +1,6 @@
-"""Every node does both, and a request stays where it is: no transfer, and prompts and decoding in each other's way.
+"""Every node prefills and decodes, and a request stays on its node: no transfer, but prefill and decoding delay each other.
 
-Source: Sarathi-Serve (OSDI'24), stall-free batching, where the engine's prompts are chunked; Orca (OSDI'22) where they are not.
+Source: Sarathi-Serve (OSDI'24), stall-free batching, if the engine chunks prompts; Orca (OSDI'22) if it does not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from abkt.policy.roles.base import Place, Where
 from abkt.policy.roles.static import Static
-from abkt.policy.view import RequestView
+from abkt.policy.routing.base import RequestView
 
 
 @dataclass(slots=True)

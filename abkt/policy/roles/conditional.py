@@ -1,8 +1,8 @@
-"""A prompt goes to a prefill node only if it is long and the queue there is short; otherwise the decode node computes it itself.
+"""A prompt goes to a prefill node only if it is long and the queue there is short; otherwise the decode node computes it.
 
-    apart  iff  isl > local_tokens  and  queued(source) < queue_s
+    split  iff  isl > local_tokens  and  queued(source) < queue_s
 
-Source: the conditional disaggregation of NVIDIA Dynamo (its two thresholds; the queue in seconds here, in requests there).
+Source: conditional disaggregation of NVIDIA Dynamo, with its two thresholds (the queue in seconds here, in requests there).
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from abkt.policy.roles.base import Place, Where
 from abkt.policy.roles.static import Static
-from abkt.policy.view import RequestView
+from abkt.policy.routing.base import RequestView
 
 
 @dataclass(slots=True)
 class Conditional(Static):
+    """local_tokens: prompts of at most this length stay on the decode node. queue_s: longest prefill queue that is joined."""
+
     local_tokens: int = 512
     queue_s: float = 2.0
 

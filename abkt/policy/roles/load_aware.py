@@ -1,21 +1,22 @@
-"""FlowKV's regimes: normal, imbalanced, overloaded; an idle side first lends its cycles, then a node.
+"""FlowKV's three regimes, normal, imbalanced and overloaded: the idle side first lends cycles to the loaded side, then a node.
 
-    overloaded   min(L_P, L_D) > 1                                   nothing to lend: admission's work
+    overloaded   min(L_P, L_D) > 1                                   there is nothing to lend; admission has to reject
     imbalanced   max(L_P, L_D) > 0.7 and |ln(L_P / L_D)| >= ln 1.5    until |ln| < ln 1.2 or max < 0.7
     normal       otherwise
 
-The state changes by votes: 2 of the last 3 looks to enter, 4 of the last 5 to leave. While imbalanced, first soft: a request's prompt is
-computed on its decode node (prefill loaded) or it decodes on its prefill node (decode loaded), where that node has less to do. Then, if it
-is imbalanced for `patience` looks on, hard: the node of the idle side with least to do drains, is rebuilt and changes sides, if that pays
-and the idle side can carry what then comes, for the loaded side holds back less of it. From n nodes there and m here, all loads L:
+L_P and L_D are the loads of the two sides (loads.py). The state has hysteresis: 2 of the last 3 checks to enter imbalance, 4 of the last
+5 to leave it. While the cluster is imbalanced, the idle side lends cycles: a prompt is computed on its decode node (prefill is loaded), or
+a request is decoded on its prefill node (decode is loaded), if that node has less to do. If the imbalance lasts for `lend_periods` checks,
+the least loaded node of the idle side drains, is rebuilt and changes sides, if that pays and the idle side can take the additional load:
+the loaded side then passes on more work. With n nodes on the idle side and m on the loaded one:
 
-    L_here' = L_here m / (m + 1),    U_there' = U_there n / (n - 1) (m + 1) / m <= 1
-    (max(L_P, L_D) - max(L_here', U_there')) horizon_s > rebuild_s
+    L_loaded' = L_loaded m / (m + 1),    U_idle' = U_idle n / (n - 1) (m + 1) / m <= 1
+    (max(L_P, L_D) - max(L_loaded', U_idle')) payback_s > rebuild_s
 
-U is L_D of the decode side; of the prefill side, whose queue says little before it is full, the share of its nodes that have work, averaged
-over the looks.
+U is L_D for the decode side. For the prefill side, whose queue says little before it is full, U is the share of its nodes that have work,
+averaged over the checks.
 
-Source: FlowKV (arXiv 2504.03775), its load-aware scheduler; thresholds as in DESIGN, section 7.
+Source: FlowKV (arXiv 2504.03775), its load-aware scheduler; the thresholds are this project's (docs/design.md).
 """
 
 from __future__ import annotations
@@ -25,84 +26,104 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from abkt.policy.roles.base import NodeLoad, Place, RoleChange, Where
+from abkt.policy.roles.hysteresis import Hysteresis
 from abkt.policy.roles.loads import Loads, loads
 from abkt.policy.roles.static import Static
-from abkt.policy.roles.votes import Votes
-from abkt.policy.view import RequestView
+from abkt.policy.routing.base import RequestView
 
-LOOKS = 5  # that an average is over
+CHECKS = 5  # that the share of working nodes is averaged over
 
 
 @dataclass(slots=True)
 class LoadAwareRoles(Static):
-    """rebuild_s: what the cluster's nodes take for it. soft: whether cycles are lent; hard: whether nodes are."""
+    """FlowKV's load-aware roles.
+
+    Parameters
+    ----------
+    period_s : seconds between checks.
+    ttft_slo_s, tpot_slo_s : the SLO; a load of 1 just meets it.
+    min_load : nothing is done while both sides are below this load.
+    enter_ratio, leave_ratio : ratio of the two loads at which imbalance begins and ends; 1 <= leave_ratio <= enter_ratio.
+    lend_periods : checks for which cycles are lent before a node is moved.
+    payback_s : time within which a move must save as much as it costs.
+    rebuild_s : what a move costs: the time in which a node is rebuilt.
+    lend_cycles, move_nodes : whether each of the two measures is used.
+
+    Raises
+    ------
+    ValueError : if a value is out of its range.
+
+    Source: FlowKV (arXiv 2504.03775).
+    """
 
     period_s: float = 1.0
     ttft_slo_s: float = 1.0
     tpot_slo_s: float = 0.05
-    busy: float = 0.7
-    enter: float = 1.5
-    leave: float = 1.2
-    patience: int = 2
-    horizon_s: float = 30.0
+    min_load: float = 0.7
+    enter_ratio: float = 1.5
+    leave_ratio: float = 1.2
+    lend_periods: int = 2
+    payback_s: float = 30.0
     rebuild_s: float = 0.007
-    soft: bool = True
-    hard: bool = True
-    _votes: Votes = field(default_factory=Votes, init=False)
-    _loaded: str = field(default="", init=False)  # prefill | decode, the side that has too much; "" while normal
-    _looks: int = field(default=0, init=False)  # since it is so
+    lend_cycles: bool = True
+    move_nodes: bool = True
+    _imbalance: Hysteresis = field(default_factory=Hysteresis, init=False)
+    _loaded: str = field(default="", init=False)  # prefill | decode, the loaded side; "" while normal
+    _checks: int = field(default=0, init=False)  # since the imbalance began or a node was moved
     _working: float = field(default=0.0, init=False)  # share of prefill nodes that have work
 
     def __post_init__(self) -> None:
         Static.__post_init__(self)
-        if not (self.ttft_slo_s > 0 and self.tpot_slo_s > 0 and self.busy > 0 and 1 <= self.leave <= self.enter and self.patience >= 1):
-            raise ValueError("roles load_aware: SLOs and busy must be above 0, 1 <= leave <= enter, patience at least 1")
+        ratios = 1 <= self.leave_ratio <= self.enter_ratio
+        if not (self.ttft_slo_s > 0 and self.tpot_slo_s > 0 and self.min_load > 0 and ratios and self.lend_periods >= 1):
+            raise ValueError("load_aware: SLOs and min_load must be above 0, 1 <= leave_ratio <= enter_ratio, lend_periods at least 1")
 
     @property
     def loaded(self) -> str:
+        """The loaded side, prefill or decode; empty while the load is normal."""
         return self._loaded
 
     def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]:
         now = loads(nodes, self.ttft_slo_s, self.tpot_slo_s)
-        if now.prefill:
-            share = sum(nodes[i].queued_s > 0 for i in now.prefill) / len(now.prefill)
-            self._working += (share - self._working) / LOOKS
-        side = "prefill" if now.prompts > now.tokens else "decode"
-        lean, most = abs(math.log(now.prompts / now.tokens)), max(now.prompts, now.tokens)
-        if self._votes.on:
-            on = self._votes.cast(lean < math.log(self.leave) or most < self.busy or side != self._loaded)
+        if now.prefill_nodes:
+            share = sum(nodes[i].queued_s > 0 for i in now.prefill_nodes) / len(now.prefill_nodes)
+            self._working += (share - self._working) / CHECKS
+        side = "prefill" if now.prefill_load > now.decode_load else "decode"
+        lean, most = abs(math.log(now.prefill_load / now.decode_load)), max(now.prefill_load, now.decode_load)
+        if self._imbalance.on:
+            on = self._imbalance.update(lean < math.log(self.leave_ratio) or most < self.min_load or side != self._loaded)
         else:
-            on = self._votes.cast(most > self.busy and lean >= math.log(self.enter))
+            on = self._imbalance.update(most > self.min_load and lean >= math.log(self.enter_ratio))
         if not on:
-            self._loaded, self._looks = "", 0
+            self._loaded, self._checks = "", 0
             return []
         if not self._loaded:
             self._loaded = side
-        self._looks += 1
-        if not self.hard or self._looks < self.patience or side != self._loaded or min(now.prompts, now.tokens) > 1:
+        self._checks += 1
+        if not self.move_nodes or self._checks < self.lend_periods or side != self._loaded or min(now.prefill_load, now.decode_load) > 1:
             return []
-        return self._lend(nodes, now)
+        return self._move(nodes, now)
 
-    def _lend(self, nodes: Sequence[NodeLoad], now: Loads) -> list[RoleChange]:
+    def _move(self, nodes: Sequence[NodeLoad], now: Loads) -> list[RoleChange]:
         to_prefill = self._loaded == "prefill"
-        here, there = (now.prefill, now.decode) if to_prefill else (now.decode, now.prefill)
-        if len(there) < 2 or any(not node.role for node in nodes):
-            return []  # one at a time
-        much, used = (now.prompts, now.tokens) if to_prefill else (now.tokens, self._working)
-        grown = (len(here) + 1) / len(here)
-        used *= len(there) / (len(there) - 1) * grown
-        if used > 1 or (much - max(much / grown, used)) * self.horizon_s <= self.rebuild_s:
+        loaded, idle = (now.prefill_nodes, now.decode_nodes) if to_prefill else (now.decode_nodes, now.prefill_nodes)
+        if len(idle) < 2 or any(not node.role for node in nodes):
+            return []  # one change at a time
+        load, used = (now.prefill_load, now.decode_load) if to_prefill else (now.decode_load, self._working)
+        grown = (len(loaded) + 1) / len(loaded)
+        used *= len(idle) / (len(idle) - 1) * grown
+        if used > 1 or (load - max(load / grown, used)) * self.payback_s <= self.rebuild_s:
             return []
-        self._looks = 0  # look what it does before the next one goes
+        self._checks = 0  # see the effect before the next node is moved
         if to_prefill:
-            return [RoleChange(min(there, key=lambda i: (nodes[i].kv_due, nodes[i].active, i)), "prefill")]
-        return [RoleChange(min(there, key=lambda i: (nodes[i].queued_s, i)), "decode")]
+            return [RoleChange(min(idle, key=lambda i: (nodes[i].kv_due, nodes[i].active, i)), "prefill")]
+        return [RoleChange(min(idle, key=lambda i: (nodes[i].queued_s, i)), "decode")]
 
     def where(self, now_s: float, request: RequestView, source: Place, target: Place) -> Where:
-        if not (self.soft and self._loaded):
+        if not (self.lend_cycles and self._loaded):
             return "split"
         if self._loaded == "prefill":
-            idle = target.wait_s(request.isl) < source.queued_s and target.tpot_s < self.tpot_slo_s
-            return "target" if idle else "split"
-        idle = source.wait_s(request.isl) < target.wait_s(request.isl) or target.tpot_s > max(self.tpot_slo_s, source.tpot_s)
-        return "source" if idle else "split"
+            lends = target.wait_s(request.isl) < source.queued_s and target.tpot_s < self.tpot_slo_s
+            return "target" if lends else "split"
+        lends = source.wait_s(request.isl) < target.wait_s(request.isl) or target.tpot_s > max(self.tpot_slo_s, source.tpot_s)
+        return "source" if lends else "split"

@@ -1,10 +1,10 @@
-"""How loaded the two sides of a cluster are: 1 is as much as the SLO allows.
+"""How loaded the two sides of a cluster are; 1 is as much as the SLO allows.
 
     prefill node  x_p = queued prefill seconds / SLO_TTFT
-    decode node   x_d = max(KV due / 0.9, TPOT / SLO_TPOT)       those that wait for prefill are no load of decoding
-    side          L = sum w x / sum w over its nodes, w what each can do; at least `floor`, so that a ratio can be had
+    decode node   x_d = max(KV due / 0.9, TPOT / SLO_TPOT)       requests that wait for prefill do not count
+    side          L = sum w x / sum w over its nodes, with w the speed of each node; at least FLOOR, so that ratios are defined
 
-Source: DESIGN, section 7; the signals are FlowKV's (arXiv 2504.03775).
+Source: the signals of FlowKV's load-aware scheduler (arXiv 2504.03775).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ FLOOR = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Loads:
-    """prefill, decode: the places of the nodes that have the role. prompts, tokens: the loads of the two sides."""
+    """prefill_nodes, decode_nodes: indices of the nodes that have the role. prefill_load, decode_load: L of the two sides."""
 
-    prefill: tuple[int, ...]
-    decode: tuple[int, ...]
-    prompts: float
-    tokens: float
+    prefill_nodes: tuple[int, ...]
+    decode_nodes: tuple[int, ...]
+    prefill_load: float
+    decode_load: float
 
 
-def prompt_load(node: NodeLoad, ttft_slo_s: float) -> float:
+def prefill_load(node: NodeLoad, ttft_slo_s: float) -> float:
     return node.queued_s / ttft_slo_s
 
 
@@ -37,13 +37,13 @@ def decode_load(node: NodeLoad, tpot_slo_s: float) -> float:
 
 
 def loads(nodes: Sequence[NodeLoad], ttft_slo_s: float, tpot_slo_s: float) -> Loads:
-    """Nodes that do both count on both sides; those that change, on neither."""
+    """The loads of both sides. Nodes with both roles count on both sides; nodes that change their role count on neither."""
     prefill = tuple(i for i, node in enumerate(nodes) if node.role in ("prefill", "both"))
     decode = tuple(i for i, node in enumerate(nodes) if node.role in ("decode", "both"))
     return Loads(
         prefill,
         decode,
-        _mean((nodes[i] for i in prefill), lambda node: prompt_load(node, ttft_slo_s), lambda node: node.prefill_weight),
+        _mean((nodes[i] for i in prefill), lambda node: prefill_load(node, ttft_slo_s), lambda node: node.prefill_weight),
         _mean((nodes[i] for i in decode), lambda node: decode_load(node, tpot_slo_s), lambda node: node.decode_weight),
     )
 

@@ -1,9 +1,9 @@
-"""Roles by the clock: who changes to what, and when, is written down, so that two worlds can be compared around the same changes.
+"""Role changes at configured times, so that the simulator and real workers can be compared around the same changes.
 
-A change that cannot be had yet, as its node still changes or is the last one of its side, waits until it can. A node that is gone by then,
-or has the role already, needs none.
+A change is delayed while its node is still changing or is the last one of its side. It is dropped if the node is gone or has the role
+already.
 
-Source: the timed pool moves of planners that work from a forecast; a forecast is the user's here.
+Source: planners that move nodes between pools by a forecast; here the user gives the times.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIDES = ("prefill", "decode")
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """From at_s on, the node of this name has this role."""
+    """From at_s on, the node of name `worker` has this role."""
 
     at_s: float
     worker: str
@@ -35,12 +35,12 @@ class Switch:
 
 @dataclass(slots=True)
 class Scheduled(Static):
-    """changes: the fields of a Switch each. Raises ValueError at the first look where one names a node that there is not."""
+    """changes: the fields of one Switch each. `decide` raises ValueError on its first call if a change names an unknown node."""
 
     period_s: float = 0.1
     changes: Sequence[Mapping[str, Any]] = ()
     _due: list[Switch] = field(default_factory=list, init=False)
-    _looked: bool = field(default=False, init=False)
+    _checked: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         Static.__post_init__(self)
@@ -65,13 +65,13 @@ class Scheduled(Static):
         return made
 
     def _check(self, places: Mapping[str, int]) -> None:
-        if not self._looked and (unknown := [switch.worker for switch in self._due if switch.worker not in places]):
-            raise ValueError(f"roles scheduled: there is no node {unknown[0]}; there are {', '.join(sorted(places))}")
-        self._looked = True
+        if not self._checked and (unknown := [switch.worker for switch in self._due if switch.worker not in places]):
+            raise ValueError(f"roles scheduled: there is no node {unknown[0]}; the nodes are {', '.join(sorted(places))}")
+        self._checked = True
 
 
 def _free(roles: Sequence[str], at: int) -> bool:
-    """Whether this one may change now: it is not changing, and each side that it is on has another."""
+    """Whether the node may change now: it is not changing, and each of its sides has another node."""
     others = [role for i, role in enumerate(roles) if i != at]
     mine = SIDES if roles[at] == "both" else (roles[at],)
     return roles[at] != "" and all(any(role in (side, "both") for role in others) for side in mine)

@@ -1,4 +1,4 @@
-"""Every node keeps the role that it begins with: xPyD. The baseline of all others, and their base."""
+"""Every node keeps its role: x prefill and y decode nodes (xPyD). The baseline of the other roles policies, and their base class."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from abkt.policy.roles.base import NodeLoad, Place, RoleChange, Where
-from abkt.policy.view import RequestView
+from abkt.policy.routing.base import RequestView
 
 
 @dataclass(slots=True)
 class Static:
+    """period_s: seconds between calls of `decide`; inf: never."""
+
     period_s: float = math.inf
 
     def __post_init__(self) -> None:

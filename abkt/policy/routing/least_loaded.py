@@ -1,6 +1,6 @@
-"""The prefill node with the fewest queued seconds, the decode node with the least memory promised (then the fewest requests).
+"""The prefill node with the fewest queued seconds, and the decode node with the least KV memory in use (then the fewest requests).
 
-The two sides are chosen apart, and the link between them is not looked at.
+The two nodes are chosen independently; the link between them is ignored.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 from abkt.policy.routing.ranking import candidates
-from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
 
 
 @dataclass(slots=True)
 class LeastLoaded:
+    """The shortest prefill queue and the least full decode node."""
+
     def decide(
         self,
         now_s: float,
@@ -22,14 +24,14 @@ class LeastLoaded:
         decode: Sequence[DecodeLoad],
         quote_s: Callable[[int, int], float],
     ) -> tuple[int, int]:
-        return shortest_queue(prefill), emptiest(decode)
+        return shortest_queue(prefill), least_full(decode)
 
 
 def shortest_queue(prefill: Sequence[PrefillLoad]) -> int:
     return min(candidates(prefill, 1, backlog), key=lambda p: prefill[p].queued_s)
 
 
-def emptiest(decode: Sequence[DecodeLoad]) -> int:
+def least_full(decode: Sequence[DecodeLoad]) -> int:
     return min(candidates(decode, 1, fullness), key=lambda d: fullness(decode[d]))
 
 
@@ -38,5 +40,5 @@ def fullness(node: DecodeLoad) -> tuple[float, int]:
 
 
 def backlog(node: PrefillLoad) -> float:
-    """Of nodes in a Ranking: orders them as queued_s does, and stands still while time passes."""
-    return node.free_s  # type: ignore[attr-defined, no-any-return]
+    """The key of a Ranking of prefill nodes: it orders them as queued_s does, and does not change while time passes."""
+    return node.free_s

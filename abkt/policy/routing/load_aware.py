@@ -1,14 +1,14 @@
-"""The pair of nodes on which the request's KV is usable first, if its decode node keeps its pace.
+"""The pair of nodes on which the request's KV is usable first, with a penalty for slow decode nodes.
 
-cost(p, d) = T_prefill(p) + T_transfer(p, d) + T_wait(d) + kappa_s max(0, TPOT(d) / SLO - 1)
+cost(p, d) = T_prefill(p) + T_transfer(p, d) + T_wait(d) + tpot_penalty_s max(0, TPOT(d) / SLO - 1)
 
-T_prefill: what the node has queued and the prompt itself, less the prefix that it holds. T_transfer: what the pair's own bitrate policy
-quotes, codec included. Ties go to the decode node with less memory promised, then to the nodes named first.
+T_prefill: the node's queue, and the prompt without the prefix that the node has cached. T_transfer: the quote of the pair's own bitrate
+policy, codec included. T_wait: the wait for decode memory. Ties go to the decode node with less memory in use, then to the first nodes.
 
-Looked at are the top_k prefill nodes by T_prefill, and the top_k decode nodes by their terms, so the choice is exact where top_k covers
-all. In a large cluster (a Ranking) the decode side is pruned by its terms for a request of no length, then by memory promised.
+Only the top_k prefill nodes by T_prefill and the top_k decode nodes by their own terms are compared, so the choice is exact if top_k covers
+all nodes. In a large cluster (a Ranking) the decode nodes are preselected by their terms for an empty prompt, then by memory in use.
 
-Source: FlowKV (arXiv 2504.03775), load-aware scheduling; the terms as in DESIGN: time to usable KV, and a price on a slow decode node.
+Source: FlowKV (arXiv 2504.03775), load-aware scheduling; the cost as time to usable KV is this project's (docs/design.md).
 """
 
 from __future__ import annotations
@@ -16,23 +16,36 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 from abkt.policy.routing.least_loaded import backlog
 from abkt.policy.routing.min_ttft import first_token_s
 from abkt.policy.routing.ranking import candidates
-from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
 
 
 @dataclass(slots=True)
 class LoadAwareRouting:
-    """kappa_s: seconds that a TPOT of twice its SLO costs. top_k: nodes of each side that are looked at."""
+    """The pair with the least expected time to usable KV.
+
+    Parameters
+    ----------
+    tpot_slo_s : the TPOT of the SLO; slower decode nodes are penalised.
+    tpot_penalty_s : penalty of a node whose TPOT is twice the SLO.
+    top_k : nodes of each side that are compared.
+
+    Raises
+    ------
+    ValueError : if a value is out of its range.
+
+    Source: FlowKV (arXiv 2504.03775).
+    """
 
     tpot_slo_s: float = 0.05
-    kappa_s: float = 1.0
+    tpot_penalty_s: float = 1.0
     top_k: int = 2
 
     def __post_init__(self) -> None:
-        if not (self.tpot_slo_s > 0 and self.kappa_s >= 0 and self.top_k >= 1):
-            raise ValueError("load_aware: tpot_slo_s must be above 0, kappa_s not below 0, top_k at least 1")
+        if not (self.tpot_slo_s > 0 and self.tpot_penalty_s >= 0 and self.top_k >= 1):
+            raise ValueError("load_aware: tpot_slo_s must be above 0, tpot_penalty_s not below 0, top_k at least 1")
 
     def decide(
         self,
@@ -50,7 +63,7 @@ class LoadAwareRouting:
         best = None
         for known_s, used, p, d in pairs:
             if best is not None and known_s > best[0]:
-                break  # no transfer is faster than none, so no later pair is better
+                break  # a transfer takes at least 0 s, so no later pair is better
             cost = (known_s + quote_s(p, d), used, p, d)
             if best is None or cost < best:
                 best = cost
@@ -58,7 +71,7 @@ class LoadAwareRouting:
         return best[2], best[3]
 
     def _decode_s(self, node: DecodeLoad, isl: int) -> float:
-        return node.wait_s(isl) + self.kappa_s * max(0.0, node.tpot_s / self.tpot_slo_s - 1)
+        return node.wait_s(isl) + self.tpot_penalty_s * max(0.0, node.tpot_s / self.tpot_slo_s - 1)
 
     def _pressure(self, node: DecodeLoad) -> tuple[float, float]:
         return self._decode_s(node, 0), node.kv_used

@@ -1,9 +1,9 @@
-"""The prefill node on which the first token comes first, prefix cache counted; the decode node with the shortest iterations.
+"""The prefill node with the earliest first token, prefix cache included, and the decode node with the shortest iterations.
 
-    TTFT(p) = queued(p) + T_prefill(isl, cached(p)),    p = argmin TTFT(p),    d = argmin TPOT(d), then the memory promised
+    TTFT(p) = queued(p) + T_prefill(isl, cached(p)),    p = argmin TTFT(p),    d = argmin TPOT(d), then the least memory in use
 
-Source: Mooncake (FAST'25, arXiv 2407.00079), algorithm 1. Its copy of a prefix from one prefill node to another is left out, and so is its
-rejection of late requests, which is admission's (abkt.policy.admission.reject_late).
+Source: Mooncake (FAST'25, arXiv 2407.00079), algorithm 1. Left out: its copy of a prefix between prefill nodes, and its rejection of
+late requests, which is an admission policy here (abkt.policy.admission.reject_late).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 from abkt.policy.routing.least_loaded import backlog
 from abkt.policy.routing.ranking import candidates
-from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
 
 
 @dataclass(slots=True)
 class MinTTFT:
-    """top_k: nodes that are looked at in a large cluster."""
+    """top_k: nodes that are compared in a large cluster."""
 
     top_k: int = 4
 
@@ -41,7 +41,7 @@ class MinTTFT:
 
 
 def first_token_s(node: PrefillLoad, request: RequestView) -> float:
-    """From now until the prefill node has the first token."""
+    """Expected seconds from now until the prefill node has the first token."""
     cached = node.cached_tokens(request.hash_ids) if request.hash_ids else 0
     return node.queued_s + node.prefill_s(request.isl, cached)
 

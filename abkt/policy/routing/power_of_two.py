@@ -1,4 +1,4 @@
-"""Two nodes of each side at random, and of these the less loaded one: almost as even as asking all of them, at two questions.
+"""Two random nodes of each side, and the less loaded of the two: almost as balanced as comparing all nodes, at the cost of two.
 
 Source: Mitzenmacher, The power of two choices in randomized load balancing (IEEE TPDS 12(10), 2001). Loads as in least_loaded.
 """
@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 from abkt.policy.routing.least_loaded import fullness
-from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
 
 
 @dataclass(slots=True)
 class PowerOfTwo:
+    """seed: of the draws."""
+
     seed: int = 0
     _random: Random = field(init=False, repr=False)
 
@@ -34,7 +36,7 @@ class PowerOfTwo:
         return p, d
 
     def _two(self, count: int) -> tuple[int, ...]:
-        """Two different ones, where there are two."""
+        """Two different indices; one if there is only one node."""
         if count == 1:
             return (0,)
         first, other = self._random.randrange(count), self._random.randrange(count - 1)

@@ -1,9 +1,11 @@
-"""The prefill node that holds most of the prompt's prefix, unless it is much busier than the idlest; the emptiest decode node.
+"""The prefill node that has cached most of the prompt's prefix, unless its queue is much longer than the shortest.
 
-    p = argmax cached(p) / isl    if that share is at least `share` and queued(p) - min queued <= balance_s
+    p = argmax cached(p) / isl    if that share is at least cache_threshold and queued(p) - min queued <= balance_threshold_s
     p = argmin queued(p)          otherwise
 
-Source: the rule of SGLang's cache-aware router (match threshold and balance threshold); its counts of requests are seconds here.
+The decode node is the least full one.
+
+Source: SGLang's cache-aware router, with its cache threshold and balance threshold (in requests there, in seconds here).
 """
 
 from __future__ import annotations
@@ -11,23 +13,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from abkt.policy.routing.least_loaded import backlog, emptiest
+from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
+from abkt.policy.routing.least_loaded import backlog, least_full
 from abkt.policy.routing.ranking import candidates
-from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
 
 
 @dataclass(slots=True)
 class PrefixAware:
-    """share: of the prompt that has to be held to be worth following. balance_s: longer queues than the shortest are not followed.
-    top_k: nodes that are looked at in a large cluster, least loaded and holding the longest prefix each."""
+    """cache_threshold: share of the prompt that must be cached. balance_threshold_s: how much longer than the shortest the queue may be.
+    top_k: nodes that are compared in a large cluster: the least loaded ones, and the ones with the longest cached prefix."""
 
-    share: float = 0.1
-    balance_s: float = 2.0
+    cache_threshold: float = 0.1
+    balance_threshold_s: float = 2.0
     top_k: int = 4
 
     def __post_init__(self) -> None:
-        if not (0 < self.share <= 1 and self.balance_s >= 0 and self.top_k >= 1):
-            raise ValueError("prefix_aware: share must be in (0, 1], balance_s not below 0, top_k at least 1")
+        if not (0 < self.cache_threshold <= 1 and self.balance_threshold_s >= 0 and self.top_k >= 1):
+            raise ValueError("prefix_aware: cache_threshold must be in (0, 1], balance_threshold_s not below 0, top_k at least 1")
 
     def decide(
         self,
@@ -38,11 +40,11 @@ class PrefixAware:
         quote_s: Callable[[int, int], float],
     ) -> tuple[int, int]:
         looked = candidates(prefill, self.top_k, backlog, request.hash_ids)
-        idlest = min(looked, key=lambda p: prefill[p].queued_s)
+        shortest = min(looked, key=lambda p: prefill[p].queued_s)
         if request.hash_ids:
             held = {p: prefill[p].cached_tokens(request.hash_ids) for p in looked}
             best = max(looked, key=lambda p: (held[p], -prefill[p].queued_s))
-            near = prefill[best].queued_s - prefill[idlest].queued_s <= self.balance_s
-            if near and held[best] >= self.share * request.isl:
-                return best, emptiest(decode)
-        return idlest, emptiest(decode)
+            near = prefill[best].queued_s - prefill[shortest].queued_s <= self.balance_threshold_s
+            if near and held[best] >= self.cache_threshold * request.isl:
+                return best, least_full(decode)
+        return shortest, least_full(decode)

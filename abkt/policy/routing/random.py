@@ -1,4 +1,4 @@
-"""Any prefill node, any decode node: the floor that every other routing has to beat."""
+"""A random prefill node and a random decode node: the baseline that every other routing policy has to beat."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random as Generator
 
-from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
+from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 
 
 @dataclass(slots=True)
 class RandomRouting:
+    """seed: of the draws."""
+
     seed: int = 0
     _generator: Generator = field(init=False, repr=False)
 

@@ -1,11 +1,11 @@
-"""Nodes in order of their load, kept while it changes, so that a decision among a thousand of them looks at a few.
+"""Nodes sorted by their load, kept up to date, so that a decision among a thousand nodes compares only a few.
 
-A node's load changes several times for each request and is asked for once. So a change only marks the node (`changed.add(node)`), and
-the next question moves the marked ones: O(log n) each, by bisection. What a policy orders by must not change on its own as time
-passes: of prefill nodes not the seconds queued, but the moment at which the queue will be empty.
+A node's load changes several times for each request and is read once. So a change only marks the node (`changed.add(node)`), and the next
+query moves the marked nodes: O(log n) each, by bisection. The sort key must not change as time passes. For prefill nodes it is not the
+seconds queued, but the time at which the queue will be empty (PrefillLoad.free_s).
 
-Nodes of one `kind` have the same order for every request. The k least of all lie among the k least of each kind, whatever a request
-costs on each kind.
+Nodes of one `kind` have the same order for every request. So the k best nodes are among the k least loaded of each kind, whatever a
+request costs on each kind.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-FEW = 8  # nodes that are looked at one by one instead
+FEW = 8  # up to this many nodes, all of them are compared instead
 
 
 class Ranking(list[T]):
-    """A list of nodes, made once for as long as it has the same members. kind(node): see above; it may change like a load.
+    """A list of nodes whose members do not change.
 
-    holders: block hash -> the nodes that hold it, in order of getting it; kept by the nodes' prefix caches.
+    kind(node): see the module; it may change as the load does. holders: block hash -> the nodes that hold the block, in the order in which
+    they got it; kept up to date by the nodes' prefix caches.
     """
 
     def __init__(self, nodes: Iterable[T], kind: Callable[[T], Hashable], holders: dict[int, dict[T, None]] | None = None) -> None:
@@ -33,7 +34,7 @@ class Ranking(list[T]):
         self._orders: dict[Callable[[T], Any], _Order] = {}
 
     def least(self, count: int, load: Callable[[T], Any]) -> Sequence[int]:
-        """Indices of the `count` nodes of each kind with the least load (ties: the first), and maybe of more."""
+        """Indices of the `count` least loaded nodes of each kind (the first ones on ties), and maybe of more nodes."""
         if len(self) <= max(FEW, count):
             return range(len(self))
         if self.changed:
@@ -48,10 +49,10 @@ class Ranking(list[T]):
         return known.first(count)
 
     def holding(self, hash_ids: tuple[int, ...], count: int) -> list[int]:
-        """Indices of at most `count` nodes that hold the longest part of the prefix that any node holds."""
+        """Indices of at most `count` nodes among those that hold the longest part of the prefix."""
         deepest = bisect_left(hash_ids, True, key=lambda block: not self.holders.get(block)) - 1
         found: list[int] = []
-        while deepest >= 0 and not found:  # nodes that are not of this ranking may hold more
+        while deepest >= 0 and not found:  # nodes outside this ranking may hold more
             for node in self.holders[hash_ids[deepest]]:
                 if node in self.place:
                     found.append(self.place[node])
@@ -62,7 +63,7 @@ class Ranking(list[T]):
 
 
 def candidates(nodes: Sequence[T], count: int, load: Callable[[T], Any], hash_ids: tuple[int, ...] = ()) -> Sequence[int]:
-    """Indices that are worth a look: all of a plain list; of a Ranking the least loaded, and those that hold the prefix."""
+    """Indices of the nodes to compare: all of a plain list; of a Ranking the least loaded ones and those that hold the prefix."""
     if not isinstance(nodes, Ranking):
         return range(len(nodes))
     least = nodes.least(count, load)
@@ -72,7 +73,7 @@ def candidates(nodes: Sequence[T], count: int, load: Callable[[T], Any], hash_id
 
 
 class _Order:
-    """Nodes by (load, index), one sorted list for each kind."""
+    """Sorted lists of (load, index), one for each kind."""
 
     def __init__(self, entries: list[tuple[Hashable, Any]]) -> None:
         self.entries = entries

@@ -1,4 +1,4 @@
-"""Each node of each side in turn, and shifted by one when the same pair would come again, so that all pairs meet."""
+"""The nodes of each side in turn. The decode side shifts by one whenever the same pairs would repeat, so that all pairs are used."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import lcm
 
-from abkt.policy.view import DecodeLoad, PrefillLoad, RequestView
+from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 
 
 @dataclass(slots=True)
 class RoundRobin:
+    """Every pair in turn, whatever its load."""
+
     _placed: int = 0
 
     def decide(

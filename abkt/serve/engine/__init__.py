@@ -1,0 +1,27 @@
+"""A Hugging Face causal LM over a block pool: attention, sampling, and the pool as a transformers Cache. For workers and for studies of
+answer quality; it knows nothing of frontends and transfers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abkt.lazy import exporter
+
+if TYPE_CHECKING:
+    from abkt.serve.engine.attention import SequenceRow
+    from abkt.serve.engine.cache import PoolCache
+    from abkt.serve.engine.engine import Engine, read_spec
+    from abkt.serve.engine.sampling import Generation, Sampling
+
+__all__ = ["Engine", "Generation", "PoolCache", "Sampling", "SequenceRow", "read_spec"]
+__getattr__ = exporter(
+    __name__,
+    {
+        "Engine": "engine",
+        "Generation": "sampling",
+        "PoolCache": "cache",
+        "Sampling": "sampling",
+        "SequenceRow": "attention",
+        "read_spec": "engine",
+    },
+)

@@ -1,13 +1,14 @@
 """Attention over the block pool, for any Hugging Face causal LM: new K and V go into the pool, old ones are read from it.
 
-transformers hands every layer's query, key and value (after RoPE) to the attention function named in the config; ours finds the pool
-and the rows of this pass in the keyword argument `pass_`. Nothing else of the model is touched, and nothing is cached twice.
+transformers passes every layer's query, key and value (after RoPE) to the attention function that the config names. Ours finds the pool and
+the rows of this pass in the keyword argument `pass_`. Nothing else of the model is changed, and nothing is cached twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -24,7 +25,7 @@ class SequenceRow:
 
     table: Sequence[int]
     tokens: int
-    index: torch.Tensor | slice = field(init=False)  # a slice where the blocks are adjacent, so that reading copies once
+    index: torch.Tensor | slice = field(init=False)  # a slice where the blocks are adjacent, so that reading copies only once
 
     def __post_init__(self) -> None:
         first = self.table[0]
@@ -33,10 +34,10 @@ class SequenceRow:
 
 
 @dataclass(slots=True)
-class Pass:
-    """One forward pass: a whole prompt (one row with no tokens yet), more tokens of one row, or one decode iteration (a token for each).
+class ForwardPass:
+    """One forward pass: a whole prompt (one row without tokens), more tokens of one row, or one decode iteration (a token for each row).
 
-    importance: is given the queries of each layer of a prompt.
+    importance: observes the queries of each layer of a prompt.
     """
 
     pool: Pool
@@ -51,13 +52,14 @@ class Pass:
         self.offsets = torch.tensor([row.tokens % size for row in self.rows])
 
     def prefill(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """A whole prompt. query [1, heads, n, dim], key, value [1, kv_heads, n, dim] -> [1, heads, n, dim]."""
         self.pool.write(self.rows[0].table, layer, 0, key[0], value[0])
         if self.importance is not None:
             self.importance.observe(layer, query[0], scale)
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
 
     def extend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """Several tokens after those in the pool, one row: query [1, heads, n, dim] sees the pool and what comes before it of the n."""
+        """n more tokens of one row. Each query of [1, heads, n, dim] attends to the pool and to the new tokens up to its own."""
         row, n = self.rows[0], query.shape[2]
         self.pool.write(row.table, layer, row.tokens, key[0], value[0])
         keys, values = self.pool.read(row.table, layer, row.tokens + n)
@@ -66,13 +68,13 @@ class Pass:
         return scaled_dot_product_attention(query, keys[None], values[None], attn_mask=seen, scale=scale, enable_gqa=True)
 
     def decode(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """query [batch, heads, 1, dim], key, value [batch, kv_heads, 1, dim] -> [batch, heads, 1, dim]."""
+        """One token of each row. query [batch, heads, 1, dim], key, value [batch, kv_heads, 1, dim] -> [batch, heads, 1, dim]."""
         data = self.pool.data
         data[self.blocks, layer, 0, :, self.offsets] = key[:, :, 0]
         data[self.blocks, layer, 1, :, self.offsets] = value[:, :, 0]
         batch, heads, _, dim = query.shape
         kv_heads = key.shape[1]
-        # A query head is one query position of its KV head: no repeated keys, and the fused kernel without a mask.
+        # The query heads of a KV head become query positions: keys need not be repeated, and the fused kernel runs without a mask.
         grouped = query.view(batch, kv_heads, heads // kv_heads, dim)
         out = torch.empty_like(grouped)
         for i, row in enumerate(self.rows):
@@ -81,10 +83,20 @@ class Pass:
         return out.view(batch, heads, 1, dim)
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, pass_: Pass | None = None, **_):
-    """transformers' attention interface: -> ([batch, tokens, heads, dim], no weights)."""
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: Any = None,
+    dropout: float = 0.0,
+    pass_: ForwardPass | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function, with transformers' interface: ([batch, tokens, heads, dim], None instead of the attention weights)."""
     if pass_ is None:
-        raise ValueError("the model's attention runs over the block pool: call it through abkt.serve.engine.engine.Engine")
+        raise ValueError("this model's attention runs over a block pool; call the model through abkt.serve.engine.engine.Engine")
     run = pass_.prefill if not pass_.rows[0].tokens else pass_.extend if query.shape[2] > 1 else pass_.decode
     return run(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
@@ -94,5 +106,5 @@ def register() -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # causality is the pass's own affair
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # ForwardPass does the causal masking
     return NAME

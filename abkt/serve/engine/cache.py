@@ -1,15 +1,15 @@
-"""The block pool as transformers' Cache: any Hugging Face causal LM with grouped or multi-head attention generates over it as it is.
+"""The block pool as a transformers Cache: any Hugging Face causal LM with grouped or multi-head attention can generate over it, unchanged.
 
-    cache = PoolCache(pool, [table])            # or [table, table, …], a row of the batch each
+    cache = PoolCache(pool, [table])            # one table for each row of the batch
     model.generate(input_ids, past_key_values=cache)
 
-Append-only: what is in the pool is read and never written again, so KV that came over a network, lossy or not, is not coded twice. With
-`tokens` it begins after what the pool holds already: the prompt that a transfer has brought.
+The cache is append-only: KV that is in the pool is read and never written again, so KV that came over a network, lossy or not, is not coded
+twice.
 
-This is the general way, with the model's own attention and masks: windows, soft caps, padding. The workers' fast way is
-abkt.serve.engine.attention, in the model's place: no copy of all KV for each layer and token, rows of different lengths in one
-batch; but it knows full causal attention alone. Both write the same KV.
-Not here: beams and assisted decoding, which would move or take back what is in the pool.
+PoolCache is the general way: it keeps the model's own attention and masks (windows, soft caps, padding). Workers use the fast way,
+abkt.serve.engine.attention, which replaces the model's attention. That copies no KV for each layer and token, and takes rows of different
+lengths in one batch; but it computes full causal attention only. Both write the same KV.
+Not supported: beam search and assisted decoding, which would move or remove KV in the pool.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from abkt.kv.pool import Pool
 
 
 class PoolLayer(CacheLayerMixin):
-    """One layer of the rows: keys and values of [rows, kv_heads, tokens, head_dim], copied out of the pool at each step."""
+    """One layer of all rows: keys and values [rows, kv_heads, tokens, head_dim], copied out of the pool at each step."""
 
     is_sliding = False
     is_croppable = False
@@ -37,7 +37,7 @@ class PoolLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None: ...
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write what is new behind what is there. Raises ValueError, one line, where the blocks or the shapes do not fit."""
+        """Append new keys and values, and return all. Raises ValueError, one line, where the blocks or the shapes do not fit."""
         if key_states.shape[0] != len(self._tables):
             raise ValueError(
                 f"a batch of {key_states.shape[0]} rows, but the cache has {len(self._tables)} tables; one for each row is needed"
@@ -58,19 +58,28 @@ class PoolLayer(CacheLayerMixin):
         return min(len(table) for table in self._tables) * self._pool.layout.block_tokens
 
     def offload(self) -> None:
-        raise ValueError("KV in a block pool stays there; give no offloading")
+        raise ValueError("a PoolCache does not offload; its KV stays in the block pool")
 
     def reset(self) -> None:
         raise ValueError("a PoolCache is append-only; make a new one over the same tables")
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        raise ValueError("a PoolCache is append-only: no beams; give num_beams=1")
+        raise ValueError("a PoolCache is append-only, so it has no beams; give num_beams=1")
 
 
 class PoolCache(Cache):
-    """tables: the blocks of each row, enough for all that will come. tokens: of every row, in the pool already.
+    """KV of a batch, in the blocks of a pool.
 
-    Raises ValueError, one line, where the model of the pool has one latent instead of K and V, or a table cannot be one of its.
+    Parameters
+    ----------
+    pool : of the model's shape.
+    tables : the blocks of each row, enough for all tokens that will be there.
+    tokens : of every row, in the pool already, such as the prompt that a transfer has brought; generation continues after them.
+
+    Raises
+    ------
+    ValueError : in one line, where the pool's model has one latent instead of K and V, a table does not fit the pool, or two rows share a
+        block.
     """
 
     def __init__(self, pool: Pool, tables: Sequence[Sequence[int]], tokens: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""A model over a block pool: prefill a prompt, decode one token for each row of a batch."""
+"""A Hugging Face causal LM over a block pool: prefill a prompt, decode one token for each row of a batch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ import torch
 
 from abkt.codec.importance import Importance
 from abkt.kv.pool import Pool
-from abkt.serve.engine.attention import Pass, SequenceRow, register
+from abkt.serve.engine.attention import ForwardPass, SequenceRow, register
 from abkt.serve.engine.sampling import GREEDY, Choice, Sampling, choose
 from abkt.spec import KVLayout, ModelSpec
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The KV shapes of a Hugging Face model folder. Raises ValueError where it has no readable config."""
+    """The shapes of a model and its KV.
+
+    Parameters
+    ----------
+    folder : a Hugging Face model folder.
+
+    Raises
+    ------
+    ValueError : in one line, where the folder has no readable config.
+    """
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
@@ -35,12 +44,12 @@ def read_spec(folder: Path) -> ModelSpec:
         dtype=str(config.dtype or "float32").removeprefix("torch."),
         hidden=config.hidden_size,
         heads=heads,
-        max_tokens=min(config.max_position_embeddings, window),  # within a sliding window attention is full, as here
+        max_tokens=min(config.max_position_embeddings, window),  # within a sliding window attention is full, as it is here
     )
 
 
 def rope_theta(folder: Path) -> float | None:
-    """Base of the rotary embedding, where the model's config says one that is not scaled."""
+    """Base of the rotary embedding (RoPE); None where the model has none, or a scaled one."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
@@ -50,7 +59,22 @@ def rope_theta(folder: Path) -> float | None:
 
 
 class Engine:
-    """Not thread-safe: one thread computes. The pool is shared with the transfer, which touches other blocks."""
+    """A model and its KV pool. Not thread-safe: one thread computes. Transfers may use other blocks of the pool meanwhile.
+
+    Parameters
+    ----------
+    folder : a Hugging Face model folder.
+    layout : of the KV pool, which is allocated here.
+    device : cpu or cuda.
+
+    Examples
+    --------
+    >>> engine = Engine(folder, KVLayout(read_spec(folder), blocks=64))
+    >>> table = [0, 1, 2]                                      # blocks of 16 tokens
+    >>> token = engine.prefill(prompt, table)                  # up to 47 tokens
+    >>> row = SequenceRow(table, len(prompt))
+    >>> token = engine.decode([row], [token])[0]
+    """
 
     def __init__(self, folder: Path, layout: KVLayout, device: str = "cpu") -> None:
         from transformers import AutoModelForCausalLM
@@ -62,25 +86,28 @@ class Engine:
         self.model = load(folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register()).to(device).eval()
 
     def prefill(self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None) -> int:
-        """Write the KV of a prompt into the blocks of table; returns the likeliest next token. importance: is given the last queries."""
+        """Write the KV of a prompt into the blocks of a table; returns the likeliest next token.
+
+        importance: observes the last queries of each layer.
+        """
         return self.begin(tokens, table, importance).token
 
     def decode(self, rows: Sequence[SequenceRow], last: Sequence[int]) -> list[int]:
-        """One iteration: the last token of each row goes in, its KV into the pool, the likeliest next one comes out. Rows grow by one."""
+        """One iteration: write the KV of each row's last token into the pool, and return the likeliest next tokens. Rows grow by one."""
         return [choice.token for choice in self.step(rows, last, [GREEDY] * len(rows))]
 
     @torch.inference_mode()
     def begin(
         self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None, sampling: Sampling = GREEDY
     ) -> Choice:
-        """As prefill; the first output token is chosen as `sampling` says."""
+        """As prefill, with the next token chosen by `sampling`. Raises ValueError where the table or the model holds too few tokens."""
         self._check(len(tokens), table)
         logits = self._logits([list(tokens)], [list(range(len(tokens)))], [SequenceRow(table, 0)], importance)
         return choose(logits[:, -1], [sampling], [len(tokens)])[0]
 
     @torch.inference_mode()
     def step(self, rows: Sequence[SequenceRow], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
-        """As decode; each row's token is chosen as its own sampling says."""
+        """As decode, with each token chosen by its row's sampling. Raises ValueError where a table or the model holds too few tokens."""
         for row in rows:
             self._check(row.tokens + 1, row.table)
         logits = self._logits([[token] for token in last], [[row.tokens] for row in rows], rows)
@@ -90,8 +117,18 @@ class Engine:
 
     @torch.inference_mode()
     def score(self, tokens: Sequence[int], row: SequenceRow) -> torch.Tensor:
-        """Put given tokens after a row's, whatever the model would say itself: logits [tokens, vocabulary] float32, of what follows each.
-        Their KV goes into the pool, and the row grows by them. Raises ValueError where the table or the model does not hold them."""
+        """Append given tokens to a row, instead of those that the model would choose.
+
+        Their KV is written into the pool, and the row grows by them.
+
+        Returns
+        -------
+        Logits [tokens, vocabulary], float32, of the token that follows each.
+
+        Raises
+        ------
+        ValueError : where the table or the model holds too few tokens.
+        """
         self._check(row.tokens + len(tokens), row.table)
         positions = list(range(row.tokens, row.tokens + len(tokens)))
         logits = self._logits([list(tokens)], [positions], [row], keep=len(tokens))[0]
@@ -106,13 +143,13 @@ class Engine:
         importance: Importance | None = None,
         keep: int = 1,
     ) -> torch.Tensor:
-        """[rows, keep, vocabulary], of the last `keep` tokens of each row."""
+        """Logits [rows, keep, vocabulary] of the last `keep` tokens of each row."""
         out = self.model(
             input_ids=torch.tensor(tokens, device=self.device),
             position_ids=torch.tensor(positions, device=self.device),
             use_cache=False,
             logits_to_keep=keep,
-            pass_=Pass(self.pool, rows, importance),
+            pass_=ForwardPass(self.pool, rows, importance),
         )
         return out.logits
 
@@ -122,6 +159,4 @@ class Engine:
                 f"{tokens} tokens need {self.layout.blocks_for(tokens)} blocks of {self.layout.block_tokens}; the table has {len(table)}"
             )
         if tokens > self.layout.model.max_tokens:
-            raise ValueError(
-                f"{tokens} tokens are more than the {self.layout.model.max_tokens} that model {self.layout.model.name} can hold"
-            )
+            raise ValueError(f"{tokens} tokens are more than the {self.layout.model.max_tokens} that model {self.layout.model.name} takes")

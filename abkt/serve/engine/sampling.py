@@ -1,8 +1,8 @@
-"""Which token comes next: the likeliest, or one drawn by the request's own seed.
+"""How the next token is chosen: the likeliest one, or one drawn with the request's own seed.
 
-Drawn is argmax(logits / temperature + Gumbel noise), which is a draw from the softmax (Gumbel-max trick; Maddison, Tarlow and Minka,
-A* sampling, 2014). The noise follows from the seed and the position alone, so a request gets the same tokens whatever batch it is in and
-whichever worker goes on with it, as far as the logits are the same.
+A draw is argmax(logits / temperature + Gumbel noise), which is a draw from the softmax (Gumbel-max trick; Maddison, Tarlow and Minka,
+A* sampling, 2014). The noise depends on the seed and the position alone. So a request gets the same tokens in any batch and on any
+worker, as far as the logits are the same.
 """
 
 from __future__ import annotations
@@ -20,8 +20,19 @@ SEED_CAP = 1 << 31
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """temperature 0: greedy, and the rest is not looked at. top_k: of the likeliest tokens; 0: all. top_p: the fewest likeliest tokens
-    that have this probability together, of those that top_k leaves. Raises ValueError, one line."""
+    """How a request's tokens are chosen.
+
+    Parameters
+    ----------
+    temperature : 0 takes the likeliest token, and the other fields are ignored; else 0.01 to 100.
+    top_k : draw among this many of the likeliest tokens; 0: among all.
+    top_p : of those that top_k leaves, draw among the fewest likeliest ones whose probability adds up to this, above 0 and at most 1.
+    seed : 0 to 2**31 - 1.
+
+    Raises
+    ------
+    ValueError : in one line, where a field is out of its range.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
@@ -39,12 +50,12 @@ class Sampling:
             raise ValueError(f"seed is {self.seed}; it must be 0 to {SEED_CAP - 1}")
 
     def fields(self) -> dict[str, int | float]:
-        """For a message; `of` reads them back."""
+        """The fields by name; `of` reads them back."""
         return asdict(self)
 
     @classmethod
     def of(cls, members: Mapping[str, Any]) -> Sampling:
-        """Raises ValueError, one line, where a field is no number of its kind. What is missing is as in GREEDY."""
+        """A missing field is as in GREEDY. Raises ValueError, one line, where a field is not a number of its kind."""
         found: dict[str, Any] = {}
         for name, kind in ((f.name, (int, float) if f.name in ("temperature", "top_p") else (int,)) for f in fields(cls)):
             value = members.get(name, getattr(GREEDY, name))
@@ -58,16 +69,49 @@ GREEDY = Sampling()
 
 
 @dataclass(frozen=True, slots=True)
+class Generation:
+    """What a request wants to have generated. osl: output tokens, at most where there is a stop. stop: the token that ends the output; -1:
+    none. stream: whether each token is reported as it is made."""
+
+    osl: int
+    stop: int = -1
+    stream: bool = False
+    sampling: Sampling = GREEDY
+
+    def fields(self) -> dict[str, int | float | bool]:
+        """For the offer of a transfer; `of` reads them back."""
+        return {"osl": self.osl, "stop": self.stop, "stream": self.stream, **self.sampling.fields()}
+
+    @classmethod
+    def of(cls, members: Mapping[str, Any]) -> Generation:
+        """Raises ValueError, one line, where osl is missing or a field is of a wrong type."""
+        osl, stop, stream = members.get("osl"), members.get("stop", -1), members.get("stream", False)
+        if type(osl) is not int or type(stop) is not int or type(stream) is not bool:
+            raise ValueError(f"osl is {osl!r}, stop {stop!r}, stream {stream!r}; they must be two integers and a boolean")
+        return cls(osl, stop, stream, Sampling.of(members))
+
+    def ends(self, tokens: Sequence[int]) -> bool:
+        """Whether these output tokens are all."""
+        return len(tokens) >= self.osl or tokens[-1] == self.stop
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """margin: by how much the token won over the next one, in what was compared: logits, or scores of a draw. Near 0 it is a near-tie,
-    which the order of a sum may decide."""
+    """A chosen token. margin: its score less that of the second best token; a score is a logit, or a logit with the noise of a draw. Near 0
+    it is a near-tie, which the order of a floating-point sum may decide."""
 
     token: int
     margin: float
 
 
 def choose(logits: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[Choice]:
-    """logits [rows, vocabulary]; positions: of the token that is chosen, counted from the start of its sequence."""
+    """Choose the next token of each row.
+
+    Parameters
+    ----------
+    logits : [rows, vocabulary], floating.
+    samplings, positions : of each row; a position is that of the chosen token, counted from the start of its sequence.
+    """
     scores = logits.float()
     if any(sampling.temperature > 0 for sampling in samplings):
         rows = zip(scores, samplings, positions, strict=True)
@@ -77,7 +121,7 @@ def choose(logits: torch.Tensor, samplings: Sequence[Sampling], positions: Seque
 
 
 def _drawn(logits: torch.Tensor, sampling: Sampling, position: int) -> torch.Tensor:
-    """[vocabulary] whose argmax is the draw."""
+    """Scores [vocabulary] whose argmax is the draw."""
     scores = logits / sampling.temperature
     size = len(scores)
     if 0 < sampling.top_k < size or sampling.top_p < 1:
@@ -86,6 +130,6 @@ def _drawn(logits: torch.Tensor, sampling: Sampling, position: int) -> torch.Ten
         shares = ordered.masked_fill(~kept, -math.inf).softmax(-1)
         kept &= shares.cumsum(-1) - shares < sampling.top_p  # the first always
         scores = scores.masked_fill(~torch.zeros_like(kept).scatter(0, order, kept), -math.inf)
-    # On the CPU, so that every device draws the same; keyed, so that neighbours in seed and position have nothing in common.
+    # On the CPU, so that every device draws the same. The key makes the noise of neighbouring seeds and positions independent.
     noise = np.random.Generator(np.random.Philox(key=[sampling.seed, position])).gumbel(size=size)
     return scores + torch.from_numpy(noise).to(scores)

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.serve.engine.sampling import GREEDY, Sampling
+from abkt.serve.engine.sampling import GREEDY, Generation, Sampling
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """tokens: the prompt's ids. osl: tokens to produce, at most where there is a stop. expected: what a perfect reader would answer, if
-    known. stop: the token that ends it; -1: none. stream: each token is told as it is made."""
+    """One request.
+
+    Parameters
+    ----------
+    request_id : unique among the requests of a run.
+    arrival_s : when it arrives, in seconds of the run.
+    tokens : ids of the prompt's tokens.
+    osl : output tokens to generate, at most where there is a stop.
+    expected : the right answer, where it is known.
+    sampling : how the output tokens are chosen.
+    stop : the token that ends the output; -1: none.
+    stream : whether each token is reported as it is made.
+    """
 
     request_id: int
     arrival_s: float
@@ -25,6 +36,6 @@ class Prompt:
     def isl(self) -> int:
         return len(self.tokens)
 
-    def more(self) -> dict[str, int | float | bool]:
-        """What travels with its KV."""
-        return {"osl": self.osl, "stop": self.stop, "stream": self.stream, **self.sampling.fields()}
+    @property
+    def generation(self) -> Generation:
+        return Generation(self.osl, self.stop, self.stream, self.sampling)

@@ -1,4 +1,4 @@
-"""Which workers there are, in which role and state: they start, serve, drain, change their role, leave or die."""
+"""The workers of a cluster, and the role and phase of each: they start, serve, drain, change their role, leave or die."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from abkt.net.namespaces import Namespaces
-from abkt.serve.control import ROLES, Message, WorkerConfig
-from abkt.serve.frontend.process import ClusterError, Events, Worker, WorkerDied
+from abkt.serve.commands import ROLES, ChangeRole, WorkerCommand, WorkerConfig
+from abkt.serve.errors import ClusterError, WorkerDied
+from abkt.serve.frontend.process import Events, WorkerProcess
+from abkt.serve.reports import DecodeIterations, Prepared, Ready, WorkerReport
 
 GONE = "gone"
+Answer = TypeVar("Answer", Prepared, DecodeIterations)
 
 
 @dataclass(slots=True)
 class WorkerState:
-    """state: starting (a new process, or a new role), ready, or draining: nothing new comes, and `then` follows, a role or GONE.
+    """phase: starting (a new process, or a new role), ready, or draining: it gets no new requests, and takes next_role when it holds none;
+    GONE ends it. address: where a decode worker takes KV."""
 
-    address: where a decode worker takes KV in.
-    """
-
-    worker: Worker
+    process: WorkerProcess
     role: str
-    state: str = "starting"
+    phase: str = "starting"
     address: str = ""
-    then: str = ""
+    next_role: str = ""
 
 
 class Workers:
-    """config: of a worker by its name, role and number. namespaces: where each of them runs, if anywhere."""
+    """config: of a worker by its name, role and number. namespaces: the network namespace each worker runs in, if there are any."""
 
     def __init__(self, config: Callable[[str, str, int], WorkerConfig], log_dir: Path, namespaces: Namespaces | None = None) -> None:
-        self.members: dict[str, WorkerState] = {}
+        self.states: dict[str, WorkerState] = {}
         self.events: Events = SimpleQueue()
         self._config = config
         self._log_dir = log_dir
@@ -43,148 +45,161 @@ class Workers:
         self._started = 0
 
     def start(self, name: str, role: str) -> None:
-        """A new process; it says `ready` when it is. Raises ValueError for a name that is taken, or a role that is none."""
-        if name in self.members:
+        """Start a process; it reports Ready later. Raises ValueError for a name that is taken or an unknown role."""
+        if name in self.states:
             raise ValueError(f"there is a worker {name} already")
         check_role(role)
-        where = self._namespaces.command(name) if self._namespaces else ()
+        launcher = self._namespaces.command(name) if self._namespaces else ()
         config = self._config(name, role, self._started)
         self._started += 1
-        self.members[name] = WorkerState(Worker(config, self._log_dir, self.events, where), role)
+        self.states[name] = WorkerState(WorkerProcess(config, self._log_dir, self.events, launcher), role)
 
     def sort(self, names: Iterable[str]) -> None:
-        """Policies see them in this order, as they see the nodes of the model."""
-        self.members = {name: self.members[name] for name in names}
+        """Policies see the workers in this order, as they see the nodes of the simulator."""
+        self.states = {name: self.states[name] for name in names}
 
     def new_name(self, role: str) -> str:
-        """One that no worker has or had: its log stays."""
+        """A name that no worker has or had, so that every log is kept."""
         return next(
-            name for n in range(1000) if (name := f"{role[0]}{n}") not in self.members and not (self._log_dir / f"{name}.log").exists()
+            name for n in range(1000) if (name := f"{role[0]}{n}") not in self.states and not (self._log_dir / f"{name}.log").exists()
         )
 
     def wait(self, timeout_s: float) -> None:
-        """Until all are ready. Raises WorkerDied, or ClusterError after timeout_s."""
+        """Wait until all are ready. Raises WorkerDied, or ClusterError after timeout_s."""
         until_s = time.monotonic() + timeout_s
-        while starting := [name for name, member in self.members.items() if member.state == "starting"]:
+        while starting := [name for name, worker in self.states.items() if worker.phase == "starting"]:
             if time.monotonic() > until_s:
-                raise ClusterError(
-                    f"worker {starting[0]} was not ready after {timeout_s:.0f} s; see {self.members[starting[0]].worker.log}"
-                )
-            name, message = self.next(1.0)
-            if message and message["event"] == "ready":
-                self.ready(name, message)
-            elif name and message is None:
+                log = self.states[starting[0]].process.log
+                raise ClusterError(f"worker {starting[0]} was not ready after {timeout_s:.0f} s; see {log}")
+            name, report = self.next(1.0)
+            if isinstance(report, Ready):
+                self.ready(name, report)
+            elif name and report is None:
                 raise self.lost(name)
 
-    def next(self, timeout_s: float) -> tuple[str, Message | None]:
-        """The next event; ("", None) after timeout_s."""
+    def next(self, timeout_s: float) -> tuple[str, WorkerReport | None]:
+        """(worker, report), or (worker, None) where it has ended; ("", None) after timeout_s or `wake`."""
         try:
             return self.events.get(timeout=timeout_s) if timeout_s > 0 else self.events.get_nowait()
         except Empty:
             return "", None
 
-    def ask(self, names: Iterable[str], op: str, answer: str, timeout_s: float, /, **fields: object) -> list[Message]:
-        """Tell them, and wait for each one's answer; between two runs, when nobody has anything else to say.
+    def wake(self) -> None:
+        """Let `next` return at once. From any thread."""
+        self.events.put(("", None))
+
+    def ask(self, names: Iterable[str], command: WorkerCommand, answer: type[Answer], timeout_s: float) -> list[Answer]:
+        """Tell these workers, and wait for one answer of each. Only between two runs: other reports that come are dropped.
 
         Raises WorkerDied, or ClusterError after timeout_s.
         """
-        asked, answers, until_s = set(names), [], time.monotonic() + timeout_s
+        answers: list[Answer] = []
+        asked, until_s = set(names), time.monotonic() + timeout_s
         for name in asked:
-            self.members[name].worker.tell(op, **fields)
+            self.states[name].process.tell(command)
         while asked:
             if time.monotonic() > until_s:
-                raise ClusterError(f"worker {min(asked)} did not answer {op} within {timeout_s:.0f} s")
-            name, message = self.next(min(timeout_s, 1.0))
-            if name in asked and message is None:
+                raise ClusterError(f"worker {min(asked)} did not answer {type(command).__name__} within {timeout_s:.0f} s")
+            name, report = self.next(min(timeout_s, 1.0))
+            if name in asked and report is None:
                 raise self.lost(name)
-            if message and message["event"] == answer:
+            if isinstance(report, answer):
                 asked.discard(name)
-                answers.append(message)
+                answers.append(report)
         return answers
 
-    def ready(self, name: str, message: Message) -> None:
-        member = self.members[name]
-        member.role, member.address, member.state = message["role"], message["address"], "ready"
+    def tell(self, name: str, command: WorkerCommand) -> None:
+        """Does nothing where the process has ended; its end is an event of its own."""
+        with suppress(WorkerDied):
+            self.states[name].process.tell(command)
+
+    def tell_all(self, role: str, command: WorkerCommand) -> None:
+        """Tell every worker that takes requests in this role."""
+        for name in self.serving(role):
+            self.tell(name, command)
+
+    def ready(self, name: str, report: Ready) -> None:
+        worker = self.states[name]
+        worker.role, worker.address, worker.phase = report.role, report.address, "ready"
 
     def serving(self, role: str) -> list[str]:
-        """Those that take requests now."""
-        return [name for name, member in self.members.items() if member.role == role and member.state == "ready"]
+        """The workers of a role that take requests now."""
+        return [name for name, worker in self.states.items() if worker.role == role and worker.phase == "ready"]
 
     @property
     def settled(self) -> bool:
-        """Whether nobody starts, drains or changes."""
-        return all(member.state == "ready" for member in self.members.values())
+        """Whether no worker starts or drains."""
+        return all(worker.phase == "ready" for worker in self.states.values())
 
     def will_serve(self, role: str) -> bool:
-        """Whether there is, or will be, one that takes requests in this role."""
-        return any((member.then or member.role) == role for member in self.members.values())
+        """Whether some worker takes requests in this role, now or later."""
+        return any((worker.next_role or worker.role) == role for worker in self.states.values())
 
     def addresses(self) -> dict[str, str]:
-        """Of the decode workers that are ready, or still have something to receive."""
-        return {name: member.address for name, member in self.members.items() if member.role == "decode" and member.state != "starting"}
+        """Of the decode workers that are ready or draining."""
+        return {name: worker.address for name, worker in self.states.items() if worker.role == "decode" and worker.phase != "starting"}
 
     def is_last(self, name: str) -> bool:
-        """Whether its role would be left to nobody."""
-        member = self.members[name]
-        return not any(other is not member and (other.then or other.role) == member.role for other in self.members.values())
+        """Whether its role would have no worker without it."""
+        worker = self.states[name]
+        return not any(other is not worker and (other.next_role or other.role) == worker.role for other in self.states.values())
 
-    def drain(self, name: str, then: str) -> None:
-        """Nothing new comes to this one; `then` is its next role, or GONE. Raises ValueError, one line, where that cannot be."""
-        member = self.members.get(name)
-        if member is None:
-            raise ValueError(f"there is no worker {name}; there are {', '.join(sorted(self.members))}")
-        if then != GONE:
-            check_role(then)
-        if then != member.role and self.is_last(name):
-            raise ValueError(f"worker {name} is the last one for {member.role}; another one must come first")
-        if member.state != "ready":
-            raise ValueError(f"worker {name} is {member.state}; it can change when it is ready")
-        if then != member.role:
-            member.state, member.then = "draining", then
+    def drain(self, name: str, next_role: str) -> None:
+        """Give this worker no new requests; afterwards it takes next_role, or GONE ends it. Raises ValueError, one line, if it cannot."""
+        worker = self.states.get(name)
+        if worker is None:
+            raise ValueError(f"there is no worker {name}; there are {', '.join(sorted(self.states))}")
+        if next_role != GONE:
+            check_role(next_role)
+        if next_role != worker.role and self.is_last(name):
+            raise ValueError(f"worker {name} is the last one for {worker.role}; start another one first")
+        if worker.phase != "ready":
+            raise ValueError(f"worker {name} is {worker.phase}; it can change when it is ready")
+        if next_role != worker.role:
+            worker.phase, worker.next_role = "draining", next_role
 
     def drained(self, name: str) -> None:
-        """It holds nothing any more: let it change, or go."""
-        member = self.members[name]
-        if member.then == GONE:
-            del self.members[name]
-            member.worker.end()
+        """This worker holds nothing any more: tell it to change its role, or end it."""
+        worker = self.states[name]
+        if worker.next_role == GONE:
+            del self.states[name]
+            worker.process.end()
             return
-        with suppress(WorkerDied):  # its end is told by its own event
-            member.worker.tell("role", role=member.then)
-        member.role, member.then, member.state, member.address = member.then, "", "starting", ""
+        self.tell(name, ChangeRole(worker.next_role))
+        worker.role, worker.next_role, worker.phase, worker.address = worker.next_role, "", "starting", ""
 
     def restore(self, name: str, role: str) -> None:
-        """Between two runs, when it holds nothing: give it this role again. It says `ready` when it has."""
-        self.members[name].then = role
+        """Between two runs, when the worker holds nothing: give it this role again. It reports Ready later."""
+        self.states[name].next_role = role
         self.drained(name)
 
     def watch(self) -> None:
-        """Kill whoever has been silent for too long; those that start may be."""
+        """Kill workers that have been silent for too long; those that start may be silent."""
         now_s = time.monotonic()
-        for member in self.members.values():
-            if member.state != "starting":
-                member.worker.watch(now_s)
+        for worker in self.states.values():
+            if worker.phase != "starting":
+                worker.process.watch(now_s)
 
     def lost(self, name: str) -> WorkerDied:
-        """Its process has ended; says how."""
-        member = self.members.pop(name)
-        death = member.worker.death()
-        member.worker.end(ask=False)
+        """Drop a worker whose process has ended; returns how it ended."""
+        worker = self.states.pop(name)
+        death = worker.process.death()
+        worker.process.end(ask=False)
         return death
 
     def close(self, ask: bool = True) -> None:
-        """ask: let the workers finish what they are at; without, whoever waits for an error gets it at once."""
-        for member in self.members.values():
-            member.worker.end(ask)
-        self.members.clear()
+        """End all workers. ask: let each finish its computation first."""
+        for worker in self.states.values():
+            worker.process.end(ask)
+        self.states.clear()
 
 
 def check_role(role: str) -> None:
     if role not in ROLES:
-        raise ValueError(f"role {role!r} is none; it must be one of {', '.join(ROLES)}")
+        raise ValueError(f"there is no role {role!r}; it must be one of {', '.join(ROLES)}")
 
 
 def core_of(name: str, number: int) -> int:
-    """One core each, as far as they go: the first two workers of a cluster do not share one."""
+    """The core of the number-th worker: one each as far as there are cores. The first two of a cluster, p0 and d0, never share one."""
     cores = sorted(os.sched_getaffinity(0))
     return cores[{"p0": 0, "d0": 1}.get(name, number) % len(cores)]

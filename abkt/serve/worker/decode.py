@@ -1,196 +1,177 @@
-"""A worker in the role of decode: takes KV in, expands it at iteration boundaries, decodes in continuous batches.
+"""A worker in the role of decode: takes KV in, expands it between two iterations, and decodes in continuous batches.
 
-An offer says in `more`: osl, how to sample, stop (a token that ends it; -1: none), stream (whether each token is told as it comes).
+The offer of a transfer carries, in `more`, what is to be generated (`Generation`), how its layers are grouped, and its expected size.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
 
-from abkt.serve.control import Control, Message, WorkerConfig
+from abkt.serve.commands import CancelAttempt, ChangeRole, Prepare, ReportIterations, StartDecodeRun, WorkerCommand, WorkerConfig
 from abkt.serve.engine.attention import SequenceRow
-from abkt.serve.engine.sampling import GREEDY, Sampling
+from abkt.serve.engine.sampling import Generation
+from abkt.serve.reports import AttemptCancelled, AttemptFailed, DecodeIterations, Prepared, StreamedTokens
+from abkt.serve.worker.control import Control
 from abkt.serve.worker.equipment import Equipment
+from abkt.serve.worker.events import FrontendGone, KVArrived, RefinementSettled, WorkerEvent
 from abkt.serve.worker.expander import Expander
 from abkt.serve.worker.layered import RawSink, footer_bytes, groups_of
+from abkt.serve.worker.memory import DecodeMemory
 from abkt.serve.worker.nic import WorkerNic
 from abkt.serve.worker.raw import fingerprint, raw_sink
-from abkt.serve.worker.refining import Codes, Quality
+from abkt.serve.worker.refining import KVQuality
+from abkt.serve.worker.running import RunningRequest
+from abkt.spec import KVLayout
 from abkt.transfer.pieces import BufferSink, ByteSink
 from abkt.transfer.protocol.key import find_key
 from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.receive.received import Received
 from abkt.transfer.receive.receiver import Receiver
-from abkt.transfer.transports.registry import TRANSPORTS, listening_address
+from abkt.transfer.transports.registry import listening_address, make_transport
 
 ITERATIONS_KEPT = 20_000
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Running:
-    """A request on this side: its blocks, what it produced, and when its stages were (CLOCK_MONOTONIC until they are told)."""
-
-    request_id: int
-    osl: int
-    table: list[int]
-    row: SequenceRow
-    tokens: list[int]
-    received_s: float
-    expand_busy_s: float = 0.0
-    expand_end_s: float = 0.0
-    decode_token_s: float = 0.0
-    decode_busy_s: float = 0.0
-    sampling: Sampling = GREEDY
-    stop: int = -1
-    stream: bool = False
-    margins: list[float] = field(default_factory=list)
-    quality: Quality = field(default_factory=lambda: Quality(None, 0, 0.0))
-
-    @property
-    def done(self) -> bool:
-        return len(self.tokens) >= self.osl or self.tokens[-1] == self.stop
-
-
 class DecodeWorker:
-    """The receiver's threads reserve memory and put what has arrived into the control's inbox; only the main loop computes."""
+    """Receives, expands and decodes. Only its main loop (`serve`) computes; the receiver's threads reserve memory and post what arrived.
+
+    Parameters
+    ----------
+    config : of this worker.
+    control : the line to its frontend.
+    equipment : the model, the pool and the codec.
+
+    Attributes
+    ----------
+    receiver : listens from the start; its `address` is where prefill workers connect.
+    arrived : transfers that are complete and wait for a place in the batch.
+    batch : requests that are decoded, at most config.max_batch.
+    """
 
     def __init__(self, config: WorkerConfig, control: Control, equipment: Equipment) -> None:
-        self.config = config
-        self.control = control
-        self.equipment = equipment
-        self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
-        self._memory = threading.Lock()
-        self._expander = Expander(self.engine.pool, self.codec)
-        self._tables: dict[int, list[int]] = {}  # by transfer id, from the offer to the last token
+        self.config, self.control, self.equipment = config, control, equipment
+        self.engine = equipment.engine
+        self.memory = DecodeMemory(self.engine.layout, equipment.segments)
+        self.nic = WorkerNic()
         self.arrived: deque[Received] = deque()
-        self.batch: list[Running] = []
-        self.unwanted: set[int] = set()  # cancelled while it came, or before; under the memory's lock
+        self.batch: list[RunningRequest] = []
         self.iterations: list[tuple[int, int, float]] = []
         self.origin_s = 0.0
-        hello = Hello(config.name, fingerprint(self.engine.layout))
-        key = find_key(config.key_file, config.encrypt)
-        self.nic = WorkerNic()
-        self.codes = Codes(self.engine.layout.blocks * self.engine.layout.block_bytes)
+        self._expander = Expander(self.engine.pool, equipment.codec)
         self.receiver = Receiver(
-            TRANSPORTS[config.transport](),
+            make_transport(config.transport),
             listening_address(config.transport, config.host, config.sockets, config.name),
-            hello,
+            Hello(config.name, fingerprint(self.engine.layout)),
             self._accept,
             self._committed,
             self._aborted,
-            key=key,
+            key=find_key(config.key_file, config.encrypt),
             price=self._price,
             on_refined=lambda received, cut: None,  # the main loop looks at the cut between two iterations
-            on_settled=lambda received: self.control.inbox.put({"op": "settled", "received": received}),
+            on_settled=lambda received: self.control.inbox.put(RefinementSettled(received)),
         )
 
     def serve(self) -> str:
-        """Until there is another role to take, which is returned, or nothing more to do: empty."""
+        """Work until the frontend changes the role; returns the new one, or "" where the frontend is gone."""
         while True:
             while not self.control.inbox.empty() or not (self.batch or self.arrived):
                 message = self.control.inbox.get()
-                if message["op"] in ("role", "stop"):
+                if isinstance(message, ChangeRole | FrontendGone):
                     self.receiver.close()
-                    return str(message.get("role", ""))
+                    return message.role if isinstance(message, ChangeRole) else ""
                 self._handle(message)
-            with self.equipment.turn:
+            with self.equipment.device_lock:
                 while self.arrived and len(self.batch) < self.config.max_batch:
                     self._join(self.arrived.popleft())
                 self._swap()
                 self._iterate()
 
-    def _handle(self, message: Message) -> None:
-        match message["op"]:
-            case "prepare":
-                self.equipment.prepare(message["tokens"])
-                self.control.say("prepared")
-            case "run":
-                self.origin_s = message["origin_s"]
-                self.nic.reset(max(message["network"]["bytes_per_s"]))
+    def _handle(self, message: WorkerCommand | WorkerEvent) -> None:
+        match message:
+            case Prepare():
+                self.equipment.prepare(message.tokens)
+                self.control.say(Prepared())
+            case StartDecodeRun():
+                self.origin_s = message.origin_s
+                self.nic.reset(max(message.network.bytes_per_s))
                 self.iterations.clear()
-            case "arrived":
-                self._arrive(message["received"])
-            case "settled":
-                self._settle(message["received"])
-            case "cancel":
-                self._cancel(message["request_id"])
-            case "report":
-                self.control.say("iterations", iterations=self.iterations)
+            case KVArrived():
+                self._arrive(message.received)
+            case RefinementSettled():
+                self._settle(message.received)
+            case CancelAttempt():
+                self._cancel(message.attempt_id)
+            case ReportIterations():
+                self.control.say(DecodeIterations(tuple(self.iterations)))
+            case _:  # meant for the role that this worker had before, such as RefinementEnded
+                pass
 
     def _arrive(self, received: Received) -> None:
-        if received.offer.request_id in self.unwanted:
+        if self.memory.cancelled(received.offer.request_id):
             self._forget(received)
             self._release(received.offer.request_id)
         else:
             self.arrived.append(received)
 
-    def _cancel(self, request_id: int) -> None:
-        """Nobody waits for it any more. Says `gone` once nothing of it is held; what is on its way is let come first, and dropped then."""
-        running, arrived = len(self.batch), len(self.arrived)
-        for each in self.batch:
-            if each.request_id == request_id:
-                each.quality.close()
-        for received in self.arrived:
-            if received.offer.request_id == request_id:
-                self._forget(received)
-        self.batch = [each for each in self.batch if each.request_id != request_id]
-        self.arrived = deque(each for each in self.arrived if each.offer.request_id != request_id)
-        with self._memory:
-            self.unwanted.add(request_id)
-            coming = request_id in self._tables
-        if (len(self.batch), len(self.arrived)) != (running, arrived):
-            self._release(request_id)
-        elif not coming:
-            self.control.say("gone", request_id=request_id)
+    def _cancel(self, attempt_id: int) -> None:
+        """Report AttemptCancelled once nothing of it is held. A transfer that is under way is let in first, and dropped then."""
+        holds = self.memory.cancel(attempt_id)
+        running = next((running for running in self.batch if running.attempt_id == attempt_id), None)
+        received = next((received for received in self.arrived if received.offer.request_id == attempt_id), None)
+        if running:
+            running.quality.close()
+            self.batch.remove(running)
+        if received:
+            self._forget(received)
+            self.arrived.remove(received)
+        if running or received:
+            self._release(attempt_id)
+        elif not holds:
+            self.control.say(AttemptCancelled(attempt_id))
 
     def _join(self, received: Received) -> None:
         """Expand what has arrived and put the request into the batch."""
-        offer, table = received.offer, self._tables[received.transfer_id]
+        offer, table = received.offer, self.memory.table(received.offer.request_id)
         start_s, cut = time.monotonic(), received.cut
         try:
             first_token, distortion = self._expander.expand(received, table, cut)
         except ValueError as error:
             self._refuse(received, str(error))
             return
-        running = Running(
-            offer.request_id, int(offer.more["osl"]), table, SequenceRow(table, offer.tokens), [first_token], received.committed_s
-        )
-        running.sampling = Sampling.of(offer.more)
-        running.stop, running.stream = int(offer.more.get("stop", -1)), bool(offer.more.get("stream", False))
-        running.quality = Quality(received if received.refinable else None, cut, distortion)
+        quality = KVQuality(received if received.refinable else None, cut, distortion)
+        row, generation = SequenceRow(table, offer.tokens), Generation.of(offer.more)
+        running = RunningRequest(offer.request_id, generation, table, row, [first_token], received.committed_s, quality)
         if not received.refining:
             self._free(received.transfer_id)
         running.expand_end_s = time.monotonic()
         running.expand_busy_s = running.expand_end_s - start_s
         self.batch.append(running)
 
-    def _refuse(self, received: Received, reason: str) -> None:
-        """What a peer has sent is damaged, though every frame of it was whole: its request fails, the others go on."""
-        request_id = received.offer.request_id
-        log.warning("request %d: what has come is damaged: %s", request_id, reason)
+    def _refuse(self, received: Received, damage: str) -> None:
+        """Every frame was whole, but what they hold cannot be expanded: this request fails, the others go on."""
+        attempt_id, reason = received.offer.request_id, f"the KV that arrived is damaged: {damage}"
+        log.warning("request %d: %s", attempt_id, reason)
         self._forget(received)
-        self._release(request_id)
-        self.control.say("failed", request_id=request_id, reason=f"what has come is damaged: {reason}")
+        self._release(attempt_id)
+        self.control.say(AttemptFailed(attempt_id, reason))
 
     def _swap(self) -> None:
-        """Better values, between two iterations; of one request at a time, so that the others do not wait long for their tokens."""
+        """Write better values into the pool, of one request at a time, so that the others do not wait long for their next token."""
         if better := [running for running in self.batch if running.quality.better]:
-            self._refine(max(better, key=lambda running: running.osl - len(running.tokens)))
+            self._refine(max(better, key=lambda running: running.tokens_left))
 
-    def _refine(self, running: Running) -> None:
+    def _refine(self, running: RunningRequest) -> None:
         received, start_s = running.quality.received, time.monotonic()
         assert received is not None
         cut = received.cut
         try:
             _, distortion = self._expander.expand(received, running.table, cut)
-        except ValueError as error:  # nothing of it was written: decoding goes on with what it has
-            log.warning("request %d: what has come behind its start is damaged: %s", running.request_id, error)
+        except ValueError as error:  # nothing of it was written, so decoding goes on with the values that are there
+            log.warning("request %d: its refinement is damaged: %s", running.attempt_id, error)
             running.quality.close()
             return
         end_s = time.monotonic()
@@ -198,7 +179,7 @@ class DecodeWorker:
         running.expand_busy_s += end_s - start_s
 
     def _settle(self, received: Received) -> None:
-        """Nothing follows any more: the last values go into the pool, if anyone is left to read them, and the codes away."""
+        """No refinement follows any more: write the last values if their request still runs, and free the codes."""
         for running in [each for each in self.batch if each.quality.received is received]:
             if running.quality.better:
                 self._refine(running)
@@ -207,95 +188,65 @@ class DecodeWorker:
             self._free(received.transfer_id)
 
     def _forget(self, received: Received) -> None:
-        """Nobody will decode it."""
+        """It will not be decoded."""
         received.decline()
         if not received.refinable:
             self._free(received.transfer_id)
 
-    def _free(self, number: int) -> None:
-        self.codes.free(number)
+    def _free(self, transfer_id: int) -> None:
+        """Free the codes of a transfer."""
+        self.memory.codes.free(transfer_id)
         self.receiver.memory_freed()
 
+    def _release(self, attempt_id: int) -> None:
+        """Free the blocks of an attempt."""
+        cancelled = self.memory.release(attempt_id)
+        self.receiver.memory_freed()
+        if cancelled:
+            self.control.say(AttemptCancelled(attempt_id))
+
     def _iterate(self) -> None:
-        """One token for each request of the batch."""
+        """Decode one token of each request in the batch."""
+        if not self.batch:  # what arrived was damaged
+            return
         start_s = time.monotonic()
         context = sum(running.row.tokens for running in self.batch)
         last = [running.tokens[-1] for running in self.batch]
-        choices = self.engine.step([running.row for running in self.batch], last, [running.sampling for running in self.batch])
+        samplings = [running.generation.sampling for running in self.batch]
+        choices = self.engine.step([running.row for running in self.batch], last, samplings)
         end_s = time.monotonic()
         if len(self.iterations) < ITERATIONS_KEPT:
             self.iterations.append((len(self.batch), context, end_s - start_s))
         for running, choice in zip(self.batch, choices, strict=True):
-            running.decode_token_s = running.decode_token_s or end_s
-            running.tokens.append(choice.token)
-            running.margins.append(choice.margin)
-            running.decode_busy_s += end_s - start_s
-            running.quality.decoded()
-        if streams := {running.request_id: running.tokens[-1] for running in self.batch if running.stream and not running.done}:
-            self.control.say("tokens", tokens=list(streams.items()))
-        for running in [r for r in self.batch if r.done]:
+            running.decoded(choice, start_s, end_s)
+        streamed = [running for running in self.batch if running.generation.stream and not running.done]
+        if streamed:
+            self.control.say(StreamedTokens(tuple((running.attempt_id, running.tokens[-1]) for running in streamed)))
+        for running in [running for running in self.batch if running.done]:
             self.batch.remove(running)
-            self._finish(running, end_s)
-
-    def _finish(self, running: Running, finish_s: float) -> None:
-        self._release(running.request_id)
-        quality = running.quality
-        quality.close()
-        self.control.say(
-            "finished",
-            request_id=running.request_id,
-            received_s=running.received_s - self.origin_s,
-            expand_end_s=running.expand_end_s - self.origin_s,
-            expand_busy_s=running.expand_busy_s,
-            decode_token_s=running.decode_token_s - self.origin_s,
-            decode_busy_s=running.decode_busy_s,
-            finish_s=finish_s - self.origin_s,
-            tokens=running.tokens,
-            margins=running.margins,
-            distortion_start=quality.start,
-            distortion_final=quality.distortion,
-            distortion_token_weighted=quality.token_weighted,
-            swaps=quality.swaps,
-            refine_bytes=quality.refine_bytes,
-            refine_finish_s=quality.refine_end_s - self.origin_s if quality.refine_bytes else None,
-        )
+            self._release(running.attempt_id)
+            running.quality.close()
+            self.control.say(running.finished(self.origin_s, end_s))
 
     def _accept(self, peer: str, offer: Offer) -> ByteSink | None:
-        """Reserve blocks for the prompt and all that will be produced; None while there are too few. Called by receiver threads."""
+        """Reserve blocks for a prompt and its output; None while there are too few. Called by receiver threads."""
         layout = self.engine.layout
-        osl = offer.more.get("osl")
-        if not isinstance(osl, int) or osl < 2 or layout.blocks_for(offer.tokens + osl) > layout.blocks:
-            raise ValueError(
-                f"request {offer.request_id} of {offer.tokens} tokens and osl {osl} does not fit a pool of {layout.blocks} blocks"
-            )
-        Sampling.of(offer.more)
-        groups = groups_of(offer)
-        if not 1 <= groups <= layout.model.layers or (groups > 1 and offer.mode == "lossless"):
-            raise ValueError(f"request {offer.request_id} comes in {groups} groups of the {layout.model.layers} layers here")
-        footer = footer_bytes(groups) if groups > 1 else 0
-        if offer.mode == "raw" and offer.size != layout.blocks_for(offer.tokens) * layout.block_bytes + footer:
-            raise ValueError(f"request {offer.request_id}: raw KV of {offer.tokens} tokens is not {offer.size} bytes here")
-        with self._memory:
-            blocks = layout.blocks_for(offer.tokens + osl)
-            if offer.request_id in self._tables or offer.request_id in self.unwanted:
-                raise ValueError(f"request {offer.request_id} is here already, or was cancelled")
-            if not self.segments.can_allocate(blocks):
-                return None
-            if offer.mode != "raw" and not self.codes.hold(offer.request_id, offer.size):
-                return None
-            table = self._tables[offer.request_id] = self.segments.allocate(blocks)
+        generation, groups = check_offer(offer, layout)
+        table = self.memory.reserve(offer, offer.tokens + generation.osl)
+        if table is None:
+            return None
         expected = offer.more.get("expected_bytes", offer.size)
         self.nic.enter(self._now_s(), offer.request_id, float(expected) if isinstance(expected, int | float) else offer.size)
-        if offer.mode == "raw":
-            prompt = table[: layout.blocks_for(offer.tokens)]
-            if groups > 1:
-                return RawSink(self.engine.pool, prompt, groups)
-            return raw_sink(self.engine.pool, prompt, self.config.transport)
-        return BufferSink(offer.size)
+        if offer.mode != "raw":
+            return BufferSink(offer.size)
+        prompt = table[: layout.blocks_for(offer.tokens)]
+        if groups > 1:
+            return RawSink(self.engine.pool, prompt, groups)
+        return raw_sink(self.engine.pool, prompt, self.config.transport)
 
-    def _price(self, came_bytes: int) -> float:
+    def _price(self, arrived_bytes: int) -> float:
         """What a byte costs at this end. Called by receiver threads."""
-        self.nic.passed(self._now_s(), came_bytes)
+        self.nic.passed(self._now_s(), arrived_bytes)
         return self.nic.per_byte()
 
     def _now_s(self) -> float:
@@ -304,18 +255,25 @@ class DecodeWorker:
     def _committed(self, received: Received) -> None:
         self.nic.leave(received.transfer_id)
         if received.refinable:
-            self.codes.keep(received)
-        self.control.inbox.put({"op": "arrived", "received": received})
+            self.memory.codes.keep(received)
+        self.control.inbox.put(KVArrived(received))
 
     def _aborted(self, received: Received, reason: str) -> None:
         self.nic.leave(received.transfer_id)
         self._free(received.transfer_id)
         self._release(received.offer.request_id)
 
-    def _release(self, request_id: int) -> None:
-        with self._memory:
-            self.segments.free(self._tables.pop(request_id))
-            unwanted = request_id in self.unwanted
-        self.receiver.memory_freed()
-        if unwanted:
-            self.control.say("gone", request_id=request_id)
+
+def check_offer(offer: Offer, layout: KVLayout) -> tuple[Generation, int]:
+    """(what is to be generated, in how many groups of layers the KV comes). Raises ValueError, one line, for an offer that does not fit."""
+    generation, groups, layers = Generation.of(offer.more), groups_of(offer), layout.model.layers
+    if generation.osl < 2 or layout.blocks_for(offer.tokens + generation.osl) > layout.blocks:
+        raise ValueError(
+            f"request {offer.request_id} of {offer.tokens} tokens and osl {generation.osl} does not fit a pool of {layout.blocks} blocks"
+        )
+    if not 1 <= groups <= layers or (groups > 1 and offer.mode == "lossless"):
+        raise ValueError(f"request {offer.request_id} comes in {groups} groups; the model here has {layers} layers")
+    footer = footer_bytes(groups) if groups > 1 else 0
+    if offer.mode == "raw" and offer.size != layout.blocks_for(offer.tokens) * layout.block_bytes + footer:
+        raise ValueError(f"request {offer.request_id}: raw KV of {offer.tokens} tokens is not {offer.size} bytes here")
+    return generation, groups

@@ -1,7 +1,7 @@
-"""Workers that share one device take turns with it, so that a phase takes what it would take alone, and can be measured.
+"""Workers that share one device take turns with it, so that a phase takes as long as it would take alone and can be measured.
 
-Without, their work would be time-sliced, and what one of them measures would depend on what the other one is at.
-Not fair: who lets go may be the next one again. That delays the others, which is waiting and no part of a phase.
+Without the lock the device would slice its time between them, and each measurement would depend on what the other workers do. The lock is
+not fair: the worker that releases it may get it again. That makes others wait longer, but waiting is not part of a phase.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 
 class DeviceLock(AbstractContextManager["DeviceLock"]):
-    """Held by one process at a time of those that name the same file, which is made; a process must not take it twice at once.
+    """A lock that one process holds at a time, of all that name the same file; the file is created. Not reentrant.
 
-    finish: called before it is let go, such as waiting for what was enqueued. A process that ends lets go.
+    finish: called before the lock is released, for example to wait for enqueued work. A process that ends releases the lock.
     """
 
     def __init__(self, path: Path, finish: Callable[[], object] = lambda: None) -> None:

@@ -1,4 +1,4 @@
-"""What every worker has, whatever its role: a model over a pool, a codec for it, and the book of its blocks; all of it used once before."""
+"""What a worker has in both roles: the model over its KV pool, the codec, and the allocator of its blocks. All of it is warmed up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from abkt.codec.codec import Codec
 from abkt.codec.lossless import stream as lossless_stream
 from abkt.kv.segments import Segments
 from abkt.profile import schema
-from abkt.serve.control import WorkerConfig
+from abkt.serve.commands import WorkerConfig
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine, read_spec, rope_theta
 from abkt.serve.worker.device_lock import DeviceLock
@@ -24,40 +24,41 @@ from abkt.spec import KVLayout
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """prepare(tokens): have the KV of a prompt ready, where it is not computed for each; the pool must be empty. turn: held while its
-    device computes."""
+    """segments: which blocks of the pool are free. device_lock: held while the device computes."""
 
     engine: Engine | PacedEngine
     codec: Codec
     segments: Segments
-    turn: AbstractContextManager[object] = field(default_factory=nullcontext)
+    device_lock: AbstractContextManager[object] = field(default_factory=nullcontext)
 
     def prepare(self, tokens: Sequence[int]) -> None:
+        """compute=paced: have the KV of this prompt ready. The pool must be empty. compute=real: nothing to do."""
         if isinstance(self.engine, PacedEngine):
             if self.segments.free_blocks < self.segments.blocks:
-                raise ValueError("a prompt cannot be prepared while others hold KV")
+                raise ValueError("a prompt cannot be prepared while the pool holds the KV of others")
             self.engine.prepare(tokens)
 
 
 def equip(config: WorkerConfig) -> Equipment:
-    """Raises ValueError where the model folder, the profile or the calibration cannot be read, or does not fit."""
+    """Load and warm up all that a worker needs. Raises ValueError where the model folder, the profile or the calibration cannot be read, or
+    do not fit together."""
     folder = Path(config.model_folder)
     layout = KVLayout(read_spec(folder), config.blocks, config.block_tokens)
     calibration = load(Path(config.calibration)) if config.calibration else None
     engine, codec = Engine(folder, layout, config.device), Codec(layout, rope_theta=rope_theta(folder), calibration=calibration)
     _warm_up(engine, codec)
     paced = PacedEngine(engine, schema.load(Path(config.paced))) if config.paced else engine
-    return Equipment(paced, codec, Segments(config.blocks), _turn(config))
+    return Equipment(paced, codec, Segments(config.blocks), _device_lock(config))
 
 
-def _turn(config: WorkerConfig) -> AbstractContextManager[object]:
-    if not config.turn:
+def _device_lock(config: WorkerConfig) -> AbstractContextManager[object]:
+    if not config.device_lock:
         return nullcontext()
-    return DeviceLock(Path(config.turn), torch.cuda.synchronize if config.device == "cuda" else lambda: None)
+    return DeviceLock(Path(config.device_lock), torch.cuda.synchronize if config.device == "cuda" else lambda: None)
 
 
 def _warm_up(engine: Engine, codec: Codec) -> None:
-    """The first pass of a shape and the first use of the codec cost more than those that follow."""
+    """Use everything once: the first pass of the model and the first use of the codec take longer than those that follow."""
     tokens = min(256, engine.layout.model.max_tokens - 1, engine.layout.blocks * engine.layout.block_tokens - 1)
     table = list(range(engine.layout.blocks_for(tokens + 1)))
     engine.prefill(list(range(tokens)), table)

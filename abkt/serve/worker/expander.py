@@ -1,4 +1,4 @@
-"""What has come of a prompt's KV, put into the pool: whatever its mode, in one piece or by groups of layers."""
+"""Puts the KV that has arrived into the pool: of every mode, in one piece or in groups of layers."""
 
 from __future__ import annotations
 
@@ -7,24 +7,33 @@ import torch
 from abkt.codec.codec import Codec
 from abkt.codec.lossless import stream as lossless_stream
 from abkt.kv.pool import Pool
-from abkt.serve.worker.layered import Footer, Group, RawSink, footer_bytes, groups_of, spans
+from abkt.serve.worker.layered import LayerFooter, LayerGroup, RawSink, footer_bytes, groups_of, spans
 from abkt.serve.worker.raw import put_raw
 from abkt.transfer.pieces import BufferSink
 from abkt.transfer.receive.received import Received
 
 
 class Expander:
-    """Used by the thread that computes."""
+    """Not thread-safe: the main loop of a decode worker uses it."""
 
     def __init__(self, pool: Pool, codec: Codec) -> None:
         self._pool, self._codec = pool, codec
-        self._groups: dict[int, list[Group]] = {}  # by how many there are
+        self._groups: dict[int, list[LayerGroup]] = {}  # by the number of groups
 
     def expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
-        """Write what is promised up to a cut; returns the prompt's first token and its distortion. Raises ValueError for damage."""
+        """Write a transfer's KV up to a cut into the blocks of a table.
+
+        Returns
+        -------
+        The first output token, which came with the transfer, and the distortion of what was written.
+
+        Raises
+        ------
+        ValueError : in one line, where the bytes are damaged.
+        """
         done = self._expand(received, table, cut)
         if self._pool.data.device.type == "cuda":
-            torch.cuda.synchronize()  # else its time would be that of the iteration behind it
+            torch.cuda.synchronize()  # else the next iteration would be charged with its time
         return done
 
     def _expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
@@ -32,7 +41,7 @@ class Expander:
         if (groups := groups_of(offer)) > 1:
             return self._expand_layers(received, prompt, groups)
         if offer.mode == "raw":
-            if isinstance(received.sink, BufferSink):  # else it came into its place
+            if isinstance(received.sink, BufferSink):  # else the transfer wrote into the pool itself
                 put_raw(received.sink.data, self._pool, prompt)
             return offer.first_token, 0.0
         assert isinstance(received.sink, BufferSink)
@@ -45,12 +54,12 @@ class Expander:
     def _expand_layers(self, received: Received, prompt: list[int], groups: int) -> tuple[int, float]:
         sink, size, layers = received.sink, received.payload_bytes, self._pool.layout.model.layers
         if isinstance(sink, RawSink):
-            return Footer(sink.footer, groups, size).first_token, 0.0
+            return LayerFooter(sink.footer, groups, size).first_token, 0.0
         assert isinstance(sink, BufferSink)
         if groups not in self._groups:
-            self._groups[groups] = [Group(self._codec, span) for span in spans(layers, groups)]
+            self._groups[groups] = [LayerGroup(self._codec, span) for span in spans(layers, groups)]
         data = memoryview(sink.data)[:size]
-        footer = Footer(data[-footer_bytes(groups) :], groups, size)
+        footer = LayerFooter(data[-footer_bytes(groups) :], groups, size)
         distortion = 0.0
         for group, (start, stop) in zip(self._groups[groups], footer.sections, strict=True):
             left = group.expand(data[start:stop], self._pool, prompt, received.offer.tokens)

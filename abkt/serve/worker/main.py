@@ -1,24 +1,25 @@
-"""A worker process: one model over one pool, in the role of prefill or decode, and of the other when its frontend says so.
+"""A worker process: one model over one KV pool. It prefills or decodes, and changes between the two when its frontend says so.
 
-`python -m abkt.serve.worker.main CONFIG`, with a WorkerConfig as JSON. It says `ready` in each role that it takes; it is
-drained by its frontend before a change: nothing of any request is held here then.
+`python -m abkt.serve.worker.main CONFIG`, with a WorkerConfig as `abkt.serve.messages` encodes it. It reports Ready in each role that it
+takes. Its frontend drains it before it changes the role, so it holds nothing of any request then.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 
-from abkt.serve.control import Control, WorkerConfig, pin
+from abkt.serve.commands import decode_config
+from abkt.serve.reports import Ready
+from abkt.serve.worker.control import PipeControl, pin
 from abkt.serve.worker.decode import DecodeWorker
 from abkt.serve.worker.equipment import equip
 from abkt.serve.worker.prefill import PrefillWorker
 
 
 def main() -> None:
-    config = WorkerConfig(**json.loads(sys.argv[1]))
+    config = decode_config(sys.argv[1])
     pin(config)
-    control = Control()
+    control = PipeControl()
     equipment = equip(config)
     role = config.role
     while role:
@@ -28,7 +29,7 @@ def main() -> None:
             address = worker.receiver.address
         else:
             worker, address = PrefillWorker(config, control, equipment), ""
-        control.say("ready", role=role, address=address)
+        control.say(Ready(role, address))
         role = worker.serve()
 
 

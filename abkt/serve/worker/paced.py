@@ -1,9 +1,10 @@
-"""compute=paced: an engine that takes the time a profile says and has real KV to send, so that a cluster is larger than its cores.
+"""compute=paced: an engine that takes the time that a profile says and has real KV to send, so that a cluster can have more workers than
+the machine has cores.
 
-The model computes one prompt, once, when it is told to prepare; attention is causal, so the KV and the queries of its first n tokens are
-those of that prompt of n tokens. A prompt of n tokens gets copies of them, and takes what the profile's machine would have taken; a
+The model computes one prompt once, when it is told to prepare it. Attention is causal, so the KV and the queries of its first n tokens are
+those of a prompt of these n tokens. A prompt of n tokens gets copies of them, and takes the time that the profile's machine would take. A
 decode iteration takes its time and writes nothing. Codec, transfer and memory are real.
-Not modelled: what was asked (every output token is 0), the KV of output tokens, cores shared by two phases.
+Not modelled: the answer (every output token is 0), the KV of output tokens, cores that two phases share.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MADE_UP = Choice(0, math.inf)
 
 
 class PacedEngine:
-    """Stands for an Engine. Raises ValueError where the profile lacks a table."""
+    """Takes the place of an Engine. Raises ValueError where the profile lacks a table."""
 
     def __init__(self, engine: Engine, profile: Profile) -> None:
         self.layout = engine.layout
@@ -37,7 +38,8 @@ class PacedEngine:
         self._queries: dict[int, tuple[torch.Tensor, float]] = {}
 
     def prepare(self, tokens: Sequence[int]) -> None:
-        """Compute this prompt for real, unless it was the last one; no longer one can be had. Overwrites the pool: it must be empty."""
+        """Compute this prompt, unless it is prepared already. It is the longest one that `begin` takes. Overwrites the pool, which must be
+        empty."""
         if tuple(tokens) == self._prompt:
             return
         seen = Importance(window=len(tokens))
@@ -48,7 +50,7 @@ class PacedEngine:
     def begin(
         self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None, sampling: Sampling = GREEDY
     ) -> Choice:
-        """As Engine.begin, of the prepared prompt. Raises ValueError for a prompt longer than that."""
+        """As Engine.begin. Raises ValueError for a prompt longer than the prepared one."""
         until_s = time.monotonic() + self._prefill.seconds(tokens=len(tokens))
         if len(tokens) > (most := len(self._prompt)):
             raise ValueError(f"a prompt of {len(tokens)} tokens, but the KV of {most} is prepared; prepare the longest one first")

@@ -1,4 +1,4 @@
-"""A decode worker as a prefill worker sees it, and one transfer to it: who is asked what, and what is told to whom."""
+"""A decode worker as a prefill worker sees it, and one transfer to it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass, field, replace
 
 from abkt.codec.stream import Stream
-from abkt.policy.price import Told
+from abkt.policy.price import PeerPrice
 from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, Refined, TransferView
-from abkt.serve.worker.layered import Layered
+from abkt.serve.worker.layered import LayeredSource
 from abkt.serve.worker.nic import WorkerNic
 from abkt.transfer.send.outgoing import Sent
 from abkt.transfer.send.sender import Sender
@@ -18,9 +18,10 @@ from abkt.transfer.send.sender import Sender
 
 @dataclass(slots=True)
 class DecodePeer:
-    """During one run, whose times count from origin_s. The policy is asked by the main loop and by the sender's thread, so under a lock.
+    """One decode worker during one run. Times count from origin_s. The main loop and the sender's thread share the policy under a lock.
 
-    nic: of this worker. told: the price of the peer's. starts: distortion at the start, by request_id, of what may be refined behind it.
+    pacing: what paces the bytes, for the records. nic: of this worker. told: the price that the peer has told. starts: by attempt id, the
+    distortion that decoding began with, of transfers that may be refined.
     """
 
     policy: BitratePolicy
@@ -28,7 +29,7 @@ class DecodePeer:
     pacing: str
     nic: WorkerNic
     origin_s: float
-    told: Told = field(default_factory=Told)
+    told: PeerPrice = field(default_factory=PeerPrice)
     starts: dict[int, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -44,27 +45,29 @@ class DecodePeer:
             return self.policy.estimate_bytes_per_s(now_s)
 
     def price_per_byte(self, now_s: float) -> float:
-        """Of the dearer end."""
+        """The higher price of the two ends."""
         with self.lock:
             there = self.told.per_byte(now_s)
         return max(self.nic.per_byte(), there)
 
     def on_ack(self, held_bytes: int, price: float) -> None:
         with self.lock:
-            self.told.hear(self.now_s(), price)
+            self.told.update(self.now_s(), price)
 
-    def refined(self, request_id: int, distortion_token_weighted: float) -> None:
-        """The request is over, and what it had of what followed its start is known."""
-        if (start := self.starts.pop(request_id, None)) is not None:
+    def refined(self, attempt_id: int, distortion_token_weighted: float) -> None:
+        """A request is over, and it is known how far its KV was refined. Other peers' attempts are ignored."""
+        if (start := self.starts.pop(attempt_id, None)) is not None:
             with self.lock:
                 self.policy.refined(self.now_s(), Refined(start, min(start, distortion_token_weighted)))
 
 
 @dataclass(slots=True)
 class OutboundTransfer:
-    """One transfer under way: what was decided on which view, the view since it is encoded, and the book of its time.
+    """One transfer and what its policy decides of it. The sender's thread calls its methods.
 
-    distortion: at each cut of what is encoded. layered: where it is encoded as it goes. Its methods are asked by the sender's thread.
+    expected: the view before encoding, which `decision` was made on; view: the view since it is encoded. distortion: at each cut of what is
+    encoded. encode_s, wire_busy_s: time spent so far. started: what is sent from now on refines. source: of a transfer in groups of layers.
+    dropped: the frontend does not want it, and gets no report.
     """
 
     peer: DecodePeer
@@ -74,13 +77,13 @@ class OutboundTransfer:
     distortion: tuple[float, ...] = (0.0,)
     encode_s: float = 0.0
     wire_busy_s: float = 0.0
-    started: bool = False  # what leaves now refines it
-    layered: Layered | None = None
-    dropped: bool = False  # nobody wants it, and nobody is told
+    started: bool = False
+    source: LayeredSource | None = None
+    dropped: bool = False
     view: TransferView = field(init=False)
 
     def __post_init__(self) -> None:
-        # No encoding is left to do, and the other modes can no longer be had.
+        # Once it is encoded, no encoding is left to do, and no other mode is possible.
         self.view = replace(self.expected, encode_s=0.0, raw_s=math.inf, lossless_bytes=0.0, hidden_s=0.0)
 
     @classmethod
@@ -92,19 +95,23 @@ class OutboundTransfer:
         self.distortion = stream.curve.distortion
 
     def next_cut(self, clock_s: float, sent_bytes: int, sent_cut: int) -> int:
-        """Late binding: asked before every frame. Mode, order and depth stand since the first decision."""
+        """The cut to reach, asked before every frame. Mode, order and depth of the first decision stay."""
         if self.decision.mode != "stream":
             return 0
-        decision = self._now(clock_s, sent_bytes, sent_cut)
-        # Whoever still wants raw: as good as was encoded.
+        decision = self._decide(clock_s, sent_bytes, sent_cut)
+        # A policy that wants raw or lossless now gets the finest cut that is encoded.
         return decision.cut if decision.mode == "stream" else len(self.distortion) - 1
 
-    def next_behind(self, clock_s: float, sent_bytes: int, sent_cut: int) -> int:
+    def next_refinement_cut(self, clock_s: float, sent_bytes: int, sent_cut: int) -> int:
+        """The cut to refine to, once decoding may begin."""
         self.started = True
-        return self._now(clock_s, sent_bytes, sent_cut).behind
+        return self._decide(clock_s, sent_bytes, sent_cut).refine_to_cut
 
-    def turn(self, groups: int, index: int, stream: Stream, clock_s: float, before_bytes: int, sent_bytes: int, complete: int) -> int:
-        """The cut of a group's stream, as if all groups behind it were like it. Its bands are priced as those of the whole are."""
+    def next_group_cut(
+        self, groups: int, index: int, stream: Stream, clock_s: float, before_bytes: int, sent_bytes: int, complete: int
+    ) -> int:
+        """The cut of a group's stream, as if all later groups were like it; see LayeredSource. Its bands are priced as those of a whole
+        stream are."""
         left, now_s = groups - index, clock_s - self.peer.origin_s
         slope, uniform = (
             replace(curve, bytes=tuple(before_bytes + left * size for size in curve.bytes)) for curve in (stream.slope, stream.uniform)
@@ -123,9 +130,9 @@ class OutboundTransfer:
             self.peer.policy.observe(now_s, GoodputSample(wire_bytes, duration_s))
 
     def delivered(self, sent: Sent) -> float:
-        """The policy is told; returns the distortion that decoding begins with."""
+        """Tell the policy; returns the distortion that decoding begins with."""
         peer = self.peer
-        distortion = self.layered.distortion() if self.layered else self.distortion[sent.cut]
+        distortion = self.source.distortion() if self.source else self.distortion[sent.cut]
         if sent.refining:
             peer.starts[sent.transfer_id] = distortion
         with peer.lock:
@@ -133,7 +140,7 @@ class OutboundTransfer:
             peer.policy.delivered(peer.now_s(), Delivered(distortion, self.decision, self.expected, seconds))
         return distortion
 
-    def _now(self, clock_s: float, sent_bytes: int, sent_cut: int) -> Decision:
+    def _decide(self, clock_s: float, sent_bytes: int, sent_cut: int) -> Decision:
         now_s = clock_s - self.peer.origin_s
         price = self.peer.price_per_byte(now_s)
         view = replace(self.view, sent_bytes=sent_bytes, sent_cut=sent_cut, price=price, started=self.started)

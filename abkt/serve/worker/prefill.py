@@ -1,7 +1,4 @@
-"""A worker in the role of prefill: computes a prompt's KV, lets the policy decide, encodes, hands the bytes to the sender.
-
-A request_id is the frontend's number of one try; a request that is tried again comes with another one.
-"""
+"""A worker in the role of prefill: computes a prompt's KV, lets the policy decide, encodes, and hands the bytes to the sender."""
 
 from __future__ import annotations
 
@@ -9,309 +6,255 @@ import math
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
-from abkt.capacity import Capacity
 from abkt.codec.importance import Importance
 from abkt.codec.lossless import stream as lossless_stream
 from abkt.codec.stream import Stream
-from abkt.policy.build import build
 from abkt.policy.view import CoderName, Decision, TransferView
-from abkt.profile.expect import expected_view, unmeasured_view
-from abkt.profile.schema import Profile, parse
-from abkt.serve.control import Control, Message, WorkerConfig
-from abkt.serve.engine.sampling import Sampling
-from abkt.serve.pacing import Pacing
+from abkt.serve.commands import (
+    AddPeer,
+    CancelAttempt,
+    ChangeRole,
+    Prepare,
+    RefinementEnded,
+    RemovePeer,
+    StartPrefillRun,
+    SubmitPrompt,
+    WithdrawPrompts,
+    WorkerCommand,
+    WorkerConfig,
+)
+from abkt.serve.engine.sampling import Choice
+from abkt.serve.reports import (
+    AttemptFailed,
+    BrokenTransfer,
+    CodedCurves,
+    PlannedTransfer,
+    Prefilled,
+    Prepared,
+    PromptsWithdrawn,
+    TransferSent,
+)
+from abkt.serve.worker.control import Control
 from abkt.serve.worker.equipment import Equipment
-from abkt.serve.worker.layered import Group, Layered, Watcher, footer_bytes, most_bytes, raw_group, spans
-from abkt.serve.worker.nic import WorkerNic
-from abkt.serve.worker.peer import DecodePeer, OutboundTransfer
-from abkt.serve.worker.raw import fingerprint, raw_source
-from abkt.transfer.pieces import ByteSource, Pieces, PiecesSource
-from abkt.transfer.protocol.key import find_key
-from abkt.transfer.protocol.messages import Hello, Offer
+from abkt.serve.worker.events import FrontendGone, TransferEnded, WorkerEvent
+from abkt.serve.worker.layered import LayerGroup, spans
+from abkt.serve.worker.layered_transfer import LayeredTransfer
+from abkt.serve.worker.peer import OutboundTransfer
+from abkt.serve.worker.raw import raw_source
+from abkt.serve.worker.run import PrefillRun
+from abkt.transfer.pieces import ByteSource, PiecesSource
+from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.send.outgoing import Outgoing, Sent
-from abkt.transfer.send.sender import Sender
-
-
-@dataclass(slots=True)
-class Early:
-    """A transfer that began with its prefill."""
-
-    transfer: OutboundTransfer
-    source: Layered
-    watcher: Watcher
-    outgoing: Outgoing
 
 
 class PrefillWorker:
-    """One prompt at a time, in the order they come; the source blocks stay until the decode side has acknowledged."""
+    """Computes one prompt at a time, in the order they come. A prompt's blocks are kept until the decode worker has acknowledged its KV.
+
+    Parameters
+    ----------
+    config : of this worker.
+    control : the line to its frontend.
+    equipment : the model, the pool and the codec.
+
+    Attributes
+    ----------
+    run : the run under way, with its policies and connections.
+    waiting : prompts that are not begun.
+    sending : transfers that the sender is not done with, by attempt id.
+    """
 
     def __init__(self, config: WorkerConfig, control: Control, equipment: Equipment) -> None:
-        self.config = config
-        self.control = control
-        self.key = find_key(config.key_file, config.encrypt)
-        self.equipment = equipment
+        self.config, self.control, self.equipment = config, control, equipment
         self.engine, self.codec, self.segments = equipment.engine, equipment.codec, equipment.segments
-        self.waiting: deque[Message] = deque()
-        self.peers: dict[str, DecodePeer] = {}
-        self.sending: dict[int, Outgoing] = {}  # until the sender is done with it
-        self.bitrate: dict[str, Any] = {}
-        self.profile: Profile | None = None
-        self.pacing = Pacing("userspace", Capacity.constant(math.inf), 0.0, config.transport)
-        self.nic = WorkerNic()
+        self.waiting: deque[SubmitPrompt] = deque()
+        self.sending: dict[int, Outgoing] = {}
+        self.run = PrefillRun(config, self.engine.layout, self.engine.pool.data.device.type)
         layers = self.engine.layout.model.layers
-        self.groups = [Group(self.codec, span) for span in spans(layers, min(config.layer_groups, layers))]
-        self.origin_s = 0.0
+        self.groups = [LayerGroup(self.codec, span) for span in spans(layers, min(config.layer_groups, layers))]
 
     def serve(self) -> str:
-        """Until there is another role to take, which is returned, or nothing more to do: empty."""
+        """Work until the frontend changes the role; returns the new one, or "" where the frontend is gone."""
         while True:
             message = self.control.inbox.get()
-            match message["op"]:
-                case "prepare":
-                    self.equipment.prepare(message["tokens"])
-                    self.control.say("prepared")
-                case "run":
-                    self._begin(message)
-                case "peer":
-                    self._meet(message["name"], message["address"])
-                case "unpeer":
-                    self._leave(message["name"])
-                case "submit":
-                    self.waiting.append(message)
-                case "cancel":
-                    self._cancel(message["request_id"])
-                case "withdraw":
-                    self.control.say("withdrawn", request_ids=[request["request_id"] for request in self.waiting])
-                    self.waiting.clear()
-                case "refined":
-                    for peer in self.peers.values():
-                        peer.refined(message["request_id"], message["distortion_token_weighted"])
-                case "release":
-                    self._release(message["request_id"], message["table"])
-                case "role" | "stop":
-                    self._end()
-                    return str(message.get("role", ""))
+            if isinstance(message, ChangeRole | FrontendGone):
+                self.run.close()
+                return message.role if isinstance(message, ChangeRole) else ""
+            self._handle(message)
             while self.waiting and self.control.inbox.empty() and self._fits(self.waiting[0]):
-                with self.equipment.turn:
+                with self.equipment.device_lock:
                     self._prefill(self.waiting.popleft())
 
-    def _cancel(self, request_id: int) -> None:
-        """Nobody waits for it any more. It is said to have failed, unless it is done."""
-        if outgoing := self.sending.get(request_id):
+    def _handle(self, message: WorkerCommand | WorkerEvent) -> None:
+        match message:
+            case Prepare():
+                self.equipment.prepare(message.tokens)
+                self.control.say(Prepared())
+            case StartPrefillRun():
+                self.run.start(message)
+            case AddPeer():
+                self.run.add_peer(message.name, message.address)
+            case RemovePeer():
+                self.run.remove_peer(message.name)
+            case SubmitPrompt():
+                self.waiting.append(message)
+            case CancelAttempt():
+                self._cancel(message.attempt_id)
+            case WithdrawPrompts():
+                self.control.say(PromptsWithdrawn(tuple(prompt.attempt_id for prompt in self.waiting)))
+                self.waiting.clear()
+            case RefinementEnded():
+                for peer in self.run.peers.values():
+                    peer.refined(message.attempt_id, message.distortion_token_weighted)
+            case TransferEnded():
+                self.segments.free(message.table)
+                self.sending.pop(message.attempt_id, None)
+            case _:  # meant for the role that this worker had before
+                pass
+
+    def _cancel(self, attempt_id: int) -> None:
+        """Report AttemptFailed, unless the attempt is over. A transfer that is cancelled reports that itself."""
+        if outgoing := self.sending.get(attempt_id):
             outgoing.cancel.set()
-        for request in [each for each in self.waiting if each["request_id"] == request_id]:
-            self.waiting.remove(request)
-            self.control.say("failed", request_id=request_id, reason="cancelled")
+        for prompt in [prompt for prompt in self.waiting if prompt.attempt_id == attempt_id]:
+            self.waiting.remove(prompt)
+            self.control.say(AttemptFailed(attempt_id, "cancelled"))
 
-    def _release(self, request_id: int, table: list[int]) -> None:
-        self.segments.free(table)
-        self.sending.pop(request_id, None)
+    def _fits(self, prompt: SubmitPrompt) -> bool:
+        return self.segments.can_allocate(self.engine.layout.blocks_for(len(prompt.tokens)))
 
-    def _source(self, table: list[int], tokens: int, decision: Decision, importance: Importance | None) -> ByteSource:
-        if decision.mode == "stream":
-            return self._encode(table, tokens, decision, importance)
-        if decision.mode == "lossless":
-            return PiecesSource([lossless_stream.encode(self.engine.pool, table, tokens)])
-        return raw_source(self.engine.pool, table, self.config.transport)
-
-    def _encode(self, table: list[int], tokens: int, decision: Decision, importance: Importance | None) -> Stream:
-        pool, depth_bits = self.engine.pool, decision.depth_bits
-        cells = self.codec.cells(tokens, depth_bits)
-        weights = importance.weights(pool, table, cells, self.codec.calibration) if importance else None
-        return self.codec.encode(pool, table, tokens, depth_bits, decision.order, weights, decision.coder)
-
-    def _fits(self, request: Message) -> bool:
-        return self.segments.can_allocate(self.engine.layout.blocks_for(len(request["tokens"])))
-
-    def _prefill(self, request: Message) -> None:
-        request_id, tokens = request["request_id"], request["tokens"]
-        start_s = self._now_s()
-        table = self.segments.allocate(self.engine.layout.blocks_for(len(tokens)))
-        early = self._early(request, table, start_s) if len(self.groups) > 1 and request["more"]["osl"] > 1 else None
+    def _prefill(self, prompt: SubmitPrompt) -> None:
+        """Compute a prompt, and send its KV unless the first output token is the last one."""
+        start_s = self.run.now_s()
+        table = self.segments.allocate(self.engine.layout.blocks_for(len(prompt.tokens)))
+        layered = self._begin_layered(prompt, table, start_s)
         importance = Importance(self.config.importance_window) if self.config.importance_window else None
-        first = self.engine.begin(tokens, table, early.watcher if early else importance, Sampling.of(request["more"]))
-        end_s = self._now_s()
-        computed = {
-            "request_id": request_id,
-            "prefill_start_s": start_s,
-            "prefill_end_s": end_s,
-            "token": first.token,
-            "margin": first.margin,
-        }
-        if request["more"]["osl"] < 2 or first.token == request["more"].get("stop", -1):
-            if early:
-                early.transfer.dropped = True
-                early.outgoing.cancel.set()
+        observer = layered.observer if layered else importance
+        first = self.engine.begin(prompt.tokens, table, observer, prompt.generation.sampling)
+        end_s = self.run.now_s()
+        if prompt.generation.ends([first.token]):
+            if layered:
+                layered.drop()
             else:
                 self.segments.free(table)
-            self.control.say("prefilled", last=True, **computed)
-            return
-        peer = self.peers.get(request["destination"])
-        if early:
-            early.source.finish(first.token)
-            self._tell_prefilled(early.transfer, encode_end_s=end_s, **computed)
-            return
+            self.control.say(Prefilled(prompt.attempt_id, start_s, end_s, first.token, first.margin, None))
+        elif layered:
+            layered.finish(first.token)
+            self._report_prefilled(prompt, start_s, end_s, first, layered.transfer, end_s)
+        else:
+            self._send(prompt, table, importance, start_s, end_s, first)
+
+    def _send(
+        self, prompt: SubmitPrompt, table: list[int], importance: Importance | None, start_s: float, end_s: float, first: Choice
+    ) -> None:
+        """Decide, encode and submit the transfer of a prompt that was computed from start_s to end_s."""
+        peer, tokens = self.run.peers.get(prompt.destination), len(prompt.tokens)
         if peer is None:
             self.segments.free(table)
-            self.control.say("failed", request_id=request_id, reason=f"{request['destination']} has left")
+            self.control.say(AttemptFailed(prompt.attempt_id, f"decode worker {prompt.destination} has left"))
             return
-        transfer = OutboundTransfer.decided(peer, end_s, self._view(peer, len(tokens), request["deadline_s"], end_s))
+        transfer = OutboundTransfer.decided(peer, end_s, self.run.view(peer, tokens, prompt.deadline_s, end_s))
         decision = transfer.decision
-        source = self._source(table, len(tokens), decision, importance)
-        encoded_s = self._now_s()
+        source = self._source(table, tokens, decision, importance)
+        encoded_s = self.run.now_s()
         transfer.encode_s = encoded_s - end_s
         if isinstance(source, Stream):
             transfer.encoded(source)
-        self._tell_prefilled(transfer, encode_end_s=encoded_s, **computed)
+        self._report_prefilled(prompt, start_s, end_s, first, transfer, encoded_s)
         expected_bytes = int(source.ends[transfer.next_cut(time.monotonic(), 0, 0)])
-        more = {**request["more"], "expected_bytes": expected_bytes}
+        more = {**prompt.generation.fields(), "expected_bytes": expected_bytes}
         ends = tuple(int(end) for end in source.ends)
-        offer = Offer(request_id, decision.mode, len(tokens), ends, first_token=first.token, more=more)
-        outgoing = Outgoing(request_id, offer, source, next_cut=transfer.next_cut)
-        if decision.mode == "stream" and decision.behind > 0:
-            outgoing.next_behind = transfer.next_behind
+        offer = Offer(prompt.attempt_id, decision.mode, tokens, ends, first_token=first.token, more=more)
+        outgoing = Outgoing(prompt.attempt_id, offer, source, next_cut=transfer.next_cut)
+        if decision.mode == "stream" and decision.refine_to_cut > 0:
+            outgoing.next_refinement_cut = transfer.next_refinement_cut
         self._submit(outgoing, transfer, table, expected_bytes)
         if decision.mode == "stream" and decision.depth_bits == 8:
-            self._tell_coded(transfer.view, len(tokens), decision.coder)
+            self._report_curves(transfer.view, tokens, decision.coder)
+
+    def _begin_layered(self, prompt: SubmitPrompt, table: list[int], start_s: float) -> LayeredTransfer | None:
+        """A transfer that begins with its prefill; None where layers are not grouped, or the policy wants what is only possible at once."""
+        peer, tokens = self.run.peers.get(prompt.destination), len(prompt.tokens)
+        if peer is None or len(self.groups) < 2 or prompt.generation.osl < 2:
+            return None
+        expected = replace(self.run.view(peer, tokens, prompt.deadline_s, start_s), hidden_s=self.run.prefill_s(tokens))
+        transfer = OutboundTransfer.decided(peer, start_s, expected)
+        if transfer.decision.mode == "lossless":
+            return None
+        generation, window = prompt.generation.fields(), self.config.importance_window
+        layered = LayeredTransfer(prompt.attempt_id, tokens, generation, transfer, self.groups, self.engine.pool, table, window)
+        self._submit(layered.outgoing, transfer, table, layered.expected_bytes)
+        return layered
+
+    def _source(self, table: list[int], tokens: int, decision: Decision, importance: Importance | None) -> ByteSource:
+        """What the sender reads: the encoded KV, or the pool itself."""
+        pool, depth_bits = self.engine.pool, decision.depth_bits
+        if decision.mode == "lossless":
+            return PiecesSource([lossless_stream.encode(pool, table, tokens)])
+        if decision.mode == "raw":
+            return raw_source(pool, table, self.config.transport)
+        weights = None
+        if importance:
+            weights = importance.weights(pool, table, self.codec.cells(tokens, depth_bits), self.codec.calibration)
+        return self.codec.encode(pool, table, tokens, depth_bits, decision.order, weights, decision.coder)
 
     def _submit(self, outgoing: Outgoing, transfer: OutboundTransfer, table: list[int], expected_bytes: float) -> None:
-        self.nic.enter(self._now_s(), outgoing.transfer_id, expected_bytes)
+        self.run.nic.enter(self.run.now_s(), outgoing.transfer_id, expected_bytes)
         outgoing.on_sent, outgoing.on_ack = transfer.on_sent, transfer.peer.on_ack
         self.sending[outgoing.transfer_id] = outgoing
         future = transfer.peer.sender.submit(outgoing)
-        future.add_done_callback(lambda future: self._sent(outgoing.transfer_id, table, transfer, future))
+        future.add_done_callback(lambda future: self._ended(outgoing.transfer_id, table, transfer, future))
 
-    def _early(self, request: Message, table: list[int], start_s: float) -> Early | None:
-        """A transfer that begins with its prefill, unless the policy wants one that cannot be had layer by layer."""
-        peer, request_id, tokens = self.peers.get(request["destination"]), request["request_id"], len(request["tokens"])
-        if peer is None:
-            return None
-        hidden_s = self.profile.fit("prefill").seconds(tokens=tokens) if self.profile else 0.0
-        expected = replace(self._view(peer, tokens, request["deadline_s"], start_s), hidden_s=hidden_s)
-        transfer = OutboundTransfer.decided(peer, start_s, expected)
-        mode, layout, groups = transfer.decision.mode, self.engine.layout, len(self.groups)
-        if mode == "lossless":
-            return None
-        if mode == "raw":
-            source = Layered(groups, layout.blocks_for(tokens) * layout.block_bytes + footer_bytes(groups))
-            expected_bytes = float(expected.raw_bytes)
-        else:
-            source = Layered(groups, most_bytes(layout, tokens, groups), partial(transfer.turn, groups))
-            expected_bytes = expected.curve(transfer.decision.order).bytes[transfer.decision.cut]
-        transfer.layered = source
-        more = {**request["more"], "expected_bytes": expected_bytes, "layer_groups": groups}
-        outgoing = Outgoing(request_id, Offer(request_id, mode, tokens, source.ends, more=more), source, available=source.available)
-        watcher = Watcher(self.config.importance_window, lambda layer: self._layer_done(layer, early, table, tokens))
-        early = Early(transfer, source, watcher, outgoing)
-        self._submit(outgoing, transfer, table, expected_bytes)
-        return early
-
-    def _layer_done(self, layer: int, early: Early, table: list[int], tokens: int) -> None:
-        """Called in the middle of prefill."""
-        for group in self.groups:
-            if layer == group.stop - 1:
-                begun_s = time.monotonic()
-                pool, decision = self.engine.pool, early.transfer.decision
-                if decision.mode == "raw":
-                    early.source.add(Pieces(raw_group(pool, table, (group.first, group.stop))))
-                else:
-                    early.source.add(group.encode(pool, table, tokens, decision, early.watcher))
-                early.transfer.encode_s += time.monotonic() - begun_s
-
-    def _tell_prefilled(self, transfer: OutboundTransfer, **computed: Any) -> None:
-        decision, estimate = transfer.decision, transfer.estimate_bytes_per_s
-        self.control.say(
-            "prefilled",
-            last=False,
-            **computed,
-            encode_busy_s=transfer.encode_s,
-            mode=decision.mode,
-            order=decision.order if decision.mode == "stream" else "",
-            depth_bits=decision.depth_bits if decision.mode == "stream" else 0,
-            price=transfer.expected.price,
-            estimate_bytes_per_s=None if math.isnan(estimate) else estimate,
-            pacing=transfer.peer.pacing,
-            codec=self.codec.describe(),
-        )
-
-    def _sent(self, request_id: int, table: list[int], transfer: OutboundTransfer, future: Future[Sent]) -> None:
-        """Called by the sender's thread at the transfer's end, good or bad."""
-        self.control.inbox.put({"op": "release", "request_id": request_id, "table": table})
-        self.nic.leave(request_id)
-        sent = future.result()
+    def _ended(self, attempt_id: int, table: list[int], transfer: OutboundTransfer, future: Future[Sent]) -> None:
+        """The sender is done with a transfer, whether or not it was acknowledged. Called by the sender's thread."""
+        self.control.inbox.put(TransferEnded(attempt_id, table))
+        self.run.nic.leave(attempt_id)
+        sent, origin_s = future.result(), self.run.origin_s
         if transfer.dropped:
             return
         if sent.error:
-            spent = {"mode": transfer.decision.mode, "wire_bytes": sent.wire_bytes, "granted_s": sent.granted_s - self.origin_s}
-            begun = {} if math.isnan(sent.granted_s) else {**spent, "ended_s": self._now_s(), "pacing": transfer.peer.pacing}
-            self.control.say("failed", request_id=request_id, reason=f"transfer: {sent.error}", **begun)
+            broken = None
+            if not math.isnan(sent.granted_s):
+                granted_s, pacing = sent.granted_s - origin_s, transfer.peer.pacing
+                broken = BrokenTransfer(transfer.decision.mode, sent.wire_bytes, granted_s, self.run.now_s(), pacing)
+            self.control.say(AttemptFailed(attempt_id, f"transfer: {sent.error}", broken))
             return
         distortion = transfer.delivered(sent)
         self.control.say(
-            "sent",
-            request_id=request_id,
-            granted_s=sent.granted_s - self.origin_s,
-            last_byte_s=sent.last_byte_s - self.origin_s,
-            acked_s=sent.acked_s - self.origin_s,
-            wire_busy_s=transfer.wire_busy_s,
-            wire_bytes=sent.wire_bytes,
-            calls=sent.calls,
-            cut=min(transfer.layered.cuts) if transfer.layered else sent.cut,
-            retries=sent.retries,
-            resumes=sent.resumes,
-            distortion=distortion,
-            refining=sent.refining,
+            TransferSent(
+                attempt_id,
+                granted_s=sent.granted_s - origin_s,
+                last_byte_s=sent.last_byte_s - origin_s,
+                acked_s=sent.acked_s - origin_s,
+                wire_busy_s=transfer.wire_busy_s,
+                wire_bytes=sent.wire_bytes,
+                calls=sent.calls,
+                cut=min(transfer.source.cuts) if transfer.source else sent.cut,
+                retries=sent.retries,
+                resumes=sent.resumes,
+                distortion=distortion,
+                refining=sent.refining,
+            )
         )
 
-    def _view(self, peer: DecodePeer, tokens: int, deadline_s: float, now_s: float) -> TransferView:
-        if self.profile:
-            view = expected_view(self.profile, tokens, deadline_s)
-        else:
-            raw_bytes = tokens * self.engine.layout.model.kv_bytes_per_token
-            view = unmeasured_view(raw_bytes, deadline_s)
-        lossless_bytes = view.lossless_bytes if self.engine.pool.data.device.type == "cpu" else 0.0  # the message is made there alone
-        return replace(view, price=peer.price_per_byte(now_s), lossless_bytes=lossless_bytes)
+    def _report_prefilled(
+        self, prompt: SubmitPrompt, start_s: float, end_s: float, first: Choice, transfer: OutboundTransfer, encoded_s: float
+    ) -> None:
+        decision = transfer.decision
+        streamed = decision.mode == "stream"
+        plan = PlannedTransfer(
+            encode_end_s=encoded_s,
+            encode_busy_s=transfer.encode_s,
+            mode=decision.mode,
+            order=decision.order if streamed else "",
+            depth_bits=decision.depth_bits if streamed else 0,
+            price=transfer.expected.price,
+            estimate_bytes_per_s=transfer.estimate_bytes_per_s,
+            pacing=transfer.peer.pacing,
+            codec=self.codec.describe(),
+        )
+        self.control.say(Prefilled(prompt.attempt_id, start_s, end_s, first.token, first.margin, plan))
 
-    def _tell_coded(self, view: TransferView, tokens: int, coder: CoderName) -> None:
-        curves = {
-            order: {"bytes": curve.bytes, "distortion": curve.distortion, "bits": curve.bits}
-            for order, curve in (("slope", view.slope), ("uniform", view.uniform))
-        }
-        self.control.say("coded", tokens=tokens, coder=coder, raw_bytes=view.raw_bytes, **curves)
-
-    def _begin(self, run: Message) -> None:
-        """A run starts with fresh policies, a fresh link schedule and fresh connections."""
-        self._end()
-        self.origin_s = run["origin_s"]
-        self.profile = parse(run["profile"]) if run["profile"] else None
-        self.bitrate = run["bitrate"]
-        network = run["network"]
-        capacity = Capacity(tuple(network["starts_s"]), tuple(network["bytes_per_s"]), network["period_s"])
-        self.pacing = Pacing(run["pacing"], capacity, self.origin_s, self.config.transport)
-        self.nic.reset(max(capacity.bytes_per_s))
-        for name, address in run["peers"].items():
-            self._meet(name, address)
-
-    def _meet(self, name: str, address: str) -> None:
-        """A decode worker is there."""
-        self._leave(name)
-        hello = Hello(self.config.name, fingerprint(self.engine.layout))
-        sender = Sender(self.pacing.transport, address, hello, self.pacing.link, key=self.key)
-        self.peers[name] = DecodePeer(build(self.bitrate), sender, self.pacing.name, self.nic, self.origin_s)
-
-    def _leave(self, name: str) -> None:
-        """Transfers to it that are not done fail."""
-        if peer := self.peers.pop(name, None):
-            peer.sender.close()
-
-    def _end(self) -> None:
-        for name in list(self.peers):
-            self._leave(name)
-        self.pacing.close()
-
-    def _now_s(self) -> float:
-        return time.monotonic() - self.origin_s
+    def _report_curves(self, view: TransferView, tokens: int, coder: CoderName) -> None:
+        self.control.say(CodedCurves(tokens, coder, view.raw_bytes, view.slope, view.uniform))

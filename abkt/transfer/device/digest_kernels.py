@@ -1,6 +1,7 @@
-"""nh.sums on a GPU: a program sums STEP words of one piece, read 16 bytes a thread at a time, where they are; one launch for all pieces.
+"""The sums of digest_oracle.py on a GPU, for all pieces in one launch.
 
-Keys are made where they are used, so nothing but the payload is read. Not tuned on a GPU.
+A program sums STEP words of one piece. A thread reads 16 bytes at a time, in place. Keys are computed where they are used, so only the
+payload is read. Not tuned on a GPU.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import torch
 import triton
 import triton.language as tl
 
-from abkt.transfer.device import digest as device_digest
+from abkt.transfer.device.digest_oracle import DIGESTS, MIX, SPREAD, WORD_BYTES
 
 STEP = 2048  # words a program
 WARPS = 4
 
-_SPREAD = tl.constexpr(device_digest.SPREAD)
-_MIX = tl.constexpr(device_digest.MIX[0])
-_MIX_AGAIN = tl.constexpr(device_digest.MIX[1])
+_SPREAD = tl.constexpr(SPREAD)
+_MIX = tl.constexpr(MIX[0])
+_MIX_AGAIN = tl.constexpr(MIX[1])
 
 
 @triton.jit
@@ -31,14 +32,14 @@ def _key(place):
 
 @triton.jit
 def _products(low, high, place, inside):
-    """32 bits by 32 in 64, summed. inside: 1 for a word, 0 for a place past the end, whose keys would add something."""
+    """32 x 32 bit products in 64 bits, summed. inside: 1 for a word, 0 past the end, where the keys alone would add something."""
     first, second = (low + _key(place)).to(tl.uint64), (high + _key(place + 1)).to(tl.uint64)
     return tl.sum((first * second).to(tl.int64, bitcast=True) * inside, 0)
 
 
 @triton.jit
 def add_sums(table, found, STEP: tl.constexpr):
-    """table: int64 [programs, 3]: address of a part, its first word's place in the payload, its words. found: int64 [2], zeros before."""
+    """table: int64 [programs, 3]: a part's address, its first word's index in the payload, its words. found: int64 [2], zeroed before."""
     row = table + tl.program_id(0) * 3
     address, start, words = tl.load(row), tl.load(row + 1), tl.multiple_of(tl.load(row + 2), 2)
     part = tl.multiple_of(address.to(tl.pointer_type(tl.int64)), 16)
@@ -52,21 +53,24 @@ def add_sums(table, found, STEP: tl.constexpr):
 
 
 def sums_of(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """nh.sums of the parts one after another: uint8 on one GPU, each aligned and a multiple of 16 bytes. Enqueued; nothing waits."""
+    """Both sums of the parts, one after another: int64 [2]. The work is enqueued; nothing waits for the GPU.
+
+    parts: uint8 on one GPU, each aligned to 16 bytes and a multiple of 16 bytes long.
+    """
     device = parts[0].device
     rows = table_of([(part.data_ptr(), len(part)) for part in parts])
     table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-    found = torch.zeros(device_digest.DIGESTS, dtype=torch.int64, device=device)
+    found = torch.zeros(DIGESTS, dtype=torch.int64, device=device)
     add_sums[(len(rows),)](table, found, STEP=STEP, num_warps=WARPS)
     return found
 
 
 def table_of(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """A row a program, of parts (address, bytes)."""
+    """One row for each program; parts: (address, bytes)."""
     rows, first = [], 0
     for address, size in parts:
-        words = size // device_digest.WORD_BYTES
+        words = size // WORD_BYTES
         for start in range(0, words, STEP):
-            rows.append((address + start * device_digest.WORD_BYTES, first + start, min(STEP, words - start)))
+            rows.append((address + start * WORD_BYTES, first + start, min(STEP, words - start)))
         first += words
     return rows

@@ -1,4 +1,4 @@
-"""Frames over a connection, and the keepalive: each side says something every `ping_s`, and silence of `silence_s` is an error."""
+"""Frames over a connection, with a keepalive: a side that has nothing to send sends a PING, and a silent peer is an error."""
 
 from __future__ import annotations
 
@@ -8,20 +8,31 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from abkt.transfer.device.pieces import Piece, Space, fetched
-from abkt.transfer.device.tags import DeviceTags
+from abkt.transfer.buffers import Piece, Space
+from abkt.transfer.device.staging import to_host
+from abkt.transfer.protocol.device_tags import DeviceTags
 from abkt.transfer.protocol.frame import CLOSING, HEADER_BYTES, TAG_BYTES, FrameError, FrameHeader, FrameType, parse
 from abkt.transfer.protocol.messages import Abort
-from abkt.transfer.protocol.tags import Plain, Tags
+from abkt.transfer.protocol.tags import PlainTags, Tags
 from abkt.transfer.transport import TICK_S, Connection, PeerError, PeerLost, PeerSilent, Refused
 
 
 @dataclass(frozen=True, slots=True)
 class Keepalive:
-    """Silence is noticed within 3 s: silence_s and one tick. greet_s: how long a peer may take to say who it is.
+    """The time limits of a connection. With the defaults a silent peer is noticed within 3 s (silence_s and one tick).
 
-    resume_s: how long a sender tries to go on with a transfer whose connection broke. hold_s: how long its receiver keeps the memory and
-    what has come; longer, because it may notice first.
+    Parameters
+    ----------
+    ping_s : float
+        A side that has sent nothing for this long sends a PING.
+    silence_s : float
+        A peer from which nothing has come for this long is an error. At least two pings.
+    greet_s : float
+        Time that a peer has for the handshake.
+    resume_s : float
+        How long a sender tries to reconnect and go on with a transfer whose connection broke.
+    hold_s : float
+        How long the receiver keeps the memory and the bytes of such a transfer. At least resume_s, since it may notice the break first.
     """
 
     ping_s: float = 0.8
@@ -38,106 +49,151 @@ class Keepalive:
 
     @property
     def tick_s(self) -> float:
+        """The longest wait between two checks."""
         return min(TICK_S, self.ping_s / 2)
 
 
 class Channel:
-    """One connection as frames. Used by one thread."""
+    """One connection as a sequence of frames in each direction. Used by one thread.
+
+    Parameters
+    ----------
+    connection : Connection
+        The byte stream.
+    keepalive : Keepalive
+        Its time limits.
+
+    Attributes
+    ----------
+    peer : str
+        The peer's address; after its HELLO, the name of its node.
+    outgoing, incoming : Tags
+        How frames are sealed and opened. The handshake replaces them if there is a key.
+    handshake_deadline_s : float
+        Time (time.monotonic) by which the peer must have finished the handshake; inf outside of it.
+    """
 
     def __init__(self, connection: Connection, keepalive: Keepalive) -> None:
         self.connection = connection
         self.keepalive = keepalive
-        self.peer = connection.peer  # the node's name, once it has said HELLO
-        self.outgoing: Tags = DeviceTags() if connection.device else Plain()
-        self.incoming: Tags = DeviceTags() if connection.device else Plain()
-        self.greeted_by_s = math.inf  # when whoever has not proved who it is must leave
-        self._spoke_s = self._heard_s = time.monotonic()
-        self._said = self._heard = 0  # frames
-        self._within = False  # in the middle of a frame of ours, where no other may begin
+        self.peer = connection.peer
+        self.outgoing: Tags = DeviceTags() if connection.device else PlainTags()
+        self.incoming: Tags = DeviceTags() if connection.device else PlainTags()
+        self.handshake_deadline_s = math.inf
+        self._last_sent_s = self._last_received_s = time.monotonic()
+        self._frames_sent = self._frames_received = 0
+        self._mid_frame = False  # a frame of this side is only partly sent, so no other may begin
 
-    def send(self, header: FrameHeader, payload: Sequence[Piece] = (), waiting: Callable[[], None] = lambda: None) -> tuple[int, bytes]:
-        """Seal and send one frame; header.length is set here if it is not right. `waiting` is called now and then. Returns (calls, tag)."""
+    def send(self, header: FrameHeader, payload: Sequence[Piece] = (), on_wait: Callable[[], None] = lambda: None) -> tuple[int, bytes]:
+        """Seal and send one frame. Its header gets the length of the payload.
+
+        Parameters
+        ----------
+        header : FrameHeader
+            Without its tag; the length may be missing.
+        payload : sequence of pieces
+            Sent in their order.
+        on_wait : callable
+            Called from time to time while sending has to wait.
+
+        Returns
+        -------
+        (int, bytes)
+            Number of calls of the transport, and the tag.
+
+        Raises
+        ------
+        PeerLost, PeerSilent
+            As Connection.send does.
+        """
         length = sum(map(len, payload))
         frame = self.outgoing.seal(header if header.length == length else replace(header, length=length), payload)
-        self._within = True
-        calls = self.connection.send(frame, waiting)  # type: ignore[arg-type]  # on a device only by DeviceTags
-        self._within = False
-        self._said += 1
-        self._spoke_s = time.monotonic()
-        return calls, bytes(fetched(frame[0])[-TAG_BYTES:])
+        self._mid_frame = True
+        calls = self.connection.send(frame, on_wait)  # type: ignore[arg-type]  # only DeviceTags leave a piece on a device
+        self._mid_frame = False
+        self._frames_sent += 1
+        self._last_sent_s = time.monotonic()
+        return calls, bytes(to_host(frame[0])[-TAG_BYTES:])
 
     def arrived(self, timeout_s: float) -> bool:
-        """Whether a frame has begun to arrive within timeout_s. Keeps the connection alive; raises PeerSilent."""
+        """Whether a frame has begun to arrive within timeout_s. Sends a PING if one is due. Raises PeerSilent."""
         self.tick()
         if self.connection.readable(timeout_s):
             return True
-        if time.monotonic() - self._heard_s >= self.keepalive.silence_s:
+        if time.monotonic() - self._last_received_s >= self.keepalive.silence_s:
             raise PeerSilent(f"{self.peer} has been silent for {self.keepalive.silence_s:g} s")
         return False
 
     def header(self) -> FrameHeader:
-        """Wait for the next frame and read its header; raises FrameError if it is none."""
+        """Wait for the next frame and read its header. Raises FrameError if it is malformed."""
         while not self.arrived(self.keepalive.tick_s):
             pass
         data = bytearray(HEADER_BYTES)
         self.connection.receive([memoryview(data)], self.tick)
-        self._heard_s = time.monotonic()
-        self._heard += 1
+        self._last_received_s = time.monotonic()
+        self._frames_received += 1
         return parse(data)
 
     def payload(self, header: FrameHeader, buffers: Sequence[Space]) -> None:
-        """Read the payload into the buffers, and check it; raises FrameError if it is damaged, and then the buffers hold rubbish."""
+        """Read the payload into the buffers and check it. Raises FrameError if it is damaged; the buffers are undefined then."""
         self.incoming.open(header, buffers, lambda step: self.connection.receive(step, self.tick))  # type: ignore[arg-type]
-        self._heard_s = time.monotonic()
+        self._last_received_s = time.monotonic()
 
     def message(self, header: FrameHeader) -> bytes:
-        """The payload of any frame but DATA."""
+        """Read the payload of a frame other than DATA."""
         data = bytearray(header.length)
         self.payload(header, [memoryview(data)] if data else [])
         return bytes(data)
 
-    def expect(self, kind: FrameType, waiting: Callable[[], None] = lambda: None) -> tuple[FrameHeader, bytes]:
-        """The next frame that is not keepalive, which must be of this kind; `waiting` is called every tick."""
+    def expect(self, kind: FrameType, on_wait: Callable[[], None] = lambda: None) -> tuple[FrameHeader, bytes]:
+        """Wait for a frame of this kind; PINGs before it are handled. Any other frame raises, as `control_frame` does.
+
+        on_wait is called every tick.
+        """
         while True:
-            waiting()
+            on_wait()
             if self.arrived(self.keepalive.tick_s):
                 header = self.header()
                 if header.type is kind:
                     return header, self.message(header)
-                self.aside(header)
+                self.control_frame(header)
 
-    def aside(self, header: FrameHeader) -> None:
-        """Take a frame that nobody waits for: PING may always come; ABORT raises PeerError or Refused, anything else FrameError."""
+    def control_frame(self, header: FrameHeader) -> None:
+        """Handle a frame that is not part of a transfer's normal course.
+
+        A PING is allowed at any time. An ABORT raises PeerError if it ends the connection, else Refused. Any other frame raises FrameError.
+        """
         if header.type is FrameType.ABORT:
             reason = Abort.parse(self.message(header)).reason
             raise (PeerError if header.flags else Refused)(f"{self.peer}: {reason}")
         if header.type is not FrameType.PING:
             raise FrameError(f"{header.type.name} frame came out of turn")
         self.message(header)
-        if header.sequence != self._heard - 1:  # or both sides could wait for ever, and tell each other that they live
-            raise FrameError(f"PING says that {header.sequence} frames were sent, but {self._heard - 1} have come")
+        # If a frame was lost, each side could wait for the other forever while their PINGs keep the connection alive.
+        if header.sequence != self._frames_received - 1:
+            raise FrameError(f"PING says that {header.sequence} frames were sent, but {self._frames_received - 1} have come")
 
     def abort(self, reason: str, transfer_id: int = 0, closing: bool = True) -> None:
-        """Tell the peer why; if it cannot be told any more, the next use of the connection finds out."""
-        if self._within:
+        """Send an ABORT with the reason. If the peer cannot be reached, the next use of the connection raises the error."""
+        if self._mid_frame:
             return
         with suppress(PeerError):
             self.send(FrameHeader(FrameType.ABORT, transfer_id, flags=CLOSING if closing else 0), [Abort(reason).payload()])
 
-    def last_words(self) -> str:
-        """Why the peer ended the connection, if it said so; for when sending failed."""
+    def abort_reason(self) -> str:
+        """After sending has failed: the reason that the peer gave in an ABORT, or an empty text."""
         try:
             while self.connection.readable(0):
-                self.aside(self.header())
+                self.control_frame(self.header())
         except (PeerLost, FrameError):
-            pass  # it left without a word
+            pass  # it ended the connection without a reason
         except PeerError as error:
             return str(error)
         return ""
 
     def tick(self) -> None:
-        """Between two frames, say that we live when it is time to. Raises PeerSilent if a stranger has stayed one for too long."""
-        if self.greeted_by_s < math.inf and time.monotonic() >= self.greeted_by_s:
-            raise PeerSilent(f"{self.peer} has not proved who it is within {self.keepalive.greet_s:g} s")
-        if not self._within and time.monotonic() - self._spoke_s >= self.keepalive.ping_s:
-            self.send(FrameHeader(FrameType.PING, sequence=self._said))
+        """Send a PING if one is due and no frame is partly sent. Raises PeerSilent if the handshake takes too long."""
+        if self.handshake_deadline_s < math.inf and time.monotonic() >= self.handshake_deadline_s:
+            raise PeerSilent(f"{self.peer} has not completed the handshake within {self.keepalive.greet_s:g} s")
+        if not self._mid_frame and time.monotonic() - self._last_sent_s >= self.keepalive.ping_s:
+            self.send(FrameHeader(FrameType.PING, sequence=self._frames_sent))

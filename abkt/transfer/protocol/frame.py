@@ -1,8 +1,8 @@
-"""The frame: a fixed 64-byte header, then the payload. Struct-packed; nothing a peer sends is ever executed or unpickled.
+"""The frame: a fixed 64-byte header, then the payload. Struct-packed; nothing that a peer sends is executed or unpickled.
 
-Little-endian: magic 4s, version u16, type u8, flags u8, transfer id u64, sequence u64, offset u64, epoch u32, length u32, reserved u64
-(zero; a cell range will stand there), tag 16s. The tag covers the first 48 bytes and the payload. Here it is their xxh3_128, which finds
-accidents, not attackers; with a key, tags.py puts another in its place.
+The header is little-endian: magic 4s, version u16, type u8, flags u8, transfer id u64, sequence u64, offset u64, epoch u32, length u32,
+reserved u64 (zero), tag 16s. The tag covers the first 48 bytes and the payload. The tag made here is their xxh3_128, which finds
+accidental damage but does not stop an attacker; with a key, tags.py makes another tag.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-Buffer = bytes | bytearray | memoryview
+from abkt.transfer.buffers import Buffer
 
 MAGIC = b"ABKT"
-VERSION = 2
+VERSION = 3  # 3: mode of an OFFER is raw, lossless or stream
 HEADER_BYTES = 64
 TAG_BYTES = 16
 DATA_CAP_BYTES = 8 << 20
 META_CAP_BYTES = 256 << 10
-HELLO_CAP_BYTES = 16 << 10  # strangers may send one
+HELLO_CAP_BYTES = 16 << 10  # small, because a peer that is not authenticated may send one
 PROOF_BYTES = 32
 PRICE_BYTES = 8
 OFFSET_CAP_BYTES = 1 << 48
-CLOSING = 1  # flag of ABORT: the connection ends with it, not only this transfer
-COMMITTED = 2  # flag of ACK: what was promised is there, not only what has come so far
-MORE = 4  # flag of COMMIT: what follows refines what this one promises, and another COMMIT ends it
-DIGESTED = 8  # flag of DATA: the tag covers a digest of the payload that a GPU makes (nh.py), not the payload itself
+CLOSING = 1  # flag of ABORT: the whole connection ends, not only this transfer
+COMMITTED = 2  # flag of ACK: it answers a COMMIT, and all that the COMMIT covers is there; without it, the ACK reports progress
+MORE = 4  # flag of COMMIT: refinement follows, and a later COMMIT without this flag ends it
+DIGESTED = 8  # flag of DATA: the tag covers the device digest of the payload (device/digest.py), not the payload itself
 
 _FIELDS = struct.Struct("<4sHBBQQQIIQ")
 
 
 class FrameError(ValueError):
-    """A frame, or a message in one, that breaks the protocol. One line."""
+    """A frame, or a message in one, that breaks the protocol. The message is one line."""
 
 
 class FrameType(IntEnum):
@@ -63,9 +63,28 @@ _OF_CONNECTION = (FrameType.HELLO, FrameType.PROOF, FrameType.PING)
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """sequence counts the DATA frames of a transfer from 0, and its COMMIT; in an OFFER, the transfers of a sender; in a PING, the frames
-    of its side before it. offset: of the payload in the byte sequence (DATA), or how many payload bytes are held (ACK). epoch: which try
-    of the transfer this is, from 0. length: payload bytes. tag: empty until the frame is sealed."""
+    """The fields of a header.
+
+    Parameters
+    ----------
+    type : FrameType
+        What the payload is.
+    transfer_id : int
+        The transfer that the frame belongs to; 0 in HELLO, PROOF and PING.
+    sequence : int
+        In DATA and COMMIT, the number of DATA frames of this transfer before it. In OFFER, the number of transfers that the sender has
+        offered before. In PING, the number of frames that its side has sent before it.
+    offset : int
+        In DATA, where the payload lies in the byte sequence. In ACK, how many payload bytes the receiver holds.
+    epoch : int
+        Which attempt of the transfer this is, from 0. Each new connection that takes a transfer up begins a new epoch.
+    length : int
+        Payload bytes.
+    flags : int
+        See CLOSING, COMMITTED, MORE and DIGESTED.
+    tag : bytes
+        16 bytes; empty until the frame is sealed.
+    """
 
     type: FrameType
     transfer_id: int = 0
@@ -77,12 +96,12 @@ class FrameHeader:
     tag: bytes = b""
 
     def untagged(self) -> bytes:
-        """The 48 bytes that the tag covers besides the payload."""
+        """The first 48 bytes of the header, which the tag covers together with the payload."""
         return _FIELDS.pack(MAGIC, VERSION, self.type, self.flags, self.transfer_id, self.sequence, self.offset, self.epoch, self.length, 0)
 
 
 def digest_of(pieces: Iterable[Buffer]) -> bytes:
-    """xxh3_128 of all the pieces, one after another."""
+    """xxh3_128 of the pieces, one after another."""
     import xxhash
 
     digest = xxhash.xxh3_128()
@@ -92,13 +111,13 @@ def digest_of(pieces: Iterable[Buffer]) -> bytes:
 
 
 def seal(header: FrameHeader, payload: Sequence[Buffer] = ()) -> bytes:
-    """The 64 header bytes of a frame, tag included; header.length must be the payload's."""
+    """The 64 header bytes of a frame, with an xxh3_128 tag. header.length must be that of the payload."""
     untagged = header.untagged()
     return untagged + digest_of([untagged, *payload])
 
 
 def parse(data: Buffer) -> FrameHeader:
-    """The header in 64 bytes, checked field by field; its payload is checked by verify. Raises FrameError."""
+    """The header in 64 bytes, with every field checked. The tag is checked by tags.py. Raises FrameError."""
     if len(data) != HEADER_BYTES:
         raise FrameError(f"a frame header has {HEADER_BYTES} bytes, not {len(data)}")
     magic, version, number, flags, transfer_id, sequence, offset, epoch, length, reserved = _FIELDS.unpack_from(data)
@@ -125,9 +144,3 @@ def parse(data: Buffer) -> FrameHeader:
     if offset + length > OFFSET_CAP_BYTES:
         raise FrameError(f"{kind.name} frame ends at byte {offset + length}, above the cap of {OFFSET_CAP_BYTES}")
     return FrameHeader(kind, transfer_id, sequence, offset, epoch, length, flags, bytes(data[-TAG_BYTES:]))
-
-
-def verify(header: FrameHeader, payload: Sequence[Buffer]) -> None:
-    """Raises FrameError if header or payload are not what the sender sealed."""
-    if digest_of([header.untagged(), *payload]) != header.tag:
-        raise FrameError(f"{header.type.name} frame {header.sequence} of transfer {header.transfer_id} is damaged: its tag does not fit")

@@ -1,4 +1,4 @@
-"""The pre-shared key of a cluster's transfers: who holds it may speak, and nobody else."""
+"""The pre-shared key of a cluster's transfers. Only a node that holds it may connect."""
 
 from __future__ import annotations
 
@@ -13,9 +13,22 @@ VARIABLE = "ABKT_KEY_FILE"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """secret: at least 32 bytes, the same on all nodes. encrypt: payloads are hidden too; without, they are only protected from change.
+    """The secret that all nodes share, and what it is used for.
 
-    Both ends must have the same secret and the same `encrypt`. Who learns the secret can read the encrypted transfers of the past.
+    Both ends of a connection must have the same secret and the same `encrypt`. There is no forward secrecy: the secret also decrypts
+    transfers that were recorded in the past.
+
+    Parameters
+    ----------
+    secret : bytes
+        32 to 4096 bytes.
+    encrypt : bool
+        Encrypt payloads (AES-256-GCM). Without it they are only authenticated (AES-256-GMAC), and can be read on the network.
+
+    Raises
+    ------
+    ValueError
+        If the secret has another length.
     """
 
     secret: bytes = field(repr=False)
@@ -32,13 +45,16 @@ class Key:
 
 
 def read_key(path: Path, encrypt: bool = False) -> Key:
-    """The bytes of a file, all of them. Raises ValueError, one line, if it cannot be read, or others than owner and group could."""
+    """The key in a file, which is all of its bytes.
+
+    Raises ValueError, one line, if the file cannot be read, has the wrong size, or is accessible to every user.
+    """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             mode = os.fstat(file).st_mode
             if not stat.S_ISREG(mode):
-                raise ValueError(f"key file {path} is no regular file")
+                raise ValueError(f"key file {path} is not a regular file")
             if mode & stat.S_IRWXO:
                 raise ValueError(f"key file {path} is open to every user (mode {stat.S_IMODE(mode):04o}); chmod 600 it, and change the key")
             secret = os.read(file, KEY_BYTES[1] + 1)
@@ -53,7 +69,7 @@ def read_key(path: Path, encrypt: bool = False) -> Key:
 
 
 def find_key(path: str = "", encrypt: bool = False) -> Key | None:
-    """The key of `path`, or else of the file that ABKT_KEY_FILE names, or none. Raises ValueError, one line."""
+    """The key in the file `path`, else in the file that ABKT_KEY_FILE names; None if there is neither. Raises ValueError, one line."""
     if path := path or os.environ.get(VARIABLE, ""):
         return read_key(Path(path), encrypt)
     if encrypt:

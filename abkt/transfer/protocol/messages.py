@@ -1,4 +1,4 @@
-"""What the metadata frames say: bounded JSON, checked field by field into frozen dataclasses. Raises FrameError, one line."""
+"""The messages in metadata frames: size-bounded JSON, checked field by field. Parsing raises FrameError, one line."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SECURITIES = ("open", "keyed", "encrypted")
 _PRICE = struct.Struct("<d")
 
 
-class Fields:
-    """The members of one JSON object, taken one by one; what was not asked for is an error at the end."""
+class JsonFields:
+    """The members of one JSON object, taken out one by one. `end` raises FrameError if any is left."""
 
     def __init__(self, payload: bytes, message: str) -> None:
         self._message = message
@@ -52,7 +52,7 @@ class Fields:
         return value
 
     def text(self, key: str, cap: int = NAME_CAP) -> str:
-        """One line, because much of it goes into logs."""
+        """Printable characters only, so that a text is one line: it may go into logs."""
         value = self.take(key)
         if not isinstance(value, str) or len(value) > cap or not value.isprintable():
             raise FrameError(f"{self._message}: {key} must be a text of at most {cap} printable characters")
@@ -71,7 +71,7 @@ class Fields:
         return _price(value, self._message)
 
     def hexadecimal(self, key: str, digits: int) -> str:
-        """So many digits, or none at all."""
+        """Exactly this many digits, or an empty text."""
         value = self.text(key, digits)
         if len(value) not in (0, digits) or any(digit not in "0123456789abcdef" for digit in value):
             raise FrameError(f"{self._message}: {key} must be {digits} hexadecimal digits, or empty")
@@ -117,10 +117,20 @@ def _payload(members: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first frame of each side. layout: what both must have in common, as text (model, shapes, dtype, codec).
+    """The first message of each side.
 
-    instance: hexadecimal, which sender of its node this is, over all its connections; empty if it resumes nothing. security: what every
-    frame after the proofs carries; nonce: hexadecimal, fresh for each connection that has a key.
+    Parameters
+    ----------
+    node : str
+        Name of the node.
+    layout : str
+        What both sides must have in common, as one text: model, shapes, dtype, codec.
+    instance : str
+        32 hexadecimal digits that identify a sender over all its connections; empty if it does not resume transfers.
+    security : str
+        How frames after the handshake are protected: open, keyed or encrypted.
+    nonce : str
+        64 hexadecimal digits, new for each connection; empty if security is open.
     """
 
     node: str
@@ -134,7 +144,7 @@ class Hello:
 
     @classmethod
     def parse(cls, payload: bytes) -> Hello:
-        fields = Fields(payload, "HELLO")
+        fields = JsonFields(payload, "HELLO")
         node, layout, instance = fields.text("node"), fields.text("layout", TEXT_CAP), fields.hexadecimal("instance", 2 * INSTANCE_BYTES)
         security, nonce = fields.text("security"), fields.hexadecimal("nonce", 2 * NONCE_BYTES)
         if security not in SECURITIES or (security == "open") != (nonce == ""):
@@ -145,11 +155,24 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One transfer before it starts.
+    """What the sender wants to transfer.
 
-    ends: the byte at which each cut ends, rising; the last is the size of all that may come. Raw and lossless have one. runs: lengths of
-    the adjacent runs on the sender's side, in blocks, for the receiver to mirror. more: what the two workers tell each other besides
-    (texts, numbers); it is theirs to check.
+    Parameters
+    ----------
+    request_id : int
+        The request whose KV this is.
+    mode : "raw", "lossless" or "stream"
+        How the KV is coded. Only a stream can be cut.
+    tokens : int
+        Number of tokens.
+    ends : tuple of int
+        The byte at which each cut ends, rising. The last is the size of everything that may be sent. Raw and lossless have one cut.
+    first_token : int
+        The token that prefill produced, or -1.
+    runs : tuple of int
+        Lengths of the runs of adjacent blocks on the sender's side, in blocks, so that the receiver can reserve equal runs.
+    more : mapping
+        Further scalars that the two workers exchange. The workers check them.
     """
 
     request_id: int
@@ -171,7 +194,7 @@ class Offer:
         return self.ends[-1]
 
     def cut_within(self, size_bytes: int) -> int:
-        """The finest cut whose bytes are all among the first size_bytes; -1 if none is."""
+        """The finest cut that ends within the first size_bytes; -1 if none does."""
         return bisect_right(self.ends, size_bytes) - 1
 
     def payload(self) -> bytes:
@@ -179,10 +202,10 @@ class Offer:
 
     @classmethod
     def parse(cls, payload: bytes) -> Offer:
-        fields = Fields(payload, "OFFER")
+        fields = JsonFields(payload, "OFFER")
         request_id, mode = fields.integer("request_id", 0, 1 << 62), fields.text("mode")
         if mode not in ("raw", "lossless", "stream"):
-            raise FrameError(f"OFFER: mode must be raw, exact or stream, not {mode!r}")
+            raise FrameError(f"OFFER: mode must be raw, lossless or stream, not {mode!r}")
         offer = cls(
             request_id,
             cast(TransferMode, mode),
@@ -198,10 +221,20 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The receiver holds memory for the first `size` bytes of an offer; the sender may write those and no others.
+    """The receiver's answer to an offer: it has reserved memory.
 
-    held, frames: payload bytes and DATA frames of it that have come already, of a transfer that is resumed. committed: what was promised is
-    there, and nothing may follow, unless it is refining. price: what a byte costs at this receiver now.
+    Parameters
+    ----------
+    size : int
+        The sender may send the first `size` bytes of the offer, and no others.
+    held, frames : int
+        Payload bytes and DATA frames that the receiver already holds, if the transfer is resumed.
+    committed : bool
+        The transfer has been committed before. Nothing more may be sent, unless `refining`.
+    price : float
+        Price of a byte at the receiver's NIC now.
+    refining : bool
+        The committed transfer still takes refinement.
     """
 
     size: int
@@ -215,14 +248,14 @@ class Grant:
         if self.held > self.size or self.frames > self.held:
             raise FrameError(f"GRANT: {self.held} bytes in {self.frames} frames cannot be held of {self.size}")
         if self.refining and not self.committed:
-            raise FrameError("GRANT: what is not committed cannot be refined")
+            raise FrameError("GRANT: a transfer that is not committed cannot be refined")
 
     def payload(self) -> bytes:
         return _payload({name: getattr(self, name) for name in ("size", "held", "frames", "committed", "price", "refining")})
 
     @classmethod
     def parse(cls, payload: bytes) -> Grant:
-        fields = Fields(payload, "GRANT")
+        fields = JsonFields(payload, "GRANT")
         grant = cls(
             fields.integer("size", 1, OFFSET_CAP_BYTES),
             fields.integer("held", 0, OFFSET_CAP_BYTES),
@@ -237,7 +270,10 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """What has come so far stands in the frame's header; price: as in a GRANT. A double, little-endian, because it comes often."""
+    """An acknowledgement. The bytes held are in the frame's header; the payload is the price, as in a GRANT.
+
+    The price is one little-endian double rather than JSON, because there are many acknowledgements.
+    """
 
     price: float = 0.0
 
@@ -253,7 +289,10 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What the sender has promised and sent. digest: xxh3_128, hex, over the tags of all DATA frames in order, so over every byte."""
+    """The sender has sent all bytes of `cut`; the receiver checks that it has them.
+
+    size: payload bytes sent. digest: xxh3_128, hexadecimal, over the tags of all DATA frames in order, and so over every byte.
+    """
 
     cut: int
     size: int
@@ -264,7 +303,7 @@ class Commit:
 
     @classmethod
     def parse(cls, payload: bytes) -> Commit:
-        fields = Fields(payload, "COMMIT")
+        fields = JsonFields(payload, "COMMIT")
         commit = cls(fields.integer("cut", 0, LIST_CAP), fields.integer("size", 1, OFFSET_CAP_BYTES), fields.text("digest", 32))
         fields.end()
         return commit
@@ -272,6 +311,8 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
+    """The reason, one line, why a side ends a transfer or the connection."""
+
     reason: str
 
     def payload(self) -> bytes:
@@ -280,7 +321,7 @@ class Abort:
 
     @classmethod
     def parse(cls, payload: bytes) -> Abort:
-        fields = Fields(payload, "ABORT")
+        fields = JsonFields(payload, "ABORT")
         abort = cls(fields.text("reason", TEXT_CAP))
         fields.end()
         return abort

@@ -1,8 +1,8 @@
-"""How the frames of one direction of a connection are sealed and opened: xxh3 without a key; AES-256-GMAC, or AES-256-GCM, with one.
+"""How frames are sealed and opened: an xxh3 tag without a key; an AES-256-GMAC tag, or AES-256-GCM encryption, with a key.
 
-A keyed nonce is direction (1 byte), epoch (4) and a counter of this direction's frames (7). The key is that of one direction of one
-connection, and a frame is never sent twice on a connection, so no nonce meets two payloads: after a break both sides have new keys.
-The counter is not on the wire: a frame that is lost, repeated or moved does not fit its tag.
+A nonce is the direction (1 byte), the epoch (4) and a counter of the frames of this direction (7). A key belongs to one direction of one
+connection, and a frame is never sent twice on a connection, so no nonce is used for two payloads. After a break both sides have new keys.
+The counter is not on the wire: the tag of a lost, repeated or reordered frame does not verify.
 """
 
 from __future__ import annotations
@@ -10,53 +10,58 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from abkt.transfer.device.pieces import Piece, Space, fetched, hosted
-from abkt.transfer.protocol.frame import TAG_BYTES, Buffer, FrameError, FrameHeader, seal
+from abkt.transfer.buffers import Buffer, Piece, Space
+from abkt.transfer.device.staging import host_buffers, to_host
+from abkt.transfer.protocol.frame import TAG_BYTES, FrameError, FrameHeader, seal
 
-STEP_BYTES = 512 << 10  # checked while it is still in the cache
-ONCE_BYTES = 1 << 20  # so short a payload is read in one step: to wait twice for it costs more than the cache saves
+STEP_BYTES = 512 << 10  # a payload is read and checked in steps of this size, while a step is still in the CPU cache
+ONE_STEP_BYTES = 1 << 20  # a payload up to this size is read in one step: waiting twice would cost more than the cache saves
 
 Receive = Callable[[Sequence[Space]], None]
 
 
 class Tags(Protocol):
-    """Of one direction; used by one thread, for every frame in its order."""
+    """Seals or opens the frames of one direction of a connection, in their order. Used by one thread."""
 
     def seal(self, header: FrameHeader, payload: Sequence[Piece]) -> list[Piece]:
-        """The frame as it goes over the wire, its 64 header bytes first; valid until the next call."""
+        """The frame as it goes over the wire: the 64 header bytes, then the payload. Valid until the next call."""
         ...
 
     def open(self, header: FrameHeader, buffers: Sequence[Space], receive: Receive) -> None:
-        """Fill `buffers`, which are as long as the payload, from the wire: `receive` reads its next bytes, into memory that it is given.
+        """Read and check the payload of a frame.
 
-        Raises FrameError if it is not what was sealed, and then the buffers hold rubbish.
+        buffers: are filled; together they are as long as the payload. receive: reads the next bytes of the wire into the memory given.
+        Raises FrameError if the tag does not verify. The contents of the buffers are undefined then.
         """
         ...
 
 
-class Plain:
-    """Finds accidents, not attackers. Of bytes of the host: those of a device are copied there, on both sides."""
+class PlainTags:
+    """xxh3_128 tags: they find accidental damage, but do not stop an attacker.
+
+    They are computed on the host; bytes on a device are copied to host memory for it, on both sides.
+    """
 
     def seal(self, header: FrameHeader, payload: Sequence[Piece]) -> list[Piece]:
-        host = [fetched(piece) for piece in payload]
+        host = [to_host(piece) for piece in payload]
         return [seal(header, host), *host]
 
     def open(self, header: FrameHeader, buffers: Sequence[Space], receive: Receive) -> None:
         import xxhash
 
         digest = xxhash.xxh3_128(header.untagged())
-        with hosted(buffers) as host:
+        with host_buffers(buffers) as host:
             for step in steps(host):
                 receive(step)
                 for piece in step:
                     digest.update(piece)
             if digest.digest() != header.tag:
-                raise unfit(header)
+                raise damaged_frame(header)
 
 
 def steps(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """The buffers in their order: all at once if they are short, else STEP_BYTES at a time at most."""
-    if sum(map(len, buffers)) <= ONCE_BYTES:
+    """The buffers in their order: in one step if they are short, else at most STEP_BYTES a step."""
+    if sum(map(len, buffers)) <= ONE_STEP_BYTES:
         if buffers:
             yield list(buffers)
         return
@@ -74,14 +79,14 @@ def steps(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
         yield step
 
 
-def unfit(header: FrameHeader) -> FrameError:
+def damaged_frame(header: FrameHeader) -> FrameError:
     return FrameError(f"{header.type.name} frame {header.sequence} of transfer {header.transfer_id} is damaged: its tag does not fit")
 
 
-class Keyed:
-    """direction: 0 for what the side that connected says, 1 for the other. encrypt: payloads too are hidden.
+class KeyedTags:
+    """AES-256-GMAC tags or, with `encrypt`, AES-256-GCM. direction: 0 for frames of the side that connected, 1 for those of the other.
 
-    It is the host that computes: what is on a device is copied to its memory, and from there, on both sides.
+    They are computed on the host; bytes on a device are copied to host memory for it, on both sides.
     """
 
     def __init__(self, key: bytes, direction: int, encrypt: bool) -> None:
@@ -89,18 +94,18 @@ class Keyed:
         self._direction = bytes([direction])
         self._encrypt = encrypt
         self._count = 0
-        self._hidden = bytearray()
+        self._ciphertext = bytearray()
 
     def seal(self, header: FrameHeader, payload: Sequence[Piece]) -> list[Piece]:
         encryptor = self._cipher(header, b"").encryptor()
         untagged = header.untagged()
         encryptor.authenticate_additional_data(untagged)
-        host: list[Buffer] = [fetched(piece) for piece in payload]
+        host: list[Buffer] = [to_host(piece) for piece in payload]
         if self._encrypt:
-            hidden, done = self._scratch(header.length), 0
+            ciphertext, done = self._scratch(header.length), 0
             for piece in host:
-                done += encryptor.update_into(piece, hidden[done:])
-            host = [hidden] if done else []
+                done += encryptor.update_into(piece, ciphertext[done:])
+            host = [ciphertext] if done else []
         else:
             for piece in host:
                 encryptor.authenticate_additional_data(piece)
@@ -108,7 +113,7 @@ class Keyed:
         return [untagged + encryptor.tag, *host]
 
     def open(self, header: FrameHeader, buffers: Sequence[Space], receive: Receive) -> None:
-        with hosted(buffers) as host:
+        with host_buffers(buffers) as host:
             self._open(header, host, receive)
 
     def _open(self, header: FrameHeader, buffers: Sequence[memoryview], receive: Receive) -> None:
@@ -118,10 +123,10 @@ class Keyed:
         decryptor.authenticate_additional_data(header.untagged())
         for step in steps(buffers):
             if self._encrypt:
-                hidden, done = self._scratch(sum(map(len, step))), 0
-                receive([hidden])
+                ciphertext, done = self._scratch(sum(map(len, step))), 0
+                receive([ciphertext])
                 for piece in step:
-                    decryptor.update_into(hidden[done : done + len(piece)], piece)
+                    decryptor.update_into(ciphertext[done : done + len(piece)], piece)
                     done += len(piece)
             else:
                 receive(step)
@@ -130,7 +135,7 @@ class Keyed:
         try:
             decryptor.finalize()
         except InvalidTag:
-            raise unfit(header) from None
+            raise damaged_frame(header) from None
 
     def _cipher(self, header: FrameHeader, tag: bytes) -> Any:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -140,7 +145,7 @@ class Keyed:
         return Cipher(algorithms.AES(self._key), modes.GCM(nonce, tag or None, TAG_BYTES))
 
     def _scratch(self, size: int) -> memoryview:
-        """For ciphertext; grows up to the largest frame, which the caps of the header bound."""
-        if len(self._hidden) < size:
-            self._hidden = bytearray(size)
-        return memoryview(self._hidden)[:size]
+        """Memory for ciphertext. It grows to the size of the largest frame, which the header caps bound."""
+        if len(self._ciphertext) < size:
+            self._ciphertext = bytearray(size)
+        return memoryview(self._ciphertext)[:size]

@@ -1,4 +1,4 @@
-"""Which transfers of a receiver are under way, broken off and kept for a while, or delivered lately: so each is delivered once at most."""
+"""The transfers of a receiver: under way, interrupted and kept for resuming, or delivered recently. Each is delivered at most once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from abkt.transfer.protocol.messages import Grant, Offer
 from abkt.transfer.receive.received import Received
 from abkt.transfer.transport import Connection
 
-COMMITTED_CAP = 4096  # remembered at most, the oldest forgotten first
+COMMITTED_CAP = 4096  # delivered transfers that are remembered; the oldest are forgotten first
 
 log = logging.getLogger(__name__)
 
 
-class Identity(NamedTuple):
-    """Transfer ids may come again; a sender's count of its transfers does not. Without an instance nothing is resumed."""
+class TransferIdentity(NamedTuple):
+    """Identifies a transfer over reconnects. `serial` is the sender's count of its transfers, since transfer ids may be used again.
+
+    If `instance` is empty the transfer cannot be resumed.
+    """
 
     node: str
     instance: str
@@ -32,11 +35,24 @@ class Identity(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """One transfer from its offer on. connection: whose thread writes into its sink now; None: nobody does. received: from the grant to
-    the end of all that may follow; committed: what an offer is answered with that comes after that."""
+    """One transfer from its offer until it is forgotten.
 
-    identity: Identity
-    offer: bytes  # its digest
+    Attributes
+    ----------
+    offer : bytes
+        Digest of the offer, which must be the same in every epoch.
+    connection : Connection or None
+        The connection whose thread writes into the sink; None if no thread does.
+    received : Received or None
+        From the grant to the end of the transfer and its refinement.
+    committed : Grant or None
+        The answer to an offer that comes again after that.
+    until_s : float
+        Time (time.monotonic) at which an interrupted or delivered transfer is forgotten.
+    """
+
+    identity: TransferIdentity
+    offer: bytes
     epoch: int
     connection: Connection | None
     received: Received | None = None
@@ -45,13 +61,16 @@ class Lease:
     until_s: float = math.inf
 
     @property
-    def lasting(self) -> bool:
+    def resumable(self) -> bool:
         return bool(self.identity.instance)
 
 
 class Leases:
-    """Thread-safe. on_abort is called once for each transfer that was granted and will not be delivered, on_settled for each that was
-    delivered and might have been refined, once nothing follows any more; by whoever finds that out."""
+    """All leases of a receiver. Thread-safe.
+
+    on_abort is called once for each transfer that was granted and will not be delivered. on_settled is called once for each delivered
+    transfer that could be refined, when its refinement has ended. Both are called in the thread that detects it.
+    """
 
     def __init__(
         self,
@@ -63,12 +82,12 @@ class Leases:
         self._on_abort = on_abort
         self._on_settled = on_settled
         self._changed = threading.Condition()
-        self._leases: dict[Identity, Lease] = {}
+        self._leases: dict[TransferIdentity, Lease] = {}
 
-    def enter(self, identity: Identity, epoch: int, offer: Offer, connection: Connection) -> Lease:
-        """The lease of an offer: a new one, or that of an earlier epoch, taken away from the connection that may still hold it.
+    def enter(self, identity: TransferIdentity, epoch: int, offer: Offer, connection: Connection) -> Lease:
+        """The lease for an offer: a new one, or that of an earlier epoch. A connection that still holds the latter is aborted first.
 
-        Raises FrameError if the epoch is no later one, or the offer another.
+        Raises FrameError if the epoch is not newer or the offer differs.
         """
         digest = digest_of([offer.payload()])
         if not identity.instance:
@@ -76,7 +95,7 @@ class Leases:
         with self._changed:
             held = self._leases.get(identity)
             if held and held.connection:
-                self._check_later(held, epoch, digest)
+                self._check_newer(held, epoch, digest)
                 held.connection.abort()
                 if not self._changed.wait_for(lambda: held.connection is None, self._keepalive.silence_s):
                     raise FrameError(f"transfer {identity.transfer_id} is still being written by its last connection")
@@ -84,7 +103,7 @@ class Leases:
             if not lease:
                 lease = self._leases[identity] = Lease(identity, digest, epoch, connection)
                 return lease
-            self._check_later(lease, epoch, digest)
+            self._check_newer(lease, epoch, digest)
             lease.epoch = epoch
             if not lease.committed:
                 lease.connection, lease.until_s = connection, math.inf
@@ -93,30 +112,30 @@ class Leases:
             return lease
 
     def leave(self, lease: Lease, reason: str, keep: bool) -> None:
-        """The connection has ended, and its thread writes no more. keep: what has come may be resumed for hold_s."""
-        keep = keep and lease.lasting and lease.received is not None and self._keepalive.hold_s > 0
+        """The connection has ended and its thread writes no more. keep: the transfer may be resumed for hold_s."""
+        keep = keep and lease.resumable and lease.received is not None and self._keepalive.hold_s > 0
         lease.reason = reason
         if not keep and lease.received and lease.received.started:
             self.commit(lease)
             return
         if not keep:
-            self._end(lease)  # first: whoever waits for the connection to let go may ask for the same memory again
+            self._abort(lease)  # before the notification: the thread that it wakes may reserve the same memory
         with self._changed:
             lease.connection = None
             if keep:
                 lease.until_s = time.monotonic() + self._keepalive.hold_s
-            elif lease.lasting:
+            elif lease.resumable:
                 del self._leases[lease.identity]
             self._changed.notify_all()
 
     def commit(self, lease: Lease) -> None:
-        """It is delivered, and nothing follows any more; remembered for as long as its sender might ask."""
+        """The transfer and its refinement are complete. It is remembered while its sender may ask for the acknowledgement again."""
         with self._changed:
             received = self._remember(lease)
         self._settle(received)
 
     def sweep(self, now_s: float) -> None:
-        """End what nobody has resumed in time, and what is not wanted any more."""
+        """End the transfers that were not resumed in time and the refinements that were declined; forget old ones."""
         with self._changed:
             left = [lease for lease in self._leases.values() if not lease.connection]
             over = [lease for lease in left if now_s >= lease.until_s or (lease.received and lease.received.declined)]
@@ -127,13 +146,13 @@ class Leases:
         for received in settled:
             self._settle(received)
         for lease in ended:
-            self._end(lease)
+            self._abort(lease)
 
     def close(self) -> None:
-        """After the last connection."""
+        """End everything. Called after the last connection has ended."""
         self.sweep(math.inf)
 
-    def _check_later(self, lease: Lease, epoch: int, offer: bytes) -> None:
+    def _check_newer(self, lease: Lease, epoch: int, offer: bytes) -> None:
         if epoch <= lease.epoch:
             raise FrameError(f"transfer {lease.identity.transfer_id} was offered with epoch {lease.epoch} already, now with {epoch}")
         if offer != lease.offer:
@@ -156,11 +175,11 @@ class Leases:
             try:
                 self._on_settled(received)
             except Exception:
-                log.exception("what refined transfer %d could not be released", received.transfer_id)
+                log.exception("transfer %d: on_settled failed", received.transfer_id)
 
-    def _end(self, lease: Lease) -> None:
+    def _abort(self, lease: Lease) -> None:
         if lease.received:
             try:
                 self._on_abort(lease.received, lease.reason)
             except Exception:
-                log.exception("transfer %d could not be released", lease.identity.transfer_id)
+                log.exception("transfer %d: on_abort failed", lease.identity.transfer_id)

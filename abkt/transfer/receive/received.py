@@ -1,4 +1,4 @@
-"""One transfer as its receiver has it: what came, and whether it is what was promised."""
+"""One transfer as its receiver sees it: which bytes have come, and whether they are those that the sender committed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,29 @@ from abkt.transfer.protocol.messages import Commit, Grant, Offer
 
 @dataclass(slots=True)
 class Received:
-    """A transfer as its receiver sees it; complete and verified once it is passed to on_commit. Times are CLOCK_MONOTONIC.
+    """A transfer as its receiver sees it. When it is passed to on_commit, its bytes up to `offer.ends[cut]` are complete and verified.
 
-    payload_bytes have come into the sink. cut is what was promised of them, the first time and since: bytes up to offer.ends[cut] count and
-    stay as they are, any after that are the start of a band that was given up, of a frame that broke off, or on their way still. epoch:
-    the try that brought the last of them. refine_bytes: on the wire, of DATA after the first promise. refinable: better values were
-    announced. refining: they may follow still; `decline` ends that, from any thread.
+    Attributes
+    ----------
+    peer : str
+        Name of the sender's node.
+    epoch : int
+        The attempt that brought the last bytes.
+    sink : ByteSink
+        The memory. Bytes up to offer.ends[cut] do not change any more. Bytes after that are part of an unfinished band, of a frame that
+        broke off, or of refinement that is not committed yet.
+    offered_s, granted_s, first_byte_s, last_byte_s, committed_s, refined_s : float
+        Times on time.monotonic; nan if there is none. refined_s is that of the last COMMIT of refinement.
+    payload_bytes : int
+        Bytes in the sink.
+    refine_bytes : int
+        Wire bytes of the DATA frames after the first COMMIT.
+    cut : int
+        The finest committed cut; -1 before the first COMMIT.
+    refinable : bool
+        The sender announced refinement with its first COMMIT.
+    refining : bool
+        Refinement may still come; `decline` ends it.
     """
 
     peer: str
@@ -47,19 +64,20 @@ class Received:
 
     @property
     def started(self) -> bool:
-        """A cut was promised and is there."""
+        """Whether a cut has been committed, so that decoding may start."""
         return self.cut >= 0
 
     def decline(self) -> None:
-        """Want no better values any more; the sender is told soon, and then the receiver's on_settled is called."""
+        """Refuse further refinement. May be called from any thread. The sender is told soon, and then on_settled is called."""
         self.declined = True
 
     def grant(self, price: float = 0.0) -> Grant:
+        """The answer to an offer of this transfer."""
         size = min(self.sink.size, self.offer.size)
         return Grant(size, self.payload_bytes, self.frames, self.started, price, self.refining)
 
     def take(self, header: FrameHeader, channel: Channel) -> None:
-        """Read one DATA frame into the sink. Raises FrameError before a byte is written where it may not be."""
+        """Read one DATA frame into the sink. Raises FrameError before any byte is written outside of the granted range."""
         self._check_turn(header)
         if header.offset != self.payload_bytes:
             raise FrameError(f"DATA frame {header.sequence} starts at byte {header.offset}, not at {self.payload_bytes}")
@@ -76,7 +94,7 @@ class Received:
             self.refine_bytes += HEADER_BYTES + header.length
 
     def finish(self, header: FrameHeader, commit: Commit) -> None:
-        """Check that what has come is what was promised, with the first COMMIT or a later one."""
+        """Check a COMMIT, the first one or one of refinement, against the bytes that have come. Raises FrameError."""
         self._check_turn(header)
         if commit.size != self.payload_bytes or commit.digest != digest_of(self._tags).hex():
             raise FrameError(f"COMMIT of {commit.size} bytes does not fit the {self.payload_bytes} that have come")

@@ -1,4 +1,4 @@
-"""The receiving end of a node: a listener, and a thread for each peer that has come."""
+"""The receiving side of a node: a listener, and a thread for each connected peer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abkt.transfer.protocol.key import Key
 from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.receive.leases import Leases
 from abkt.transfer.receive.received import Received
-from abkt.transfer.receive.session import Decider, MemoryBell, ReceiverState, Session
+from abkt.transfer.receive.session import MemorySignal, ReceiverCallbacks, Session, SessionContext
 from abkt.transfer.transport import Connection, Transport
 
 MOST_PEERS = 64
@@ -22,18 +22,47 @@ log = logging.getLogger(__name__)
 
 
 class Receiver:
-    """Listens from its construction on; close ends every thread and socket. Raises ValueError if the address is bad or taken.
+    """Receives transfers from any number of peers. It listens from its construction on, until `close`.
 
-    accept(peer, offer) -> the memory that is now reserved for this transfer (it may be smaller than offer.size: then only cuts that fit
-    may come), or None: not now, ask again (at the latest when memory_freed is called). It raises ValueError to refuse for good.
-    on_commit(received): every promised byte is in received.sink, and verified. on_abort(received, reason): it never will be; the memory is
-    free again, and nobody writes there any more. Exactly one of the two follows each sink that was returned; if the connection breaks,
-    after keepalive.hold_s at the latest. on_refined(received, cut): of a transfer that was committed as `refining`, the bytes up to this
-    cut are there now too; None: no better values are taken. on_settled(received) ends each that was refinable: nobody writes there any
-    more. All are called from the threads of connections and of the listener, and must return at once.
-    key: peers must prove that they hold it; without, only this host is served. price(came_bytes) is told to senders now and then:
-    it is asked with the bytes of DATA that have come over a connection since it was asked there last.
-    most_peers: connections at a time, those that are not greeted yet counted; one more is closed unheard.
+    Exactly one of on_commit and on_abort is called for each sink that `accept` returned; if the connection breaks, after keepalive.hold_s
+    at the latest. All callbacks run in the threads of connections or of the listener, and must return at once.
+
+    Parameters
+    ----------
+    transport : Transport
+        Accepts the connections.
+    address : str
+        Where to listen.
+    hello : Hello
+        Name of this node, and the layout that peers must have.
+    accept : callable
+        ``accept(peer, offer) -> ByteSink | None``: the memory that is now reserved for this transfer. If it is smaller than offer.size,
+        only cuts that fit are sent. None means that there is no memory now; it is called again, at the latest after `memory_freed`.
+        It raises ValueError to refuse the transfer.
+    on_commit : callable
+        ``on_commit(received)``: every byte up to received.cut is in received.sink and verified.
+    on_abort : callable
+        ``on_abort(received, reason)``: the transfer has failed, and its memory is not written any more.
+    keepalive : Keepalive, optional
+        Time limits of the connections.
+    key : Key, optional
+        Peers must prove that they hold it. Without a key only peers on this host are served.
+    price : callable, optional
+        ``price(received_bytes) -> float``: the price of a byte at this NIC, sent with acknowledgements. received_bytes: DATA bytes that
+        came over the connection since the last call for it.
+    on_refined : callable, optional
+        ``on_refined(received, cut)``: refinement of a committed transfer has completed the bytes up to this cut. Without it refinement is
+        declined.
+    on_settled : callable, optional
+        ``on_settled(received)``: the refinement of a committed transfer has ended, and its memory is not written any more. Called once
+        for each transfer with received.refinable.
+    most_peers : int
+        Connections at a time, including those in the handshake. Further ones are closed at once.
+
+    Raises
+    ------
+    ValueError
+        If the address is malformed, taken, or needs a key.
     """
 
     def __init__(
@@ -47,7 +76,7 @@ class Receiver:
         keepalive: Keepalive | None = None,
         *,
         key: Key | None = None,
-        price: Callable[[int], float] = lambda came_bytes: 0.0,
+        price: Callable[[int], float] = lambda received_bytes: 0.0,
         on_refined: Callable[[Received, int], None] | None = None,
         on_settled: Callable[[Received], None] = lambda received: None,
         most_peers: int = MOST_PEERS,
@@ -55,9 +84,10 @@ class Receiver:
         self._keepalive = keepalive or Keepalive()
         self._listener = transport.listen(address, self._keepalive.silence_s, keyed=key is not None)
         self.address = self._listener.address
-        self._memory = MemoryBell()
+        self._memory = MemorySignal()
         self._leases = Leases(self._keepalive, on_abort, on_settled)
-        self._node = ReceiverState(hello, key, Decider(accept, on_commit, price, on_refined), self._memory, self._leases, self._keepalive)
+        callbacks = ReceiverCallbacks(accept, on_commit, price, on_refined)
+        self._context = SessionContext(hello, key, callbacks, self._memory, self._leases, self._keepalive)
         self._most_peers = most_peers
         self._full = False
         self._sessions: dict[Session, threading.Thread] = {}
@@ -66,10 +96,11 @@ class Receiver:
         self._thread.start()
 
     def memory_freed(self) -> None:
-        """Ask `accept` again for the offers that wait."""
+        """Call `accept` again for the offers that wait for memory. May be called from any thread."""
         self._memory.freed()
 
     def close(self) -> None:
+        """End every connection and thread. Transfers that are not committed are aborted."""
         self._closing.set()
         self._listener.abort()
         self._thread.join()
@@ -90,14 +121,14 @@ class Receiver:
                 self._serve(connection)
 
     def _serve(self, connection: Connection) -> None:
-        """Logged when it becomes full, not for each that is turned away."""
+        """Start a session, or close the connection if there are too many. The first one that is closed is logged."""
         full = len(self._sessions) >= self._most_peers
         if full and not self._full:
-            log.warning("%s: a connection more than the %d served at a time; closed, as are those after it", self.address, self._most_peers)
+            log.warning("%s: more than %d connections at a time; further ones are closed", self.address, self._most_peers)
         self._full = full
         if full:
             connection.close()
             return
-        session = Session(connection, self._node)
+        session = Session(connection, self._context)
         self._sessions[session] = threading.Thread(target=session.run, name=f"receive from {connection.peer}", daemon=True)
         self._sessions[session].start()

@@ -1,4 +1,4 @@
-"""One connection, seen from the receiver: what a peer may say at which point, and nothing else."""
+"""One connection as the receiver serves it: which frames a peer may send at which point."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from dataclasses import dataclass
 from abkt.transfer.pieces import ByteSink
 from abkt.transfer.protocol.channel import Channel, Keepalive
 from abkt.transfer.protocol.frame import COMMITTED, MORE, FrameError, FrameHeader, FrameType
-from abkt.transfer.protocol.handshake import welcome
+from abkt.transfer.protocol.handshake import server_handshake
 from abkt.transfer.protocol.key import Key
 from abkt.transfer.protocol.messages import Abort, Ack, Commit, Grant, Hello, Offer
-from abkt.transfer.receive.leases import Identity, Lease, Leases
+from abkt.transfer.receive.leases import Lease, Leases, TransferIdentity
 from abkt.transfer.receive.received import Received
 from abkt.transfer.transport import Connection, PeerError, PeerLost, PeerSilent
 
-ACK_BYTES = 8 << 20
-ACK_S = 0.05
-MOST_REFINING = 64  # of one connection; beyond, the oldest end
+ACK_BYTES = 8 << 20  # an ACK of progress is sent after this many bytes
+ACK_S = 0.05  # or after this time
+MOST_REFINING = 64  # transfers that one connection may refine at a time; beyond that the oldest end
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Decider:
-    """Who says what happens with transfers; see Receiver."""
+class ReceiverCallbacks:
+    """The callbacks of a Receiver; see there."""
 
     accept: Callable[[str, Offer], ByteSink | None]
     on_commit: Callable[[Received], None]
@@ -37,8 +37,8 @@ class Decider:
     on_refined: Callable[[Received, int], None] | None = None
 
 
-class MemoryBell:
-    """A bell that wakes the sessions whose offers wait for memory."""
+class MemorySignal:
+    """Wakes the sessions whose offers wait for memory. count: how often memory has been freed."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -55,44 +55,44 @@ class MemoryBell:
 
 
 @dataclass(frozen=True, slots=True)
-class ReceiverState:
-    """What the sessions of one receiver share."""
+class SessionContext:
+    """What all sessions of one receiver share."""
 
     hello: Hello
     key: Key | None
-    decider: Decider
-    memory: MemoryBell
+    callbacks: ReceiverCallbacks
+    memory: MemorySignal
     leases: Leases
     keepalive: Keepalive
 
 
 class Session:
-    """Serves one connection until it ends; `run` is a thread's whole life. A transfer is granted, then committed or aborted, never both.
+    """Serves one connection until it ends; `run` is the body of its thread. A granted transfer is committed or aborted, never both.
 
-    One is under way at a time; those that were committed and may be refined stay beside it. When such a one is not wanted any more, the
-    peer is told, and what it sent before it heard is taken and thrown away.
+    One transfer is under way at a time. Committed transfers that are being refined stay open beside it. When refinement of one is declined,
+    the peer is told with an ABORT, and the frames that it sent before it read the ABORT are read and discarded.
     """
 
-    def __init__(self, connection: Connection, node: ReceiverState) -> None:
+    def __init__(self, connection: Connection, context: SessionContext) -> None:
         self.connection = connection
-        self._node = node
-        self._channel = Channel(connection, node.keepalive)
+        self._context = context
+        self._channel = Channel(connection, context.keepalive)
         self._peer = Hello(connection.peer, "")
         self._lease: Lease | None = None  # of the transfer that is under way
         self._refining: dict[int, Lease] = {}  # by transfer id
-        self._declined: set[int] = set()  # transfer ids, until the peer has heard
-        self._came_bytes = 0  # since an acknowledgement told the price
-        self._told_s = 0.0
+        self._declined: set[int] = set()  # ids of declined transfers whose peer has not answered yet
+        self._received_bytes = 0  # since the last acknowledgement
+        self._last_ack_s = 0.0
 
     def run(self) -> None:
         reason, broken = "the receiver failed", False
         try:
-            self._peer = welcome(self._channel, self._node.hello, self._node.key)
+            self._peer = server_handshake(self._channel, self._context.hello, self._context.key)
             while True:
                 self._next()
         except PeerError as error:
             reason, broken = str(error), isinstance(error, PeerLost | PeerSilent)
-            self._tell_end(reason, broken)
+            self._log_end(reason, broken)
         except FrameError as error:
             reason = str(error)
             log.warning("%s: %s; connection closed", self._channel.peer, reason)
@@ -103,26 +103,27 @@ class Session:
         finally:
             self.connection.close()
             for lease in filter(None, (self._lease, *self._refining.values())):
-                self._node.leases.leave(lease, reason, keep=broken)
+                self._context.leases.leave(lease, reason, keep=broken)
 
-    def _tell_end(self, reason: str, broken: bool) -> None:
-        """A peer that leaves between two transfers is no news."""
+    def _log_end(self, reason: str, broken: bool) -> None:
+        """Log the end of the connection, unless the peer closed it between two transfers."""
         if self._lease and self._lease.received:
-            what = "is kept for a while" if broken and self._lease.lasting else "is dropped"
+            what = "is kept for a while" if broken and self._lease.resumable else "is dropped"
             log.warning("%s: %s; its transfer %d %s", self._channel.peer, reason, self._lease.received.transfer_id, what)
-        elif self._channel.greeted_by_s < math.inf and "closed the connection" not in reason:
+        elif self._channel.handshake_deadline_s < math.inf and "closed the connection" not in reason:
             log.warning("%s: %s; connection closed", self._channel.peer, reason)
 
     def _next(self) -> None:
+        """Wait for a frame and handle it."""
         while not self._channel.arrived(self._channel.keepalive.tick_s):
-            self._decline()
+            self._send_declines()
         header = self._channel.header()
         active = self._lease and self._lease.received
-        behind = self._refining.get(header.transfer_id)
+        refining = self._refining.get(header.transfer_id)
         if header.type in (FrameType.DATA, FrameType.COMMIT) and header.transfer_id in self._declined:
-            self._drop(header)
-        elif header.type in (FrameType.DATA, FrameType.COMMIT) and behind:
-            self._refine(header, behind)
+            self._discard(header)
+        elif header.type in (FrameType.DATA, FrameType.COMMIT) and refining:
+            self._refine(header, refining)
         elif header.type is FrameType.DATA and active:
             self._take(header, active)
         elif header.type is FrameType.OFFER and not active:
@@ -131,85 +132,87 @@ class Session:
             active.finish(header, Commit.parse(self._channel.message(header)))
             self._commit(active)
         else:
-            self._aside(header)
-        self._decline()
+            self._unexpected(header)
+        self._send_declines()
 
-    def _aside(self, header: FrameHeader) -> None:
-        """A peer may give up what it refines, and hears that this side has."""
+    def _unexpected(self, header: FrameHeader) -> None:
+        """Handle a PING, an ABORT of a refinement or its answer; any other frame raises."""
         if header.type is not FrameType.ABORT or header.flags or header.transfer_id not in self._refining.keys() | self._declined:
-            self._channel.aside(header)
+            self._channel.control_frame(header)
             return
         Abort.parse(self._channel.message(header))
         self._declined.discard(header.transfer_id)
         if lease := self._refining.pop(header.transfer_id, None):
-            self._node.leases.commit(lease)
+            self._context.leases.commit(lease)
 
     def _refine(self, header: FrameHeader, lease: Lease) -> None:
+        """Handle a DATA or COMMIT frame of a transfer that is being refined."""
         received = lease.received
         assert received is not None
         if header.type is FrameType.DATA:
             self._take(header, received)
             return
         received.finish(header, Commit.parse(self._channel.message(header)))
-        if self._node.decider.on_refined and not received.declined:
-            self._node.decider.on_refined(received, received.cut)
+        if self._context.callbacks.on_refined and not received.declined:
+            self._context.callbacks.on_refined(received, received.cut)
         if not received.refining:
             del self._refining[header.transfer_id]
-            self._node.leases.commit(lease)
+            self._context.leases.commit(lease)
         self._ack(received, COMMITTED)
 
-    def _decline(self) -> None:
-        """Tell the peer what is not wanted any more, or is more than this connection may have."""
+    def _send_declines(self) -> None:
+        """End the refinements that were declined, and the oldest if there are too many; tell the peer."""
         excess = len(self._refining) - MOST_REFINING
         for index, (transfer_id, lease) in enumerate(list(self._refining.items())):
             if index < excess or (lease.received and lease.received.declined):
                 del self._refining[transfer_id]
                 self._declined.add(transfer_id)
-                self._node.leases.commit(lease)
-                self._channel.abort("no better values are wanted", transfer_id, closing=False)
+                self._context.leases.commit(lease)
+                self._channel.abort("no further refinement is wanted", transfer_id, closing=False)
 
-    def _drop(self, header: FrameHeader) -> None:
-        """What the peer sent before it heard."""
+    def _discard(self, header: FrameHeader) -> None:
+        """Read a frame that the peer sent before it knew that the refinement was declined."""
         scratch = memoryview(bytearray(header.length))
         self._channel.payload(header, [scratch])
         if header.type is FrameType.COMMIT and not header.flags & MORE:
             self._declined.discard(header.transfer_id)
 
     def _take(self, header: FrameHeader, received: Received) -> None:
-        """Not each frame is acknowledged: that only saves sending again, and tells the price."""
+        """Read a DATA frame. Progress is acknowledged now and then: an ACK only reports what need not be sent again, and the price."""
         received.take(header, self._channel)
-        self._came_bytes += header.length
-        if self._came_bytes >= ACK_BYTES or time.monotonic() - self._told_s >= ACK_S:
+        self._received_bytes += header.length
+        if self._received_bytes >= ACK_BYTES or time.monotonic() - self._last_ack_s >= ACK_S:
             self._ack(received)
 
     def _ack(self, received: Received, flags: int = 0) -> None:
         header = FrameHeader(FrameType.ACK, received.transfer_id, offset=received.payload_bytes, epoch=received.epoch, flags=flags)
-        with suppress(PeerLost):  # what was sent before the end is still to be read, and says why
+        with suppress(PeerLost):  # frames that the peer sent before it left are still to be read, and may say why it left
             self._channel.send(header, [Ack(self._price()).payload()])
 
     def _price(self) -> float:
-        came_bytes, self._came_bytes = self._came_bytes, 0
-        self._told_s = time.monotonic()
-        return self._node.decider.price(came_bytes)
+        received_bytes, self._received_bytes = self._received_bytes, 0
+        self._last_ack_s = time.monotonic()
+        return self._context.callbacks.price(received_bytes)
 
     def _commit(self, active: Received) -> None:
-        """From here on it is delivered, whether or not the sender can still be told now."""
+        """Deliver the transfer. It counts as delivered even if the sender cannot be told now."""
         lease, self._lease = self._lease, None
         assert lease is not None
         if active.refining:
             self._refining[active.transfer_id] = lease
-            active.declined |= self._node.decider.on_refined is None
+            active.declined |= self._context.callbacks.on_refined is None
         else:
-            self._node.leases.commit(lease)
-        self._node.decider.on_commit(active)
+            self._context.leases.commit(lease)
+        self._context.callbacks.on_commit(active)
         self._ack(active, COMMITTED)
 
     def _offered(self, header: FrameHeader, offer: Offer) -> None:
+        """Answer an offer: of a new transfer, of one to be resumed, or of one whose acknowledgement was lost."""
         offered_s = time.monotonic()
         if header.transfer_id in self._refining or header.transfer_id in self._declined:
-            raise FrameError(f"transfer {header.transfer_id} was offered while another of this number is being refined")
-        identity = Identity(self._peer.node, self._peer.instance, header.sequence, header.transfer_id)
-        lease = self._node.leases.enter(identity, header.epoch, offer, self.connection)
+            raise FrameError(f"transfer {header.transfer_id} was offered while another of this id is being refined")
+        identity = TransferIdentity(self._peer.node, self._peer.instance, header.sequence, header.transfer_id)
+        lease = self._context.leases.enter(identity, header.epoch, offer, self.connection)
         if lease.committed:
             self._grant(header, lease.committed)
             return
@@ -224,7 +227,7 @@ class Session:
             except FrameError:
                 raise
             except ValueError as error:
-                self._node.leases.leave(lease, str(error), keep=False)
+                self._context.leases.leave(lease, str(error), keep=False)
                 self._lease = None
                 self._channel.abort(str(error), header.transfer_id, closing=False)
                 return
@@ -235,13 +238,13 @@ class Session:
         self._channel.send(FrameHeader(FrameType.GRANT, header.transfer_id, epoch=header.epoch), [grant.payload()])
 
     def _reserve(self, offer: Offer) -> ByteSink:
-        """Ask until there is memory; raises PeerError if the sender leaves or does not want it any more."""
+        """Call `accept` until there is memory. Raises PeerError if the sender leaves or cancels."""
         while True:
-            seen = self._node.memory.count
-            sink = self._node.decider.accept(self._peer.node, offer)
+            seen = self._context.memory.count
+            sink = self._context.callbacks.accept(self._peer.node, offer)
             if sink is not None:
                 return sink
-            self._decline()
-            self._node.memory.wait(seen, self._channel.keepalive.tick_s)
+            self._send_declines()
+            self._context.memory.wait(seen, self._channel.keepalive.tick_s)
             while self._channel.arrived(0):
-                self._aside(self._channel.header())
+                self._unexpected(self._channel.header())

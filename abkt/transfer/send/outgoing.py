@@ -1,4 +1,4 @@
-"""One transfer, seen from the sender: what is to be sent, who decides how much of it, and what became of it."""
+"""One transfer as its sender describes it (`Outgoing`), and what became of it (`Sent`, `RefinementResult`)."""
 
 from __future__ import annotations
 
@@ -13,38 +13,64 @@ from abkt.transfer.protocol.messages import Offer
 
 FRAME_BYTES = (64 << 10, 8 << 20)
 FRAME_S = 0.02
-CUT_BYTES = 64  # frames of one band are cut at multiples of this, so that their parts stay aligned in memory
+CUT_BYTES = 64  # frames within one band end at multiples of this, so that their parts stay aligned in memory
 
 
 class Cancelled(Exception):
-    """This side does not want the transfer any more."""
+    """This side has cancelled the transfer, or cannot send it."""
 
 
 @dataclass(slots=True)
 class Outgoing:
     """What to send, and who decides how much of it.
 
-    next_cut(now_s, sent_bytes, sent_cut) is asked before every DATA frame and answers with the cut that the transfer shall reach: sent_cut
-    is the finest cut that is complete with what has left (0 before that). The answer may move up and down; it is held between sent_cut
-    and the finest cut that was granted, and the transfer ends as soon as it is reached, in the middle of a band if need be.
-    available(now_s, sent_bytes), instead of next_cut, is for a source that still grows: (the byte up to which may be sent now, whether that
-    is the end).
-    on_sent(now_s, wire_bytes, duration_s) follows each DATA frame: the time it took, waiting for its link included, idle time not.
-    on_ack(held_bytes, price) follows what the receiver says, with its grant and now and then: what it holds, and what a byte costs there.
-    next_behind(now_s, sent_bytes, sent_cut), if there is one, is asked once the transfer is acknowledged, whenever nothing more urgent
-    waits, for the cut to go on to; none above sent_cut: not now. on_followed(Followed) ends that, once.
-    All run in the sender's thread and must return at once. cancel may be set from any thread.
+    The callbacks run in the sender's thread and must return at once. Times are seconds on the clock of the sender's link. A cut is an
+    index into `offer.ends`. `sent_cut` is the finest cut that is complete with the bytes sent so far.
+
+    Parameters
+    ----------
+    transfer_id : int
+        64 bits. It may be used again once the transfer has ended.
+    offer : Offer
+        What the receiver is told before the transfer.
+    source : ByteSource
+        The bytes. They must not change until the future's result is there, and until the refinement has ended if there is one.
+    next_cut : callable, optional
+        ``next_cut(now_s, sent_bytes, sent_cut) -> cut`` is called before each DATA frame. The transfer ends as soon as it reaches the
+        returned cut, if need be in the middle of a band. The answer may rise and fall from call to call; it is limited to the range from
+        sent_cut (0 before any cut is complete) to the finest cut that the receiver granted. Without it everything is sent.
+    available : callable, optional
+        ``available(now_s, sent_bytes) -> (stop, is_end)``, instead of next_cut, for a source that still grows: the byte up to which may
+        be sent now, and whether that is the end of the source.
+    on_sent : callable, optional
+        ``on_sent(now_s, wire_bytes, duration_s)`` is called after each DATA frame with the time it took: waiting for the link is
+        included, idle time is not.
+    on_ack : callable, optional
+        ``on_ack(held_bytes, price)`` is called with the receiver's grant and its acknowledgements: the bytes it holds, and the price of a
+        byte at its NIC.
+    next_refinement_cut : callable, optional
+        ``next_refinement_cut(now_s, sent_bytes, sent_cut) -> cut`` is called once the transfer is acknowledged, whenever no other transfer
+        waits: the cut to refine to. A cut that is not above sent_cut means: nothing now. Without it nothing is refined.
+    on_refinement_end : callable, optional
+        ``on_refinement_end(RefinementResult)`` is called once, if `Sent.refining` was true.
+    cancel : threading.Event
+        Set it from any thread to cancel the transfer, or its refinement.
+
+    Raises
+    ------
+    ValueError
+        If the id does not fit 64 bits, the offer is malformed, or its cuts differ from those of the source.
     """
 
     transfer_id: int
     offer: Offer
     source: ByteSource
-    next_cut: Callable[[float, int, int], int] | None = None  # none: everything
+    next_cut: Callable[[float, int, int], int] | None = None
     available: Callable[[float, int], tuple[int, bool]] | None = None
     on_sent: Callable[[float, int, float], None] = lambda now_s, wire_bytes, duration_s: None
     on_ack: Callable[[int, float], None] = lambda held_bytes, price: None
-    next_behind: Callable[[float, int, int], int] | None = None  # none: nothing follows
-    on_followed: Callable[[Followed], None] = lambda followed: None
+    next_refinement_cut: Callable[[float, int, int], int] | None = None
+    on_refinement_end: Callable[[RefinementResult], None] = lambda result: None
     cancel: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -52,17 +78,40 @@ class Outgoing:
             raise ValueError(f"transfer id {self.transfer_id} must fit into 64 bits without a sign")
         if tuple(self.source.ends) != tuple(self.offer.ends):
             raise ValueError(f"transfer {self.transfer_id}: the offer's cuts are not those of its source")
-        Offer.parse(self.offer.payload())  # better refused here than by the peer
+        Offer.parse(self.offer.payload())  # a malformed offer is better refused here than by the peer
 
 
 @dataclass(slots=True)
 class Sent:
-    """What became of a transfer. Times are the link's clock, nan if it did not get so far; error is empty if it was acknowledged.
+    """What became of a transfer.
 
-    first_byte_s: when the first DATA frame entered the link. last_byte_s: when the last was handed on. wire_bytes: headers and metadata
-    counted, keepalive not. calls: of the transport, for the DATA frames. retries: connections that were found dead before the grant.
-    resumes: connections that broke after it, where a new one took the transfer up. held_bytes, price: as the receiver said last.
-    refining: it may be refined behind its start, and on_followed is still to be called.
+    Parameters
+    ----------
+    transfer_id : int
+        As in the Outgoing.
+    offered_s, granted_s, acked_s : float
+        When the offer was sent, the first grant and the final acknowledgement came. Times are those of the link's clock; nan if the
+        transfer did not get so far.
+    first_byte_s, last_byte_s : float
+        When the first DATA frame entered the link, and when the last one was handed to the transport.
+    wire_bytes : int
+        Bytes sent, with headers and messages, without keepalive.
+    payload_bytes : int
+        Payload bytes sent.
+    calls : int
+        Calls of the transport for the DATA frames.
+    cut : int
+        The cut that was committed; -1 if none was.
+    retries : int
+        Connections that were found dead before the grant.
+    resumes : int
+        Connections that broke after the grant and were replaced by a new one.
+    held_bytes, price : int, float
+        As the receiver reported last.
+    refining : bool
+        Refinement follows, and on_refinement_end is still to be called.
+    error : str
+        Empty if the transfer was acknowledged, else one line.
     """
 
     transfer_id: int
@@ -84,9 +133,12 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
-    """What followed a transfer behind its start. cut: what was reached; wire_bytes, calls: of that alone; finish_s: when its last byte was
-    handed on, nan if there was none. reason: why it ended; empty if all was sent, or no better was wanted on either side."""
+class RefinementResult:
+    """What became of a transfer's refinement.
+
+    cut: the finest cut that the receiver acknowledged. wire_bytes, calls: of the refinement alone. finish_s: when its last byte was handed
+    to the transport, nan if there was none. reason: why it ended early; empty if everything was sent, or either side wanted no more.
+    """
 
     transfer_id: int
     cut: int
@@ -98,9 +150,10 @@ class Followed:
 
 @dataclass(slots=True)
 class FrameSize:
-    """How much to decide at once: what passes in about 20 ms at the rate of the last frames, 64 KiB to 8 MiB.
+    """Chooses the size of a DATA frame: what passes in about 20 ms at the rate of the last frames, from 64 KiB to most_bytes.
 
-    most_bytes: less than 8 MiB, where the connection has no use for more.
+    The cut can move only between two frames, so small frames keep the decision late and large ones save calls.
+    most_bytes: 8 MiB, or less where larger frames gain nothing on the connection.
     """
 
     bytes_per_s: float = 0.0
@@ -114,7 +167,7 @@ class FrameSize:
         return int(min(max(self.bytes_per_s * FRAME_S, FRAME_BYTES[0]), self.most_bytes)) // CUT_BYTES * CUT_BYTES
 
     def stop(self, ends: tuple[int, ...], start: int, cut: int) -> int:
-        """Where the frame from byte `start` on ends: at the last end of a band within reach, if the frame is large enough then."""
+        """The byte at which the frame that begins at `start` ends: with the last band within reach, if the frame is large enough then."""
         reach = min(start + self.size(), ends[cut])
         index = bisect_right(ends, reach) - 1
         return ends[index] if index >= 0 and ends[index] - start >= FRAME_BYTES[0] else reach

@@ -1,10 +1,10 @@
-"""NIXL over UCX between processes of one user on one host: each side writes into a ring of memory that the other one registered.
+"""NIXL over UCX between processes of one user on one host: each side writes into a ring of memory that the other side has registered.
 
-A NIXL agent takes a peer's word for where to write: UCX's own ports ask nobody who he is, and metadata that is damaged has been seen to end
-the process that reads it. So the sides meet on a Unix socket, another user's process is refused there, and UCX opens no port: it copies
-straight into the peer's memory (CMA), or through shared memory where the system forbids that. Needs `pip install abkt[nixl]`.
+NIXL agents do not authenticate each other: UCX's own ports accept anyone, and damaged metadata has been seen to crash the process that
+reads it. So the two sides connect through a Unix socket, processes of other users are refused there, and UCX opens no port: it copies
+directly into the peer's memory (CMA), or through shared memory where the system forbids that. Needs `pip install abkt[nixl]`.
 
-Not here: RDMA and TCP between hosts, and memory of a GPU.
+Not supported: RDMA and TCP between hosts, and GPU memory.
 """
 
 from __future__ import annotations
@@ -27,105 +27,111 @@ from typing import Any
 from abkt.transfer.transport import PeerLost
 from abkt.transfer.transports.ring import COUNT, RingConnection, Spans
 from abkt.transfer.transports.stream_socket import StreamListener
-from abkt.transfer.transports.unix import bound, reached, same_user
+from abkt.transfer.transports.unix import check_same_user, connect_unix, listen_unix
 
 RING_BYTES = 2 << 20
 CHUNK_BYTES = 512 << 10
-GREETING = struct.Struct("<8sIQ")  # MAGIC, bytes of the metadata that follow, address of the ring that the other side writes into
+GREETING = struct.Struct("<8sIQ")  # MAGIC, size of the metadata that follow, address of the ring that the peer writes into
 MAGIC = b"ABKTnixl"
 METADATA_CAP_BYTES = 16 << 10
-LANES = {"UCX_TLS": "posix,cma,self"}  # for which UCX opens no port
-HELP_S = 20e-6  # between two steps of a write that this side helps with, or waits for
+UCX_SETTINGS = {"UCX_TLS": "posix,cma,self"}  # transports of UCX that open no port
+PROGRESS_S = 20e-6  # time between two progress calls during a write
 
-_environment = threading.Lock()
+_environment_lock = threading.Lock()
 
 
 class Nixl:
-    """Addresses are paths, of the Unix socket. Raises ValueError, one line, where NIXL is not installed."""
+    """NIXL over UCX. Addresses are paths of a Unix socket. Raises ValueError, one line, if NIXL is not installed."""
 
     def __init__(self) -> None:
         library()
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> NixlConnection:
-        made = NixlConnection(reached(address, silence_s), address, silence_s)
+        made = NixlConnection(connect_unix(address, silence_s), address, silence_s)
         try:
-            made.greet()
+            made.send_greeting()
         except (OSError, ValueError) as error:
             made.close()
             raise PeerLost(f"{address} {error}") from None
         return made
 
     def listen(self, address: str, silence_s: float, keyed: bool = False) -> StreamListener:
-        return StreamListener(bound(address), address, lambda connected, peer: NixlConnection(connected, peer, silence_s), address)
+        return StreamListener(listen_unix(address), address, lambda connected, peer: NixlConnection(connected, peer, silence_s), address)
 
 
 class NixlConnection(RingConnection):
-    """The side that connected greets first. A count of 0 asks the other side to help: a write of this one does not get on alone."""
+    """A connection whose rings are written with NIXL. The side that connected sends its greeting first.
+
+    UCX may need the target process to make progress calls for a write. The writing side asks for them with a count of 0.
+    """
 
     def __init__(self, connected: socket.socket, peer: str, silence_s: float) -> None:
         super().__init__(connected, peer, silence_s, CHUNK_BYTES)
         self._memory: RegisteredRings | None = None
-        self._came = b""
-        self._helping = False
+        self._greeting = b""  # what has come of the peer's greeting
+        self._progress_wanted = False  # the peer has asked for progress calls
 
-    def greet(self) -> None:
-        """Raises OSError, or ValueError if the peer is another user's."""
-        same_user(self._socket)
-        self._memory = RegisteredRings(self.peer, self._write_waits)
+    def send_greeting(self) -> None:
+        """Make this side's rings and send what the peer needs to write into them. Raises OSError, or ValueError for another user's peer."""
+        check_same_user(self._socket)
+        self._memory = RegisteredRings(self.peer, self._write_pending)
         self._socket.sendall(self._memory.greeting())
 
-    def _meet(self) -> RegisteredRings | None:
+    def _receive_greeting(self) -> RegisteredRings | None:
         whole = GREETING.size
-        if len(self._came) >= whole:
-            magic, size, address = GREETING.unpack(self._came[:whole])
+        if len(self._greeting) >= whole:
+            magic, size, address = GREETING.unpack(self._greeting[:whole])
             if magic != MAGIC or not 0 < size <= METADATA_CAP_BYTES:
                 raise ValueError("does not speak this protocol")
             whole += size
-        if len(self._came) < whole:
-            told = self._socket.recv(whole - len(self._came), socket.MSG_DONTWAIT)
-            if not told:
+        if len(self._greeting) < whole:
+            data = self._socket.recv(whole - len(self._greeting), socket.MSG_DONTWAIT)
+            if not data:
                 raise ValueError("closed the connection")
-            self._came += told
+            self._greeting += data
             return None
         if not self._memory:
             try:
-                self.greet()
+                self.send_greeting()
             except OSError as error:
                 raise ValueError(f"cannot be answered: {error}") from None
         assert self._memory is not None
-        self._memory.join(self._came[GREETING.size :], address)
+        self._memory.join(self._greeting[GREETING.size :], address)
         return self._memory
 
-    def _counted(self, told: bytes) -> None:
-        for (count,) in COUNT.iter_unpack(told[: len(told) - len(told) % COUNT.size]):
-            self._helping = count == 0
-        super()._counted(told)
+    def _apply_counts(self, data: bytes) -> None:
+        for (count,) in COUNT.iter_unpack(data[: len(data) - len(data) % COUNT.size]):
+            self._progress_wanted = count == 0
+        super()._apply_counts(data)
 
-    def _comes(self, timeout_s: float) -> bool:
+    def _socket_readable(self, timeout_s: float) -> bool:
         until_s = time.monotonic() + timeout_s
-        while self._helping and self._memory:
-            if super()._comes(0.0):
+        while self._progress_wanted and self._memory:
+            if super()._socket_readable(0.0):
                 return True
             if time.monotonic() >= until_s:
                 return False
-            self._memory.help()
-            time.sleep(HELP_S)
-        return super()._comes(max(0.0, until_s - time.monotonic()))
+            self._memory.progress()
+            time.sleep(PROGRESS_S)
+        return super()._socket_readable(max(0.0, until_s - time.monotonic()))
 
-    def _write_waits(self, begun_s: float, asked: bool) -> bool:
-        """Called while a write of this side is under way; returns whether the peer has been asked to help. Raises PeerLost, PeerSilent."""
+    def _write_pending(self, begun_s: float, asked: bool) -> bool:
+        """Called while a write of this side is pending. asked: whether the peer has been asked for progress calls; returns it anew.
+
+        Raises PeerLost, PeerSilent.
+        """
         if not asked:
             try:
                 asked = bool(self._socket.send(COUNT.pack(0), socket.MSG_DONTWAIT))
             except BlockingIOError:
-                pass  # it has much to read, so it is not waiting
+                pass  # the peer has counts to read, so it is not blocked; ask again later
             except OSError as error:
                 raise PeerLost(f"the connection with {self.peer} broke: {error.strerror or error}") from None
-        if super()._comes(0.0):
-            self._listen()
+        if super()._socket_readable(0.0):
+            self._read_counts()
         if self._end:
             raise PeerLost(self._end)
-        self._complain(begun_s)
+        self._check_stalled(begun_s)
         return asked
 
     def close(self) -> None:
@@ -135,30 +141,31 @@ class NixlConnection(RingConnection):
 
 
 class RegisteredRings:
-    """One agent: the ring that the peer writes into, and memory from which this side writes into the peer's. Raises ValueError, one line.
+    """The rings of one connection, registered with a NIXL agent of its own. Raises ValueError, one line.
 
-    An agent each, not one a process: what is left of a broken connection ends with it, and can never write into the ring of another. It
-    has no thread of its own, which would spin, and takes 40 ms. waits: see NixlConnection._write_waits.
+    One ring is written by the peer; from the other this side writes into the peer's memory. Each connection has its own agent, so that a
+    pending write of a broken connection ends with the agent and cannot reach the ring of another connection. Making an agent takes 40 ms.
+    It has no progress thread, which would spin. write_pending: see NixlConnection.
     """
 
     size = RING_BYTES
 
-    def __init__(self, peer: str, waits: Callable[[float, bool], bool]) -> None:
+    def __init__(self, peer: str, write_pending: Callable[[float, bool], bool]) -> None:
         api = library()
-        self._peer, self._waits = peer, waits
+        self._peer, self._write_pending = peer, write_pending
         self._map = mmap.mmap(-1, 2 * RING_BYTES)
         with memoryview(self._map) as view:
             self._in, self._out = view[:RING_BYTES], view[RING_BYTES:]
         start = ctypes.c_char.from_buffer(self._map)
         self._address = ctypes.addressof(start)
-        del start  # or the map could not be closed
+        del start  # a reference would keep the map from being closed
         self._spans = Spans()
         self._write: Any = None
-        self._agent_there, self._address_there = "", 0
+        self._peer_agent, self._peer_address = "", 0
         try:
-            with _lanes():
+            with _ucx_settings():
                 self._agent: Any = api.nixl_agent(f"abkt-{secrets.token_hex(8)}", api.nixl_agent_config(False, backends=[]))
-                self._agent.create_backend("UCX", {"ucx_error_handling_mode": "none"})  # the socket says when the peer is gone
+                self._agent.create_backend("UCX", {"ucx_error_handling_mode": "none"})  # the socket shows when the peer is gone
             regions = [(self._address + start, RING_BYTES, 0, "") for start in (0, RING_BYTES)]
             inbound = self._agent.register_memory(regions[:1], "DRAM")
             self._agent.register_memory(regions[1:], "DRAM")
@@ -170,29 +177,29 @@ class RegisteredRings:
         return GREETING.pack(MAGIC, len(self._metadata), self._address) + self._metadata
 
     def join(self, metadata: bytes, address: int) -> None:
-        """metadata, address: what the peer's greeting says."""
+        """Connect the agent with the peer's. metadata, address: from the peer's greeting."""
         try:
-            self._agent_there = self._agent.add_remote_agent(metadata)
+            self._peer_agent = self._agent.add_remote_agent(metadata)
         except errors() as error:
             raise ValueError(f"gave metadata that cannot be used: {error}") from None
-        self._address_there = address
+        self._peer_address = address
 
     def put(self, at: int, piece: memoryview) -> None:
         stop = at + len(piece)
         self._out[at:stop] = piece
         self._spans.add(at, stop)
 
-    def written(self) -> None:
+    def wait_put(self) -> None:
         asked, begun_s = False, time.monotonic()
         try:
             ours = [(self._address + RING_BYTES + start, stop - start, 0) for start, stop in self._spans]
-            theirs = [(self._address_there + start, stop - start, 0) for start, stop in self._spans]
+            theirs = [(self._peer_address + start, stop - start, 0) for start, stop in self._spans]
             local, remote = self._agent.get_xfer_descs(ours, "DRAM"), self._agent.get_xfer_descs(theirs, "DRAM")
-            self._write = self._agent.initialize_xfer("WRITE", local, remote, self._agent_there)
+            self._write = self._agent.initialize_xfer("WRITE", local, remote, self._peer_agent)
             state = self._agent.transfer(self._write)
             while state == "PROC":
-                asked = self._waits(begun_s, asked)
-                time.sleep(HELP_S)
+                asked = self._write_pending(begun_s, asked)
+                time.sleep(PROGRESS_S)
                 state = self._agent.check_xfer_state(self._write)
             self._write.release()
         except errors() as error:
@@ -205,15 +212,15 @@ class RegisteredRings:
     def take(self, at: int, piece: memoryview) -> None:
         piece[:] = self._in[at : at + len(piece)]
 
-    def read(self) -> None:
+    def wait_taken(self) -> None:
         pass
 
-    def help(self) -> None:
-        """One step of what a peer writes, where the system does not do it alone."""
+    def progress(self) -> None:
+        """Make progress with a write of the peer, where it needs this process for that."""
         self._agent.get_new_notifs()
 
     def close(self) -> None:
-        """The agent goes first: it gives up a write that is under way, and then nothing touches the memory any more."""
+        """The agent is released first: that cancels a pending write, and afterwards nothing accesses the memory."""
         self._write = self._agent = None
         self._in.release()
         self._out.release()
@@ -222,36 +229,36 @@ class RegisteredRings:
 
 @cache
 def library() -> ModuleType:
-    """NIXL's Python interface, quiet: it would log each agent to stdout. Raises ValueError, one line, if it is not there."""
+    """NIXL's Python module, with its logging turned off: it would log each agent to stdout. Raises ValueError if it is not installed."""
     raising = logging.raiseExceptions
     if quiet := "NIXL_LOG_LEVEL" not in os.environ:
-        os.environ["NIXL_LOG_LEVEL"] = "FATAL"  # what fails is told as an error; the library would also write it to stderr
+        os.environ["NIXL_LOG_LEVEL"] = "FATAL"  # failures are raised as errors; the library would also write them to stderr
     try:
         from nixl import _api
 
         if quiet:
-            logging.getLogger("nixl").setLevel(logging.CRITICAL)  # as it does itself, if it had not been imported before
+            logging.getLogger("nixl").setLevel(logging.CRITICAL)  # the module does this itself when it is first imported with that level
     except ImportError as error:
         raise ValueError(f"transport nixl needs NIXL ({error}); pip install 'abkt[nixl]'") from None
     finally:
-        logging.raiseExceptions = raising  # which it changes
+        logging.raiseExceptions = raising  # the import changes it
     return _api  # type: ignore[no-any-return]
 
 
 @cache
 def errors() -> tuple[type[Exception], ...]:
-    """All that NIXL raises. They have no base of their own."""
+    """The exception classes of NIXL, which have no common base class."""
     from nixl import _bindings
 
     return tuple(getattr(_bindings, name) for name in dir(_bindings) if name.startswith("nixl") and name.endswith("Error"))
 
 
 @contextmanager
-def _lanes() -> Iterator[None]:
-    """UCX reads these from the environment when an agent makes its backend, and other users of UCX in this process have their own."""
-    with _environment:
-        before = {name: os.environ.get(name) for name in LANES}
-        os.environ.update(LANES)
+def _ucx_settings() -> Iterator[None]:
+    """Set UCX_SETTINGS in the environment while an agent makes its UCX backend, and restore it for other users of UCX in this process."""
+    with _environment_lock:
+        before = {name: os.environ.get(name) for name in UCX_SETTINGS}
+        os.environ.update(UCX_SETTINGS)
         try:
             yield
         finally:

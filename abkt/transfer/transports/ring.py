@@ -1,7 +1,8 @@
-"""Bytes through rings of memory that both sides reach, one for each direction, and a socket that carries nothing but counts.
+"""A connection over two ring buffers in memory that both sides reach, one for each direction, and a socket for counts.
 
-A count says how many bytes were put into a ring, or taken out of it. So the kernel orders what one side writes before what the other
-reads, a poll finds new bytes, and a peer that dies closes its socket. What the memory is, and how the sides meet, is a backend's.
+A count is the number of bytes put into a ring or, negative, taken out of it. Since the counts go through a socket, the kernel orders
+the writes of one side before the reads of the other, a poll finds new bytes, and a peer that dies closes its socket. What the memory is and
+how it is exchanged is defined by the transports that use this: shm.py, nixl.py and cuda/.
 """
 
 from __future__ import annotations
@@ -14,38 +15,39 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from abkt.transfer.protocol.frame import DATA_CAP_BYTES, Buffer
-from abkt.transfer.transport import TICK_S, PeerLost, PeerSilent, TransportProgress
+from abkt.transfer.buffers import Buffer
+from abkt.transfer.protocol.frame import DATA_CAP_BYTES
+from abkt.transfer.transport import TICK_S, PeerLost, PeerSilent, ReceiveProgress
 
-COUNT = struct.Struct("<i")  # put in, or taken out if negative
+COUNT = struct.Struct("<i")  # bytes put in; negative: taken out
 
 
 class Rings(Protocol):
-    """The memory of one side of a connection. size: bytes of each ring. A piece never wraps around the end of its ring."""
+    """The two rings as one side uses them. size: bytes of each ring. A piece never wraps around the end of a ring."""
 
     size: int
 
     def put(self, at: int, piece: memoryview) -> None:
-        """Write a piece at this byte of the ring to the peer; it may be under way until `written`. Raises PeerLost."""
+        """Write a piece at byte `at` of the outgoing ring. The write may be pending until `wait_put`. Raises PeerLost."""
         ...
 
-    def written(self) -> None:
-        """Wait until all that was put is where the peer sees it. Raises PeerLost or PeerSilent."""
+    def wait_put(self) -> None:
+        """Wait until the peer can read everything that was put. Raises PeerLost or PeerSilent."""
         ...
 
     def take(self, at: int, piece: memoryview) -> None:
-        """Read a piece from this byte of the ring of the peer; it may be under way until `read`."""
+        """Read a piece from byte `at` of the incoming ring. The read may be pending until `wait_taken`."""
         ...
 
-    def read(self) -> None:
-        """Wait until all that was taken has left the ring."""
+    def wait_taken(self) -> None:
+        """Wait until everything that was taken has been copied out of the ring."""
         ...
 
     def close(self) -> None: ...
 
 
 class Spans:
-    """What was put into a ring and has not left: from which byte to which, in its order; adjacent ones as one."""
+    """The ranges (start, stop) of a ring that were put and not yet written to the peer, in order. Adjacent ranges are merged."""
 
     def __init__(self) -> None:
         self._spans: list[tuple[int, int]] = []
@@ -63,7 +65,10 @@ class Spans:
 
 
 class RingConnection:
-    """One side. chunk_bytes: told at once, so that the other side copies meanwhile. A backend says how the sides meet."""
+    """One side of a connection over rings. Subclasses define `_receive_greeting`, or call `attach` with rings of their own.
+
+    chunk_bytes: a count is sent after this many bytes, so that the peer copies them while this side puts the next ones.
+    """
 
     device = False
     frame_bytes = DATA_CAP_BYTES
@@ -76,40 +81,40 @@ class RingConnection:
         connected.setblocking(True)
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN)
-        self._room = select.poll()
-        self._room.register(connected, select.POLLIN | select.POLLOUT)
+        self._writable = select.poll()
+        self._writable.register(connected, select.POLLIN | select.POLLOUT)
         self._rings: Rings | None = None
         self._size = self._free = 0
         self._head = self._tail = 0  # where the next byte is put, and taken
-        self._filled = self._taken = 0  # to be taken; taken and not told
-        self._told_s = 0.0  # when it was told last what was taken
-        self._rest = b""  # of a count that has not come whole
-        self._end = ""  # why no count will come any more
+        self._filled = self._taken = 0  # bytes that can be taken; bytes taken whose count was not sent yet
+        self._taken_count_s = 0.0  # when the last count of taken bytes was sent
+        self._partial_count = b""
+        self._end = ""  # why no further count will come
 
-    def _meet(self) -> Rings | None:
-        """What of the peer's greeting has come: the rings once it is whole, else None. Called when the socket has bytes, and never blocks.
+    def _receive_greeting(self) -> Rings | None:
+        """Read from the socket what has come of the peer's greeting: the rings once it is complete, else None. Never blocks.
 
-        Raises BlockingIOError if nothing has come, ValueError if it is not what a peer may say, PeerLost if it has left.
+        Raises BlockingIOError if nothing has come, ValueError if the greeting is not valid, PeerLost if the peer has left.
         """
         raise NotImplementedError
 
     def attach(self, rings: Rings) -> None:
         self._rings, self._size, self._free = rings, rings.size, rings.size
 
-    def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
+    def send(self, buffers: Sequence[Buffer], on_wait: Callable[[], None]) -> int:
         calls = put = 0
         moved_s = time.monotonic()
         for buffer in buffers:
             rest = self._view(buffer)
             while len(rest):
                 if put >= self._chunk_bytes or (put and not self._free):
-                    self._tell_put(put)
+                    self._send_put_count(put)
                     calls, put = calls + 1, 0
-                    waiting()
+                    on_wait()
                 if not (self._rings and self._free):
-                    if not self._wait():
-                        self._complain(moved_s)
-                    waiting()
+                    if not self._wait_count():
+                        self._check_stalled(moved_s)
+                    on_wait()
                     continue
                 size = min(len(rest), self._free, self._chunk_bytes - put, self._size - self._head)
                 self._rings.put(self._head, rest[:size])
@@ -119,20 +124,20 @@ class RingConnection:
                 rest = rest[size:]
                 moved_s = time.monotonic()
         if put:
-            self._tell_put(put)
+            self._send_put_count(put)
             calls += 1
         return calls
 
-    def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:
-        progress = TransportProgress(self.peer, self._silence_s)
+    def receive(self, buffers: Sequence[memoryview], on_wait: Callable[[], None]) -> None:
+        progress = ReceiveProgress(self.peer, self._silence_s)
         for buffer in buffers:
             rest = buffer
             while len(rest):
                 if not (self._rings and self._filled):
-                    self._tell_taken()
-                    self._wait()
-                    progress.came(0)
-                    waiting()
+                    self._send_taken_count()
+                    self._wait_count()
+                    progress.add(0)
+                    on_wait()
                     continue
                 size = min(len(rest), self._filled, self._size // 4, self._size - self._tail)
                 self._rings.take(self._tail, rest[:size])
@@ -140,26 +145,26 @@ class RingConnection:
                 self._filled -= size
                 self._taken += size
                 rest = rest[size:]
-                progress.came(size)
+                progress.add(size)
                 if self._taken >= self._size // 4:
-                    self._tell_taken()
-                    self._listen()
+                    self._send_taken_count()
+                    self._read_counts()
         if self._rings:
-            self._rings.read()
-        if self._taken and time.monotonic() - self._told_s >= TICK_S:  # a sign of life, from one who takes little
-            self._tell_taken()
-        waiting()
+            self._rings.wait_taken()
+        if self._taken and time.monotonic() - self._taken_count_s >= TICK_S:  # a slow reader shows that it is alive
+            self._send_taken_count()
+        on_wait()
 
     def _view(self, buffer: Buffer) -> memoryview:
-        """What of a buffer is cut and put. A backend whose rings take other memory than the host's says here how."""
+        """A buffer in a form that can be sliced and put. Overridden where the rings take other memory than the host's."""
         return memoryview(buffer)
 
     def readable(self, timeout_s: float) -> bool:
         until_s = time.monotonic() + timeout_s
         while not (self._filled or self._end):
-            if not self._comes(max(0.0, until_s - time.monotonic())):
+            if not self._socket_readable(max(0.0, until_s - time.monotonic())):
                 return False
-            self._listen()
+            self._read_counts()
             if timeout_s <= 0:
                 break
         return bool(self._filled or self._end)
@@ -173,55 +178,58 @@ class RingConnection:
         if self._rings:
             self._rings.close()
 
-    def _tell_put(self, count: int) -> None:
+    def _send_put_count(self, count: int) -> None:
         assert self._rings is not None
-        self._rings.written()
-        self._say(COUNT.pack(count))
+        self._rings.wait_put()
+        self._send_bytes(COUNT.pack(count))
 
-    def _say(self, data: bytes) -> None:
-        """Both sides may be telling and not listening: so this one listens as soon as the socket is full."""
+    def _send_bytes(self, data: bytes) -> None:
+        """Send on the socket. If it is full, read counts meanwhile: the peer may also be blocked in sending."""
         rest, begun_s = memoryview(data), time.monotonic()
         while rest:
             try:
                 rest = rest[self._socket.send(rest, socket.MSG_DONTWAIT) :]
             except BlockingIOError:
-                self._listen()
-                if not self._room.poll(min(TICK_S, self._silence_s / 4) * 1e3):
-                    self._complain(begun_s)
+                self._read_counts()
+                if not self._writable.poll(min(TICK_S, self._silence_s / 4) * 1e3):
+                    self._check_stalled(begun_s)
             except OSError as error:
                 raise PeerLost(f"the connection with {self.peer} broke: {error.strerror or error}") from None
 
-    def _tell_taken(self) -> None:
-        """If there is room for a count; a peer that needs it listens. Whether it is still there shows when the ring is empty."""
+    def _send_taken_count(self) -> None:
+        """Send the count of taken bytes, if the socket has room for it: a peer that waits for the count reads its socket.
+
+        An error is not raised here: the end of the connection is reported once the ring is empty.
+        """
         if self._taken and self._rings:
-            self._rings.read()
+            self._rings.wait_taken()
             with suppress(OSError):
                 self._socket.send(COUNT.pack(-self._taken), socket.MSG_DONTWAIT)
                 self._taken = 0
-                self._told_s = time.monotonic()
+                self._taken_count_s = time.monotonic()
 
-    def _wait(self) -> bool:
-        """For a count, one tick at most: whether one has come. Raises PeerLost if none will."""
+    def _wait_count(self) -> bool:
+        """Wait for a count, one tick at most. Returns whether one has come. Raises PeerLost if none will come."""
         if self._end:
             raise PeerLost(self._end)
-        came = self._comes(min(TICK_S, self._silence_s / 4))
-        if came:
-            self._listen()
-        return came
+        arrived = self._socket_readable(min(TICK_S, self._silence_s / 4))
+        if arrived:
+            self._read_counts()
+        return arrived
 
-    def _comes(self, timeout_s: float) -> bool:
-        """Whether the socket has a count, or its end, within timeout_s."""
+    def _socket_readable(self, timeout_s: float) -> bool:
+        """Whether the socket has a count, or has ended, within timeout_s."""
         return bool(self._poll.poll(timeout_s * 1e3))
 
-    def _listen(self) -> None:
-        """Take in all the counts that have come."""
+    def _read_counts(self) -> None:
+        """Read the greeting and all the counts that have come. Never blocks."""
         while not self._end:
             try:
                 if not self._rings:
-                    if rings := self._meet():
+                    if rings := self._receive_greeting():
                         self.attach(rings)
                     continue
-                told = self._socket.recv(4096, socket.MSG_DONTWAIT)
+                data = self._socket.recv(4096, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -230,21 +238,21 @@ class RingConnection:
             except ValueError as error:
                 self._end = f"{self.peer} {error}"
                 return
-            if not told:
+            if not data:
                 self._end = f"{self.peer} closed the connection"
                 return
-            self._counted(self._rest + told)
+            self._apply_counts(self._partial_count + data)
 
-    def _counted(self, told: bytes) -> None:
-        whole = len(told) - len(told) % COUNT.size
-        for (count,) in COUNT.iter_unpack(told[:whole]):
+    def _apply_counts(self, data: bytes) -> None:
+        whole = len(data) - len(data) % COUNT.size
+        for (count,) in COUNT.iter_unpack(data[:whole]):
             self._free -= min(count, 0)
             self._filled += max(count, 0)
-        self._rest = told[whole:]
+        self._partial_count = data[whole:]
         if self._free > self._size or self._filled + self._taken > self._size:
             self._filled = 0
             self._end = f"{self.peer} counted more bytes than its ring holds"
 
-    def _complain(self, moved_s: float) -> None:
+    def _check_stalled(self, moved_s: float) -> None:
         if time.monotonic() - moved_s >= self._silence_s:
             raise PeerSilent(f"{self.peer} has moved no byte for {self._silence_s:g} s in the middle of a frame")

@@ -1,4 +1,7 @@
-"""Shared memory between processes of one host, and a Unix socket for its counts. It has no name: it goes when both sides are gone."""
+"""Shared memory between two processes of one host, with a Unix socket for the counts.
+
+The memory has no name in the file system, so it is freed when both processes have closed it or are dead.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,19 @@ import socket
 from abkt.transfer.transport import PeerLost
 from abkt.transfer.transports.ring import RingConnection
 from abkt.transfer.transports.stream_socket import StreamListener
-from abkt.transfer.transports.unix import bound, reached
+from abkt.transfer.transports.unix import connect_unix, listen_unix
 
 RING_BYTES = 1 << 20
 CHUNK_BYTES = 128 << 10
 GREETING = b"ABKT shm"
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL  # memory that shrinks under a reader would kill it
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL  # a process that reads memory which has shrunk is killed
 
 
 class Shm:
-    """Addresses are paths, of the Unix socket. The file goes away when the listener closes."""
+    """Rings in shared memory. Addresses are paths of a Unix socket; the file is removed when the listener closes."""
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> ShmConnection:
-        connected = reached(address, silence_s)
+        connected = connect_unix(address, silence_s)
         memory = os.memfd_create("abkt", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(memory, 2 * RING_BYTES)
@@ -38,11 +41,11 @@ class Shm:
         return made
 
     def listen(self, address: str, silence_s: float, keyed: bool = False) -> StreamListener:
-        return StreamListener(bound(address), address, lambda connected, peer: ShmConnection(connected, peer, silence_s), address)
+        return StreamListener(listen_unix(address), address, lambda connected, peer: ShmConnection(connected, peer, silence_s), address)
 
 
 class SharedRings:
-    """first: of the side that made the memory. Raises OSError or ValueError if it is not what a peer may give."""
+    """Two rings in one memfd. first: this side made the memory. Raises OSError or ValueError if the memory of a peer cannot be used."""
 
     size = RING_BYTES
 
@@ -57,13 +60,13 @@ class SharedRings:
     def put(self, at: int, piece: memoryview) -> None:
         self._out[at : at + len(piece)] = piece
 
-    def written(self) -> None:
+    def wait_put(self) -> None:
         pass
 
     def take(self, at: int, piece: memoryview) -> None:
         piece[:] = self._in[at : at + len(piece)]
 
-    def read(self) -> None:
+    def wait_taken(self) -> None:
         pass
 
     def close(self) -> None:
@@ -73,12 +76,12 @@ class SharedRings:
 
 
 class ShmConnection(RingConnection):
-    """The side that was connected to is given the memory with the first bytes of the socket, whenever they come."""
+    """The side that connected makes the memory, and passes it to the other side with the first bytes on the socket."""
 
     def __init__(self, connected: socket.socket, peer: str, silence_s: float) -> None:
         super().__init__(connected, peer, silence_s, CHUNK_BYTES)
 
-    def _meet(self) -> SharedRings:
+    def _receive_greeting(self) -> SharedRings:
         greeting, memories, _, _ = socket.recv_fds(self._socket, len(GREETING), 1, socket.MSG_DONTWAIT)
         try:
             if not greeting:

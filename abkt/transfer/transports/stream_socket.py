@@ -1,4 +1,4 @@
-"""Blocking stream sockets: sendmsg and recvmsg_into over scattered memory, with a limit on how long a peer may stand still."""
+"""Connections over blocking stream sockets: sendmsg and recvmsg_into on scattered memory, with a limit on how long a peer may stall."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from abkt.transfer.protocol.frame import DATA_CAP_BYTES, Buffer
-from abkt.transfer.transport import TICK_S, Connection, PeerLost, PeerSilent, TransportProgress
+from abkt.transfer.buffers import Buffer
+from abkt.transfer.protocol.frame import DATA_CAP_BYTES
+from abkt.transfer.transport import TICK_S, Connection, PeerLost, PeerSilent, ReceiveProgress
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 
 class StreamConnection:
-    """A connected stream socket. Its timeouts live in the kernel, so a call that finds bytes costs no poll."""
+    """A connected stream socket. The timeouts are set in the kernel, so a call that finds bytes needs no poll."""
 
     device = False
     frame_bytes = DATA_CAP_BYTES
@@ -34,7 +35,7 @@ class StreamConnection:
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN)
 
-    def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
+    def send(self, buffers: Sequence[Buffer], on_wait: Callable[[], None]) -> int:
         rest: Sequence[Buffer] = buffers
         calls, moved_s = 0, time.monotonic()
         while rest:
@@ -42,44 +43,45 @@ class StreamConnection:
                 calls += 1
                 sent = self._socket.sendmsg(rest[:IOV_MAX])
             except BlockingIOError:
-                self._complain(moved_s)
+                self._check_stalled(moved_s)
             except OSError as error:
                 raise self._lost(error) from None
             else:
                 moved_s = time.monotonic()
-                rest = after(rest, sent)
+                rest = rest_after(rest, sent)
             if rest:
-                waiting()
+                on_wait()
         return calls
 
-    def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:
+    def receive(self, buffers: Sequence[memoryview], on_wait: Callable[[], None]) -> None:
         rest: Sequence[Buffer] = buffers
-        progress = TransportProgress(self.peer, self._silence_s)
+        progress = ReceiveProgress(self.peer, self._silence_s)
         while rest:
             try:
                 got = self._socket.recvmsg_into(rest[:IOV_MAX], 0, socket.MSG_WAITALL)[0]
             except BlockingIOError:
-                progress.came(0)
+                progress.add(0)
             except OSError as error:
                 raise self._lost(error) from None
             else:
                 if not got:
                     raise PeerLost(f"{self.peer} closed the connection")
-                rest = after(rest, got)
-                progress.came(got)
-            waiting()
+                rest = rest_after(rest, got)
+                progress.add(got)
+            on_wait()
 
     def readable(self, timeout_s: float) -> bool:
         return bool(self._poll.poll(timeout_s * 1e3))
 
     def abort(self) -> None:
-        with suppress(OSError):  # it may have ended already, which is what was asked for
+        with suppress(OSError):  # it may have ended already
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._socket.close()
 
-    def _complain(self, moved_s: float) -> None:
+    def _check_stalled(self, moved_s: float) -> None:
+        """Raises PeerSilent if the last byte moved too long ago."""
         if time.monotonic() - moved_s >= self._silence_s:
             raise PeerSilent(f"{self.peer} has moved no byte for {self._silence_s:g} s in the middle of a frame")
 
@@ -88,12 +90,15 @@ class StreamConnection:
 
 
 class StreamListener:
-    """A listening stream socket; made: the connection of a socket and its peer's name. path: the file to remove at the end."""
+    """A listening stream socket.
 
-    def __init__(self, listening: socket.socket, address: str, made: Callable[[socket.socket, str], Connection], path: str = "") -> None:
+    make: makes the connection from an accepted socket and the peer's name. path: file of a Unix socket, removed on close.
+    """
+
+    def __init__(self, listening: socket.socket, address: str, make: Callable[[socket.socket, str], Connection], path: str = "") -> None:
         self.address = address
         self._socket = listening
-        self._made = made
+        self._make = make
         self._path = path
         listening.setblocking(False)
         self._poll = select.poll()
@@ -105,9 +110,9 @@ class StreamListener:
         try:
             connected, address = self._socket.accept()
         except OSError:
-            return None  # whoever knocked has left, or this side was told to stop
+            return None  # the peer has left already, or this side was aborted
         peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else f"a peer of {self.address}"
-        return self._made(connected, peer)
+        return self._make(connected, peer)
 
     def abort(self) -> None:
         with suppress(OSError):
@@ -119,8 +124,8 @@ class StreamListener:
             os.unlink(self._path)
 
 
-def after(buffers: Sequence[Buffer], done: int) -> Sequence[Buffer]:
-    """What is left of the buffers after `done` bytes."""
+def rest_after(buffers: Sequence[Buffer], done: int) -> Sequence[Buffer]:
+    """The buffers without their first `done` bytes."""
     for index, buffer in enumerate(buffers):
         if done < len(buffer):
             return [memoryview(buffer)[done:], *buffers[index + 1 :]] if done else buffers[index:]

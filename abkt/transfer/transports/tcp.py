@@ -1,4 +1,4 @@
-"""TCP: no delay, and little in the kernel, so that what has not left yet can still be decided."""
+"""TCP without Nagle's delay, and with few unsent bytes in the kernel, so that the cut of a transfer can still be moved late."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from abkt.transfer.protocol.frame import Buffer
-from abkt.transfer.transport import PeerLost, TransportProgress
-from abkt.transfer.transports.stream_socket import IOV_MAX, StreamConnection, StreamListener, after
+from abkt.transfer.buffers import Buffer
+from abkt.transfer.transport import PeerLost, ReceiveProgress
+from abkt.transfer.transports.stream_socket import IOV_MAX, StreamConnection, StreamListener, rest_after
 
 UNSENT_BYTES = 128 << 10
-AWAITED_BYTES = (64 << 10, 1 << 20)  # payloads shorter than this are read as they come; of others, so much is awaited at most
+AWAITED_BYTES = (64 << 10, 1 << 20)  # shorter payloads are read as they come; of longer ones, at most this much is awaited at once
 
 
 class Tcp:
-    """Addresses are host:port, the host a number or localhost; port 0 takes a free one. Without a key only loopback is served."""
+    """TCP between any two hosts. Without a key only loopback addresses are allowed.
+
+    Addresses are host:port, with an IP address or localhost as the host. Listening at port 0 takes a free port.
+    """
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> StreamConnection:
         try:
@@ -38,50 +41,53 @@ class Tcp:
             if error.errno == errno.EADDRINUSE:
                 raise ValueError(f"port {port} of {host} is in use; give another one, or 0 for a free one") from None
             raise ValueError(f"cannot listen on {address}: {error.strerror or error}") from None
-        bound = f"{_quoted(host)}:{listening.getsockname()[1]}"
-        return StreamListener(listening, bound, lambda connected, peer: TcpConnection(connected, peer, silence_s))
+        address = f"{_quoted(host)}:{listening.getsockname()[1]}"
+        return StreamListener(listening, address, lambda connected, peer: TcpConnection(connected, peer, silence_s))
 
 
 class TcpConnection(StreamConnection):
-    """A frame is what a link passes in about 20 ms, so half of one unsent is 10 ms of it: for a fast link many more bytes than for a slow
-    one, which would wake its sender a thousand times a second for nothing.
+    """A TCP connection that tunes how much is unsent in the kernel, and how much must arrive to wake the receiver.
 
-    And a receiver that is faster than its peer would be woken by each segment, at the peer's cost where both are on one host: more than
-    the copy itself. So of a payload it is woken by as much as it will read at once (SO_RCVLOWAT). It sleeps in poll, never in a call that
-    has taken some already: the kernel counts only what is still there. What comes slower than that is read every tick.
+    Sending: up to half a frame may stay unsent in the kernel (TCP_NOTSENT_LOWAT). A frame takes about 20 ms on the link, so this is 10 ms.
+    It is many bytes for a fast link and few for a slow one; a fixed small limit would wake the sender of a fast link thousands of times a
+    second.
+
+    Receiving: a receiver that is faster than its peer would be woken by each segment, which on one host costs more than the copy itself.
+    So while a payload is read, the receiver is woken only when as much has arrived as it reads at once (SO_RCVLOWAT). It sleeps in poll and
+    not in recvmsg, because the kernel does not count bytes that recvmsg has already taken. Slower data is read every tick.
     """
 
-    frame_bytes = 1 << 20  # the copy into the kernel finds what was just sealed in the cache; half as much is no faster
+    frame_bytes = 1 << 20  # a payload of this size is still in the CPU cache when it is copied into the kernel; 512 KiB is no faster
 
     def __init__(self, connected: socket.socket, peer: str, silence_s: float) -> None:
         super().__init__(connected, peer, silence_s)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._unsent_bytes = 0
         self._awaited_bytes = 1
-        self._leave(UNSENT_BYTES)
+        self._set_unsent(UNSENT_BYTES)
 
-    def send(self, buffers: Sequence[Buffer], waiting: Callable[[], None]) -> int:
+    def send(self, buffers: Sequence[Buffer], on_wait: Callable[[], None]) -> int:
         size = sum(len(buffer) for buffer in buffers)
-        if size >= UNSENT_BYTES // 2:  # metadata says nothing of the link
-            self._leave(max(UNSENT_BYTES, size // 2))
-        return super().send(buffers, waiting)
+        if size >= UNSENT_BYTES // 2:  # the size of a message says nothing about the link
+            self._set_unsent(max(UNSENT_BYTES, size // 2))
+        return super().send(buffers, on_wait)
 
-    def receive(self, buffers: Sequence[memoryview], waiting: Callable[[], None]) -> None:
+    def receive(self, buffers: Sequence[memoryview], on_wait: Callable[[], None]) -> None:
         size = sum(map(len, buffers))
         if size < AWAITED_BYTES[0]:
             self._await(1)
-            super().receive(buffers, waiting)
+            super().receive(buffers, on_wait)
             return
         rest: Sequence[Buffer] = buffers
-        progress = TransportProgress(self.peer, self._silence_s)
+        progress = ReceiveProgress(self.peer, self._silence_s)
         while True:
-            got = self._there(rest)
-            progress.came(got)
+            got = self._read_available(rest)
+            progress.add(got)
             size -= got
-            waiting()
+            on_wait()
             if not size:
                 return
-            rest = after(rest, got)
+            rest = rest_after(rest, got)
             self._await(min(size, AWAITED_BYTES[1]))
             self._poll.poll(self._tick_s * 1e3)
 
@@ -89,8 +95,8 @@ class TcpConnection(StreamConnection):
         self._await(1)
         return super().readable(timeout_s)
 
-    def _there(self, buffers: Sequence[Buffer]) -> int:
-        """Read what has come, without waiting: how much that was."""
+    def _read_available(self, buffers: Sequence[Buffer]) -> int:
+        """Read what has come, without waiting. Returns the number of bytes."""
         try:
             got = self._socket.recvmsg_into(buffers[:IOV_MAX], 0, socket.MSG_DONTWAIT)[0]
         except BlockingIOError:
@@ -102,16 +108,16 @@ class TcpConnection(StreamConnection):
         return got
 
     def _await(self, size: int) -> None:
-        """How many bytes must be there for poll to say so; the end of the connection counts as well."""
+        """Set how many bytes must be there for poll to return; the end of the connection also makes it return."""
         if size != self._awaited_bytes:
             self._awaited_bytes = size
-            with suppress(OSError):  # as below
+            with suppress(OSError):  # as in _set_unsent
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
-    def _leave(self, unsent_bytes: int) -> None:
+    def _set_unsent(self, unsent_bytes: int) -> None:
         if unsent_bytes != self._unsent_bytes:
             self._unsent_bytes = unsent_bytes
-            with suppress(OSError):  # a connection that broke is found so by its next use
+            with suppress(OSError):  # the next use of a broken connection raises PeerLost
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent_bytes)
 
 

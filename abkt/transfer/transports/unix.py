@@ -1,4 +1,4 @@
-"""Unix sockets: the same frames between processes of one host, without TCP."""
+"""Unix stream sockets, between processes of one host."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class Unix:
-    """Addresses are paths. The file goes away when the listener closes."""
+    """Unix stream sockets. Addresses are paths; the file is removed when the listener closes."""
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> StreamConnection:
-        return StreamConnection(reached(address, silence_s), address, silence_s)
+        return StreamConnection(connect_unix(address, silence_s), address, silence_s)
 
     def listen(self, address: str, silence_s: float, keyed: bool = False) -> StreamListener:
-        return StreamListener(bound(address), address, lambda connected, peer: StreamConnection(connected, peer, silence_s), address)
+        return StreamListener(listen_unix(address), address, lambda connected, peer: StreamConnection(connected, peer, silence_s), address)
 
 
-def reached(address: str, silence_s: float) -> socket.socket:
-    """A Unix socket that is connected. Raises PeerLost."""
+def connect_unix(address: str, silence_s: float) -> socket.socket:
+    """A connected Unix socket. Raises PeerLost."""
     connected = socket.socket(socket.AF_UNIX)
     connected.settimeout(silence_s)
     try:
@@ -35,8 +35,8 @@ def reached(address: str, silence_s: float) -> socket.socket:
     return connected
 
 
-def bound(address: str) -> socket.socket:
-    """A Unix socket that listens. Raises ValueError, one line."""
+def listen_unix(address: str) -> socket.socket:
+    """A listening Unix socket. Raises ValueError, one line, if the path cannot be used."""
     listening = socket.socket(socket.AF_UNIX)
     try:
         listening.bind(address)
@@ -49,8 +49,8 @@ def bound(address: str) -> socket.socket:
     return listening
 
 
-def same_user(connected: socket.socket) -> None:
-    """Raises ValueError if a Unix socket leads to a process of another user, OSError if that cannot be known."""
+def check_same_user(connected: socket.socket) -> None:
+    """Raises ValueError if the peer's process belongs to another user, OSError if that cannot be determined."""
     _, user, _ = CREDENTIALS.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
     if user != os.geteuid():
         raise ValueError(f"is a process of user {user}, not of this one")

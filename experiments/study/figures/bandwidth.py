@@ -1,7 +1,7 @@
-"""Above: the link's capacity, what each measured transfer got of it, and what the policy believed. Below: bits sent per KV value.
+"""Above: the link's capacity, the goodput of each measured transfer, and the policy's estimate of the link. Below: bits sent per KV value.
 
-A bar spans a transfer from its first to its last byte; above are the policies that estimate the link (all, if none does). Below, open
-marks are measured transfers and crosses predicted ones."""
+A bar spans a transfer from its first to its last byte. Above are the policies that estimate the link (all policies, if none does). Below,
+open marks are measured transfers and crosses are predicted ones."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def draw(study: Study) -> Figure:
     times, rates = _schedule(study, end_s)
     if all(map(math.isfinite, rates)):
         above.step(times, [r / MEGABIT for r in rates], where="post", color="#777777", linewidth=1.2, label="capacity")
-    believers = [policy for policy in study.policies if study.sent("real", policy).estimate_bytes_per_s.notna().any()]
-    for policy in believers or study.policies:
+    estimating = [policy for policy in study.policies if study.sent("real", policy).estimate_bytes_per_s.notna().any()]
+    for policy in estimating or study.policies:
         sent = study.sent("real", policy)
         seconds = (sent.finish_s - sent.start_s).clip(lower=1e-9)
         above.hlines(sent.wire_bytes / seconds / MEGABIT, sent.start_s, sent.finish_s, color=colour[policy], linewidth=2.4, label=policy)
-        if policy in believers:
-            look = {"color": colour[policy], "linewidth": 1.3, "label": f"{policy} believes"}
+        if policy in estimating:
+            look = {"color": colour[policy], "linewidth": 1.3, "label": f"{policy}, estimate"}
             above.step(sent.start_s, sent.estimate_bytes_per_s / MEGABIT, ":", where="post", **look)
     for policy in study.policies:
         look = {"color": colour[policy], "linestyle": "none", "markerfacecolor": "none"}
-        for world, mark, width, label in (("real", marker[policy], 1.0, policy), ("model", "x", 0.7, f"_{policy}")):
+        for world, mark, width, label in (("real", marker[policy], 1.0, policy), ("simulated", "x", 0.7, f"_{policy}")):
             sent = study.sent(world, policy)
             below.plot(sent.start_s, sent.bits_per_value, marker=mark, markeredgewidth=width, label=label, **look)
     above.set_ylim(bottom=0)

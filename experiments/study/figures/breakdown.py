@@ -15,7 +15,7 @@ def draw(study: Study) -> Figure:
     figure = Figure(figsize=(6.0, 1.1 + 0.62 * len(policies)))
     axes = figure.subplots()
     for row, policy in enumerate(policies):
-        for world, offset in (("real", -0.2), ("model", 0.2)):
+        for world, offset in (("real", -0.2), ("simulated", 0.2)):
             means = study.done(world, policy)[[f"{stage}_exposed_s" for stage in STAGES]].mean()
             left = 0.0
             for stage, seconds in zip(STAGES, means, strict=True):

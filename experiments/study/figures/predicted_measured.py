@@ -15,10 +15,10 @@ def draw(study: Study) -> Figure:
     colour, marker = colours(study.policies), markers(study.policies)
     reach: list[float] = []
     for policy in study.policies:
-        both = study.done("real", policy).merge(study.done("model", policy), on="request_id", suffixes=("", "_model"))
+        both = study.done("real", policy).merge(study.done("simulated", policy), on="request_id", suffixes=("", "_simulated"))
         axes.scatter(
             both.ttft_s,
-            both.ttft_s_model,
+            both.ttft_s_simulated,
             s=22,
             marker=marker[policy],
             facecolors="none",
@@ -26,7 +26,7 @@ def draw(study: Study) -> Figure:
             linewidths=1.1,
             label=policy,
         )
-        reach += [*both.ttft_s, *both.ttft_s_model]
+        reach += [*both.ttft_s, *both.ttft_s_simulated]
     seconds = [s for s in reach if s > 0]
     low, high = (min(seconds) / 1.2, max(seconds) * 1.2) if seconds else (0.1, 1.0)
     diagonal = np.array([low, high])

@@ -1,4 +1,4 @@
-"""In the model alone: goodput within the SLO, and the time to first token that one request in a hundred exceeds, by policy."""
+"""In the simulator alone: goodput within the SLO, and the 99th percentile of the time to first token, by policy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw(study: Study) -> Figure:
     )
     above.set_ylabel("goodput (requests/s)")
     below.set_ylabel("p99 TTFT (s)")
-    slanted = {"rotation": 35, "ha": "right"} if len(bitrates) > 6 else {}  # or their names would run into each other
+    slanted = {"rotation": 35, "ha": "right"} if len(bitrates) > 6 else {}  # so that their names do not overlap
     below.set_xticks(range(len(bitrates)), bitrates, **slanted)
     for axes in (above, below):
         axes.grid(axis="x", visible=False)

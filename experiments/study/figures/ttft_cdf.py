@@ -1,4 +1,4 @@
-"""Share of requests with at most so long to their first token on the decode side; measured solid, predicted dashed."""
+"""Distribution of the time to the first token of the decode side; measured solid, predicted dashed."""
 
 from __future__ import annotations
 

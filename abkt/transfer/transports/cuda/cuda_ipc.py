@@ -1,11 +1,12 @@
-"""CUDA IPC: between processes of one host whose GPUs reach each other. What lies on a GPU goes pool, ring, pool, and never to the host.
+"""CUDA IPC, between processes of one host whose GPUs reach each other. GPU bytes go from pool to ring to pool, without host memory.
 
-The side that connects allocates two rings on its GPU and lends them; the other maps them. Neither sees the other's pool. What lies in the
-host's memory, headers and coded streams, goes through shared memory as in shm.py, and in front of each stretch of bytes that is in one
-kind of memory goes a record there: (on a device, how many bytes). Each kind has a socket for its counts.
+The side that connects allocates two rings on its GPU and exports them; the other side imports (maps) them. Neither side sees the other's
+pool. A connection has two lanes: the device lane is these rings, and the host lane carries headers and coded streams through shared memory,
+as in shm.py. In front of each run of bytes in one kind of memory, the host lane carries a record: (on a device, how many bytes). Each lane
+has a socket for its counts.
 
-With a key, tags are the host's (tags.py): then all bytes go through the host's memory. Untried on a GPU; the tests have a driver that
-stands in for one.
+With a key, tags are computed on the host (protocol/tags.py), so all bytes go through host memory. Not run on a GPU yet: the tests use a
+stand-in for the driver.
 """
 
 from __future__ import annotations
@@ -20,41 +21,43 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import groupby
 
-from abkt.transfer.device import digest as device_digest
-from abkt.transfer.device.pieces import Piece, Space, hosted, on_device
+from abkt.transfer.buffers import Piece, Space, on_device
+from abkt.transfer.device.digest import device_digest
+from abkt.transfer.device.digest_oracle import ALIGN_BYTES
+from abkt.transfer.device.staging import host_buffers
 from abkt.transfer.protocol.frame import DATA_CAP_BYTES
-from abkt.transfer.transport import PeerLost, TransportProgress
+from abkt.transfer.transport import PeerLost, ReceiveProgress
 from abkt.transfer.transports.cuda.device_ring import DEVICE_RING_BYTES, DeviceLane, DeviceRings
-from abkt.transfer.transports.cuda.driver import HANDLE_BYTES, UUID_BYTES, Driver, DriverError, Library, driver_of
-from abkt.transfer.transports.cuda.memory import ExportedMemory, ImportedMemory, sweep
+from abkt.transfer.transports.cuda.driver import HANDLE_BYTES, UUID_BYTES, Driver, DriverError, DriverLibrary, driver_of
+from abkt.transfer.transports.cuda.memory import ExportedMemory, ImportedMemory, free_released
 from abkt.transfer.transports.ring import RingConnection
 from abkt.transfer.transports.shm import CHUNK_BYTES, RING_BYTES, SEALS, SharedRings
 from abkt.transfer.transports.stream_socket import StreamListener
-from abkt.transfer.transports.unix import bound, reached
+from abkt.transfer.transports.unix import connect_unix, listen_unix
 
 MAGIC = b"ABKT ipc"
-GREETING = struct.Struct(f"<8sQ{UUID_BYTES}s{HANDLE_BYTES}s")  # bytes of both rings, the GPU that they are on, what they are opened by
+GREETING = struct.Struct(f"<8sQ{UUID_BYTES}s{HANDLE_BYTES}s")  # MAGIC, bytes of both rings, UUID of their GPU, their IPC handle
 RECORD = struct.Struct("<?Q")
 
 
 class CudaIpc:
-    """Addresses are paths, of the Unix socket. driver: of the GPU for the rings; of torch's current one unless it is given, from its
-    first use on.
+    """CUDA IPC. Addresses are paths of a Unix socket.
 
-    Raises ValueError, one line, where there is none.
+    driver: that of the GPU on which the rings are made; by default that of torch's current GPU at the first use. Raises ValueError, one
+    line, if there is no GPU.
     """
 
     def __init__(self, driver: Driver | None = None) -> None:
         if driver is None:
-            Library()
+            DriverLibrary()
         self._given = driver
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> CudaIpcConnection:
-        sweep()
+        free_released()
         driver = self._driver()
-        connected = reached(address, silence_s)
+        connected = connect_unix(address, silence_s)
         try:
-            return lending(driver, connected, address, silence_s)
+            return export_rings(driver, connected, address, silence_s)
         except (OSError, DriverError) as error:
             connected.close()
             raise PeerLost(f"cannot connect to {address}: {getattr(error, 'strerror', None) or error}") from None
@@ -62,10 +65,10 @@ class CudaIpc:
     def listen(self, address: str, silence_s: float, keyed: bool = False) -> StreamListener:
         driver = self._driver()
 
-        def made(connected: socket.socket, peer: str) -> CudaIpcConnection:
+        def make(connected: socket.socket, peer: str) -> CudaIpcConnection:
             return CudaIpcConnection(HostLane(connected, peer, silence_s, driver), peer, silence_s)
 
-        return StreamListener(bound(address), address, made, address)
+        return StreamListener(listen_unix(address), address, make, address)
 
     def _driver(self) -> Driver:
         import torch
@@ -77,14 +80,17 @@ class CudaIpc:
 
 @cache
 def _warm_up() -> None:
-    """Compile what digests, which may take longer than a peer may be silent."""
+    """Compile the digest kernel now: that may take longer than the silence allowed to a peer."""
     import torch
 
-    device_digest.digest([torch.zeros(device_digest.ALIGN_BYTES, dtype=torch.uint8, device="cuda")])
+    device_digest([torch.zeros(ALIGN_BYTES, dtype=torch.uint8, device="cuda")])
 
 
-def lending(driver: Driver, connected: socket.socket, peer: str, silence_s: float) -> CudaIpcConnection:
-    """The side that connected. Raises OSError or DriverError, and then nothing is left of it but the socket."""
+def export_rings(driver: Driver, connected: socket.socket, peer: str, silence_s: float) -> CudaIpcConnection:
+    """The connection of the side that connected: make both lanes' rings and send them to the peer.
+
+    Raises OSError or DriverError; then everything but the socket has been released.
+    """
     ours, theirs = socket.socketpair()
     memory = os.memfd_create("abkt", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with ExitStack() as undo:
@@ -92,15 +98,15 @@ def lending(driver: Driver, connected: socket.socket, peer: str, silence_s: floa
         with theirs, closing_file(memory):
             os.ftruncate(memory, 2 * RING_BYTES)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SEALS)
-            lent = ExportedMemory(driver, 2 * DEVICE_RING_BYTES)
-            undo.callback(lent.end)
-            with closing_file(lent.leash):
-                greeting = GREETING.pack(MAGIC, 2 * DEVICE_RING_BYTES, driver.uuid, lent.handle)
-                socket.send_fds(connected, [greeting], [memory, theirs.fileno(), lent.leash])
+            exported = ExportedMemory(driver, 2 * DEVICE_RING_BYTES)
+            undo.callback(exported.close)
+            with closing_file(exported.release_fd):
+                greeting = GREETING.pack(MAGIC, 2 * DEVICE_RING_BYTES, driver.uuid, exported.handle)
+                socket.send_fds(connected, [greeting], [memory, theirs.fileno(), exported.release_fd])
             host = HostLane(connected, peer, silence_s, driver)
             rings = SharedRings(memory, first=True)
             undo.callback(rings.close)
-        host.beside = DeviceLane(ours, peer, silence_s, DeviceRings(driver, lent, first=True))
+        host.device_lane = DeviceLane(ours, peer, silence_s, DeviceRings(driver, exported, first=True))
         undo.pop_all()
         host.attach(rings)
     return CudaIpcConnection(host, peer, silence_s)
@@ -115,7 +121,7 @@ def closing_file(number: int) -> Iterator[None]:
 
 
 class CudaIpcConnection:
-    """Two lanes, that of the host and that of the GPU, and one order of bytes over both."""
+    """One byte stream over two lanes, that of the host and that of the GPU."""
 
     device = True
     frame_bytes = DATA_CAP_BYTES
@@ -124,45 +130,45 @@ class CudaIpcConnection:
         self.peer = peer
         self._host = host
         self._silence_s = silence_s
-        self._rest = 0  # bytes of the last record that was read, which are still to be received
-        self._beside = False  # whether they lie on the device
+        self._record_rest = 0  # bytes of the last record that are still to be received
+        self._record_on_device = False
 
-    def send(self, buffers: Sequence[Piece], waiting: Callable[[], None]) -> int:
-        """What fits goes first to the GPU, and is told with all the rest at once."""
-        calls, said = 0, list[Piece]()
-        for beside, group in groupby(filter(len, buffers), on_device):
+    def send(self, buffers: Sequence[Piece], on_wait: Callable[[], None]) -> int:
+        """GPU bytes that fit into the ring are put there first, so that their record can be sent together with the host bytes."""
+        calls, host_pieces = 0, list[Piece]()
+        for device, group in groupby(filter(len, buffers), on_device):
             pieces = list(group)
             size = sum(map(len, pieces))
-            said.append(RECORD.pack(beside, size))
-            if not beside:
-                said += pieces
+            host_pieces.append(RECORD.pack(device, size))
+            if not device:
+                host_pieces += pieces
                 continue
-            if not (self._host.beside and self._host.beside.fits(size)):
-                calls += self._host.send(said, waiting)  # type: ignore[arg-type]
-                said = []
-            calls += self._device().send(pieces, waiting)
-        return calls + self._host.send(said, waiting)  # type: ignore[arg-type]
+            if not (self._host.device_lane and self._host.device_lane.fits(size)):
+                calls += self._host.send(host_pieces, on_wait)  # type: ignore[arg-type]
+                host_pieces = []
+            calls += self._device_lane().send(pieces, on_wait)
+        return calls + self._host.send(host_pieces, on_wait)  # type: ignore[arg-type]
 
-    def receive(self, buffers: Sequence[Space], waiting: Callable[[], None]) -> None:
-        progress = TransportProgress(self.peer, self._silence_s)
+    def receive(self, buffers: Sequence[Space], on_wait: Callable[[], None]) -> None:
+        progress = ReceiveProgress(self.peer, self._silence_s)
         todo = [buffer for buffer in buffers if len(buffer)]
         while todo:
-            if not self._rest:
+            if not self._record_rest:
                 record = bytearray(RECORD.size)
-                self._host.receive([memoryview(record)], waiting)
-                self._beside, self._rest = RECORD.unpack(record)
-            now, todo = _first(todo, self._rest)
+                self._host.receive([memoryview(record)], on_wait)
+                self._record_on_device, self._record_rest = RECORD.unpack(record)
+            now, todo = _split(todo, self._record_rest)
             size = sum(map(len, now))
-            if self._beside:
-                self._device().receive(now, waiting)  # type: ignore[arg-type]
+            if self._record_on_device:
+                self._device_lane().receive(now, on_wait)  # type: ignore[arg-type]
             else:
-                with hosted(now) as host:
-                    self._host.receive(host, waiting)
-            self._rest -= size
-            progress.came(size)
+                with host_buffers(now) as host:
+                    self._host.receive(host, on_wait)
+            self._record_rest -= size
+            progress.add(size)
 
     def readable(self, timeout_s: float) -> bool:
-        lane = self._device() if self._rest and self._beside else self._host
+        lane = self._device_lane() if self._record_rest and self._record_on_device else self._host
         return lane.readable(timeout_s)
 
     def abort(self) -> None:
@@ -171,14 +177,14 @@ class CudaIpcConnection:
     def close(self) -> None:
         self._host.close()
 
-    def _device(self) -> DeviceLane:
-        if not self._host.beside:  # it comes with the greeting, which comes before anything else
+    def _device_lane(self) -> DeviceLane:
+        if not self._host.device_lane:  # it comes with the greeting, before any other byte
             raise PeerLost(f"{self.peer} has gone")
-        return self._host.beside
+        return self._host.device_lane
 
 
-def _first(buffers: Sequence[Space], size: int) -> tuple[list[Space], list[Space]]:
-    """The first `size` bytes of the buffers, or all, and what is behind them."""
+def _split(buffers: Sequence[Space], size: int) -> tuple[list[Space], list[Space]]:
+    """The first `size` bytes of the buffers, or all of them, and the rest."""
     first: list[Space] = []
     for index, buffer in enumerate(buffers):
         if len(buffer) > size:
@@ -189,15 +195,15 @@ def _first(buffers: Sequence[Space], size: int) -> tuple[list[Space], list[Space
 
 
 class HostLane(RingConnection):
-    """Of bytes in the host's memory. The side that was connected to is given the rings of both lanes with the first bytes of the socket."""
+    """The lane for bytes in host memory. The side that connected sends the rings of both lanes with the first bytes on the socket."""
 
     def __init__(self, connected: socket.socket, peer: str, silence_s: float, driver: Driver) -> None:
         super().__init__(connected, peer, silence_s, CHUNK_BYTES)
         self._driver = driver
         self._aborted = False
-        self.beside: DeviceLane | None = None
+        self.device_lane: DeviceLane | None = None
 
-    def _meet(self) -> SharedRings:
+    def _receive_greeting(self) -> SharedRings:
         greeting, given, _, _ = socket.recv_fds(self._socket, GREETING.size, 3, socket.MSG_DONTWAIT)
         try:
             if not greeting:
@@ -209,12 +215,12 @@ class HostLane(RingConnection):
                 raise ValueError("does not speak this protocol")
             rings = SharedRings(given[0], first=False)
             try:
-                self.beside = self._borrowing(given[1], given[2], uuid, handle)
+                self.device_lane = self._import_rings(given[1], given[2], uuid, handle)
             except (OSError, ValueError):
                 rings.close()
                 raise
             if self._aborted:
-                self.beside.abort()
+                self.device_lane.abort()
             return rings
         except OSError as error:
             raise ValueError(f"gave memory that cannot be used: {error}") from None
@@ -222,29 +228,29 @@ class HostLane(RingConnection):
             for each in given:
                 os.close(each)
 
-    def _borrowing(self, counting: int, leash: int, uuid: bytes, handle: bytes) -> DeviceLane:
+    def _import_rings(self, count_socket: int, release_fd: int, uuid: bytes, handle: bytes) -> DeviceLane:
         with ExitStack() as undo:
-            if not stat.S_ISSOCK(os.fstat(counting).st_mode):
+            if not stat.S_ISSOCK(os.fstat(count_socket).st_mode):
                 raise ValueError("does not speak this protocol")
-            connected = undo.enter_context(socket.socket(fileno=os.dup(counting)))
+            connected = undo.enter_context(socket.socket(fileno=os.dup(count_socket)))
             if connected.family != socket.AF_UNIX or connected.type != socket.SOCK_STREAM:
                 raise ValueError("does not speak this protocol")
             try:
-                borrowed = ImportedMemory(self._driver, handle, 2 * DEVICE_RING_BYTES, leash)
-                undo.callback(borrowed.end)
-                rings = DeviceRings(self._driver, borrowed, first=False)
+                imported = ImportedMemory(self._driver, handle, 2 * DEVICE_RING_BYTES, release_fd)
+                undo.callback(imported.close)
+                rings = DeviceRings(self._driver, imported, first=False)
             except DriverError as error:
-                raise ValueError(f"lent memory of GPU {uuid.hex()}, which GPU {self._driver.uuid.hex()} cannot use: {error}") from None
+                raise ValueError(f"exported memory of GPU {uuid.hex()}, which GPU {self._driver.uuid.hex()} cannot use: {error}") from None
             undo.pop_all()
         return DeviceLane(connected, self.peer, self._silence_s, rings)
 
     def abort(self) -> None:
         self._aborted = True
         super().abort()
-        if self.beside:
-            self.beside.abort()
+        if self.device_lane:
+            self.device_lane.abort()
 
     def close(self) -> None:
         super().close()
-        if self.beside:
-            self.beside.close()
+        if self.device_lane:
+            self.device_lane.close()

@@ -1,4 +1,4 @@
-"""The rings of a connection that lie on a GPU, and the lane that goes through them: copies on a stream of its own, each waited for."""
+"""The rings of a connection that are in GPU memory, and the lane over them. Copies run on a CUDA stream of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from abkt.transfer.device.pieces import Piece, Space
+from abkt.transfer.buffers import Piece, Space
 from abkt.transfer.transports.cuda.driver import Driver, DriverError
 from abkt.transfer.transports.cuda.memory import ExportedMemory, ImportedMemory
 from abkt.transfer.transports.ring import RingConnection
@@ -20,35 +20,35 @@ log = logging.getLogger(__name__)
 
 
 class DeviceLane(RingConnection):
-    """Of bytes on a GPU. However a call ends, no copy is under way any more that reads or writes what it was given."""
+    """The lane for bytes on a GPU. When a call returns or raises, no copy is pending that reads or writes the memory it was given."""
 
     def __init__(self, connected: socket.socket, peer: str, silence_s: float, rings: DeviceRings) -> None:
         super().__init__(connected, peer, silence_s, DEVICE_CHUNK_BYTES)
-        self._copied = rings
+        self._device_rings = rings
         self.attach(rings)
 
     def fits(self, size: int) -> bool:
-        """Whether so many bytes can be put without waiting for the peer."""
-        self._listen()
+        """Whether `size` bytes can be put without waiting for the peer."""
+        self._read_counts()
         return size <= self._free
 
-    def send(self, buffers: Sequence[Piece], waiting: Callable[[], None]) -> int:  # type: ignore[override]
-        """Returns how many copies it took."""
-        before = self._copied.puts
-        with self._settled():
-            super().send(buffers, waiting)  # type: ignore[arg-type]
-        return self._copied.puts - before
+    def send(self, buffers: Sequence[Piece], on_wait: Callable[[], None]) -> int:  # type: ignore[override]
+        """Returns the number of copies that it took."""
+        before = self._device_rings.puts
+        with self._wait_on_error():
+            super().send(buffers, on_wait)  # type: ignore[arg-type]
+        return self._device_rings.puts - before
 
-    def receive(self, buffers: Sequence[Space], waiting: Callable[[], None]) -> None:  # type: ignore[override]
-        with self._settled():
-            super().receive(buffers, waiting)  # type: ignore[arg-type]
+    def receive(self, buffers: Sequence[Space], on_wait: Callable[[], None]) -> None:  # type: ignore[override]
+        with self._wait_on_error():
+            super().receive(buffers, on_wait)  # type: ignore[arg-type]
 
     @contextmanager
-    def _settled(self) -> Iterator[None]:
+    def _wait_on_error(self) -> Iterator[None]:
         try:
             yield
         except Exception:
-            self._copied.wait()
+            self._device_rings.wait()
             raise
 
     def _view(self, buffer: Piece) -> Piece:  # type: ignore[override]
@@ -56,14 +56,17 @@ class DeviceLane(RingConnection):
 
 
 class DeviceRings:
-    """memory: lent or borrowed; first: of the side that lends it. A piece is a tensor; what is taken may go to the host's memory too."""
+    """Two rings in GPU memory. first: this side exported the memory.
+
+    Pieces that are put are tensors; a piece may be taken into a tensor or into host memory.
+    """
 
     size = DEVICE_RING_BYTES
 
     def __init__(self, driver: Driver, memory: ExportedMemory | ImportedMemory, first: bool) -> None:
         self._driver = driver
         self._memory = memory
-        self._stream = driver.stream()
+        self._stream = driver.create_stream()
         rings = memory.address, memory.address + DEVICE_RING_BYTES
         self._out, self._in = rings if first else rings[::-1]
         self.puts = 0
@@ -73,17 +76,17 @@ class DeviceRings:
         self._driver.copy(self._out + at, _address(piece), len(piece), self._stream)
         self.puts += 1
 
-    def written(self) -> None:
+    def wait_put(self) -> None:
         self.wait()
 
     def take(self, at: int, piece: Space) -> None:
         self._driver.copy(_address(piece), self._in + at, len(piece), self._stream)
 
-    def read(self) -> None:
+    def wait_taken(self) -> None:
         self.wait()
 
     def wait(self) -> None:
-        """For all copies of this side."""
+        """Wait for all copies of this side."""
         self._driver.wait(self._stream)
 
     def close(self) -> None:
@@ -92,10 +95,10 @@ class DeviceRings:
         self._closed = True
         try:
             self._driver.wait(self._stream)
-            self._driver.end(self._stream)
+            self._driver.destroy_stream(self._stream)
         except DriverError as error:
-            log.warning("a stream did not end well: %s", error)
-        self._memory.end()
+            log.warning("a CUDA stream could not be destroyed: %s", error)
+        self._memory.close()
 
 
 def _address(piece: Space) -> int:

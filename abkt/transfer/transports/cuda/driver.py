@@ -1,7 +1,7 @@
-"""The few calls of the CUDA driver that memory shared between processes needs, by ctypes on libcuda: a public, stable interface.
+"""The calls of the CUDA driver that are needed to share memory between processes, through ctypes on libcuda (a stable, public API).
 
-Addresses are numbers. Memory and streams belong to the primary context of one GPU, which is torch's as well; each call makes it current
-in its thread and leaves the thread as it was.
+Addresses are integers. Memory and streams belong to the primary context of one GPU, which torch uses as well. Each call makes this context
+current in the calling thread, and restores the thread's context afterwards.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ STREAM_NON_BLOCKING = 1
 LAZY_ENABLE_PEER_ACCESS = 1
 
 
-class Handle(ctypes.Structure):
+class IpcHandle(ctypes.Structure):
     """CUipcMemHandle; passed by value."""
 
     _fields_ = (("reserved", c_char * HANDLE_BYTES),)
 
 
-class Uuid(ctypes.Structure):
+class DeviceUuid(ctypes.Structure):
+    """CUuuid."""
+
     _fields_ = (("data", c_char * UUID_BYTES),)
 
 
@@ -34,7 +36,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
     "cuDeviceGetCount": (POINTER(c_int),),
     "cuDeviceGet": (POINTER(c_int), c_int),
-    "cuDeviceGetUuid_v2": (POINTER(Uuid), c_int),
+    "cuDeviceGetUuid_v2": (POINTER(DeviceUuid), c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
@@ -42,8 +44,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "cuMemFree_v2": (c_uint64,),
     "cuMemGetAddressRange_v2": (POINTER(c_uint64), POINTER(c_size_t), c_uint64),
     "cuMemcpyAsync": (c_uint64, c_uint64, c_size_t, c_void_p),
-    "cuIpcGetMemHandle": (POINTER(Handle), c_uint64),
-    "cuIpcOpenMemHandle_v2": (POINTER(c_uint64), Handle, c_uint),
+    "cuIpcGetMemHandle": (POINTER(IpcHandle), c_uint64),
+    "cuIpcOpenMemHandle_v2": (POINTER(c_uint64), IpcHandle, c_uint),
     "cuIpcCloseMemHandle": (c_uint64,),
     "cuStreamCreate": (POINTER(c_void_p), c_uint),
     "cuStreamSynchronize": (c_void_p,),
@@ -53,11 +55,11 @@ CALLS: dict[str, tuple[Any, ...]] = {
 
 
 class DriverError(RuntimeError):
-    """A call failed; names it and the driver's error. One line."""
+    """A call failed. The message is one line with the name of the call and the driver's error."""
 
 
-class Library:
-    """The calls by name. Raises ValueError, one line, where there is no driver, or no GPU that it could drive. gpus: how many there are."""
+class DriverLibrary:
+    """The driver's functions by name. gpus: number of GPUs. Raises ValueError, one line, if there is no driver or no GPU."""
 
     def __init__(self, path: str = LIBRARY) -> None:
         try:
@@ -78,7 +80,7 @@ class Library:
             raise ValueError("CUDA IPC needs an NVIDIA GPU, and this process sees none")
 
     def __call__(self, name: str, *given: Any) -> None:
-        """Raises DriverError."""
+        """Call a function. Raises DriverError if it fails."""
         if code := self._calls[name](*given):
             text = c_char_p()
             known = self._calls["cuGetErrorName"](code, byref(text)) == 0
@@ -86,16 +88,16 @@ class Library:
 
 
 class Driver:
-    """Of one GPU, by its number in this process. Thread-safe. Raises ValueError, one line, where there is no such GPU.
+    """The driver for one GPU, by its ordinal in this process. Thread-safe. Raises ValueError, one line, if there is no such GPU.
 
-    Its context is kept for as long as the process lives.
+    The GPU's primary context is kept for as long as the process lives.
     """
 
     def __init__(self, ordinal: int = 0, library: str = LIBRARY) -> None:
-        self._call = Library(library)
+        self._call = DriverLibrary(library)
         if not 0 <= ordinal < self._call.gpus:
             raise ValueError(f"CUDA IPC needs GPU {ordinal}, but this process sees {self._call.gpus}")
-        device, context, uuid = c_int(), c_void_p(), Uuid()
+        device, context, uuid = c_int(), c_void_p(), DeviceUuid()
         try:
             self._call("cuDeviceGet", byref(device), ordinal)
             self._call("cuDeviceGetUuid_v2", byref(uuid), device)
@@ -115,50 +117,54 @@ class Driver:
         with self._current():
             self._call("cuMemFree_v2", address)
 
-    def export(self, address: int) -> bytes:
-        """What another process opens an allocation by."""
-        handle = Handle()
+    def export_handle(self, address: int) -> bytes:
+        """The IPC handle by which another process opens an allocation."""
+        handle = IpcHandle()
         with self._current():
             self._call("cuIpcGetMemHandle", byref(handle), address)
         return bytes(handle)
 
-    def open(self, handle: bytes) -> int:
-        """The address here of another process's allocation, on a GPU that this one reaches. Not of one's own: the driver refuses that."""
+    def open_handle(self, handle: bytes) -> int:
+        """Map an allocation of another process, and return its address here. Its GPU must be reachable from this one.
+
+        CUDA refuses a handle of this process's own memory.
+        """
         address = c_uint64()
         with self._current():
-            self._call("cuIpcOpenMemHandle_v2", byref(address), Handle.from_buffer_copy(handle), LAZY_ENABLE_PEER_ACCESS)
+            self._call("cuIpcOpenMemHandle_v2", byref(address), IpcHandle.from_buffer_copy(handle), LAZY_ENABLE_PEER_ACCESS)
         return address.value
 
-    def close(self, address: int) -> None:
-        """Undoes `open`; its owner may free the memory once all have done so."""
+    def close_handle(self, address: int) -> None:
+        """Unmap what `open_handle` has mapped. Its owner may free the memory afterwards."""
         with self._current():
             self._call("cuIpcCloseMemHandle", address)
 
-    def size(self, address: int) -> int:
-        """Bytes from here to the end of the allocation that this lies in."""
+    def bytes_from(self, address: int) -> int:
+        """Bytes from this address to the end of its allocation."""
         base, size = c_uint64(), c_size_t()
         with self._current():
             self._call("cuMemGetAddressRange_v2", byref(base), byref(size), address)
         return base.value + size.value - address
 
-    def stream(self) -> int:
-        """One that waits for no other, the default one included."""
+    def create_stream(self) -> int:
+        """A stream that does not wait for other streams, nor for the default one."""
         stream = c_void_p()
         with self._current():
             self._call("cuStreamCreate", byref(stream), STREAM_NON_BLOCKING)
         assert stream.value is not None
         return stream.value
 
-    def end(self, stream: int) -> None:
+    def destroy_stream(self, stream: int) -> None:
         with self._current():
             self._call("cuStreamDestroy_v2", stream)
 
     def copy(self, to: int, at: int, size: int, stream: int) -> None:
-        """Between any two addresses, of the host too; under way until `wait`."""
+        """Copy between any two addresses, also of host memory. The copy may be pending until `wait`."""
         with self._current():
             self._call("cuMemcpyAsync", to, at, size, stream)
 
     def wait(self, stream: int) -> None:
+        """Wait for all copies on a stream."""
         with self._current():
             self._call("cuStreamSynchronize", stream)
 
@@ -176,7 +182,7 @@ _LOCK = threading.Lock()
 
 
 def driver_of(ordinal: int) -> Driver:
-    """The one of this process for a GPU. Raises ValueError as Driver does."""
+    """This process's driver for a GPU. Raises ValueError as Driver does."""
     with _LOCK:
         if ordinal not in _DRIVERS:
             _DRIVERS[ordinal] = Driver(ordinal)

@@ -1,0 +1,107 @@
+"""What our own policies share: a distortion budget, the cut for a deadline, full precision where it is no later, and refinement.
+
+`embedded`, `fleet` and `oracle_bandwidth` send bands in the order of distortion removed per byte (rate-distortion slope). They differ in
+what they know of the link (`link`) and in where they cut.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from abkt.policy.bandwidth import Bandwidth
+from abkt.policy.bitrate.base import bytes_in_time, refinement_cut, stream
+from abkt.policy.bitrate.break_even import coder_for, full_precision_instead, usable_s
+from abkt.policy.bitrate.budget import Budget
+from abkt.policy.view import CoderName, Decision, Delivered, GoodputSample, Refined, TransferView
+
+LinkT = TypeVar("LinkT")
+
+
+@dataclass(slots=True)
+class Budgeted(ABC, Generic[LinkT]):
+    """Base of the policies that cut one embedded stream within a distortion budget.
+
+    Parameters
+    ----------
+    link : what the policy knows of the link to its peer: an estimate (Bandwidth) or the truth (Capacity).
+    target_distortion : the distortion to reach where time allows; relative squared error, 0 is exact, 1 is the mean alone.
+    mean_distortion : limit of the mean over all transfers to this peer.
+    max_distortion : limit of each transfer, even if it misses its deadline.
+    refine_distortion : the distortion to refine to after decoding has begun, while the link has nothing more urgent to send; inf: no
+        refinement.
+
+    Raises
+    ------
+    ValueError : if 0 <= target_distortion <= mean_distortion <= max_distortion does not hold.
+    """
+
+    link: LinkT
+    target_distortion: float = 0.002
+    mean_distortion: float = 0.004
+    max_distortion: float = 0.016
+    refine_distortion: float = math.inf
+    _budget: Budget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._budget = Budget(self.target_distortion, self.mean_distortion, self.max_distortion)
+
+    def delivered(self, now_s: float, done: Delivered) -> None:
+        self._budget.spend(done.distortion)
+
+    def refined(self, now_s: float, done: Refined) -> None:
+        self._budget.refund(done)
+
+    def decide(self, now_s: float, view: TransferView) -> Decision:
+        refine = self._refine_to(view)
+        if view.started:  # the promised cut is there; only refinement is left
+            return stream(view, "slope", view.sent_cut, refine_to_cut=refine)
+        asked = view.slope.cut_reaching(self.target_distortion)
+        cut = self._start_cut(now_s, view, asked)
+        if view.sent_bytes > 0:
+            return stream(view, "slope", cut, refine_to_cut=refine)
+        sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(now_s, view, asked))
+        return self._full_precision_instead(now_s, view, stream(view, "slope", asked), sent) or sent
+
+    def _refine_to(self, view: TransferView) -> int:
+        return refinement_cut(view.slope, self.refine_distortion)
+
+    def _start_cut(self, now_s: float, view: TransferView, asked: int) -> int:
+        """The cut at which decoding may begin: as far as time allows, but within the budget."""
+        cut = self._cut_in_time(now_s, view, asked)
+        return cut if cut == asked else max(cut, view.slope.cut_reaching(self._budget.allowed()))
+
+    @abstractmethod
+    def _cut_in_time(self, now_s: float, view: TransferView, asked: int) -> int:
+        """The finest cut, at most `asked`, that is usable by the deadline; 0 if none is."""
+
+    def _coder(self, now_s: float, view: TransferView, asked: int) -> CoderName:
+        return "fixed"
+
+    @abstractmethod
+    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision) -> Decision | None:
+        """Raw or lossless in place of the stream `sent`, where break_even.full_precision_instead says so."""
+
+
+@dataclass(slots=True)
+class BudgetedEstimate(Budgeted[Bandwidth]):
+    """Base of the budgeted policies that estimate the link. They plan with its low quantile, so that few transfers are late."""
+
+    def observe(self, now_s: float, sample: GoodputSample) -> None:
+        self.link.update(now_s, sample)
+
+    def estimate_bytes_per_s(self, now_s: float) -> float:
+        return self.link.mean_bytes_per_s(now_s)
+
+    def _cut_in_time(self, now_s: float, view: TransferView, asked: int) -> int:
+        return min(asked, view.slope.cut_within(bytes_in_time(self.link.low_bytes_per_s(now_s), now_s, view)))
+
+    def _coder(self, now_s: float, view: TransferView, asked: int) -> CoderName:
+        return coder_for(self.link.low_bytes_per_s(now_s), view, asked)
+
+    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision) -> Decision | None:
+        low = self.link.low_bytes_per_s(now_s)
+        left_s = view.deadline_s - now_s
+        return full_precision_instead(lambda decision: usable_s(low, view, decision), view, asked, sent, view.hidden_s, left_s)

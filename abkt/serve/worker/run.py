@@ -1,0 +1,75 @@
+"""What a prefill worker knows of the run under way: its clock, its link, and the decode workers that it may send to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from abkt.capacity import Capacity
+from abkt.policy.build import build
+from abkt.policy.view import TransferView
+from abkt.profile.schema import Profile
+from abkt.serve.commands import StartPrefillRun, WorkerConfig
+from abkt.serve.expect import serving_view
+from abkt.serve.pacing import Pacing
+from abkt.serve.worker.nic import WorkerNic
+from abkt.serve.worker.peer import DecodePeer
+from abkt.serve.worker.raw import fingerprint
+from abkt.spec import KVLayout
+from abkt.transfer.protocol.key import find_key
+from abkt.transfer.protocol.messages import Hello
+from abkt.transfer.send.sender import Sender
+
+
+class PrefillRun:
+    """Each run has fresh policies, a fresh schedule of its link and fresh connections. device: of this worker's pool."""
+
+    def __init__(self, config: WorkerConfig, layout: KVLayout, device: str) -> None:
+        self._config, self._layout, self._device = config, layout, device
+        self._key = find_key(config.key_file, config.encrypt)
+        self._bitrate: Mapping[str, Any] = {}
+        self._profile: Profile | None = None
+        self.nic = WorkerNic()
+        self.pacing = Pacing("userspace", Capacity.constant(math.inf), 0.0, config.transport)
+        self.peers: dict[str, DecodePeer] = {}
+        self.origin_s = 0.0
+
+    def start(self, run: StartPrefillRun) -> None:
+        self.close()
+        self.origin_s, self._profile, self._bitrate = run.origin_s, run.profile, run.bitrate
+        self.pacing = Pacing(run.pacing, run.network, run.origin_s, self._config.transport)
+        self.nic.reset(max(run.network.bytes_per_s))
+        for name, address in run.peers.items():
+            self.add_peer(name, address)
+
+    def add_peer(self, name: str, address: str) -> None:
+        """A decode worker takes KV at this address."""
+        self.remove_peer(name)
+        hello = Hello(self._config.name, fingerprint(self._layout))
+        sender = Sender(self.pacing.transport, address, hello, self.pacing.link, key=self._key)
+        self.peers[name] = DecodePeer(build(self._bitrate), sender, self.pacing.name, self.nic, self.origin_s)
+
+    def remove_peer(self, name: str) -> None:
+        """A decode worker has left; transfers to it that are not done fail."""
+        if peer := self.peers.pop(name, None):
+            peer.sender.close()
+
+    def close(self) -> None:
+        for name in list(self.peers):
+            self.remove_peer(name)
+        self.pacing.close()
+
+    def now_s(self) -> float:
+        return time.monotonic() - self.origin_s
+
+    def prefill_s(self, tokens: int) -> float:
+        """Expected time of a prompt's prefill; 0 without a profile."""
+        return self._profile.fit("prefill").seconds(tokens=tokens) if self._profile else 0.0
+
+    def view(self, peer: DecodePeer, tokens: int, deadline_s: float, now_s: float) -> TransferView:
+        """What a policy sees of a transfer before it is encoded: as the frontend's quote had it, with the present price."""
+        view = serving_view(self._profile, self._layout.model, tokens, deadline_s, self._device)
+        return replace(view, price=peer.price_per_byte(now_s))

@@ -1,0 +1,67 @@
+"""A request that a decode worker decodes, and what it reports when the last token is there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from abkt.serve.engine.attention import SequenceRow
+from abkt.serve.engine.sampling import Choice, Generation
+from abkt.serve.reports import AttemptFinished
+from abkt.serve.worker.refining import KVQuality
+
+
+@dataclass(slots=True)
+class RunningRequest:
+    """table: its blocks. row: what attention reads of them. tokens: its outputs so far, with the prefill worker's first. quality: of the
+    KV that it reads. Times are CLOCK_MONOTONIC."""
+
+    attempt_id: int
+    generation: Generation
+    table: list[int]
+    row: SequenceRow
+    tokens: list[int]
+    received_s: float
+    quality: KVQuality
+    expand_busy_s: float = 0.0
+    expand_end_s: float = 0.0
+    decode_token_s: float = 0.0
+    decode_busy_s: float = 0.0
+    margins: list[float] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return self.generation.ends(self.tokens)
+
+    @property
+    def tokens_left(self) -> int:
+        return self.generation.osl - len(self.tokens)
+
+    def decoded(self, choice: Choice, start_s: float, end_s: float) -> None:
+        """One iteration has made one more token."""
+        self.decode_token_s = self.decode_token_s or end_s
+        self.decode_busy_s += end_s - start_s
+        self.tokens.append(choice.token)
+        self.margins.append(choice.margin)
+        self.quality.decoded()
+
+    def finished(self, origin_s: float, finish_s: float) -> AttemptFinished:
+        """origin_s: time 0 of the run."""
+        quality = self.quality
+        return AttemptFinished(
+            self.attempt_id,
+            received_s=self.received_s - origin_s,
+            expand_end_s=self.expand_end_s - origin_s,
+            expand_busy_s=self.expand_busy_s,
+            decode_token_s=self.decode_token_s - origin_s,
+            decode_busy_s=self.decode_busy_s,
+            finish_s=finish_s - origin_s,
+            tokens=tuple(self.tokens),
+            margins=tuple(self.margins),
+            distortion_start=quality.start,
+            distortion_final=quality.distortion,
+            distortion_token_weighted=quality.token_weighted,
+            swaps=tuple(quality.swaps),
+            refine_bytes=quality.refine_bytes,
+            refine_finish_s=quality.refine_end_s - origin_s if quality.refine_bytes else math.nan,
+        )

@@ -1,0 +1,50 @@
+"""The profile of this machine: measured on one prefill and one decode process, and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.lib.progress import bar
+
+if TYPE_CHECKING:
+    from abkt.profile.schema import Profile
+    from abkt.serve import LocalCluster, LocalClusterSpec
+
+
+def profile_machine(spec: LocalClusterSpec, folder: Path, seed: int, title: str = "profile") -> Profile:
+    """Start a cluster of `spec`, measure its profile under a progress bar, and stop it. folder: for the logs of its workers."""
+    from abkt.serve.cluster import LocalCluster
+
+    with LocalCluster(spec, folder) as cluster, bar(title) as progress:
+        return profile_cluster(cluster, seed, progress.step)
+
+
+def profile_cluster(cluster: LocalCluster, seed: int, step: Callable[[str], None]) -> Profile:
+    """Measure the profile on a running cluster. seed: of the calibration prompts. step: called with the name of each step."""
+    import numpy as np
+
+    from abkt.measure.cluster import calibrate
+    from abkt.serve.frontend.prompt import Prompt
+    from experiments.probe.tasks import recall_prompt
+
+    def prompts(shapes: Sequence[tuple[int, int, float]]) -> list[Prompt]:
+        made = []
+        for i, (isl, osl, arrival_s) in enumerate(shapes):
+            tokens, expected = recall_prompt(np.random.default_rng((seed, i)), isl)
+            made.append(Prompt(i, arrival_s, tokens, osl, expected))
+        return made
+
+    return calibrate(cluster, prompts, step)
+
+
+def print_fits(profile: Profile) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "seconds =", "residual", "samples", title="costs of this machine")
+    for stage, fit in sorted(profile.fits.items()):
+        terms = " + ".join(f"{c:.3g} {f}" if f != "1" else f"{c:.3g}" for f, c in fit.by_feature.items() if c) or "0"
+        table.add_row(stage, terms, f"{fit.residual:.1%}", str(fit.samples))
+    Console().print(table)

@@ -1,0 +1,116 @@
+"""Two runs of the same requests, joined request by request: errors of every stage with paired intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from abkt.records import SCHEMA_VERSION as RECORDS_VERSION
+from abkt.records import STAGES, check_version
+from experiments.lib import intervals
+from experiments.lib.results import read_json, read_records
+from experiments.study.folder import WORLDS, twin
+from experiments.study.ranking import rank, regret
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 3
+MEASURES = (*(f"{stage}_exposed_s" for stage in STAGES), "transfer_exposed_s", "ttft_s", "tpot_s", "e2e_s")
+SAME = ("isl", "osl")  # a request is the same one in both runs if these are equal
+
+
+def compare(measured: Path, predicted: Path) -> dict[str, Any]:
+    """Compare two runs of the same requests, over the requests that completed in both.
+
+    Parameters
+    ----------
+    measured, predicted : folders of two runs, each with requests.parquet.
+
+    Returns
+    -------
+    For each stage the mean and p99 of both runs in seconds; the relative error (predicted - measured) / measured with its paired 95 %
+    interval (low, high); share_of_e2e, the mean error as a share of the measured mean E2E, which says whether a large relative error of a
+    small stage matters; and mean_absolute_s, the mean size of the error of a request.
+
+    Raises
+    ------
+    ValueError
+        One line, where a folder holds no records or records of another schema version, or the runs have no request in common, or have
+        different requests under the same id.
+    """
+    for folder in (measured, predicted):
+        _check_version(folder)
+    left, right = read_records(measured / "requests.parquet"), read_records(predicted / "requests.parquet")
+    joined = left.merge(right, on="request_id", suffixes=("_a", "_b"))
+    if joined.empty:
+        raise ValueError(f"{measured} and {predicted} have no request in common")
+    for name in SAME:
+        other = joined[joined[f"{name}_a"] != joined[f"{name}_b"]]
+        if len(other):
+            row = other.iloc[0]
+            values = f"{row[f'{name}_a']} in {measured}, {row[f'{name}_b']} in {predicted}"
+            raise ValueError(f"the runs are not of the same requests: request {row.request_id} has {name} {values}")
+    both = joined[(joined.outcome_a == "completed") & (joined.outcome_b == "completed")]
+    if both.empty:
+        raise ValueError(f"no request completed in both {measured} and {predicted}")
+    both = both.sort_values(["arrival_s_a", "request_id"], kind="stable")  # blocks of the bootstrap are stretches of time
+    e2e_s, places = float(both.e2e_s_a.mean()), intervals.paired_draws(len(both))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "requests": {"measured": len(left), "predicted": len(right), "compared": len(both)},
+        "stages": {_stage(name): _errors(both[f"{name}_a"], both[f"{name}_b"], e2e_s, places) for name in MEASURES},
+    }
+
+
+def compare_worlds(folder: Path, policies: Sequence[str], max_distortion: float) -> dict[str, Any]:
+    """Compare the twin runs of a study: errors of every policy, the ranking of each world, and the simulator's decision regret.
+
+    Parameters
+    ----------
+    folder : of the study; it has twin/real/POLICY and twin/simulated/POLICY.
+    policies : their names.
+    max_distortion : D, the limit of mean token-weighted distortion that a policy must keep.
+    """
+    worlds = {w: {p: read_json(twin(folder, w, p) / "summary.json") for p in policies} for w in WORLDS}
+    hardware, simulated = rank(worlds["real"], max_distortion), rank(worlds["simulated"], max_distortion)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "max_distortion": max_distortion,
+        "policies": {policy: compare(twin(folder, "real", policy), twin(folder, "simulated", policy)) for policy in policies},
+        "hardware": asdict(hardware),
+        "simulated": asdict(simulated),
+        "regret": asdict(regret(simulated, hardware)),
+    }
+
+
+def _check_version(folder: Path) -> None:
+    summary = folder / "summary.json"
+    check_version(read_json(summary).get("schema_version") if summary.exists() else RECORDS_VERSION, folder)
+
+
+def _errors(measured: pd.Series, predicted: pd.Series, e2e_s: float, places: Any) -> dict[str, Any]:
+    error_s = predicted - measured
+    a, b = measured.to_numpy(float), predicted.to_numpy(float)
+    return {
+        "mean": _statistic(measured.mean(), predicted.mean(), intervals.relative(a, b, np.nanmean, places)),
+        "p99": _statistic(measured.quantile(0.99), predicted.quantile(0.99), intervals.relative(a, b, intervals.p99, places)),
+        "mean_absolute_s": float(error_s.abs().mean()),
+        "share_of_e2e": float(error_s.mean()) / e2e_s if e2e_s > 0 else math.nan,
+    }
+
+
+def _statistic(measured: float, predicted: float, interval: intervals.Interval) -> dict[str, float]:
+    """The relative error is nan where nothing was measured to be relative to."""
+    relative = (predicted - measured) / measured if measured > 1e-9 else math.nan
+    found = {"measured_s": float(measured), "predicted_s": float(predicted), "relative_error": float(relative)}
+    return {**found, "low": interval.low, "high": interval.high}
+
+
+def _stage(measure: str) -> str:
+    return measure.removesuffix("_s").removesuffix("_exposed")

@@ -1,0 +1,210 @@
+"""KV memory that a node holds for its requests: promised, reserved, shared with its prefix cache, released.
+
+Memory to decode is promised when a request is placed and reserved before its KV is sent. The part of a prompt that is in the node's prefix
+cache need not be computed or sent; all requests with that prefix use the same blocks. KV that was computed here, or has arrived, is added
+to the cache.
+
+Not modelled: a refinement that improves cached blocks, or blocks that were cached before the transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sim.job import Job
+from sim.node.gpu import Gpu
+
+
+class KvReservations:
+    """active, kv_used: requests placed here to decode and not finished, and the share of memory that is promised to them or taken by them.
+
+    due_blocks: of the requests whose prompt is computed. load_changed(): called when one of these changes. closed(job): called when a
+    request has released everything it held here.
+    """
+
+    def __init__(self, gpu: Gpu, load_changed: Callable[[], None], closed: Callable[[Job], None]) -> None:
+        self.clock, self.memory, self.engine = gpu.clock, gpu.memory, gpu.engine
+        self.load_changed, self.closed = load_changed, closed
+        self.active = 0
+        self.promised_blocks = 0
+        self.due_blocks = 0
+        self.kv_used = 0.0
+
+    @property
+    def kv_due(self) -> float:
+        return self.due_blocks / self.memory.blocks
+
+    # -- prompts that are computed here --------------------------------------------------------------------------------------------
+
+    def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
+        cache = self.memory.cache
+        return cache.match(hash_ids, self.engine.reuse_distortion) * cache.hash_tokens if cache is not None else 0
+
+    def pin_prompt(self, job: Job) -> None:
+        """Use the cached part of the prompt, which need not be computed. At least one token is computed."""
+        cache = self.memory.cache
+        if cache is not None and job.request.hash_ids:
+            stage, isl = job.prompt, job.request.isl
+            hash_ids = cache.full_blocks(job.request.hash_ids, isl - 1)
+            stage.prefix = hash_ids[: cache.match(hash_ids, self.engine.reuse_distortion)]
+            self.memory.pin(stage.prefix)
+            stage.computed_tokens = stage.cached_tokens = len(stage.prefix) * cache.hash_tokens
+            if job.pair is None and job.distortion_start == 0:  # cached blocks may have arrived here with distortion
+                job.set_distortion(cache.distortion(stage.prefix) * stage.computed_tokens / isl)
+
+    def blocks_to_prefill(self, job: Job) -> int:
+        """Blocks that the prompt needs beside its cached prefix."""
+        if job.pair is None:
+            self.promise_again(job)
+            return job.reservation.blocks
+        cache = self.memory.cache
+        cached = len(job.prompt.prefix) * cache.blocks_each if cache is not None else 0
+        job.prompt.blocks = self.memory.blocks_for(job.request.isl) - cached
+        return job.prompt.blocks
+
+    def cache_computed(self, job: Job) -> None:
+        """Add whole blocks of the prompt to the cache, with at least the distortion of the prefix that they were computed on."""
+        cache = self.memory.cache
+        if cache is None or not job.request.hash_ids:
+            return
+        hash_ids = cache.full_blocks(job.request.hash_ids, job.request.isl)
+        freed = self.memory.share(hash_ids, len(job.prompt.prefix), cache.worst(job.prompt.prefix))
+        job.prompt.prefix = hash_ids
+        if job.pair is None:
+            self.count(0, -freed)
+            job.reservation.blocks -= freed
+        else:
+            job.prompt.blocks -= freed
+
+    def unpin_prompt(self, job: Job) -> None:
+        """The prompt uses no cached block any more."""
+        if job.prompt.prefix:
+            self.memory.unpin(job.prompt.prefix)
+            job.prompt.prefix = ()
+            job.prompt.computed_tokens = 0
+
+    # -- before the request decodes ----------------------------------------------------------------------------------------------
+
+    def promise(self, job: Job) -> None:
+        """The request is placed here and will decode here."""
+        job.reservation.blocks = self.blocks_to_decode(job)
+        job.reservation.active = True
+        self.count(1, job.reservation.blocks)
+
+    def promise_again(self, job: Job) -> None:
+        """The request needs another number of blocks than it was promised."""
+        blocks = self.blocks_to_decode(job)
+        self.count(0, blocks - job.reservation.blocks)
+        job.reservation.blocks = blocks
+
+    def reserve(self, job: Job) -> None:
+        """Take the promised blocks now. The caller has checked that they are free."""
+        self.memory.reserve(job.reservation.blocks)
+        self.hold(job)
+
+    def hold(self, job: Job) -> None:
+        """The promised blocks are taken."""
+        job.reservation.reserved, job.reservation.reserved_s = True, self.clock.now
+
+    def expect(self, job: Job) -> None:
+        """The prompt is computed, or has all its memory on this node: its blocks count as due from now on."""
+        job.reservation.due_blocks = job.reservation.blocks
+        self.due_blocks += job.reservation.due_blocks
+
+    def hold_prefix(self, job: Job) -> None:
+        """Use the cached part of the prompt, so that it is not sent, if the rest finds room now.
+
+        Called only for the next job that its sender sends: a request must not hold memory while it waits for memory that others hold.
+        """
+        memory, cache, reservation = self.memory, self.memory.cache, job.reservation
+        if cache is None or reservation.reserved:
+            return
+        hash_ids = cache.full_blocks(job.request.hash_ids, job.request.isl - 1)
+        reservation.prefix = hash_ids[: cache.match(hash_ids, self.engine.reuse_distortion)]
+        memory.pin(reservation.prefix)
+        self.promise_again(job)
+        if reservation.prefix and memory.can_reserve(reservation.blocks):
+            self.reserve(job)
+            reservation.held_tokens = len(reservation.prefix) * cache.hash_tokens
+            reservation.held_distortion = cache.distortion(reservation.prefix)
+        else:
+            self.unpin(job)
+            self.promise_again(job)
+
+    def cache_arrived(self, job: Job) -> None:
+        """Add the prompt's KV to the cache with the distortion it arrived with."""
+        memory, cache, reservation, isl = self.memory, self.memory.cache, job.reservation, job.request.isl
+        assert cache is not None
+        sent = job.distortion_start
+        hash_ids = cache.full_blocks(job.request.hash_ids, isl)
+        freed = memory.share(hash_ids, len(reservation.prefix), sent)
+        reservation.prefix = hash_ids
+        reservation.blocks -= freed
+        self.count(0, -freed)
+        held_tokens = reservation.held_tokens
+        job.set_distortion((held_tokens * reservation.held_distortion + (isl - held_tokens) * sent) / isl)
+
+    # -- while it decodes, and after ---------------------------------------------------------------------------------------------
+
+    def grow(self, job: Job, blocks: int) -> None:
+        """So many more blocks for a request that decodes. The caller has checked that they are free."""
+        self.memory.grow(blocks)
+        job.reservation.blocks += blocks
+        job.reservation.due_blocks += blocks
+        self.due_blocks += blocks
+        self.count(0, blocks)
+
+    def give_back(self, job: Job) -> None:
+        """The request gives its blocks back and stays placed here."""
+        self.memory.release(job.reservation.blocks)
+        job.reservation.reserved = False
+        self.due_blocks, job.reservation.due_blocks = self.due_blocks - job.reservation.due_blocks, 0
+        self.unpin(job)
+
+    def close(self, job: Job) -> None:
+        """The request does not decode here any more, or never will: release everything it holds here."""
+        reservation = job.reservation
+        if not reservation.active:
+            return
+        reservation.active = False
+        if job.transfer.refinement is not None:
+            job.transfer.refinement.end()
+        if reservation.reserved:
+            self.memory.release(reservation.blocks)
+        self.unpin(job)
+        self.due_blocks, reservation.due_blocks = self.due_blocks - reservation.due_blocks, 0
+        self.count(-1, -reservation.blocks)
+        self.closed(job)
+
+    # -- counts ------------------------------------------------------------------------------------------------------------------
+
+    def blocks_to_decode(self, job: Job) -> int:
+        tokens, grow = job.prompt_tokens + job.decode_iterations + 1, self.engine.grow_tokens
+        if grow:
+            tokens = min(tokens, job.prompt_tokens + grow)
+        return self.memory.blocks_for(tokens) - self.pinned_blocks(job)
+
+    def pinned_blocks(self, job: Job) -> int:
+        """Blocks of this node's prefix cache that the job uses to decode."""
+        cache = self.memory.cache
+        if cache is None:
+            return 0
+        return len(job.prompt.prefix if job.pair is None else job.reservation.prefix) * cache.blocks_each
+
+    def held_tokens(self, job: Job) -> int:
+        """Tokens that fit in all the blocks that the job decodes in."""
+        return (job.reservation.blocks + self.pinned_blocks(job)) * self.memory.block_tokens
+
+    def count(self, requests: int, blocks: int) -> None:
+        self.active += requests
+        self.promised_blocks += blocks
+        self.kv_used = self.promised_blocks / self.memory.blocks
+        self.load_changed()
+
+    def unpin(self, job: Job) -> None:
+        """The job uses no block of this node's prefix cache any more."""
+        if job.pair is None:
+            self.unpin_prompt(job)
+        elif job.reservation.prefix:
+            self.memory.unpin(job.reservation.prefix)
+            job.reservation.prefix = ()

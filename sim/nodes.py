@@ -1,0 +1,155 @@
+"""The nodes of a cluster, which of them are given prompts and which requests to decode, and the pairs of them that have met.
+
+Not modelled: the time that it takes to learn another node's load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from abkt.policy.price import Price
+from abkt.policy.routing.ranking import Ranking
+from abkt.policy.view import BitratePolicy
+from abkt.records import SLO, TransferRecord
+from sim.clock import Clock
+from sim.cost import Costs
+from sim.job import Job
+from sim.network.background import Traffic
+from sim.network.flows import Network
+from sim.network.link_faults import LinkFaults
+from sim.network.nic import NodeNic
+from sim.node.memory import KvMemory
+from sim.node.node import Node
+from sim.node.pace import Pace
+from sim.node.prefix import PrefixCache
+from sim.specs import ClusterSpec, EngineSpec, NodeSpec
+from sim.transfer.context import TransferContext
+from sim.transfer.pair import NodePair
+
+
+class Nodes:
+    """all: every node, prefill nodes first. prefill, decode: rankings of the nodes that are given prompts, and requests to decode; a node
+    may be in both.
+
+    done(job): called when a request ends. ended(record): with each transfer's final record. failed(job, reason): with a request whose
+    transfer was given up. running(): whether requests are still to end. changed: called when a node may be given work that it could not be
+    given before.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        cluster: ClusterSpec,
+        bitrate: Callable[[], BitratePolicy],
+        slo: SLO,
+        node: type[Node],
+        done: Callable[[Job], None],
+        ended: Callable[[TransferRecord], None],
+        failed: Callable[[Job, str], None],
+        running: Callable[[], bool] = lambda: True,
+        memory: type[KvMemory] | None = None,
+    ) -> None:
+        self.clock, self.cluster, self.bitrate = clock, cluster, bitrate
+        self.engine = cluster.engine or EngineSpec(max_batch=cluster.max_batch)
+        self.network = Network(clock)
+        self.holders: dict[int, dict[Node, None]] = {}  # prefix block -> nodes that cache it
+        specs = (*cluster.prefill, *cluster.decode)
+        profiles = {id(spec.profile): spec.profile for spec in specs}  # nodes of a kind share one
+        costs = {key: Costs(profile) for key, profile in profiles.items()}
+        paces = {key: Pace(one, self.engine.buckets) for key, one in costs.items()}
+        kinds: dict[tuple[int, int], int] = {}
+
+        def made(spec: NodeSpec) -> Node:
+            kind = kinds.setdefault((id(spec.profile), spec.kv_tokens), len(kinds))
+            blocks = (memory or KvMemory)(spec.kv_tokens, cluster.block_tokens, self._cache())
+            cost, pace = costs[id(spec.profile)], paces[id(spec.profile)]
+            made = node(clock, spec.name, cost, pace, blocks, spec.usd_per_hour, self.engine, done, kind)
+            made.memory_freed = self._memory_freed
+            if blocks.cache is not None:
+                blocks.cache.owner = made
+            return made
+
+        self.all = [made(spec) for spec in specs]
+        for index, one in enumerate(self.all):
+            one.role = "prefill" if index < len(cluster.prefill) else "decode"
+        self._set_weights()
+        self.nics = {spec.name: NodeNic(Price(max(spec.nic.bytes_per_s))) for spec in specs}
+        self.links = {spec.name: self.network.link(spec.name, spec.nic) for spec in specs}
+        self.inbound = {spec.name: self.network.link(f"{spec.name}, inbound", spec.inbound) for spec in specs if spec.inbound}
+        self.fabric = (self.network.link("fabric", cluster.fabric),) if cluster.fabric else ()
+        links = {**self.links, **{link.name: link for link in self.fabric}}
+        LinkFaults(self.network, links, cluster.link_faults)
+        if cluster.background is not None:
+            Traffic(self.network, links, cluster.background, running)
+        self.context = TransferContext(clock, self.network, slo, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s)
+        self.pairs: dict[tuple[Node, Node], NodePair] = {}
+        self.changed: Callable[[], None] = _nothing
+        self.update_rankings()
+
+    def _cache(self) -> PrefixCache | None:
+        tokens = self.engine.hash_tokens
+        return PrefixCache(tokens, self.cluster.block_tokens, self.holders) if tokens else None
+
+    def _memory_freed(self) -> None:
+        self.changed()
+
+    def _set_weights(self) -> None:
+        """Each node's speed relative to the fastest: on a prompt of 1,024 tokens, and on an iteration of 16 such requests."""
+        prompts = [node.costs.prefill_s(1024) for node in self.all]
+        iterations = [node.costs.iteration_s(16, 16 * 1024) for node in self.all]
+        for node, prompt_s, iteration_s in zip(self.all, prompts, iterations):
+            node.prefill_weight = min(prompts) / prompt_s if prompt_s > 0 else 1.0
+            node.decode_weight = min(iterations) / iteration_s
+
+    def update_rankings(self) -> None:
+        """A node's role has changed."""
+        self.prefill = Ranking([node for node in self.all if node.role in ("prefill", "both")], _prompt_kind, self.holders)
+        self.decode = Ranking([node for node in self.all if node.role in ("decode", "both")], _kind)
+        for node in self.all:
+            node.rankings = [ranking.changed for ranking in (self.prefill, self.decode) if node in ranking.place]
+        self._least_prompt, self._least_decode = (min((n.memory.tokens for n in side), default=0) for side in (self.prefill, self.decode))
+
+    def that_may_have(self, role: str) -> list[Node]:
+        """The nodes that have the role or may get it."""
+        return [node for node in self.all if node.role in (role, "both", "")] or self.all
+
+    def that_fit(self, prompt_tokens: int, decode_tokens: int) -> tuple[list[Node], list[Node]]:
+        """The prefill nodes whose memory can hold the prompt, and the decode nodes whose memory can hold the whole request."""
+        prefill: list[Node] = self.prefill
+        decode: list[Node] = self.decode
+        if prompt_tokens > self._least_prompt:
+            prefill = [node for node in prefill if prompt_tokens <= node.memory.tokens]
+        if decode_tokens > self._least_decode:
+            decode = [node for node in decode if decode_tokens <= node.memory.tokens]
+        return prefill, decode
+
+    def pair(self, source: Node, target: Node) -> NodePair:
+        pair = self.pairs.get((source, target))
+        if pair is None:
+            path = (self.links[source.name], *self.fabric, self.inbound.get(target.name, self.links[target.name]))
+            nics = self.nics[source.name], self.nics[target.name]
+            pair = self.pairs[source, target] = NodePair(self.context, source, target, path, nics, self.bitrate())
+        return pair
+
+    def state(self) -> str:
+        """Of every queue, for the message about a run that cannot go on."""
+        nodes = [f"{node.name}: {node.gpu.state}, {_queues(node)}, {node.memory}" for node in self.all]
+        pairs = [f"{p.source.name} to {p.target.name}: {len(p.queue or ())} to send" for p in self.pairs.values() if not p.idle]
+        return "; ".join([*nodes, *pairs])
+
+
+def _nothing() -> None:
+    pass
+
+
+def _queues(node: Node) -> str:
+    return f"{len(node.prompts.waiting)} prompts, {len(node.gpu.batch)} in the batch, {len(node.decoding.waiting)} to expand"
+
+
+def _kind(node: Node) -> int:
+    return node.kind
+
+
+def _prompt_kind(node: Node) -> tuple[int, bool]:
+    """A node that waits for memory does not get free as time passes, so such nodes are ranked among themselves."""
+    return node.kind, node.prompts.blocked is not None

@@ -1,0 +1,35 @@
+"""What all transfers of a cluster share.
+
+Not modelled: pairs of nodes with another transport than the rest of the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from abkt.records import SLO, TransferRecord
+from sim.clock import Clock
+from sim.job import Job
+from sim.network.flows import Network
+from sim.transfer.transport import TransportModel
+
+if TYPE_CHECKING:
+    from sim.transfer.sender import SenderProcess
+
+
+@dataclass(eq=False, slots=True)
+class TransferContext:
+    """ended(record): called with each transfer's record once it is final. failed(job, reason): called with a request whose transfer was
+    given up. delay_s: propagation between nodes, each way. idle: sender processes that no pair uses."""
+
+    clock: Clock
+    network: Network
+    slo: SLO
+    ended: Callable[[TransferRecord], None]
+    failed: Callable[[Job, str], None]
+    transport: TransportModel = TransportModel()  # noqa: RUF009  # frozen
+    usd_per_gb: float = 0.0
+    delay_s: float = 0.0
+    idle: list[SenderProcess] = field(default_factory=list)
