@@ -14,9 +14,9 @@ BAD_INPUT = 2
 
 
 def run(given: Sequence[str]) -> None:
-    """Raises ValueError, one line, for bad input."""
+    """Run the bench that `given` names, and write its JSON. Raises ValueError, in one line, for bad input."""
     if not given or given[0] not in BENCHES:
-        raise ValueError(f"a bench is needed: {', '.join(BENCHES)}; then key=value, such as device=cpu out=DIR")
+        raise ValueError(f"name a bench: {' or '.join(BENCHES)}; key=value arguments follow, such as device=cpu out=DIR")
     arguments = reader.parse(given[1:])
     bench = import_module(f"abkt.bench.{given[0]}")
     rows: list[BenchRow] = []

@@ -1,4 +1,4 @@
-"""`key=value` arguments of the benches, which run where there is no Hydra."""
+"""`key=value` arguments of the benches, read without Hydra."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from abkt.arguments import read
 
 @dataclass(frozen=True, slots=True)
 class BenchArguments:
-    """What a bench runs on. device: cpu or cuda. layers: of the synthetic model, 0 for 1 on a CPU and 32 on a GPU. tokens: lengths swept
-    with the first block size; blocks: block sizes swept at the middle length. repeats: timed rounds, of which the median counts."""
+    """device: cpu or cuda. layers: of the synthetic model; 0 means 1 on a CPU and 32 on a GPU. tokens: lengths that are measured, with the
+    first block size. blocks: block sizes that are measured, at the middle length. depths: of the codec, in bits. repeats: timed rounds,
+    whose median is reported."""
 
     device: str = "cpu"
     out: Path = Path("outputs/bench")
@@ -32,5 +33,5 @@ class BenchArguments:
 
 
 def parse(arguments: Sequence[str]) -> BenchArguments:
-    """Raises ValueError, one line, for an argument that is unknown or has no such value."""
+    """Raises ValueError, in one line, for an unknown argument or a bad value."""
     return read(BenchArguments, arguments)

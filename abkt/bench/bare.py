@@ -1,4 +1,4 @@
-"""The yardstick of raw TCP: the same bytes in the same frames by sendmsg and recvmsg_into alone, no header, no tag, no thread."""
+"""The yardstick for TCP: the same bytes in the same frames, by sendmsg and recvmsg_into alone, without headers, tags or threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 
 def serve(size_bytes: int, frame_bytes: int, say: Callable[[str], None]) -> None:
-    """Take size_bytes again and again into the same memory, and answer each time with one byte, until the peer goes."""
+    """Receive size_bytes again and again into the same memory, answer each time with one byte, and stop when the peer closes. say: prints
+    the address."""
     memory = memoryview(bytearray(size_bytes))
     memory[:] = bytes(1) * size_bytes
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -26,6 +27,8 @@ def serve(size_bytes: int, frame_bytes: int, say: Callable[[str], None]) -> None
 
 
 class BareSender:
+    """Sends to `serve`."""
+
     def __init__(self, address: str, frame_bytes: int) -> None:
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)))
@@ -33,13 +36,13 @@ class BareSender:
         self._frame_bytes = frame_bytes
 
     def send(self, memory: memoryview) -> None:
-        """Returns when the peer has all of it."""
+        """Send all of it. Returns when the peer has received it."""
         for start in range(0, len(memory), self._frame_bytes):
             rest = memory[start : start + self._frame_bytes]
             while rest:
                 rest = rest[self._socket.sendmsg([rest]) :]
         if self._socket.recv(1) != b"x":
-            raise ConnectionError("the bare peer has gone")
+            raise ConnectionError("the bare peer has closed the connection")
 
     def close(self) -> None:
         self._socket.close()

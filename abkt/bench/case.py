@@ -1,4 +1,4 @@
-"""What the benches code: synthetic KV of one length in scattered blocks, and its encode and expand as calls to be timed."""
+"""A case of the benches: synthetic KV of one length in scattered blocks, and its encode and expand as functions that can be timed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from abkt.bench.arguments import BenchArguments
 from abkt.codec.cells import Cells
 from abkt.codec.codec import Codec
-from abkt.codec.fixed.backend import Arrived, Backend, CodedCells
+from abkt.codec.coder import CodedCells
+from abkt.codec.fixed.backend import Arrived, Backend
 from abkt.codec.fixed.centre import value_centres
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
@@ -19,7 +20,7 @@ TILE_TOKENS = 128
 
 
 class BenchCase:
-    """Synthetic KV of one length in scattered blocks, and all that the kernels need to code it to one depth."""
+    """Synthetic KV of one length in scattered blocks, and what the kernels need to code it."""
 
     def __init__(self, arguments: BenchArguments, tokens: int, block_tokens: int) -> None:
         on_gpu = arguments.device == "cuda"
@@ -29,7 +30,7 @@ class BenchCase:
         self.tokens, self.table = tokens, (torch.randperm(blocks, generator=torch.Generator().manual_seed(tokens)) + 1).tolist()
         self.pool, self.other = Pool(self.layout, arguments.device), Pool(self.layout, arguments.device)
         spread, level = channels(self.layout, self.pool.data.device)
-        for block in self.pool.data:  # one by one: no second copy of a large pool in float32
+        for block in self.pool.data:  # one by one, so that no second copy of a large pool in float32 is made
             block.normal_().mul_(spread).add_(level)
         self.codec = Codec(self.layout, tile_tokens=max(TILE_TOKENS, block_tokens))
         self.backend = self.codec.backend_on(self.pool.data.device)
@@ -48,7 +49,7 @@ class BenchCase:
     def arrived(self, cells: Cells, coded: CodedCells) -> Arrived:
         present = np.full(cells.count, cells.passes, dtype=np.int8)
         centres = value_centres(self.pool.data, cells.coded_table(self.table), cells)
-        return Arrived(coded.body.cpu().numpy(), cells.offsets, present, coded.forms, centres)
+        return Arrived(coded.body.cpu().numpy(), cells.offsets, present, coded.classes, centres)
 
     def expand(self, cells: Cells, arrived: Arrived, backend: Backend | None = None) -> torch.Tensor:
         (backend or self.backend).expand(arrived, self.other.data, cells.coded_table(self.table), cells)
@@ -56,8 +57,8 @@ class BenchCase:
 
 
 def channels(layout: KVLayout, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Spread and level of every channel, [layers, kinds, heads, 1, head_dim]: as in KV of models, both differ from channel to channel, two
-    channels of a head are six times wider, and keys lie some four spreads off 0."""
+    """Spread and mean of every channel, [layers, kinds, heads, 1, head_dim]. As in KV of real models, both differ from channel to channel,
+    two channels of a head have six times the spread, and the means of keys are about four spreads from 0."""
     shape, generator = (*layout.shape[1:4], 1, layout.shape[-1]), torch.Generator().manual_seed(0)
     spread = (0.5 * torch.randn(shape, generator=generator)).exp()
     spread[..., :2] *= 6
@@ -67,14 +68,14 @@ def channels(layout: KVLayout, device: torch.device) -> tuple[torch.Tensor, torc
 
 
 def coder(codec: Codec, cells: Cells, pool: Pool, other: Pool, blocks: list[int]) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Encode and expand of these cells, to be called as often as wanted."""
+    """Encode and expand of these cells, as functions that may be called again and again."""
     device = pool.data.device
     centres = value_centres(pool.data, blocks, cells)
     if device.type == "cpu":
         backend = codec.backend_on(device)
         coded = backend.encode(pool.data, blocks, cells, centres)
         present = np.full(cells.count, cells.passes, dtype=np.int8)
-        arrived = Arrived(coded.body.numpy(), cells.offsets, present, coded.forms, centres)
+        arrived = Arrived(coded.body.numpy(), cells.offsets, present, coded.classes, centres)
         return (
             lambda: backend.encode(pool.data, blocks, cells, value_centres(pool.data, blocks, cells)),
             lambda: backend.expand(arrived, other.data, blocks, cells),
@@ -93,5 +94,5 @@ def coder(codec: Codec, cells: Cells, pool: Pool, other: Pool, blocks: list[int]
     expansion.centres.copy_(encoding.centres)
     expansion.offsets.copy_(torch.from_numpy(cells.offsets))
     expansion.present.fill_(cells.passes)
-    expansion.forms.copy_(encoding.report.forms)
+    expansion.classes.copy_(encoding.report.classes)
     return encode, lambda: expansion.enqueue(encoding.body, other.data)

@@ -1,4 +1,4 @@
-"""Raw blocks gathered from a pool and scattered into one, against a plain copy of the same bytes; on the pools' device."""
+"""Raw blocks gathered from a pool and scattered into one, beside a plain copy of the same bytes, on the pools' device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abkt.kv.pool import Pool
 
 
 def rows(pool: Pool, other: Pool, table: list[int], name: str, repeats: int) -> Iterator[BenchRow]:
-    """`gather`, `scatter`: ns/token of the whole blocks of a table, from `pool` and into `other`, and as `…_gbps` their GB/s."""
+    """Rows `gather` and `scatter`, in ns/token: the blocks of a table, from `pool` and into `other`; and `…_gbps`, in GB/s."""
     device, layout = pool.data.device, pool.layout
     blocks, source = copy.table_on(device, table), pool.data[: len(table)]
     staged = torch.empty_like(source)
@@ -33,12 +33,12 @@ def rows(pool: Pool, other: Pool, table: list[int], name: str, repeats: int) -> 
 
 
 def check(pool: Pool, table: list[int]) -> None:
-    """Raises ValueError if what is gathered, or scattered back elsewhere, is not the blocks of the table."""
+    """Raises ValueError if a gather, or a scatter into another pool, does not copy the blocks of the table."""
     whole, after = pool.data, Pool(pool.layout, pool.data.device)
     staged = torch.empty_like(whole[: len(table)])
     copy.gather(pool, table, staged)
     if not torch.equal(staged, whole[table]):
-        raise ValueError(f"gather of {len(table)} blocks on {whole.device}: they are not those of the table")
+        raise ValueError(f"gather of {len(table)} blocks on {whole.device}: the result is not the blocks of the table")
     copy.scatter(staged, after, table[::-1])
     if not torch.equal(after.data[table[::-1]], staged) or int(after.data.flatten(1).any(1).sum()) > len(table):
-        raise ValueError(f"scatter of {len(table)} blocks on {whole.device}: they are not where the table says")
+        raise ValueError(f"scatter of {len(table)} blocks on {whole.device}: the blocks are not where the table says")

@@ -1,7 +1,8 @@
-"""The entropy form: what coding and expanding all passes of a depth take, beside a plain copy of the same bytes, on the pool's device.
+"""The entropy coder: the time to code and to expand all passes of a depth, beside a plain copy of the same bytes, on the pool's device.
 
-Rows: `entropy_encode`, `entropy_decode` and their `…_gbps`, and `entropy_bits`, of a value on the wire without the statistics. Strips are
-coded without differences. On a CPU an encode measures its statistics too; on a GPU it is what is enqueued, and they are given.
+Rows: `entropy_encode`, `entropy_decode` and their `…_gbps`; and `entropy_bits`, bits per value on the wire without the statistics. Strips
+are coded without differences. On a CPU an encode measures its statistics too. On a GPU the time is that of the launches, with given
+statistics.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from abkt.bench.case import BenchCase
 from abkt.bench.rows import BenchRow
 from abkt.bench.timing import medians
 from abkt.codec.cells import Cells
-from abkt.codec.entropy import coder as entropy_coder
-from abkt.codec.entropy.coder import EntropyCoded
+from abkt.codec.coder import CodedSequence, StreamPrefix
+from abkt.codec.entropy.coder import EntropyCoder
 from abkt.codec.entropy.stats import Stats, strip_stats
 from abkt.codec.fixed.oracle import tokens_of
+from abkt.codec.header import slot_offsets
 
 DEPTH = 4  # bits
 
 
 def rows(case: BenchCase, name: str, repeats: int) -> Iterator[BenchRow]:
-    """Rows of one case, in which something lies between the edges."""
+    """Rows of one case, which must have tokens between its edges."""
     device, source, cells = case.pool.data.device, case.pool.data[: len(case.table)], case.cells(DEPTH)
     target = torch.empty_like(source)
     work = _Compiled(case, cells) if device.type == "cpu" else _Enqueued(case, cells)
@@ -42,50 +44,51 @@ def rows(case: BenchCase, name: str, repeats: int) -> Iterator[BenchRow]:
     for what, seconds in taken.items():
         yield BenchRow(f"{what}/{name}", seconds / tokens * 1e9, "ns/token", copy / tokens * 1e9)
         yield BenchRow(f"{what}_gbps/{name}", raw_bytes / seconds / 1e9, "GB/s of raw KV", raw_bytes / copy / 1e9)
-    yield BenchRow(f"entropy_bits/{name}", 8 * coded_bytes / int(cells.values.sum()), "bits a value")
+    yield BenchRow(f"entropy_bits/{name}", 8 * coded_bytes / int(cells.values.sum()), "bits per value")
 
 
 def check(case: BenchCase) -> int:
-    """Cells of a case, best a short one, that the kernels code and expand as the compiled path does: all, or ValueError."""
+    """How many cells of a case (a short one is enough) the kernels code and expand as the compiled code does: all, or ValueError."""
     device, cells = case.pool.data.device, case.cells(DEPTH)
     ours, theirs = _Enqueued(case, cells), _Compiled(case, cells)
     ours.encode()
     theirs.encode()
     if not torch.equal(ours.arrive().cpu(), theirs.arrive()):
-        raise ValueError(f"entropy form on {device}: bytes differ from the compiled path's")
+        raise ValueError(f"entropy coder on {device}: bytes differ from those of the CPU")
     ours.decode()
     found = case.other.data.clone()
     theirs.decode()
     if not torch.equal(found, case.other.data):
-        raise ValueError(f"entropy form on {device}: expanded values differ from the compiled path's")
+        raise ValueError(f"entropy coder on {device}: expanded values differ from those of the CPU")
     return cells.count
 
 
 class _Compiled:
-    """entropy_form.py's encode and expand of a case."""
+    """The entropy coder's encode and expand of a case, on the CPU."""
 
     def __init__(self, case: BenchCase, cells: Cells) -> None:
         self._case, self._cells, self._blocks = case, cells, cells.coded_table(case.table)
-        self._levels = np.zeros(cells.shape[:3], dtype=np.int64)
-        self._coded: EntropyCoded | None = None
+        self._coder = EntropyCoder(None, np.zeros(cells.shape[:3], dtype=np.int64))
+        self._coded: CodedSequence | None = None
 
     def encode(self) -> None:
-        self._coded = entropy_coder.encode(self._case.pool.data, self._blocks, self._cells, None, self._levels)
+        self._coded = self._coder.encode(self._case.pool.data, self._blocks, self._cells)
 
     def arrive(self) -> torch.Tensor:
-        """What was coded is what `decode` expands; returns all passes."""
+        """Let `decode` expand what was coded; returns all passes."""
         assert self._coded
-        coded, sizes = self._coded, np.concatenate((np.zeros((1, self._cells.count), dtype=np.int64), self._coded.lengths))
-        offsets, present = sizes.cumsum().reshape(sizes.shape) - sizes, np.full(self._cells.count, self._cells.passes, dtype=np.int8)
-        self._arrived = coded.coded.body.numpy(), offsets, sizes, present, coded.coded.forms, coded.levels, coded.statistics
-        return coded.coded.body
+        coded, cells, sizes = self._coded, self._coded.cells, self._coded.sizes
+        present = np.full(self._cells.count, self._cells.passes, dtype=np.int8)
+        whole = (cells.body.numpy(), slot_offsets(sizes), sizes, present, cells.classes, coded.levels, coded.statistics)
+        self._arrived = StreamPrefix(*whole)
+        return cells.body
 
     def decode(self) -> None:
-        entropy_coder.expand(*self._arrived, self._case.other.data, self._blocks, self._cells)
+        self._coder.expand(self._arrived, self._case.other.data, self._blocks, self._cells)
 
 
 class _Enqueued:
-    """The same by entropy_launch.py, of one set of statistics."""
+    """The same by the kernels (entropy/gpu/launch.py), with one set of statistics."""
 
     def __init__(self, case: BenchCase, cells: Cells) -> None:
         from abkt.codec.entropy.gpu.launch import EntropyEncoding, EntropyExpansion
@@ -98,7 +101,7 @@ class _Enqueued:
             held = data[blocks.to(data.device), layer, kind]
             every.append(strip_stats(tokens_of(held, cells.dim).float().cpu().numpy(), data.dtype))
         centre, scale = np.concatenate([stats.centre for stats in every]), np.concatenate([stats.log_scale for stats in every])
-        joined = Stats(centre, scale, np.concatenate([stats.turns for stats in every]))
+        joined = Stats(centre, scale, np.concatenate([stats.rotates for stats in every]))
         groups = [Strips.of(range(layers * kinds * heads), joined, data.device)]
         self._encoding = EntropyEncoding(cells, groups, None, data.device)
         self._expansion = EntropyExpansion(cells, groups, None, data.device)
@@ -111,11 +114,11 @@ class _Enqueued:
         self._encoding.copy_report()
 
     def arrive(self) -> torch.Tensor:
-        """What was coded is what `decode` expands; returns all passes."""
+        """Let `decode` expand what was coded; returns all passes."""
         encoding, expansion = self._encoding, self._expansion
         expansion.sizes[1:].copy_(encoding.lengths)
         expansion.offsets[1:].copy_(encoding.ends - encoding.lengths)
-        expansion.forms.copy_(encoding.report.forms)
+        expansion.classes.copy_(encoding.report.classes)
         return encoding.body[: int(encoding.ends[-1, -1])]
 
     def decode(self) -> None:

@@ -1,10 +1,10 @@
-"""The codec's kernels against a plain copy of the same bytes in the same run, after a check of their values against the oracle.
+"""The codec's kernels, beside a plain copy of the same bytes in the same run, after a check of their values against the oracle.
 
-Rows: `encode`, `expand` (ns/token, and as `…_gbps` GB/s of raw KV) for each length, block size and depth, beside the copy's; `order` and
-`stream`, what ordering costs and what `Codec.encode` takes as a whole; `gather`, `scatter` of raw blocks, and the rows of stages.py, for
-each length and block size; and the summary rows `encode_4bit_over_copy`, `decode_4bit_over_copy` at the smallest length of at least
-16 MiB, where on a CPU the peers that are installed run too (peers.py), and the entropy form (entropy.py) at a length of its own. On a
-CPU everything runs in one thread; on a GPU what is timed is what the codec enqueues (but `stream`, which waits).
+Rows for each length, block size and depth: `encode`, `expand` (ns/token, and as `…_gbps` GB/s of raw KV), beside those of the copy;
+`order`, the time to order the passes; and `stream`, the time of a whole `Codec.encode`. Rows for each length and block size: `gather`,
+`scatter` of raw blocks, and the rows of stages.py. Summary rows: `encode_4bit_over_copy`, `decode_4bit_over_copy`, at the smallest length
+of at least 16 MiB. There the installed peers run too, on a CPU (peers.py), and the entropy coder at a length of its own (entropy.py). On a
+CPU everything runs in one thread. On a GPU the times are those of what the codec enqueues, except for `stream`, which waits.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from abkt.bench.case import BenchCase, coder
 from abkt.bench.rows import BenchRow
 from abkt.bench.timing import medians
 from abkt.codec.cells import Cells
-from abkt.codec.fixed.oracle import Oracle
+from abkt.codec.fixed.oracle import OracleBackend
 from abkt.codec.order import slope_bands, weighted_distortion
 from abkt.profile.fingerprint import cpu_name
 
 SUMMARY_BYTES = 16 * 2**20
 SUMMARY_DEPTH = 4
-ENTROPY_TOKENS = 1_024  # the entropy form on a CPU is some hundred times slower
+ENTROPY_TOKENS = 1_024  # the entropy coder on a CPU is about a hundred times slower than the fixed one
 
 
 def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]:
-    """All rows, as they are measured; what is learnt of the peers is added to `about`. Raises ValueError where the device is missing, or
-    its values are not the oracle's."""
+    """All rows, as they are measured; facts about the peers are added to `about`. Raises ValueError if the device is missing, or if its
+    values differ from the oracle's."""
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: torch sees no GPU here; device=cpu measures the compiled path")
+        raise ValueError("device=cuda: torch sees no GPU here; device=cpu measures the compiled backend")
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if device.type == "cpu" else threads)
     try:
@@ -45,7 +45,7 @@ def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]
         summary = None
         for tokens, block_tokens in sweep:
             if tokens <= 2 * block_tokens:
-                continue  # nothing lies between the edges
+                continue  # no tokens lie between the edges
             case = BenchCase(arguments, tokens, block_tokens)
             taken = yield from measured(case, arguments, f"{tokens}x{block_tokens}", device)
             yield from copies.rows(case.pool, case.other, case.table, f"{tokens}x{block_tokens}", arguments.repeats)
@@ -62,13 +62,13 @@ def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]
 
 
 def check(arguments: BenchArguments) -> int:
-    """Cells of a short sequence that the device codes and expands to the oracle's bytes, at every depth: all, or ValueError."""
-    case, oracle, count = BenchCase(arguments, 77 + 2 * arguments.blocks[0], arguments.blocks[0]), Oracle(), 0
+    """How many cells of a short sequence the device codes and expands as the oracle does, over all depths: all, or ValueError."""
+    case, oracle, count = BenchCase(arguments, 77 + 2 * arguments.blocks[0], arguments.blocks[0]), OracleBackend(), 0
     copies.check(case.pool, case.table)
     for depth in arguments.depths:
         cells = case.cells(depth)
         ours, theirs = case.encode(cells), case.encode(cells, oracle)
-        if not np.array_equal(ours.forms, theirs.forms) or not torch.equal(ours.body.cpu(), theirs.body):
+        if not np.array_equal(ours.classes, theirs.classes) or not torch.equal(ours.body.cpu(), theirs.body):
             raise ValueError(f"{case.backend.describe()}: codes of depth {depth} differ from the oracle's")
         arrived = case.arrived(cells, theirs)
         if not torch.equal(case.expand(cells, arrived).clone(), case.expand(cells, arrived, oracle)):
@@ -78,7 +78,7 @@ def check(arguments: BenchArguments) -> int:
 
 
 def measured(case: BenchCase, arguments: BenchArguments, name: str, device: torch.device) -> Generator[BenchRow, None, dict[str, float]]:
-    """Rows of one case; returns seconds by what was timed."""
+    """Rows of one case; returns seconds by name of what was timed."""
     source = case.pool.data[1 : 1 + len(case.table)]
     target = torch.empty_like(source)
     share = case.tokens / (len(case.table) * case.layout.block_tokens)
@@ -108,7 +108,7 @@ def measured(case: BenchCase, arguments: BenchArguments, name: str, device: torc
 
 
 def orderer(case: BenchCase, cells: Cells) -> Callable[[], object]:
-    """What puts the passes of an encode in order, where its report is."""
+    """A function that orders the passes of an encode, on the device of its report."""
     coded = case.encode(cells)
     if case.pool.data.device.type == "cpu":
         return lambda: slope_bands(cells.sizes, weighted_distortion(coded.errors, coded.deviation, None, cells))
@@ -116,13 +116,13 @@ def orderer(case: BenchCase, cells: Cells) -> Callable[[], object]:
     from abkt.codec.order_kernels import Ordering
 
     report, ordering = Report.of(cells, case.pool.data.device), Ordering(cells, case.pool.data.device)
-    for to, given in ((report.errors, coded.errors), (report.deviation, coded.deviation), (report.forms, coded.forms)):
+    for to, given in ((report.errors, coded.errors), (report.deviation, coded.deviation), (report.classes, coded.classes)):
         to.copy_(torch.from_numpy(given).view(to.shape))
     return lambda: ordering.enqueue(report)
 
 
 def is_shown(row: BenchRow) -> bool:
-    """Whether a row stands in the short table."""
+    """Whether a row is shown in the table on the terminal."""
     return "gbps" in row.name or row.unit in ("of copy", "cells") or "peer" in row.name
 
 

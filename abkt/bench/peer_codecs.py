@@ -1,7 +1,8 @@
 """Other projects' 4-bit KV quantisers that run on a CPU, behind one interface.
 
-Each is called as its own documentation or transformers' `QuantizedCache` calls it, K and V of each layer by themselves, and keeps what it
-coded as tensors in memory, but for LMCache, whose product is bytes. Each is imported where it is made: none of them is needed here.
+Each is called as its own documentation or transformers' `QuantizedCache` calls it, with K and V of each layer separately. Each keeps its
+result as tensors in memory, except LMCache, which returns bytes. A project is imported when its peer is made, so none of them has to be
+installed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ GROUP = 64
 
 
 class PeerCodec(Protocol):
-    """Made without arguments, and imports what it needs then. distribution: the package that has it."""
+    """A peer. It is made without arguments, and imports its project then. distribution: the package that has to be installed."""
 
     name: str
     distribution: str
@@ -29,7 +30,7 @@ class PeerCodec(Protocol):
         ...
 
     def wire_bytes(self, coded: Any) -> int:
-        """Everything that decode needs but shapes."""
+        """Bytes of everything that decode needs, except shapes."""
         ...
 
 
@@ -80,7 +81,7 @@ class Hqq:
         given = {"nbits": 4, "group_size": GROUP, "axis": 1, "device": "cpu", "compute_dtype": part.dtype}
         codes, meta = self.quantizer.quantize(part, optimize=self.optimize, **given)
         meta["compute_dtype"] = part.dtype
-        return self.quantizer.cuda(codes, meta, "cpu")  # its name for a move to any device; rounds scales and zeros to compute_dtype
+        return self.quantizer.cuda(codes, meta, "cpu")  # moves to any device, despite its name; rounds scales and zeros to compute_dtype
 
     def decode(self, coded: Any) -> torch.Tensor:
         return torch.stack([torch.cat([self.quantizer.dequantize(*part) for part in layer]) for layer in coded])
@@ -96,7 +97,7 @@ class HqqUnrefined(Hqq):
 
 
 class TorchAo:
-    """Its affine primitives, groups of 64 channels of a token. Two codes a byte are packed here, the quickest way there is: its own int4
+    """Its affine primitives, with groups of 64 channels of a token. Two codes are packed into a byte here, in the fastest way: its own int4
     tensors need an accelerator, and its packing for a CPU is a prototype that takes longer."""
 
     name, distribution = "torchao", "torchao"

@@ -1,14 +1,14 @@
-"""Other projects' 4-bit KV quantisers on a CPU, against ours in the same run and one thread: how many times longer they take.
+"""Other projects' 4-bit KV quantisers on a CPU, beside our codec in the same run and in one thread: how many times longer they take.
 
-The values are those that our codec codes, what lies between the exact edges of a sequence. Peers get them gathered beforehand into one
-contiguous tensor, and leave them so, while ours reads and writes scattered blocks and measures what each pass removes: that favours the
-peers. What they are is peer_codecs.py's.
+All code the same values, those between the verbatim edges of a sequence. Peers get them gathered in one contiguous tensor, and return one.
+Our codec reads and writes scattered blocks, and measures the errors of all passes, so the comparison favours the peers. peer_codecs.py has
+them.
 
-Rows: `peer_<name>_encode`, `_decode` (ns/token; beside it ours at 4 bits), `_nmse` (squared error over the squared deviation from the
-channels' means), `_bits` (a value on the wire, scales and zeros too) and `_over_ours`, the peer's encode and decode over ours. Ours is at
-4 bits, or where a peer's error is smaller than ours there, at the least depth whose error is no larger, which the unit names. The least of
-them is `over_fastest_peer`, beside `over_fastest_peer_bits`: what ours then takes on the wire, and what that peer takes. A peer that is
-not installed, or fails, is named in the facts of the run.
+Rows: `peer_<name>_encode`, `_decode` (ns/token, beside ours at 4 bits); `_nmse` (squared error over the squared deviation from the
+channels' means); `_bits` (bits per value on the wire, scales and zeros included); and `_over_ours`, the peer's time for encode and decode
+over ours. Ours is that at 4 bits; or, if the peer's error is smaller, that at the least depth whose error is not larger, which the unit
+names. The smallest of these ratios is `over_fastest_peer`, beside `over_fastest_peer_bits`, the bits of ours and of that peer. A peer that
+is not installed, or fails, is named in the facts of the run.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, Lookup
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """Of a peer, or of ours at one depth. seconds: encode and decode of all tokens."""
+class PeerResult:
+    """Error, bits per value and time of a peer, or of ours at one depth. seconds: encode and decode of all tokens."""
 
     nmse: float
     bits: float
@@ -45,26 +45,26 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class PeerMatch:
-    """A peer against ours at `depth` bits. ratio: its time over ours; 0 if no depth of ours has as small an error (depth 0)."""
+    """A peer compared with ours at `depth` bits. ratio: the peer's time over ours. Both are 0 if no depth of ours has as small an error."""
 
     depth: int
     ratio: float
 
 
-def match(peer: Result, ours: Mapping[int, Result]) -> PeerMatch:
+def match(peer: PeerResult, ours: Mapping[int, PeerResult]) -> PeerMatch:
     depth = depth_for(peer.nmse, ours)
     return PeerMatch(depth, sum(peer.seconds) / sum(ours[depth].seconds) if depth else 0.0)
 
 
-def depth_for(nmse: float, ours: Mapping[int, Result]) -> int:
-    """The least depth of ours whose error is no larger, or 0."""
+def depth_for(nmse: float, ours: Mapping[int, PeerResult]) -> int:
+    """The least depth of ours whose error is not larger, or 0."""
     return next((depth for depth in sorted(ours) if ours[depth].nmse <= nmse), 0)
 
 
 def rows(case: BenchCase, arguments: BenchArguments, facts: dict[str, str]) -> Iterator[BenchRow]:
-    """Rows of every peer that is installed, and the summary of all; what each is, or why it is missing, is added to `facts`.
+    """Rows of every installed peer, and the summary; the version of each, or why it is missing, is added to `facts`.
 
-    The caller holds torch to one thread. There is nothing to say of a case on a GPU, or one with nothing between its edges.
+    The caller limits torch to one thread. A case on a GPU, or without tokens between its edges, gives no rows.
     """
     cells = case.cells(DEPTHS[0])
     if case.pool.data.device.type != "cpu" or not cells.count:
@@ -76,12 +76,12 @@ def rows(case: BenchCase, arguments: BenchArguments, facts: dict[str, str]) -> I
         for verb, seconds, yardstick in zip(("encode", "decode"), peer.seconds, at_4.seconds, strict=True):
             yield BenchRow(f"peer_{name}_{verb}", seconds / tokens * 1e9, "ns/token", yardstick / tokens * 1e9)
         yield BenchRow(f"peer_{name}_nmse", peer.nmse, "of the deviation", at_4.nmse)
-        yield BenchRow(f"peer_{name}_bits", peer.bits, "bits a value", at_4.bits)
+        yield BenchRow(f"peer_{name}_bits", peer.bits, "bits per value", at_4.bits)
     yield from compared(peers, ours)
 
 
-def compared(peers: Mapping[str, Result], ours: Mapping[int, Result]) -> Iterator[BenchRow]:
-    """How many times our time each peer takes, and of all the least."""
+def compared(peers: Mapping[str, PeerResult], ours: Mapping[int, PeerResult]) -> Iterator[BenchRow]:
+    """Each peer's time over ours, and the smallest of these ratios."""
     matches = {name: match(peer, ours) for name, peer in peers.items()}
     for name, found in matches.items():
         yield BenchRow(f"peer_{name}_over_ours", found.ratio, _unit(found), 1.0)
@@ -89,44 +89,44 @@ def compared(peers: Mapping[str, Result], ours: Mapping[int, Result]) -> Iterato
         name = min(matches, key=lambda name: matches[name].ratio)
         found = matches[name]
         yield BenchRow("over_fastest_peer", found.ratio, f"{_unit(found)} ({name})", 1.0)
-        yield BenchRow("over_fastest_peer_bits", ours[found.depth or max(ours)].bits, "bits a value", peers[name].bits)
+        yield BenchRow("over_fastest_peer_bits", ours[found.depth or max(ours)].bits, "bits per value", peers[name].bits)
 
 
 def _unit(found: PeerMatch) -> str:
     return f"x ours at {found.depth} bits" if found.depth else "no depth of ours is as accurate"
 
 
-def measured(case: BenchCase, repeats: int, facts: dict[str, str]) -> tuple[dict[str, Result], dict[int, Result]]:
-    """Results by peer, and of ours by depth, all timed in the same interleaved rounds."""
+def measured(case: BenchCase, repeats: int, facts: dict[str, str]) -> tuple[dict[str, PeerResult], dict[int, PeerResult]]:
+    """Results of the peers, and of ours by depth, all timed in the same interleaved rounds."""
     x = contiguous(case, case.pool.data)
     deviation = squared(x, x.float().mean(-2, keepdim=True))
     functions: dict[tuple[str | int, str], Callable[[], object]] = {}
-    peers: dict[str, Result] = {}
+    peers: dict[str, PeerResult] = {}
     for made in installed(facts):
         try:
             coded = made.encode(x)
             y = made.decode(coded)
-            peers[made.name] = Result(squared(x, y) / deviation, 8 * made.wire_bytes(coded) / x.numel())
+            peers[made.name] = PeerResult(squared(x, y) / deviation, 8 * made.wire_bytes(coded) / x.numel())
         except FAILURES as error:
             facts[f"peer {made.name}"] += f", fails: {reason_of(error)}"
             continue
         functions[made.name, "encode"] = lambda made=made: made.encode(x)  # type: ignore[misc]
         functions[made.name, "decode"] = lambda made=made, coded=coded: made.decode(coded)  # type: ignore[misc]
-    ours: dict[int, Result] = {}
+    ours: dict[int, PeerResult] = {}
     for depth in DEPTHS if peers else DEPTHS[:1]:
         cells = case.cells(depth)
         coded = case.encode(cells)
         arrived = case.arrived(cells, coded)
         left = squared(x, contiguous(case, case.expand(cells, arrived)))
-        ours[depth] = Result(left / deviation, 8 * wire_bytes(cells, arrived, x.dtype) / x.numel())
+        ours[depth] = PeerResult(left / deviation, 8 * wire_bytes(cells, arrived, x.dtype) / x.numel())
         functions[depth, "encode"] = lambda cells=cells: case.encode(cells)  # type: ignore[misc]
         functions[depth, "decode"] = lambda cells=cells, arrived=arrived: case.expand(cells, arrived)  # type: ignore[misc]
         if all(depth_for(peer.nmse, ours) for peer in peers.values()):
             break
     taken = medians({f"{who} {verb}": function for (who, verb), function in functions.items()}, x.device, repeats)
 
-    def timed(who: str | int, result: Result) -> Result:
-        return Result(result.nmse, result.bits, (taken[f"{who} encode"], taken[f"{who} decode"]))
+    def timed(who: str | int, result: PeerResult) -> PeerResult:
+        return PeerResult(result.nmse, result.bits, (taken[f"{who} encode"], taken[f"{who} decode"]))
 
     return {name: timed(name, peer) for name, peer in peers.items()}, {depth: timed(depth, one) for depth, one in ours.items()}
 
@@ -154,7 +154,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def contiguous(case: BenchCase, data: torch.Tensor) -> torch.Tensor:
-    """What is coded of a pool's tensor, [layers, kinds, heads, tokens, head_dim]."""
+    """The coded tokens of a pool's tensor, [layers, kinds, heads, tokens, head_dim]."""
     return data[case.cells(DEPTHS[0]).coded_table(case.table)].permute(1, 2, 3, 0, 4, 5).flatten(3, 4).contiguous()
 
 
@@ -163,13 +163,14 @@ def squared(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def wire_bytes(cells: Cells, arrived: Arrived, dtype: torch.dtype) -> int:
-    """Everything that expand needs but shapes: the slots, the centres in the pool's dtype and a byte a cell for its form."""
-    return cells.body_bytes + arrived.centres.size * dtype.itemsize + arrived.forms.nbytes
+    """Bytes of everything that expand needs, except shapes: the slots, the centres in the pool's dtype, and a byte per cell for its
+    class."""
+    return cells.body_bytes + arrived.centres.size * dtype.itemsize + arrived.classes.nbytes
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Peers warn of what they would like to find here, and of each other."""
+    """Silence the warnings of peers, about missing hardware and about each other."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

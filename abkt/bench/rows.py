@@ -1,4 +1,4 @@
-"""Results of a benchmark: named values, each beside what the same run measured as its yardstick."""
+"""Results of a bench: named values, each beside a yardstick that was measured in the same run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """value in `unit`; yardstick: the same of a plain copy of the same raw bytes, or of what the name says; None where there is none."""
+    """value: in `unit`. yardstick: the same quantity of a plain copy of the same raw bytes, or of what the name says; None if there is
+    none."""
 
     name: str
     value: float
@@ -19,7 +20,7 @@ class BenchRow:
 
 
 def save(path: Path, rows: Sequence[BenchRow], facts: dict[str, str]) -> None:
-    """JSON, whole or not at all: the facts of the run (device, versions) and its rows."""
+    """Write the facts of the run (device, versions) and its rows as JSON. The file is replaced in one step, so it is never half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps({"facts": facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")

@@ -1,7 +1,7 @@
-"""What the codec does beside its kernels: importance, the exact rate, raw blocks; and on a GPU the order.
+"""Importance and the lossless code, each beside a plain copy of the same bytes.
 
-Rows: `importance` (what the last queries looked at, for all cells), `exact_encode`, `exact_decode` (the fixed code of bfloat16) and their
-`…_gbps`, `exact_ratio`; beside each what a copy of the same bytes takes.
+Rows: `importance` (the weights of all cells, from the last queries), `lossless_encode`, `lossless_decode` (the fixed code, of bfloat16)
+and their `…_gbps`; and `lossless_ratio`, raw bytes over coded bytes.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from abkt.bench.case import BenchCase
 from abkt.bench.rows import BenchRow
 from abkt.bench.timing import medians
 from abkt.codec.importance import Importance
-from abkt.codec.lossless.codec import Exact
-from abkt.codec.lossless.oracle import Form
+from abkt.codec.lossless.codec import LosslessCodec
+from abkt.codec.lossless.oracle import UnitLayout
 
-WINDOW, GROUP = 32, 4  # queries, and query heads to a KV head
-WIDTH = 3  # of the exact code
+WINDOW, GROUP = 32, 4  # queries, and query heads per KV head
+WIDTH = 3  # bits of a code of the lossless code
 
 
 def rows(case: BenchCase, name: str, repeats: int) -> Iterator[BenchRow]:
     """Rows of one case, on its pool's device."""
     device, source = case.pool.data.device, case.pool.data[: len(case.table)]
     target = torch.empty_like(source)
-    encode, decode, ratio = _exact(case)
+    encode, decode, ratio = _lossless(case)
     functions: dict[str, Callable[[], object]] = {
         "copy": lambda: target.copy_(source),
         "importance": _importance(case),
-        "exact_encode": encode,
-        "exact_decode": decode,
+        "lossless_encode": encode,
+        "lossless_decode": decode,
     }
     taken = medians(functions, device, repeats)
     copy, moved = taken.pop("copy"), len(case.table) * case.layout.block_bytes
@@ -38,7 +38,7 @@ def rows(case: BenchCase, name: str, repeats: int) -> Iterator[BenchRow]:
         yield BenchRow(f"{what}/{name}", seconds / case.tokens * 1e9, "ns/token", copy / case.tokens * 1e9)
         if what != "importance":
             yield BenchRow(f"{what}_gbps/{name}", moved / seconds / 1e9, "GB/s of raw KV", moved / copy / 1e9)
-    yield BenchRow(f"exact_ratio/{name}", ratio, "of the coded bytes")
+    yield BenchRow(f"lossless_ratio/{name}", ratio, "of the coded bytes")
 
 
 def _importance(case: BenchCase) -> Callable[[], object]:
@@ -49,23 +49,23 @@ def _importance(case: BenchCase) -> Callable[[], object]:
     return lambda: seen.weights(case.pool, case.table, cells)
 
 
-def _exact(case: BenchCase) -> tuple[Callable[[], object], Callable[[], object], float]:
-    """Encode and decode of all blocks of the table, a unit each (block, layer, K or V); and raw bytes over coded ones."""
+def _lossless(case: BenchCase) -> tuple[Callable[[], object], Callable[[], object], float]:
+    """Encode and decode of all blocks of the table, one unit per (block, layer, kind); and raw bytes over coded bytes."""
     _, layers, kinds, heads, block_tokens, dim = case.layout.shape
     n, groups, data = heads * block_tokens * dim, layers * kinds, case.pool.data
     blocks = torch.tensor(case.table, device=data.device)
     starts = (blocks[:, None] * groups * n + torch.arange(groups, device=data.device) * n).reshape(-1)
     if data.device.type == "cpu":
-        codec = Exact.best()
+        codec = LosslessCodec.best()
         windows = codec.windows(data, starts, n, groups)
         units = codec.encode(data, starts, n, groups, windows)
-        ratio = len(starts) * units.form.raw_bytes / len(units.body)
+        ratio = len(starts) * units.layout.raw_bytes / len(units.body)
         return lambda: codec.encode(data, starts, n, groups, windows), lambda: codec.decode(units, case.other.data, starts), ratio
-    from abkt.codec.lossless.launch import Room, TritonExact
+    from abkt.codec.lossless.launch import TritonLossless, UnitBuffers
 
-    kernels = TritonExact()
-    room = Room.of(Form(case.pool.dtype, n, WIDTH), kernels.windows(data, starts, n, groups, WIDTH), len(starts))
-    kernels.encode_into(room, data, starts)
-    held = room.units()
-    ratio = len(starts) * room.form.raw_bytes / len(held.body)
-    return lambda: kernels.encode_into(room, data, starts), lambda: kernels.decode_into(held, case.other.data, starts), ratio
+    kernels = TritonLossless()
+    buffers = UnitBuffers.of(UnitLayout(case.pool.dtype, n, WIDTH), kernels.windows(data, starts, n, groups, WIDTH), len(starts))
+    kernels.encode_into(buffers, data, starts)
+    held = buffers.units()
+    ratio = len(starts) * buffers.layout.raw_bytes / len(held.body)
+    return lambda: kernels.encode_into(buffers, data, starts), lambda: kernels.decode_into(held, case.other.data, starts), ratio

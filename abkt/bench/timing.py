@@ -1,4 +1,4 @@
-"""Medians of interleaved repeats, so that a slow moment of the machine falls on all that is compared."""
+"""Medians of interleaved repeats, so that a slow moment of the machine affects everything that is compared."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import torch
 
 
 def medians(functions: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
-    """Seconds that each function takes on `device`, the median of `repeats` rounds after one that is not counted.
+    """Seconds that each function takes on `device`: the median of `repeats` rounds, after one round that is not counted.
 
-    On a GPU, by events around the call: what the host does while the kernels run is hidden, what the GPU waits for is not.
+    On a GPU the time is that between events before and after the call. It contains time in which the GPU waits for the host, but not the
+    work of the host while kernels run.
     """
     taken: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repeats + 1):
+    for round_number in range(repeats + 1):
         for name, function in functions.items():
             seconds = _on_gpu(function) if device.type == "cuda" else _on_cpu(function)
-            if turn:
+            if round_number:
                 taken[name].append(seconds)
     return {name: statistics.median(values) for name, values in taken.items()}
 

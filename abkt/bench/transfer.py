@@ -1,13 +1,14 @@
-"""What a transfer costs: against bare sockets, and by how its memory is cut. Between two processes of this machine.
+"""The cost of a transfer between two processes of this machine: compared with bare sockets, and by the number of pieces of memory.
 
-`raw_tcp_over_bare`: 256 MiB through Sender and Receiver over loopback TCP, over the same bytes by bare sendmsg and recvmsg_into, in turn.
-It may be above 1: the bare loop is woken by each segment, Tcp's receiver by as much as it reads at once.
-The layout rows send KV of FlowKV's lengths three ways: `layer` (a piece for each block, layer and kind), `block` (one a block) and
-`contiguous` (one alone); `calls` are those of the transport, which gathers pieces, `pieces` is what a transport that does not would call.
-`alpha`, `beta`: latency = alpha * pieces + beta * bytes, by least squares of relative errors over all lengths and ways of a transport.
+`raw_tcp_over_bare`: goodput of 256 MiB through Sender and Receiver over loopback TCP, over that of the same bytes by bare sendmsg and
+recvmsg_into, measured alternately. It may be above 1, because the bare loop wakes up for each segment, and the receiver only for as much
+as it reads at once. The layout rows send KV of FlowKV's lengths in three layouts: `layer` (one piece per block, layer and kind), `block`
+(one piece per block) and `contiguous` (one piece). `calls` counts the calls of the transport, which gathers pieces; `pieces` is what a
+transport that does not gather would call. `alpha`, `beta`: latency = alpha * pieces + beta * bytes, by least squares of relative errors
+over all lengths and layouts of a transport.
 
-`python -m abkt.bench transfer out=DIR` writes transfer.json, of the transports whose library is installed.
-With device=cuda the layout rows are those of CUDA IPC, from memory of a GPU to memory of it, and there are no others.
+`python -m abkt.bench transfer out=DIR` writes transfer.json, for the transports whose library is installed. With device=cuda there are only
+layout rows, for CUDA IPC from a GPU's memory to memory of the same GPU.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ WAIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How one sequence lies in memory. piece_bytes: of each, but the last."""
+class PieceLayout:
+    """How one sequence lies in memory. piece_bytes: of each piece, except the last."""
 
     name: str
     piece_bytes: int
 
 
-class Course:
-    """Transfers to one peer over one transport, one after another."""
+class TransferCourse:
+    """Makes transfers to one peer over one transport, one after another."""
 
     def __init__(self, kind: str, address: str) -> None:
         self._sender = Sender(make_transport(kind), address, Hello("bench-sender", LAYOUT))
@@ -74,7 +75,7 @@ class Course:
 
 
 def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]:
-    """All rows, as they are measured. Raises ValueError where a transfer fails."""
+    """All rows, as they are measured. Raises ValueError if a transfer fails."""
     repeats = max(arguments.repeats, LEAST_REPEATS)
     if arguments.device == "cuda":
         for kind in ON_DEVICE:
@@ -90,14 +91,14 @@ def raw_rows(repeats: int, size_bytes: int = RAW_BYTES) -> Iterator[BenchRow]:
     taken: dict[str, list[float]] = {"ours": [], "bare": []}
     frame_bytes = TcpConnection.frame_bytes
     with PeerProcess("tcp", "127.0.0.1:0", size_bytes, 0) as peer, PeerProcess("bare", "", size_bytes, frame_bytes) as bare_peer:
-        course, bare = Course("tcp", peer.address), BareSender(bare_peer.address, frame_bytes)
+        course, bare = TransferCourse("tcp", peer.address), BareSender(bare_peer.address, frame_bytes)
         try:
-            for turn in range(repeats + 1):
+            for round_number in range(repeats + 1):
                 ours_s = course.send(TouchedMemory(memory), size_bytes, size_bytes)[0]
                 begun_s = time.perf_counter()
                 bare.send(memory[:size_bytes])
                 bare_s = time.perf_counter() - begun_s
-                if turn:  # the first is not counted
+                if round_number:  # the first round is not counted
                     taken["ours"].append(ours_s)
                     taken["bare"].append(bare_s)
         finally:
@@ -111,7 +112,7 @@ def raw_rows(repeats: int, size_bytes: int = RAW_BYTES) -> Iterator[BenchRow]:
 
 def layout_rows(kind: str, arguments: BenchArguments, repeats: int) -> Iterator[BenchRow]:
     layers, block_tokens = arguments.layers or LAYERS, arguments.blocks[0]
-    kind_bytes = block_tokens * arguments.kv_heads * arguments.head_dim * 2  # of one block, layer and kind, 16 bits a value
+    kind_bytes = block_tokens * arguments.kv_heads * arguments.head_dim * 2  # of one block, layer and kind, 16 bits per value
     block_bytes = 2 * layers * kind_bytes
     sizes = {tokens: -(-tokens // block_tokens) * block_bytes for tokens in LENGTHS}
     memory = TouchedMemory(touched(2 * max(sizes.values()), arguments.device))
@@ -119,22 +120,22 @@ def layout_rows(kind: str, arguments: BenchArguments, repeats: int) -> Iterator[
     with tempfile.TemporaryDirectory() as folder:
         address = "127.0.0.1:0" if kind == "tcp" else str(Path(folder) / "socket")
         with PeerProcess(kind, address, max(sizes.values()), 0) as peer:
-            course = Course(kind, peer.address)
+            course = TransferCourse(kind, peer.address)
             try:
                 for tokens, size in sizes.items():
-                    ways = [Way("layer", kind_bytes), Way("block", block_bytes), Way("contiguous", size)]
-                    taken: dict[str, list[tuple[float, Sent]]] = {way.name: [] for way in ways}
+                    layouts = [PieceLayout("layer", kind_bytes), PieceLayout("block", block_bytes), PieceLayout("contiguous", size)]
+                    taken: dict[str, list[tuple[float, Sent]]] = {layout.name: [] for layout in layouts}
                     for _ in range(repeats + 1):
-                        for way in ways:
-                            taken[way.name].append(course.send(memory, size, way.piece_bytes))
+                        for layout in layouts:
+                            taken[layout.name].append(course.send(memory, size, layout.piece_bytes))
                     plain_s = statistics.median(seconds for seconds, _ in taken["contiguous"][1:])
-                    for way in ways:
-                        seconds = statistics.median(seconds for seconds, _ in taken[way.name][1:])
-                        pieces = -(-size // way.piece_bytes)
-                        name = f"{kind}/{way.name}/{tokens}"
+                    for layout in layouts:
+                        seconds = statistics.median(seconds for seconds, _ in taken[layout.name][1:])
+                        pieces = -(-size // layout.piece_bytes)
+                        name = f"{kind}/{layout.name}/{tokens}"
                         yield BenchRow(f"latency/{name}", seconds, "s", plain_s)
                         yield BenchRow(f"pieces/{name}", pieces, "pieces")
-                        yield BenchRow(f"calls/{name}", statistics.median(sent.calls for _, sent in taken[way.name][1:]), "calls")
+                        yield BenchRow(f"calls/{name}", statistics.median(sent.calls for _, sent in taken[layout.name][1:]), "calls")
                         points.append((pieces, size, seconds))
             finally:
                 course.close()
@@ -146,7 +147,7 @@ def layout_rows(kind: str, arguments: BenchArguments, repeats: int) -> Iterator[
 
 
 def fitted(points: list[tuple[float, float, float]]) -> tuple[float, float, float, float]:
-    """(alpha, beta, median and worst relative error) of seconds = alpha * pieces + beta * bytes over (pieces, bytes, seconds)."""
+    """(alpha, beta, median and worst relative error) of the fit seconds = alpha * pieces + beta * bytes to (pieces, bytes, seconds)."""
     pieces, sizes, seconds = np.array(points, dtype=float).T
     scaled = np.stack([pieces / seconds, sizes / seconds], axis=1)
     alpha, beta = np.linalg.lstsq(scaled, np.ones(len(points)), rcond=None)[0]
@@ -155,7 +156,7 @@ def fitted(points: list[tuple[float, float, float]]) -> tuple[float, float, floa
 
 
 def touched(size_bytes: int, device: str = "cpu") -> Any:
-    """Memory whose pages are all there, with bytes that no machine could guess: a memoryview, or a tensor on a GPU."""
+    """Memory whose pages all exist, filled with random bytes: a memoryview, or a tensor on a GPU."""
     if device == "cuda":
         import torch
 
@@ -170,9 +171,9 @@ def touched(size_bytes: int, device: str = "cpu") -> Any:
 
 
 def facts(arguments: BenchArguments) -> dict[str, str]:
-    """Raises ValueError where there is no such device."""
+    """Facts about the machine and the run. Raises ValueError if the device is missing."""
     gpu = {"gpu": _gpu()} if arguments.device == "cuda" else {}
-    shape = f"{arguments.layers or LAYERS} layers, {arguments.kv_heads} KV heads of {arguments.head_dim}, 2 bytes a value"
+    shape = f"{arguments.layers or LAYERS} layers, {arguments.kv_heads} KV heads of {arguments.head_dim}, 2 bytes per value"
     return {
         **gpu,
         "cpu": cpu_name(),
@@ -196,5 +197,5 @@ def _gpu() -> str:
 
 
 def is_shown(row: BenchRow) -> bool:
-    """Whether a row stands in the short table."""
+    """Whether a row is shown in the table on the terminal."""
     return True

@@ -1,7 +1,7 @@
-"""The other process of the transfer bench: takes what comes, into memory that it has touched before.
+"""The other process of the transfer bench: it receives transfers into memory that it has written before.
 
-`python -m abkt.bench.transfer_peer KIND ADDRESS SIZE_BYTES FRAME_BYTES`: KIND is a transport, or `bare` for a loop of recv_into over TCP;
-says its address on stdout, and serves until its stdin ends. Over a transport that reaches a GPU's memory, it takes into that.
+`python -m abkt.bench.transfer_peer KIND ADDRESS SIZE_BYTES FRAME_BYTES`: KIND is a transport, or `bare` for a loop of recv_into over TCP.
+The process prints its address, and serves until its stdin ends. Over a transport that reaches a GPU's memory, it receives into GPU memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LAYOUT = "bench"
 
 
 def available() -> list[str]:
-    """The names of those for host memory whose library is installed."""
+    """Names of the transports for host memory whose library is installed."""
     names = []
     for name in ON_HOST:
         with suppress(ValueError):
@@ -34,8 +34,8 @@ def available() -> list[str]:
 
 
 class TouchedMemory:
-    """One source or sink after another in the same memory, a memoryview or a tensor. Between two pieces is room for one more, so that no
-    two are adjacent."""
+    """Gives one source or sink after another in the same memory, a memoryview or a tensor. Between two pieces there is a gap of one piece,
+    so that no two are adjacent."""
 
     def __init__(self, memory: Any) -> None:
         self._memory = memory
@@ -48,13 +48,13 @@ class TouchedMemory:
         return kind(self._pieces(size, piece_bytes))
 
     def sink(self, peer: str, offer: Offer) -> ByteSink:
-        """An offer says how large its pieces are."""
+        """A sink for an offer, which states the size of its pieces."""
         kind = PiecesSink if isinstance(self._memory, memoryview) else DevicePieces
         return kind(self._pieces(offer.size, int(offer.more["piece_bytes"])))
 
 
 class PeerProcess:
-    """Starts it; a context manager."""
+    """Starts the process. A context manager, which ends it."""
 
     def __init__(self, kind: str, address: str, size_bytes: int, frame_bytes: int) -> None:
         command = [sys.executable, "-m", "abkt.bench.transfer_peer", kind, address, str(size_bytes), str(frame_bytes)]
@@ -70,7 +70,7 @@ class PeerProcess:
 
 
 def written(size_bytes: int, kind: str) -> Any:
-    """Memory to receive into, each page of which has been written once."""
+    """Memory to receive into. Each of its pages has been written once."""
     if kind not in ON_DEVICE:
         memory = memoryview(bytearray(size_bytes))
         memory[:] = bytes(1) * size_bytes

@@ -1,4 +1,4 @@
-"""Codes of 1 to 8 bits to bytes and back: the first code in the lowest bits of the first byte, the last byte filled up with 0."""
+"""Codes of 1 to 8 bits as bytes, and back. The first code is in the lowest bits of the first byte; the last byte is padded with 0."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(data: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """What `pack` was given, [*shape] uint8."""
+    """The inverse of `pack`: codes, [*shape] uint8."""
     count = torch.Size(shape).numel()
     planes = np.unpackbits(data.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
     return torch.from_numpy(np.packbits(planes, axis=1, bitorder="little").reshape(shape))

@@ -1,9 +1,10 @@
-"""What was learnt of a model once, before any request: how far predicted importance is to be trusted, what an error in each head does to
-its answers, and which heads are coded as differences of neighbouring tokens.
+"""Facts about a model that are measured once, before any request: how far predicted importance can be trusted, how much an error in each
+head changes the model's answers, and which heads are coded as differences of neighbouring tokens.
 
 A cell's weight is sensitivity[layer, kind, kv_head] * importance**gamma. Sensitivity is the divergence of the model's answers for a unit of
-relative squared error there; gamma lies between 0, flat, and 1, all that the last queries say. Both are measured, never assumed: importance
-that was not has made perplexity worse than none at all (ABKT's first implementation: 8.32 against 7.76 at equal size).
+relative squared error in that head. gamma lies between 0 (importance is ignored) and 1 (importance is trusted fully). Both are measured,
+because importance that is only assumed can do harm: in ABKT's first implementation it gave a perplexity of 8.32, against 7.76 without it at
+equal size.
 """
 
 from __future__ import annotations
@@ -22,8 +23,20 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """model: its name. gamma: in [0, 1]. sensitivity: [layers, kinds, kv_heads] float64, above 0, of any scale. levels: the same shape,
-    uint8, of differences along tokens (differences.py). about: how it was made, in words. Raises ValueError for values out of range."""
+    """What was measured of one model.
+
+    Parameters
+    ----------
+    model : its name.
+    gamma : exponent of importance, in [0, 1].
+    sensitivity : [layers, kinds, kv_heads] float64, above 0, of any scale.
+    levels : [layers, kinds, kv_heads] uint8, levels of differences along tokens (entropy/haar.py) for the entropy coder.
+    about : how the calibration was made, in words.
+
+    Raises
+    ------
+    ValueError : for shapes that differ, and for values out of range.
+    """
 
     model: str
     gamma: float
@@ -45,14 +58,14 @@ class Calibration:
             raise ValueError(f"calibration of {self.model}: levels must be uint8, 0 to {MOST_LEVELS}")
 
     def check(self, layout: KVLayout) -> None:
-        """Raises ValueError, with both shapes, if it is not for KV of this layout."""
+        """Raises ValueError, with both shapes, unless the calibration fits KV of this layout."""
         model = layout.model
         needed = (model.layers, model.kv_kinds, model.kv_heads)
         if self.sensitivity.shape != needed:
             raise ValueError(f"calibration of {self.model} has (layers, kinds, kv_heads) = {self.sensitivity.shape}; the pool has {needed}")
 
     def save(self, path: Path) -> None:
-        """JSON, whole or not at all."""
+        """Write it as JSON. The file is replaced in one step, so that it is never half written."""
         body = {
             "version": VERSION, "model": self.model, "gamma": self.gamma, "sensitivity": self.sensitivity.tolist(),
             "levels": self.levels.tolist(), "about": self.about,
@@ -64,12 +77,13 @@ class Calibration:
 
 
 def load(path: Path) -> Calibration:
-    """Raises ValueError, one line, where the file is missing, no calibration, of another version, or out of range."""
+    """Read a calibration. Raises ValueError, in one line, if the file is missing, not a calibration, of another version, or out of
+    range."""
     try:
         body = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"calibration {path} does not exist") from None
-    except ValueError as error:  # of JSON, or of its encoding
+    except ValueError as error:  # bad JSON, or a bad encoding of characters
         raise ValueError(f"calibration {path} is not JSON: {error}") from None
     if not isinstance(body, dict) or body.get("version") != VERSION:
         found = body.get("version") if isinstance(body, dict) else None

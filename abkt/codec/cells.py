@@ -1,15 +1,17 @@
-"""How a sequence is cut up: exact edges, tiles of tokens, cells, and the slot of every pass of every cell.
+"""How a sequence is divided: verbatim edges, tiles of tokens, cells, and the slot of every pass of every cell.
 
-The first block (attention sinks) and the newest 1 to block_tokens tokens (those that do not fill a block, or the last full one) travel
-as they are. What lies between is whole blocks; `tile_tokens` of them make a tile, and the last tile may be shorter. A cell is
+The first block (attention sinks) and the newest 1 to block_tokens tokens (those that do not fill a block, or the last full block) travel
+verbatim. The tokens between them fill whole blocks; `tile_tokens` of them make a tile, and the last tile may be shorter. A cell is
 (layer, kind, head, tile), numbered in that order; kinds are K and V, or the one latent of MLA. A head of more than 128 channels is coded
-as parts of equal width, each as if it were a head: 256 as two of 128, a latent of 576 as six of 96. The passes of a cell are
+as parts of equal width, each as if it were a head: 256 as two of 128, a latent of 576 as six of 96. With the fixed coder the passes of a
+cell are
 
   0     metadata   per group: offset (the pool's dtype), and 16 bits that hold step and mean; a group is a channel of K, a token of V
   1..4  bits 7, 6, 5, 4 of the codes     eight codes a byte
   5, 6  bits 3-2, 1-0                    four codes a byte
 
-Each pass of each cell has a fixed slot of a multiple of 16 bytes, pass after pass, cell after cell: wire order is a list of slots.
+and each pass of each cell has a slot of fixed size, a multiple of 16 bytes. Slots are stored pass after pass, cell after cell; the wire
+sends them in another order, which is a list of slots.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ PASSES = {bits: index for index, bits in enumerate(BITS) if index}  # depth in b
 ALIGN = 16
 MAX_TILE_TOKENS = 32_768  # sums of a group's squared codes fit 32 bits
 MAX_PART = 128  # channels: what a program of the Triton kernels holds without spilling
-LANES = 16  # the compiled path codes channels in multiples of it
+LANES = 16  # the compiled backend codes channels in multiples of this
 
 
 def part_of(head_dim: int) -> int:
-    """Channels that are coded together: all of a head, or the widest part of at most MAX_PART that divides it in whole LANES, if any."""
+    """Channels that are coded together: all of a head, or the widest part of at most MAX_PART channels that divides the head evenly and is
+    a multiple of LANES, if there is one."""
     parts = (part for part in range(MAX_PART, 0, -LANES) if head_dim % part == 0)
     return head_dim if head_dim <= MAX_PART else next(parts, head_dim)
 
@@ -41,10 +44,11 @@ def aligned(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """The cells of a sequence of `tokens` tokens. Raises ValueError if tile_tokens is no whole number of blocks, or depth is unknown.
+    """The cells of a sequence of `tokens` tokens, coded to a depth of `depth_bits` bits per value.
 
-    shape: [layers, kinds, kv_heads * parts, tiles]. dim: channels of a part. sizes, offsets: [passes + 1, cells] int64, bytes of each
-    slot and where it is in the body. values: [cells] int64, KV values of each cell.
+    shape: [layers, kinds, kv_heads * parts, tiles]. dim: channels of a part. sizes, offsets: [passes + 1, cells] int64, bytes of each slot
+    of the fixed coder, and where it lies in the body. values: [cells] int64, KV values of each cell. body_bytes: of all slots. Raises
+    ValueError if tile_tokens is no whole number of blocks, or the depth is unknown.
     """
 
     layout: KVLayout
@@ -63,7 +67,7 @@ class Cells:
         if self.depth_bits not in PASSES:
             raise ValueError(f"depth of {self.depth_bits} bits; one of {', '.join(map(str, PASSES))} is possible")
         if self.tile_tokens < 1 or self.tile_tokens % layout.block_tokens:
-            raise ValueError(f"tile of {self.tile_tokens} tokens is no whole number of blocks of {layout.block_tokens} tokens")
+            raise ValueError(f"tile of {self.tile_tokens} tokens is not a whole number of blocks of {layout.block_tokens} tokens")
         if self.tile_tokens > MAX_TILE_TOKENS:
             raise ValueError(f"tile of {self.tile_tokens} tokens; at most {MAX_TILE_TOKENS} are possible")
         if self.tokens < 1:
@@ -98,7 +102,7 @@ class Cells:
 
     @property
     def coded_blocks(self) -> int:
-        """Blocks between the edges: positions 1 to coded_blocks of the table."""
+        """Blocks between the edges: entries 1 to coded_blocks of the block table."""
         return max(0, self.layout.blocks_for(self.tokens) - 2)
 
     @property
@@ -107,7 +111,7 @@ class Cells:
 
     @property
     def newest_tokens(self) -> int:
-        """Tokens of the exact edge at the end; 0 if the first block holds the whole sequence."""
+        """Tokens of the verbatim edge at the end; 0 if the first block holds the whole sequence."""
         return self.tokens - self.sink_tokens - self.coded_blocks * self.layout.block_tokens
 
     @property

@@ -1,4 +1,4 @@
-"""The codec: KV of a sequence to an embedded stream, and any prefix of it that ends at a cut back to KV."""
+"""The codec: KV of a sequence to an embedded stream, and any prefix of the stream that ends at a cut back to KV."""
 
 from __future__ import annotations
 
@@ -13,40 +13,58 @@ import torch
 from abkt.codec import edges
 from abkt.codec.calibration import Calibration
 from abkt.codec.cells import BITS, Cells
-from abkt.codec.entropy import coder as entropy_coder
+from abkt.codec.coder import Coder, StreamPrefix
+from abkt.codec.entropy.coder import EntropyCoder
 from abkt.codec.fixed import compiled
-from abkt.codec.fixed.backend import EXACT, Arrived, Backend, CodedCells
-from abkt.codec.fixed.centre import value_centres
-from abkt.codec.fixed.oracle import Oracle
-from abkt.codec.header import CODERS, DTYPES, ORDERS, CoderName, StreamHeader, exact_token_bytes, read_header
+from abkt.codec.fixed.backend import Backend
+from abkt.codec.fixed.coder import FixedCoder
+from abkt.codec.fixed.oracle import OracleBackend
+from abkt.codec.header import DTYPES, ORDERS, StreamHeader, read_header
 from abkt.codec.stream import Stream, StreamParts, assemble, slot_sums
 from abkt.kv.pool import Pool
-from abkt.policy.view import Order
+from abkt.policy.view import CoderName, Order
 from abkt.spec import KVLayout
 
-Name = Literal["auto", "oracle", "compiled", "triton"]
+BackendName = Literal["auto", "oracle", "compiled", "triton"]
 
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """What was written. distortion: what the encoder measured at this cut. exact_cells: cells that travelled as they were."""
+    """What `Codec.expand` wrote: up to which cut, for how many tokens, the distortion that the encoder measured at this cut (relative
+    squared error, weighted), and how many cells travelled verbatim."""
 
     cut: int
     tokens: int
     distortion: float
-    exact_cells: int
+    verbatim_cells: int
 
 
 class Codec:
-    """layout: of the pools on both sides (they may differ in their number of blocks). backend auto: Triton for a pool on a GPU, else
-    compiled code where g++ and head_dim allow it, else the torch oracle. All give the same bytes. rope_theta: the base of the model's
-    rotary embedding, which the entropy form uses to predict K; None costs bytes alone. calibration: says which heads the entropy form
-    codes as differences; without one each sequence decides for itself."""
+    """Codes the KV of sequences in a pool as embedded streams, and expands prefixes of them.
+
+    Parameters
+    ----------
+    layout : of the pools on both sides, which may differ in their number of blocks only.
+    backend : implementation of the fixed coder. auto takes Triton for a pool on a GPU, else compiled code where g++ and head_dim allow it,
+        else the torch oracle. All write the same bytes.
+    tile_tokens : tokens of a tile, a multiple of layout.block_tokens. A cell is one tile of one (layer, K or V, head).
+    rope_theta : base of the model's rotary embedding, from which the entropy coder predicts K. Without it streams are larger, not worse.
+    calibration : says which heads the entropy coder codes as differences of neighbouring tokens; without it each sequence decides that.
+
+    Raises
+    ------
+    ValueError : for a dtype that cannot be coded, a tile that is no whole number of blocks, or a calibration of another model.
+
+    Examples
+    --------
+    >>> stream = codec.encode(pool, table, tokens=4096)  # doctest: +SKIP
+    >>> codec.expand(stream.prefix(stream.curve.cut_reaching(0.01)), other_pool, other_table)  # doctest: +SKIP
+    """
 
     def __init__(
         self,
         layout: KVLayout,
-        backend: Name = "auto",
+        backend: BackendName = "auto",
         tile_tokens: int = 128,
         rope_theta: float | None = None,
         calibration: Calibration | None = None,
@@ -61,14 +79,18 @@ class Codec:
         if calibration:
             calibration.check(layout)
         self._loaded: dict[str, Backend] = {}
+        self._coders: dict[CoderName, Coder] = {
+            "fixed": FixedCoder(self.backend_on),
+            "entropy": EntropyCoder(rope_theta, calibration.levels if calibration else None),
+        }
         Cells(layout, 1, tile_tokens, 8)  # raises for a tile that is no whole number of blocks
 
     def describe(self, device: str | torch.device = "cpu") -> str:
-        """The path that codes a pool on `device`, in words."""
+        """The backend that codes a pool on `device`, in words."""
         return self.backend_on(torch.device(device)).describe()
 
     def cells(self, tokens: int, depth_bits: int = 8) -> Cells:
-        """How a sequence of so many tokens is cut up."""
+        """How a sequence of `tokens` tokens is divided."""
         return Cells(self.layout, tokens, self.tile_tokens, depth_bits)
 
     def encode(
@@ -81,65 +103,70 @@ class Codec:
         weights: torch.Tensor | None = None,
         coder: CoderName = "fixed",
     ) -> Stream:
-        """The first `tokens` tokens of a sequence as a stream that may be refined up to depth_bits bits (1, 2, 3, 4, 6 or 8).
+        """Code the first `tokens` tokens of a sequence.
 
-        weights: how much the squared error of each cell matters, [layers, kinds, heads, tiles] (`Cells.shape`), of any scale;
-            None is flat.
-        coder: fixed packs bits, at the speed of memory; entropy takes fewer bytes for the same error, and far longer.
-        Raises ValueError for a pool of another layout, a table that does not hold the tokens, an unknown depth, order or coder.
+        Parameters
+        ----------
+        pool, table : where the sequence lies: its block table, in the order of its tokens.
+        tokens : how many tokens are coded, at least 1.
+        depth_bits : 1, 2, 3, 4, 6 or 8, the bits per value up to which the stream can be refined.
+        order : slope sends first what removes most distortion per byte; uniform sends the first pass of all cells, then the second.
+        weights : how much a cell's squared error matters, [layers, kinds, heads, tiles] (`Cells.shape`), of any scale; None: equally.
+        coder : fixed packs bits, at the speed of memory; entropy takes fewer bytes for the same error, and far longer.
+
+        Returns
+        -------
+        The stream. It holds a copy of the coded KV, so the pool may change afterwards.
+
+        Raises
+        ------
+        ValueError : for a pool of another layout, a table that does not hold the tokens, an unknown depth, order or coder, or weights that
+            do not fit the cells.
         """
         blocks = self._check(pool, table, tokens)
         if order not in ORDERS:
             raise ValueError(f"order {order} is unknown; one of {', '.join(ORDERS)} is possible")
-        if coder not in CODERS:
-            raise ValueError(f"coder {coder} is unknown; one of {', '.join(CODERS)} is possible")
+        if coder not in self._coders:
+            raise ValueError(f"coder {coder} is unknown; one of {', '.join(self._coders)} is possible")
         cells = self.cells(tokens, depth_bits)
-        coded, lengths, levels, statistics = self._coded(pool, cells.coded_table(blocks), cells, coder)
-        at_edges = edges.edges(pool, blocks, cells, statistics, levels)
-        raw = edges.raw_cells(pool, blocks, cells, np.flatnonzero(coded.forms == EXACT))
-        sums = slot_sums(cells, lengths, coded, self.backend_on(pool.data.device))
-        return assemble(StreamParts(cells, coder, coded, lengths, levels, at_edges, raw, sums), order, weights)
+        coded = self._coders[coder].encode(pool.data, cells.coded_table(blocks), cells)
+        at_edges = edges.edges(pool, blocks, cells, coded.statistics)
+        verbatim = edges.verbatim_cells(pool, blocks, cells, coded.cells.verbatim)
+        sums = slot_sums(coded, self.backend_on(pool.data.device))
+        return assemble(StreamParts(cells, coder, coded, at_edges, verbatim, sums), order, weights)
 
     def expand(self, data: bytes | bytearray | memoryview, pool: Pool, table: Sequence[int]) -> Expanded:
-        """Write what a prefix of a stream holds into the blocks `table`, which may lie anywhere in the pool.
+        """Write what a prefix of a stream holds into a pool.
 
-        Raises ValueError, naming the section or cell, if the prefix does not end at a cut, is damaged, of another version or for
-        another layout, or if the table does not hold it; the pool is untouched then.
+        Parameters
+        ----------
+        data : the first bytes of a stream, up to the end of a cut.
+        pool, table : where the sequence goes; the blocks of the table may lie anywhere in the pool.
+
+        Returns
+        -------
+        What was written.
+
+        Raises
+        ------
+        ValueError : if the prefix does not end at a cut, is damaged (the message names the section or cell), of another version or for
+            another layout, or if the table does not hold it. The pool is not changed then.
         """
         view = memoryview(data).cast("B")
         header = read_header(view, self.layout)
         cells, ends = header.cells, header.ends
         blocks = self._check(pool, table, cells.tokens)
         cut = _cut_at(len(view), ends)
-        backend = self.backend_on(pool.data.device)
         wire = np.frombuffer(view, dtype=np.uint8)
-        _verify(header, cut, wire, backend)
+        _verify(header, cut, wire, self.backend_on(pool.data.device))
         if cells.count:
-            coded_blocks, offsets = cells.coded_table(blocks), header.sections.offsets(header.sizes.shape)
-            present = (header.bands.of < cut).sum(0).astype(np.int8)
-            if header.coder == "entropy":
-                assert header.levels is not None
-                statistics = bytes(wire[header.edges_at + exact_token_bytes(cells) : header.raw_at])
-                of_slots = (wire, offsets, header.sizes, present, header.forms, header.levels, statistics)
-                entropy_coder.expand(*of_slots, pool.data, coded_blocks, cells)
-            else:
-                arrived = Arrived(wire, offsets, present, header.forms, edges.centres_of(wire, header, pool.dtype))
-                backend.expand(arrived, pool.data, coded_blocks, cells)
+            offsets, present = header.sections.offsets(header.sizes.shape), (header.bands.of < cut).sum(0).astype(np.int8)
+            statistics = bytes(wire[header.statistics_at : header.verbatim_at])
+            prefix = StreamPrefix(wire, offsets, header.sizes, present, header.classes, header.levels, statistics)
+            self._coders[header.coder].expand(prefix, pool.data, cells.coded_table(blocks), cells)
         edges.put_edges(wire, header, pool, blocks)
-        edges.put_raw_cells(wire, header, pool, blocks)
-        return Expanded(cut, cells.tokens, header.distortion[cut], len(header.exact))
-
-    def _coded(
-        self, pool: Pool, blocks: list[int], cells: Cells, coder: CoderName
-    ) -> tuple[CodedCells, np.ndarray | None, np.ndarray | None, bytes]:
-        """The cells, in the entropy form the bytes of their passes and the levels of their strips, and what the head says of all."""
-        if coder == "entropy":
-            levels = self.calibration.levels if self.calibration else None
-            done = entropy_coder.encode(pool.data, blocks, cells, self.rope_theta, levels)
-            return done.coded, done.lengths, done.levels, done.statistics
-        centres = value_centres(pool.data, blocks, cells)
-        coded = self.backend_on(pool.data.device).encode(pool.data, blocks, cells, centres)
-        return coded, None, None, edges.gather([torch.tensor(centres).to(pool.dtype)])
+        edges.put_verbatim_cells(wire, header, pool, blocks)
+        return Expanded(cut, cells.tokens, header.distortion[cut], len(header.verbatim))
 
     def _check(self, pool: Pool, table: Sequence[int], tokens: int) -> list[int]:
         if pool.layout.shape[1:] != self.layout.shape[1:] or pool.layout.model.dtype != self.layout.model.dtype:
@@ -151,26 +178,26 @@ class Codec:
         return pool.check_table(table, tokens)
 
     def backend_on(self, device: torch.device) -> Backend:
-        """The path that codes a pool on `device`."""
+        """The backend that codes a pool on `device`."""
         if device.type not in self._loaded:
             self._loaded[device.type] = self._load(device)
         return self._loaded[device.type]
 
     def _load(self, device: torch.device) -> Backend:
         if self.backend == "triton" or (self.backend == "auto" and device.type == "cuda"):
-            from abkt.codec.fixed.launch import Kernels
+            from abkt.codec.fixed.launch import TritonBackend
 
-            return Kernels()
+            return TritonBackend()
         if self.backend == "oracle":
-            return Oracle()
-        return compiled.for_layout(self.layout, required=self.backend == "compiled") or Oracle()
+            return OracleBackend()
+        return compiled.for_layout(self.layout, required=self.backend == "compiled") or OracleBackend()
 
 
 def _cut_at(size: int, ends: tuple[int, ...]) -> int:
     if size in ends:
         return ends.index(size)
     if size > ends[-1]:
-        raise ValueError(f"stream of {ends[-1]} bytes is followed by {size - ends[-1]} that are not its own")
+        raise ValueError(f"stream of {ends[-1]} bytes is followed by {size - ends[-1]} that do not belong to it")
     cut = next(i for i, end in enumerate(ends) if end > size)
     where = f"band {cut - 1}" if cut else "its edges or metadata"
     raise ValueError(f"stream is cut inside {where}: {size} bytes, and the next cut is at {ends[cut]}")
@@ -179,8 +206,8 @@ def _cut_at(size: int, ends: tuple[int, ...]) -> int:
 def _verify(header: StreamHeader, cut: int, wire: np.ndarray, backend: Backend) -> None:
     view, at, cells = wire.data, header.sections, header.cells
     for name, start, end, expected in (
-        ("exact edges and centres", header.edges_at, header.raw_at, header.edges_crc),
-        ("exact cells", header.raw_at, header.head_bytes, header.raw_crc),
+        ("verbatim edges and statistics", header.edges_at, header.verbatim_at, header.edges_crc),
+        ("verbatim cells", header.verbatim_at, header.head_bytes, header.verbatim_crc),
     ):
         if zlib.crc32(view[start:end]) != expected:
             raise ValueError(f"stream is damaged in its {name}: their checksum does not match")
@@ -190,7 +217,7 @@ def _verify(header: StreamHeader, cut: int, wire: np.ndarray, backend: Backend) 
     for section, start in enumerate(at.tables[: cut + 1]):
         table, used = wire[int(start) :][: at.table_bytes(section)], 4 * int((of == section).sum())
         if table[used:].any():
-            raise ValueError(f"stream is damaged behind the checksums of section {section}, where nothing but zeros may stand")
+            raise ValueError(f"stream is damaged behind the checksums of section {section}, where only zeros may stand")
         tables.append(table[:used])
     expected_sums = np.concatenate(tables).view("<u4")
     wrong = np.flatnonzero(backend.checksums(wire, at.starts[here], header.sizes.reshape(-1)[order]) != expected_sums)

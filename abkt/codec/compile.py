@@ -1,4 +1,4 @@
-"""C++ built once with g++ for this machine, and loaded with ctypes: no Python.h is needed."""
+"""Builds C++ once with g++ for this machine, and loads it with ctypes, so that no Python.h is needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-trapp
 
 
 def library(source: Path) -> ctypes.CDLL:
-    """The shared library of one C++ file; headers lie in the folders beside its own.
+    """The shared library of one C++ file, whose headers lie in its own folder or in the folders beside it.
 
     Raises OSError or subprocess.SubprocessError where it cannot be built.
     """
@@ -23,7 +23,7 @@ def library(source: Path) -> ctypes.CDLL:
 
 
 def _built(source: Path) -> Path:
-    """The shared library of this source, these flags and this processor; built if no earlier process did."""
+    """The shared library of this source, these flags and this processor. It is built unless an earlier process has built it."""
     compiler = shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("no g++ on the path")
@@ -35,7 +35,7 @@ def _built(source: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
             fresh = Path(folder) / built.name
             subprocess.run([compiler, *FLAGS, "-o", str(fresh), str(source)], capture_output=True, text=True, check=True)
-            os.replace(fresh, built)  # whole or not at all, whoever else builds it now
+            os.replace(fresh, built)  # in one step, since another process may build it at the same time
     return built
 
 
@@ -47,14 +47,14 @@ def reason_of(error: OSError | subprocess.SubprocessError) -> str:
 
 
 def _processor() -> str:
-    """What -march=native looks at: a home folder may be shared by different machines."""
+    """The processor that -march=native compiles for, since different machines may share a home folder."""
     info = Path("/proc/cpuinfo")
     flags = next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "") if info.exists() else ""
     return f"{platform.machine()} {flags}"
 
 
 def _cache_folder() -> Path:
-    """A folder that only this user writes to, since what lies in it is run."""
+    """A folder that only this user writes to, because its libraries are run."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abkt"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""What travels as it is, between a pool and the head of a stream: the exact edges, the statistics behind them, and exact cells."""
+"""KV that travels verbatim, between a pool and the head of a stream: the tokens at both edges of a sequence, and cells that are not
+coded."""
 
 from __future__ import annotations
 
@@ -6,36 +7,29 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import Cells, aligned
-from abkt.codec.header import StreamHeader, edge_bytes, exact_token_bytes, raw_cell_bytes
+from abkt.codec.header import StreamHeader
 from abkt.kv.pool import Pool
 
 
-def edges(pool: Pool, blocks: list[int], cells: Cells, statistics: bytes, levels: np.ndarray | None) -> bytes:
-    """The first block and the newest tokens, then what the head says of all cells. levels: as in Header."""
-    return _padded(gather(_edge_views(pool, blocks, cells)) + (statistics if cells.count else b""), edge_bytes(cells, levels))
+def edges(pool: Pool, blocks: list[int], cells: Cells, statistics: bytes) -> bytes:
+    """The first block and the newest tokens, then the coder's statistics."""
+    return _padded(_gather(_edge_views(pool, blocks, cells)) + statistics)
 
 
-def raw_cells(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -> bytes:
-    return _padded(gather(_raw_views(pool, blocks, cells, exact)), aligned(raw_cell_bytes(cells, exact)))
-
-
-def centres_of(wire: np.ndarray, header: StreamHeader, dtype: torch.dtype) -> np.ndarray:
-    """Centres of V as the head carries them, [layers, heads, channels] float32; no layers where there is no V."""
-    layers, kinds, heads, _ = header.cells.shape
-    centres = torch.empty(layers if kinds > 1 else 0, heads, header.cells.dim, dtype=dtype)
-    _scatter(wire, header.edges_at + exact_token_bytes(header.cells), [centres])
-    return centres.float().numpy()
+def verbatim_cells(pool: Pool, blocks: list[int], cells: Cells, verbatim: np.ndarray) -> bytes:
+    """verbatim: the numbers of the cells."""
+    return _padded(_gather(_cell_views(pool, blocks, cells, verbatim)))
 
 
 def put_edges(wire: np.ndarray, header: StreamHeader, pool: Pool, blocks: list[int]) -> None:
     _scatter(wire, header.edges_at, _edge_views(pool, blocks, header.cells))
 
 
-def put_raw_cells(wire: np.ndarray, header: StreamHeader, pool: Pool, blocks: list[int]) -> None:
-    _scatter(wire, header.raw_at, _raw_views(pool, blocks, header.cells, header.exact))
+def put_verbatim_cells(wire: np.ndarray, header: StreamHeader, pool: Pool, blocks: list[int]) -> None:
+    _scatter(wire, header.verbatim_at, _cell_views(pool, blocks, header.cells, header.verbatim))
 
 
-def gather(views: list[torch.Tensor]) -> bytes:
+def _gather(views: list[torch.Tensor]) -> bytes:
     parts = [v.cpu().contiguous().reshape(-1).view(torch.uint8) for v in views if v.numel()]  # an empty view may have strides of 0
     return torch.cat(parts).numpy().tobytes() if parts else b""
 
@@ -49,9 +43,8 @@ def _scatter(wire: np.ndarray, start: int, views: list[torch.Tensor]) -> None:
         start += size
 
 
-def _padded(data: bytes, size: int) -> bytes:
-    assert size - 16 < len(data) <= size
-    return data.ljust(size, b"\0")
+def _padded(data: bytes) -> bytes:
+    return data.ljust(aligned(len(data)), b"\0")
 
 
 def _edge_views(pool: Pool, blocks: list[int], cells: Cells) -> list[torch.Tensor]:
@@ -60,11 +53,11 @@ def _edge_views(pool: Pool, blocks: list[int], cells: Cells) -> list[torch.Tenso
     return [*views, pool.data[blocks[last], ..., : cells.newest_tokens, :]] if last else views
 
 
-def _raw_views(pool: Pool, blocks: list[int], cells: Cells, exact: np.ndarray) -> list[torch.Tensor]:
+def _cell_views(pool: Pool, blocks: list[int], cells: Cells, verbatim: np.ndarray) -> list[torch.Tensor]:
     coded = cells.coded_table(blocks)
     parts = pool.data.shape[-1] // cells.dim
     views = []
-    for layer, kind, head, tile in (cells.place(int(cell)) for cell in exact):
+    for layer, kind, head, tile in (cells.place(int(cell)) for cell in verbatim):
         columns = slice(head % parts * cells.dim, (head % parts + 1) * cells.dim)
         views += [pool.data[block, layer, kind, head // parts, :, columns] for block in coded[cells.tile_blocks(tile)]]
     return views

@@ -1,18 +1,16 @@
-"""The container: a self-describing stream that can be cut after any band.
+"""The format of a stream: it describes itself, and may be cut after any band.
 
-    header     fixed fields | distortion of each cut, float32 | form of each cell, uint8 | band of each pass of each cell, uint8
-               | in the entropy form, bytes of each pass of each cell, uint16, or uint32 for cells above 64 KiB, and the levels of
-               differences of each strip, uint8 | CRC-32 of the header
-    edges      the first block, then the newest tokens: [layer, kind, kv_head, token, head_dim] each, in the pool's dtype;
-               then, if there are cells, the centres of V's channels, [layer, kv_head, head_dim], in the pool's dtype,
-               or the statistics of the entropy form (entropy_form.py)
-    raw        cells that travel exact, [token, channel] each
+    header     fixed fields | distortion of each cut, float32 | class of each cell, uint8 | band of each pass of each cell, uint8
+               | the coder's tables (nothing with the fixed coder) | CRC-32 of the header
+    edges      KV that travels verbatim: the first block, then the newest tokens, [layer, kind, kv_head, token, head_dim] each, in the
+               pool's dtype; then, if there are cells, the coder's statistics of all of them
+    verbatim   cells that could not be coded, [token, channel] each, in the pool's dtype
     metadata   the checksums of the metadata slots, then the slots (sections.py)
     bands      of band 0, 1, ...: the checksums of its slots, then the slots
 
-With the fixed coder all sections are whole multiples of 16 bytes, so slots stay aligned; padding is 0 and covered by checksums. Cut 0
-ends after the metadata, cut i after band i - 1, and what is not sent costs nothing but its byte in the table of bands. Little-endian
-throughout.
+Header, edges and verbatim cells are the *head* of the stream. With the fixed coder every part is a whole multiple of 16 bytes, so slots
+stay aligned; padding is 0 and covered by checksums. Cut 0 ends after the metadata, cut i after band i - 1. A pass that is not sent costs
+only its byte in the table of bands. Little-endian throughout.
 """
 
 from __future__ import annotations
@@ -20,58 +18,53 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from abkt.codec.cells import PASSES, Cells, aligned
-from abkt.codec.entropy.coder import most_levels, statistic_bytes
-from abkt.codec.entropy.oracle import room_of
-from abkt.codec.fixed.backend import EXACT
+from abkt.codec.coder import CODERS, VERBATIM, Coder
+from abkt.codec.entropy.coder import EntropyCoder
+from abkt.codec.fixed.coder import FixedCoder
 from abkt.codec.fixed.quantize import CLASSES
 from abkt.codec.order import MAX_BANDS, NEVER, Bands
 from abkt.codec.sections import Sections, sections
-from abkt.policy.view import Order
+from abkt.policy.view import CoderName, Order
 from abkt.spec import DTYPE_BYTES, KVLayout
 
 MAGIC = b"ABKT"
 VERSION = 4
 ORDERS: tuple[Order, ...] = ("uniform", "slope")
-CoderName = Literal["fixed", "entropy"]
-CODERS: tuple[CoderName, ...] = ("fixed", "entropy")
 DTYPES = ("bfloat16", "float16", "float32")  # by their number on the wire
 # magic, version, depth, order, coder | header bytes, tokens, tile tokens | layers, kinds, heads, dim, block tokens | dtype, bands | CRCs
 FIXED = struct.Struct("<4sHBBBxIIIHHHHHBBII")
+TABLES: dict[CoderName, type[Coder]] = {"fixed": FixedCoder, "entropy": EntropyCoder}
+"""Each coder knows its own tables in the header."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamHeader:
-    """What a stream says of itself. forms: [cells] uint8, the class of each cell's variance (0 in the entropy form), or EXACT. lengths:
-    [passes, cells] int64, bytes of each pass, and levels: [strips] uint8, of differences, in the entropy form. sizes, offsets:
-    [passes + 1, cells], of each slot in the body."""
+    """What a stream says about itself.
+
+    distortion: of each cut. classes: [cells] uint8, as in CodedCells. sizes: [passes + 1, cells] int64, bytes of each slot. levels:
+    [strips] uint8, as in CodedSequence. offsets: as sizes, where each slot lies in the body.
+    """
 
     cells: Cells
     order: Order
     bands: Bands
     distortion: tuple[float, ...]
-    forms: np.ndarray
+    classes: np.ndarray
     edges_crc: int
-    raw_crc: int
-    coder: CoderName = "fixed"
-    lengths: np.ndarray | None = None
-    levels: np.ndarray | None = None
-    sizes: np.ndarray = field(init=False, repr=False)
+    verbatim_crc: int
+    coder: CoderName
+    sizes: np.ndarray = field(repr=False)
+    levels: np.ndarray
     offsets: np.ndarray = field(init=False, repr=False)
     sections: Sections = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        sizes, offsets = self.cells.sizes, self.cells.offsets
-        if self.lengths is not None:
-            sizes = np.concatenate((np.zeros_like(self.lengths[:1]), self.lengths))
-            offsets = (sizes.cumsum() - sizes.reshape(-1)).reshape(sizes.shape)
-        object.__setattr__(self, "sizes", sizes)
-        object.__setattr__(self, "offsets", offsets)
-        object.__setattr__(self, "sections", sections(sizes, self.bands, self.forms, self.head_bytes))
+        object.__setattr__(self, "offsets", slot_offsets(self.sizes))
+        object.__setattr__(self, "sections", sections(self.sizes, self.bands, self.classes, self.head_bytes))
 
     @property
     def header_bytes(self) -> int:
@@ -82,18 +75,25 @@ class StreamHeader:
         return self.header_bytes
 
     @property
-    def raw_at(self) -> int:
-        return self.edges_at + edge_bytes(self.cells, self.levels)
+    def statistics_at(self) -> int:
+        """Where the coder's statistics begin; they end, with padding, at verbatim_at."""
+        return self.edges_at + verbatim_token_bytes(self.cells)
+
+    @property
+    def verbatim_at(self) -> int:
+        """Where the verbatim cells begin."""
+        statistics = TABLES[self.coder].statistics_bytes(self.cells, self.levels)
+        return self.edges_at + aligned(verbatim_token_bytes(self.cells) + statistics)
 
     @property
     def head_bytes(self) -> int:
-        """Header, edges and exact cells."""
-        return self.raw_at + aligned(raw_cell_bytes(self.cells, self.exact))
+        """Header, edges and verbatim cells."""
+        return self.verbatim_at + aligned(verbatim_cell_bytes(self.cells, self.verbatim))
 
     @property
-    def exact(self) -> np.ndarray:
-        """Cells that travel as they are, rising."""
-        return np.flatnonzero(self.forms == EXACT)
+    def verbatim(self) -> np.ndarray:
+        """The numbers of the verbatim cells, rising."""
+        return np.flatnonzero(self.classes == VERBATIM)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -105,57 +105,42 @@ class StreamHeader:
         fixed = FIXED.pack(
             MAGIC, VERSION, cells.depth_bits, ORDERS.index(self.order), CODERS.index(self.coder), self.header_bytes, cells.tokens,
             cells.tile_tokens, model.layers, cells.shape[1], model.kv_heads, model.head_dim, cells.layout.block_tokens,
-            DTYPES.index(model.dtype), self.bands.count, self.edges_crc, self.raw_crc,
+            DTYPES.index(model.dtype), self.bands.count, self.edges_crc, self.verbatim_crc,
         )  # fmt: skip
-        parts = [fixed, np.array(self.distortion, dtype="<f4").tobytes(), self.forms.tobytes(), self.bands.of.tobytes()]
-        if self.lengths is not None:
-            parts.append(self.lengths.astype(_length_dtype(cells)).tobytes())
-        if self.levels is not None:
-            parts.append(self.levels.tobytes())
+        tables = TABLES[self.coder].pack_tables(cells, self.sizes, self.levels)
+        parts = (fixed, np.array(self.distortion, dtype="<f4").tobytes(), self.classes.tobytes(), self.bands.of.tobytes(), tables)
         body = b"".join(parts).ljust(self.header_bytes - 4, b"\0")
         return body + struct.pack("<I", zlib.crc32(body))
 
 
+def slot_offsets(sizes: np.ndarray) -> np.ndarray:
+    """Where each slot lies in a body that holds all of them, pass after pass: like sizes, [passes + 1, cells] int64."""
+    return (sizes.cumsum() - sizes.reshape(-1)).reshape(sizes.shape)
+
+
 def header_bytes(cells: Cells, bands: int, coder: CoderName) -> int:
-    entropy = cells.count * cells.passes * np.dtype(_length_dtype(cells)).itemsize + _strips(cells) if coder == "entropy" else 0
-    return aligned(FIXED.size + 4 * (bands + 1) + cells.count * (cells.passes + 1) + entropy + 4)
+    return aligned(FIXED.size + 4 * (bands + 1) + cells.count * (cells.passes + 1) + TABLES[coder].tables_bytes(cells) + 4)
 
 
-def _strips(cells: Cells) -> int:
-    return int(np.prod(cells.shape[:3]))
-
-
-def _length_dtype(cells: Cells) -> str:
-    return "<u2" if room_of(cells.tile_tokens, cells.dim) <= 65_535 else "<u4"
-
-
-def exact_token_bytes(cells: Cells) -> int:
+def verbatim_token_bytes(cells: Cells) -> int:
+    """Bytes of the tokens that travel verbatim, at both edges of the sequence."""
     return (cells.sink_tokens + cells.newest_tokens) * cells.layout.model.kv_bytes_per_token
 
 
-def edge_bytes(cells: Cells, levels: np.ndarray | None) -> int:
-    """levels: as in Header, so None where the coder is fixed."""
-    model = cells.layout.model
-    has_centres = cells.count and cells.shape[1] > 1
-    statistics = model.kv_bytes_per_token // 2 if has_centres else 0  # one vector the size of a token's V
-    if levels is not None:
-        statistics = statistic_bytes(cells, DTYPE_BYTES[model.dtype], levels)
-    return aligned(exact_token_bytes(cells) + statistics)
-
-
-def raw_cell_bytes(cells: Cells, exact: np.ndarray) -> int:
-    return int(cells.values[exact].sum()) * DTYPE_BYTES[cells.layout.model.dtype]
+def verbatim_cell_bytes(cells: Cells, verbatim: np.ndarray) -> int:
+    """verbatim: the numbers of the cells."""
+    return int(cells.values[verbatim].sum()) * DTYPE_BYTES[cells.layout.model.dtype]
 
 
 def read_header(data: memoryview, layout: KVLayout) -> StreamHeader:
-    """The header of a stream, from at least its first bytes. Raises ValueError, saying what is wrong, unless it is whole, undamaged, of
-    this version and for this layout (whatever the number of blocks)."""
+    """The header of a stream, from at least its first bytes.
+
+    Raises ValueError, which says what is wrong, unless the header is whole, undamaged, of this version and for this layout (whatever the
+    number of blocks).
+    """
     if len(data) < FIXED.size:
         raise ValueError(f"stream of {len(data)} bytes is cut inside its header; the fixed fields alone are {FIXED.size}")
-    fields = FIXED.unpack_from(data)
-    magic, version, depth, order, coder, size, tokens, tile, layers, kinds, heads, dim, block_tokens, dtype, bands, edges_crc, raw_crc = (
-        fields
-    )
+    magic, version, depth, order, coder, size, tokens, tile, *shape, dtype, bands, edges_crc, verbatim_crc = FIXED.unpack_from(data)
     if magic != MAGIC:
         raise ValueError(f"not a KV stream: it begins with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
@@ -164,8 +149,8 @@ def read_header(data: memoryview, layout: KVLayout) -> StreamHeader:
         raise ValueError(f"stream is cut inside its header: {len(data)} bytes of {size}")
     if zlib.crc32(data[: size - 4]) != struct.unpack_from("<I", data, size - 4)[0]:
         raise ValueError("stream header is damaged: its checksum does not match")
-    model = layout.model
-    theirs = (layers, kinds, heads, block_tokens, dim)
+    layers, kinds, heads, dim, block_tokens = shape
+    theirs, model = (layers, kinds, heads, block_tokens, dim), layout.model
     if theirs != layout.shape[1:] or dtype >= len(DTYPES) or DTYPES[dtype] != model.dtype:
         kind = DTYPES[dtype] if dtype < len(DTYPES) else "an unknown dtype"
         raise ValueError(f"stream holds blocks {theirs} of {kind}; the pool has blocks {layout.shape[1:]} of {model.dtype}")
@@ -173,9 +158,9 @@ def read_header(data: memoryview, layout: KVLayout) -> StreamHeader:
         raise ValueError(f"stream holds {tokens} tokens; the pool has room for {layout.blocks * layout.block_tokens}")
     if order >= len(ORDERS) or coder >= len(CODERS) or bands > MAX_BANDS or depth not in PASSES:
         raise ValueError(f"stream header is not valid: order {order}, coder {coder}, {bands} bands, depth of {depth} bits")
-    cells = Cells(layout, tokens, tile, depth)
-    if header_bytes(cells, bands, CODERS[coder]) != size:
-        raise ValueError(f"stream header is {size} bytes; its fields need {header_bytes(cells, bands, CODERS[coder])}")
+    cells, name = Cells(layout, tokens, tile, depth), CODERS[coder]
+    if header_bytes(cells, bands, name) != size:
+        raise ValueError(f"stream header is {size} bytes; its fields need {header_bytes(cells, bands, name)}")
     at = FIXED.size
 
     def take(dtype: str, *shape: int) -> np.ndarray:
@@ -185,15 +170,11 @@ def read_header(data: memoryview, layout: KVLayout) -> StreamHeader:
         return array
 
     distortion = tuple(take("<f4", bands + 1).tolist())
-    forms = take("u1", cells.count)
+    classes = take("u1", cells.count)
     of = take("u1", cells.passes, cells.count)
+    verbatim = classes == VERBATIM
     rising = (np.diff(of.astype(np.int16), axis=0) >= 0).all() and ((of < bands) | (of == NEVER)).all()
-    if not rising or not ((forms < CLASSES) | (forms == EXACT)).all() or (of[:, forms == EXACT] != NEVER).any():
-        raise ValueError("stream header is not valid: a cell comes twice, is of an unknown form, or its passes are out of order")
-    lengths = take(_length_dtype(cells), cells.passes, cells.count).astype(np.int64) if CODERS[coder] == "entropy" else None
-    if lengths is not None and (lengths[:, forms == EXACT].any() or (lengths > room_of(tile, cells.dim)).any()):
-        raise ValueError("stream header is not valid: a pass is longer than a cell's could be")
-    levels = take("u1", _strips(cells)) if CODERS[coder] == "entropy" else None
-    if levels is not None and levels.size and levels.max() > most_levels(cells):
-        raise ValueError(f"stream header is not valid: {levels.max()} levels of differences; these tiles have {most_levels(cells)} at most")
-    return StreamHeader(cells, ORDERS[order], Bands(of, bands), distortion, forms, edges_crc, raw_crc, CODERS[coder], lengths, levels)
+    if not rising or not ((classes < CLASSES) | verbatim).all() or (of[:, verbatim] != NEVER).any():
+        raise ValueError("stream header is not valid: a cell is listed twice, its class is unknown, or its passes are out of order")
+    sizes, levels = TABLES[name].read_tables(data[at:size], cells, verbatim)
+    return StreamHeader(cells, ORDERS[order], Bands(of, bands), distortion, classes, edges_crc, verbatim_crc, name, sizes, levels)

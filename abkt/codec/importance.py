@@ -1,14 +1,15 @@
-"""What decoding will look at, predicted from the last window of queries of a prompt.
+"""How much each cell of KV will matter to decoding, predicted from the last window of queries of a prompt.
 
-An error of V in token t moves the attention output o of a query by a_t times that error, and one of K by a_t (v_t - o) times what it does
-to the logit; so to first order the squared error of the output is a sum over tokens of
+An error in V of token t moves the attention output o of a query by a_t times that error, where a_t is the token's attention weight. An
+error in K of token t moves o by a_t (v_t - o) times the change of the logit. So to first order the squared error of the output is a sum
+over tokens
 
     V   E[a_t^2] |dv_t|^2                  K   E[a_t^2 |v_t - o|^2] E[q_c^2] scale^2 dk_tc^2     (summed over the channels c)
 
-with means over the window, and sums over the query heads that share a KV head (DESIGN: squares, not means of a). The window stands for the
-tokens that will be decoded: they ask what the end of the prompt asks. SnapKV (arXiv 2404.14469) observes that it does; the squares and
-the term of K are ours. A cell's weight is the mean over its tokens, K's channels weighted by their spread, since a channel's error goes
-with it.
+with means E over the window, and sums over the query heads that share a KV head. Squares of a are needed, not squares of its mean. The
+window stands for the tokens that will be decoded, which attend to what the end of the prompt attends to: SnapKV (arXiv 2404.14469)
+observes this. The squares and the term of K are ours. A cell's weight is the mean over its tokens. Channels of K are weighted by their
+spread, because a channel's coding error is proportional to it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from abkt.codec.calibration import Calibration
 from abkt.codec.cells import Cells
 from abkt.kv.pool import Pool
 
-FLOOR = 1e-6  # of the mean weight: nothing is worth nothing
+FLOOR = 1e-6  # of the mean weight: the least weight of a cell, so that every cell is sent in the end
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Of one layer: what a unit of squared error in K or V of a token adds to the relative squared error of the layer's attention output.
+    """Weights of one layer.
 
-    tokens: [kinds, kv_heads, tokens] float32. deviation: [kinds] squared deviation of K and V from their channel means.
+    tokens: [kinds, kv_heads, tokens] float32, what a unit of squared error in K or V of a token adds to the relative squared error of the
+    layer's attention output. deviation: [kinds], squared deviation of K and V from their channel means.
     """
 
     tokens: torch.Tensor
@@ -38,7 +40,8 @@ class Weights:
 
 
 def weights_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Weights:
-    """query: [heads, window, head_dim], of the last tokens; key, value: [kv_heads, tokens, head_dim]; scale: of the logits.
+    """The weights of one layer. query: [heads, window, head_dim], of the last tokens; key, value: [kv_heads, tokens, head_dim]; scale: the
+    factor of the logits.
 
     Raises ValueError unless heads are a multiple of kv_heads and the window is no longer than the tokens.
     """
@@ -63,24 +66,39 @@ def weights_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scal
 
 @dataclass(slots=True)
 class Importance:
-    """Keeps the last queries of a prompt while it is prefilled; what they looked at is computed only if it is asked for.
+    """Keeps the last queries of a prompt while it is prefilled. The weights that follow from them are computed only when asked for.
 
-    window: queries looked at. queries: by layer, [heads, window, head_dim], and the scale of the logits.
+    Parameters
+    ----------
+    window : how many of the last queries are kept.
+    queries : by layer, the queries [heads, window, head_dim], and the scale of the logits.
     """
 
     window: int = 32
     queries: dict[int, tuple[torch.Tensor, float]] = field(default_factory=dict)
 
     def observe(self, layer: int, query: torch.Tensor, scale: float) -> None:
-        """query: [heads, tokens, head_dim] of a whole prompt, or of a later chunk of one: the last call stands."""
+        """Keep the last queries of a layer. query: [heads, tokens, head_dim] of a whole prompt, or of one chunk of it; the last call
+        counts."""
         self.queries[layer] = query[:, -self.window :], scale
 
     def weights(self, pool: Pool, table: Sequence[int], cells: Cells, calibration: Calibration | None = None) -> torch.Tensor:
-        """What `Codec.encode` takes: cells.shape, float32, mean 1. calibration: how far to trust what was seen, and what each head is worth
-        beside; without one it is trusted fully, and heads are worth the same.
+        """The weights that `Codec.encode` takes.
 
-        Relative to the deviation of each (layer, kind), as the codec measures distortion. Raises ValueError if a layer was not observed,
-        or if the calibration is of another model.
+        Parameters
+        ----------
+        pool, table : where the KV of the prompt lies.
+        cells : how the prompt is divided (`Codec.cells`).
+        calibration : how far importance is trusted, and how sensitive the model is to each head. Without it importance is trusted fully,
+            and all heads count the same.
+
+        Returns
+        -------
+        cells.shape, float32, of mean 1; relative to the deviation of each (layer, kind), as the codec measures distortion.
+
+        Raises
+        ------
+        ValueError : if a layer was not observed, for the latents of MLA, or if the calibration is of another model.
         """
         layers, kinds, heads, tiles = cells.shape
         missing = [layer for layer in range(layers) if layer not in self.queries]

@@ -1,8 +1,9 @@
-"""The order of passes on the wire: distortion removed per byte, in at most 64 bands, and the curve that this gives.
+"""The order of passes on the wire, by distortion removed per byte, in at most 64 bands; and the curve of the stream that follows.
 
-A cell's useful cuts are the convex hull of its points (bytes, distortion left); a pass's slope is that of its hull segment, so slopes
-fall from pass to pass, and sorting all passes by slope keeps each cell's own in order. Passes that remove nothing (slope 0 or less) are
-never sent. Source: EBCOT's post-compression rate-distortion optimisation (Taubman 2000) and JPEG 2000's quality layers.
+A cell has a point (bytes, distortion left) after each of its passes, and the slope of a pass is that of its segment of their convex hull.
+So the slopes of a cell fall from pass to pass, and sorting all passes by slope keeps those of each cell in order. Passes that remove
+nothing (slope 0 or less) are never sent. Source: EBCOT's post-compression rate-distortion optimisation (Taubman 2000) and JPEG 2000's
+quality layers.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ class Bands:
 
 
 def weighted_distortion(errors: np.ndarray, deviation: np.ndarray, weights: np.ndarray | None, cells: Cells) -> np.ndarray:
-    """Each cell's share of the stream's distortion after each pass, [passes + 1, cells]; its sum over cells is D.
+    """Each cell's share of the stream's distortion D after each pass, [passes + 1, cells]; the sum over the cells is D.
 
-    errors: [passes + 1, cells] squared errors. deviation: [layers, kinds, heads], as in Coded. weights: one a cell, cells.shape, at
-    least 0, of any scale; None is flat. Every (layer, kind) counts the same: its squared error over its squared deviation from channel
-    means, so D = 1 where all is its channel mean and 0 where all is exact. A group that does not vary over the tokens is measured
-    against its own error at 0 bits instead. Raises ValueError for weights of another shape, below 0 or not finite.
+    errors: [passes + 1, cells], squared errors. deviation: [layers, kinds, heads], as in CodedCells. weights: one per cell, cells.shape,
+    at least 0, of any scale; None counts all cells the same. Every (layer, kind) counts the same: its squared error over its squared
+    deviation from channel means. So D = 1 if every value is replaced by its channel mean, and D = 0 without error. A (layer, kind) that
+    does not vary over the tokens is measured against its own error at 0 bits instead. Raises ValueError for weights of another shape,
+    below 0 or not finite.
     """
     layers, kinds, heads, tiles = cells.shape
     mean_alone = errors[0].reshape(cells.shape).sum((2, 3))
@@ -44,7 +46,7 @@ def weighted_distortion(errors: np.ndarray, deviation: np.ndarray, weights: np.n
     factor = np.repeat(share.reshape(-1), heads * tiles)
     if weights is not None:
         if weights.shape != cells.shape:
-            raise ValueError(f"weights {weights.shape} do not fit; one a cell is needed: [layers, kinds, heads, tiles] = {cells.shape}")
+            raise ValueError(f"weights {weights.shape} do not fit; one per cell is needed: [layers, kinds, heads, tiles] = {cells.shape}")
         flat = weights.astype(np.float64).reshape(-1)
         if flat.size and not (np.isfinite(flat).all() and flat.min() >= 0 and flat.max() > 0):
             raise ValueError("weights must be finite and at least 0, and not all 0")
@@ -55,8 +57,8 @@ def weighted_distortion(errors: np.ndarray, deviation: np.ndarray, weights: np.n
 def hull_slopes(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
     """Distortion removed per byte on the convex hull of each cell, [passes, cells], falling from pass to pass.
 
-    sizes: [passes + 1, cells] bytes of each pass; left: distortion after it. By the min-max formula of isotonic regression: the slope
-    of pass p is the least over starts before p of the steepest descent from there to an end at or after p.
+    sizes: [passes + 1, cells] bytes of each pass; left: distortion after it. Computed by the min-max formula of isotonic regression: the
+    slope of pass p is the minimum, over all starts before p, of the steepest descent from the start to an end at or after p.
     """
     spent = sizes.cumsum(0)
     passes = len(sizes) - 1
@@ -71,13 +73,15 @@ def hull_slopes(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
 
 
 def slope_bands(sizes: np.ndarray, left: np.ndarray) -> Bands:
-    """Passes by falling slope, in at most MAX_BANDS bands of about equal bytes. Slopes within 0.4 % of each other count as equal: they are
-    counted into bins of a float32's exponent and 8 bits of mantissa, not sorted, in time linear in the passes."""
+    """Passes by falling slope, in at most MAX_BANDS bands of about equal bytes. Slopes are not sorted but counted into bins of a float32's
+    exponent and 8 bits of mantissa, which takes linear time; slopes within 0.4 % of each other may count as equal."""
     slopes = hull_slopes(sizes, left).astype(np.float32)
     useful = slopes > 0
     if not useful.any():
         return Bands(np.full(slopes.shape, NEVER, dtype=np.uint8), 0)
-    key = np.where(useful, slopes.view(np.int32) >> 15, 0)  # rises with the slope; key 0 holds what is not sent, and slopes below 2**-126
+    key = np.where(
+        useful, slopes.view(np.int32) >> 15, 0
+    )  # rises with the slope; key 0 holds passes that are not sent, and slopes below 2**-126
     in_bin = np.bincount(key.reshape(-1), weights=(sizes[1:] * useful).reshape(-1), minlength=KEYS).astype(np.int64)[::-1]
     ends = in_bin.cumsum()
     placed = -(-ends * MAX_BANDS // max(1, ends[-1])) - 1
@@ -86,25 +90,26 @@ def slope_bands(sizes: np.ndarray, left: np.ndarray) -> Bands:
     return Bands(np.where(useful, number[key], NEVER).astype(np.uint8), int(begins_band.sum()))
 
 
-def uniform_bands(sizes: np.ndarray, exact: np.ndarray) -> Bands:
-    """The first pass of all cells, then the second of all, and so on: what a codec of one precision for everything sends."""
+def uniform_bands(sizes: np.ndarray, verbatim: np.ndarray) -> Bands:
+    """The first pass of all cells, then the second of all, and so on, as a codec with one precision for everything sends them. verbatim:
+    [cells] bool."""
     passes = len(sizes) - 1
     band = np.repeat(np.arange(passes, dtype=np.uint8)[:, None], sizes.shape[1], axis=1)
-    band[:, exact] = NEVER
-    return Bands(band, 0 if exact.all() else passes)
+    band[:, verbatim] = NEVER
+    return Bands(band, 0 if verbatim.all() else passes)
 
 
 def distortions(bands: Bands, left: np.ndarray) -> tuple[float, ...]:
-    """The stream's distortion at each cut: where only the metadata arrived, and after each band."""
+    """The stream's distortion at each cut: after the metadata, and after each band."""
     sent = bands.of != NEVER
     removed = np.bincount(bands.of[sent], weights=(left[:-1] - left[1:])[sent], minlength=bands.count).cumsum()
     return (float(left[0].sum()), *(left[0].sum() - removed).tolist())
 
 
-def curve_of(bands: Bands, cells: Cells, exact: np.ndarray, ends: tuple[int, ...], distortion: tuple[float, ...]) -> Curve:
-    """What each cut costs and leaves. ends: its wire bytes. bits: per value of the cells that are coded at all."""
+def curve_of(bands: Bands, cells: Cells, verbatim: np.ndarray, ends: tuple[int, ...], distortion: tuple[float, ...]) -> Curve:
+    """Bytes, distortion and bits of each cut. ends: wire bytes up to each cut. The bits are per value of the cells that are coded."""
     sent = bands.of != NEVER
-    coded_values = max(1, int(cells.values[~exact].sum()))
+    coded_values = max(1, int(cells.values[~verbatim].sum()))
     widths = np.array(WIDTHS[: cells.passes])[:, None] * cells.values
     bits = np.bincount(bands.of[sent], weights=widths[sent], minlength=bands.count).cumsum() / coded_values
     return Curve(tuple(float(end) for end in ends), distortion, (0.0, *bits.tolist()))

@@ -1,8 +1,8 @@
-"""order.py on the GPU: the slope of every pass, bands of about equal bytes, and the curve, without a wait.
+"""order.py on the GPU: the slope of every pass, bands of about equal bytes, and the curve. Nothing waits for the GPU.
 
 Slopes are counted into bins of a float32's exponent and 8 bits of mantissa, steepest first; a running sum over the bins says where each
-band begins. Arithmetic is float64 in order.py's own sequence, so both give the same bands where sums of errors are the same. The host
-reads the curve, at most 65 points, and one byte a pass.
+band begins. Arithmetic is float64, in the same sequence as in order.py, so both give the same bands if the errors are the same. The host
+reads the curve, at most 65 points, and one byte per pass.
 """
 
 from __future__ import annotations
@@ -13,25 +13,27 @@ import triton
 import triton.language as tl
 
 from abkt.codec.cells import Cells
+from abkt.codec.coder import VERBATIM
 from abkt.codec.fixed.enqueue import Report
 from abkt.codec.order import KEYS, MAX_BANDS, NEVER
 
-CELLS = 128  # a program
+CELLS = 128  # of one program
 
 _KEYS = tl.constexpr(KEYS)
 _BANDS = tl.constexpr(MAX_BANDS)
 _NEVER = tl.constexpr(NEVER)
+_VERBATIM = tl.constexpr(VERBATIM)
 
 
 @triton.jit
 def count_slopes(
-    errors, sizes, shares, weights, forms, keys, bytes_of_bin, cells, cells_of_share, PASSES: tl.constexpr, CELLS: tl.constexpr
+    errors, sizes, shares, weights, classes, keys, bytes_of_bin, cells, cells_of_share, PASSES: tl.constexpr, CELLS: tl.constexpr
 ):
-    """Bin of every pass of CELLS cells, or KEYS where it removes nothing, and its bytes into that bin. shares: float64, what a unit of
-    squared error of each (layer, kind) is of the distortion; weights: float64, one a cell."""
+    """Finds the bin of every pass of CELLS cells, or KEYS where the pass removes nothing, and adds the bytes of the pass to its bin.
+    shares: float64, how much a unit of squared error of each (layer, kind) adds to the distortion; weights: float64, one per cell."""
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     held = cell < cells
-    coded = tl.load(forms + cell, mask=held, other=255) != 255
+    coded = tl.load(classes + cell, mask=held, other=_VERBATIM) != _VERBATIM
     factor = tl.load(shares + cell // cells_of_share, mask=held, other=0.0) * tl.load(weights + cell, mask=held, other=0.0)
     for p in tl.static_range(1, PASSES + 1):
         slope = tl.full((CELLS,), float("inf"), dtype=tl.float64)
@@ -55,7 +57,7 @@ def count_slopes(
 
 @triton.jit
 def begin_bands(bytes_of_bin, ends, begins, SIZE: tl.constexpr):
-    """1 where a band begins at a bin, else 0. ends: running sums of bytes_of_bin."""
+    """Stores 1 where a band begins at a bin, else 0. ends: running sums of bytes_of_bin."""
     key = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     size, end = tl.load(bytes_of_bin + key), tl.load(ends + key)
     total = tl.maximum(tl.load(ends + _KEYS - 1), 1)
@@ -69,7 +71,7 @@ def fill_bands(
     keys, numbers, errors, sizes, shares, weights, bands, bytes_of_band, removed, cells, cells_of_share,
     PASSES: tl.constexpr, CELLS: tl.constexpr,
 ):  # fmt: skip
-    """Band of every pass, and what each band takes and removes. numbers: running sums of `begins`."""
+    """Stores the band of every pass, and adds up the bytes and the removed distortion of each band. numbers: running sums of `begins`."""
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     held = cell < cells
     factor = tl.load(shares + cell // cells_of_share, mask=held, other=0.0) * tl.load(weights + cell, mask=held, other=0.0)
@@ -86,9 +88,10 @@ def fill_bands(
 
 
 class Ordering:
-    """The order of one Encoding's passes, as often as wanted. weights: float64 [cells], of mean 1 over values, 1 where they are flat.
+    """Orders the passes of one Encoding; its buffers may be used again and again. weights: float64 [cells], of mean 1 over the values.
 
-    bands: [passes, cells] uint8, as order.Bands.of. bytes_of_band [64] int64 and removed [64] float64: what each band takes and removes.
+    bands: [passes, cells] uint8, as order.Bands.of. bytes_of_band: [64] int64. removed: [64] float64, the distortion that each band
+    removes.
     """
 
     def __init__(self, cells: Cells, device: torch.device) -> None:
@@ -104,7 +107,7 @@ class Ordering:
         self._bins, self._begins = zeros(KEYS, dtype=torch.int64), zeros(KEYS, dtype=torch.int32)
 
     def enqueue(self, report: Report) -> None:
-        """Order what `report` measured; both lie on the device."""
+        """Order the passes that `report` describes; it lies on the device."""
         layers, kinds, heads, tiles = self.cells.shape
         count, passes = self.cells.count, self.cells.passes
         for part in (self._bins, self.bytes_of_band, self.removed):
@@ -114,7 +117,7 @@ class Ordering:
         shares = 1 / (torch.where(scale > 0, scale, 1.0) * layers * kinds)
         grid, options = (triton.cdiv(count, CELLS),), {"PASSES": passes, "CELLS": CELLS}
         given = (self._sizes, shares, self.weights)
-        count_slopes[grid](report.errors, *given, report.forms, self._keys, self._bins, count, heads * tiles, **options)
+        count_slopes[grid](report.errors, *given, report.classes, self._keys, self._bins, count, heads * tiles, **options)
         begin_bands[(KEYS // 1024,)](self._bins, self._bins.cumsum(0), self._begins, SIZE=1024)
         numbers = self._begins.cumsum(0)
         found = (self.bands, self.bytes_of_band, self.removed)

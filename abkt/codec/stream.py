@@ -1,8 +1,9 @@
-"""A stream: coded cells in an order, any prefix of which ends at a cut; and the same cells in another order, with nothing coded again.
+"""A stream: coded cells in an order, of which any prefix may be kept that ends at a cut. The same cells may be put in another order without
+being coded again.
 
-The order is decided by weights, and they may come late, or change: a layer that leaves while prefill still runs has flat ones, and at the
-end of prefill its last queries say what matters. Slots, and the checksum of each, stay; the header and the tables of checksums are made
-anew. What lies where on the wire is header.py's.
+Weights decide the order, and they may come late or change: a layer that is sent while prefill still runs has flat weights, and at the end
+of prefill the last queries of the prompt say which cells matter. A new order keeps all slots and their checksums; only the header and the
+tables of checksums are made anew. header.py describes the wire.
 """
 
 from __future__ import annotations
@@ -15,33 +16,39 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import Cells
-from abkt.codec.fixed.backend import EXACT, Backend, CodedCells
-from abkt.codec.header import ORDERS, CoderName, StreamHeader
+from abkt.codec.coder import VERBATIM, CodedSequence
+from abkt.codec.fixed.backend import Backend
+from abkt.codec.header import ORDERS, StreamHeader, slot_offsets
 from abkt.codec.order import Bands, curve_of, distortions, slope_bands, uniform_bands, weighted_distortion
-from abkt.policy.view import Curve, Order
+from abkt.policy.view import CoderName, Curve, Order
 
 
 @dataclass(frozen=True, slots=True)
 class StreamParts:
-    """What every order of a stream shares. lengths, levels: as in Header. edges, raw: what follows the header. sums: [passes + 1, cells]
-    uint32, the CRC-32 of each slot, 0 where a cell is exact."""
+    """What every order of a stream shares. edges, verbatim: what follows the header (edges.py). sums: [passes + 1, cells] uint32, the
+    CRC-32 of each slot, 0 where a cell is verbatim."""
 
     cells: Cells
     coder: CoderName
-    coded: CodedCells
-    lengths: np.ndarray | None
-    levels: np.ndarray | None
+    coded: CodedSequence
     edges: bytes
-    raw: bytes
+    verbatim: bytes
     sums: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One encoded sequence. slope, uniform: what each cut costs and leaves in either order. ends: the byte where cut i ends.
+    """One encoded sequence, as bytes that are sent in order and may be cut at any of `ends`.
 
-    head: header, edges and exact cells. sums: the tables of checksums of all sections, one after the other. body: uint8, every slot of
-    every pass, in storage order (cells.py). parts: what it shares with its other orders.
+    Parameters
+    ----------
+    header : what the stream says about itself.
+    slope, uniform : bytes and distortion of each cut, in either order of the passes.
+    ends : the byte where each cut ends, rising; cut 0 holds the metadata alone.
+    head : header, edges and verbatim cells.
+    sums : the tables of checksums of all sections, one after the other.
+    body : uint8, all slots in storage order (cells.py).
+    parts : what the stream shares with its other orders.
     """
 
     header: StreamHeader
@@ -53,7 +60,8 @@ class Stream:
     body: memoryview
     parts: StreamParts = field(repr=False)
     _pieces: tuple[list[int], list[int], list[bool]] = field(init=False, repr=False)
-    """Of each contiguous piece behind the head: where it starts on the wire, where in its memory, and whether that is `sums`."""
+    """Of each contiguous piece behind the head: where it starts on the wire, where it starts in memory, and whether that memory is `sums`
+    (else it is `body`)."""
 
     def __post_init__(self) -> None:
         at, header = self.header.sections, self.header
@@ -86,11 +94,11 @@ class Stream:
         return self.header.cells.depth_bits
 
     @property
-    def exact_cells(self) -> int:
-        return len(self.header.exact)
+    def verbatim_cells(self) -> int:
+        return len(self.header.verbatim)
 
     def buffers(self, start: int, stop: int) -> list[memoryview]:
-        """Bytes [start, stop) of the wire, as pieces of memory in their order; nothing is copied. Raises ValueError outside the stream."""
+        """Bytes [start, stop) of the wire, as pieces of memory in wire order; nothing is copied. Raises ValueError outside the stream."""
         if not 0 <= start <= stop <= self.ends[-1]:
             raise ValueError(f"bytes {start} to {stop} are not all in a stream of {self.ends[-1]}")
         pieces = [self.head[start : min(stop, len(self.head))]] if start < min(stop, len(self.head)) else []
@@ -109,43 +117,36 @@ class Stream:
         return assemble(self.parts, order, weights)
 
     def prefix(self, cut: int) -> bytes:
-        """The wire bytes of a cut, copied into one piece."""
+        """The wire bytes up to the end of a cut, copied into one piece."""
         return b"".join(self.buffers(0, self.ends[cut]))
 
 
-def slot_sums(cells: Cells, lengths: np.ndarray | None, coded: CodedCells, backend: Backend) -> np.ndarray:
-    """The CRC-32 of each slot, as in Parts."""
-    sizes = slot_sizes(cells, lengths)
-    offsets = cells.offsets if lengths is None else (sizes.cumsum() - sizes.reshape(-1)).reshape(sizes.shape)
-    there = (sizes > 0) & (coded.forms != EXACT)
-    sums = np.zeros(sizes.shape, dtype=np.uint32)
-    sums[there] = backend.checksums(coded.body.numpy(), offsets[there], sizes[there])
+def slot_sums(coded: CodedSequence, backend: Backend) -> np.ndarray:
+    """The CRC-32 of each slot, as in StreamParts."""
+    there = (coded.sizes > 0) & (coded.cells.classes != VERBATIM)
+    sums = np.zeros(coded.sizes.shape, dtype=np.uint32)
+    sums[there] = backend.checksums(coded.cells.body.numpy(), slot_offsets(coded.sizes)[there], coded.sizes[there])
     return sums
 
 
-def slot_sizes(cells: Cells, lengths: np.ndarray | None) -> np.ndarray:
-    """Bytes of each slot, [passes + 1, cells]; the entropy form has no slot of metadata."""
-    return cells.sizes if lengths is None else np.concatenate((np.zeros_like(lengths[:1]), lengths))
-
-
 def assemble(parts: StreamParts, order: Order, weights: torch.Tensor | None) -> Stream:
-    """A stream in `order`, its slopes weighted (order.py). Raises ValueError for weights that do not fit the cells."""
-    cells, coded = parts.cells, parts.coded
+    """A stream in `order`. weights: of the slopes (order.py). Raises ValueError for weights that do not fit the cells."""
+    cells, sizes, coded = parts.cells, parts.coded.sizes, parts.coded.cells
     left = weighted_distortion(coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells)
-    exact = coded.forms == EXACT
-    sizes = slot_sizes(cells, parts.lengths)
-    bands: dict[Order, Bands] = {"slope": slope_bands(sizes, left), "uniform": uniform_bands(sizes, exact)}
+    verbatim = coded.classes == VERBATIM
+    bands: dict[Order, Bands] = {"slope": slope_bands(sizes, left), "uniform": uniform_bands(sizes, verbatim)}
+    crcs = zlib.crc32(parts.edges), zlib.crc32(parts.verbatim)
     headers: dict[Order, StreamHeader] = {}
     curves: dict[Order, Curve] = {}
     for kind in ORDERS:
         distortion = distortions(bands[kind], left)
-        crcs = zlib.crc32(parts.edges), zlib.crc32(parts.raw)
-        headers[kind] = StreamHeader(cells, kind, bands[kind], distortion, coded.forms, *crcs, parts.coder, parts.lengths, parts.levels)
-        curves[kind] = curve_of(bands[kind], cells, exact, headers[kind].ends, distortion)
+        headers[kind] = StreamHeader(cells, kind, bands[kind], distortion, coded.classes, *crcs, parts.coder, sizes, parts.coded.levels)
+        curves[kind] = curve_of(bands[kind], cells, verbatim, headers[kind].ends, distortion)
     header = headers[order]
-    head = memoryview(header.pack() + parts.edges + parts.raw)
-    body = coded.body.numpy().data
-    return Stream(header, curves["slope"], curves["uniform"], header.ends, head, _tables(header, parts.sums), body, parts)
+    head = memoryview(header.pack() + parts.edges + parts.verbatim)
+    return Stream(
+        header, curves["slope"], curves["uniform"], header.ends, head, _tables(header, parts.sums), coded.body.numpy().data, parts
+    )
 
 
 def _tables(header: StreamHeader, sums: np.ndarray) -> memoryview:

@@ -1,45 +1,46 @@
-"""Raw KV of a pool, whole blocks: gathered into a staging buffer, scattered from one, or copied from pool to pool; one launch each.
+"""Copies of raw KV, in whole blocks: gathered from a pool into a staging buffer, scattered from one into a pool, or copied from pool to
+pool. Each is one launch.
 
-Memory is words here, whatever the dtype, so every bit pattern survives. Any pool is [block, piece, bytes] with strides of its own, a piece
-for each layer and kind in the order of a block, so a layer-major pool feeds a block-contiguous one, and the other way round; where both
-sides hold a block in one, it is one piece. On a GPU the kernel of copy_kernels.py moves them; `move` is the same in torch, for pools on a
-CPU and as what the kernel is compared to. A GroupedPool is copied part by part. Source: FlowKV (arXiv 2504.03775), section 3.
+Memory is moved as words, whatever the dtype, so every bit pattern survives. Every pool is seen as [blocks, pieces, bytes] with strides of
+its own; a piece is one (layer, kind) of a block. So a layer-major pool can be copied to a block-contiguous one and back, and if both sides
+hold a block in one piece of memory, it is copied as one. On a GPU the kernel of copy_kernels.py moves the words. `move` does the same in
+torch, for pools on a CPU and as the reference for the kernel. Source: FlowKV (arXiv 2504.03775), section 3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import gcd
 
 import torch
 
 from abkt.kv.layer_major import LayerMajorPool
 from abkt.kv.pool import Pool, check_table
 from abkt.kv.runs import BlockRun, aligned_runs
+from abkt.kv.words import WORDS, joined, word_bytes
 
-WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
-LONG_RUN = 8  # blocks; from this mean length a call a run is as fast as one indexed copy, and needs no second buffer
+LONG_RUN = 8  # blocks; from this mean length on, one call per run is as fast as one indexed copy, and needs no second buffer
 
 
 def gather(pool: Pool | LayerMajorPool, table: Sequence[int], out: torch.Tensor) -> None:
-    """Blocks of a table, in its order, each [layer, kind, kv_head, token, head_dim], into `out`: contiguous, uint8 or of the pool's dtype,
-    on the pool's device, as many bytes as the blocks.
+    """Copy the blocks of a table, in its order, each [layer, kind, kv_head, token, head_dim], into a staging buffer.
 
-    Raises ValueError, and writes nothing, if `out` is not so, and for a table with a foreign block or one named twice.
+    out: contiguous, uint8 or of the pool's dtype, on the pool's device, of as many bytes as the blocks. Raises ValueError, and writes
+    nothing, for another `out`, and for a table with a block that the pool does not have, or one that is named twice.
     """
     enqueue_gather(pool, table_on(by_piece(pool).device, check_table(pool.layout, table, 0)), out)
 
 
 def scatter(staged: torch.Tensor, pool: Pool | LayerMajorPool, table: Sequence[int]) -> None:
-    """The inverse of gather: `staged`, as `out` there, into the blocks of a table. Raises ValueError as gather does."""
+    """The inverse of gather: copy `staged`, a buffer as `out` there, into the blocks of a table. Raises ValueError as gather does."""
     enqueue_scatter(staged, pool, table_on(by_piece(pool).device, check_table(pool.layout, table, 0)))
 
 
 def copy_runs(source: Pool | LayerMajorPool, destination: Pool | LayerMajorPool, runs: Sequence[BlockRun]) -> None:
-    """All runs from one pool straight into another of the same layout, which may be on another GPU or another process's, mapped here.
+    """Copy all runs from one pool directly into another of the same layout. It may be on another GPU, or be memory of another process that
+    is mapped here.
 
-    Raises ValueError, and writes nothing, if the pools do not fit each other, if a run is empty or has a block that its pool has not, and
-    if a block is named twice on a side, or on both sides of one pool.
+    Raises ValueError, and writes nothing, if the pools do not fit each other, if a run is empty or has a block that its pool does not have,
+    and if a block is named twice on one side, or on both sides within one pool.
     """
     empty = next((run for run in runs if run.blocks < 1), None)
     if empty is not None:
@@ -48,13 +49,13 @@ def copy_runs(source: Pool | LayerMajorPool, destination: Pool | LayerMajorPool,
     received = check_table(destination.layout, [run.destination + i for run in runs for i in range(run.blocks)], 0)
     memory, both = (by_piece(source), by_piece(destination)), set(sent) & set(received)
     if both and memory[0].data_ptr() == memory[1].data_ptr():
-        raise ValueError(f"block {min(both)} is read and written in one copy within a pool; its runs have no order")
+        raise ValueError(f"block {min(both)} is both read and written by one copy within a pool; runs are copied in no particular order")
     enqueue_copy(source, destination, *(table_on(memory[0].device, table) for table in (sent, received)))
 
 
 def enqueue_gather(pool: Pool | LayerMajorPool, blocks: torch.Tensor, out: torch.Tensor) -> None:
-    """gather by a table that is on the pool's device, int64 [blocks]: one launch that a CUDA graph can hold. Nothing waits, so what a table
-    on a GPU names is the caller's to check; on a CPU it is checked here."""
+    """gather, with a table on the pool's device, int64 [blocks]: one launch that a CUDA graph can hold. Nothing waits for a GPU, so the
+    caller must check the block numbers in a table on a GPU; on a CPU they are checked here."""
     memory = by_piece(pool)
     _check_blocks(blocks, pool, pool.data.device)
     staged = _staged(out, pool, len(blocks))
@@ -63,7 +64,7 @@ def enqueue_gather(pool: Pool | LayerMajorPool, blocks: torch.Tensor, out: torch
 
 
 def enqueue_scatter(staged: torch.Tensor, pool: Pool | LayerMajorPool, blocks: torch.Tensor) -> None:
-    """scatter by a table on the pool's device, as in enqueue_gather."""
+    """scatter, with a table on the pool's device, as in enqueue_gather."""
     memory = by_piece(pool)
     _check_blocks(blocks, pool, pool.data.device)
     given = _staged(staged, pool, len(blocks))
@@ -74,9 +75,10 @@ def enqueue_scatter(staged: torch.Tensor, pool: Pool | LayerMajorPool, blocks: t
 def enqueue_copy(
     source: Pool | LayerMajorPool, destination: Pool | LayerMajorPool, source_blocks: torch.Tensor, destination_blocks: torch.Tensor
 ) -> None:
-    """copy_runs by tables of one length on the source's device, as in enqueue_gather: block source_blocks[i] to destination_blocks[i].
+    """copy_runs, with two tables of equal length on the source's device, as in enqueue_gather: block source_blocks[i] to
+    destination_blocks[i].
 
-    Between two GPUs it is enqueued on the source's, in the order of both current streams, as Tensor.copy_ is.
+    Between two GPUs it is enqueued on the source's GPU, in the order of both current CUDA streams, as Tensor.copy_ is.
     """
     for blocks, pool in ((source_blocks, source), (destination_blocks, destination)):
         _check_blocks(blocks, pool, source.data.device)
@@ -84,7 +86,7 @@ def enqueue_copy(
     if sides[0] != sides[1] or len(source_blocks) != len(destination_blocks):
         raise ValueError(
             f"{len(source_blocks)} blocks of {_named(source)} cannot go to {len(destination_blocks)} of {_named(destination)}; "
-            "blocks of one shape and dtype, as many of them, and two CPU or two GPU pools are needed"
+            "both sides need as many blocks, of one shape and dtype, and two CPU or two GPU pools"
         )
     memory = by_piece(source), by_piece(destination)
     if len(source_blocks):
@@ -92,7 +94,8 @@ def enqueue_copy(
 
 
 def by_piece(pool: Pool | LayerMajorPool) -> torch.Tensor:
-    """The memory of a pool, uint8 [blocks, layers * kinds, bytes]: a view. Raises ValueError if it is not what the layout says."""
+    """The memory of a pool as a view, uint8 [blocks, layers * kinds, bytes]. Raises ValueError if its shape or dtype differs from the
+    layout's."""
     blocks, layers, kinds, *rest = pool.layout.shape
     flat = isinstance(pool, Pool)
     shape = (blocks, layers, kinds, *rest) if flat else (layers, kinds, blocks, *rest)
@@ -104,7 +107,7 @@ def by_piece(pool: Pool | LayerMajorPool) -> torch.Tensor:
 
 
 def table_on(device: torch.device, table: Sequence[int]) -> torch.Tensor:
-    """A table as int64 on a device, without a wait: it goes from pinned memory, on the device's current stream."""
+    """A table as int64 on a device. Nothing waits: it is copied from pinned memory, on the device's current CUDA stream."""
     return torch.tensor(table, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
@@ -112,7 +115,7 @@ Mover = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor 
 
 
 def mover_on(device: torch.device) -> Mover:
-    """`move` on a CPU; on a GPU the launch of the kernel that does the same."""
+    """`move` for a CPU; for a GPU the launch of the kernel that does the same."""
     if device.type == "cpu":
         return move
     from abkt.kv.copy_kernels import launch
@@ -123,7 +126,8 @@ def mover_on(device: torch.device) -> Mover:
 def move(
     source: torch.Tensor, destination: torch.Tensor, source_blocks: torch.Tensor | None, destination_blocks: torch.Tensor | None
 ) -> None:
-    """destination[destination_blocks] = source[source_blocks], views as of by_piece on a CPU, tables int64; None for one that counts up."""
+    """destination[destination_blocks] = source[source_blocks], for views as of by_piece on a CPU. Tables are int64; None stands for 0, 1,
+    2, ..."""
     source, destination = joined(source, destination)
     word = WORDS[word_bytes(8, source, destination)]
     source, destination = source.view(word), destination.view(word)
@@ -140,17 +144,6 @@ def move(
         destination.index_copy_(0, destination_blocks, source)
     else:
         destination.copy_(source)
-
-
-def joined(*views: torch.Tensor) -> list[torch.Tensor]:
-    """Views [blocks, pieces, bytes], as [blocks, 1, pieces * bytes] if in all of them the pieces of a block are adjacent."""
-    adjacent = all(view.stride(1) == view.shape[2] for view in views)
-    return [view.flatten(1)[:, None] if adjacent else view for view in views]
-
-
-def word_bytes(widest: int, *views: torch.Tensor) -> int:
-    """Bytes of the widest word, a power of 2 up to `widest`, that all pieces of these views are whole and aligned in."""
-    return gcd(widest, *(part for view in views for part in (view.shape[2], view.data_ptr(), view.storage_offset())))
 
 
 def _staged(buffer: torch.Tensor, pool: Pool | LayerMajorPool, blocks: int) -> torch.Tensor:

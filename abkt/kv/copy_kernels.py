@@ -1,9 +1,9 @@
-"""The copy of copy.py in Triton: a program moves up to 1,024 words, of 16 bytes where memory allows, of one piece of a block.
+"""The copies of copy.py in Triton: a program moves up to 1,024 words of one piece of a block, of 16 bytes each where alignment allows.
 
-Four words a thread, all read before the first is written, and nothing but a block number is waited for before them. A chunk of 16 KiB a
-program leaves registers and threads enough for many on a multiprocessor, and a run needs no launch of its own, however short.
+A thread moves four words, and reads all of them before it writes the first; only the block number is read earlier. A chunk of 16 KiB per
+program leaves enough registers and threads for many programs on a multiprocessor, and runs of any length share one launch.
 
-Not tuned: pieces of less than 2 KiB, of which a program still moves one.
+Not tuned: pieces of less than 2 KiB, since a program moves only one of them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 import triton
 import triton.language as tl
 
-from abkt.kv.copy import WORDS, joined, word_bytes
+from abkt.kv.words import WORDS, joined, word_bytes
 
-WIDEST = 16  # bytes of a word: four elements that one thread moves at once
+WIDEST = 16  # bytes of a word: four 32-bit elements that one thread moves at once
 CHUNK = 1024  # words
 
 
 @triton.jit
 def _start(memory, blocks, slot, block_words, piece_words, VECTOR: tl.constexpr):
-    """Where this program's piece begins. blocks: the block of each slot; None where it is the slot itself."""
+    """Where this program's piece begins. blocks: the block of each slot; None if block and slot have the same number."""
     if blocks is None:
         block = slot.to(tl.int64)
     else:
@@ -48,7 +48,8 @@ def move_blocks(
 def launch(
     source: torch.Tensor, destination: torch.Tensor, source_blocks: torch.Tensor | None, destination_blocks: torch.Tensor | None
 ) -> None:
-    """copy.move on a GPU, enqueued on the source's current stream; nothing waits. Raises ValueError for a GPU out of reach."""
+    """copy.move on a GPU, enqueued on the source's current CUDA stream; nothing waits. Raises ValueError if the source's GPU cannot reach
+    the destination."""
     slots = len(source if source_blocks is None else source_blocks)
     source, destination = joined(source, destination)
     width = word_bytes(WIDEST, source, destination)
@@ -68,7 +69,7 @@ def launch(
 
 
 def constants(piece_bytes: int, width: int) -> dict[str, int]:
-    """Compile-time arguments and launch options for pieces of so many bytes in words of `width`."""
+    """Compile-time arguments and launch options for pieces of `piece_bytes` bytes, in words of `width` bytes."""
     lanes = min(CHUNK, triton.next_power_of_2(piece_bytes // width))
     return {"VECTOR": max(1, width // 4), "LANES": lanes, "num_warps": max(1, min(8, lanes // 128))}
 

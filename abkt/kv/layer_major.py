@@ -1,7 +1,7 @@
-"""The layout that block-contiguous pools replace: [layer, kind, block, kv_head, token, head_dim]. It is here to be measured against.
+"""A pool in the layout [layer, kind, block, kv_head, token, head_dim], which block-contiguous pools are compared to.
 
-A run of adjacent blocks is `layers * kinds` pieces of memory, and so as many calls. Source: FlowKV (arXiv 2504.03775), section 3, on the
-layout of vLLM's cache.
+Here a run of adjacent blocks is `layers * kinds` pieces of memory, so a transfer of it takes as many calls. Source: FlowKV (arXiv
+2504.03775), section 3, on the layout of vLLM's cache.
 """
 
 from __future__ import annotations

@@ -13,7 +13,19 @@ from abkt.spec import KVLayout
 
 
 class Pool:
-    """KV of many sequences. data: a tensor of layout.shape in layout.model.dtype; a sequence is a table of block numbers."""
+    """Holds the KV of many sequences in blocks of tokens. A sequence is a *table*: the numbers of its blocks, in the order of its tokens.
+
+    Parameters
+    ----------
+    layout : model, number of blocks, and tokens of a block.
+    device : where the memory is.
+
+    Attributes
+    ----------
+    data : the KV, a tensor of layout.shape = [blocks, layers, kinds, kv_heads, block_tokens, head_dim] in the model's dtype.
+
+    Source: FlowKV (arXiv 2504.03775), section 3.
+    """
 
     def __init__(self, layout: KVLayout, device: str | torch.device = "cpu") -> None:
         self.layout = layout
@@ -22,9 +34,16 @@ class Pool:
         self._bytes = self.data.view(torch.uint8).reshape(-1).numpy().data if self.data.device.type == "cpu" else None
 
     def write(self, table: Sequence[int], layer: int, start: int, *kinds: torch.Tensor) -> None:
-        """Put kinds [kv_heads, tokens, head_dim], keys and values or a latent, at token positions start .. start + tokens of the sequence.
+        """Write KV of one layer at positions start to start + tokens of a sequence.
 
-        Raises ValueError, with all shapes, if they do not fit the layout, and if the table is too short or holds a foreign block.
+        Parameters
+        ----------
+        table : blocks of the sequence.
+        layer, start : the layer, and the position of the first token that is written.
+        kinds : keys and values, or one latent, [kv_heads, tokens, head_dim] each, in the pool's dtype.
+
+        Raises ------ ValueError : with all shapes, if they do not fit the layout; and if the table is too short, or has a block that the
+        pool does not have.
         """
         size = self.layout.block_tokens
         tokens = check_kinds(self.layout, self.dtype, layer, start, kinds)
@@ -50,14 +69,15 @@ class Pool:
         return tuple(kind.flatten(1, 2)[:, :tokens] for kind in held)
 
     def pieces(self, table: Sequence[int]) -> list[tuple[int, int]]:
-        """The memory that holds the blocks of a table: (first byte, bytes) in table order, adjacent ones merged."""
+        """The pieces of memory that hold the blocks of a table, (first byte, bytes) in table order; adjacent blocks are one piece."""
         size = self.layout.block_bytes
         return merged((block * size, size) for block in table)
 
     def run_bytes(self, first_block: int, blocks: int) -> memoryview:
-        """The memory of adjacent blocks: writable, not copied. Raises ValueError outside the pool, or where memory is not the CPU's."""
+        """The memory of adjacent blocks: writable, not copied. Raises ValueError for blocks outside the pool, or a pool that is not on the
+        CPU."""
         if self._bytes is None:
-            raise ValueError(f"pool {self.layout.shape} is on {self.data.device}; only a CPU pool has bytes to show")
+            raise ValueError(f"pool {self.layout.shape} is on {self.data.device}; only a pool on the CPU has bytes to show")
         if first_block < 0 or blocks < 0 or first_block + blocks > self.layout.blocks:
             raise ValueError(f"blocks {first_block} to {first_block + blocks} are not all in a pool of {self.layout.blocks}")
         size = self.layout.block_bytes
@@ -69,7 +89,7 @@ class Pool:
 
 
 def check_kinds(layout: KVLayout, dtype: torch.dtype, layer: int, start: int, kinds: Sequence[torch.Tensor]) -> int:
-    """Tokens of what is to be written. Raises ValueError, with all shapes, if it does not fit."""
+    """How many tokens `kinds` have. Raises ValueError, with all shapes, if they do not fit the layout."""
     model = layout.model
     shapes = [tuple(kind.shape) for kind in kinds]
     tokens = shapes[0][1] if shapes and len(shapes[0]) == 3 else 0
@@ -88,11 +108,11 @@ def check_kinds(layout: KVLayout, dtype: torch.dtype, layer: int, start: int, ki
 
 
 def check_table(layout: KVLayout, table: Sequence[int], tokens: int) -> list[int]:
-    """The table as a list. Raises ValueError unless it holds `tokens` tokens in distinct blocks of such a pool."""
+    """The table as a list. Raises ValueError unless it holds `tokens` tokens in distinct blocks of a pool of this layout."""
     blocks, needed = list(table), layout.blocks_for(tokens)
     if len(blocks) < needed:
         size = layout.block_tokens
-        raise ValueError(f"a table of {len(blocks)} blocks of {size} tokens holds no {tokens} tokens; {needed} are needed")
+        raise ValueError(f"a table of {len(blocks)} blocks of {size} tokens cannot hold {tokens} tokens; {needed} blocks are needed")
     if blocks and not 0 <= min(blocks) <= max(blocks) < layout.blocks:
         raise ValueError(f"table names block {max(blocks, key=abs)}; the pool has blocks 0 to {layout.blocks - 1}")
     if len(set(blocks)) != len(blocks):
@@ -101,7 +121,7 @@ def check_table(layout: KVLayout, table: Sequence[int], tokens: int) -> list[int
 
 
 def merged(pieces: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Pieces (first byte, bytes) in their order, each that begins where the one before it ends joined to it."""
+    """Pieces (first byte, bytes) in their order; a piece that begins where the previous one ends is joined to it."""
     joined: list[tuple[int, int]] = []
     for start, size in pieces:
         if joined and sum(joined[-1]) == start:

@@ -1,4 +1,4 @@
-"""Runs: blocks that are adjacent on both sides of a transfer, so one call and one copy each.
+"""Runs: blocks that are adjacent on both sides of a transfer, so that each run is one call and one copy.
 
 Source: FlowKV (arXiv 2504.03775), section 3.3.
 """
@@ -19,12 +19,24 @@ class BlockRun:
 
 
 def aligned_runs(source: Sequence[int], destination: Sequence[int]) -> list[BlockRun]:
-    """The fewest runs that move table `source` to table `destination`, broken only where a side is not adjacent.
+    """The fewest runs that move the blocks of one table to those of another.
 
-    Raises ValueError if the tables differ in length.
+    Parameters
+    ----------
+    source, destination : block tables of equal length; block source[i] goes to destination[i].
+
+    Returns
+    -------
+    Runs in table order. A run ends where the next block is not adjacent on either side.
+
+    Raises
+    ------
+    ValueError : if the tables differ in length.
+
+    Source: FlowKV (arXiv 2504.03775), section 3.3.
     """
     if len(source) != len(destination):
-        raise ValueError(f"tables of {len(source)} and {len(destination)} blocks cannot be aligned; they must be of one length")
+        raise ValueError(f"tables of {len(source)} and {len(destination)} blocks cannot be aligned; they must have equal length")
     runs: list[BlockRun] = []
     start = 0
     for i in range(1, len(source) + 1):

@@ -1,4 +1,4 @@
-"""A segment allocator: adjacent blocks where it can, so that a sequence is few runs and its transfer few calls.
+"""An allocator of blocks that prefers adjacent ones, so that a sequence has few runs and its transfer needs few calls.
 
 Source: FlowKV (arXiv 2504.03775), section 3.3, with best fit and merging on free.
 """
@@ -9,7 +9,14 @@ from bisect import bisect_left, insort
 
 
 class Segments:
-    """The free blocks of a pool as maximal segments of adjacent ones."""
+    """The free blocks of a pool, kept as segments of adjacent blocks that are as long as possible.
+
+    Parameters
+    ----------
+    blocks : how many blocks the pool has, at least 1; all are free in the beginning.
+
+    Source: FlowKV (arXiv 2504.03775), section 3.3, with best fit, and merging of neighbouring segments on free.
+    """
 
     def __init__(self, blocks: int) -> None:
         if blocks < 1:
@@ -30,17 +37,17 @@ class Segments:
         return 0 <= blocks <= self.free_blocks
 
     def allocate(self, blocks: int) -> list[int]:
-        """A table of `blocks` blocks: in the shortest free segment that is long enough, or else in the fewest segments.
+        """A table of `blocks` blocks, from the shortest free segment that is long enough, or else from as few segments as possible.
 
-        Raises ValueError if not so many are free; ask `can_allocate` first.
+        Raises ValueError if fewer blocks are free; ask `can_allocate` first.
         """
         if not self.can_allocate(blocks):
-            raise ValueError(f"{blocks} blocks asked for, {self.free_blocks} of {self.blocks} are free")
+            raise ValueError(f"{blocks} blocks are requested, {self.free_blocks} of {self.blocks} are free")
         table: list[int] = []
         while len(table) < blocks:
             wanted = blocks - len(table)
             place = bisect_left(self._by_length, (wanted, 0))
-            length, first = self._by_length[min(place, len(self._by_length) - 1)]  # the longest, where none is long enough
+            length, first = self._by_length[min(place, len(self._by_length) - 1)]  # the longest one, if none is long enough
             taken = min(wanted, length)
             self._remove(first, length)
             if taken < length:
@@ -52,12 +59,12 @@ class Segments:
         return table
 
     def free(self, table: list[int]) -> None:
-        """Give the blocks of a table back. Raises ValueError, and frees nothing, for a block that is unknown, free or named twice."""
+        """Free the blocks of a table. Raises ValueError, and frees nothing, for a block that is unknown, already free or named twice."""
         for block in table:
             if not 0 <= block < self.blocks:
                 raise ValueError(f"block {block} is not in a pool of {self.blocks}")
             if self._free[block]:
-                raise ValueError(f"block {block} is free already")
+                raise ValueError(f"block {block} is already free")
         if len(set(table)) != len(table):
             raise ValueError("a table names a block twice; nothing was freed")
         for block in table:

@@ -24,16 +24,16 @@ def coder(pool: Pool, other: Pool, table: Sequence[int], tokens: int) -> tuple[W
         message = lossless_stream.encode(pool, table, tokens)
         share = len(message) / (tokens * pool.layout.model.kv_bytes_per_token)
         return lambda: lossless_stream.encode(pool, table, tokens), lambda: lossless_stream.expand(message, other, table), share
-    from abkt.codec.lossless.launch import Room, TritonExact
-    from abkt.codec.lossless.oracle import Form
+    from abkt.codec.lossless.launch import TritonLossless, UnitBuffers
+    from abkt.codec.lossless.oracle import UnitLayout
 
     _, layers, kinds, heads, block_tokens, dim = pool.layout.shape
     n, groups, device = heads * block_tokens * dim, layers * kinds, pool.data.device
     blocks = torch.tensor(list(table), device=device)
     starts = (blocks[:, None] * groups * n + torch.arange(groups, device=device) * n).reshape(-1)
-    kernels = TritonExact()
-    room = Room.of(Form(pool.dtype, n, WIDTH), kernels.windows(pool.data, starts, n, groups, WIDTH), len(starts))
-    kernels.encode_into(room, pool.data, starts)
-    held = room.units()
-    share = len(held.body) / (len(starts) * room.form.raw_bytes)
-    return lambda: kernels.encode_into(room, pool.data, starts), lambda: kernels.decode_into(held, other.data, starts), share
+    kernels = TritonLossless()
+    buffers = UnitBuffers.of(UnitLayout(pool.dtype, n, WIDTH), kernels.windows(pool.data, starts, n, groups, WIDTH), len(starts))
+    kernels.encode_into(buffers, pool.data, starts)
+    held = buffers.units()
+    share = len(held.body) / (len(starts) * buffers.layout.raw_bytes)
+    return lambda: kernels.encode_into(buffers, pool.data, starts), lambda: kernels.decode_into(held, other.data, starts), share

@@ -18,12 +18,11 @@ import torch
 
 from abkt.capacity import Capacity
 from abkt.codec.codec import Codec
-from abkt.codec.header import CoderName
 from abkt.codec.importance import Importance
 from abkt.codec.lossless import stream as lossless_stream
 from abkt.codec.stream import Stream
 from abkt.policy.build import build
-from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, TransferView
+from abkt.policy.view import BitratePolicy, CoderName, Decision, Delivered, GoodputSample, TransferView
 from abkt.profile.expect import unmeasured_view
 from abkt.serve.engine.engine import Engine
 from abkt.serve.worker.raw import put_raw, raw_sink, raw_source

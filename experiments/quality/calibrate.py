@@ -31,7 +31,7 @@ def calibrate(bench: Bench, codec: Codec, samples: Sequence[QualitySample], step
         step("sensitivity")
         moved += sensitivity(bench, sample)
         stream = codec.encode(bench.engine.pool, bench.sent, len(sample.prompt), coder="entropy")
-        if stream.header.levels is not None:
+        if stream.header.levels.size:
             levels.append(stream.header.levels.reshape(*shape[:2], -1)[..., :: max(1, stream.header.cells.shape[2] // model.kv_heads)])
     relative = np.maximum(moved / max(moved.mean(), 1e-30), FLOOR)
     settled = np.median(levels, axis=0).astype(np.uint8)

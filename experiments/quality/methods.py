@@ -16,11 +16,10 @@ from abkt.codec.baselines.base import Baseline
 from abkt.codec.calibration import Calibration
 from abkt.codec.cells import BITS, Cells
 from abkt.codec.codec import Codec
-from abkt.codec.header import CoderName
 from abkt.codec.importance import Importance
 from abkt.codec.stream import Stream
 from abkt.kv.pool import Pool
-from abkt.policy.view import Order
+from abkt.policy.view import CoderName, Order
 
 
 @dataclass(frozen=True, slots=True)

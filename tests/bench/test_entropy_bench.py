@@ -1,4 +1,4 @@
-"""The bench of the entropy form: rows that stand for what was coded, and a wrong kernel fails."""
+"""The bench of the entropy coder: its rows, and that it fails for a wrong kernel."""
 
 import pytest
 import torch

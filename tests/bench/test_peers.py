@@ -1,4 +1,4 @@
-"""Other quantisers beside ours: what the rows say of a peer whose figures are known, and of one that is missing."""
+"""Other quantisers beside ours: the rows of a peer whose figures are known, and of one that is missing."""
 
 import logging
 import subprocess
@@ -9,14 +9,14 @@ import torch
 
 from abkt.bench import arguments, peer_codecs, peers
 from abkt.bench.case import BenchCase
-from abkt.bench.peers import PeerMatch, Result, compared, match
+from abkt.bench.peers import PeerMatch, PeerResult, compared, match
 from abkt.codec.baselines import affine
 
 SMALL = arguments.parse(["blocks=16", "repeats=1", "kv_heads=2", "head_dim=32"])
 
 
 class PerToken:
-    """Of a token of a head: a scale and a zero in float16, and a code a value, two of them a byte if they have 4 bits."""
+    """For each token of a head a scale and a zero in float16, and one code per value, two in a byte if they have 4 bits."""
 
     name, distribution, bits = "per_token", "torch", 4
 
@@ -40,7 +40,7 @@ class Fine(PerToken):
 
 
 class Same(PerToken):
-    """No code at all."""
+    """Does not code: encode returns the values."""
 
     name, bits = "same", 16
 
@@ -80,7 +80,7 @@ def test_the_rows_of_a_peer_are_its_own(monkeypatch):
     rows, facts, case = rows_of(monkeypatch, Coarse)
     x = peers.contiguous(case, case.pool.data)
     assert x.shape == (1, 2, 2, 176, 32)
-    assert torch.equal(x[0, 1, 0, 16:32], case.pool.data[case.table[2], 0, 1, 0]), "the first block is an exact edge"
+    assert torch.equal(x[0, 1, 0, 16:32], case.pool.data[case.table[2], 0, 1, 0]), "the first block is a verbatim edge"
     y, f = Coarse().decode(Coarse().encode(x)).double(), x.double()
     nmse = (y - f).square().sum() / (f - f.mean(-2, keepdim=True)).square().sum()
     assert rows["peer_coarse_nmse"].value == pytest.approx(float(nmse), rel=1e-5)
@@ -94,7 +94,7 @@ def test_the_rows_of_a_peer_are_its_own(monkeypatch):
     assert facts == {"cpu": "some", "peer coarse": f"torch {torch.__version__}"}
 
 
-def test_ours_goes_as_deep_as_a_peer_is_accurate(monkeypatch):
+def test_ours_is_compared_at_the_depth_that_matches_a_peer_s_accuracy(monkeypatch):
     rows, _, _ = rows_of(monkeypatch, PerToken, Fine)
     assert rows["peer_per_token_nmse"].value > rows["peer_fine_nmse"].value
     assert rows["peer_fine_nmse"].value < rows["peer_fine_nmse"].yardstick, "ours at 4 bits is no match"
@@ -103,7 +103,7 @@ def test_ours_goes_as_deep_as_a_peer_is_accurate(monkeypatch):
     assert rows["over_fastest_peer"].value == min(row.value for row in both)
 
 
-def test_a_peer_that_no_depth_equals_is_not_beaten(monkeypatch):
+def test_a_peer_more_accurate_than_every_depth_gets_a_ratio_of_0(monkeypatch):
     rows, _, _ = rows_of(monkeypatch, Coarse, Same)
     assert rows["peer_same_nmse"].value == 0
     assert rows["over_fastest_peer"].value == 0
@@ -121,19 +121,19 @@ def test_a_peer_that_is_missing_or_fails_is_a_fact_and_no_row(monkeypatch):
 
 
 def test_the_fastest_peer_of_a_hand_made_case():
-    ours = {4: Result(0.011, 4.25, (8.0, 2.0)), 6: Result(0.001, 6.25, (9.0, 3.0))}
-    quick, good, slow = Result(0.020, 4.5, (20.0, 10.0)), Result(0.009, 4.375, (20.0, 16.0)), Result(0.011, 4.5, (99.0, 1.0))
+    ours = {4: PeerResult(0.011, 4.25, (8.0, 2.0)), 6: PeerResult(0.001, 6.25, (9.0, 3.0))}
+    quick, good, slow = PeerResult(0.020, 4.5, (20.0, 10.0)), PeerResult(0.009, 4.375, (20.0, 16.0)), PeerResult(0.011, 4.5, (99.0, 1.0))
     assert match(quick, ours) == PeerMatch(4, 3.0)
     assert match(good, ours) == PeerMatch(6, 3.0)
     assert match(slow, ours) == PeerMatch(4, 10.0), "an equal error is enough"
-    assert match(Result(0.0, 16.0, (1.0, 1.0)), ours) == PeerMatch(0, 0.0)
+    assert match(PeerResult(0.0, 16.0, (1.0, 1.0)), ours) == PeerMatch(0, 0.0)
     rows = {row.name: row for row in compared({"slow": slow, "good": good}, ours)}
     assert (rows["over_fastest_peer"].value, rows["over_fastest_peer"].unit) == (3.0, "x ours at 6 bits (good)")
     assert (rows["over_fastest_peer_bits"].value, rows["over_fastest_peer_bits"].yardstick) == (6.25, 4.375)
     assert list(compared({}, ours)) == []
 
 
-def test_quiet_ends():
+def test_warnings_come_back_after_quiet():
     level = logging.root.manager.disable
     with peers.quiet():
         assert not logging.getLogger("some.peer").isEnabledFor(logging.WARNING)

@@ -25,7 +25,7 @@ def test_pieces_are_apart_on_both_sides_and_each_is_a_copy(monkeypatch, tmp_path
     receiver = Receiver(
         StandinCudaIpc(), str(tmp_path / "socket"), Hello("r", LAYOUT), TouchedMemory(theirs).sink, lambda r: None, lambda r, reason: None
     )
-    course = transfer.Course("cuda_ipc", receiver.address)
+    course = transfer.TransferCourse("cuda_ipc", receiver.address)
     try:
         seconds, sent = course.send(TouchedMemory(ours), size, piece_bytes)
     finally:

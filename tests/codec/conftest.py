@@ -1,4 +1,4 @@
-"""Synthetic KV with what real KV has: channels of their own offset and spread, a few outlier channels, layers of different scale."""
+"""Synthetic KV that resembles real KV: channels of different offset and spread, a few outlier channels, layers of different scale."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def make_layout(
 
 
 def make_pool(layout: KVLayout, seed: int = 0, key_bias: float = 4.0) -> Pool:
-    """A pool full of KV, foreign to any table too, so that reading a wrong block shows."""
+    """A pool with KV in every block, so that a test notices if a wrong block is read."""
     generator = torch.Generator().manual_seed(seed)
     _, layers, _, heads, _, dim = layout.shape
 

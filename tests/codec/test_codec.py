@@ -1,4 +1,4 @@
-"""The codec end to end, on pools with scattered tables: what comes out, what it claims, and that all paths agree."""
+"""The codec end to end, on pools with scattered tables: expanded values, stated distortions, and that all backends agree."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,9 @@ def measured_distortion(source, result, first, last):
 
 @pytest.mark.parametrize("order", ["uniform", "slope"])
 @pytest.mark.parametrize(("tokens", "layers", "heads", "dim", "block_tokens", "tile"), SHAPES)
-def test_every_cut_leaves_what_it_says(layout_of, filled_pool, table_of, tokens, layers, heads, dim, block_tokens, tile, order):
+def test_every_cut_leaves_the_distortion_that_it_states(
+    layout_of, filled_pool, table_of, tokens, layers, heads, dim, block_tokens, tile, order
+):
     layout = layout_of(layers, heads, dim, blocks=-(-tokens // block_tokens) + 5, block_tokens=block_tokens)
     pool, table, target = filled_pool(layout), table_of(layout, tokens), table_of(layout, tokens, seed=3)
     codec = Codec(layout, tile_tokens=tile)
@@ -69,8 +71,8 @@ def test_every_cut_leaves_what_it_says(layout_of, filled_pool, table_of, tokens,
     for cut in range(0, len(stream.ends), max(1, len(stream.ends) // 6)):
         result, out = expanded(codec, stream, cut, layout, target)
         decoded = whole(out, target, tokens)
-        assert torch.equal(decoded[..., :first, :], source[..., :first, :]), "the sinks are exact"
-        assert torch.equal(decoded[..., last:, :], source[..., last:, :]), "the newest tokens are exact"
+        assert torch.equal(decoded[..., :first, :], source[..., :first, :]), "the sinks travel verbatim"
+        assert torch.equal(decoded[..., last:, :], source[..., last:, :]), "the newest tokens travel verbatim"
         assert tokens - last <= block_tokens
         claimed = stream.curve.distortion[cut]
         assert result.cut == cut
@@ -86,7 +88,7 @@ def test_every_cut_leaves_what_it_says(layout_of, filled_pool, table_of, tokens,
 
 
 @pytest.mark.parametrize("norms", [0.0, 1.5], ids=["like tokens", "tokens of very different norms"])
-def test_an_eighth_of_the_tokens_tells_the_error_of_all(layout_of, filled_pool, table_of, norms):
+def test_an_eighth_of_the_tokens_estimates_the_error_of_all(layout_of, filled_pool, table_of, norms):
     """Over 96 cells within 3 %; also where a few tokens of V carry most of the error, which an eighth that is only scaled would miss."""
     layout = layout_of(layers=4, heads=2, dim=64, blocks=100)
     pool, table, tokens = filled_pool(layout), table_of(layout, 800), 800
@@ -139,7 +141,7 @@ def test_slope_order_is_never_worse_than_uniform(layout_of, filled_pool, table_o
         assert slope.distortion[slope.cut_within(size + header + widest)] <= distortion * 1.01 + 1e-12
 
 
-def test_weights_move_bytes_to_what_matters(layout_of, filled_pool, table_of):
+def test_weights_move_bytes_to_the_heaviest_cells(layout_of, filled_pool, table_of):
     layout = layout_of(dim=64)
     pool, table, codec = filled_pool(layout), table_of(layout, 300), Codec(layout, tile_tokens=64)
     weights = torch.ones(2, 2, 2, 5)
@@ -155,20 +157,20 @@ def test_weights_move_bytes_to_what_matters(layout_of, filled_pool, table_of):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
-def test_a_cell_that_cannot_be_coded_travels_exact(layout_of, filled_pool, table_of, backend, bad):
+def test_a_cell_that_cannot_be_coded_travels_verbatim(layout_of, filled_pool, table_of, backend, bad):
     layout = layout_of(dim=32)
     pool, table, codec = filled_pool(layout), table_of(layout, 200), Codec(layout, backend, tile_tokens=32)
     pool.data[table[4], 1, 0, 1, 7, 5] = bad  # block 4 is coded block 3: tile 1
     stream = codec.encode(pool, table, 200)
-    assert stream.exact_cells == 1
+    assert stream.verbatim_cells == 1
     result, out = expanded(codec, stream, 0, layout, table)
-    assert result.exact_cells == 1
-    exact = [table[3], table[4]]
-    assert torch.equal(out.data[exact, 1, 0, 1].view(torch.int16), pool.data[exact, 1, 0, 1].view(torch.int16))
-    assert not torch.equal(out.data[exact, 1, 0, 0], pool.data[exact, 1, 0, 0]), "the other head was coded"
+    assert result.verbatim_cells == 1
+    verbatim = [table[3], table[4]]
+    assert torch.equal(out.data[verbatim, 1, 0, 1].view(torch.int16), pool.data[verbatim, 1, 0, 1].view(torch.int16))
+    assert not torch.equal(out.data[verbatim, 1, 0, 0], pool.data[verbatim, 1, 0, 0]), "the other head was coded"
     result, out = expanded(codec, stream, len(stream.ends) - 1, layout, table)
     assert result.distortion < 1e-3
-    assert torch.equal(out.data[exact, 1, 0, 1].view(torch.int16), pool.data[exact, 1, 0, 1].view(torch.int16))
+    assert torch.equal(out.data[verbatim, 1, 0, 1].view(torch.int16), pool.data[verbatim, 1, 0, 1].view(torch.int16))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -213,12 +215,12 @@ def test_a_constant_part_of_v_costs_nothing(layout_of, filled_pool, table_of, ba
     assert a[0] == pytest.approx(1, rel=0.1), "at 0 bits all is its mean"
 
 
-def test_a_first_tile_without_a_mean_is_no_harm(layout_of, filled_pool, table_of):
+def test_a_first_tile_without_a_mean_does_no_harm(layout_of, filled_pool, table_of):
     layout = layout_of(dim=16)
     pool, table, codec = filled_pool(layout), table_of(layout, 200), Codec(layout, tile_tokens=32)
     pool.data[table[1], :, 1, :, 3, 5] = float("inf")
     stream = codec.encode(pool, table, 200)
-    assert stream.exact_cells == 2 * 2, "V of tile 0 of every layer and head"
+    assert stream.verbatim_cells == 2 * 2, "V of tile 0 of every layer and head"
     _, out = expanded(codec, stream, len(stream.ends) - 1, layout, table)
     decoded, source = whole(out, table, 200)[..., 48:, :], whole(pool, table, 200)[..., 48:, :]
     assert (decoded - source).abs().max() < 0.02 * source.abs().max()
@@ -240,7 +242,7 @@ def test_wrong_arguments_are_refused(layout_of, filled_pool):
     layout = layout_of()
     pool, codec = filled_pool(layout), Codec(layout)
     for call, message in (
-        (lambda: codec.encode(pool, [0, 1], 33), "holds no 33 tokens; 3 are needed"),
+        (lambda: codec.encode(pool, [0, 1], 33), "cannot hold 33 tokens; 3 blocks are needed"),
         (lambda: codec.encode(pool, [0, 0, 1], 33), "twice"),
         (lambda: codec.encode(pool, [0, 1, 24], 33), "block 24"),
         (lambda: codec.encode(pool, [0], 0), "at least 1"),
@@ -248,7 +250,7 @@ def test_wrong_arguments_are_refused(layout_of, filled_pool):
         (lambda: codec.encode(pool, [0], 5, order="random"), "order random"),
         (lambda: codec.encode(Pool(layout_of(dim=64)), [0], 5), r"\(24, 2, 2, 2, 16, 64\).*\(24, 2, 2, 2, 16, 32\)"),
         (lambda: codec.encode(Pool(layout_of(dtype="float16")), [0], 5), "float16.*bfloat16"),
-        (lambda: Codec(layout, tile_tokens=24), "24 tokens is no whole number of blocks of 16"),
+        (lambda: Codec(layout, tile_tokens=24), "24 tokens is not a whole number of blocks of 16"),
         (lambda: Codec(layout_of(dtype="float8_e4m3fn")), "float8_e4m3fn cannot be coded"),
         (lambda: Codec(layout_of(dim=40), "compiled").describe(), "multiple of 16, not 40"),
     ):

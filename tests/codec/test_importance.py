@@ -1,4 +1,4 @@
-"""Importance against what it claims: how far errors of K and V move the attention output, by moving them."""
+"""Importance compared with measurements: how far errors in K and V move the attention output."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def needle(layout, table, tokens: int, at: int):
     return pool, importance
 
 
-def test_the_tile_that_is_looked_at_weighs_most_and_comes_first(layout_of, table_of):
+def test_the_tile_with_the_most_attention_weighs_most_and_comes_first(layout_of, table_of):
     layout = layout_of(dim=32)
     table = table_of(layout, 300)
     pool, importance = needle(layout, table, 300, at=150)
@@ -92,7 +92,7 @@ def test_gamma_goes_from_flat_to_full(layout_of, table_of):
     assert full.min() > 0
 
 
-def test_a_head_is_worth_what_the_calibration_says(layout_of, table_of):
+def test_a_calibration_s_sensitivity_weighs_the_heads(layout_of, table_of):
     layout = layout_of(dim=16)
     table = table_of(layout, 200)
     pool, importance = needle(layout, table, 200, at=70)
@@ -116,7 +116,7 @@ def test_parts_of_a_head_share_its_weight(layout_of, table_of):
     assert torch.equal(weights[:, :, 0], weights[:, :, 1])
 
 
-def test_what_does_not_fit_is_refused(layout_of, table_of):
+def test_inputs_that_do_not_fit_are_refused(layout_of, table_of):
     layout = layout_of(dim=16)
     with pytest.raises(ValueError, match=r"missing are \[0, 1\]"):
         Importance().weights(Pool(layout), table_of(layout, 200), Cells(layout, 200, 32, 8))

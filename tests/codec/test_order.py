@@ -118,18 +118,18 @@ def test_wrong_weights_are_refused(layout_of, weights, message):
         weighted_distortion(np.ones((2, 8)), np.ones((1, 2, 2)), weights, cells)
 
 
-def test_uniform_curve_has_the_rates_asked_for(layout_of):
+def test_the_uniform_curve_has_the_rates_of_its_passes(layout_of):
     cells = Cells(layout_of(dim=16, block_tokens=4), tokens=41, tile_tokens=8, depth_bits=8)
-    exact = np.zeros(cells.count, dtype=bool)
-    exact[3] = True
+    verbatim = np.zeros(cells.count, dtype=bool)
+    verbatim[3] = True
     left = np.linspace(1, 0.1, 7)[:, None] * np.ones(cells.count)
-    bands = uniform_bands(cells.sizes, exact)
-    ends = (1000, *(1000 + cells.sizes[1:, ~exact].sum(1).cumsum()).tolist())
-    curve = curve_of(bands, cells, exact, ends, distortions(bands, left))
+    bands = uniform_bands(cells.sizes, verbatim)
+    ends = (1000, *(1000 + cells.sizes[1:, ~verbatim].sum(1).cumsum()).tolist())
+    curve = curve_of(bands, cells, verbatim, ends, distortions(bands, left))
     assert curve.bits == (0, 1, 2, 3, 4, 6, 8)
     assert np.allclose(curve.distortion, left[:, 0] * (cells.count - 1) + 1), (
-        "the exact cell's share of the first is not removed by any band"
+        "the verbatim cell's share of the first is not removed by any band"
     )
     assert (bands.of[:, 3] == NEVER).all()
     assert curve.bytes[0] == 1000
-    assert curve.bytes[-1] == 1000 + cells.sizes[1:, ~exact].sum()
+    assert curve.bytes[-1] == 1000 + cells.sizes[1:, ~verbatim].sum()

@@ -1,4 +1,4 @@
-"""The codec on KV of a real model (the probe on held-out text): its law of order, and what it reports, on data nobody made up."""
+"""The codec on KV of a real model (the probe model on held-out text): the order of passes, and the distortion that streams state."""
 
 from __future__ import annotations
 

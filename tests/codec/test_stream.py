@@ -1,4 +1,4 @@
-"""The container: cuts, pieces, and that nothing damaged is ever decoded."""
+"""The format of a stream: cuts, pieces, and that nothing damaged is ever decoded."""
 
 import struct
 import zlib
@@ -34,7 +34,7 @@ def refused(case, data: bytes, message: str = "stream") -> str:
 
 
 def resealed(data: bytes, change) -> bytes:
-    """A header changed by someone who also knows its checksum."""
+    """A header with a changed field and a matching checksum."""
     size = FIXED.unpack_from(data)[5]
     head = bytearray(data[: size - 4])
     change(head)
@@ -60,8 +60,8 @@ def test_every_header_byte_matters(case):
         refused(case, bytes(bad))
 
 
-def test_what_fills_up_a_table_of_checksums_matters_too(case):
-    """No checksum covers it, and few bytes are of this kind."""
+def test_the_padding_of_a_table_of_checksums_is_checked(case):
+    """No checksum covers the padding, so it must be 0."""
     stream = case[-1]
     at, good = stream.header.sections, stream.prefix(len(stream.ends) - 1)
     filling = [
@@ -73,7 +73,7 @@ def test_what_fills_up_a_table_of_checksums_matters_too(case):
     for place in filling:
         bad = bytearray(good)
         bad[place] ^= 0x10
-        assert "nothing but zeros" in refused(case, bytes(bad))
+        assert "only zeros" in refused(case, bytes(bad))
 
 
 @given(st.integers(0, 10**6))
@@ -94,8 +94,8 @@ def test_damage_is_named(case):
         return good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
 
     assert "header is damaged" in refused(case, flipped(20))
-    assert "exact edges" in refused(case, flipped(header.edges_at))
-    assert "exact cells" in refused(case, flipped(header.raw_at))
+    assert "verbatim edges" in refused(case, flipped(header.edges_at))
+    assert "verbatim cells" in refused(case, flipped(header.verbatim_at))
     assert "layer 0, head 0, K, tile 0), metadata" in refused(case, flipped(int(header.sections.starts[0])))
     first = int((header.sections.of == 0).sum())  # the first slot of band 0
     index, cell = divmod(int(header.sections.order[first]), header.cells.count)
@@ -107,7 +107,7 @@ def test_damage_is_named(case):
     assert "cut inside its header" in refused(case, b"")
 
 
-def test_a_header_that_lies_is_refused(case):
+def test_an_inconsistent_header_is_refused(case):
     good = case[-1].prefix(0)
 
     def field(offset: int, form: str, value: int):
@@ -121,7 +121,7 @@ def test_a_header_that_lies_is_refused(case):
         (field(8, "<B", 1), "its fields need"),
         (field(14, "<I", 10**9), "room for 120"),
         (field(14, "<I", 0), "at least 1"),
-        (field(18, "<I", 0), "no whole number of blocks"),
+        (field(18, "<I", 0), "not a whole number of blocks"),
         (field(22, "<H", 2), r"\(2, 2, 2, 4, 16\).*\(1, 2, 2, 4, 16\)"),
         (field(24, "<H", 1), r"\(1, 1, 2, 4, 16\).*\(1, 2, 2, 4, 16\)"),
         (field(32, "<B", 2), "float32"),
@@ -137,14 +137,14 @@ def test_a_cell_out_of_order_or_twice_is_refused(case):
     good, header = stream.prefix(0), stream.header
     forms_at = FIXED.size + 4 * (header.bands.count + 1)
     bands_at = forms_at + header.cells.count
-    cell = next(c for c in range(header.cells.count) if c not in header.exact)
+    cell = next(c for c in range(header.cells.count) if c not in header.verbatim)
 
     def later_first(head: bytearray) -> None:
         head[bands_at + cell] = header.bands.count - 1
         head[bands_at + header.cells.count + cell] = 0
 
     def coded_and_exact(head: bytearray) -> None:
-        head[bands_at + int(header.exact[0])] = 0
+        head[bands_at + int(header.verbatim[0])] = 0
 
     def unknown(head: bytearray) -> None:
         head[forms_at + cell] = 16
@@ -179,7 +179,7 @@ def test_pieces_are_not_copies_and_few(layout_of, filled_pool, table_of):
 def test_slots_stay_aligned_on_the_wire(case):
     stream = case[-1]
     assert all(end % 16 == 0 for end in stream.ends)
-    assert stream.header.edges_at % 16 == stream.header.raw_at % 16 == stream.header.head_bytes % 16 == 0
+    assert stream.header.edges_at % 16 == stream.header.verbatim_at % 16 == stream.header.head_bytes % 16 == 0
     assert not (stream.header.sections.starts % 16).any()
 
 
@@ -195,12 +195,12 @@ def test_a_stream_needs_no_more_than_its_layout(case, layout_of):
     assert torch.equal(moved.view(torch.int16), kept.view(torch.int16))
     with pytest.raises(ValueError, match="room for 16"):
         read_header(memoryview(good), layout_of(layers=1, heads=2, dim=16, block_tokens=4, blocks=4))
-    refused((codec, codec.layout, table[:-1], stream), good, "holds no 77 tokens")
+    refused((codec, codec.layout, table[:-1], stream), good, "cannot hold 77 tokens")
 
 
 @pytest.mark.slow
 def test_a_million_mutated_headers(case):
-    """The parser says ValueError or gives a header that is consistent with its own size, whatever comes."""
+    """Whatever its input, the parser raises ValueError or gives a header that is consistent with its own size."""
     import random
 
     layout, good = case[1], case[-1].prefix(0)
@@ -220,7 +220,7 @@ def test_a_million_mutated_headers(case):
 
 @pytest.mark.parametrize("coder", ["fixed", "entropy"])
 def test_a_stream_in_another_order_is_what_encoding_in_that_order_gives(layout_of, filled_pool, table_of, coder):
-    """Weights that come late cost no second encode: every byte is the same, and so is what it decodes to."""
+    """Late weights need no second encode: every byte is the same, and so are the expanded values."""
     layout = layout_of(layers=2, heads=2, dim=16, block_tokens=4, blocks=30)
     pool, table, codec = filled_pool(layout), table_of(layout, 77), Codec(layout, tile_tokens=12)
     pool.data[table[3], 0, 1, 1, 2, 5] = float("nan")

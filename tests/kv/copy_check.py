@@ -1,13 +1,6 @@
-"""Run by test_copy.py in a process of its own, since Triton chooses between compiler and interpreter when it is imported.
+"""Checks of the copy kernel, run by test_copy.py (triton_check_main.py)."""
 
-python copy_check.py values          the kernel against the oracle in the interpreter
-python copy_check.py compile 80 90   ahead of time for these architectures: registers, spills and widest access, as JSON
-"""
-
-import json
-import os
-import sys
-from pathlib import Path
+from tests.triton_check_main import compiled, main
 
 SHAPES = [  # layers, kinds, kv_heads, head_dim, block tokens, dtype; and bytes of the words that a block and a piece of it allow
     (2, 2, 2, 16, 4, "bfloat16", 16, 16),
@@ -22,19 +15,20 @@ SHAPES = [  # layers, kinds, kv_heads, head_dim, block tokens, dtype; and bytes 
 
 def check_values() -> None:
     import torch
-    from test_copy import memory, poisoned
 
     from abkt.kv import copy
     from abkt.kv.copy_kernels import launch
     from abkt.kv.layer_major import LayerMajorPool
     from abkt.kv.pool import Pool
     from abkt.kv.runs import aligned_runs
+    from abkt.kv.words import joined, word_bytes
     from abkt.spec import KVLayout, ModelSpec
+    from tests.kv.test_copy import memory, poisoned
 
     widths: list[int] = []
 
     def kernel(*given):
-        widths.append(copy.word_bytes(16, *copy.joined(*given[:2])))
+        widths.append(word_bytes(16, *joined(*given[:2])))
         launch(*given)
 
     oracle, sent, received = copy.mover_on, [5, 1, 2, 3, 6, 0], [0, 3, 4, 5, 2, 6]
@@ -65,41 +59,24 @@ def check_values() -> None:
     assert (buffer[:4] == 7).all()
 
 
-def check_compile(architectures: list[int]) -> None:
-    import sass
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+def check_compile(*architectures: str) -> list[dict]:
     from abkt.kv.copy_kernels import constants, move_blocks
     from abkt.spec import KVLayout, ModelSpec
 
     layout = KVLayout(ModelSpec("llama-3.1-8b", layers=32, kv_heads=8, head_dim=128), 4096, 16)
-    pointers = {"source": "*i32", "destination": "*i32", "source_blocks": "*i64", "destination_blocks": "*i64"}
+    types = {"source": "*i32", "destination": "*i32", "source_blocks": "*i64", "destination_blocks": "*i64"}
     report = []
-    for architecture in architectures:
-        for name, piece_bytes, absent in (
-            ("gather", layout.block_bytes, "destination_blocks"),
-            ("scatter", layout.block_bytes, "source_blocks"),
-            ("copy", layout.block_bytes, ""),
-            ("layer-major copy", layout.block_bytes // 64, ""),
-        ):
-            options = constants(piece_bytes, 16)
-            constant = {name: options.pop(name) for name in list(options) if name.isupper()} | ({absent: None} if absent else {})
-            signature = {n: "constexpr" if n in constant else pointers.get(n, "i32") for n in move_blocks.arg_names}
-            attributes = {
-                (i,): [["tt.divisibility", 16]] for i, n in enumerate(move_blocks.arg_names) if n in pointers and n not in constant
-            }
-            source = ASTSource(move_blocks, signature=signature, constexprs=constant, attrs=attributes)
-            binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["cubin"]
-            report.append({"kernel": f"{name} sm_{architecture}", **sass.counts(triton, binary)})
-    print(json.dumps(report))
+    for name, piece_bytes, absent in (
+        ("gather", layout.block_bytes, "destination_blocks"),
+        ("scatter", layout.block_bytes, "source_blocks"),
+        ("copy", layout.block_bytes, ""),
+        ("layer-major copy", layout.block_bytes // 64, ""),
+    ):
+        options = constants(piece_bytes, 16)
+        given = {name: options.pop(name) for name in list(options) if name.isupper()} | ({absent: None} if absent else {})
+        report += compiled(move_blocks, architectures, types, given, options, name)
+    return report
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    os.environ["TRITON_INTERPRET"] = "1" if sys.argv[1] == "values" else "0"
-    if sys.argv[1] == "values":
-        check_values()
-    else:
-        check_compile([int(a) for a in sys.argv[2:]])
+    main(check_values, check_compile)

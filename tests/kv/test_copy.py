@@ -1,9 +1,8 @@
-"""Raw runs: what is gathered, scattered or copied is the blocks of the table, bit for bit, and nothing else; and the kernel's code."""
+"""Copies of raw blocks: gather, scatter and copy move the blocks of the table, bit for bit, and nothing else; and the kernel's code."""
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,9 @@ from abkt.kv.layer_major import LayerMajorPool
 from abkt.kv.pool import Pool
 from abkt.kv.runs import BlockRun, aligned_runs
 from abkt.spec import DTYPE_BYTES, KVLayout, ModelSpec
+from tests.triton_check_main import run
 
-SCRIPT = Path(__file__).with_name("copy_check.py")
+CHECK = "tests.kv.copy_check"
 BLOCKS = 24
 POOLS = st.sampled_from([Pool, LayerMajorPool])
 LAYOUTS = st.builds(
@@ -155,7 +155,7 @@ def test_wrong_runs_and_pools_are_refused_and_nothing_is_written(destination, ru
 def test_runs_within_a_pool_that_would_depend_on_their_order_are_refused():
     pool = poisoned(Pool(LAYOUT), 1)
     before = memory(pool).clone()
-    with pytest.raises(ValueError, match="block 2 is read and written"):
+    with pytest.raises(ValueError, match="block 2 is both read and written"):
         copy.copy_runs(pool, pool, [BlockRun(1, 2, 2)])
     assert torch.equal(memory(pool), before)
 
@@ -203,9 +203,7 @@ def test_it_loads_with_torch_alone():
 
 def check(*arguments: str) -> str:
     pytest.importorskip("triton")
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    return run(CHECK, *arguments)
 
 
 def test_the_kernel_moves_the_oracle_s_bytes():

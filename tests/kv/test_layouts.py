@@ -1,4 +1,4 @@
-"""Two layouts of the same KV: what was written reads back from each, and a transfer needs the pieces that arithmetic says."""
+"""Two layouts of the same KV: written KV reads back from each, and a transfer needs the expected number of pieces."""
 
 from itertools import pairwise
 

@@ -61,7 +61,7 @@ def test_run_bytes_are_the_pool_itself():
         ({"keys": torch.zeros(3, 6, 8)}, "float32.*bfloat16"),
         ({"layer": 2}, "layer 2"),
         ({"start": -1}, "start -1"),
-        ({"table": [0]}, "1 blocks of 4 tokens holds no 6 tokens; 2 are needed"),
+        ({"table": [0]}, "1 blocks of 4 tokens cannot hold 6 tokens; 2 blocks are needed"),
         ({"table": [0, 12]}, "block 12"),
         ({"table": [-1, 0]}, "block -1"),
         ({"table": [4, 4]}, "twice"),

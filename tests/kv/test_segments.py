@@ -27,7 +27,7 @@ def gaps(held: set[int], blocks: int) -> list[tuple[int, int]]:
 
 
 @given(st.integers(1, 40), st.lists(st.tuples(st.booleans(), st.integers(0, 12)), max_size=60))
-def test_any_history_keeps_the_books(blocks, history):
+def test_any_sequence_of_calls_keeps_the_free_segments_right(blocks, history):
     segments, live, held = Segments(blocks), [], set()
     for allocate, number in history:
         if allocate:
@@ -78,10 +78,10 @@ def test_best_fit_by_hand():
 def test_wrong_frees_are_refused_and_free_nothing():
     segments = Segments(6)
     table = segments.allocate(4)
-    for wrong, message in (([1, 5], "5 is free already"), ([0, 6], "6 is not in"), ([-1], "-1 is not in"), ([2, 2], "twice")):
+    for wrong, message in (([1, 5], "5 is already free"), ([0, 6], "6 is not in"), ([-1], "-1 is not in"), ([2, 2], "twice")):
         with pytest.raises(ValueError, match=message):
             segments.free(wrong)
         assert segments.segments == [(4, 2)]
     segments.free(table)
-    with pytest.raises(ValueError, match="free already"):
+    with pytest.raises(ValueError, match="already free"):
         segments.free(table)

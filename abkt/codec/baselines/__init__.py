@@ -1,29 +1,30 @@
-"""Published baselines as codecs of one interface (base.py), each message counted to its last byte."""
+"""Published KV codecs to compare with, one file each, behind one interface (base.py). Every message is counted to its last byte.
+
+For the quality study and for tests; `ALL` lists them with the settings that are compared.
+"""
 
 from __future__ import annotations
 
-from abkt.codec.baselines.base import Baseline
-from abkt.codec.baselines.cachegen import CacheGenCodec
-from abkt.codec.baselines.fp8 import Fp8
-from abkt.codec.baselines.kivi import Kivi
-from abkt.codec.baselines.layers import Layers
-from abkt.codec.baselines.lynx import LynxCodec
-from abkt.codec.baselines.tiers import Tiers
-from abkt.codec.baselines.uniform import Uniform
+from typing import TYPE_CHECKING
 
-ALL: tuple[Baseline, ...] = (
-    Uniform("int8", 8),
-    Uniform("int4", 4),
-    Uniform("int2", 2),
-    Kivi("kivi4", 4),
-    Kivi("kivi2", 2),
-    Fp8(),
-    CacheGenCodec(),
-    LynxCodec("lynx8", refined=True),
-    LynxCodec("lynx4", refined=False),
-    Tiers("spectrum"),
-    Tiers("random", seed=0),
-    Layers(),
-)
+from abkt.lazy import exporter
+
+if TYPE_CHECKING:
+    from abkt.codec.baselines.base import Baseline
+    from abkt.codec.baselines.cachegen import CacheGenCodec
+    from abkt.codec.baselines.fp8 import Fp8
+    from abkt.codec.baselines.kivi import Kivi
+    from abkt.codec.baselines.layers import Layers
+    from abkt.codec.baselines.lynx import LynxCodec
+    from abkt.codec.baselines.registry import ALL
+    from abkt.codec.baselines.tiers import Tiers
+    from abkt.codec.baselines.uniform import Uniform
 
 __all__ = ["ALL", "Baseline", "CacheGenCodec", "Fp8", "Kivi", "Layers", "LynxCodec", "Tiers", "Uniform"]
+__getattr__ = exporter(
+    __name__,
+    {
+        "ALL": "registry", "Baseline": "base", "CacheGenCodec": "cachegen", "Fp8": "fp8", "Kivi": "kivi", "Layers": "layers",
+        "LynxCodec": "lynx", "Tiers": "tiers", "Uniform": "uniform",
+    },
+)  # fmt: skip

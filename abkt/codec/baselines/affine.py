@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 
 def quantise(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """x: [..., n] float32. Returns codes [..., n] uint8 and [..., 2] float16: scale and zero. A code is taken against the rounded pair.
+    """x: [..., n] float32. Returns codes [..., n] uint8 and [..., 2] float16: scale and zero. Codes are computed with the rounded pair.
 
     Raises ValueError where float16 cannot hold a row's range.
     """
     low, high = x.amin(-1), x.amax(-1)
     pair = torch.stack([(high - low) / (2**bits - 1), low], -1).half()
     if not pair.isfinite().all():
-        raise ValueError("KV is not finite, or beyond what a float16 scale and zero can hold; send it exact")
+        raise ValueError("KV is not finite, or beyond what a float16 scale and zero can hold; send it raw or lossless")
     scale, zero = pair.float().unbind(-1)
     codes = ((x - zero[..., None]) / torch.where(scale > 0, scale, 1.0)[..., None]).round().clamp(0, 2**bits - 1)
     return codes.to(torch.uint8), pair
@@ -46,7 +46,7 @@ def quantise_groups(x: torch.Tensor, bits: int, size: int) -> tuple[torch.Tensor
 
 
 def restore_groups(codes: torch.Tensor, pair: torch.Tensor, size: int) -> torch.Tensor:
-    """What `quantise_groups` stands for, [..., n] float32."""
+    """The inverse of `quantise_groups`, [..., n] float32."""
     n = codes.shape[-1]
     full = F.pad(codes.float(), (0, -n % size)).unflatten(-1, (-1, size))
     return restore(full, pair).flatten(-2)[..., :n]

@@ -1,4 +1,4 @@
-"""The one interface of the published baselines, and what they share: gathering, the message, its checks, and scattering.
+"""The common interface of the published baselines, and what they share: gathering, the message, its checks, and scattering.
 
     header    magic, version, name | tokens | layers, kinds, kv_heads, head_dim, block tokens | dtype
     body      the arrays that the baseline packs, one after another
@@ -29,20 +29,30 @@ FRAME_BYTES = FIXED.size + CRC.size
 
 
 class Baseline(Protocol):
-    """A codec without cuts: one message holds the KV of a sequence."""
+    """A published KV codec, to compare with: one message holds the KV of a sequence, and is decoded whole.
+
+    Parameters
+    ----------
+    name : of the baseline and its setting, at most 15 characters; messages carry it.
+    """
 
     @property
     def name(self) -> str: ...
 
     def encode(self, pool: Pool, table: Sequence[int], tokens: int) -> bytes:
-        """The first `tokens` tokens as one message. Raises ValueError for a table that does not hold them or KV that cannot be coded."""
+        """The first `tokens` tokens of a sequence as one message, with everything that decoding needs.
+
+        Raises ValueError for a table that does not hold them, or KV that cannot be coded.
+        """
+        ...
 
     def expand(self, data: bytes, pool: Pool, table: Sequence[int]) -> None:
-        """Write a message into the blocks `table`. Raises ValueError for damage or another layout; the pool is untouched then."""
+        """Write a message into the blocks `table`. Raises ValueError for damage or another layout; the pool is not changed then."""
+        ...
 
 
 class Body:
-    """The body of a message, read from its beginning."""
+    """Reads the body of a message from its beginning."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._left = memoryview(data)
@@ -56,17 +66,17 @@ class Body:
     def take_bytes(self, size: int) -> bytes:
         """The next `size` bytes. Raises ValueError if the body is too short."""
         if size > len(self._left):
-            raise ValueError(f"message is damaged: {size} bytes are due and {len(self._left)} are left")
+            raise ValueError(f"message is damaged: {size} bytes are expected and {len(self._left)} are left")
         part, self._left = bytes(self._left[:size]), self._left[size:]
         return part
 
     def finish(self) -> None:
         """Raises ValueError if bytes are left."""
         if len(self._left):
-            raise ValueError(f"message is followed by {len(self._left)} bytes that are not its own")
+            raise ValueError(f"message is followed by {len(self._left)} bytes that do not belong to it")
 
 
-class Whole(ABC):
+class MessageBaseline(ABC):
     """A baseline that packs KV [layers, kinds, kv_heads, tokens, head_dim] as a whole. kind 0 is K, or the latent of MLA; 1 is V."""
 
     name: str
@@ -77,7 +87,7 @@ class Whole(ABC):
 
     @abstractmethod
     def restore(self, body: Body, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """What `pack` stands for, [*shape] of any floating dtype. dtype: the pool's."""
+        """The inverse of `pack`, [*shape] of any floating dtype. dtype: the pool's."""
 
     def encode(self, pool: Pool, table: Sequence[int], tokens: int) -> bytes:
         blocks = pool.check_table(table, tokens)[: pool.layout.blocks_for(tokens)]

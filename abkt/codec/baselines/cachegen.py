@@ -1,10 +1,11 @@
 """CacheGen (SIGCOMM 2024): anchors of 8 bits, deltas to them in bins that widen with depth, entropy coded with tables by channel.
 
-Every group of 10 tokens has its first as the anchor, quantised per head as in uniform.py; deltas are to the anchor as it is decoded. The
-bins of a (layer, kind) are as wide as FACTORS of the deltas' root mean square, V's twice K's, and wider where 255 bins would not reach.
-Choice of tables: none travel. A channel's profile is one byte, its spread in half-octaves of a bin, and picks one of 32 fixed tables (bins
-of a logistic distribution); the paper profiles offline, per model, so its tables cost no bytes either, and its channels no profile.
-Assumptions: FACTORS and the factor 2 are ours, after the paper's 0.5, 1, 1.5 by thirds of the layers; a latent (MLA) is coded as K.
+The first token of every group of 10 tokens is the anchor, quantised per head as in uniform.py; the other tokens are coded as deltas to the
+decoded anchor. The bin width of a (layer, kind) is FACTORS times the deltas' root mean square, twice as wide for V as for K, and wider
+where 255 bins would not reach. Tables are not sent: a channel's profile is one byte, its spread in half-octaves of a bin, which picks one
+of 32 fixed tables (bins of a logistic distribution). The paper profiles channels offline, per model, so its tables cost no bytes either,
+nor do profiles. Assumptions: FACTORS and the factor 2 are ours, after the paper's 0.5, 1, 1.5 by thirds of the layers; a latent (MLA) is
+coded as K.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from abkt.codec.baselines.base import Body, Whole
+from abkt.codec.baselines.base import Body, MessageBaseline
 from abkt.codec.baselines.uniform import put_tokens, take_tokens
 from abkt.codec.rans import compiled as rans_fast
 from abkt.codec.rans.oracle import shares_of
@@ -33,7 +34,7 @@ def tables(radius: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class CacheGenCodec(Whole):
+class CacheGenCodec(MessageBaseline):
     """group: tokens that share an anchor. coarseness: times FACTORS, the paper's levels of quality."""
 
     name: str = "cachegen"
@@ -87,7 +88,7 @@ class CacheGenCodec(Whole):
 
 
 def _places(tokens: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each token that is no anchor: the number of its anchor, and its own."""
+    """For each token that is not an anchor: the number of its anchor, and its own number."""
     every = torch.arange(tokens)
     rest = every[every % group != 0]
     return rest // group, rest

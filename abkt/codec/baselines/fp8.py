@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from abkt.codec.baselines.base import Body, Whole
+from abkt.codec.baselines.base import Body, MessageBaseline
 
 GREATEST = 448.0
 
 
 @dataclass(frozen=True)
-class Fp8(Whole):
-    """The greatest value of a head is 448. A head of zeros has scale 0."""
+class Fp8(MessageBaseline):
+    """Each (layer, kind, head) is scaled so that its greatest value becomes 448. A head of zeros has scale 0."""
 
     name: str = "fp8"
 

@@ -1,8 +1,8 @@
 """KIVI (arXiv 2402.02750): K per channel over groups of tokens, V per token over groups of channels, the newest tokens as they are.
 
-A scale and a zero in float16 for 32 values: 1.0 bit a value. Assumptions: the tokens that fill no group of K stay exact too, as in the
-paper's residual, so up to 31 more of K than of V; a last group of V is short where 32 does not divide head_dim; a latent (MLA) is
-coded as K.
+A scale and a zero in float16 for 32 values: 1.0 bit per value. Assumptions: the tokens that fill no group of K stay in the pool's dtype
+too, as in the paper's residual, so up to 31 more tokens of K than of V; a last group of V is short where 32 does not divide head_dim; a
+latent (MLA) is coded as K.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from abkt.codec.baselines import affine
-from abkt.codec.baselines.base import Body, Whole
+from abkt.codec.baselines.base import Body, MessageBaseline
 from abkt.codec.bits import pack, packed_bytes, unpack
 
 
 @dataclass(frozen=True)
-class Kivi(Whole):
+class Kivi(MessageBaseline):
     """bits: 2 or 4. group: values that share a scale. residual: newest tokens in the pool's dtype."""
 
     name: str

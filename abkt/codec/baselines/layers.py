@@ -1,4 +1,4 @@
-"""One precision a layer by its mean key norm: the importance of the ABKT reference implementation (github.com/354100117/ABKT).
+"""One precision per layer, by its mean key norm: the importance of the ABKT reference implementation (github.com/354100117/ABKT).
 
 Assumptions: layers are ranked by that norm; the upper third has 8 bits, the middle 4, the lowest 2, quantised per token and head.
 A layer's precision takes one byte.
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
-from abkt.codec.baselines.base import Body, Whole
+from abkt.codec.baselines.base import Body, MessageBaseline
 from abkt.codec.baselines.uniform import put_tokens, take_tokens
 
 PRECISIONS = (8, 4, 2)
 
 
 @dataclass(frozen=True)
-class Layers(Whole):
+class Layers(MessageBaseline):
     name: str = "layer-norm"
 
     def precisions(self, x: torch.Tensor) -> torch.Tensor:

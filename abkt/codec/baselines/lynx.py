@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from abkt.codec.baselines import affine
-from abkt.codec.baselines.base import Body, Whole
+from abkt.codec.baselines.base import Body, MessageBaseline
 from abkt.codec.bits import pack, packed_bytes, unpack
 
 
 @dataclass(frozen=True)
-class LynxCodec(Whole):
-    """refined: whether the low nibbles are in the message too."""
+class LynxCodec(MessageBaseline):
+    """refined: whether the message holds the low nibbles as well."""
 
     name: str
     refined: bool

@@ -1,7 +1,7 @@
 """SpectrumKV's tiers (arXiv 2606.08635) and their control: tokens in float16, int8 or int4 by an importance, or at random.
 
 Assumptions: 20 % of the tokens in float16, 30 % in int8, the rest in int4, one tier for all layers of a token; integers are quantised
-per token and head (uniform.py). Without given scores, a token's importance is its mean key norm. A tier takes 2 bits a token on the wire.
+per token and head (uniform.py). Without given scores, a token's importance is its mean key norm. A tier takes 2 bits per token on the wire.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from abkt.codec.baselines.base import Body, Whole
+from abkt.codec.baselines.base import Body, MessageBaseline
 from abkt.codec.baselines.uniform import put_tokens, take_tokens
 from abkt.codec.bits import pack, packed_bytes, unpack
 
@@ -23,7 +23,7 @@ def key_norms(x: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Tiers(Whole):
+class Tiers(MessageBaseline):
     """shares: of tokens in float16 and in int8. scores: importance of each token, key norms if None. seed: random scores instead."""
 
     name: str
@@ -32,7 +32,7 @@ class Tiers(Whole):
     seed: int | None = None
 
     def tiers(self, x: torch.Tensor) -> torch.Tensor:
-        """The index in TIERS of each token, [tokens] uint8; of equals the earlier is the more important."""
+        """The index in TIERS of each token, [tokens] uint8; of equally important tokens the earlier one comes first."""
         tokens = x.shape[3]
         if self.seed is not None:
             scores = torch.rand(tokens, generator=torch.Generator().manual_seed(self.seed))
@@ -47,10 +47,10 @@ class Tiers(Whole):
 
     def pack(self, x: torch.Tensor) -> list[torch.Tensor | bytes]:
         tiers = self.tiers(x)
-        exact = x[..., tiers == 0, :].half()
-        if not exact.isfinite().all():
+        first_tier = x[..., tiers == 0, :].half()
+        if not first_tier.isfinite().all():
             raise ValueError("KV is not finite, or beyond float16; the first tier cannot hold it")
-        parts: list[torch.Tensor | bytes] = [pack(tiers, 2), exact]
+        parts: list[torch.Tensor | bytes] = [pack(tiers, 2), first_tier]
         for tier in (1, 2):
             parts += put_tokens(x[..., tiers == tier, :], TIERS[tier])
         return parts

@@ -1,4 +1,5 @@
-"""Uniform quantisation per token, the plainest baseline. A float16 scale and zero for a token of a head: 32 / head_dim bit a value."""
+"""Uniform quantisation per token, the simplest baseline. Each token of a head has a float16 scale and zero: 32 / head_dim bits per
+value."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from abkt.codec.baselines import affine
-from abkt.codec.baselines.base import Body, Whole
+from abkt.codec.baselines.base import Body, MessageBaseline
 from abkt.codec.bits import pack, packed_bytes, unpack
 
 
@@ -18,14 +19,14 @@ def put_tokens(x: torch.Tensor, bits: int) -> list[torch.Tensor | bytes]:
 
 
 def take_tokens(body: Body, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """What `put_tokens` stands for, [*shape] float32."""
+    """The inverse of `put_tokens`, [*shape] float32."""
     pair = body.take(torch.float16, *shape[:-1], 2)
     codes = body.take(torch.uint8, packed_bytes(torch.Size(shape).numel(), bits))
     return affine.restore(unpack(codes, bits, shape), pair)
 
 
 @dataclass(frozen=True)
-class Uniform(Whole):
+class Uniform(MessageBaseline):
     """bits: 2, 4 or 8. Asymmetric, from the least to the greatest of a token's values."""
 
     name: str

@@ -1,12 +1,14 @@
-"""Differential coding along tokens that stays embedded: an orthonormal Haar transform over 2, 4 or 8 neighbouring tokens.
+"""Differences of neighbouring tokens in an embedded stream: an orthonormal Haar transform over 2, 4 or 8 tokens.
 
-To code a token against its neighbour, as CacheGen does (SIGCOMM'24, section 5.2), both ends need the neighbour as it was decoded, and in an
-embedded stream that depends on the cut. A transform does not: neighbours a, b become (a + b) / sqrt(2) and (a - b) / sqrt(2), the sums
-again with each other at the next level, and what KV has in common with its neighbours ends in few coefficients with a scale of their own.
-Squared error is what it is without, so slopes stay true. Of tokens with a correlation of r between neighbours one level saves
--log2(1 - r**2) / 4 bits a value, and all levels at most twice that. Lifting in two steps is JPEG 2000's way to the same end.
+To code a token as a difference to its neighbour, as CacheGen does (SIGCOMM'24, section 5.2), both ends need the neighbour as it was
+decoded, and in an embedded stream that depends on the cut. A transform does not have this problem: neighbours a, b become (a + b) /
+sqrt(2) and (a - b) / sqrt(2), and at the next level the sums are combined in the same way. What neighbouring tokens have in common ends in
+few coefficients, which have a scale of their own. The transform keeps squared errors, so slopes stay right. For tokens with a correlation
+of r between neighbours, one level saves -log2(1 - r**2) / 4 bits per value, and all levels together at most twice that. JPEG 2000 does the
+same by lifting in two steps.
 
-Keys are turned by their position (RoPE), which hides what neighbours have in common; it is undone before, where the base is known.
+Keys are rotated by their position (RoPE), which hides what neighbours have in common. Where the base is known, the rotation is undone
+first.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from itertools import pairwise
 import numpy as np
 
 MOST_LEVELS = 3
-WORTH_BITS = 0.02  # a value: what a level has to save, so that noise in the statistics does not choose it
+WORTH_BITS = 0.02  # per value; a level must save at least this, so that noise in the statistics does not choose it
 ROOT_HALF = np.float32(0.5**0.5)
 
 
 def forward(x: np.ndarray, levels: int) -> np.ndarray:
-    """x [..., tokens, channels] as [..., tokens >> levels, channels << levels]: the sums, then the differences from coarse to fine.
+    """x [..., tokens, channels] as coefficients [..., tokens >> levels, channels << levels]: the sums, then the differences from coarse to
+    fine.
 
     tokens: a multiple of 2**levels. Each result is one addition and one multiplication, so float32 is the same on every machine.
     """
@@ -46,7 +49,8 @@ def inverse(y: np.ndarray, levels: int) -> np.ndarray:
 
 
 def per_coefficient(of_bands: np.ndarray, levels: int) -> np.ndarray:
-    """What is said once a band, [strips, (levels + 1) * channels], for each channel of `forward`: [strips, channels << levels]."""
+    """Values that are given once per band, [strips, (levels + 1) * channels], for each coefficient of `forward`: [strips, channels <<
+    levels]."""
     bands = np.split(of_bands, levels + 1, axis=1)
     return np.concatenate([bands[0], *(np.tile(band, 1 << i) for i, band in enumerate(bands[1:]))], 1)
 
@@ -59,9 +63,10 @@ def bands_of(y: np.ndarray, levels: int) -> list[np.ndarray]:
 
 
 def best_levels(x: np.ndarray, most: int) -> np.ndarray:
-    """How many levels of strips x [strips, tokens, channels] save bits, by the deviations of their bands: [strips] uint8, at most `most`.
+    """How many levels save most bits for strips x [strips, tokens, channels], judged by the deviations of their bands: [strips] uint8, at
+    most `most`.
 
-    Each level costs a byte a channel for its scales, and must save WORTH_BITS a value on top.
+    Each level costs one byte per channel for its scales, and must save WORTH_BITS per value on top.
     """
     tokens = x.shape[1]
     chosen = np.zeros(len(x), dtype=np.uint8)

@@ -1,23 +1,25 @@
-"""The entropy form of the nested quantiser, written to be read: the oracle of its fast paths.
+"""The entropy coder's cells, written to be read. It defines the bytes, and is the reference for the Triton kernels.
 
-A value is coded as centre + sign * magnitude, the magnitude in bins of its strip's step (entropy_plan.py), which each pass halves or, in
-passes 5 and 6, quarters. What pass p sends of a value is its bin, if its channel starts there; which half or quarter of its bin, if it
-started before; and nothing if it has not. These symbols run token by token, over the channels that have started. They are coded with rANS
-(rans.py) and static tables, by the class of the bin (entropy_tables.py): the ratio of the channel's deviation to the step, corrected by the
-cell's gain; or, from pass 3 on, packed as plain bits (entropy_wire.py) where coding saves next to nothing.
+A value is coded as centre + sign * magnitude. The magnitude is counted in bins of its strip's step (plan.py), which each pass halves or,
+in passes 5 and 6, quarters. Pass p sends of a value: its bin, if its channel starts at p; which half or quarter of its bin, if its channel
+has started before; and nothing if it has not started. These symbols run token by token, over the channels that have started. They are
+coded with rANS (rans/oracle.py) and static tables, by the class of the bin (tables.py): the ratio of the channel's deviation to the step,
+corrected by the cell's gain. From pass 3 on they may be packed as plain bits instead (wire.py), where rANS would save next to nothing.
 
-Metadata are one byte a cell, at the head of pass 1: the gain in quarter octaves (4 bits), the shape of its density (bit 4), and whether it
-has outliers (bit 5). Gain and shape follow from how many values lie beyond one deviation and beyond three. At rate 0 a cell is its
-centre, and has no bytes.
+The metadata of a cell are one byte, at the beginning of pass 1: the gain in quarter octaves (4 bits), the shape of its density (bit 4),
+and whether it has outliers (bit 5). Gain and shape follow from how many values lie beyond one deviation and beyond three. After no pass, a
+cell is its prediction, and has no bytes.
 
-Outliers, values that their channel's table does not reach, follow the metadata as they are: their number (16 bits), the place of each in
-the cell (16 bits, or 32 where the cell has more than 65,536 values), and the values in the pool's dtype. They are exact from pass 1 on.
+Outliers are values that their channel's table does not reach. They follow the metadata: their number (16 bits), the place of each in the
+cell (16 bits, or 32 where the cell has more than 65,536 values), and the values, in the pool's dtype. From pass 1 on they are without
+error.
 
-What a strip is centred on, and whether it is coded as differences of neighbouring tokens, is entropy_stats.py's: then "value", "token" and
-"channel" here mean those of its transform, and an outlier is a coefficient, carried as float32.
+stats.py says how values are predicted, and whether a strip is coded as differences of neighbouring tokens. If it is, "value", "token" and
+"channel" above mean those of its transform, and an outlier is a coefficient, carried as float32.
 
-A cell falls back (its caller sends it in another form) if a value is not finite, if more than one in 64 is an outlier, or if a pass is
-longer than its room. Arithmetic is exact in float32 up to the difference to the centre and the sum with it, so all paths agree bit by bit.
+A cell falls back (its caller sends it verbatim) if a value is not finite, if more than one value in 64 is an outlier, or if a pass is
+longer than `max_pass_bytes`. Arithmetic is exact in float32, except for the difference to the prediction and the sum with it, so all
+implementations agree bit by bit.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import torch
 
 from abkt.codec.cells import WIDTHS
 from abkt.codec.entropy.plan import FINER, FINEST, MANTISSAS, PASSES, Plan
-from abkt.codec.entropy.stats import Stats, around_of
+from abkt.codec.entropy.stats import Stats, prediction_of
 from abkt.codec.entropy.tables import FAR, GAIN_BIAS, GAINS, HALVES, HEAVY, LEAST, MOST, OVER, POINT, POINTS, QUARTERS, SHARES, SKEW, WIDEST
 from abkt.codec.entropy.wire import head_of, pack_bits, read_head, unpack_bits
 from abkt.codec.fixed.quantize import LIMIT
@@ -37,54 +39,54 @@ from abkt.codec.rans import compiled as rans_fast
 from abkt.codec.rans.oracle import STATE_BYTES
 
 HEAVY_BIT = 16  # of the metadata
-OUTLIERS_IN = 64  # values: one of them may be an outlier
-MEASURED_UNTIL = 4  # the channels whose values say the gain are those that have started by this pass
-LARGEST = 1 << 22  # of a magnitude in the finest bins; no table reaches so far
+OUTLIERS_IN = 64  # of so many values, one may be an outlier
+MEASURED_UNTIL = 4  # the gain is measured on the channels that have started by this pass
+LARGEST = 1 << 22  # magnitude in the finest bins; no table reaches so far
 
 
 @dataclass(frozen=True, slots=True)
 class EntropyCells:
-    """slots: [passes][cells], the bytes of each pass. errors: [passes + 1, cells] float64, squared error left, at rate 0 first.
-    fallback: [cells] bool; such a cell has no bytes, and its errors are those of rate 0, or 0 where that is not finite."""
+    """slots: [passes][cells], the bytes of each pass. errors: [passes + 1, cells] float64, squared error after no pass, after pass 1, and
+    so on. fallback: [cells] bool, cells that must travel verbatim; they have no bytes, and all their errors are those after no pass."""
 
     slots: list[list[bytes]]
     errors: np.ndarray
     fallback: np.ndarray
 
 
-def room_of(tokens: int, dim: int) -> int:
-    """Bytes that a pass of a cell never exceeds: metadata, states and a byte a value of whole eighths, as a multiple of 16."""
+def max_pass_bytes(tokens: int, dim: int) -> int:
+    """Bytes that a pass of a cell must not exceed: metadata, states and one byte per value of whole eighths, as a multiple of 16."""
     return -(-(1 + STATE_BYTES + -(-tokens // 8) * 8 * dim) // 16) * 16
 
 
 def encode_cells(
     x: np.ndarray, strip: np.ndarray, stats: Stats, depth: int, dtype: torch.dtype,
-    first: np.ndarray | None = None, turn: np.ndarray | None = None,
+    first: np.ndarray | None = None, rotation: np.ndarray | None = None,
 ) -> EntropyCells:  # fmt: skip
     """The passes 1 to `depth` of cells x [cells, tokens, dim] float32, values of `dtype`, in strips `strip` [cells].
 
-    first: [cells], position of each cell's first token, and turn [positions, 2, dim // 2], for strips that turn. Raises ValueError for
-    shapes that do not fit.
+    first: [cells], position of each cell's first token, and rotation [positions, 2, dim // 2], for strips that rotate. Raises ValueError
+    for shapes that do not fit.
     """
     cells, tokens, dim = x.shape
     if stats.centre.shape[1:] != (dim,) or strip.shape != (cells,) or not 1 <= depth <= PASSES or tokens % (1 << stats.levels):
         given = f"cells {x.shape}, strips {strip.shape}, centres {stats.centre.shape}, depth {depth} of {PASSES}"
         raise ValueError(f"{given}, {stats.levels} levels do not fit")
-    plan, room = stats.plan, room_of(tokens >> stats.levels, dim << stats.levels)
-    around = around_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, turn)
+    plan, limit = stats.plan, max_pass_bytes(tokens >> stats.levels, dim << stats.levels)
+    prediction = prediction_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, rotation)
     fallback = ~(np.abs(x) < LIMIT[dtype]).all((1, 2))
-    tame = np.where(fallback[:, None, None], around.centre, x).astype(np.float32)
-    off = around.coefficients(tame)
+    codable = np.where(fallback[:, None, None], prediction.centre, x).astype(np.float32)
+    residual = prediction.coefficients(codable)
     finest = plan.step * np.float32(2.0**-FINEST)
-    magnitude = np.minimum(np.abs(off) * (1 / finest)[strip][:, None], LARGEST).astype(np.int32)
-    negative = off < 0
+    magnitude = np.minimum(np.abs(residual) * (1 / finest)[strip][:, None], LARGEST).astype(np.int32)
+    negative = residual < 0
     meta = metadata_of(magnitude, plan, strip)
     slots: list[list[bytes]] = [[b""] * cells for _ in range(depth)]
     errors = np.zeros((depth + 1, cells))
     outlier = _out_of_reach(magnitude, plan, strip, meta, depth)
     fallback |= outlier.sum((1, 2)) > min(tokens * dim // OUTLIERS_IN, 65_535)
     magnitude[outlier], negative[outlier] = 0, False
-    listed, carried = (off, torch.float32) if stats.levels else (tame, dtype)
+    listed, carried = (residual, torch.float32) if stats.levels else (codable, dtype)
     heads = [head_of(m, o, v, carried) for m, o, v in zip(meta.tolist(), outlier, listed, strict=True)]
     for s in np.unique(strip):
         here = np.flatnonzero((strip == s) & ~fallback)
@@ -92,28 +94,29 @@ def encode_cells(
             for cell, data in zip(here, _encode_pass(magnitude[here], negative[here], meta[here], plan, s, p), strict=True):
                 slots[p - 1][cell] = heads[cell] + data if p == 1 else data
     for p in range(depth):
-        fallback |= np.array([len(d) > room for d in slots[p]])
+        fallback |= np.array([len(d) > limit for d in slots[p]])
     for p in range(depth + 1):
         guess = reconstruct(magnitude, negative, meta, plan, strip, np.full(cells, p))
-        guess = around.values(np.where(outlier & (p > 0), off, guess) if stats.levels else guess, dtype)
-        guess = guess if stats.levels else np.where(outlier & (p > 0), tame, guess)
-        errors[p] = np.square(tame.astype(np.float64) - guess).sum((1, 2))
+        guess = prediction.values(np.where(outlier & (p > 0), residual, guess) if stats.levels else guess, dtype)
+        guess = guess if stats.levels else np.where(outlier & (p > 0), codable, guess)
+        errors[p] = np.square(codable.astype(np.float64) - guess).sum((1, 2))
     errors[:, fallback] = errors[0, fallback]
     return EntropyCells([[b"" if fell else d for d, fell in zip(row, fallback, strict=True)] for row in slots], errors, fallback)
 
 
 def decode_cells(
     slots: list[list[bytes]], strip: np.ndarray, stats: Stats, tokens: int, dtype: torch.dtype,
-    first: np.ndarray | None = None, turn: np.ndarray | None = None, have: np.ndarray | None = None,
+    first: np.ndarray | None = None, rotation: np.ndarray | None = None, have: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """What the first `have` [cells] passes of each cell say (all given, if None): [cells, tokens, dim] float32, values of `dtype`.
+    """The values of each cell after its first `have` [cells] passes (all given ones, if None): [cells, tokens, dim] float32, values of
+    `dtype`.
 
     slots: [passes][cells]. Raises ValueError for bytes that no encoder wrote, where that shows.
     """
     cells, dim = len(strip), stats.centre.shape[1]
     have = np.full(cells, len(slots)) if have is None else have
     plan = stats.plan
-    around = around_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, turn)
+    prediction = prediction_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, rotation)
     magnitude = np.zeros((cells, tokens >> stats.levels, dim << stats.levels), dtype=np.int32)
     negative = np.zeros(magnitude.shape, dtype=bool)
     meta = np.full(cells, GAIN_BIAS, dtype=np.uint8)
@@ -130,10 +133,10 @@ def decode_cells(
             magnitude[here] |= a
             negative[here] |= b
     coefficients = reconstruct(magnitude, negative, meta, plan, strip, have)
-    out = coefficients if stats.levels else around.values(coefficients, dtype)
+    out = coefficients if stats.levels else prediction.values(coefficients, dtype)
     for cell, (places, values) in outliers.items():
         out[cell].reshape(-1)[places] = values
-    return around.values(out, dtype) if stats.levels else out
+    return prediction.values(out, dtype) if stats.levels else out
 
 
 def metadata_of(magnitude: np.ndarray, plan: Plan, strip: np.ndarray) -> np.ndarray:
@@ -149,7 +152,7 @@ def metadata_of(magnitude: np.ndarray, plan: Plan, strip: np.ndarray) -> np.ndar
 
 
 def class_row(meta: np.ndarray, kind: np.ndarray, p: int) -> np.ndarray:
-    """Row in a table [shapes * classes] of bins at pass p: [cells, dim]; HALVES where the bins are too fine for one."""
+    """Row of bins at pass p in a table [shapes * classes]: [cells, dim]; HALVES where bins are too fine for the table."""
     gain = (meta & (GAINS - 1)).astype(np.int32) - GAIN_BIAS
     classes = POINTS.shape[1]
     found = np.maximum(kind + 4 * FINER[p - 1] + gain[:, None], LEAST) - LEAST
@@ -157,7 +160,8 @@ def class_row(meta: np.ndarray, kind: np.ndarray, p: int) -> np.ndarray:
 
 
 def _out_of_reach(magnitude: np.ndarray, plan: Plan, strip: np.ndarray, meta: np.ndarray, depth: int) -> np.ndarray:
-    """Values that their channel's table has no symbol for, or that a channel without symbols leaves 4 steps off: like magnitude, bool."""
+    """Which values are outliers, like magnitude, bool: those for which their channel's table has no symbol, and those 4 steps or more from
+    the prediction in a channel that has no symbols."""
     last = 4 << (FINEST - FINER[depth - 1])
     limit = np.full((len(strip), magnitude.shape[2]), last, dtype=np.int64)
     reach = np.append((SHARES[:HALVES, ::2] > 0).sum(1), MOST)
@@ -203,7 +207,7 @@ def _encode_pass(magnitude: np.ndarray, negative: np.ndarray, meta: np.ndarray, 
 
 
 def _decode_pass(data: list[bytes], above: np.ndarray, meta: np.ndarray, plan: Plan, strip: int, p: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a pass adds to the magnitudes and signs so far, [cells, tokens, dim] int32 and bool."""
+    """What a pass adds to the magnitudes and to the signs, [cells, tokens, dim] int32 and bool."""
     active, starts, shift = _symbols(plan, strip, p)
     cells, tokens, dim = above.shape
     added, negative = np.zeros((cells, tokens, dim), dtype=np.int32), np.zeros((cells, tokens, dim), dtype=bool)
@@ -220,7 +224,7 @@ def _decode_pass(data: list[bytes], above: np.ndarray, meta: np.ndarray, plan: P
 def reconstruct(
     magnitude: np.ndarray, negative: np.ndarray, meta: np.ndarray, plan: Plan, strip: np.ndarray, have: np.ndarray
 ) -> np.ndarray:
-    """What is left of a value beside its centre after `have` [cells] passes: [cells, tokens, dim] float32. Exact: no rounding."""
+    """The residual of each value after `have` [cells] passes, [cells, tokens, dim] float32, computed without rounding."""
     out = np.zeros(magnitude.shape, dtype=np.float32)
     points = np.concatenate((POINTS.reshape(HALVES, WIDEST), np.full((1, WIDEST), POINT // 2, dtype=np.uint8)))
     for p in range(1, PASSES + 1):

@@ -1,16 +1,17 @@
-"""What a strip's statistics say of its coding, so that no cell need say it: steps, where each channel starts, which passes are coded.
+"""How a strip is coded, as it follows from the strip's statistics: steps, the pass at which each channel starts, and which passes are
+coded with rANS. Since it follows from the statistics, cells need not carry it.
 
-A *strip* is the KV of one (layer, head, K|V) over all tokens, or a part of a head. It carries, once a stream, a centre for each channel
-and a scale: the standard deviation as 2**((code - 128) / 4), 0 for a channel that does not vary.
+A strip carries, once per stream, a centre for each channel and a scale: the standard deviation as 2**((code - 128) / 4), code 0 for a
+channel that does not vary.
 
-Steps. One step serves all channels of a strip, since equal squared error for all is what least squared error for the bytes asks for
-(reverse water-filling: Cover and Thomas, Elements of Information Theory, 10.3.3). Pass 1 has the step at which the channels would take
-one bit a value on average; each pass divides it by 2, and passes 5 and 6 by 4. A channel whose deviation is more than 4 steps of pass 1
-has a coarser step, by as few octaves as bring it within.
+Steps. All channels of a strip have the same step, because equal squared error in all channels gives the least squared error for the bytes
+(reverse water-filling: Cover and Thomas, Elements of Information Theory, 10.3.3). Pass 1 has the step at which the channels would take one
+bit per value on average; each pass divides it by 2, and passes 5 and 6 by 4. A channel whose deviation is more than 4 steps of pass 1 has a
+coarser step, by as few octaves as necessary.
 
-Start. A channel with less deviation than 0.42 of a step is left at its centre, and starts at the pass that brings the step there. Then
-bins have an edge at the centre at every pass, so each pass halves or quarters each bin; against a bin *around* the centre, which cannot
-be nested so, this loses nothing that was measurable (normal channels, their deviations spread by any factor).
+Start. A channel whose deviation is less than 0.42 of a step stays at its centre, and starts at the pass whose step is small enough. At
+every pass there is a bin edge at the centre, so each pass halves or quarters each bin. A bin with the centre in its middle could not be
+nested like that; no measurable loss was found in comparison (for normal channels, whatever the factor between their deviations).
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ from abkt.codec.entropy.tables import LEAST, SAVED, TOP
 PASSES = len(WIDTHS)
 FINER = tuple(sum(WIDTHS[1 : p + 1]) for p in range(PASSES))  # octaves between the step of pass 1 and that of pass p + 1
 FINEST = FINER[-1]
-START_AT = -5  # the least class a channel starts with: 0.42 steps
+START_AT = -5  # the least class with which a channel starts: 0.42 steps
 COARSEST = 8  # the largest class at pass 1: 4 steps
 NEVER = PASSES + 1
 ORIGIN = 128  # the code of a scale of 1
-CODE_FROM = 100  # pass 3 and later are coded only where that saves so many 4096ths of a bit a value: 0.024
+CODE_FROM = 100  # in 4096ths of a bit per value: pass 3 and later are coded with rANS only if that saves at least this, 0.024 bit
 MANTISSAS = (1.0, 19 / 16, 23 / 16, 27 / 16)  # quarter octaves in so few bits that products with a code are exact
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """step: [strips, dim] float32, width of a bin at pass 1. kind: [strips, dim] int32, the class there. start: [strips, dim] int32, the
-    first pass of each channel, or NEVER. coded: [strips, passes] bool, which passes are rANS; the others are packed bits."""
+    """step: [strips, dim] float32, width of a bin at pass 1. kind: [strips, dim] int32, the class at pass 1 (tables.py). start: [strips,
+    dim] int32, the first pass of each channel, or NEVER. coded: [strips, passes] bool, which passes are coded with rANS; the others are
+    packed bits."""
 
     step: np.ndarray
     kind: np.ndarray
@@ -45,7 +47,7 @@ class Plan:
 
 
 def plan_of(log_scale: np.ndarray) -> Plan:
-    """log_scale: [strips, dim] uint8. All in integers, so every machine plans the same."""
+    """The plan of strips with scales log_scale [strips, dim] uint8. Computed in integers, so that every machine gets the same."""
     scale = log_scale.astype(np.int32) - ORIGIN
     varies = log_scale > 0
     candidates = np.arange(-ORIGIN - 8, 256 - ORIGIN + 8, dtype=np.int32)

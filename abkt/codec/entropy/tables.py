@@ -1,12 +1,15 @@
-"""The static tables of the entropy form: shares for rANS, contexts of refinement, points of reconstruction. One version serves all models.
+"""The static tables of the entropy coder: frequencies for rANS, contexts of refinement, points of reconstruction. They are the same for all
+models.
 
-A class is the ratio of a value's standard deviation to the width of its bin, in quarter octaves: k stands for 2**(k / 4). Densities are
-zero-mean and symmetric, so tables speak of magnitudes: magnitude a is the bin from a to a + 1 widths. There are two shapes, both
-scale mixtures of normals with a lognormal scale: nearly normal (kurtosis 3.1), and heavier (kurtosis 5).
+The class of a channel, in these tables, is the ratio of its standard deviation to the width of a bin, in quarter octaves: class k stands
+for 2**(k / 4). Densities are symmetric about 0, so tables are about magnitudes: magnitude a is the bin from a to a + 1 widths. There are
+two shapes of density, both scale mixtures of normals with a lognormal scale: nearly normal (kurtosis 3.1), and with heavier tails
+(kurtosis 5).
 
-`SHARES` has rows of three sorts: where a channel starts, one a shape and class (symbol 2 * a + sign, MOST magnitudes); where a bin is
-halved, one a level of skew (symbol 0: the half nearer to 0); and where it is quartered, one, flat.
-All is computed from the normal distribution and checked against a digest, so that both ends of a wire hold the same.
+`SHARES` has three kinds of rows, each a distribution of symbols: for a channel that starts, one row per shape and class (symbol 2 * a +
+sign, at most MOST magnitudes); for a bin that is halved, one row per level of skew (symbol 0: the half nearer to 0); and for a bin that is
+quartered, one uniform row. All tables are computed from the normal distribution and checked against a digest, so that sender and receiver
+hold the same ones.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ CLASSES = TOP - LEAST + 1
 MOST = 32  # magnitudes of a starting channel
 WIDEST = 64  # magnitudes with a context or a point of reconstruction of their own
 SHAPES = (0.1, 0.36)  # spread of the logarithm of the scale
-REACH = 12.0  # a starting symbol within so many deviations has a share
-LEVELS, LEVEL = 16, 0.2  # of skew: logarithm of the odds of the nearer half, in steps
-HALVES = len(SHAPES) * CLASSES  # rows before
+REACH = 12.0  # deviations; the symbols of a starting channel have a share up to there
+LEVELS, LEVEL = 16, 0.2  # of skew; one level is this much of the logarithm of the odds of the nearer half
+HALVES = len(SHAPES) * CLASSES  # the first row for halved bins
 QUARTERS = HALVES + LEVELS
 ROWS = QUARTERS + 1
 POINT = 64  # points of reconstruction are in 64ths of a bin
@@ -52,16 +55,17 @@ def _within(edges: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _beyond(deviations: float, spread: float, gain: float) -> float:
-    """How many of 65,536 values lie beyond so many deviations, if theirs is 2**(gain / 4) larger."""
+    """How many of 65,536 values lie beyond `deviations`, if the standard deviation of the values is 2**(gain / 4) larger."""
     edges = np.array([deviations * 2.0 ** (-gain / 4), 1e3])
     return 65_536 * float(_within(edges, spread)[0][0])
 
 
-GAIN_BIAS, GAINS = 8, 16  # a gain of g quarter octaves is sent as g + 8
+GAIN_BIAS, GAINS = 8, 16  # a gain of g quarter octaves is sent as g + GAIN_BIAS
 FAR = 3  # deviations
 OVER = tuple(round(_beyond(1, SHAPES[0], g - GAIN_BIAS - 0.5)) for g in range(1, GAINS))
 HEAVY = tuple(round((_beyond(FAR, SHAPES[0], g - GAIN_BIAS) * _beyond(FAR, SHAPES[1], g - GAIN_BIAS)) ** 0.5) for g in range(GAINS))
-"""Of 65,536 values: how many beyond one deviation make the next gain, and how many beyond FAR make the heavier shape, by gain."""
+"""Thresholds, of 65,536 values: OVER, how many beyond one deviation give the next higher gain; HEAVY, by gain, how many beyond FAR
+deviations give the heavier shape."""
 
 
 def _build() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -95,7 +99,7 @@ def _build() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 SHARES, SKEW, POINTS, SAVED = _build()
 """SHARES [ROWS, 64] uint16. SKEW, POINTS [shapes, classes, magnitudes] uint8: level of skew of a bin that is halved, and point of
-reconstruction in 64ths. SAVED [classes] int64: what coding saves on halving a bin of this class, in 4096ths of a bit a value."""
+reconstruction in 64ths. SAVED [classes] int64: how much rANS saves when a bin of this class is halved, in 4096ths of a bit per value."""
 
 for _table in (SHARES, SKEW, POINTS, SAVED):
     _table.setflags(write=False)

@@ -1,4 +1,9 @@
-"""How the passes of the entropy form lie in bytes beside rANS: what pass 1 begins with, and passes that are packed as plain bits."""
+"""How the entropy coder's bytes lie beside rANS: the head of pass 1, passes that are packed as plain bits, and the statistics of a stream.
+
+The statistics are the centres [strips, dim] in the pool's dtype, one bit per strip that says whether its centre rotates, the base of RoPE's
+frequencies as a float64 (0 where none is known), and the scales, one byte each, strip after strip: [levels + 1, dim]. Strips are numbered
+as [layers, kinds, heads]; their levels of differences stand in the header of the stream. Little-endian.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,14 @@ import struct
 import numpy as np
 import torch
 
+from abkt.codec.cells import Cells
+from abkt.codec.entropy.stats import rotation_of
+
 OUTLIER_BIT = 32  # of the metadata: outliers follow
 
 
 def head_of(meta: int, outlier: np.ndarray, x: np.ndarray, dtype: torch.dtype) -> bytes:
-    """What pass 1 of a cell begins with: metadata and outliers."""
+    """The head of pass 1 of a cell: metadata and outliers. outlier: like x, bool. dtype: of the outliers on the wire."""
     places = np.flatnonzero(outlier)
     if not len(places):
         return bytes([meta])
@@ -20,7 +28,8 @@ def head_of(meta: int, outlier: np.ndarray, x: np.ndarray, dtype: torch.dtype) -
 
 
 def read_head(slot: bytes, cell: int, size: int, dtype: torch.dtype) -> tuple[int, tuple[np.ndarray, np.ndarray], bytes]:
-    """Metadata, outliers (places in the cell's `size` values, and values) and the rest of pass 1. Raises ValueError for damage."""
+    """The inverse of `head_of`: metadata, outliers (their places among the cell's `size` values, and their values), and the rest of pass
+    1. Raises ValueError for damage."""
     none = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     if not slot or slot[0] >= 2 * OUTLIER_BIT:
         raise ValueError(f"cell {cell}: pass 1 does not begin with a gain and a shape; its bytes are damaged")
@@ -61,3 +70,45 @@ def unpack_bits(data: list[bytes], width: int, tokens: int, channels: int) -> np
     packed = np.frombuffer(b"".join(data), dtype=np.uint8).reshape(len(data), width, -(-tokens // 8), channels)
     eighths = [(packed[:, half] >> (width * j)) & ((1 << width) - 1) for half in range(width) for j in range(8 // width)]
     return np.concatenate(eighths, 1)[:, :tokens]
+
+
+def can_rotate(cells: Cells) -> bool:
+    """Whether a strip is a whole head of K, so that channels c and c + dim / 2 rotate together."""
+    return cells.shape[1] > 1 and cells.dim == cells.layout.model.head_dim and cells.dim % 2 == 0
+
+
+def rotation_of_cells(cells: Cells, theta: float) -> np.ndarray | None:
+    """Angles of all coded tokens; None without a base (theta = 0). Positions count from the first coded token: the phase that this leaves
+    out is part of a strip's centre."""
+    return rotation_of(sum(cells.tile_lengths), cells.dim, theta) if theta > 0 else None
+
+
+def statistics_bytes(cells: Cells, itemsize: int, levels: np.ndarray) -> int:
+    """Bytes of `pack_statistics`; 0 if there are no cells. levels: [strips] uint8."""
+    strips = int(np.prod(cells.shape[:3]))
+    scales = int((levels.astype(np.int64) + 1).sum()) * cells.dim
+    return strips * cells.dim * itemsize + scales + -(-strips // 8) + 8 if cells.count else 0
+
+
+def pack_statistics(centre: np.ndarray, scales: list[np.ndarray], rotates: np.ndarray, theta: float, dtype: torch.dtype) -> bytes:
+    """centre: [strips, dim] float32. scales: of each strip, [(levels + 1) * dim] uint8. rotates: [strips] bool. theta: the base of RoPE."""
+    centres = torch.from_numpy(centre).to(dtype).view(torch.uint8).numpy().tobytes()
+    return b"".join((centres, np.packbits(rotates.reshape(-1)).tobytes(), struct.pack("<d", theta), *(scale.tobytes() for scale in scales)))
+
+
+def read_statistics(
+    data: bytes, cells: Cells, dtype: torch.dtype, levels: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, float]:
+    """Centres [strips, dim], scales of each strip, rotates [strips], and the base of RoPE. Raises ValueError for statistics that no encoder
+    wrote, where that shows."""
+    strips = len(levels)
+    at = strips * cells.dim * dtype.itemsize
+    centre = torch.frombuffer(bytearray(data[:at]), dtype=dtype).float().numpy().reshape(strips, cells.dim)
+    bits = np.frombuffer(data, np.uint8, -(-strips // 8), at)
+    (theta,) = struct.unpack_from("<d", data, at + len(bits))
+    rotates = np.unpackbits(bits, count=strips).astype(bool)
+    if not (np.isfinite(theta) and theta >= 0) or (rotates.any() and not (theta > 0 and can_rotate(cells))):
+        raise ValueError(f"stream is not valid: centres rotate with base {theta}")
+    ends = ((levels.astype(np.int64) + 1) * cells.dim).cumsum()
+    scale = np.frombuffer(data, np.uint8, int(ends[-1]), at + len(bits) + 8)
+    return centre, np.split(scale, ends[:-1]), rotates, theta

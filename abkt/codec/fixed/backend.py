@@ -1,4 +1,5 @@
-"""What every path through the quantiser offers: the oracle, the compiled one and the Triton kernels are interchangeable."""
+"""What every implementation of the fixed coder's kernels offers. The oracle, the compiled code and the Triton kernels are
+interchangeable."""
 
 from __future__ import annotations
 
@@ -10,46 +11,31 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import Cells
-
-EXACT = 255
-"""The form of a cell that travelled exact, so there is nothing to expand."""
-
-
-@dataclass(frozen=True, slots=True)
-class CodedCells:
-    """Cells, quantised. body: uint8 on the CPU, every pass in its slot (cells.py). errors: [passes + 1, cells] float64, the squared error
-    left after each pass. forms: [cells] uint8, the class of each cell's variance (quantize.py), or EXACT for cells that must travel as
-    they are (their slots are 0, their errors too). deviation: [layers, kinds, heads] float64, squared deviation of the coded values from
-    their channel means over the coded tokens."""
-
-    body: torch.Tensor
-    errors: np.ndarray
-    forms: np.ndarray
-    deviation: np.ndarray
+from abkt.codec.coder import CodedCells
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A prefix of a stream. wire: its bytes, uint8. offsets: [passes + 1, cells] int64, where each slot is in it. present: [cells] int8,
-    how many passes of each cell are there beyond its metadata. forms: [cells] uint8, as in Coded. centres: [layers, heads, channels]
-    float32, of V."""
+    """A prefix of a stream, as a backend expands it. centres: [layers, heads, channels] float32, of V; the others: as in StreamPrefix."""
 
     wire: np.ndarray
     offsets: np.ndarray
     present: np.ndarray
-    forms: np.ndarray
+    classes: np.ndarray
     centres: np.ndarray
 
 
 class Backend(Protocol):
-    def describe(self) -> str: ...
+    def describe(self) -> str:
+        """What it is, for people."""
+        ...
 
     def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> CodedCells:
         """Quantise what lies between the edges. data: a pool's tensor; blocks: the coded part of a table; centres: as in Arrived."""
         ...
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
-        """Write what arrived into a pool's tensor, at the blocks of the coded part of a table."""
+        """Write what arrived into a pool's tensor, into the blocks of the coded part of a table."""
         ...
 
     def checksums(self, buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-// One cell: found in the pool, surveyed, coded, measured and packed, or unpacked and restored. Names and layouts as in quantize.py, cells.py.
+// One cell: it is located in the pool, its extremes are found, and it is coded, measured and packed; or unpacked and restored. Names and
+// layouts as in quantize.py and cells.py.
 #pragma once
 #include <cmath>
 #include <vector>
@@ -15,7 +16,7 @@ struct Bf16 {
   typedef uint16_t T;
   static constexpr float LIMIT = 0x1p48f;
   static F get(const T* from) { return (F)(widen(from) << 16); }
-  static U nearest(F v) { U u = (U)v; return u + 0x7fff + ((u >> 16) & 1); }  // ties to even; no NaN comes here
+  static U nearest(F v) { U u = (U)v; return u + 0x7fff + ((u >> 16) & 1); }  // ties to even; x is never NaN
   static F round(F v) { return (F)(nearest(v) & 0xffff0000u); }
   static void put(T* to, F v) { narrow(to, nearest(v) >> 16); }
   static T one(float v) { const uint32_t u = bits_of(v); return T((u + 0x7fff + ((u >> 16) & 1)) >> 16); }
@@ -42,7 +43,7 @@ struct Fp32 {
   static float wide(T v) { return v; }
 };
 
-struct Shape {  // as fast.py fills it
+struct Shape {  // as compiled.py fills it
   int64_t layers, kinds, kv_heads, parts, block_tokens, dim, tile_blocks, tiles, coded_blocks, depth_bits, passes;
   int64_t heads() const { return kv_heads * parts; }
   int64_t strips() const { return layers * kinds * heads(); }
@@ -51,7 +52,7 @@ struct Shape {  // as fast.py fills it
 };
 
 constexpr int BITS[] = {0, 1, 2, 3, 4, 6, 8};
-constexpr int PASSES = 6, CLASSES = 16, EXACT = 255, NARROW_FROM = 3, MEASURED_WHOLE = 64;
+constexpr int PASSES = 6, CLASSES = 16, VERBATIM = 255, NARROW_FROM = 3, MEASURED_WHOLE = 64;
 
 struct Rules {  // the tables of quantize.py
   int32_t limits[CLASSES - 1];
@@ -93,7 +94,7 @@ template <class E> struct Cell {
 
   int64_t groups(bool key) const { return key ? dim : tokens; }
 
-  // Channel sums over the tokens; the least value of every group, and from there to the greatest. False if the cell must travel exact.
+  // Channel sums over the tokens; the least value of every group, and from there to the greatest. False if the cell must travel verbatim.
   template <bool KEY> bool survey() {
     const int64_t dim = this->dim, tokens = this->tokens;  // bytes written through a pointer may alias a member, never a local
     const T* const* row = rows.data();
@@ -120,15 +121,15 @@ template <class E> struct Cell {
         lows[t] = across(lo, ::least), highs[t] = across(hi, greatest);
       }
     }
-    int wild = 0;
-    for (int64_t c = 0; c < dim; c++) wild |= !(sums[c] == sums[c]);  // a NaN may slip through the extremes, never through a sum
-    for (int64_t g = 0; g < groups(KEY); g++) wild |= !(highs[g] < E::LIMIT) | !(lows[g] > -E::LIMIT);
+    int beyond = 0;
+    for (int64_t c = 0; c < dim; c++) beyond |= !(sums[c] == sums[c]);  // a NaN may be lost in the extremes, but not in a sum
+    for (int64_t g = 0; g < groups(KEY); g++) beyond |= !(highs[g] < E::LIMIT) | !(lows[g] > -E::LIMIT);
     for (int64_t g = 0; g < groups(KEY); g++) {
       const float bottom = lows[g] + 0.0f;
       lows[g] = KEY ? bottom : E::wide(E::one(bottom - std::fabs(bottom) / 256));
       highs[g] -= lows[g];
     }
-    return !wild;
+    return !beyond;
   }
 
   template <bool KEY> void settle(bool narrow) {  // offsets and steps
@@ -198,15 +199,15 @@ template <class E> struct Cell {
       squared += code_squares[g] - 2 * middle * all + size * middle * middle;
     }
     const int64_t variance = squared / (tokens * dim);
-    int form = 0;
-    for (int i = 0; i < CLASSES - 1; i++) form += variance < rules.limits[i];
-    return form;
+    int cell_class = 0;
+    for (int i = 0; i < CLASSES - 1; i++) cell_class += variance < rules.limits[i];
+    return cell_class;
   }
 
-  void prepare(bool key, int form, int first, int last) {  // x at pass p is low + (code with its low bits cleared * scale + offset)
+  void prepare(bool key, int cell_class, int first, int last) {  // x at pass p is low + (code with its low bits cleared * scale + offset)
     const int64_t count = groups(key);
     for (int p = first; p <= last; p++) {
-      const float share = p ? float(rules.shares[form][p]) / 32 : 1, half = p ? float(1 << (8 - BITS[p])) / 2 : 0;
+      const float share = p ? float(rules.shares[cell_class][p]) / 32 : 1, half = p ? float(1 << (8 - BITS[p])) / 2 : 0;
       for (int64_t g = 0; g < count; g++) {
         const float own = step[g] * (1 - share);
         scale[p * count + g] = own;
@@ -215,7 +216,7 @@ template <class E> struct Cell {
     }
   }
 
-  // Squared errors after each pass, of the measured tokens (see quantize.py), counted for all by the square of their steps.
+  // Squared errors after each pass, of the measured tokens (see quantize.py), scaled to all tokens by the square of their steps.
   template <bool KEY, int LAST> void measure(int part, double* left) {
     const int64_t dim = this->dim, count = groups(KEY);
     int64_t first = 0, stop = tokens;
@@ -282,7 +283,7 @@ template <class E> struct Cell {
     }
   }
 
-  template <bool KEY> void restore(const uint8_t* const* slot, int form, int passes) {
+  template <bool KEY> void restore(const uint8_t* const* slot, int cell_class, int passes) {
     const int64_t dim = this->dim, tokens = this->tokens, count = groups(KEY);
     std::memcpy(narrow_low.data(), slot[0], count * sizeof(T));
     std::memcpy(packed.data(), slot[0] + count * sizeof(T), count * 2);
@@ -290,7 +291,7 @@ template <class E> struct Cell {
       step[g] = float_of(uint32_t(packed[g] >> 4) << 19);
       low[g] = E::wide(narrow_low[g]), mean[g] = float((packed[g] & 15) * 16 + 8);
     }
-    prepare(KEY, form, passes, passes);
+    prepare(KEY, cell_class, passes, passes);
     if (passes) unpack_planes(slot, eighth * dim, codes.data(), passes);
     T* const* row = rows.data();
     const float *lows = low.data(), *scales = scale.data() + passes * count, *offsets = offset.data() + passes * count, *middles = centre;

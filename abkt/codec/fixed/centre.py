@@ -1,9 +1,9 @@
-"""What a channel of V is around, so that only what varies is coded.
+"""The centres of V's channels, which are subtracted before V is coded.
 
-V is coded token by token over its channels, and a constant part of a channel, which no token shares, would take up the range: on the
-probe's V the channels' means are two to three times their deviation, and taking them off leaves a sixth of the error at equal bits. K
-needs none: its groups are channels, and their offset is free. One vector a (layer, head) serves the whole sequence; it is the mean of
-the first tile, so no second look at the others is needed.
+V is coded in groups of one token over its channels. Without centres, the constant part of each channel would widen the range of every
+group: on V of the probe model the channels' means are two to three times their deviation, and subtracting them leaves a sixth of the error
+at equal bits. K needs no centres, because its groups are channels, and each has an offset anyway. One vector per (layer, head) serves the
+whole sequence. It is the mean of the first tile, so that the other tiles need not be read twice.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from abkt.codec.fixed.quantize import LIMIT
 
 
 def value_centres(data: torch.Tensor, blocks: list[int], cells: Cells) -> np.ndarray:
-    """Channel means of V over the first tile, rounded to the pool's dtype: [layers, heads, channels] float32, a head or part of one each;
-    0 where not finite, and without layers where there is no V or no cell."""
+    """Channel means of V over the first tile, rounded to the pool's dtype: [layers, heads or parts of heads, channels] float32. A mean
+    that is not finite becomes 0. Without V (a latent) there are no layers; without cells all are 0."""
     layers, kinds, heads, _ = cells.shape
     if kinds == 1:
         return np.zeros((0, heads, cells.dim), dtype=np.float32)
@@ -27,7 +27,8 @@ def value_centres(data: torch.Tensor, blocks: list[int], cells: Cells) -> np.nda
 
 
 def centres_of_first_tile(data: torch.Tensor, table: torch.Tensor, cells: Cells) -> torch.Tensor:
-    """The centres where the pool is, and without waiting for it. table: int64 there, at least the first tile of the coded blocks."""
+    """The centres on the pool's device, without waiting for it. table: int64 on that device, at least the first tile of the coded
+    blocks."""
     layers, _, heads, _ = cells.shape
     first = data[table[cells.tile_blocks(0)], :, 1]  # [blocks, layers, kv_heads, tokens, head_dim]
     tokens = first.shape[0] * first.shape[3]

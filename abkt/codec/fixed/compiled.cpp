@@ -1,5 +1,6 @@
 // The quantiser of quantize.py for one core: each cell is gathered, coded, measured and packed while it is in the first-level cache.
-// Values equal the oracle's bit for bit (see there why); sums differ in their last digits. head_dim is a multiple of 16; the caller sees to that.
+// Values equal the oracle's bit for bit (quantize.py says why); sums differ in their last digits. The caller ensures that head_dim is a
+// multiple of 16.
 #include "cell.h"
 #include "crc.h"
 
@@ -28,17 +29,17 @@ int encode_cell(Cell<E>& cell, int part, uint8_t* const* slot, const int64_t* si
   const int passes = int(cell.shape.passes);
   if (!cell.template survey<KEY>()) {
     for (int p = 0; p <= passes; p++) std::memset(slot[p], 0, size[p]), left[p] = 0;
-    return EXACT;
+    return VERBATIM;
   }
   cell.template settle<KEY>(false);
   const double own = cell.template code<KEY>();
-  int form = cell.template classify<KEY>();
-  if (passes <= 3 && form >= NARROW_FROM) {
+  int cell_class = cell.template classify<KEY>();
+  if (passes <= 3 && cell_class >= NARROW_FROM) {
     cell.template settle<KEY>(true);
     cell.template code<KEY>();
-    form = cell.template classify<KEY>();
+    cell_class = cell.template classify<KEY>();
   }
-  cell.prepare(KEY, form, 0, passes);
+  cell.prepare(KEY, cell_class, 0, passes);
   typedef Cell<E> C;
   static constexpr void (C::*by_depth[])(int, double*) = {&C::template measure<KEY, 1>, &C::template measure<KEY, 2>, &C::template measure<KEY, 3>,
                                                        &C::template measure<KEY, 4>, &C::template measure<KEY, 5>, &C::template measure<KEY, 6>};
@@ -46,11 +47,11 @@ int encode_cell(Cell<E>& cell, int part, uint8_t* const* slot, const int64_t* si
   cell.describe(KEY, slot[0], size[0]);
   cell.pack(slot, size, passes);
   spread.merge(cell.sum.data(), own, cell.tokens);
-  return form;
+  return cell_class;
 }
 
 template <class E> void encode(const Shape& shape, const Rules& rules, void* pool, const int64_t* blocks, const float* centres, const int64_t* offsets,
-                               const int64_t* sizes, uint8_t* body, double* errors, uint8_t* forms, double* deviation) {
+                               const int64_t* sizes, uint8_t* body, double* errors, uint8_t* classes, double* deviation) {
   Cell<E> cell(shape, rules);
   std::vector<Spread> spread(shape.strips());
   for (auto& s : spread) s.mean.resize(shape.dim);
@@ -66,26 +67,26 @@ template <class E> void encode(const Shape& shape, const Rules& rules, void* poo
       cell.find(static_cast<typename E::T*>(pool), blocks, strip, tile);
       cell.centre = centres + (strip / heads / shape.kinds * heads + strip % heads) * shape.dim;
       const bool key = strip / heads % shape.kinds == 0;
-      forms[index] = uint8_t((key ? encode_cell<E, true> : encode_cell<E, false>)(cell, int((strip + tile) % 8), slot, size, left, spread[strip]));
+      classes[index] = uint8_t((key ? encode_cell<E, true> : encode_cell<E, false>)(cell, int((strip + tile) % 8), slot, size, left, spread[strip]));
       for (int p = 0; p <= passes; p++) errors[p * cells + index] = left[p];
     }
   for (int64_t strip = 0; strip < shape.strips(); strip++) deviation[strip] = spread[strip].squares;
 }
 
 template <class E> void expand(const Shape& shape, const Rules& rules, void* pool, const int64_t* blocks, const float* centres, const int64_t* offsets,
-                               const uint8_t* wire, const int8_t* present, const uint8_t* forms) {
+                               const uint8_t* wire, const int8_t* present, const uint8_t* classes) {
   Cell<E> cell(shape, rules);
   const int64_t cells = shape.cells(), heads = shape.heads();
   for (int64_t tile = 0; tile < shape.tiles; tile++)
     for (int64_t strip = 0; strip < shape.strips(); strip++) {
       const int64_t index = strip * shape.tiles + tile;
-      if (forms[index] == EXACT) continue;
+      if (classes[index] == VERBATIM) continue;
       const uint8_t* slot[PASSES + 1];
       for (int p = 0; p <= present[index]; p++) slot[p] = wire + offsets[p * cells + index];
       cell.find(static_cast<typename E::T*>(pool), blocks, strip, tile);
       cell.centre = centres + (strip / heads / shape.kinds * heads + strip % heads) * shape.dim;
-      if (strip / heads % shape.kinds == 0) cell.template restore<true>(slot, forms[index], present[index]);
-      else cell.template restore<false>(slot, forms[index], present[index]);
+      if (strip / heads % shape.kinds == 0) cell.template restore<true>(slot, classes[index], present[index]);
+      else cell.template restore<false>(slot, classes[index], present[index]);
     }
 }
 
@@ -95,17 +96,17 @@ extern "C" {
 
 // dtype: 0 bfloat16, 1 float16, 2 float32. Arrays as in cells.py and backend.py; rules: as quantize.py has them.
 void abkt_encode(const int64_t* shape, const int32_t* rules, int dtype, void* pool, const int64_t* blocks, const float* centres,
-                 const int64_t* offsets, const int64_t* sizes, uint8_t* body, double* errors, uint8_t* forms, double* deviation) {
+                 const int64_t* offsets, const int64_t* sizes, uint8_t* body, double* errors, uint8_t* classes, double* deviation) {
   const auto run = dtype == 0 ? encode<Bf16> : dtype == 1 ? encode<Fp16> : encode<Fp32>;
   const auto& s = *reinterpret_cast<const Shape*>(shape);
-  run(s, *reinterpret_cast<const Rules*>(rules), pool, blocks, centres, offsets, sizes, body, errors, forms, deviation);
+  run(s, *reinterpret_cast<const Rules*>(rules), pool, blocks, centres, offsets, sizes, body, errors, classes, deviation);
 }
 
 void abkt_expand(const int64_t* shape, const int32_t* rules, int dtype, void* pool, const int64_t* blocks, const float* centres,
-                 const int64_t* offsets, const uint8_t* wire, const int8_t* present, const uint8_t* forms) {
+                 const int64_t* offsets, const uint8_t* wire, const int8_t* present, const uint8_t* classes) {
   const auto run = dtype == 0 ? expand<Bf16> : dtype == 1 ? expand<Fp16> : expand<Fp32>;
   const auto& s = *reinterpret_cast<const Shape*>(shape);
-  run(s, *reinterpret_cast<const Rules*>(rules), pool, blocks, centres, offsets, wire, present, forms);
+  run(s, *reinterpret_cast<const Rules*>(rules), pool, blocks, centres, offsets, wire, present, classes);
 }
 
 void abkt_checksums(const uint8_t* data, int64_t count, const int64_t* offsets, const int64_t* sizes, uint32_t* sums) {

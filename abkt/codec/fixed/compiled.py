@@ -1,7 +1,7 @@
-"""The compiled CPU path: fast.cpp, built once with g++ for this machine and loaded without Python.h.
+"""The compiled backend for CPUs: compiled.cpp, built once with g++ for this machine.
 
-Source of the choice: a cell that is gathered, coded, measured and packed in one visit to the cache runs several times faster than
-whole-tensor passes over it, however well each pass is compiled.
+It gathers, codes, measures and packs a cell while the cell is in the cache. That is several times faster than passes over whole tensors,
+however well each pass is compiled.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import LANES, Cells, part_of
+from abkt.codec.coder import CodedCells
 from abkt.codec.compile import FLAGS, library, reason_of
-from abkt.codec.fixed.backend import Arrived, CodedCells
+from abkt.codec.fixed.backend import Arrived
 from abkt.codec.fixed.quantize import LIMITS, SHARES
 from abkt.spec import KVLayout
 
@@ -28,7 +29,7 @@ RULES = np.array([*LIMITS, *(share for row in SHARES for share in row)], dtype=n
 log = logging.getLogger("abkt.codec")
 
 
-class Compiled:
+class CompiledBackend:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
@@ -39,18 +40,18 @@ class Compiled:
         layers, kinds, heads, _ = cells.shape
         body = torch.empty(cells.body_bytes, dtype=torch.uint8)
         errors = np.empty((cells.passes + 1, cells.count))
-        forms = np.empty(cells.count, dtype=np.uint8)
+        classes = np.empty(cells.count, dtype=np.uint8)
         deviation = np.empty((layers, kinds, heads))
         shape, table = _shape(cells), np.array(blocks, dtype=np.int64)
         given = (_at(shape), _at(RULES), DTYPES[data.dtype], _tensor_at(data), _at(table), _at(centres))
         slots = (_at(cells.offsets), _at(cells.sizes), _tensor_at(body))
-        self.library.abkt_encode(*given, *slots, _at(errors), _at(forms), _at(deviation))
-        return CodedCells(body, errors, forms, deviation)
+        self.library.abkt_encode(*given, *slots, _at(errors), _at(classes), _at(deviation))
+        return CodedCells(body, errors, classes, deviation)
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         shape, table = _shape(cells), np.array(blocks, dtype=np.int64)
         given = (_at(shape), _at(RULES), DTYPES[data.dtype], _tensor_at(data), _at(table), _at(arrived.centres))
-        self.library.abkt_expand(*given, *(_at(a) for a in (arrived.offsets, arrived.wire, arrived.present, arrived.forms)))
+        self.library.abkt_expand(*given, *(_at(a) for a in (arrived.offsets, arrived.wire, arrived.present, arrived.classes)))
 
     def checksums(self, buffer: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         offsets, sizes = np.ascontiguousarray(offsets), np.ascontiguousarray(sizes)
@@ -77,27 +78,28 @@ def _shape(cells: Cells) -> np.ndarray:
     return np.array(fields, dtype=np.int64)
 
 
-def for_layout(layout: KVLayout, required: bool = False) -> Compiled | None:
-    """The compiled path if it can code this layout here, or else None; ValueError instead of None if it is required."""
+def for_layout(layout: KVLayout, required: bool = False) -> CompiledBackend | None:
+    """The compiled backend if it can code this layout on this machine, else None; or, if it is required, ValueError instead of None."""
     dim = part_of(layout.model.head_dim)
     if dim % LANES == 0:
         compiled = load()
         if compiled is None and required:
-            raise ValueError("the compiled codec needs g++, and a working one was not found; install it, or take backend auto or oracle")
+            raise ValueError("the compiled backend needs a working g++, and none was found; install it, or take backend auto or oracle")
         return compiled
     if required:
-        raise ValueError(f"the compiled codec needs a head_dim that is a multiple of {LANES}, not {dim}; take backend auto or oracle")
-    log.warning("head_dim %d is no multiple of %d; the torch oracle codes it, about 50 times slower than compiled code", dim, LANES)
+        raise ValueError(f"the compiled backend needs a head_dim that is a multiple of {LANES}, not {dim}; take backend auto or oracle")
+    log.warning("head_dim %d is not a multiple of %d; the torch oracle codes it, about 50 times slower than compiled code", dim, LANES)
     return None
 
 
 @cache
-def load() -> Compiled | None:
-    """The compiled path, or None (said once in the log, with the reason) where g++ is missing or cannot build it."""
+def load() -> CompiledBackend | None:
+    """The compiled backend; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
     try:
-        return Compiled(library(SOURCE))
+        return CompiledBackend(library(SOURCE))
     except (OSError, subprocess.SubprocessError) as error:
         log.warning(
-            "the codec's CPU path could not be compiled (%s); the torch oracle runs in its place, about 50 times slower", reason_of(error)
+            "the codec's backend for CPUs could not be compiled (%s); the torch oracle runs in its place, about 50 times slower",
+            reason_of(error),
         )
         return None

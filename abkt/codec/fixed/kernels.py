@@ -1,9 +1,10 @@
-"""The quantiser of quantize.py in Triton: gather + quantise + measure + pack, and unpack + dequantise + scatter; one program a cell.
+"""The quantiser of quantize.py in Triton: gather + quantise + measure + pack, and unpack + dequantise + scatter. One program codes one
+cell.
 
-A program visits its tile eighth by eighth [rows, channels]: once for the extremes, once for the codes' statistics (twice where the range
-is narrowed), once to measure and pack. Only the first visit comes from memory: a tile of 128 x 128 bfloat16 is 32 KiB and stays in the
-first-level cache; and no visit holds more than one eighth in registers, so nothing spills at any depth. The planes of a byte's eight
-eighths gather in two words a lane. Values equal the oracle's bit for bit; sums differ in their last digits. On a machine without a GPU
+A program reads its tile eighth by eighth, [rows, channels]: once for the extremes, once for the statistics of the codes (twice if the
+range is narrowed), and once to measure errors and pack. Only the first read goes to memory: a tile of 128 x 128 bfloat16 is 32 KiB and
+stays in the first-level cache. No step holds more than one eighth in registers, so nothing spills at any depth. Each lane collects the
+bits of its eight eighths in two words. Values equal the oracle's bit for bit; sums differ in their last digits. On a machine without a GPU
 the same code runs in Triton's interpreter (TRITON_INTERPRET=1 before the first import).
 """
 
@@ -12,9 +13,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-EXACT = tl.constexpr(255)  # as in backend.py
+VERBATIM = tl.constexpr(255)  # as in coder.py
 NARROW_FROM = tl.constexpr(3)  # as in quantize.py
-MEASURED_WHOLE = tl.constexpr(64)  # likewise
+MEASURED_WHOLE = tl.constexpr(64)  # as in quantize.py
 CLASSES = tl.constexpr(16)
 
 
@@ -39,7 +40,7 @@ def _centre(centres, tiles, KEY: tl.constexpr, DIM: tl.constexpr, COLS: tl.const
 
 @triton.jit
 def _rows(data, table, strips, strip, tile, tokens, part, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip  # noqa: E501
-    """Where an eighth of the tile is in the pool: pointers and mask [rows, channels], and its tokens and their mask [rows]."""
+    """Where eighth `part` of the tile lies in the pool: pointers and mask [rows, channels], and its tokens and their mask [rows]."""
     eighth = (tokens + 7) // 8
     row, col = tl.arange(0, ROWS), tl.arange(0, COLS)
     token = part * eighth + row
@@ -52,7 +53,7 @@ def _rows(data, table, strips, strip, tile, tokens, part, TILE: tl.constexpr, BL
 
 @triton.jit
 def _rounded(x, element: tl.constexpr):
-    """x as float32, rounded to nearest-even in the pool's dtype. In integers for bfloat16: the interpreter's own cast truncates."""
+    """x as float32, rounded to nearest-even in the pool's dtype. For bfloat16 in integers, because the interpreter's own cast truncates."""
     if element == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
@@ -62,7 +63,7 @@ def _rounded(x, element: tl.constexpr):
 
 @triton.jit
 def _scale(least, most, narrow, element: tl.constexpr, KEY: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr):
-    """Offset, step and its inverse of groups with these extremes; see quantize.py."""
+    """Offset, step and inverse of the step of groups with these extremes (quantize.py)."""
     least = least + 0.0
     if not KEY:
         least = _rounded(least - tl.abs(least) * 0.00390625, element)
@@ -97,7 +98,7 @@ def _codes(y, mask, low, inverse):
 
 @triton.jit
 def _mean(code_sum, members):
-    """The middle of the group's mean as it is carried, in steps."""
+    """The group's mean as it is carried, in steps."""
     return (2 * code_sum + members) // (32 * members) * 16 + 8
 
 
@@ -107,8 +108,8 @@ def _statistics(
     KEY: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr,
     COLS: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the codes of each channel (of K), the class of the cell's variance, and the squared steps of V's tokens: of all, and of the
-    eighth that is measured."""
+    """Sums of the codes of each channel (of K), the class of the cell's variance, and the squared steps of V's tokens, summed over all
+    tokens and over the eighth that is measured."""
     element: tl.constexpr = data.dtype.element_ty
     sums, squares = tl.zeros((COLS,), dtype=tl.int32), tl.zeros((COLS,), dtype=tl.int32)
     of_tokens = tl.zeros((ROWS,), dtype=tl.int64)
@@ -144,7 +145,7 @@ def _statistics(
 
 @triton.jit
 def _describe(slot, at, held, groups, low, step, middle, data):
-    """Metadata of groups `at` into a slot."""
+    """Store the metadata of groups `at` in a slot."""
     element = data.dtype.element_ty
     tl.store(slot.to(tl.pointer_type(element)) + at, low.to(element), mask=held)
     both = (step.to(tl.int32, bitcast=True) >> 15) | (middle >> 4)
@@ -153,14 +154,14 @@ def _describe(slot, at, held, groups, low, step, middle, data):
 
 
 @triton.jit
-def _missed(x, mask, codes, low, step, mean, centre, rules, form, element: tl.constexpr, INDEX: tl.constexpr):
-    """Squared error of each value against what the pool will hold after pass INDEX."""
+def _squared_error(x, mask, codes, low, step, mean, centre, rules, cell_class, element: tl.constexpr, INDEX: tl.constexpr):
+    """Squared error of each value after pass INDEX."""
     if INDEX == 0:
         guess = low + step * mean
     else:
         bits: tl.constexpr = INDEX if INDEX < 5 else 2 * INDEX - 4
         unknown: tl.constexpr = 2 ** (8 - bits)
-        share = tl.load(rules + CLASSES - 1 + form * 7 + INDEX).to(tl.float32) * 0.03125
+        share = tl.load(rules + CLASSES - 1 + cell_class * 7 + INDEX).to(tl.float32) * 0.03125
         middle = (codes & (256 - unknown)).to(tl.float32) + unknown * 0.5
         guess = low + (middle * (step * (1 - share)) + mean * (step * share))
     off = tl.where(mask, x - _rounded(guess + centre, element), 0.0)
@@ -169,36 +170,37 @@ def _missed(x, mask, codes, low, step, mean, centre, rules, form, element: tl.co
 
 @triton.jit
 def encode_cells(
-    data, table, centres, offsets, rules, body, errors, forms, sums, spreads, cells, strips, kinds, heads, tiles, coded_tokens,
+    data, table, centres, offsets, rules, body, errors, classes, sums, spreads, cells, strips, kinds, heads, tiles, coded_tokens,
     KEY: tl.constexpr, PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, BOUND: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Slots, errors, form, channel sums and spread of one cell. All outputs must be 0 before: an exact cell writes its form alone."""
+    """Slots, errors, class, channel sums and spread of one cell. All outputs must be 0 before, since a verbatim cell writes only its
+    class."""
     cell, strip, tile, tokens = _place(tiles, kinds, heads, coded_tokens, KEY, TILE)
     element: tl.constexpr = data.dtype.element_ty
     centre = _centre(centres, tiles, KEY, DIM, COLS)
     col, row = tl.arange(0, COLS), tl.arange(0, ROWS)
-    total, wild = tl.zeros((COLS,), dtype=tl.float32), 0
+    total, beyond = tl.zeros((COLS,), dtype=tl.float32), 0
     least, most = tl.full((COLS,), float("inf"), dtype=tl.float32), tl.full((COLS,), float("-inf"), dtype=tl.float32)
     for part in range(8):
         at, mask, token, held = _rows(data, table, strips, strip, tile, tokens, part, TILE, BLOCK, DIM, PARTS, ROWS, COLS)
         x = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        wild = tl.maximum(wild, tl.max(tl.where(mask & ~(tl.abs(x - centre) < BOUND), 1, 0)))
+        beyond = tl.maximum(beyond, tl.max(tl.where(mask & ~(tl.abs(x - centre) < BOUND), 1, 0)))
         total += tl.sum(x, 0)
         below, above = _extremes(x, mask)
         least, most = tl.minimum(least, tl.min(below, 0)), tl.maximum(most, tl.max(above, 0))
-    if wild == 1:
-        tl.store(forms + cell, EXACT)
+    if beyond == 1:
+        tl.store(classes + cell, VERBATIM)
     else:
         least, most = tl.where(col < DIM, least, 0.0), tl.where(col < DIM, most, 0.0)
         tl.store(sums + cell.to(tl.int64) * DIM + col, total, mask=col < DIM)
         channel_mean = (total / tokens)[None, :]
         narrow = False
-        code_sums, form, steps, measured = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
+        code_sums, cell_class, steps, measured = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
         if PASSES <= 3:
-            narrow = form >= NARROW_FROM
-            code_sums, form, steps, measured = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
-        tl.store(forms + cell, form.to(tl.uint8))
+            narrow = cell_class >= NARROW_FROM
+            code_sums, cell_class, steps, measured = _statistics(data, table, strips, strip, tile, tokens, centre, least, most, narrow, rules, KEY, TILE, BLOCK, DIM, PARTS, ROWS, COLS, OUTER, INNER)  # fmt: skip  # noqa: E501
+        tl.store(classes + cell, cell_class.to(tl.uint8))
 
         slot = body + tl.multiple_of(tl.load(offsets + cell), 16)
         low_c, step_c, inverse_c = _scale(least, most, narrow, element, True, OUTER, INNER)
@@ -236,18 +238,18 @@ def encode_cells(
             off = tl.where(mask, x - channel_mean, 0.0)
             spread += off * off
             if whole | (part == chosen):
-                e0 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 0))
-                e1 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 1))
+                e0 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 0))
+                e1 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 1))
                 if PASSES >= 2:
-                    e2 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 2))
+                    e2 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 2))
                 if PASSES >= 3:
-                    e3 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 3))
+                    e3 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 3))
                 if PASSES >= 4:
-                    e4 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 4))
+                    e4 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 4))
                 if PASSES >= 5:
-                    e5 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 5))
+                    e5 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 5))
                 if PASSES >= 6:
-                    e6 += tl.sum(_missed(x, mask, c, low, step, mean, centre, rules, form, element, 6))
+                    e6 += tl.sum(_squared_error(x, mask, c, low, step, mean, centre, rules, cell_class, element, 6))
 
         factor = tl.where(whole, 1.0, steps / tl.where(whole, 1.0, measured))
         tl.store(spreads + cell, tl.sum(spread))
@@ -287,14 +289,14 @@ def _group(slot, at, held, groups, data):
 
 @triton.jit
 def expand_cells(
-    data, table, centres, offsets, rules, wire, presence, forms, cells, strips, kinds, heads, tiles, coded_tokens,
+    data, table, centres, offsets, rules, wire, presence, classes, cells, strips, kinds, heads, tiles, coded_tokens,
     KEY: tl.constexpr, PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Values of one cell into the pool, from as many passes as its prefix of the stream holds."""
+    """Write the values of one cell into the pool, from as many passes as have arrived."""
     cell, strip, tile, tokens = _place(tiles, kinds, heads, coded_tokens, KEY, TILE)
-    form = tl.load(forms + cell).to(tl.int32)
-    if form != EXACT:
+    cell_class = tl.load(classes + cell).to(tl.int32)
+    if cell_class != VERBATIM:
         present = tl.load(presence + cell).to(tl.int32)
         eighth = (tokens + 7) // 8
         row, col = tl.arange(0, ROWS), tl.arange(0, COLS)
@@ -311,7 +313,7 @@ def expand_cells(
                 pairs |= (packed | (other << 8)) << (16 * (index - 5))
         bits = present + tl.maximum(present - 4, 0)
         half = tl.where(bits == 8, 0.5, (128 >> tl.minimum(bits, 7)).to(tl.float32))
-        share = tl.load(rules + CLASSES - 1 + form * 7 + present).to(tl.float32) * 0.03125
+        share = tl.load(rules + CLASSES - 1 + cell_class * 7 + present).to(tl.float32) * 0.03125
         share = tl.where(present == 0, 1.0, share)
         slot = wire + tl.multiple_of(tl.load(offsets + cell), 16)
         centre = _centre(centres, tiles, KEY, DIM, COLS)

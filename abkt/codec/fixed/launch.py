@@ -1,6 +1,6 @@
-"""The Triton kernels as a path through the quantiser: what the host gives to the device, one launch a kind, results back.
+"""The Triton kernels as a backend: inputs go to the device, one launch for each kind codes them, and the results come back.
 
-For a pipeline that never waits, use enqueue.py, which this stands on. Checksums are the host's: slots are checked where they are sent.
+enqueue.py, which this uses, is for pipelines that must not wait. Checksums are computed on the host, where slots are sent.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import Cells
+from abkt.codec.coder import CodedCells
 from abkt.codec.fixed import backend, compiled
-from abkt.codec.fixed.backend import Arrived, CodedCells
+from abkt.codec.fixed.backend import Arrived
 from abkt.codec.fixed.enqueue import Encoding, Expansion
 
 
-class Kernels:
+class TritonBackend:
     def describe(self) -> str:
         return "triton"
 
@@ -24,8 +25,8 @@ class Kernels:
         work.centres.copy_(torch.from_numpy(centres))
         work.enqueue(data, with_centres=False)
         work.copy_report()
-        body = work.body.cpu()  # behind the report on the same stream, so both are here now
-        return CodedCells(body, work.host.errors.double().numpy(), work.host.forms.numpy(), work.host.deviation.numpy())
+        body = work.body.cpu()  # enqueued behind the report on the same CUDA stream, so both have arrived
+        return CodedCells(body, work.host.errors.double().numpy(), work.host.classes.numpy(), work.host.deviation.numpy())
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         work = Expansion(cells, data.device)
@@ -34,7 +35,7 @@ class Kernels:
             (work.centres, arrived.centres),
             (work.offsets, arrived.offsets),
             (work.present, arrived.present),
-            (work.forms, arrived.forms),
+            (work.classes, arrived.classes),
         ):
             to.copy_(torch.tensor(given))
         work.enqueue(torch.tensor(arrived.wire).to(data.device), data)

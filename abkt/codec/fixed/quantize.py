@@ -1,29 +1,32 @@
-"""The nested quantiser, written to be read: the oracle of every fast path, and the path that runs where no compiler is.
+"""The nested quantiser of the fixed coder, written to be read. It is the reference for all backends, and runs where there is no compiler.
 
-A group (a channel of K over the tile's tokens, a token of V over the channels) is coded by its offset `low`, a `step` and 8-bit codes
+A group (a channel of K over the tile's tokens, or a token of V over the channels) is coded by its offset `low`, a `step` and 8-bit codes
 
     code = floor((x - low) / step),  in 0..255
 
-so the top b bits of a code *are* the b-bit code. V is coded less the centre of its channels (centre.py). The offset of K is the least
-value, which the pool's dtype holds exactly, so a bias of 100 times the spread costs nothing; that of V is rounded down. The step is
+so the top b bits of a code *are* the b-bit code. The centres of V's channels are subtracted first (centre.py). The offset of K is the least
+value, which the pool's dtype holds exactly, so a bias of 100 times the spread costs nothing; the offset of V is rounded down. The step is
 range / 256, rounded up to the top twelve bits of a float32 (8 of exponent, 4 of mantissa: 2 % too large on average).
 
-Reconstruction. At 0 bits a group is its mean, carried as a 4-bit code of the same quantiser and packed under the step: 32 bits a group in
-all. At b bits it is the middle of the bin, moved toward the mean by the share that minimises the squared error of a Gaussian to first
-order in the bin's width D = 2**(8 - b), for values of variance s2 (both in steps):
+Reconstruction. At 0 bits every value of a group becomes the group's mean, which is carried as a 4-bit code of the same quantiser, packed
+below the step: 32 bits per group in all. At b bits a value becomes the middle of its bin, moved toward the mean by the share that minimises
+the squared error of a Gaussian to first order in the bin's width D = 2**(8 - b), for values of variance s2 (both in steps):
 
     x at b bits = low + step * (middle + share * (mean - middle)),   share = D**2 / (D**2 + 12 * s2)
 
-and by less as s2 nears that of a flat density. s2 is one of 16 classes a cell, and the share is a multiple
-of 1/32; so all products below are exact in float32, and all backends agree bit by bit.
+and by less as s2 approaches the variance of a uniform density. Each cell has one of 16 classes of s2, and the share is a multiple of 1/32.
+So all products below are exact in float32, and all backends agree bit by bit.
 
-Range. A depth of 1 to 3 bits need not reach the outermost values: a cell whose values crowd the middle (from class NARROW_FROM on) is
-coded over the inner 13/16 of each group's range, or 15/16 at 3 bits. Deeper streams take all of it, since a clipped value is never refined.
+Range. A depth of 1 to 3 bits need not reach the outermost values. A cell whose values are concentrated in the middle (from class
+NARROW_FROM on) is coded over the inner 13/16 of each group's range, or 15/16 at 3 bits. Deeper streams use the whole range, since a
+clipped value is never refined.
 
-Errors. What each pass leaves is measured on one eighth of the tokens of a tile (`measured`), since to measure all costs more than to code.
-On the probe the order that follows leaves at most 0.4 % more at equal bytes, and a stream's distortion is told within 0.7 %.
+Errors. The squared error after each pass is measured on one eighth of the tokens of a tile (`measured`), because measuring all of them
+would take longer than coding. On the probe model the resulting order leaves at most 0.4 % more distortion at equal bytes, and the
+distortion that a stream states is right within 0.7 %.
 
-Symmetric groups (no offset) are not built: they save 16 bits a group and widen the range of 128 normal values by 8 %, which costs as much.
+Not built: symmetric groups, without an offset. They would save 16 bits per group, but widen the range of 128 normal values by 8 %, which
+costs as much.
 """
 
 from __future__ import annotations
@@ -35,11 +38,11 @@ import torch
 from abkt.codec.cells import BITS, WIDTHS
 
 LIMIT = {torch.bfloat16: 2.0**48, torch.float32: 2.0**48, torch.float16: 2.0**14}
-"""Cells with a value outside +-LIMIT (or NaN) travel exact: within it no sum of squares and no reconstruction overflows."""
+"""Cells with a value outside +-LIMIT (or NaN) travel verbatim. Within it no sum of squares and no reconstruction overflows."""
 
-MIN_STEP = 2.0**-64  # keeps 1 / step and squared errors normal; a group of smaller range lands in the first bins
+MIN_STEP = 2.0**-64  # keeps 1 / step and squared errors normal numbers; a group of smaller range uses its first bins only
 SHIFTS = tuple(8 - bits for bits in BITS[1:])  # of each pass in the code
-GROUP_DIM = (-2, -1)  # what a group runs over in [..., tokens, channels]: tokens for K, channels for V
+GROUP_DIM = (-2, -1)  # the dimension of [..., tokens, channels] that a group runs over: tokens for K, channels for V
 
 CLASSES = 16
 VARIANCES = tuple(round(7_000 / 2 ** (i / 2)) for i in range(CLASSES))  # the s2 that each class stands for, in steps squared
@@ -48,24 +51,25 @@ UNIFORM, NORMAL = 5_461, 2_475  # s2 of a uniform group, and of 128 normal value
 
 
 def _share(s2: int, width: int) -> int:
-    density = min(1.0, max(0.0, (UNIFORM - s2) / (UNIFORM - NORMAL)))  # a flat density has its centroids in the middle
+    density = min(1.0, max(0.0, (UNIFORM - s2) / (UNIFORM - NORMAL)))  # the centroids of a uniform density are in the middle of the bins
     return round(32 * density * width * width / (width * width + 12 * s2))
 
 
 SHARES = tuple(tuple(_share(s2, 2 ** (8 - bits)) for bits in BITS) for s2 in VARIANCES)
 """[class][passes]: thirty-seconds of the way from a bin's middle to the mean."""
 
-MEASURED_WHOLE = 64  # tokens: a tile that has fewer is measured whole
+MEASURED_WHOLE = 64  # tokens; all tokens of a shorter tile are measured
 
 NARROW_FROM = 3  # the first class whose cells are narrowed: that of 128 normal values
 MARGINS = {1: (1 / 8, 1 / 32), 2: (1 / 8, 1 / 32), 3: (1 / 32, 0.0)}
-"""By depth: a narrowed range leaves out the first less the second of the whole at each end. Powers of two, so that products are exact."""
+"""By depth in bits: a narrowed range omits a share of (first - second) of the whole range at each end. Powers of two, so that products are
+exact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """codes [..., tokens, channels] uint8; low, step float32 and mean int32 (4 bits), one a group, with the grouped dim of extent 1;
-    spread [...] int32, the class of each cell's variance."""
+    """Quantised cells. codes: [..., tokens, channels] uint8. low, step: float32, and mean: int32 (4 bits), one per group; the dimension
+    that groups run over has length 1. spread: [...] int32, the class of each cell's variance."""
 
     codes: torch.Tensor
     low: torch.Tensor
@@ -74,17 +78,26 @@ class Quantized:
     spread: torch.Tensor
 
 
-def travels_exact(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Which cells of x [..., tokens, channels] float32 hold a value that is not finite, or too large to code in `dtype`: [...] bool."""
+def travels_verbatim(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Which cells of x [..., tokens, channels] float32 hold a value that is not finite, or too large to be coded in `dtype`: [...] bool."""
     return ~(x.abs() < LIMIT[dtype]).all(-1).all(-1)
 
 
 def quantize(x: torch.Tensor, dim: int, dtype: torch.dtype, depth_bits: int = 8) -> Quantized:
-    """Nested 8-bit codes of cells x [..., tokens, channels] float32, in groups along `dim`, for a pool of `dtype`.
+    """Nested 8-bit codes of cells.
 
-    x: K as the pool holds it, V less its centre. Every |x| must be below LIMIT. depth_bits: how far the codes will be sent.
+    Parameters
+    ----------
+    x : [..., tokens, channels] float32: K as the pool holds it, or V minus its centre. Every |x| must be below LIMIT.
+    dim : the dimension that groups run over, -2 for K and -1 for V (`GROUP_DIM`).
+    dtype : of the pool.
+    depth_bits : how many bits of the codes will be sent at most; below 4 it decides the range of the codes.
+
+    Returns
+    -------
+    The codes, and offset, step and mean of each group.
     """
-    least = x.amin(dim, keepdim=True) + 0.0  # -0 becomes 0, so that equal values are equal bytes
+    least = x.amin(dim, keepdim=True) + 0.0  # -0 becomes 0, so that equal values give equal bytes
     if dim == GROUP_DIM[1]:
         least = (least - least.abs() / 256).to(dtype).float()  # nothing in the group is below it
     extent = x.amax(dim, keepdim=True) - least
@@ -109,9 +122,9 @@ def _coded(x: torch.Tensor, dim: int, low: torch.Tensor, extent: torch.Tensor) -
     codes = ((x - low) * inverse).clamp(0, 255).to(torch.int32)
     size = x.shape[dim]
     sums, squares = codes.sum(dim, keepdim=True), codes.square().sum(dim, keepdim=True)
-    mean = (2 * sums + size) // (32 * size)  # of the bins' middles, in sixteenths of the range
+    mean = (2 * sums + size) // (32 * size)  # the mean of the bins' middles, in sixteenths of the range
     middle = mean * 16 + 8
-    squared = squares - 2 * middle * sums + size * middle * middle  # deviation from the mean as it is carried, of each group
+    squared = squares - 2 * middle * sums + size * middle * middle  # of each group, from the mean as it is carried
     variance = squared.sum((-2, -1)) // (x.shape[-2] * x.shape[-1])
     spread = sum((variance < limit).to(torch.int32) for limit in LIMITS)
     assert isinstance(spread, torch.Tensor)
@@ -125,27 +138,28 @@ def round_up_step(step: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruct(coded: Quantized, passes: int) -> torch.Tensor:
-    """What the first `passes` passes of the codes say of x, float32; the caller adds the centre and rounds to the pool's dtype."""
+    """x as the first `passes` passes of the codes give it, float32. The caller adds the centre and rounds to the pool's dtype."""
     mean = (coded.mean * 16 + 8).float()
     if passes == 0:
         return (coded.low + coded.step * mean).expand(coded.codes.shape)
     shift = SHIFTS[passes - 1]
     middle = (coded.codes.int() >> shift << shift).float() + 2.0 ** (shift - 1)
     share = torch.tensor(SHARES, device=mean.device)[coded.spread.long(), passes][..., None, None] / 32
-    return coded.low + (middle * (coded.step * (1 - share)) + mean * (coded.step * share))  # exact up to the sum with low
+    return coded.low + (middle * (coded.step * (1 - share)) + mean * (coded.step * share))  # exact, until the sum with low is rounded
 
 
 def squared_errors(x: torch.Tensor, coded: Quantized, centre: torch.Tensor, passes: int) -> torch.Tensor:
-    """Squared error of each token that is left after each pass, metadata first: [..., tokens, passes + 1] float64.
+    """Squared error of each token after each pass, after the metadata first: [..., tokens, passes + 1] float64.
 
-    x: [..., tokens, channels] as the pool holds it, and its dtype is what the decoded values are rounded to.
+    x: [..., tokens, channels] as the pool holds it; decoded values are rounded to its dtype.
     """
     decoded = [(reconstruct(coded, p) + centre).to(x.dtype) for p in range(passes + 1)]
     return torch.stack([(x.double() - y.double()).square().sum(-1) for y in decoded], -1)
 
 
 def measured(tokens: int, strip: int, tile: int) -> slice:
-    """The tokens of a tile whose errors are measured: an eighth of it, another one in each cell; all of a tile below MEASURED_WHOLE."""
+    """The tokens of a tile whose errors are measured: an eighth of them, a different one in each cell; all if there are fewer than
+    MEASURED_WHOLE."""
     if tokens < MEASURED_WHOLE:
         return slice(0, tokens)
     eighth, part = -(-tokens // 8), (strip + tile) % 8
@@ -153,10 +167,11 @@ def measured(tokens: int, strip: int, tile: int) -> slice:
 
 
 def cell_errors(by_token: torch.Tensor, step: torch.Tensor, chosen: slice) -> torch.Tensor:
-    """Squared error of a cell after each pass, [passes + 1], from those of its measured tokens [tokens, passes + 1] (squared_errors).
+    """Squared error of a cell after each pass, [passes + 1], estimated from its measured tokens.
 
-    step: [tokens, 1] of V, [1, channels] of K. Error goes with the square of the step, so that is how the other tokens are counted; where
-    the measured ones have no step at all, every token is measured.
+    by_token: [tokens, passes + 1], of squared_errors. step: [tokens, 1] of V, [1, channels] of K. Errors are proportional to the square of
+    the step, so the sum over the measured tokens is scaled by it to all tokens. If the measured tokens have no step at all, all tokens are
+    measured.
     """
     squared = step.double().square().sum(-1).expand(len(by_token))
     if squared[chosen].sum() == 0:
@@ -167,9 +182,9 @@ def cell_errors(by_token: torch.Tensor, step: torch.Tensor, chosen: slice) -> to
 def pack_pass(codes: torch.Tensor, index: int) -> torch.Tensor:
     """Pass `index` (1 to 6) of codes [..., tokens, channels] as bytes [..., width * eighths of the tokens, channels].
 
-    A tile is eight eighths of ceil(tokens / 8) tokens, the last padded with code 0. A byte of a one-bit pass holds the same token of
-    eighths 0 to 7, lowest bit first; of a two-bit pass, of eighths 0 to 3 in its first half and 4 to 7 in its second. So packing is
-    elementwise between eighths, with no shuffle between lanes.
+    A tile is divided into eight eighths of ceil(tokens / 8) tokens, the last padded with code 0. A byte of a one-bit pass holds the same
+    token of eighths 0 to 7, lowest bit first. In a two-bit pass a byte of the first half holds that of eighths 0 to 3, and of the second
+    half that of eighths 4 to 7. So packing is elementwise between eighths and needs no shuffle between lanes.
     """
     width = WIDTHS[index - 1]
     per_byte = 8 // width

@@ -1,4 +1,4 @@
-// The exact code of exact.py (see there for the format) for one core: a chunk is 8 values of each of 16 parts, coded in registers.
+// The lossless code of oracle.py, which describes the format, for one core: a chunk is 8 values of each of 16 parts, coded in registers.
 #include <algorithm>
 #include <type_traits>
 #include <vector>
@@ -170,7 +170,7 @@ template <class E, int W> struct Unit {
       const V x = join(piece[0], piece[1], piece[2], piece[3]);
       symbol[k] = (x >> MANTISSA) & EXPONENT;
       rest[k] = (x & FRACTION) | (x >> SIGN << MANTISSA);
-      if (!WHOLE) {  // what is not there has code 0
+      if (!WHOLE) {  // missing values have code 0
         const V held = join(there[0], there[1], there[2], there[3]);
         symbol[k] = (symbol[k] & held) | (base & ~held), rest[k] &= held;
       }
@@ -299,7 +299,7 @@ template <class E, int W> int64_t encode_units(const Shape& shape, int64_t units
   return tails - body;
 }
 
-// The number of the first unit whose escapes are not as many as its tail has room for, or -1.
+// The number of the first unit whose codes and tail differ in their number of escapes, or -1.
 template <class E, int W> int64_t decode_units(const Shape& shape, int64_t units, void* data, const int64_t* starts, int64_t groups, const uint8_t* bases,
                                                const int64_t* sizes, const uint8_t* body) {
   std::vector<uint8_t> scratch(shape.n + SLACK);
@@ -313,7 +313,7 @@ template <class E, int W> int64_t decode_units(const Shape& shape, int64_t units
       std::memcpy(to, fixed, shape.fixed);
       std::memcpy(reinterpret_cast<uint8_t*>(to) + shape.fixed, tails, tail);
     } else {
-      std::memcpy(scratch.data(), tails, tail);  // with room to be read beyond
+      std::memcpy(scratch.data(), tails, tail);  // in a buffer that may be read beyond the tail
       const int64_t used = Unit<E, W>::decode(to, shape, bases[u % groups], fixed, scratch.data());
       if ((used + 15) / 16 * 16 != tail && wrong < 0) wrong = u;
     }
@@ -322,7 +322,7 @@ template <class E, int W> int64_t decode_units(const Shape& shape, int64_t units
   return wrong;
 }
 
-template <class F> int64_t with_form(int64_t dtype, int64_t width, F run) {
+template <class F> int64_t with_layout(int64_t dtype, int64_t width, F run) {
   switch (dtype * 8 + width) {
     case 2: return run(BFloat16{}, std::integral_constant<int, 2>{});
     case 3: return run(BFloat16{}, std::integral_constant<int, 3>{});
@@ -339,7 +339,7 @@ template <class F> int64_t with_form(int64_t dtype, int64_t width, F run) {
   }
 }
 
-// crc32 of fast_crc.h, begun by an earlier piece. size: in 16s.
+// crc32 of crc.h, continued from an earlier piece. size: in 16s.
 uint32_t crc_on(uint32_t crc, const uint8_t* data, int64_t size) {
 #if defined(__PCLMUL__) && defined(__SSE4_1__)
   if (size >= 64) return crc_fold(crc, data, size);
@@ -351,18 +351,18 @@ uint32_t crc_on(uint32_t crc, const uint8_t* data, int64_t size) {
 
 extern "C" {
 
-// Bytes of the body, or -2 for a form that is not here. shape: n, fixed, raw. body: units * raw bytes at most.
-int64_t abkt_exact_encode(int64_t dtype, int64_t width, const Shape* shape, int64_t units, const void* data, const int64_t* starts, int64_t groups,
+// Bytes of the body, or -2 for an unknown dtype or width. shape: n, fixed, raw. body: units * raw bytes at most.
+int64_t abkt_lossless_encode(int64_t dtype, int64_t width, const Shape* shape, int64_t units, const void* data, const int64_t* starts, int64_t groups,
                           const uint8_t* bases, int64_t* sizes, uint8_t* body) {
-  return with_form(dtype, width, [&](auto e, auto w) { return encode_units<decltype(e), w.value>(*shape, units, data, starts, groups, bases, sizes, body); });
+  return with_layout(dtype, width, [&](auto e, auto w) { return encode_units<decltype(e), w.value>(*shape, units, data, starts, groups, bases, sizes, body); });
 }
 
-int64_t abkt_exact_decode(int64_t dtype, int64_t width, const Shape* shape, int64_t units, void* data, const int64_t* starts, int64_t groups,
+int64_t abkt_lossless_decode(int64_t dtype, int64_t width, const Shape* shape, int64_t units, void* data, const int64_t* starts, int64_t groups,
                           const uint8_t* bases, const int64_t* sizes, const uint8_t* body) {
-  return with_form(dtype, width, [&](auto e, auto w) { return decode_units<decltype(e), w.value>(*shape, units, data, starts, groups, bases, sizes, body); });
+  return with_layout(dtype, width, [&](auto e, auto w) { return decode_units<decltype(e), w.value>(*shape, units, data, starts, groups, bases, sizes, body); });
 }
 
-void abkt_exact_checksums(int64_t units, int64_t fixed, const int64_t* sizes, const uint8_t* body, uint32_t* sums) {
+void abkt_lossless_checksums(int64_t units, int64_t fixed, const int64_t* sizes, const uint8_t* body, uint32_t* sums) {
   const uint8_t* tails = body + units * fixed;
   for (int64_t u = 0; u < units; u++) {
     const int64_t tail = sizes[u] - fixed;
@@ -372,7 +372,7 @@ void abkt_exact_checksums(int64_t units, int64_t fixed, const int64_t* sizes, co
 }
 
 // How often each exponent occurs in each group: counts int64 [groups, 256], which start at 0.
-void abkt_exact_histograms(int64_t dtype, int64_t n, int64_t units, const void* data, const int64_t* starts, int64_t groups, int64_t* counts) {
+void abkt_lossless_histograms(int64_t dtype, int64_t n, int64_t units, const void* data, const int64_t* starts, int64_t groups, int64_t* counts) {
   for (int64_t u = 0; u < units; u++) {
     uint32_t own[4][256] = {};  // four, since neighbours often fall on the same count
     const auto tally = [&](const auto* x, int mantissa, int mask) { for (int64_t i = 0; i < n; i++) own[i & 3][(x[i] >> mantissa) & mask]++; };

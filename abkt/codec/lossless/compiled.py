@@ -1,4 +1,4 @@
-"""The exact code on one core: exact.cpp, built once with g++ for this machine. Bytes equal those of exact.py."""
+"""The lossless code on one core: compiled.cpp, built once with g++ for this machine. Its bytes equal those of oracle.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from abkt.codec.compile import library, reason_of
-from abkt.codec.lossless.oracle import ExactUnits, Form, Windows, check_sizes
+from abkt.codec.lossless.oracle import LosslessUnits, UnitLayout, Windows, check_sizes
 
 SOURCE = Path(__file__).with_name("compiled.cpp")
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float8_e4m3fn: 2, torch.float32: 3}
@@ -19,65 +19,65 @@ DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float8_e4m3fn: 2, torch.flo
 log = logging.getLogger("abkt.codec")
 
 
-class CompiledExact:
+class CompiledLossless:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
-        library.abkt_exact_encode.restype = library.abkt_exact_decode.restype = ctypes.c_int64
+        library.abkt_lossless_encode.restype = library.abkt_lossless_decode.restype = ctypes.c_int64
 
     def histograms(self, data: torch.Tensor, starts: torch.Tensor, n: int, groups: int) -> torch.Tensor:
         """How often each exponent occurs in each group of the units of n values of `data` at `starts`: int64 [groups, 256]."""
         counts = torch.zeros(groups, 256, dtype=torch.int64)
         numbers = (DTYPES[data.dtype], n, len(starts))
-        self.library.abkt_exact_histograms(*map(_int, numbers), _at(data), _at(starts), _int(groups), _at(counts))
+        self.library.abkt_lossless_histograms(*map(_int, numbers), _at(data), _at(starts), _int(groups), _at(counts))
         return counts
 
-    def encode(self, data: torch.Tensor, starts: torch.Tensor, n: int, windows: Windows, body: torch.Tensor | None = None) -> ExactUnits:
+    def encode(self, data: torch.Tensor, starts: torch.Tensor, n: int, windows: Windows, body: torch.Tensor | None = None) -> LosslessUnits:
         """Code units of n values of `data` (CPU, contiguous) at `starts` (int64, in values). The caller has checked that they are inside.
 
-        body: uint8, written in place of a fresh one: len(starts) * raw_bytes.
+        body: uint8 of len(starts) * raw_bytes, a buffer to write to instead of a new one.
         """
-        form, units = Form(data.dtype, n, windows.width), len(starts)
+        layout, units = UnitLayout(data.dtype, n, windows.width), len(starts)
         if body is None:
-            body = torch.empty(units * form.raw_bytes, dtype=torch.uint8)
-        sizes = torch.full((units,), form.raw_bytes, dtype=torch.int64)
-        if form.fixed_bytes == form.raw_bytes:
-            self._copy(body, None, data, starts, form.raw_bytes)
-            return ExactUnits(form, windows, sizes, body[: units * form.raw_bytes])
-        shape = torch.tensor([n, form.fixed_bytes, form.raw_bytes])
-        numbers = (_int(DTYPES[data.dtype]), _int(form.width))
-        total = self.library.abkt_exact_encode(
+            body = torch.empty(units * layout.raw_bytes, dtype=torch.uint8)
+        sizes = torch.full((units,), layout.raw_bytes, dtype=torch.int64)
+        if layout.fixed_bytes == layout.raw_bytes:
+            self._copy(body, None, data, starts, layout.raw_bytes)
+            return LosslessUnits(layout, windows, sizes, body[: units * layout.raw_bytes])
+        shape = torch.tensor([n, layout.fixed_bytes, layout.raw_bytes])
+        numbers = (_int(DTYPES[data.dtype]), _int(layout.width))
+        total = self.library.abkt_lossless_encode(
             *numbers, _at(shape), _int(units), _at(data), _at(starts), _int(len(windows.bases)), _at(windows.bases), _at(sizes), _at(body)
         )
         assert total >= 0
-        return ExactUnits(form, windows, sizes, body[:total])
+        return LosslessUnits(layout, windows, sizes, body[:total])
 
-    def decode(self, units: ExactUnits, data: torch.Tensor, starts: torch.Tensor) -> None:
-        """Write units into `data` (CPU, contiguous) at `starts`. Raises ValueError, naming the first unit whose sizes and codes do not
-        belong together; then what was written is not to be used."""
+    def decode(self, units: LosslessUnits, data: torch.Tensor, starts: torch.Tensor) -> None:
+        """Write units into `data` (CPU, contiguous) at `starts`. Raises ValueError, naming the first unit whose sizes and codes do not fit
+        each other; the content of `data` is undefined then."""
         check_sizes(units)
-        form = units.form
-        if form.fixed_bytes == form.raw_bytes:
-            self._copy(data, starts, units.body, None, form.raw_bytes)
+        layout = units.layout
+        if layout.fixed_bytes == layout.raw_bytes:
+            self._copy(data, starts, units.body, None, layout.raw_bytes)
             return
-        shape = torch.tensor([form.n, form.fixed_bytes, form.raw_bytes])
-        numbers, bases = (_int(DTYPES[form.dtype]), _int(form.width)), units.windows.bases
+        shape = torch.tensor([layout.n, layout.fixed_bytes, layout.raw_bytes])
+        numbers, bases = (_int(DTYPES[layout.dtype]), _int(layout.width)), units.windows.bases
         table = (_int(len(bases)), _at(bases), _at(units.sizes.contiguous()), _at(units.body))
-        wrong = self.library.abkt_exact_decode(*numbers, _at(shape), _int(len(starts)), _at(data), _at(starts), *table)
+        wrong = self.library.abkt_lossless_decode(*numbers, _at(shape), _int(len(starts)), _at(data), _at(starts), *table)
         assert wrong >= -1
         if wrong >= 0:
-            tail = int(units.sizes[wrong]) - form.fixed_bytes
-            raise ValueError(f"unit {wrong} is damaged: its codes have not as many escapes as its tail of {tail} bytes")
+            tail = int(units.sizes[wrong]) - layout.fixed_bytes
+            raise ValueError(f"unit {wrong} is damaged: its codes and its tail of {tail} bytes differ in their number of escapes")
 
-    def checksums(self, units: ExactUnits) -> torch.Tensor:
+    def checksums(self, units: LosslessUnits) -> torch.Tensor:
         """CRC-32 of each unit, fixed part and then tail: int64 [units]."""
         sums = torch.empty(len(units.sizes), dtype=torch.int32)
-        numbers = (_int(len(units.sizes)), _int(units.form.fixed_bytes))
-        self.library.abkt_exact_checksums(*numbers, _at(units.sizes.contiguous()), _at(units.body), _at(sums))
+        numbers = (_int(len(units.sizes)), _int(units.layout.fixed_bytes))
+        self.library.abkt_lossless_checksums(*numbers, _at(units.sizes.contiguous()), _at(units.body), _at(sums))
         return sums.to(torch.int64) & 0xFFFFFFFF
 
     @staticmethod
     def _copy(to: torch.Tensor, to_starts: torch.Tensor | None, of: torch.Tensor, of_starts: torch.Tensor | None, size: int) -> None:
-        """Units as they are, between a body and places in a pool."""
+        """Copy units as they are between a body and places in a pool."""
         starts = of_starts if to_starts is None else to_starts
         assert starts is not None
         for u, start in enumerate(starts.tolist()):
@@ -97,10 +97,10 @@ def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
 
 
 @cache
-def load() -> CompiledExact | None:
-    """The compiled path, or None (said once in the log, with the reason) where g++ is missing or cannot build it."""
+def load() -> CompiledLossless | None:
+    """The compiled backend; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
     try:
-        return CompiledExact(library(SOURCE))
+        return CompiledLossless(library(SOURCE))
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the exact code could not be compiled (%s); the torch oracle runs in its place, much slower", reason_of(error))
+        log.warning("the lossless code could not be compiled (%s); the torch oracle runs in its place, much slower", reason_of(error))
         return None

@@ -1,16 +1,17 @@
-"""The exact rate with coded exponents, for links that are slower than a processor.
+"""The lossless code with entropy-coded exponents, for links that are slower than a processor.
 
-A value's sign and mantissa go as they are. Its exponent is taken relative to its channel's most frequent one, since channels differ in
-scale more than tokens do, and coded with rANS (rans.py) and one table for all channels, made from the values themselves.
+Sign and mantissa of a value are sent as they are. Its exponent is taken relative to the most frequent exponent of its channel, since
+channels differ in scale more than tokens do. It is coded with rANS (rans/oracle.py) and one table for all channels, made from the values
+themselves.
 
-KV [heads, tokens, dim] is one piece, its streams a head and at most STREAM_TOKENS tokens each:
+KV [heads, tokens, dim] is one *piece*. Each of its streams holds one head and at most STREAM_TOKENS tokens:
 
     bases     [heads, dim] uint8, the exponent that symbol 0 stands for
     table     [256] uint16, shares of 4,096
     sizes     [streams] uint32, bytes of each stream
     streams
     rest      of float32 the low 16 bits of all values; then the low byte of sign and mantissa, if they have 8 bits or more; then
-              what is left above it, packed as planes of 4, 2 and 1 bits (baselines/bits.py)
+              the bits above it, packed as planes of 4, 2 and 1 bits (codec/bits.py)
 
 Little-endian. Bit patterns come back as they were, NaN payloads and signed zeros too.
 """
@@ -32,7 +33,9 @@ SYMBOLS = 256
 def encode(x: torch.Tensor) -> bytes:
     """x: [heads, tokens, dim] of bfloat16, float16, float8_e4m3fn or float32, on the CPU. Raises ValueError for another dtype."""
     if x.dtype not in MANTISSA or x.dim() != 3:
-        raise ValueError(f"no exact code for {tuple(x.shape)} of {x.dtype}; take [heads, tokens, dim] of {', '.join(map(str, MANTISSA))}")
+        raise ValueError(
+            f"no lossless code for {tuple(x.shape)} of {x.dtype}; take [heads, tokens, dim] of {', '.join(map(str, MANTISSA))}"
+        )
     exponent, rest = (part.numpy() for part in split(lanes_of(x), x.dtype))
     bases = _bases(exponent)
     symbols = ((exponent - bases[:, None]) & 255).astype(np.uint8)
@@ -43,7 +46,7 @@ def encode(x: torch.Tensor) -> bytes:
 
 
 def decode(data: memoryview, heads: int, tokens: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
-    """What `encode` was given, bit for bit. Raises ValueError for bytes that it did not write, where that shows."""
+    """The inverse of `encode`, bit for bit. Raises ValueError for bytes that `encode` did not write, where that shows."""
     left = _Reader(data)
     bases = left.array(np.uint8, heads, dim)
     table = left.array("<u2", 1, SYMBOLS).astype(np.uint16)
@@ -68,7 +71,7 @@ def _bases(exponent: np.ndarray) -> np.ndarray:
 
 
 def _parts(symbols: np.ndarray) -> list[np.ndarray]:
-    """Streams of equal length, [streams, n] each: full spans of tokens of every head, then what is left."""
+    """Streams of equal length, [streams, n] each: full spans of tokens of every head, then the remaining tokens."""
     heads, tokens, _ = symbols.shape
     full = tokens // STREAM_TOKENS * STREAM_TOKENS
     whole = [np.ascontiguousarray(symbols[:, at : at + STREAM_TOKENS]).reshape(heads, -1) for at in range(0, full, STREAM_TOKENS)]
@@ -109,14 +112,14 @@ def _from_rest(left: _Reader, exponent: torch.Tensor, dtype: torch.dtype) -> tor
 
 
 class _Reader:
-    """Bytes, read from their beginning."""
+    """Reads bytes from their beginning."""
 
     def __init__(self, data: memoryview) -> None:
         self._left = data
 
     def take(self, size: int) -> bytes:
         if size > len(self._left):
-            raise ValueError(f"exact piece is damaged: {size} bytes are due and {len(self._left)} are left")
+            raise ValueError(f"lossless piece is damaged: {size} bytes are expected and {len(self._left)} are left")
         part, self._left = bytes(self._left[:size]), self._left[size:]
         return part
 
@@ -126,4 +129,4 @@ class _Reader:
 
     def finish(self) -> None:
         if len(self._left):
-            raise ValueError(f"exact piece is followed by {len(self._left)} bytes that are not its own")
+            raise ValueError(f"lossless piece is followed by {len(self._left)} bytes that do not belong to it")

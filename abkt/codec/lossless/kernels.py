@@ -1,11 +1,12 @@
-"""The exact code of exact.py in Triton, for 16-bit dtypes: a program codes a unit where it lies in the pool; bytes are the oracle's.
+"""The lossless code in Triton, for 16-bit dtypes, with the bytes of oracle.py. A program codes one unit where it lies in the pool.
 
-A thread holds 8 lanes of each of a tile's 16 parts as 32-bit words of two lanes, so it reads and writes 16 bytes at a time, and packing
-is elementwise between words. Which values are escaped it keeps as a bit for each. One prefix sum over a program's threads places their
-lists, and each thread then takes its escapes one by one: few do, and to give each of 128 values a place of its own would double the work.
+A thread holds 8 lanes of each of a tile's 16 parts as 32-bit words of two lanes, so it reads and writes 16 bytes at a time, and packing is
+elementwise between words. It keeps one bit per value that says whether the value is escaped. One prefix sum over a program's threads
+places their lists of escapes, and each thread then handles its escapes one by one. Few values are escaped; giving each of the 128 values of
+a thread a place of its own would double the work.
 
 A unit is read once and its fixed part written once, in place; only tails, a few percent, are written to slots and then moved together.
-Nothing here waits for the GPU: sizes stay there. encode needs room for the worst case, since lengths follow from the data.
+Nothing waits for the GPU: sizes stay there. Encoding needs memory for the worst case, since lengths follow from the data.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def encode_units(
     first, each, rounds, count, left = _lists(escapes)
     tail = tl.minimum((count + 15) // 16 * 16, spare)
     tl.store(sizes + unit, (FIXED + tail).to(tl.int64))
-    if tail == spare:  # as it is: over what was written, and once more from the pool
+    if tail == spare:  # the unit is stored as it is: read again from the pool, it overwrites the coded rows
         tl.debug_barrier()
         for k in range(16):
             at = _words(tile, lane, lanes, k)
@@ -191,7 +192,7 @@ def decode_units(
     fixed, sizes, ends, tails, bases, data, starts, damaged, groups,
     N: tl.constexpr, ROWS: tl.constexpr, MANTISSA: tl.constexpr, WIDTH: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
-    """As in encode_units and gather_tails. damaged: uint8 [units], 1 where sizes and codes do not belong together."""
+    """As in encode_units and gather_tails. damaged: uint8 [units], 1 where sizes and codes do not fit each other."""
     unit = tl.program_id(0).to(tl.int64)
     values_at = data + tl.multiple_of(tl.load(starts + unit) // 2, 8)
     base = tl.load(bases + unit % groups).to(tl.int32) * 0x10001
@@ -248,7 +249,7 @@ def decode_units(
         first, each, rounds, count, left = _lists(escapes)
         wrong = (count + 15) // 16 * 16 != tail
         tl.store(damaged + unit, wrong.to(tl.uint8))
-        tl.debug_barrier()  # escaped values are there but for their exponent
+        tl.debug_barrier()  # escaped values are written, except for their exponents
         symbols, lanes_at = listed.to(tl.pointer_type(tl.uint8)), values_at.to(tl.pointer_type(tl.int16))
         for done in range(tl.where(wrong, 0, rounds)):
             part, column, left = _next(left)

@@ -1,4 +1,4 @@
-"""The Triton kernels of the exact code: launches that never wait for the GPU, so a CUDA graph can hold them."""
+"""Launches of the Triton kernels of the lossless code. They never wait for the GPU, so a CUDA graph can hold them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import triton
 
 from abkt.codec.lossless import wire as lossless_wire
 from abkt.codec.lossless.kernels import count_exponents, decode_units, encode_units, gather_tails
-from abkt.codec.lossless.oracle import MANTISSA, ExactUnits, Form, Windows, bases_for, check_sizes
+from abkt.codec.lossless.oracle import MANTISSA, LosslessUnits, UnitLayout, Windows, bases_for, check_sizes
 
-SAMPLE = 2048  # values that each unit gives to its group's histogram
+SAMPLE = 2048  # values of each unit that its group's histogram counts
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-def constants(form: Form) -> dict[str, int]:
-    """Compile-time arguments of encode_units and decode_units, and their launch: a thread has 128 values."""
-    rows = triton.next_power_of_2(sum(-(-lanes // 8) for _, _, lanes in form.tiles) if len(form.tiles) == 1 else len(form.tiles) * 32)
+def constants(layout: UnitLayout) -> dict[str, int]:
+    """Compile-time arguments and launch options of encode_units and decode_units. A thread has 128 values."""
+    rows = triton.next_power_of_2(sum(-(-lanes // 8) for _, _, lanes in layout.tiles) if len(layout.tiles) == 1 else len(layout.tiles) * 32)
     return {
-        "N": form.n, "ROWS": rows, "MANTISSA": MANTISSA[form.dtype], "WIDTH": form.width, "FIXED": form.fixed_bytes,
+        "N": layout.n, "ROWS": rows, "MANTISSA": MANTISSA[layout.dtype], "WIDTH": layout.width, "FIXED": layout.fixed_bytes,
         "num_warps": min(16, max(1, rows // 32)),
     }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """What `encode_into` writes, allocated once. body: uint8, worst case; sizes, ends: int64 [units], bytes of each unit, and running
-    sums of those of tails, so that the body ends at units * fixed_bytes + ends[-1]; slots: uint8, of no further use."""
+class UnitBuffers:
+    """Buffers for `encode_into`, allocated once. body: uint8, for the worst case. sizes: int64 [units], bytes of each unit. ends: int64
+    [units], running sums of the bytes of tails, so the body ends at units * fixed_bytes + ends[-1]. slots: uint8, scratch memory."""
 
-    form: Form
+    layout: UnitLayout
     windows: Windows
     body: torch.Tensor
     sizes: torch.Tensor
@@ -37,20 +37,20 @@ class Room:
     slots: torch.Tensor
 
     @classmethod
-    def of(cls, form: Form, windows: Windows, units: int) -> Room:
+    def of(cls, layout: UnitLayout, windows: Windows, units: int) -> UnitBuffers:
         device = windows.bases.device
-        body = torch.empty(units * form.raw_bytes, dtype=torch.uint8, device=device)
+        body = torch.empty(units * layout.raw_bytes, dtype=torch.uint8, device=device)
         sizes, ends = (torch.empty(units, dtype=torch.int64, device=device) for _ in range(2))
-        return cls(form, windows, body, sizes, ends, torch.empty_like(body[: units * (form.raw_bytes - form.fixed_bytes)]))
+        return cls(layout, windows, body, sizes, ends, torch.empty_like(body[: units * (layout.raw_bytes - layout.fixed_bytes)]))
 
-    def units(self) -> ExactUnits:
-        """Waits for the GPU, to know where the body ends."""
+    def units(self) -> LosslessUnits:
+        """The coded units. Waits for the GPU, to know where the body ends."""
         total = int(self.ends[-1]) if len(self.ends) else 0
-        return ExactUnits(self.form, self.windows, self.sizes, self.body[: len(self.sizes) * self.form.fixed_bytes + total])
+        return LosslessUnits(self.layout, self.windows, self.sizes, self.body[: len(self.sizes) * self.layout.fixed_bytes + total])
 
 
-class TritonExact:
-    """As exact_fast.CompiledExact, where the data are; dtypes of 16 bits, and codes of 2 to 4 (units as they are need no kernel)."""
+class TritonLossless:
+    """As CompiledLossless, on the device of the data, for dtypes of 16 bits and codes of 2 to 4 bits."""
 
     def histograms(self, data: torch.Tensor, starts: torch.Tensor, n: int, groups: int) -> torch.Tensor:
         """Of the first SAMPLE values of each unit: int64 [groups, 256]."""
@@ -61,53 +61,55 @@ class TritonExact:
         return counts.to(torch.int64)
 
     def windows(self, data: torch.Tensor, starts: torch.Tensor, n: int, groups: int, width: int = 3) -> Windows:
-        """The windows that suit these units; nothing waits. A fixed width, since the choice of one would have to be read back."""
+        """The best windows of this width for these units. Nothing waits: a choice of the width would have to be read back from the GPU."""
         return Windows(width, bases_for(self.histograms(data, starts, n, groups), width)[0])
 
-    def encode_into(self, room: Room, data: torch.Tensor, starts: torch.Tensor) -> None:
+    def encode_into(self, buffers: UnitBuffers, data: torch.Tensor, starts: torch.Tensor) -> None:
         """Code the units of `data` (contiguous, dtype of 16 bits) at `starts` (int64, multiples of 16). Nothing waits for the GPU."""
-        form, windows = _checked(room.form), room.windows
-        spare = form.raw_bytes - form.fixed_bytes
+        layout, windows = _checked(buffers.layout), buffers.windows
+        spare = layout.raw_bytes - layout.fixed_bytes
         words = data.view(torch.int16).view(-1).view(torch.int32)
-        body, slots = room.body.view(torch.int32), room.slots.view(torch.int32)
+        body, slots = buffers.body.view(torch.int32), buffers.slots.view(torch.int32)
         units = len(starts)
-        encode_units[(units,)](words, starts, windows.bases, body, slots, room.sizes, len(windows.bases), **constants(form))
-        torch.cumsum(room.sizes - form.fixed_bytes, 0, out=room.ends)
-        tails = body[units * form.fixed_bytes // 4 :]
-        gather_tails[(units,)](slots, room.sizes, room.ends, tails, FIXED=form.fixed_bytes, SPARE=spare, ROWS=128, num_warps=4)
+        encode_units[(units,)](words, starts, windows.bases, body, slots, buffers.sizes, len(windows.bases), **constants(layout))
+        torch.cumsum(buffers.sizes - layout.fixed_bytes, 0, out=buffers.ends)
+        tails = body[units * layout.fixed_bytes // 4 :]
+        gather_tails[(units,)](slots, buffers.sizes, buffers.ends, tails, FIXED=layout.fixed_bytes, SPARE=spare, ROWS=128, num_warps=4)
 
-    def encode(self, data: torch.Tensor, starts: torch.Tensor, n: int, windows: Windows) -> ExactUnits:
-        room = Room.of(Form(data.dtype, n, windows.width), windows, len(starts))
+    def encode(self, data: torch.Tensor, starts: torch.Tensor, n: int, windows: Windows) -> LosslessUnits:
+        buffers = UnitBuffers.of(UnitLayout(data.dtype, n, windows.width), windows, len(starts))
         if len(starts):
-            self.encode_into(room, data, starts)
-        return room.units()
+            self.encode_into(buffers, data, starts)
+        return buffers.units()
 
-    def decode_into(self, units: ExactUnits, data: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        """Write units into `data` at `starts`. Returns uint8 [units], 1 where a unit is damaged; nothing waits for the GPU. The sizes are
-        the caller's to check (check_sizes does, and waits)."""
-        form, windows = _checked(units.form), units.windows
+    def decode_into(self, units: LosslessUnits, data: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        """Write units into `data` at `starts`. Returns uint8 [units], 1 where a unit is damaged. Nothing waits for the GPU. The caller
+        must check the sizes (check_sizes does, and waits)."""
+        layout, windows = _checked(units.layout), units.windows
         count = len(units.sizes)
         damaged = torch.empty(count, dtype=torch.uint8, device=data.device)
-        ends = (units.sizes - form.fixed_bytes).cumsum(0)
+        ends = (units.sizes - layout.fixed_bytes).cumsum(0)
         body = units.body.view(torch.int32)
-        tails = body[count * form.fixed_bytes // 4 :]
+        tails = body[count * layout.fixed_bytes // 4 :]
         words = data.view(torch.int16).view(-1).view(torch.int32)
         arguments = (body, units.sizes, ends, tails, windows.bases, words, starts, damaged, len(windows.bases))
-        decode_units[(count,)](*arguments, **constants(form))
+        decode_units[(count,)](*arguments, **constants(layout))
         return damaged
 
-    def decode(self, units: ExactUnits, data: torch.Tensor, starts: torch.Tensor) -> None:
+    def decode(self, units: LosslessUnits, data: torch.Tensor, starts: torch.Tensor) -> None:
         check_sizes(units)
         if len(units.sizes):
             damaged = self.decode_into(units, data, starts).nonzero()
             if len(damaged):
-                raise ValueError(f"unit {int(damaged[0])} is damaged: its codes have not as many escapes as its tail has room for")
+                raise ValueError(f"unit {int(damaged[0])} is damaged: its codes and its tail differ in their number of escapes")
 
-    def checksums(self, units: ExactUnits) -> torch.Tensor:
+    def checksums(self, units: LosslessUnits) -> torch.Tensor:
         return lossless_wire.checksums(units)
 
 
-def _checked(form: Form) -> Form:
-    if form.dtype not in DTYPES or form.fixed_bytes == form.raw_bytes:
-        raise ValueError(f"no kernel for codes of {form.width} bits in units of {form.n} values of {form.dtype}; take the compiled path")
-    return form
+def _checked(layout: UnitLayout) -> UnitLayout:
+    if layout.dtype not in DTYPES or layout.fixed_bytes == layout.raw_bytes:
+        raise ValueError(
+            f"no kernel for codes of {layout.width} bits in units of {layout.n} values of {layout.dtype}; take the compiled backend"
+        )
+    return layout

@@ -1,7 +1,7 @@
-"""Coded units as bytes that say what they are, and that are refused, by the unit's number, where they were damaged.
+"""Coded units as self-describing bytes with checksums. Damage is reported with the number of the unit.
 
     header   fixed fields | base of each group, uint8 | bytes of each unit, uint32 | CRC-32 of each unit, uint32 | CRC-32 of the header
-    body     as in ExactUnits
+    body     as in LosslessUnits
 
 Both are whole multiples of 16 bytes; padding is 0. Little-endian throughout.
 """
@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from abkt.codec.lossless.oracle import ALIGNMENT, ExactUnits, Form, Windows, check_sizes
+from abkt.codec.lossless.oracle import ALIGNMENT, LosslessUnits, UnitLayout, Windows, check_sizes
 
 MAGIC = b"ABKX"
 VERSION = 1
@@ -27,41 +27,41 @@ def header_bytes(units: int, groups: int) -> int:
     return -(-(FIXED.size + groups + 8 * units + 4) // ALIGNMENT) * ALIGNMENT
 
 
-def checksums(units: ExactUnits) -> torch.Tensor:
+def checksums(units: LosslessUnits) -> torch.Tensor:
     """CRC-32 of each unit, fixed part and then tail: int64 [units]."""
-    body, fixed, tails = units.body.numpy().data, units.form.fixed_bytes, units.tail_starts.tolist()
+    body, fixed, tails = units.body.numpy().data, units.layout.fixed_bytes, units.tail_starts.tolist()
     firsts = (zlib.crc32(body[u * fixed : (u + 1) * fixed]) for u in range(len(units.sizes)))
     return torch.tensor([zlib.crc32(body[a:b], crc) for (a, b), crc in zip(pairwise(tails), firsts, strict=True)], dtype=torch.int64)
 
 
-def pack_header(units: ExactUnits, sums: torch.Tensor) -> bytes:
-    form, windows, count = units.form, units.windows, len(units.sizes)
+def pack_header(units: LosslessUnits, sums: torch.Tensor) -> bytes:
+    layout, windows, count = units.layout, units.windows, len(units.sizes)
     size = header_bytes(count, len(windows.bases))
-    fixed = FIXED.pack(MAGIC, VERSION, DTYPES.index(form.dtype), form.width, size, count, form.n, len(windows.bases))
+    fixed = FIXED.pack(MAGIC, VERSION, DTYPES.index(layout.dtype), layout.width, size, count, layout.n, len(windows.bases))
     listed = (units.sizes.numpy().astype("<u4"), sums.numpy().astype("<u4"))
     head = b"".join((fixed, windows.bases.numpy().tobytes(), *(part.tobytes() for part in listed))).ljust(size - 4, b"\0")
     return head + struct.pack("<I", zlib.crc32(head))
 
 
-def read_header(data: memoryview, units: int, n: int, dtype: torch.dtype) -> tuple[ExactUnits, torch.Tensor]:
-    """The units in `data` (their body is `data`'s memory), not yet checked against their checksums, and these. Raises ValueError, saying
-    what is wrong, unless the header is whole, undamaged, of this version and for `units` units of `n` values of `dtype`."""
+def read_header(data: memoryview, units: int, n: int, dtype: torch.dtype) -> tuple[LosslessUnits, torch.Tensor]:
+    """The units in `data`, and their listed checksums, which are not checked yet. Raises ValueError, which says what is wrong, unless the
+    header is whole, undamaged, of this version and for `units` units of `n` values of `dtype`."""
     if len(data) < FIXED.size:
-        raise ValueError(f"exact units cut inside their header: {len(data)} bytes; the fixed fields alone are {FIXED.size}")
+        raise ValueError(f"lossless units cut inside their header: {len(data)} bytes; the fixed fields alone are {FIXED.size}")
     magic, version, kind, width, size, count, length, groups = FIXED.unpack_from(data)
     if magic != MAGIC:
-        raise ValueError(f"no exact units: they begin with {magic!r}, not {MAGIC!r}")
+        raise ValueError(f"not lossless units: they begin with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
-        raise ValueError(f"exact units of version {version}; this codec reads version {VERSION}")
+        raise ValueError(f"lossless units of version {version}; this codec reads version {VERSION}")
     if not FIXED.size < size <= len(data):
-        raise ValueError(f"exact units cut inside their header: {len(data)} bytes of {size}")
+        raise ValueError(f"lossless units cut inside their header: {len(data)} bytes of {size}")
     if zlib.crc32(data[: size - 4]) != struct.unpack_from("<I", data, size - 4)[0]:
-        raise ValueError("header of exact units is damaged: its checksum does not match")
+        raise ValueError("header of lossless units is damaged: its checksum does not match")
     theirs = (count, length, DTYPES[kind] if kind < len(DTYPES) else "an unknown dtype")
     if theirs != (units, n, dtype):
         raise ValueError(f"data holds {theirs[0]} units of {theirs[1]} values of {theirs[2]}; expected are {units} of {n} of {dtype}")
     if groups < 1 or header_bytes(count, groups) != size:
-        raise ValueError(f"header of exact units is {size} bytes; {groups} groups and {count} units need {header_bytes(count, groups)}")
+        raise ValueError(f"header of lossless units is {size} bytes; {groups} groups and {count} units need {header_bytes(count, groups)}")
     at = FIXED.size
     bases = torch.from_numpy(np.frombuffer(data, "u1", groups, at).copy())
     sizes, sums = (
@@ -69,16 +69,17 @@ def read_header(data: memoryview, units: int, n: int, dtype: torch.dtype) -> tup
     )
     total = size + int(sizes.sum())
     if len(data) < total:
-        raise ValueError(f"exact units are cut: {len(data)} bytes of {total}")
+        raise ValueError(f"lossless units are cut: {len(data)} bytes of {total}")
     if len(data) > total:
-        raise ValueError(f"{len(data) - total} bytes follow exact units of {total} bytes")
+        raise ValueError(f"{len(data) - total} bytes follow lossless units of {total} bytes")
     body = torch.from_numpy(np.frombuffer(data, "u1", total - size, size).copy())
-    coded = ExactUnits(Form(dtype, n, width), Windows(width, bases), sizes, body)
+    coded = LosslessUnits(UnitLayout(dtype, n, width), Windows(width, bases), sizes, body)
     check_sizes(coded)
     return coded, sums
 
 
 def refuse_damage(found: torch.Tensor, listed: torch.Tensor) -> None:
+    """Raises ValueError, naming the first damaged unit, if checksums [units] differ."""
     wrong = (found != listed).nonzero().flatten().tolist()
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

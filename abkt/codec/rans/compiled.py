@@ -1,6 +1,7 @@
-"""rans.py's contract, compiled: rans.cpp, built once with g++ for this machine. Without g++ the same calls run the oracle.
+"""rANS compiled: compiled.cpp, built once with g++ for this machine, writes the bytes of oracle.py. Without g++ the same calls run the
+oracle.
 
-The compiled coder keeps eight states in registers and needs no division: a share's inverse is multiplied instead (rans.h).
+The compiled coder keeps eight states in registers and needs no division: a share's inverse is multiplied instead (rans/rans.h).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from abkt.codec.rans import oracle as rans
 from abkt.codec.rans.oracle import SHARES, check_contexts, check_symbols, checked, most_bytes
 
 SOURCE = Path(__file__).with_name("compiled.cpp")
-SHARE_BYTES, INTERVAL_BYTES = 16, 4  # struct Share and struct Interval of rans.h
+SHARE_BYTES, INTERVAL_BYTES = 16, 4  # struct Share and struct Interval of rans/rans.h
 
 log = logging.getLogger("abkt.codec")
 
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The compiled coder, or None (said once in the log, with the reason) where g++ is missing or cannot build it."""
+    """The compiled coder; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
     try:
         loaded = library(SOURCE)
     except (OSError, subprocess.SubprocessError) as error:
@@ -36,7 +37,7 @@ def load() -> ctypes.CDLL | None:
 
 
 def encode(symbols: np.ndarray, contexts: np.ndarray, tables: np.ndarray) -> list[bytes]:
-    """As rans.encode, byte for byte."""
+    """As oracle.encode, byte for byte."""
     compiled = load()
     if compiled is None:
         return rans.encode(symbols, contexts, tables)
@@ -45,21 +46,21 @@ def encode(symbols: np.ndarray, contexts: np.ndarray, tables: np.ndarray) -> lis
     if symbols.size and symbols.max() >= tables.shape[1]:
         check_symbols(symbols, contexts, tables)
     streams, n = symbols.shape
-    room = most_bytes(n)
-    out, sizes = np.empty((streams, room), dtype=np.uint8), np.empty(streams, dtype=np.int64)
+    capacity = most_bytes(n)
+    out, sizes = np.empty((streams, capacity), dtype=np.uint8), np.empty(streams, dtype=np.int64)
     work = np.empty(tables.size * SHARE_BYTES, dtype=np.uint8)
     given = [np.ascontiguousarray(a) for a in (symbols, contexts, tables)]
     absent = compiled.abkt_rans_encode(
         *(ctypes.c_int64(v) for v in (streams, n)), _at(given[0]), _at(given[1]), *(ctypes.c_int64(v) for v in tables.shape),
-        _at(given[2]), _at(work), ctypes.c_int64(room), _at(out), _at(sizes),
+        _at(given[2]), _at(work), ctypes.c_int64(capacity), _at(out), _at(sizes),
     )  # fmt: skip
     if absent >= 0:
         check_symbols(symbols, contexts, tables)
-    return [row[room - size :].tobytes() for row, size in zip(out, sizes, strict=True)]
+    return [row[capacity - size :].tobytes() for row, size in zip(out, sizes, strict=True)]
 
 
 def decode(data: list[bytes], n: int, contexts: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    """As rans.decode: the same symbols, and ValueError for the same damage."""
+    """As oracle.decode: the same symbols, and ValueError for the same damage."""
     compiled = load()
     if compiled is None:
         return rans.decode(data, n, contexts, tables)

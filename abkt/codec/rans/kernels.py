@@ -1,8 +1,8 @@
-"""rans.py's contract in Triton: a program codes several streams, each in eight neighbouring threads, so a warp has four.
+"""rANS in Triton, with the bytes of rans/oracle.py: a program codes several streams, each in eight neighbouring threads, so four per warp.
 
-A step codes one symbol of every lane. Where its words go in the stream is a count over the lanes, which stays within the eight threads:
-three exchanges, no barrier. Division by a share is a multiplication with its inverse, corrected by 1 where it is too small. Tables are read
-through the first-level cache. Streams of a program need not be equally long; those that have ended wait for the others.
+A step codes one symbol of every lane. The place of its word in the stream is a count over the lanes, within the eight threads: three
+exchanges and no barrier. Division by a share is a multiplication with its inverse, corrected by 1 where it is too small. Tables are read
+through the first-level cache. Streams of a program may have different lengths; those that have ended wait for the others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LANES = tl.constexpr(8)  # as in rans.py, like the next three
+LANES = tl.constexpr(8)  # as in rans/oracle.py, like the next three
 SHARE_BITS = tl.constexpr(12)
 SHARES = tl.constexpr(4096)
 LEAST = tl.constexpr(1 << 16)
@@ -19,9 +19,10 @@ STATE_WORDS = tl.constexpr(16)
 
 @triton.jit
 def counted(which):
-    """Of which [streams, LANES] bool: how many of a stream's lanes are so before each, [streams, LANES] int32, and in all, [streams] int32.
+    """How many lanes of a stream are set in `which` [streams, LANES] bool: before each lane, [streams, LANES] int32, and in all, [streams]
+    int32.
 
-    One sum says both: lane i adds 1 to the nibbles from i on, so nibble i counts the lanes up to i, 8 at most.
+    One sum gives both: lane i adds 1 to the nibbles from i on, so nibble i counts the lanes up to i, at most 8.
     """
     lane = tl.arange(0, LANES)[None, :]
     nibbles = tl.sum(tl.where(which, tl.full((1, LANES), 0x11111111, tl.uint32) << (4 * lane), 0).to(tl.uint32), 1)
@@ -31,10 +32,10 @@ def counted(which):
 
 @triton.jit
 def put(x, entry, held, slot, at):
-    """Code a symbol of every lane that is `held`. x: states, [streams, LANES] uint32. entry: int64 there, of Tables.coding. slot:
-    pointers to 16-bit words, [streams]; at: the place of the last word there, [streams] int32. Returns x and at as they are then.
+    """Code a symbol of every lane that is `held`. x: states, [streams, LANES] uint32. entry: int64 there, of RansTables.coding. slot:
+    pointers to 16-bit words, [streams]; at: the place of the last word there, [streams] int32. Returns the new x and at.
 
-    Words for which the slot has no room are counted, not written.
+    Words that do not fit the slot are counted, not written.
     """
     share, start = (entry & 0xFFFF).to(tl.uint32), ((entry >> 16) & 0xFFFF).to(tl.uint32)
     full = held & ((x >> 20) >= share)
@@ -50,7 +51,7 @@ def put(x, entry, held, slot, at):
 
 @triton.jit
 def put_states(x, some, slot, at):
-    """The states, before the words of a stream that has `some` [streams] symbols. Returns `at` as it is then."""
+    """Write the states before the words of a stream, if it has symbols: `some` [streams] bool. Returns the new `at`."""
     at -= tl.where(some, STATE_WORDS, 0)
     place = at[:, None] + 2 * tl.arange(0, LANES)[None, :]
     there = (some & (at >= 0))[:, None]
@@ -61,7 +62,8 @@ def put_states(x, some, slot, at):
 
 @triton.jit
 def first_states(stream, size, some):
-    """What streams of `size` bytes begin with, at pointers `stream`; both [streams]. some: [streams] bool, which to read at all.
+    """The states at the beginning of streams of `size` bytes, at pointers `stream`; both [streams]. some: [streams] bool, which streams to
+    read.
 
     Returns states [streams, LANES] uint32, the number of words behind them [streams] int32, and which are damaged [streams] bool.
     """
@@ -76,9 +78,9 @@ def first_states(stream, size, some):
 
 @triton.jit
 def step_back(x, share, place, held, words_at, words, read):
-    """Take a symbol off every lane that is `held`: its interval has `share`, and the state is at `place` in it, [streams, LANES] uint32.
-    words_at: pointers to the bytes of the words; words, read: how many there are and were asked for; all [streams]. Returns x and read as
-    they are then. A word that is not there is 0, and counts as asked for.
+    """Decode a symbol in every lane that is `held`: its interval has `share`, and the state is at `place` in it, [streams, LANES] uint32.
+    words_at: pointers to the bytes of the words; words, read: how many words there are, and how many have been read; all [streams]. Returns
+    the new x and read. A word beyond the end is 0, and counts as read.
     """
     left = (x >> SHARE_BITS) * share + place
     low = held & (left < LEAST)
@@ -92,19 +94,20 @@ def step_back(x, share, place, held, words_at, words, read):
 
 @triton.jit
 def ended(x, words, read):
-    """Whether streams ended as they began, with nothing left to read: [streams]."""
+    """Whether streams ended at the initial state, with nothing left to read: [streams]."""
     return (read == words) & (tl.max((x != LEAST).to(tl.int32), 1) == 0)
 
 
 @triton.jit
-def encode_streams(symbols, contexts, table, slots, sizes, streams, n, rows, alphabet, room, STREAMS: tl.constexpr):
-    """slots: 16-bit words [streams, room]; a stream comes to the end of its own. sizes: int64 [streams], bytes: above 2 * room of a stream
-    that had no room, -1 of one with a symbol that has no share. symbols, contexts: uint8 [streams, n]. table: Tables.coding."""
+def encode_streams(symbols, contexts, table, slots, sizes, streams, n, rows, alphabet, capacity, STREAMS: tl.constexpr):
+    """slots: 16-bit words [streams, capacity]; a stream is written to the end of its slot. sizes: int64 [streams], bytes: above 2 *
+    capacity for a stream that does not fit, -1 for a stream with a symbol that has no share. symbols, contexts: uint8 [streams, n]. table:
+    RansTables.coding."""
     stream, lane = tl.program_id(0) * STREAMS + tl.arange(0, STREAMS), tl.arange(0, LANES)[None, :]
     there = stream < streams
-    slot, first = slots + stream.to(tl.int64) * room, stream.to(tl.int64)[:, None] * n
+    slot, first = slots + stream.to(tl.int64) * capacity, stream.to(tl.int64)[:, None] * n
     x = tl.full((STREAMS, LANES), LEAST, tl.uint32)
-    at = tl.zeros((STREAMS,), tl.int32) + room
+    at = tl.zeros((STREAMS,), tl.int32) + capacity
     absent = tl.zeros((STREAMS, LANES), tl.int32)
     steps = (n + LANES - 1) // LANES
     for done in range(steps):
@@ -117,7 +120,7 @@ def encode_streams(symbols, contexts, table, slots, sizes, streams, n, rows, alp
         absent |= (held & ((entry & 0xFFFF) == 0)).to(tl.int32)
         x, at = put(x, entry, held, slot, at)
     at = put_states(x, there, slot, at)
-    size = tl.where(tl.max(absent, 1) > 0, -1, 2 * (room - at))
+    size = tl.where(tl.max(absent, 1) > 0, -1, 2 * (capacity - at))
     tl.store(sizes + stream, size.to(tl.int64), mask=there)
 
 
@@ -125,8 +128,8 @@ def encode_streams(symbols, contexts, table, slots, sizes, streams, n, rows, alp
 def decode_streams(
     data, length, offsets, sizes, contexts, owner, table, symbols, damaged, streams, n, rows, alphabet, STREAMS: tl.constexpr
 ):
-    """data: `length` bytes, in which stream i has sizes[i] at offsets[i]. owner, table: Tables.owner and .intervals. damaged: uint8
-    [streams]; what is read lies in the stream whatever its bytes are. contexts, symbols: uint8 [streams, n]."""
+    """data: `length` bytes, in which stream i has sizes[i] at offsets[i]. owner, table: RansTables.owner and .intervals. damaged: uint8
+    [streams]. No read leaves a stream, whatever its bytes are. contexts, symbols: uint8 [streams, n]."""
     stream, lane = tl.program_id(0) * STREAMS + tl.arange(0, STREAMS), tl.arange(0, LANES)[None, :]
     there = stream < streams
     offset, size = tl.load(offsets + stream, mask=there, other=0), tl.load(sizes + stream, mask=there, other=0)
@@ -152,11 +155,11 @@ def decode_streams(
 
 
 @triton.jit
-def join_streams(slots, sizes, ends, body, room, BYTES: tl.constexpr):
-    """Move streams from the ends of their slots of `room` bytes together. ends: int64 [streams], running sums of sizes. body: uint8."""
+def join_streams(slots, sizes, ends, body, capacity, BYTES: tl.constexpr):
+    """Move streams from the ends of their slots of `capacity` bytes together. ends: int64 [streams], running sums of sizes. body: uint8."""
     stream = tl.program_id(0).to(tl.int64)
     size = tl.load(sizes + stream)
-    begin, to = slots + (stream + 1) * room - size, body + tl.load(ends + stream) - size
+    begin, to = slots + (stream + 1) * capacity - size, body + tl.load(ends + stream) - size
     for done in range(0, size.to(tl.int32), BYTES):
         at = done + tl.arange(0, BYTES)
         tl.store(to + at, tl.load(begin + at, mask=at < size), mask=at < size)

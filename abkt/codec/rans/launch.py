@@ -1,4 +1,4 @@
-"""The Triton kernels of rANS: launches that never wait for the GPU, so a CUDA graph can hold them."""
+"""Launches of the Triton kernels of rANS. They never wait for the GPU, so a CUDA graph can hold them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import triton
 from abkt.codec.rans.kernels import decode_streams, encode_streams, join_streams
 from abkt.codec.rans.oracle import checked, most_bytes
 
-STREAMS = 16  # of a program
+STREAMS = 16  # of one program
 LAUNCH = {"STREAMS": STREAMS, "num_warps": 4}
 COPIED = {"BYTES": 1024, "num_warps": 4}
 
@@ -27,7 +27,7 @@ class RansTables:
 
     @classmethod
     def of(cls, shares: np.ndarray, device: torch.device) -> RansTables:
-        """shares: [contexts, alphabet] uint16, as rans.encode takes them. Raises ValueError for others."""
+        """shares: [contexts, alphabet] uint16, as oracle.encode takes them. Raises ValueError for others."""
         nothing = np.zeros((0, 0), dtype=np.uint8)
         checked(nothing, nothing, shares)
         coding, intervals = entries_of(shares)
@@ -36,7 +36,8 @@ class RansTables:
 
 
 def entries_of(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tables.coding and Tables.intervals. A quotient that the inverse, 2**32 / share without its fraction, gives is at most 1 too small."""
+    """RansTables.coding and RansTables.intervals. The inverse is 2**32 / share, rounded down, so a quotient computed with it is at most 1
+    too small."""
     share = shares.astype(np.int64)
     intervals = share.cumsum(1) - share << 16 | share
     inverse = np.where(share > 0, np.minimum((1 << 32) // np.maximum(share, 1), 2**32 - 1), 0).astype(np.uint64)
@@ -45,8 +46,9 @@ def entries_of(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """body: uint8, streams end to end from its beginning; it has room for all at their longest. sizes: int64 [streams], bytes of each;
-    0 where `failed` [streams] bool, for want of room or of a share. ends: int64 [streams], running sums of sizes."""
+    """Coded streams. body: uint8, streams end to end from its beginning, with capacity for all at their longest. sizes: int64 [streams],
+    bytes of each. failed: [streams] bool, streams that exceed their capacity or have a symbol without a share; their sizes are 0. ends:
+    int64 [streams], running sums of sizes."""
 
     body: torch.Tensor
     sizes: torch.Tensor
@@ -54,22 +56,22 @@ class Streams:
     failed: torch.Tensor
 
 
-def encode(symbols: torch.Tensor, contexts: torch.Tensor, tables: RansTables, room_bytes: int | None = None) -> Streams:
-    """The bytes of rans.encode, where the symbols are. symbols, contexts: [streams, n] uint8, contiguous. room_bytes: of a stream; one
-    that is longer fails. Without it there is room for any. Nothing waits for the GPU."""
+def encode(symbols: torch.Tensor, contexts: torch.Tensor, tables: RansTables, capacity_bytes: int | None = None) -> Streams:
+    """The bytes of oracle.encode, on the device of the symbols. symbols, contexts: [streams, n] uint8, contiguous. capacity_bytes: of a
+    stream; a longer one fails. Without it every stream fits. Nothing waits for the GPU."""
     streams, n = symbols.shape
-    room = most_bytes(n) if room_bytes is None else room_bytes // 2 * 2
-    slots = torch.empty(streams, room, dtype=torch.uint8, device=symbols.device)
+    capacity = most_bytes(n) if capacity_bytes is None else capacity_bytes // 2 * 2
+    slots = torch.empty(streams, capacity, dtype=torch.uint8, device=symbols.device)
     sizes = torch.zeros(streams, dtype=torch.int64, device=symbols.device)
     if symbols.numel():
         encode_streams[(triton.cdiv(streams, STREAMS),)](
-            symbols, contexts, tables.coding, slots.view(torch.int16), sizes, streams, n, *tables.coding.shape, room // 2, **LAUNCH
+            symbols, contexts, tables.coding, slots.view(torch.int16), sizes, streams, n, *tables.coding.shape, capacity // 2, **LAUNCH
         )  # fmt: skip
-    failed = (sizes < 0) | (sizes > room)
+    failed = (sizes < 0) | (sizes > capacity)
     sizes = sizes.masked_fill(failed, 0)
     ends, body = sizes.cumsum(0), torch.empty_like(slots).view(-1)
     if symbols.numel():
-        join_streams[(streams,)](slots, sizes, ends, body, room, **COPIED)
+        join_streams[(streams,)](slots, sizes, ends, body, capacity, **COPIED)
     return Streams(body, sizes, ends, failed)
 
 
@@ -77,7 +79,7 @@ def decode(
     data: torch.Tensor, offsets: torch.Tensor, sizes: torch.Tensor, n: int, contexts: torch.Tensor, tables: RansTables
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Symbols [streams, n] uint8 of the streams in `data` (uint8) at offsets with sizes (int64 [streams]), and which are damaged, [streams]
-    bool: as rans.decode, but that symbols of a damaged stream are there, and mean nothing. Nothing waits for the GPU."""
+    bool: as oracle.decode, except that a damaged stream has symbols, without a meaning. Nothing waits for the GPU."""
     symbols = torch.empty_like(contexts)
     if not n:
         return symbols, sizes != 0

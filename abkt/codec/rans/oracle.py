@@ -1,16 +1,17 @@
-"""Interleaved rANS with static tables, written to be read: the contract of the coder and the oracle of its fast paths.
+"""Interleaved rANS with static tables, written to be read. It defines the bytes, and is the reference for the compiled code and the
+kernels.
 
 A *stream* is one string of n symbols, each with a context that picks the row of frequencies it is coded with. Symbol i belongs to lane
 i % LANES; a lane's state x is a number in [2**16, 2**32), and to code a symbol of frequency f that starts at s among the 4,096 shares is
 
     x -> (x // f) * 4096 + x % f + s,      after x >>= 16, with the 16 bits that leave written as a word, if x >= f * 2**20
 
-so a symbol writes at most one word, and costs log2(4096 / f) bits. Encoding runs from the last symbol to the first, decoding from the first
-to the last. The bytes of a stream are the states of the lanes (32 bits each, lane 0 first), then the words in the order in which decoding
-reads them: by steps of LANES symbols, within a step by lanes. All little-endian. Lanes start at 2**16, so decoding must end there with
-nothing left to read, and says so if it does not: of damage that 16 bits a lane let pass, the caller's checksum speaks.
+so a symbol writes at most one word, and costs log2(4096 / f) bits. Encoding runs from the last symbol to the first, decoding from the
+first to the last. The bytes of a stream are the states of the lanes (32 bits each, lane 0 first), then the words in the order in which
+decoding reads them: by steps of LANES symbols, within a step by lanes. All little-endian. Lanes start at 2**16, so decoding must end there
+with nothing left to read; otherwise it raises an error. This check has 16 bits per lane, so the caller needs a checksum as well.
 
-A stream of no symbols is no bytes. What the lanes cost beyond the entropy is 16 bits each: 16 bytes with eight.
+A stream of no symbols has no bytes. Beyond the entropy, each lane costs 16 bits: 16 bytes for eight lanes.
 
 Source: asymmetric numeral systems (Duda, arXiv 1311.2540), interleaved as in Giesen's arXiv 1402.3392.
 """
@@ -27,7 +28,7 @@ STATE_BYTES = 4 * LANES
 
 
 def most_bytes(n: int) -> int:
-    """No stream of n symbols is longer: a word a symbol and the states."""
+    """The most bytes of a stream of n symbols: one word per symbol, and the states."""
     return STATE_BYTES + 2 * n if n else 0
 
 
@@ -75,7 +76,7 @@ def decode(data: list[bytes], n: int, contexts: np.ndarray, tables: np.ndarray) 
         return symbols
     shares = tables.astype(np.int64)
     starts = shares.cumsum(1) - shares
-    owner = np.stack([np.repeat(np.arange(len(row), dtype=np.uint8), row) for row in shares])  # [contexts, 4096]: who has this share
+    owner = np.stack([np.repeat(np.arange(len(row), dtype=np.uint8), row) for row in shares])  # [contexts, 4096]: the symbol of each share
     words = _padded_words(data)
     states, words = words[:, : 2 * LANES].view("<u4").astype(np.int64), words[:, 2 * LANES :]
     held = np.array([(len(d) - STATE_BYTES) // 2 for d in data])
@@ -103,7 +104,7 @@ def decode(data: list[bytes], n: int, contexts: np.ndarray, tables: np.ndarray) 
 
 
 def _padded_words(data: list[bytes]) -> np.ndarray:
-    """[streams, words] uint16, one word of 0 at least after each. Raises ValueError for lengths that no stream has."""
+    """[streams, words] uint16, each stream followed by at least one word of 0. Raises ValueError for lengths that no stream has."""
     for i, d in enumerate(data):
         if len(d) < STATE_BYTES or len(d) % 2:
             raise ValueError(f"stream {i} has {len(d)} bytes; it needs an even number, {STATE_BYTES} at least")
@@ -115,7 +116,7 @@ def _padded_words(data: list[bytes]) -> np.ndarray:
 
 
 def checked(symbols: np.ndarray, contexts: np.ndarray, tables: np.ndarray) -> None:
-    """Raises ValueError where shapes, dtypes or sums are not those that `encode` asks for."""
+    """Raises ValueError unless shapes, dtypes and sums are those that `encode` needs."""
     if symbols.ndim != 2 or symbols.dtype != np.uint8 or contexts.shape != symbols.shape or contexts.dtype != np.uint8:
         given = f"symbols {symbols.dtype} {symbols.shape} and contexts {contexts.dtype} {contexts.shape}"
         raise ValueError(f"{given}: both must be uint8 of one shape [streams, n]")
@@ -145,9 +146,9 @@ def check_symbols(symbols: np.ndarray, contexts: np.ndarray, tables: np.ndarray)
 
 
 def shares_of(counts: np.ndarray) -> np.ndarray:
-    """Tables for these counts or probabilities, [contexts, alphabet] uint16: rows sum to 4,096, and what occurs has at least 1.
+    """Tables for these counts or probabilities, [contexts, alphabet] uint16: rows sum to 4,096, and each symbol that occurs has at least 1.
 
-    What rounding leaves over goes where it costs least. counts: [contexts, alphabet], at least 0; a row of zeros becomes flat.
+    Shares that rounding leaves over go where they cost least. counts: [contexts, alphabet], at least 0; a row of zeros becomes flat.
     Raises ValueError for an alphabet above 256 or counts that are negative or not finite.
     """
     if counts.ndim != 2 or counts.shape[1] > 256 or not np.isfinite(counts).all() or (counts < 0).any():

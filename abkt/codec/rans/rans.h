@@ -1,4 +1,4 @@
-// The two loops of rans.py, for whoever has the symbols: its own tables or a cell's.
+// The encoding and decoding loops of rans/oracle.py.
 
 #pragma once
 
@@ -29,14 +29,14 @@ inline Share share_of(int64_t start, int64_t share) {
 inline void put(uint32_t &x, uint8_t *&out, const Share &s) {
     const bool full = (x >> 20) >= s.share;
     const uint16_t word = uint16_t(x);
-    std::memcpy(out - 2, &word, 2);  // room for one word more than is written is needed: the states come there
+    std::memcpy(out - 2, &word, 2);  // writes one word more than is kept; the states come there
     out -= full ? 2 : 0;
     x = full ? x >> 16 : x;
     const uint32_t quotient = uint32_t(x * s.inverse >> 44);
     x += quotient * (SHARES - s.share) + s.start;
 }
 
-// Codes n symbols, of which share(i) says how, into the bytes before `end`; returns where they begin. Needs STATE_BYTES + 2 * n of room.
+// Codes n symbols, of which share(i) says how, into the bytes before `end`; returns where they begin. Needs STATE_BYTES + 2 * n bytes.
 template <typename ShareAt>
 inline uint8_t *encode(int64_t n, uint8_t *end, ShareAt share) {
     if (n == 0) return end;

@@ -1,13 +1,6 @@
-"""Run by test_device_digest.py in a process of its own, because Triton chooses between compiler and interpreter when it is imported.
+"""Checks of the digest's kernel, run by test_device_digest.py (triton_check_main.py)."""
 
-python device_digest_check.py values          compare the kernel with the oracle, in the interpreter
-python device_digest_check.py compile 80 90   compile for these architectures: registers, spills and widest access, as JSON
-"""
-
-import json
-import os
-import sys
-from pathlib import Path
+from tests.triton_check_main import compiled, main
 
 SIZES = [(16,), (16384,), (16384 + 32, 48, 65536), (80_000,), (16, 16, 32)]  # bytes of the parts
 
@@ -28,28 +21,11 @@ def check_values() -> None:
         assert torch.equal(sums_of(parts), sums(torch.cat(parts))), sizes
 
 
-def check_compile(architectures: list[int]) -> None:
-    import sass
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+def check_compile(*architectures: str) -> list[dict]:
     from abkt.transfer.device.digest_kernels import STEP, WARPS, add_sums
 
-    report = []
-    for architecture in architectures:
-        signature = {"table": "*i64", "found": "*i64", "STEP": "constexpr"}
-        attributes = {(index,): [["tt.divisibility", 16]] for index in (0, 1)}
-        source = ASTSource(add_sums, signature=signature, constexprs={"STEP": STEP}, attrs=attributes)
-        binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": WARPS}).asm["cubin"]
-        report.append({"architecture": architecture, **sass.counts(triton, binary)})
-    print(json.dumps(report))
+    return compiled(add_sums, architectures, {"table": "*i64", "found": "*i64"}, {"STEP": STEP}, {"num_warps": WARPS})
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[2])]
-    os.environ["TRITON_INTERPRET"] = "1" if sys.argv[1] == "values" else "0"
-    if sys.argv[1] == "values":
-        check_values()
-    else:
-        check_compile([int(a) for a in sys.argv[2:]])
+    main(check_values, check_compile)

@@ -3,9 +3,6 @@
 import itertools
 import json
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +11,9 @@ from hypothesis import strategies as st
 
 from abkt.transfer.device import digest_oracle
 from abkt.transfer.device.digest import device_digest
+from tests.triton_check_main import run as run_check
 
-SCRIPT = Path(__file__).with_name("device_digest_check.py")
+CHECK = "tests.transfer.device.device_digest_check"
 
 
 def key(place):
@@ -79,9 +77,7 @@ def test_zero_bytes_change_the_digest():
 
 def run(*arguments):
     pytest.importorskip("triton")
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    return run_check(CHECK, *arguments)
 
 
 def test_the_kernel_computes_the_sums_of_the_oracle():
@@ -90,7 +86,7 @@ def test_the_kernel_computes_the_sums_of_the_oracle():
 
 def test_the_kernel_compiles_ahead_of_time_and_reads_16_bytes_at_a_time():
     report = json.loads(run("compile", "80", "90"))
-    assert [row["architecture"] for row in report] == [80, 90]
+    assert [row["kernel"] for row in report] == ["add_sums sm_80", "add_sums sm_90"]
     for row in report:
         assert row["stack"] == row["local"] == 0, row
         assert row["wide_loads"] == 8, f"2048 words by 128 threads, two words a load: {row}"

@@ -1,11 +1,11 @@
-"""From codes to values in a pool, in Triton: heads before the passes of entropy_pass_kernels.py, values behind them."""
+"""From codes to values in a pool, in Triton: `read_heads` runs before the passes of pass_kernels.py, `fill_cells` after them."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from abkt.codec.entropy.gpu.arithmetic import EXACT, OUTLIER_BIT, also, cell_of, frames, guessed, planned, values
+from abkt.codec.entropy.gpu.arithmetic import OUTLIER_BIT, VERBATIM, appended, cell_of, frames, guessed, planned, values
 
 CHUNK = tl.constexpr(128)  # outliers at a time
 
@@ -21,7 +21,7 @@ def _word(at, mask, BYTES: tl.constexpr):
 
 @triton.jit
 def _places(at, wide, mask):
-    """Where outliers are in their cell; as in the list of pass 1, of 16 bits or 32."""
+    """Places of outliers in their cell, from the list in pass 1, of 16 or 32 bits each."""
     return _word(at, mask & ~wide, 2) | _word(at, mask & wide, 4)
 
 
@@ -37,13 +37,13 @@ def _carried(at, mask, element: tl.constexpr, BYTES: tl.constexpr):
 
 @triton.jit
 def read_heads(
-    data, numbers, forms, present, wire, length, offsets, sizes, head_sizes, metas, counts, damaged, cells, tiles, coded_tokens,
+    data, numbers, classes, present, wire, length, offsets, sizes, head_sizes, metas, counts, damaged, cells, tiles, coded_tokens,
     LEVELS: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """What pass 1 of a cell begins with: the size of that, metadata, and how many outliers. Only of cells that have a pass. damaged: 1
-    where no encoder wrote it, and then the cell has no outliers."""
+    """Read the head of pass 1 of a cell that has a pass: the size of the head, metadata, and the number of outliers. damaged: set to 1 if
+    no encoder wrote the head; the cell has no outliers then."""
     _local, _strip, _tile, cell, rows = cell_of(tl.program_id(0), numbers, tiles, coded_tokens, LEVELS, TILE)
-    if (tl.load(forms + cell) != EXACT) & (tl.load(present + cell) > 0):
+    if (tl.load(classes + cell) != VERBATIM) & (tl.load(present + cell) > 0):
         element: tl.constexpr = data.dtype.element_ty
         carried: tl.constexpr = 4 if LEVELS > 0 else element.primitive_bitwidth // 8
         offset, size = tl.load(offsets + cells + cell), tl.load(sizes + cells + cell)
@@ -74,21 +74,21 @@ def read_heads(
 
 @triton.jit
 def fill_cells(
-    data, table, numbers, centres, turns, turn, steps, kinds, starts, points, codes, metas, forms, present, wire, offsets, counts, damaged,
-    cells, strips, tiles, coded_tokens,
-    LEVELS: tl.constexpr, TURNS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
+    data, table, numbers, centres, rotates, rotation, steps, kinds, starts, points, codes, metas, classes, present, wire, offsets, counts,
+    damaged, cells, strips, tiles, coded_tokens,
+    LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Values of one cell into the pool, from as many passes as are there; none of a damaged one, nor of one that travels exact."""
+    """Write the values of one cell into the pool, from as many passes as arrived; nothing for a damaged or a verbatim cell."""
     local, strip, tile, cell, rows = cell_of(tl.program_id(0), numbers, tiles, coded_tokens, LEVELS, TILE)
-    if (tl.load(forms + cell) != EXACT) & (tl.load(damaged + cell) == 0):
+    if (tl.load(classes + cell) != VERBATIM) & (tl.load(damaged + cell) == 0):
         element: tl.constexpr = data.dtype.element_ty
         carried: tl.constexpr = 4 if LEVELS > 0 else element.primitive_bitwidth // 8
-        sides: tl.constexpr = 2 if TURNS else 1
+        sides: tl.constexpr = 2 if ROTATES else 1
         width: tl.constexpr = DIM // sides
         channels: tl.constexpr = DIM << LEVELS
-        turning, meta = tl.load(turns + local) != 0, tl.load(metas + cell).to(tl.int32)
-        place, plan = (data, table, centres + local * DIM, turning, turn, strips, strip, tile), (steps, kinds, starts)
+        rotating, meta = tl.load(rotates + local) != 0, tl.load(metas + cell).to(tl.int32)
+        place, plan = (data, table, centres + local * DIM, rotating, rotation, strips, strip, tile), (steps, kinds, starts)
         coded, col = codes + cell.to(tl.int64) * (TILE * DIM), tl.arange(0, COLS)[None, :]
         count, p = tl.load(counts + cell), tl.load(present + cell).to(tl.int32)
         head = wire + tl.load(offsets + cells + cell, mask=count > 0, other=0) + 3
@@ -102,16 +102,18 @@ def fill_cells(
         for begin in range(0, rows, ROWS):
             row = begin + tl.arange(0, ROWS)
             held = (row < rows)[:, None] & (col < width)
-            at, around, cosines, sines = frames(place, row, held, LEVELS, TURNS, TILE, BLOCK, DIM, PARTS, COLS)
-            guess, exact, known = (), (), ()
+            at, prediction, cosines, sines = frames(place, row, held, LEVELS, ROTATES, TILE, BLOCK, DIM, PARTS, COLS)
+            guess, outliers, known = (), (), ()
             for i in tl.static_range(sides << LEVELS):
                 code = tl.load(coded + row[:, None] * channels + i * width + col, mask=held, other=0).to(tl.int32)
                 step, kind, start = planned(plan, local * channels + i * width + col, col < width)
-                known = also(known, code < 0)
-                exact = also(exact, _carried(head_values + (-1 - code) * carried, known[i], tl.float32 if LEVELS > 0 else element, carried))
+                known = appended(known, code < 0)
+                outliers = appended(
+                    outliers, _carried(head_values + (-1 - code) * carried, known[i], tl.float32 if LEVELS > 0 else element, carried)
+                )
                 found = guessed(code, p, step, kind, start, meta, points)
-                guess = also(guess, tl.where(known[i], exact[i], found) if LEVELS > 0 else found)
-            y = values(guess, around, cosines, sines, turning, element, LEVELS, TURNS)
+                guess = appended(guess, tl.where(known[i], outliers[i], found) if LEVELS > 0 else found)
+            y = values(guess, prediction, cosines, sines, rotating, element, LEVELS, ROTATES)
             for i in tl.static_range(sides << LEVELS):
-                value = y[i] if LEVELS > 0 else tl.where(known[i], exact[i], y[i])
+                value = y[i] if LEVELS > 0 else tl.where(known[i], outliers[i], y[i])
                 tl.store(at[i], value.to(element), mask=held)

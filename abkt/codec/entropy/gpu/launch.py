@@ -1,7 +1,7 @@
-"""The entropy form enqueued on a GPU, its statistics given: launches that never wait, so a CUDA graph can hold them.
+"""The entropy coder enqueued on a GPU, for given statistics. Launches never wait for the GPU, so a CUDA graph can hold them.
 
-Strips of equal levels of differences (entropy_stats.py) share their launches. What a stream takes is known on the device alone: lengths
-of passes follow from the data, and the host learns them by one copy, with the report.
+Strips of equal levels of differences (entropy/stats.py) share their launches. The lengths of passes follow from the data, so only the
+device knows the size of a stream; one copy brings them to the host, with the report.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 import triton
 
 from abkt.codec.cells import WIDTHS, Cells
-from abkt.codec.entropy.gpu.encode_kernels import code_cells, list_outliers, measure_cells, miss_cells
+from abkt.codec.coder import VERBATIM
+from abkt.codec.entropy.gpu.encode_kernels import code_cells, list_outliers, measure_cells, measure_errors
 from abkt.codec.entropy.gpu.expand_kernels import fill_cells, read_heads
 from abkt.codec.entropy.gpu.pass_kernels import decode_pass, encode_pass, join_passes, pack_pass, unpack_pass
 from abkt.codec.entropy.gpu.strips import EntropyTables, Strips
-from abkt.codec.entropy.oracle import OUTLIERS_IN, room_of
+from abkt.codec.entropy.oracle import OUTLIERS_IN, max_pass_bytes
 from abkt.codec.entropy.plan import FINER, FINEST, PASSES
-from abkt.codec.fixed.backend import EXACT
 from abkt.codec.fixed.enqueue import Report
 from abkt.codec.fixed.quantize import LIMIT
 
@@ -30,21 +30,21 @@ MOST_VALUES = OUTLIERS_IN * 32_767  # of a cell: an outlier's number fits its co
 
 
 class _Launches:
-    """What encoding and expansion have in common. groups: all strips, those of equal levels together. turn: float32 [coded tokens, 2,
-    dim / 2], entropy_stats.turn_of, if centres turn. table: int64, the coded part of a block table, to be written before."""
+    """The parts that encoding and expansion share. groups: all strips, those of equal levels together. rotation: float32 [coded tokens, 2,
+    dim / 2], stats.rotation_of, if centres rotate. table: int64, the coded part of a block table, to be written before."""
 
-    def __init__(self, cells: Cells, groups: Sequence[Strips], turn: torch.Tensor | None, device: torch.device) -> None:
+    def __init__(self, cells: Cells, groups: Sequence[Strips], rotation: torch.Tensor | None, device: torch.device) -> None:
         if cells.tile_tokens * cells.dim > MOST_VALUES:
             raise ValueError(f"tile of {cells.tile_tokens} tokens of {cells.dim} channels; kernels take {MOST_VALUES} values at most")
-        if turn is None and any(group.any_turns for group in groups):
-            raise ValueError("a strip's centre turns with the position; give turn=turn_of(positions, dim, theta)")
+        if rotation is None and any(group.any_rotates for group in groups):
+            raise ValueError("a strip's centre rotates with the position; give rotation=rotation_of(positions, dim, theta)")
         self.cells, self.groups, self.tables = cells, groups, EntropyTables.on(device)
         self.table = torch.zeros(cells.coded_blocks, dtype=torch.int64, device=device)
         self.metas = torch.zeros(cells.count, dtype=torch.uint8, device=device)
         self.head_sizes = torch.zeros(cells.count, dtype=torch.int64, device=device)
         self.codes = torch.zeros(cells.count, cells.tile_tokens * cells.dim, dtype=torch.int16, device=device)
         self._outliers = torch.zeros(cells.count, dtype=torch.int32, device=device)
-        self._turn = torch.zeros(1, device=device) if turn is None else turn.to(device)
+        self._rotation = torch.zeros(1, device=device) if rotation is None else rotation.to(device)
 
     @property
     def _extent(self) -> tuple[int, int]:
@@ -52,22 +52,22 @@ class _Launches:
         return self.cells.shape[3], sum(self.cells.tile_lengths)
 
     def _place(self, data: torch.Tensor, group: Strips) -> tuple[torch.Tensor, ...]:
-        return data, self.table, group.numbers, group.centres, group.turns, self._turn
+        return data, self.table, group.numbers, group.centres, group.rotates, self._rotation
 
     def _programs(self, group: Strips) -> int:
         return len(group.numbers) * self.cells.shape[3]
 
 
 class EntropyEncoding(_Launches):
-    """One encode of a sequence of `cells`, as often as wanted. body: uint8, all passes of all cells end to end. lengths, ends: int64
-    [passes, cells], and their running sum. report: as in enqueue.Encoding; forms are 0 or EXACT. The body, and the slots that it is
-    joined from, have room for the worst case: a byte a value and pass."""
+    """Buffers to encode sequences of one shape, `cells`, again and again. body: uint8, all passes of all cells end to end. lengths, ends:
+    int64 [passes, cells], and their running sum. report: as in enqueue.Encoding; classes are 0 or VERBATIM. The body, and the slots that
+    it is joined from, have capacity for the worst case, one byte per value and pass."""
 
-    def __init__(self, cells: Cells, groups: Sequence[Strips], turn: torch.Tensor | None, device: torch.device) -> None:
-        super().__init__(cells, groups, turn, device)
+    def __init__(self, cells: Cells, groups: Sequence[Strips], rotation: torch.Tensor | None, device: torch.device) -> None:
+        super().__init__(cells, groups, rotation, device)
         strips, shape = int(np.prod(cells.shape[:3])), (cells.passes, cells.count)
-        self.room = room_of(cells.tile_tokens, cells.dim)
-        self.body = torch.zeros(cells.passes * cells.count * self.room, dtype=torch.uint8, device=device)
+        self.capacity = max_pass_bytes(cells.tile_tokens, cells.dim)
+        self.body = torch.zeros(cells.passes * cells.count * self.capacity, dtype=torch.uint8, device=device)
         self.lengths, self.ends = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
         self.report = Report.of(cells, device)
         self.host = Report.of(cells, torch.device("cpu"), pinned=device.type == "cuda")
@@ -77,8 +77,8 @@ class EntropyEncoding(_Launches):
         levels = np.zeros(strips, dtype=np.int64)
         for group in groups:
             levels[group.numbers.cpu().numpy()] = group.levels
-        rooms = [[room_of(tokens >> level, cells.dim << level) for tokens in cells.tile_lengths] for level in levels.tolist()]
-        self._rooms = torch.tensor(rooms, dtype=torch.int64, device=device).view(-1)
+        capacities = [[max_pass_bytes(tokens >> level, cells.dim << level) for tokens in cells.tile_lengths] for level in levels.tolist()]
+        self._capacities = torch.tensor(capacities, dtype=torch.int64, device=device).view(-1)
         self._tile_lengths = torch.tensor(cells.tile_lengths, dtype=torch.float64, device=device)
         self._heads = torch.zeros(cells.count, 3 + 8 * (cells.tile_tokens * cells.dim // OUTLIERS_IN), dtype=torch.uint8, device=device)
 
@@ -89,11 +89,11 @@ class EntropyEncoding(_Launches):
             return
         report.whole.zero_()
         for group in self.groups:
-            shape, given = constants(group, cells), (self.codes, self.metas, report.forms)
+            shape, given = constants(group, cells), (self.codes, self.metas, report.classes)
             place, plan = self._place(data, group), (group.steps, group.kinds, group.starts)
             programs, extent = (self._programs(group),), (cells.count // cells.shape[3], *self._extent)
             measure_cells[programs](
-                *place, group.steps, group.deviations, lookup.rules, self.metas, report.forms, self._sums, *extent,
+                *place, group.steps, group.deviations, lookup.rules, self.metas, report.classes, self._sums, *extent,
                 BOUND=LIMIT[data.dtype], **shape,
             )  # fmt: skip
             code_cells[programs](
@@ -103,7 +103,7 @@ class EntropyEncoding(_Launches):
             list_outliers[programs](
                 *place, *given, self._outliers, self._heads, self.head_sizes, *extent, self._heads.shape[1], **shape
             )  # fmt: skip
-            miss_cells[(self._programs(group) * (cells.passes + 1),)](
+            measure_errors[(self._programs(group) * (cells.passes + 1),)](
                 *place, *plan, lookup.points, *given, report.errors, cells.count, *extent, PASSES=cells.passes, **shape
             )  # fmt: skip
             for constant in passes_of(group, cells):
@@ -111,20 +111,20 @@ class EntropyEncoding(_Launches):
         self._join()
 
     def copy_report(self) -> None:
-        """Bring the report and the lengths to the host: complete when the stream it is enqueued on has passed it."""
+        """Enqueue the copies of the report and of the lengths to the host."""
         self.host.whole.copy_(self.report.whole, non_blocking=True)
         self.host_lengths.copy_(self.lengths, non_blocking=True)
 
     def _code(self, group: Strips, constant: dict[str, int]) -> None:
         cells, programs = self.cells, self._programs(group)
-        plan, forms = (group.listed, group.counts, group.coded), self.report.forms
+        plan, classes = (group.listed, group.counts, group.coded), self.report.classes
         encode_pass[(triton.cdiv(programs, STREAMS),)](
-            self.codes, group.numbers, forms, self.metas, *plan, self.tables.skew, self.tables.coding, self._slots.view(torch.int16),
-            self._streams, cells.count, programs, *self._extent, self.room // 2, STREAMS=STREAMS, **constant,
+            self.codes, group.numbers, classes, self.metas, *plan, self.tables.skew, self.tables.coding, self._slots.view(torch.int16),
+            self._streams, cells.count, programs, *self._extent, self.capacity // 2, STREAMS=STREAMS, **constant,
         )  # fmt: skip
         if constant["PASS"] > 2:  # the first two are always coded
             pack_pass[(programs,)](
-                self.codes, group.numbers, forms, *plan, self._slots, self._streams, cells.count, *self._extent, self.room,
+                self.codes, group.numbers, classes, *plan, self._slots, self._streams, cells.count, *self._extent, self.capacity,
                 BYTES=BYTES, **constant,
             )  # fmt: skip
 
@@ -132,19 +132,19 @@ class EntropyEncoding(_Launches):
         sizes, report = self._streams, self.report
         self.lengths.copy_(sizes)
         self.lengths[0] += self.head_sizes
-        report.forms.masked_fill_((self.lengths > self._rooms).any(0), EXACT)
-        exact = report.forms == EXACT
+        report.classes.masked_fill_((self.lengths > self._capacities).any(0), VERBATIM)
+        verbatim = report.classes == VERBATIM
         for part in (self.lengths, sizes, self.head_sizes, report.errors):
-            part.masked_fill_(exact, 0)
+            part.masked_fill_(verbatim, 0)
         self.ends.view(-1).copy_(self.lengths.view(-1).cumsum(0))
         join_passes[(sizes.numel(),)](
-            self._slots, sizes, self._heads, self.head_sizes, self.ends, self.body, self.cells.count, self.room, self._heads.shape[1],
+            self._slots, sizes, self._heads, self.head_sizes, self.ends, self.body, self.cells.count, self.capacity, self._heads.shape[1],
             BYTES=BYTES, num_warps=WARPS,
         )  # fmt: skip
-        report.deviation.copy_(self._deviation(~exact))
+        report.deviation.copy_(self._deviation(~verbatim))
 
     def _deviation(self, kept: torch.Tensor) -> torch.Tensor:
-        """Squared deviation from channel means over all tiles of a (layer, kind, head), without exact cells: [layers, kinds, heads]."""
+        """Squared deviation from channel means over all tiles of a (layer, kind, head), without verbatim cells: [layers, kinds, heads]."""
         shape = self.cells.shape
         counted = (self._tile_lengths * kept.view(shape))[..., None]
         tile_means = self._sums.double().view(*shape, -1) / self._tile_lengths[:, None]
@@ -153,18 +153,19 @@ class EntropyEncoding(_Launches):
 
 
 class EntropyExpansion(_Launches):
-    """One expansion of a sequence of `cells`. offsets, sizes: int64 [passes + 1, cells], of each slot in the wire; present: int8 [cells],
-    passes that are there; forms: uint8 [cells]; all to be written before. damaged: uint8 [cells], 1 where no encoder wrote the bytes."""
+    """Buffers to expand sequences of one shape, `cells`. offsets, sizes: int64 [passes + 1, cells], of each slot in the wire; present:
+    int8 [cells], passes that are there; classes: uint8 [cells]; all to be written before. damaged: uint8 [cells], 1 where no encoder wrote
+    the bytes."""
 
-    def __init__(self, cells: Cells, groups: Sequence[Strips], turn: torch.Tensor | None, device: torch.device) -> None:
-        super().__init__(cells, groups, turn, device)
+    def __init__(self, cells: Cells, groups: Sequence[Strips], rotation: torch.Tensor | None, device: torch.device) -> None:
+        super().__init__(cells, groups, rotation, device)
         self.offsets, self.sizes = (torch.zeros(cells.passes + 1, cells.count, dtype=torch.int64, device=device) for _ in range(2))
         self.present = torch.zeros(cells.count, dtype=torch.int8, device=device)
-        self.forms, self.damaged = (torch.zeros(cells.count, dtype=torch.uint8, device=device) for _ in range(2))
+        self.classes, self.damaged = (torch.zeros(cells.count, dtype=torch.uint8, device=device) for _ in range(2))
 
     def enqueue(self, wire: torch.Tensor, data: torch.Tensor) -> None:
-        """Write what arrived in `wire`, uint8 on the device of the pool's tensor `data`, into the blocks of `table`. Blocks of damaged
-        cells keep what they hold; so whoever must not have some cells without the others expands into blocks that nothing reads yet."""
+        """Write the passes in `wire` (uint8, on the pool's device) into the blocks of `table` in the pool's tensor `data`. Blocks of
+        damaged cells keep their content. If cells must not appear without the others, expand into blocks that nothing reads yet."""
         cells, lookup = self.cells, self.tables
         if not cells.count:
             return
@@ -174,34 +175,34 @@ class EntropyExpansion(_Launches):
             programs, arrived = self._programs(group), (self.offsets, self.sizes)
             shared = {"LEVELS": group.levels, "TILE": cells.tile_tokens, "DIM": cells.dim}
             read_heads[(programs,)](
-                data, group.numbers, self.forms, self.present, wire, len(wire), *arrived, self.head_sizes, self.metas, self._outliers,
+                data, group.numbers, self.classes, self.present, wire, len(wire), *arrived, self.head_sizes, self.metas, self._outliers,
                 self.damaged, cells.count, *self._extent, **shared, num_warps=WARPS,
             )  # fmt: skip
             for constant in passes_of(group, cells):
                 decode_pass[(triton.cdiv(programs, STREAMS),)](
-                    self.codes, group.numbers, self.forms, self.metas, self.present, group.listed, group.counts, group.coded, lookup.skew,
+                    self.codes, group.numbers, self.classes, self.metas, self.present, group.listed, group.counts, group.coded, lookup.skew,
                     lookup.owner, lookup.intervals, wire, len(wire), *arrived, self.head_sizes, self.damaged, cells.count, programs,
                     *self._extent, STREAMS=STREAMS, **constant,
                 )  # fmt: skip
                 if constant["PASS"] > 2:
                     unpack_pass[(programs,)](
-                        self.codes, group.numbers, self.forms, self.present, group.listed, group.counts, group.coded, wire, len(wire),
+                        self.codes, group.numbers, self.classes, self.present, group.listed, group.counts, group.coded, wire, len(wire),
                         *arrived, self.damaged, cells.count, *self._extent, BYTES=BYTES, **constant,
                     )  # fmt: skip
             fill_cells[(programs,)](
-                *self._place(data, group), group.steps, group.kinds, group.starts, lookup.points, self.codes, self.metas, self.forms,
+                *self._place(data, group), group.steps, group.kinds, group.starts, lookup.points, self.codes, self.metas, self.classes,
                 self.present, wire, self.offsets, self._outliers, self.damaged,
                 cells.count, cells.count // cells.shape[3], *self._extent, **constants(group, cells),
             )  # fmt: skip
 
 
 def constants(group: Strips, cells: Cells) -> dict[str, int]:
-    """Compile-time arguments and launch options of the kernels that see the pool: eight values a thread, of all pieces of a row."""
-    sides = 2 if group.any_turns else 1
+    """Compile-time arguments and launch options of the kernels that see the pool: eight values per thread, of all pieces of a row."""
+    sides = 2 if group.any_rotates else 1
     columns = triton.next_power_of_2(cells.dim // sides)
     a_row = columns * sides << group.levels
     return {
-        "LEVELS": group.levels, "TURNS": group.any_turns, "TILE": cells.tile_tokens, "BLOCK": cells.layout.block_tokens,
+        "LEVELS": group.levels, "ROTATES": group.any_rotates, "TILE": cells.tile_tokens, "BLOCK": cells.layout.block_tokens,
         "DIM": cells.dim, "PARTS": cells.layout.model.head_dim // cells.dim,
         "ROWS": max(1, 8 * 32 * WARPS // a_row, 32 * WARPS // columns), "COLS": columns,
         "num_warps": WARPS, "enable_fp_fusion": False,
@@ -209,7 +210,8 @@ def constants(group: Strips, cells: Cells) -> dict[str, int]:
 
 
 def passes_of(group: Strips, cells: Cells) -> Iterator[dict[str, int]]:
-    """Compile-time arguments and launch options of the kernels between codes and bytes, of each pass; PASSES is what Strips speak of."""
+    """Compile-time arguments and launch options of the kernels between codes and bytes, of each pass. PASSES: the passes that Strips
+    describe."""
     for index in range(cells.passes):
         shared = {"PASSES": PASSES, "LEVELS": group.levels, "TILE": cells.tile_tokens, "DIM": cells.dim, "num_warps": WARPS}
         yield {"PASS": index + 1, "WIDTH": WIDTHS[index], "SHIFT": FINEST - FINER[index], **shared}

@@ -1,8 +1,8 @@
-"""The passes of the entropy form in Triton: from codes (entropy_kernels.py) to bytes, and back.
+"""The passes of the entropy coder in Triton: from codes (encode_kernels.py) to bytes, and back.
 
-Symbols and contexts of a coded pass are made where they are coded: a program takes a step of LANES symbols of each of its cells, as in
-rans_kernels.py. `listed` says of every pass and place in a row of symbols what there is to know of its channel (entropy_strips.Strips). The
-rows of rANS tables lie end to end: of 64 symbols where channels start, then of 4, the levels of skew and quarters.
+The kernels compute symbols and contexts where they code them: in each step a program takes LANES symbols of each of its cells, as in
+rans/kernels.py. `listed` describes, for every pass and place in a row of symbols, the symbol's channel (strips.Strips). The rows of rANS
+tables lie end to end: first those of 64 symbols, for channels that start, then those of 4 symbols, for levels of skew and quarters.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from abkt.codec.entropy import tables as entropy_tables
-from abkt.codec.entropy.gpu.arithmetic import EXACT, HALVES, WIDEST, class_row
+from abkt.codec.entropy.gpu.arithmetic import HALVES, VERBATIM, WIDEST, class_row
 from abkt.codec.rans.kernels import LANES, LEAST, SHARE_BITS, SHARES, STATE_WORDS, ended, first_states, put, put_states, step_back
 
 CLASS_BIAS = tl.constexpr(64)  # of the class in `listed`
@@ -21,7 +21,7 @@ QUARTERED = tl.constexpr(entropy_tables.LEVELS)  # comes after the levels of ske
 
 @triton.jit
 def _cells_of(
-    numbers, forms, metas, listed, counts, coded, cells, tiles, coded_tokens,
+    numbers, classes, metas, listed, counts, coded, cells, tiles, coded_tokens,
     PASS: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr, STREAMS: tl.constexpr,
 ):  # fmt: skip
     """This program's cells that have this pass coded, and of each its metadata, its part of `listed`, symbols a row, and all symbols."""
@@ -30,7 +30,7 @@ def _cells_of(
     cell = tl.load(numbers + local, mask=one < cells, other=0) * tiles + tile
     here = local * PASSES + PASS - 1
     there = (one < cells) & (tl.load(coded + here, mask=one < cells, other=0) != 0)
-    there &= tl.load(forms + cell, mask=there, other=EXACT) != EXACT
+    there &= tl.load(classes + cell, mask=there, other=VERBATIM) != VERBATIM
     count = tl.load(counts + here, mask=there, other=0)
     meta = tl.load(metas + cell, mask=there, other=0).to(tl.int32)
     rows = tl.minimum(TILE, coded_tokens - tile * TILE) >> LEVELS
@@ -46,7 +46,7 @@ def _begun(packed, meta):
 
 @triton.jit
 def _refined(packed, meta, finer, skew, held, WIDTH: tl.constexpr):
-    """Where the row of the tables begins with which a bin is halved or quartered, whose parts are 2**WIDTH times as fine as `finer`."""
+    """Where the row of the tables begins with which a bin is halved or quartered; its parts are 2**WIDTH times as fine as `finer`."""
     if WIDTH == 2:
         level = tl.zeros_like(finer) + QUARTERED
     else:
@@ -57,24 +57,24 @@ def _refined(packed, meta, finer, skew, held, WIDTH: tl.constexpr):
 
 @triton.jit
 def encode_pass(
-    codes, numbers, forms, metas, listed, counts, coded, skew, table, slots, sizes, all_cells, cells, tiles, coded_tokens, room,
+    codes, numbers, classes, metas, listed, counts, coded, skew, table, slots, sizes, all_cells, cells, tiles, coded_tokens, capacity,
     PASS: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr,
     DIM: tl.constexpr, STREAMS: tl.constexpr,
 ):  # fmt: skip
-    """One coded pass of the cells of a launch into the ends of their slots. slots: 16-bit words [PASSES, all_cells, room]. sizes: int64
-    [PASSES, all_cells], bytes, more than there is room for where there is not; of other cells it is not written."""
+    """One coded pass of the cells of a launch into the ends of their slots. slots: 16-bit words [PASSES, all_cells, capacity]. sizes: int64
+    [PASSES, all_cells], bytes; above the capacity if the pass does not fit. Sizes of other cells are not written."""
     cell, there, meta, listed, count, n = _cells_of(
-        numbers, forms, metas, listed, counts, coded, cells, tiles, coded_tokens, PASS, PASSES, LEVELS, TILE, DIM, STREAMS
+        numbers, classes, metas, listed, counts, coded, cells, tiles, coded_tokens, PASS, PASSES, LEVELS, TILE, DIM, STREAMS
     )
     meta, listed = meta[:, None], listed[:, None]
-    from_codes, slot = (codes + cell.to(tl.int64) * (TILE * DIM))[:, None], slots + ((PASS - 1) * all_cells + cell).to(tl.int64) * room
+    from_codes, slot = (codes + cell.to(tl.int64) * (TILE * DIM))[:, None], slots + ((PASS - 1) * all_cells + cell).to(tl.int64) * capacity
     steps = (n + LANES - 1) // LANES
     i = (steps[:, None] - 1) * LANES + tl.arange(0, LANES)[None, :]
     width = tl.maximum(count, 1)[:, None]
     row, place = i // width, i % width
     back_rows, back = LANES // width, LANES % width
     x = tl.full((STREAMS, LANES), LEAST, tl.uint32)
-    at = tl.zeros((STREAMS,), tl.int32) + room
+    at = tl.zeros((STREAMS,), tl.int32) + capacity
     for _step in range(tl.max(steps)):
         held = (i >= 0) & (i < n[:, None])
         packed = tl.load(listed + place, mask=held, other=0)
@@ -91,18 +91,18 @@ def encode_pass(
         wraps = place < 0
         row, place = row - wraps.to(tl.int32), tl.where(wraps, place + width, place)
     at = put_states(x, n > 0, slot, at)
-    tl.store(sizes + (PASS - 1) * all_cells + cell, (2 * (room - at)).to(tl.int64), mask=there)
+    tl.store(sizes + (PASS - 1) * all_cells + cell, (2 * (capacity - at)).to(tl.int64), mask=there)
 
 
 @triton.jit
 def _eighths_of(
-    numbers, forms, listed, counts, coded, tiles, coded_tokens,
+    numbers, classes, listed, counts, coded, tiles, coded_tokens,
     PASS: tl.constexpr, WIDTH: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """This program's cell, whether this pass of it is plain, its rows, their eighths, its part of `listed`, symbols a row, and bytes."""
     local, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     cell, here = tl.load(numbers + local) * tiles + tile, local * PASSES + PASS - 1
-    plain = (tl.load(coded + here) == 0) & (tl.load(forms + cell) != EXACT)
+    plain = (tl.load(coded + here) == 0) & (tl.load(classes + cell) != VERBATIM)
     rows, count = tl.minimum(TILE, coded_tokens - tile * TILE) >> LEVELS, tl.load(counts + here)
     eighth = (rows + 7) // 8
     return cell, plain, rows, eighth, listed + here.to(tl.int64) * (DIM << LEVELS), count, WIDTH * eighth * count
@@ -110,18 +110,18 @@ def _eighths_of(
 
 @triton.jit
 def pack_pass(
-    codes, numbers, forms, listed, counts, coded, slots, sizes, all_cells, tiles, coded_tokens, room,
+    codes, numbers, classes, listed, counts, coded, slots, sizes, all_cells, tiles, coded_tokens, capacity,
     PASS: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr,
     DIM: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
-    """One plain pass of a cell into the end of its slot, as entropy_wire.pack_bits. slots: uint8 [PASSES, all_cells, room]."""
+    """One plain pass of a cell into the end of its slot, as wire.pack_bits. slots: uint8 [PASSES, all_cells, capacity]."""
     cell, plain, rows, eighth, listed, count, size = _eighths_of(
-        numbers, forms, listed, counts, coded, tiles, coded_tokens, PASS, WIDTH, PASSES, LEVELS, TILE, DIM
+        numbers, classes, listed, counts, coded, tiles, coded_tokens, PASS, WIDTH, PASSES, LEVELS, TILE, DIM
     )
     if plain:
         slot = (PASS - 1) * all_cells + cell
         tl.store(sizes + slot, size.to(tl.int64))
-        to, from_codes = slots + (slot.to(tl.int64) + 1) * room - size, codes + cell.to(tl.int64) * (TILE * DIM)
+        to, from_codes = slots + (slot.to(tl.int64) + 1) * capacity - size, codes + cell.to(tl.int64) * (TILE * DIM)
         for begin in range(0, size, BYTES):
             byte = begin + tl.arange(0, BYTES)
             first = byte // (eighth * count) * (8 // WIDTH * eighth) + byte // count % eighth
@@ -135,12 +135,12 @@ def pack_pass(
 
 
 @triton.jit
-def join_passes(slots, sizes, heads, head_sizes, ends, body, cells, room, head_room, BYTES: tl.constexpr):
+def join_passes(slots, sizes, heads, head_sizes, ends, body, cells, capacity, head_capacity, BYTES: tl.constexpr):
     """Move passes from the ends of their slots together, heads before those of pass 1. ends: int64 [passes, cells], running sums of the
-    lengths of passes with their heads. An exact cell has sizes of 0."""
+    lengths of passes with their heads. A verbatim cell has sizes of 0."""
     slot = tl.program_id(0).to(tl.int64)
     size, to = tl.load(sizes + slot), body + tl.load(ends + slot)
-    begin = slots + (slot + 1) * room - size
+    begin = slots + (slot + 1) * capacity - size
     for done in range(0, size.to(tl.int32), BYTES):
         at = done + tl.arange(0, BYTES)
         tl.store(to - size + at, tl.load(begin + at, mask=at < size), mask=at < size)
@@ -148,12 +148,12 @@ def join_passes(slots, sizes, heads, head_sizes, ends, body, cells, room, head_r
         head_size = tl.load(head_sizes + slot)
         for done in range(0, head_size.to(tl.int32), BYTES):
             at = done + tl.arange(0, BYTES)
-            tl.store(to - size - head_size + at, tl.load(heads + slot * head_room + at, mask=at < head_size), mask=at < head_size)
+            tl.store(to - size - head_size + at, tl.load(heads + slot * head_capacity + at, mask=at < head_size), mask=at < head_size)
 
 
 @triton.jit
 def decode_pass(
-    codes, numbers, forms, metas, present, listed, counts, coded, skew, owner, table, wire, length, offsets, sizes, head_sizes, damaged,
+    codes, numbers, classes, metas, present, listed, counts, coded, skew, owner, table, wire, length, offsets, sizes, head_sizes, damaged,
     all_cells, cells, tiles, coded_tokens,
     PASS: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr,
     DIM: tl.constexpr, STREAMS: tl.constexpr,
@@ -161,7 +161,7 @@ def decode_pass(
     """What one coded pass adds to the codes of the cells of a launch. offsets, sizes: int64 [PASSES + 1, all_cells], where it is in the
     `length` bytes of the wire; pass 1 comes behind its head. Nothing beyond it is read, and damaged [all_cells] is 1 where it is wrong."""
     cell, there, meta, listed, count, n = _cells_of(
-        numbers, forms, metas, listed, counts, coded, cells, tiles, coded_tokens, PASS, PASSES, LEVELS, TILE, DIM, STREAMS
+        numbers, classes, metas, listed, counts, coded, cells, tiles, coded_tokens, PASS, PASSES, LEVELS, TILE, DIM, STREAMS
     )
     there &= tl.load(present + cell, mask=there, other=0) >= PASS
     n = tl.where(there, n, 0)
@@ -209,13 +209,13 @@ def decode_pass(
 
 @triton.jit
 def unpack_pass(
-    codes, numbers, forms, present, listed, counts, coded, wire, length, offsets, sizes, damaged, all_cells, tiles, coded_tokens,
+    codes, numbers, classes, present, listed, counts, coded, wire, length, offsets, sizes, damaged, all_cells, tiles, coded_tokens,
     PASS: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr,
     DIM: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
     """What one plain pass adds to the codes of a cell. Arguments as in decode_pass."""
     cell, plain, rows, eighth, listed, count, expected = _eighths_of(
-        numbers, forms, listed, counts, coded, tiles, coded_tokens, PASS, WIDTH, PASSES, LEVELS, TILE, DIM
+        numbers, classes, listed, counts, coded, tiles, coded_tokens, PASS, WIDTH, PASSES, LEVELS, TILE, DIM
     )
     if plain and tl.load(present + cell) >= PASS:
         offset, size = tl.load(offsets + PASS * all_cells + cell), tl.load(sizes + PASS * all_cells + cell)

@@ -1,4 +1,4 @@
-"""What the kernels of the entropy form read beside KV: its static tables, and the statistics and plans of strips."""
+"""Inputs of the entropy coder's kernels beside KV: its static tables, and the statistics and plans of strips."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 
 from abkt.codec.cells import Cells
 from abkt.codec.entropy import tables
-from abkt.codec.entropy.coder import _read_statistics, _turn
 from abkt.codec.entropy.gpu.pass_kernels import CLASS_BIAS, NARROW
 from abkt.codec.entropy.oracle import MEASURED_UNTIL
 from abkt.codec.entropy.plan import FINER, FINEST, MANTISSAS, PASSES
 from abkt.codec.entropy.stats import Stats
+from abkt.codec.entropy.wire import read_statistics, rotation_of_cells
 from abkt.codec.rans.launch import entries_of
 
 
 @dataclass(frozen=True, slots=True)
 class EntropyTables:
-    """entropy_tables.py where the kernels read it. coding, intervals, owner: as in rans_launch.Tables, rows end to end (of 64 entries, then
-    of 4). skew, points: uint8, 64 a row, and one row more for bins that are too fine. rules: see measure_cells."""
+    """The tables of entropy/tables.py on the device. coding, intervals, owner: as in RansTables, rows end to end (of 64 entries, then
+    of 4). skew, points: uint8, 64 per row, and one row more for bins that are too fine. rules: see measure_cells."""
 
     coding: torch.Tensor
     intervals: torch.Tensor
@@ -46,16 +46,16 @@ class EntropyTables:
 
 @dataclass(frozen=True, slots=True)
 class Strips:
-    """Strips of equal levels, where the kernels read them. numbers: int32 [strips], as in Cells. centres: float32 [strips, dim]. turns:
-    uint8 [strips]. Of coefficients [strips, dim << levels]: steps float32, kinds and starts int32 (entropy_plan.Plan), and deviations
-    int32, in the finest bins, 0 where they say nothing of the gain. Of passes [strips, passes]: counts int32 of symbols a row, coded
-    uint8, and listed int32 [strips, passes, dim << levels], of each its channel, whether it starts there, and its class."""
+    """Statistics and plans of strips of equal levels, on the device. numbers: int32 [strips], as in Cells. centres: float32 [strips, dim].
+    rotates: uint8 [strips]. Of coefficients [strips, dim << levels]: steps float32, kinds and starts int32 (plan.Plan), and deviations
+    int32, in the finest bins, 0 for channels that do not count for the gain. Of passes [strips, passes]: counts int32 of symbols a row,
+    coded uint8, and listed int32 [strips, passes, dim << levels], of each its channel, whether it starts there, and its class."""
 
     levels: int
-    any_turns: bool
+    any_rotates: bool
     numbers: torch.Tensor
     centres: torch.Tensor
-    turns: torch.Tensor
+    rotates: torch.Tensor
     steps: torch.Tensor
     kinds: torch.Tensor
     starts: torch.Tensor
@@ -76,25 +76,25 @@ class Strips:
         classes = np.take_along_axis(plan.kind[:, None], order, 2) + 4 * np.array(FINER)[:, None] + CLASS_BIAS.value
         listed = order | starts << 16 | np.maximum(classes, 0) << 17
         arrays = (
-            np.array(numbers, np.int32), stats.centre, stats.turns.astype(np.uint8), plan.step, plan.kind, plan.start,
+            np.array(numbers, np.int32), stats.centre, stats.rotates.astype(np.uint8), plan.step, plan.kind, plan.start,
             deviation.astype(np.int32), listed.astype(np.int32), active.sum(2, dtype=np.int32), plan.coded.astype(np.uint8),
         )  # fmt: skip
         on_device = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
-        return cls(stats.levels, bool(stats.turns.any()), *on_device)
+        return cls(stats.levels, bool(stats.rotates.any()), *on_device)
 
 
 def strips_of(
     statistics: bytes, levels: np.ndarray, cells: Cells, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[Strips], torch.Tensor | None]:
-    """The strips that a stream's statistics (entropy_form.py) speak of, those of equal levels [strips] together, and the angles that their
-    centres turn by, if any does. Raises ValueError for statistics that no encoder wrote."""
+    """The strips that a stream's statistics (entropy/wire.py) describe, in groups of equal levels, and the angles by which their centres
+    rotate, if any does. Raises ValueError for statistics that no encoder wrote."""
     if not cells.count:
         return [], None
-    centre, scales, turns, theta = _read_statistics(statistics, cells, dtype, levels)
+    centre, scales, rotates, theta = read_statistics(statistics, cells, dtype, levels)
     groups = []
     for count in np.unique(levels).tolist():
         here = np.flatnonzero(levels == count).tolist()
-        stats = Stats(centre[here], np.stack([scales[strip] for strip in here]), turns[here], count)
+        stats = Stats(centre[here], np.stack([scales[strip] for strip in here]), rotates[here], count)
         groups.append(Strips.of(here, stats, device))
-    turn = _turn(cells, theta) if turns.any() else None
-    return groups, None if turn is None else torch.from_numpy(turn).to(device)
+    rotation = rotation_of_cells(cells, theta) if rotates.any() else None
+    return groups, None if rotation is None else torch.from_numpy(rotation).to(device)

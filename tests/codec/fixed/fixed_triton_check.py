@@ -1,13 +1,9 @@
-"""Run by test_kernels.py in a process of its own, since Triton chooses between compiler and interpreter when it is imported.
+"""Checks of the fixed coder's kernels, run by test_fixed_kernels.py (triton_check_main.py).
 
-python triton_check.py values            kernels against the oracle in the interpreter
-python triton_check.py compile DEPTH DIM 80 90   ahead of time for these architectures: registers, spills and widest access, as JSON
+python -m tests.codec.fixed.fixed_triton_check compile DEPTH DIM 80 90   at a depth in bits, for heads of DIM channels
 """
 
-import json
-import os
-import sys
-from pathlib import Path
+from tests.triton_check_main import compiled, main
 
 SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens, dtype
     (77, 1, 1, 64, 16, 32, "bfloat16"),
@@ -22,15 +18,16 @@ SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens, dtype
 def check_values() -> None:
     import numpy as np
     import torch
-    from conftest import make_layout, make_pool
 
     from abkt.codec.cells import Cells
     from abkt.codec.codec import Codec
-    from abkt.codec.fixed.backend import EXACT, Arrived
+    from abkt.codec.coder import VERBATIM
+    from abkt.codec.fixed.backend import Arrived
     from abkt.codec.fixed.centre import value_centres
-    from abkt.codec.fixed.launch import Kernels
-    from abkt.codec.fixed.oracle import Oracle
+    from abkt.codec.fixed.launch import TritonBackend
+    from abkt.codec.fixed.oracle import OracleBackend
     from abkt.kv.pool import Pool
+    from tests.codec.conftest import make_layout, make_pool
 
     for shape, depth in [
         *((shape, 8) for shape in SHAPES[:5]),
@@ -44,17 +41,17 @@ def check_values() -> None:
         pool.data[blocks[-1], 0, 1, 0, 0, 3] = float("nan")
         pool.data[blocks[0], 0, 0, 0, :, 2] = 1.5
         centres = value_centres(pool.data, blocks, cells)
-        a, b = (path.encode(pool.data, blocks, cells, centres) for path in (Oracle(), Kernels()))
-        assert np.array_equal(a.forms, b.forms), f"{shape}, depth {depth}: forms differ"
+        a, b = (path.encode(pool.data, blocks, cells, centres) for path in (OracleBackend(), TritonBackend()))
+        assert np.array_equal(a.classes, b.classes), f"{shape}, depth {depth}: classes differ"
         assert torch.equal(a.body, b.body), f"{shape}, depth {depth}: encoded bytes differ"
-        assert (a.forms == EXACT).sum() == 1
+        assert (a.classes == VERBATIM).sum() == 1
         assert np.allclose(a.errors, b.errors, rtol=1e-4, atol=1e-9)
         assert np.allclose(a.deviation, b.deviation, rtol=1e-4)
         have = (np.arange(cells.count) % (cells.passes + 1)).astype(np.int8)
         results = []
-        for path in (Oracle(), Kernels()):
+        for path in (OracleBackend(), TritonBackend()):
             out = Pool(layout)
-            path.expand(Arrived(a.body.numpy(), cells.offsets, have, a.forms, centres), out.data, blocks, cells)
+            path.expand(Arrived(a.body.numpy(), cells.offsets, have, a.classes, centres), out.data, blocks, cells)
             results.append(out.data)
         assert torch.equal(*results), f"{shape}, depth {depth}: expanded values differ"
     layout = make_layout(layers=1, heads=1, dim=32)
@@ -72,16 +69,16 @@ def check_values() -> None:
 
 
 def check_buffers_used_again() -> None:
-    """One Encoding for two sequences, the first with a cell that travels exact: the second's codes and report are as if it were new."""
+    """One Encoding for two sequences, the first with a cell that travels verbatim: the second's codes and report are as if it were new."""
     import numpy as np
     import torch
-    from conftest import make_layout, make_pool
 
     from abkt.codec.cells import Cells
-    from abkt.codec.fixed.backend import EXACT
+    from abkt.codec.coder import VERBATIM
     from abkt.codec.fixed.centre import value_centres
     from abkt.codec.fixed.enqueue import Encoding
-    from abkt.codec.fixed.oracle import Oracle
+    from abkt.codec.fixed.oracle import OracleBackend
+    from tests.codec.conftest import make_layout, make_pool
 
     layout = make_layout(layers=2, heads=1, dim=16)
     pool, cells = make_pool(layout), Cells(layout, 70, 32, 4)
@@ -93,37 +90,39 @@ def check_buffers_used_again() -> None:
         work.enqueue(pool.data)
         work.copy_report()
         centres = value_centres(pool.data, table, cells)
-        expected = Oracle().encode(pool.data, table, cells, centres)
+        expected = OracleBackend().encode(pool.data, table, cells, centres)
         assert np.array_equal(work.centres.numpy(), centres)
-        assert np.array_equal(work.host.forms.numpy(), expected.forms)
+        assert np.array_equal(work.host.classes.numpy(), expected.classes)
         assert np.allclose(work.host.errors, expected.errors, rtol=1e-4, atol=1e-9)
         assert np.allclose(work.host.deviation, expected.deviation, rtol=1e-4)
-        for offset, size in zip(cells.offsets.T[expected.forms != EXACT].flat, cells.sizes.T[expected.forms != EXACT].flat, strict=True):
+        for offset, size in zip(
+            cells.offsets.T[expected.classes != VERBATIM].flat, cells.sizes.T[expected.classes != VERBATIM].flat, strict=True
+        ):
             assert torch.equal(work.body[offset : offset + size], expected.body[offset : offset + size])
-    assert (expected.forms != EXACT).all()
+    assert (expected.classes != VERBATIM).all()
 
 
 def check_order() -> None:
-    """Bands, and what each takes and removes, as order.py has them; weighted, with an exact cell and a pass that removes nothing."""
+    """Bands, and what each takes and removes, as order.py has them; weighted, with a verbatim cell and a pass that removes nothing."""
     import numpy as np
     import torch
-    from conftest import make_layout
 
     from abkt.codec.cells import Cells
-    from abkt.codec.fixed.backend import EXACT
+    from abkt.codec.coder import VERBATIM
     from abkt.codec.fixed.enqueue import Report
     from abkt.codec.order import distortions, slope_bands, weighted_distortion
     from abkt.codec.order_kernels import Ordering
+    from tests.codec.conftest import make_layout
 
     cells, rng = Cells(make_layout(layers=3, heads=2, dim=16), 300, 32, 8), np.random.default_rng(0)
     report, ordering = Report.of(cells, torch.device("cpu")), Ordering(cells, torch.device("cpu"))
     for _ in range(2):  # buffers are used again
         falling = np.exp(rng.standard_normal(cells.count)) * 0.3 ** np.arange(cells.passes + 1)[:, None]
         errors = (falling * np.exp(0.5 * rng.standard_normal(falling.shape))).astype(np.float32)
-        deviation, forms = rng.random(cells.shape[:3]) + 1, rng.integers(0, 16, cells.count).astype(np.uint8)
-        forms[5], errors[:, 5], errors[3:, 7], deviation[1, 0] = EXACT, 0, errors[2, 7], 0
+        deviation, classes = rng.random(cells.shape[:3]) + 1, rng.integers(0, 16, cells.count).astype(np.uint8)
+        classes[5], errors[:, 5], errors[3:, 7], deviation[1, 0] = VERBATIM, 0, errors[2, 7], 0
         weights = rng.random(cells.shape)
-        for to, given in ((report.errors, errors), (report.deviation, deviation), (report.forms, forms)):
+        for to, given in ((report.errors, errors), (report.deviation, deviation), (report.classes, classes)):
             to.copy_(torch.from_numpy(given))
         ordering.weights.copy_(torch.from_numpy(weights.reshape(-1) / np.average(weights.reshape(-1), weights=cells.values)))
         ordering.enqueue(report)
@@ -137,12 +136,7 @@ def check_order() -> None:
         assert np.allclose(after, distortions(bands, left)[1:], rtol=1e-9)
 
 
-def check_compile(depth: int, dim: int, architectures: list[int]) -> None:
-    import sass
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+def check_compile(depth: str, dim: str, *architectures: str) -> list[dict]:
     from abkt.codec import order_kernels
     from abkt.codec.cells import Cells
     from abkt.codec.fixed import kernels
@@ -150,39 +144,26 @@ def check_compile(depth: int, dim: int, architectures: list[int]) -> None:
     from abkt.codec.fixed.quantize import MARGINS
     from abkt.spec import KVLayout, ModelSpec
 
-    cells = Cells(KVLayout(ModelSpec("any", layers=6, kv_heads=2, head_dim=dim), 126), 2003, 128, depth)
+    cells = Cells(KVLayout(ModelSpec("any", layers=6, kv_heads=2, head_dim=int(dim)), 126), 2003, 128, int(depth))
     options = constants(cells)
     fixed = {name: options.pop(name) for name in list(options) if name.isupper()}
-    pointers = {
+    types = {
         "data": "*bf16", "table": "*i64", "centres": "*fp32", "offsets": "*i64", "body": "*u8", "wire": "*u8", "errors": "*fp32",
-        "forms": "*u8", "rules": "*i32", "sums": "*fp32", "spreads": "*fp32", "presence": "*i8", "sizes": "*i64", "shares": "*fp64",
+        "classes": "*u8", "rules": "*i32", "sums": "*fp32", "spreads": "*fp32", "presence": "*i8", "sizes": "*i64", "shares": "*fp64",
         "weights": "*fp64", "keys": "*i32", "bytes_of_bin": "*i64", "ends": "*i64", "begins": "*i32", "numbers": "*i64", "bands": "*u8",
         "bytes_of_band": "*i64", "removed": "*fp64",
     }  # fmt: skip
-    margins = dict(zip(("OUTER", "INNER"), MARGINS.get(depth, (0.0, 0.0))))
-    jobs = [
-        (kernel, {**fixed, **margins, "KEY": key, "BOUND": 2.0**48}, options, "K" if key else "V")
-        for kernel in (kernels.encode_cells, kernels.expand_cells)
-        for key in (True, False)
-    ]
-    ordering = {"PASSES": cells.passes, "CELLS": order_kernels.CELLS, "SIZE": 1024}
-    jobs += [(kernel, ordering, {}, "") for kernel in (order_kernels.count_slopes, order_kernels.begin_bands, order_kernels.fill_bands)]
+    margins = dict(zip(("OUTER", "INNER"), MARGINS.get(int(depth), (0.0, 0.0))))
     report = []
-    for architecture in architectures:
-        for kernel, given, launch, kind in jobs:
-            constant = {n: v for n, v in given.items() if n in kernel.arg_names}
-            signature = {n: pointers.get(n, "constexpr" if n in constant else "i32") for n in kernel.arg_names}
-            attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in pointers}
-            source = ASTSource(kernel, signature=signature, constexprs=constant, attrs=attributes)
-            binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch).asm["cubin"]
-            report.append({"kernel": f"{kernel.fn.__name__} sm_{architecture} {kind}"} | sass.counts(triton, binary))
-    print(json.dumps(report))
+    for kernel in (kernels.encode_cells, kernels.expand_cells):
+        for key in (True, False):
+            name = f"{kernel.fn.__name__} {'K' if key else 'V'}"
+            report += compiled(kernel, architectures, types, {**fixed, **margins, "KEY": key, "BOUND": 2.0**48}, options, name)
+    ordering = {"PASSES": cells.passes, "CELLS": order_kernels.CELLS, "SIZE": 1024}
+    for kernel in (order_kernels.count_slopes, order_kernels.begin_bands, order_kernels.fill_bands):
+        report += compiled(kernel, architectures, types, ordering, {})
+    return report
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    os.environ["TRITON_INTERPRET"] = "1" if sys.argv[1] == "values" else "0"
-    if sys.argv[1] == "values":
-        check_values()
-    else:
-        check_compile(int(sys.argv[2]), int(sys.argv[3]), [int(a) for a in sys.argv[4:]])
+    main(check_values, check_compile)

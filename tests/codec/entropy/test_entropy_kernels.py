@@ -1,26 +1,20 @@
-"""The entropy form in Triton without a GPU: bytes and values are the oracle's in the interpreter, the code by ahead-of-time compilation."""
+"""The entropy coder in Triton without a GPU: bytes and values are the oracle's in the interpreter, the code by ahead-of-time
+compilation."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.triton_check_main import run
+
 pytest.importorskip("triton")
-SCRIPT = Path(__file__).with_name("entropy_triton_check.py")
+CHECK = "tests.codec.entropy.entropy_triton_check"
 
 
-def run(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-4000:]}"
-    return done.stdout
-
-
-@pytest.mark.parametrize("cases", ["values", pytest.param("others", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [(), pytest.param(("others",), marks=pytest.mark.slow)])
 def test_bytes_errors_and_values_are_the_oracle_s(cases):
-    run(cases)
+    run(CHECK, "values", *cases)
 
 
 SLOW = [pytest.param(str(levels), 6 if levels else 17, marks=pytest.mark.slow) for levels in range(4)]
@@ -28,7 +22,7 @@ SLOW = [pytest.param(str(levels), 6 if levels else 17, marks=pytest.mark.slow) f
 
 @pytest.mark.parametrize(("what", "kernels"), [("few", 4), *SLOW])
 def test_compiles_ahead_of_time_without_spills_or_fused_sums(what, kernels):
-    report = json.loads(run("compile", what, "80", "90"))
+    report = json.loads(run(CHECK, "compile", what, "80", "90"))
     assert len(report) == 2 * kernels
     for row in report:
         assert row["stack"] == row["local"] == row["fused"] == 0, row
@@ -50,7 +44,7 @@ def test_tiles_and_strips_that_the_kernels_do_not_take_are_refused():
         EntropyExpansion(Cells(layout, 90_000, 32_768, 4), [], None, cpu)
     stats = Stats(np.zeros((1, 128), np.float32), np.ones((1, 128), np.uint8), np.ones(1, dtype=bool))
     layout = KVLayout(ModelSpec("any", 1, 1, 128, kv_kinds=1), 4, 16)
-    with pytest.raises(ValueError, match="turns with the position"):
+    with pytest.raises(ValueError, match="rotates with the position"):
         EntropyExpansion(Cells(layout, 64, 32, 4), [Strips.of([0], stats, cpu)], None, cpu)
 
 
@@ -67,7 +61,7 @@ def test_a_sequence_without_cells_has_no_strips():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("head_dim", [80, 128, 256])
-def test_on_a_gpu_bytes_and_values_are_the_compiled_path_s(head_dim):
+def test_on_a_gpu_bytes_and_values_are_those_of_the_cpu(head_dim):
     from abkt.bench import arguments, entropy
     from abkt.bench.case import BenchCase
 

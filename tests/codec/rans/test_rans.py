@@ -1,4 +1,4 @@
-"""The rANS coder: a case worked by hand, its size against the cross-entropy, every path the same bytes, and damage."""
+"""The rANS coder: a case worked by hand, its size against the cross-entropy, both implementations write the same bytes, and damage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_case_worked_by_hand() -> None:
     st.integers(0, 2**31), st.integers(0, 4), st.integers(0, 150), st.integers(1, 5),
     st.sampled_from([1, 2, 3, 17, 256]), st.sampled_from([0.05, 1.0]),
 )  # fmt: skip
-def test_what_was_coded_comes_back_and_both_paths_write_the_same(
+def test_symbols_come_back_and_both_implementations_write_the_same_bytes(
     seed: int, streams: int, n: int, contexts: int, alphabet: int, flatness: float
 ) -> None:
     symbols, context, tables = sample(seed, streams, n, contexts, alphabet, flatness)
@@ -67,7 +67,9 @@ def test_the_size_is_the_cross_entropy_and_the_states(alphabet: int, flatness: f
 
 @settings(max_examples=120, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.data())
-def test_damage_is_said_or_gives_symbols_of_the_alphabet_and_never_another_path_s_answer(seed: int, n: int, data: st.DataObject) -> None:
+def test_damage_is_refused_or_gives_symbols_of_the_alphabet_the_same_from_both_implementations(
+    seed: int, n: int, data: st.DataObject
+) -> None:
     symbols, context, tables = sample(seed, 1, n, 2, 5)
     whole = bytearray(rans.encode(symbols, context, tables)[0])
     for at, value in data.draw(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=6)):

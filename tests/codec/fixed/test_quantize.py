@@ -1,4 +1,4 @@
-"""The oracle's own laws: prefixes, error bounds, packing; checked against arithmetic done here."""
+"""The quantiser: prefixes, error bounds and packing, checked against arithmetic done here."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_the_top_bits_are_the_coarser_code(x, dim, bits):
 
 @given(shapes, st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
-def test_packing_is_undone_and_fills_the_bytes(shape, seed):
+def test_packing_can_be_inverted_and_fills_the_bytes(shape, seed):
     codes = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     tokens, dim = shape
     together = torch.zeros_like(codes)
@@ -84,7 +84,7 @@ def test_a_byte_by_hand():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("dim", [-2, -1])
-def test_metadata_is_undone_in_32_bits_a_group(dtype, dim):
+def test_metadata_takes_32_bits_per_group_and_can_be_inverted(dtype, dim):
     x = (torch.randn(3, 24, 20) * 3).to(dtype)
     coded = q.quantize(x.float(), dim, x.dtype)
     packed = q.pack_metadata(coded, dim, dtype)
@@ -111,13 +111,13 @@ def test_a_large_bias_on_one_channel_hurts_no_other():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0**48])
-def test_what_cannot_be_coded_is_seen(bad):
+def test_cells_that_cannot_be_coded_are_found(bad):
     x = torch.randn(2, 3, 16, 8)
-    assert not q.travels_exact(x, torch.float32).any()
+    assert not q.travels_verbatim(x, torch.float32).any()
     x[1, 2, 15, 7] = bad
-    assert q.travels_exact(x, torch.float32).tolist() == [[False] * 3, [False, False, True]]
+    assert q.travels_verbatim(x, torch.float32).tolist() == [[False] * 3, [False, False, True]]
     half = torch.full((1, 4, 4), 16384.0)
-    assert q.travels_exact(half, torch.float16).all(), "less a centre of -16384, its offset would come near the end of float16"
+    assert q.travels_verbatim(half, torch.float16).all(), "less a centre of -16384, its offset would come near the end of float16"
 
 
 def test_uniform_noise_has_the_error_that_theory_gives():

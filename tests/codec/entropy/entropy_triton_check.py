@@ -1,20 +1,18 @@
-"""Run by test_entropy_kernels.py in a process of its own, since Triton chooses between compiler and interpreter when it is imported.
+"""Checks of the entropy coder's kernels, run by test_entropy_kernels.py (triton_check_main.py).
 
-python entropy_triton_check.py values            kernels against the oracle in the interpreter; others: cases that take longer
-python entropy_triton_check.py compile few 90    ahead of time for these architectures: registers, spills, fused sums, as JSON; of some
-python entropy_triton_check.py compile 2 80 90   kernels, or of all of them that see so many levels of differences
+python -m tests.codec.entropy.entropy_triton_check values others    of cases that take longer
+python -m tests.codec.entropy.entropy_triton_check compile few 90   of some kernels
+python -m tests.codec.entropy.entropy_triton_check compile 2 80 90   of all kernels that see so many levels of differences
 """
 
-import json
-import os
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
+
+from tests.triton_check_main import compiled, main
 
 
 class BenchCase(NamedTuple):
-    """What is coded: one layer and head. levels: of K and V. turns: whether K does. edit: what is done to it, by `filled`. streams: of a
+    """What is coded: one layer and head. levels: of K and V. rotates: whether K does. edit: what is done to it, by `filled`. streams: of a
     program of a pass. warps: what the others are launched with, and so how many rows they visit at a time."""
 
     tokens: int
@@ -25,7 +23,7 @@ class BenchCase(NamedTuple):
     dtype: str = "bfloat16"
     kinds: int = 2
     levels: tuple[int, ...] = (0, 0)
-    turns: bool = False
+    rotates: bool = False
     edit: str = ""
     streams: int = 16
     warps: int = 4
@@ -36,13 +34,13 @@ PARTS = BenchCase(24, 144, 6, 12, 1, kinds=1)  # three parts, none of a power of
 CASES = [
     MANY,
     PARTS,
-    BenchCase(80, 6, 4, 32, 8, levels=(1, 1), turns=True, edit="outliers"),
+    BenchCase(80, 6, 4, 32, 8, levels=(1, 1), rotates=True, edit="outliers"),
 ]
 OTHERS = [
-    BenchCase(104, 6, 4, 32, 2, edit="exact"),
-    BenchCase(80, 10, 4, 36, 8, "float16", turns=True, edit="outliers"),
-    BenchCase(96, 8, 8, 40, 6, levels=(2, 0), turns=True, edit="outliers"),
-    BenchCase(72, 4, 8, 64, 4, "float32", levels=(3, 3), turns=True),
+    BenchCase(104, 6, 4, 32, 2, edit="verbatim"),
+    BenchCase(80, 10, 4, 36, 8, "float16", rotates=True, edit="outliers"),
+    BenchCase(96, 8, 8, 40, 6, levels=(2, 0), rotates=True, edit="outliers"),
+    BenchCase(72, 4, 8, 64, 4, "float32", levels=(3, 3), rotates=True),
     BenchCase(600, 128, 8, 584, 1, kinds=1, edit="sparse", warps=64),  # places of outliers take 32 bits
 ]
 
@@ -53,7 +51,7 @@ def filled(case: BenchCase):
     import torch
 
     from abkt.codec.cells import Cells
-    from abkt.codec.entropy.stats import turn_of
+    from abkt.codec.entropy.stats import rotation_of
     from abkt.kv.pool import Pool
     from abkt.spec import KVLayout, ModelSpec
 
@@ -64,8 +62,8 @@ def filled(case: BenchCase):
     rng, coded = np.random.default_rng(case.tokens), sum(cells.tile_lengths)
     scale = np.exp(rng.standard_normal((case.kinds, 1, case.head_dim)))
     x = scale * (rng.standard_normal((case.kinds, coded, case.head_dim)) + 2 * rng.standard_normal(scale.shape))
-    if case.turns:
-        angles, half = turn_of(coded, case.head_dim), case.head_dim // 2
+    if case.rotates:
+        angles, half = rotation_of(coded, case.head_dim), case.head_dim // 2
         a, b = np.split(8 * rng.standard_normal(case.head_dim), 2)
         x[0] -= x[0].mean(0)
         x[0, :, :half] += a * angles[:, 0] - b * angles[:, 1]
@@ -73,7 +71,7 @@ def filled(case: BenchCase):
     if case.edit == "outliers":
         x[-1, :, 5] = 3.25
         x[0, 1, 2], x[-1, 10, 3], x[0, 20, 4], x[-1, -1, 0] = 15e3, -15e3, 15e3, 15e3
-    elif case.edit == "exact":  # not finite; too large; more outliers than may be
+    elif case.edit == "verbatim":  # not finite; too large; more outliers than may be
         x[0, 3, 1], x[0, 40, 2], x[1, 64] = np.nan, 2.0**50, 1e6
     elif case.edit == "sparse":
         x[..., 1:] = x[..., :1, 1:]
@@ -89,13 +87,13 @@ def coded_by_oracle(case: BenchCase, pool, table, cells):
     """The oracle's stream of a case, and its strips where the kernels read them."""
     import numpy as np
 
-    from abkt.codec.entropy import coder as entropy_coder
+    from abkt.codec.entropy.coder import EntropyCoder
     from abkt.codec.entropy.gpu import launch as entropy_launch
     from abkt.codec.entropy.gpu import strips as entropy_strips
 
     entropy_launch.STREAMS, entropy_launch.WARPS = case.streams, case.warps
     levels = np.array(case.levels[: case.kinds])[None, :, None]
-    done = entropy_coder.encode(pool.data, table, cells, 10_000.0 if case.turns else None, levels)
+    done = EntropyCoder(10_000.0 if case.rotates else None, levels).encode(pool.data, table, cells)
     return done, *entropy_strips.strips_of(done.statistics, done.levels, cells, pool.dtype, pool.data.device)
 
 
@@ -114,62 +112,63 @@ def check_values(cases: list[BenchCase]) -> None:
     import numpy as np
     import torch
 
-    from abkt.codec.entropy import coder as entropy_coder
+    from abkt.codec.coder import VERBATIM, StreamPrefix
+    from abkt.codec.entropy.coder import EntropyCoder
     from abkt.codec.entropy.gpu.launch import EntropyEncoding, EntropyExpansion
-    from abkt.codec.fixed.backend import EXACT
+    from abkt.codec.header import slot_offsets
     from abkt.kv.pool import Pool
 
-    seen = {"outliers": 0, "exact": 0, "plain": 0, "turning": 0, "still": 0}
+    seen = {"outliers": 0, "verbatim": 0, "plain": 0, "rotating": 0, "still": 0}
     for case in cases:
         pool, table, cells = filled(case)
-        expected, groups, turn = coded_by_oracle(case, pool, table, cells)
-        coded, total = expected.coded, len(expected.coded.body)
-        work = EntropyEncoding(cells, groups, turn, pool.data.device)
+        expected, groups, rotation = coded_by_oracle(case, pool, table, cells)
+        coded, total = expected.cells, len(expected.cells.body)
+        work = EntropyEncoding(cells, groups, rotation, pool.data.device)
         work.table.copy_(torch.tensor(table))
         if case is PARTS:  # buffers used again are as if they were new
             before = pool.data.clone()
             before[table[0], 0, 0, 0, 1, [3, 60]] = torch.tensor([torch.nan, 1e6]).to(before)
             work.enqueue(before)
-            assert work.report.forms.any()
+            assert work.report.classes.any()
         work.enqueue(pool.data)
         work.copy_report()
-        assert np.array_equal(work.host.forms.numpy(), coded.forms), f"{case}: forms differ"
-        assert np.array_equal(work.host_lengths.numpy(), expected.lengths), f"{case}: lengths differ"
+        assert np.array_equal(work.host.classes.numpy(), coded.classes), f"{case}: classes differ"
+        assert np.array_equal(work.host_lengths.numpy(), expected.sizes[1:]), f"{case}: lengths differ"
         assert torch.equal(work.body[:total], coded.body), f"{case}: bytes differ"
         assert np.allclose(work.host.errors, coded.errors, rtol=1e-4, atol=1e-9), f"{case}: errors differ"
         assert np.allclose(work.host.deviation, coded.deviation, rtol=1e-4), f"{case}: deviations differ"
 
-        sizes = np.concatenate((np.zeros((1, cells.count), dtype=np.int64), expected.lengths))
-        offsets = sizes.cumsum().reshape(sizes.shape) - sizes
+        sizes, offsets = expected.sizes, slot_offsets(expected.sizes)
         present = (cells.passes - np.arange(cells.count) % (cells.passes + 1)).astype(np.int8)
         theirs, ours = Pool(pool.layout), Pool(pool.layout)
-        given = (offsets, sizes, present, coded.forms)
-        entropy_coder.expand(coded.body.numpy(), *given, expected.levels, expected.statistics, theirs.data, table, cells)
-        arrived = dict(zip(("offsets", "sizes", "present", "forms"), given))
-        expansion = EntropyExpansion(cells, groups, turn, pool.data.device)
+        given = (offsets, sizes, present, coded.classes)
+        prefix = StreamPrefix(coded.body.numpy(), *given, expected.levels, expected.statistics)
+        EntropyCoder(None).expand(prefix, theirs.data, table, cells)
+        arrived = dict(zip(("offsets", "sizes", "present", "classes"), given))
+        expansion = EntropyExpansion(cells, groups, rotation, pool.data.device)
         assert not expanded(expansion, ours, table, coded.body.numpy(), **arrived).any()
         assert torch.equal(theirs.data, ours.data), f"{case}: values differ"
-        seen["outliers"] += int((coded.body[offsets[1][(coded.forms != EXACT) & (present > 0)]] & 32 > 0).sum())
-        seen["exact"] += int((coded.forms == EXACT).sum())
+        seen["outliers"] += int((coded.body[offsets[1][(coded.classes != VERBATIM) & (present > 0)]] & 32 > 0).sum())
+        seen["verbatim"] += int((coded.classes == VERBATIM).sum())
         seen["plain"] += int(sum((group.coded == 0)[:, : cells.passes].sum() for group in groups))
-        seen["turning"] += int(sum(group.turns.sum() for group in groups))
-        seen["still"] += int(sum((group.turns == 0).sum() for group in groups if group.any_turns))
+        seen["rotating"] += int(sum(group.rotates.sum() for group in groups))
+        seen["still"] += int(sum((group.rotates == 0).sum() for group in groups if group.any_rotates))
     assert min(seen.values()) >= 1 or cases is not CASES, f"a path was not taken: {seen}"
 
 
 def check_statistics() -> None:
-    """Cells that do not vary as their strip's statistics say: one whose pass 1 is longer than its room, though no value is an outlier, and
-    one too loud for the classes that channels start with; and a strip without any passes, where a byte is one too many."""
+    """Cells that do not vary as their strip's statistics say: one whose pass 1 is longer than its capacity, though no value is an outlier,
+    and one too loud for the classes that channels start with; and a strip without any passes, where a byte is one too many."""
     import numpy as np
     import torch
 
     from abkt.codec.cells import Cells
+    from abkt.codec.coder import VERBATIM
     from abkt.codec.entropy import oracle as entropy
     from abkt.codec.entropy.gpu import launch as entropy_launch
     from abkt.codec.entropy.gpu.launch import EntropyEncoding, EntropyExpansion
     from abkt.codec.entropy.gpu.strips import Strips
     from abkt.codec.entropy.stats import Stats
-    from abkt.codec.fixed.backend import EXACT
     from abkt.kv.pool import Pool
     from abkt.spec import KVLayout, ModelSpec
 
@@ -193,7 +192,7 @@ def check_statistics() -> None:
     work.table.copy_(torch.tensor(table))
     work.enqueue(pool.data)
     lengths, body = work.lengths.numpy(), b"".join(d for row in done.slots for d in row)
-    assert work.report.forms.tolist() == [EXACT, 0, 0, 0, 0, 0]
+    assert work.report.classes.tolist() == [VERBATIM, 0, 0, 0, 0, 0]
     assert lengths.tolist() == [[len(d) for d in row] for row in done.slots]
     assert work.body[: len(body)].numpy().tobytes() == body
     assert not work.report.errors[:, 0].any()
@@ -201,7 +200,7 @@ def check_statistics() -> None:
     y = entropy.decode_cells([row[1:] for row in done.slots], strip[1:], stats, 32, pool.dtype)
     offsets, sizes = (np.concatenate((0 * part[:1], part)) for part in (work.ends.numpy() - lengths, lengths))
     sizes[2, 4] = 2
-    given = {"offsets": offsets, "sizes": sizes, "present": np.full(6, 2, np.int8), "forms": work.report.forms.numpy()}
+    given = {"offsets": offsets, "sizes": sizes, "present": np.full(6, 2, np.int8), "classes": work.report.classes.numpy()}
     expansion, wire = EntropyExpansion(cells, groups, None, pool.data.device), np.frombuffer(bytearray(body + b"\0\0"), np.uint8)
     assert expanded(expansion, pool, table, wire, **given).tolist() == [0, 0, 0, 0, 1, 0]
     assert np.array_equal(pool.data[table, :, 0, 0].transpose(0, 1).float().reshape(6, 32, 8).numpy()[1:], y)
@@ -211,27 +210,29 @@ def check_damage() -> None:
     """Slots changed, cut, added to or elsewhere: the flags and values are the oracle's, and nothing beyond the wire is read."""
     import numpy as np
     import torch
-    from rans_triton_check import guarded
 
-    from abkt.codec.entropy import coder as entropy_coder
+    from abkt.codec.coder import VERBATIM, StreamPrefix
+    from abkt.codec.entropy.coder import EntropyCoder
     from abkt.codec.entropy.gpu.launch import EntropyExpansion
-    from abkt.codec.fixed.backend import EXACT
+    from abkt.codec.header import slot_offsets
     from abkt.kv.pool import Pool
+    from tests.codec.rans.rans_triton_check import guarded
 
     pool, table, cells = filled(MANY)
     done, *strips = coded_by_oracle(MANY, pool, table, cells)
-    body, ends = done.coded.body.numpy().tobytes(), done.lengths.cumsum().reshape(done.lengths.shape)
-    expansion, rng, forms, said = EntropyExpansion(cells, *strips, pool.data.device), np.random.default_rng(3), done.coded.forms, []
+    body, lengths = done.cells.body.numpy().tobytes(), done.sizes[1:]
+    ends = lengths.cumsum().reshape(lengths.shape)
+    expansion, rng, classes, said = EntropyExpansion(cells, *strips, pool.data.device), np.random.default_rng(3), done.cells.classes, []
     every, none = np.full(cells.count, cells.passes, dtype=np.int8), np.zeros(cells.count, dtype=np.int8)
     nowhere, infinite, unknown = (3, 5, b"\xff\xff"), (5, 9, b"\0\0\x80\x7f"), (0, 1, None)
     too_many, none_at_all = (1, 3, b"\xff\xff"), (1, 9, b"\0\0")
-    for turn, lists in enumerate(((nowhere, infinite, unknown), (unknown, too_many, none_at_all))):
-        slots = [[bytearray(body[e - n : e]) for e, n in zip(*rows, strict=True)] for rows in zip(ends.tolist(), done.lengths.tolist())]
+    for attempt, lists in enumerate(((nowhere, infinite, unknown), (unknown, too_many, none_at_all))):
+        slots = [[bytearray(body[e - n : e]) for e, n in zip(*rows, strict=True)] for rows in zip(ends.tolist(), lengths.tolist())]
         listing = [cell for cell, slot in enumerate(slots[0]) if slot and slot[0] & 32]
         for cell, (start, stop, changed) in zip(listing, lists, strict=True):
             assert slots[0][cell][1:3] == b"\1\0"
             slots[0][cell][start:stop] = changed or [slots[0][cell][0] | 64]  # a bit without a meaning
-        others = [cell for cell in np.flatnonzero(forms != EXACT).tolist() if cell not in listing]
+        others = [cell for cell in np.flatnonzero(classes != VERBATIM).tolist() if cell not in listing]
         for cell, way in zip(others, rng.permutation(len(others)).tolist()):
             slot = slots[-1 if way == 2 else rng.integers(cells.passes)][cell]  # the last is plain
             if way == 0:
@@ -243,29 +244,31 @@ def check_damage() -> None:
             elif way == 3:
                 outside = cell
         sizes = np.array([[0] * cells.count, *([len(slot) for slot in row] for row in slots)])
-        offsets = sizes.cumsum().reshape(sizes.shape) - sizes
+        offsets = slot_offsets(sizes)
         wire = guarded(b"".join(bytes(slot) for row in slots for slot in row))
         where = rng.integers(1, cells.passes + 1), outside
-        offsets[where], sizes[where] = ((-3, 40), (len(wire) - 3, 40))[turn]
+        offsets[where], sizes[where] = ((-3, 40), (len(wire) - 3, 40))[attempt]
         ours, theirs = Pool(pool.layout), Pool(pool.layout)
-        flags = expanded(expansion, ours, table, wire, offsets=offsets, sizes=sizes, present=every, forms=forms)
+        flags = expanded(expansion, ours, table, wire, offsets=offsets, sizes=sizes, present=every, classes=classes)
         for cell in range(cells.count):
-            alone = np.where(np.arange(cells.count) == cell, forms, EXACT).astype(np.uint8)
+            alone = np.where(np.arange(cells.count) == cell, classes, VERBATIM).astype(np.uint8)
             try:
                 if cell == outside:
                     raise ValueError("a slot that the oracle is never given")
-                entropy_coder.expand(wire, offsets, sizes, every, alone, done.levels, done.statistics, theirs.data, table, cells)
+                prefix = StreamPrefix(wire, offsets, sizes, every, alone, done.levels, done.statistics)
+                EntropyCoder(None).expand(prefix, theirs.data, table, cells)
             except ValueError:
                 said.append(cell)
                 assert flags[cell], f"damage in cell {cell} is not said"
             else:
                 assert not flags[cell], f"cell {cell} is not damaged"
         assert torch.equal(ours.data, theirs.data), "a damaged cell was written, or another has other values"
-    good = np.concatenate((0 * ends[:1], ends - done.lengths)), np.concatenate((0 * ends[:1], done.lengths))
+    good = slot_offsets(done.sizes), done.sizes
     for present in (every, none):  # a cell without a pass has no outliers, though it had some before
-        arrived = dict(zip(("offsets", "sizes", "present", "forms"), (*good, present, forms)))
-        assert not expanded(expansion, ours, table, done.coded.body.numpy(), **arrived).any()
-    entropy_coder.expand(wire, *good, none, forms, done.levels, done.statistics, theirs.data, table, cells)
+        arrived = dict(zip(("offsets", "sizes", "present", "classes"), (*good, present, classes)))
+        assert not expanded(expansion, ours, table, done.cells.body.numpy(), **arrived).any()
+    prefix = StreamPrefix(wire, *good, none, classes, done.levels, done.statistics)
+    EntropyCoder(None).expand(prefix, theirs.data, table, cells)
     assert torch.equal(ours.data, theirs.data), "what was there before is still told"
     assert 2 * 5 <= len(said) < 2 * cells.count - 2
 
@@ -277,79 +280,64 @@ def check_bench() -> None:
     assert entropy.check(Benched(arguments.parse(["kv_heads=1", "head_dim=8"]), 34, 16)) == 2
 
 
-def check_compile(few: bool, levels: int, architectures: list[int]) -> None:
-    """Of few kernels: those that take longest, of streams without differences."""
-    import re
+def check_compile(which: str, *architectures: str) -> list[dict]:
+    """which: how many levels of differences the strips have; or few, for the kernels that take longest, without differences."""
     from types import SimpleNamespace
 
-    import sass
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from abkt.codec.cells import Cells
-    from abkt.codec.entropy.gpu import encode_kernels as entropy_encode_kernels
-    from abkt.codec.entropy.gpu import expand_kernels as entropy_expand_kernels
-    from abkt.codec.entropy.gpu import launch as entropy_launch
-    from abkt.codec.entropy.gpu import pass_kernels as entropy_pass_kernels
+    from abkt.codec.entropy.gpu import encode_kernels as encode
+    from abkt.codec.entropy.gpu import expand_kernels as expand
+    from abkt.codec.entropy.gpu import launch
+    from abkt.codec.entropy.gpu import pass_kernels as passes
     from abkt.spec import KVLayout, ModelSpec
 
+    few, levels = which == "few", 0 if which == "few" else int(which)
     cells = Cells(KVLayout(ModelSpec("any", layers=6, kv_heads=2, head_dim=128), 126), 2003, 128, 8)
     names = {
         "*i64": "table head_sizes ends offsets sizes", "*i32": "numbers kinds starts deviations rules listed counts outliers",
-        "*u8": "turns heads metas forms points coded skew body owner wire damaged", "*i8": "present", "*i16": "codes",
-        "*bf16": "data", "*fp32": "centres turn steps sums spreads errors", "i64": "length",
+        "*u8": "rotates heads metas classes points coded skew body owner wire damaged", "*i8": "present", "*i16": "codes",
+        "*bf16": "data", "*fp32": "centres rotation steps sums spreads errors", "i64": "length",
     }  # fmt: skip
     types = {name: kind for kind, of_kind in names.items() for name in of_kind.split()}
     report = []
 
-    def compiled(kernel, constant: dict, **own: str) -> None:
+    def add(kernel, constant: dict, **own: str) -> None:
         options = {name: value for name, value in constant.items() if not name.isupper()}
-        constant = {name: value for name, value in constant.items() if name in kernel.arg_names}
-        known = types | own
-        signature = {n: "constexpr" if n in constant else known.get(n, "i32") for n in kernel.arg_names}
-        attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n].startswith("*")}
-        source = ASTSource(kernel, signature=signature, constexprs=constant, attrs=attributes)
-        for architecture in architectures:
-            done = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm
-            row = {"kernel": f"{kernel.fn.__name__} sm_{architecture}", "fused": len(re.findall(r"\bfma\.rn\.f32\b", done["ptx"]))}
-            report.append(row | sass.counts(triton, done["cubin"]))
+        report.extend(compiled(kernel, architectures, types | own, constant, options))
 
-    encode, expand, passes = entropy_encode_kernels, entropy_expand_kernels, entropy_pass_kernels
-    group = SimpleNamespace(levels=levels, any_turns=levels > 0)
-    shared = {"STREAMS": entropy_launch.STREAMS, "BYTES": entropy_launch.BYTES}
-    of_pass = [constant | shared for constant in entropy_launch.passes_of(group, cells)]
-    constant = entropy_launch.constants(group, cells) | {"PASSES": cells.passes, "BOUND": 2.0**48, "LAST": 4}
+    group = SimpleNamespace(levels=levels, any_rotates=levels > 0)
+    shared = {"STREAMS": launch.STREAMS, "BYTES": launch.BYTES}
+    of_pass = [constant | shared for constant in launch.passes_of(group, cells)]
+    constant = launch.constants(group, cells) | {"PASSES": cells.passes, "BOUND": 2.0**48, "LAST": 4}
     for kernel in (encode.code_cells, expand.fill_cells):
-        compiled(kernel, constant)
+        add(kernel, constant)
     for number in (2,) if few else (1, 3, 5) if not levels else ():
-        compiled(passes.encode_pass, of_pass[number - 1], slots="*i16", table="*i64")
-        compiled(passes.decode_pass, of_pass[number - 1], table="*i32")
-    for kernel in () if few else (encode.measure_cells, encode.list_outliers, encode.miss_cells, expand.read_heads):
-        compiled(kernel, constant)
+        add(passes.encode_pass, of_pass[number - 1], slots="*i16", table="*i64")
+        add(passes.decode_pass, of_pass[number - 1], table="*i32")
+    for kernel in () if few else (encode.measure_cells, encode.list_outliers, encode.measure_errors, expand.read_heads):
+        add(kernel, constant)
     for number in () if few or levels else (3, 5):
-        compiled(passes.pack_pass, of_pass[number - 1], slots="*u8")
-        compiled(passes.unpack_pass, of_pass[number - 1])
+        add(passes.pack_pass, of_pass[number - 1], slots="*u8")
+        add(passes.unpack_pass, of_pass[number - 1])
     if not few and not levels:
-        compiled(passes.join_passes, shared | {"num_warps": entropy_launch.WARPS}, slots="*u8")
-    print(json.dumps(report))
+        add(passes.join_passes, shared | {"num_warps": launch.WARPS}, slots="*u8")
+    return report
 
 
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    os.environ["TRITON_INTERPRET"] = "0" if sys.argv[1] == "compile" else "1"
-    if sys.argv[1] != "compile":
-        from triton.runtime import interpreter
+def check(which: str = "") -> None:
+    """Bytes, values and refusals; or, if asked for, cases that take longer."""
+    from triton.runtime import interpreter
 
-        builder = interpreter.interpreter_builder
-        builder.options = replace(builder.options, sanitize_overflow=False)  # checks that a GPU does not make take half of the time
-    if sys.argv[1] == "values":
-        check_values(CASES)
-        check_statistics()
-        check_damage()
-    elif sys.argv[1] == "others":
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)  # checks that a GPU does not make take half of the time
+    if which == "others":
         check_values(OTHERS)
         check_bench()
     else:
-        few = sys.argv[2] == "few"
-        check_compile(few, 0 if few else int(sys.argv[2]), [int(a) for a in sys.argv[3:]])
+        check_values(CASES)
+        check_statistics()
+        check_damage()
+
+
+if __name__ == "__main__":
+    main(check, check_compile)

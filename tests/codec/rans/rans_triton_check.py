@@ -1,15 +1,10 @@
-"""Run by test_rans_kernels.py in a process of its own, since Triton chooses between compiler and interpreter when it is imported.
-
-python rans_triton_check.py values          kernels against the oracle in the interpreter
-python rans_triton_check.py compile 80 90   ahead of time for these architectures: registers and spills, as JSON
-"""
+"""Checks of the kernels of rANS, run by test_rans_kernels.py (triton_check_main.py)."""
 
 import ctypes
-import json
 import mmap
 import os
-import sys
-from pathlib import Path
+
+from tests.triton_check_main import compiled, main
 
 CASES = [  # streams, n, contexts, alphabet, flatness of the tables
     (19, 64, 2, 2, 0.05),
@@ -25,11 +20,11 @@ CASES = [  # streams, n, contexts, alphabet, flatness of the tables
 def check_values() -> None:
     import numpy as np
     import torch
-    from test_rans import sample
 
     from abkt.codec.rans import launch as rans_launch
     from abkt.codec.rans import oracle as rans
     from abkt.codec.rans.launch import RansTables
+    from tests.codec.rans.test_rans import sample
 
     def on_device(*arrays):
         return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
@@ -54,7 +49,7 @@ def check_values() -> None:
 
 
 def check_room(sample) -> None:
-    """Streams that are longer than their room fail alone, and the others are as they are."""
+    """Streams that are longer than their capacity fail alone, and the others are as they are."""
     import torch
 
     from abkt.codec.rans import launch as rans_launch
@@ -65,12 +60,12 @@ def check_room(sample) -> None:
     shares[:, 0] += shares[:, 1:].sum(1, dtype=shares.dtype) - 39
     shares[:, 1:] = 1
     expected = rans.encode(symbols, contexts, shares)
-    room = (len(expected[0]) + len(expected[1])) // 2
+    capacity = (len(expected[0]) + len(expected[1])) // 2
     done = rans_launch.encode(
-        torch.from_numpy(symbols), torch.from_numpy(contexts), rans_launch.RansTables.of(shares, torch.device("cpu")), room
+        torch.from_numpy(symbols), torch.from_numpy(contexts), rans_launch.RansTables.of(shares, torch.device("cpu")), capacity
     )
-    assert done.failed.tolist() == [len(d) > room for d in expected] == [False, True] * 3
-    whole = b"".join(d for d in expected if len(d) <= room)
+    assert done.failed.tolist() == [len(d) > capacity for d in expected] == [False, True] * 3
+    whole = b"".join(d for d in expected if len(d) <= capacity)
     assert done.body[: int(done.ends[-1])].numpy().tobytes() == whole
 
 
@@ -160,42 +155,24 @@ def guarded(data: bytes):
     return held
 
 
-def check_compile(architectures: list[int]) -> None:
-    import sass
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+def check_compile(*architectures: str) -> list[dict]:
     from abkt.codec.rans import kernels as rans_kernels
     from abkt.codec.rans import launch as rans_launch
 
-    pointers = {
+    types = {
         "symbols": "*u8", "contexts": "*u8", "data": "*u8", "owner": "*u8", "damaged": "*u8", "body": "*u8",
         "sizes": "*i64", "offsets": "*i64", "ends": "*i64",
     }  # fmt: skip
-    jobs = [
+    report = []
+    for kernel, launch, own in (
         (rans_kernels.encode_streams, rans_launch.LAUNCH, {"table": "*i64", "slots": "*i16"}),
         (rans_kernels.decode_streams, rans_launch.LAUNCH, {"table": "*i32", "length": "i64"}),
         (rans_kernels.join_streams, rans_launch.COPIED, {"slots": "*u8"}),
-    ]
-    report = []
-    for architecture in architectures:
-        for kernel, launch, own in jobs:
-            options = dict(launch)
-            constant = {name: options.pop(name) for name in list(options) if name.isupper()}
-            types = pointers | own
-            signature = {n: "constexpr" if n in constant else types.get(n, "i32") for n in kernel.arg_names}
-            attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n].startswith("*")}
-            source = ASTSource(kernel, signature=signature, constexprs=constant, attrs=attributes)
-            binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["cubin"]
-            report.append({"kernel": f"{kernel.fn.__name__} sm_{architecture}", **sass.counts(triton, binary)})
-    print(json.dumps(report))
+    ):
+        options = {name: value for name, value in launch.items() if not name.isupper()}
+        report += compiled(kernel, architectures, types | own, launch, options)
+    return report
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    os.environ["TRITON_INTERPRET"] = "1" if sys.argv[1] == "values" else "0"
-    if sys.argv[1] == "values":
-        check_values()
-    else:
-        check_compile([int(a) for a in sys.argv[2:]])
+    main(check_values, check_compile)

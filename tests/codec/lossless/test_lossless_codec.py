@@ -1,4 +1,5 @@
-"""The exact code: every bit comes back, on all paths by the same bytes; damage is refused by the unit's number; nothing grows."""
+"""The lossless code: every bit comes back, all backends write the same bytes, damage is refused with the number of the unit, and nothing
+grows."""
 
 import ctypes
 import subprocess
@@ -14,13 +15,13 @@ from hypothesis import strategies as st
 from abkt.codec.compile import FLAGS
 from abkt.codec.lossless import compiled as lossless_compiled
 from abkt.codec.lossless import oracle as lossless
-from abkt.codec.lossless.codec import Exact, OraclePath
-from abkt.codec.lossless.oracle import ExactUnits, Form, Windows
+from abkt.codec.lossless.codec import LosslessCodec, OracleLossless
+from abkt.codec.lossless.oracle import LosslessUnits, UnitLayout, Windows
 
-SAMPLE = Path(__file__).parents[2] / "data" / "probe" / "kv_sample.safetensors"
+SAMPLE = Path(__file__).parents[3] / "data" / "probe" / "kv_sample.safetensors"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.float8_e4m3fn, "float32": torch.float32}
 RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-ORACLE, BEST = Exact(OraclePath()), Exact.best()
+ORACLE, BEST = LosslessCodec(OracleLossless()), LosslessCodec.best()
 
 
 def same_bits(a, b):
@@ -32,7 +33,7 @@ def same_units(a, b):
 
 
 def random_bits(units, n, dtype, seed, spread=256):
-    """Random patterns; a spread of less leaves exponents near each other, as in KV."""
+    """Random bit patterns. A small spread keeps exponents near each other, as in KV."""
     generator = torch.Generator().manual_seed(seed)
     if spread < 256:
         return (torch.randn(units, n, generator=generator) * 2 ** (torch.rand(units, 1, generator=generator) * spread / 16)).to(dtype)
@@ -72,7 +73,7 @@ def hand_coded(values, base):
 
 
 @pytest.mark.parametrize("n", [128, 240, 4096, 5008])
-def test_the_bytes_are_the_format_s(n):
+def test_the_bytes_are_those_of_the_format(n):
     values = random_bits(1, n, torch.bfloat16, seed=n, spread=8)
     units = ORACLE.encode(values, windows=Windows(3, torch.tensor([122], dtype=torch.uint8)))
     fixed, tail = hand_coded((values.view(torch.int16).int() & 0xFFFF)[0].tolist(), 122)
@@ -87,7 +88,7 @@ def test_every_pattern_comes_back(codec, dtype, width):
     dtype = DTYPES[dtype]
     if width not in (0, *lossless.widths_of(dtype)):
         with pytest.raises(ValueError, match="take one of"):
-            Form(dtype, 16, width)
+            UnitLayout(dtype, 16, width)
         return
     patterns = torch.arange(2 ** (8 * min(2, dtype.itemsize)))
     if dtype == torch.float32:  # every upper half (so NaN payloads, infinities, subnormals and -0), with some lower half
@@ -102,7 +103,7 @@ def test_every_pattern_comes_back(codec, dtype, width):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_all_paths_agree_and_never_grow(data):
+def test_all_backends_agree_and_never_grow(data):
     dtype = DTYPES[data.draw(st.sampled_from(list(DTYPES)))]
     n, count = 16 * data.draw(st.integers(1, 530)), data.draw(st.integers(0, 5))
     x = random_bits(count, n, dtype, data.draw(st.integers(0, 999)), data.draw(st.sampled_from([8, 64, 256])))
@@ -140,7 +141,7 @@ def test_windows_are_the_best_of_all_and_the_width_that_costs_least(dtype):
     assert torch.equal(BEST.windows(x, groups=groups).bases, chosen.bases)
 
 
-def test_kv_of_a_model_gets_shorter_by_what_is_promised():
+def test_kv_of_a_model_shrinks_as_documented():
     pool = kv_sample()
     blocks, layers = pool.shape[:2]
     x = pool.view(blocks * layers * 2, -1)
@@ -153,15 +154,15 @@ def test_kv_of_a_model_gets_shorter_by_what_is_promised():
     assert ratios[2] < 1.30
     halves = BEST.encode(x.to(torch.float16), groups=layers * 2)
     assert 2 * x.numel() / len(halves.body) > 1.11
-    assert halves.form.width == 3
+    assert halves.layout.width == 3
     bytes_ = BEST.encode(x.to(torch.float8_e4m3fn), groups=layers * 2)
     assert x.numel() / len(bytes_.body) > 1.09
 
 
-def test_what_cannot_be_shorter_goes_as_it_is():
+def test_incompressible_units_are_stored_as_they_are():
     flat = random_bits(6, 2048, torch.bfloat16, seed=1)
     units = BEST.encode(flat)
-    assert units.form.width == 0
+    assert units.layout.width == 0
     assert same_bits(units.body.view(torch.bfloat16), flat.flatten())
     mixed = random_bits(12, 2048, torch.bfloat16, seed=2, spread=8)
     mixed[9] = flat[0]
@@ -202,11 +203,11 @@ def test_damage_is_refused_and_the_unit_named(data):
     at = data.draw(st.integers(0, len(packed) - 1))
     packed[at] ^= data.draw(st.integers(1, 255))
     for codec in (ORACLE, BEST):
-        with pytest.raises(ValueError, match=r"damaged|version|no exact units|cut") as refusal:
+        with pytest.raises(ValueError, match=r"damaged|version|not lossless units|cut") as refusal:
             codec.unpack(packed, count, n, torch.bfloat16)
     body = at - (len(packed) - len(units.body))
     if body >= 0:
-        fixed = units.form.fixed_bytes
+        fixed = units.layout.fixed_bytes
         hit = body // fixed if body < count * fixed else int((units.tail_starts[1:] <= body).sum())
         assert f"unit {hit} is damaged" in str(refusal.value)
     packed = packed[:at]
@@ -224,7 +225,7 @@ def test_other_shapes_are_refused():
 
 
 @pytest.mark.parametrize("codec", [ORACLE, BEST], ids=["oracle", "best"])
-def test_sizes_that_do_not_belong_to_the_codes_are_refused(codec):
+def test_sizes_that_do_not_fit_the_codes_are_refused(codec):
     x = random_bits(4, 4096, torch.bfloat16, 3, 8)
     units = codec.encode(x, windows=Windows(3, torch.tensor([123], dtype=torch.uint8)))
     longer, shifted = units.sizes.clone(), units.sizes.clone()
@@ -234,24 +235,24 @@ def test_sizes_that_do_not_belong_to_the_codes_are_refused(codec):
     body = torch.cat((units.body, torch.zeros(longer.sum() - len(units.body), dtype=torch.uint8)))
     for sizes, data, unit in ((longer, body, 1), (shifted, units.body, 2)):
         with pytest.raises(ValueError, match=f"unit {unit} is damaged"):
-            codec.decode(ExactUnits(units.form, units.windows, sizes, data))
+            codec.decode(LosslessUnits(units.layout, units.windows, sizes, data))
     with pytest.raises(ValueError, match="need"):
-        codec.decode(ExactUnits(units.form, units.windows, units.sizes, units.body[:-16]))
+        codec.decode(LosslessUnits(units.layout, units.windows, units.sizes, units.body[:-16]))
 
 
-def test_wrong_arguments_are_said_in_one_line():
+def test_wrong_arguments_are_refused_in_one_line():
     x = random_bits(4, 128, torch.bfloat16, 0)
     starts = torch.tensor([0, 128])
     for wrong, match in (
         (lambda: BEST.encode(x.view(2, 2, 128)), r"\(2, 2, 128\)"),
         (lambda: BEST.encode(x[:, :120]), "contiguous"),
         (lambda: BEST.encode(x.view(-1)[:510].view(1, 510)), "multiple of 16"),
-        (lambda: BEST.encode(x.double()), "no exact code for torch.float64"),
+        (lambda: BEST.encode(x.double()), "no lossless code for torch.float64"),
         (lambda: BEST.encode(x, starts + 8, 128), "multiples of 16"),
         (lambda: BEST.encode(x, starts, 400), "not all"),
         (lambda: BEST.encode(x, starts), "multiple of 16"),
         (lambda: BEST.encode(x, starts.int(), 128), "int64"),
-        (lambda: BEST.encode(x, groups=3), "whole rounds"),
+        (lambda: BEST.encode(x, groups=3), "not a multiple of 3 groups"),
         (lambda: Windows(3, torch.zeros(0, dtype=torch.uint8)), "one group at least"),
         (lambda: BEST.decode(BEST.encode(x), torch.empty(4, 128)), "do not fit"),
     ):
@@ -264,10 +265,10 @@ def test_wrong_arguments_are_said_in_one_line():
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_narrower_machines_give_the_same_units(tmp_path, machine, dtype):
     flags = [flag for flag in FLAGS if not flag.startswith("-march")]
-    library = tmp_path / "exact.so"
+    library = tmp_path / "lossless.so"
     if subprocess.run(["g++", *flags, *machine, "-o", str(library), str(lossless_compiled.SOURCE)], check=False).returncode:
         pytest.skip("no g++ for x86-64 here")
-    narrow = Exact(lossless_compiled.CompiledExact(ctypes.CDLL(str(library))))
+    narrow = LosslessCodec(lossless_compiled.CompiledLossless(ctypes.CDLL(str(library))))
     for n in (144, 4096, 5008):
         x = random_bits(6, n, DTYPES[dtype], n, 8)
         for width in lossless.widths_of(x.dtype):

@@ -33,14 +33,14 @@ def held(pool, table, tokens):
 
 
 def nmse(source, result):
-    """Mean over (layer, K|V) of squared error over squared deviation from channel means; exact tokens count, with no error."""
+    """Mean over (layer, K|V) of squared error over squared deviation from channel means; verbatim tokens count, with no error."""
     spread = (source - source.mean(3, keepdim=True)).square().sum((2, 3, 4))
     return float(((source - result).square().sum((2, 3, 4)) / spread).mean())
 
 
 @pytest.fixture(scope="module")
 def ours(filled):
-    """(bytes, NMSE) of every second cut of the entropy form."""
+    """(bytes, NMSE) of every second cut of the entropy coder."""
     pool, table, tokens = filled
     source, codec, points = held(*filled), Codec(pool.layout, tile_tokens=256, rope_theta=10_000.0), []
     stream = codec.encode(pool, table, tokens, coder="entropy")

@@ -1,4 +1,4 @@
-"""The compiled path: the oracle's bytes, built once, and with a torch oracle in its place where it cannot be built."""
+"""The compiled backend gives the oracle's bytes and is built once; where it cannot be built, the oracle runs instead."""
 
 import ctypes
 import logging
@@ -10,10 +10,11 @@ import torch
 
 from abkt.codec.cells import Cells
 from abkt.codec.codec import Codec
+from abkt.codec.coder import VERBATIM
 from abkt.codec.fixed import compiled
-from abkt.codec.fixed.backend import EXACT, Arrived
+from abkt.codec.fixed.backend import Arrived
 from abkt.codec.fixed.centre import value_centres
-from abkt.codec.fixed.oracle import Oracle
+from abkt.codec.fixed.oracle import OracleBackend
 from abkt.kv.pool import Pool
 
 SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens
@@ -32,7 +33,9 @@ SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize(("tokens", "layers", "heads", "dim", "block_tokens", "tile"), SHAPES)
-def test_compiled_code_is_the_oracle(layout_of, filled_pool, table_of, tokens, layers, heads, dim, block_tokens, tile, dtype):
+def test_compiled_code_gives_the_oracle_s_bytes_and_values(
+    layout_of, filled_pool, table_of, tokens, layers, heads, dim, block_tokens, tile, dtype
+):
     if compiled.load() is None:
         pytest.skip("no g++ here: nothing to compare the oracle with")
     layout = layout_of(layers, heads, dim, dtype, blocks=-(-tokens // block_tokens) + 5, block_tokens=block_tokens)
@@ -42,17 +45,17 @@ def test_compiled_code_is_the_oracle(layout_of, filled_pool, table_of, tokens, l
         if cells.count > 2:
             last = cells.coded_table(table)[-1]
             pool.data[last, 0, 1, 0, 0, 3] = float("nan")
-        slow, quick = Oracle(), compiled.load()
+        slow, quick = OracleBackend(), compiled.load()
         centres = value_centres(pool.data, cells.coded_table(table), cells)
         a, b = (path.encode(pool.data, cells.coded_table(table), cells, centres) for path in (slow, quick))
-        assert np.array_equal(a.forms, b.forms)
+        assert np.array_equal(a.classes, b.classes)
         assert torch.equal(a.body, b.body)
-        assert (a.forms == EXACT).sum() == (cells.count > 2)
+        assert (a.classes == VERBATIM).sum() == (cells.count > 2)
         assert np.allclose(a.errors, b.errors, rtol=1e-4, atol=1e-9)
         assert np.allclose(a.deviation, b.deviation, rtol=1e-4)
         assert np.array_equal(*(path.checksums(a.body.numpy(), cells.offsets, cells.sizes) for path in (slow, quick)))
         for present in range(cells.passes + 1) if depth == 8 else (cells.passes,):
-            arrived = Arrived(a.body.numpy(), cells.offsets, np.full(cells.count, present, dtype=np.int8), a.forms, centres)
+            arrived = Arrived(a.body.numpy(), cells.offsets, np.full(cells.count, present, dtype=np.int8), a.classes, centres)
             results = []
             for path in (slow, quick):
                 out = Pool(layout)
@@ -77,10 +80,10 @@ def test_without_a_working_compiler_the_oracle_codes_and_says_so_once(fresh, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     layout = layout_of()
     with caplog.at_level(logging.WARNING, logger="abkt.codec"):
-        assert Codec(layout).describe() == Codec(layout).describe() == Oracle().describe()
+        assert Codec(layout).describe() == Codec(layout).describe() == OracleBackend().describe()
     assert len(caplog.records) == 1
     assert ("no such header" if compiler else "no g++ on the path") in caplog.text
-    with pytest.raises(ValueError, match=r"needs g\+\+"):
+    with pytest.raises(ValueError, match=r"needs a working g\+\+"):
         Codec(layout, "compiled").describe()
 
 
@@ -105,7 +108,7 @@ def test_narrower_machines_give_the_same_bytes(tmp_path, layout_of, filled_pool,
         pytest.skip("no g++ for x86-64 here")
     layout = layout_of(dim=80, dtype=dtype)
     pool, table, cells = filled_pool(layout), table_of(layout, 200), Cells(layout, 200, 64, 8)
-    narrow = compiled.Compiled(ctypes.CDLL(str(library)))
+    narrow = compiled.CompiledBackend(ctypes.CDLL(str(library)))
     centres = value_centres(pool.data, cells.coded_table(table), cells)
-    a, b = (path.encode(pool.data, cells.coded_table(table), cells, centres) for path in (Oracle(), narrow))
+    a, b = (path.encode(pool.data, cells.coded_table(table), cells, centres) for path in (OracleBackend(), narrow))
     assert torch.equal(a.body, b.body)

@@ -1,4 +1,4 @@
-"""The entropy form end to end: cuts, claims, fallbacks and bytes, on pools with scattered tables."""
+"""The entropy coder end to end: cuts, stated distortions, fallbacks and bytes, on pools with scattered tables."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from abkt.codec.calibration import Calibration
 from abkt.codec.codec import Codec
-from abkt.codec.entropy.stats import turn_of
+from abkt.codec.entropy.stats import rotation_of
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
 
@@ -36,7 +36,7 @@ def held(pool, table, tokens):
 
 @pytest.mark.parametrize("order", ["slope", "uniform"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_cut_leaves_what_it_says(shape, order):
+def test_every_cut_leaves_the_distortion_that_it_states(shape, order):
     tokens, layers, heads, dim, kinds, block_tokens, tile, dtype = shape
     pool, table = filled(tokens, layers, heads, dim, kinds, block_tokens, dtype)
     codec = Codec(pool.layout, tile_tokens=tile, rope_theta=10_000.0)
@@ -58,7 +58,7 @@ def test_every_cut_leaves_what_it_says(shape, order):
     assert stream.curve.distortion[-1] < 2e-3
 
 
-def test_it_takes_fewer_bytes_than_the_fixed_form_for_the_same_error():
+def test_it_takes_fewer_bytes_than_the_fixed_coder_for_the_same_error():
     pool, table = filled(1100, 2, 2, 64, 2, 16, "bfloat16")
     codec = Codec(pool.layout)
     fixed, entropy = (codec.encode(pool, table, 1100, coder=coder) for coder in ("fixed", "entropy"))
@@ -68,16 +68,16 @@ def test_it_takes_fewer_bytes_than_the_fixed_form_for_the_same_error():
             assert entropy.ends[there] < 0.9 * fixed.ends[cut]
 
 
-def test_a_bad_cell_travels_exact_and_an_outlier_does_not(filled_pool, layout_of, table_of):
+def test_a_bad_cell_travels_verbatim_and_an_outlier_does_not(filled_pool, layout_of, table_of):
     layout = layout_of(layers=1, heads=2, dim=32)
     pool, table = filled_pool(layout), table_of(layout, 300)
     pool.data[table[3], 0, 0, 1, 2, 5] = float("nan")
     pool.data[table[3], 0, 1, 0, 2, 5] = 1e5
     codec = Codec(layout, tile_tokens=64)
     stream = codec.encode(pool, table, 300, depth_bits=4, coder="entropy")
-    assert stream.exact_cells == 1
+    assert stream.verbatim_cells == 1
     out = Pool(layout)
-    assert codec.expand(stream.prefix(len(stream.ends) - 1), out, table).exact_cells == 1
+    assert codec.expand(stream.prefix(len(stream.ends) - 1), out, table).verbatim_cells == 1
     for block in table[1:5]:  # the first tile
         assert torch.equal(out.data[block, 0, 0, 1].view(torch.int16), pool.data[block, 0, 0, 1].view(torch.int16))
     assert out.data[table[3], 0, 1, 0, 2, 5] == pool.data[table[3], 0, 1, 0, 2, 5]
@@ -85,21 +85,21 @@ def test_a_bad_cell_travels_exact_and_an_outlier_does_not(filled_pool, layout_of
     assert float((x - y).square().mean()) < 0.01 * float(x.var())
 
 
-def test_keys_that_turn_with_the_position_cost_less_where_the_base_is_known():
+def test_keys_that_rotate_with_the_position_cost_less_if_the_base_is_known():
     tokens, dim, theta = 1100, 64, 50_000.0
     pool, table = filled(tokens, 1, 1, dim, 2, 16, "bfloat16")
-    turn = torch.from_numpy(turn_of(tokens, dim, theta).astype(np.float64))
+    rotation = torch.from_numpy(rotation_of(tokens, dim, theta).astype(np.float64))
     level = 4 * torch.randn(dim, generator=torch.Generator().manual_seed(3)).double()
     a, b = level[:32], level[32:]
-    turned = torch.cat((a * turn[:, 0] - b * turn[:, 1], b * turn[:, 0] + a * turn[:, 1]), 1)
+    rotated = torch.cat((a * rotation[:, 0] - b * rotation[:, 1], b * rotation[:, 0] + a * rotation[:, 1]), 1)
     noise = torch.randn(tokens, dim, generator=torch.Generator().manual_seed(4)).double()
-    pool.write(table, 0, 0, (turned + noise)[None].bfloat16(), torch.ones_like(noise)[None].bfloat16())
+    pool.write(table, 0, 0, (rotated + noise)[None].bfloat16(), torch.ones_like(noise)[None].bfloat16())
     sizes = {}
     alone = Calibration("m", 1.0, np.ones((1, 2, 1)), np.zeros((1, 2, 1), dtype=np.uint8))  # no differences: they help slow channels too
     for base in (None, 10_000.0, theta):
         codec = Codec(pool.layout, rope_theta=base, calibration=alone)
         stream = codec.encode(pool, table, tokens, coder="entropy")
-        out, other = Pool(pool.layout), Codec(pool.layout)  # the stream says itself how K turns
+        out, other = Pool(pool.layout), Codec(pool.layout)  # the stream says itself how K rotates
         cut = next(i for i, d in enumerate(stream.curve.distortion) if d < 0.005)
         other.expand(stream.prefix(cut), out, table)
         error = (held(out, table, tokens) - held(pool, table, tokens)).square().mean()

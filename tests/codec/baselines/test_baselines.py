@@ -139,7 +139,7 @@ def test_lynx_is_int8_in_two_halves(sample):
     assert size == VALUES // 2 + ROWS * 4
 
 
-def test_tiers_keep_what_has_the_greatest_scores(sample):
+def test_tiers_keep_the_tokens_with_the_greatest_scores(sample):
     scores = np.random.default_rng(0).permutation(TOKENS).astype(float)
     x, y, size = passed(Tiers("t", scores=tuple(scores)), sample)
     rank = (-scores).argsort().argsort()
@@ -208,7 +208,7 @@ def test_damage_is_refused_and_writes_nothing(sample, codec, data):
 
 
 @pytest.mark.parametrize("codec", ALL, ids=lambda c: c.name)
-def test_what_does_not_belong_together_is_refused(sample, codec, layout_of):
+def test_a_message_for_another_codec_or_layout_is_refused(sample, codec, layout_of):
     pool, table = sample
     message = codec.encode(pool, table, TOKENS)
     with pytest.raises(ValueError, match="layout"):
@@ -220,12 +220,12 @@ def test_what_does_not_belong_together_is_refused(sample, codec, layout_of):
 
 
 @pytest.mark.parametrize("codec", ALL, ids=lambda c: c.name)
-def test_what_has_no_finite_range_is_refused(layout_of, codec):
+def test_kv_without_a_finite_range_is_refused(layout_of, codec):
     layout = layout_of(1, 1, 32, dtype="float32", blocks=20)
     pool = Pool(layout)
     pool.data[0, 0, 0, 0, 0, 3] = float("nan")
     if isinstance(codec, Kivi):
-        codec.encode(pool, [0], 16)  # all of it is in the residual, exact
+        codec.encode(pool, [0], 16)  # all of it is in the residual, in the pool's dtype
     tokens = 300
     with pytest.raises(ValueError, match="finite"):
         codec.encode(pool, list(range(19)), tokens)

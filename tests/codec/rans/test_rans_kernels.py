@@ -1,31 +1,24 @@
 """rANS in Triton without a GPU: the oracle's bytes, symbols and refusals in the interpreter; registers by ahead-of-time compilation."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_rans import sample
+
+from tests.codec.rans.test_rans import sample
+from tests.triton_check_main import run
 
 pytest.importorskip("triton")
-SCRIPT = Path(__file__).with_name("rans_triton_check.py")
-
-
-def run(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-4000:]}"
-    return done.stdout
+CHECK = "tests.codec.rans.rans_triton_check"
 
 
 def test_bytes_symbols_and_refusals_are_the_oracle_s():
-    run("values")
+    run(CHECK, "values")
 
 
 def test_compiles_ahead_of_time_without_spills():
-    report = json.loads(run("compile", "80", "90"))
+    report = json.loads(run(CHECK, "compile", "80", "90"))
     assert len(report) == 6
     for row in report:
         assert row["stack"] == row["local"] == 0, row

@@ -1,24 +1,17 @@
 """The Triton kernels without a GPU: their values in the interpreter, their code by ahead-of-time compilation."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.triton_check_main import run
+
 pytest.importorskip("triton")
-SCRIPT = Path(__file__).with_name("triton_check.py")
-
-
-def run(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+CHECK = "tests.codec.fixed.fixed_triton_check"
 
 
 def test_values_are_the_oracle_s():
-    run("values")
+    run(CHECK, "values")
 
 
 CASES = [("4", "64"), ("8", "128")]
@@ -28,7 +21,7 @@ SLOW = [(depth, dim) for depth in "123468" for dim in ("64", "80", "128", "256")
 @pytest.mark.parametrize(("depth", "dim"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
 @pytest.mark.parametrize("architecture", ["80", "90"])
 def test_compiles_ahead_of_time_without_spills(architecture, depth, dim):
-    report = json.loads(run("compile", depth, dim, architecture))
+    report = json.loads(run(CHECK, "compile", depth, dim, architecture))
     assert len(report) == 7
     for row in report:
         assert row["stack"] == row["local"] == 0, row

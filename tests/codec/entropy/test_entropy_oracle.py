@@ -1,4 +1,4 @@
-"""The entropy form's laws: a prefix decodes to what was measured, shapes and hostile channels, reach, damage, turning centres."""
+"""The entropy coder's laws: a prefix decodes to what was measured, shapes and hostile channels, reach, damage, rotating centres."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from abkt.codec.entropy import tables
 from abkt.codec.entropy.oracle import EntropyCells, decode_cells, encode_cells
 from abkt.codec.entropy.plan import FINER, NEVER, PASSES, START_AT, plan_of
-from abkt.codec.entropy.stats import Stats, around_of, rounded, strip_stats, turn_of
+from abkt.codec.entropy.stats import Stats, prediction_of, rotation_of, rounded, strip_stats
 
 BF16 = torch.bfloat16
 
@@ -128,11 +128,11 @@ def test_more_outliers_than_one_in_64_fall_back() -> None:
     assert encode_cells(x, strip, stats, 2, BF16).fallback.tolist() == [False, True]
 
 
-def test_a_louder_and_a_quieter_cell_are_told_by_their_gain() -> None:
+def test_the_gain_tells_louder_from_quieter_cells() -> None:
     x = strips(6, 1, 256, 64, torch.float32, spread=0.0)
     stats, strip = strip_stats(x, torch.float32), np.zeros(3, dtype=np.int64)
-    off = x[0, :128] - stats.centre[0]
-    cells = np.stack([stats.centre[0] + gain * off for gain in (0.5, 1.0, 2.0)]).astype(np.float32)
+    residual = x[0, :128] - stats.centre[0]
+    cells = np.stack([stats.centre[0] + gain * residual for gain in (0.5, 1.0, 2.0)]).astype(np.float32)
     done = encode_cells(cells, strip, stats, 3, torch.float32)
     gains = [(row[0] & 15) - tables.GAIN_BIAS for row in done.slots[0]]
     assert gains[1] in (-1, 0, 1)
@@ -142,36 +142,36 @@ def test_a_louder_and_a_quieter_cell_are_told_by_their_gain() -> None:
     assert sizes[0] < sizes[1] < sizes[2]
 
 
-def test_a_turning_centre_is_worth_what_it_removes() -> None:
+def test_a_rotating_centre_saves_the_bytes_of_what_it_predicts() -> None:
     tokens, dim = 256, 64
     rng = np.random.default_rng(7)
-    turn = turn_of(tokens + 16, dim)
+    rotation = rotation_of(tokens + 16, dim)
     still = rng.standard_normal(dim) * 4
     level = Stats(rounded(still[None].astype(np.float32), BF16), np.zeros((1, dim), dtype=np.uint8), np.array([True]))
-    around = around_of(level, np.zeros(1, dtype=np.int64), tokens, np.array([16]), turn).centre
+    prediction = prediction_of(level, np.zeros(1, dtype=np.int64), tokens, np.array([16]), rotation).centre
     # By hand, token 2 of the tile, pair 1: position 18 at frequency 10000 ** (-2 / 64).
     angle = 18 * 10_000 ** (-2 / 64)
     a, b = level.centre[0, 1], level.centre[0, 33]
-    assert around[0, 2, 1] == pytest.approx(a * np.cos(angle) - b * np.sin(angle), abs=3e-3)
-    assert around[0, 2, 33] == pytest.approx(b * np.cos(angle) + a * np.sin(angle), abs=3e-3)
-    x = rounded((around + rng.standard_normal((1, tokens, dim))).astype(np.float32), BF16)
-    stats = strip_stats(x, BF16, turn[16:])
-    assert stats.turns.all()
+    assert prediction[0, 2, 1] == pytest.approx(a * np.cos(angle) - b * np.sin(angle), abs=3e-3)
+    assert prediction[0, 2, 33] == pytest.approx(b * np.cos(angle) + a * np.sin(angle), abs=3e-3)
+    x = rounded((prediction + rng.standard_normal((1, tokens, dim))).astype(np.float32), BF16)
+    stats = strip_stats(x, BF16, rotation[16:])
+    assert stats.rotates.all()
     plain = strip_stats(x, BF16)
     strip, first = np.zeros(1, dtype=np.int64), np.array([16])
-    with_turn = encode_cells(x, strip, stats, 4, BF16, first, turn)
+    with_rotation = encode_cells(x, strip, stats, 4, BF16, first, rotation)
     without = encode_cells(x, strip, plain, 4, BF16)
-    assert with_turn.errors[4] < 0.3 * without.errors[4]
-    y = decode_cells(with_turn.slots, strip, stats, tokens, BF16, first, turn)
-    assert np.array_equal(squared_error(x, y), with_turn.errors[4])
-    assert not strip_stats(rounded(rng.standard_normal((1, tokens, dim)).astype(np.float32) + 4, BF16), BF16, turn[16:]).turns.any()
-    with pytest.raises(ValueError, match="turn=turn_of"):
+    assert with_rotation.errors[4] < 0.3 * without.errors[4]
+    y = decode_cells(with_rotation.slots, strip, stats, tokens, BF16, first, rotation)
+    assert np.array_equal(squared_error(x, y), with_rotation.errors[4])
+    assert not strip_stats(rounded(rng.standard_normal((1, tokens, dim)).astype(np.float32) + 4, BF16), BF16, rotation[16:]).rotates.any()
+    with pytest.raises(ValueError, match="rotation=rotation_of"):
         encode_cells(x, strip, stats, 4, BF16, first)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 2), st.data())
-def test_damage_is_said_or_decodes_to_finite_numbers(seed: int, p: int, data: st.DataObject) -> None:
+def test_damage_is_refused_or_decodes_to_finite_numbers(seed: int, p: int, data: st.DataObject) -> None:
     x = strips(seed % 5, 1, 16, 16)
     done, stats, strip = coded(x, depth=4)
     slot = bytearray(done.slots[p][0])
@@ -202,7 +202,7 @@ def test_a_plan_shares_error_as_reverse_water_filling_does(codes: list[int]) -> 
     assert all(plan.coded[0, start - 1] for start in plan.start[0] if start < NEVER), "a bin of many values does not fit in plain bits"
 
 
-def test_the_tables_say_what_the_densities_do() -> None:
+def test_the_tables_follow_from_the_densities() -> None:
     from scipy.stats import norm
 
     k = 0 - tables.LEAST  # bins of one deviation
