@@ -20,7 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "abkt.capacity": set(),
     "abkt.codec": {"abkt.kv", "abkt.lazy", "abkt.policy", "abkt.spec"},
     "abkt.console": set(),
-    "abkt.kv": {"abkt.spec"},
+    "abkt.kv": {"abkt.lazy", "abkt.spec"},
     "abkt.lazy": set(),
     "abkt.measure": {
         *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.kv"),
