@@ -126,7 +126,7 @@ def run_many(name: str, start: Callable[[Composed, Sequence[str], Path], None], 
         raise ValueError(wrong)
 
     # Without its name in sys.argv and its own logging, Hydra would log to the terminal and leave a .hydra folder in each result.
-    quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null", f"hydra.job.name={name}"]
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null", f"hydra.job.name={name}"]
     argv, environment = sys.argv, dict(os.environ)
     sys.argv = [f"abkt {name}", "--multirun", *quiet, f"hydra.sweep.dir='{folder}'", *sweep]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that exceptions come through; their message is made here

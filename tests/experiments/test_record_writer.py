@@ -15,14 +15,6 @@ from experiments.lib.record_writer import NAMES, RecordWriter, read_columns
 from experiments.lib.results import read_records, write_records
 
 
-class Run:
-    """What a simulation shows of itself."""
-
-    def __init__(self) -> None:
-        self.records: list[RequestRecord] = []
-        self.transfers: list[TransferRecord] = []
-
-
 def request(i: int, finish_s: float = 9.0, outcome: str = "completed") -> RequestRecord:
     return RequestRecord(i, 10 + i, 5, float(i), finish_s=finish_s, decode_token_s=finish_s - 1, outcome=outcome)
 
@@ -40,21 +32,6 @@ def test_the_files_are_the_same_as_from_one_write(tmp_path: Path, monkeypatch: p
         assert (tmp_path / "at once" / name).read_bytes() == (tmp_path / "in pieces" / name).read_bytes()
         assert read_records(tmp_path / "at once" / name).equals(read_records(tmp_path / "plain" / name))
     assert sorted(p.name for p in (tmp_path / "in pieces").iterdir()) == sorted(NAMES)
-
-
-def test_an_open_request_holds_back_what_came_after_it(tmp_path: Path) -> None:
-    run, opened = Run(), request(1, finish_s=float("nan"))
-    run.records = [request(0), opened, request(2)]
-    run.transfers = [TransferRecord(2, "p", "d", 0.0), TransferRecord(1, "p", "d", 0.0), TransferRecord(0, "p", "d", 0.0)]
-    with RecordWriter(tmp_path) as writer:
-        writer.drain(run)
-        assert [r.request_id for r in run.records] == [1, 2]
-        assert [t.request_id for t in run.transfers] == [1, 0]
-        opened.finish_s = 3.0  # and is written as it is then
-        writer.drain(run)
-        assert run.records == run.transfers == []
-    assert pq.read_table(tmp_path / "requests.parquet")["finish_s"].to_pylist() == [9.0, 3.0, 9.0]
-    assert pq.read_table(tmp_path / "transfers.parquet")["request_id"].to_pylist() == [2, 1, 0]
 
 
 def test_a_run_that_breaks_leaves_nothing(tmp_path: Path) -> None:

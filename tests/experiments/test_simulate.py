@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -64,6 +65,14 @@ def test_multirun_gives_each_combination_a_folder(curves: Path, tmp_path: Path) 
         manifest = json.loads((folder / "manifest.json").read_text())
         found.add((json.loads((folder / "summary.json").read_text())["bitrate"], manifest["config"]["network"]["gbps"]))
     assert found == {("raw", 10), ("raw", 25), ("int4", 10), ("int4", 25)}
+
+
+def test_multirun_leaves_the_loggers_as_they_are(curves: Path, tmp_path: Path) -> None:
+    """Hydra's logging must not silence warnings of ABKT."""
+    log = logging.getLogger("abkt.a_room")
+    assert dispatch(["simulate", "-m", f"curves={curves}", f"out={tmp_path / 'out'}", "bitrate=raw,int4", *FEW]) == 0
+    assert not log.disabled
+    assert log.isEnabledFor(logging.WARNING)
 
 
 def test_a_failing_run_of_many_is_one_line(curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,9 +125,9 @@ def test_unsupported_use_is_refused_in_one_line(folder: Path) -> None:
     model, pool = load(folder), Pool(KVLayout(read_spec(folder), blocks=8))
     with pytest.raises(ValueError, match="two rows share a block"):
         PoolCache(pool, [[1, 2], [2, 3]])
-    with pytest.raises(ValueError, match="holds no 33 tokens; 3 are needed"):
+    with pytest.raises(ValueError, match="cannot hold 33 tokens; 3 blocks are needed"):
         PoolCache(pool, [[1, 2]], tokens=33)
-    with pytest.raises(ValueError, match="holds no 17 tokens"):
+    with pytest.raises(ValueError, match="cannot hold 17 tokens"):
         model(tokens(17), past_key_values=PoolCache(pool, [[1]]))
     with pytest.raises(ValueError, match="a batch of 1 rows, but the cache has 2 tables"):
         model(tokens(5), past_key_values=PoolCache(pool, [[1], [2]]))
