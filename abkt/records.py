@@ -1,4 +1,4 @@
-"""What real runs and simulated runs both write: one record a request, one a transfer, one summary. All metrics are defined here.
+"""The records that real and simulated runs write: one per request, one per transfer, one summary. All metrics are defined here.
 
 Stages overlap, so their times do not add: `_busy_s` is how long a stage worked, `_exposed_s` how long the request waited for that stage
 alone. The exposed times of a completed request sum to its E2E time. Times are seconds on the run's clock: CLOCK_MONOTONIC minus the start
@@ -26,24 +26,26 @@ class RequestRecord:
 
     Parameters
     ----------
-    isl, osl : prompt and output tokens.
-    arrival_s, prefill_token_s, decode_token_s, finish_s : when it arrived, when the prefill node had its first token, when the decode side
-        had produced one, and when its last token was there.
-    queue : stage from arrival to the start of prefill.
-    prefill, encode : stages up to the first token, and up to the coded KV.
-    wire : stage up to the last promised byte, including the wait for the link.
-    expand : stage up to usable KV, including the waits for memory and for an iteration boundary.
-    decode : stage up to the last token.
+    isl, osl : number of prompt tokens and of output tokens.
+    arrival_s, prefill_token_s, decode_token_s, finish_s : when the request arrived, when the prefill node had the first token, when the
+        decode side had produced a token, and when the last token was there.
+    queue : the stage from arrival to the start of prefill.
+    prefill, encode : the stages that end with the first token and with the coded KV.
+    wire : the stage that ends with the last promised byte; it includes the wait for the link.
+    expand : the stage that ends with usable KV; it includes the waits for memory and for an iteration boundary.
+    decode : the stage that ends with the last token.
     prefill_node, decode_node : names of the nodes.
     compute : `real`, `paced` (workers sleep profiled times) or `simulated`.
-    rate : mean bits per KV value on the wire. wire_bytes, raw_bytes: sent, and as they lie in the pool.
-    distortion_start, distortion_final : see TransferRecord. distortion_token_weighted: mean over the output tokens.
+    rate : mean bits per KV value on the wire.
+    wire_bytes, raw_bytes : bytes of KV sent, and bytes of the same KV in the pool.
+    distortion_start, distortion_final : see TransferRecord.
+    distortion_token_weighted : mean distortion over the output tokens.
     cached_tokens : prompt tokens that the prefill node's prefix cache held.
-    preemptions : how often it gave back its memory and was recomputed.
-    retries : how often it was placed again after a node was lost; the stages are those of the last attempt.
-    cost_usd : GPU time and egress bytes at their prices.
-    extrapolated : a cost lies outside the range that the profile measured.
-    outcome, reason : one of OUTCOMES, and why it did not complete.
+    preemptions : how often the request gave back its memory and was recomputed.
+    retries : how often the request was placed again after a node was lost; the stages are those of the last attempt.
+    cost_usd : cost of GPU time and egress bytes.
+    extrapolated : whether a cost lies outside the range that the profile measured.
+    outcome, reason : one of OUTCOMES, and why the request did not complete.
     """
 
     request_id: int
@@ -123,20 +125,23 @@ class TransferRecord:
     Parameters
     ----------
     request_id, source, destination : the request and the two nodes.
-    start_s, finish_s : from the start to the arrival of the promised cut; decoding may begin then.
-    mode, order, depth_bits, cut : the first decision, and the cut that was reached when decoding could begin.
+    start_s, finish_s : when the transfer started, and when the promised cut had arrived, so that decoding could begin.
+    mode, order, depth_bits : as in the first decision.
+    cut : the cut that was reached when decoding could begin.
     slope : distortion that the last band of the cut removed per byte; nan on real workers and for cut 0.
-    price : the higher price of both ends at the start, distortion per byte.
+    price : the higher of the two ends' prices at the start, in distortion per byte.
     estimate_bytes_per_s : the policy's link estimate at the start; nan if it has none.
-    calls : send calls (frames or copies). wire_bytes, raw_bytes: sent, and as they lie in the pool. bits_per_value: of the sent KV.
-    retries, resumes : how often it was offered again, and how often it continued after a broken connection.
+    calls : number of send calls (frames or copies).
+    wire_bytes, raw_bytes : bytes of KV sent, and bytes of the same KV in the pool.
+    bits_per_value : mean bits per value of the sent KV.
+    retries, resumes : how often the transfer was offered again, and how often it continued after a broken connection.
     distortion_start, distortion_final : weighted relative squared error on mean-removed channels, when decoding could begin and after
-        refinement; 0 is exact, 1 is the mean alone.
-    refine_bytes, refine_finish_s : bytes that refined the KV after decoding could begin (part of wire_bytes), and when the last one had
-        arrived; 0 and nan without refinement.
-    pacing : what limited the rate: `simulated`, `tbf` (kernel token bucket), `socket` (SO_MAX_PACING_RATE), `userspace` (the sender) or
-        `none`.
-    outcome, reason : one of OUTCOMES, and why it did not complete.
+        refinement; 0: no error, 1: every value is its channel's mean.
+    refine_bytes, refine_finish_s : bytes that refined the KV after decoding could begin (part of wire_bytes), and when the last of them
+        had arrived; 0 and nan without refinement.
+    pacing : the mechanism that limited the rate: `simulated`, `tbf` (kernel token bucket), `socket` (SO_MAX_PACING_RATE), `userspace` (the
+        sender) or `none`.
+    outcome, reason : one of OUTCOMES, and why the transfer did not complete.
     """
 
     request_id: int
@@ -189,13 +194,13 @@ SUMMARIZED = (
 
 
 def check_version(version: object, where: object) -> None:
-    """Raises ValueError, one line, if records were written in another schema version. where: their folder or file."""
+    """Raises ValueError, one line, if records were written in another schema version. where: the folder or file of the records."""
     if version != SCHEMA_VERSION:
         raise ValueError(f"{where} has records of schema version {version}; this code reads {SCHEMA_VERSION} ({CHANGES}): run it again")
 
 
 def columns(records: Sequence[RequestRecord] | Sequence[TransferRecord]) -> dict[str, list[object]]:
-    """Records as columns, with the DERIVED times for requests: the schema of the Parquet files."""
+    """Records as columns, the schema of the Parquet files. For requests the DERIVED times are added."""
     if not records:
         return {}
     names = [f.name for f in fields(records[0])]
@@ -211,7 +216,7 @@ def summarize(records: Sequence[RequestRecord], slo: SLO, wall_s: float) -> dict
 
 
 def summarize_columns(columns: Mapping[str, np.ndarray], slo: SLO, wall_s: float) -> dict[str, object]:
-    """The same from columns; the names in SUMMARIZED are needed."""
+    """As `summarize`, from columns; the columns in SUMMARIZED are needed."""
     outcome = columns["outcome"]
     done = outcome == OUTCOMES[0]
     of = {name: values[done] for name, values in columns.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
-WEIGHT_BYTES = {**DTYPE_BYTES, "mxfp4": 17 / 32}  # 4 bits each, and a scale of 8 bits for 32 of them
+WEIGHT_BYTES = {**DTYPE_BYTES, "mxfp4": 17 / 32}  # 4 bits for each weight, and one 8-bit scale for 32 weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,18 +14,22 @@ class ModelSpec:
 
     Parameters
     ----------
-    name, layers, kv_heads, head_dim : of the model.
-    dtype : of the KV cache and the weights; a key of DTYPE_BYTES.
-    hidden, heads : width of the residual stream, and query heads.
-    parameters, active_parameters : counts, equal in dense models; without the embedding table where it is tied.
+    name : the model's name.
+    layers, kv_heads, head_dim : number of layers, number of KV heads in a layer, and values in a head.
+    dtype : type of the KV cache and of the weights; a key of DTYPE_BYTES.
+    hidden, heads : width of the residual stream, and number of query heads.
+    parameters, active_parameters : number of all parameters, and of those that one token uses; equal in dense models. A tied embedding
+        table is not counted.
     max_tokens : longest context.
     kv_kinds : 2 if K and V of one token and layer are [kv_heads, head_dim] each; 1 for multi-head latent attention, where one latent of
-        head_dim values stands for both (512, and 64 that carry the position, in DeepSeek-V3).
-    inner, vocabulary : width of a dense MLP, and tokens of the vocabulary. These and all below are for costs from kernels; 0: none.
-    experts, experts_active, expert_inner, shared_experts, expert_dtype : of a mixture of experts; the dtype is that of their weights.
-    dense_layers : layers without experts.
+        head_dim values stands for both (in DeepSeek-V3: 512 values, and 64 that carry the position).
+    inner, vocabulary : width of a dense MLP, and number of tokens in the vocabulary. These fields and all below serve to compute costs from
+        kernel tables; 0: the model has none.
+    experts, experts_active, expert_inner, shared_experts, expert_dtype : a mixture of experts: number of experts, experts per token, width
+        of an expert, number of shared experts, and type of the experts' weights.
+    dense_layers : number of layers without experts.
     query_latent, key_dim, value_dim : widths in latent attention.
-    window, window_layers : tokens of sliding-window attention, and the number of layers that have it.
+    window, window_layers : tokens of the attention window, and number of layers with sliding-window attention.
     weight_bytes : bytes of all weights, if they are not all of `dtype`.
 
     Raises
@@ -80,7 +84,7 @@ class ModelSpec:
         return self.values_per_token * DTYPE_BYTES[self.dtype]
 
     def kv_bytes(self, tokens: int) -> int:
-        """Bytes of KV of a sequence; layers with a window hold only its last tokens."""
+        """Bytes of a sequence's KV. Layers with a window hold only the last tokens of the sequence."""
         if tokens <= self.window or not self.window_layers:
             return tokens * self.kv_bytes_per_token
         each = self.kv_bytes_per_token // self.layers
@@ -97,9 +101,9 @@ class KVLayout:
 
     Parameters
     ----------
-    model : whose KV the pool holds.
-    blocks : blocks in the pool.
-    block_tokens : tokens of one block.
+    model : the model whose KV the pool holds.
+    blocks : number of blocks in the pool.
+    block_tokens : tokens in one block.
 
     The shape is [block, layer, kind, kv_head, token, head_dim]; kind is K or V. Raises ValueError if a size is below 1.
 

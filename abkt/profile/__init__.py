@@ -1,5 +1,5 @@
-"""What a measurement of a machine says: the Profile, its file format, its fits, and rooflines for hardware that was not measured. The
-simulator, the workers and the policies' views read it; abkt.measure writes it. Only `fingerprint` needs torch.
+"""The Profile of a machine: its measured costs, their fits, the file format, and rooflines for hardware that was not measured. The
+simulator and the workers read a profile; abkt.measure writes it. Only `fingerprint` needs torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The expected cost of a transfer before it is coded: the view that the simulator and real workers give to a bitrate policy."""
+"""The expected cost of a transfer before it is coded. The simulator and real workers give this view to a bitrate policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from abkt.profile.schema import Profile, RateCurve
 
 
 def curve_for(profile: Profile, tokens: int, draw: int = 0, among: int = 4) -> RateCurve:
-    """One of the `among` measured curves nearest in length (by ratio); draw 0 is the nearest. Raises ValueError if there are no curves."""
+    """Curve `draw` of the `among` measured ones nearest in length (by ratio); 0: the nearest. Raises ValueError if there are none."""
     if not profile.curves:
         raise ValueError("the profile has no rate curves; run `abkt profile` again")
     nearest = sorted(profile.curves, key=lambda c: abs(math.log(c.tokens / tokens)))[:among]
@@ -17,11 +17,11 @@ def curve_for(profile: Profile, tokens: int, draw: int = 0, among: int = 4) -> R
 
 
 def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateCurve | None = None) -> TransferView:
-    """The view of a transfer before its first byte. Quotes, real workers' decisions and the simulator use the same one.
+    """The view of a transfer before its first byte. Routing quotes, real workers and the simulator all use this view.
 
     Parameters
     ----------
-    profile : what the machine and the model cost.
+    profile : the measured costs of the model on the machine.
     tokens : tokens of KV to transfer.
     deadline_s : when the KV should be usable, on the run's clock.
     curve : the transfer's own rate-distortion curve; None: the nearest measured one.
@@ -66,5 +66,5 @@ def ask_once(policy: BitratePolicy, profile: Profile) -> None:
 
 
 def kv_deadline_s(profile: Profile, arrival_s: float, isl: int, slo_ttft_s: float) -> float:
-    """When the KV must be usable for TTFT to meet its SLO: one decode iteration of the request alone before it."""
+    """When the KV must be usable for TTFT to meet its SLO: that deadline, less one decode iteration of the request alone."""
     return arrival_s + slo_ttft_s - profile.fit("decode").seconds(batch=1, context=isl)

@@ -1,8 +1,9 @@
-"""Iteration times of a model on a GPU whose kernels others have measured: sums of fitted kernel costs. Such profiles are `published`.
+"""Iteration times of a model on a GPU, as sums of kernel costs fitted to published tables. The source of such a profile is `published`.
 
-iteration = overhead + layers x (GEMMs + attention + all-reduces + elementwise) + lm_head, each kernel a smooth roofline
+iteration = overhead + layers x (GEMMs + attention + all-reduces + elementwise) + lm_head
+Each kernel is a smooth roofline:
     launch + ((flops / F)^p + (bytes / B)^p)^(1/p) + activation bytes / A
-whose coefficients `abkt fit-hardware` fits to the kernel tables of aiconfigurator (Apache-2.0); attention of a decode step is
+`abkt fit-hardware` fits the coefficients to the kernel tables of aiconfigurator (Apache-2.0). Attention of a decode step costs
     launch + KV bytes / B + requests x KV heads x head_s.
 Rows whose weights or KV fit into the GPU's L2 cache are left out of a fit: a table repeats one kernel, but a running model never finds its
 layer's weights in the cache. The overhead per iteration and per request comes from published servers (docs/published_servers.md).
@@ -21,16 +22,17 @@ from abkt.spec import WEIGHT_BYTES, ModelSpec
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PROMPTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-CONTEXTS = (1, 128, 512, 2048, 8192, 32768)  # tokens a request
-NEAR, FAR = 512, 32768  # tokens a request between which the slope is taken
+CONTEXTS = (1, 128, 512, 2048, 8192, 32768)  # tokens per request
+NEAR, FAR = 512, 32768  # tokens per request; the slope is taken between these two
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """A kernel as a smooth roofline.
 
-    sharpness: p of the formula. activation_bytes_per_s: rate of what the kernel reads and writes beside weights or KV; for latent attention
-    in a decode step, requests x heads per second. error: mean relative error on the rows held out of the fit. rows: their number.
+    sharpness: p of the formula. activation_bytes_per_s: A of the formula, the rate at which the kernel reads and writes activations; for
+    latent attention in a decode step, requests x heads per second. error: mean relative error on the rows held out of the fit. rows: the
+    number of those rows.
     """
 
     launch_s: float
@@ -72,7 +74,7 @@ class AllReduce:
 
 @dataclass(frozen=True)
 class GpuKernels:
-    """The fitted kernels of one GPU. Keys: attention by head_dim, all-reduces by the number of GPUs, experts by `experts_key`."""
+    """The fitted kernels of one GPU. Keys: head_dim for attention, the number of GPUs for all-reduces, `experts_key` for experts."""
 
     source: str
     gemm: Kernel
@@ -91,7 +93,7 @@ def experts_key(model: ModelSpec) -> str:
 
 @dataclass(frozen=True)
 class ModelCosts:
-    """A model on `gpus` GPUs of one kind, tensor parallel. memory_bytes_per_s: of one GPU, for elementwise kernels.
+    """A model on `gpus` GPUs of one kind, tensor parallel. memory_bytes_per_s: memory bandwidth of one GPU, for elementwise kernels.
 
     Raises ValueError, one line, if the tables have no kernel of a needed shape.
     """
@@ -193,7 +195,7 @@ class ModelCosts:
         return 2 * (one.launch_s + tokens * self.model.hidden * 2 / one.bytes_per_s)
 
     def _elementwise_s(self, tokens: int) -> float:
-        """Norms, RoPE, residuals and activation: bytes read and written, at four fifths of the memory bandwidth."""
+        """Seconds of norms, RoPE, residuals and activation: bytes read and written at four fifths of the memory bandwidth."""
         m = self.model
         inner = m.inner if not m.experts else m.expert_inner * m.experts_active
         values = 8 * m.hidden + (2 * (m.heads + 2 * m.kv_heads) * m.head_dim + 3 * inner) / self.gpus

@@ -1,5 +1,5 @@
-"""A Profile for hardware that was not measured. Its source is `published` if others have measured its kernels (abkt.profile.kernels), else
-`roofline`, from a data sheet. Neither is validated here.
+"""A Profile for hardware that was not measured here. Its source is `published` if it uses published kernel tables (abkt.profile.kernels),
+and `roofline` if it uses a data sheet only. Neither was validated on the hardware.
 
 prefill  = overhead + tokens x 2 active_parameters / flops + tokens^2 x 2 layers heads head_dim / flops   (causal attention: half)
 decode   = overhead + weights / bandwidth + batch x 2 active_parameters / flops + context x kv bytes / bandwidth
@@ -24,8 +24,9 @@ LOSSLESS_SHARE = {"bfloat16": 12 / 16}  # assumption; measured on the probe's KV
 class GpuSpec:
     """One serving instance.
 
-    gpus: their number. flops, memory_bytes_per_s, memory_bytes: dense bf16 peak, memory bandwidth and memory of each GPU; the efficiencies
-    scale them. overhead_s, request_s: seconds of each iteration, and for each request in it. call_s: seconds of a copy or kernel call.
+    gpus: number of GPUs. flops, memory_bytes_per_s, memory_bytes: dense bf16 peak, memory bandwidth and memory of each GPU; the
+    efficiencies scale them. overhead_s, request_s: fixed seconds of each iteration, and seconds per request in it. call_s: seconds of a copy or kernel
+    call.
     kernels: fits of published kernel tables, or None.
     """
 
@@ -50,7 +51,7 @@ class GpuSpec:
 
 
 def kv_tokens(gpu: GpuSpec, model: ModelSpec, reserve: float = 0.1) -> int:
-    """Tokens of KV that fit beside the weights. `reserve`: share of the memory for activations. Raises ValueError if none fit."""
+    """Tokens of KV that fit beside the weights. reserve: share of the memory kept for activations. Raises ValueError if none fit."""
     left = gpu.memory_bytes * gpu.gpus * (1 - reserve) - model.bytes_of_weights
     tokens = int(left // model.kv_bytes_per_token)
     if tokens < 1:
@@ -70,7 +71,7 @@ def profile_of(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...]) ->
 
 
 def roofline(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...]) -> Profile:
-    """The profile from the data sheet, by the formulas of this module."""
+    """The profile computed from the data sheet by the formulas in this module's docstring."""
     flops = gpu.flops * gpu.gpus * gpu.compute_efficiency
     memory = gpu.memory_bytes_per_s * gpu.gpus * gpu.memory_efficiency
     codec = gpu.memory_bytes_per_s * gpu.gpus * gpu.codec_efficiency

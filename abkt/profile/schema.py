@@ -1,10 +1,10 @@
-"""A Profile: what was measured, on which machine, over which range, and how well the fits hold. `abkt profile` writes it, the simulator
-reads it.
+"""A Profile: what was measured, on which machine, over which range, and how well the fits hold. `abkt profile` writes it; the simulator and
+real workers read it.
 
 Each stage's seconds are a linear function of named features:
   prefill          tokens, tokens*tokens     one prompt of `tokens` tokens in one pass
   decode           batch, context            one iteration of `batch` requests with `context` tokens of KV in total
-  encode/raw, encode/2, encode/4, encode/8   tokens    by the encoded depth in bits; raw: copies out of the pool
+  encode/raw, encode/2, encode/4, encode/8   tokens    one row for each encoded depth in bits; raw: copies out of the pool
   expand/raw, expand/2, expand/4, expand/8   tokens    into the pool
   encode/lossless, expand/lossless           tokens    the lossless mode; optional: without them the mode is not offered
   encode/entropy, expand/entropy             tokens    the entropy coder at full depth; optional
@@ -29,7 +29,7 @@ SCHEMA_VERSION = 2  # 2: the mode and tables called exact became lossless
 REWEIGHTINGS = 4
 DEPTHS_BITS = (2, 4, 8)  # depths of the fixed coder that are measured
 FEATURES = {"prefill": ("1", "tokens", "tokens*tokens"), "decode": ("1", "batch", "context"), "transport": ("calls", "bytes")}
-CODEC_FEATURES = ("1", "tokens")  # of every other stage
+CODEC_FEATURES = ("1", "tokens")  # features of every other stage
 Sample = tuple[Mapping[str, float], float]  # variables, seconds
 
 
@@ -69,7 +69,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class RateCurve:
-    """Rate-distortion curves of one measured prompt, bytes relative to its raw bytes. The simulator draws one for each request."""
+    """Rate-distortion curves of one measured prompt; its bytes are relative to its raw bytes. The simulator draws one for each request."""
 
     tokens: int
     slope: Curve
@@ -78,16 +78,16 @@ class RateCurve:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a model costs on a machine.
+    """The costs of a model on a machine.
 
     Parameters
     ----------
     model : the shapes of the model.
-    fits : stage -> seconds, for the stages of this module's docstring.
+    fits : stage -> fit of its seconds, for the stages in this module's docstring.
     curves : rate-distortion curves of measured prompts.
     fingerprint : the machine and the versions that were measured.
     source : `measured`, `published` (fits of others' kernel tables) or `roofline` (from a data sheet).
-    created : ISO time.
+    created : time of the measurement, in ISO format.
     lossless_share : bytes of a lossless transfer relative to raw bytes; 0: not measured.
     entropy_share : bytes of the entropy coder relative to the fixed coder at equal distortion; 0: not measured.
     """
@@ -113,7 +113,7 @@ class Profile:
         return {f"encode/{name}", f"expand/{name}"} <= self.fits.keys()
 
     def codec_s(self, name: str, tokens: int) -> tuple[float, float]:
-        """Seconds of encoding and of expanding `tokens` tokens. Raises ValueError if the codec was not measured."""
+        """(seconds of encoding, seconds of expanding) for `tokens` tokens. Raises ValueError if the codec was not measured."""
         return self.fit(f"encode/{name}").seconds(tokens=tokens), self.fit(f"expand/{name}").seconds(tokens=tokens)
 
     def save(self, path: Path) -> None:
@@ -166,9 +166,9 @@ def parse_curve(data: Mapping[str, Sequence[float]]) -> Curve:
 def fit(features: Sequence[str], samples: Sequence[Sample]) -> Fit:
     """Least squares of the relative error, with coefficients >= 0, since a cost cannot be negative.
 
-    Where a coefficient comes out negative, the most negative one is dropped and the rest is fitted again. The error is relative to the
-    fit, by reweighting; relative to the samples, noise would pull the fit below their mean. Raises ValueError with fewer samples than
-    features.
+    If a coefficient comes out negative, the most negative one is dropped and the rest is fitted again. The error is relative to the fitted
+    value, which needs reweighting; if it were relative to the samples, noise would pull the fit below their mean. Raises ValueError with
+    fewer samples than features.
     """
     if len(samples) < len(features):
         raise ValueError(f"{len(samples)} samples cannot fit the {len(features)} features {', '.join(features)}")

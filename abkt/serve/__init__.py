@@ -1,5 +1,5 @@
-"""Serving on this machine: a frontend and its prefill and decode worker processes, which move real KV. For the command line and for studies
-that need a real cluster; `frontend` and `worker` are the two sides, `commands` and `reports` what they say to each other."""
+"""Serving on this machine: a frontend, and prefill and decode worker processes that move real KV. The command line and studies of a real
+cluster use it. `frontend` and `worker` are the two sides; `commands` and `reports` define their messages."""
 
 from __future__ import annotations
 

@@ -35,14 +35,14 @@ from abkt.transfer.protocol.key import find_key
 from abkt.transfer.transports.registry import check_transport
 
 START_TIMEOUT_S = 180.0
-LEAD_S = 0.2  # from telling the workers of a run to its time 0
+LEAD_S = 0.2  # from the message that starts a run on the workers to time 0 of the run
 STATIC = {"_target_": "abkt.policy.roles.static.Static"}
 ROUND_ROBIN = {"_target_": "abkt.policy.routing.round_robin.RoundRobin"}
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRoleChange:
-    """At this time of a run a worker takes another role. Role "gone" ends it; a new name starts a worker."""
+    """At time at_s of a run, this worker takes another role. The role "gone" ends the worker; a new name starts one."""
 
     at_s: float
     worker: str
@@ -53,10 +53,10 @@ class PlannedRoleChange:
 class ClusterRun:
     """The results of one run.
 
-    requests, transfers: records, by request id and by start. iterations: (batch size, context tokens, seconds) of decode iterations. coded:
-    curves of each prompt that was encoded at full depth. outputs, margins: request id -> its output tokens, and by how much each was chosen
-    (see Choice). roles: (when, worker, role) of role changes, with role "" when the worker began to drain. codec: which implementation
-    encoded. network: what carried the bytes, and what paced them.
+    requests, transfers: records, sorted by request id and by start. iterations: (batch size, context tokens, seconds) of decode iterations.
+    coded: rate curves of each prompt that was encoded at full depth. outputs, margins: request id -> its output tokens, and the margin of
+    each (see Choice). roles: (time, worker, role) of role changes; role "" means that the worker began to drain. codec: name of the
+    implementation that encoded. network: the transport and the pacing. wall_s: real seconds of the run.
     """
 
     requests: list[RequestRecord]
@@ -72,18 +72,18 @@ class ClusterRun:
 
 
 class LocalCluster:
-    """Worker processes on this machine. A context manager: whichever way it is left, every process that it started has ended.
+    """Worker processes on this machine. A context manager: on exit, also after an error, it has ended every process that it started.
 
     Parameters
     ----------
-    spec : the workers.
+    spec : number, model and settings of the workers.
     log_dir : an existing folder; each worker writes NAME.log there.
     namespaces : network namespaces, already entered, one for each worker; transfers then need a key. None: all on loopback.
-    pacing : what holds the bytes back to the link's capacity; see `abkt.serve.pacing`. It is tbf with namespaces.
+    pacing : the mechanism that limits the rate to the link's capacity; see `abkt.serve.pacing`. With namespaces it is always tbf.
 
     Raises
     ------
-    ValueError : in one line, where the key, the transport or the profile of paced workers cannot be used.
+    ValueError : one line, if the key, the transport or the profile of paced workers cannot be used.
 
     Examples
     --------
@@ -126,12 +126,12 @@ class LocalCluster:
         self.close(ask=kind is None)
 
     def close(self, ask: bool = True) -> None:
-        """End all workers. ask: let each finish its computation first."""
+        """End all workers. ask: let each worker finish its computation first."""
         self.workers.close(ask)
         self._resources.close()
 
     def restore(self) -> None:
-        """Between two runs: give each worker that was there from the start, and still is, its first role again."""
+        """Between two runs: return each worker that was there from the start, and still is, to its first role."""
         for name, role in self._roles.items():
             if name in self.workers.states and self.workers.states[name].role != role:
                 self.workers.restore(name, role)
@@ -151,7 +151,7 @@ class LocalCluster:
         longest: tuple[int, ...] = (),
         roles: Mapping[str, Any] = STATIC,
     ) -> Frontend:
-        """A Frontend over these workers; use one at a time. Raises ValueError where the policy cannot work with the profile."""
+        """A Frontend over these workers; use one at a time. Raises ValueError if the policy cannot work with the profile."""
         if profile:
             ask_once(build(bitrate), profile)
         spec = self.spec
@@ -187,24 +187,24 @@ class LocalCluster:
         concurrency: int = 0,
         changes: Sequence[PlannedRoleChange] = (),
     ) -> ClusterRun:
-        """Send every prompt at its time, and wait for all answers.
+        """Submit every prompt at its arrival time, and wait until all are done.
 
         Parameters
         ----------
-        prompts : in any order.
-        bitrate, routing, roles : configurations of policies, as `abkt.policy.build.build` takes them.
+        prompts : the requests, in any order.
+        bitrate, routing, roles : policy configurations, as `abkt.policy.build.build` takes them.
         network : capacity of each worker's link.
-        slo : the deadlines that policies work towards.
-        profile : what policies expect of this machine; None: nothing is known.
+        slo : the limits that policies try to meet.
+        profile : the measured costs of this machine, for the policies; None: no costs are known.
         progress : called with (requests done, all requests).
-        keep : called with each record as soon as it is made, so that none is lost when the run breaks.
+        keep : called with each record as soon as it is made, so that no record is lost if the run fails.
         usd_per_gb : price of 10**9 wire bytes.
-        concurrency : requests that are open at a time, whatever their arrival times (closed loop); 0: all arrive at their times.
-        changes : of roles, during the run.
+        concurrency : number of requests kept open, whatever their arrival times (closed loop); 0: requests arrive at their arrival times.
+        changes : role changes during the run.
 
         Raises
         ------
-        ValueError : where a policy cannot work with the profile.
+        ValueError : if a policy cannot work with the profile.
         WorkerDied : within 3 s of the death of the last worker of a role.
         ClusterError : if no worker reports anything for spec.stall_timeout_s.
         """

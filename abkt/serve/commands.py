@@ -1,7 +1,6 @@
-"""What the frontend tells a worker process. Each class is one message; `abkt.serve.messages` writes it as one line of JSON.
+"""The commands that the frontend sends to a worker process. Each class is one message; `abkt.serve.messages` writes it as one line of JSON.
 
-An `attempt_id` is the frontend's number of one attempt at a request. A request that is tried again gets another one, so a worker never
-meets the same number twice.
+An `attempt_id` identifies one attempt at a request. A retry gets a new id, so a worker never sees the same id twice.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ class WorkerConfig:
 
     Parameters
     ----------
-    name : unique among the workers of a cluster, such as p0.
-    role : prefill or decode, to begin with.
+    name : the worker's name, such as p0; unique in the cluster.
+    role : the first role, prefill or decode.
     model_folder : a Hugging Face model folder.
-    blocks, block_tokens : the KV pool: how many blocks, and tokens of one.
-    max_batch : requests that are decoded at a time.
+    blocks, block_tokens : number of blocks in the KV pool, and tokens in one block.
+    max_batch : most requests in one decode batch.
     core : the CPU core the process is pinned to; None leaves it unpinned.
-    threads : of torch.
+    threads : number of torch threads.
     device : cpu or cuda.
     host : the address a decode worker listens on.
     transport : a name of `abkt.transfer.transports.registry`.
     sockets : the folder for transports that need a socket file.
-    paced : the profile.json of the machine that the worker stands for (compute=paced); empty: it computes.
-    importance_window : last queries of a prompt that weigh its cells in slope order; 0: all cells weigh the same.
+    paced : profile.json of a machine; the worker sleeps its times instead of computing (compute=paced). Empty: the worker computes.
+    importance_window : number of last queries of a prompt that give its cells their weights in slope order; 0: all weights are equal.
     calibration : the model's calibration.json; empty: none.
     layer_groups : a prompt's KV is sent in this many groups of layers, each as soon as it is computed; 1: all at once, after prefill.
-    device_lock : a file that workers of one device lock while they compute; empty: they do not take turns.
-    key_file : the key of the worker's transfers; empty: the one that ABKT_KEY_FILE names, or none.
-    encrypt : whether transfers are encrypted, not only authenticated.
+    device_lock : a file that the workers of one device lock while they compute; empty: no lock.
+    key_file : file of the key for transfers; empty: the file that ABKT_KEY_FILE names, or no key.
+    encrypt : whether transfers are encrypted as well as authenticated.
     """
 
     name: str
@@ -67,20 +66,20 @@ class WorkerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Answered with Pong at once, whatever the worker computes."""
+    """Asks whether the worker is alive. It answers with Pong at once, even during a computation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Have the KV of this prompt ready (compute=paced). Answered with Prepared."""
+    """Compute and keep the KV of this prompt (compute=paced). Answered with Prepared."""
 
     tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StartPrefillRun:
-    """A run starts, for a prefill worker. origin_s: its time 0 on CLOCK_MONOTONIC. network: of its NIC. bitrate: a policy's configuration.
-    pacing: see abkt.serve.pacing. peers: decode worker -> its address."""
+    """Starts a run on a prefill worker. origin_s: time 0 of the run on CLOCK_MONOTONIC. network: capacity of the worker's NIC. bitrate: a
+    policy's configuration. pacing: see abkt.serve.pacing. peers: decode worker -> its address."""
 
     origin_s: float
     network: Capacity
@@ -92,7 +91,7 @@ class StartPrefillRun:
 
 @dataclass(frozen=True, slots=True)
 class StartDecodeRun:
-    """A run starts, for a decode worker. origin_s, network: as in StartPrefillRun."""
+    """Starts a run on a decode worker. origin_s, network: as in StartPrefillRun."""
 
     origin_s: float
     network: Capacity
@@ -100,7 +99,7 @@ class StartDecodeRun:
 
 @dataclass(frozen=True, slots=True)
 class AddPeer:
-    """A decode worker takes KV at this address."""
+    """A decode worker accepts KV at this address."""
 
     name: str
     address: str
@@ -126,19 +125,19 @@ class SubmitPrompt:
 
 @dataclass(frozen=True, slots=True)
 class CancelAttempt:
-    """Drop this attempt. A prefill worker answers with AttemptFailed unless the attempt is over, a decode worker with AttemptCancelled."""
+    """Drop this attempt. A decode worker answers with AttemptCancelled; a prefill worker with AttemptFailed, unless the attempt is over."""
 
     attempt_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class WithdrawPrompts:
-    """Give back the prompts that are not begun. Answered with PromptsWithdrawn."""
+    """Give back the prompts that have not been started. Answered with PromptsWithdrawn."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefinementEnded:
-    """A request is over whose KV was refined while it was decoded. distortion_token_weighted: mean over its output tokens."""
+    """A request has ended, and its KV was refined while it was decoded. distortion_token_weighted: mean over its output tokens."""
 
     attempt_id: int
     distortion_token_weighted: float
@@ -151,7 +150,7 @@ class ReportIterations:
 
 @dataclass(frozen=True, slots=True)
 class ChangeRole:
-    """Take this role. The worker holds nothing of any request; it answers with Ready."""
+    """Take this role. The worker must hold no request's data. It answers with Ready."""
 
     role: str
 
@@ -173,10 +172,10 @@ WorkerCommand = (
 
 
 def decode_command(line: str | bytes) -> WorkerCommand:
-    """Raises ValueError, one line, where the line is no command."""
+    """The command in a line. Raises ValueError, one line, if the line holds no command."""
     return cast(WorkerCommand, decode(line, get_args(WorkerCommand)))
 
 
 def decode_config(line: str) -> WorkerConfig:
-    """Raises ValueError, one line, where the line is no WorkerConfig."""
+    """The WorkerConfig in a line. Raises ValueError, one line, if the line holds none."""
     return cast(WorkerConfig, decode(line, [WorkerConfig]))
