@@ -15,12 +15,12 @@ def read(kind: type[T], arguments: Sequence[str]) -> T:
 
     Parameters
     ----------
-    kind : a dataclass. The type of a field is that of its default: text, int, Path, bool (true or false) or a tuple of ints (1,2,3).
-    arguments : key=value, with a field as the key.
+    kind : a dataclass. A field's default gives its type: text, int, Path, bool (true or false) or a tuple of ints (1,2,3).
+    arguments : key=value; the key is the name of a field.
 
     Raises
     ------
-    ValueError : one line, for an unknown argument or a value of another type; also what `kind` itself raises.
+    ValueError : one line, for an unknown argument or a value of a wrong type; `kind` may raise its own.
     """
     defaults: dict[str, Any] = {field.name: field.default for field in fields(kind) if field.default is not MISSING}  # type: ignore[arg-type]
     given: dict[str, object] = {}

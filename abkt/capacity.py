@@ -1,4 +1,4 @@
-"""A link whose capacity changes with time. The same piecewise-constant schedule paces real sockets and drives the simulator's flows."""
+"""The capacity of a link over time. One piecewise-constant schedule paces real sockets and drives the simulator's flows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Capacity:
 
     Parameters
     ----------
-    starts_s : seconds from the start of the run at which each rate begins; rising, the first is 0.
+    starts_s : seconds from the start of the run at which each rate begins; rising; the first is 0.
     bytes_per_s : the rates; inf: unlimited.
-    period_s : the schedule repeats after this time; inf: it does not repeat.
+    period_s : seconds after which the schedule repeats; inf: it does not repeat.
 
     Raises
     ------
@@ -40,7 +40,7 @@ class Capacity:
         return cls((0.0,), (bytes_per_s,))
 
     def at(self, now_s: float) -> tuple[float, float]:
-        """(bytes per second at now_s, time of the next change; inf if there is none)."""
+        """(bytes per second at now_s, time of the next change or inf)."""
         if len(self.starts_s) == 1:
             return self.bytes_per_s[0], math.inf
         cycle = 0.0 if math.isinf(self.period_s) else math.floor(now_s / self.period_s) * self.period_s
@@ -52,7 +52,7 @@ class Capacity:
         return self.bytes_per_s[index], change_s
 
     def finish_s(self, now_s: float, size_bytes: float) -> float:
-        """The time at which size_bytes have passed if nothing else uses the link from now_s on."""
+        """The time at which size_bytes have passed, if they start at now_s and nothing else uses the link."""
         while True:
             rate, change_s = self.at(now_s)
             if math.isinf(rate):

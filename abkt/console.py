@@ -1,6 +1,6 @@
-"""The command `abkt`: it makes sure that `sim` and `experiments` are ABKT's own packages, and then runs the command line.
+"""The command `abkt`: it checks that `sim` and `experiments` are ABKT's own packages, then runs the command line.
 
-Both are common names. A package of somebody else that Python finds first would otherwise fail later, in a way that is hard to read.
+Both are common names. If Python found another package of that name first, the command would fail later with an unclear error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PACKAGES = ("sim", "experiments")
 
 
 def main() -> None:
-    """The console script."""
+    """Entry point of the console script `abkt`."""
     try:
         check_packages()
     except ValueError as error:
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def check_packages() -> None:
-    """Raises ValueError, one line, if Python finds another `sim` or `experiments` than the one beside abkt."""
+    """Raise ValueError, one line, if Python finds a `sim` or `experiments` that is not the one beside abkt."""
     home = Path(__file__).resolve().parents[1]
     for name in PACKAGES:
         spec = find_spec(name)

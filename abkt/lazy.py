@@ -11,7 +11,7 @@ def exporter(package: str, names: Mapping[str, str]) -> Callable[[str], object]:
 
     Parameters
     ----------
-    package : the package's own `__name__`.
+    package : the `__name__` of the package.
     names : public name -> module below the package that defines it, such as {"Codec": "codec"}.
 
     Returns

@@ -1,5 +1,5 @@
-"""Measures a machine and writes its Profile: `calibrate` through a real cluster, `measure` on a device alone (`python -m abkt.measure`).
-For the command line and experiments; nothing in abkt imports it.
+"""Measures a machine and writes its Profile: `calibrate` uses a real cluster, `measure` one device alone (`python -m abkt.measure`). The
+command line and experiments use it; nothing else in abkt imports it.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ BAD_INPUT = 2
 
 @dataclass(frozen=True, slots=True)
 class DeviceArguments(DecoderShape):
-    """The fields of DecoderShape (the model's shape), and how it is measured.
+    """The arguments: the fields of DecoderShape (the model's shape), and the settings of the measurement.
 
-    device: cpu or cuda. out: folder of profile.json. tokens: of the longest prompt; 0: 512 on a CPU, 8,192 on a GPU. repeats: timed rounds,
-    of which the median counts.
+    device: cpu or cuda. out: folder for profile.json. tokens: length of the longest prompt; 0: 512 on a CPU, 8,192 on a GPU. repeats:
+    number of timed rounds; the result is their median.
     """
 
     device: str = "cuda"
@@ -35,7 +35,7 @@ class DeviceArguments(DecoderShape):
 
 
 def run(given: Sequence[str]) -> None:
-    """Raises ValueError, one line, for bad input."""
+    """Measure a device and write its profile. Raises ValueError, one line, for bad input."""
     arguments = read(DeviceArguments, given)
     import torch
 

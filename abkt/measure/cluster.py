@@ -1,8 +1,8 @@
 """Measure this machine: run calibration requests through a real 1P1D cluster, and fit the times of its stages.
 
-The measured workers are the ones that serve, each on its own core while the other computes, so every cost is a cost under load. There are
-six kinds of run over an unpaced link: raw, lossless, each depth of the fixed coder, the entropy coder, and a burst for large decode
-batches. On a GPU lossless and entropy are left out, since they are coded on the CPU. Workers that share a GPU take turns
+The measured workers are real serving workers. Each runs on its own core while the other computes, so every cost is a cost under load. There
+are six kinds of run over an unpaced link: raw, lossless, each depth of the fixed coder, the entropy coder, and a burst for large decode
+batches. On a GPU, the lossless and entropy runs are left out, since both are coded on the CPU. Workers that share a GPU take turns
 (LocalClusterSpec.shares_device).
 """
 
@@ -23,13 +23,13 @@ from abkt.serve.frontend.prompt import Prompt
 
 UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
-SAME_DISTORTION = 0.01  # at which the sizes of the two coders are compared
+SAME_DISTORTION = 0.01  # the distortion at which the sizes of the two coders are compared
 FULL_PRECISION = {"raw": "abkt.policy.bitrate.fixed.Raw", "lossless": "abkt.policy.bitrate.lossless.Lossless"}
 
 
 @dataclass(slots=True)
 class Samples:
-    """(variables, seconds) by stage, the rate-distortion curves of the coded prompts, and the bytes of the lossless ones."""
+    """What the runs measured: (variables, seconds) by stage, rate-distortion curves of the coded prompts, bytes of the lossless ones."""
 
     stages: dict[str, list[Sample]] = field(default_factory=dict)
     curves: list[RateCurve] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Samples:
             kept.append(RateCurve(coded.tokens, slope, uniform))
 
     def entropy_share(self) -> float:
-        """Bytes of the entropy coder relative to the fixed one: the median over prompts of at least 128 tokens that both have coded."""
+        """Bytes of the entropy coder relative to the fixed one: the median over prompts of at least 128 tokens that both coded."""
         pairs = [(e.slope, f.slope) for e in self.entropy for f in self.curves if e.tokens == f.tokens >= 128]
         bytes_of = [(e.bytes[e.cut_reaching(SAME_DISTORTION)], f.bytes[f.cut_reaching(SAME_DISTORTION)]) for e, f in pairs]
         return float(np.median([entropy / fixed for entropy, fixed in bytes_of])) if pairs else 0.0
@@ -71,7 +71,7 @@ class Samples:
 def calibrate(
     cluster: LocalCluster, prompts: Callable[[Sequence[tuple[int, int, float]]], list[Prompt]], progress: Callable[[str], None]
 ) -> Profile:
-    """A Profile of this machine. prompts: makes prompts of given (isl, osl, arrival_s). progress: called with the name of each run."""
+    """Measure a Profile of this machine. prompts: makes prompts for given (isl, osl, arrival_s). progress: called with each run's name."""
     longest = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)
     lengths = [int(n) for n in np.geomspace(64, longest, 14)]
     order = np.random.default_rng(0).permutation(len(lengths))

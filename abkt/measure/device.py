@@ -1,9 +1,9 @@
 """The Profile of a device, measured without a cluster: model layers with random weights, the codec's kernels, copies between two pools.
 
-Latency does not depend on the weights, so one layer is measured: its matrices and attention over KV, times the number of layers, plus the
-head. On a GPU, decode runs as a CUDA graph, as in serving engines. Not measured: sampling, scheduling, tensor parallelism, the gaps between
-phases. Rate curves need the KV of a real model, so the profile has none, and the simulator uses those of a file. The lossless share of the
-raw bytes is that of normally distributed values, and the fingerprint says so.
+Latency does not depend on the weights, so one layer is measured: its matrices and its attention over KV. The result is multiplied by the
+number of layers, and the head is added. On a GPU, decode runs as a CUDA graph, as in serving engines. Not measured: sampling, scheduling,
+tensor parallelism, the gaps between phases. Rate curves need the KV of a real model, so the profile has none, and the simulator reads
+curves from a file. The lossless share is measured on normally distributed values, and the fingerprint says so.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Layer:
         self.head = weight(shape.vocab, shape.hidden)
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> torch.Tensor:
-        """x: [batch, tokens, hidden]. keys, values: [batch, kv_heads, context, head_dim], the KV attended to (else x attends to itself)."""
+        """x: [batch, tokens, hidden]. keys, values: [batch, kv_heads, context, head_dim], the KV to attend to (None: x itself)."""
         s = self.shape
         q, k, v = F.linear(F.rms_norm(x, (s.hidden,)), self.qkv).split([s.heads * s.head_dim, *[s.kv_heads * s.head_dim] * 2], -1)
         q, k, v = (part.unflatten(-1, (-1, s.head_dim)).transpose(1, 2) for part in (q, k, v))
@@ -67,8 +67,8 @@ def measure(shape: DecoderShape, device: torch.device, longest: int, repeats: in
     ----------
     shape : the model whose layer is measured.
     device : cpu (one thread) or cuda.
-    longest : tokens of the longest prompt.
-    repeats : timed rounds; the median counts.
+    longest : number of tokens of the longest prompt.
+    repeats : number of timed rounds; the result is their median.
     progress : called with the name of each stage as it begins.
 
     Raises

@@ -1,7 +1,7 @@
 """The lossless mode on a device, without a cluster: functions that encode and expand a sequence, and its compressed share.
 
-On a CPU complete messages are coded, as they are sent; on a GPU only the kernels run. The share is that of the values in the pool. The
-pool of `abkt.measure.device` holds normally distributed values, so its share is not that of a model's KV.
+On a CPU the functions code complete messages, as transfers do; on a GPU they run the kernels only. The share depends on the values in the
+pool. The pool of `abkt.measure.device` holds normally distributed values, so its share differs from that of a model's KV.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 
 from abkt.kv.pool import Pool
 
-WIDTH = 3  # bits of a code on a GPU; choosing the best one would need a copy to the host
+WIDTH = 3  # bits of a code on a GPU; choosing the best width would need a copy to the host
 Work = Callable[[], object]
 
 
 def coder(pool: Pool, other: Pool, table: Sequence[int], tokens: int) -> tuple[Work, Work, float]:
-    """(encode from `pool`, expand into `other`, coded bytes by raw bytes). Both functions may be called repeatedly."""
+    """(encode from `pool`, expand into `other`, coded bytes / raw bytes). Both functions may be called repeatedly."""
     if pool.data.device.type == "cpu":
         from abkt.codec.lossless import stream as lossless_stream
 

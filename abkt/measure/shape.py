@@ -11,7 +11,8 @@ from abkt.spec import ModelSpec
 class DecoderShape:
     """A Llama-like model: pre-norm, grouped-query attention, gated MLP, bf16. The defaults are Llama-3.1-8B's.
 
-    hidden, intermediate: widths of the residual stream and of the MLP. vocab: tokens of the head. Raises ValueError for impossible sizes.
+    hidden, intermediate: widths of the residual stream and of the MLP. vocab: number of tokens in the vocabulary. Raises ValueError for
+    impossible sizes.
     """
 
     name: str = "llama-3.1-8b"

@@ -1,5 +1,5 @@
 """Decisions on bitrate, routing, roles and admission: numbers in, numbers out, with no clock, no I/O, no SimPy and no torch. The simulator
-and real workers use the same objects; abkt.policy.build makes one from its configuration.
+and real workers use the same classes; abkt.policy.build makes an object from its configuration.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Estimates of a peer's wire goodput: an exponential mean and a low quantile over a window, both weighted by sending time.
 
-Because weights follow sending time, cutting a sample in two changes nothing. So real sockets (one sample a frame) and the simulator (one
-sample for each constant rate) give the same estimate. The mean weighs a rate by exp(-(sending time since) / horizon_s). The window is kept
-in `GRAINS` equal parts of sending time, each with its mean rate, so the cost of an estimate does not depend on the number of samples.
+Since samples are weighted by sending time, splitting a sample in two changes nothing. So real sockets (one sample per frame) and the
+simulator (one sample per constant rate) give the same estimate. In the mean, a rate has weight exp(-(sending time since) / horizon_s). The
+window is kept as `GRAINS` equal parts of sending time with one mean rate each, so the cost of an estimate does not depend on the number of
+samples.
 
-Age: the longer ago the last sample was, the less a measurement is trusted: trust = max(0, 1 - age_s / stale_s). The configured rate takes
-its place: estimate = measured ** trust * initial ** (1 - trust). When the next sample comes, the past weighs `trust` times as much in the
-mean, and the oldest share 1 - trust of the window is dropped. After stale_s without a sample nothing of the past is left.
+Age: trust in the measurement falls with the time since the last sample: trust = max(0, 1 - age_s / stale_s). The estimate moves towards the
+configured rate: estimate = measured ** trust * initial ** (1 - trust). When the next sample comes, the weight of the past in the mean is
+multiplied by `trust`, and the oldest share 1 - trust of the window is dropped. After stale_s without a sample, the past is forgotten.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ class Bandwidth:
 
     Parameters
     ----------
-    initial_bytes_per_s : the estimate before the first sample, and again once the last one is stale.
+    initial_bytes_per_s : the estimate before the first sample, and again after stale_s without a sample.
     horizon_s : seconds of sending time (not idle time) over which the mean is taken.
-    window_s : seconds of sending time in which the low quantile is taken.
+    window_s : seconds of sending time over which the low quantile is taken.
     low_quantile : share of that time, in [0, 1], in which the link was slower than the low estimate.
-    stale_s : seconds after which a sample is forgotten; inf: estimates do not age.
+    stale_s : seconds without a sample after which all samples are forgotten; inf: estimates do not age.
 
     Raises
     ------
@@ -44,8 +45,8 @@ class Bandwidth:
     stale_s: float = math.inf
     updated_s: float = math.nan
     _mean: float = math.nan
-    _weight: float = 0.0  # of all samples in the mean; tends to 1 with sending time
-    _grains: list[float] = field(default_factory=list)  # rates, newest last; a list, since even an empty deque is large
+    _weight: float = 0.0  # total weight of the samples in the mean; tends to 1 with sending time
+    _grains: list[float] = field(default_factory=list)  # rates, newest last; a list, because even an empty deque is large
     _open_bytes: float = 0.0  # sent in the current grain
     _open_s: float = 0.0
     _low: float = math.nan
@@ -77,7 +78,7 @@ class Bandwidth:
         return self._aged(self._mean, now_s)
 
     def low_bytes_per_s(self, now_s: float) -> float:
-        """The rate that the link was below for `low_quantile` of the window; never above the mean."""
+        """The rate below which the link was for a share `low_quantile` of the window; at most the mean."""
         low = self._low
         if low != low:  # nan
             if self._mean != self._mean:
@@ -97,7 +98,7 @@ class Bandwidth:
         return measured**trust * self.initial_bytes_per_s ** (1 - trust) if trust > 0 else self.initial_bytes_per_s
 
     def _age(self, now_s: float) -> None:
-        """Forget what has become stale in the idle time until now_s."""
+        """Forget the samples that have become stale in the idle time until now_s."""
         if math.isnan(self._mean):
             return
         trust = self._trust(now_s)

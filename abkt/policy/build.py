@@ -1,4 +1,4 @@
-"""A policy from its configuration: {"_target_": "package.module.Class", field: value, ...}; policies may hold policies.
+"""A policy from its configuration: {"_target_": "package.module.Class", field: value, ...}. A field may itself be a policy.
 
 The simulator and a worker process build a policy from the same mapping. The mapping comes from the user's own configuration, never from a
 peer over the network.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-NUMBERS = {int, float, "int", "float"}  # annotations of a number, evaluated or not
+NUMBERS = {int, float, "int", "float"}  # annotations of a number, as types and as strings
 RENAMED_KEYS = {  # old field -> new field, for one release
     "form": "coder",
     "behind_distortion": "refine_distortion",

@@ -1,18 +1,18 @@
 """The price of one NIC: how much distortion a second of its time must remove. All transfers that share the NIC pay the same price (lambda).
 
     price = low * exp(backlog_s / scale_s), at most high
-    backlog_s = (bytes of the transfers that wait or are sent - bytes of them that have passed) / rate
+    backlog_s = (bytes of the transfers that wait or are being sent - those of these bytes that have passed) / rate
 
 The price is `low` while the NIC is idle, and e times as high for each scale_s of backlog. It depends on the present backlog only, so it
-rises and falls with it at once; a price that integrates its queue would react more slowly than transfers last. With equal prices no
-transfer sends a byte that removes less distortion than a byte which another transfer had to leave out.
+follows the backlog at once. A price that integrates its queue would take longer to react than a transfer lasts. With equal prices, no
+transfer sends a byte that removes less distortion than a byte that another transfer left out.
 
-`rate` is what the NIC has passed lately while it had work, summed over all its transfers. It starts at the NIC's best rate and is then an
-exponential mean over horizon_s of busy time. If a link falls to a fiftieth, the same backlog so counts fifty times the seconds.
+`rate` is the recent rate of the NIC while it had work, summed over all its transfers. It starts at the NIC's highest rate and is then an
+exponential mean over horizon_s of busy time. So if a link's rate falls to a fiftieth, the same backlog is fifty times as many seconds.
 
 Source: a price that is exponential in its queue, as in Athuraliya, Low, Li and Yin, REM: active queue management (2001); docs/design.md.
-Assumptions: the constants; a transfer passes as many bytes as were expected of it; only such bytes pass (on real NICs refinement passes
-too, so the backlog looks a little smaller while it does).
+Assumptions: the constants; a transfer sends as many bytes as expected; no other bytes pass the NIC (on real NICs refinement bytes pass too,
+so the backlog looks a little smaller meanwhile).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass, field
 
 SCALE_S = 0.05
-LEAST_S = 0.01  # busy seconds between two updates of the rate, so that the burst of one frame is not taken for it
+LEAST_S = 0.01  # busy seconds between two updates of the rate, so that the burst of one frame is not taken for the rate
 
 
 @dataclass(slots=True)
@@ -30,9 +30,9 @@ class Price:
 
     Parameters
     ----------
-    bytes_per_s : rate of the NIC at its best; inf: unlimited, its price per byte is 0.
+    bytes_per_s : highest rate of the NIC; inf: unlimited, so the price per byte is 0.
     scale_s : seconds of backlog that raise the price by the factor e.
-    low, high : limits of the price, distortion per second.
+    low, high : limits of the price, in distortion per second.
     horizon_s : busy time over which the rate is averaged.
 
     Raises
@@ -48,9 +48,9 @@ class Price:
     high: float = 100.0
     horizon_s: float = 0.5
     rate_bytes_per_s: float = field(init=False)
-    _entered_bytes: float = field(default=0.0, init=False)  # of the transfers that are not complete
-    _gone_bytes: float = field(default=0.0, init=False)  # of those, passed so far
-    _passed_bytes: float = field(default=0.0, init=False)  # since the last update of the rate
+    _entered_bytes: float = field(default=0.0, init=False)  # bytes of the transfers that are not complete
+    _gone_bytes: float = field(default=0.0, init=False)  # those of them that have passed
+    _passed_bytes: float = field(default=0.0, init=False)  # bytes passed since the last update of the rate
     _looked_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -66,13 +66,13 @@ class Price:
 
     def enter(self, now_s: float, wire_bytes: float) -> None:
         """A transfer of this many bytes now waits for the NIC."""
-        if self._entered_bytes < 1:  # after idle time: it says nothing about the rate, and earlier bytes are not part of the new backlog
+        if self._entered_bytes < 1:  # after idle time, which says nothing about the rate; earlier bytes are not part of the new backlog
             self._entered_bytes = self._gone_bytes = self._passed_bytes = 0.0
             self._looked_s = now_s
         self._entered_bytes += wire_bytes
 
     def leave(self, wire_bytes: float) -> None:
-        """A transfer is complete or cancelled. wire_bytes: as many as it entered with."""
+        """A transfer is complete or cancelled. wire_bytes: the number given to `enter`."""
         self._entered_bytes = max(0.0, self._entered_bytes - wire_bytes)
         self._gone_bytes = max(0.0, self._gone_bytes - wire_bytes)
 
@@ -88,19 +88,19 @@ class Price:
         self._looked_s, self._passed_bytes = now_s, 0.0
 
     def per_second(self) -> float:
-        """Distortion that a second of the NIC must remove."""
+        """The price in distortion per second of the NIC's time."""
         exponent = self.backlog_bytes / self.rate_bytes_per_s / self.scale_s
         return min(self.high, self.low * math.exp(min(exponent, 700.0)))
 
     def per_byte(self) -> float:
-        """Distortion that a byte must remove. A TransferView holds the higher price of both ends."""
+        """The price in distortion per byte. A TransferView holds the higher of the two ends' prices."""
         return self.per_second() / self.rate_bytes_per_s
 
 
 @dataclass(slots=True)
 class PeerPrice:
-    """The price of the other end's NIC, from its last message. Between messages it is assumed to fall as the price of a NIC does that sends
-    its backlog, so that an old message does not count for ever."""
+    """The price of the other end's NIC, from its last message. Between messages it falls as the price of a NIC that works off its backlog,
+    so an old message loses its effect."""
 
     scale_s: float = SCALE_S
     _value: float = 0.0

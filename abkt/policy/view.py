@@ -1,4 +1,4 @@
-"""What a bitrate policy sees of a transfer (TransferView), and what it answers (Decision). Numbers only, never frames or tensors."""
+"""The input of a bitrate policy (TransferView) and its answer (Decision). They hold numbers only, never frames or tensors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ CoderName = Literal["fixed", "entropy"]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The rate-distortion curve of a stream: what each possible cut costs and what distortion it leaves.
+    """The rate-distortion curve of a stream: the bytes of each possible cut, and the distortion that is left.
 
-    Point i is the cut after band i. Point 0 holds what is always sent (header, full-precision tokens, metadata), so every other value is
-    reconstructed as its channel's mean.
+    Point i is the cut after band i. Point 0 holds only what is always sent (header, full-precision tokens, metadata); every other value is
+    then reconstructed as its channel's mean.
 
     Parameters
     ----------
     bytes : wire bytes up to and including band i, rising; at most 65 points.
-    distortion : relative squared error that is left at this cut, falling.
-    bits : mean bits per KV value of the passes up to this cut.
+    distortion : relative squared error that is left at cut i, falling.
+    bits : mean bits per KV value of the passes up to band i.
 
     Raises
     ------
@@ -43,7 +43,7 @@ class Curve:
         return len(self.bytes) - 1
 
     def cut_within(self, budget_bytes: float) -> int:
-        """The finest cut of at most budget_bytes; 0 if even that is too much."""
+        """The finest cut of at most budget_bytes; 0 if no cut is that small."""
         cut = bisect_right(self.bytes, budget_bytes) - 1
         return cut if cut > 0 else 0
 
@@ -53,7 +53,7 @@ class Curve:
         return cut if cut < finest else finest
 
     def cut_of_bits(self, bits: float) -> int:
-        """The coarsest cut with at least this many bits per value; the finest if none has so many."""
+        """The coarsest cut with at least this many bits per value; the finest if none has that many."""
         return min(self.finest, bisect_left(self.bits, bits - 1e-9))
 
     def cut_at_price(self, price: float) -> int:
@@ -68,20 +68,20 @@ class Curve:
 
 @dataclass(slots=True)  # not frozen: creation would take five times as long, and the simulator makes several for each request
 class TransferView:
-    """One transfer, as its bitrate policy sees it. Not to be changed once it is made; use dataclasses.replace.
+    """One transfer, as its bitrate policy sees it. Do not change an existing view; use dataclasses.replace.
 
     Parameters
     ----------
-    raw_bytes : KV bytes as they lie in the pool.
+    raw_bytes : bytes of the KV in the pool.
     deadline_s : when the KV should be usable, so that TTFT meets its SLO.
-    slope, uniform : curves of the two orders: the expected ones before encoding, the request's own ones after it.
-    encode_s, expand_s : expected codec seconds that are still to come, at full depth.
-    raw_s : seconds of copies of a raw transfer; inf once another mode was encoded, since raw is no longer possible then.
-    sent_bytes, sent_cut : what was sent already; it cannot be taken back.
+    slope, uniform : rate-distortion curves of the two orders: expected ones before encoding, the request's own ones after it.
+    encode_s, expand_s : expected seconds of encoding and expanding that remain, at full depth.
+    raw_s : seconds of copies of a raw transfer; inf once another mode was encoded, because raw is then no longer possible.
+    sent_bytes, sent_cut : the bytes and the cut that were already sent.
     lossless_bytes, lossless_encode_s, lossless_expand_s : wire bytes and seconds of the lossless mode; 0 bytes: not offered.
-    hidden_s : seconds from now in which the request waits for other work anyway; 0 while transfers begin after prefill.
-    price : distortion that a byte must remove to be worth sending, the higher price of both ends; 0: no price.
-    own_slope : this request's own slope curve for 1 raw byte, before encoding; only the simulator knows it, for bounds.
+    hidden_s : seconds from now during which the request waits for other work anyway; 0 if transfers begin after prefill.
+    price : distortion that a byte must remove to be worth sending, the higher of the two ends' prices; 0: no price.
+    own_slope : this request's own slope curve for 1 raw byte, before encoding; only the simulator knows it; policies that compute bounds use it.
     started : the promised cut has arrived and decoding may begin; what is sent from now on refines it.
     entropy_share : bytes of the entropy coder relative to the fixed coder at equal distortion; 0: not offered.
     entropy_encode_s, entropy_expand_s : seconds of the entropy coder.
@@ -113,17 +113,17 @@ class TransferView:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to send of a transfer. Mode, order, depth and coder of the first decision hold for the whole transfer; the cut may still move.
+    """What to send in a transfer. Mode, order, depth and coder of the first decision hold for the whole transfer; the cut may still change.
 
     Parameters
     ----------
-    mode : `raw`: bytes as they lie in the pool. `lossless`: coded without loss. `stream`: passes in `order` up to `cut`.
-    order : `slope`: most distortion removed per byte first. `uniform`: the same precision for every cell.
+    mode : `raw`: the bytes in the pool. `lossless`: losslessly coded. `stream`: passes in `order` up to `cut`.
+    order : `slope`: the passes that remove most distortion per byte come first. `uniform`: the same precision for every cell.
     cut : index of the last band to send before decoding may begin.
-    depth_bits : bits per value to encode, so how far the stream can be refined.
-    refine_to_cut : the cut to refine to after decoding has begun, while nothing more urgent waits for the link; none above `cut`: no
-        refinement.
-    coder : coder of the passes.
+    depth_bits : bits per value to encode; it limits how far the stream can be refined.
+    refine_to_cut : the cut to refine to after decoding has begun, while nothing more urgent waits for the link. If it is not above `cut`,
+        there is no refinement.
+    coder : the coder of the passes.
     """
 
     mode: Mode
@@ -136,7 +136,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class GoodputSample:
-    """Wire bytes that passed a link in duration_s of sending, without idle time; never multiplied by a compression ratio."""
+    """Wire bytes that passed a link in duration_s of sending time, without idle time. Compression ratios play no part."""
 
     wire_bytes: float
     duration_s: float
@@ -144,8 +144,8 @@ class GoodputSample:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A complete transfer. distortion: at its end (0: raw or lossless). decision, view: the first decision and the view it was made on.
-    seconds: of encoding and sending, without waits for earlier transfers and for memory."""
+    """A complete transfer. distortion: distortion of the KV when it was complete (0: raw or lossless). decision, view: the first decision
+    and its view. seconds: time of encoding and sending, without waits for earlier transfers and for memory."""
 
     distortion: float
     decision: Decision
@@ -166,24 +166,24 @@ class BitratePolicy(Protocol):
     """Chooses how a transfer is sent. There is one object per pair of nodes.
 
     A policy has no clock and does no I/O. The same calls give the same answers, so a run can be replayed through it. `decide` is called
-    before encoding, again whenever the cut may still move (before each frame; at each change of a simulated rate), and for quotes to
-    routing, whose transfers may never happen. So `decide` must not change the policy's state.
+    before encoding, and again whenever the cut may still change (before each frame, or when a simulated rate changes). Quotes for routing
+    also call it, for transfers that may never happen. So `decide` must not change the policy's state.
     """
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
-        """Bytes passed the link to this peer."""
+        """Record bytes that passed the link to this peer."""
         ...
 
     def delivered(self, now_s: float, done: Delivered) -> None:
-        """A transfer to this peer is complete. Transfers of one pair follow one another."""
+        """A transfer to this peer is complete. A pair's transfers run one after another."""
         ...
 
     def refined(self, now_s: float, done: Refined) -> None:
-        """The refinement of a delivered transfer has ended. Not called for transfers without refinement; in any order."""
+        """The refinement of a delivered transfer has ended. Not called for transfers without refinement. Calls come in any order."""
         ...
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
-        """How to send this transfer, as of now_s."""
+        """How to send this transfer, with what is known at now_s."""
         ...
 
     def estimate_bytes_per_s(self, now_s: float) -> float:

@@ -25,8 +25,8 @@ class GpuSpec:
     """One serving instance.
 
     gpus: number of GPUs. flops, memory_bytes_per_s, memory_bytes: dense bf16 peak, memory bandwidth and memory of each GPU; the
-    efficiencies scale them. overhead_s, request_s: fixed seconds of each iteration, and seconds per request in it. call_s: seconds of a copy or kernel
-    call.
+    efficiencies scale them. overhead_s, request_s: fixed seconds of each iteration, and seconds per request in it. call_s: seconds of a
+    copy or kernel call.
     kernels: fits of published kernel tables, or None.
     """
 

@@ -32,7 +32,7 @@ class WorkerConfig:
     threads : number of torch threads.
     device : cpu or cuda.
     host : the address a decode worker listens on.
-    transport : a name of `abkt.transfer.transports.registry`.
+    transport : a name in `abkt.transfer.transports.registry`.
     sockets : the folder for transports that need a socket file.
     paced : profile.json of a machine; the worker sleeps its times instead of computing (compute=paced). Empty: the worker computes.
     importance_window : number of last queries of a prompt that give its cells their weights in slope order; 0: all weights are equal.

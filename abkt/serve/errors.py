@@ -1,4 +1,4 @@
-"""How a cluster breaks. The text of an error is one line that a user reads."""
+"""The errors of a cluster. The text of each is one line for the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a transfer between two real workers is expected to cost. The frontend's quotes and a worker's decision both ask here."""
+"""The expected cost of a transfer between two real workers. The frontend's quotes and a worker's decision both use it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def serving_view(profile: Profile | None, model: ModelSpec, tokens: int, deadlin
 
     Parameters
     ----------
-    profile : what was measured; None: nothing, so that coding costs nothing in the view.
-    tokens : of KV that travel.
+    profile : the measured costs; None: coding costs nothing in the view.
+    tokens : tokens of KV to transfer.
     deadline_s : when the KV should be usable.
-    device : of the workers' pools. Workers encode the lossless mode for a CPU pool only, so it is not offered on another device.
+    device : device of the workers' pools. Workers encode the lossless mode for a CPU pool only, so it is not offered on another device.
     """
     if profile:
         view = expected_view(profile, tokens, deadline_s)
@@ -29,9 +29,9 @@ def serving_view(profile: Profile | None, model: ModelSpec, tokens: int, deadlin
 
 
 def quoted(view: TransferView, decision: Decision) -> tuple[float, float, float]:
-    """(seconds of encoding, wire bytes, seconds of expanding) that a decision is expected to take, in the coder that it names.
+    """(seconds of encoding, wire bytes, seconds of expanding) expected for a decision, with the coder that it names.
 
-    Where the entropy coder was not measured, it counts as the fixed one.
+    An entropy coder that was not measured counts as the fixed one.
     """
     encode_s, wire_bytes, expand_s = stage_costs(view, decision)
     if decision.mode == "stream" and decision.coder == "entropy" and view.entropy_share > 0:

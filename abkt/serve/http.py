@@ -1,6 +1,6 @@
 """An HTTP endpoint with OpenAI's API in front of a service: /v1/completions (with streaming), /v1/models, /health, /metrics.
 
-Beyond OpenAI's fields, a request may have top_k and ignore_eos, and a choice has token_ids. A request that asks for what is not supported
+Beyond OpenAI's fields, a request may have top_k and ignore_eos, and a choice has token_ids. A request with an unsupported field
 (several choices, stop texts, log probabilities, …) is refused; the field is not ignored. With an API key, every path but /health needs
 the header `Authorization: Bearer KEY`.
 """
@@ -31,7 +31,7 @@ from abkt.serve.metrics import Metrics
 from abkt.serve.service import Busy, Service
 
 BODY_CAP_BYTES = 4 << 20
-CHECK_S = 0.5  # between two checks whether the client is still connected
+CHECK_S = 0.5  # seconds between two checks whether the client is still connected
 ONLY = {"n": 1, "best_of": 1, "echo": False, "logprobs": None, "suffix": None, "stop": None, "logit_bias": None}
 PENALTIES = {"presence_penalty": 0, "frequency_penalty": 0}
 KNOWN = {"model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "seed", "stream", "user", "ignore_eos", *ONLY, *PENALTIES}
@@ -39,8 +39,8 @@ KNOWN = {"model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "seed
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Converts between text and token ids. vocabulary: how many ids there are. eos: the token that ends an answer; -1: none. tokenizer:
-    None where the model has none; prompts must be token ids then."""
+    """Converts between text and token ids. vocabulary: number of token ids. eos: the token that ends an answer; -1: none. tokenizer:
+    None if the model has none; prompts must be token ids then."""
 
     vocabulary: int
     eos: int
@@ -48,7 +48,7 @@ class Text:
 
     @classmethod
     def of(cls, folder: Path) -> Text:
-        """Of a Hugging Face model folder."""
+        """The tokenizer and vocabulary of a Hugging Face model folder."""
         from transformers import AutoConfig, AutoTokenizer
 
         config = AutoConfig.from_pretrained(folder)
@@ -58,7 +58,7 @@ class Text:
         return cls(config.vocab_size, -1 if first is None else first, tokenizer)
 
     def tokens(self, prompt: object) -> tuple[int, ...]:
-        """The token ids of a prompt. Raises ValueError, one line, where it is neither a text nor a list of ids."""
+        """The token ids of a prompt. Raises ValueError, one line, if it is neither a text nor a list of ids."""
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError("the model has no tokenizer; give prompt as a list of token ids")
@@ -74,7 +74,7 @@ class Text:
 
 
 def prompt_of(body: object, model: str, text: Text) -> Prompt:
-    """The Prompt that a request body asks for. Raises ValueError, one line, which names the field that is wrong."""
+    """The Prompt that a request body asks for. Raises ValueError, one line that names the wrong field."""
     if not isinstance(body, dict):
         raise ValueError("the request body must be a JSON object")
     if unknown := sorted(body.keys() - KNOWN):
@@ -101,11 +101,11 @@ class Endpoint:
 
     Parameters
     ----------
-    service : takes the requests; it must be running.
-    metrics : what /metrics answers.
-    model : the name that clients see.
+    service : receives the requests; it must be running.
+    metrics : the values that /metrics returns.
+    model : the model name that clients see.
     text : the model's tokenizer and vocabulary.
-    key : the API key that clients must send; empty: none is needed.
+    key : the API key that clients must send; empty: no key is needed.
     """
 
     def __init__(self, service: Service, metrics: Metrics, model: str, text: Text, key: str = "") -> None:
@@ -113,7 +113,7 @@ class Endpoint:
         self._created = int(time.time())
 
     def app(self) -> Starlette:
-        """For an ASGI server such as uvicorn."""
+        """The application, for an ASGI server such as uvicorn."""
         return Starlette(
             routes=[
                 Route("/health", self._health),
@@ -205,7 +205,7 @@ class Endpoint:
 
 @dataclass(slots=True)
 class CompletionResponse:
-    """One answer as OpenAI's API has it. streamed, tokens: the text and the tokens that were streamed so far."""
+    """One answer in the format of OpenAI's API. streamed, tokens: the text and the tokens that were streamed so far."""
 
     id: str
     created: int
@@ -245,7 +245,7 @@ class CompletionResponse:
 
 
 async def _json_of(request: Request) -> object:
-    """Raises OverflowError above the size limit and ValueError where the body is not JSON, each with one line."""
+    """The body, parsed. Raises OverflowError above the size limit and ValueError if it is not JSON, each with one line."""
     body = bytearray()
     async for piece in request.stream():
         body += piece

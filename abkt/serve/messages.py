@@ -1,7 +1,7 @@
-"""How a message between the frontend and a worker process is written: one JSON object on one line.
+"""The format of messages between the frontend and a worker process: one JSON object on one line.
 
-A message is a frozen dataclass; `commands.py` has those to a worker, `reports.py` those from a worker. The types of its fields say what a
-line must hold, so one encoder and one decoder serve all messages. JSON has no nan and no infinity: such a float is written as
+A message is a frozen dataclass. `commands.py` defines the messages to a worker, `reports.py` the messages from a worker. The types of the
+fields define the format of a line, so one encoder and one decoder serve all messages. JSON has no nan and no infinity; these are written as
 {"float": "nan"}, {"float": "inf"} or {"float": "-inf"}.
 """
 
@@ -16,30 +16,29 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-NAME = "message"  # the member of a line that holds the name of the message's class
+NAME = "message"  # the key under which a line holds the name of the message's class
 TAG = "float"
-PLAIN: set[Any] = {str, int, bool}  # written as they are; a prompt has many tokens, so lists of them are not taken apart
+PLAIN: set[Any] = {str, int, bool}  # JSON types; lists of them are not converted item by item, since prompts are long
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-Reader = Callable[[object, str], Any]  # (what JSON gave, where it stood) -> the field's value
+Reader = Callable[[object, str], Any]  # (JSON value, name of its place) -> the field's value
 
 
 def encode(message: object) -> str:
-    """The line of a message, without its newline. Raises ValueError, one line, for a field that JSON cannot hold."""
+    """A message as one line, without the newline. Raises ValueError, one line, for a field that JSON cannot hold."""
     return json.dumps({NAME: type(message).__name__, **_written(message)}, allow_nan=False)
 
 
 def decode(line: str | bytes, kinds: Sequence[type]) -> Any:
-    """The message that a line holds.
+    """The message in a line.
 
     Parameters
     ----------
     line : one JSON object, as `encode` writes it.
-    kinds : the message classes that may come.
+    kinds : the message classes that are accepted.
 
     Raises
     ------
-    ValueError : in one line, where the line is not JSON, names none of `kinds`, lacks a field, or has a field that is unknown or of a wrong
-        type.
+    ValueError : one line, if the line is not JSON, names none of `kinds`, lacks a field, or has a field that is unknown or of a wrong type.
     """
     try:
         data = json.loads(line, parse_constant=_refuse_constant)
@@ -70,7 +69,7 @@ def _written(value: object) -> Any:
 
 @cache
 def _reader(hint: Any) -> Reader:
-    """What reads a field of this type."""
+    """The reader for fields of this type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in PLAIN:
         return _plain(hint)
@@ -119,7 +118,7 @@ def _float(value: object, where: str) -> float:
 
 
 def _any(value: object, where: str) -> Any:
-    """Free JSON, such as a policy's configuration."""
+    """Any JSON value, such as a policy's configuration."""
     if isinstance(value, dict):
         if value.keys() == {TAG}:
             return _float(value, where)

@@ -17,7 +17,7 @@ STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Metrics:
-    """Thread-safe, as prometheus_client is. All names begin with abkt_; times are in seconds."""
+    """The metrics of a service; thread-safe. All names begin with abkt_; times are in seconds."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -57,14 +57,14 @@ class Metrics:
             self._stages.labels(stage).inc(max(0.0, getattr(record, f"{stage}_exposed_s")))
 
     def text(self, status: ServiceStatus) -> bytes:
-        """What /metrics answers."""
+        """The text that /metrics returns."""
         registry = CollectorRegistry()
         registry.register(_StatusCollector(status))
         return generate_latest(self._registry) + generate_latest(registry)
 
 
 class _StatusCollector:
-    """The gauges: the present status."""
+    """The gauges, read from the current status of the service."""
 
     def __init__(self, status: ServiceStatus) -> None:
         self._status = status

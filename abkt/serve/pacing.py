@@ -1,4 +1,4 @@
-"""What holds the bytes of a run back to the capacity of its link.
+"""The mechanisms that limit a run's rate to the capacity of its link:
 
 tbf         the kernel, on the link itself (`tc`), in network namespaces
 socket      the kernel, on the sender's TCP socket
@@ -26,15 +26,15 @@ PACINGS = ("tbf", "socket", "userspace")
 
 
 def paced_by(pacing: str, capacity: Capacity) -> str:
-    """The name for the records: `none` where the link is unlimited."""
+    """The pacing as records name it: `none` if the link is unlimited."""
     return "none" if math.isinf(min(capacity.bytes_per_s)) else pacing
 
 
 class Pacing:
-    """The sender's part during one run: the transport and the link that it sends with.
+    """The sender's side of pacing during one run: the transport and the link.
 
-    pacing: one of PACINGS; tbf is set up by the frontend (`shaped`). transport: a name of abkt.transfer.transports.registry; where the
-    kernel paces, it is TCP. origin_s: time 0 of the run on CLOCK_MONOTONIC.
+    pacing: one of PACINGS; the frontend sets up tbf (`shaped`). transport: a name in abkt.transfer.transports.registry; it is TCP if the
+    kernel paces. origin_s: time 0 of the run on CLOCK_MONOTONIC.
     """
 
     def __init__(self, pacing: str, capacity: Capacity, origin_s: float, transport: str = "tcp") -> None:
@@ -49,16 +49,16 @@ class Pacing:
             self._following.enter_context(ScheduleFollower(capacity, paced.pace, origin_s))
 
     def close(self) -> None:
-        """Raises the error that setting a rate has met, if any."""
+        """End pacing. Raises the error that occurred while a rate was set, if any."""
         self._following.close()
 
 
 @contextmanager
 def shaped(namespaces: Namespaces | None, pacing: str, capacity: Capacity, origin_s: float) -> Iterator[dict[str, Any]]:
-    """The frontend's part: during the run, the links of its namespaces follow the capacity.
+    """The frontend's side of pacing: during the run, the links of the namespaces follow the capacity.
 
-    Yields facts for the records, which are complete when the run has ended: pacing, and with namespaces how often the rate was changed
-    (changes) and by how much the latest change was late (late_s). Raises ClusterError if a rate cannot be set.
+    Yields facts about the run, which are complete when it has ended: pacing; and with namespaces changes, the number of rate changes, and
+    late_s, the delay of the latest change. Raises ClusterError if a rate cannot be set.
     """
     facts: dict[str, Any] = {"pacing": paced_by(pacing, capacity)}
     if namespaces is None:

@@ -1,4 +1,4 @@
-"""What a worker process tells the frontend. Each class is one message; `abkt.serve.messages` writes it as one line of JSON.
+"""The reports that a worker process sends to the frontend. Each class is one message; `abkt.serve.messages` writes it as one line of JSON.
 
 Times are seconds of the run unless a field says otherwise. attempt_id: see `abkt.serve.commands`.
 """
@@ -19,7 +19,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker serves in this role. address: where a decode worker takes KV; empty for a prefill worker."""
+    """The worker now serves in this role. address: where a decode worker accepts KV; empty for a prefill worker."""
 
     role: str
     address: str
@@ -32,9 +32,9 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTransfer:
-    """How a prompt's KV is sent. encode_end_s: when it was encoded; encode_busy_s: how long that took. mode, order, depth_bits, price: of
-    the decision; order is empty and depth_bits 0 for a mode that has none. estimate_bytes_per_s: what the policy believes of the link; nan
-    if it holds no estimate. pacing: what paced the bytes. codec: which implementation encoded."""
+    """How a prompt's KV is sent. encode_end_s: when encoding ended; encode_busy_s: how long it took. mode, order, depth_bits: as decided;
+    order is empty and depth_bits is 0 for a mode without them. price: the price at the decision. estimate_bytes_per_s: the policy's
+    estimate of the link; nan if it has none. pacing: the mechanism that paced the bytes. codec: name of the implementation that encoded."""
 
     encode_end_s: float
     encode_busy_s: float
@@ -49,8 +49,8 @@ class PlannedTransfer:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """A prompt is computed. token, margin: the first output token, and by how much it was chosen (see Choice). transfer: None where that
-    token was the last one, so that nothing is sent."""
+    """A prompt is computed. token, margin: the first output token and its margin (see Choice). transfer: None if that token is the last,
+    so that no KV is sent."""
 
     attempt_id: int
     prefill_start_s: float
@@ -62,7 +62,7 @@ class Prefilled:
 
 @dataclass(frozen=True, slots=True)
 class CodedCurves:
-    """The rate curves of a prompt of `tokens` tokens that was encoded at full depth. raw_bytes: of its KV."""
+    """The rate curves of a prompt that was encoded at full depth. tokens: length of the prompt. raw_bytes: size of its KV."""
 
     tokens: int
     coder: CoderName
@@ -73,9 +73,9 @@ class CodedCurves:
 
 @dataclass(frozen=True, slots=True)
 class TransferSent:
-    """The decode worker has acknowledged a transfer. wire_busy_s: how long its bytes passed. calls: of the transport. retries: connections
-    that were found dead before the grant; resumes: those that broke after it. distortion: of the KV that decoding begins with.
-    refining: better values may follow."""
+    """The decode worker has acknowledged a transfer. wire_busy_s: seconds in which its bytes passed. calls: transport calls. retries:
+    connections found dead before the grant; resumes: connections that broke after it. distortion: distortion of the KV that decoding
+    begins with. refining: whether better values may follow."""
 
     attempt_id: int
     granted_s: float
@@ -93,7 +93,7 @@ class TransferSent:
 
 @dataclass(frozen=True, slots=True)
 class BrokenTransfer:
-    """What had passed of a transfer that failed after the decode worker had granted it."""
+    """How much had been sent of a transfer that failed after the decode worker had granted it."""
 
     mode: str
     wire_bytes: int
@@ -104,7 +104,7 @@ class BrokenTransfer:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """An attempt has failed on this worker. broken: what its transfer had sent; None where it had not begun."""
+    """An attempt has failed on this worker. broken: how much its transfer had sent; None if the transfer had not begun."""
 
     attempt_id: int
     reason: str
@@ -113,14 +113,14 @@ class AttemptFailed:
 
 @dataclass(frozen=True, slots=True)
 class AttemptCancelled:
-    """A decode worker holds nothing of a cancelled attempt any more."""
+    """A decode worker has freed all memory of a cancelled attempt."""
 
     attempt_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class PromptsWithdrawn:
-    """The prompts that this worker had not begun; it has dropped them."""
+    """The prompts that this worker had not started; it has dropped them."""
 
     attempt_ids: tuple[int, ...]
 
@@ -136,11 +136,11 @@ class StreamedTokens:
 class AttemptFinished:
     """A request has all its output tokens.
 
-    received_s: when its KV was complete. expand_busy_s, decode_busy_s: how long these took. decode_token_s: when the first token of this
-    side was there. tokens: all outputs, with the prefill worker's first; margins: of those of this side. distortion_start, _final: of the
-    KV that the first and the last token were decoded from; _token_weighted: mean over the tokens. swaps: (when, tokens decoded before,
-    cut) of each swap of better values. refine_bytes: on the wire, of what followed the start; refine_finish_s: when the last of them came;
-    nan without any.
+    received_s: when its KV was complete. expand_busy_s, decode_busy_s: seconds of expanding and decoding. decode_token_s: when this worker
+    had its first token. tokens: all output tokens; the first one is the prefill worker's. margins: margins of this worker's tokens.
+    distortion_start, distortion_final: distortion of the KV from which the first and the last token were decoded.
+    distortion_token_weighted: mean over the tokens. swaps: (time, tokens decoded before, cut) for each time better values were written.
+    refine_bytes: wire bytes of refinement after the start; refine_finish_s: when the last of them arrived; nan if there were none.
     """
 
     attempt_id: int
@@ -185,5 +185,5 @@ WorkerReport = (
 
 
 def decode_report(line: str | bytes) -> WorkerReport:
-    """Raises ValueError, one line, where the line is no report."""
+    """The report in a line. Raises ValueError, one line, if the line holds no report."""
     return cast(WorkerReport, decode(line, get_args(WorkerReport)))

@@ -1,4 +1,4 @@
-"""A cluster that takes requests as they come: a thread that runs the frontend, and what other threads may ask of it."""
+"""A cluster that accepts requests at any time: one thread runs the frontend, and other threads call the service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Busy(RuntimeError):
-    """Too many requests wait already; retry after retry_after_s."""
+    """Too many requests are waiting; retry after retry_after_s."""
 
     def __init__(self, waiting: int, retry_after_s: float) -> None:
         super().__init__(f"{waiting} requests wait for KV memory already; retry in {retry_after_s:.0f} s")
@@ -32,8 +32,8 @@ class Busy(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """prefill, decode: workers that take requests. open: requests that are not done; waiting: those of them that are not placed. kv_used:
-    by decode worker, the share of its memory that is reserved. error: why no request is taken any more; empty: all is well."""
+    """prefill, decode: workers that accept requests. open: requests that are not done; waiting: open requests that are not placed. kv_used:
+    decode worker -> share of its memory that is reserved. error: why the service accepts no more requests; empty: it accepts them."""
 
     prefill: tuple[str, ...]
     decode: tuple[str, ...]
@@ -48,13 +48,14 @@ class Service:
 
     Parameters
     ----------
-    make : makes the frontend, given the function that it must call for each request that is done. Only this service may use the frontend.
-    most_waiting : requests that may wait for a place; further ones are refused (Busy).
-    on_done : called in the service's thread for each request that is done, before the listener of the request is.
+    make : makes the frontend; its argument is the function that the frontend must call for each request that is done. Only this service
+        may use the frontend.
+    most_waiting : most requests that may wait for a worker; further ones are refused (Busy).
+    on_done : called in the service's thread for each request that is done, before the request's own `on_done`.
 
     Attributes
     ----------
-    requests, transfers : the last records, at most RECORDS_KEPT of each kind.
+    requests, transfers : the most recent records, at most RECORDS_KEPT of each kind.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Service:
         self._listeners: dict[int, Callable[[OpenRequest], None]] = {}
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._closing = threading.Event()
-        self._lock = threading.Lock()  # of the status
+        self._lock = threading.Lock()  # protects the status
         self._status = self._look()
         self._thread = threading.Thread(target=self._run, name="frontend", daemon=True)
 
@@ -90,13 +91,13 @@ class Service:
             return self._status
 
     def submit(self, prompt: Prompt, on_tokens: Callable[[list[int]], None], on_done: Callable[[OpenRequest], None]) -> int:
-        """Take a request.
+        """Submit a request.
 
         Parameters
         ----------
-        prompt : its request_id and arrival_s are set here.
+        prompt : the request; its request_id and arrival_s are set here.
         on_tokens : called with new tokens, if prompt.stream.
-        on_done : called once with the request and its record. Both are called in the service's thread.
+        on_done : called once, when the request is done and has its record. Both functions are called in the service's thread.
 
         Returns
         -------
@@ -104,8 +105,8 @@ class Service:
 
         Raises
         ------
-        Busy : where too many requests wait.
-        ClusterError : where the cluster has broken.
+        Busy : if too many requests are waiting.
+        ClusterError : if the cluster has failed.
         """
         status = self.status
         if status.error:
@@ -125,11 +126,11 @@ class Service:
         return number
 
     def cancel(self, number: int) -> None:
-        """The client does not want the answer any more."""
+        """Cancel a request whose client no longer wants the answer."""
         self._call(lambda: None if self.status.error else self._frontend.cancel(number))
 
     def _call(self, work: Callable[[], None]) -> None:
-        """Do this in the service's thread."""
+        """Run `work` in the service's thread."""
         self._calls.put(work)
         self._frontend.workers.wake()
 
@@ -149,7 +150,7 @@ class Service:
                 self._fail(str(error) or type(error).__name__)
 
     def _fail(self, reason: str) -> None:
-        """Every open request fails, and so will every later one."""
+        """Fail every open request, and refuse every later one."""
         self._note(replace(self.status, error=reason))
         for number, listener in list(self._listeners.items()):
             listener(_failed(number, reason))

@@ -1,4 +1,4 @@
-"""What a cluster on this machine consists of."""
+"""The specification of a cluster on this machine."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from abkt.spec import KVLayout
 
 @dataclass(frozen=True, slots=True)
 class LocalClusterSpec:
-    """Prefill workers p0, p1, … and decode workers d0, d1, …: one process and thread each, on a core of its own as far as there are cores.
+    """Prefill workers p0, p1, … and decode workers d0, d1, …. Each is one process and thread, on its own core while there are enough.
 
     Parameters
     ----------
     model_folder : a Hugging Face model folder, which every worker loads.
-    prefill, decode : how many workers of each role.
+    prefill, decode : number of workers of each role.
     pool_tokens : tokens of KV that each worker's pool holds.
-    block_tokens : tokens of one block of the pool.
-    max_batch : requests that a decode worker decodes at a time.
+    block_tokens : tokens in one block of the pool.
+    max_batch : most requests in one batch of a decode worker.
     device : cpu or cuda, where the workers compute and keep their pools.
-    stall_timeout_s : a run fails when no worker reports anything for so long.
-    importance_window : last queries of a prompt that weigh its cells in slope order; 0: all cells weigh the same.
+    stall_timeout_s : a run fails if no worker reports anything for this many seconds.
+    importance_window : number of last queries of a prompt that give its cells their weights in slope order; 0: all weights are equal.
     calibration : the model's calibration.json, as `abkt quality calibrate=true` writes it; None: none.
     layer_groups : a prompt's KV is sent in this many groups of layers, each as soon as it is computed; 1: all at once, after prefill.
-    key_file : the key that authenticates transfers; empty: the one that ABKT_KEY_FILE names, or none.
-    encrypt : whether transfers are encrypted too; needs a key.
-    paced : the profile.json of a machine that the workers stand for: they sleep its times (compute=paced). None: they compute.
-    transport : a name of `abkt.transfer.transports.registry`.
-    shares_device : all workers share one device, and take turns with it.
+    key_file : file of the key that authenticates transfers; empty: the file that ABKT_KEY_FILE names, or no key.
+    encrypt : whether transfers are encrypted as well; this needs a key.
+    paced : profile.json of a machine; the workers sleep its times instead of computing (compute=paced). None: the workers compute.
+    transport : a name in `abkt.transfer.transports.registry`.
+    shares_device : whether all workers share one device and take turns with it.
 
     Raises
     ------
-    ValueError : in one line, where the fields do not go together.
+    ValueError : one line, if the fields contradict each other.
     """
 
     model_folder: Path
@@ -66,10 +66,10 @@ class LocalClusterSpec:
             )
 
     def layout(self) -> KVLayout:
-        """Of each worker's pool. Raises ValueError where the model folder cannot be read."""
+        """The layout of each worker's pool. Raises ValueError if the model folder cannot be read."""
         return KVLayout(read_spec(self.model_folder), blocks=self.pool_tokens // self.block_tokens, block_tokens=self.block_tokens)
 
     @property
     def compute(self) -> str:
-        """real or paced, as records say it."""
+        """`real` or `paced`, as in the records."""
         return "paced" if self.paced else "real"

@@ -1,5 +1,5 @@
-"""Admission policies: whether a request is accepted, waits, is prefilled on its decode node or is rejected, one file a policy. The
-simulator calls them; configurations name them by class (conf/admission).
+"""Admission policies, one file each. A policy decides whether a request is accepted, waits, is prefilled on its decode node or is rejected.
+The simulator calls them; configurations name them by class (conf/admission).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an admission policy sees of a request, and what it answers. It is asked after routing has chosen a pair of nodes."""
+"""The input of an admission policy and its answer. The policy is called after routing has chosen a pair of nodes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class RequestEstimate(Protocol):
         ...
 
     def ttft_s(self) -> float:
-        """Expected TTFT on the chosen pair, from arrival: waits, prefill, and the transfer as its bitrate policy quotes it."""
+        """Expected TTFT on the chosen pair, from arrival: waits, prefill, and the bitrate policy's quote of the transfer."""
         ...
 
     def local_ttft_s(self) -> float:
-        """Expected TTFT with prefill on the decode node, so without a transfer; inf where that is not possible."""
+        """Expected TTFT with prefill on the decode node, without a transfer; inf if that is not possible."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionDecision:
     """action: `accept`; `wait` until a request leaves the cluster; `local`: accept, with prefill on the decode node; or `reject`. reserve:
-    memory for decoding is reserved before prefill begins. retry_after_s, reason: of a rejection (HTTP Retry-After)."""
+    whether memory for decoding is reserved before prefill begins. retry_after_s, reason: for a rejection (HTTP Retry-After)."""
 
     action: Action
     reserve: bool = False
@@ -39,7 +39,7 @@ class AdmissionDecision:
 
 
 class AdmissionPolicy(Protocol):
-    """Lets requests in, delays them or rejects them."""
+    """Accepts requests, delays them or rejects them."""
 
     def decide(self, now_s: float, request: RequestEstimate) -> AdmissionDecision:
         """What to do with this request now."""

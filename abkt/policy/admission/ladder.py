@@ -1,10 +1,10 @@
 """Four steps, rejection last: reserve decode memory, send at a lower rate, prefill on the decode node, reject with Retry-After.
 
 1. Reserve memory for decoding before prefill. If there is none, wait, but no longer than the SLO allows.
-2. Accept if the request is expected to meet the SLO on the chosen pair. The quote is the bitrate policy's for this request's deadline, so
-   it includes a lower rate.
-3. Else accept with prefill on the decode node, so without a transfer, if that meets the SLO.
-4. Else reject, with the seconds by which it would be late as Retry-After.
+2. Accept if the request is expected to meet the SLO on the chosen pair. The bitrate policy quotes the transfer for this
+   request's deadline, so the quote may use a lower rate.
+3. Otherwise accept with prefill on the decode node, without a transfer, if that meets the SLO.
+4. Otherwise reject; Retry-After is the number of seconds by which the request would be late.
 
 Source: this project (docs/design.md).
 """

@@ -1,6 +1,6 @@
-"""A request is accepted once memory for its decoding is reserved, so no prompt is computed whose KV cannot be placed.
+"""A request is accepted once memory for its decoding is reserved. So no prompt is computed for whose KV there is no memory.
 
-Source: NVIDIA Dynamo and Mooncake (FAST'25), which reject where this policy waits.
+Source: NVIDIA Dynamo and Mooncake (FAST'25); they reject a request when this policy lets it wait.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from abkt.policy.admission.base import RESERVE, WAIT, AdmissionDecision, Request
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """max_wait_s: a request that has waited longer is rejected."""
+    """max_wait_s: a request that has waited longer than this is rejected."""
 
     max_wait_s: float = math.inf
 

@@ -1,5 +1,5 @@
-"""A Hugging Face causal LM over a block pool: attention, sampling, and the pool as a transformers Cache. For workers and for studies of
-answer quality; it knows nothing of frontends and transfers."""
+"""A Hugging Face causal LM over a block pool: attention, sampling, and the pool as a transformers Cache. Workers and studies of answer
+quality use it; it does not depend on frontends or transfers."""
 
 from __future__ import annotations
 

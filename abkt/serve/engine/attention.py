@@ -1,7 +1,7 @@
-"""Attention over the block pool, for any Hugging Face causal LM: new K and V go into the pool, old ones are read from it.
+"""Attention over the block pool, for any Hugging Face causal LM: new K and V are written into the pool, earlier ones are read from it.
 
-transformers passes every layer's query, key and value (after RoPE) to the attention function that the config names. Ours finds the pool and
-the rows of this pass in the keyword argument `pass_`. Nothing else of the model is changed, and nothing is cached twice.
+transformers passes every layer's query, key and value (after RoPE) to the attention function named in the config. This one gets
+the pool and the rows of the pass in the keyword argument `pass_`. The rest of the model is unchanged, and nothing is cached twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SequenceRow:
 
     table: Sequence[int]
     tokens: int
-    index: torch.Tensor | slice = field(init=False)  # a slice where the blocks are adjacent, so that reading copies only once
+    index: torch.Tensor | slice = field(init=False)  # a slice if the blocks are adjacent, so that reading copies only once
 
     def __post_init__(self) -> None:
         first = self.table[0]
@@ -37,7 +37,7 @@ class SequenceRow:
 class ForwardPass:
     """One forward pass: a whole prompt (one row without tokens), more tokens of one row, or one decode iteration (a token for each row).
 
-    importance: observes the queries of each layer of a prompt.
+    importance: observes the queries of each layer while a prompt is computed.
     """
 
     pool: Pool
@@ -59,7 +59,7 @@ class ForwardPass:
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
 
     def extend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """n more tokens of one row. Each query of [1, heads, n, dim] attends to the pool and to the new tokens up to its own."""
+        """n more tokens of one row. Each query of [1, heads, n, dim] attends to the pool and to the new tokens up to itself."""
         row, n = self.rows[0], query.shape[2]
         self.pool.write(row.table, layer, row.tokens, key[0], value[0])
         keys, values = self.pool.read(row.table, layer, row.tokens + n)
@@ -94,7 +94,7 @@ def attend(
     pass_: ForwardPass | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function, with transformers' interface: ([batch, tokens, heads, dim], None instead of the attention weights)."""
+    """The attention function with transformers' interface; returns ([batch, tokens, heads, dim], None for the attention weights)."""
     if pass_ is None:
         raise ValueError("this model's attention runs over a block pool; call the model through abkt.serve.engine.engine.Engine")
     run = pass_.prefill if not pass_.rows[0].tokens else pass_.extend if query.shape[2] > 1 else pass_.decode
@@ -102,9 +102,9 @@ def attend(
 
 
 def register() -> str:
-    """Make the attention known to transformers; returns its name for `attn_implementation`."""
+    """Register the attention with transformers; returns its name for `attn_implementation`."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # ForwardPass does the causal masking
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # ForwardPass applies the causal mask
     return NAME

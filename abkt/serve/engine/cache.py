@@ -1,14 +1,13 @@
-"""The block pool as a transformers Cache: any Hugging Face causal LM with grouped or multi-head attention can generate over it, unchanged.
+"""The block pool as a transformers Cache: any unchanged Hugging Face causal LM with grouped or multi-head attention can generate with it.
 
     cache = PoolCache(pool, [table])            # one table for each row of the batch
     model.generate(input_ids, past_key_values=cache)
 
-The cache is append-only: KV that is in the pool is read and never written again, so KV that came over a network, lossy or not, is not coded
-twice.
+The cache is append-only: KV in the pool is read and never written again. So KV received over a network, lossy or not, is not coded twice.
 
-PoolCache is the general way: it keeps the model's own attention and masks (windows, soft caps, padding). Workers use the fast way,
-abkt.serve.engine.attention, which replaces the model's attention. That copies no KV for each layer and token, and takes rows of different
-lengths in one batch; but it computes full causal attention only. Both write the same KV.
+PoolCache is general: it keeps the model's own attention and masks (windows, soft caps, padding). Workers use the faster
+abkt.serve.engine.attention, which replaces the model's attention. It does not copy KV for each layer and token, and one batch may hold rows
+of different lengths, but it computes full causal attention only. Both write the same KV.
 Not supported: beam search and assisted decoding, which would move or remove KV in the pool.
 """
 
@@ -24,7 +23,7 @@ from abkt.kv.pool import Pool
 
 
 class PoolLayer(CacheLayerMixin):
-    """One layer of all rows: keys and values [rows, kv_heads, tokens, head_dim], copied out of the pool at each step."""
+    """One layer of all rows: keys and values [rows, kv_heads, tokens, head_dim], copied from the pool at each step."""
 
     is_sliding = False
     is_croppable = False
@@ -37,7 +36,7 @@ class PoolLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None: ...
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append new keys and values, and return all. Raises ValueError, one line, where the blocks or the shapes do not fit."""
+        """Append new keys and values, and return all of them. Raises ValueError, one line, if the blocks or shapes do not fit."""
         if key_states.shape[0] != len(self._tables):
             raise ValueError(
                 f"a batch of {key_states.shape[0]} rows, but the cache has {len(self._tables)} tables; one for each row is needed"
@@ -68,18 +67,17 @@ class PoolLayer(CacheLayerMixin):
 
 
 class PoolCache(Cache):
-    """KV of a batch, in the blocks of a pool.
+    """The KV of a batch, in blocks of a pool.
 
     Parameters
     ----------
-    pool : of the model's shape.
-    tables : the blocks of each row, enough for all tokens that will be there.
-    tokens : of every row, in the pool already, such as the prompt that a transfer has brought; generation continues after them.
+    pool : a pool with the model's shape.
+    tables : the blocks of each row, enough for all its tokens at the end.
+    tokens : number of tokens per row whose KV is already in the pool, such as a received prompt; generation continues after them.
 
     Raises
     ------
-    ValueError : in one line, where the pool's model has one latent instead of K and V, a table does not fit the pool, or two rows share a
-        block.
+    ValueError : one line, if the pool's model has one latent instead of K and V, a table does not fit the pool, or two rows share a block.
     """
 
     def __init__(self, pool: Pool, tables: Sequence[Sequence[int]], tokens: int = 0) -> None:

@@ -24,7 +24,7 @@ def read_spec(folder: Path) -> ModelSpec:
 
     Raises
     ------
-    ValueError : in one line, where the folder has no readable config.
+    ValueError : one line, if the folder has no readable config.
     """
     from transformers import AutoConfig
 
@@ -44,12 +44,12 @@ def read_spec(folder: Path) -> ModelSpec:
         dtype=str(config.dtype or "float32").removeprefix("torch."),
         hidden=config.hidden_size,
         heads=heads,
-        max_tokens=min(config.max_position_embeddings, window),  # within a sliding window attention is full, as it is here
+        max_tokens=min(config.max_position_embeddings, window),  # inside a sliding window attention is full, as it is here
     )
 
 
 def rope_theta(folder: Path) -> float | None:
-    """Base of the rotary embedding (RoPE); None where the model has none, or a scaled one."""
+    """Base of the rotary embedding (RoPE); None if the model has no RoPE or a scaled one."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
@@ -59,12 +59,12 @@ def rope_theta(folder: Path) -> float | None:
 
 
 class Engine:
-    """A model and its KV pool. Not thread-safe: one thread computes. Transfers may use other blocks of the pool meanwhile.
+    """A model and its KV pool. Not thread-safe: one thread computes. Meanwhile, transfers may use other blocks of the pool.
 
     Parameters
     ----------
     folder : a Hugging Face model folder.
-    layout : of the KV pool, which is allocated here.
+    layout : layout of the KV pool, which the engine allocates.
     device : cpu or cuda.
 
     Examples
@@ -86,28 +86,28 @@ class Engine:
         self.model = load(folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register()).to(device).eval()
 
     def prefill(self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None) -> int:
-        """Write the KV of a prompt into the blocks of a table; returns the likeliest next token.
+        """Write the KV of a prompt into the blocks of a table; returns the most likely next token.
 
         importance: observes the last queries of each layer.
         """
         return self.begin(tokens, table, importance).token
 
     def decode(self, rows: Sequence[SequenceRow], last: Sequence[int]) -> list[int]:
-        """One iteration: write the KV of each row's last token into the pool, and return the likeliest next tokens. Rows grow by one."""
+        """One iteration: write the KV of each row's last token into the pool, and return the most likely next tokens. Rows grow by one."""
         return [choice.token for choice in self.step(rows, last, [GREEDY] * len(rows))]
 
     @torch.inference_mode()
     def begin(
         self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None, sampling: Sampling = GREEDY
     ) -> Choice:
-        """As prefill, with the next token chosen by `sampling`. Raises ValueError where the table or the model holds too few tokens."""
+        """As prefill, but `sampling` chooses the next token. Raises ValueError if the table or the model holds too few tokens."""
         self._check(len(tokens), table)
         logits = self._logits([list(tokens)], [list(range(len(tokens)))], [SequenceRow(table, 0)], importance)
         return choose(logits[:, -1], [sampling], [len(tokens)])[0]
 
     @torch.inference_mode()
     def step(self, rows: Sequence[SequenceRow], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
-        """As decode, with each token chosen by its row's sampling. Raises ValueError where a table or the model holds too few tokens."""
+        """As decode, but each row's sampling chooses its token. Raises ValueError if a table or the model holds too few tokens."""
         for row in rows:
             self._check(row.tokens + 1, row.table)
         logits = self._logits([[token] for token in last], [[row.tokens] for row in rows], rows)
@@ -117,17 +117,17 @@ class Engine:
 
     @torch.inference_mode()
     def score(self, tokens: Sequence[int], row: SequenceRow) -> torch.Tensor:
-        """Append given tokens to a row, instead of those that the model would choose.
+        """Append given tokens to a row instead of tokens that the model chooses.
 
         Their KV is written into the pool, and the row grows by them.
 
         Returns
         -------
-        Logits [tokens, vocabulary], float32, of the token that follows each.
+        Logits [tokens, vocabulary], float32, for the token after each given token.
 
         Raises
         ------
-        ValueError : where the table or the model holds too few tokens.
+        ValueError : if the table or the model holds too few tokens.
         """
         self._check(row.tokens + len(tokens), row.table)
         positions = list(range(row.tokens, row.tokens + len(tokens)))

@@ -1,8 +1,8 @@
-"""How the next token is chosen: the likeliest one, or one drawn with the request's own seed.
+"""The choice of the next token: the most likely one, or one drawn with the request's own seed.
 
 A draw is argmax(logits / temperature + Gumbel noise), which is a draw from the softmax (Gumbel-max trick; Maddison, Tarlow and Minka,
-A* sampling, 2014). The noise depends on the seed and the position alone. So a request gets the same tokens in any batch and on any
-worker, as far as the logits are the same.
+A* sampling, 2014). The noise depends only on the seed and the position. So a request gets the same tokens in any batch and on any
+worker, if the logits are the same.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ class Sampling:
 
     Parameters
     ----------
-    temperature : 0 takes the likeliest token, and the other fields are ignored; else 0.01 to 100.
-    top_k : draw among this many of the likeliest tokens; 0: among all.
-    top_p : of those that top_k leaves, draw among the fewest likeliest ones whose probability adds up to this, above 0 and at most 1.
+    temperature : 0: take the most likely token and ignore the other fields; otherwise 0.01 to 100.
+    top_k : draw among this many most likely tokens; 0: among all.
+    top_p : of the tokens that top_k leaves, draw among the smallest set of most likely ones whose probabilities add up to top_p; above 0
+        and at most 1.
     seed : 0 to 2**31 - 1.
 
     Raises
     ------
-    ValueError : in one line, where a field is out of its range.
+    ValueError : one line, if a field is out of its range.
     """
 
     temperature: float = 0.0
@@ -55,7 +56,7 @@ class Sampling:
 
     @classmethod
     def of(cls, members: Mapping[str, Any]) -> Sampling:
-        """A missing field is as in GREEDY. Raises ValueError, one line, where a field is not a number of its kind."""
+        """A Sampling from these fields; a missing one is as in GREEDY. Raises ValueError, one line, if one is not a number of its kind."""
         found: dict[str, Any] = {}
         for name, kind in ((f.name, (int, float) if f.name in ("temperature", "top_p") else (int,)) for f in fields(cls)):
             value = members.get(name, getattr(GREEDY, name))
@@ -70,8 +71,8 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What a request wants to have generated. osl: output tokens, at most where there is a stop. stop: the token that ends the output; -1:
-    none. stream: whether each token is reported as it is made."""
+    """What to generate for a request. osl: number of output tokens; with a stop token, the highest number. stop: the token that ends the
+    output; -1: none. stream: whether each token is reported as soon as it is generated."""
 
     osl: int
     stop: int = -1
@@ -79,26 +80,26 @@ class Generation:
     sampling: Sampling = GREEDY
 
     def fields(self) -> dict[str, int | float | bool]:
-        """For the offer of a transfer; `of` reads them back."""
+        """The fields by name, for the offer of a transfer; `of` reads them back."""
         return {"osl": self.osl, "stop": self.stop, "stream": self.stream, **self.sampling.fields()}
 
     @classmethod
     def of(cls, members: Mapping[str, Any]) -> Generation:
-        """Raises ValueError, one line, where osl is missing or a field is of a wrong type."""
+        """A Generation from these fields. Raises ValueError, one line, if osl is missing or a field has a wrong type."""
         osl, stop, stream = members.get("osl"), members.get("stop", -1), members.get("stream", False)
         if type(osl) is not int or type(stop) is not int or type(stream) is not bool:
             raise ValueError(f"osl is {osl!r}, stop {stop!r}, stream {stream!r}; they must be two integers and a boolean")
         return cls(osl, stop, stream, Sampling.of(members))
 
     def ends(self, tokens: Sequence[int]) -> bool:
-        """Whether these output tokens are all."""
+        """Whether these output tokens are complete."""
         return len(tokens) >= self.osl or tokens[-1] == self.stop
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A chosen token. margin: its score less that of the second best token; a score is a logit, or a logit with the noise of a draw. Near 0
-    it is a near-tie, which the order of a floating-point sum may decide."""
+    """A chosen token. margin: its score minus that of the second best token; a score is a logit, or a logit plus the noise of a draw. A
+    margin near 0 is a near-tie, which the order of a floating-point sum may decide."""
 
     token: int
     margin: float
@@ -109,8 +110,8 @@ def choose(logits: torch.Tensor, samplings: Sequence[Sampling], positions: Seque
 
     Parameters
     ----------
-    logits : [rows, vocabulary], floating.
-    samplings, positions : of each row; a position is that of the chosen token, counted from the start of its sequence.
+    logits : [rows, vocabulary], a floating-point type.
+    samplings, positions : sampling of each row, and position of the token to choose, counted from the start of the row's sequence.
     """
     scores = logits.float()
     if any(sampling.temperature > 0 for sampling in samplings):
@@ -128,8 +129,8 @@ def _drawn(logits: torch.Tensor, sampling: Sampling, position: int) -> torch.Ten
         ordered, order = scores.sort(descending=True, stable=True)
         kept = torch.arange(size, device=scores.device) < (sampling.top_k or size)
         shares = ordered.masked_fill(~kept, -math.inf).softmax(-1)
-        kept &= shares.cumsum(-1) - shares < sampling.top_p  # the first always
+        kept &= shares.cumsum(-1) - shares < sampling.top_p  # always keeps the first
         scores = scores.masked_fill(~torch.zeros_like(kept).scatter(0, order, kept), -math.inf)
-    # On the CPU, so that every device draws the same. The key makes the noise of neighbouring seeds and positions independent.
+    # Drawn on the CPU, so that every device draws the same noise. The key makes the noise of neighbouring seeds and positions independent.
     noise = np.random.Generator(np.random.Philox(key=[sampling.seed, position])).gumbel(size=size)
     return scores + torch.from_numpy(noise).to(scores)

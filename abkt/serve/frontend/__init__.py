@@ -1,5 +1,5 @@
-"""The frontend of a cluster: it accepts requests, places them on workers, follows them, and writes their records; it computes nothing.
-Used by `abkt.serve.cluster` and `abkt.serve.service`."""
+"""The frontend of a cluster: it accepts requests, places them on workers, tracks them and writes their records. It runs no model.
+`abkt.serve.cluster` and `abkt.serve.service` use it."""
 
 from __future__ import annotations
 

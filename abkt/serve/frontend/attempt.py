@@ -1,4 +1,4 @@
-"""One attempt at a request: the two workers it is placed on, and what they have reported of it."""
+"""One attempt at a request: the two workers that serve it, and their reports."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from abkt.serve.reports import AttemptFailed, AttemptFinished, AttemptReport, Pr
 
 @dataclass(slots=True)
 class Attempt:
-    """attempt_id: its number, which no other attempt has. prompt: of this attempt, so with tokens that an earlier one has streamed.
+    """One attempt at a request.
 
-    source, destination: the prefill and the decode worker. prefilled, sent: reported by the source; finished: by the destination; failed:
-    by either.
+    attempt_id: unique number of the attempt. prompt: what this attempt computes; it includes tokens that an earlier attempt has streamed.
+    source, destination: the prefill and the decode worker. prefilled, sent: reports of the source. finished: report of the destination.
+    failed: report of either worker.
     """
 
     attempt_id: int
@@ -42,17 +43,17 @@ class Attempt:
 
     @property
     def single_token(self) -> bool:
-        """The first output token was the last one, so nothing was transferred."""
+        """Whether the first output token was the last one, so that no KV was transferred."""
         return self.prefilled is not None and self.prefilled.transfer is None
 
     @property
     def complete(self) -> bool:
-        """The output tokens are there, and the source has said what became of its transfer."""
+        """Whether all output tokens are there and the source has reported the end of its transfer."""
         return self.single_token or (self.finished is not None and (self.sent is not None or self.failed is not None))
 
     @property
     def refinable(self) -> bool:
-        """Better values may have followed the start of decoding."""
+        """Whether better values may have arrived after decoding began."""
         return self.sent is not None and self.sent.refining
 
     def outputs(self) -> list[int]:
@@ -62,6 +63,6 @@ class Attempt:
         return list(self.finished.tokens) if self.finished else []
 
     def margins(self) -> list[float]:
-        """Of each output token; see Choice."""
+        """The margin of each output token; see Choice."""
         assert self.prefilled is not None
         return [self.prefilled.margin, *(self.finished.margins if self.finished else ())]

@@ -1,7 +1,7 @@
-"""The frontend: places requests on workers, follows them, and places them again when a worker or the way between two workers fails.
+"""The frontend: places requests on workers, tracks them, and places them again when a worker or a transfer fails.
 
-Each placement is one attempt. When an attempt fails, tokens that were streamed already are kept, and the next attempt continues after
-them. Without streaming the next attempt starts anew; with the request's own seed it gives the same tokens.
+Each placement is one attempt. When an attempt fails, tokens that were already streamed are kept, and the next attempt continues after
+them. Without streaming, the next attempt starts from the beginning; it uses the request's own seed, so it gives the same tokens.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ STEP_S = 0.1  # the longest time between two checks of the workers' health
 
 
 class Frontend:
-    """Takes requests to the workers of a cluster. One thread may call it; it computes nothing, so it may share a core with a worker.
+    """Serves requests with the workers of a cluster. Only one thread may call it. It runs no model, so it may share a core with a worker.
 
     Parameters
     ----------
-    workers, reservations : of the cluster; the frontend alone changes them while it lives.
-    terms : what holds for all requests.
+    workers, reservations : the cluster's workers and their reservations; only this frontend may change them while it is in use.
+    terms : the settings that hold for all requests.
     routing : the policy that chooses a pair of workers for each request.
     origin_s : the time on CLOCK_MONOTONIC that is 0 in all records.
-    numbers : gives each attempt a number that no other attempt on these workers has.
-    done : called once for each request that was submitted, with its record, whatever its outcome.
-    coded : called with the curves of each prompt that was encoded at full depth.
-    roles : changes workers' roles while requests are served; None: they stay.
+    numbers : returns a new attempt id at each call; ids are unique on these workers.
+    done : called once for each submitted request, with its record, whatever the outcome.
+    coded : called with the rate curves of each prompt that was encoded at full depth.
+    roles : changes workers' roles while requests are served; None: roles do not change.
 
     Raises
     ------
-    WorkerDied : from `step`, when no worker is left for a role and none will take it.
+    WorkerDied : from `step`, if a role has no worker left and none is going to take it.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class Frontend:
     ) -> None:
         self.workers, self.reservations, self.terms, self.origin_s = workers, reservations, terms, origin_s
         self.heard_s = time.monotonic()  # when a worker last reported anything
-        self.codec = ""  # the implementation that encoded last, in words
-        self.role_changes: list[tuple[float, str, str]] = []  # (when, worker, role it was ready in; "" as it began to drain)
+        self.codec = ""  # name of the implementation that encoded last
+        self.role_changes: list[tuple[float, str, str]] = []  # (time, worker, role in which it became ready; "" when it began to drain)
         self._model = reservations.expect.layout.model
         self._placement = Placement(routing, workers, reservations)
         self._roles = roles
@@ -119,13 +119,13 @@ class Frontend:
         self._place()
 
     def cancel(self, request_id: int) -> None:
-        """The client does not want the answer any more."""
+        """Cancel a request whose client no longer wants the answer."""
         if request := self._open.get(request_id):
             self._abandon(request)
             self._close(request, "failed", "cancelled")
 
     def change(self, name: str, role: str) -> None:
-        """Give a worker its next role once it holds nothing; GONE ends it, a new name starts one. Raises ValueError where it cannot."""
+        """Change a worker's role once it has drained. Role GONE ends it; a new name starts a worker. Raises ValueError if it cannot."""
         if name not in self.workers.states:
             self.workers.start(name, role)
             return
@@ -138,7 +138,7 @@ class Frontend:
         self._change_drained()
 
     def step(self, timeout_s: float) -> None:
-        """Take one event, if one comes within timeout_s, and do what follows from it."""
+        """Wait up to timeout_s for one event, and handle it."""
         name, report = self.workers.next(min(timeout_s, STEP_S))
         if name in self.workers.states:
             if report is None:
@@ -152,7 +152,7 @@ class Frontend:
                 self.change(name, role)
 
     def _take(self, name: str, report: WorkerReport) -> None:
-        """Answers that only Workers.ask waits for are ignored."""
+        """Handle a report. Answers to Workers.ask are ignored here."""
         match report:
             case Ready():
                 self.workers.ready(name, report)
@@ -176,7 +176,7 @@ class Frontend:
                 self._follow(name, report)
 
     def _follow(self, name: str, report: AttemptReport) -> None:
-        """A worker has reported on an attempt, perhaps on one that was abandoned."""
+        """Handle a report on an attempt, which may be an abandoned one."""
         attempt_id = report.attempt_id
         self._attempts.heard(name, report)
         if isinstance(report, AttemptFinished):
@@ -198,7 +198,7 @@ class Frontend:
         self._place()
 
     def _place_again(self, name: str, attempt_ids: Sequence[int]) -> None:
-        """Prompts that a draining worker had not begun are placed again, before those that came later."""
+        """Place prompts again that a draining worker had not started. They go before requests that came later."""
         for attempt_id in reversed(attempt_ids):
             self.reservations.forget(attempt_id, name)
             if (request := self._attempts.withdrawn(attempt_id)) and request.attempt:
@@ -221,7 +221,7 @@ class Frontend:
         self._shut(request)
 
     def _close(self, request: OpenRequest, outcome: str, reason: str) -> None:
-        """The request ends without an answer."""
+        """End a request without an answer."""
         request.give_up(outcome, reason, self.terms.compute)
         if request in self._waiting:
             self._waiting.remove(request)
@@ -233,7 +233,7 @@ class Frontend:
         self._done(request)
 
     def _retry(self, request: OpenRequest, failure: str, ended: AttemptFailed | None = None) -> None:
-        """Give the attempt up on both workers, and wait for another one, unless TRIES have failed. ended: reported by its sender."""
+        """Abandon the attempt; queue the request again unless TRIES attempts have failed. ended: the sender's report, if any."""
         self._abandon(request, ended)
         request.failures.append(failure)
         if len(request.failures) >= TRIES:
@@ -242,7 +242,7 @@ class Frontend:
             self._waiting.appendleft(request)
 
     def _abandon(self, request: OpenRequest, ended: AttemptFailed | None = None) -> None:
-        """Tell both workers to drop the attempt. Its memory stays reserved until each has answered."""
+        """Tell both workers to drop the attempt. Its memory stays reserved until they have answered."""
         if attempt := request.attempt:
             self._attempts.abandon(request, ended, sender_lives=attempt.source in self.workers.states)
             for name in attempt.workers:
@@ -250,7 +250,7 @@ class Frontend:
                     self.workers.tell(name, CancelAttempt(attempt.attempt_id))
 
     def _lost(self, name: str) -> None:
-        """A worker has ended: its attempts are tried again on other workers."""
+        """Handle the end of a worker: retry its requests on other workers."""
         role, starting = self.workers.states[name].role, self.workers.states[name].phase == "starting"
         death = self.workers.lost(name)
         self.reservations.leave(name)
@@ -258,7 +258,7 @@ class Frontend:
             self.workers.tell_all("prefill", RemovePeer(name))
         self._attempts.sender_lost(name)
         for request in reversed(self._attempts.involving(name)):
-            if (attempt := request.attempt) and not (name == attempt.source and attempt.sent):  # else the decode worker has all it needs
+            if (attempt := request.attempt) and not (name == attempt.source and attempt.sent):  # else decoding goes on
                 self._retry(request, str(death).partition(";")[0])
         if self.terms.replace_dead and not starting:
             self.workers.start(self.workers.new_name(role), role)
@@ -267,7 +267,7 @@ class Frontend:
         self._place()
 
     def _begin(self, name: str) -> None:
-        """A worker is ready in its role: tell it of the run."""
+        """Start the run on a worker that is ready in its role."""
         role = self.workers.states[name].role
         self.reservations.leave(name)
         self.reservations.enter(name, role)
@@ -276,7 +276,7 @@ class Frontend:
         self.workers.tell(name, self.terms.start(role, self.origin_s, self.workers.addresses()))
 
     def _change_drained(self) -> None:
-        """Workers that drain and hold nothing any more take their next role."""
+        """Change the role of draining workers that hold no request's data any more."""
         for name in [name for name, worker in self.workers.states.items() if worker.phase == "draining"]:
             if self.reservations.holds_nothing(name) and not self._attempts.awaits(name):
                 if self.workers.states[name].role == "decode":
@@ -285,7 +285,7 @@ class Frontend:
                 self.workers.drained(name)
 
     def _place(self) -> None:
-        """Place waiting requests in their order, as far as there are workers and memory to decode in."""
+        """Place waiting requests in order, while there are workers and decode memory for them."""
         while self._waiting:
             request = self._waiting[0]
             prompt = request.remaining()

@@ -1,4 +1,4 @@
-"""A request that the frontend has accepted and not yet answered."""
+"""A request that the frontend has accepted but not yet answered."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from abkt.spec import ModelSpec
 
 @dataclass(slots=True)
 class OpenRequest:
-    """prompt: as it was submitted. on_tokens: told the new tokens of a streamed request. attempt: the present one; None while it waits.
+    """One open request.
 
-    tokens, margins: of the outputs, as far as they are known. failures: why each earlier attempt failed. record, transfer: made when the
-    request is done. failed_transfers: of earlier attempts, as far as their senders have reported them by then.
+    prompt: the request as submitted. on_tokens: called with the new tokens of a streamed request. attempt: the current attempt; None while
+    the request waits. tokens, margins: the output tokens known so far, and their margins. failures: why each earlier attempt failed.
+    record, transfer: the records, made when the request is done. failed_transfers: records of earlier attempts' transfers, if their senders
+    have reported them by then.
     """
 
     prompt: Prompt
@@ -34,24 +36,24 @@ class OpenRequest:
 
     @property
     def wire_bytes(self) -> int:
-        """Of all attempts."""
+        """Wire bytes of all attempts."""
         return (self.record.wire_bytes if self.record else 0) + sum(transfer.wire_bytes for transfer in self.failed_transfers)
 
     def stream(self, tokens: list[int]) -> None:
-        """These tokens are new."""
+        """Add new tokens, and pass them on."""
         if self.prompt.stream and tokens:
             self.tokens += tokens
             if self.on_tokens:
                 self.on_tokens(tokens)
 
     def remaining(self) -> Prompt:
-        """What the next attempt has to do: all of it, or what follows the tokens that were streamed already."""
+        """The prompt of the next attempt: the whole request, or its continuation after the tokens that were already streamed."""
         given = self.tokens if self.prompt.stream else []
         return replace(self.prompt, tokens=(*self.prompt.tokens, *given), osl=self.prompt.osl - len(given)) if given else self.prompt
 
     def complete(self, attempt: Attempt, model: ModelSpec, compute: str) -> RequestRecord:
-        """This attempt has made the last token. The record's times are those of this attempt; its queue began when the request arrived."""
-        before, outputs = attempt.prompt.isl - self.prompt.isl, attempt.outputs()  # tokens of earlier attempts, and of this one
+        """End the request after a successful attempt. The record holds this attempt's times, but its queue stage begins at arrival."""
+        before, outputs = attempt.prompt.isl - self.prompt.isl, attempt.outputs()  # earlier attempts' tokens (a count), and this one's
         self.stream(outputs[len(self.tokens) - before :])
         self.tokens = [*self.tokens[:before], *outputs]
         self.margins = [*[math.nan] * before, *attempt.margins()]
@@ -62,7 +64,7 @@ class OpenRequest:
         return record
 
     def lost(self, attempt: Attempt, ended: TransferSent | AttemptFailed, model: ModelSpec) -> None:
-        """An attempt was given up. ended: how its sender reported the transfer's end."""
+        """Record the transfer of an abandoned attempt. ended: the sender's report on the transfer's end."""
         if transfer := failed_transfer(attempt, ended, model):
             self.failed_transfers.append(transfer)
 

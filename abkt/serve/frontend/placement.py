@@ -1,4 +1,4 @@
-"""Where a request goes: the pair of workers that routing chooses for it."""
+"""The placement of a request: the pair of workers that routing chooses for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from abkt.serve.frontend.workers import Workers
 
 
 class Placement:
-    """A routing policy over the workers that serve now and have memory for a request."""
+    """Asks a routing policy for a pair among the workers that are serving and have memory for the request."""
 
     def __init__(self, routing: RoutingPolicy, workers: Workers, reservations: Reservations) -> None:
         self._routing, self._workers, self._reservations = routing, workers, reservations
@@ -17,7 +17,7 @@ class Placement:
     def choose(self, prompt: Prompt, now_s: float) -> tuple[str, str] | None:
         """(prefill worker, decode worker); None while no pair has room.
 
-        A pair whose transfer failed lately is avoided, unless it is the only one left.
+        A pair with a recent failed transfer is avoided, unless it is the only one left.
         """
         reservations, workers = self._reservations, self._workers
         tokens = prompt.isl + prompt.osl

@@ -1,4 +1,4 @@
-"""One worker process as the frontend holds it: started, listened to, killed when it is silent for too long, ended."""
+"""One worker process, as the frontend controls it: start, reports, pings, and end."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from abkt.serve.reports import Pong, WorkerReport, decode_report
 LOG_LINES = 5
 PING_S = 0.5
 SILENCE_S = 2.5
-SILENT_PINGS = 3  # unanswered pings before a worker is killed, so that a frontend that was stopped itself does not kill its workers
+SILENT_PINGS = 3  # unanswered pings before a worker is killed; a frontend that was itself suspended must not kill its workers
 
 Events = SimpleQueue[tuple[str, WorkerReport | None]]
 
 
 class WorkerProcess:
-    """A worker's reports are put into `events` as (name, report), its end as (name, None). Answers to pings are not.
+    """One worker process. It puts reports into `events` as (name, report), and its end as (name, None). Pongs are not put there.
 
-    launcher: the command that runs another one in the worker's network namespace; empty: none.
+    launcher: a command prefix that runs the process in the worker's network namespace; empty: none.
     """
 
     def __init__(self, config: WorkerConfig, log_dir: Path, events: Events, launcher: Sequence[str] = ()) -> None:
@@ -45,7 +45,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is the frontend's to handle
+                start_new_session=True,  # only the frontend handles Ctrl-C
             )
         self._to_send: SimpleQueue[bytes | None] = SimpleQueue()
         self._threads = [
@@ -69,13 +69,13 @@ class WorkerProcess:
         return bool(self._killed_because)
 
     def tell(self, command: WorkerCommand) -> None:
-        """Returns at once, whether or not the worker reads. Raises WorkerDied where it has ended."""
+        """Send a command. Returns at once, whether or not the worker reads it. Raises WorkerDied if the worker has ended."""
         if self.ended:
             raise self.death()
         self._to_send.put(encode(command).encode() + b"\n")
 
     def watch(self, now_s: float) -> None:
-        """Ping the worker now and then. Kill it when it has been silent for SILENCE_S; its end is then reported as any other."""
+        """Ping the worker regularly. Kill it when it has been silent for SILENCE_S; its end is then reported like any other."""
         if self.killed:
             return
         if self._unanswered >= SILENT_PINGS and now_s - self._heard_s >= SILENCE_S:
@@ -85,7 +85,7 @@ class WorkerProcess:
             return
         self._pinged_s = now_s
         self._unanswered += 1
-        with suppress(WorkerDied):  # its end is an event of its own
+        with suppress(WorkerDied):  # its end is reported as an event
             self.tell(Ping())
 
     def death(self) -> WorkerDied:
@@ -119,7 +119,7 @@ class WorkerProcess:
         self._popen.kill()
 
     def _send(self) -> None:
-        """In a thread of its own: a worker that does not read blocks its writer once the pipe is full."""
+        """Write commands, in a separate thread: writing to a worker that does not read blocks once the pipe is full."""
         assert self._popen.stdin is not None
         with suppress(BrokenPipeError), self._popen.stdin as pipe:
             while (line := self._to_send.get()) is not None:

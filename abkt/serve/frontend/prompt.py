@@ -1,4 +1,4 @@
-"""A request as the real cluster gets it: with its tokens."""
+"""A request to the real cluster, with its tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Prompt:
     Parameters
     ----------
     request_id : unique among the requests of a run.
-    arrival_s : when it arrives, in seconds of the run.
-    tokens : ids of the prompt's tokens.
-    osl : output tokens to generate, at most where there is a stop.
-    expected : the right answer, where it is known.
+    arrival_s : arrival time, in seconds of the run.
+    tokens : token ids of the prompt.
+    osl : number of output tokens to generate; with a stop token, the highest number.
+    expected : the right answer, if it is known.
     sampling : how the output tokens are chosen.
     stop : the token that ends the output; -1: none.
-    stream : whether each token is reported as it is made.
+    stream : whether each token is reported as soon as it is generated.
     """
 
     request_id: int

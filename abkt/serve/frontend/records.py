@@ -1,4 +1,4 @@
-"""Records of a request and its transfers, from what the two workers have reported."""
+"""Records of a request and its transfers, made from the reports of the two workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from abkt.spec import ModelSpec
 
 
 def request_record(attempt: Attempt, model: ModelSpec, compute: str = "real") -> RequestRecord:
-    """Of a complete attempt."""
+    """The request record of a complete attempt."""
     prompt, first = attempt.prompt, attempt.prefilled
     assert first is not None
     record = RequestRecord(prompt.request_id, prompt.isl, len(attempt.outputs()), prompt.arrival_s, compute=compute)
@@ -24,7 +24,7 @@ def request_record(attempt: Attempt, model: ModelSpec, compute: str = "real") ->
     assert last is not None
     record.raw_bytes = prompt.isl * model.kv_bytes_per_token
     record.encode_busy_s = plan.encode_busy_s
-    record.prefill_busy_s -= plan.encode_busy_s - (plan.encode_end_s - first.prefill_end_s)  # what was encoded during prefill
+    record.prefill_busy_s -= plan.encode_busy_s - (plan.encode_end_s - first.prefill_end_s)  # encoding during prefill
     record.decode_node = attempt.destination
     record.expand_busy_s = last.expand_busy_s
     record.decode_busy_s = last.decode_busy_s
@@ -53,7 +53,7 @@ def request_record(attempt: Attempt, model: ModelSpec, compute: str = "real") ->
 
 
 def transfer_record(attempt: Attempt, model: ModelSpec) -> TransferRecord:
-    """Of a complete attempt. Refinement is counted where it arrived: bytes still on their way when the request ended are left out."""
+    """The transfer record of a complete attempt. Refinement bytes count if they arrived before the request ended."""
     prompt, first, sent, last = attempt.prompt, attempt.prefilled, attempt.sent, attempt.finished
     assert first is not None
     assert first.transfer is not None
@@ -87,9 +87,9 @@ def transfer_record(attempt: Attempt, model: ModelSpec) -> TransferRecord:
 
 
 def failed_transfer(attempt: Attempt, ended: TransferSent | AttemptFailed, model: ModelSpec) -> TransferRecord | None:
-    """Of an attempt that was given up; None where its transfer had not begun.
+    """The transfer record of an abandoned attempt; None if its transfer had not begun.
 
-    ended: how the prefill worker reported the transfer's end; a TransferSent where the decode worker failed later.
+    ended: the prefill worker's report on the transfer's end; it is TransferSent if the decode worker failed later.
     """
     if isinstance(ended, TransferSent):
         plan = attempt.prefilled.transfer if attempt.prefilled else None

@@ -1,4 +1,4 @@
-"""What the frontend has promised to its workers: what routing and roles see of them, and what a transfer between two of them may take.
+"""What the frontend has reserved on each worker. Routing and roles policies see workers through these reservations.
 
 The memory that a request needs on its decode worker is reserved before its prefill begins, so it is free when the KV arrives.
 """
@@ -20,14 +20,14 @@ from abkt.serve.frontend.attempt import Attempt
 from abkt.serve.reports import AttemptFailed, AttemptReport, Prefilled, TransferSent
 from abkt.spec import KVLayout
 
-UNMEASURED_S = 1e-3  # of prefill per token, until a prompt was measured: it only orders the queues by length
+UNMEASURED_S = 1e-3  # prefill seconds per token until a prompt was measured; it only serves to order queues by length
 LEARN = 0.3  # weight of the newest observation
-SUSPECT_S = 10.0  # how long a pair is avoided after a transfer of it failed
+SUSPECT_S = 10.0  # how long a pair is avoided after one of its transfers failed
 
 
 @dataclass(slots=True)
 class Expectations:
-    """How long work is expected to take: as the profile says, or as prompts have taken so far. device: of the workers' pools."""
+    """Expected durations, from the profile or, without one, from earlier prompts. device: device of the workers' pools."""
 
     profile: Profile | None
     layout: KVLayout
@@ -44,7 +44,7 @@ class Expectations:
         self._seen = True
 
     def deadline_s(self, arrival_s: float, isl: int) -> float:
-        """When KV should be usable."""
+        """The time at which KV should be usable."""
         return kv_deadline_s(self.profile, arrival_s, isl, self.slo_ttft_s) if self.profile else arrival_s + self.slo_ttft_s
 
     def view(self, isl: int, deadline_s: float) -> TransferView:
@@ -53,7 +53,7 @@ class Expectations:
 
 @dataclass(slots=True)
 class PrefillReservations:
-    """One prefill worker, as a PrefillLoad. jobs: expected seconds of each attempt that is placed there and not computed."""
+    """Reservations on one prefill worker; implements PrefillLoad. jobs: attempt id -> expected prefill seconds, until it is computed."""
 
     name: str
     expect: Expectations
@@ -65,7 +65,7 @@ class PrefillReservations:
 
     @property
     def free_s(self) -> float:
-        """Orders workers as queued_s does, which does not fall with time here."""
+        """The same order as queued_s, which here does not fall as time passes."""
         return self.queued_s
 
     def prefill_s(self, isl: int, cached: int = 0) -> float:
@@ -78,7 +78,7 @@ class PrefillReservations:
 
 @dataclass(slots=True)
 class DecodeReservations:
-    """One decode worker, as a DecodeLoad. promised: blocks of each attempt that may hold some there."""
+    """Reservations on one decode worker; implements DecodeLoad. promised: attempt id -> blocks reserved for it."""
 
     name: str
     blocks: int
@@ -103,16 +103,16 @@ class DecodeReservations:
         self.active, self.kv_used = len(self.promised), 1 - self.free_blocks / self.blocks
 
     def wait_s(self, isl: int) -> float:
-        """Always 0: a request is placed only when there is memory for it."""
+        """Always 0: a request is placed only if there is memory for it."""
         return 0.0
 
 
 @dataclass(slots=True)
 class PairReservations:
-    """One prefill and one decode worker. backlog: expected wire bytes of each attempt that is not sent.
+    """Reservations on the link of one prefill and one decode worker. backlog: attempt id -> expected wire bytes, until they are sent.
 
-    policy: a bitrate policy of the frontend's own, which is told of each transfer when it ends. The policy that decides is the prefill
-    worker's; it is told of each frame.
+    policy: the frontend's own instance of the bitrate policy, for quotes; it observes each transfer when it ends. The prefill worker's
+    instance makes the decisions and observes each frame.
     """
 
     policy: BitratePolicy
@@ -125,7 +125,7 @@ class PairReservations:
 
 
 class Reservations:
-    """What is reserved on every worker and pair. bitrate: a policy's configuration. network: gives the rate of a quote while the policy
+    """The reservations on all workers and pairs. bitrate: a policy's configuration. network: its rate is used for quotes while the policy
     has no estimate."""
 
     def __init__(self, expect: Expectations, bitrate: Mapping[str, Any], network: Capacity) -> None:
@@ -137,14 +137,14 @@ class Reservations:
         self._pairs: dict[tuple[str, str], PairReservations] = {}
 
     def enter(self, name: str, role: str) -> None:
-        """A worker serves in this role."""
+        """Add a worker that serves in this role."""
         if role == "prefill":
             self.prefill.setdefault(name, PrefillReservations(name, self.expect))
         else:
             self.decode.setdefault(name, DecodeReservations(name, self.expect.layout.blocks))
 
     def leave(self, name: str) -> None:
-        """A worker is gone, and what was reserved on it with it."""
+        """Remove a worker and all reservations on it."""
         self.prefill.pop(name, None)
         self.decode.pop(name, None)
         for pair in [pair for pair in self._pairs if name in pair]:
@@ -162,7 +162,7 @@ class Reservations:
         return self._pairs[key]
 
     def quote_s(self, source: str, target: str, isl: int, arrival_s: float, now_s: float) -> float:
-        """Expected seconds from the end of prefill to usable KV, by the pair's policy and its estimate of the link."""
+        """Expected seconds from the end of prefill to usable KV, according to the pair's policy and its estimate of the link."""
         pair, expect = self.pair(source, target), self.expect
         view = expect.view(isl, expect.deadline_s(arrival_s, isl))
         starts_s = now_s + self.prefill[source].queued_s + expect.prefill_s(isl)
@@ -173,7 +173,7 @@ class Reservations:
         return encode_s + (pair.backlog_bytes + wire_bytes) / rate + expand_s
 
     def promise(self, attempt_id: int, source: str, target: str, isl: int, osl: int, now_s: float) -> None:
-        """An attempt is placed on these two workers."""
+        """Reserve for an attempt that is placed on these two workers."""
         expect = self.expect
         self.prefill[source].jobs[attempt_id] = expect.prefill_s(isl)
         self.decode[target].promise(attempt_id, expect.layout.blocks_for(isl + osl))
@@ -181,7 +181,7 @@ class Reservations:
         pair.backlog[attempt_id] = quoted(view, pair.policy.decide(now_s, view))[1]
 
     def follow(self, attempt: Attempt, report: AttemptReport, now_s: float) -> None:
-        """A worker has reported on an attempt that is under way."""
+        """Update the reservations after a worker's report on an attempt in progress."""
         source, destination = attempt.workers
         match report:
             case Prefilled():
@@ -205,26 +205,26 @@ class Reservations:
                 pair.policy.observe(now_s, GoodputSample(report.wire_bytes, report.wire_busy_s))
 
     def _delivered(self, report: TransferSent, source: str, destination: str, isl: int, now_s: float) -> None:
-        """For policies that keep a budget of distortion."""
+        """Tell the pair's policy of a complete transfer; policies with a distortion budget need this."""
         if pair := self._pairs.get((source, destination)):
             view = replace(self.expect.view(isl, now_s), encode_s=0.0)
             seconds = report.acked_s - report.granted_s
             pair.policy.delivered(now_s, Delivered(report.distortion, pair.policy.decide(now_s, view), view, seconds))
 
     def forget(self, attempt_id: int, source: str) -> None:
-        """The prefill worker is done with an attempt that was given up, or that had nothing to send."""
+        """Free the prefill worker's share of an attempt that was abandoned or had nothing to send."""
         self._computed(attempt_id, source)
         for (name, _), pair in self._pairs.items():
             if name == source:
                 pair.backlog.pop(attempt_id, None)
 
     def refined(self, source: str, target: str, refined: Refined, now_s: float) -> None:
-        """For policies that keep a budget of distortion: what a refinement behind the start of decoding has come to."""
+        """Tell the pair's policy the result of a refinement; policies with a distortion budget need this."""
         if pair := self._pairs.get((source, target)):
             pair.policy.refined(now_s, refined)
 
     def freed(self, attempt_id: int, target: str, tpot_s: float = math.nan) -> None:
-        """The decode worker holds nothing of an attempt any more. tpot_s: of that attempt's tokens; nan: unknown."""
+        """Free the blocks that an attempt had on the decode worker. tpot_s: seconds per token of that attempt; nan: unknown."""
         if decode := self.decode.get(target):
             decode.free(attempt_id)
             if not decode.promised:

@@ -1,7 +1,7 @@
-"""A policy of roles over real workers: what it sees of them, and which of its wishes are possible.
+"""A roles policy over real workers: the load it sees, and the checks whether its changes are possible.
 
-A real worker has one role at a time. It always drains before it changes its role, whether or not the policy asks for that. Its model and
-pool stay, so only its listener or its senders are rebuilt.
+A real worker has one role at a time. It always drains before it changes its role, even if the policy does not ask for that. It keeps its
+model and pool; only its listener or its senders are rebuilt.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from abkt.serve.frontend.workers import Workers
 
 @dataclass(slots=True)
 class WorkerLoad:
-    """One worker, as a NodeLoad. Weights are equal, because workers of one machine are alike.
+    """One worker; implements NodeLoad. All weights are equal, because the workers of one machine are alike.
 
-    kv_due: the share of its memory that is reserved, for prompts that are not computed yet too.
+    kv_due: share of the worker's memory that is reserved; it includes prompts that are not computed yet.
     """
 
     name: str
@@ -36,7 +36,7 @@ class WorkerLoad:
 
 
 class WorkerRoles:
-    """Asks a policy once a period. Raises ValueError, one line, for a policy that needs workers with two roles at once."""
+    """Asks a roles policy once per period. Raises ValueError, one line, if the policy needs workers with two roles at once."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._policy: RolesPolicy = build(config)
@@ -65,7 +65,7 @@ class WorkerRoles:
 
 
 def _load(name: str, workers: Workers, reservations: Reservations) -> WorkerLoad:
-    """By what is reserved on the worker; without a role while it changes."""
+    """The load of a worker, from its reservations; its role is empty while it changes."""
     worker = workers.states[name]
     if worker.phase != "ready":
         return WorkerLoad(name, "")

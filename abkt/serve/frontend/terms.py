@@ -1,4 +1,4 @@
-"""What holds for all requests of a run."""
+"""The settings that hold for all requests of a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from abkt.serve.commands import StartDecodeRun, StartPrefillRun
 
 @dataclass(frozen=True, slots=True)
 class RunTerms:
-    """bitrate: a policy's configuration. network: of each NIC; pacing: see abkt.serve.pacing. most_tokens: of one request, prompt and
-    output together; limits: the sentence that says where that comes from. replace_dead: start another worker for one that has died.
-    longest: the prompt whose KV is sent, where compute is paced; empty: each prompt is computed.
+    """The settings of a run.
+
+    bitrate: a policy's configuration. network: capacity of each NIC. pacing: see abkt.serve.pacing. most_tokens: most tokens of one
+    request, prompt and output together; limits: a sentence that gives the reason for this limit. replace_dead: start a new worker for each
+    one that dies. longest: with paced compute, the prompt whose KV is sent for all; empty: each prompt is computed.
     """
 
     bitrate: Mapping[str, Any]
@@ -30,7 +32,7 @@ class RunTerms:
     longest: tuple[int, ...] = ()
 
     def start(self, role: str, origin_s: float, peers: Mapping[str, str]) -> StartPrefillRun | StartDecodeRun:
-        """What a worker of this role is told. peers: decode worker -> its address."""
+        """The command that starts the run on a worker of this role. peers: decode worker -> its address."""
         if role == "decode":
             return StartDecodeRun(origin_s, self.network)
         return StartPrefillRun(origin_s, self.network, self.bitrate, self.pacing, self.profile, peers)

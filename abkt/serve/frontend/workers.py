@@ -23,8 +23,8 @@ Answer = TypeVar("Answer", Prepared, DecodeIterations)
 
 @dataclass(slots=True)
 class WorkerState:
-    """phase: starting (a new process, or a new role), ready, or draining: it gets no new requests, and takes next_role when it holds none;
-    GONE ends it. address: where a decode worker takes KV."""
+    """phase: starting (a new process or a new role), ready or draining. A draining worker gets no new requests. Once it holds none, it
+    takes next_role, or ends if that is GONE. address: where a decode worker accepts KV."""
 
     process: WorkerProcess
     role: str
@@ -34,7 +34,7 @@ class WorkerState:
 
 
 class Workers:
-    """config: of a worker by its name, role and number. namespaces: the network namespace each worker runs in, if there are any."""
+    """All workers. config: makes a worker's config from name, role and number. namespaces: network namespaces of the workers, if any."""
 
     def __init__(self, config: Callable[[str, str, int], WorkerConfig], log_dir: Path, namespaces: Namespaces | None = None) -> None:
         self.states: dict[str, WorkerState] = {}
@@ -45,7 +45,7 @@ class Workers:
         self._started = 0
 
     def start(self, name: str, role: str) -> None:
-        """Start a process; it reports Ready later. Raises ValueError for a name that is taken or an unknown role."""
+        """Start a process; it reports Ready later. Raises ValueError if the name is taken or the role unknown."""
         if name in self.states:
             raise ValueError(f"there is a worker {name} already")
         check_role(role)
@@ -55,11 +55,11 @@ class Workers:
         self.states[name] = WorkerState(WorkerProcess(config, self._log_dir, self.events, launcher), role)
 
     def sort(self, names: Iterable[str]) -> None:
-        """Policies see the workers in this order, as they see the nodes of the simulator."""
+        """Sort the workers by `names`. Policies see them in this order, which is that of the simulator's nodes."""
         self.states = {name: self.states[name] for name in names}
 
     def new_name(self, role: str) -> str:
-        """A name that no worker has or had, so that every log is kept."""
+        """A name that no worker has or had, so that no log is overwritten."""
         return next(
             name for n in range(1000) if (name := f"{role[0]}{n}") not in self.states and not (self._log_dir / f"{name}.log").exists()
         )
@@ -78,18 +78,18 @@ class Workers:
                 raise self.lost(name)
 
     def next(self, timeout_s: float) -> tuple[str, WorkerReport | None]:
-        """(worker, report), or (worker, None) where it has ended; ("", None) after timeout_s or `wake`."""
+        """(worker, report), or (worker, None) if it has ended; ("", None) after timeout_s or `wake`."""
         try:
             return self.events.get(timeout=timeout_s) if timeout_s > 0 else self.events.get_nowait()
         except Empty:
             return "", None
 
     def wake(self) -> None:
-        """Let `next` return at once. From any thread."""
+        """Make `next` return at once. May be called from any thread."""
         self.events.put(("", None))
 
     def ask(self, names: Iterable[str], command: WorkerCommand, answer: type[Answer], timeout_s: float) -> list[Answer]:
-        """Tell these workers, and wait for one answer of each. Only between two runs: other reports that come are dropped.
+        """Send a command to these workers, and wait for one answer of each. Only between two runs: other reports are dropped.
 
         Raises WorkerDied, or ClusterError after timeout_s.
         """
@@ -109,12 +109,12 @@ class Workers:
         return answers
 
     def tell(self, name: str, command: WorkerCommand) -> None:
-        """Does nothing where the process has ended; its end is an event of its own."""
+        """Send a command. Does nothing if the process has ended; its end is reported as an event."""
         with suppress(WorkerDied):
             self.states[name].process.tell(command)
 
     def tell_all(self, role: str, command: WorkerCommand) -> None:
-        """Tell every worker that takes requests in this role."""
+        """Send a command to every worker that accepts requests in this role."""
         for name in self.serving(role):
             self.tell(name, command)
 
@@ -123,29 +123,29 @@ class Workers:
         worker.role, worker.address, worker.phase = report.role, report.address, "ready"
 
     def serving(self, role: str) -> list[str]:
-        """The workers of a role that take requests now."""
+        """The workers of a role that accept requests now."""
         return [name for name, worker in self.states.items() if worker.role == role and worker.phase == "ready"]
 
     @property
     def settled(self) -> bool:
-        """Whether no worker starts or drains."""
+        """Whether no worker is starting or draining."""
         return all(worker.phase == "ready" for worker in self.states.values())
 
     def will_serve(self, role: str) -> bool:
-        """Whether some worker takes requests in this role, now or later."""
+        """Whether some worker accepts requests in this role, now or after a change."""
         return any((worker.next_role or worker.role) == role for worker in self.states.values())
 
     def addresses(self) -> dict[str, str]:
-        """Of the decode workers that are ready or draining."""
+        """Addresses of the decode workers that are ready or draining."""
         return {name: worker.address for name, worker in self.states.items() if worker.role == "decode" and worker.phase != "starting"}
 
     def is_last(self, name: str) -> bool:
-        """Whether its role would have no worker without it."""
+        """Whether no other worker has this worker's role."""
         worker = self.states[name]
         return not any(other is not worker and (other.next_role or other.role) == worker.role for other in self.states.values())
 
     def drain(self, name: str, next_role: str) -> None:
-        """Give this worker no new requests; afterwards it takes next_role, or GONE ends it. Raises ValueError, one line, if it cannot."""
+        """Drain a worker; afterwards it takes next_role, or ends if that is GONE. Raises ValueError, one line, if it cannot."""
         worker = self.states.get(name)
         if worker is None:
             raise ValueError(f"there is no worker {name}; there are {', '.join(sorted(self.states))}")
@@ -159,7 +159,7 @@ class Workers:
             worker.phase, worker.next_role = "draining", next_role
 
     def drained(self, name: str) -> None:
-        """This worker holds nothing any more: tell it to change its role, or end it."""
+        """Change the role of a worker that holds no request's data any more, or end it."""
         worker = self.states[name]
         if worker.next_role == GONE:
             del self.states[name]
@@ -169,26 +169,26 @@ class Workers:
         worker.role, worker.next_role, worker.phase, worker.address = worker.next_role, "", "starting", ""
 
     def restore(self, name: str, role: str) -> None:
-        """Between two runs, when the worker holds nothing: give it this role again. It reports Ready later."""
+        """Between two runs, when the worker holds no request's data: return it to this role. It reports Ready later."""
         self.states[name].next_role = role
         self.drained(name)
 
     def watch(self) -> None:
-        """Kill workers that have been silent for too long; those that start may be silent."""
+        """Kill workers that have been silent for too long. A starting worker may be silent."""
         now_s = time.monotonic()
         for worker in self.states.values():
             if worker.phase != "starting":
                 worker.process.watch(now_s)
 
     def lost(self, name: str) -> WorkerDied:
-        """Drop a worker whose process has ended; returns how it ended."""
+        """Drop a worker whose process has ended; returns the error that says how it ended."""
         worker = self.states.pop(name)
         death = worker.process.death()
         worker.process.end(ask=False)
         return death
 
     def close(self, ask: bool = True) -> None:
-        """End all workers. ask: let each finish its computation first."""
+        """End all workers. ask: let each worker finish its computation first."""
         for worker in self.states.values():
             worker.process.end(ask)
         self.states.clear()
@@ -200,6 +200,6 @@ def check_role(role: str) -> None:
 
 
 def core_of(name: str, number: int) -> int:
-    """The core of the number-th worker: one each as far as there are cores. The first two of a cluster, p0 and d0, never share one."""
+    """The core of worker number `number`; cores are shared only if there are too few. p0 and d0 never share one of several."""
     cores = sorted(os.sched_getaffinity(0))
     return cores[{"p0": 0, "d0": 1}.get(name, number) % len(cores)]

@@ -1,5 +1,5 @@
 """A worker process: it prefills prompts and sends their KV, or receives KV and decodes. The frontend starts it as `abkt.serve.worker.main`;
-nothing else imports this package but tests."""
+only tests import this package otherwise."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A worker's end of the line to its frontend: commands come on stdin, reports go out on stdout.
+"""The worker's connection to its frontend: commands arrive on stdin, reports go out on stdout.
 
-The worker's own prints, and those of its libraries, go to stderr, which is its log file. When stdin ends, the frontend is gone, and the
-worker ends too, so no orphan process remains.
+The worker's own prints, and those of its libraries, go to stderr, which is its log file. When stdin ends, the frontend is gone. The
+worker then ends too, so no orphan process remains.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Inbox = SimpleQueue[WorkerCommand | WorkerEvent]
 
 
 class Control(Protocol):
-    """What a worker needs of its frontend. inbox: what its main loop takes up next, commands and events of the worker's own threads."""
+    """The worker's connection to its frontend. inbox: commands, and events of the worker's own threads, for its main loop."""
 
     inbox: Inbox
 
     def say(self, report: WorkerReport) -> None:
-        """From any thread."""
+        """Send a report. May be called from any thread."""
         ...
 
 
 class PipeControl:
-    """The Control of a worker process. Its own thread answers pings while the main loop computes; silence means a stopped process."""
+    """The Control of a worker process. A separate thread answers pings while the main loop computes, so silence means a stopped process."""
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w", buffering=1)
@@ -59,7 +59,7 @@ class PipeControl:
             else:
                 self.inbox.put(command)
         self.inbox.put(FrontendGone())
-        # The main loop takes that up between two computations. A worker whose computation does not end must not outlive its frontend.
+        # The main loop sees this between two computations. A worker whose computation does not end must not outlive its frontend.
         threading.Timer(3.0, os._exit, args=(1,)).start()
 
 

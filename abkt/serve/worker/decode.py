@@ -1,6 +1,6 @@
-"""A worker in the role of decode: takes KV in, expands it between two iterations, and decodes in continuous batches.
+"""A worker in the decode role: it receives KV, expands it between two iterations, and decodes with continuous batching.
 
-The offer of a transfer carries, in `more`, what is to be generated (`Generation`), how its layers are grouped, and its expected size.
+The field `more` of a transfer's offer says what to generate (`Generation`), how the layers are grouped, and the expected size.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ log = logging.getLogger(__name__)
 
 
 class DecodeWorker:
-    """Receives, expands and decodes. Only its main loop (`serve`) computes; the receiver's threads reserve memory and post what arrived.
+    """Receives, expands and decodes. Only its main loop (`serve`) computes; the receiver's threads reserve memory and post arrivals.
 
     Parameters
     ----------
-    config : of this worker.
-    control : the line to its frontend.
+    config : this worker's configuration.
+    control : the connection to its frontend.
     equipment : the model, the pool and the codec.
 
     Attributes
     ----------
-    receiver : listens from the start; its `address` is where prefill workers connect.
-    arrived : transfers that are complete and wait for a place in the batch.
-    batch : requests that are decoded, at most config.max_batch.
+    receiver : accepts transfers from the start; prefill workers connect to its `address`.
+    arrived : complete transfers that wait for a place in the batch.
+    batch : the requests being decoded, at most config.max_batch.
     """
 
     def __init__(self, config: WorkerConfig, control: Control, equipment: Equipment) -> None:
@@ -71,12 +71,12 @@ class DecodeWorker:
             self._aborted,
             key=find_key(config.key_file, config.encrypt),
             price=self._price,
-            on_refined=lambda received, cut: None,  # the main loop looks at the cut between two iterations
+            on_refined=lambda received, cut: None,  # the main loop checks the cut between two iterations
             on_settled=lambda received: self.control.inbox.put(RefinementSettled(received)),
         )
 
     def serve(self) -> str:
-        """Work until the frontend changes the role; returns the new one, or "" where the frontend is gone."""
+        """Run until the frontend changes the role. Returns the new role, or "" if the frontend is gone."""
         while True:
             while not self.control.inbox.empty() or not (self.batch or self.arrived):
                 message = self.control.inbox.get()
@@ -107,7 +107,7 @@ class DecodeWorker:
                 self._cancel(message.attempt_id)
             case ReportIterations():
                 self.control.say(DecodeIterations(tuple(self.iterations)))
-            case _:  # meant for the role that this worker had before, such as RefinementEnded
+            case _:  # a command for the worker's earlier role, such as RefinementEnded
                 pass
 
     def _arrive(self, received: Received) -> None:
@@ -118,7 +118,7 @@ class DecodeWorker:
             self.arrived.append(received)
 
     def _cancel(self, attempt_id: int) -> None:
-        """Report AttemptCancelled once nothing of it is held. A transfer that is under way is let in first, and dropped then."""
+        """Report AttemptCancelled once all its memory is free. A transfer in progress is completed first and then dropped."""
         holds = self.memory.cancel(attempt_id)
         running = next((running for running in self.batch if running.attempt_id == attempt_id), None)
         received = next((received for received in self.arrived if received.offer.request_id == attempt_id), None)
@@ -134,7 +134,7 @@ class DecodeWorker:
             self.control.say(AttemptCancelled(attempt_id))
 
     def _join(self, received: Received) -> None:
-        """Expand what has arrived and put the request into the batch."""
+        """Expand an arrived transfer and add its request to the batch."""
         offer, table = received.offer, self.memory.table(received.offer.request_id)
         start_s, cut = time.monotonic(), received.cut
         try:
@@ -152,7 +152,7 @@ class DecodeWorker:
         self.batch.append(running)
 
     def _refuse(self, received: Received, damage: str) -> None:
-        """Every frame was whole, but what they hold cannot be expanded: this request fails, the others go on."""
+        """Fail a request whose frames are intact but cannot be expanded. The other requests continue."""
         attempt_id, reason = received.offer.request_id, f"the KV that arrived is damaged: {damage}"
         log.warning("request %d: %s", attempt_id, reason)
         self._forget(received)
@@ -160,7 +160,7 @@ class DecodeWorker:
         self.control.say(AttemptFailed(attempt_id, reason))
 
     def _swap(self) -> None:
-        """Write better values into the pool, of one request at a time, so that the others do not wait long for their next token."""
+        """Write better values into the pool, for one request at a time, so that the others do not wait long for their next token."""
         if better := [running for running in self.batch if running.quality.better]:
             self._refine(max(better, key=lambda running: running.tokens_left))
 
@@ -170,7 +170,7 @@ class DecodeWorker:
         cut = received.cut
         try:
             _, distortion = self._expander.expand(received, running.table, cut)
-        except ValueError as error:  # nothing of it was written, so decoding goes on with the values that are there
+        except ValueError as error:  # nothing was written, so decoding continues with the present values
             log.warning("request %d: its refinement is damaged: %s", running.attempt_id, error)
             running.quality.close()
             return
@@ -179,7 +179,7 @@ class DecodeWorker:
         running.expand_busy_s += end_s - start_s
 
     def _settle(self, received: Received) -> None:
-        """No refinement follows any more: write the last values if their request still runs, and free the codes."""
+        """End a refinement: write the last values if the request is still being decoded, and free the codes."""
         for running in [each for each in self.batch if each.quality.received is received]:
             if running.quality.better:
                 self._refine(running)
@@ -188,7 +188,7 @@ class DecodeWorker:
             self._free(received.transfer_id)
 
     def _forget(self, received: Received) -> None:
-        """It will not be decoded."""
+        """Drop a transfer that will not be decoded."""
         received.decline()
         if not received.refinable:
             self._free(received.transfer_id)
@@ -207,7 +207,7 @@ class DecodeWorker:
 
     def _iterate(self) -> None:
         """Decode one token of each request in the batch."""
-        if not self.batch:  # what arrived was damaged
+        if not self.batch:  # all arrived transfers were damaged
             return
         start_s = time.monotonic()
         context = sum(running.row.tokens for running in self.batch)
@@ -229,7 +229,7 @@ class DecodeWorker:
             self.control.say(running.finished(self.origin_s, end_s))
 
     def _accept(self, peer: str, offer: Offer) -> ByteSink | None:
-        """Reserve blocks for a prompt and its output; None while there are too few. Called by receiver threads."""
+        """Reserve blocks for a prompt and its output; None if there are too few. Called by receiver threads."""
         layout = self.engine.layout
         generation, groups = check_offer(offer, layout)
         table = self.memory.reserve(offer, offer.tokens + generation.osl)
@@ -245,7 +245,7 @@ class DecodeWorker:
         return raw_sink(self.engine.pool, prompt, self.config.transport)
 
     def _price(self, arrived_bytes: int) -> float:
-        """What a byte costs at this end. Called by receiver threads."""
+        """The price of a byte at this end. Called by receiver threads."""
         self.nic.passed(self._now_s(), arrived_bytes)
         return self.nic.per_byte()
 
@@ -265,7 +265,7 @@ class DecodeWorker:
 
 
 def check_offer(offer: Offer, layout: KVLayout) -> tuple[Generation, int]:
-    """(what is to be generated, in how many groups of layers the KV comes). Raises ValueError, one line, for an offer that does not fit."""
+    """(what to generate, number of layer groups in the transfer). Raises ValueError, one line, if the offer does not fit this worker."""
     generation, groups, layers = Generation.of(offer.more), groups_of(offer), layout.model.layers
     if generation.osl < 2 or layout.blocks_for(offer.tokens + generation.osl) > layout.blocks:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Workers that share one device take turns with it, so that a phase takes as long as it would take alone and can be measured.
+"""A lock with which workers take turns on a shared device. Each phase then takes as long as it would take alone, so it can be measured.
 
-Without the lock the device would slice its time between them, and each measurement would depend on what the other workers do. The lock is
-not fair: the worker that releases it may get it again. That makes others wait longer, but waiting is not part of a phase.
+Without the lock the device would time-slice, and each measurement would depend on the other workers' load. The lock is not fair: the
+worker that releases it may get it again. Others then wait longer, but waiting is not part of a phase.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 
 class DeviceLock(AbstractContextManager["DeviceLock"]):
-    """A lock that one process holds at a time, of all that name the same file; the file is created. Not reentrant.
+    """A lock on a file: one process holds it at a time. The file is created. Not reentrant.
 
-    finish: called before the lock is released, for example to wait for enqueued work. A process that ends releases the lock.
+    finish: called before the lock is released, for example to wait for enqueued work. The end of a process releases its lock.
     """
 
     def __init__(self, path: Path, finish: Callable[[], object] = lambda: None) -> None:

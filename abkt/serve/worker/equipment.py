@@ -1,4 +1,4 @@
-"""What a worker has in both roles: the model over its KV pool, the codec, and the allocator of its blocks. All of it is warmed up."""
+"""What a worker uses in both roles: the model with its KV pool, the codec, and the block allocator. All of them are warmed up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from abkt.spec import KVLayout
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """segments: which blocks of the pool are free. device_lock: held while the device computes."""
+    """The parts of a worker. segments: the allocator of the pool's blocks. device_lock: held while the device computes."""
 
     engine: Engine | PacedEngine
     codec: Codec
@@ -32,7 +32,7 @@ class Equipment:
     device_lock: AbstractContextManager[object] = field(default_factory=nullcontext)
 
     def prepare(self, tokens: Sequence[int]) -> None:
-        """compute=paced: have the KV of this prompt ready. The pool must be empty. compute=real: nothing to do."""
+        """With compute=paced: compute and keep the KV of this prompt; the pool must be empty. With compute=real: do nothing."""
         if isinstance(self.engine, PacedEngine):
             if self.segments.free_blocks < self.segments.blocks:
                 raise ValueError("a prompt cannot be prepared while the pool holds the KV of others")
@@ -40,8 +40,8 @@ class Equipment:
 
 
 def equip(config: WorkerConfig) -> Equipment:
-    """Load and warm up all that a worker needs. Raises ValueError where the model folder, the profile or the calibration cannot be read, or
-    do not fit together."""
+    """Load and warm up all that a worker needs. Raises ValueError if the model folder, the profile or the calibration cannot be read, or if
+    they do not fit together."""
     folder = Path(config.model_folder)
     layout = KVLayout(read_spec(folder), config.blocks, config.block_tokens)
     calibration = load(Path(config.calibration)) if config.calibration else None
@@ -58,7 +58,7 @@ def _device_lock(config: WorkerConfig) -> AbstractContextManager[object]:
 
 
 def _warm_up(engine: Engine, codec: Codec) -> None:
-    """Use everything once: the first pass of the model and the first use of the codec take longer than those that follow."""
+    """Use the model and the codec once, since the first use of each takes longer than later ones."""
     tokens = min(256, engine.layout.model.max_tokens - 1, engine.layout.blocks * engine.layout.block_tokens - 1)
     table = list(range(engine.layout.blocks_for(tokens + 1)))
     engine.prefill(list(range(tokens)), table)

@@ -1,4 +1,5 @@
-"""What a worker's own threads post to its main loop. These never leave the process; messages that do are in `abkt.serve.commands`."""
+"""Events that a worker's own threads post to its main loop. They never leave the process. Messages to and from the frontend are defined in
+`abkt.serve.commands` and `abkt.serve.reports`."""
 
 from __future__ import annotations
 
@@ -9,26 +10,26 @@ from abkt.transfer.receive.received import Received
 
 @dataclass(frozen=True, slots=True)
 class FrontendGone:
-    """No command will come any more: end."""
+    """The frontend has closed the connection; the worker must end."""
 
 
 @dataclass(frozen=True, slots=True)
 class KVArrived:
-    """A transfer is committed: its KV may be expanded and decoded."""
+    """A transfer is committed; its KV may be expanded and decoded."""
 
     received: Received
 
 
 @dataclass(frozen=True, slots=True)
 class RefinementSettled:
-    """Nothing follows a refinable transfer any more."""
+    """The refinement of a transfer has ended; no more bytes follow."""
 
     received: Received
 
 
 @dataclass(frozen=True, slots=True)
 class TransferEnded:
-    """The sender is done with a transfer, so the blocks of `table` can be freed."""
+    """The sender has finished a transfer; the blocks in `table` can be freed."""
 
     attempt_id: int
     table: list[int]

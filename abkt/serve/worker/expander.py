@@ -1,4 +1,4 @@
-"""Puts the KV that has arrived into the pool: of every mode, in one piece or in groups of layers."""
+"""Writes arrived KV into the pool, for every mode, as a whole or in groups of layers."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from abkt.transfer.receive.received import Received
 
 
 class Expander:
-    """Not thread-safe: the main loop of a decode worker uses it."""
+    """Expands transfers into a pool. Not thread-safe; only a decode worker's main loop uses it."""
 
     def __init__(self, pool: Pool, codec: Codec) -> None:
         self._pool, self._codec = pool, codec
-        self._groups: dict[int, list[LayerGroup]] = {}  # by the number of groups
+        self._groups: dict[int, list[LayerGroup]] = {}  # number of groups -> the groups
 
     def expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
-        """Write a transfer's KV up to a cut into the blocks of a table.
+        """Write a transfer's KV, up to a cut, into the blocks of a table.
 
         Returns
         -------
-        The first output token, which came with the transfer, and the distortion of what was written.
+        The first output token, which the transfer carried, and the distortion of the KV that was written.
 
         Raises
         ------
-        ValueError : in one line, where the bytes are damaged.
+        ValueError : one line, if the bytes are damaged.
         """
         done = self._expand(received, table, cut)
         if self._pool.data.device.type == "cuda":
-            torch.cuda.synchronize()  # else the next iteration would be charged with its time
+            torch.cuda.synchronize()  # else its time would count in the next iteration
         return done
 
     def _expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
@@ -41,7 +41,7 @@ class Expander:
         if (groups := groups_of(offer)) > 1:
             return self._expand_layers(received, prompt, groups)
         if offer.mode == "raw":
-            if isinstance(received.sink, BufferSink):  # else the transfer wrote into the pool itself
+            if isinstance(received.sink, BufferSink):  # other sinks have written into the pool already
                 put_raw(received.sink.data, self._pool, prompt)
             return offer.first_token, 0.0
         assert isinstance(received.sink, BufferSink)

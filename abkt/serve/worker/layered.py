@@ -1,11 +1,11 @@
-"""A transfer that begins while prefill still runs: one group of layers after another, each as soon as it is computed, then a footer.
+"""A transfer that begins while prefill still runs: it sends each group of layers as soon as it is computed, then a footer.
 
-    raw      the blocks of the first group of layers, of the second, …
-    stream   a complete embedded stream of each group (coded as a pool of its layers alone), each ended at its own cut
-    footer   first output token, uint32 | for each group: bytes on the wire, bytes that count, uint64; little-endian
+    raw      the blocks of the first group of layers, then those of the second, …
+    stream   one embedded stream per group, coded as if the pool had these layers only, and ended at the group's own cut
+    footer   first output token, uint32 | for each group: bytes on the wire, valid bytes, uint64; little-endian
 
-How far a group's stream goes is decided frame by frame, as for any stream. A group's weights come from the last queries of its own layers,
-with mean 1 over the group, so it need not wait for later layers.
+The cut of a group's stream is decided before each frame, as for any stream. A group's weights come from the last queries of its own layers,
+with mean 1 over the group, so a group does not wait for later layers.
 Not supported: the lossless mode, refinement while the request decodes, and pools that are not on the CPU.
 """
 
@@ -37,13 +37,13 @@ _TOKEN, _GROUP = struct.Struct("<I"), struct.Struct("<QQ")
 
 
 def spans(layers: int, groups: int) -> list[Span]:
-    """(first layer, layer after the last) of each group; sizes differ by one layer at most."""
+    """(first layer, layer after the last) of each group; group sizes differ by at most one layer."""
     starts = [group * layers // groups for group in range(groups + 1)]
     return list(pairwise(starts))
 
 
 def groups_of(offer: Offer) -> int:
-    """In how many groups of layers the KV comes; 0 if the offer does not say an integer."""
+    """Number of layer groups in a transfer; 0 if the offer gives no integer."""
     groups = offer.more.get("layer_groups", 1)
     return groups if type(groups) is int else 0
 
@@ -53,10 +53,10 @@ def footer_bytes(groups: int) -> int:
 
 
 class LayerFooter:
-    """The footer as the receiver reads it. sections: (first byte, byte after the last one that counts) of each group. Raises ValueError
-    where it does not fit the transfer.
+    """The footer as the receiver reads it. sections: (first byte, byte after the last valid one) of each group. Raises ValueError if the
+    footer does not fit the transfer.
 
-    data: the footer's bytes. size_bytes: of the whole transfer.
+    data: the footer's bytes. size_bytes: size of the whole transfer.
     """
 
     def __init__(self, data: Buffer, groups: int, size_bytes: int) -> None:
@@ -73,15 +73,15 @@ class LayerFooter:
 
 
 class LayeredSource:
-    """The sender reads from it while the main loop adds groups to it. Thread-safe; implements ByteSource and Outgoing.available.
+    """A growing source: the main loop adds groups while the sender reads. Thread-safe; implements ByteSource and Outgoing.available.
 
     Parameters
     ----------
-    groups : how many groups will be added.
-    most_bytes : of all of them and the footer.
-    next_cut : None for raw groups. Otherwise next_cut(index, stream, now_s, before_bytes, sent_bytes, complete) gives the cut that the
-        stream of group `index` shall reach, asked before every frame: before_bytes are those of the groups before it, sent_bytes those of
-        all groups so far, and complete is the cut that has been sent whole.
+    groups : number of groups that will be added.
+    most_bytes : upper bound of the bytes of all groups and the footer.
+    next_cut : None for raw groups. Otherwise next_cut(index, stream, now_s, before_bytes, sent_bytes, complete) is called before every
+        frame and returns the cut that the stream of group `index` shall reach. before_bytes: bytes of the earlier groups; sent_bytes:
+        bytes sent of all groups so far; complete: the finest cut that was sent completely.
     """
 
     def __init__(self, groups: int, most_bytes: int, next_cut: NextCut | None = None) -> None:
@@ -90,14 +90,14 @@ class LayeredSource:
         self._next_cut = next_cut
         self._lock = threading.Lock()
         self._parts: list[Stream | Pieces] = []
-        self._stops: list[int] = []  # where each sent group ends
-        self._used: list[int] = []  # bytes of each sent group that count
+        self._stops: list[int] = []  # end offset of each sent group
+        self._used: list[int] = []  # valid bytes of each sent group
         self.cuts: list[int] = []
         self._token: int | None = None
         self._footer = b""
 
     def distortion(self) -> float:
-        """Mean over the layers; once all groups are sent."""
+        """Mean distortion over the layers, once all groups are sent."""
         with self._lock:
             found = [
                 (part.header.cells.shape[0], part.curve.distortion[cut])
@@ -107,22 +107,22 @@ class LayeredSource:
         return sum(layers * left for layers, left in found) / max(1, sum(layers for layers, _ in found))
 
     def add(self, part: Stream | Pieces) -> None:
-        """The next group is computed."""
+        """Add the next group, which is computed."""
         with self._lock:
             self._parts.append(part)
 
     def finish(self, first_token: int) -> None:
-        """Prefill is over, with this first output token."""
+        """End the source after prefill, with the first output token."""
         with self._lock:
             self._token = first_token
 
     def available(self, now_s: float, sent_bytes: int) -> tuple[int, bool]:
-        """(the byte up to which may be sent now, whether that is the end)."""
+        """(offset up to which bytes may be sent now, whether that is the end)."""
         with self._lock:
             while True:
                 base, index = self._stops[-1] if self._stops else 0, len(self._stops)
                 if sent_bytes < base:
-                    return base, False  # bytes were lost with their connection
+                    return base, False  # bytes were lost with a connection
                 if index == self._groups:
                     if self._token is None:
                         return sent_bytes, False
@@ -152,7 +152,7 @@ class LayeredSource:
             return views
 
     def _goal(self, index: int, now_s: float, base: int, sent_bytes: int) -> tuple[int, int, int]:
-        """(the byte at which this group should end, its bytes that count if it ended now, the cut they make up)."""
+        """(offset at which this group should end, its valid bytes if it ended now, the cut of these bytes)."""
         part, within = self._parts[index], sent_bytes - base
         if isinstance(part, Pieces):
             return base + part.size, part.size, 0
@@ -168,7 +168,7 @@ class LayeredSource:
 
 
 class LayerGroup:
-    """Encodes and expands the layers of one group, in a pool that has these layers alone."""
+    """Encodes and expands the layers of one group, in a pool that has only these layers."""
 
     def __init__(self, codec: Codec, span: Span) -> None:
         self.first, self.stop = span
@@ -193,7 +193,7 @@ class LayerGroup:
         return self._codec.encode(alone, used, tokens, decision.depth_bits, decision.order, weights, decision.coder)
 
     def expand(self, data: memoryview, pool: Pool, table: Sequence[int], tokens: int) -> float:
-        """Expand the group's stream into the blocks of a table of `pool`; returns the distortion. Raises ValueError where it is damaged."""
+        """Expand the group's stream into a table's blocks in `pool`; returns the distortion. Raises ValueError if the stream is damaged."""
         alone, used = self._pool(tokens), list(range(self._layout.blocks_for(tokens)))
         expanded = self._codec.expand(data, alone, used)
         if expanded.tokens != tokens:
@@ -206,7 +206,7 @@ class LayerGroup:
 
 
 class LayerObserver(Importance):
-    """Sees each layer of a prompt as it is computed. done: called with the number of each layer whose K and V are in the pool."""
+    """Observes each layer of a prompt while it is computed. done: called with a layer's number when its K and V are in the pool."""
 
     def __init__(self, window: int, done: Callable[[int], None]) -> None:
         super().__init__(window)
@@ -219,20 +219,20 @@ class LayerObserver(Importance):
 
 
 def most_bytes(layout: KVLayout, tokens: int, groups: int) -> int:
-    """An upper bound of the streams of all groups and their footer: a stream is never larger than what it codes and its tables."""
+    """An upper bound of the streams of all groups and their footer: a stream is never larger than its input plus its tables."""
     raw_bytes = layout.blocks_for(tokens) * layout.block_bytes
     tiles = -(-tokens // layout.block_tokens) * layout.model.layers * layout.model.kv_heads * layout.model.kv_kinds
     return raw_bytes + raw_bytes // 4 + 4096 * groups + 64 * tiles + footer_bytes(groups)
 
 
 def raw_group(pool: Pool, table: Sequence[int], span: Span) -> list[memoryview]:
-    """The memory of a group's layers in the blocks of a table; one piece a block."""
+    """The memory of a group's layers in the blocks of a table; one piece per block."""
     layer_bytes = pool.layout.block_bytes // pool.layout.model.layers
     return [pool.run_bytes(block, 1)[span[0] * layer_bytes : span[1] * layer_bytes] for block in table]
 
 
 class RawSink(PiecesSink):
-    """Takes a raw transfer in groups of layers, straight into the blocks of a table. footer: the bytes behind them."""
+    """Receives a raw transfer in groups of layers, directly into the blocks of a table. footer: the bytes after the blocks."""
 
     def __init__(self, pool: Pool, table: Sequence[int], groups: int) -> None:
         self.footer = bytearray(footer_bytes(groups))

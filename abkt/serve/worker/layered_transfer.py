@@ -1,4 +1,4 @@
-"""A transfer that begins while its prompt is computed: the prefill worker's part of it."""
+"""The prefill worker's side of a transfer that begins while its prompt is computed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class LayeredTransfer:
 
     Parameters
     ----------
-    attempt_id, tokens, generation : of the prompt; `generation` as Generation.fields gives it.
-    transfer : with its decision, in mode raw or stream.
-    groups : of layers, in order.
-    pool, table : where the prompt's KV is computed.
-    window : last queries that weigh a group's cells.
+    attempt_id, tokens, generation : the attempt's id, the number of tokens of the prompt, and the result of Generation.fields.
+    transfer : the transfer, with its decision; its mode is raw or stream.
+    groups : the groups of layers, in order.
+    pool, table : the pool and the blocks into which the prompt's KV is computed.
+    window : number of last queries that give a group's cells their weights.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class LayeredTransfer:
         self.observer = LayerObserver(window, self._layer_done)
 
     def finish(self, first_token: int) -> None:
-        """The prompt is computed."""
+        """End the transfer's source once the prompt is computed."""
         self._source.finish(first_token)
 
     def drop(self) -> None:
-        """The first output token is the last one, so nothing need be sent."""
+        """Cancel the transfer, because the first output token is the last one."""
         self.transfer.dropped = True
         self.outgoing.cancel.set()
 
     def _layer_done(self, layer: int) -> None:
-        """Called during prefill."""
+        """Add a group once its last layer is computed. Called during prefill."""
         for group in self._groups:
             if layer == group.stop - 1:
                 begun_s = time.monotonic()

@@ -1,7 +1,7 @@
-"""A worker process: one model over one KV pool. It prefills or decodes, and changes between the two when its frontend says so.
+"""A worker process: one model with one KV pool. It prefills or decodes, and changes between the two on the frontend's command.
 
-`python -m abkt.serve.worker.main CONFIG`, with a WorkerConfig as `abkt.serve.messages` encodes it. It reports Ready in each role that it
-takes. Its frontend drains it before it changes the role, so it holds nothing of any request then.
+`python -m abkt.serve.worker.main CONFIG`, with a WorkerConfig as `abkt.serve.messages` encodes it. It reports Ready each time it
+takes a role. The frontend drains it before a change of role, so it then holds no request's data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a decode worker's memory holds: the blocks of each transfer that it has accepted, and the codes of those that are not raw."""
+"""The memory of a decode worker: the blocks of each accepted transfer, and the received codes of transfers that are not raw."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from abkt.transfer.protocol.messages import Offer
 
 
 class DecodeMemory:
-    """Thread-safe: receiver threads reserve, the main loop frees.
+    """Reserves and frees a decode worker's memory. Thread-safe: receiver threads reserve, the main loop frees.
 
-    codes: the bytes of codes that are held beside the pool; they may take as many bytes as the pool does.
+    codes: the memory of codes, which are held outside the pool; they may take as many bytes as the pool.
     """
 
     def __init__(self, layout: KVLayout, segments: Segments) -> None:
@@ -21,11 +21,11 @@ class DecodeMemory:
         self._layout, self._segments = layout, segments
         self._lock = threading.Lock()
         self._tables: dict[int, list[int]] = {}  # by attempt id, from the offer to the last token
-        self._cancelled: set[int] = set()  # never accepted again
+        self._cancelled: set[int] = set()  # attempts that must not be accepted any more
 
     def reserve(self, offer: Offer, tokens: int) -> list[int] | None:
-        """The blocks for so many tokens, prompt and output; None while there is too little memory. Raises ValueError for an offer that must
-        not be accepted."""
+        """Reserve blocks for `tokens` tokens, prompt and output; None if memory is short. Raises ValueError for an offer that must not be
+        accepted."""
         number, blocks = offer.request_id, self._layout.blocks_for(tokens)
         with self._lock:
             if number in self._tables or number in self._cancelled:
@@ -41,7 +41,7 @@ class DecodeMemory:
         return self._tables[attempt_id]
 
     def cancel(self, attempt_id: int) -> bool:
-        """Accept nothing of this attempt from now on; returns whether it holds blocks."""
+        """Accept no transfer of this attempt from now on; returns whether it holds blocks."""
         with self._lock:
             self._cancelled.add(attempt_id)
             return attempt_id in self._tables
@@ -57,6 +57,6 @@ class DecodeMemory:
 
     @property
     def attempts(self) -> list[int]:
-        """Those that hold blocks."""
+        """The attempts that hold blocks."""
         with self._lock:
             return list(self._tables)

@@ -1,10 +1,10 @@
-"""compute=paced: an engine that takes the time that a profile says and has real KV to send, so that a cluster can have more workers than
-the machine has cores.
+"""The engine of compute=paced: it sleeps the times of a profile but has real KV to send. A cluster can then have more workers than the
+machine has cores.
 
-The model computes one prompt once, when it is told to prepare it. Attention is causal, so the KV and the queries of its first n tokens are
-those of a prompt of these n tokens. A prompt of n tokens gets copies of them, and takes the time that the profile's machine would take. A
-decode iteration takes its time and writes nothing. Codec, transfer and memory are real.
-Not modelled: the answer (every output token is 0), the KV of output tokens, cores that two phases share.
+The model computes one prompt once, in `prepare`. Attention is causal, so the KV and the queries of its first n tokens are those of a prompt
+of these n tokens. A prompt of n tokens gets copies of them, and takes the profile's prefill time. A decode iteration takes the profile's
+time and writes nothing. Codec, transfer and memory are real.
+Not modelled: the answer (every output token is 0), the KV of output tokens, contention of two phases for a core.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MADE_UP = Choice(0, math.inf)
 
 
 class PacedEngine:
-    """Takes the place of an Engine. Raises ValueError where the profile lacks a table."""
+    """Replaces an Engine. Raises ValueError if the profile lacks a table."""
 
     def __init__(self, engine: Engine, profile: Profile) -> None:
         self.layout = engine.layout
@@ -38,8 +38,8 @@ class PacedEngine:
         self._queries: dict[int, tuple[torch.Tensor, float]] = {}
 
     def prepare(self, tokens: Sequence[int]) -> None:
-        """Compute this prompt, unless it is prepared already. It is the longest one that `begin` takes. Overwrites the pool, which must be
-        empty."""
+        """Compute this prompt, unless it is prepared already. `begin` then takes prompts up to its length. The pool must be empty; it is
+        overwritten."""
         if tuple(tokens) == self._prompt:
             return
         seen = Importance(window=len(tokens))

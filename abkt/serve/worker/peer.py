@@ -20,8 +20,8 @@ from abkt.transfer.send.sender import Sender
 class DecodePeer:
     """One decode worker during one run. Times count from origin_s. The main loop and the sender's thread share the policy under a lock.
 
-    pacing: what paces the bytes, for the records. nic: of this worker. told: the price that the peer has told. starts: by attempt id, the
-    distortion that decoding began with, of transfers that may be refined.
+    pacing: name of the pacing, for the records. nic: this worker's NIC. told: the price that the peer has reported. starts: attempt id ->
+    distortion at the start of decoding, for transfers that may be refined.
     """
 
     policy: BitratePolicy
@@ -45,7 +45,7 @@ class DecodePeer:
             return self.policy.estimate_bytes_per_s(now_s)
 
     def price_per_byte(self, now_s: float) -> float:
-        """The higher price of the two ends."""
+        """The higher of the two ends' prices."""
         with self.lock:
             there = self.told.per_byte(now_s)
         return max(self.nic.per_byte(), there)
@@ -55,7 +55,7 @@ class DecodePeer:
             self.told.update(self.now_s(), price)
 
     def refined(self, attempt_id: int, distortion_token_weighted: float) -> None:
-        """A request is over, and it is known how far its KV was refined. Other peers' attempts are ignored."""
+        """Tell the policy how far a request's KV was refined, once the request has ended. Other peers' attempts are ignored."""
         if (start := self.starts.pop(attempt_id, None)) is not None:
             with self.lock:
                 self.policy.refined(self.now_s(), Refined(start, min(start, distortion_token_weighted)))
@@ -63,11 +63,11 @@ class DecodePeer:
 
 @dataclass(slots=True)
 class OutboundTransfer:
-    """One transfer and what its policy decides of it. The sender's thread calls its methods.
+    """One transfer and its policy's decisions. The sender's thread calls its methods.
 
-    expected: the view before encoding, which `decision` was made on; view: the view since it is encoded. distortion: at each cut of what is
-    encoded. encode_s, wire_busy_s: time spent so far. started: what is sent from now on refines. source: of a transfer in groups of layers.
-    dropped: the frontend does not want it, and gets no report.
+    expected: the view before encoding, on which `decision` was made; view: the view after encoding. distortion: distortion at each cut of
+    the encoded stream. encode_s, wire_busy_s: seconds spent so far. started: the bytes sent from now on are refinement. source: the source
+    of a transfer in groups of layers. dropped: the frontend has cancelled the transfer and gets no report.
     """
 
     peer: DecodePeer
@@ -83,7 +83,7 @@ class OutboundTransfer:
     view: TransferView = field(init=False)
 
     def __post_init__(self) -> None:
-        # Once it is encoded, no encoding is left to do, and no other mode is possible.
+        # After encoding, no encoding time remains, and no other mode is possible.
         self.view = replace(self.expected, encode_s=0.0, raw_s=math.inf, lossless_bytes=0.0, hidden_s=0.0)
 
     @classmethod
@@ -95,11 +95,11 @@ class OutboundTransfer:
         self.distortion = stream.curve.distortion
 
     def next_cut(self, clock_s: float, sent_bytes: int, sent_cut: int) -> int:
-        """The cut to reach, asked before every frame. Mode, order and depth of the first decision stay."""
+        """The cut to reach; called before every frame. Mode, order and depth stay those of the first decision."""
         if self.decision.mode != "stream":
             return 0
         decision = self._decide(clock_s, sent_bytes, sent_cut)
-        # A policy that wants raw or lossless now gets the finest cut that is encoded.
+        # If the policy now asks for raw or lossless, it gets the finest encoded cut.
         return decision.cut if decision.mode == "stream" else len(self.distortion) - 1
 
     def next_refinement_cut(self, clock_s: float, sent_bytes: int, sent_cut: int) -> int:
@@ -110,8 +110,10 @@ class OutboundTransfer:
     def next_group_cut(
         self, groups: int, index: int, stream: Stream, clock_s: float, before_bytes: int, sent_bytes: int, complete: int
     ) -> int:
-        """The cut of a group's stream, as if all later groups were like it; see LayeredSource. Its bands are priced as those of a whole
-        stream are."""
+        """The cut of a group's stream, on the assumption that all later groups are like it; see LayeredSource.
+
+        Its bands are priced like those of a whole stream.
+        """
         left, now_s = groups - index, clock_s - self.peer.origin_s
         slope, uniform = (
             replace(curve, bytes=tuple(before_bytes + left * size for size in curve.bytes)) for curve in (stream.slope, stream.uniform)
@@ -130,7 +132,7 @@ class OutboundTransfer:
             self.peer.policy.observe(now_s, GoodputSample(wire_bytes, duration_s))
 
     def delivered(self, sent: Sent) -> float:
-        """Tell the policy; returns the distortion that decoding begins with."""
+        """Tell the policy that the transfer is complete; returns the distortion that decoding begins with."""
         peer = self.peer
         distortion = self.source.distortion() if self.source else self.distortion[sent.cut]
         if sent.refining:

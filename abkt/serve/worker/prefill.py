@@ -1,4 +1,4 @@
-"""A worker in the role of prefill: computes a prompt's KV, lets the policy decide, encodes, and hands the bytes to the sender."""
+"""A worker in the prefill role: it computes a prompt's KV, asks the policy, encodes, and passes the bytes to the sender."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ from abkt.transfer.send.outgoing import Outgoing, Sent
 
 
 class PrefillWorker:
-    """Computes one prompt at a time, in the order they come. A prompt's blocks are kept until the decode worker has acknowledged its KV.
+    """Computes one prompt at a time, in order of arrival. A prompt's blocks are kept until the decode worker has acknowledged its KV.
 
     Parameters
     ----------
-    config : of this worker.
-    control : the line to its frontend.
+    config : this worker's configuration.
+    control : the connection to its frontend.
     equipment : the model, the pool and the codec.
 
     Attributes
     ----------
-    run : the run under way, with its policies and connections.
-    waiting : prompts that are not begun.
-    sending : transfers that the sender is not done with, by attempt id.
+    run : the current run, with its policies and connections.
+    waiting : prompts that have not been started.
+    sending : attempt id -> transfer that the sender has not finished.
     """
 
     def __init__(self, config: WorkerConfig, control: Control, equipment: Equipment) -> None:
@@ -75,7 +75,7 @@ class PrefillWorker:
         self.groups = [LayerGroup(self.codec, span) for span in spans(layers, min(config.layer_groups, layers))]
 
     def serve(self) -> str:
-        """Work until the frontend changes the role; returns the new one, or "" where the frontend is gone."""
+        """Run until the frontend changes the role. Returns the new role, or "" if the frontend is gone."""
         while True:
             message = self.control.inbox.get()
             if isinstance(message, ChangeRole | FrontendGone):
@@ -110,11 +110,11 @@ class PrefillWorker:
             case TransferEnded():
                 self.segments.free(message.table)
                 self.sending.pop(message.attempt_id, None)
-            case _:  # meant for the role that this worker had before
+            case _:  # a command for the worker's earlier role
                 pass
 
     def _cancel(self, attempt_id: int) -> None:
-        """Report AttemptFailed, unless the attempt is over. A transfer that is cancelled reports that itself."""
+        """Report AttemptFailed, unless the attempt is over. A cancelled transfer makes this report itself."""
         if outgoing := self.sending.get(attempt_id):
             outgoing.cancel.set()
         for prompt in [prompt for prompt in self.waiting if prompt.attempt_id == attempt_id]:
@@ -174,7 +174,7 @@ class PrefillWorker:
             self._report_curves(transfer.view, tokens, decision.coder)
 
     def _begin_layered(self, prompt: SubmitPrompt, table: list[int], start_s: float) -> LayeredTransfer | None:
-        """A transfer that begins with its prefill; None where layers are not grouped, or the policy wants what is only possible at once."""
+        """A transfer that begins during prefill; None if the transfer cannot be sent in groups of layers."""
         peer, tokens = self.run.peers.get(prompt.destination), len(prompt.tokens)
         if peer is None or len(self.groups) < 2 or prompt.generation.osl < 2:
             return None
@@ -207,7 +207,7 @@ class PrefillWorker:
         future.add_done_callback(lambda future: self._ended(outgoing.transfer_id, table, transfer, future))
 
     def _ended(self, attempt_id: int, table: list[int], transfer: OutboundTransfer, future: Future[Sent]) -> None:
-        """The sender is done with a transfer, whether or not it was acknowledged. Called by the sender's thread."""
+        """Handle the end of a transfer, acknowledged or not. Called by the sender's thread."""
         self.control.inbox.put(TransferEnded(attempt_id, table))
         self.run.nic.leave(attempt_id)
         sent, origin_s = future.result(), self.run.origin_s

@@ -1,7 +1,7 @@
 """A pool's memory as the bytes of a raw transfer: whole blocks in token order.
 
-The transfer reads and writes the pool itself where its transport reaches that memory; adjacent blocks are one piece. Otherwise the memory
-of a GPU goes through the host's, gathered in one launch and scattered in one.
+If the transport reaches the pool's memory, the transfer reads and writes the pool directly; adjacent blocks are one piece. Otherwise a
+GPU's pool is copied through host memory: one launch gathers the blocks and one scatters them.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from abkt.kv.runs import aligned_runs
 from abkt.spec import KVLayout
 from abkt.transfer.pieces import BufferSink, ByteSink, ByteSource, DevicePieces, PiecesSink, PiecesSource
 
-REACHES_GPUS = frozenset({"cuda_ipc"})  # transports that read and write a GPU's memory themselves
+REACHES_GPUS = frozenset({"cuda_ipc"})  # transports that read and write a GPU's memory directly
 
 
 def fingerprint(layout: KVLayout) -> str:
-    """What both ends must have in common. Where it differs, the connection is refused with an error that names both."""
+    """The properties that both ends must share. If they differ, the connection is refused with an error that names both."""
     model = layout.model
     shape = f"{model.layers} layers, {model.kv_heads} kv heads of {model.head_dim}, {model.dtype}, blocks of {layout.block_tokens}"
     return f"{model.name}: {shape}"
 
 
 def raw_pieces(pool: Pool, table: Sequence[int]) -> list[memoryview]:
-    """The memory of the blocks of a table, one piece for each run of adjacent blocks; readable and writable. Only of a CPU pool."""
+    """The memory of the blocks of a table, one piece for each run of adjacent blocks; readable and writable. Only for a CPU pool."""
     return [pool.run_bytes(run.source, run.blocks) for run in aligned_runs(table, range(len(table)))]
 
 
 def device_pieces(pool: Pool, table: Sequence[int]) -> DevicePieces:
-    """The same of a GPU's pool. Waits for the work that this thread has enqueued there."""
+    """The same for a GPU's pool. Waits for the work that this thread has enqueued on the GPU."""
     memory, size = pool.data.view(torch.uint8).reshape(-1), pool.layout.block_bytes
     if memory.device.type == "cuda":
         torch.cuda.current_stream(memory.device).synchronize()
@@ -41,26 +41,26 @@ def device_pieces(pool: Pool, table: Sequence[int]) -> DevicePieces:
 
 
 def in_place(pool: Pool, transport: str = "") -> bool:
-    """Whether a transfer can read and write the pool's own memory."""
+    """Whether a transfer can read and write the pool's memory directly."""
     return pool.data.device.type == "cpu" or transport in REACHES_GPUS
 
 
 def raw_source(pool: Pool, table: Sequence[int], transport: str = "") -> ByteSource:
-    """What a raw transfer of these blocks reads. The blocks must not change until the transfer has ended. transport: its name."""
+    """The source of a raw transfer of these blocks, which must not change until the transfer has ended. transport: the transport's name."""
     if not in_place(pool, transport):
         return PiecesSource([_staged(pool, table)])
     return PiecesSource(raw_pieces(pool, table)) if pool.data.device.type == "cpu" else device_pieces(pool, table)
 
 
 def raw_sink(pool: Pool, table: Sequence[int], transport: str = "") -> ByteSink:
-    """What a raw transfer into these blocks writes. Where that is a BufferSink, call put_raw afterwards."""
+    """The sink of a raw transfer into these blocks. If it is a BufferSink, call put_raw afterwards."""
     if not in_place(pool, transport):
         return BufferSink(len(table) * pool.layout.block_bytes)
     return PiecesSink(raw_pieces(pool, table)) if pool.data.device.type == "cpu" else device_pieces(pool, table)
 
 
 def put_raw(data: bytearray, pool: Pool, table: Sequence[int]) -> None:
-    """Write raw bytes that came through the host's memory into the blocks of a table."""
+    """Write raw bytes from host memory into the blocks of a table."""
     scatter(torch.frombuffer(data, dtype=torch.uint8).to(pool.data.device), pool, table)
 
 

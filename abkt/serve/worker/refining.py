@@ -1,7 +1,8 @@
-"""Refinement: better values for a request that is decoded already. How good its KV is at each token, and the memory of the codes.
+"""Refinement: better KV values for a request that is already being decoded. Holds its KV's distortion at each token, and the codes' memory.
 
-Codes that have arrived stay in memory until nothing follows them. A longer prefix of them is expanded over the prompt's blocks between two
-iterations, never during one. Only the prompt's tokens are written: those decoded since then lie behind them, in the last block too.
+Arrived codes stay in memory until no more codes can follow. Between two iterations, never during one, a longer prefix of the codes is
+expanded over the prompt's blocks. Only the prompt's tokens are overwritten; tokens decoded since then come after them, also in the last
+block.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from abkt.transfer.receive.received import Received
 
 @dataclass(slots=True)
 class KVQuality:
-    """How good the KV is that a running request reads.
+    """The distortion of the KV that a running request reads.
 
-    received: the transfer that better values may come from; None: none will come. cut, distortion: of what is in the pool now. start: the
-    distortion at the first token. swaps: (when, tokens decoded before, cut) of each swap. refine_bytes, refine_end_s: wire bytes of what
-    followed the start, and when the last of them came; set when it is over.
+    received: the transfer that may bring better values; None: none will come. cut, distortion: cut and distortion of the KV in the pool
+    now. start: the distortion at the first token. swaps: (time, tokens decoded before, cut) for each time better values were written.
+    refine_bytes, refine_end_s: wire bytes after the start, and when the last of them arrived; set at the end.
     """
 
     received: Received | None
@@ -42,40 +43,40 @@ class KVQuality:
 
     @property
     def token_weighted(self) -> float:
-        """Mean distortion over the tokens decoded so far, each at what it was decoded from; before the first token, the present one."""
+        """Mean over the tokens decoded so far of the distortion they were decoded with; before the first token, the present distortion."""
         return self._sum / self.tokens if self.tokens else self.distortion
 
     def decoded(self) -> None:
-        """One more token was decoded."""
+        """Count one more decoded token."""
         self.tokens += 1
         self._sum += self.distortion
 
     def swapped(self, now_s: float, cut: int, distortion: float) -> None:
-        """Better values are in the pool."""
+        """Record that better values were written into the pool."""
         self.cut, self.distortion = cut, distortion
         self.swaps.append((now_s, self.tokens, cut))
 
     def settle(self) -> None:
-        """Nothing follows any more; the codes can be freed."""
+        """End the refinement: no more bytes follow, and the codes can be freed."""
         if received := self.received:
             self.refine_bytes, self.received = received.refine_bytes, None
             self.refine_end_s = received.last_byte_s if self.refine_bytes else math.nan
 
     def close(self) -> None:
-        """No token will be decoded any more, so better values are of no use."""
+        """End the refinement after the last token, when better values are of no use."""
         if self.received is not None:
             self.received.decline()
         self.settle()
 
 
 class CodeMemory:
-    """The memory of codes: how many bytes each transfer holds, and whose refinement ends first when memory is short. Thread-safe."""
+    """The memory of codes: the bytes that each transfer holds, and the order in which refinements end when memory is short. Thread-safe."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self._lock = threading.Lock()
-        self._held: dict[int, int] = {}  # bytes by transfer id
-        self._kept: dict[int, Received] = {}  # those that are decoded already and kept for better values, the oldest first
+        self._held: dict[int, int] = {}  # transfer id -> bytes
+        self._kept: dict[int, Received] = {}  # transfers being decoded, kept for better values; oldest first
 
     @property
     def held_bytes(self) -> int:
@@ -83,9 +84,9 @@ class CodeMemory:
             return sum(self._held.values())
 
     def hold(self, transfer_id: int, size_bytes: int) -> bool:
-        """Reserve memory; returns whether there was room. A transfer that is alone always has room.
+        """Reserve memory; returns whether there was room. A single transfer always has room.
 
-        Where there is no room, enough of the oldest refinements are told to end; ask again when memory is freed.
+        If there is no room, the oldest refinements are told to end, as many as needed; call again when memory is freed.
         """
         with self._lock:
             short = sum(self._held.values()) + size_bytes - self.capacity_bytes
@@ -100,7 +101,7 @@ class CodeMemory:
             return False
 
     def keep(self, received: Received) -> None:
-        """Keep the codes for better values that may follow, if one more transfer of this size would fit beside them."""
+        """Keep the codes for later refinement, if one more transfer of this size would still fit."""
         with self._lock:
             number = received.transfer_id
             self._kept[number] = received

@@ -1,4 +1,4 @@
-"""What a prefill worker knows of the run under way: its clock, its link, and the decode workers that it may send to."""
+"""The current run of a prefill worker: its clock, its link, and the decode workers to which it may send."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from abkt.transfer.send.sender import Sender
 
 
 class PrefillRun:
-    """Each run has fresh policies, a fresh schedule of its link and fresh connections. device: of this worker's pool."""
+    """One run. It has its own policies, link schedule and connections. device: device of this worker's pool."""
 
     def __init__(self, config: WorkerConfig, layout: KVLayout, device: str) -> None:
         self._config, self._layout, self._device = config, layout, device
@@ -46,14 +46,14 @@ class PrefillRun:
             self.add_peer(name, address)
 
     def add_peer(self, name: str, address: str) -> None:
-        """A decode worker takes KV at this address."""
+        """Add a decode worker that accepts KV at this address."""
         self.remove_peer(name)
         hello = Hello(self._config.name, fingerprint(self._layout))
         sender = Sender(self.pacing.transport, address, hello, self.pacing.link, key=self._key)
         self.peers[name] = DecodePeer(build(self._bitrate), sender, self.pacing.name, self.nic, self.origin_s)
 
     def remove_peer(self, name: str) -> None:
-        """A decode worker has left; transfers to it that are not done fail."""
+        """Remove a decode worker that has left; unfinished transfers to it fail."""
         if peer := self.peers.pop(name, None):
             peer.sender.close()
 
@@ -70,6 +70,6 @@ class PrefillRun:
         return self._profile.fit("prefill").seconds(tokens=tokens) if self._profile else 0.0
 
     def view(self, peer: DecodePeer, tokens: int, deadline_s: float, now_s: float) -> TransferView:
-        """What a policy sees of a transfer before it is encoded: as the frontend's quote had it, with the present price."""
+        """The view of a transfer before encoding: that of the frontend's quote, with the current price."""
         view = serving_view(self._profile, self._layout.model, tokens, deadline_s, self._device)
         return replace(view, price=peer.price_per_byte(now_s))

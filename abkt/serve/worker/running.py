@@ -1,4 +1,4 @@
-"""A request that a decode worker decodes, and what it reports when the last token is there."""
+"""A request that a decode worker is decoding, and its report after the last token."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from abkt.serve.worker.refining import KVQuality
 
 @dataclass(slots=True)
 class RunningRequest:
-    """table: its blocks. row: what attention reads of them. tokens: its outputs so far, with the prefill worker's first. quality: of the
-    KV that it reads. Times are CLOCK_MONOTONIC."""
+    """One running request. table: its blocks. row: the view of them that attention uses. tokens: its output tokens so far; the first is the
+    prefill worker's. quality: distortion of its KV. Times are on CLOCK_MONOTONIC."""
 
     attempt_id: int
     generation: Generation
@@ -38,7 +38,7 @@ class RunningRequest:
         return self.generation.osl - len(self.tokens)
 
     def decoded(self, choice: Choice, start_s: float, end_s: float) -> None:
-        """One iteration has made one more token."""
+        """Add the token of one iteration."""
         self.decode_token_s = self.decode_token_s or end_s
         self.decode_busy_s += end_s - start_s
         self.tokens.append(choice.token)
@@ -46,7 +46,7 @@ class RunningRequest:
         self.quality.decoded()
 
     def finished(self, origin_s: float, finish_s: float) -> AttemptFinished:
-        """origin_s: time 0 of the run."""
+        """The report after the last token. origin_s: time 0 of the run on CLOCK_MONOTONIC."""
         quality = self.quality
         return AttemptFinished(
             self.attempt_id,
