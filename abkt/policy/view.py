@@ -81,7 +81,8 @@ class TransferView:
     lossless_bytes, lossless_encode_s, lossless_expand_s : wire bytes and seconds of the lossless mode; 0 bytes: not offered.
     hidden_s : seconds from now during which the request waits for other work anyway; 0 if transfers begin after prefill.
     price : distortion that a byte must remove to be worth sending, the higher of the two ends' prices; 0: no price.
-    own_slope : this request's own slope curve for 1 raw byte, before encoding; only the simulator knows it; policies that compute bounds use it.
+    own_slope : this request's own slope curve for 1 raw byte, before encoding; only the simulator knows it; policies that compute bounds
+        use it.
     started : the promised cut has arrived and decoding may begin; what is sent from now on refines it.
     entropy_share : bytes of the entropy coder relative to the fixed coder at equal distortion; 0: not offered.
     entropy_encode_s, entropy_expand_s : seconds of the entropy coder.

@@ -1,5 +1,5 @@
-"""Bitrate policies: how each KV transfer is sent, one file a policy. Configurations name them by class (conf/bitrate); a new policy is one
-file here and one YAML there.
+"""Bitrate policies, one file each. A policy decides how each KV transfer is sent. Configurations name policies by class (conf/bitrate); a
+new policy is one file here and one YAML file there.
 """
 
 from __future__ import annotations

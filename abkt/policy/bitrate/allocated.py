@@ -1,6 +1,6 @@
-"""The same mean bits for every request, spent where they remove most distortion. It adapts to the cells, not to the link.
+"""The same mean bits for every request, spent where they remove most distortion. The policy adapts to the cells, not to the link.
 
-`embedded` differs from this policy only in that it follows the link, so the difference of the two is what following the link is worth.
+`embedded` differs from this policy only by following the link. So comparing the two shows what following the link gains.
 Assumption: the number of bits.
 """
 
@@ -14,7 +14,7 @@ from abkt.policy.view import Decision, Order, TransferView
 
 @dataclass(slots=True)
 class Allocated(Stateless):
-    """bits: mean bits per KV value; the coarsest cut with at least as many is sent. order: `uniform` gives every cell the same bits."""
+    """bits: mean bits per KV value; the coarsest cut with at least that many is sent. order: `uniform` gives every cell the same bits."""
 
     bits: float
     order: Order = "slope"

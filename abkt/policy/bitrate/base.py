@@ -1,4 +1,4 @@
-"""What bitrate policies have in common: bases with and without a link estimate, and the bytes that a deadline allows."""
+"""What bitrate policies have in common: base classes with and without a link estimate, and the bytes that a deadline allows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RAW, LOSSLESS = Decision("raw"), Decision("lossless")
 
 @dataclass(slots=True)
 class Stateless:
-    """Base of policies that keep no state: they decide by the view alone."""
+    """Base of policies that keep no state and decide from the view alone."""
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
         pass
@@ -31,7 +31,7 @@ class Stateless:
 
 @dataclass(slots=True)
 class LinkEstimating:
-    """Base of policies that estimate the link to their peer. link: the estimate."""
+    """Base of policies that estimate the link to their peer. link: the estimator."""
 
     link: Bandwidth
 
@@ -49,27 +49,27 @@ class LinkEstimating:
 
 
 def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, refine_to_cut: int = 0, coder: CoderName = "fixed") -> Decision:
-    """The decision to send a stream up to `cut`, or up to what has been sent already if that is finer."""
+    """The decision to send a stream up to `cut`, or up to the cut that was already sent if that is finer."""
     return _stream(order, cut if cut > view.sent_cut else view.sent_cut, depth_bits, refine_to_cut, coder)
 
 
 @lru_cache(maxsize=1 << 14)
 def _stream(order: Order, cut: int, depth_bits: int, refine_to_cut: int, coder: CoderName) -> Decision:
-    """Cached: many decisions are made, and few differ."""
+    """Cached, because many decisions are made and few differ."""
     return Decision("stream", order, cut, depth_bits, refine_to_cut, coder)
 
 
 def refinement_cut(curve: Curve, distortion: float) -> int:
-    """The cut to refine to after decoding has begun: the one that reaches `distortion`; 0, so no refinement, if that is inf."""
+    """The cut to refine to after decoding has begun: the coarsest that reaches `distortion`; 0 (no refinement) if `distortion` is inf."""
     return 0 if math.isinf(distortion) else curve.cut_reaching(distortion)
 
 
 def sending_s(now_s: float, view: TransferView) -> float:
-    """Seconds until the deadline that a stream may spend on the wire: what encoding and expanding leave."""
+    """Seconds until the deadline that are left for the wire after encoding and expanding."""
     return max(0.0, view.deadline_s - now_s - view.encode_s - view.expand_s)
 
 
 def bytes_in_time(bytes_per_s: float, now_s: float, view: TransferView) -> float:
-    """Wire bytes of a stream that can be sent by the deadline, including those that have been sent already."""
+    """Wire bytes of a stream that can be sent by the deadline, including those already sent."""
     seconds = view.deadline_s - now_s - view.encode_s - view.expand_s
     return view.sent_bytes + bytes_per_s * seconds if seconds > 0 else view.sent_bytes

@@ -1,15 +1,15 @@
-"""The break-even test: when compression loses. `Off` and our own policies share it.
+"""The break-even test: when is compression slower than raw bytes? `Off` and the budgeted policies use it.
 
-It compares exposed time, the part of a transfer that is not hidden behind other work:
+It compares exposed time, the part of a transfer that does not overlap with other work:
 
     serial      encode, then wire, then expand:  wins iff raw / B > encode + wire / B + expand,
                 which is B < (1 - 1/r) S with 1/S = 1/S_enc + 1/S_dec
     pipelined   the slowest of the three:        wins iff raw / B > max(encode, wire / B, expand), which is B < min(S_enc, S_dec)
-    either      loses where raw is hidden already
+    either      loses if the raw transfer is completely hidden
 
 B is the link's rate, r the compression ratio, S_enc and S_dec the speeds of encoding and expanding. The sums use the transfer's own bytes
-and times, so no ratio has to be assumed. Raw is exact, so it wins ties. The entropy coder takes fewer bytes and far longer than the fixed
-one; the same sums say on which links it wins.
+and times, so no ratio has to be assumed. Raw has no loss, so it wins ties. The entropy coder needs fewer bytes and far more time than the
+fixed one; the same sums show on which links it wins.
 
 Source: KVServe (arXiv 2605.13734), theorem 1, for the serial codec; docs/design.md for exposed time.
 """
@@ -58,19 +58,19 @@ def full_precision_instead(
     deadline_s: float,
     raw_if_hidden: bool = True,
 ) -> Decision | None:
-    """Raw or lossless in place of a stream, or None for the stream.
+    """The raw or lossless decision that should replace a stream, or None to keep the stream.
 
-    The full precision goes if it is exposed no longer than the stream `asked` for, and does not miss a deadline that the coarser stream
-    `sent` keeps.
+    Full precision is chosen if its exposed time is no longer than that of the stream `asked`, and if it does not miss a deadline that the
+    coarser stream `sent` meets.
 
     Parameters
     ----------
-    usable_s : when the KV is usable under a decision. It, hidden_s and deadline_s count from the same moment.
+    usable_s : gives the time at which the KV is usable under a decision. It, hidden_s and deadline_s count from the same moment.
     asked : the stream that reaches the target distortion.
-    sent : the stream that would be sent, perhaps coarser.
-    hidden_s : until then the request waits for something else anyway.
-    deadline_s : when the KV should be usable.
-    raw_if_hidden : take raw bytes where they are hidden, although lossless ones are usable earlier.
+    sent : the stream that would be sent, which may be coarser.
+    hidden_s : the time until which the request waits for other work anyway.
+    deadline_s : the time at which the KV should be usable.
+    raw_if_hidden : choose raw bytes if they are completely hidden, even if lossless ones are usable earlier.
     """
     best, best_s = RAW, usable_s(RAW)
     if view.lossless_bytes > 0:
@@ -84,7 +84,7 @@ def full_precision_instead(
 
 
 def coder_for(bytes_per_s: float, view: TransferView, cut: int) -> CoderName:
-    """The coder whose stream, cut here in slope order, is usable first; the fixed one on ties and where only one is offered."""
+    """The coder whose stream, cut here in slope order, is usable first; the fixed coder on ties, and if only it is offered."""
     if not view.entropy_share or view.sent_bytes:
         return "fixed"
     entropy_s = view.entropy_encode_s + view.entropy_share * view.slope.bytes[cut] / bytes_per_s + view.entropy_expand_s

@@ -1,10 +1,10 @@
 """The distortion that the next transfer to a peer may have, so that the mean over all its transfers stays within a limit.
 
 After n transfers with total distortion T, the next one may have up to (n + 1) mean_distortion - T, and never more than max_distortion.
-Distortion that was not needed on a fast link can so be spent on a slow one, and the mean holds after every transfer.
+So distortion that was not needed on a fast link can be spent on a slow one, and the limit of the mean holds after every transfer.
 
 A transfer that is refined after decoding has begun counts with its distortion at the start until its request has ended. Then it counts
-with the mean over the request's output tokens, which is not higher. So the mean of the token-weighted distortions always keeps the limit.
+with the mean over the request's output tokens, which is not higher. So the mean of the token-weighted distortions never exceeds the limit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from abkt.policy.view import Refined
 
 @dataclass(slots=True)
 class Budget:
-    """target_distortion: always allowed. mean_distortion: limit of the mean over all transfers. max_distortion: limit of each transfer."""
+    """target_distortion: distortion that is always allowed. mean_distortion: limit of the mean over all transfers. max_distortion: limit of
+    each transfer."""
 
     target_distortion: float
     mean_distortion: float

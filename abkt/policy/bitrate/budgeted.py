@@ -1,7 +1,7 @@
-"""What our own policies share: a distortion budget, the cut for a deadline, full precision where it is no later, and refinement.
+"""The base of ABKT's own policies: a distortion budget, the cut for a deadline, full precision if it is no later, and refinement.
 
 `embedded`, `fleet` and `oracle_bandwidth` send bands in the order of distortion removed per byte (rate-distortion slope). They differ in
-what they know of the link (`link`) and in where they cut.
+their knowledge of the link (`link`) and in where they cut.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class Budgeted(ABC, Generic[LinkT]):
 
     Parameters
     ----------
-    link : what the policy knows of the link to its peer: an estimate (Bandwidth) or the truth (Capacity).
-    target_distortion : the distortion to reach where time allows; relative squared error, 0 is exact, 1 is the mean alone.
+    link : the link to the peer, as an estimate (Bandwidth) or as its true capacity (Capacity).
+    target_distortion : the distortion to reach if time allows. It is a relative squared error: 0 is no error; 1 means that every value is
+        its channel's mean.
     mean_distortion : limit of the mean over all transfers to this peer.
     max_distortion : limit of each transfer, even if it misses its deadline.
     refine_distortion : the distortion to refine to after decoding has begun, while the link has nothing more urgent to send; inf: no
@@ -56,7 +57,7 @@ class Budgeted(ABC, Generic[LinkT]):
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         refine = self._refine_to(view)
-        if view.started:  # the promised cut is there; only refinement is left
+        if view.started:  # the promised cut has arrived; only refinement remains
             return stream(view, "slope", view.sent_cut, refine_to_cut=refine)
         asked = view.slope.cut_reaching(self.target_distortion)
         cut = self._start_cut(now_s, view, asked)
@@ -69,7 +70,7 @@ class Budgeted(ABC, Generic[LinkT]):
         return refinement_cut(view.slope, self.refine_distortion)
 
     def _start_cut(self, now_s: float, view: TransferView, asked: int) -> int:
-        """The cut at which decoding may begin: as far as time allows, but within the budget."""
+        """The cut at which decoding may begin: as fine as time allows, and fine enough for the budget."""
         cut = self._cut_in_time(now_s, view, asked)
         return cut if cut == asked else max(cut, view.slope.cut_reaching(self._budget.allowed()))
 
@@ -82,7 +83,7 @@ class Budgeted(ABC, Generic[LinkT]):
 
     @abstractmethod
     def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision) -> Decision | None:
-        """Raw or lossless in place of the stream `sent`, where break_even.full_precision_instead says so."""
+        """Raw or lossless in place of the stream `sent`, if break_even.full_precision_instead chooses it."""
 
 
 @dataclass(slots=True)

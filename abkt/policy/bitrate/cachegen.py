@@ -1,11 +1,11 @@
-"""Chunk by chunk, the finest level that still meets the SLO if the link stays as it was for the last chunk.
+"""For each chunk, the finest level that meets the SLO if the link keeps the throughput of the last chunk.
 
     level = the finest whose remaining bytes / throughput <= SLO - time elapsed;  throughput = that of the last chunk
 
 Source: CacheGen (SIGCOMM 2024), its streaming adaptation. (Its released experiment gives each chunk an equal share of the SLO instead of
-what is left of it.) CacheGen keeps each chunk of tokens at the level it was sent at, and may send text instead, to be prefilled again.
-Here a cut is one level for all tokens, so a finer cut later also improves the earlier chunks. There is no text: if no level is in time,
-the coarsest is sent. Assumptions: the levels; chunks are counted in wire bytes.
+the remaining time.) In CacheGen each chunk of tokens keeps the level at which it was sent, and a chunk may be sent as text and prefilled
+again. Here a cut is one level for all tokens, so a finer cut later also improves the earlier chunks. Text is not sent: if no level is in
+time, the coarsest is sent. Assumptions: the levels; chunks are counted in wire bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CacheGen:
     chunk_bytes: float = 1e6
     bits: Sequence[int] = (8, 4, 2)
     _throughput: float = field(default=math.nan, init=False)
-    _open_bytes: float = field(default=0.0, init=False)  # sent of the current chunk
+    _open_bytes: float = field(default=0.0, init=False)  # bytes sent of the current chunk
     _open_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:

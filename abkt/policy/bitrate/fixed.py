@@ -1,4 +1,4 @@
-"""No compression, and one precision for every transfer: what is deployed today, and the baselines of every adaptation."""
+"""Two policies that do not adapt: no compression, and one precision for every transfer. They are deployed today, and serve as baselines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Raw(Stateless):
 
 @dataclass(slots=True)
 class Fixed(Stateless):
-    """The same number of bits for every cell: int8, int4 or int2. coder: of the passes."""
+    """The same number of bits for every cell: int8, int4 or int2. coder: the coder of the passes."""
 
     bits: int
     coder: CoderName = "fixed"

@@ -1,11 +1,11 @@
-"""As `embedded`, but no band is sent that removes less distortion per byte than the price of the link.
+"""Like `embedded`, but a band is sent only if it removes at least as much distortion per byte as the price of the link.
 
 All transfers that share a NIC have one price (lambda, abkt.policy.price), and a transfer pays the higher one of the sender's and the
 receiver's. Distortion is relative to each request's own KV, so a byte of a short request is worth more than a byte of a long one. With
-equal slopes the sum of distortions is the least that the sum of bytes allows. A deadline alone would let a transfer take all the time it
-has, although others wait behind it; a price alone would ignore deadlines.
+equal slopes, the sum of distortions is the lowest possible for the sum of bytes. With a deadline alone, a transfer would use all the time
+it has although others wait for the link. With a price alone, deadlines would be ignored.
 
-A NIC is crowded far more often than a deadline is missed. So the price may use at most PRICE_BUDGET_SHARE of the distortion budget above
+A NIC is congested far more often than a deadline is missed. So the price may use at most PRICE_BUDGET_SHARE of the distortion budget above
 the target. The rest is kept for transfers that would otherwise be late.
 
 Source: Lagrangian bit allocation (Shoham and Gersho 1988); the multiplier is a price that follows the backlog. docs/design.md.
@@ -31,8 +31,8 @@ class Fleet(BudgetedEstimate):
     ----------
     link : Bandwidth, the estimate of wire goodput to this peer.
     target_distortion, mean_distortion, max_distortion : see Budgeted. Relative squared errors.
-    refine_distortion : the distortion to refine to after decoding has begun, as far as it is worth the price; the price falls while no
-        other transfer uses the link. inf: no refinement.
+    refine_distortion : the distortion to refine to after decoding has begun, as far as the bands are worth the price. The price falls while
+        no other transfer uses the link. inf: no refinement.
 
     Source: Lagrangian bit allocation (Shoham and Gersho 1988).
     """

@@ -1,13 +1,13 @@
 """The compression profile with the least predicted latency, corrected by the errors of earlier predictions.
 
     T_0 = raw / B,   T_p = encode_p + bytes_p / B + expand_p,   profiles with T_p < T_0 and distortion within the limit
-    choose the least T_p + delta_p;   raw where there is none
+    choose the least T_p + delta_p;   raw if there is no such profile
     after a transfer with p:   delta_p = (1 - eta) delta_p + eta (T_observed - T_p)
 
 Source: KVServe (arXiv 2605.13734), theorems 1 and 2, and its released controller (eta 0.3, no exploration). Two of its rules are left out:
-the cooldown after repeated violations, and raw where no profile meets the SLO, which would only be later. T_observed and T_p cover encoding
-and sending, the sender's part. Both take B at the end of the transfer, so delta_p holds the error of the codec's prediction and not of the
-link's. Assumptions: the profiles, and distortion as the measure of accuracy.
+the cooldown after repeated violations, and raw if no profile meets the SLO, which would only be later. T_observed and T_p cover encoding
+and sending, the sender's part. Both use B at the end of the transfer, so delta_p holds the prediction error of the codec and not that of
+the link. Assumptions: the profiles, and distortion as the measure of accuracy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class KVServe(LinkEstimating):
     Parameters
     ----------
     link : Bandwidth, the estimate of wire goodput to this peer; its mean is used.
-    bits : the lossy profiles, bits per KV value (2, 4 or 8). Lossless is a profile too where it was measured.
+    bits : the lossy profiles, bits per KV value (2, 4 or 8). Lossless is a profile too, if it was measured.
     max_distortion : profiles with more distortion are not used.
     eta : weight of the newest residual, in [0, 1].
 
@@ -57,7 +57,7 @@ class KVServe(LinkEstimating):
         return min(gaining, key=lambda p: usable_s(rate, view, p) + self._residual_s.get(_profile(p), 0.0), default=RAW)
 
     def _profiles(self, view: TransferView) -> list[Decision]:
-        """The profiles that are accurate enough."""
+        """The profiles whose distortion is within the limit."""
         every = [stream(view, "uniform", view.uniform.cut_of_bits(bits), bits) for bits in self.bits]
         accurate = [p for p in every if view.uniform.distortion[p.cut] <= self.max_distortion]
         return [LOSSLESS, *accurate] if view.lossless_bytes > 0 else accurate

@@ -13,7 +13,8 @@ from abkt.policy.view import Decision, TransferView
 
 @dataclass(slots=True)
 class Lossless(Stateless):
-    """Raises ValueError where the profile has not measured the lossless mode; this is checked before the first request."""
+    """Sends every transfer losslessly coded. Raises ValueError if the profile lacks the lossless mode; this is checked before the first
+    request."""
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         if view.lossless_bytes <= 0:

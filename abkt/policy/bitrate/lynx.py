@@ -1,8 +1,8 @@
-"""Four bits first (the anchor), the other four (the residual) if they arrive before the deadline.
+"""Send four bits first (the anchor), then the other four (the residual) if they can arrive before the deadline.
 
 Source: Lynx (arXiv 2607.01831). Lynx starts decoding speculatively on the anchor, always sends the residual, and verifies the decoded
 tokens once it is there. This policy does not refine, so the residual is sent before decoding begins or not at all.
-Assumption: that choice, made by the deadline and the mean estimate of the link.
+Assumption: sending the residual is decided by the deadline and the mean estimate of the link.
 """
 
 from __future__ import annotations

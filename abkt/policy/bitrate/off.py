@@ -1,7 +1,7 @@
-"""Any policy with an off switch: raw bytes where compressed ones would be usable no sooner.
+"""Any policy with an off switch: raw bytes are sent if compressed ones would be usable no sooner.
 
-Source: the break-even test (break_even.py). Assumption: the test uses the mean estimate of the link, so that it errs as often one way as
-the other.
+Source: the break-even test (break_even.py). Assumption: the test uses the mean estimate of the link, so that it errs as often in one
+direction as in the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, 
 
 @dataclass(slots=True)
 class Off:
-    """inner: the policy. link: the estimate that the test uses. pipelined: whether encoding, sending and expanding overlap."""
+    """inner: the policy. link: the estimator that the test uses. pipelined: whether encoding, sending and expanding overlap."""
 
     inner: BitratePolicy
     link: Bandwidth

@@ -1,6 +1,7 @@
-"""A bound: `embedded` with the link's capacity known for all time, instead of estimated.
+"""A bound: `embedded` with the link's true capacity at all times instead of an estimate.
 
-The policy does not know which other transfers will use the link. A policy that does better than this one gains by what others leave it.
+The policy does not know which other transfers will use the link. If a policy does better than this one, its gain comes from capacity that
+other transfers leave.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from abkt.policy.view import Decision, GoodputSample, TransferView
 
 @dataclass(slots=True)
 class OracleBandwidth(Budgeted[Capacity]):
-    """link: the true capacity of the link, on the clock that now_s is of. The distortions: see Budgeted."""
+    """link: the true capacity of the link, on the same clock as now_s. For the distortions see Budgeted."""
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
         pass
@@ -43,6 +44,6 @@ class OracleBandwidth(Budgeted[Capacity]):
         )
 
     def _usable_at_s(self, now_s: float, view: TransferView, decision: Decision) -> float:
-        """The time at which the KV is usable; inf for a mode that can no longer be had."""
+        """The time at which the KV is usable; inf for a mode that is no longer possible."""
         encode_s, wire_bytes, expand_s = stage_costs(view, decision)
         return self.link.finish_s(now_s + encode_s, wire_bytes) + expand_s if encode_s < math.inf else math.inf

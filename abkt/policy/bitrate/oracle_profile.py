@@ -1,6 +1,6 @@
-"""A bound: any policy that knows this request's own rate-distortion curve before encoding, instead of the expected one.
+"""A bound: any policy, given the request's own rate-distortion curve before encoding instead of the expected one.
 
-Only the simulator can know it (TransferView.own_slope). On real processes, and in quotes for routing, the expected curve is used.
+Only the simulator knows this curve (TransferView.own_slope). On real processes, and in quotes for routing, the expected curve is used.
 """
 
 from __future__ import annotations

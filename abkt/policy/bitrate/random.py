@@ -1,7 +1,7 @@
 """A random precision for each transfer: the baseline that every adaptation has to beat.
 
-The precision is drawn from a hash of the seed, the bytes and the deadline. So a transfer gets the same precision however often the policy
-is asked, and questions about other transfers change nothing.
+The precision is drawn from a hash of the seed, the bytes and the deadline. So a transfer gets the same precision however often `decide` is
+called, and calls for other transfers change nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from abkt.policy.view import Decision, TransferView
 
 @dataclass(slots=True)
 class RandomBitrate(Stateless):
-    """seed: of the draws. bits: the precisions, all equally likely."""
+    """seed: seed of the draws. bits: the precisions, all equally likely."""
 
     seed: int = 0
     bits: Sequence[int] = (8, 4, 2)

@@ -1,8 +1,8 @@
 """The finest of three tiers that arrives in time: fp16, int8 or int4. Models that do not tolerate int4 use the first two.
 
-Source: SpectrumKV (arXiv 2606.08635). There each token has its own tier, by importance, within a byte budget b of the fp16 size, and a
-model that fails three retrieval trials at int4 gets fp16 and int8 only. Tiers by token are a codec (abkt.codec.baselines.tiers); this
-policy chooses one tier for all tokens. Assumption: b is what the mean estimate of the link can send by the deadline.
+Source: SpectrumKV (arXiv 2606.08635). There each token gets a tier by its importance, within a byte budget b relative to the fp16 size, and
+a model that fails three retrieval trials at int4 gets fp16 and int8 only. Tiers per token are a codec (abkt.codec.baselines.tiers); this
+policy chooses one tier for all tokens. Assumption: b is what the link, at its mean estimate, can send by the deadline.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""A link state, GOOD, DEGRADED or POOR, for 8, 4 or 2 bits. The state falls quickly and rises slowly.
+"""8, 4 or 2 bits, by the state of the link: GOOD, DEGRADED or POOR. The state falls quickly and rises slowly.
 
 The rate of each `sample_s` of sending is classified: GOOD if it is at least good_share of the line rate, POOR if it is below poor_share,
 DEGRADED otherwise. The newest class becomes the state if it is worse and 2 of the last 3 samples agree with it, or if it is better and 4
 of the last 5 do. The first sample sets the first state.
 
 Source: the reference implementation (github 354100117/ABKT, backend/state_machine.py): 40 and 15 MB/s on 1 Gbit/s, so 0.32 and 0.12 of
-the line rate. It declares dead bands and does not use them, so there are none here. Assumptions: a sample for each sample_s of sending,
-and one for the rest at the end of a transfer (there: one a probe); 4 bits before the first sample. The reference also uses the
+the line rate. It declares dead bands but does not use them, so there are none here. Assumptions: one sample for each sample_s of sending,
+and one for the rest at the end of a transfer (there: one per probe); 4 bits before the first sample. The reference also uses the
 round-trip time, which is not measured here.
 """
 
@@ -28,7 +28,8 @@ FALL, RISE = (2, 3), (4, 5)  # (m, n): m of the last n samples must agree
 
 @dataclass(slots=True)
 class StateMachine:
-    """line_rate_bytes_per_s: the link at its best. good_share, poor_share: of it. sample_s: seconds of sending in a sample."""
+    """line_rate_bytes_per_s: highest rate of the link. good_share, poor_share: thresholds as shares of it. sample_s: seconds of sending per
+    sample."""
 
     line_rate_bytes_per_s: float
     good_share: float = 0.32
@@ -37,7 +38,7 @@ class StateMachine:
     state: State | None = field(default=None, init=False)
     _samples: deque[State] = field(default_factory=lambda: deque(maxlen=max(FALL[1], RISE[1])), init=False)
     _rate: float = field(default=math.nan, init=False)
-    _open_bytes: float = field(default=0.0, init=False)  # sent in the current sample
+    _open_bytes: float = field(default=0.0, init=False)  # bytes sent in the current sample
     _open_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +49,7 @@ class StateMachine:
         if sample.duration_s <= 0 or sample.wire_bytes <= 0:
             return
         rate, seconds = sample.wire_bytes / sample.duration_s, sample.duration_s
-        settled_s = (RISE[1] + 1) * self.sample_s  # after this many equal samples another one changes nothing
+        settled_s = (RISE[1] + 1) * self.sample_s  # after this many equal samples, another one changes nothing
         if seconds > settled_s + self.sample_s:
             seconds = settled_s + math.fmod(seconds, self.sample_s)
         while self._open_s + seconds >= self.sample_s:

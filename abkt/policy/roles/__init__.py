@@ -1,5 +1,5 @@
-"""Roles policies: which nodes prefill and which decode, and when that changes, one file a policy. The simulator and the frontend call them;
-configurations name them by class (conf/roles).
+"""Roles policies, one file each. A policy decides which nodes prefill, which decode, and when that changes. The simulator and the frontend
+call them; configurations name them by class (conf/roles).
 """
 
 from __future__ import annotations

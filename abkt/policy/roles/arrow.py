@@ -1,11 +1,11 @@
-"""One node at a time changes its role at once when its new side is about to miss its SLO and its old side is not.
+"""One node at a time changes its role, without draining, when its new side is about to miss the SLO and its old side is not.
 
     to prefill:  the shortest prompt queue is above `high` of the TTFT SLO, and the decode side without the node would stay below `low`
     to decode:   the least loaded decode node is above `high`, and the prefill side without the node would stay below `low`
 
-The least loaded node changes and finishes its old work beside the new. At least one node stays on each side.
+The least loaded node changes, and finishes its old work alongside the new work. At least one node stays on each side.
 
-Source: Arrow (arXiv 2505.11916): stateless instances, SLO-aware scheduling by predictions, in whose place the loads stand here.
+Source: Arrow (arXiv 2505.11916): stateless instances and SLO-aware scheduling by predictions. Here the loads take the place of predictions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from abkt.policy.roles.static import Static
 
 @dataclass(slots=True)
 class Arrow(Static):
-    """high: load, relative to the SLO, above which a side is in danger. low: load that the other side may have afterwards."""
+    """high: load, relative to the SLO, above which a side is about to miss it. low: highest load of the other side after the change."""
 
     period_s: float = 1.0
     ttft_slo_s: float = 1.0
@@ -46,7 +46,7 @@ class Arrow(Static):
         return []
 
     def _move(self, nodes: Sequence[NodeLoad], side: tuple[int, ...], load: float, role: str) -> list[RoleChange]:
-        """The least loaded node of `side`, if the other nodes of the side can take its load."""
+        """The least loaded node of `side`, if the other nodes of the side can take over its load."""
         if len(side) < 2 or load * len(side) / (len(side) - 1) > self.low:
             return []
         if role == "prefill":

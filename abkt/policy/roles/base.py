@@ -1,4 +1,4 @@
-"""What a roles policy sees of the nodes, and what it answers: which nodes prefill, which decode, and where one request may do both."""
+"""The input of a roles policy and its answer: which nodes prefill, which decode, and where one request may do both."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Where = Literal["split", "source", "target"]
 class NodeLoad(Protocol):
     """A node as a roles policy sees it.
 
-    name : of the node. role: a Role, or "" while it changes. active: requests placed there and not finished. tpot_s: its last iteration
-    time. prefill_weight, decode_weight: its speed at each kind of work, relative to the fastest node.
+    name: name of the node. role: a Role, or "" while it changes. active: requests placed there and not finished. tpot_s: seconds of its
+    last iteration. prefill_weight, decode_weight: its speed at each kind of work, relative to the fastest node.
     """
 
     name: str
@@ -28,12 +28,12 @@ class NodeLoad(Protocol):
 
     @property
     def queued_s(self) -> float:
-        """Expected seconds of prefill that were accepted and are not done."""
+        """Expected seconds of prefill work that was accepted and is not done."""
         ...
 
     @property
     def kv_due(self) -> float:
-        """Share of its KV memory that is needed by requests that decode here or wait for memory here. Requests whose prompts are not
+        """Share of the node's KV memory needed by requests that decode here or wait here for memory. Requests whose prompts are not
         computed yet do not count."""
         ...
 
@@ -44,8 +44,8 @@ class Place(PrefillLoad, DecodeLoad, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RoleChange:
-    """A node gets another role. node: its index. drain: it gets no new work until all its work is done, and is then rebuilt; otherwise it
-    has the new role at once and finishes the old work beside the new."""
+    """A node gets another role. node: its index. drain: the node gets no new work until all its work is done, and is then rebuilt;
+    otherwise it has the new role at once and finishes its old work alongside the new work."""
 
     node: int
     role: Role
@@ -53,12 +53,13 @@ class RoleChange:
 
 
 class RolesPolicy(Protocol):
-    """Chooses the roles of the nodes. One object for a cluster. period_s: seconds between calls of `decide`; inf: it is never called."""
+    """Chooses the roles of the nodes. There is one object per cluster. period_s: seconds between calls of `decide`; inf: it is never
+    called."""
 
     period_s: float
 
     def begin(self, role: str) -> str:
-        """The Role with which a node begins that is configured for `role`."""
+        """The first Role of a node that is configured for `role`."""
         ...
 
     def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]:

@@ -1,4 +1,4 @@
-"""Every node prefills and decodes, and a request stays on its node: no transfer, but prefill and decoding delay each other.
+"""Every node prefills and decodes, and a request stays on its node. There is no transfer, but prefill and decoding delay each other.
 
 Source: Sarathi-Serve (OSDI'24), stall-free batching, if the engine chunks prompts; Orca (OSDI'22) if it does not.
 """

@@ -16,7 +16,8 @@ from abkt.policy.routing.base import RequestView
 
 @dataclass(slots=True)
 class Conditional(Static):
-    """local_tokens: prompts of at most this length stay on the decode node. queue_s: longest prefill queue that is joined."""
+    """local_tokens: prompts of at most this length stay on the decode node. queue_s: longest prefill queue, in seconds, to which a prompt
+    is sent."""
 
     local_tokens: int = 512
     queue_s: float = 2.0

@@ -1,4 +1,4 @@
-"""A state with hysteresis: entered when m of the last n checks ask for it, and left when enough checks ask for that."""
+"""A state with hysteresis: it is entered or left when m of the last n checks ask for that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Hysteresis:
-    """enter, leave: (m, n): m of the last n checks are needed. `on` is the present state."""
+    """enter, leave: (m, n), so that m of the last n checks are needed. on: the current state."""
 
     enter: tuple[int, int] = (2, 3)
     leave: tuple[int, int] = (4, 5)

@@ -1,20 +1,20 @@
-"""FlowKV's three regimes, normal, imbalanced and overloaded: the idle side first lends cycles to the loaded side, then a node.
+"""FlowKV's three regimes: normal, imbalanced and overloaded. The idle side first lends the loaded side cycles, and later a node.
 
-    overloaded   min(L_P, L_D) > 1                                   there is nothing to lend; admission has to reject
+    overloaded   min(L_P, L_D) > 1                                   there is nothing to lend; admission must reject
     imbalanced   max(L_P, L_D) > 0.7 and |ln(L_P / L_D)| >= ln 1.5    until |ln| < ln 1.2 or max < 0.7
     normal       otherwise
 
 L_P and L_D are the loads of the two sides (loads.py). The state has hysteresis: 2 of the last 3 checks to enter imbalance, 4 of the last
 5 to leave it. While the cluster is imbalanced, the idle side lends cycles: a prompt is computed on its decode node (prefill is loaded), or
 a request is decoded on its prefill node (decode is loaded), if that node has less to do. If the imbalance lasts for `lend_periods` checks,
-the least loaded node of the idle side drains, is rebuilt and changes sides, if that pays and the idle side can take the additional load:
-the loaded side then passes on more work. With n nodes on the idle side and m on the loaded one:
+the least loaded node of the idle side drains, is rebuilt and changes sides. This happens only if it pays and the idle side can take the
+additional load, since the loaded side then passes on more work. With n nodes on the idle side and m on the loaded one:
 
     L_loaded' = L_loaded m / (m + 1),    U_idle' = U_idle n / (n - 1) (m + 1) / m <= 1
     (max(L_P, L_D) - max(L_loaded', U_idle')) payback_s > rebuild_s
 
-U is L_D for the decode side. For the prefill side, whose queue says little before it is full, U is the share of its nodes that have work,
-averaged over the checks.
+U is L_D for the decode side. The queue of the prefill side says little before the side is full, so U is then the share of its nodes that
+have work, averaged over the checks.
 
 Source: FlowKV (arXiv 2504.03775), its load-aware scheduler; the thresholds are this project's (docs/design.md).
 """
@@ -31,7 +31,7 @@ from abkt.policy.roles.loads import Loads, loads
 from abkt.policy.roles.static import Static
 from abkt.policy.routing.base import RequestView
 
-CHECKS = 5  # that the share of working nodes is averaged over
+CHECKS = 5  # number of checks over which the share of working nodes is averaged
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class LoadAwareRoles(Static):
     enter_ratio, leave_ratio : ratio of the two loads at which imbalance begins and ends; 1 <= leave_ratio <= enter_ratio.
     lend_periods : checks for which cycles are lent before a node is moved.
     payback_s : time within which a move must save as much as it costs.
-    rebuild_s : what a move costs: the time in which a node is rebuilt.
+    rebuild_s : cost of a move: the seconds in which a node is rebuilt.
     lend_cycles, move_nodes : whether each of the two measures is used.
 
     Raises
@@ -69,7 +69,7 @@ class LoadAwareRoles(Static):
     move_nodes: bool = True
     _imbalance: Hysteresis = field(default_factory=Hysteresis, init=False)
     _loaded: str = field(default="", init=False)  # prefill | decode, the loaded side; "" while normal
-    _checks: int = field(default=0, init=False)  # since the imbalance began or a node was moved
+    _checks: int = field(default=0, init=False)  # checks since the imbalance began or a node was moved
     _working: float = field(default=0.0, init=False)  # share of prefill nodes that have work
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class LoadAwareRoles(Static):
         used *= len(idle) / (len(idle) - 1) * grown
         if used > 1 or (load - max(load / grown, used)) * self.payback_s <= self.rebuild_s:
             return []
-        self._checks = 0  # see the effect before the next node is moved
+        self._checks = 0  # wait for the effect before the next move
         if to_prefill:
             return [RoleChange(min(idle, key=lambda i: (nodes[i].kv_due, nodes[i].active, i)), "prefill")]
         return [RoleChange(min(idle, key=lambda i: (nodes[i].queued_s, i)), "decode")]

@@ -1,8 +1,8 @@
-"""How loaded the two sides of a cluster are; 1 is as much as the SLO allows.
+"""The loads of a cluster's two sides; a load of 1 just meets the SLO.
 
     prefill node  x_p = queued prefill seconds / SLO_TTFT
     decode node   x_d = max(KV due / 0.9, TPOT / SLO_TPOT)       requests that wait for prefill do not count
-    side          L = sum w x / sum w over its nodes, with w the speed of each node; at least FLOOR, so that ratios are defined
+    side          L = sum w x / sum w over its nodes, with w the speed of each node; never below FLOOR, so that ratios are defined
 
 Source: the signals of FlowKV's load-aware scheduler (arXiv 2504.03775).
 """

@@ -1,7 +1,7 @@
 """Role changes at configured times, so that the simulator and real workers can be compared around the same changes.
 
-A change is delayed while its node is still changing or is the last one of its side. It is dropped if the node is gone or has the role
-already.
+A change is delayed while its node is still changing or is the last one of its side. It is dropped if the node is gone or already has the
+role.
 
 Source: planners that move nodes between pools by a forecast; here the user gives the times.
 """
@@ -20,7 +20,7 @@ SIDES = ("prefill", "decode")
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """From at_s on, the node of name `worker` has this role."""
+    """From at_s on, the node named `worker` has this role."""
 
     at_s: float
     worker: str
@@ -35,7 +35,8 @@ class Switch:
 
 @dataclass(slots=True)
 class Scheduled(Static):
-    """changes: the fields of one Switch each. `decide` raises ValueError on its first call if a change names an unknown node."""
+    """changes: the planned changes; each holds the fields of a Switch. `decide` raises ValueError on its first call if a change names an
+    unknown node."""
 
     period_s: float = 0.1
     changes: Sequence[Mapping[str, Any]] = ()

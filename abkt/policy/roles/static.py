@@ -12,7 +12,7 @@ from abkt.policy.routing.base import RequestView
 
 @dataclass(slots=True)
 class Static:
-    """period_s: seconds between calls of `decide`; inf: never."""
+    """Never changes a role. period_s: seconds between calls of `decide`; inf: never."""
 
     period_s: float = math.inf
 

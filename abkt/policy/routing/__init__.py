@@ -1,4 +1,4 @@
-"""Routing policies: which prefill node and which decode node each request gets, one file a policy. The simulator and the frontend call
+"""Routing policies, one file each. A policy chooses a prefill node and a decode node for each request. The simulator and the frontend call
 them; configurations name them by class (conf/routing).
 """
 

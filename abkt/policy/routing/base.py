@@ -1,4 +1,4 @@
-"""What a routing policy sees of a request and of the nodes, and what it answers."""
+"""The input of a routing policy (a request and the nodes) and its answer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class RequestView:
-    """A request before it is placed. isl, osl: prompt and output tokens. hash_ids: hashes of its prompt's prefix blocks, in order; empty
-    if they are not known."""
+    """A request before it is placed. isl, osl: number of prompt and output tokens. hash_ids: hashes of the prompt's prefix blocks, in
+    order; empty if they are not known."""
 
     request_id: int
     isl: int
@@ -24,7 +24,7 @@ class PrefillLoad(Protocol):
 
     @property
     def queued_s(self) -> float:
-        """Expected seconds of prefill (and encoding) that were accepted and are not done."""
+        """Expected seconds of prefill (and encoding) work that was accepted and is not done."""
         ...
 
     @property
@@ -43,15 +43,15 @@ class PrefillLoad(Protocol):
 
 
 class DecodeLoad(Protocol):
-    """A decode node as routing sees it. active: requests placed there and not finished. kv_used: share of its KV memory that is taken or
-    promised. tpot_s: its last iteration time."""
+    """A decode node as routing sees it. active: requests placed there and not finished. kv_used: share of its KV memory that is used or
+    reserved. tpot_s: seconds of its last iteration."""
 
     active: int
     kv_used: float
     tpot_s: float
 
     def wait_s(self, isl: int) -> float:
-        """Expected wait for memory for a prompt of isl tokens."""
+        """Expected seconds of waiting for memory for a prompt of isl tokens."""
         ...
 
 
@@ -66,5 +66,5 @@ class RoutingPolicy(Protocol):
         decode: Sequence[DecodeLoad],
         quote_s: Callable[[int, int], float],
     ) -> tuple[int, int]:
-        """Indices into `prefill` and `decode`. quote_s(p, d): expected transfer seconds by the pair's own bitrate policy and link."""
+        """Indices into `prefill` and `decode`. quote_s(p, d): expected seconds of a transfer, by the pair's own bitrate policy and link."""
         ...

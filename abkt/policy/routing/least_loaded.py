@@ -40,5 +40,5 @@ def fullness(node: DecodeLoad) -> tuple[float, int]:
 
 
 def backlog(node: PrefillLoad) -> float:
-    """The key of a Ranking of prefill nodes: it orders them as queued_s does, and does not change while time passes."""
+    """The key of a Ranking of prefill nodes: it gives the order of queued_s, and does not change as time passes."""
     return node.free_s

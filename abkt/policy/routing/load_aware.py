@@ -2,11 +2,11 @@
 
 cost(p, d) = T_prefill(p) + T_transfer(p, d) + T_wait(d) + tpot_penalty_s max(0, TPOT(d) / SLO - 1)
 
-T_prefill: the node's queue, and the prompt without the prefix that the node has cached. T_transfer: the quote of the pair's own bitrate
-policy, codec included. T_wait: the wait for decode memory. Ties go to the decode node with less memory in use, then to the first nodes.
+T_prefill: the node's queue, plus prefill of the prompt without its cached prefix. T_transfer: the quote of the pair's own bitrate policy,
+including the codec. T_wait: the wait for decode memory. Ties go to the decode node with less memory in use, then to the first nodes.
 
-Only the top_k prefill nodes by T_prefill and the top_k decode nodes by their own terms are compared, so the choice is exact if top_k covers
-all nodes. In a large cluster (a Ranking) the decode nodes are preselected by their terms for an empty prompt, then by memory in use.
+Only the top_k prefill nodes by T_prefill and the top_k decode nodes by their own terms are compared, so the choice is optimal if top_k
+covers all nodes. In a large cluster (a Ranking) the decode nodes are preselected by their terms for an empty prompt, then by memory in use.
 
 Source: FlowKV (arXiv 2504.03775), load-aware scheduling; the cost as time to usable KV is this project's (docs/design.md).
 """
@@ -30,7 +30,7 @@ class LoadAwareRouting:
     ----------
     tpot_slo_s : the TPOT of the SLO; slower decode nodes are penalised.
     tpot_penalty_s : penalty of a node whose TPOT is twice the SLO.
-    top_k : nodes of each side that are compared.
+    top_k : number of nodes of each side that are compared.
 
     Raises
     ------

@@ -18,7 +18,7 @@ from abkt.policy.routing.ranking import candidates
 
 @dataclass(slots=True)
 class MinTTFT:
-    """top_k: nodes that are compared in a large cluster."""
+    """top_k: number of nodes that are compared in a large cluster."""
 
     top_k: int = 4
 

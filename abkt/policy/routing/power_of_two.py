@@ -1,4 +1,4 @@
-"""Two random nodes of each side, and the less loaded of the two: almost as balanced as comparing all nodes, at the cost of two.
+"""The less loaded of two random nodes, on each side. The load is almost as balanced as if all nodes were compared.
 
 Source: Mitzenmacher, The power of two choices in randomized load balancing (IEEE TPDS 12(10), 2001). Loads as in least_loaded.
 """
@@ -15,7 +15,7 @@ from abkt.policy.routing.least_loaded import fullness
 
 @dataclass(slots=True)
 class PowerOfTwo:
-    """seed: of the draws."""
+    """seed: seed of the draws."""
 
     seed: int = 0
     _random: Random = field(init=False, repr=False)

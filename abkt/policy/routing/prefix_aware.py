@@ -20,8 +20,9 @@ from abkt.policy.routing.ranking import candidates
 
 @dataclass(slots=True)
 class PrefixAware:
-    """cache_threshold: share of the prompt that must be cached. balance_threshold_s: how much longer than the shortest the queue may be.
-    top_k: nodes that are compared in a large cluster: the least loaded ones, and the ones with the longest cached prefix."""
+    """cache_threshold: share of the prompt that must be cached. balance_threshold_s: by how many seconds the queue may exceed
+    the shortest. top_k: number of nodes that are compared in a large cluster: the least loaded, and those with the longest cached
+    prefix."""
 
     cache_threshold: float = 0.1
     balance_threshold_s: float = 2.0

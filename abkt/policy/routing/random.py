@@ -11,7 +11,7 @@ from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 
 @dataclass(slots=True)
 class RandomRouting:
-    """seed: of the draws."""
+    """seed: seed of the draws."""
 
     seed: int = 0
     _generator: Generator = field(init=False, repr=False)

@@ -1,6 +1,6 @@
 """Nodes sorted by their load, kept up to date, so that a decision among a thousand nodes compares only a few.
 
-A node's load changes several times for each request and is read once. So a change only marks the node (`changed.add(node)`), and the next
+A node's load changes several times per request but is read once. So a change only marks the node (`changed.add(node)`), and the next
 query moves the marked nodes: O(log n) each, by bisection. The sort key must not change as time passes. For prefill nodes it is not the
 seconds queued, but the time at which the queue will be empty (PrefillLoad.free_s).
 
@@ -21,8 +21,8 @@ FEW = 8  # up to this many nodes, all of them are compared instead
 class Ranking(list[T]):
     """A list of nodes whose members do not change.
 
-    kind(node): see the module; it may change as the load does. holders: block hash -> the nodes that hold the block, in the order in which
-    they got it; kept up to date by the nodes' prefix caches.
+    kind(node): the node's kind, see the module's docstring; it may change together with the load. holders: block hash -> the nodes that
+    hold the block, in the order in which they got it; the nodes' prefix caches keep it up to date.
     """
 
     def __init__(self, nodes: Iterable[T], kind: Callable[[T], Hashable], holders: dict[int, dict[T, None]] | None = None) -> None:
@@ -34,7 +34,7 @@ class Ranking(list[T]):
         self._orders: dict[Callable[[T], Any], _Order] = {}
 
     def least(self, count: int, load: Callable[[T], Any]) -> Sequence[int]:
-        """Indices of the `count` least loaded nodes of each kind (the first ones on ties), and maybe of more nodes."""
+        """Indices of the `count` least loaded nodes of each kind (the first ones on ties). More nodes may be included."""
         if len(self) <= max(FEW, count):
             return range(len(self))
         if self.changed:
@@ -63,7 +63,7 @@ class Ranking(list[T]):
 
 
 def candidates(nodes: Sequence[T], count: int, load: Callable[[T], Any], hash_ids: tuple[int, ...] = ()) -> Sequence[int]:
-    """Indices of the nodes to compare: all of a plain list; of a Ranking the least loaded ones and those that hold the prefix."""
+    """Indices of the nodes to compare: all nodes of a plain list; the least loaded and the prefix holders of a Ranking."""
     if not isinstance(nodes, Ranking):
         return range(len(nodes))
     least = nodes.least(count, load)
