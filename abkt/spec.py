@@ -10,7 +10,7 @@ WEIGHT_BYTES = {**DTYPE_BYTES, "mxfp4": 17 / 32}  # 4 bits for each weight, and 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A causal language model, as far as KV transfer and its costs depend on it. K and V of unequal width are not supported.
+    """The properties of a causal language model on which KV transfer and its costs depend. K and V of unequal width are not supported.
 
     Parameters
     ----------

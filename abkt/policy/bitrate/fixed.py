@@ -10,7 +10,7 @@ from abkt.policy.view import CoderName, Decision, TransferView
 
 @dataclass(slots=True)
 class Raw(Stateless):
-    """The KV as it lies in the pool (bf16), in runs of adjacent blocks (FlowKV's transfer)."""
+    """Sends the KV bytes of the pool (bf16) unchanged, in runs of adjacent blocks (FlowKV's transfer)."""
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         return RAW

@@ -59,7 +59,7 @@ class RolesPolicy(Protocol):
     period_s: float
 
     def begin(self, role: str) -> str:
-        """The first Role of a node that is configured for `role`."""
+        """The Role with which a node configured for `role` starts."""
         ...
 
     def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Hysteresis:
-    """enter, leave: (m, n), so that m of the last n checks are needed. on: the current state."""
+    """enter, leave: (m, n): the state changes if m of the last n checks ask for it. on: the current state."""
 
     enter: tuple[int, int] = (2, 3)
     leave: tuple[int, int] = (4, 5)

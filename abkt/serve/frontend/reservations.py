@@ -173,7 +173,7 @@ class Reservations:
         return encode_s + (pair.backlog_bytes + wire_bytes) / rate + expand_s
 
     def promise(self, attempt_id: int, source: str, target: str, isl: int, osl: int, now_s: float) -> None:
-        """Reserve for an attempt that is placed on these two workers."""
+        """Reserve decode memory, prefill time and link bytes for an attempt on these two workers."""
         expect = self.expect
         self.prefill[source].jobs[attempt_id] = expect.prefill_s(isl)
         self.decode[target].promise(attempt_id, expect.layout.blocks_for(isl + osl))

@@ -1,4 +1,4 @@
-"""Refinement: better KV values for a request that is already being decoded. Holds its KV's distortion at each token, and the codes' memory.
+"""Refinement: better KV values for a request that is already being decoded. Tracks its distortion per token and the memory of its codes.
 
 Arrived codes stay in memory until no more codes can follow. Between two iterations, never during one, a longer prefix of the codes is
 expanded over the prompt's blocks. Only the prompt's tokens are overwritten; tokens decoded since then come after them, also in the last
