@@ -1,9 +1,9 @@
 """The records that real and simulated runs write: one per request, one per transfer, one summary. All metrics are defined here.
 
 Stages overlap, so their times do not add up. `_busy_s` is the time a stage worked; `_exposed_s` is the time the request waited for that
-stage alone. The exposed times of a completed request sum to its E2E time. Times are seconds on the run's clock: CLOCK_MONOTONIC minus the start
-of the run, or simulated time. TTFT is `decode_token_s - arrival_s`: the decode side has produced a token. docs/glossary.md describes every
-column.
+stage alone. The exposed times of a completed request sum to its E2E time. Times are seconds on the run's clock: CLOCK_MONOTONIC minus the
+start of the run, or simulated time. TTFT is `decode_token_s - arrival_s`: the decode side has produced a token. docs/glossary.md describes
+every column.
 """
 
 from __future__ import annotations
