@@ -23,14 +23,14 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured of one model.
+    """The measured facts about one model.
 
     Parameters
     ----------
-    model : its name.
+    model : name of the model.
     gamma : exponent of importance, in [0, 1].
-    sensitivity : [layers, kinds, kv_heads] float64, above 0, of any scale.
-    levels : [layers, kinds, kv_heads] uint8, levels of differences along tokens (entropy/haar.py) for the entropy coder.
+    sensitivity : [layers, kinds, kv_heads] float64, above 0; only ratios between heads matter.
+    levels : [layers, kinds, kv_heads] uint8, how many levels of differences along tokens (entropy/haar.py) the entropy coder uses.
     about : how the calibration was made, in words.
 
     Raises

@@ -71,7 +71,7 @@ class Importance:
     Parameters
     ----------
     window : how many of the last queries are kept.
-    queries : by layer, the queries [heads, window, head_dim], and the scale of the logits.
+    queries : for each layer its last queries, [heads, window, head_dim], and the scale of its logits.
     """
 
     window: int = 32
@@ -94,7 +94,8 @@ class Importance:
 
         Returns
         -------
-        cells.shape, float32, of mean 1; relative to the deviation of each (layer, kind), as the codec measures distortion.
+        Weights of mean 1, float32 in the shape `cells.shape`. They are relative to the deviation of each (layer, kind), as the codec's
+        distortion is.
 
         Raises
         ------

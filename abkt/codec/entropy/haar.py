@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 
 MOST_LEVELS = 3
-WORTH_BITS = 0.02  # per value; a level must save at least this, so that noise in the statistics does not choose it
+WORTH_BITS = 0.02  # bits per value that a level must save at least, so that noise in the statistics does not choose it
 ROOT_HALF = np.float32(0.5**0.5)
 
 

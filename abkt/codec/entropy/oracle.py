@@ -39,7 +39,7 @@ from abkt.codec.rans import compiled as rans_fast
 from abkt.codec.rans.oracle import STATE_BYTES
 
 HEAVY_BIT = 16  # of the metadata
-OUTLIERS_IN = 64  # of so many values, one may be an outlier
+OUTLIERS_IN = 64  # one value in so many may be an outlier
 MEASURED_UNTIL = 4  # the gain is measured on the channels that have started by this pass
 LARGEST = 1 << 22  # magnitude in the finest bins; no table reaches so far
 
@@ -108,10 +108,10 @@ def decode_cells(
     slots: list[list[bytes]], strip: np.ndarray, stats: Stats, tokens: int, dtype: torch.dtype,
     first: np.ndarray | None = None, rotation: np.ndarray | None = None, have: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """The values of each cell after its first `have` [cells] passes (all given ones, if None): [cells, tokens, dim] float32, values of
+    """The values of each cell after its first `have` [cells] passes (None: after all given passes): [cells, tokens, dim] float32, values of
     `dtype`.
 
-    slots: [passes][cells]. Raises ValueError for bytes that no encoder wrote, where that shows.
+    slots: [passes][cells]. Raises ValueError if the bytes are found not to be those of an encoder.
     """
     cells, dim = len(strip), stats.centre.shape[1]
     have = np.full(cells, len(slots)) if have is None else have
@@ -160,8 +160,8 @@ def class_row(meta: np.ndarray, kind: np.ndarray, p: int) -> np.ndarray:
 
 
 def _out_of_reach(magnitude: np.ndarray, plan: Plan, strip: np.ndarray, meta: np.ndarray, depth: int) -> np.ndarray:
-    """Which values are outliers, like magnitude, bool: those for which their channel's table has no symbol, and those 4 steps or more from
-    the prediction in a channel that has no symbols."""
+    """Which values are outliers, bool in the shape of `magnitude`: those for which their channel's table has no symbol, and those 4 steps
+    or more from the prediction in a channel that has no symbols."""
     last = 4 << (FINEST - FINER[depth - 1])
     limit = np.full((len(strip), magnitude.shape[2]), last, dtype=np.int64)
     reach = np.append((SHARES[:HALVES, ::2] > 0).sum(1), MOST)

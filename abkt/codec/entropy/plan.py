@@ -51,7 +51,7 @@ def plan_of(log_scale: np.ndarray) -> Plan:
     scale = log_scale.astype(np.int32) - ORIGIN
     varies = log_scale > 0
     candidates = np.arange(-ORIGIN - 8, 256 - ORIGIN + 8, dtype=np.int32)
-    quarters = np.maximum(0, np.where(varies, scale, -(2**20))[:, :, None] - candidates + 8).sum(1)  # of a bit, over the channels
+    quarters = np.maximum(0, np.where(varies, scale, -(2**20))[:, :, None] - candidates + 8).sum(1)  # quarter bits of all channels
     base = candidates[(quarters <= 4 * np.maximum(1, varies.sum(1, keepdims=True))).argmax(1)][:, None]
     kind = np.where(varies, scale - base, -(2**20))
     raised = np.maximum(0, -(-(kind - COARSEST) // 4))

@@ -41,7 +41,7 @@ LIMIT = {torch.bfloat16: 2.0**48, torch.float32: 2.0**48, torch.float16: 2.0**14
 """Cells with a value outside +-LIMIT (or NaN) travel verbatim. Within it no sum of squares and no reconstruction overflows."""
 
 MIN_STEP = 2.0**-64  # keeps 1 / step and squared errors normal numbers; a group of smaller range uses its first bins only
-SHIFTS = tuple(8 - bits for bits in BITS[1:])  # of each pass in the code
+SHIFTS = tuple(8 - bits for bits in BITS[1:])  # the lowest bit of each pass in the code
 GROUP_DIM = (-2, -1)  # the dimension of [..., tokens, channels] that a group runs over: tokens for K, channels for V
 
 CLASSES = 16
@@ -138,7 +138,7 @@ def round_up_step(step: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruct(coded: Quantized, passes: int) -> torch.Tensor:
-    """x as the first `passes` passes of the codes give it, float32. The caller adds the centre and rounds to the pool's dtype."""
+    """x, decoded from the first `passes` passes of the codes, float32. The caller adds the centre and rounds to the pool's dtype."""
     mean = (coded.mean * 16 + 8).float()
     if passes == 0:
         return (coded.low + coded.step * mean).expand(coded.codes.shape)
@@ -169,9 +169,9 @@ def measured(tokens: int, strip: int, tile: int) -> slice:
 def cell_errors(by_token: torch.Tensor, step: torch.Tensor, chosen: slice) -> torch.Tensor:
     """Squared error of a cell after each pass, [passes + 1], estimated from its measured tokens.
 
-    by_token: [tokens, passes + 1], of squared_errors. step: [tokens, 1] of V, [1, channels] of K. Errors are proportional to the square of
-    the step, so the sum over the measured tokens is scaled by it to all tokens. If the measured tokens have no step at all, all tokens are
-    measured.
+    by_token: [tokens, passes + 1], from squared_errors. step: [tokens, 1] for V, [1, channels] for K. Errors are proportional to the square
+    of the step, so the sum over the measured tokens is scaled by it to all tokens. If the measured tokens have no step at all, all tokens
+    are measured.
     """
     squared = step.double().square().sum(-1).expand(len(by_token))
     if squared[chosen].sum() == 0:

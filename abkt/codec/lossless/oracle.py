@@ -99,19 +99,20 @@ class UnitLayout:
 
     @property
     def planes(self) -> tuple[tuple[int, int], ...]:
-        """Of each plane of the head: its bits, and the position of the lowest of them in the head."""
+        """For each plane of the head: its bits, and the position of the lowest of them in the head."""
         bits = [b for b in (4, 2, 1) if self.head_bits & b]
         return tuple((b, sum(bits[:i])) for i, b in enumerate(bits))
 
     def tail_bytes(self, escapes: torch.Tensor) -> torch.Tensor:
-        """Bytes of the tails of units with these numbers of escapes; at most what completes the unit as it is."""
+        """Bytes of the tails of units with these numbers of escapes: at most those that a unit stored as it is needs beyond its fixed
+        part."""
         spare = self.raw_bytes - self.fixed_bytes
         return ((escapes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT).clamp_max(spare)
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """width: bits of a code. bases: uint8 [groups], the first exponent of each group's window; unit u is of group u % groups."""
+    """width: bits of a code. bases: uint8 [groups], the first exponent of each group's window; unit u belongs to group u % groups."""
 
     width: int
     bases: torch.Tensor
@@ -145,7 +146,7 @@ def lanes_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def split(bits: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Exponent, and mantissa with the sign above it, of lanes_of."""
+    """Split the bits of `lanes_of` into the exponent, and the mantissa with the sign above it."""
     mantissa = MANTISSA[dtype]
     sign = 7 if dtype.itemsize == 1 else 15
     exponent = (bits >> mantissa) & ((1 << (sign - mantissa)) - 1)
