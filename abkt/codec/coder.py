@@ -1,7 +1,7 @@
-"""A coder turns the cells of a sequence into passes of bytes, and any number of the first passes of each cell back into values.
+"""A coder turns the cells of a sequence into passes of bytes, and the first passes of each cell, however many, back into values.
 
 There are two, the fixed coder (fixed/coder.py) and the entropy coder (entropy/coder.py). `Codec` makes one of each, and a stream's header
-names the one that wrote it. Everything else about a stream (order, bands, cuts, checksums) is the same for both.
+names the coder that wrote it. Everything else about a stream (order, bands, cuts, checksums) is the same for both.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ DTYPES = ("bfloat16", "float16", "float32")  # by their number on the wire
 # magic, version, depth, order, coder | header bytes, tokens, tile tokens | layers, kinds, heads, dim, block tokens | dtype, bands | CRCs
 FIXED = struct.Struct("<4sHBBBxIIIHHHHHBBII")
 TABLES: dict[CoderName, type[Coder]] = {"fixed": FixedCoder, "entropy": EntropyCoder}
-"""Each coder knows its own tables in the header."""
+"""Each coder defines its own tables in the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +133,10 @@ def verbatim_cell_bytes(cells: Cells, verbatim: np.ndarray) -> int:
 
 
 def read_header(data: memoryview, layout: KVLayout) -> StreamHeader:
-    """The header of a stream, from at least its first bytes.
+    """The header of a stream. `data` must hold at least the bytes of the header.
 
-    Raises ValueError, which says what is wrong, unless the header is whole, undamaged, of this version and for this layout (whatever the
-    number of blocks).
+    Raises ValueError, with the reason, unless the header is complete, undamaged, of this version and for this layout (with any number of
+    blocks).
     """
     if len(data) < FIXED.size:
         raise ValueError(f"stream of {len(data)} bytes is cut inside its header; the fixed fields alone are {FIXED.size}")

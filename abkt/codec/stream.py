@@ -1,9 +1,9 @@
 """A stream: coded cells in an order. Any prefix that ends at a cut may be kept. The same cells may be put in another order without being
 coded again.
 
-Weights decide the order, and they may come late or change: a layer that is sent while prefill still runs has flat weights, and at the end
-of prefill the last queries of the prompt say which cells matter. A new order keeps all slots and their checksums; only the header and the
-tables of checksums are made anew. header.py describes the wire.
+Weights decide the order, and they may come late or change. A layer that is sent while prefill still runs has equal weights; at the end of
+prefill the last queries of the prompt tell which cells matter. A new order keeps all slots and their checksums; only the header and the
+tables of checksums are made again. header.py describes the wire.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from abkt.policy.view import CoderName, Curve, Order
 
 @dataclass(frozen=True, slots=True)
 class StreamParts:
-    """What every order of a stream shares. edges, verbatim: what follows the header (edges.py). sums: [passes + 1, cells] uint32, the
-    CRC-32 of each slot, 0 where a cell is verbatim."""
+    """The parts that are the same in every order of a stream. edges, verbatim: the bytes after the header (edges.py). sums: [passes + 1,
+    cells] uint32, the CRC-32 of each slot, 0 where a cell is verbatim."""
 
     cells: Cells
     coder: CoderName

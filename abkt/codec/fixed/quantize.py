@@ -25,8 +25,8 @@ Errors. The squared error after each pass is measured on one eighth of the token
 would take longer than coding. On the probe model the resulting order leaves at most 0.4 % more distortion at equal bytes, and the
 distortion that a stream states is right within 0.7 %.
 
-Not built: symmetric groups, without an offset. They would save 16 bits per group, but widen the range of 128 normal values by 8 %, which
-costs as much.
+Symmetric groups, without an offset, were not built. They would save 16 bits per group, but widen the range of 128 normal values by 8 %,
+which costs as many bits.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ def pack_pass(codes: torch.Tensor, index: int) -> torch.Tensor:
     """Pass `index` (1 to 6) of codes [..., tokens, channels] as bytes [..., width * eighths of the tokens, channels].
 
     A tile is divided into eight eighths of ceil(tokens / 8) tokens, the last padded with code 0. A byte of a one-bit pass holds the same
-    token of eighths 0 to 7, lowest bit first. In a two-bit pass a byte of the first half holds that of eighths 0 to 3, and of the second
-    half that of eighths 4 to 7. So packing is elementwise between eighths and needs no shuffle between lanes.
+    token of eighths 0 to 7, lowest bit first. In a two-bit pass a byte of the first half holds the same token of eighths 0 to 3, and a byte
+    of the second half that of eighths 4 to 7. So packing is elementwise between eighths and needs no shuffle between lanes.
     """
     width = WIDTHS[index - 1]
     per_byte = 8 // width

@@ -1,7 +1,7 @@
 """The lossless code with entropy-coded exponents, for links that are slower than a processor.
 
-Sign and mantissa of a value are sent as they are. Its exponent is taken relative to the most frequent exponent of its channel, since
-channels differ in scale more than tokens do. It is coded with rANS (rans/oracle.py) and one table for all channels, made from the values
+Sign and mantissa of a value are sent unchanged. Its exponent is taken relative to the most frequent exponent of its channel, since channels
+differ in scale more than tokens do. The difference is coded with rANS (rans/oracle.py) and one table for all channels, made from the values
 themselves.
 
 KV [heads, tokens, dim] is one *piece*. Each of its streams holds one head and at most STREAM_TOKENS tokens:

@@ -1,9 +1,10 @@
 """KV of a sequence without loss, as one message: it is decoded whole or not at all.
 
-    header    magic, version, coder | tokens, layers, kinds, kv_heads, block tokens, head_dim | dtype | CRC-32 of the body | CRC-32 of these
+    header    magic, version, coder | tokens, layers, kinds, kv_heads, block tokens, head_dim | dtype | CRC-32 of the body
+              | CRC-32 of the header
     body      fixed: the full blocks as units of the lossless code (wire.py), one for each (block, layer, kind)
               entropy: bytes of each piece, uint32, then the pieces (entropy.py), one for each (layer, kind), of the full blocks
-              then the tokens that fill no block, verbatim: [layer, kind, kv_head, token, head_dim]
+              then the tokens of a last block that is not full, verbatim: [layer, kind, kv_head, token, head_dim]
 
 The fixed code moves at the speed of memory and takes 0.71 of the bytes of bfloat16 KV at best; entropy-coded exponents take about 0.65 of
 them, and far more time. With the fixed code, all blocks travel verbatim if K or V of a block is not a multiple of 16 values. Little-endian.

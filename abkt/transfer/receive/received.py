@@ -1,4 +1,4 @@
-"""One transfer as its receiver sees it: which bytes have come, and whether they are those that the sender committed."""
+"""One transfer as its receiver sees it: which bytes have arrived, and whether they are those that the sender committed."""
 
 from __future__ import annotations
 
