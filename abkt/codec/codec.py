@@ -220,7 +220,7 @@ def _verify(header: StreamHeader, cut: int, wire: np.ndarray, backend: Backend) 
     for section, start in enumerate(at.tables[: cut + 1]):
         table, used = wire[int(start) :][: at.table_bytes(section)], 4 * int((of == section).sum())
         if table[used:].any():
-            raise ValueError(f"stream is damaged behind the checksums of section {section}, where only zeros may stand")
+            raise ValueError(f"stream is damaged: only zeros may follow the checksums of section {section}")
         tables.append(table[:used])
     expected_sums = np.concatenate(tables).view("<u4")
     wrong = np.flatnonzero(backend.checksums(wire, at.starts[here], header.sizes.reshape(-1)[order]) != expected_sums)

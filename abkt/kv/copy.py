@@ -85,7 +85,7 @@ def enqueue_copy(
     if sides[0] != sides[1] or len(source_blocks) != len(destination_blocks):
         raise ValueError(
             f"{len(source_blocks)} blocks of {_named(source)} cannot go to {len(destination_blocks)} of {_named(destination)}; "
-            "both sides need as many blocks, of one shape and dtype, and two CPU or two GPU pools"
+            "both sides need the same number of blocks, of one shape and dtype, and both pools on CPUs or both on GPUs"
         )
     memory = by_piece(source), by_piece(destination)
     if len(source_blocks):
