@@ -11,9 +11,9 @@ from abkt.arguments import read
 
 @dataclass(frozen=True, slots=True)
 class BenchArguments:
-    """device: cpu or cuda. layers: of the synthetic model; 0 means 1 on a CPU and 32 on a GPU. tokens: lengths that are measured, with the
-    first block size. blocks: block sizes that are measured, at the middle length. depths: of the codec, in bits. repeats: timed rounds,
-    whose median is reported."""
+    """device: cpu or cuda. layers: layers of the synthetic model; 0 means 1 on a CPU and 32 on a GPU. tokens: sequence lengths that are
+    measured with the first block size. blocks: block sizes that are measured at the middle length. depths: depths of the codec in bits.
+    repeats: number of timed rounds, whose median is reported."""
 
     device: str = "cpu"
     out: Path = Path("outputs/bench")
@@ -33,5 +33,5 @@ class BenchArguments:
 
 
 def parse(arguments: Sequence[str]) -> BenchArguments:
-    """Raises ValueError, in one line, for an unknown argument or a bad value."""
+    """The arguments as an object. Raises ValueError, in one line, for an unknown argument or a bad value."""
     return read(BenchArguments, arguments)

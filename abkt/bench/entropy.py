@@ -48,7 +48,8 @@ def rows(case: BenchCase, name: str, repeats: int) -> Iterator[BenchRow]:
 
 
 def check(case: BenchCase) -> int:
-    """How many cells of a case (a short one is enough) the kernels code and expand as the compiled code does: all, or ValueError."""
+    """Check the kernels against the compiled code on a case; a short one is enough. Returns its number of cells. Raises ValueError if any
+    differs."""
     device, cells = case.pool.data.device, case.cells(DEPTH)
     ours, theirs = _Enqueued(case, cells), _Compiled(case, cells)
     ours.encode()
@@ -88,7 +89,7 @@ class _Compiled:
 
 
 class _Enqueued:
-    """The same by the kernels (entropy/gpu/launch.py), with one set of statistics."""
+    """The entropy coder's encode and expand of a case by the kernels (entropy/gpu/launch.py), with one set of statistics."""
 
     def __init__(self, case: BenchCase, cells: Cells) -> None:
         from abkt.codec.entropy.gpu.launch import EntropyEncoding, EntropyExpansion

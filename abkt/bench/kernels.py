@@ -4,7 +4,8 @@ Rows for each length, block size and depth: `encode`, `expand` (ns/token, and as
 `order`, the time to order the passes; and `stream`, the time of a whole `Codec.encode`. Rows for each length and block size: `gather`,
 `scatter` of raw blocks, and the rows of stages.py. Summary rows: `encode_4bit_over_copy`, `decode_4bit_over_copy`, at the smallest length
 of at least 16 MiB. There the installed peers run too, on a CPU (peers.py), and the entropy coder at a length of its own (entropy.py). On a
-CPU everything runs in one thread. On a GPU the times are those of what the codec enqueues, except for `stream`, which waits.
+CPU everything runs in one thread. On a GPU the times are those of the work that the codec enqueues, except for `stream`, which waits for
+the GPU.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]
 
 
 def check(arguments: BenchArguments) -> int:
-    """How many cells of a short sequence the device codes and expands as the oracle does, over all depths: all, or ValueError."""
+    """Check the device against the oracle on a short sequence, at all depths. Returns the number of cells. Raises ValueError if any
+    differs."""
     case, oracle, count = BenchCase(arguments, 77 + 2 * arguments.blocks[0], arguments.blocks[0]), OracleBackend(), 0
     copies.check(case.pool, case.table)
     for depth in arguments.depths:
@@ -78,7 +80,7 @@ def check(arguments: BenchArguments) -> int:
 
 
 def measured(case: BenchCase, arguments: BenchArguments, name: str, device: torch.device) -> Generator[BenchRow, None, dict[str, float]]:
-    """Rows of one case; returns seconds by name of what was timed."""
+    """Yield the rows of one case. Returns the seconds of each timed function, by name."""
     source = case.pool.data[1 : 1 + len(case.table)]
     target = torch.empty_like(source)
     share = case.tokens / (len(case.table) * case.layout.block_tokens)

@@ -16,7 +16,7 @@ GROUP = 64
 
 
 class PeerCodec(Protocol):
-    """A peer. It is made without arguments, and imports its project then. distribution: the package that has to be installed."""
+    """A peer. Its constructor takes no arguments, and imports the project. distribution: the package that has to be installed."""
 
     name: str
     distribution: str
@@ -35,7 +35,7 @@ class PeerCodec(Protocol):
 
 
 class Quanto:
-    """As transformers' quanto cache by default: groups of 64 neighbours along the channels."""
+    """Quanto as transformers' quanto cache uses it by default: groups of 64 neighbours along the channels."""
 
     name, distribution, axis = "quanto", "optimum-quanto", 0
 
@@ -59,13 +59,13 @@ class Quanto:
 
 
 class QuantoChannels(Quanto):
-    """The axis that keeps channels apart: groups of 64 tokens of one channel."""
+    """Quanto along the other axis, which keeps channels apart: groups of 64 tokens of one channel."""
 
     name, axis = "quanto_channels", -1
 
 
 class Hqq:
-    """As transformers' HQQ cache with axis 1, which its documentation recommends: groups as Quanto's, and zeros refined step by step."""
+    """HQQ as in transformers' HQQ cache with axis 1, as documented there: Quanto's groups, with zeros that are refined step by step."""
 
     name, distribution, optimize = "hqq", "hqq", True
 
@@ -91,14 +91,14 @@ class Hqq:
 
 
 class HqqUnrefined(Hqq):
-    """The same without refinement: a plain affine code, and much faster."""
+    """HQQ without refinement: a plain affine code, which is much faster."""
 
     name, optimize = "hqq_unrefined", False
 
 
 class TorchAo:
-    """Its affine primitives, with groups of 64 channels of a token. Two codes are packed into a byte here, in the fastest way: its own int4
-    tensors need an accelerator, and its packing for a CPU is a prototype that takes longer."""
+    """torchao's affine primitives, with groups of 64 channels of a token. Two codes are packed into a byte here, in the fastest way:
+    torchao's own int4 tensors need an accelerator, and its packing for a CPU is a prototype that takes longer."""
 
     name, distribution = "torchao", "torchao"
 

@@ -6,9 +6,9 @@ them.
 
 Rows: `peer_<name>_encode`, `_decode` (ns/token, beside ours at 4 bits); `_nmse` (squared error over the squared deviation from the
 channels' means); `_bits` (bits per value on the wire, scales and zeros included); and `_over_ours`, the peer's time for encode and decode
-over ours. Ours is that at 4 bits; or, if the peer's error is smaller, that at the least depth whose error is not larger, which the unit
-names. The smallest of these ratios is `over_fastest_peer`, beside `over_fastest_peer_bits`, the bits of ours and of that peer. A peer that
-is not installed, or fails, is named in the facts of the run.
+over ours. Our time is that at 4 bits or, if the peer's error is smaller, at the least depth at which our error is not larger; the unit
+names this depth. The smallest of these ratios is `over_fastest_peer`, beside `over_fastest_peer_bits`, our bits and those of that peer. A
+peer that is not installed, or fails, is named in the facts of the run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, Lookup
 
 @dataclass(frozen=True, slots=True)
 class PeerResult:
-    """Error, bits per value and time of a peer, or of ours at one depth. seconds: encode and decode of all tokens."""
+    """Error, bits per value and time of a peer, or of our codec at one depth. seconds: the time to encode and decode all tokens."""
 
     nmse: float
     bits: float
@@ -45,7 +45,7 @@ class PeerResult:
 
 @dataclass(frozen=True, slots=True)
 class PeerMatch:
-    """A peer compared with ours at `depth` bits. ratio: the peer's time over ours. Both are 0 if no depth of ours has as small an error."""
+    """A peer compared with our codec at `depth` bits. ratio: the peer's time over ours. Both are 0 if no depth has as small an error."""
 
     depth: int
     ratio: float
@@ -57,7 +57,7 @@ def match(peer: PeerResult, ours: Mapping[int, PeerResult]) -> PeerMatch:
 
 
 def depth_for(nmse: float, ours: Mapping[int, PeerResult]) -> int:
-    """The least depth of ours whose error is not larger, or 0."""
+    """The least depth of our codec at which its error is not larger, or 0."""
     return next((depth for depth in sorted(ours) if ours[depth].nmse <= nmse), 0)
 
 
@@ -97,7 +97,7 @@ def _unit(found: PeerMatch) -> str:
 
 
 def measured(case: BenchCase, repeats: int, facts: dict[str, str]) -> tuple[dict[str, PeerResult], dict[int, PeerResult]]:
-    """Results of the peers, and of ours by depth, all timed in the same interleaved rounds."""
+    """Results of the peers, and of our codec by depth, all timed in the same interleaved rounds."""
     x = contiguous(case, case.pool.data)
     deviation = squared(x, x.float().mean(-2, keepdim=True))
     functions: dict[tuple[str | int, str], Callable[[], object]] = {}

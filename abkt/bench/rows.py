@@ -10,8 +10,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """value: in `unit`. yardstick: the same quantity of a plain copy of the same raw bytes, or of what the name says; None if there is
-    none."""
+    """value: the measured quantity, in `unit`. yardstick: the same quantity of a plain copy of the same raw bytes, or of the comparison
+    that the name states; None if there is none."""
 
     name: str
     value: float

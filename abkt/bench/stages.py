@@ -50,7 +50,7 @@ def _importance(case: BenchCase) -> Callable[[], object]:
 
 
 def _lossless(case: BenchCase) -> tuple[Callable[[], object], Callable[[], object], float]:
-    """Encode and decode of all blocks of the table, one unit per (block, layer, kind); and raw bytes over coded bytes."""
+    """Functions that encode and decode all blocks of the table, one unit per (block, layer, kind); and raw bytes over coded bytes."""
     _, layers, kinds, heads, block_tokens, dim = case.layout.shape
     n, groups, data = heads * block_tokens * dim, layers * kinds, case.pool.data
     blocks = torch.tensor(case.table, device=data.device)

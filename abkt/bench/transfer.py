@@ -3,8 +3,8 @@
 `raw_tcp_over_bare`: goodput of 256 MiB through Sender and Receiver over loopback TCP, over that of the same bytes by bare sendmsg and
 recvmsg_into, measured alternately. It may be above 1, because the bare loop wakes up for each segment, and the receiver only for as much
 as it reads at once. The layout rows send KV of FlowKV's lengths in three layouts: `layer` (one piece per block, layer and kind), `block`
-(one piece per block) and `contiguous` (one piece). `calls` counts the calls of the transport, which gathers pieces; `pieces` is what a
-transport that does not gather would call. `alpha`, `beta`: latency = alpha * pieces + beta * bytes, by least squares of relative errors
+(one piece per block) and `contiguous` (one piece). `calls` counts the calls of the transport, which gathers pieces; `pieces` is the number
+of calls of a transport that does not gather. `alpha`, `beta`: latency = alpha * pieces + beta * bytes, by least squares of relative errors
 over all lengths and layouts of a transport.
 
 `python -m abkt.bench transfer out=DIR` writes transfer.json, for the transports whose library is installed. With device=cuda there are only
@@ -45,7 +45,7 @@ WAIT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class PieceLayout:
-    """How one sequence lies in memory. piece_bytes: of each piece, except the last."""
+    """How one sequence lies in memory. piece_bytes: the size of each piece, except the last."""
 
     name: str
     piece_bytes: int

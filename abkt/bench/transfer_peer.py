@@ -54,7 +54,7 @@ class TouchedMemory:
 
 
 class PeerProcess:
-    """Starts the process. A context manager, which ends it."""
+    """A context manager that starts the peer process and ends it."""
 
     def __init__(self, kind: str, address: str, size_bytes: int, frame_bytes: int) -> None:
         command = [sys.executable, "-m", "abkt.bench.transfer_peer", kind, address, str(size_bytes), str(frame_bytes)]

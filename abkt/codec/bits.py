@@ -12,7 +12,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """codes: uint8 of any shape, each below 2**bits. Returns [packed_bytes] uint8."""
+    """Pack codes, uint8 of any shape and each below 2**bits, into [packed_bytes] uint8."""
     planes = np.unpackbits(codes.reshape(-1, 1).numpy(), axis=1, count=bits, bitorder="little")
     return torch.from_numpy(np.packbits(planes.reshape(-1), bitorder="little"))
 

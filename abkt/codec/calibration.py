@@ -3,8 +3,8 @@ head changes the model's answers, and which heads are coded as differences of ne
 
 A cell's weight is sensitivity[layer, kind, kv_head] * importance**gamma. Sensitivity is the divergence of the model's answers for a unit of
 relative squared error in that head. gamma lies between 0 (importance is ignored) and 1 (importance is trusted fully). Both are measured,
-because importance that is only assumed can do harm: in ABKT's first implementation it gave a perplexity of 8.32, against 7.76 without it at
-equal size.
+because importance that is assumed rather than measured can do harm: in ABKT's first implementation the perplexity was 8.32 with it, and
+7.76 without it at equal size.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured of one model.
+    """The measured facts about one model.
 
     Parameters
     ----------
-    model : its name.
+    model : name of the model.
     gamma : exponent of importance, in [0, 1].
-    sensitivity : [layers, kinds, kv_heads] float64, above 0, of any scale.
-    levels : [layers, kinds, kv_heads] uint8, levels of differences along tokens (entropy/haar.py) for the entropy coder.
+    sensitivity : [layers, kinds, kv_heads] float64, above 0; only ratios between heads matter.
+    levels : [layers, kinds, kv_heads] uint8, how many levels of differences along tokens (entropy/haar.py) the entropy coder uses.
     about : how the calibration was made, in words.
 
     Raises

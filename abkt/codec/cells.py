@@ -32,8 +32,8 @@ LANES = 16  # the compiled backend codes channels in multiples of this
 
 
 def part_of(head_dim: int) -> int:
-    """Channels that are coded together: all of a head, or the widest part of at most MAX_PART channels that divides the head evenly and is
-    a multiple of LANES, if there is one."""
+    """How many channels are coded together: a whole head of at most MAX_PART channels, or the widest part of a larger head that has at most
+    MAX_PART channels, divides the head evenly and is a multiple of LANES. If there is no such part, the whole head."""
     parts = (part for part in range(MAX_PART, 0, -LANES) if head_dim % part == 0)
     return head_dim if head_dim <= MAX_PART else next(parts, head_dim)
 
@@ -46,9 +46,9 @@ def aligned(size: int) -> int:
 class Cells:
     """The cells of a sequence of `tokens` tokens, coded to a depth of `depth_bits` bits per value.
 
-    shape: [layers, kinds, kv_heads * parts, tiles]. dim: channels of a part. sizes, offsets: [passes + 1, cells] int64, bytes of each slot
-    of the fixed coder, and where it lies in the body. values: [cells] int64, KV values of each cell. body_bytes: of all slots. Raises
-    ValueError if tile_tokens is no whole number of blocks, or the depth is unknown.
+    shape: [layers, kinds, kv_heads * parts, tiles]. dim: number of channels of a part. sizes, offsets: [passes + 1, cells] int64, the bytes
+    of each slot of the fixed coder, and its place in the body. values: [cells] int64, how many KV values each cell has. body_bytes: the
+    bytes of all slots together. Raises ValueError if tile_tokens is not a whole number of blocks, or the depth is not one of PASSES.
     """
 
     layout: KVLayout

@@ -30,8 +30,8 @@ BackendName = Literal["auto", "oracle", "compiled", "triton"]
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """What `Codec.expand` wrote: up to which cut, for how many tokens, the distortion that the encoder measured at this cut (relative
-    squared error, weighted), and how many cells travelled verbatim."""
+    """The result of `Codec.expand`: the cut up to which it wrote, the number of tokens, the distortion that the encoder measured at this
+    cut (weighted relative squared error), and the number of cells that travelled verbatim."""
 
     cut: int
     tokens: int
@@ -44,16 +44,18 @@ class Codec:
 
     Parameters
     ----------
-    layout : of the pools on both sides, which may differ in their number of blocks only.
+    layout : layout of the pools on both sides; only their numbers of blocks may differ.
     backend : implementation of the fixed coder. auto takes Triton for a pool on a GPU, else compiled code where g++ and head_dim allow it,
         else the torch oracle. All write the same bytes.
     tile_tokens : tokens of a tile, a multiple of layout.block_tokens. A cell is one tile of one (layer, K or V, head).
-    rope_theta : base of the model's rotary embedding, from which the entropy coder predicts K. Without it streams are larger, not worse.
-    calibration : says which heads the entropy coder codes as differences of neighbouring tokens; without it each sequence decides that.
+    rope_theta : base of the model's rotary embedding, from which the entropy coder predicts K. Without it streams are larger, but no less
+        accurate.
+    calibration : says which heads the entropy coder codes as differences of neighbouring tokens; without it this is decided for each
+        sequence.
 
     Raises
     ------
-    ValueError : for a dtype that cannot be coded, a tile that is no whole number of blocks, or a calibration of another model.
+    ValueError : for a dtype that cannot be coded, a tile that is not a whole number of blocks, or a calibration of another model.
 
     Examples
     --------
@@ -83,7 +85,7 @@ class Codec:
             "fixed": FixedCoder(self.backend_on),
             "entropy": EntropyCoder(rope_theta, calibration.levels if calibration else None),
         }
-        Cells(layout, 1, tile_tokens, 8)  # raises for a tile that is no whole number of blocks
+        Cells(layout, 1, tile_tokens, 8)  # raises for a tile that is not a whole number of blocks
 
     def describe(self, device: str | torch.device = "cpu") -> str:
         """The backend that codes a pool on `device`, in words."""
@@ -107,12 +109,13 @@ class Codec:
 
         Parameters
         ----------
-        pool, table : where the sequence lies: its block table, in the order of its tokens.
+        pool, table : the pool, and the block table of the sequence, in the order of its tokens.
         tokens : how many tokens are coded, at least 1.
         depth_bits : 1, 2, 3, 4, 6 or 8, the bits per value up to which the stream can be refined.
         order : slope sends first what removes most distortion per byte; uniform sends the first pass of all cells, then the second.
-        weights : how much a cell's squared error matters, [layers, kinds, heads, tiles] (`Cells.shape`), of any scale; None: equally.
-        coder : fixed packs bits, at the speed of memory; entropy takes fewer bytes for the same error, and far longer.
+        weights : how much the squared error of each cell matters, [layers, kinds, heads, tiles] (`Cells.shape`). Only ratios matter; None
+            weighs all cells equally.
+        coder : fixed packs bits at the speed of memory; entropy needs fewer bytes for the same error, but takes far longer.
 
         Returns
         -------
@@ -217,7 +220,7 @@ def _verify(header: StreamHeader, cut: int, wire: np.ndarray, backend: Backend) 
     for section, start in enumerate(at.tables[: cut + 1]):
         table, used = wire[int(start) :][: at.table_bytes(section)], 4 * int((of == section).sum())
         if table[used:].any():
-            raise ValueError(f"stream is damaged behind the checksums of section {section}, where only zeros may stand")
+            raise ValueError(f"stream is damaged: only zeros may follow the checksums of section {section}")
         tables.append(table[:used])
     expected_sums = np.concatenate(tables).view("<u4")
     wrong = np.flatnonzero(backend.checksums(wire, at.starts[here], header.sizes.reshape(-1)[order]) != expected_sums)

@@ -1,7 +1,7 @@
-"""A coder turns the cells of a sequence into passes of bytes, and any number of the first passes of each cell back into values.
+"""A coder turns the cells of a sequence into passes of bytes, and the first passes of each cell, however many, back into values.
 
 There are two, the fixed coder (fixed/coder.py) and the entropy coder (entropy/coder.py). `Codec` makes one of each, and a stream's header
-names the one that wrote it. Everything else about a stream (order, bands, cuts, checksums) is the same for both.
+names the coder that wrote it. Everything else about a stream (order, bands, cuts, checksums) is the same for both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from abkt.policy.view import CoderName
 CODERS: tuple[CoderName, ...] = ("fixed", "entropy")  # by their number on the wire
 
 VERBATIM = 255
-"""The class of a cell that is not coded. Its values travel as they are, at full precision, behind the header."""
+"""The class of a cell that is not coded. Its values travel at full precision, in the head of the stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class CodedCells:
 
     @property
     def verbatim(self) -> np.ndarray:
-        """The numbers of the verbatim cells, rising."""
+        """The numbers of the verbatim cells, in rising order."""
         return np.flatnonzero(self.classes == VERBATIM)
 
 
@@ -46,7 +46,7 @@ class CodedCells:
 class CodedSequence:
     """What a coder returns for a sequence.
 
-    sizes: [passes + 1, cells] int64, bytes of each slot, of the metadata first. levels: [strips] uint8, levels of differences of each strip
+    sizes: [passes + 1, cells] int64, bytes of each slot; row 0 is the metadata. levels: [strips] uint8, levels of differences of each strip
     (entropy/haar.py); empty with the fixed coder. statistics: what the head of the stream says about all cells.
     """
 
@@ -60,8 +60,9 @@ class CodedSequence:
 class StreamPrefix:
     """A prefix of a stream, as a coder expands it.
 
-    wire: uint8, the bytes. offsets, sizes: [passes + 1, cells] int64, where each slot lies in them, and its bytes. present: [cells] int8,
-    how many passes of each cell arrived, metadata not counted. classes, levels, statistics: as in CodedCells and CodedSequence.
+    wire: the bytes, uint8. offsets, sizes: [passes + 1, cells] int64, the place of each slot in them, and its size in bytes. present:
+    [cells] int8, how many passes of each cell have arrived, without the metadata. classes, levels, statistics: as in CodedCells and
+    CodedSequence.
     """
 
     wire: np.ndarray
@@ -74,9 +75,9 @@ class StreamPrefix:
 
 
 class Coder(Protocol):
-    """data: a pool's tensor. blocks: the coded part of a block table (`Cells.coded_table`).
+    """The interface of a coder. data: a pool's tensor. blocks: the coded part of a block table (`Cells.coded_table`).
 
-    The static methods are about a coder's part of the stream header, its *tables*, and need no coder at hand.
+    The static methods are about a coder's part of the stream header, its *tables*. They can be called without a coder.
     """
 
     def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> CodedSequence:
@@ -84,8 +85,8 @@ class Coder(Protocol):
         ...
 
     def expand(self, prefix: StreamPrefix, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
-        """Write what arrived into a pool's tensor. Raises ValueError, and writes nothing, for bytes that no encoder wrote, where that
-        shows."""
+        """Write what arrived into a pool's tensor. Raises ValueError, and writes nothing, if the bytes are found not to be those of an
+        encoder."""
         ...
 
     @staticmethod

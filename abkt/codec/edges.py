@@ -17,7 +17,7 @@ def edges(pool: Pool, blocks: list[int], cells: Cells, statistics: bytes) -> byt
 
 
 def verbatim_cells(pool: Pool, blocks: list[int], cells: Cells, verbatim: np.ndarray) -> bytes:
-    """verbatim: the numbers of the cells."""
+    """The values of the cells whose numbers are `verbatim`."""
     return _padded(_gather(_cell_views(pool, blocks, cells, verbatim)))
 
 

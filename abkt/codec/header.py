@@ -6,7 +6,7 @@
                pool's dtype; then, if there are cells, the coder's statistics of all of them
     verbatim   cells that could not be coded, [token, channel] each, in the pool's dtype
     metadata   the checksums of the metadata slots, then the slots (sections.py)
-    bands      of band 0, 1, ...: the checksums of its slots, then the slots
+    bands      for band 0, 1, ...: the checksums of its slots, then the slots
 
 Header, edges and verbatim cells are the *head* of the stream. With the fixed coder every part is a whole multiple of 16 bytes, so slots
 stay aligned; padding is 0 and covered by checksums. Cut 0 ends after the metadata, cut i after band i - 1. A pass that is not sent costs
@@ -38,15 +38,15 @@ DTYPES = ("bfloat16", "float16", "float32")  # by their number on the wire
 # magic, version, depth, order, coder | header bytes, tokens, tile tokens | layers, kinds, heads, dim, block tokens | dtype, bands | CRCs
 FIXED = struct.Struct("<4sHBBBxIIIHHHHHBBII")
 TABLES: dict[CoderName, type[Coder]] = {"fixed": FixedCoder, "entropy": EntropyCoder}
-"""Each coder knows its own tables in the header."""
+"""Each coder defines its own tables in the header."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamHeader:
     """What a stream says about itself.
 
-    distortion: of each cut. classes: [cells] uint8, as in CodedCells. sizes: [passes + 1, cells] int64, bytes of each slot. levels:
-    [strips] uint8, as in CodedSequence. offsets: as sizes, where each slot lies in the body.
+    distortion: the distortion at each cut. classes: [cells] uint8, as in CodedCells. sizes: [passes + 1, cells] int64, bytes of each slot.
+    levels: [strips] uint8, as in CodedSequence. offsets: like sizes, the place of each slot in the body.
     """
 
     cells: Cells
@@ -92,7 +92,7 @@ class StreamHeader:
 
     @property
     def verbatim(self) -> np.ndarray:
-        """The numbers of the verbatim cells, rising."""
+        """The numbers of the verbatim cells, in rising order."""
         return np.flatnonzero(self.classes == VERBATIM)
 
     @property
@@ -128,15 +128,15 @@ def verbatim_token_bytes(cells: Cells) -> int:
 
 
 def verbatim_cell_bytes(cells: Cells, verbatim: np.ndarray) -> int:
-    """verbatim: the numbers of the cells."""
+    """Bytes of the cells whose numbers are `verbatim`."""
     return int(cells.values[verbatim].sum()) * DTYPE_BYTES[cells.layout.model.dtype]
 
 
 def read_header(data: memoryview, layout: KVLayout) -> StreamHeader:
-    """The header of a stream, from at least its first bytes.
+    """The header of a stream. `data` must hold at least the bytes of the header.
 
-    Raises ValueError, which says what is wrong, unless the header is whole, undamaged, of this version and for this layout (whatever the
-    number of blocks).
+    Raises ValueError, with the reason, unless the header is complete, undamaged, of this version and for this layout (with any number of
+    blocks).
     """
     if len(data) < FIXED.size:
         raise ValueError(f"stream of {len(data)} bytes is cut inside its header; the fixed fields alone are {FIXED.size}")

@@ -6,9 +6,9 @@ over tokens
 
     V   E[a_t^2] |dv_t|^2                  K   E[a_t^2 |v_t - o|^2] E[q_c^2] scale^2 dk_tc^2     (summed over the channels c)
 
-with means E over the window, and sums over the query heads that share a KV head. Squares of a are needed, not squares of its mean. The
-window stands for the tokens that will be decoded, which attend to what the end of the prompt attends to: SnapKV (arXiv 2404.14469)
-observes this. The squares and the term of K are ours. A cell's weight is the mean over its tokens. Channels of K are weighted by their
+with means E over the window, and sums over the query heads that share a KV head. The means are of the square of a, not squares of its mean.
+The window stands for the tokens that will be decoded, because these attend to the same tokens as the end of the prompt (observed by SnapKV,
+arXiv 2404.14469). The squares and the term of K are ours. A cell's weight is the mean over its tokens. Channels of K are weighted by their
 spread, because a channel's coding error is proportional to it.
 """
 
@@ -24,7 +24,7 @@ from abkt.codec.calibration import Calibration
 from abkt.codec.cells import Cells
 from abkt.kv.pool import Pool
 
-FLOOR = 1e-6  # of the mean weight: the least weight of a cell, so that every cell is sent in the end
+FLOOR = 1e-6  # least weight of a cell, over the mean weight, so that every cell is sent in the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Importance:
     Parameters
     ----------
     window : how many of the last queries are kept.
-    queries : by layer, the queries [heads, window, head_dim], and the scale of the logits.
+    queries : for each layer its last queries, [heads, window, head_dim], and the scale of its logits.
     """
 
     window: int = 32
@@ -94,7 +94,8 @@ class Importance:
 
         Returns
         -------
-        cells.shape, float32, of mean 1; relative to the deviation of each (layer, kind), as the codec measures distortion.
+        Weights of mean 1, float32 in the shape `cells.shape`. They are relative to the deviation of each (layer, kind), as the codec's
+        distortion is.
 
         Raises
         ------

@@ -1,9 +1,9 @@
-"""The order of passes on the wire, by distortion removed per byte, in at most 64 bands; and the curve of the stream that follows.
+"""The order of passes on the wire, by distortion removed per byte, in at most 64 bands; and the curve of the stream that results.
 
-A cell has a point (bytes, distortion left) after each of its passes, and the slope of a pass is that of its segment of their convex hull.
-So the slopes of a cell fall from pass to pass, and sorting all passes by slope keeps those of each cell in order. Passes that remove
-nothing (slope 0 or less) are never sent. Source: EBCOT's post-compression rate-distortion optimisation (Taubman 2000) and JPEG 2000's
-quality layers.
+A cell has a point (bytes, distortion left) after each of its passes. The slope of a pass is the slope of its segment of the convex hull of
+these points. So the slopes of a cell fall from pass to pass, and sorting all passes by slope keeps those of each cell in order. Passes that
+remove nothing (slope 0 or less) are never sent. Source: EBCOT's post-compression rate-distortion optimisation (Taubman 2000) and JPEG
+2000's quality layers.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Bands:
 def weighted_distortion(errors: np.ndarray, deviation: np.ndarray, weights: np.ndarray | None, cells: Cells) -> np.ndarray:
     """Each cell's share of the stream's distortion D after each pass, [passes + 1, cells]; the sum over the cells is D.
 
-    errors: [passes + 1, cells], squared errors. deviation: [layers, kinds, heads], as in CodedCells. weights: one per cell, cells.shape,
-    at least 0, of any scale; None counts all cells the same. Every (layer, kind) counts the same: its squared error over its squared
-    deviation from channel means. So D = 1 if every value is replaced by its channel mean, and D = 0 without error. A (layer, kind) that
-    does not vary over the tokens is measured against its own error at 0 bits instead. Raises ValueError for weights of another shape,
-    below 0 or not finite.
+    errors: [passes + 1, cells], squared errors. deviation: [layers, kinds, heads], as in CodedCells. weights: one per cell, in the shape
+    `cells.shape`, at least 0; only ratios matter, and None counts all cells the same. Every (layer, kind) counts the same, by its squared
+    error over its squared deviation from channel means. So D = 1 if every value is replaced by its channel mean, and D = 0 without error. A
+    (layer, kind) that does not vary over the tokens is measured against its own error at 0 bits instead. Raises ValueError for weights of
+    another shape, below 0 or not finite.
     """
     layers, kinds, heads, tiles = cells.shape
     mean_alone = errors[0].reshape(cells.shape).sum((2, 3))
@@ -91,8 +91,8 @@ def slope_bands(sizes: np.ndarray, left: np.ndarray) -> Bands:
 
 
 def uniform_bands(sizes: np.ndarray, verbatim: np.ndarray) -> Bands:
-    """The first pass of all cells, then the second of all, and so on, as a codec with one precision for everything sends them. verbatim:
-    [cells] bool."""
+    """The first pass of all cells, then the second pass of all cells, and so on: the order of a codec with one precision for all cells.
+    verbatim: [cells] bool."""
     passes = len(sizes) - 1
     band = np.repeat(np.arange(passes, dtype=np.uint8)[:, None], sizes.shape[1], axis=1)
     band[:, verbatim] = NEVER

@@ -1,4 +1,4 @@
-"""Where slots lie on the wire behind the head of a stream: the metadata first, then band after band.
+"""Where slots lie on the wire after the head of a stream: the metadata first, then band after band.
 
 A section is the CRC-32 of each of its slots (uint32, padded to 16 bytes), then the slots, pass by pass and cell by cell. Section 0 holds
 the metadata of every coded cell, section i holds band i - 1. A stream may be cut at the end of each section. Slots of no bytes are left
@@ -18,8 +18,8 @@ from abkt.codec.order import NEVER, Bands
 
 @dataclass(frozen=True, slots=True)
 class Sections:
-    """order: [n] slots that are sent, as indices into [passes + 1, cells] flattened, in wire order. of: [n] the section of each.
-    starts: [n] the byte on the wire where each begins. tables: [sections] the byte where each section, and so its table of checksums,
+    """order: [n] slots that are sent, as indices into [passes + 1, cells] flattened, in wire order. of: [n] the section of each slot.
+    starts: [n] the byte on the wire where each slot begins. tables: [sections] the byte where each section, and so its table of checksums,
     begins. ends: the byte where each section ends, which is where the stream may be cut."""
 
     order: np.ndarray

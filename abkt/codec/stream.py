@@ -1,9 +1,9 @@
-"""A stream: coded cells in an order, of which any prefix may be kept that ends at a cut. The same cells may be put in another order without
-being coded again.
+"""A stream: coded cells in an order. Any prefix that ends at a cut may be kept. The same cells may be put in another order without being
+coded again.
 
-Weights decide the order, and they may come late or change: a layer that is sent while prefill still runs has flat weights, and at the end
-of prefill the last queries of the prompt say which cells matter. A new order keeps all slots and their checksums; only the header and the
-tables of checksums are made anew. header.py describes the wire.
+Weights decide the order, and they may come late or change. A layer that is sent while prefill still runs has equal weights; at the end of
+prefill the last queries of the prompt tell which cells matter. A new order keeps all slots and their checksums; only the header and the
+tables of checksums are made again. header.py describes the wire.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from abkt.policy.view import CoderName, Curve, Order
 
 @dataclass(frozen=True, slots=True)
 class StreamParts:
-    """What every order of a stream shares. edges, verbatim: what follows the header (edges.py). sums: [passes + 1, cells] uint32, the
-    CRC-32 of each slot, 0 where a cell is verbatim."""
+    """The parts that are the same in every order of a stream. edges, verbatim: the bytes after the header (edges.py). sums: [passes + 1,
+    cells] uint32, the CRC-32 of each slot, 0 where a cell is verbatim."""
 
     cells: Cells
     coder: CoderName
@@ -60,7 +60,7 @@ class Stream:
     body: memoryview
     parts: StreamParts = field(repr=False)
     _pieces: tuple[list[int], list[int], list[bool]] = field(init=False, repr=False)
-    """Of each contiguous piece behind the head: where it starts on the wire, where it starts in memory, and whether that memory is `sums`
+    """For each contiguous piece after the head: where it starts on the wire, where it starts in memory, and whether that memory is `sums`
     (else it is `body`)."""
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ def slot_sums(coded: CodedSequence, backend: Backend) -> np.ndarray:
 
 
 def assemble(parts: StreamParts, order: Order, weights: torch.Tensor | None) -> Stream:
-    """A stream in `order`. weights: of the slopes (order.py). Raises ValueError for weights that do not fit the cells."""
+    """A stream in `order`. weights: of the cells, for the slopes (order.py). Raises ValueError for weights that do not fit the cells."""
     cells, sizes, coded = parts.cells, parts.coded.sizes, parts.coded.cells
     left = weighted_distortion(coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells)
     verbatim = coded.classes == VERBATIM

@@ -24,14 +24,14 @@ LONG_RUN = 8  # blocks; from this mean length on, one call per run is as fast as
 def gather(pool: Pool | LayerMajorPool, table: Sequence[int], out: torch.Tensor) -> None:
     """Copy the blocks of a table, in its order, each [layer, kind, kv_head, token, head_dim], into a staging buffer.
 
-    out: contiguous, uint8 or of the pool's dtype, on the pool's device, of as many bytes as the blocks. Raises ValueError, and writes
-    nothing, for another `out`, and for a table with a block that the pool does not have, or one that is named twice.
+    out: a contiguous buffer of uint8 or the pool's dtype, on the pool's device, with as many bytes as the blocks. Raises ValueError, and
+    writes nothing, for another `out`, and for a table with a block that the pool does not have, or one that is named twice.
     """
     enqueue_gather(pool, table_on(by_piece(pool).device, check_table(pool.layout, table, 0)), out)
 
 
 def scatter(staged: torch.Tensor, pool: Pool | LayerMajorPool, table: Sequence[int]) -> None:
-    """The inverse of gather: copy `staged`, a buffer as `out` there, into the blocks of a table. Raises ValueError as gather does."""
+    """The inverse of gather: copy `staged`, a buffer like `out` in gather, into the blocks of a table. Raises ValueError as gather does."""
     enqueue_scatter(staged, pool, table_on(by_piece(pool).device, check_table(pool.layout, table, 0)))
 
 
@@ -54,8 +54,8 @@ def copy_runs(source: Pool | LayerMajorPool, destination: Pool | LayerMajorPool,
 
 
 def enqueue_gather(pool: Pool | LayerMajorPool, blocks: torch.Tensor, out: torch.Tensor) -> None:
-    """gather, with a table on the pool's device, int64 [blocks]: one launch that a CUDA graph can hold. Nothing waits for a GPU, so the
-    caller must check the block numbers in a table on a GPU; on a CPU they are checked here."""
+    """The same as gather, with a table on the pool's device, int64 [blocks]: one launch, which a CUDA graph can hold. Nothing waits for a
+    GPU, so the caller must check the block numbers in a table on a GPU; on a CPU they are checked here."""
     memory = by_piece(pool)
     _check_blocks(blocks, pool, pool.data.device)
     staged = _staged(out, pool, len(blocks))
@@ -64,7 +64,7 @@ def enqueue_gather(pool: Pool | LayerMajorPool, blocks: torch.Tensor, out: torch
 
 
 def enqueue_scatter(staged: torch.Tensor, pool: Pool | LayerMajorPool, blocks: torch.Tensor) -> None:
-    """scatter, with a table on the pool's device, as in enqueue_gather."""
+    """The same as scatter, with a table on the pool's device as in enqueue_gather."""
     memory = by_piece(pool)
     _check_blocks(blocks, pool, pool.data.device)
     given = _staged(staged, pool, len(blocks))
@@ -75,8 +75,7 @@ def enqueue_scatter(staged: torch.Tensor, pool: Pool | LayerMajorPool, blocks: t
 def enqueue_copy(
     source: Pool | LayerMajorPool, destination: Pool | LayerMajorPool, source_blocks: torch.Tensor, destination_blocks: torch.Tensor
 ) -> None:
-    """copy_runs, with two tables of equal length on the source's device, as in enqueue_gather: block source_blocks[i] to
-    destination_blocks[i].
+    """The same as copy_runs, with two tables of equal length on the source's device. Block source_blocks[i] goes to destination_blocks[i].
 
     Between two GPUs it is enqueued on the source's GPU, in the order of both current CUDA streams, as Tensor.copy_ is.
     """
@@ -86,7 +85,7 @@ def enqueue_copy(
     if sides[0] != sides[1] or len(source_blocks) != len(destination_blocks):
         raise ValueError(
             f"{len(source_blocks)} blocks of {_named(source)} cannot go to {len(destination_blocks)} of {_named(destination)}; "
-            "both sides need as many blocks, of one shape and dtype, and two CPU or two GPU pools"
+            "both sides need the same number of blocks, of one shape and dtype, and both pools on CPUs or both on GPUs"
         )
     memory = by_piece(source), by_piece(destination)
     if len(source_blocks):
@@ -115,7 +114,7 @@ Mover = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor 
 
 
 def mover_on(device: torch.device) -> Mover:
-    """`move` for a CPU; for a GPU the launch of the kernel that does the same."""
+    """The function that moves blocks on a device: `move` for a CPU, the launch of the kernel for a GPU."""
     if device.type == "cpu":
         return move
     from abkt.kv.copy_kernels import launch
@@ -126,7 +125,7 @@ def mover_on(device: torch.device) -> Mover:
 def move(
     source: torch.Tensor, destination: torch.Tensor, source_blocks: torch.Tensor | None, destination_blocks: torch.Tensor | None
 ) -> None:
-    """destination[destination_blocks] = source[source_blocks], for views as of by_piece on a CPU. Tables are int64; None stands for 0, 1,
+    """destination[destination_blocks] = source[source_blocks], for views from by_piece on a CPU. Tables are int64; None stands for 0, 1,
     2, ..."""
     source, destination = joined(source, destination)
     word = WORDS[word_bytes(8, source, destination)]

@@ -3,7 +3,7 @@
 A thread moves four words, and reads all of them before it writes the first; only the block number is read earlier. A chunk of 16 KiB per
 program leaves enough registers and threads for many programs on a multiprocessor, and runs of any length share one launch.
 
-Not tuned: pieces of less than 2 KiB, since a program moves only one of them.
+Pieces of less than 2 KiB are not tuned: a program moves only one of them.
 """
 
 from __future__ import annotations

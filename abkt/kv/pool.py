@@ -17,7 +17,7 @@ class Pool:
 
     Parameters
     ----------
-    layout : model, number of blocks, and tokens of a block.
+    layout : the model, the number of blocks, and the number of tokens in a block.
     device : where the memory is.
 
     Attributes
@@ -42,8 +42,10 @@ class Pool:
         layer, start : the layer, and the position of the first token that is written.
         kinds : keys and values, or one latent, [kv_heads, tokens, head_dim] each, in the pool's dtype.
 
-        Raises ------ ValueError : with all shapes, if they do not fit the layout; and if the table is too short, or has a block that the
-        pool does not have.
+        Raises
+        ------
+        ValueError : if shapes do not fit the layout (the message has all of them), if the table is too short, or if it has a block that the
+            pool does not have.
         """
         size = self.layout.block_tokens
         tokens = check_kinds(self.layout, self.dtype, layer, start, kinds)

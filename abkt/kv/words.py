@@ -6,7 +6,7 @@ from math import gcd
 
 import torch
 
-WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}  # by their bytes
+WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}  # by their size in bytes
 
 
 def joined(*views: torch.Tensor) -> list[torch.Tensor]:

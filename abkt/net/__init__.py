@@ -1,6 +1,6 @@
 """Emulated networks for real processes: Linux network namespaces with shaped links, delay, loss and a schedule of rates.
 
-Used by `abkt.serve` and by experiments that run real workers over a given network; it needs the rights to make namespaces.
+Used by `abkt.serve` and by experiments that run real workers over a given network. It needs the rights to make namespaces.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def run(*command: str) -> str:
 
 
 def why_not(name: str) -> str:
-    """The reason why namespaces with a shaped link cannot be made here, or an empty text. It is tried with a namespace `name`."""
+    """The reason why namespaces with a shaped link cannot be made here, or an empty text. A namespace `name` is made to find out."""
     for tool in ("ip", "tc"):
         if shutil.which(tool) is None:
             return f"there is no `{tool}` (package iproute2)"

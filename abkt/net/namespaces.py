@@ -39,7 +39,7 @@ class Namespaces(AbstractContextManager["Namespaces"]):
     lowest_bytes_per_s : float
         The lowest rate that `shape` will be called with.
     seed : int
-        Of the random losses.
+        Seed of the random losses.
     mtu : int
         Largest IP packet in bytes.
 
@@ -100,7 +100,8 @@ class Namespaces(AbstractContextManager["Namespaces"]):
         return self.layout.address(node)
 
     def command(self, node: str) -> tuple[str, ...]:
-        """The prefix that runs a command in the namespace of a node. It execs, so the process is the command's own."""
+        """The prefix that runs a command in the namespace of a node. It is replaced by the command (exec), so the started process is the
+        command."""
         return ("ip", "netns", "exec", self.name(node))
 
     def shape(self, bytes_per_s: float) -> None:

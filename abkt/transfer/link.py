@@ -15,7 +15,7 @@ from abkt.capacity import Capacity
 class PacedLink:
     """An emulated NIC with a capacity schedule. All senders that share it are served first come, first served.
 
-    Frames arrive as over a store-and-forward link. Not modelled: propagation delay, loss, the return direction.
+    Frames arrive as over a store-and-forward link. Propagation delay, loss and the return direction are not modelled.
 
     Parameters
     ----------

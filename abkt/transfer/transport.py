@@ -57,7 +57,7 @@ class Connection(Protocol):
     Attributes
     ----------
     peer : str
-        Name of the peer for messages: its address, until it has said its name.
+        Name of the peer for messages: its address, until its HELLO has given its name.
     device : bool
         Whether `send` and `receive` also take tensors on a device.
     frame_bytes : int
@@ -113,7 +113,7 @@ class Listener(Protocol):
     Attributes
     ----------
     address : str
-        What a peer connects to. Where port 0 was asked for, it holds the port that was assigned.
+        Address that a peer connects to. If port 0 was requested, it has the port that was assigned.
     """
 
     address: str
@@ -130,7 +130,7 @@ class Listener(Protocol):
 
 
 class Transport(Protocol):
-    """Makes connections. The form of an address is the transport's own: host:port, or the path of a Unix socket."""
+    """Makes connections. Each transport has its own format of addresses: host:port, or the path of a Unix socket."""
 
     def connect(self, address: str, silence_s: float, keyed: bool = False) -> Connection:
         """Connect to a listener.

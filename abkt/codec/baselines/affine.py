@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 
 def quantise(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """x: [..., n] float32. Returns codes [..., n] uint8 and [..., 2] float16: scale and zero. Codes are computed with the rounded pair.
+    """Quantise x [..., n] float32. Returns codes [..., n] uint8, and a float16 scale and zero for each row, [..., 2].
 
-    Raises ValueError where float16 cannot hold a row's range.
+    The codes are computed with the rounded scale and zero. Raises ValueError if float16 cannot hold a row's range.
     """
     low, high = x.amin(-1), x.amax(-1)
     pair = torch.stack([(high - low) / (2**bits - 1), low], -1).half()
@@ -21,13 +21,13 @@ def quantise(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def restore(codes: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
-    """codes: [..., n] of any dtype. pair: [..., 2] float16. Returns [..., n] float32."""
+    """The inverse of `quantise`, [..., n] float32. codes: [..., n] of any dtype. pair: [..., 2] float16."""
     scale, zero = pair.float().unbind(-1)
     return codes.float() * scale[..., None] + zero[..., None]
 
 
 def grouped(x: torch.Tensor, size: int) -> torch.Tensor:
-    """[..., n] to [..., groups, size]; a last group that is short repeats its last value, which changes no minimum or maximum."""
+    """Reshape [..., n] to [..., groups, size]. A short last group is filled with its last value, which changes no minimum or maximum."""
     short = -x.shape[-1] % size
     if short:
         x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], short)], -1)
@@ -35,7 +35,7 @@ def grouped(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def spread(pair: torch.Tensor, size: int, n: int) -> torch.Tensor:
-    """Pairs of groups [..., groups, 2] to one for each value, [..., n, 2]."""
+    """Repeat the pair of each group, [..., groups, 2], for all values of the group: [..., n, 2]."""
     return pair.repeat_interleave(size, -2)[..., :n, :]
 
 

@@ -2,7 +2,7 @@
 
     header    magic, version, name | tokens | layers, kinds, kv_heads, head_dim, block tokens | dtype
     body      the arrays that the baseline packs, one after another
-    CRC-32    of all before it
+    CRC-32    checksum of everything before it
 
 Little-endian. A message decodes only into pools of its layout; the number of blocks may differ.
 """
@@ -33,14 +33,14 @@ class Baseline(Protocol):
 
     Parameters
     ----------
-    name : of the baseline and its setting, at most 15 characters; messages carry it.
+    name : name of the baseline and its setting, at most 15 characters; messages carry it.
     """
 
     @property
     def name(self) -> str: ...
 
     def encode(self, pool: Pool, table: Sequence[int], tokens: int) -> bytes:
-        """The first `tokens` tokens of a sequence as one message, with everything that decoding needs.
+        """Encode the first `tokens` tokens of a sequence as one message, which holds everything that decoding needs.
 
         Raises ValueError for a table that does not hold them, or KV that cannot be coded.
         """
@@ -83,11 +83,11 @@ class MessageBaseline(ABC):
 
     @abstractmethod
     def pack(self, x: torch.Tensor) -> list[torch.Tensor | bytes]:
-        """x: in the pool's dtype, on the CPU, at least one token. Returns the body's arrays in the order of the wire."""
+        """Encode x (the pool's dtype, on the CPU, at least one token) as the arrays of the body, in the order of the wire."""
 
     @abstractmethod
     def restore(self, body: Body, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """The inverse of `pack`, [*shape] of any floating dtype. dtype: the pool's."""
+        """The inverse of `pack`: a tensor [*shape] of any floating dtype. dtype: the dtype of the pool."""
 
     def encode(self, pool: Pool, table: Sequence[int], tokens: int) -> bytes:
         blocks = pool.check_table(table, tokens)[: pool.layout.blocks_for(tokens)]

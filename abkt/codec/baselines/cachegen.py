@@ -1,11 +1,11 @@
-"""CacheGen (SIGCOMM 2024): anchors of 8 bits, deltas to them in bins that widen with depth, entropy coded with tables by channel.
+"""CacheGen (SIGCOMM 2024): anchor tokens in 8 bits, and deltas to them in bins that are wider in later layers, with a table per channel.
 
 The first token of every group of 10 tokens is the anchor, quantised per head as in uniform.py; the other tokens are coded as deltas to the
-decoded anchor. The bin width of a (layer, kind) is FACTORS times the deltas' root mean square, twice as wide for V as for K, and wider
-where 255 bins would not reach. Tables are not sent: a channel's profile is one byte, its spread in half-octaves of a bin, which picks one
-of 32 fixed tables (bins of a logistic distribution). The paper profiles channels offline, per model, so its tables cost no bytes either,
-nor do profiles. Assumptions: FACTORS and the factor 2 are ours, after the paper's 0.5, 1, 1.5 by thirds of the layers; a latent (MLA) is
-coded as K.
+decoded anchor. Deltas are entropy-coded. The bin width of a (layer, kind) is FACTORS times the deltas' root mean square. It is twice as
+wide for V as for K, and wider where 255 bins would not reach. Tables are not sent. A channel sends one byte, its spread in half-octaves of
+a bin, which picks one of 32 fixed tables (bins of a logistic distribution). The paper profiles channels offline, per model, so there
+neither tables nor profiles cost bytes. Assumptions: FACTORS and the factor 2 are ours, after the paper's 0.5, 1, 1.5 by thirds of the
+layers; a latent (MLA) is coded as K.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from abkt.codec.baselines.uniform import put_tokens, take_tokens
 from abkt.codec.rans import compiled as rans_fast
 from abkt.codec.rans.oracle import shares_of
 
-FACTORS = (0.5, 1.0, 1.5)  # of V, by thirds of the layers
+FACTORS = (0.5, 1.0, 1.5)  # bin widths of V over the deltas' root mean square, by thirds of the layers
 CLASSES = 32
 REACH = 127
 
 
 def tables(radius: int) -> np.ndarray:
-    """Shares [CLASSES, 2 * radius + 1] uint16: class c has a deviation of 2**((c - 12) / 2) bins."""
+    """The fixed tables: shares [CLASSES, 2 * radius + 1] uint16. Class c has a standard deviation of 2**((c - 12) / 2) bins."""
     scale = 2.0 ** ((np.arange(CLASSES) - 12) / 2) * 3**0.5 / np.pi
     edges = np.arange(-radius, radius + 2) - 0.5
     below = 0.5 + 0.5 * np.tanh(edges / scale[:, None] / 2)
@@ -35,7 +35,7 @@ def tables(radius: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CacheGenCodec(MessageBaseline):
-    """group: tokens that share an anchor. coarseness: times FACTORS, the paper's levels of quality."""
+    """group: number of tokens that share an anchor. coarseness: multiplies FACTORS, and stands for the paper's levels of quality."""
 
     name: str = "cachegen"
     group: int = 10

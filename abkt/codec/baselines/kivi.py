@@ -1,8 +1,8 @@
-"""KIVI (arXiv 2402.02750): K per channel over groups of tokens, V per token over groups of channels, the newest tokens as they are.
+"""KIVI (arXiv 2402.02750): K per channel over groups of tokens, V per token over groups of channels, the newest tokens unquantised.
 
-A scale and a zero in float16 for 32 values: 1.0 bit per value. Assumptions: the tokens that fill no group of K stay in the pool's dtype
-too, as in the paper's residual, so up to 31 more tokens of K than of V; a last group of V is short where 32 does not divide head_dim; a
-latent (MLA) is coded as K.
+Each group of 32 values has a float16 scale and zero, which cost 1.0 bit per value. Assumptions: tokens that do not fill a group of K stay
+in the pool's dtype, like the paper's residual, so up to 31 more tokens of K than of V do; the last group of V is shorter if 32 does not
+divide head_dim; a latent (MLA) is coded as K.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from abkt.codec.bits import pack, packed_bytes, unpack
 
 @dataclass(frozen=True)
 class Kivi(MessageBaseline):
-    """bits: 2 or 4. group: values that share a scale. residual: newest tokens in the pool's dtype."""
+    """bits: 2 or 4. group: number of values that share a scale. residual: number of newest tokens that stay in the pool's dtype."""
 
     name: str
     bits: int

@@ -1,4 +1,4 @@
-"""One precision per layer, by its mean key norm: the importance of the ABKT reference implementation (github.com/354100117/ABKT).
+"""One precision per layer, chosen by its mean key norm, the importance of ABKT's reference implementation (github.com/354100117/ABKT).
 
 Assumptions: layers are ranked by that norm; the upper third has 8 bits, the middle 4, the lowest 2, quantised per token and head.
 A layer's precision takes one byte.

@@ -1,7 +1,7 @@
-"""Lynx (arXiv 2607.01831), 4 + 4: the high nibbles of an 8-bit code first, the low ones refine it.
+"""Lynx (arXiv 2607.01831), 4 + 4: the high nibbles of 8-bit codes are sent first, and the low nibbles refine them.
 
-Assumptions: the code is asymmetric per token and head, with scale and zero in float16; high nibbles alone are read at the middle of
-the 16 codes that share them.
+Assumptions: the code is asymmetric per token and head, with scale and zero in float16; a high nibble without its low nibble is decoded as
+the middle of the 16 codes that share it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SpectrumKV's tiers (arXiv 2606.08635) and their control: tokens in float16, int8 or int4 by an importance, or at random.
+"""SpectrumKV's tiers (arXiv 2606.08635) and their control: each token in float16, int8 or int4, by its importance or at random.
 
 Assumptions: 20 % of the tokens in float16, 30 % in int8, the rest in int4, one tier for all layers of a token; integers are quantised
 per token and head (uniform.py). Without given scores, a token's importance is its mean key norm. A tier takes 2 bits per token on the wire.
@@ -24,7 +24,8 @@ def key_norms(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Tiers(MessageBaseline):
-    """shares: of tokens in float16 and in int8. scores: importance of each token, key norms if None. seed: random scores instead."""
+    """shares: shares of the tokens in float16 and in int8. scores: importance of each token; None takes key norms. seed: if given, scores
+    are drawn at random from it instead."""
 
     name: str
     shares: tuple[float, float] = (0.2, 0.3)
@@ -32,7 +33,7 @@ class Tiers(MessageBaseline):
     seed: int | None = None
 
     def tiers(self, x: torch.Tensor) -> torch.Tensor:
-        """The index in TIERS of each token, [tokens] uint8; of equally important tokens the earlier one comes first."""
+        """The index in TIERS of each token, [tokens] uint8. Of two equally important tokens the earlier one ranks higher."""
         tokens = x.shape[3]
         if self.seed is not None:
             scores = torch.rand(tokens, generator=torch.Generator().manual_seed(self.seed))

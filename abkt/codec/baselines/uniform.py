@@ -13,7 +13,7 @@ from abkt.codec.bits import pack, packed_bytes, unpack
 
 
 def put_tokens(x: torch.Tensor, bits: int) -> list[torch.Tensor | bytes]:
-    """x [..., head_dim]: the pairs of scale and zero, then the codes."""
+    """The arrays for x [..., head_dim]: pairs of scale and zero, then the codes."""
     codes, pair = affine.quantise(x.float(), bits)
     return [pair, pack(codes, bits)]
 
@@ -27,7 +27,7 @@ def take_tokens(body: Body, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Uniform(MessageBaseline):
-    """bits: 2, 4 or 8. Asymmetric, from the least to the greatest of a token's values."""
+    """Asymmetric quantisation between the least and the greatest value of a token and head. bits: 2, 4 or 8."""
 
     name: str
     bits: int

@@ -23,7 +23,8 @@ from abkt.spec import DTYPE_BYTES
 
 
 def most_levels(cells: Cells) -> int:
-    """The most levels of differences that every tile has tokens for: whole groups in each, and whole eighths of groups in a full one."""
+    """The most levels of differences that the tiles allow: every tile must be whole groups of 2**levels tokens, and a full tile a multiple
+    of eight such groups."""
     possible = (n for n in range(haar.MOST_LEVELS + 1) if not (cells.layout.block_tokens % (1 << n) or cells.tile_tokens % (8 << n)))
     return max(possible, default=0)
 
@@ -31,8 +32,8 @@ def most_levels(cells: Cells) -> int:
 @dataclass(frozen=True, slots=True)
 class EntropyCoder:
     """rope_theta: the base of RoPE's frequencies, from which K is predicted; None if it is unknown or K is rotated in another way, which
-    costs bytes but no accuracy. levels: [layers, kinds, kv_heads] uint8, of differences, as calibrated (fewer are used where tiles are too
-    short for so many); None lets each strip choose for itself."""
+    costs bytes but no accuracy. levels: [layers, kinds, kv_heads] uint8, the calibrated levels of differences; fewer are used if tiles are
+    too short for them. None chooses the levels of each strip from its values."""
 
     rope_theta: float | None
     levels: np.ndarray | None = None
@@ -140,7 +141,7 @@ class EntropyCoder:
 
 
 def _of_equal_length(cells: Cells) -> list[tuple[int, int, int]]:
-    """First tile, tokens a tile, and number of tiles: the full ones, then a shorter last one."""
+    """(first tile, tokens per tile, number of tiles) of the full tiles, then of a shorter last tile."""
     lengths = cells.tile_lengths
     full = sum(length == cells.tile_tokens for length in lengths)
     groups = [(0, cells.tile_tokens, full)] if full else []

@@ -2,12 +2,12 @@
 
 To code a token as a difference to its neighbour, as CacheGen does (SIGCOMM'24, section 5.2), both ends need the neighbour as it was
 decoded, and in an embedded stream that depends on the cut. A transform does not have this problem: neighbours a, b become (a + b) /
-sqrt(2) and (a - b) / sqrt(2), and at the next level the sums are combined in the same way. What neighbouring tokens have in common ends in
-few coefficients, which have a scale of their own. The transform keeps squared errors, so slopes stay right. For tokens with a correlation
-of r between neighbours, one level saves -log2(1 - r**2) / 4 bits per value, and all levels together at most twice that. JPEG 2000 does the
-same by lifting in two steps.
+sqrt(2) and (a - b) / sqrt(2), and at the next level the sums are combined in the same way. The common part of neighbouring tokens ends up
+in few coefficients, which have a scale of their own. The transform keeps squared errors, so slopes stay right. For tokens with a
+correlation of r between neighbours, one level saves -log2(1 - r**2) / 4 bits per value, and all levels together at most twice that. JPEG
+2000 does the same by lifting in two steps.
 
-Keys are rotated by their position (RoPE), which hides what neighbours have in common. Where the base is known, the rotation is undone
+Keys are rotated by their position (RoPE), which hides the common part of neighbours. If the base of RoPE is known, the rotation is undone
 first.
 """
 
@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 
 MOST_LEVELS = 3
-WORTH_BITS = 0.02  # per value; a level must save at least this, so that noise in the statistics does not choose it
+WORTH_BITS = 0.02  # bits per value that a level must save at least, so that noise in the statistics does not choose it
 ROOT_HALF = np.float32(0.5**0.5)
 
 

@@ -7,18 +7,17 @@ coded with rANS (rans/oracle.py) and static tables, by the class of the bin (tab
 corrected by the cell's gain. From pass 3 on they may be packed as plain bits instead (wire.py), where rANS would save next to nothing.
 
 The metadata of a cell are one byte, at the beginning of pass 1: the gain in quarter octaves (4 bits), the shape of its density (bit 4),
-and whether it has outliers (bit 5). Gain and shape follow from how many values lie beyond one deviation and beyond three. After no pass, a
-cell is its prediction, and has no bytes.
+and whether it has outliers (bit 5). Gain and shape follow from how many values lie beyond one deviation and beyond three. Without any pass,
+a cell decodes to its prediction, and has no bytes.
 
 Outliers are values that their channel's table does not reach. They follow the metadata: their number (16 bits), the place of each in the
-cell (16 bits, or 32 where the cell has more than 65,536 values), and the values, in the pool's dtype. From pass 1 on they are without
-error.
+cell (16 bits, or 32 where the cell has more than 65,536 values), and the values, in the pool's dtype. From pass 1 on they have no error.
 
 stats.py says how values are predicted, and whether a strip is coded as differences of neighbouring tokens. If it is, "value", "token" and
 "channel" above mean those of its transform, and an outlier is a coefficient, carried as float32.
 
-A cell falls back (its caller sends it verbatim) if a value is not finite, if more than one value in 64 is an outlier, or if a pass is
-longer than `max_pass_bytes`. Arithmetic is exact in float32, except for the difference to the prediction and the sum with it, so all
+A cell cannot be coded, and its caller sends it verbatim, if a value is not finite, if more than one value in 64 is an outlier, or if a pass
+is longer than `max_pass_bytes`. Arithmetic is exact in float32, except for the difference to the prediction and the sum with it, so all
 implementations agree bit by bit.
 """
 
@@ -39,7 +38,7 @@ from abkt.codec.rans import compiled as rans_fast
 from abkt.codec.rans.oracle import STATE_BYTES
 
 HEAVY_BIT = 16  # of the metadata
-OUTLIERS_IN = 64  # of so many values, one may be an outlier
+OUTLIERS_IN = 64  # one value in so many may be an outlier
 MEASURED_UNTIL = 4  # the gain is measured on the channels that have started by this pass
 LARGEST = 1 << 22  # magnitude in the finest bins; no table reaches so far
 
@@ -47,7 +46,7 @@ LARGEST = 1 << 22  # magnitude in the finest bins; no table reaches so far
 @dataclass(frozen=True, slots=True)
 class EntropyCells:
     """slots: [passes][cells], the bytes of each pass. errors: [passes + 1, cells] float64, squared error after no pass, after pass 1, and
-    so on. fallback: [cells] bool, cells that must travel verbatim; they have no bytes, and all their errors are those after no pass."""
+    so on. fallback: [cells] bool, cells that must travel verbatim; they have no bytes, and each of their errors is that after no pass."""
 
     slots: list[list[bytes]]
     errors: np.ndarray
@@ -108,10 +107,10 @@ def decode_cells(
     slots: list[list[bytes]], strip: np.ndarray, stats: Stats, tokens: int, dtype: torch.dtype,
     first: np.ndarray | None = None, rotation: np.ndarray | None = None, have: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """The values of each cell after its first `have` [cells] passes (all given ones, if None): [cells, tokens, dim] float32, values of
+    """The values of each cell after its first `have` [cells] passes (None: after all given passes): [cells, tokens, dim] float32, values of
     `dtype`.
 
-    slots: [passes][cells]. Raises ValueError for bytes that no encoder wrote, where that shows.
+    slots: [passes][cells]. Raises ValueError if the bytes are found not to be those of an encoder.
     """
     cells, dim = len(strip), stats.centre.shape[1]
     have = np.full(cells, len(slots)) if have is None else have
@@ -160,8 +159,8 @@ def class_row(meta: np.ndarray, kind: np.ndarray, p: int) -> np.ndarray:
 
 
 def _out_of_reach(magnitude: np.ndarray, plan: Plan, strip: np.ndarray, meta: np.ndarray, depth: int) -> np.ndarray:
-    """Which values are outliers, like magnitude, bool: those for which their channel's table has no symbol, and those 4 steps or more from
-    the prediction in a channel that has no symbols."""
+    """Which values are outliers, bool in the shape of `magnitude`: those for which their channel's table has no symbol, and those 4 steps
+    or more from the prediction in a channel that has no symbols."""
     last = 4 << (FINEST - FINER[depth - 1])
     limit = np.full((len(strip), magnitude.shape[2]), last, dtype=np.int64)
     reach = np.append((SHARES[:HALVES, ::2] > 0).sum(1), MOST)

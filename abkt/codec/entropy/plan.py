@@ -1,5 +1,5 @@
-"""How a strip is coded, as it follows from the strip's statistics: steps, the pass at which each channel starts, and which passes are
-coded with rANS. Since it follows from the statistics, cells need not carry it.
+"""The plan of a strip, computed from its statistics: steps, the pass at which each channel starts, and which passes are coded with rANS.
+Since both sides have the statistics, cells need not carry the plan.
 
 A strip carries, once per stream, a centre for each channel and a scale: the standard deviation as 2**((code - 128) / 4), code 0 for a
 channel that does not vary.
@@ -9,8 +9,8 @@ Steps. All channels of a strip have the same step, because equal squared error i
 bit per value on average; each pass divides it by 2, and passes 5 and 6 by 4. A channel whose deviation is more than 4 steps of pass 1 has a
 coarser step, by as few octaves as necessary.
 
-Start. A channel whose deviation is less than 0.42 of a step stays at its centre, and starts at the pass whose step is small enough. At
-every pass there is a bin edge at the centre, so each pass halves or quarters each bin. A bin with the centre in its middle could not be
+Start. A channel whose deviation is less than 0.42 of a step stays at its centre until the pass whose step is small enough, where it starts.
+At every pass there is a bin edge at the centre, so each pass halves or quarters each bin. A bin with the centre in its middle could not be
 nested like that; no measurable loss was found in comparison (for normal channels, whatever the factor between their deviations).
 """
 
@@ -51,7 +51,7 @@ def plan_of(log_scale: np.ndarray) -> Plan:
     scale = log_scale.astype(np.int32) - ORIGIN
     varies = log_scale > 0
     candidates = np.arange(-ORIGIN - 8, 256 - ORIGIN + 8, dtype=np.int32)
-    quarters = np.maximum(0, np.where(varies, scale, -(2**20))[:, :, None] - candidates + 8).sum(1)  # of a bit, over the channels
+    quarters = np.maximum(0, np.where(varies, scale, -(2**20))[:, :, None] - candidates + 8).sum(1)  # quarter bits of all channels
     base = candidates[(quarters <= 4 * np.maximum(1, varies.sum(1, keepdims=True))).argmax(1)][:, None]
     kind = np.where(varies, scale - base, -(2**20))
     raised = np.maximum(0, -(-(kind - COARSEST) // 4))

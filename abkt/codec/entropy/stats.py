@@ -75,7 +75,7 @@ def rotation_of(positions: int, dim: int, theta: float = 10_000.0) -> np.ndarray
 
 
 def strip_stats(x: np.ndarray, dtype: torch.dtype, rotation: np.ndarray | None = None, levels: int = 0) -> Stats:
-    """As strip_groups, if all strips have `levels` levels."""
+    """The statistics of strip_groups, for strips that all have `levels` levels of differences."""
     return strip_groups(x, dtype, rotation, np.full(len(x), levels))[0][1]
 
 
@@ -94,7 +94,7 @@ def strip_groups(
     scale, rotates = _scale_of(left, centre), np.zeros(len(x), dtype=bool)
     if rotation is not None:
         narrow = torch.bfloat16 if dtype == torch.float32 else dtype  # so that products with an angle are exact
-        level = rounded(rotated(y, rotation * BACK).mean(1).astype(np.float32), narrow)  # as it was before RoPE
+        level = rounded(rotated(y, rotation * BACK).mean(1).astype(np.float32), narrow)  # the mean before RoPE
         rest = y - rotated(level[:, None], rotation)
         its_scale = _scale_of(rest, level)
         rotates = its_scale.sum(1, dtype=np.int64) < scale.sum(1, dtype=np.int64)
@@ -115,8 +115,8 @@ def strip_groups(
 
 
 def _without_outliers(y: np.ndarray) -> np.ndarray:
-    """y [strips, tokens, dim] float64, with NaN and outlying values replaced by their channel's mean. It is done twice, since one outlying
-    value may hide another."""
+    """y [strips, tokens, dim] float64, with NaN and outlying values replaced by their channel's mean. Two rounds are made, since one
+    outlying value may hide another."""
     for _ in range(2):
         known = np.isfinite(y)
         count = np.maximum(1, known.sum(1, keepdims=True))

@@ -9,7 +9,7 @@ two shapes of density, both scale mixtures of normals with a lognormal scale: ne
 `SHARES` has three kinds of rows, each a distribution of symbols: for a channel that starts, one row per shape and class (symbol 2 * a +
 sign, at most MOST magnitudes); for a bin that is halved, one row per level of skew (symbol 0: the half nearer to 0); and for a bin that is
 quartered, one uniform row. All tables are computed from the normal distribution and checked against a digest, so that sender and receiver
-hold the same ones.
+have the same tables.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLASSES = TOP - LEAST + 1
 MOST = 32  # magnitudes of a starting channel
 WIDEST = 64  # magnitudes with a context or a point of reconstruction of their own
 SHAPES = (0.1, 0.36)  # spread of the logarithm of the scale
-REACH = 12.0  # deviations; the symbols of a starting channel have a share up to there
+REACH = 12.0  # deviations up to which the symbols of a starting channel have a share
 LEVELS, LEVEL = 16, 0.2  # of skew; one level is this much of the logarithm of the odds of the nearer half
 HALVES = len(SHAPES) * CLASSES  # the first row for halved bins
 QUARTERS = HALVES + LEVELS
@@ -55,7 +55,7 @@ def _within(edges: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _beyond(deviations: float, spread: float, gain: float) -> float:
-    """How many of 65,536 values lie beyond `deviations`, if the standard deviation of the values is 2**(gain / 4) larger."""
+    """How many of 65,536 values lie beyond `deviations`, if the standard deviation of the values is 2**(gain / 4) times as large."""
     edges = np.array([deviations * 2.0 ** (-gain / 4), 1e3])
     return 65_536 * float(_within(edges, spread)[0][0])
 

@@ -1,4 +1,5 @@
-"""How the entropy coder's bytes lie beside rANS: the head of pass 1, passes that are packed as plain bits, and the statistics of a stream.
+"""The entropy coder's bytes other than rANS streams: the head of pass 1, passes that are packed as plain bits, and the statistics of a
+stream.
 
 The statistics are the centres [strips, dim] in the pool's dtype, one bit per strip that says whether its centre rotates, the base of RoPE's
 frequencies as a float64 (0 where none is known), and the scales, one byte each, strip after strip: [levels + 1, dim]. Strips are numbered
@@ -19,7 +20,7 @@ OUTLIER_BIT = 32  # of the metadata: outliers follow
 
 
 def head_of(meta: int, outlier: np.ndarray, x: np.ndarray, dtype: torch.dtype) -> bytes:
-    """The head of pass 1 of a cell: metadata and outliers. outlier: like x, bool. dtype: of the outliers on the wire."""
+    """The head of pass 1 of a cell: metadata and outliers. outlier: bool, in the shape of x. dtype: dtype of the outliers on the wire."""
     places = np.flatnonzero(outlier)
     if not len(places):
         return bytes([meta])
@@ -91,7 +92,8 @@ def statistics_bytes(cells: Cells, itemsize: int, levels: np.ndarray) -> int:
 
 
 def pack_statistics(centre: np.ndarray, scales: list[np.ndarray], rotates: np.ndarray, theta: float, dtype: torch.dtype) -> bytes:
-    """centre: [strips, dim] float32. scales: of each strip, [(levels + 1) * dim] uint8. rotates: [strips] bool. theta: the base of RoPE."""
+    """centre: [strips, dim] float32. scales: for each strip, [(levels + 1) * dim] uint8. rotates: [strips] bool. theta: the base of
+    RoPE."""
     centres = torch.from_numpy(centre).to(dtype).view(torch.uint8).numpy().tobytes()
     return b"".join((centres, np.packbits(rotates.reshape(-1)).tobytes(), struct.pack("<d", theta), *(scale.tobytes() for scale in scales)))
 
@@ -99,8 +101,8 @@ def pack_statistics(centre: np.ndarray, scales: list[np.ndarray], rotates: np.nd
 def read_statistics(
     data: bytes, cells: Cells, dtype: torch.dtype, levels: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, float]:
-    """Centres [strips, dim], scales of each strip, rotates [strips], and the base of RoPE. Raises ValueError for statistics that no encoder
-    wrote, where that shows."""
+    """Centres [strips, dim], scales of each strip, rotates [strips], and the base of RoPE. Raises ValueError if the bytes are found not to
+    be those of an encoder."""
     strips = len(levels)
     at = strips * cells.dim * dtype.itemsize
     centre = torch.frombuffer(bytearray(data[:at]), dtype=dtype).float().numpy().reshape(strips, cells.dim)

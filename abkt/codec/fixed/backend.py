@@ -16,7 +16,8 @@ from abkt.codec.coder import CodedCells
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A prefix of a stream, as a backend expands it. centres: [layers, heads, channels] float32, of V; the others: as in StreamPrefix."""
+    """A prefix of a stream, as a backend expands it. centres: [layers, heads, channels] float32, the centres of V's channels. The other
+    fields are as in StreamPrefix."""
 
     wire: np.ndarray
     offsets: np.ndarray
@@ -27,7 +28,7 @@ class Arrived:
 
 class Backend(Protocol):
     def describe(self) -> str:
-        """What it is, for people."""
+        """The name and the kind of this backend, as text for messages and reports."""
         ...
 
     def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells, centres: np.ndarray) -> CodedCells:

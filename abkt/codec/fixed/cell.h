@@ -1,4 +1,4 @@
-// One cell: it is located in the pool, its extremes are found, and it is coded, measured and packed; or unpacked and restored. Names and
+// One cell: find it in the pool, find its extremes, code, measure and pack it; or unpack and restore it. Names and
 // layouts as in quantize.py and cells.py.
 #pragma once
 #include <cmath>
@@ -94,9 +94,9 @@ template <class E> struct Cell {
 
   int64_t groups(bool key) const { return key ? dim : tokens; }
 
-  // Channel sums over the tokens; the least value of every group, and from there to the greatest. False if the cell must travel verbatim.
+  // Channel sums over the tokens; the least value and the range of every group. Returns false if the cell must travel verbatim.
   template <bool KEY> bool survey() {
-    const int64_t dim = this->dim, tokens = this->tokens;  // bytes written through a pointer may alias a member, never a local
+    const int64_t dim = this->dim, tokens = this->tokens;  // locals: bytes written through a pointer may alias a member
     const T* const* row = rows.data();
     const float* middles = centre;
     float *sums = sum.data(), *lows = least.data(), *highs = extent.data();

@@ -18,8 +18,8 @@ NO_LEVELS = np.zeros(0, dtype=np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class FixedCoder:
-    """backend_on: the backend for pools on a device. The statistics of a stream are the centres of V's channels (centre.py), in the pool's
-    dtype; it has no tables, since the sizes of all slots follow from the shape of the cells."""
+    """backend_on: returns the backend for pools on a device. The statistics of a stream are the centres of V's channels (centre.py), in the
+    pool's dtype. There are no tables, since the sizes of all slots follow from the shape of the cells."""
 
     backend_on: Callable[[torch.device], Backend]
 

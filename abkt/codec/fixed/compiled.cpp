@@ -57,7 +57,7 @@ template <class E> void encode(const Shape& shape, const Rules& rules, void* poo
   for (auto& s : spread) s.mean.resize(shape.dim);
   const int passes = int(shape.passes);
   const int64_t cells = shape.cells(), heads = shape.heads();
-  for (int64_t tile = 0; tile < shape.tiles; tile++)  // a block is read from its first byte to its last before the next tile begins
+  for (int64_t tile = 0; tile < shape.tiles; tile++)  // tile by tile, so that each block is read once from its first byte to its last
     for (int64_t strip = 0; strip < shape.strips(); strip++) {
       const int64_t index = strip * shape.tiles + tile;
       uint8_t* slot[PASSES + 1];

@@ -1,7 +1,7 @@
 """The compiled backend for CPUs: compiled.cpp, built once with g++ for this machine.
 
-It gathers, codes, measures and packs a cell while the cell is in the cache. That is several times faster than passes over whole tensors,
-however well each pass is compiled.
+It gathers, codes, measures and packs a cell while the cell is in the cache. That is several times faster than one pass over whole tensors
+after another, even if each pass is compiled.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The fixed coder enqueued on a GPU. Buffers are allocated once and nothing waits for the GPU, so a CUDA graph can hold every launch.
 
 The host receives the result of an encode as a *report*: errors, classes and deviations of all cells, by one asynchronous copy into pinned
-memory. The copy may be enqueued on a CUDA stream of its own, behind the kernels; the host waits for it when it decides the order. The slots
+memory. The copy may be enqueued on a CUDA stream of its own, after the kernels; the host waits for it when it decides the order. The slots
 stay on the device until they are sent.
 """
 

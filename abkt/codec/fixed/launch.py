@@ -25,7 +25,7 @@ class TritonBackend:
         work.centres.copy_(torch.from_numpy(centres))
         work.enqueue(data, with_centres=False)
         work.copy_report()
-        body = work.body.cpu()  # enqueued behind the report on the same CUDA stream, so both have arrived
+        body = work.body.cpu()  # enqueued after the report on the same CUDA stream, so both have arrived
         return CodedCells(body, work.host.errors.double().numpy(), work.host.classes.numpy(), work.host.deviation.numpy())
 
     def expand(self, arrived: Arrived, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:

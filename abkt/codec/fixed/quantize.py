@@ -25,8 +25,8 @@ Errors. The squared error after each pass is measured on one eighth of the token
 would take longer than coding. On the probe model the resulting order leaves at most 0.4 % more distortion at equal bytes, and the
 distortion that a stream states is right within 0.7 %.
 
-Not built: symmetric groups, without an offset. They would save 16 bits per group, but widen the range of 128 normal values by 8 %, which
-costs as much.
+Symmetric groups, without an offset, were not built. They would save 16 bits per group, but widen the range of 128 normal values by 8 %,
+which costs as many bits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LIMIT = {torch.bfloat16: 2.0**48, torch.float32: 2.0**48, torch.float16: 2.0**14
 """Cells with a value outside +-LIMIT (or NaN) travel verbatim. Within it no sum of squares and no reconstruction overflows."""
 
 MIN_STEP = 2.0**-64  # keeps 1 / step and squared errors normal numbers; a group of smaller range uses its first bins only
-SHIFTS = tuple(8 - bits for bits in BITS[1:])  # of each pass in the code
+SHIFTS = tuple(8 - bits for bits in BITS[1:])  # the lowest bit of each pass in the code
 GROUP_DIM = (-2, -1)  # the dimension of [..., tokens, channels] that a group runs over: tokens for K, channels for V
 
 CLASSES = 16
@@ -138,7 +138,7 @@ def round_up_step(step: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruct(coded: Quantized, passes: int) -> torch.Tensor:
-    """x as the first `passes` passes of the codes give it, float32. The caller adds the centre and rounds to the pool's dtype."""
+    """x, decoded from the first `passes` passes of the codes, float32. The caller adds the centre and rounds to the pool's dtype."""
     mean = (coded.mean * 16 + 8).float()
     if passes == 0:
         return (coded.low + coded.step * mean).expand(coded.codes.shape)
@@ -169,9 +169,9 @@ def measured(tokens: int, strip: int, tile: int) -> slice:
 def cell_errors(by_token: torch.Tensor, step: torch.Tensor, chosen: slice) -> torch.Tensor:
     """Squared error of a cell after each pass, [passes + 1], estimated from its measured tokens.
 
-    by_token: [tokens, passes + 1], of squared_errors. step: [tokens, 1] of V, [1, channels] of K. Errors are proportional to the square of
-    the step, so the sum over the measured tokens is scaled by it to all tokens. If the measured tokens have no step at all, all tokens are
-    measured.
+    by_token: [tokens, passes + 1], from squared_errors. step: [tokens, 1] for V, [1, channels] for K. Errors are proportional to the square
+    of the step, so the sum over the measured tokens is scaled by it to all tokens. If the measured tokens have no step at all, all tokens
+    are measured.
     """
     squared = step.double().square().sum(-1).expand(len(by_token))
     if squared[chosen].sum() == 0:
@@ -183,8 +183,8 @@ def pack_pass(codes: torch.Tensor, index: int) -> torch.Tensor:
     """Pass `index` (1 to 6) of codes [..., tokens, channels] as bytes [..., width * eighths of the tokens, channels].
 
     A tile is divided into eight eighths of ceil(tokens / 8) tokens, the last padded with code 0. A byte of a one-bit pass holds the same
-    token of eighths 0 to 7, lowest bit first. In a two-bit pass a byte of the first half holds that of eighths 0 to 3, and of the second
-    half that of eighths 4 to 7. So packing is elementwise between eighths and needs no shuffle between lanes.
+    token of eighths 0 to 7, lowest bit first. In a two-bit pass a byte of the first half holds the same token of eighths 0 to 3, and a byte
+    of the second half that of eighths 4 to 7. So packing is elementwise between eighths and needs no shuffle between lanes.
     """
     width = WIDTHS[index - 1]
     per_byte = 8 // width

@@ -8,7 +8,7 @@
 namespace {
 
 typedef uint16_t H __attribute__((vector_size(16)));  // 8 values of one part
-typedef uint16_t V __attribute__((vector_size(64)));  // of four
+typedef uint16_t V __attribute__((vector_size(64)));  // 8 values of each of four parts
 enum { TILE = 4096, PARTS = 16, CHUNK = 8, SLACK = 128 };
 
 #if defined(__clang__) || __GNUC__ >= 12
@@ -33,8 +33,9 @@ inline H everywhere(bool set) {
   return H{} + bits;
 }
 
-// A chunk's symbols are V[4]: parts 4k to 4k + 3 are in the k-th. Their list goes lane by lane, part 0 to 15 in each. A symbol is escaped where it
-// is `limit` or more above `base`, modulo 256. Both return how many are; `list_escapes` may write 128 bytes, `fill_escapes` read them.
+// A chunk's symbols are V[4]: parts 4k to 4k + 3 are in the k-th. Escapes are listed lane by lane, parts 0 to 15 in each. A symbol is escaped
+// if it is `limit` or more above `base`, modulo 256. Both functions return the number of escapes. `list_escapes` may write 128 bytes,
+// `fill_escapes` may read as many.
 #if defined(ABKT_AVX512) && defined(__AVX512VBMI__) && defined(__AVX512VBMI2__)
 struct Order {
   uint8_t lanes[128], parts[128];
@@ -313,7 +314,7 @@ template <class E, int W> int64_t decode_units(const Shape& shape, int64_t units
       std::memcpy(to, fixed, shape.fixed);
       std::memcpy(reinterpret_cast<uint8_t*>(to) + shape.fixed, tails, tail);
     } else {
-      std::memcpy(scratch.data(), tails, tail);  // in a buffer that may be read beyond the tail
+      std::memcpy(scratch.data(), tails, tail);  // a copy, which may be read beyond the end of the tail
       const int64_t used = Unit<E, W>::decode(to, shape, bases[u % groups], fixed, scratch.data());
       if ((used + 15) / 16 * 16 != tail && wrong < 0) wrong = u;
     }
@@ -374,7 +375,7 @@ void abkt_lossless_checksums(int64_t units, int64_t fixed, const int64_t* sizes,
 // How often each exponent occurs in each group: counts int64 [groups, 256], which start at 0.
 void abkt_lossless_histograms(int64_t dtype, int64_t n, int64_t units, const void* data, const int64_t* starts, int64_t groups, int64_t* counts) {
   for (int64_t u = 0; u < units; u++) {
-    uint32_t own[4][256] = {};  // four, since neighbours often fall on the same count
+    uint32_t own[4][256] = {};  // four tables, since neighbouring values often increment the same count
     const auto tally = [&](const auto* x, int mantissa, int mask) { for (int64_t i = 0; i < n; i++) own[i & 3][(x[i] >> mantissa) & mask]++; };
     if (dtype == 0) tally(static_cast<const uint16_t*>(data) + starts[u], 7, 255);
     if (dtype == 1) tally(static_cast<const uint16_t*>(data) + starts[u], 10, 31);

@@ -77,7 +77,7 @@ class CompiledLossless:
 
     @staticmethod
     def _copy(to: torch.Tensor, to_starts: torch.Tensor | None, of: torch.Tensor, of_starts: torch.Tensor | None, size: int) -> None:
-        """Copy units as they are between a body and places in a pool."""
+        """Copy units that are stored uncoded between a body and places in a pool."""
         starts = of_starts if to_starts is None else to_starts
         assert starts is not None
         for u, start in enumerate(starts.tolist()):

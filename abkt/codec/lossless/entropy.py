@@ -1,7 +1,7 @@
 """The lossless code with entropy-coded exponents, for links that are slower than a processor.
 
-Sign and mantissa of a value are sent as they are. Its exponent is taken relative to the most frequent exponent of its channel, since
-channels differ in scale more than tokens do. It is coded with rANS (rans/oracle.py) and one table for all channels, made from the values
+Sign and mantissa of a value are sent unchanged. Its exponent is taken relative to the most frequent exponent of its channel, since channels
+differ in scale more than tokens do. The difference is coded with rANS (rans/oracle.py) and one table for all channels, made from the values
 themselves.
 
 KV [heads, tokens, dim] is one *piece*. Each of its streams holds one head and at most STREAM_TOKENS tokens:
@@ -10,7 +10,7 @@ KV [heads, tokens, dim] is one *piece*. Each of its streams holds one head and a
     table     [256] uint16, shares of 4,096
     sizes     [streams] uint32, bytes of each stream
     streams
-    rest      of float32 the low 16 bits of all values; then the low byte of sign and mantissa, if they have 8 bits or more; then
+    rest      for float32 the low 16 bits of all values; then the low byte of sign and mantissa, if they have 8 bits or more; then
               the bits above it, packed as planes of 4, 2 and 1 bits (codec/bits.py)
 
 Little-endian. Bit patterns come back as they were, NaN payloads and signed zeros too.
@@ -46,7 +46,7 @@ def encode(x: torch.Tensor) -> bytes:
 
 
 def decode(data: memoryview, heads: int, tokens: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
-    """The inverse of `encode`, bit for bit. Raises ValueError for bytes that `encode` did not write, where that shows."""
+    """The inverse of `encode`, bit for bit. Raises ValueError if the bytes are found not to be those of `encode`."""
     left = _Reader(data)
     bases = left.array(np.uint8, heads, dim)
     table = left.array("<u2", 1, SYMBOLS).astype(np.uint16)

@@ -17,7 +17,7 @@ import triton.language as tl
 
 @triton.jit
 def _chunks(N: tl.constexpr, ROWS: tl.constexpr):
-    """Of each thread's row: its tile, its first lane there, and lanes and values of that tile. Rows beyond the unit have 0 values."""
+    """For each thread's row: its tile, its first lane there, and lanes and values of that tile. Rows beyond the unit have 0 values."""
     row = tl.arange(0, ROWS)
     tile = row // 32
     if N % 4096 == 0:
@@ -69,7 +69,7 @@ def _with(rows, which: tl.constexpr, bits):
 
 @triton.jit
 def _lists(escapes):
-    """Of bits [rows, 4]: where each row's list begins, how many it has, the longest, and all; and the four words of each row."""
+    """For bits [rows, 4] of escapes: where each row's list begins, its length, the longest length, the total, and each row's four words."""
     each = tl.sum(_ones(escapes), 1)
     column = tl.arange(0, 4)[None, :]
     words = ()
@@ -192,7 +192,8 @@ def decode_units(
     fixed, sizes, ends, tails, bases, data, starts, damaged, groups,
     N: tl.constexpr, ROWS: tl.constexpr, MANTISSA: tl.constexpr, WIDTH: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
-    """As in encode_units and gather_tails. damaged: uint8 [units], 1 where sizes and codes do not fit each other."""
+    """Decode units. Arguments as in encode_units and gather_tails. damaged: uint8 [units], 1 where sizes and codes do not fit each
+    other."""
     unit = tl.program_id(0).to(tl.int64)
     values_at = data + tl.multiple_of(tl.load(starts + unit) // 2, 8)
     base = tl.load(bases + unit % groups).to(tl.int32) * 0x10001

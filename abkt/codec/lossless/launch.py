@@ -53,7 +53,7 @@ class TritonLossless:
     """As CompiledLossless, on the device of the data, for dtypes of 16 bits and codes of 2 to 4 bits."""
 
     def histograms(self, data: torch.Tensor, starts: torch.Tensor, n: int, groups: int) -> torch.Tensor:
-        """Of the first SAMPLE values of each unit: int64 [groups, 256]."""
+        """How often each exponent occurs in each group, among the first SAMPLE values of each unit: int64 [groups, 256]."""
         counts = torch.zeros(groups, 256, dtype=torch.int32, device=data.device)
         size = triton.next_power_of_2(min(n, SAMPLE))
         lanes = data.view(torch.int16)
@@ -61,7 +61,8 @@ class TritonLossless:
         return counts.to(torch.int64)
 
     def windows(self, data: torch.Tensor, starts: torch.Tensor, n: int, groups: int, width: int = 3) -> Windows:
-        """The best windows of this width for these units. Nothing waits: a choice of the width would have to be read back from the GPU."""
+        """The best windows of this width for these units. The width is given, since the host would have to wait for the GPU to choose
+        it."""
         return Windows(width, bases_for(self.histograms(data, starts, n, groups), width)[0])
 
     def encode_into(self, buffers: UnitBuffers, data: torch.Tensor, starts: torch.Tensor) -> None:

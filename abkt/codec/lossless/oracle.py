@@ -1,12 +1,12 @@
 """The lossless code, written to be read. It defines the bytes, and is the reference for the compiled code and the kernels.
 
 A value is a sign, an exponent and a mantissa. Seven neighbouring exponents cover 95 to 97 % of the values of KV. So an exponent is sent as
-its place in a *window* of 2**w - 1 neighbouring exponents, in w = 3 (or 2, or 4) bits; or as the escape code 2**w - 1, and as a byte in a
-list. Sign and mantissa are sent as they are. The window of a group of units (a layer's K or V, for example) begins at its *base*, so
-coding is a subtraction, and needs no table.
+its place in a *window* of 2**w - 1 neighbouring exponents, in w = 3 (or 2, or 4) bits. An exponent outside of the window is sent as the
+escape code 2**w - 1, and as a byte in a list. Sign and mantissa are sent unchanged. The window of a group of units (a layer's K or V, for
+example) begins at its *base*, so coding is a subtraction, and needs no table.
 
-Source: fixed codes with escapes for exponents are SplitZip's (arXiv 2605.01708), which has 4 bits and the 15 most frequent exponents. A
-window finds the same exponents in KV, since they are neighbours, and 3 bits are better than 4: 11.3 bits per value instead of 12.0.
+Source: fixed codes with escapes for exponents are SplitZip's (arXiv 2605.01708), which has 4 bits and the 15 most frequent exponents. In KV
+these exponents are neighbours, so a window covers the same ones, and 3 bits are better than 4: 11.3 bits per value instead of 12.0.
 
 A *unit* is n adjacent values (a multiple of 16): a whole block of a pool, or K or V of one layer of a block. It is divided into tiles of
 4,096 values (the last may be shorter), and a tile into 16 *parts* of C = 8 * ceil(values / 128) adjacent values. A tile is stored as rows
@@ -17,9 +17,10 @@ of 16-bit lanes; lane i of every row holds bits of value i of the parts:
             bits, as h requires. A plane of b bits has b rows, and part p is in row p % b, at bit p // b * b of the lane
 
 A unit has a fixed part (for float32 first the low halves of all values, as they are; then the tiles, row after row) and a tail: the
-escaped exponents, one byte each, of lane 0 (part 0 to part 15), of lane 1, and so on, tile after tile; padded with 0 to 16 bytes. A unit
-that would not be shorter than its values is stored as it is, so its size tells how it is stored. The fixed parts of all units come first,
-then all tails. So only tails have to be moved together, everything is aligned to 16 bytes, and packing is elementwise between rows.
+escaped exponents, one byte each, of lane 0 (part 0 to part 15), of lane 1, and so on, tile after tile; it is padded with 0 to a multiple of
+16 bytes. A unit that would not be shorter than its values is stored uncoded, so its size tells how it is stored. The fixed parts of all
+units come first, then all tails. So only tails have to be moved together, everything is aligned to 16 bytes, and packing is elementwise
+between rows.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MANTISSA = {
     torch.float16: 10,
     torch.float8_e4m3fn: 3,
     torch.float32: 7,
-}  # bits; of float32, those of its upper half, which is coded
+}  # mantissa bits; for float32 those of its upper half, which is coded
 INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
@@ -99,19 +100,20 @@ class UnitLayout:
 
     @property
     def planes(self) -> tuple[tuple[int, int], ...]:
-        """Of each plane of the head: its bits, and the position of the lowest of them in the head."""
+        """For each plane of the head: its bits, and the position of the lowest of them in the head."""
         bits = [b for b in (4, 2, 1) if self.head_bits & b]
         return tuple((b, sum(bits[:i])) for i, b in enumerate(bits))
 
     def tail_bytes(self, escapes: torch.Tensor) -> torch.Tensor:
-        """Bytes of the tails of units with these numbers of escapes; at most what completes the unit as it is."""
+        """Bytes of the tails of units with these numbers of escapes: at most those that a unit stored as it is needs beyond its fixed
+        part."""
         spare = self.raw_bytes - self.fixed_bytes
         return ((escapes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT).clamp_max(spare)
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """width: bits of a code. bases: uint8 [groups], the first exponent of each group's window; unit u is of group u % groups."""
+    """width: bits of a code. bases: uint8 [groups], the first exponent of each group's window; unit u belongs to group u % groups."""
 
     width: int
     bases: torch.Tensor
@@ -145,7 +147,7 @@ def lanes_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def split(bits: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Exponent, and mantissa with the sign above it, of lanes_of."""
+    """Split the bits of `lanes_of` into the exponent, and the mantissa with the sign above it."""
     mantissa = MANTISSA[dtype]
     sign = 7 if dtype.itemsize == 1 else 15
     exponent = (bits >> mantissa) & ((1 << (sign - mantissa)) - 1)

@@ -1,12 +1,13 @@
 """KV of a sequence without loss, as one message: it is decoded whole or not at all.
 
-    header    magic, version, coder | tokens, layers, kinds, kv_heads, block tokens, head_dim | dtype | CRC-32 of the body | CRC-32 of these
+    header    magic, version, coder | tokens, layers, kinds, kv_heads, block tokens, head_dim | dtype | CRC-32 of the body
+              | CRC-32 of the header
     body      fixed: the full blocks as units of the lossless code (wire.py), one for each (block, layer, kind)
               entropy: bytes of each piece, uint32, then the pieces (entropy.py), one for each (layer, kind), of the full blocks
-              then the tokens that fill no block, verbatim: [layer, kind, kv_head, token, head_dim]
+              then the tokens of a last block that is not full, verbatim: [layer, kind, kv_head, token, head_dim]
 
-The fixed code moves at the speed of memory and takes 0.71 of bfloat16 KV at best; entropy-coded exponents take about 0.65, and far longer.
-With the fixed code, blocks whose K or V is no multiple of 16 values travel verbatim, all of them. Little-endian.
+The fixed code moves at the speed of memory and takes 0.71 of the bytes of bfloat16 KV at best; entropy-coded exponents take about 0.65 of
+them, and far more time. With the fixed code, all blocks travel verbatim if K or V of a block is not a multiple of 16 values. Little-endian.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def encode(pool: Pool, table: Sequence[int], tokens: int, coder: CoderName = "fi
     ----------
     pool, table : where the sequence lies; the pool must be on the CPU.
     tokens : how many tokens are coded.
-    coder : fixed runs at the speed of memory; entropy takes fewer bytes, and far longer.
+    coder : fixed runs at the speed of memory; entropy needs fewer bytes, but takes far longer.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def _blocks(pool: Pool, table: Sequence[int], tokens: int) -> tuple[list[int], i
 
 
 def _unit(pool: Pool) -> int:
-    """Values of K or V of a layer in one block, which lie together."""
+    """How many values, which are adjacent, the K or the V of one layer has in a block."""
     _, _, _, heads, size, dim = pool.layout.shape
     return heads * size * dim
 

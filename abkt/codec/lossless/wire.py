@@ -44,8 +44,8 @@ def pack_header(units: LosslessUnits, sums: torch.Tensor) -> bytes:
 
 
 def read_header(data: memoryview, units: int, n: int, dtype: torch.dtype) -> tuple[LosslessUnits, torch.Tensor]:
-    """The units in `data`, and their listed checksums, which are not checked yet. Raises ValueError, which says what is wrong, unless the
-    header is whole, undamaged, of this version and for `units` units of `n` values of `dtype`."""
+    """The units in `data`, and their listed checksums, which are not checked yet. Raises ValueError, with the reason, unless the header is
+    complete, undamaged, of this version and for `units` units of `n` values of `dtype`."""
     if len(data) < FIXED.size:
         raise ValueError(f"lossless units cut inside their header: {len(data)} bytes; the fixed fields alone are {FIXED.size}")
     magic, version, kind, width, size, count, length, groups = FIXED.unpack_from(data)

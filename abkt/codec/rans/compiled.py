@@ -1,7 +1,7 @@
 """rANS compiled: compiled.cpp, built once with g++ for this machine, writes the bytes of oracle.py. Without g++ the same calls run the
 oracle.
 
-The compiled coder keeps eight states in registers and needs no division: a share's inverse is multiplied instead (rans/rans.h).
+The compiled coder keeps eight states in registers and needs no division: it multiplies by the inverse of a share instead (rans/rans.h).
 """
 
 from __future__ import annotations

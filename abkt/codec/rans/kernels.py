@@ -65,7 +65,7 @@ def first_states(stream, size, some):
     """The states at the beginning of streams of `size` bytes, at pointers `stream`; both [streams]. some: [streams] bool, which streams to
     read.
 
-    Returns states [streams, LANES] uint32, the number of words behind them [streams] int32, and which are damaged [streams] bool.
+    Returns states [streams, LANES] uint32, the number of words after them [streams] int32, and which are damaged [streams] bool.
     """
     good = some & (size >= 2 * STATE_WORDS) & (size % 2 == 0)
     at = stream[:, None] + 4 * tl.arange(0, LANES)[None, :]
@@ -100,9 +100,9 @@ def ended(x, words, read):
 
 @triton.jit
 def encode_streams(symbols, contexts, table, slots, sizes, streams, n, rows, alphabet, capacity, STREAMS: tl.constexpr):
-    """slots: 16-bit words [streams, capacity]; a stream is written to the end of its slot. sizes: int64 [streams], bytes: above 2 *
-    capacity for a stream that does not fit, -1 for a stream with a symbol that has no share. symbols, contexts: uint8 [streams, n]. table:
-    RansTables.coding."""
+    """Encode streams. slots: 16-bit words [streams, capacity]; a stream is written to the end of its slot. sizes: int64 [streams], bytes:
+    above 2 * capacity for a stream that does not fit, -1 for a stream with a symbol that has no share. symbols, contexts: uint8 [streams,
+    n]. table: RansTables.coding."""
     stream, lane = tl.program_id(0) * STREAMS + tl.arange(0, STREAMS), tl.arange(0, LANES)[None, :]
     there = stream < streams
     slot, first = slots + stream.to(tl.int64) * capacity, stream.to(tl.int64)[:, None] * n
@@ -128,8 +128,9 @@ def encode_streams(symbols, contexts, table, slots, sizes, streams, n, rows, alp
 def decode_streams(
     data, length, offsets, sizes, contexts, owner, table, symbols, damaged, streams, n, rows, alphabet, STREAMS: tl.constexpr
 ):
-    """data: `length` bytes, in which stream i has sizes[i] at offsets[i]. owner, table: RansTables.owner and .intervals. damaged: uint8
-    [streams]. No read leaves a stream, whatever its bytes are. contexts, symbols: uint8 [streams, n]."""
+    """Decode streams. data: `length` bytes, in which stream i has sizes[i] bytes at offsets[i]. owner, table: RansTables.owner and
+    .intervals. damaged: uint8 [streams]. Nothing outside of a stream is read, whatever its bytes are. contexts, symbols: uint8 [streams,
+    n]."""
     stream, lane = tl.program_id(0) * STREAMS + tl.arange(0, STREAMS), tl.arange(0, LANES)[None, :]
     there = stream < streams
     offset, size = tl.load(offsets + stream, mask=there, other=0), tl.load(sizes + stream, mask=there, other=0)
@@ -156,7 +157,7 @@ def decode_streams(
 
 @triton.jit
 def join_streams(slots, sizes, ends, body, capacity, BYTES: tl.constexpr):
-    """Move streams from the ends of their slots of `capacity` bytes together. ends: int64 [streams], running sums of sizes. body: uint8."""
+    """Join streams, which lie at the ends of their slots of `capacity` bytes. ends: int64 [streams], running sums of sizes. body: uint8."""
     stream = tl.program_id(0).to(tl.int64)
     size = tl.load(sizes + stream)
     begin, to = slots + (stream + 1) * capacity - size, body + tl.load(ends + stream) - size

@@ -11,15 +11,15 @@ import triton
 from abkt.codec.rans.kernels import decode_streams, encode_streams, join_streams
 from abkt.codec.rans.oracle import checked, most_bytes
 
-STREAMS = 16  # of one program
+STREAMS = 16  # per program
 LAUNCH = {"STREAMS": STREAMS, "num_warps": 4}
 COPIED = {"BYTES": 1024, "num_warps": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class RansTables:
-    """Shares as the kernels read them. coding: int64 [contexts, alphabet], inverse, start and share in 32, 16 and 16 bits. intervals:
-    int32 there, start and share. owner: uint8 [contexts, 4096], the symbol of each share."""
+    """Shares as the kernels read them. coding: int64 [contexts, alphabet], inverse, start and share in 32, 16 and 16 bits. intervals: int32
+    of the same shape, start and share. owner: uint8 [contexts, 4096], the symbol of each share."""
 
     coding: torch.Tensor
     intervals: torch.Tensor
@@ -57,8 +57,8 @@ class Streams:
 
 
 def encode(symbols: torch.Tensor, contexts: torch.Tensor, tables: RansTables, capacity_bytes: int | None = None) -> Streams:
-    """The bytes of oracle.encode, on the device of the symbols. symbols, contexts: [streams, n] uint8, contiguous. capacity_bytes: of a
-    stream; a longer one fails. Without it every stream fits. Nothing waits for the GPU."""
+    """The bytes of oracle.encode, on the device of the symbols. symbols, contexts: [streams, n] uint8, contiguous. capacity_bytes: the most
+    bytes of a stream; a longer one fails. Without it every stream fits. Nothing waits for the GPU."""
     streams, n = symbols.shape
     capacity = most_bytes(n) if capacity_bytes is None else capacity_bytes // 2 * 2
     slots = torch.empty(streams, capacity, dtype=torch.uint8, device=symbols.device)
@@ -78,8 +78,8 @@ def encode(symbols: torch.Tensor, contexts: torch.Tensor, tables: RansTables, ca
 def decode(
     data: torch.Tensor, offsets: torch.Tensor, sizes: torch.Tensor, n: int, contexts: torch.Tensor, tables: RansTables
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symbols [streams, n] uint8 of the streams in `data` (uint8) at offsets with sizes (int64 [streams]), and which are damaged, [streams]
-    bool: as oracle.decode, except that a damaged stream has symbols, without a meaning. Nothing waits for the GPU."""
+    """Symbols [streams, n] uint8 of the streams in `data` (uint8) at offsets with sizes (int64 [streams]), and which of them are damaged,
+    [streams] bool. As oracle.decode, except that a damaged stream gives meaningless symbols. Nothing waits for the GPU."""
     symbols = torch.empty_like(contexts)
     if not n:
         return symbols, sizes != 0

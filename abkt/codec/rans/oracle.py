@@ -1,7 +1,7 @@
 """Interleaved rANS with static tables, written to be read. It defines the bytes, and is the reference for the compiled code and the
 kernels.
 
-A *stream* is one string of n symbols, each with a context that picks the row of frequencies it is coded with. Symbol i belongs to lane
+A *stream* is one string of n symbols. Each symbol has a context, which picks its row of frequencies. Symbol i belongs to lane
 i % LANES; a lane's state x is a number in [2**16, 2**32), and to code a symbol of frequency f that starts at s among the 4,096 shares is
 
     x -> (x // f) * 4096 + x % f + s,      after x >>= 16, with the 16 bits that leave written as a word, if x >= f * 2**20

@@ -29,14 +29,14 @@ inline Share share_of(int64_t start, int64_t share) {
 inline void put(uint32_t &x, uint8_t *&out, const Share &s) {
     const bool full = (x >> 20) >= s.share;
     const uint16_t word = uint16_t(x);
-    std::memcpy(out - 2, &word, 2);  // writes one word more than is kept; the states come there
+    std::memcpy(out - 2, &word, 2);  // writes one word more than is kept; the states overwrite it
     out -= full ? 2 : 0;
     x = full ? x >> 16 : x;
     const uint32_t quotient = uint32_t(x * s.inverse >> 44);
     x += quotient * (SHARES - s.share) + s.start;
 }
 
-// Codes n symbols, of which share(i) says how, into the bytes before `end`; returns where they begin. Needs STATE_BYTES + 2 * n bytes.
+// Codes n symbols into the bytes before `end`, with share(i) for symbol i; returns where the bytes begin. Needs STATE_BYTES + 2 * n bytes.
 template <typename ShareAt>
 inline uint8_t *encode(int64_t n, uint8_t *end, ShareAt share) {
     if (n == 0) return end;
@@ -81,7 +81,7 @@ inline bool decode(int64_t n, const uint8_t *data, int64_t size, IntervalAt inte
         for (int lane = 0; lane < LANES; ++lane) in += get(x[lane], base + lane, in) ? 2 : 0;
     }
     uint8_t rest[2] = {};
-    for (int64_t i = base; i < n; ++i) {  // near the end each word is looked for
+    for (int64_t i = base; i < n; ++i) {  // near the end, check for each word that it exists
         const bool held = end - in >= 2;
         if (get(x[i % LANES], i, held ? in : rest)) {
             if (!held) return false;

@@ -1,1 +1,1 @@
-"""What a transfer does with bytes on a GPU: digest them there, and copy them to or from host memory. Used by protocol and transports."""
+"""Operations of a transfer on bytes on a GPU: digests, and copies to and from host memory. Used by protocol and transports."""

@@ -25,7 +25,7 @@ PROOF_BYTES = 32
 PRICE_BYTES = 8
 OFFSET_CAP_BYTES = 1 << 48
 CLOSING = 1  # flag of ABORT: the whole connection ends, not only this transfer
-COMMITTED = 2  # flag of ACK: it answers a COMMIT, and all that the COMMIT covers is there; without it, the ACK reports progress
+COMMITTED = 2  # flag of ACK: it answers a COMMIT, and all bytes that the COMMIT covers have arrived; without it, the ACK reports progress
 MORE = 4  # flag of COMMIT: refinement follows, and a later COMMIT without this flag ends it
 DIGESTED = 8  # flag of DATA: the tag covers the device digest of the payload (device/digest.py), not the payload itself
 

@@ -50,7 +50,7 @@ class SessionKeys:
 def client_handshake(channel: Channel, hello: Hello, key: Key | None) -> None:
     """The handshake of the side that connected.
 
-    Raises PeerError if the peer refuses this side, FrameError if this side refuses the peer, whose security or key differs.
+    Raises PeerError if the peer refuses this side, and FrameError if this side refuses the peer because its security or key differs.
     """
     hello = _with_security(hello, key)
     channel.handshake_deadline_s = time.monotonic() + channel.keepalive.greet_s

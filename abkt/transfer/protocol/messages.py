@@ -155,7 +155,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What the sender wants to transfer.
+    """The sender's description of a transfer that it wants to start.
 
     Parameters
     ----------

@@ -44,9 +44,9 @@ class Lease:
     connection : Connection or None
         The connection whose thread writes into the sink; None if no thread does.
     received : Received or None
-        From the grant to the end of the transfer and its refinement.
+        The transfer, from its grant to the end of its refinement.
     committed : Grant or None
-        The answer to an offer that comes again after that.
+        Set once the transfer is committed and its refinement has ended: the answer if its offer comes again.
     until_s : float
         Time (time.monotonic) at which an interrupted or delivered transfer is forgotten.
     """
@@ -112,7 +112,8 @@ class Leases:
             return lease
 
     def leave(self, lease: Lease, reason: str, keep: bool) -> None:
-        """The connection has ended and its thread writes no more. keep: the transfer may be resumed for hold_s."""
+        """Release the lease of a connection that has ended and whose thread writes no more. keep: the transfer may be resumed for
+        hold_s."""
         keep = keep and lease.resumable and lease.received is not None and self._keepalive.hold_s > 0
         lease.reason = reason
         if not keep and lease.received and lease.received.started:
@@ -129,7 +130,8 @@ class Leases:
             self._changed.notify_all()
 
     def commit(self, lease: Lease) -> None:
-        """The transfer and its refinement are complete. It is remembered while its sender may ask for the acknowledgement again."""
+        """End a transfer whose bytes and refinement are complete. It is remembered as long as its sender may ask for the acknowledgement
+        again."""
         with self._changed:
             received = self._remember(lease)
         self._settle(received)

@@ -1,4 +1,4 @@
-"""One transfer as its receiver sees it: which bytes have come, and whether they are those that the sender committed."""
+"""One transfer as its receiver sees it: which bytes have arrived, and whether they are those that the sender committed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Received:
         The memory. Bytes up to offer.ends[cut] do not change any more. Bytes after that are part of an unfinished band, of a frame that
         broke off, or of refinement that is not committed yet.
     offered_s, granted_s, first_byte_s, last_byte_s, committed_s, refined_s : float
-        Times on time.monotonic; nan if there is none. refined_s is that of the last COMMIT of refinement.
+        Times on time.monotonic; nan if the event has not happened. refined_s is the time of the last COMMIT of refinement.
     payload_bytes : int
         Bytes in the sink.
     refine_bytes : int

@@ -22,14 +22,14 @@ from abkt.transfer.transport import Connection, PeerError, PeerLost, PeerSilent
 
 ACK_BYTES = 8 << 20  # an ACK of progress is sent after this many bytes
 ACK_S = 0.05  # or after this time
-MOST_REFINING = 64  # transfers that one connection may refine at a time; beyond that the oldest end
+MOST_REFINING = 64  # transfers that one connection may refine at a time; beyond that the oldest refinements end
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiverCallbacks:
-    """The callbacks of a Receiver; see there."""
+    """The callbacks of a Receiver, which describes them."""
 
     accept: Callable[[str, Offer], ByteSink | None]
     on_commit: Callable[[Received], None]
@@ -178,7 +178,7 @@ class Session:
             self._declined.discard(header.transfer_id)
 
     def _take(self, header: FrameHeader, received: Received) -> None:
-        """Read a DATA frame. Progress is acknowledged now and then: an ACK only reports what need not be sent again, and the price."""
+        """Read a DATA frame. Progress is acknowledged now and then; such an ACK only reports the bytes held, and the price."""
         received.take(header, self._channel)
         self._received_bytes += header.length
         if self._received_bytes >= ACK_BYTES or time.monotonic() - self._last_ack_s >= ACK_S:
@@ -207,7 +207,7 @@ class Session:
         self._ack(active, COMMITTED)
 
     def _offered(self, header: FrameHeader, offer: Offer) -> None:
-        """Answer an offer: of a new transfer, of one to be resumed, or of one whose acknowledgement was lost."""
+        """Answer an offer: a new transfer, one that is resumed, or one whose acknowledgement was lost."""
         offered_s = time.monotonic()
         if header.transfer_id in self._refining or header.transfer_id in self._declined:
             raise FrameError(f"transfer {header.transfer_id} was offered while another of this id is being refined")

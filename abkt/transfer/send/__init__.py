@@ -1,4 +1,4 @@
-"""The sending side: a `Sender` for one peer, an `Outgoing` for one transfer, and what became of it (`Sent`, `RefinementResult`).
+"""The sending side: a `Sender` for one peer, an `Outgoing` for one transfer, and its results (`Sent`, `RefinementResult`).
 
 Used by prefill workers, benchmarks and tests.
 """

@@ -1,4 +1,4 @@
-"""One transfer as its sender describes it (`Outgoing`), and what became of it (`Sent`, `RefinementResult`)."""
+"""One transfer as its sender describes it (`Outgoing`), and its results (`Sent`, `RefinementResult`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Cancelled(Exception):
 
 @dataclass(slots=True)
 class Outgoing:
-    """What to send, and who decides how much of it.
+    """A transfer to send, and the callbacks that decide how much of it is sent.
 
     The callbacks run in the sender's thread and must return at once. Times are seconds on the clock of the sender's link. A cut is an
     index into `offer.ends`. `sent_cut` is the finest cut that is complete with the bytes sent so far.
@@ -34,7 +34,7 @@ class Outgoing:
     offer : Offer
         What the receiver is told before the transfer.
     source : ByteSource
-        The bytes. They must not change until the future's result is there, and until the refinement has ended if there is one.
+        The bytes. They must not change until the future has its result and, if there is a refinement, until it has ended.
     next_cut : callable, optional
         ``next_cut(now_s, sent_bytes, sent_cut) -> cut`` is called before each DATA frame. The transfer ends as soon as it reaches the
         returned cut, if need be in the middle of a band. The answer may rise and fall from call to call; it is limited to the range from
@@ -83,19 +83,19 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Sent:
-    """What became of a transfer.
+    """The result of a transfer.
 
     Parameters
     ----------
     transfer_id : int
         As in the Outgoing.
     offered_s, granted_s, acked_s : float
-        When the offer was sent, the first grant and the final acknowledgement came. Times are those of the link's clock; nan if the
-        transfer did not get so far.
+        Times at which the offer was sent, and the first grant and the final acknowledgement came, on the link's clock; nan if the transfer
+        did not get so far.
     first_byte_s, last_byte_s : float
-        When the first DATA frame entered the link, and when the last one was handed to the transport.
+        Times at which the first DATA frame entered the link, and the last one was handed to the transport.
     wire_bytes : int
-        Bytes sent, with headers and messages, without keepalive.
+        Bytes sent, including headers and messages, but not keepalive.
     payload_bytes : int
         Payload bytes sent.
     calls : int
@@ -134,10 +134,11 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class RefinementResult:
-    """What became of a transfer's refinement.
+    """The result of a transfer's refinement.
 
-    cut: the finest cut that the receiver acknowledged. wire_bytes, calls: of the refinement alone. finish_s: when its last byte was handed
-    to the transport, nan if there was none. reason: why it ended early; empty if everything was sent, or either side wanted no more.
+    cut: the finest cut that the receiver acknowledged. wire_bytes, calls: as in Sent, for the refinement alone. finish_s: the time at which
+    its last byte was handed to the transport, nan if there was none. reason: why it ended early; empty if everything was sent, or either
+    side wanted no more.
     """
 
     transfer_id: int

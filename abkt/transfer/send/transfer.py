@@ -1,4 +1,4 @@
-"""One transfer while it is sent: OFFER, wait for GRANT, DATA while the cut may still move, COMMIT, wait for ACK; and resuming it.
+"""One transfer while it is sent: OFFER, wait for GRANT, DATA while the cut may still move, COMMIT, wait for ACK; and its resumption.
 
 Refinement after the acknowledgement is in refinement.py.
 """
@@ -57,7 +57,7 @@ class OutgoingTransfer:
         self._stops: list[int] = []
         self.granted_cut = 0
         self._begun_s = math.inf  # when work on the next frame began
-        self._ready_s = math.inf  # since when the next frame could have been queued at the link
+        self._ready_s = math.inf  # time since which the next frame could have been queued at the link
         self._sending_until = 0  # end of the frame that is being sent: the peer may acknowledge it before the send call returns
 
     def run(self, channel: Channel) -> None:
@@ -234,7 +234,7 @@ class OutgoingTransfer:
             raise FrameError(f"{kind.name} of transfer {header.transfer_id} came when {self.outgoing.transfer_id} waits for one")
 
     def _unexpected(self, header: FrameHeader) -> None:
-        """Handle a frame that is not waited for: an ACK of progress, a frame of a refinement, a PING or an ABORT."""
+        """Handle a frame that nothing waits for: an ACK of progress, a frame of a refinement, a PING or an ABORT."""
         if self._refinements.take(header, self._channel):
             return
         if header.type is not FrameType.ACK:

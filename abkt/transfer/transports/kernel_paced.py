@@ -104,11 +104,11 @@ class KernelPacedConnection(StreamConnection):
         super().close()
 
     def _kernel_queue(self) -> KernelQueue:
-        """The state of the kernel's queue, and how much of it may be left.
+        """The state of the kernel's queue, and how many bytes may be left in it.
 
-        Allowed are the larger of two segments, which a peer may leave unacknowledged, and what passes at the likely rate in two round trips
-        (so that the rate can grow) plus the time that this thread takes to wake up. The kernel's rates may be those of a burst, so the
-        likely rate is at most twice that of the last sends; a new connection begins with two segments.
+        The allowed bytes are the larger of two amounts: two segments, which a peer may leave unacknowledged; and the bytes that pass at the
+        likely rate in two round trips (so that the rate can grow) plus the time that this thread takes to wake up. The kernel's rates may
+        be those of a burst, so the likely rate is at most twice that of the last sends. A new connection begins with two segments.
         """
         info = _INFO.unpack(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
         queued = int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), "little")

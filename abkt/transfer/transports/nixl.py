@@ -68,7 +68,7 @@ class NixlConnection(RingConnection):
     def __init__(self, connected: socket.socket, peer: str, silence_s: float) -> None:
         super().__init__(connected, peer, silence_s, CHUNK_BYTES)
         self._memory: RegisteredRings | None = None
-        self._greeting = b""  # what has come of the peer's greeting
+        self._greeting = b""  # the bytes of the peer's greeting that have come
         self._progress_wanted = False  # the peer has asked for progress calls
 
     def send_greeting(self) -> None:
@@ -116,7 +116,8 @@ class NixlConnection(RingConnection):
         return super()._socket_readable(max(0.0, until_s - time.monotonic()))
 
     def _write_pending(self, begun_s: float, asked: bool) -> bool:
-        """Called while a write of this side is pending. asked: whether the peer has been asked for progress calls; returns it anew.
+        """Called while a write of this side is pending. asked: whether the peer has been asked for progress calls; the new value is
+        returned.
 
         Raises PeerLost, PeerSilent.
         """

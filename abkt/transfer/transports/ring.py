@@ -1,8 +1,8 @@
 """A connection over two ring buffers in memory that both sides reach, one for each direction, and a socket for counts.
 
 A count is the number of bytes put into a ring or, negative, taken out of it. Since the counts go through a socket, the kernel orders
-the writes of one side before the reads of the other, a poll finds new bytes, and a peer that dies closes its socket. What the memory is and
-how it is exchanged is defined by the transports that use this: shm.py, nixl.py and cuda/.
+the writes of one side before the reads of the other, a poll finds new bytes, and a peer that dies closes its socket. The transports that
+use this (shm.py, nixl.py and cuda/) define the kind of memory and how it is exchanged.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class RingConnection:
         on_wait()
 
     def _view(self, buffer: Buffer) -> memoryview:
-        """A buffer in a form that can be sliced and put. Overridden where the rings take other memory than the host's."""
+        """A buffer as an object that can be sliced and put. Overridden where the rings take other memory than the host's."""
         return memoryview(buffer)
 
     def readable(self, timeout_s: float) -> bool:

@@ -28,13 +28,14 @@ ROOT_HALF = tl.constexpr(0.5**0.5)
 
 @triton.jit
 def appended(parts, one):
-    """The tuple with one element more."""
+    """The tuple with one more element."""
     return parts + (one,)  # noqa: RUF005
 
 
 @triton.jit
 def cell_of(program, numbers, tiles, coded_tokens, LEVELS: tl.constexpr, TILE: tl.constexpr):
-    """The strip of a program among those of its launch, the strip's own number, the tile, the cell, and its rows of coefficients."""
+    """A program's strip (its index in the launch, and its own number), its tile, its cell, and how many rows of coefficients the cell
+    has."""
     local, tile = program // tiles, program % tiles
     strip = tl.load(numbers + local)
     return local, strip, tile, strip * tiles + tile, tl.minimum(TILE, coded_tokens - tile * TILE) >> LEVELS
@@ -46,9 +47,9 @@ def frames(
     LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     COLS: tl.constexpr,
 ):  # fmt: skip
-    """Of the tokens in rows `row` [ROWS] of a tile: pointers into the pool, predictions, and, if centres may rotate, cosines and sines:
-    tuples of tensors [ROWS, COLS]. place: the pool, its table, the strip's centre, whether it rotates, the angles, the number of strips,
-    the strip and the tile. held: [ROWS, COLS] bool, which values exist."""
+    """For the tokens in rows `row` [ROWS] of a tile: pointers into the pool, predictions, and, if centres may rotate, cosines and sines.
+    Each is a tuple of tensors [ROWS, COLS]. place: the pool, its table, the strip's centre, whether it rotates, the angles, the number of
+    strips, the strip and the tile. held: [ROWS, COLS] bool, which values exist."""
     data, table, centre, rotating, rotation, strips, strip, tile = place
     half: tl.constexpr = DIM // 2 if ROTATES else DIM
     col, some = tl.arange(0, COLS)[None, :], tl.max(held.to(tl.int32), 1) > 0
@@ -96,7 +97,7 @@ def rotated(x, cosines, sines, rotating, SIGN: tl.constexpr):
 
 @triton.jit
 def forward(x, TOKENS: tl.constexpr, SIDES: tl.constexpr):
-    """haar.forward of tokens of SIDES tensors each: the sums, then the differences from coarse to fine."""
+    """haar.forward of tokens that are SIDES tensors each: the sums, then the differences from coarse to fine."""
     if TOKENS == 1:
         return x
     else:
@@ -156,7 +157,7 @@ def finer_of(p):
 
 @triton.jit
 def class_row(kind, meta):
-    """Row in a table [shapes * classes] of bins of class `kind`, in a cell with this gain and shape; HALVES where they are too fine."""
+    """Row of a table [shapes * classes] for bins of class `kind` in a cell with this gain and shape; HALVES where the bins are too fine."""
     found = tl.maximum(kind + (meta & (GAINS - 1)) - GAIN_BIAS, LEAST) - LEAST
     return tl.where(found < CLASSES, found + ((meta & HEAVY_BIT) // HEAVY_BIT) * CLASSES, HALVES)
 

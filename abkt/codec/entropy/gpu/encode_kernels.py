@@ -43,7 +43,7 @@ def _magnitudes(residual, step):
 
 @triton.jit
 def _metadata(over, far, members, rules):
-    """Gain and shape, by how many of `members` values lie beyond one deviation and beyond FAR."""
+    """Gain and shape, from how many of `members` values lie beyond one deviation and beyond FAR."""
     share = over.to(tl.int64) * 65_536 // tl.maximum(members, 1)
     gain = tl.sum((share > tl.load(rules + tl.arange(0, GAINS))).to(tl.int32))
     gain = tl.where(members > 0, gain, GAIN_BIAS)
@@ -63,8 +63,8 @@ def measure_cells(
     LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, BOUND: tl.constexpr,
 ):  # fmt: skip
-    """Metadata and channel sums of one cell, or its class if it travels verbatim; classes must be 0 before. rules: int32, OVER and one more
-    that nothing exceeds, HEAVY, and how many magnitudes each row of SHARES has. sums: float32 [cells, DIM]."""
+    """Metadata and channel sums of one cell, or its class if it travels verbatim; classes must be 0 before. rules: int32: OVER, one more
+    threshold that nothing exceeds, HEAVY, and how many magnitudes each row of SHARES has. sums: float32 [cells, DIM]."""
     local, strip, tile, cell, rows = cell_of(tl.program_id(0), numbers, tiles, coded_tokens, LEVELS, TILE)
     sides: tl.constexpr = 2 if ROTATES else 1
     width: tl.constexpr = DIM // sides
@@ -181,7 +181,7 @@ def list_outliers(
                 code = tl.load(coded + row[:, None] * channels + i * width + col, mask=held, other=0)
                 found = appended(found, (code < 0).to(tl.int32))
                 each += tl.sum(found[i], 1)
-            before = listed + tl.cumsum(each, 0) - each  # a row's pieces follow each other, so its outliers do
+            before = listed + tl.cumsum(each, 0) - each  # outliers are listed row by row, and piece after piece within a row
             for i in tl.static_range(sides << LEVELS):
                 rank, outlier = before[:, None] + tl.cumsum(found[i], 1) - found[i], found[i] > 0
                 number = row[:, None] * channels + i * width + col
@@ -207,7 +207,7 @@ def measure_errors(
     PASSES: tl.constexpr, LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Squared error of one cell after one pass; a verbatim cell's is not written. errors: float32 [PASSES + 1, cells]."""
+    """Squared error of one cell after one pass; nothing is written for a verbatim cell. errors: float32 [PASSES + 1, cells]."""
     p = tl.program_id(0) % (PASSES + 1)
     local, strip, tile, cell, rows = cell_of(tl.program_id(0) // (PASSES + 1), numbers, tiles, coded_tokens, LEVELS, TILE)
     if tl.load(classes + cell) != VERBATIM:
@@ -231,7 +231,7 @@ def measure_errors(
                 guess = appended(guess, tl.where(known[i], residual[i], guessed(code, p, step, kind, start, meta, points)))
             y = values(guess, prediction, cosines, sines, rotating, data.dtype.element_ty, LEVELS, ROTATES)
             for i in tl.static_range(sides << LEVELS):
-                counts = held & ~known[i] if LEVELS == 0 else held  # without differences, an outlier is carried as the value it is
+                counts = held & ~known[i] if LEVELS == 0 else held  # without differences, an outlier is carried without error
                 away = tl.where(counts, x[i] - y[i], 0.0)
                 missed += away * away
         tl.store(errors + p * cells + cell, tl.sum(missed))

@@ -79,7 +79,7 @@ def fill_cells(
     LEVELS: tl.constexpr, ROTATES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Write the values of one cell into the pool, from as many passes as arrived; nothing for a damaged or a verbatim cell."""
+    """Write the values of one cell into the pool, from as many passes as arrived. Nothing is written for a damaged or a verbatim cell."""
     local, strip, tile, cell, rows = cell_of(tl.program_id(0), numbers, tiles, coded_tokens, LEVELS, TILE)
     if (tl.load(classes + cell) != VERBATIM) & (tl.load(damaged + cell) == 0):
         element: tl.constexpr = data.dtype.element_ty
@@ -94,7 +94,7 @@ def fill_cells(
         head = wire + tl.load(offsets + cells + cell, mask=count > 0, other=0) + 3
         place_bytes = tl.where(rows * channels > 65_536, 4, 2)
         head_values = head + count * place_bytes
-        for begin in range(0, count, CHUNK):  # an outlier's code says which of the list it is
+        for begin in range(0, count, CHUNK):  # an outlier's code gives its place in the list
             number = begin + tl.arange(0, CHUNK)
             at = _places(head + number * place_bytes, rows * channels > 65_536, number < count)
             tl.store(coded + at, (-1 - number).to(tl.int16), mask=number < count)

@@ -23,15 +23,16 @@ from abkt.codec.entropy.plan import FINER, FINEST, PASSES
 from abkt.codec.fixed.enqueue import Report
 from abkt.codec.fixed.quantize import LIMIT
 
-STREAMS = 16  # of a program
-BYTES = 1024  # of a plain pass, or of a copy, at a time
+STREAMS = 16  # rANS streams per program
+BYTES = 1024  # that a program handles at a time in a plain pass or a copy
 WARPS = 4
-MOST_VALUES = OUTLIERS_IN * 32_767  # of a cell: an outlier's number fits its code
+MOST_VALUES = OUTLIERS_IN * 32_767  # in a cell, so that the number of an outlier fits its code
 
 
 class _Launches:
-    """The parts that encoding and expansion share. groups: all strips, those of equal levels together. rotation: float32 [coded tokens, 2,
-    dim / 2], stats.rotation_of, if centres rotate. table: int64, the coded part of a block table, to be written before."""
+    """The parts that encoding and expansion share. groups: all strips, grouped by equal levels. rotation: of
+    stats.rotation_of, float32 [coded tokens, 2, dim / 2]; None if no centre rotates. table: int64, the coded part of a block table, which
+    the caller writes before `enqueue`."""
 
     def __init__(self, cells: Cells, groups: Sequence[Strips], rotation: torch.Tensor | None, device: torch.device) -> None:
         if cells.tile_tokens * cells.dim > MOST_VALUES:
@@ -48,7 +49,7 @@ class _Launches:
 
     @property
     def _extent(self) -> tuple[int, int]:
-        """Tiles, and tokens of all of them."""
+        """The number of tiles, and the number of tokens in all of them."""
         return self.cells.shape[3], sum(self.cells.tile_lengths)
 
     def _place(self, data: torch.Tensor, group: Strips) -> tuple[torch.Tensor, ...]:
@@ -60,8 +61,8 @@ class _Launches:
 
 class EntropyEncoding(_Launches):
     """Buffers to encode sequences of one shape, `cells`, again and again. body: uint8, all passes of all cells end to end. lengths, ends:
-    int64 [passes, cells], and their running sum. report: as in enqueue.Encoding; classes are 0 or VERBATIM. The body, and the slots that
-    it is joined from, have capacity for the worst case, one byte per value and pass."""
+    int64 [passes, cells], the bytes of each pass, and their running sum. report: as in enqueue.Encoding; classes are 0 or VERBATIM. The
+    body, and the slots that it is joined from, have capacity for the worst case, one byte per value and pass."""
 
     def __init__(self, cells: Cells, groups: Sequence[Strips], rotation: torch.Tensor | None, device: torch.device) -> None:
         super().__init__(cells, groups, rotation, device)
@@ -153,9 +154,9 @@ class EntropyEncoding(_Launches):
 
 
 class EntropyExpansion(_Launches):
-    """Buffers to expand sequences of one shape, `cells`. offsets, sizes: int64 [passes + 1, cells], of each slot in the wire; present:
-    int8 [cells], passes that are there; classes: uint8 [cells]; all to be written before. damaged: uint8 [cells], 1 where no encoder wrote
-    the bytes."""
+    """Buffers to expand sequences of one shape, `cells`. The caller fills these before `enqueue`: offsets, sizes: int64 [passes + 1,
+    cells], the place and the bytes of each slot on the wire; present: int8 [cells], how many passes arrived; classes: uint8 [cells]. The
+    result is damaged: uint8 [cells], 1 where no encoder wrote the bytes."""
 
     def __init__(self, cells: Cells, groups: Sequence[Strips], rotation: torch.Tensor | None, device: torch.device) -> None:
         super().__init__(cells, groups, rotation, device)
@@ -165,7 +166,7 @@ class EntropyExpansion(_Launches):
 
     def enqueue(self, wire: torch.Tensor, data: torch.Tensor) -> None:
         """Write the passes in `wire` (uint8, on the pool's device) into the blocks of `table` in the pool's tensor `data`. Blocks of
-        damaged cells keep their content. If cells must not appear without the others, expand into blocks that nothing reads yet."""
+        damaged cells keep their content. If no cell may appear without the others, expand into blocks that nothing reads yet."""
         cells, lookup = self.cells, self.tables
         if not cells.count:
             return
@@ -197,7 +198,8 @@ class EntropyExpansion(_Launches):
 
 
 def constants(group: Strips, cells: Cells) -> dict[str, int]:
-    """Compile-time arguments and launch options of the kernels that see the pool: eight values per thread, of all pieces of a row."""
+    """Compile-time arguments and launch options of the kernels that access the pool. A thread has eight values, of all pieces of a row
+    together."""
     sides = 2 if group.any_rotates else 1
     columns = triton.next_power_of_2(cells.dim // sides)
     a_row = columns * sides << group.levels
@@ -210,8 +212,8 @@ def constants(group: Strips, cells: Cells) -> dict[str, int]:
 
 
 def passes_of(group: Strips, cells: Cells) -> Iterator[dict[str, int]]:
-    """Compile-time arguments and launch options of the kernels between codes and bytes, of each pass. PASSES: the passes that Strips
-    describe."""
+    """Compile-time arguments and launch options of the kernels between codes and bytes, for one pass after another. PASSES: how many passes
+    Strips describe."""
     for index in range(cells.passes):
         shared = {"PASSES": PASSES, "LEVELS": group.levels, "TILE": cells.tile_tokens, "DIM": cells.dim, "num_warps": WARPS}
         yield {"PASS": index + 1, "WIDTH": WIDTHS[index], "SHIFT": FINEST - FINER[index], **shared}

@@ -24,7 +24,7 @@ def _cells_of(
     numbers, classes, metas, listed, counts, coded, cells, tiles, coded_tokens,
     PASS: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr, STREAMS: tl.constexpr,
 ):  # fmt: skip
-    """This program's cells that have this pass coded, and of each its metadata, its part of `listed`, symbols a row, and all symbols."""
+    """This program's cells that code this pass with rANS; for each its metadata, its part of `listed`, its symbols per row and in all."""
     one = tl.program_id(0) * STREAMS + tl.arange(0, STREAMS)
     local, tile = one // tiles, one % tiles
     cell = tl.load(numbers + local, mask=one < cells, other=0) * tiles + tile
@@ -39,14 +39,14 @@ def _cells_of(
 
 @triton.jit
 def _begun(packed, meta):
-    """Row of the tables in which a channel of `listed` starts at this pass, and whether it does."""
+    """The row of the tables for a channel of `listed` that starts at this pass, and whether the channel does start here."""
     row = class_row((packed >> 17) - CLASS_BIAS, meta)
     return tl.minimum(row, HALVES - 1), (packed >> 16) & 1 != 0
 
 
 @triton.jit
 def _refined(packed, meta, finer, skew, held, WIDTH: tl.constexpr):
-    """Where the row of the tables begins with which a bin is halved or quartered; its parts are 2**WIDTH times as fine as `finer`."""
+    """Where the table row begins that halves or quarters a bin; the resulting bins are 2**WIDTH times as fine as those of `finer`."""
     if WIDTH == 2:
         level = tl.zeros_like(finer) + QUARTERED
     else:
@@ -61,8 +61,8 @@ def encode_pass(
     PASS: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr,
     DIM: tl.constexpr, STREAMS: tl.constexpr,
 ):  # fmt: skip
-    """One coded pass of the cells of a launch into the ends of their slots. slots: 16-bit words [PASSES, all_cells, capacity]. sizes: int64
-    [PASSES, all_cells], bytes; above the capacity if the pass does not fit. Sizes of other cells are not written."""
+    """Encode one pass of the cells of a launch with rANS, into the ends of their slots. slots: 16-bit words [PASSES, all_cells, capacity].
+    sizes: int64 [PASSES, all_cells], bytes; above the capacity if the pass does not fit. Sizes of other cells are not written."""
     cell, there, meta, listed, count, n = _cells_of(
         numbers, classes, metas, listed, counts, coded, cells, tiles, coded_tokens, PASS, PASSES, LEVELS, TILE, DIM, STREAMS
     )
@@ -99,7 +99,7 @@ def _eighths_of(
     numbers, classes, listed, counts, coded, tiles, coded_tokens,
     PASS: tl.constexpr, WIDTH: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """This program's cell, whether this pass of it is plain, its rows, their eighths, its part of `listed`, symbols a row, and bytes."""
+    """This program's cell, whether this pass of it is plain, its rows, their eighths, its part of `listed`, symbols per row, and bytes."""
     local, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     cell, here = tl.load(numbers + local) * tiles + tile, local * PASSES + PASS - 1
     plain = (tl.load(coded + here) == 0) & (tl.load(classes + cell) != VERBATIM)
@@ -114,7 +114,7 @@ def pack_pass(
     PASS: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr,
     DIM: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
-    """One plain pass of a cell into the end of its slot, as wire.pack_bits. slots: uint8 [PASSES, all_cells, capacity]."""
+    """Pack one plain pass of a cell into the end of its slot, as wire.pack_bits does. slots: uint8 [PASSES, all_cells, capacity]."""
     cell, plain, rows, eighth, listed, count, size = _eighths_of(
         numbers, classes, listed, counts, coded, tiles, coded_tokens, PASS, WIDTH, PASSES, LEVELS, TILE, DIM
     )
@@ -136,8 +136,8 @@ def pack_pass(
 
 @triton.jit
 def join_passes(slots, sizes, heads, head_sizes, ends, body, cells, capacity, head_capacity, BYTES: tl.constexpr):
-    """Move passes from the ends of their slots together, heads before those of pass 1. ends: int64 [passes, cells], running sums of the
-    lengths of passes with their heads. A verbatim cell has sizes of 0."""
+    """Join the passes, which lie at the ends of their slots; the head of a cell goes before its pass 1. ends: int64 [passes, cells],
+    running sums of the lengths of passes with their heads. A verbatim cell has sizes of 0."""
     slot = tl.program_id(0).to(tl.int64)
     size, to = tl.load(sizes + slot), body + tl.load(ends + slot)
     begin = slots + (slot + 1) * capacity - size
@@ -158,8 +158,9 @@ def decode_pass(
     PASS: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr,
     DIM: tl.constexpr, STREAMS: tl.constexpr,
 ):  # fmt: skip
-    """What one coded pass adds to the codes of the cells of a launch. offsets, sizes: int64 [PASSES + 1, all_cells], where it is in the
-    `length` bytes of the wire; pass 1 comes behind its head. Nothing beyond it is read, and damaged [all_cells] is 1 where it is wrong."""
+    """Decode one rANS pass and add it to the codes of the cells of a launch. offsets, sizes: int64 [PASSES + 1, all_cells], where each pass
+    is in the `length` bytes of the wire; pass 1 begins with its head. Nothing outside of a pass is read. damaged [all_cells] is set to 1
+    where a pass is not valid."""
     cell, there, meta, listed, count, n = _cells_of(
         numbers, classes, metas, listed, counts, coded, cells, tiles, coded_tokens, PASS, PASSES, LEVELS, TILE, DIM, STREAMS
     )
@@ -213,7 +214,7 @@ def unpack_pass(
     PASS: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, PASSES: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr,
     DIM: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
-    """What one plain pass adds to the codes of a cell. Arguments as in decode_pass."""
+    """Unpack one plain pass and add it to the codes of a cell. Arguments as in decode_pass."""
     cell, plain, rows, eighth, listed, count, expected = _eighths_of(
         numbers, classes, listed, counts, coded, tiles, coded_tokens, PASS, WIDTH, PASSES, LEVELS, TILE, DIM
     )

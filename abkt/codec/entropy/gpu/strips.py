@@ -1,4 +1,4 @@
-"""Inputs of the entropy coder's kernels beside KV: its static tables, and the statistics and plans of strips."""
+"""Inputs of the entropy coder's kernels other than KV: its static tables, and the statistics and plans of strips."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from abkt.codec.rans.launch import entries_of
 
 @dataclass(frozen=True, slots=True)
 class EntropyTables:
-    """The tables of entropy/tables.py on the device. coding, intervals, owner: as in RansTables, rows end to end (of 64 entries, then
-    of 4). skew, points: uint8, 64 per row, and one row more for bins that are too fine. rules: see measure_cells."""
+    """The tables of entropy/tables.py on the device. coding, intervals, owner: as in RansTables, with the rows end to end (first those of
+    64 entries, then those of 4). skew, points: uint8, 64 per row, with one more row for bins that are too fine. rules: see
+    measure_cells."""
 
     coding: torch.Tensor
     intervals: torch.Tensor
@@ -47,9 +48,10 @@ class EntropyTables:
 @dataclass(frozen=True, slots=True)
 class Strips:
     """Statistics and plans of strips of equal levels, on the device. numbers: int32 [strips], as in Cells. centres: float32 [strips, dim].
-    rotates: uint8 [strips]. Of coefficients [strips, dim << levels]: steps float32, kinds and starts int32 (plan.Plan), and deviations
-    int32, in the finest bins, 0 for channels that do not count for the gain. Of passes [strips, passes]: counts int32 of symbols a row,
-    coded uint8, and listed int32 [strips, passes, dim << levels], of each its channel, whether it starts there, and its class."""
+    rotates: uint8 [strips]. Per coefficient, [strips, dim << levels]: steps float32, kinds and starts int32 (plan.Plan), and deviations
+    int32, in the finest bins, 0 for channels that do not count for the gain. Per pass, [strips, passes]: counts int32, the symbols of a
+    row, and coded uint8. listed: int32 [strips, passes, dim << levels], for each symbol of a row its channel, whether the channel starts at
+    this pass, and its class."""
 
     levels: int
     any_rotates: bool

@@ -43,8 +43,8 @@ RECORD = struct.Struct("<?Q")
 class CudaIpc:
     """CUDA IPC. Addresses are paths of a Unix socket.
 
-    driver: that of the GPU on which the rings are made; by default that of torch's current GPU at the first use. Raises ValueError, one
-    line, if there is no GPU.
+    driver: the driver of the GPU on which the rings are made; by default that of torch's current GPU at the first use. Raises ValueError,
+    one line, if there is no GPU.
     """
 
     def __init__(self, driver: Driver | None = None) -> None:
@@ -121,7 +121,7 @@ def closing_file(number: int) -> Iterator[None]:
 
 
 class CudaIpcConnection:
-    """One byte stream over two lanes, that of the host and that of the GPU."""
+    """One byte stream over two lanes, the host lane and the device lane."""
 
     device = True
     frame_bytes = DATA_CAP_BYTES

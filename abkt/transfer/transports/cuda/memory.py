@@ -51,7 +51,7 @@ class ExportedMemory:
         return any(event & select.POLLHUP for _, event in poll.poll(timeout_s * 1e3))
 
     def close(self) -> None:
-        """This process needs it no more. It is freed now or, if it is still mapped, by a later call of `free_released`."""
+        """End this process's use of the memory. It is freed now or, if it is still mapped, by a later call of `free_released`."""
         if self.released(GRACE_S):
             self.free()
             return
