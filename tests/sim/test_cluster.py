@@ -71,9 +71,7 @@ def test_one_raw_request_has_the_times_and_cost_worked_out_by_hand(profile) -> N
         record.decode_busy_s,
     ]
     assert busy == pytest.approx([prefill, encode, wire, expand, sum(iterations)])
-    assert [getattr(record, f"{s}_exposed_s") for s in STAGES] == pytest.approx(
-        [0, *busy]
-    )  # the request is alone in the cluster, so no stage is hidden
+    assert [getattr(record, f"{s}_exposed_s") for s in STAGES] == pytest.approx([0, *busy])  # alone in the cluster: no stage is hidden
     assert record.cost_usd == pytest.approx((prefill + encode + expand + sum(iterations)) * 3.6 / 3600 + 6400 * 2e-9)
     assert (record.rate, record.wire_bytes, record.raw_bytes, record.distortion_start) == (16.0, 6400, 6400, 0.0)
     assert (record.prefill_node, record.decode_node, record.compute, record.outcome) == ("p0", "d0", "simulated", "completed")

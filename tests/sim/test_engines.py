@@ -104,7 +104,7 @@ def cluster(profile, engine: EngineSpec, sizes: tuple[int, int], kv: int, rate: 
     pieces=st.booleans(),
     faults=faults,
 )
-def test_skipping_iterations_equals_stepping_through_them_with_any_engine(
+def test_skipping_equals_stepping_with_any_engine(
     profile, requests, engine, roles, admission, routing, sizes, kv, bitrate, pieces, faults
 ) -> None:
     if pieces:

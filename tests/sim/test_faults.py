@@ -1,5 +1,5 @@
-"""Nodes that die, come back, are slow or change their role, and requests past their limit. The cases are worked out by hand; test_engines.py
-checks the same faults on random runs."""
+"""Nodes that die, come back, are slow or change their role, and requests past their limit. The cases are worked out by hand;
+test_engines.py checks the same faults on random runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_prompt_on_a_dead_node_is_computed_again_on_another(profile) -> None:
 
 
 def test_a_transfer_to_a_dead_node_stops_and_is_sent_again_to_another(profile) -> None:
-    """The transfer takes 64 ms from 35 ms on. The decode node dies at 50 ms: the bytes sent so far are lost, and another node gets all of them."""
+    """The transfer takes 64 ms from 35 ms on. The decode node dies at 50 ms: the sent bytes are lost, and another node gets all."""
     plan = FaultPlan((Death("d0", 0.05),))
     simulation = run(cluster(profile, decode=2), [Request(0, 0.0, 100, 4)], plan)
     lost, sent = simulation.transfers
@@ -130,7 +130,7 @@ def test_a_draining_decode_node_finishes_the_transfers_that_are_on_their_way_to_
 
 
 def test_a_draining_prefill_node_hands_over_the_prompts_it_has_not_begun(profile) -> None:
-    """Four long prompts are on two nodes. One node is to decode from 50 ms on, during its first prompt; its second prompt goes to the other."""
+    """Four long prompts are on two nodes. One is to decode from 50 ms on, during its first prompt; its second prompt goes to the other."""
     requests = [Request(i, 0.0, 250, 4) for i in range(4)]
     of = cluster(profile, prefill=2, decode=1)
     simulation = run(of, requests, FaultPlan(), roles=Once(0.05, RoleChange(0, "decode")), routing=RoundRobin())

@@ -47,8 +47,8 @@ def test_the_policy_sees_that_its_link_became_slow(profile) -> None:
 
 
 def test_a_transfer_that_is_offered_again_continues_where_it_stopped(profile) -> None:
-    """The link goes down at 0.05 s. After 0.1 s without a byte the attempt is given up, and the transfer is offered again 0.03 s later. This
-    happens twice; the link is up again at the third attempt."""
+    """The link goes down at 0.05 s. After 0.1 s without a byte the attempt is given up, and the transfer is offered again 0.03 s later.
+    This happens twice; the link is up again at the third attempt."""
     transport = TransportModel(timeout_s=0.1, backoff_s=0.03)
     of = replace(cluster(profile, transport=transport), link_faults=(LinkFault("d0", 0.05, 0.3),))
     (record,), (transfer,) = (result := run(of, ONE)).requests, result.transfers
@@ -77,7 +77,7 @@ def test_a_transfer_without_progress_fails_its_request_and_the_next_one_runs(pro
 
 
 def test_lost_frames_are_sent_again(profile) -> None:
-    """Raw KV of three and a half frames; every second frame is lost. Each round takes the time of its bytes and the wait for the missing ones."""
+    """Raw KV of three and a half frames; every second frame is lost. A round takes the time of its bytes and a wait for the lost ones."""
     tokens = 7 * FRAME_BYTES // 2 // 64
     of = cluster(profile, rate=1e8, kv=1 << 20, transport=TransportModel(frame_loss=0.5, retry_s=0.25, seed=4))
     (transfer,) = run(of, [Request(2, 0.0, tokens, 2)]).transfers

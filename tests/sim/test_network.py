@@ -316,7 +316,7 @@ def test_solving_only_the_connected_flows_gives_the_rates_of_the_whole_network(c
 
 @given(st.lists(st.floats(1, 1000), min_size=1, max_size=8), rates)
 def test_flows_on_one_link_share_it_as_processor_sharing(sizes, capacity) -> None:
-    """All flows start together. The k-th shortest ends when all shorter flows have passed, and its own size of itself and of each longer one."""
+    """All flows start together. When the k-th shortest ends, each longer flow has sent as many bytes as it."""
     clock = Clock()
     network = Network(clock)
     link = (network.link("nic", Capacity.constant(capacity)),)

@@ -60,7 +60,7 @@ def test_a_fast_link_hides_all_groups_but_the_last(profile) -> None:
 
 
 def test_groups_without_a_staging_place_are_encoded_at_the_end(profile) -> None:
-    """Four groups share one staging place. The first group takes longer on the link than the pass, so the others wait for the end of the pass."""
+    """Four groups share one staging place. The first group's bytes take longer than the pass, so the others wait for its end."""
     record, transfer = piped(profile, 4, staging=1, rate=2e4)
     encode_s = 25 * 1.1e-6
     assert record.prefill_exposed_s == pytest.approx(PREFILL_S + encode_s)
@@ -136,7 +136,7 @@ def test_runs_with_layer_groups_keep_the_invariants(profile, requests, sizes, kv
 
 @pytest.mark.parametrize("bitrate", ["raw", "int4"])
 def test_overlap_saves_time_on_a_slow_link(profile, bitrate) -> None:
-    """One prompt runs at a time. The first group's bytes are sent while the other groups are computed, which hides them as far as possible."""
+    """One prompt runs at a time. The first groups' bytes are sent, and so hidden, while other groups are computed."""
     long = Request(0, 0.0, 400, 4)
     whole, halves, quarters = (piped(profile, groups, request=long, bitrate=BITRATES[bitrate], rate=5e5)[0].ttft_s for groups in (1, 2, 4))
     assert quarters < halves < whole

@@ -156,7 +156,7 @@ def test_lossy_blocks_are_sent_again_unless_they_are_allowed(profile) -> None:
 
 
 def test_prefix_aware_routing_hits_where_round_robin_misses(profile) -> None:
-    """Two conversations run on two nodes. Turns that alternate between nodes miss; prefix-aware routing makes all but the first of each hit."""
+    """Two conversations run on two nodes. Turns that alternate between nodes miss. By prefix, all but each first turn hit."""
     requests = [Request(i, 2.0 * i, 64 * (i // 3 + 1) + 5, 3, tuple(1000 * (i % 3) + b for b in range(i // 3 + 2))) for i in range(18)]
     of = cluster(profile, prefill=2)
 

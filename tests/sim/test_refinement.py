@@ -72,9 +72,7 @@ def test_one_refined_request_has_the_times_and_distortion_worked_out_by_hand(pro
     assert transfer.wire_bytes == record.wire_bytes == pytest.approx(curve.bytes[7], abs=1)
     assert (transfer.cut, transfer.calls) == (1, 2)
     first_s = start_s + expand_s(0.5)
-    before = next(
-        k for k in range(41) if first_s + iterations_s(100, k) >= refined_s
-    )  # iterations that end before the refined values arrive
+    before = next(k for k in range(41) if first_s + iterations_s(100, k) >= refined_s)  # iterations before the refined values arrive
     assert 0 < before < 40
     assert record.finish_s == pytest.approx(first_s + iterations_s(100, 40) + expand_s(8.0))
     assert (record.distortion_start, record.distortion_final) == (curve.distortion[1], curve.distortion[7])
@@ -97,7 +95,7 @@ def test_one_refined_request_has_the_times_and_distortion_worked_out_by_hand(pro
 
 
 def test_the_cut_to_refine_to_may_move_during_refinement(profile) -> None:
-    """The policy is asked when refinement starts, when the link gets faster, and at the cut. It answers 3, then 4, then 6, and stops there."""
+    """The policy is asked when refinement starts, when the link gets faster, and at the cut. It answers 3, then 4, then 6, and 6 again."""
     policy = Behind(behind=[3, 4, 6, 6])
     of = cluster(profile, rate=Capacity((0.0, 0.06), (1e5, 2e5)))
     (transfer,) = run(of, [Request(0, 0.0, 100, 60)], lambda: policy).transfers
