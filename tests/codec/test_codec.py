@@ -48,7 +48,7 @@ def whole(pool, table, tokens):
 
 
 def measured_distortion(source, result, first, last):
-    """Distortion of tokens first .. last by definition: mean over (layer, K|V) of squared error over squared deviation from channel means."""
+    """The distortion of tokens first .. last: mean over (layer, K|V) of squared error over squared deviation from channel means."""
     x, y = source[..., first:last, :], result[..., first:last, :]
     error = (x - y).square().sum((2, 3, 4))
     return float((error / (x - x.mean(3, keepdim=True)).square().sum((2, 3, 4))).mean())
@@ -188,7 +188,7 @@ def test_constant_and_empty_kv_is_lossless_at_zero_bits(layout_of, filled_pool, 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_key_bias_of_100_times_the_spread_does_not_change_the_other_channels_error(layout_of, table_of, backend):
-    """In Qwen2.5's keys one channel is far from 0. The others keep the error they have without it; the biased one has bfloat16's rounding."""
+    """In Qwen2.5's keys one channel is far from 0. The others keep the error they have without it; the biased one has that of bfloat16."""
     layout = layout_of(layers=1, heads=1, dim=32)
     plain, biased = Pool(layout), Pool(layout)
     plain.data.copy_(torch.randn(layout.shape, generator=torch.Generator().manual_seed(2)))
