@@ -1,4 +1,4 @@
-"""What holds for every test: none is timed, as the machine may be busy with other things; and the model that real runs need."""
+"""Settings of every test: no test has a deadline, because the machine may be busy. Also the model that real runs need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama in fp32: fp32, so that the same tokens must come out whatever batch a request was in."""
+    """A tiny random Llama in fp32, so that a request's tokens do not depend on its batch."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

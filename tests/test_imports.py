@@ -128,7 +128,7 @@ def test_every_arrow_is_declared_and_every_declared_arrow_is_used() -> None:
 
 
 def test_the_arrows_point_down() -> None:
-    """No room is reached again from itself, so the rooms have an order."""
+    """No room imports itself through others, so the rooms have an order."""
     left = {room: set(targets) for room, targets in ARROWS.items()}
     while free := [room for room, targets in left.items() if not targets & left.keys()]:
         for room in free:

@@ -48,8 +48,8 @@ def compiled(
     """Compile a kernel for each architecture, with all pointers aligned to 16 bytes: what ptxas made of it, and how many float32
     multiplications and additions were fused.
 
-    types: of the arguments by name; others are i32. constants: values of compile-time arguments; those that the kernel does not have are
-    left out. name: of the kernel in the report; its own if empty.
+    types: types of the arguments by name; the others are i32. constants: values of compile-time arguments; those that the kernel lacks
+    are left out. name: the kernel's name in the report; its own if empty.
     """
     import re
 

@@ -1,4 +1,4 @@
-"""The codec end to end, on pools with scattered tables: expanded values, stated distortions, and that all backends agree."""
+"""The codec end to end, on pools with scattered tables: expanded values, stated distortions, and agreement of all backends."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def whole(pool, table, tokens):
 
 
 def measured_distortion(source, result, first, last):
-    """Mean over (layer, K|V) of squared error over squared deviation from channel means, of tokens first .. last, by definition."""
+    """The distortion of tokens first .. last: mean over (layer, K|V) of squared error over squared deviation from channel means."""
     x, y = source[..., first:last, :], result[..., first:last, :]
     error = (x - y).square().sum((2, 3, 4))
     return float((error / (x - x.mean(3, keepdim=True)).square().sum((2, 3, 4))).mean())
@@ -56,7 +56,7 @@ def measured_distortion(source, result, first, last):
 
 @pytest.mark.parametrize("order", ["uniform", "slope"])
 @pytest.mark.parametrize(("tokens", "layers", "heads", "dim", "block_tokens", "tile"), SHAPES)
-def test_every_cut_leaves_the_distortion_that_it_states(
+def test_every_cut_has_the_distortion_that_the_stream_states(
     layout_of, filled_pool, table_of, tokens, layers, heads, dim, block_tokens, tile, order
 ):
     layout = layout_of(layers, heads, dim, blocks=-(-tokens // block_tokens) + 5, block_tokens=block_tokens)
@@ -79,7 +79,7 @@ def test_every_cut_leaves_the_distortion_that_it_states(
         assert result.tokens == tokens
         assert result.distortion == pytest.approx(claimed, rel=1e-6)
         if last > first + 1:
-            within = 0.1 if tile >= MEASURED_WHOLE else 1e-4  # few cells, of which an eighth is measured
+            within = 0.1 if tile >= MEASURED_WHOLE else 1e-4  # few cells, and only an eighth of each is measured
             assert measured_distortion(source, decoded, first, last) == pytest.approx(claimed, rel=within, abs=1e-12)
         else:
             assert (first < last) or claimed == 0
@@ -89,7 +89,7 @@ def test_every_cut_leaves_the_distortion_that_it_states(
 
 @pytest.mark.parametrize("norms", [0.0, 1.5], ids=["like tokens", "tokens of very different norms"])
 def test_an_eighth_of_the_tokens_estimates_the_error_of_all(layout_of, filled_pool, table_of, norms):
-    """Over 96 cells within 3 %; also where a few tokens of V carry most of the error, which an eighth that is only scaled would miss."""
+    """The estimate over 96 cells is within 3 %, even where a few tokens of V have most of the error, which a scaled eighth would miss."""
     layout = layout_of(layers=4, heads=2, dim=64, blocks=100)
     pool, table, tokens = filled_pool(layout), table_of(layout, 800), 800
     factor = (norms * torch.randn(100, 1, 1, 16, 1, generator=torch.Generator().manual_seed(1))).exp()
@@ -103,7 +103,7 @@ def test_an_eighth_of_the_tokens_estimates_the_error_of_all(layout_of, filled_po
 
 
 @pytest.mark.parametrize("depth", [4, 6])
-def test_a_shallow_encode_is_a_deep_one_cut(layout_of, filled_pool, table_of, depth):
+def test_a_shallow_encode_equals_a_prefix_of_a_deep_one(layout_of, filled_pool, table_of, depth):
     layout = layout_of(dim=64)
     pool, table = filled_pool(layout), table_of(layout, 300)
     codec = Codec(layout)
@@ -115,7 +115,7 @@ def test_a_shallow_encode_is_a_deep_one_cut(layout_of, filled_pool, table_of, de
         assert torch.equal(a.data, b.data)
 
 
-def test_both_orders_end_in_the_same_numbers(layout_of, filled_pool, table_of):
+def test_both_orders_end_in_the_same_values(layout_of, filled_pool, table_of):
     layout = layout_of(dim=64)
     pool, table, codec = filled_pool(layout), table_of(layout, 200), Codec(layout)
     uniform, slope = (codec.encode(pool, table, 200, order=order) for order in ("uniform", "slope"))
@@ -127,7 +127,7 @@ def test_both_orders_end_in_the_same_numbers(layout_of, filled_pool, table_of):
 
 @given(st.integers(0, 10**6), st.integers(33, 200), st.sampled_from(["bfloat16", "float32"]))
 @settings(max_examples=25, deadline=None)
-def test_slope_order_is_never_worse_than_uniform(layout_of, filled_pool, table_of, seed, tokens, dtype):
+def test_the_slope_order_is_never_worse_than_uniform(layout_of, filled_pool, table_of, seed, tokens, dtype):
     layout = layout_of(dim=16, block_tokens=8, dtype=dtype, blocks=40)
     stream = Codec(layout, tile_tokens=16).encode(filled_pool(layout, seed), table_of(layout, tokens, seed), tokens)
     slope, uniform = stream.slope, stream.uniform
@@ -174,7 +174,7 @@ def test_a_cell_that_cannot_be_coded_travels_verbatim(layout_of, filled_pool, ta
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_constant_and_empty_kv_is_exact_at_no_bits(layout_of, filled_pool, table_of, backend):
+def test_constant_and_empty_kv_is_lossless_at_zero_bits(layout_of, filled_pool, table_of, backend):
     layout = layout_of(dim=16)
     pool, table, codec = Pool(layout), table_of(layout, 100), Codec(layout, backend)
     pool.data[..., 3] = 0.375
@@ -187,8 +187,8 @@ def test_constant_and_empty_kv_is_exact_at_no_bits(layout_of, filled_pool, table
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_key_bias_of_100_times_the_spread(layout_of, table_of, backend):
-    """Qwen2.5's keys: one channel far off. The others keep the error they have without it, the biased one is as bfloat16 holds it."""
+def test_a_key_bias_of_100_times_the_spread_does_not_change_the_other_channels_error(layout_of, table_of, backend):
+    """In Qwen2.5's keys one channel is far from 0. The others keep the error they have without it; the biased one has that of bfloat16."""
     layout = layout_of(layers=1, heads=1, dim=32)
     plain, biased = Pool(layout), Pool(layout)
     plain.data.copy_(torch.randn(layout.shape, generator=torch.Generator().manual_seed(2)))
@@ -203,8 +203,8 @@ def test_a_key_bias_of_100_times_the_spread(layout_of, table_of, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_constant_part_of_v_costs_nothing(layout_of, filled_pool, table_of, backend):
-    """Channels of V that are far from 0 by 10 times their spread are coded as well as centred ones."""
+def test_a_constant_part_of_v_does_not_raise_the_error(layout_of, filled_pool, table_of, backend):
+    """Channels of V at 10 times their spread from 0 are coded as well as centred ones."""
     layout = layout_of(dim=32, dtype="float32")
     plain, moved = filled_pool(layout), filled_pool(layout)
     spread = plain.data[:, :, 1].std((0, 3), keepdim=True)
@@ -215,7 +215,7 @@ def test_a_constant_part_of_v_costs_nothing(layout_of, filled_pool, table_of, ba
     assert a[0] == pytest.approx(1, rel=0.1), "at 0 bits all is its mean"
 
 
-def test_a_first_tile_without_a_mean_does_no_harm(layout_of, filled_pool, table_of):
+def test_kv_is_coded_when_the_first_tile_has_no_mean(layout_of, filled_pool, table_of):
     layout = layout_of(dim=16)
     pool, table, codec = filled_pool(layout), table_of(layout, 200), Codec(layout, tile_tokens=32)
     pool.data[table[1], :, 1, :, 3, 5] = float("inf")

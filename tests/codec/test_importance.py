@@ -1,4 +1,4 @@
-"""Importance compared with measurements: how far errors in K and V move the attention output."""
+"""Importance against measurements of how far errors in K and V move the attention output."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from abkt.kv.pool import Pool
 
 
 def attention(query, key, value, scale):
-    """[heads, window, dim] by definition, a query head and a position at a time."""
+    """The definition of attention, one query head and position at a time: [heads, window, dim]."""
     heads, window, _ = query.shape
     group, tokens = heads // key.shape[0], key.shape[1]
     out = torch.zeros_like(query)
@@ -26,9 +26,9 @@ def attention(query, key, value, scale):
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (2, 2), (3, 1)])
 @pytest.mark.parametrize(("kind", "window"), [(0, 1), (1, 1), (1, 5)])
-def test_a_small_error_moves_the_output_as_the_weights_say(heads, kv_heads, kind, window):
-    """Squared relative change of the output, one channel moved at a time, against the weight. For K a window of one query: over more, the
-    weight multiplies two means where the change has the mean of a product."""
+def test_a_small_error_moves_the_output_by_the_amount_that_its_weight_predicts(heads, kv_heads, kind, window):
+    """The squared relative change of the output, one channel at a time, is compared with the weight. For K the window is one query: over
+    more queries the weight multiplies two means, while the change is the mean of a product."""
     generator = torch.Generator().manual_seed(heads)
     shapes = (heads, window, 8), (kv_heads, 20, 8), (kv_heads, 20, 8)
     query, key, value = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
@@ -36,7 +36,7 @@ def test_a_small_error_moves_the_output_as_the_weights_say(heads, kv_heads, kind
     base = attention(query, key, value, scale)
     expected = weights_of(query, key, value, scale).tokens[kind]
     spread = (key - key.mean(1, keepdim=True)).square().sum(1) if kind == 0 else torch.ones(kv_heads, 8)
-    share = spread / spread.sum(1, keepdim=True)  # channels of K err as they spread
+    share = spread / spread.sum(1, keepdim=True)  # the error of a channel of K is proportional to its spread
     for head, token in ((0, 3), (kv_heads - 1, 11), (0, 17)):
         change = 0.0
         for channel in range(8):
@@ -48,7 +48,7 @@ def test_a_small_error_moves_the_output_as_the_weights_say(heads, kv_heads, kind
 
 
 def needle(layout, table, tokens: int, at: int):
-    """A pool where the last query of every head looks at token `at`, and an Importance that saw it."""
+    """A pool in which the last query of every head attends to token `at`, and an Importance that has seen that query."""
     generator = torch.Generator().manual_seed(0)
     pool, importance = Pool(layout), Importance(window=4)
     model = layout.model
@@ -78,7 +78,7 @@ def test_the_tile_with_the_most_attention_weighs_most_and_comes_first(layout_of,
     assert (first_bands[..., tile] == first_bands.min(-1)).all(), "the first pass of V where the query looks is sent before all others"
 
 
-def test_gamma_goes_from_flat_to_full(layout_of, table_of):
+def test_weights_go_from_flat_to_full_as_gamma_goes_from_0_to_1(layout_of, table_of):
     layout = layout_of(dim=16)
     table = table_of(layout, 200)
     pool, importance = needle(layout, table, 200, at=70)
@@ -92,7 +92,7 @@ def test_gamma_goes_from_flat_to_full(layout_of, table_of):
     assert full.min() > 0
 
 
-def test_a_calibration_s_sensitivity_weighs_the_heads(layout_of, table_of):
+def test_a_calibrations_sensitivity_weights_the_heads(layout_of, table_of):
     layout = layout_of(dim=16)
     table = table_of(layout, 200)
     pool, importance = needle(layout, table, 200, at=70)

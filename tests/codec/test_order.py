@@ -1,4 +1,4 @@
-"""The order against independent solvers: hulls by geometry, cuts by trying every allocation."""
+"""The order of passes against independent solvers: hulls by geometry, cuts by trying every allocation."""
 
 import itertools
 
@@ -15,7 +15,7 @@ levels = st.lists(st.floats(0, 100), min_size=4, max_size=4).map(lambda d: sorte
 
 
 def lower_hull(points: list[tuple[float, float]]) -> list[int]:
-    """Indices on the lower convex hull, by trying every chord."""
+    """Indices of the points on the lower convex hull, found by trying every chord."""
     return [
         i
         for i, (x, y) in enumerate(points)
@@ -25,7 +25,7 @@ def lower_hull(points: list[tuple[float, float]]) -> list[int]:
 
 @given(levels)
 @settings(deadline=None)
-def test_slopes_are_those_of_the_hull(distortion):
+def test_slopes_are_those_of_the_lower_convex_hull(distortion):
     sizes = np.array([[16], [32], [32], [64]])
     slopes = hull_slopes(sizes, np.array(distortion)[:, None])[:, 0]
     assert (np.diff(slopes) <= 0).all(), "a later pass with a steeper slope would be sent before an earlier one"
@@ -38,7 +38,7 @@ def test_slopes_are_those_of_the_hull(distortion):
 
 @given(st.lists(levels, min_size=1, max_size=4))
 @settings(deadline=None, max_examples=40)
-def test_every_cut_is_the_best_of_its_size(cells):
+def test_every_cut_has_the_least_distortion_of_its_size(cells):
     left = np.array(cells).T
     sizes = np.tile(np.array([[16], [32], [32], [64]]), (1, len(cells)))
     bands = slope_bands(sizes, left)
@@ -57,12 +57,12 @@ def test_every_cut_is_the_best_of_its_size(cells):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_mixture_of_allocations_is_better_by_one_percent(seed):
-    """At every band's end, against the linear program over all convex mixtures of each cell's cuts: the bound of any allocation."""
+    """Every band's end is compared with a bound for any allocation: the linear program over all convex mixtures of each cell's cuts."""
     rng = np.random.default_rng(seed)
     cells, passes = 60, 6
     sizes = rng.integers(2, 40, (passes + 1, cells)) * 16
     steps = rng.exponential(size=(passes + 1, cells)) * 3.0 ** -np.arange(passes + 1)[:, None] * rng.lognormal(sigma=2, size=cells)
-    left = steps[::-1].cumsum(0)[::-1] * rng.choice([1.0, 0.3], (passes + 1, cells), p=[0.9, 0.1])  # some passes make it worse
+    left = steps[::-1].cumsum(0)[::-1] * rng.choice([1.0, 0.3], (passes + 1, cells), p=[0.9, 0.1])  # some passes raise the distortion
     bands = slope_bands(sizes, left)
     spent = np.concatenate((np.zeros((1, cells)), sizes[1:].cumsum(0)))
     every = np.arange((passes + 1) * cells) % cells
@@ -75,7 +75,7 @@ def test_no_mixture_of_allocations_is_better_by_one_percent(seed):
         assert distortion <= best.fun * 1.01
 
 
-def test_bands_are_few_ordered_and_complete():
+def test_bands_are_few_and_in_order_and_hold_every_pass():
     rng = np.random.default_rng(0)
     left = np.sort(rng.exponential(size=(4, 3000)) * rng.lognormal(sigma=3, size=3000), axis=0)[::-1]
     sizes = np.tile(np.array([[256], [2048], [2048], [4096]]), (1, 3000))
@@ -118,7 +118,7 @@ def test_wrong_weights_are_refused(layout_of, weights, message):
         weighted_distortion(np.ones((2, 8)), np.ones((1, 2, 2)), weights, cells)
 
 
-def test_the_uniform_curve_has_the_rates_of_its_passes(layout_of):
+def test_the_uniform_curve_has_one_rate_for_each_pass(layout_of):
     cells = Cells(layout_of(dim=16, block_tokens=4), tokens=41, tile_tokens=8, depth_bits=8)
     verbatim = np.zeros(cells.count, dtype=bool)
     verbatim[3] = True

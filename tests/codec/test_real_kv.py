@@ -1,4 +1,4 @@
-"""The codec on KV of a real model (the probe model on held-out text): the order of passes, and the distortion that streams state."""
+"""The codec on KV of a real model (the probe on held-out text): the order of passes, and the distortion that streams state."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def filled() -> tuple[Pool, list[int], int]:
     return pool, table, tokens
 
 
-def test_the_slope_order_is_never_worse_than_the_uniform_one_at_its_bytes(filled: tuple[Pool, list[int], int]) -> None:
+def test_the_slope_order_is_never_worse_than_the_uniform_order_at_equal_bytes(filled: tuple[Pool, list[int], int]) -> None:
     pool, table, tokens = filled
     stream = Codec(pool.layout).encode(pool, table, tokens)
     for size, distortion in zip(stream.uniform.bytes, stream.uniform.distortion, strict=True):
-        # The two orders pay for different tables of bands, so the bytes of one band's step are allowed for.
+        # The two orders have band tables of different sizes, so a difference of one band's bytes is allowed.
         assert stream.slope.distortion[stream.slope.cut_within(size * 1.02)] <= distortion * 1.02
 
 
-def test_a_finer_cut_is_nearer_and_the_stream_says_how_near(filled: tuple[Pool, list[int], int]) -> None:
+def test_a_finer_cut_has_less_error_and_the_stream_states_it(filled: tuple[Pool, list[int], int]) -> None:
     pool, table, tokens = filled
     codec, other = Codec(pool.layout), Pool(pool.layout)
     stream = codec.encode(pool, table, tokens)
@@ -52,7 +52,7 @@ def test_a_finer_cut_is_nearer_and_the_stream_says_how_near(filled: tuple[Pool, 
         last = error
 
 
-def test_eight_bits_are_nearly_exact_and_the_edges_are(filled: tuple[Pool, list[int], int]) -> None:
+def test_eight_bits_are_nearly_lossless_and_the_verbatim_edges_are_lossless(filled: tuple[Pool, list[int], int]) -> None:
     pool, table, tokens = filled
     codec, other = Codec(pool.layout), Pool(pool.layout)
     stream = codec.encode(pool, table, tokens, order="uniform")

@@ -1,4 +1,4 @@
-"""The format of a stream: cuts, pieces, and that nothing damaged is ever decoded."""
+"""The format of a stream: cuts and pieces; a damaged stream is never decoded."""
 
 import struct
 import zlib
@@ -23,7 +23,7 @@ def case(layout_of, filled_pool, table_of):
 
 
 def refused(case, data: bytes, message: str = "stream") -> str:
-    """The reason why `data` is refused; the pool must be as it was."""
+    """The reason why `data` is refused. The pool must stay unchanged."""
     codec, layout, table, _ = case
     out = Pool(layout)
     out.data.fill_(3.0)
@@ -52,7 +52,7 @@ def test_any_flipped_byte_is_refused(case, data):
     refused(case, bytes(bad))
 
 
-def test_every_header_byte_matters(case):
+def test_a_change_of_any_header_byte_is_refused(case):
     good = case[-1].prefix(0)
     for at in range(FIXED.unpack_from(good)[5]):
         bad = bytearray(good)
@@ -85,7 +85,7 @@ def test_a_cut_inside_a_band_is_refused(case, size):
         refused(case, stream.prefix(len(stream.ends) - 1)[:size], "is cut inside")
 
 
-def test_damage_is_named(case):
+def test_damage_is_refused_naming_its_place(case):
     stream = case[-1]
     good = stream.prefix(len(stream.ends) - 1)
     header = stream.header
@@ -155,7 +155,7 @@ def test_a_cell_out_of_order_or_twice_is_refused(case):
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_pieces_are_the_wire_bytes(case, data):
+def test_the_pieces_joined_are_the_bytes_on_the_wire(case, data):
     stream = case[-1]
     good = stream.prefix(len(stream.ends) - 1)
     assert len(good) == stream.ends[-1]
@@ -165,7 +165,7 @@ def test_pieces_are_the_wire_bytes(case, data):
     assert all(len(piece) for piece in pieces)
 
 
-def test_pieces_are_not_copies_and_few(layout_of, filled_pool, table_of):
+def test_pieces_are_few_and_are_not_copies(layout_of, filled_pool, table_of):
     layout = layout_of(dim=64)
     stream = Codec(layout).encode(filled_pool(layout), table_of(layout, 300), 300, order="uniform")
     assert len(stream.buffers(0, stream.ends[-1])) == 1 + 2 * 7, "head, then checksums and slots in storage order, seven times"
@@ -176,15 +176,15 @@ def test_pieces_are_not_copies_and_few(layout_of, filled_pool, table_of):
         stream.buffers(0, stream.ends[-1] + 1)
 
 
-def test_slots_stay_aligned_on_the_wire(case):
+def test_slots_are_aligned_on_the_wire(case):
     stream = case[-1]
     assert all(end % 16 == 0 for end in stream.ends)
     assert stream.header.edges_at % 16 == stream.header.verbatim_at % 16 == stream.header.head_bytes % 16 == 0
     assert not (stream.header.sections.starts % 16).any()
 
 
-def test_a_stream_needs_no_more_than_its_layout(case, layout_of):
-    """Another pool size is another number of blocks, not another layout; a smaller one is refused."""
+def test_a_stream_expands_into_any_pool_of_its_layout_that_is_large_enough(case, layout_of):
+    """Pools of different sizes have the same layout. A pool that is too small is refused."""
     codec, _, table, stream = case
     good = stream.prefix(len(stream.ends) - 1)
     larger = layout_of(layers=1, heads=2, dim=16, block_tokens=4, blocks=200)
@@ -199,8 +199,8 @@ def test_a_stream_needs_no_more_than_its_layout(case, layout_of):
 
 
 @pytest.mark.slow
-def test_a_million_mutated_headers(case):
-    """Whatever its input, the parser raises ValueError or gives a header that is consistent with its own size."""
+def test_a_million_mutated_headers_are_parsed_or_refused(case):
+    """For any input, the parser raises ValueError or returns a header that is consistent with its own size."""
     import random
 
     layout, good = case[1], case[-1].prefix(0)
@@ -219,8 +219,8 @@ def test_a_million_mutated_headers(case):
 
 
 @pytest.mark.parametrize("coder", ["fixed", "entropy"])
-def test_a_stream_in_another_order_is_what_encoding_in_that_order_gives(layout_of, filled_pool, table_of, coder):
-    """Late weights need no second encode: every byte is the same, and so are the expanded values."""
+def test_reordering_a_stream_equals_encoding_it_in_that_order(layout_of, filled_pool, table_of, coder):
+    """Weights that come after encoding need no second encode. Every byte is the same, and so are the expanded values."""
     layout = layout_of(layers=2, heads=2, dim=16, block_tokens=4, blocks=30)
     pool, table, codec = filled_pool(layout), table_of(layout, 77), Codec(layout, tile_tokens=12)
     pool.data[table[3], 0, 1, 1, 2, 5] = float("nan")

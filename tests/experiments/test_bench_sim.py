@@ -49,7 +49,7 @@ def test_a_measurement_gives_plausible_figures() -> None:
     assert found["peak_mib"] > child("imports", 1, 1)["peak_mib"] > 20
 
 
-def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["bench"]) == 2
     assert "kernels, transfer or sim" in capsys.readouterr().err
     assert dispatch(["bench", "sim", "requests=many"]) == 2

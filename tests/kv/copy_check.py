@@ -2,7 +2,7 @@
 
 from tests.triton_check_main import compiled, main
 
-SHAPES = [  # layers, kinds, kv_heads, head_dim, block tokens, dtype; and bytes of the words that a block and a piece of it allow
+SHAPES = [  # layers, kinds, kv_heads, head_dim, block tokens, dtype; then the word sizes in bytes that a block and a piece of it allow
     (2, 2, 2, 16, 4, "bfloat16", 16, 16),
     (1, 2, 1, 20, 3, "bfloat16", 16, 8),
     (3, 1, 1, 9, 3, "float32", 4, 4),

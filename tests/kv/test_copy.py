@@ -1,4 +1,4 @@
-"""Copies of raw blocks: gather, scatter and copy move the blocks of the table, bit for bit, and nothing else; and the kernel's code."""
+"""Copies of raw blocks: gather, scatter and copy move exactly the blocks of the table, bit for bit; and checks of the kernel's code."""
 
 import json
 import subprocess
@@ -65,7 +65,7 @@ def test_gather_then_scatter_moves_the_blocks_of_the_tables_and_nothing_else(lay
 
 
 @given(LAYOUTS, POOLS, POOLS, st.tuples(TABLES, TABLES).map(pair_of))
-def test_runs_are_copied_as_their_blocks_one_by_one(layout, make, make_other, tables):
+def test_copying_runs_equals_copying_their_blocks_one_by_one(layout, make, make_other, tables):
     pool, other = poisoned(make(layout), 1), poisoned(make_other(layout), 2)
     sent, expected, before = blocks_of(pool), blocks_of(other), memory(pool).clone()
     for source, destination in zip(*tables, strict=True):
@@ -86,8 +86,8 @@ def test_a_pool_may_be_copied_within_itself(order, count):
         assert torch.equal(blocks_of(pool), expected)
 
 
-def test_a_gathered_block_by_hand():
-    """Layer-major memory, [layer, kind, block, ...], comes out block by block."""
+def test_a_gathered_block_is_contiguous():
+    """Layer-major memory [layer, kind, block, ...] is gathered block by block."""
     pool = LayerMajorPool(KVLayout(ModelSpec("small", layers=2, kv_heads=1, head_dim=1, dtype="float32"), blocks=3, block_tokens=1))
     pool.data.copy_(torch.arange(12.0).view_as(pool.data))
     out = torch.empty(2, 4)
@@ -95,7 +95,7 @@ def test_a_gathered_block_by_hand():
     assert out.tolist() == [[2, 5, 8, 11], [0, 3, 6, 9]]
 
 
-def test_bits_of_a_signalling_nan_survive():
+def test_a_signalling_nan_keeps_its_bits():
     pool = Pool(KVLayout(ModelSpec("small", 1, 1, 4, "float32"), 2, 1))
     pool.data.view(torch.int32)[1] = 0x7F800001
     staged = torch.zeros(8)
@@ -196,7 +196,7 @@ def test_tables_of_two_lengths_and_memory_of_another_shape_are_refused():
         copy.gather(other, [0], torch.zeros(64, dtype=torch.uint8))
 
 
-def test_it_loads_with_torch_alone():
+def test_the_copy_module_loads_with_torch_alone():
     code = "import sys, abkt.kv.copy; print({'triton', 'hydra', 'pandas', 'simpy', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
@@ -206,7 +206,7 @@ def check(*arguments: str) -> str:
     return run(CHECK, *arguments)
 
 
-def test_the_kernel_moves_the_oracle_s_bytes():
+def test_the_kernel_moves_the_same_bytes_as_the_oracle():
     check("values")
 
 
@@ -220,7 +220,7 @@ def test_the_kernel_compiles_to_loads_and_stores_of_16_bytes_without_spills():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_a_captured_copy_moves_the_blocks_of_the_table_it_finds():
+def test_on_a_gpu_a_captured_copy_reads_the_table_at_each_replay():
     from abkt.codec.fixed.enqueue import captured
 
     layout = KVLayout(ModelSpec("small", 3, 2, 20), BLOCKS, 3)

@@ -1,4 +1,4 @@
-"""Two layouts of the same KV: written KV reads back from each, and a transfer needs the expected number of pieces."""
+"""Two layouts of the same KV: written KV is read back from each, and a transfer needs the expected number of pieces."""
 
 from itertools import pairwise
 
@@ -27,7 +27,7 @@ def memory(pool: Pool | LayerMajorPool) -> bytes:
 
 @pytest.mark.parametrize("kinds", [1, 2])
 @pytest.mark.parametrize("make", [Pool, LayerMajorPool])
-def test_what_is_written_reads_back(make, kinds):
+def test_written_kv_is_read_back_from_every_layout(make, kinds):
     layout = layout_of(kinds=kinds)
     pool, table = make(layout), [7, 8, 2]
     heads = layout.model.kv_heads
@@ -44,7 +44,7 @@ def test_what_is_written_reads_back(make, kinds):
 
 
 @given(st.permutations(range(12)), st.integers(1, 12))
-def test_pieces_are_as_many_as_arithmetic_says(order, count):
+def test_the_number_of_pieces_is_that_of_arithmetic(order, count):
     layout, table = layout_of(), list(order)[:count]
     flow, layerwise = Pool(layout), LayerMajorPool(layout)
     runs = runs_of(table)
@@ -56,7 +56,7 @@ def test_pieces_are_as_many_as_arithmetic_says(order, count):
 
 
 @given(st.permutations(range(12)), st.integers(1, 12))
-def test_pieces_hold_the_blocks_and_nothing_else(order, count):
+def test_pieces_hold_exactly_the_blocks(order, count):
     layout, table = layout_of(), list(order)[:count]
     for pool in (Pool(layout), LayerMajorPool(layout)):
         at = 2 if isinstance(pool, LayerMajorPool) else 0
@@ -68,8 +68,8 @@ def test_pieces_hold_the_blocks_and_nothing_else(order, count):
 
 
 @pytest.mark.parametrize("backend", ["oracle", "auto"])
-def test_a_latent_is_coded_by_channels(backend):
-    """MLA: 576 channels of one kind, no V, no centres. Error at 4 bits is that of K, and a stream for K and V is refused."""
+def test_latent_kv_is_coded_as_one_kind_without_centres(backend):
+    """MLA has 576 channels of one kind, no V and no centres. The error at 4 bits is that of K; a stream for K and V is refused."""
     layout = layout_of(layers=2, kinds=1, dim=576, block_tokens=16, blocks=12)
     pool, other, table = Pool(layout), Pool(layout), [5, 6, 7, 1, 0, 9, 3, 2]
     spread = torch.linspace(0.1, 3, 576)

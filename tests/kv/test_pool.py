@@ -1,4 +1,4 @@
-"""A pool gives back what was written, block by block, and shows runs of blocks as one piece of memory."""
+"""A pool returns the KV that was written, block by block, and gives each run of blocks as one piece of memory."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def numbered(heads: int, tokens: int, dim: int, first: int = 0) -> torch.Tensor:
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.randoms(use_true_random=False))
-def test_chunks_written_one_after_another_read_back_whole(chunks, random):
+def test_chunks_written_one_after_another_are_read_back_whole(chunks, random):
     tokens, layout = min(sum(chunks), 48), layout_of()
     table = random.sample(range(layout.blocks), layout.blocks_for(tokens))
     pool, keys, values = Pool(layout), numbered(3, tokens, 8), numbered(3, tokens, 8, first=2)
@@ -42,7 +42,7 @@ def test_a_token_lies_where_the_layout_says():
     assert torch.equal(pool.data[7, 1, 1, :, 3], numbered(3, 6, 8, first=1)[:, 3])
 
 
-def test_run_bytes_are_the_pool_itself():
+def test_run_bytes_are_views_of_the_pools_memory():
     pool = Pool(layout_of())
     run = pool.run_bytes(3, 2)
     assert len(run) == 2 * pool.layout.block_bytes

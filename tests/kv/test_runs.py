@@ -25,7 +25,7 @@ def test_runs_cover_exactly_the_tables(data):
         assert not both_adjacent, "a run was broken without need"
 
 
-def test_by_hand():
+def test_two_tables_give_the_runs_worked_out_by_hand():
     assert aligned_runs([3, 4, 5, 9], [0, 1, 7, 8]) == [BlockRun(3, 0, 2), BlockRun(5, 7, 1), BlockRun(9, 8, 1)]
     assert aligned_runs([], []) == []
     fresh = Segments(64).allocate(50)

@@ -1,4 +1,4 @@
-"""Allocator laws: no overlap, no leak, free-all restores one segment, best fit, fewest segments."""
+"""Properties of the allocator: no overlap, no leak, best fit, fewest segments, and one free segment after everything is freed."""
 
 from itertools import pairwise
 
@@ -62,7 +62,7 @@ def test_any_sequence_of_calls_keeps_the_free_segments_right(blocks, history):
     assert segments.segments == [(0, blocks)]
 
 
-def test_best_fit_by_hand():
+def test_allocation_takes_the_best_fit():
     segments = Segments(12)
     a, b, c, d = (segments.allocate(n) for n in (3, 1, 2, 6))
     segments.free(a)

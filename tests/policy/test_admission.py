@@ -39,7 +39,7 @@ applicants = st.builds(Asks, st.booleans(), times, st.sampled_from([0.2, 3.0, ma
 
 
 @given(applicants)
-def test_always_and_reserve(asks) -> None:
+def test_always_and_reserve_admit_by_their_definitions(asks) -> None:
     assert Always().decide(0.0, asks) == ACCEPT
     assert Reserve().decide(0.0, asks) == (RESERVE if asks.has_room else WAIT)
     waited_long = Reserve(max_wait_s=1.0).decide(0.0, asks)
@@ -47,14 +47,14 @@ def test_always_and_reserve(asks) -> None:
 
 
 @given(applicants, st.sampled_from([0.5, 1.0, 2.0]))
-def test_reject_late_by_its_definition(asks, slo_factor) -> None:
+def test_reject_late_admits_by_its_definition(asks, slo_factor) -> None:
     verdict = RejectLate(slo_factor).decide(0.0, asks)
     assert (verdict.action == "accept") == (asks.routed_s <= slo_factor)
     if verdict.action == "reject" and slo_factor >= 1:
         assert verdict.retry_after_s == pytest.approx(asks.routed_s - 1.0)
 
 
-def test_the_ladder_takes_one_step_after_the_other() -> None:
+def test_the_ladder_takes_one_step_after_another() -> None:
     ladder = Ladder()
     assert ladder.decide(0.0, Asks()) == RESERVE
     assert ladder.decide(0.0, Asks(has_room=False)) == WAIT
@@ -69,6 +69,6 @@ def test_the_ladder_takes_one_step_after_the_other() -> None:
 @pytest.mark.parametrize(
     ("policy", "field", "value"), [(Reserve, "max_wait_s", -1.0), (RejectLate, "slo_factor", 0.0), (Ladder, "slo_factor", math.nan)]
 )
-def test_refused(policy, field, value) -> None:
+def test_impossible_fields_are_refused(policy, field, value) -> None:
     with pytest.raises(ValueError, match=f"{field} is {value}; it must"):
         policy(**{field: value})

@@ -39,7 +39,7 @@ def near_a_step(parts) -> bool:
 
 
 @given(samples, st.sampled_from([0.0, 0.1, 0.35, 0.8, 1.0]))
-def test_the_quantile_of_the_window_s_grains(parts, quantile) -> None:
+def test_the_estimate_is_the_quantile_of_the_windows_grains(parts, quantile) -> None:
     """Against the integral of the rate over sending time, differenced at the grains' edges and weighted by length."""
     link = fed(parts, low_quantile=quantile)
     ends = np.cumsum([0.0, *[s for _, s in parts]])
@@ -64,7 +64,7 @@ def test_estimates_lie_among_the_samples(parts) -> None:
 
 
 @given(samples, st.floats(2.1, 50))
-def test_the_window_forgets(parts, seconds) -> None:
+def test_an_estimate_forgets_samples_older_than_its_window(parts, seconds) -> None:
     assert fed([*parts, (777.0, seconds)], low_quantile=0.0)._quantile() == pytest.approx(777.0)
 
 
@@ -75,14 +75,14 @@ def test_a_drop_is_seen_after_a_fifth_of_the_window() -> None:
     assert fed([(1000.0, 2.5), (10.0, 0.3)]).low_bytes_per_s(1.0) > 10.0
 
 
-def test_the_mean_forgets_by_its_horizon() -> None:
+def test_the_mean_forgets_at_the_rate_of_its_horizon() -> None:
     link = fed([(100.0, 5.0), (200.0, 1.0)])
     weights = np.exp(-1.0) - np.exp(-6.0), 1 - np.exp(-1.0)
     assert link.mean_bytes_per_s(1.0) == pytest.approx((100 * weights[0] + 200 * weights[1]) / sum(weights))
     assert link.updated_s == 1.0
 
 
-def test_before_the_first_sample_and_for_empty_ones() -> None:
+def test_the_configured_rate_holds_before_the_first_sample_and_after_empty_ones() -> None:
     link = Bandwidth(5.0)
     link.update(1.0, GoodputSample(0.0, 1.0))
     link.update(1.0, GoodputSample(1.0, 0.0))
@@ -103,7 +103,7 @@ def aged(parts, stale_s: float) -> Bandwidth:
     return link
 
 
-def test_the_age_by_hand() -> None:
+def test_an_estimate_ages_as_worked_out_by_hand() -> None:
     """5 bytes/s configured, 80 measured, geometric ageing: 40 after a quarter of stale_s, 20 after half, 5 at the end."""
     link = aged([(80.0, 9.0)], stale_s=40.0)
     for now_s, rate in ((-1.0, 80.0), (0.0, 80.0), (10.0, 40.0), (20.0, 20.0), (30.0, 10.0), (40.0, 5.0), (1e9, 5.0)):
@@ -162,6 +162,6 @@ def test_a_stale_estimate_returns_to_an_unlimited_link() -> None:
 
 
 @pytest.mark.parametrize("fields", [(0.0,), (1.0, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, 1.0, 1.5), (1.0, 1.0, 1.0, 0.2, 0.0)])
-def test_refused(fields) -> None:
+def test_impossible_fields_are_refused(fields) -> None:
     with pytest.raises(ValueError, match="bandwidth"):
         Bandwidth(*fields)

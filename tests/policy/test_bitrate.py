@@ -37,7 +37,7 @@ def test_embedded_sends_more_with_more_time_or_a_faster_link(view, rate, later, 
 
 
 @given(view=views(), sent=st.floats(0, 6e5), rate=st.floats(1e3, 1e8), target=st.floats(0, 0.3), worst=st.floats(0.3, 1))
-def test_embedded_by_its_definition(view, sent, rate, target, worst) -> None:
+def test_embedded_chooses_its_cut_by_its_definition(view, sent, rate, target, worst) -> None:
     sent_cut = next(cut for cut, size in enumerate(SLOPE.bytes) if size >= sent) if sent else 0
     view = replace(view, sent_bytes=sent, sent_cut=sent_cut)
     decision = Embedded(Bandwidth(rate), target, worst, worst).decide(0.0, view)
@@ -54,7 +54,7 @@ def test_embedded_by_its_definition(view, sent, rate, target, worst) -> None:
         assert SLOPE.bytes[decision.cut + 1] > view.sent_bytes + rate * time_left
 
 
-def test_embedded_by_hand() -> None:
+def test_embedded_decides_as_worked_out_by_hand() -> None:
     view = TransferView(1_000_000, deadline_s=0.5, slope=SLOPE, uniform=UNIFORM, encode_s=0.1, expand_s=0.1)
     policy = Embedded(Bandwidth(1e6), target_distortion=0.01, mean_distortion=0.3, max_distortion=0.3)
     assert policy.decide(0.0, view).cut == 3  # 0.3 s at 1 MB/s: 300 kB
@@ -92,11 +92,11 @@ def test_fixed_takes_the_uniform_cut_of_its_bits(bits, cut) -> None:
     assert (decision.mode, decision.order, decision.cut, decision.depth_bits) == ("stream", "uniform", cut, bits)
 
 
-def test_raw_is_raw() -> None:
+def test_the_raw_policy_sends_raw_kv() -> None:
     assert Raw().decide(0.0, TransferView(1_000_000, 0.0, SLOPE, UNIFORM)).mode == "raw"
 
 
-def test_refused() -> None:
+def test_impossible_policies_are_refused() -> None:
     with pytest.raises(ValueError, match="must be one of 2, 4, 8"):
         Fixed(3)
     with pytest.raises(ValueError, match="max_distortion"):

@@ -54,7 +54,7 @@ def test_no_codec_wins_where_raw_is_hidden(view, rate, more) -> None:
         assert compression_loses(rate, hidden, decision, pipelined=True)
 
 
-def test_by_hand() -> None:
+def test_the_break_even_rates_are_those_worked_out_by_hand() -> None:
     """100 MB, four times smaller, 1 GB/s to encode and 1 GB/s to expand: S = 0.5 GB/s, so up to 0.375 GB/s serial, 1 GB/s pipelined."""
     view = coded(100_000_000, 4.0, 0.1, 0.1)
     assert usable_s(0.25e9, view, STREAM) == pytest.approx(0.1 + 0.1 + 0.1)
@@ -98,7 +98,7 @@ def test_full_precision_misses_no_deadline_that_the_coarser_stream_keeps(view, r
 
 @pytest.mark.parametrize("name", OFF)
 @given(view=views(), rate=st.floats(1e4, 1e8), pipelined=st.booleans())
-def test_off_decides_as_the_inner_policy_or_raw_where_that_loses(name, view, rate, pipelined) -> None:
+def test_off_decides_as_its_inner_policy_or_sends_raw_where_that_is_slower(name, view, rate, pipelined) -> None:
     inner = policy(name.removesuffix("_off"), rate).decide(0.0, view)
     decision = build({**configs(rate)[name], "pipelined": pipelined}).decide(0.0, view)
     assert decision == (RAW if compression_loses(rate, view, inner, pipelined) else inner)

@@ -68,7 +68,7 @@ def test_sending_in_two_parts_ends_at_the_same_time(capacity, now_s, first, seco
     )
 
 
-def test_by_hand() -> None:
+def test_sending_over_a_schedule_ends_as_worked_out_by_hand() -> None:
     drop = Capacity((0.0, 1.0, 3.0), (10.0, 1.0, 10.0), 4.0)
     assert drop.at(0.5) == (10.0, 1.0)
     assert drop.at(2.0) == (1.0, 3.0)
@@ -92,6 +92,6 @@ def test_by_hand() -> None:
         ((0.0,), (1.0, 2.0), math.inf),
     ],
 )
-def test_refused(starts, rates, period) -> None:
+def test_impossible_schedules_are_refused(starts, rates, period) -> None:
     with pytest.raises(ValueError, match="capacity"):
         Capacity(starts, rates, period)

@@ -34,7 +34,7 @@ def test_the_list_has_every_policy() -> None:
 @every
 @settings(max_examples=30)
 @given(view=views(), history=histories, share=st.floats(0, 1), later_s=st.floats(0, 2), price=st.floats(0, 1e-3))
-def test_a_cut_exists_and_sent_bytes_are_kept(name, view, history, share, later_s, price) -> None:
+def test_every_policy_chooses_an_existing_cut_and_keeps_sent_bytes(name, view, history, share, later_s, price) -> None:
     of = policy(name)
     tell(of, history)
     first = of.decide(0.0, view)
@@ -76,7 +76,7 @@ def test_the_same_calls_give_the_same_answers_and_decide_changes_no_state(name, 
     deadline_s=st.sampled_from([-1e12, 0.0, 1e12, math.inf, -math.inf]),
     seen=st.lists(st.sampled_from([(1e-6, 1e6), (1e12, 1e-6), (0.0, 1.0), (5.0, 0.0), (1e9, 1e9)]), max_size=4),
 )
-def test_nothing_is_ever_nan(name, view, rate, deadline_s, seen) -> None:
+def test_no_decision_or_estimate_is_nan(name, view, rate, deadline_s, seen) -> None:
     """For any link, and for one that is only known to be unlimited."""
     of = policy(name, rate)
     tell(of, [GoodputSample(*sample) for sample in seen], every_s=7.0)
@@ -97,7 +97,7 @@ def test_nothing_is_ever_nan(name, view, rate, deadline_s, seen) -> None:
 @pytest.mark.parametrize("name", [name for name in POLICIES if not name.startswith("random")])  # random's draw depends on the deadline
 @settings(max_examples=30)
 @given(view=views(), rate=st.floats(1e4, 1e8), later_s=st.integers(1, 64))
-def test_only_the_time_that_is_left_counts(name, view, rate, later_s) -> None:
+def test_a_decision_depends_only_on_the_time_left(name, view, rate, later_s) -> None:
     view = replace(view, deadline_s=round(view.deadline_s * 64) / 64)  # sums of such times are exact
     of = policy(name, rate)
     assert of.decide(0.0, view) == of.decide(float(later_s), replace(view, deadline_s=view.deadline_s + later_s))

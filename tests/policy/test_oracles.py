@@ -93,7 +93,7 @@ def test_full_precision_does_not_miss_a_deadline_that_a_coarser_stream_keeps(nam
     assert [(d.mode, d.cut) for d in decisions] == [("stream", 1), ("stream", 3), ("stream", 6), ("raw", 0), ("raw", 0)]
 
 
-def test_the_known_link_by_hand() -> None:
+def test_the_policy_that_knows_the_link_decides_as_worked_out_by_hand() -> None:
     """1 MB/s for 0.2 s, then 0.1 MB/s: 200 + 30 kB pass in half a second, so three bits; with a later drop all that is asked."""
     view = TransferView(1_200_000, 0.5, GOOD, EVEN, raw_s=9.0)
     drops = [Capacity((0.0, at_s), (1e6, 1e5)) for at_s in (0.2, 0.3, 9.0)]

@@ -17,8 +17,8 @@ from tests.policy.test_curve import curves
 moves = st.lists(st.tuples(st.floats(0, 2), st.floats(0, 5e6)), max_size=12)  # (seconds later, bytes that are then added to the backlog)
 
 
-def test_by_hand() -> None:
-    """1 MB/s, price 0.01 and up, e times as much for each second of work that waits."""
+def test_the_price_is_as_worked_out_by_hand() -> None:
+    """A NIC of 1 MB/s. The price starts at 0.01 and is e times as high for each second of waiting work."""
     price = Price(1e6, scale_s=1.0, low=0.01, high=100.0)
     assert price.per_second() == 0.01  # idle: the lowest price
     price.enter(5.0, 3e6)
@@ -119,7 +119,7 @@ def test_an_unlimited_nic_has_no_price() -> None:
 @pytest.mark.parametrize(
     "fields", [(0.0,), (1.0, 0.0), (1.0, -1.0), (1.0, 1.0, 0.0), (1.0, 1.0, 2.0, 1.0), (1.0, 1.0, 1.0, math.inf), (1.0, 1.0, 1.0, 1.0, 0.0)]
 )
-def test_refused(fields) -> None:
+def test_impossible_fields_are_refused(fields) -> None:
     with pytest.raises(ValueError, match="price"):
         Price(*fields)
 
@@ -147,7 +147,7 @@ def test_fleet_sends_no_more_at_a_higher_price(view, price, factor) -> None:
     assert dear <= cheap
 
 
-def test_fleet_by_hand() -> None:
+def test_fleet_decides_as_worked_out_by_hand() -> None:
     """Asked is 0.005, so cut 5. Its band removes 0.0075 for 200 kB, the one before 0.032 for 200 kB. At most 0.3 is allowed, so cut 2
     where there is no time; the price may go a quarter of the way there, to 0.079, so to cut 3."""
     view = TransferView(1_000_000, 100.0, SLOPE, UNIFORM, encode_s=0.1, expand_s=0.1, raw_s=1e9)

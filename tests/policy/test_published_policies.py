@@ -248,6 +248,6 @@ def test_lossless_is_exact_or_says_what_is_missing() -> None:
         (lambda: RandomBitrate(bits=()), "some of 2, 4, 8"),
     ],
 )
-def test_refused(make, said) -> None:
+def test_impossible_policies_are_refused_in_one_line(make, said) -> None:
     with pytest.raises(ValueError, match=said):
         make()

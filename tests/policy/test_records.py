@@ -25,13 +25,13 @@ def test_exposed_parts_sum_to_e2e(arrival_s, parts) -> None:
     assert one.transfer_exposed_s == pytest.approx(sum(parts[2:5]), abs=1e-9)
 
 
-def test_times_by_hand() -> None:
+def test_the_times_of_a_record_are_those_worked_out_by_hand() -> None:
     one = record(0, 1.0, 3.0, 8.0, osl=12)
     assert (one.ttft_s, one.e2e_s, one.tpot_s) == (2.0, 7.0, 0.5)  # ten tokens after the first decoded one
     assert math.isnan(record(0, 0.0, 1.0, 1.0, osl=2).tpot_s)
 
 
-def test_summary_by_hand() -> None:
+def test_the_summary_is_as_worked_out_by_hand() -> None:
     records = [
         record(0, 0.0, 1.0, 2.0, wire_bytes=10, raw_bytes=40, distortion_token_weighted=0.02, cost_usd=1.0),  # good
         record(1, 2.0, 3.0, 8.0, wire_bytes=20, raw_bytes=40, extrapolated=True),  # tpot 0.5: too slow

@@ -88,7 +88,7 @@ def test_no_side_is_left_empty_and_the_same_calls_give_the_same_changes(name, lo
         assert where == other.where(float(now_s), REQUEST, cluster[0], cluster[-1])
 
 
-def test_loads_by_hand() -> None:
+def test_loads_are_those_worked_out_by_hand() -> None:
     """Weighted by the nodes' speed; a changing node does not count, a node with both roles counts on both sides."""
     cluster = [
         Node("prefill", queued_s=2.0, prefill_weight=0.5),
@@ -168,7 +168,7 @@ def test_load_aware_is_imbalanced_by_its_definition(prompts, tokens) -> None:
         assert policy.loaded in ("", "prefill" if ratio > 0 else "decode")
 
 
-def test_arrow_by_hand() -> None:
+def test_arrow_decides_as_worked_out_by_hand() -> None:
     policy = Arrow(ttft_slo_s=1.0, tpot_slo_s=0.05)
     assert policy.decide(0.0, state(0.9, 0.3)) == [RoleChange(2, "prefill", drain=False)]
     assert policy.decide(0.0, state(0.9, 0.6)) == []  # two decode nodes would be at 0.9
@@ -177,7 +177,7 @@ def test_arrow_by_hand() -> None:
     assert policy.decide(0.0, state(0.5, 0.5)) == []
 
 
-def test_conditional_and_colocated_by_hand() -> None:
+def test_conditional_and_colocated_decide_as_worked_out_by_hand() -> None:
     policy = Conditional(local_tokens=512, queue_s=2.0)
     long, short = RequestView(0, 513, 9, 0.0), RequestView(0, 512, 9, 0.0)
     assert policy.where(0.0, long, Node(queued_s=1.9), Node("decode")) == "split"
@@ -187,7 +187,7 @@ def test_conditional_and_colocated_by_hand() -> None:
     assert Static().begin("prefill") == "prefill"
 
 
-def test_scheduled_by_hand() -> None:
+def test_scheduled_roles_change_as_worked_out_by_hand() -> None:
     """No change before its time; the last node of a side waits for another; a changing node is waited for; a lost node is skipped."""
     plan = [(2.0, "d1", "prefill"), (4.0, "d0", "prefill"), (5.0, "d1", "decode"), (6.0, "p0", "prefill"), (7.0, "p1", "decode")]
     policy = Scheduled(changes=[{"at_s": at_s, "worker": worker, "role": role} for at_s, worker, role in reversed(plan)])
@@ -223,6 +223,6 @@ def test_scheduled_by_hand() -> None:
         (Scheduled, {"changes": [{"at_s": -1.0, "worker": "d0", "role": "decode"}]}),
     ],
 )
-def test_refused(policy, fields) -> None:
+def test_impossible_fields_are_refused(policy, fields) -> None:
     with pytest.raises(ValueError, match="must"):
         policy(**fields)

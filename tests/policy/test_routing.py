@@ -119,7 +119,7 @@ def test_load_aware_with_top_k_equals_brute_force_among_the_best_of_each_side(pr
     assert cost(p, d, prefill, decode, quote_s) == pytest.approx(best)
 
 
-def test_load_aware_by_hand() -> None:
+def test_load_aware_routes_as_worked_out_by_hand() -> None:
     prefill = [Prefill(0.3), Prefill(0.0)]
     decode = [Decode(), Decode(tpot_s=0.1)]
     policy = LoadAwareRouting(tpot_slo_s=0.05, tpot_penalty_s=0.5)
@@ -163,7 +163,7 @@ def test_min_ttft_by_its_definition(prefill, decode) -> None:
     assert decode[d].tpot_s == min(node.tpot_s for node in decode)
 
 
-def test_prefix_aware_by_hand() -> None:
+def test_prefix_aware_routes_as_worked_out_by_hand() -> None:
     decode = [Decode(kv_used=0.5), Decode()]
     policy = PrefixAware(cache_threshold=0.5, balance_threshold_s=1.0)
 
@@ -192,7 +192,7 @@ def test_power_of_two_takes_the_less_loaded_of_two() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"tpot_slo_s": 0.0}, {"tpot_penalty_s": -1.0}, {"top_k": 0}])
-def test_refused(fields) -> None:
+def test_impossible_fields_are_refused(fields) -> None:
     with pytest.raises(ValueError, match="load_aware"):
         LoadAwareRouting(**fields)
 

@@ -58,7 +58,7 @@ def test_a_constant_is_fitted_by_the_mean(samples) -> None:
     assert made.residual == pytest.approx(np.std(samples) / np.mean(samples), abs=1e-9)
 
 
-def test_by_hand() -> None:
+def test_a_fit_finds_the_coefficients_and_ranges_worked_out_by_hand() -> None:
     made = fit(
         ("calls", "bytes"), [({"calls": 1, "bytes": 100}, 3.0), ({"calls": 5, "bytes": 100}, 11.0), ({"calls": 1, "bytes": 300}, 5.0)]
     )
@@ -68,7 +68,7 @@ def test_by_hand() -> None:
     assert not made.covers(calls=3, bytes=99)
 
 
-def test_refused() -> None:
+def test_impossible_fits_are_refused() -> None:
     with pytest.raises(ValueError, match="2 samples cannot fit the 3 features"):
         fit(FEATURES, [({"tokens": 1}, 1.0), ({"tokens": 2}, 2.0)])
     with pytest.raises(ValueError, match="has 1 coefficients"):

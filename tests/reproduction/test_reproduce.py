@@ -71,7 +71,7 @@ def test_the_layout_text_has_both_gains_and_their_ratio() -> None:
     assert "between two nodes" not in "\n".join(flowkv.layout_text(pd.DataFrame(rows).assign(transport="shm")))
 
 
-def test_cells() -> None:
+def test_cells_percentages_and_tables_are_formatted() -> None:
     assert [cell(v) for v in (1234.5, -0.12345, float("nan"), 1234, "x")] == ["1,234", "−0.123", "–", "1,234", "x"]
     assert percent(-0.051) == "−5.1 %"
     assert table(("a",), [(1,)]) == ["| a |", "|---|", "| 1 |", ""]

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 class BlackHole:
-    """address: of the proxy. open: whether bytes pass; new connections are accepted in any case, as by a kernel's backlog."""
+    """address: where the proxy listens. open: whether it passes bytes on. It accepts new connections in any case, as a kernel does."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")

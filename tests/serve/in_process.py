@@ -1,4 +1,4 @@
-"""A prefill and a decode worker in threads of the test process, so that a test can read their pools. Without a frontend."""
+"""A prefill and a decode worker in threads of the test process, without a frontend, so that a test can read their pools."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from abkt.serve.worker.prefill import PrefillWorker
 
 
 class FakeControl:
-    """Takes the place of a worker's Control. reports: what the worker told its frontend."""
+    """Takes the place of a worker's Control. reports: the messages that the worker sent to its frontend."""
 
     def __init__(self) -> None:
         self.inbox: Inbox = SimpleQueue()
@@ -43,8 +43,8 @@ class FakeControl:
 
 @dataclass
 class Watched:
-    """An engine whose iterations are recorded. first_kv: (tokens, KV in the pool) of each row when it joined the batch. steps: the rows of
-    each iteration, their last tokens, and the choices."""
+    """An engine that records its iterations. first_kv: each row's tokens and its KV in the pool when it joined the batch. steps: each
+    iteration's rows, their last tokens, and the tokens chosen."""
 
     engine: Engine
     first_kv: list[tuple[int, torch.Tensor]] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Pair:
         self.prefill.tell(SubmitPrompt(prompt.request_id, prompt.tokens, "d0", 1.0, prompt.generation))
 
     def failure(self) -> AttemptFailed:
-        """The next one that the prefill worker reports."""
+        """Wait for the next failure that the prefill worker reports."""
         while True:
             report = self.prefill.reports.get(timeout=60)
             if isinstance(report, AttemptFailed):
@@ -108,7 +108,7 @@ def config(folder: Path, name: str, role: str, block_tokens: int = 16) -> Worker
 
 @contextmanager
 def pair(folder: Path, bitrate: dict[str, Any], prefill_block_tokens: int = 16) -> Iterator[Pair]:
-    """prefill_block_tokens: the decode worker has 16."""
+    """prefill_block_tokens: block size of the prefill worker; that of the decode worker is 16 tokens."""
     source = config(folder, "p0", "prefill", prefill_block_tokens)
     target = config(folder, "d0", "decode")
     controls = FakeControl(), FakeControl()

@@ -53,7 +53,7 @@ def tokens(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_generate_over_the_pool_gives_the_tokens_and_the_kv_of_generate(folder: Path) -> None:
-    """77 tokens and 9 more: beyond Mistral's window, and across scattered blocks."""
+    """A prompt of 77 tokens and 9 new ones go beyond Mistral's window and across scattered blocks."""
     from transformers import DynamicCache
 
     model, prompt = load(folder), tokens(77)
@@ -69,7 +69,7 @@ def test_generate_over_the_pool_gives_the_tokens_and_the_kv_of_generate(folder: 
             assert torch.equal(found, kept)
 
 
-def test_the_workers_attention_writes_the_same_kv_and_scores_the_same(folder: Path) -> None:
+def test_the_workers_attention_writes_the_same_kv_and_gives_the_same_scores(folder: Path) -> None:
     model, prompt, more = load(folder), tokens(40), [5, 6, 7]  # within Mistral's window, where its attention is full
     engine = Engine(folder, KVLayout(read_spec(folder), blocks=32))
     assert engine.layout.model.max_tokens == (48 if folder.name == "Mistral" else 512)
@@ -105,7 +105,7 @@ def test_generate_continues_after_transferred_kv_and_never_writes_it_again(folde
     assert torch.equal(model.generate(prompt, past_key_values=PoolCache(engine.pool, [table], tokens=39), **options), expected)
     changed = (engine.pool.data != before).any(-1).nonzero()
     positions = {(table.index(block), token) for block, _, _, _, token in changed.tolist()}
-    assert min(positions) >= (2, 7)  # from the 40th token on, whose KV generate computes
+    assert min(positions) >= (2, 7)  # generate computes the KV from the 40th token on
     assert max(positions) == (2, 12)
 
 

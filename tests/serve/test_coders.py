@@ -1,4 +1,4 @@
-"""The entropy coder and a model's calibration in the serving path: what is sent, and which weights order it."""
+"""The entropy coder and a model's calibration in the serving path: which coder's bytes are sent, and which weights order them."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def encoded(tiny_model: Path, calibration: str, coder: str) -> Stream:
     return source
 
 
-def test_the_calibration_orders_the_bands(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_calibration_moves_the_important_head_to_the_front_of_the_stream(tiny_model: Path, tmp_path: Path) -> None:
     path = calibrated(tiny_model, tmp_path / "calibration.json")
     with_it, without = encoded(tiny_model, str(path), "fixed"), encoded(tiny_model, "", "fixed")
 
     def place(stream: Stream) -> float:
-        """Mean band of the passes of the head that counts most, divided by the mean band of all passes."""
+        """Mean band of the passes of the most important head, divided by the mean band of all passes."""
         of = stream.header.bands.of.reshape(-1, *stream.header.cells.shape).astype(float)
         return float(of[:, 1, 0, 1].mean() / of.mean())
 
     assert place(with_it) < 0.6 < 0.8 < place(without)
 
 
-def test_the_decided_coder_is_sent(tiny_model: Path) -> None:
+def test_the_coder_that_the_policy_decided_is_sent(tiny_model: Path) -> None:
     fixed, entropy = (encoded(tiny_model, "", coder) for coder in ("fixed", "entropy"))
     for stream, coder in ((fixed, "fixed"), (entropy, "entropy")):
         assert read_header(memoryview(stream.prefix(3)), stream.header.cells.layout).coder == coder

@@ -1,4 +1,4 @@
-"""A lossless transfer changes nothing: neither a bit of the KV, nor the tokens of the same batches without a transfer."""
+"""A lossless transfer changes no bit of the KV and no token, compared with the same batches without a transfer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEAR_TIE = 1e-3
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Qwen3. In bfloat16 a request's tokens may depend on its batch, so they are compared for the same batches only."""
+    """A tiny random Qwen3. In bfloat16 a request's tokens may depend on its batch, so only the same batches are compared."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(4)
@@ -43,7 +43,7 @@ def prompts() -> list[Prompt]:
 
 
 def without_transfer(folder: Path, run: Pair) -> None:
-    """Repeat the same rows in the same iterations over KV that this engine computes itself: bits and choices must be the same."""
+    """Repeat the same rows in the same iterations over KV that this engine computes itself. Bits and choices must be the same."""
     engine = Engine(folder, KVLayout(read_spec(folder), blocks=256))
     given, rows, free = {p.tokens[0]: p for p in prompts()}, [], iter(range(256))
     for (tokens, kv), first in zip(run.watched.first_kv, (firsts_of(run)), strict=True):
@@ -83,7 +83,7 @@ def test_the_comparison_above_notices_a_lossy_transfer(folder: Path) -> None:
             without_transfer(folder, run)
 
 
-def test_in_fp32_the_tokens_are_those_of_generate_up_to_a_near_tie_that_was_recorded(folder: Path) -> None:
+def test_in_fp32_the_tokens_equal_those_of_generate_up_to_a_recorded_near_tie(folder: Path) -> None:
     if folder.name != "float32":
         pytest.skip("of fp32 alone")
     with pair(folder, RAW) as run:
@@ -103,14 +103,14 @@ def rows_of(run: Pair) -> dict[int, Prompt]:
 
 
 def same_up_to_a_near_tie(found: list[int], margins: list[float], expected: list[int]) -> None:
-    """margins: of all tokens but the first, which the prefill worker chose."""
+    """margins: score margins of all tokens but the first, which the prefill worker chose."""
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):
         if a != b:
             assert margins[i - 1] < NEAR_TIE
             return
 
 
-def test_a_peer_with_another_layout_is_refused_with_both_named_and_others_are_served(folder: Path, tiny_model: Path) -> None:
+def test_a_peer_with_another_layout_is_refused_naming_both_layouts_and_others_are_served(folder: Path, tiny_model: Path) -> None:
     ours = f"{folder.name}: 3 layers, 2 kv heads of 64, {folder.name}, blocks of"
     with pair(folder, RAW) as run:
         for stranger, theirs in (

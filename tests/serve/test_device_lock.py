@@ -25,12 +25,12 @@ with DeviceLock(Path(sys.argv[1])):
 """
 
 
-def test_one_holder_at_a_time_and_enqueued_work_is_waited_for(tmp_path: Path) -> None:
+def test_one_worker_holds_the_device_at_a_time_and_waits_for_its_enqueued_work(tmp_path: Path) -> None:
     inside: list[str] = []
     most: list[int] = []
 
     def work(name: str) -> None:
-        lock = DeviceLock(tmp_path / "device.lock", finish=lambda: inside.remove(name))  # its work ends only there
+        lock = DeviceLock(tmp_path / "device.lock", finish=lambda: inside.remove(name))  # its work ends only at this point
         for _ in range(50):
             with lock:
                 inside.append(name)

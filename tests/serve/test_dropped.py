@@ -1,4 +1,4 @@
-"""A real network between processes in network namespaces drops every packet for a while; the processes notice only the silence."""
+"""A real network between network namespaces drops every packet for a while. The processes notice only the silence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT
 
 
 @pytest.mark.parametrize("outage_s", [1.5, 6.0], ids=["shorter than the silence that is noticed", "longer"])
-def test_requests_outlive_an_outage_of_the_only_decode_worker(tiny_model: Path, tmp_path: Path, outage_s: float) -> None:
+def test_requests_survive_a_network_outage_of_the_only_decode_worker(tiny_model: Path, tmp_path: Path, outage_s: float) -> None:
     key = tmp_path / "key"
     key.write_bytes(secrets.token_bytes(32))
     key.chmod(0o600)

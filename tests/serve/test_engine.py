@@ -19,7 +19,7 @@ def generate(folder: Path, prompt: list[int], osl: int) -> list[int]:
     return model.generate(torch.tensor([prompt]), max_new_tokens=osl, do_sample=False)[0, len(prompt) :].tolist()
 
 
-def test_a_batch_over_scattered_and_adjacent_blocks_gives_the_tokens_of_generate(tiny_model: Path) -> None:
+def test_a_batch_over_scattered_or_adjacent_blocks_gives_the_tokens_of_generate(tiny_model: Path) -> None:
     engine = Engine(tiny_model, KVLayout(read_spec(tiny_model), blocks=64))
     random = torch.Generator().manual_seed(1)
     prompts = [torch.randint(0, 2048, (n,), generator=random).tolist() for n in (37, 100, 5, 16)]
@@ -33,7 +33,7 @@ def test_a_batch_over_scattered_and_adjacent_blocks_gives_the_tokens_of_generate
 
 
 def test_scores_after_a_prompt_are_those_of_the_whole_sequence_at_once(tiny_model: Path) -> None:
-    """Several tokens at a time, in scattered blocks, against one forward pass of transformers without a cache."""
+    """Several tokens at a time in scattered blocks are compared with one forward pass of transformers without a cache."""
     from transformers import AutoModelForCausalLM
 
     engine = Engine(tiny_model, KVLayout(read_spec(tiny_model), blocks=64))
@@ -67,6 +67,6 @@ def test_too_few_blocks_and_too_many_tokens_are_refused(tiny_model: Path) -> Non
         engine.prefill([0] * 1025, list(range(80)))
 
 
-def test_a_folder_without_a_config_says_what_to_do(tmp_path: Path) -> None:
+def test_a_model_folder_without_a_config_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no config\.json; give a Hugging Face folder"):
         read_spec(tmp_path)

@@ -66,7 +66,7 @@ def answer(prompt: Prompt) -> list[int]:
 
 @dataclass
 class FakeJob:
-    """A prompt on a made-up worker. out: its tokens and what was generated."""
+    """A prompt on a made-up worker. out: its prompt tokens and those generated so far."""
 
     prompt: SubmitPrompt
     out: list[int]
@@ -76,8 +76,8 @@ class FakeJob:
 class FakeWorker:
     """Takes the place of a WorkerProcess. It answers commands at once; each call of `work` does one step of its other work.
 
-    jobs: prefill: prompts to compute; decode: requests in the batch. sending: prompts whose KV is to be sent. refused: attempts that a
-    decode worker does not take.
+    jobs: prompts to compute on a prefill worker, requests in the batch of a decode worker. sending: prompts whose KV is to be sent.
+    refused: attempts that a decode worker does not take.
     """
 
     name: str
@@ -114,7 +114,7 @@ class FakeWorker:
                 self.jobs.clear()
 
     def say(self, report: WorkerReport) -> None:
-        """As it would come through the pipe."""
+        """Deliver a report in the form in which it would come through the pipe."""
         self.report(self.name, decode_report(encode(report)))
 
     def work(self, others: dict[str, FakeWorker], fails: bool) -> None:
@@ -138,7 +138,7 @@ class FakeWorker:
 
     def _send(self, job: FakeJob, others: dict[str, FakeWorker], fails: bool) -> None:
         target, attempt_id = others.get(job.prompt.destination), job.prompt.attempt_id
-        if fails:  # in the middle: some bytes were sent
+        if fails:  # the transfer breaks in the middle: some bytes were sent
             self.sent_bytes += 7
             self.say(AttemptFailed(attempt_id, "the link is cut", BrokenTransfer("raw", 7, 1.0, 2.0, "none")))
         elif target is None or target.dead or attempt_id in target.refused:
@@ -172,7 +172,7 @@ class FakeWorker:
 
 
 class FakeWorkers(Workers):
-    """fakes: by name, those that have ended too."""
+    """fakes: all workers by name, including those that have ended."""
 
     def __init__(self) -> None:
         super().__init__(lambda name, role, number: WorkerConfig(name, role, "", 1, 16, 1), Path("/nowhere"))
@@ -277,8 +277,8 @@ def finish(front: Frontend, workers: FakeWorkers, count: int, done: list[OpenReq
     raise AssertionError("it never came")
 
 
-def test_memory_to_decode_in_is_reserved_before_prefill_begins() -> None:
-    """A pool of 40 blocks of 16 holds two requests of 300 tokens: the third is not even prefilled."""
+def test_decode_memory_is_reserved_before_prefill_begins() -> None:
+    """A pool of 40 blocks of 16 tokens holds two requests of 300 tokens. The third one is not prefilled yet."""
     workers, done = started(1, 1), []
     front = frontend(workers, done)
     for i in range(3):
@@ -289,7 +289,7 @@ def test_memory_to_decode_in_is_reserved_before_prefill_begins() -> None:
     assert [t.tokens for t in done] == [answer(t.prompt) for t in done]
 
 
-def test_a_pair_that_failed_is_avoided_while_there_is_another() -> None:
+def test_a_failed_pair_of_workers_is_avoided_while_there_is_another() -> None:
     workers, done = started(), []
     front = frontend(workers, done)
     workers.fakes["d0"].refused = set(range(100))  # it takes no KV
@@ -298,10 +298,10 @@ def test_a_pair_that_failed_is_avoided_while_there_is_another() -> None:
     finish(front, workers, 8, done)
     assert {t.record.outcome for t in done if t.record} == {"completed"}
     assert {t.record.decode_node for t in done if t.record} == {"d1"}
-    assert sum(bool(t.failures) for t in done) == 4  # those that were placed on it first
+    assert sum(bool(t.failures) for t in done) == 4  # only the requests that were placed on it first
 
 
-def test_bytes_of_an_abandoned_attempt_are_reported_by_its_sender() -> None:
+def test_the_sender_reports_the_bytes_of_an_abandoned_attempt() -> None:
     """Both workers are told to drop the attempt. The decode worker answers first, but only the sender knows how much it sent."""
     workers, done = started(1, 1), []
     front = frontend(workers, done)
@@ -322,7 +322,7 @@ def test_bytes_of_an_abandoned_attempt_are_reported_by_its_sender() -> None:
     assert not front._attempts.awaits("p0")
 
 
-def test_a_request_whose_attempts_all_fail_says_why() -> None:
+def test_a_request_whose_attempts_all_fail_reports_the_reason() -> None:
     workers, done = started(1, 1), []
     front = frontend(workers, done)
     workers.fakes["d0"].refused = set(range(100))
@@ -333,7 +333,7 @@ def test_a_request_whose_attempts_all_fail_says_why() -> None:
     assert (record.outcome, record.reason, len(done[0].failures)) == ("failed", "p0: the link is cut", TRIES)
 
 
-def test_the_last_worker_of_a_role_cannot_leave_it_but_can_die() -> None:
+def test_the_last_worker_of_a_role_cannot_change_it_but_can_die() -> None:
     workers = started(1, 2)
     front = frontend(workers, [])
     with pytest.raises(ValueError, match="worker p0 is the last one for prefill; start another one first"):
@@ -350,7 +350,7 @@ def test_the_last_worker_of_a_role_cannot_leave_it_but_can_die() -> None:
         front.step(0.0)
 
 
-def test_a_quote_is_the_bytes_that_the_pairs_policy_would_send_over_its_estimate_of_the_link() -> None:
+def test_a_quote_divides_the_bytes_of_the_pairs_policy_by_its_estimate_of_the_link() -> None:
     workers, done = started(1, 1), []
     front = frontend(workers, done)
     raw_bytes = 100 * LAYOUT.model.kv_bytes_per_token
@@ -361,7 +361,7 @@ def test_a_quote_is_the_bytes_that_the_pairs_policy_would_send_over_its_estimate
 
 
 def test_a_policy_of_roles_moves_a_worker_once_it_has_drained() -> None:
-    """Prompts queue on the only prefill worker, while two decode workers have little to do."""
+    """Prompts wait for the only prefill worker, while two decode workers have little to do."""
     workers, done = started(1, 2), []
     front = frontend(workers, done, roles={"of": "arrow.Arrow", "period_s": 1e-3, "ttft_slo_s": 0.1, "tpot_slo_s": 10.0})
     front.submit(OpenRequest(Prompt(0, 0.0, (1,) * 100, 9)))
@@ -377,8 +377,8 @@ def test_a_policy_of_roles_moves_a_worker_once_it_has_drained() -> None:
     assert sorted(workers.serving("prefill")) == sorted(["p0", draining[0]])
 
 
-def test_a_draining_worker_gives_back_the_prompts_that_it_has_not_begun() -> None:
-    """Eight prompts are placed on p0 and p1 in turn. p0 has computed one of its four and sends it; the other three go to p1."""
+def test_a_draining_worker_hands_over_the_prompts_that_it_has_not_begun() -> None:
+    """Eight prompts are placed on p0 and p1 in turn. p0 has computed one of its four and is sending it; the other three go to p1."""
     workers, done = started(), []
     front = frontend(workers, done)
     for i in range(8):
@@ -389,7 +389,7 @@ def test_a_draining_worker_gives_back_the_prompts_that_it_has_not_begun() -> Non
     front.submit(OpenRequest(Prompt(8, 0.0, (8,) * 20, 5)))
     front.step(0.0)
     placed = [job.prompt.tokens[0] for job in workers.fakes["p1"].jobs]
-    assert placed == [1, 3, 5, 7, 8, 2, 4, 6]  # the ninth came before the worker had answered
+    assert placed == [1, 3, 5, 7, 8, 2, 4, 6]  # the ninth prompt came before the worker had answered
     finish(front, workers, 9, done)
     assert sorted((t.record.request_id, t.record.prefill_node) for t in done if t.record)[0] == (0, "p0")
     assert {t.record.prefill_node for t in done if t.record and t.record.request_id} == {"p1"}
@@ -400,7 +400,7 @@ def test_a_draining_worker_gives_back_the_prompts_that_it_has_not_begun() -> Non
 
 
 @pytest.mark.parametrize("of", ["colocated.Colocated", "conditional.Conditional", "load_aware.LoadAwareRoles"])
-def test_roles_that_need_a_worker_for_both_are_refused(of: str) -> None:
+def test_a_policy_of_roles_that_needs_a_worker_to_do_both_is_refused(of: str) -> None:
     with pytest.raises(ValueError, match="which real workers cannot do; take static, arrow, or load_aware"):
         WorkerRoles({"_target_": f"abkt.policy.roles.{of}"})
     assert not WorkerRoles({"_target_": "abkt.policy.roles.static.Static"}).moves

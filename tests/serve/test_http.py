@@ -1,4 +1,4 @@
-"""The HTTP endpoint over a service of made-up workers: answers, refusals and metrics. A real server, but no real model."""
+"""The HTTP endpoint over a service of made-up workers: answers, refusals and metrics. The server is real, the model is not."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TEXT = Text(vocabulary=11, eos=STOP, tokenizer=Letters())
 
 @contextmanager
 def server(key: str = "", working: bool = True, most_waiting: int = 256) -> Iterator[tuple[int, FakeWorkers]]:
-    """Its port. working: whether the made-up workers do any work."""
+    """Yields the port of a server. working: whether the made-up workers do any work."""
     import uvicorn
 
     workers, metrics, stop = started(1, 1), Metrics(), threading.Event()
@@ -72,7 +72,7 @@ def server(key: str = "", working: bool = True, most_waiting: int = 256) -> Iter
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Bounded, so that a hang is a failure."""
+    """Wait for a limited time, so that a hang is a failure."""
     until_s = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until_s, "it never came"
@@ -132,7 +132,7 @@ def test_whole_and_streamed_answers_are_the_models_and_are_counted() -> None:
         assert ask(port, path="/v1/models")[1]["data"][0]["id"] == "tiny"
 
 
-def test_health_follows_the_workers() -> None:
+def test_health_reports_whether_workers_of_both_roles_are_ready() -> None:
     with server() as (port, workers):
         assert ask(port, path="/health")[:2] == (200, {"status": "ok", "prefill": ["p0"], "decode": ["d0"], "open": 0})
         workers.fakes["d0"].dead = True
@@ -152,10 +152,10 @@ def test_without_the_key_only_health_is_answered() -> None:
         assert ask(port, path="/health")[0] == 200
 
 
-def test_too_many_waiting_requests_get_429_and_one_that_can_never_fit_gets_400() -> None:
+def test_a_request_gets_429_when_too_many_wait_and_400_when_it_can_never_fit() -> None:
     with server(working=False, most_waiting=1) as (port, _), ExitStack() as clients:
         big = {"prompt": [1] * 250, "max_tokens": 40}
-        for i in range(3):  # two have a place, the third waits
+        for i in range(3):  # two requests have memory, the third waits
             client = clients.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port)))
             client.request("POST", "/v1/completions", json.dumps(big).encode())
             wait_for(lambda open_=i + 1: ask(port, path="/health")[1]["open"] == open_)
@@ -214,7 +214,7 @@ def one_server() -> Iterator[int]:
         yield port
 
 
-def test_fields_become_a_sampling_with_openais_defaults() -> None:
+def test_request_fields_become_a_sampling_with_openais_defaults() -> None:
     given = prompt_of({"prompt": [1, 2], "temperature": 0.5, "top_p": 0.9, "top_k": 4, "seed": 7, "ignore_eos": True}, "tiny", TEXT)
     assert (given.tokens, given.osl, given.stop, given.sampling) == ((1, 2), 16, -1, Sampling(0.5, 4, 0.9, 7))
     default = prompt_of({"prompt": [1, 2]}, "tiny", TEXT)

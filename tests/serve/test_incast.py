@@ -1,4 +1,4 @@
-"""Four prefill workers send to one decode worker at once. Its price reaches them, so each sends less than it would alone."""
+"""Four prefill workers send to one decode worker at once. They receive its price, so each sends less than it would alone."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ def test_the_receivers_price_makes_senders_send_less() -> None:
     heard, deaf = (incast(hears) for hears in (True, False))
     assert heard.bytes < deaf.bytes  # without the price each sees its own backlog only
     assert heard.price > deaf.price
-    assert 0 < deaf.distortion < 0.3  # within the policy's bounds, and not all that could be sent
+    assert 0 < deaf.distortion < 0.3  # within the policy's bounds, and less than the whole stream
     assert 0 < heard.distortion < 0.3
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """bytes: of all transfers. price: the highest that a sender saw when its transfer was acknowledged. distortion: the highest."""
+    """bytes: sum over all transfers. price: the highest price that a sender saw when its transfer was acknowledged. distortion: the highest
+    of all transfers."""
 
     bytes: int
     price: float
@@ -51,7 +52,7 @@ class Outcome:
 
 
 class Deaf:
-    """Ignores the receiver's price."""
+    """A price that ignores the receiver's updates."""
 
     def update(self, now_s: float, per_byte: float) -> None: ...
 
@@ -60,7 +61,7 @@ class Deaf:
 
 
 class UnevenEngine:
-    """Takes the place of an Engine: KV that differs from head to head in how much it varies."""
+    """Takes the place of an Engine. The heads of its KV vary by different amounts."""
 
     def __init__(self) -> None:
         model = ModelSpec("made-up", layers=4, kv_heads=4, head_dim=64, dtype="bfloat16", hidden=256, heads=4, max_tokens=2048)
@@ -74,7 +75,7 @@ class UnevenEngine:
 
 
 def incast(hears: bool) -> Outcome:
-    """Work for 0.8 s of the receiver's NIC, in four equal transfers of different senders."""
+    """Run four equal transfers from different senders, together 0.8 s of work for the receiver's NIC."""
     config = WorkerConfig("d0", "decode", "", blocks=SENDERS * 140, block_tokens=16, max_batch=4, importance_window=0)
     engine = UnevenEngine()
     equipment = Equipment(engine, Codec(engine.layout), Segments(engine.layout.blocks))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Transfers that begin while prefill still runs: the same KV in another order of bytes, and records that add up."""
+"""Transfers that begin while prefill still runs deliver the same KV in another order of bytes, and their records add up."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def groups() -> list[LayerGroup]:
 
 
 def taken(source: LayeredSource, sizes: Iterator[int], add: list[object], token: int) -> bytes:
-    """The bytes that a sender takes from a source; a group is added whenever it has to wait."""
+    """The bytes that a sender takes from a source. A group is added whenever the sender has to wait."""
     data, waiting = b"", [*add]
     while True:
         until, last = source.available(0.0, len(data))
@@ -59,8 +59,8 @@ def taken(source: LayeredSource, sizes: Iterator[int], add: list[object], token:
 
 @settings(max_examples=20)
 @given(cuts=st.lists(st.integers(0, 80), min_size=1, max_size=30), frames=st.lists(st.integers(1, 60_000), min_size=1, max_size=9))
-def test_each_group_arrives_up_to_its_own_cut(pool: Pool, groups: list[LayerGroup], cuts: list[int], frames: list[int]) -> None:
-    """The policy answers with these cuts, one after another, and repeats the last; bytes that were sent are never taken back."""
+def test_each_layer_group_arrives_up_to_its_own_cut(pool: Pool, groups: list[LayerGroup], cuts: list[int], frames: list[int]) -> None:
+    """The policy answers with these cuts in turn and repeats the last one. Bytes that were sent stay sent."""
     table, asked = list(range(3, 14)), iter(cuts)
     streams = [group.encode(pool, table, TOKENS, Decision("stream"), Importance(8)) for group in groups]
     seen: list[tuple[int, int, int]] = []
@@ -87,7 +87,7 @@ def test_each_group_arrives_up_to_its_own_cut(pool: Pool, groups: list[LayerGrou
         assert all(cut == min(cuts[0], len(s.ends) - 1) for s, cut in zip(streams, source.cuts, strict=True))
 
 
-def test_a_group_comes_back_as_its_stream_says_and_touches_no_other(pool: Pool, groups: list[LayerGroup]) -> None:
+def test_expanding_a_layer_group_writes_its_values_and_no_other_groups(pool: Pool, groups: list[LayerGroup]) -> None:
     table, other = list(range(3, 14)), list(range(12, 1, -1))
     for group, (first, stop) in zip(groups, SPANS, strict=True):
         stream = group.encode(pool, table, TOKENS, Decision("stream"), Importance(8))
@@ -104,7 +104,7 @@ def test_a_group_comes_back_as_its_stream_says_and_touches_no_other(pool: Pool, 
 
 @settings(max_examples=20)
 @given(sizes=st.lists(st.integers(1, 40_000), min_size=1, max_size=7))
-def test_raw_groups_arrive_in_their_places(pool: Pool, sizes: list[int]) -> None:
+def test_raw_layer_groups_arrive_in_their_blocks(pool: Pool, sizes: list[int]) -> None:
     table, other, target = list(range(3, 14)), list(range(12, 1, -1)), Pool(LAYOUT)
     size = len(table) * LAYOUT.block_bytes + footer_bytes(GROUPS)
     source = LayeredSource(GROUPS, size)
@@ -144,13 +144,13 @@ def layered(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield running
 
 
-def test_raw_by_layers_gives_the_tokens_of_a_single_process(layered: LocalCluster) -> None:
+def test_raw_layer_groups_give_the_tokens_of_a_single_process(layered: LocalCluster) -> None:
     run = layered.run(prompts(), RAW, UNLIMITED, SLOW_SLO)
     assert run.outputs == {p.request_id: generate(layered.spec.model_folder, list(p.tokens), p.osl) for p in prompts()}
 
 
 @pytest.mark.parametrize("bitrate", [RAW, INT8, EMBEDDED], ids=["raw", "int8", "embedded"])
-def test_records_of_layers_add_up(layered: LocalCluster, bitrate: dict[str, object]) -> None:
+def test_the_records_of_layer_groups_add_up(layered: LocalCluster, bitrate: dict[str, object]) -> None:
     given = prompts(lengths=(500, 300, 37))
     run = layered.run(given, bitrate, LINK, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * len(given)
@@ -164,7 +164,7 @@ def test_records_of_layers_add_up(layered: LocalCluster, bitrate: dict[str, obje
             assert r.distortion_start < 1e-3
 
 
-def test_a_prompt_whose_first_token_is_its_last_leaves_nothing_behind(layered: LocalCluster) -> None:
+def test_a_request_that_ends_at_its_first_token_leaves_no_memory_reserved(layered: LocalCluster) -> None:
     (one,) = prompts(lengths=(300,), osl=1)
     first = layered.run([one], EMBEDDED, LINK, SLOW_SLO).outputs[0]
     run = layered.run([replace(one, osl=8, stop=first[0])], EMBEDDED, LINK, SLOW_SLO)
@@ -173,6 +173,6 @@ def test_a_prompt_whose_first_token_is_its_last_leaves_nothing_behind(layered: L
     assert [r.outcome for r in again.requests] == ["completed"] * 2
 
 
-def test_paced_workers_take_no_layer_groups(tiny_model: Path) -> None:
+def test_paced_workers_refuse_layer_groups(tiny_model: Path) -> None:
     with pytest.raises(ValueError, match="layer_groups is 2"):
         LocalClusterSpec(tiny_model, layer_groups=2, paced=tiny_model / "profile.json")

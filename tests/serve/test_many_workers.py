@@ -1,4 +1,4 @@
-"""Real clusters of several workers, which are killed, frozen or cut off, start, leave and change roles. The answers must not change."""
+"""Real clusters of several workers. Workers are killed, frozen, cut off, start, leave and change roles. The answers must not change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def expected(cluster: LocalCluster, given: list[Prompt]) -> dict[int, list[int]]
     return {p.request_id: generate(cluster.spec.model_folder, list(p.tokens), p.osl) for p in given}
 
 
-def test_every_pair_of_workers_serves_and_the_tokens_are_those_of_one_process(cluster: LocalCluster) -> None:
+def test_every_pair_of_workers_serves_the_tokens_of_a_single_process(cluster: LocalCluster) -> None:
     given = prompts(12, gap_s=0.05)
     run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO)
     assert run.outputs == expected(cluster, given)
@@ -52,9 +52,7 @@ def test_every_pair_of_workers_serves_and_the_tokens_are_those_of_one_process(cl
 
 @pytest.mark.parametrize("victim", ["p0", "d0"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-def test_a_worker_that_is_lost_is_noticed_and_its_requests_are_served_by_others(
-    cluster: LocalCluster, victim: str, how: signal.Signals
-) -> None:
+def test_other_workers_serve_the_requests_of_a_lost_one(cluster: LocalCluster, victim: str, how: signal.Signals) -> None:
     given = prompts(24)
     seen: list[RequestRecord] = []
 
@@ -70,8 +68,8 @@ def test_a_worker_that_is_lost_is_noticed_and_its_requests_are_served_by_others(
     assert victim not in {name for r in after.requests for name in (r.prefill_node, r.decode_node)}
 
 
-def test_a_link_that_swallows_everything_is_avoided(cluster: LocalCluster) -> None:
-    """From the middle of the run on, the link of p0 and p1 to d0 takes every byte and delivers none."""
+def test_a_link_that_delivers_nothing_is_avoided(cluster: LocalCluster) -> None:
+    """From the middle of the run on, the link from p0 and p1 to d0 accepts every byte and delivers none."""
     given = prompts(16)
     worker = cluster.workers.states["d0"]
     with BlackHole(worker.address) as hole:
@@ -88,7 +86,7 @@ def test_a_link_that_swallows_everything_is_avoided(cluster: LocalCluster) -> No
     assert {r.decode_node for r in moved} == {"d1"}
 
 
-def test_workers_start_leave_and_change_their_role_while_requests_are_served(cluster: LocalCluster) -> None:
+def test_workers_may_start_leave_and_change_their_role_while_requests_are_served(cluster: LocalCluster) -> None:
     given = prompts(60, gap_s=0.4)
     changes = [
         PlannedRoleChange(0.5, "d9", "decode"),

@@ -1,4 +1,4 @@
-"""Messages between the frontend and its workers: each comes back from its line as it was, and a damaged line is refused in one line."""
+"""Messages between the frontend and its workers are read back from their line unchanged, and a damaged line is refused with one line."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def back(message: object) -> object:
 
 
 @given(MESSAGES)
-def test_every_message_comes_back_as_it_was(message: object) -> None:
+def test_every_message_is_read_back_unchanged(message: object) -> None:
     line = encode(message)
     assert "\n" not in line
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -75,8 +75,8 @@ def test_every_message_comes_back_as_it_was(message: object) -> None:
 
 
 @pytest.mark.parametrize("kind", [*get_args(WorkerCommand), *get_args(WorkerReport)], ids=lambda kind: kind.__name__)
-def test_each_kind_is_known(kind: type) -> None:
-    """Its strategy above makes it, and its fields' types can be read."""
+def test_each_kind_of_message_can_be_made_and_read(kind: type) -> None:
+    """The strategy above makes this kind, and the types of its fields can be read."""
     found: list[object] = []
 
     @given(PREFILL_RUNS if kind is StartPrefillRun else st.from_type(kind))
@@ -88,7 +88,7 @@ def test_each_kind_is_known(kind: type) -> None:
     assert found
 
 
-def test_a_worker_gets_its_config_and_the_profile_of_a_run() -> None:
+def test_a_workers_config_and_the_profile_of_a_run_are_read_back_unchanged() -> None:
     config = WorkerConfig("d0", "decode", "folder", 80, 16, 4, core=1, key_file="key", encrypt=True)
     assert decode_config(encode(config)) == config
     curve = Curve((1.0, 2.0), (1.0, 0.0), (0.0, 8.0))
@@ -129,7 +129,7 @@ def test_a_damaged_line_is_refused_in_one_line(line: str | bytes, reason: str) -
 
 
 @given(MESSAGES, st.data())
-def test_no_damage_of_a_field_passes_unseen(message: object, data: st.DataObject) -> None:
+def test_a_lost_added_or_changed_field_is_refused_in_one_line(message: object, data: st.DataObject) -> None:
     members = json.loads(encode(message))
     name = data.draw(st.sampled_from(sorted(members)))
     kind = data.draw(st.sampled_from(["lost", "added", "changed"]))

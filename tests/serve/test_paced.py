@@ -1,4 +1,4 @@
-"""compute=paced: the KV is what the model computes; the times are those of the profile."""
+"""With compute=paced the model computes the KV, and the times are those of the profile."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def profile(tiny_model: Path) -> Profile:
     return roofline(gpu, read_spec(tiny_model), (RateCurve(64, CURVE, CURVE),))
 
 
-def test_its_kv_and_queries_are_those_of_the_model(tiny_model: Path) -> None:
+def test_a_paced_engine_gives_the_models_kv_and_queries(tiny_model: Path) -> None:
     layout = KVLayout(read_spec(tiny_model), blocks=64)
     engine, tokens = Engine(tiny_model, layout), torch.randint(0, 2048, (200,), generator=torch.Generator().manual_seed(3)).tolist()
     paced = PacedEngine(engine, profile(tiny_model))
@@ -51,7 +51,7 @@ def test_its_kv_and_queries_are_those_of_the_model(tiny_model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_more_workers_than_cores_with_a_change_of_roles(tiny_model: Path, tmp_path: Path) -> None:
+def test_more_paced_workers_than_cores_serve_and_change_roles(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     costs = profile(tiny_model)
     costs.save(path)
@@ -64,7 +64,7 @@ def test_more_workers_than_cores_with_a_change_of_roles(tiny_model: Path, tmp_pa
     for r in run.requests:
         assert r.prefill_busy_s >= costs.fit("prefill").seconds(tokens=r.isl)  # a sleep is never shorter
         assert r.decode_busy_s >= (r.osl - 1) * costs.fit("decode").seconds(batch=1, context=r.isl)
-        assert r.isl < 100 or 0 < r.distortion_start < 1e-3  # of real KV through the real codec
+        assert r.isl < 100 or 0 < r.distortion_start < 1e-3  # the distortion of real KV after the real codec
     assert {token for tokens in run.outputs.values() for token in tokens} == {0}
 
 

@@ -1,4 +1,4 @@
-"""One expectation of a transfer: the frontend's quote, the worker's decision and the simulator see the same curves and codec times."""
+"""The frontend's quote, the worker's decision and the simulator see the same curves and codec times of a transfer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def line(base_s: float, token_s: float) -> Fit:
 
 
 def profile(lossless: bool, entropy: bool) -> Profile:
-    """Of every codec another time, so that none can stand for another."""
+    """A profile in which every codec has a different time, so that a test notices if one is used for another."""
     names = [f"{stage}/{codec}" for codec in ("raw", "2", "4", "8", "lossless", "entropy") for stage in ("encode", "expand")]
     has = {"lossless": lossless, "entropy": entropy}
     fits = {name: line(1e-3 * (i + 1), 1e-6 * (i + 1)) for i, name in enumerate(names) if has.get(name.partition("/")[2], True)}
@@ -62,7 +62,7 @@ def workers_view(made: Profile, tokens: int, deadline_s: float, device: str = "c
 
 
 @given(st.integers(1, 9999), st.floats(-10, 100), st.booleans(), st.booleans())
-def test_quote_decision_and_simulator_see_the_same(tokens: int, deadline_s: float, lossless: bool, entropy: bool) -> None:
+def test_quote_decision_and_simulator_see_the_same_transfer(tokens: int, deadline_s: float, lossless: bool, entropy: bool) -> None:
     made = profile(lossless, entropy)
     quote = Expectations(made, LAYOUT, 1.0).view(tokens, deadline_s)
     decision = workers_view(made, tokens, deadline_s)
@@ -77,7 +77,7 @@ def test_quote_decision_and_simulator_see_the_same(tokens: int, deadline_s: floa
 
 
 @given(st.integers(1, 9999), st.sampled_from(["raw", "lossless", "fixed", "entropy"]), st.integers(0, 2))
-def test_a_quote_counts_what_the_decided_coder_sends_and_takes(tokens: int, codec: str, cut: int) -> None:
+def test_a_quote_counts_the_bytes_and_times_of_the_decided_coder(tokens: int, codec: str, cut: int) -> None:
     made = profile(lossless=True, entropy=True)
     costs, view = Costs(made), Expectations(made, LAYOUT, 1.0).view(tokens, 0.0)
     decision = Decision(codec) if codec in ("raw", "lossless") else Decision("stream", cut=cut, coder=codec)  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def test_a_quote_counts_what_the_decided_coder_sends_and_takes(tokens: int, code
     )
 
 
-def test_an_entropy_coder_that_was_not_measured_is_quoted_as_the_fixed_one() -> None:
+def test_an_unmeasured_entropy_coder_is_quoted_as_the_fixed_coder() -> None:
     view = Expectations(profile(lossless=True, entropy=False), LAYOUT, 1.0).view(500, 0.0)
     assert quoted(view, Decision("stream", cut=1, coder="entropy")) == quoted(view, Decision("stream", cut=1))
 

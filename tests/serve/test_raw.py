@@ -1,4 +1,4 @@
-"""The bytes of a raw transfer: the same from the pool's own memory and through the host's, and back into other blocks."""
+"""A raw transfer's bytes are the same from the pool's own memory and through the host's, and arrive in the blocks of the receiver."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def check(ours, theirs, before):
     assert torch.equal(bits[untouched], before.data.view(torch.int16)[untouched])
 
 
-def test_a_device_pool_is_read_and_written_in_place_one_piece_a_run():
-    """Tested on a CPU pool, whose pieces are the same."""
+def test_a_device_pool_is_read_and_written_in_place_with_one_piece_for_each_run():
+    """The test uses a CPU pool, whose pieces are the same."""
     ours, theirs, before = pool(1), pool(2), pool(2)
     source, sink = raw.device_pieces(ours, TABLE), raw.device_pieces(theirs, OTHER)
     size = ours.layout.block_bytes
@@ -64,7 +64,7 @@ def test_a_device_pool_is_read_and_written_in_place_one_piece_a_run():
     check(ours, theirs, before)
 
 
-def test_only_a_transport_that_reaches_gpus_reads_their_memory_itself():
+def test_only_a_transport_with_gpu_access_reads_device_memory_directly():
     on_gpu = SimpleNamespace(data=SimpleNamespace(device=torch.device("cuda")))
     assert [raw.in_place(on_gpu, transport) for transport in ("tcp", "unix", "shm", "nixl", "cuda_ipc")] == [False] * 4 + [True]
     assert raw.in_place(pool(1), "tcp")

@@ -43,7 +43,7 @@ def test_lossless_transfers_give_the_tokens_of_a_single_process(cluster: LocalCl
 
 
 @pytest.mark.parametrize("bitrate", [RAW, LOSSLESS, INT8, EMBEDDED], ids=["raw", "lossless", "int8", "embedded"])
-def test_records_add_up(cluster: LocalCluster, bitrate: dict[str, object]) -> None:
+def test_the_times_of_a_record_add_up(cluster: LocalCluster, bitrate: dict[str, object]) -> None:
     run = cluster.run(prompts(), bitrate, LINK, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * 5
     assert {t.request_id for t in run.transfers} == {r.request_id for r in run.requests}
@@ -70,20 +70,20 @@ LEARNING = {name: configs(8e6)[name] for name in ("cachegen", "kvserve", "state_
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_policies_that_learn_run_on_real_workers(cluster: LocalCluster, name: str) -> None:
+def test_policies_with_a_state_run_on_real_workers(cluster: LocalCluster, name: str) -> None:
     run = cluster.run(prompts(lengths=(200, 500, 64), gap_s=0.0), LEARNING[name], LINK, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * 3
     assert all(t.price > 0 for t in run.transfers)
 
 
-def test_a_policy_that_the_profile_cannot_serve_is_refused_before_anything_runs(cluster: LocalCluster) -> None:
+def test_a_policy_whose_codec_the_profile_lacks_is_refused_before_anything_runs(cluster: LocalCluster) -> None:
     gpu = GpuSpec("none", flops=1e12, memory_bytes_per_s=1e10, memory_bytes=1e10)
     curve = RateCurve(64, Curve((0.1, 0.5), (1.0, 0.01), (0.0, 8.0)), Curve((0.1, 0.5), (1.0, 0.01), (0.0, 8.0)))
     with pytest.raises(ValueError, match="encode/lossless"):
-        cluster.run(prompts(), LOSSLESS, UNLIMITED, SLOW_SLO, roofline(gpu, cluster.model, (curve,)))  # which has none for float32
+        cluster.run(prompts(), LOSSLESS, UNLIMITED, SLOW_SLO, roofline(gpu, cluster.model, (curve,)))  # none for float32
 
 
-def test_memory_for_one_request_at_a_time_delays_but_loses_nothing(cluster: LocalCluster) -> None:
+def test_memory_for_one_request_at_a_time_delays_requests_but_loses_none(cluster: LocalCluster) -> None:
     run = cluster.run(prompts(lengths=(600, 600, 600), gap_s=0.0), INT8, UNLIMITED, SLOW_SLO)
     assert [r.outcome for r in run.requests] == ["completed"] * 3
 
@@ -95,7 +95,7 @@ def test_a_request_that_can_never_fit_is_rejected_with_its_reason(cluster: Local
     assert len(kept) == 2
 
 
-def test_a_worker_that_dies_is_named_and_the_others_end(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_dead_worker_is_named_and_the_others_end(tiny_model: Path, tmp_path: Path) -> None:
     kept: list[RequestRecord] = []
     with LocalCluster(LocalClusterSpec(tiny_model, pool_tokens=1024), tmp_path) as cluster:
         pids = {name: worker.process.pid for name, worker in cluster.workers.states.items()}

@@ -1,4 +1,4 @@
-"""Refinement behind the start: what the pool holds at each iteration, what is reported of it, and the memory of the codes."""
+"""Refinement on a decode worker: the values in the pool at each iteration, the reported distortion, and the memory of the codes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from abkt.transfer.transports.tcp import Tcp
 from tests.serve.test_real_cluster import EMBEDDED, prompts
 
 WAIT_S = 30.0
-TOKENS = 200  # so the last block is shared with what is decoded
+TOKENS = 200  # so decoded tokens share the last block
 REFINING = {**EMBEDDED, "refine_distortion": 0.0, "target_distortion": 0.02, "mean_distortion": 0.05, "max_distortion": 0.08}
 
 
@@ -84,7 +84,7 @@ class SteppedWorker:
         assert sent.cut == start
 
     def handle(self, kind: type[WorkerEvent]) -> None:
-        """Let the main loop take up the next event, which must be of this kind."""
+        """Let the main loop handle the next event, which must be of this kind."""
         event = self.control.inbox.get(timeout=WAIT_S)
         assert isinstance(event, kind)
         self.worker._handle(event)
@@ -123,7 +123,7 @@ def bench(equipment: Equipment, config: WorkerConfig) -> Iterator[SteppedWorker]
 
 
 def expansion(bench: SteppedWorker, stream: Stream, cut: int) -> torch.Tensor:
-    """What a prefix of a stream expands to: [layers, kinds, heads, tokens, dim]."""
+    """The values that a prefix of a stream expands to: [layers, kinds, heads, tokens, dim]."""
     layout = bench.equipment.engine.layout
     pool, table = Pool(layout), list(range(layout.blocks_for(stream.tokens)))
     bench.equipment.codec.expand(stream.prefix(cut), pool, table)
@@ -135,7 +135,7 @@ def prompt_of(pool: Pool, table: list[int], tokens: int) -> torch.Tensor:
     return torch.stack([torch.stack(pool.read(table, layer, tokens)) for layer in range(layers)])
 
 
-def test_a_longer_prefix_is_written_between_two_iterations_and_decoded_kv_stays(bench: SteppedWorker) -> None:
+def test_a_longer_prefix_is_written_between_iterations_and_leaves_decoded_kv_unchanged(bench: SteppedWorker) -> None:
     stream = bench.stream()
     finest = len(stream.ends) - 1
     cuts = [2, finest // 2, finest]
@@ -181,7 +181,7 @@ def test_a_longer_prefix_is_written_between_two_iterations_and_decoded_kv_stays(
     assert bench.followed.get(timeout=WAIT_S).reason == ""
 
 
-def test_the_codes_of_a_finished_request_are_freed_and_no_more_arrive(bench: SteppedWorker) -> None:
+def test_a_finished_request_frees_its_codes_and_receives_no_more(bench: SteppedWorker) -> None:
     stream = bench.stream()
     bench.send(1, stream, 2, osl=3)
     bench.handle(KVArrived)
@@ -226,8 +226,8 @@ def test_a_new_transfer_gets_the_memory_of_refinements(bench: SteppedWorker) -> 
     assert bench.worker.memory.codes.held_bytes <= bench.worker.memory.codes.capacity_bytes
 
 
-def test_damage_fails_its_request_alone(bench: SteppedWorker, caplog: pytest.LogCaptureFixture) -> None:
-    """Every frame is whole, but the bytes are not a stream of this codec: the peer is at fault, not the network."""
+def test_a_damaged_stream_fails_only_its_own_request(bench: SteppedWorker, caplog: pytest.LogCaptureFixture) -> None:
+    """Every frame is intact, but the bytes are not a stream of this codec. The peer is at fault, not the network."""
     free = bench.equipment.segments.can_allocate
     blocks = next(n for n in range(80, 0, -1) if free(n))
     for number, damaged in ((1, True), (2, False)):
@@ -251,7 +251,7 @@ def test_damage_fails_its_request_alone(bench: SteppedWorker, caplog: pytest.Log
     assert free(blocks)
 
 
-def test_a_damaged_refinement_leaves_the_values_that_were_there(bench: SteppedWorker) -> None:
+def test_a_damaged_refinement_leaves_the_committed_values(bench: SteppedWorker) -> None:
     stream = bench.stream()
     bench.send(1, stream, 2, osl=9)
     bench.handle(KVArrived)
@@ -276,7 +276,7 @@ def outgoing_of(bench: SteppedWorker, number: int, stream: Stream) -> Outgoing:
 # In a cluster
 
 
-def test_refined_requests_add_up(cluster: LocalCluster) -> None:
+def test_the_records_of_refined_requests_add_up(cluster: LocalCluster) -> None:
     """On this link most of a stream arrives while tokens are decoded."""
     given = prompts(lengths=(200, 300, 250), osl=200, gap_s=0.2)
     run = cluster.run(given, REFINING, Capacity.constant(1.2e6), SLO(ttft_s=0.3, tpot_s=1.0))

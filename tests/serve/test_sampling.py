@@ -15,7 +15,7 @@ LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
 
 
 def draws(sampling: Sampling, n: int = 4000) -> list[float]:
-    """Shares of the four tokens over n positions."""
+    """The share of draws that each of the four tokens gets over n positions."""
     tokens = [c.token for c in choose(LOGITS.expand(n, 4), [sampling] * n, range(n))]
     return [tokens.count(t) / n for t in range(4)]
 
@@ -25,19 +25,19 @@ def draws(sampling: Sampling, n: int = 4000) -> list[float]:
     [
         (Sampling(1.0, seed=1), [0.5, 0.25, 0.15, 0.1]),
         (Sampling(1.0, top_k=2, seed=2), [2 / 3, 1 / 3, 0, 0]),
-        (Sampling(1.0, top_p=0.5, seed=3), [1, 0, 0, 0]),  # the first token alone has it
+        (Sampling(1.0, top_p=0.5, seed=3), [1, 0, 0, 0]),  # the first token alone has this share
         (Sampling(1.0, top_p=0.76, seed=4), [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0]),
         (Sampling(1.0, top_k=3, top_p=0.8, seed=5), [2 / 3, 1 / 3, 0, 0]),  # of the 0.9 that top_k leaves, the first two have 0.83
         (Sampling(0.5, seed=6), [p * p / 0.345 for p in (0.5, 0.25, 0.15, 0.1)]),
     ],
     ids=["all", "top_k", "top_p", "top_p of three", "both", "cold"],
 )
-def test_draws_have_the_shares_of_the_softmax(sampling: Sampling, shares: list[float]) -> None:
+def test_draws_have_the_probabilities_of_the_softmax(sampling: Sampling, shares: list[float]) -> None:
     for found, expected in zip(draws(sampling), shares, strict=True):
         assert abs(found - expected) <= 4.5 * math.sqrt(expected * (1 - expected) / 4000)  # 4.5 standard deviations
 
 
-def test_greedy_takes_the_likeliest_token_and_gives_its_margin() -> None:
+def test_greedy_sampling_takes_the_likeliest_token_and_gives_its_margin() -> None:
     (choice,) = choose(torch.tensor([[1.0, 3.5, 3.0]]), [GREEDY], [7])
     assert choice == Choice(1, 0.5)
 
@@ -57,7 +57,7 @@ def test_a_row_gets_the_same_token_alone_and_in_any_batch(rows: list[tuple[float
         assert choose(logits[i : i + 1], [sampling], [row[-1]]) == [together[i]]
 
 
-def test_seed_and_position_both_decide() -> None:
+def test_a_draw_depends_on_the_seed_and_the_position() -> None:
     flat = torch.zeros(200, 1024)
     one = [c.token for c in choose(flat, [Sampling(1.0, seed=1)] * 200, range(200))]
     two = [c.token for c in choose(flat, [Sampling(1.0, seed=2)] * 200, range(200))]
@@ -83,7 +83,7 @@ def test_values_out_of_range_are_refused_in_one_line(members: dict[str, object],
         Sampling.of(members)
 
 
-def test_fields_are_read_back() -> None:
+def test_the_fields_of_a_sampling_are_read_back() -> None:
     sampling = Sampling(0.7, 40, 0.9, 123)
     assert Sampling.of({**sampling.fields(), "osl": 5}) == sampling
     assert Sampling.of({"osl": 5}) == GREEDY
@@ -93,6 +93,6 @@ def test_fields_are_read_back() -> None:
 
 
 @pytest.mark.parametrize("members", [{}, {"osl": "5"}, {"osl": True}, {"osl": 5, "stop": 1.5}, {"osl": 5, "stream": 1}])
-def test_an_offer_that_says_no_generation_is_refused(members: dict[str, object]) -> None:
+def test_an_offer_without_valid_generation_fields_is_refused(members: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="they must be two integers and a boolean"):
         Generation.of(members)

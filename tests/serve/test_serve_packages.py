@@ -16,7 +16,7 @@ PACKAGES = ("abkt.serve", "abkt.serve.engine", "abkt.serve.frontend", "abkt.serv
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_public_names_are_there(package: str) -> None:
+def test_every_public_name_exists(package: str) -> None:
     module = import_module(package)
     assert [getattr(module, name).__name__ for name in module.__all__] == list(module.__all__)
     with pytest.raises(AttributeError, match=r"has no attribute 'Nothing'"):
@@ -32,7 +32,7 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
     ("package", "others"),
     [("engine", {"engine"}), ("worker", {"engine", "worker", "commands", "errors", "expect", "messages", "pacing", "reports"})],
 )
-def test_engine_and_workers_know_nothing_of_the_frontend(package: str, others: set[str]) -> None:
+def test_engine_and_workers_do_not_import_the_frontend(package: str, others: set[str]) -> None:
     for path in (Path(abkt.serve.__file__).parent / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("abkt.serve."):

@@ -1,4 +1,4 @@
-"""A worker process as its frontend holds it: a frozen one is noticed and blocks nothing. The test sets the time itself."""
+"""A worker process as its frontend sees it. A frozen worker is noticed and blocks nothing. The tests set the time themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from abkt.serve.errors import WorkerDied
 from abkt.serve.frontend.process import PING_S, SILENCE_S, Events, WorkerProcess
 
 
-def test_a_frozen_worker_blocks_nothing_and_is_killed_when_it_has_been_silent(tmp_path: Path) -> None:
+def test_a_frozen_worker_blocks_nothing_and_is_killed_after_its_silence_limit(tmp_path: Path) -> None:
     events: Events = SimpleQueue()
     worker = WorkerProcess(WorkerConfig("p0", "prefill", "nowhere", 1, 16, 1), tmp_path, events)
     os.kill(worker.pid, signal.SIGSTOP)
@@ -36,10 +36,10 @@ def test_a_frozen_worker_blocks_nothing_and_is_killed_when_it_has_been_silent(tm
     worker.end(ask=False)
 
 
-def test_a_frontend_that_was_stopped_itself_kills_no_worker(tmp_path: Path) -> None:
+def test_a_frontend_that_was_itself_stopped_kills_no_worker(tmp_path: Path) -> None:
     worker = WorkerProcess(WorkerConfig("p0", "prefill", "nowhere", 1, 16, 1), tmp_path, SimpleQueue())
     os.kill(worker.pid, signal.SIGSTOP)
-    worker.watch(time.monotonic() + 60.0)  # a minute later it asks for the first time
+    worker.watch(time.monotonic() + 60.0)  # a minute later the frontend asks for the first time
     assert not worker.killed
     worker.end(ask=False)
     assert worker.ended

@@ -1,4 +1,4 @@
-"""A toy machine: costs with odd digits, so that events of different nodes do not happen at the same time by chance."""
+"""A made-up machine. Its costs have odd digits, so that events of different nodes do not fall on the same time by chance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNIFORM = Curve((0.02, 0.14, 0.27, 0.52), (1.0, 0.2, 0.01, 0.0001), (0.0, 2.0, 4
 
 
 def slope(worse: float) -> Curve:
-    """Finer cuts than UNIFORM, and better at the same bytes; `worse` than 1: a prompt that codes badly."""
+    """A curve with finer cuts than UNIFORM and less distortion at the same bytes. A prompt that codes badly has `worse` above 1."""
     bits = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
     return Curve(tuple(0.02 + b / 16 for b in bits), tuple(min(1.0, worse * 0.7 * 4.0**-b) if b else 1.0 for b in bits), bits)
 

@@ -1,4 +1,5 @@
-"""The oracle of the leaps: one event an iteration, every request's context, room and share counted on its own, no closed form."""
+"""The reference for runs that skip iterations: one event for each iteration. Each request's context, free tokens and share of the time are
+counted one iteration at a time, without closed forms."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ class Counting(Batch):
 
     def filled(self) -> Job | None:
         if self.asked is not None and not self.full and self.rooms.get(self.asked) == 0:
-            del self.rooms[self.asked]  # it was given all it will ever need
+            del self.rooms[self.asked]  # it already has all the memory that it will need
         self.asked = next((job for _, _, job in self.heap if self.rooms.get(job) == 0), None)
         self.full[:] = [(0, 0, self.asked)] if self.asked else []  # the decode side removes it when it gives the job room
         return self.asked
@@ -71,7 +72,7 @@ class SteppingDecodeSide(DecodeSide):
 
 class SteppingPromptSide(PromptSide):
     def begin_chunk(self) -> None:
-        """By definition: each part's own work, and one overhead."""
+        """The definition of a chunk's cost: the work of each part, and one overhead."""
         gpu, now_s, overhead_s, done_s = self.gpu, self.clock.now, self.costs.prefill_s(0), self.costs.prefill_s
         work_s, encode_s = 0.0, 0.0
         for job, tokens in gpu.chunk:

@@ -23,13 +23,13 @@ PUBLISHED = Path(__file__).parents[2] / ".." / "shared" / "data" / "traces"
 SIZES = FlowSizes((0.0, 100.0, 1000.0), (0.0, 0.5, 1.0))
 
 
-def test_sizes_by_hand() -> None:
+def test_sizes_are_drawn_by_interpolating_the_distribution() -> None:
     assert SIZES.mean_bytes == 0.5 * 50 + 0.5 * 550
     assert [SIZES.draw(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)] == [0.0, 50.0, 100.0, 550.0, 1000.0]
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1)), min_size=1, max_size=8))
-def test_draws_have_the_distribution(points) -> None:
+def test_drawn_sizes_rise_with_the_share_and_have_the_distributions_mean(points) -> None:
     sizes = (0.0, *sorted(size for size, _ in points), 1e6)
     shares = (0.0, *sorted(share for _, share in points), 1.0)
     of = FlowSizes(sizes, shares)
@@ -49,7 +49,7 @@ def test_draws_have_the_distribution(points) -> None:
         ("", "two points"),
     ],
 )
-def test_a_bad_file_is_named(tmp_path, text, message) -> None:
+def test_a_bad_file_is_refused_by_name_and_line(tmp_path, text, message) -> None:
     path = tmp_path / "sizes.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
@@ -57,7 +57,7 @@ def test_a_bad_file_is_named(tmp_path, text, message) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path) -> None:
+def test_a_missing_file_is_refused_by_name(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"none\.txt cannot be read"):
         read_flow_sizes(tmp_path / "none.txt")
 
@@ -67,13 +67,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path) -> None:
     ("name", "mean_bytes"),
     [("WebSearch_distribution", 1.711e6), ("AliStorage2019", 40.9e3), ("FbHdp_distribution", 120.4e3), ("GoogleRPC2008", 2892)],
 )
-def test_the_published_files(name, mean_bytes) -> None:
+def test_the_published_distributions_have_their_means(name, mean_bytes) -> None:
     assert read_flow_sizes(PUBLISHED / f"flowsize_{name}.txt").mean_bytes == pytest.approx(mean_bytes, rel=0.001)
 
 
 @pytest.mark.parametrize("burst", [1, 8])
-def test_the_load_is_what_was_asked_for(burst) -> None:
-    """Bytes that passed by bytes that the link could carry, over a time long enough for the mean to settle."""
+def test_background_traffic_has_the_configured_load(burst) -> None:
+    """The load is the bytes that passed, divided by the bytes that the link could carry. The run is long enough for the mean to settle."""
     clock = Clock()
     network = Network(clock)
     links = {name: network.link(name, Capacity.constant(rate)) for name, rate in (("a", 1e5), ("b", 3e5))}
@@ -84,7 +84,7 @@ def test_the_load_is_what_was_asked_for(burst) -> None:
     assert traffic.bytes / traffic.flows == pytest.approx(SIZES.mean_bytes, rel=0.1)
 
 
-def test_transfers_take_longer_with_background_traffic_and_equally_long_each_time(profile) -> None:
+def test_background_traffic_delays_transfers_by_the_same_time_in_every_run(profile) -> None:
     requests = [Request(i, 0.1 * i, 100, 4) for i in range(40)]
     of = cluster(profile)
     quiet = run(of, requests)
@@ -96,7 +96,7 @@ def test_transfers_take_longer_with_background_traffic_and_equally_long_each_tim
     assert [r.wire_bytes for r in first.requests] == [r.wire_bytes for r in quiet.requests]
 
 
-def test_a_run_that_is_stuck_is_reported_despite_background_traffic(profile) -> None:
+def test_a_stuck_run_is_reported_despite_background_traffic(profile) -> None:
     of = replace(cluster(profile), background=Background(SIZES, 0.5, (("d0",),)))
     simulation = Simulation(of, [Request(0, 0.0, 100, 9)], Raw, RoundRobin(), SLOS)
     memory = simulation.nodes.all[0].memory

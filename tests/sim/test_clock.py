@@ -15,7 +15,7 @@ from sim.workload.requests import Request
 from tests.sim.test_cluster import cluster
 
 
-def test_a_timer_fires_at_the_time_it_was_set_to_last() -> None:
+def test_a_timer_fires_at_the_last_time_it_was_set_to() -> None:
     clock = Clock()
     wake, seen = Wake(clock), []
 
@@ -42,7 +42,7 @@ def test_a_timer_fires_at_the_time_it_was_set_to_last() -> None:
     assert clock.now == 8.5  # the earlier entry at 9.0 s is stale and does not advance the clock
 
 
-def test_events_of_one_time_happen_in_order_of_scheduling_after_new_processes() -> None:
+def test_events_at_the_same_time_run_in_order_of_scheduling_after_new_processes() -> None:
     clock, seen = Clock(), []
 
     def named(name: str, *then: str):
@@ -70,7 +70,7 @@ def test_an_event_in_the_past_is_refused_and_the_error_reaches_the_caller() -> N
         clock.run()
 
 
-def test_background_timers_are_not_work() -> None:
+def test_a_background_timer_does_not_count_as_work() -> None:
     clock = Clock()
     Wake(clock, background=True).at(3.0)
     moved = Wake(clock)
@@ -81,7 +81,7 @@ def test_background_timers_are_not_work() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_a_run_makes_no_reference_cycles(profile, groups) -> None:
+def test_a_run_creates_no_reference_cycles(profile, groups) -> None:
     """The garbage collector is off during a run, so memory in cycles would not be freed."""
 
     def found(count: int) -> int:

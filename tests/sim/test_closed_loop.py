@@ -21,7 +21,7 @@ def run(profile, concurrency: int, lengths: list[tuple[int, int]], kv_tokens: in
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
-def test_the_number_of_requests_in_the_cluster_is_the_concurrency(profile, concurrency) -> None:
+def test_a_closed_loop_keeps_as_many_requests_open_as_it_has_clients(profile, concurrency) -> None:
     records = run(profile, concurrency, [(100 + 37 * i, 5 + i % 7) for i in range(30)])
     assert [r.request_id for r in records] == list(range(30))
     moments = sorted([(r.finish_s, -1) for r in records] + [(r.arrival_s, 1) for r in records])
@@ -34,7 +34,7 @@ def test_the_number_of_requests_in_the_cluster_is_the_concurrency(profile, concu
     assert sum(r.arrival_s == 0 for r in records) == concurrency
 
 
-def test_one_client_waits_for_each_answer(profile) -> None:
+def test_a_client_sends_its_next_request_when_the_last_one_is_answered(profile) -> None:
     records = run(profile, 1, [(50, 4), (60, 1), (70, 9)])
     assert [r.arrival_s for r in records] == [0.0, *(r.finish_s for r in records[:2])]
 

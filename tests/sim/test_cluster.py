@@ -43,15 +43,15 @@ def run(of: ClusterSpec, requests, bitrate=Raw, routing=None, slo=SLOS, debug=Fa
 
 
 @pytest.mark.parametrize(("inbound", "share"), [(None, 0.5), (Capacity.constant(math.inf), 1.0), (Capacity.constant(RATE / 4), 0.125)])
-def test_a_node_may_receive_over_a_link_of_its_own(profile, inbound, share) -> None:
-    """Two prefill nodes send 6,400 bytes each to one decode node: over its only link, an unlimited inbound link, a narrow one."""
+def test_an_inbound_link_limits_what_a_node_receives(profile, inbound, share) -> None:
+    """Two prefill nodes send 6,400 bytes each to one decode node: over its only link, over an unlimited inbound link, over a narrow one."""
     of = cluster(profile, prefill=2)
     of = replace(of, decode=(replace(of.decode[0], inbound=inbound),))
     result = run(of, [Request(i, 1.0, 100, 4) for i in range(2)], debug=True)
     assert [r.wire_busy_s for r in result.requests] == pytest.approx([6400 / (share * RATE) + 0.00047] * 2)
 
 
-def test_one_raw_request_by_hand(profile) -> None:
+def test_one_raw_request_has_the_times_and_cost_worked_out_by_hand(profile) -> None:
     result = run(cluster(profile, usd_per_gb=2.0), [Request(7, 1.0, 100, 4)])
     (record,), (transfer,) = result.requests, result.transfers
     prefill = 0.00217 + 100 * 0.000313 + 100**2 * 1.7e-7
@@ -71,7 +71,7 @@ def test_one_raw_request_by_hand(profile) -> None:
         record.decode_busy_s,
     ]
     assert busy == pytest.approx([prefill, encode, wire, expand, sum(iterations)])
-    assert [getattr(record, f"{s}_exposed_s") for s in STAGES] == pytest.approx([0, *busy])  # alone in the cluster, nothing is hidden
+    assert [getattr(record, f"{s}_exposed_s") for s in STAGES] == pytest.approx([0, *busy])  # alone in the cluster: no stage is hidden
     assert record.cost_usd == pytest.approx((prefill + encode + expand + sum(iterations)) * 3.6 / 3600 + 6400 * 2e-9)
     assert (record.rate, record.wire_bytes, record.raw_bytes, record.distortion_start) == (16.0, 6400, 6400, 0.0)
     assert (record.prefill_node, record.decode_node, record.compute, record.outcome) == ("p0", "d0", "simulated", "completed")
@@ -82,7 +82,7 @@ def test_one_raw_request_by_hand(profile) -> None:
     assert transfer.finish_s == pytest.approx(start - expand)
 
 
-def test_one_int4_request_by_hand(profile) -> None:
+def test_one_int4_request_has_the_times_and_bytes_worked_out_by_hand(profile) -> None:
     result = run(cluster(profile), [Request(2, 0.0, 100, 2)], lambda: Fixed(4))
     (record,), (transfer,) = result.requests, result.transfers
     curve = curve_for(profile, 100, draw=2).uniform
@@ -97,7 +97,7 @@ def test_one_int4_request_by_hand(profile) -> None:
     assert math.isnan(record.tpot_s)
 
 
-def test_a_single_token_comes_from_prefill(profile) -> None:
+def test_a_request_for_one_token_ends_at_prefill(profile) -> None:
     result = run(cluster(profile), [Request(0, 0.0, 50, 1)])
     (record,) = result.requests
     assert record.decode_token_s == record.prefill_token_s == record.finish_s == pytest.approx(0.00217 + 50 * 0.000313 + 2500 * 1.7e-7)
@@ -107,15 +107,15 @@ def test_a_single_token_comes_from_prefill(profile) -> None:
     assert sum(getattr(record, f"{s}_exposed_s") for s in STAGES) == pytest.approx(record.e2e_s)
 
 
-def test_two_transfers_share_the_receivers_link(profile) -> None:
-    """Two prefill nodes finish together; the decode node's NIC gives each half, so both take twice as long."""
+def test_two_transfers_to_one_node_share_its_link(profile) -> None:
+    """Two prefill nodes finish at the same time. Each gets half of the decode node's NIC, so both transfers take twice as long."""
     result = run(cluster(profile, prefill=2), [Request(0, 0.0, 100, 2), Request(1, 0.0, 100, 2)])
     assert [r.wire_busy_s for r in result.requests] == pytest.approx([2 * 0.064 + 0.00047] * 2)
     narrow = cluster(profile, prefill=2, decode=2, fabric=Capacity.constant(0.5e5))
     assert [r.wire_busy_s for r in run(narrow, [Request(0, 0.0, 100, 2), Request(1, 0.0, 100, 2)]).requests] == pytest.approx([0.25647] * 2)
 
 
-def test_a_pair_sends_one_at_a_time(profile) -> None:
+def test_a_pair_of_nodes_sends_one_transfer_at_a_time(profile) -> None:
     first, second = run(cluster(profile, rate=1e4), [Request(0, 0.0, 100, 2), Request(1, 0.0, 10, 2)]).transfers
     assert (first.request_id, second.request_id) == (0, 1)
     assert second.start_s == first.finish_s
@@ -128,7 +128,7 @@ def test_a_transport_slower_than_the_link_limits_the_flow(profile) -> None:
 
 
 def test_a_transfer_waits_for_memory_for_the_whole_answer(profile) -> None:
-    """Room for one request at a time: the second transfer starts when the first request is finished."""
+    """The decode node has memory for one request. The second transfer starts when the first request is finished."""
     of = cluster(profile, prefill=2)
     tight = replace(of, decode=(replace(of.decode[0], kv_tokens=150),))
     first, second = run(tight, [Request(0, 0.0, 100, 20), Request(1, 0.0, 100, 20)]).requests
@@ -153,14 +153,14 @@ def test_a_request_that_never_fits_is_rejected_and_the_others_run(profile) -> No
     assert summarize(result.requests, SLOS, 0.0)["requests"] == {"initiated": 3, "completed": 1, "rejected": 2, "failed": 0}
 
 
-def test_a_large_request_goes_where_it_fits(profile) -> None:
+def test_a_large_request_is_routed_to_a_node_with_enough_memory(profile) -> None:
     of = cluster(profile, prefill=2, decode=3)
     mixed = replace(of, decode=(*(replace(d, kv_tokens=64) for d in of.decode[:2]), of.decode[2]))
     result = run(mixed, [Request(i, 0.0, 100, 5) for i in range(4)], routing=LeastLoaded())
     assert {r.decode_node for r in result.requests} == {"d2"}
 
 
-def test_outside_the_measured_range_is_flagged(profile) -> None:
+def test_a_request_outside_the_measured_range_is_flagged(profile) -> None:
     result = run(cluster(profile), [Request(0, 0.0, 1001, 2), Request(1, 9.0, 1000, 2)])
     assert [r.extrapolated for r in result.requests] == [True, False]
     crowd = [Request(i, 0.0, 10, 500) for i in range(40)]
@@ -173,7 +173,7 @@ def test_outside_the_measured_range_is_flagged(profile) -> None:
 
 @dataclass
 class Scripted:
-    """A policy that returns given decisions in turn and keeps what it was asked."""
+    """A policy that returns given decisions in turn and records the views that it was given."""
 
     decisions: list[Decision]
     views: list[tuple[float, TransferView]] = field(default_factory=list)
@@ -198,7 +198,7 @@ def stream(cut: int) -> Decision:
     return Decision("stream", "slope", cut)
 
 
-def test_the_cut_moves_when_it_is_reached(profile) -> None:
+def test_the_policy_may_move_the_cut_each_time_it_is_reached(profile) -> None:
     policy = Scripted([stream(1), stream(1), stream(4), stream(4)])
     result = run(cluster(profile), [Request(3, 0.0, 100, 2)], lambda: policy)
     own = curve_for(profile, 100, draw=3).slope.scaled(6400)
@@ -213,7 +213,7 @@ def test_the_cut_moves_when_it_is_reached(profile) -> None:
     assert done.seconds == pytest.approx(record.encode_busy_s + record.wire_busy_s)
     assert [view.sent_cut for _, view in policy.views] == [0, 0, 1, 4]
     assert [view.sent_bytes for _, view in policy.views] == pytest.approx([0, 0, own.bytes[1], own.bytes[4]])
-    assert policy.views[0][1].slope == curve_for(profile, 100).slope.scaled(6400)  # before encoding: the nearest curve
+    assert policy.views[0][1].slope == curve_for(profile, 100).slope.scaled(6400)  # before encoding the policy sees the nearest curve
     assert policy.views[1][1].slope == own
     assert policy.views[1][1].encode_s == 0.0 < policy.views[0][1].encode_s
     assert policy.views[0][1].deadline_s == pytest.approx(0.5 - (0.00311 + 0.000271 + 100 * 1.37e-5))
@@ -221,8 +221,8 @@ def test_the_cut_moves_when_it_is_reached(profile) -> None:
     assert all(s.wire_bytes / s.duration_s == pytest.approx(1e5) for s in policy.samples)
 
 
-def test_the_policy_is_asked_when_its_rate_changes_and_may_cut_short(profile) -> None:
-    """The link falls to a tenth while bytes are under way; the policy falls back to the coarsest cut that covers what has left."""
+def test_the_policy_is_asked_again_when_its_rate_changes_and_may_end_the_transfer_early(profile) -> None:
+    """The link falls to a tenth during the transfer. The policy falls back to the coarsest cut that covers the bytes already sent."""
     drop_s = 0.06
     policy = Scripted([stream(7), stream(7), stream(0)])
     of = cluster(profile, rate=Capacity((0.0, drop_s), (1e5, 1e4)))
@@ -239,7 +239,7 @@ def test_the_policy_is_asked_when_its_rate_changes_and_may_cut_short(profile) ->
     assert [s.wire_bytes / s.duration_s for s in policy.samples] == pytest.approx([1e5, 1e4])
 
 
-def test_a_stream_stays_a_stream_and_no_deeper_than_it_was_encoded(profile) -> None:
+def test_an_encoded_stream_keeps_its_mode_and_never_exceeds_its_encoded_depth(profile) -> None:
     late_raw = Scripted([stream(3), Decision("raw")])
     (transfer,) = run(cluster(profile), [Request(0, 0.0, 100, 2)], lambda: late_raw).transfers
     assert transfer.mode == "stream"
@@ -249,7 +249,7 @@ def test_a_stream_stays_a_stream_and_no_deeper_than_it_was_encoded(profile) -> N
     assert transfer.cut == 2
 
 
-def test_a_slow_link_gets_fewer_bits(profile) -> None:
+def test_embedded_sends_fewer_bits_over_a_slower_link(profile) -> None:
     def bits(rate: float) -> float:
         requests = [Request(i, 2.0 * i, 200, 3) for i in range(6)]
         result = run(cluster(profile, rate=rate), requests, lambda: Embedded(Bandwidth(rate), 0.01, 0.3, 0.3), slo=SLO(0.3, 0.02))
@@ -262,7 +262,7 @@ def test_a_slow_link_gets_fewer_bits(profile) -> None:
 
 
 class Counted(KvMemory):
-    """Memory that checks its range at each change. All are kept, to check that they are empty at the end."""
+    """Memory that checks its range at each change. All instances are recorded, to check that they are empty at the end."""
 
     made: list[Counted]
 
@@ -292,7 +292,7 @@ BITRATES = {"raw": Raw, "int4": lambda: Fixed(4), "embedded": lambda: Embedded(B
     routing=st.sampled_from([RoundRobin, LeastLoaded, LoadAwareRouting]),
     max_batch=st.integers(1, 8),
 )
-def test_laws_of_every_run(profile, requests, sizes, kv, rate, bitrate, routing, max_batch) -> None:
+def test_every_run_has_consistent_records_and_releases_its_memory(profile, requests, sizes, kv, rate, bitrate, routing, max_batch) -> None:
     Counted.made = []
     of = cluster(profile, *sizes, rate=rate, kv=kv, max_batch=max_batch)
     with patch("sim.nodes.KvMemory", Counted):
@@ -339,8 +339,8 @@ def test_progress_counts_every_request(profile) -> None:
     assert [at for _, _, at in seen] == sorted(at for _, _, at in seen)
 
 
-def test_records_that_are_taken_during_a_run_are_those_of_the_whole_run(profile) -> None:
-    """A long request first, so that later ones end before it and wait to be taken in order of arrival."""
+def test_records_collected_during_a_run_equal_those_collected_at_its_end(profile) -> None:
+    """The first request is long. Later ones end before it, and their records wait so that all are collected in order of arrival."""
     requests = [Request(0, 0.0, 250, 60), *(Request(i, 0.02 * i, 20, 2) for i in range(1, 30))]
     whole = run(cluster(profile, 2, 2), requests)
     simulation = Simulation(cluster(profile, 2, 2), requests, Raw, RoundRobin(), SLOS)
@@ -372,7 +372,7 @@ def test_impossible_clusters_are_refused(profile) -> None:
         replace(good, decode=cluster(other).decode)
 
 
-def test_impossible_runs_are_refused(profile) -> None:
+def test_runs_with_impossible_settings_are_refused(profile) -> None:
     with pytest.raises(ValueError, match="order of arrival"):
         run(cluster(profile), [Request(0, 1.0, 5, 5), Request(1, 0.5, 5, 5)])
     with pytest.raises(ValueError, match="no requests"):
@@ -381,7 +381,7 @@ def test_impossible_runs_are_refused(profile) -> None:
         run(cluster(replace(profile, fits={k: v for k, v in profile.fits.items() if k != "encode/raw"})), [Request(0, 0.0, 5, 5)])
 
 
-def test_a_run_that_is_stuck_says_where(profile) -> None:
+def test_a_stuck_run_says_where_its_requests_are(profile) -> None:
     simulation = Simulation(cluster(profile), [Request(i, 0.0, 100, 9) for i in range(3)], Raw, RoundRobin(), SLOS)
     memory = simulation.nodes.all[0].memory
     memory.reserve(memory.blocks)  # memory that is never released

@@ -16,7 +16,7 @@ tokens = st.integers(1, 5000)
 
 
 @given(tokens=tokens, batch=st.integers(1, 64), depth=st.sampled_from((2, 4, 8)))
-def test_costs_are_those_of_the_profile(profile, tokens, batch, depth) -> None:
+def test_costs_equal_the_profiles_fits(profile, tokens, batch, depth) -> None:
     costs = Costs(profile)
     assert costs.prefill_s(tokens) == pytest.approx(profile.fit("prefill").seconds(tokens=tokens))
     assert costs.iteration_s(batch, tokens) == pytest.approx(profile.fit("decode").seconds(batch=batch, context=tokens))
@@ -28,7 +28,7 @@ def test_costs_are_those_of_the_profile(profile, tokens, batch, depth) -> None:
 
 
 @given(tokens=tokens, bits=st.floats(0, 8), more=st.floats(0, 8))
-def test_expanding_lies_between_the_measured_depths(profile, tokens, bits, more) -> None:
+def test_the_time_to_expand_lies_between_those_of_the_measured_depths(profile, tokens, bits, more) -> None:
     costs = Costs(profile)
     two, four, eight = (profile.fit(f"expand/{depth}").seconds(tokens=tokens) for depth in (2, 4, 8))
     expected = two if bits <= 2 else two + (four - two) * (bits - 2) / 2 if bits <= 4 else four + (eight - four) * (bits - 4) / 4
@@ -38,7 +38,7 @@ def test_expanding_lies_between_the_measured_depths(profile, tokens, bits, more)
 
 
 @given(tokens=tokens, draw=st.integers(0, 1000), count=st.integers(1, 5), deadlines=st.lists(st.floats(0, 9), min_size=2, max_size=3))
-def test_a_cached_view_equals_the_one_made_anew(profile, tokens, draw, count, deadlines) -> None:
+def test_a_cached_view_equals_a_newly_made_one(profile, tokens, draw, count, deadlines) -> None:
     fits = {f"{stage}/{whole}": exact({"1": 1.3e-4, "tokens": 3e-6}) for stage in ("encode", "expand") for whole in ("lossless", "entropy")}
     few = replace(profile, curves=profile.curves[:count])
     if count > 2:
@@ -54,7 +54,7 @@ def test_a_cached_view_equals_the_one_made_anew(profile, tokens, draw, count, de
         assert costs.expected(tokens, draw) == expected_view(few, tokens, 0.0, own)
 
 
-def test_the_entropy_coder(profile) -> None:
+def test_the_entropy_coder_has_the_bytes_and_times_of_its_own_fits(profile) -> None:
     fits = {"encode/entropy": exact({"1": 0.001, "tokens": 1e-3}), "expand/entropy": exact({"tokens": 2e-3})}
     both = replace(profile, fits={**profile.fits, **fits}, entropy_share=0.8)
     costs = Costs(both)
@@ -68,7 +68,7 @@ def test_the_entropy_coder(profile) -> None:
         Costs(profile).encode_s(100, Decision("stream", coder="entropy"))
 
 
-def test_values_outside_the_measured_range_are_recognised(profile) -> None:
+def test_values_outside_the_measured_range_count_as_extrapolated(profile) -> None:
     costs = Costs(profile)
     assert costs.prefill_measured(1000)
     assert not costs.prefill_measured(1001)

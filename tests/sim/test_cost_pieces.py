@@ -1,4 +1,4 @@
-"""Costs that are linear in pieces, against the profile's own evaluation of the same fit."""
+"""Piecewise linear costs equal the profile's own evaluation of the same fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def with_fits(profile: Profile, **tables: dict[str, float]) -> Profile:
     return replace(profile, fits={**profile.fits, **made})
 
 
-def test_pieces_are_read(profile: Profile) -> None:
+def test_piecewise_costs_equal_the_profiles_fits(profile: Profile) -> None:
     decode = {"1": 0.003, "batch": 1e-4, "batch>32": -5e-5, "batch>8": 5e-4, "context": 2e-6}
     prefill = {"1": 0.002, "tokens": 1e-5, "tokens>128": 3e-5, "tokens*tokens": 1e-9}
     pieced = with_fits(profile, decode=decode, prefill=prefill)

@@ -1,4 +1,4 @@
-"""Leaping and stepping give the same records: the closed forms against one event an iteration, over whole clusters."""
+"""Skipping iterations by closed forms gives the same records as one event for each iteration, over whole clusters."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def assert_same(left: list, right: list, kind: type) -> None:
 
 @settings(max_examples=120)
 @given(data=st.data(), requests=requests, bitrate=bitrates, routing=routings)
-def test_leaping_and_stepping_give_the_same_records(profile, data, requests, bitrate, routing) -> None:
+def test_skipping_iterations_gives_the_records_of_stepping_through_them(profile, data, requests, bitrate, routing) -> None:
     cluster = data.draw(clusters(profile))
     leaping = Simulation(cluster, requests, bitrate, routing(), SLOS).run()
     stepping = Simulation(cluster, requests, bitrate, routing(), SLOS, node=SteppingNode).run()
@@ -77,8 +77,8 @@ def test_leaping_and_stepping_give_the_same_records(profile, data, requests, bit
     assert_same(*by_id, TransferRecord)
 
 
-def test_a_long_leap_with_an_arrival_in_it(profile) -> None:
-    """Thousands of iterations between two events, so that a wrong root would be off by many."""
+def test_an_arrival_interrupts_a_skip_of_thousands_of_iterations(profile) -> None:
+    """Thousands of iterations lie between two events, so a wrong root of the closed form would be off by many."""
     nic = Capacity.constant(1e9)
     cluster = ClusterSpec((NodeSpec("p", profile, 10**6, nic),), (NodeSpec("d", profile, 10**6, nic),))
     requests = [Request(0, 0.0, 100, 6000), Request(1, 7.7, 200, 3000), Request(2, 33.3, 50, 2), Request(3, 33.4, 50, 4000)]
@@ -87,8 +87,8 @@ def test_a_long_leap_with_an_arrival_in_it(profile) -> None:
     assert_same(leaping.requests, stepping.requests, RequestRecord)
 
 
-def test_an_empty_batch_has_no_pace_while_the_next_request_is_expanded(profile) -> None:
-    """The last request has left and another one is being expanded: deadlines and routing then see an empty node."""
+def test_a_node_with_an_empty_batch_is_idle_while_the_next_request_is_expanded(profile) -> None:
+    """The last request has left the batch and another one is being expanded. Deadlines and routing then see an empty node."""
     paces: list[float] = []
 
     class Watched(DecodeSide):
@@ -107,7 +107,7 @@ def test_an_empty_batch_has_no_pace_while_the_next_request_is_expanded(profile) 
 
 
 @given(st.integers(1, 64), st.integers(64, 10**6), st.floats(0, 100), st.floats(0, 1e-6))
-def test_the_first_iteration_that_ends_after_a_time(profile, size, context, elapsed_s, growth_s) -> None:
+def test_iterations_until_a_time_equals_counting_them_one_by_one(profile, size, context, elapsed_s, growth_s) -> None:
     """iterations_until is the smallest count whose closed form reaches the time; the closed form equals the plain sum."""
     batch = Batch(
         Pace(Costs(replace(profile, fits={**profile.fits, "decode": exact({"1": 0.00311, "batch": 0.000271, "context": growth_s})})))

@@ -1,4 +1,5 @@
-"""Leaping and stepping give the same records with any engine: chunks, growing memory, caches, pieces of costs, nodes that do both."""
+"""Skipping and stepping through iterations give the same records with any engine: chunked prefill, growing memory, prefix caches, piecewise
+costs, nodes that both prefill and decode."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ faults = st.just(FaultPlan()) | st.builds(
 
 
 def prefix(isl: int, kind: int) -> tuple[int, ...]:
-    """Hashes of 32 tokens each; prompts of a kind begin alike for three of them. Kind 0 has none."""
+    """Hashes of blocks of 32 tokens. Prompts of the same kind share their first three hashes; prompts of kind 0 have no hashes."""
     if kind == 0:
         return ()
     blocks = -(-isl // 32)
@@ -103,7 +104,9 @@ def cluster(profile, engine: EngineSpec, sizes: tuple[int, int], kv: int, rate: 
     pieces=st.booleans(),
     faults=faults,
 )
-def test_leaping_is_stepping(profile, requests, engine, roles, admission, routing, sizes, kv, bitrate, pieces, faults) -> None:
+def test_skipping_equals_stepping_with_any_engine(
+    profile, requests, engine, roles, admission, routing, sizes, kv, bitrate, pieces, faults
+) -> None:
     if pieces:
         profile = replace(profile, fits={**FITS, "decode": PIECES})
     of = cluster(profile, engine, sizes, kv)

@@ -33,8 +33,8 @@ def full(profile: Profile) -> Profile:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_completes_all_requests_and_repeats_exactly(full, name) -> None:
-    """Two prefill nodes, links that fall to a seventh and back, more than they can carry raw."""
+def test_every_policy_completes_all_requests_and_gives_the_same_records_again(full, name) -> None:
+    """Two prefill nodes send over links that fall to a seventh and recover. Their load is more than the links can carry raw."""
     requests = [Request(i, 0.03 * i, 40 + 37 * i % 200, 2 + 11 * i % 20) for i in range(40)]
     of = cluster(full, 2, 2, rate=Capacity((0.0, 0.3, 0.5), (2.1e5, 3e4, 1.3e5), 0.7))
     first, second = (run(of, requests, lambda: build(configs(1e5)[name]), LoadAwareRouting(), SLO(0.3, 0.02)) for _ in range(2))
@@ -48,7 +48,7 @@ def test_every_policy_completes_all_requests_and_repeats_exactly(full, name) -> 
         assert transfer.price > 0
 
 
-def test_one_lossless_request_by_hand(full) -> None:
+def test_one_lossless_request_has_the_times_worked_out_by_hand(full) -> None:
     result = run(cluster(full), [Request(2, 0.0, 100, 2)], Lossless)
     (record,), (transfer,) = result.requests, result.transfers
     assert record.encode_busy_s == pytest.approx(0.00007 + 100 * 3.1e-6)
@@ -59,13 +59,13 @@ def test_one_lossless_request_by_hand(full) -> None:
     assert transfer.bits_per_value == pytest.approx(16 * SHARE)
 
 
-def test_without_the_lossless_mode_it_is_refused_in_one_line(profile) -> None:
+def test_a_lossless_decision_is_refused_where_the_profile_lacks_the_mode(profile) -> None:
     with pytest.raises(ValueError, match="run `abkt profile` again") as caught:
         run(cluster(profile), [Request(0, 0.0, 100, 2)], Lossless)
     assert "\n" not in str(caught.value)
 
 
-def test_once_encoded_no_other_mode_is_available(full) -> None:
+def test_an_encoded_transfer_offers_no_other_mode(full) -> None:
     policy = Scripted([stream(3)])
     run(cluster(full), [Request(0, 0.0, 100, 2)], lambda: policy)
     first, *later = [view for _, view in policy.views]
@@ -75,7 +75,7 @@ def test_once_encoded_no_other_mode_is_available(full) -> None:
     assert all((view.encode_s, view.raw_s, view.lossless_bytes) == (0.0, float("inf"), 0.0) for view in later)
 
 
-def test_the_decision_before_encoding_sees_the_requests_own_curve_and_a_quote_does_not(full) -> None:
+def test_a_decision_sees_the_requests_own_curve_and_a_quote_does_not(full) -> None:
     policy = Scripted([stream(3)])
     run(cluster(full, decode=2), [Request(3, 0.0, 100, 2)], lambda: policy, LoadAwareRouting())
     own = curve_for(full, 100, draw=3).slope
@@ -86,7 +86,7 @@ def test_the_decision_before_encoding_sees_the_requests_own_curve_and_a_quote_do
 
 
 class Recorded(Price):
-    """A price that keeps its answers. All prices are kept, in order of making."""
+    """A price that records its answers. All instances are recorded in the order in which they were made."""
 
     made: list[Recorded]
 
@@ -108,7 +108,7 @@ def prices(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
 
 
 def test_a_view_has_the_higher_price_of_the_two_ends(full, prices) -> None:
-    """Three prefill nodes send to one decode node, whose link is the narrow one, so that its work piles up."""
+    """Three prefill nodes send to one decode node. Its link is the bottleneck, so the work waits there."""
     policies: list[Scripted] = []
 
     def scripted() -> Scripted:
@@ -122,13 +122,13 @@ def test_a_view_has_the_higher_price_of_the_two_ends(full, prices) -> None:
     assert set(seen) <= set(receiver.answers) | {answer for price in senders for answer in price.answers}
     assert min(seen) == pytest.approx(receiver.low / 1e5)
     assert max(seen) == max(receiver.answers) > max(max(price.answers) for price in senders)
-    assert receiver.backlog_bytes == pytest.approx(0.0)  # all has left
+    assert receiver.backlog_bytes == pytest.approx(0.0)  # all bytes have left
     first, *_, last = result.transfers
-    own = math.exp(first.wire_bytes / 1e5 / receiver.scale_s)  # its own bytes wait, too
+    own = math.exp(first.wire_bytes / 1e5 / receiver.scale_s)  # its own bytes wait as well
     assert last.price > first.price == pytest.approx(receiver.low * own / 1e5)
 
 
-def test_fleet_sends_less_over_a_busier_link(full) -> None:
+def test_fleet_sends_fewer_bits_over_a_busier_link(full) -> None:
     def bits(gap_s: float) -> float:
         requests = [Request(i, gap_s * i, 200, 2) for i in range(60)]
         result = run(cluster(full, prefill=2, rate=1.5e4), requests, lambda: build(configs(1.5e4)["fleet"]), RoundRobin(), SLO(1.0, 0.02))
@@ -138,7 +138,7 @@ def test_fleet_sends_less_over_a_busier_link(full) -> None:
 
 
 @pytest.mark.parametrize("mode", ["raw", "lossless"])
-def test_raw_and_lossless_transfers_are_not_asked_about_again(full, mode) -> None:
+def test_the_policy_is_asked_once_about_a_raw_or_lossless_transfer(full, mode) -> None:
     policy = Scripted([Decision(mode), stream(1)])
     (transfer,) = run(cluster(full, rate=Capacity((0.0, 0.05), (1e5, 3e4))), [Request(0, 0.0, 100, 2)], lambda: policy).transfers
     assert len(policy.views) == 1

@@ -1,4 +1,5 @@
-"""Nodes that die and come back or are slow, requests that are too late: by hand; the laws are in test_engines."""
+"""Nodes that die, come back, are slow or change their role, and requests past their limit. The cases are worked out by hand;
+test_engines.py checks the same faults on random runs."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def run(of, requests, plan: FaultPlan, roles=None, routing=None, bitrate=Raw) ->
     return simulation
 
 
-def test_a_prompt_on_a_node_that_dies_begins_again_elsewhere(profile) -> None:
+def test_a_prompt_on_a_dead_node_is_computed_again_on_another(profile) -> None:
     plan = FaultPlan((Death("p0", 0.01),))
     (record,) = run(cluster(profile, prefill=2), [Request(0, 0.0, 100, 4)], plan).records
     assert (record.outcome, record.retries, record.prefill_node) == ("completed", 1, "p1")
@@ -39,8 +40,8 @@ def test_a_prompt_on_a_node_that_dies_begins_again_elsewhere(profile) -> None:
     assert record.prefill_token_s == pytest.approx(0.01 + prompt_s(100))
 
 
-def test_bytes_stop_when_either_end_dies(profile) -> None:
-    """64 ms of bytes from 35 ms on; the decode node dies at 50 ms: what had left is written off, and another node gets all of it."""
+def test_a_transfer_to_a_dead_node_stops_and_is_sent_again_to_another(profile) -> None:
+    """The transfer takes 64 ms from 35 ms on. The decode node dies at 50 ms: the sent bytes are lost, and another node gets all."""
     plan = FaultPlan((Death("d0", 0.05),))
     simulation = run(cluster(profile, decode=2), [Request(0, 0.0, 100, 4)], plan)
     lost, sent = simulation.transfers
@@ -56,7 +57,7 @@ def test_a_prefill_node_may_die_once_the_kv_has_arrived(profile) -> None:
     assert record.decode_token_s < 0.2 < record.finish_s
 
 
-def test_after_too_many_deaths_a_request_fails_and_says_so(profile) -> None:
+def test_a_request_fails_with_its_reason_after_too_many_deaths(profile) -> None:
     deaths = tuple(Death("d0", at_s, at_s + 0.02) for at_s in (0.2, 0.5))
     (record,) = run(cluster(profile), [Request(0, 0.0, 100, 500)], FaultPlan(deaths, retries=1)).records
     assert (record.outcome, record.reason) == ("failed", "node d0 died, and 1 times before")
@@ -65,14 +66,14 @@ def test_after_too_many_deaths_a_request_fails_and_says_so(profile) -> None:
     assert other.prefill_token_s > 0.52  # it waited for admission until there was a decode node again
 
 
-def test_when_no_node_is_left_waiting_requests_fail(profile) -> None:
+def test_waiting_requests_fail_when_no_node_is_left(profile) -> None:
     requests = [Request(i, 0.3 * i, 100, 10) for i in range(4)]
     records = run(cluster(profile), requests, FaultPlan((Death("p0", 0.5),))).records
     assert [r.outcome for r in records] == ["completed", "completed", "failed", "failed"]
     assert {r.reason for r in records[2:]} == {"no prefill node is left"}
 
 
-def test_a_straggler_takes_longer_for_what_begins_in_its_interval(profile) -> None:
+def test_a_slow_node_takes_longer_for_work_that_begins_while_it_is_slow(profile) -> None:
     plan = FaultPlan(stragglers=(Straggler("p0", 1.0, 2.0, factor=3.0),))
     requests = [Request(0, 0.99, 100, 2), Request(1, 1.5, 100, 2), Request(2, 2.5, 100, 2)]
     busy = [r.prefill_busy_s for r in run(cluster(profile), requests, plan).records]
@@ -80,7 +81,7 @@ def test_a_straggler_takes_longer_for_what_begins_in_its_interval(profile) -> No
 
 
 def test_a_slow_decode_node_finishes_its_iteration_at_the_old_pace(profile) -> None:
-    """Alone in the batch, iteration i takes b + g (100 + i); slow from within the third iteration on, the fourth takes twice as long."""
+    """Iteration i of a lone request takes b + g (100 + i). The node becomes slow within the third; the fourth takes twice as long."""
     one = run(cluster(profile), [Request(0, 0.0, 100, 8)], FaultPlan(stragglers=(Straggler("d0", 90.0),))).records[0]
     begin_s = one.finish_s - one.decode_busy_s
     steps = [0.00311 + 0.000271 + (100 + i) * 1.37e-5 for i in range(7)]
@@ -90,8 +91,8 @@ def test_a_slow_decode_node_finishes_its_iteration_at_the_old_pace(profile) -> N
     assert record.decode_busy_s == pytest.approx(sum(steps[:3]) + 2 * sum(steps[3:]))
 
 
-def test_a_request_that_is_too_late_fails_wherever_it_is_and_frees_its_memory(profile) -> None:
-    """One in the batch, one that waits for memory to decode, one in the queue; the last, shorter, gets through."""
+def test_a_request_past_its_time_limit_fails_at_any_stage_and_frees_its_memory(profile) -> None:
+    """One request is in the batch, one waits for decode memory and one is in the queue. The last request is shorter and completes."""
     of = cluster(profile, kv=700)
     requests = [Request(0, 0.0, 100, 500), Request(1, 0.1, 300, 300), Request(2, 0.2, 600, 20), Request(3, 1.2, 100, 3)]
     records = run(of, requests, FaultPlan(timeout_s=1.0), routing=RoundRobin()).records
@@ -103,12 +104,12 @@ def test_a_node_that_comes_back_has_an_empty_cache(profile) -> None:
     of = replace(cluster(profile), engine=EngineSpec(hash_tokens=32))
     requests = [Request(i, 1.0 * i, 100, 3, (1, 2, 3, 4)) for i in range(4)]
     records = run(of, requests, FaultPlan((Death("p0", 1.5, 1.6),)), roles=Colocated()).records
-    assert {r.prefill_node for r in records} == {"p0"}  # the first of two idle ones
+    assert {r.prefill_node for r in records} == {"p0"}  # the first of two idle nodes
     assert [r.cached_tokens for r in records] == [0, 96, 0, 96]
 
 
 class Once(Static):
-    """Changes one node at its first look."""
+    """A policy of roles that makes one change when it is first asked."""
 
     def __init__(self, at_s: float, change: RoleChange) -> None:
         self.period_s, self.change = at_s, change
@@ -118,8 +119,8 @@ class Once(Static):
         return changes
 
 
-def test_a_role_changes_in_mid_transfer(profile) -> None:
-    """The decode node drains while bytes are on their way to it: they arrive, and it decodes to the end before it is rebuilt."""
+def test_a_draining_decode_node_finishes_the_transfers_that_are_on_their_way_to_it(profile) -> None:
+    """The decode node drains while bytes are on their way to it. They arrive, and it decodes to the end before it changes its role."""
     of = replace(cluster(profile, prefill=1, decode=2), rebuild_s=0.5)
     simulation = run(of, [Request(0, 0.0, 100, 4), Request(1, 0.2, 100, 4)], FaultPlan(), roles=Once(0.06, RoleChange(1, "prefill")))
     first, second = simulation.records
@@ -128,8 +129,8 @@ def test_a_role_changes_in_mid_transfer(profile) -> None:
     assert simulation.role_controller.log == [(0.06, "d0", ""), (pytest.approx(first.finish_s + 0.5), "d0", "prefill")]
 
 
-def test_prompts_that_have_not_begun_leave_a_node_that_drains(profile) -> None:
-    """Four long prompts on two nodes; one is to decode from 50 ms on, in the middle of its first prompt: its second goes to the other."""
+def test_a_draining_prefill_node_hands_over_the_prompts_it_has_not_begun(profile) -> None:
+    """Four long prompts are on two nodes. One is to decode from 50 ms on, during its first prompt; its second prompt goes to the other."""
     requests = [Request(i, 0.0, 250, 4) for i in range(4)]
     of = cluster(profile, prefill=2, decode=1)
     simulation = run(of, requests, FaultPlan(), roles=Once(0.05, RoleChange(0, "decode")), routing=RoundRobin())
@@ -139,7 +140,7 @@ def test_prompts_that_have_not_begun_leave_a_node_that_drains(profile) -> None:
     assert simulation.role_controller.log[-1][1:] == ("p0", "decode")
 
 
-def test_roles_that_follow_the_load_help_where_prefill_has_too_much(profile) -> None:
+def test_roles_that_follow_the_load_relieve_an_overloaded_prefill_side(profile) -> None:
     requests = [Request(i, 0.02 * i, 250, 3) for i in range(150)]
     of = cluster(profile, prefill=2, decode=4, rate=1e6)
 
@@ -153,7 +154,7 @@ def test_roles_that_follow_the_load_help_where_prefill_has_too_much(profile) -> 
     assert lent < 0.8 * static
 
 
-def test_an_arrow_switch_takes_effect_at_once(profile) -> None:
+def test_an_arrow_switch_of_roles_takes_effect_at_once(profile) -> None:
     simulation = run(
         cluster(profile, prefill=1, decode=2),
         [Request(0, 0.0, 100, 40), Request(1, 0.3, 100, 4)],
@@ -179,6 +180,6 @@ def test_impossible_faults_are_refused(made, message) -> None:
         made()
 
 
-def test_faults_of_nodes_that_are_not_there_are_refused(profile) -> None:
+def test_faults_of_unknown_nodes_are_refused(profile) -> None:
     with pytest.raises(ValueError, match="there is no node p7; the nodes are p0, d0"):
         run(cluster(profile), [Request(0, 0.0, 9, 9)], FaultPlan((Death("p7", 1.0, math.inf),)))

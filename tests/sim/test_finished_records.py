@@ -23,8 +23,8 @@ def test_an_open_request_holds_back_those_that_arrived_after_it(monkeypatch: pyt
     assert [(record.request_id, record.finish_s) for record in finished.collect()] == [(1, 8.0), (2, 7.0)]
 
 
-def test_the_record_of_a_lost_request_is_made_when_it_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its last iteration may still charge it between its end and the collection."""
+def test_the_record_of_a_failed_request_is_made_when_it_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its end and the collection, its last iteration may still be charged to it."""
     monkeypatch.setattr(records, "request_record", lambda job: RequestRecord(job.index, 10, 5, 0.0, cost_usd=job.cost_usd))
     finished, job = records.FinishedRecords(), SimpleNamespace(index=0, outcome="failed", cost_usd=1.0)
     finished.add(job)

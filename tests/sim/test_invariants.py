@@ -1,4 +1,4 @@
-"""Each law of a debug run stops a run that breaks it."""
+"""A debug run stops when one of its invariants is broken."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(profile) -> Simulation:
     return simulation
 
 
-def test_a_sound_run_passes_and_littles_law_is_counted_separately(profile) -> None:
+def test_a_correct_run_passes_and_satisfies_littles_law(profile) -> None:
     simulation = run(profile)
     span_s = max(r.finish_s for r in simulation.records)
     mean_in_system = simulation.audit.request_s / span_s
@@ -62,7 +62,7 @@ def send_before_it_was_encoded(decoding: DecodeSide, job: Job) -> None:
         (DecodeSide, "arrive", send_before_it_was_encoded, "a stage ended before it began"),
     ],
 )
-def test_a_broken_law_stops_the_run(profile, monkeypatch, side, method, fault, law) -> None:
+def test_a_broken_invariant_stops_the_run(profile, monkeypatch, side, method, fault, law) -> None:
     right = getattr(side, method)
 
     def wrong(it, job) -> None:
@@ -81,14 +81,14 @@ def test_times_out_of_order_stop_the_run(profile) -> None:
         simulation.audit.close(simulation.nodes)
 
 
-def test_memory_above_what_there_is(profile) -> None:
+def test_reserving_more_memory_than_there_is_stops_the_run(profile) -> None:
     memory = CheckedMemory(160, 16)
     memory.reserve(10)
     with pytest.raises(InvariantError, match="11 of 10 blocks are taken"):
         memory.reserve(1)
 
 
-def test_time_and_counts_go_one_way() -> None:
+def test_time_never_goes_back_and_no_more_requests_leave_than_came() -> None:
     audit = Audit()
     audit.came(2.0)
     with pytest.raises(InvariantError, match="comes after one at"):

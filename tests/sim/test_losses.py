@@ -1,4 +1,4 @@
-"""Frames that are lost, links that go down under a transfer, transfers that are offered again or given up."""
+"""Lost frames, links that go down during a transfer, and transfers that are offered again or aborted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALPHA_S = 0.00047
 ONE = [Request(2, 0.0, 100, 4)]
 
 
-def test_a_link_that_goes_down_is_waited_for(profile) -> None:
+def test_a_transfer_waits_while_its_link_is_down(profile) -> None:
     plain = run(cluster(profile), ONE).transfers[0]
     of = replace(cluster(profile), link_faults=(LinkFault("d0", 0.05, 0.45),))
     (transfer,) = run(of, ONE).transfers
@@ -38,7 +38,7 @@ def test_a_link_that_goes_down_is_waited_for(profile) -> None:
     assert (transfer.retries, transfer.wire_bytes) == (0, 6400)
 
 
-def test_a_slow_link_is_seen_by_the_policy(profile) -> None:
+def test_the_policy_sees_that_its_link_became_slow(profile) -> None:
     policy = Scripted([stream(7), stream(7), stream(0)])
     of = replace(cluster(profile), link_faults=(LinkFault("p0", 0.06, 9.0, 0.1),))
     (transfer,) = run(of, ONE, lambda: policy).transfers
@@ -46,8 +46,9 @@ def test_a_slow_link_is_seen_by_the_policy(profile) -> None:
     assert policy.views[2][0] == 0.06
 
 
-def test_a_transfer_is_offered_again_and_goes_on_where_it_was(profile) -> None:
-    """Down at 0.05 s; after 0.1 s without a byte it is given up, and offered 0.03 s later, twice; the link is up again by the third."""
+def test_a_transfer_that_is_offered_again_continues_where_it_stopped(profile) -> None:
+    """The link goes down at 0.05 s. After 0.1 s without a byte the attempt is given up, and the transfer is offered again 0.03 s later.
+    This happens twice; the link is up again at the third attempt."""
     transport = TransportModel(timeout_s=0.1, backoff_s=0.03)
     of = replace(cluster(profile, transport=transport), link_faults=(LinkFault("d0", 0.05, 0.3),))
     (record,), (transfer,) = (result := run(of, ONE)).requests, result.transfers
@@ -59,7 +60,7 @@ def test_a_transfer_is_offered_again_and_goes_on_where_it_was(profile) -> None:
     assert sum(getattr(record, f"{stage}_exposed_s") for stage in STAGES) == pytest.approx(record.e2e_s)
 
 
-def test_a_transfer_that_gets_nowhere_fails_its_request_and_the_next_one_runs(profile) -> None:
+def test_a_transfer_without_progress_fails_its_request_and_the_next_one_runs(profile) -> None:
     Counted.made = []
     transport = TransportModel(timeout_s=0.1, retries=2, backoff_s=0.03)
     of = replace(cluster(profile, transport=transport), link_faults=(LinkFault("d0", 0.05, 2.0),))
@@ -75,8 +76,8 @@ def test_a_transfer_that_gets_nowhere_fails_its_request_and_the_next_one_runs(pr
     assert all(memory.used == 0 for memory in Counted.made)
 
 
-def test_lost_frames_go_again(profile) -> None:
-    """Raw KV of three and a half frames, every second frame lost; each round takes its bytes and the wait for what is missing."""
+def test_lost_frames_are_sent_again(profile) -> None:
+    """Raw KV of three and a half frames; every second frame is lost. A round takes the time of its bytes and a wait for the lost ones."""
     tokens = 7 * FRAME_BYTES // 2 // 64
     of = cluster(profile, rate=1e8, kv=1 << 20, transport=TransportModel(frame_loss=0.5, retry_s=0.25, seed=4))
     (transfer,) = run(of, [Request(2, 0.0, tokens, 2)]).transfers
@@ -89,7 +90,7 @@ def test_lost_frames_go_again(profile) -> None:
     assert 1 <= rounds <= again + 0.5
 
 
-def test_frames_are_lost_at_the_given_rate(profile) -> None:
+def test_frames_are_lost_at_the_configured_rate(profile) -> None:
     of = cluster(profile, rate=1e8, kv=1 << 22, transport=TransportModel(frame_loss=0.2))
     tokens = 40 * FRAME_BYTES // 64
     result = run(of, [Request(i, 0.0, tokens, 2) for i in range(30)])
@@ -122,7 +123,7 @@ faults = st.lists(
     ),
     delay_s=st.sampled_from([0.0, 0.01]),
 )
-def test_laws(profile, requests, sizes, bitrate, link_faults, transport, delay_s) -> None:
+def test_runs_with_losses_and_link_faults_keep_the_invariants(profile, requests, sizes, bitrate, link_faults, transport, delay_s) -> None:
     fabric = Capacity.constant(2e5)
     of = cluster(profile, *sizes, rate=2e5, fabric=fabric, delay_s=delay_s, transport=transport, link_faults=link_faults)
     result = run(of, requests, BITRATES[bitrate], LoadAwareRouting(), SLO(0.3, 0.02), debug=True)
@@ -153,7 +154,7 @@ def test_laws(profile, requests, sizes, bitrate, link_faults, transport, delay_s
     withdrawn=st.lists(st.tuples(st.floats(0, 3), st.integers(0, 14)), min_size=1, max_size=6).map(sorted),
 )
 def test_an_aborted_transfer_releases_everything(profile, requests, bitrate, kv, link_faults, transport, delay_s, withdrawn) -> None:
-    """At any time: in the queue, waiting for memory or an answer, under way, between two attempts."""
+    """The transfer is aborted at any time: in the queue, while it waits for memory or an answer, while it sends, between two attempts."""
     Counted.made = []
     jobs: list[Job] = []
     made = Job.__post_init__
@@ -208,8 +209,8 @@ deaths = st.lists(st.tuples(st.sampled_from(["p0", "p1", "d0", "d1"]), st.floats
     ),
     kv=st.sampled_from([320, 10_000]),
 )
-def test_laws_where_nodes_die_under_transfers_too(profile, requests, bitrate, link_faults, plan, transport, kv) -> None:
-    """Refinement and layer groups, cut off at any time: the laws of a debug run hold."""
+def test_runs_where_nodes_die_during_transfers_keep_the_invariants(profile, requests, bitrate, link_faults, plan, transport, kv) -> None:
+    """Refinement and layer groups are interrupted at any time; the invariants of a debug run hold."""
     of = cluster(profile, 2, 2, rate=5e4, kv=kv, fabric=Capacity.constant(1e5), transport=transport, link_faults=link_faults)
     simulation = Simulation(of, requests, BITRATES[bitrate], LoadAwareRouting(), SLO(0.3, 0.02), faults=plan, debug=True)
     result = simulation.run()

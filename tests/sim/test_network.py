@@ -27,20 +27,20 @@ def meshes(draw):
     [
         (["a"], {"a": 6.0}, [6.0]),
         (["a", "a", "a"], {"a": 6.0}, [2.0, 2.0, 2.0]),
-        (["a", "ab", "b"], {"a": 10.0, "b": 4.0}, [8.0, 2.0, 2.0]),  # b fills first; the first flow takes what is left of a
+        (["a", "ab", "b"], {"a": 10.0, "b": 4.0}, [8.0, 2.0, 2.0]),  # link b fills first; the first flow gets the rest of link a
         (["ab", "a", "bc", "c"], {"a": 4.0, "b": 9.0, "c": 3.0}, [2.0, 2.0, 1.5, 1.5]),
         (["ac", "bc", "c"], {"a": 1.0, "b": 5.0, "c": 9.0}, [1.0, 4.0, 4.0]),
         (["a", "b"], {"a": math.inf, "b": 2.0}, [math.inf, 2.0]),
         (["ax", "bx", "cx", "dx"], {"a": 9.0, "b": 9.0, "c": 9.0, "d": 0.4, "x": 4.0}, [1.2, 1.2, 1.2, 0.4]),  # incast
     ],
 )
-def test_rates_by_hand(paths, capacity, expected) -> None:
+def test_fair_rates_are_those_worked_out_by_hand(paths, capacity, expected) -> None:
     assert fair_rates(paths, capacity) == pytest.approx(expected)
 
 
 @given(meshes())
 def test_rates_are_max_min_fair(mesh) -> None:
-    """The definition: no link is overfull, and every flow has a full link on which nobody is faster."""
+    """The definition of max-min fairness: no link is overfull, and every flow has a full link on which no other flow is faster."""
     paths, capacity = mesh
     fair = fair_rates(paths, capacity)
     load = {link: sum(rate for rate, path in zip(fair, paths) if link in path) for link in capacity}
@@ -53,14 +53,14 @@ def test_rates_are_max_min_fair(mesh) -> None:
 
 
 @given(meshes(), st.integers(0, 9))
-def test_no_flow_gets_more_unless_one_with_less_gets_less(mesh, at) -> None:
+def test_a_flow_can_gain_only_at_the_cost_of_a_slower_one(mesh, at) -> None:
     paths, capacity = mesh
     fair = fair_rates(paths, capacity)
     at %= len(paths)
     greedy = fair_rates([*paths, *[[("cap", i)] for i in range(len(paths))]], {**capacity, **{("cap", i): r for i, r in enumerate(fair)}})
     assert greedy[: len(fair)] == pytest.approx(fair)  # solving twice changes nothing
     slack = [capacity[link] - sum(r for r, p in zip(fair, paths) if link in p and r <= fair[at] * (1 + 1e-9)) for link in paths[at]]
-    assert min(slack) <= 1e-9 * max(capacity.values())  # even if all that are faster gave way, nothing would be left for it
+    assert min(slack) <= 1e-9 * max(capacity.values())  # nothing would be left for it even if all faster flows gave way
 
 
 @pytest.mark.parametrize(
@@ -68,17 +68,17 @@ def test_no_flow_gets_more_unless_one_with_less_gets_less(mesh, at) -> None:
     [
         (["a", "a"], [1, 0], {"a": 6.0}, [0.0, 6.0]),
         (["a", "a", "a"], [0, 1, 1], {"a": 6.0}, [6.0, 0.0, 0.0]),
-        (["ab", "a", "a"], [0, 1, 1], {"a": 6.0, "b": 2.0}, [2.0, 2.0, 2.0]),  # b holds the urgent one back; the others share what is left
-        (["a", "ab", "b"], [0, 1, 2], {"a": 5.0, "b": 9.0}, [5.0, 0.0, 9.0]),  # who gets nothing on a takes nothing of b
+        (["ab", "a", "a"], [0, 1, 1], {"a": 6.0, "b": 2.0}, [2.0, 2.0, 2.0]),  # link b limits the urgent flow; the others share the rest
+        (["a", "ab", "b"], [0, 1, 2], {"a": 5.0, "b": 9.0}, [5.0, 0.0, 9.0]),  # a flow that gets nothing on a uses nothing of b
         (["a", "a"], [0, 1], {"a": math.inf}, [math.inf, math.inf]),
     ],
 )
-def test_urgent_flows_go_first(paths, levels, capacity, expected) -> None:
+def test_urgent_flows_get_their_rates_first(paths, levels, capacity, expected) -> None:
     assert fair_rates(paths, capacity, levels) == pytest.approx(expected)
 
 
 @given(meshes(), st.lists(st.integers(0, 2), min_size=10, max_size=10))
-def test_each_level_is_max_min_fair_on_what_the_ones_before_it_leave(mesh, levels) -> None:
+def test_each_level_is_max_min_fair_on_the_capacity_that_more_urgent_levels_leave(mesh, levels) -> None:
     paths, capacity = mesh
     levels = levels[: len(paths)]
     fair = fair_rates(paths, capacity, levels)
@@ -87,7 +87,7 @@ def test_each_level_is_max_min_fair_on_what_the_ones_before_it_leave(mesh, level
         upto = {link: sum(r for r, p, of in zip(fair, paths, levels) if link in p and of <= level) for link in capacity}
         assert all(upto[link] <= capacity[link] * (1 + 1e-9) for link in capacity)
         peers = [(rate, path) for rate, path, of in zip(fair, paths, levels) if of == level]
-        for rate, path in peers:  # a link that is full with this level, and on it none of this level is faster
+        for rate, path in peers:  # a link that this level fills, and on which no flow of this level is faster
             assert any(
                 upto[link] >= capacity[link] * (1 - 1e-9)
                 and all(r <= rate * (1 + 1e-9) + 1e-9 * capacity[link] for r, p in peers if link in p)
@@ -97,7 +97,7 @@ def test_each_level_is_max_min_fair_on_what_the_ones_before_it_leave(mesh, level
 
 
 @given(meshes(), st.data())
-def test_who_is_less_urgent_changes_nothing_for_the_others(mesh, data) -> None:
+def test_less_urgent_flows_do_not_change_the_rates_of_urgent_ones(mesh, data) -> None:
     paths, capacity = mesh
     levels = [data.draw(st.integers(0, 2)) for _ in paths]
     urgent = [flow for flow, level in enumerate(levels) if level == 0]
@@ -107,7 +107,7 @@ def test_who_is_less_urgent_changes_nothing_for_the_others(mesh, data) -> None:
 
 
 class Sender:
-    """One flow from start_s on; notes its segments and its end."""
+    """One flow from start_s on, whose segments and end time are recorded."""
 
     def __init__(
         self, clock: Clock, network: Network, path, start_s: float, size: float, limit: float = math.inf, turns=(), level=0
@@ -148,7 +148,7 @@ def network(clock) -> Network:
     return Network(clock)
 
 
-def test_joining_and_leaving_by_hand(clock, network) -> None:
+def test_rates_change_when_flows_join_and_leave(clock, network) -> None:
     link = (network.link("nic", Capacity.constant(10.0)),)
     first, second = Sender(clock, network, link, 0.0, 100.0), Sender(clock, network, link, 4.0, 20.0)
     clock.run()
@@ -156,7 +156,7 @@ def test_joining_and_leaving_by_hand(clock, network) -> None:
     assert first.segments == [(0.0, 0.0), (40.0, 4.0), (pytest.approx(20.0), 4.0), (pytest.approx(40.0), pytest.approx(4.0))]
 
 
-def test_a_target_that_moves(clock, network) -> None:
+def test_a_flows_target_may_move(clock, network) -> None:
     link = (network.link("nic", Capacity.constant(10.0)),)
     longer = Sender(clock, network, link, 0.0, 30.0, turns=[70.0])
     clock.run()
@@ -174,7 +174,7 @@ def test_a_target_that_moves(clock, network) -> None:
     assert shorter.end_s == pytest.approx(10.5)
 
 
-def test_what_has_passed_cannot_be_taken_back(clock, network) -> None:
+def test_a_target_below_the_bytes_that_passed_is_reached_at_once(clock, network) -> None:
     sender = Sender(clock, network, (network.link("nic", Capacity.constant(10.0)),), 0.0, 50.0)
 
     def shorten():
@@ -195,7 +195,7 @@ def test_unlimited_links_take_no_time(clock, network) -> None:
     assert free.flow.sent_bytes == 1e12
 
 
-def test_a_less_urgent_flow_waits_and_goes_on(clock, network) -> None:
+def test_a_less_urgent_flow_waits_and_then_continues(clock, network) -> None:
     link = (network.link("nic", Capacity.constant(10.0)),)
     behind = Sender(clock, network, link, 0.0, 50.0, level=1)
     urgent = Sender(clock, network, link, 2.0, 30.0)
@@ -204,8 +204,8 @@ def test_a_less_urgent_flow_waits_and_goes_on(clock, network) -> None:
     assert behind.segments == [(0.0, 0.0), (20.0, 2.0), (0.0, pytest.approx(3.0)), (pytest.approx(30.0), pytest.approx(3.0))]
 
 
-def test_incast_by_hand(clock, network) -> None:
-    """Eight senders of 10 bytes/s meet at a link of 20; each gets 2.5 until the two short ones are done, then a sixth."""
+def test_incast_shares_the_receivers_link_equally(clock, network) -> None:
+    """Eight senders of 10 bytes/s share a link of 20 bytes/s. Each gets 2.5 until the two short ones are done, then a sixth of the link."""
     target = network.link("target", Capacity.constant(20.0))
     sizes = [5.0, 5.0, *[20.0] * 6]
     senders = [Sender(clock, network, (network.link(f"s{i}", Capacity.constant(10.0)), target), 0.0, size) for i, size in enumerate(sizes)]
@@ -213,7 +213,7 @@ def test_incast_by_hand(clock, network) -> None:
     assert [s.end_s for s in senders] == pytest.approx([2.0, 2.0, *[2.0 + 15 / (20 / 6)] * 6])
 
 
-def test_a_link_that_is_down_and_one_that_is_slow(clock, network) -> None:
+def test_link_faults_stop_and_slow_the_flows_over_the_link(clock, network) -> None:
     link = network.link("nic", Capacity((0.0, 6.0), (10.0, 20.0)))
     LinkFaults(network, {"nic": link}, [LinkFault("nic", 1.0, 3.0, 0.0), LinkFault("nic", 4.0, 7.0, 0.5), LinkFault("nic", 4.0, 5.0, 0.5)])
     sender = Sender(clock, network, (link,), 0.0, 57.5)
@@ -232,12 +232,12 @@ def test_a_link_that_is_down_and_one_that_is_slow(clock, network) -> None:
         (("nic", 0.0, math.inf, 0.0), "for ever"),
     ],
 )
-def test_a_fault_that_makes_no_sense_is_refused(fault, message) -> None:
+def test_an_impossible_link_fault_is_refused(fault, message) -> None:
     with pytest.raises(ValueError, match=message):
         LinkFault(*fault)
 
 
-def test_a_fault_of_a_link_that_is_not_there_is_refused(network) -> None:
+def test_a_fault_of_an_unknown_link_is_refused(network) -> None:
     with pytest.raises(ValueError, match="no link nic; there are a, b"):
         LinkFaults(network, {"b": None, "a": None}, [LinkFault("nic", 0.0, 1.0, 0.0)])
 
@@ -253,8 +253,8 @@ def schedules(draw):
 
 
 @given(schedules(), st.floats(0, 20), st.floats(1, 300), st.one_of(st.just(math.inf), rates))
-def test_alone_on_a_link_that_changes(capacity, start_s, size, limit) -> None:
-    """The event-driven flow ends when the schedule's own integral says; a slower limit acts as a link of its own."""
+def test_a_lone_flow_ends_when_the_integral_of_its_links_schedule_says(capacity, start_s, size, limit) -> None:
+    """The schedule's own integral gives the end of the event-driven flow. A lower rate limit acts as a second link."""
     clock = Clock()
     network = Network(clock)
     sender = Sender(clock, network, (network.link("nic", capacity),), start_s, size, limit)
@@ -265,7 +265,7 @@ def test_alone_on_a_link_that_changes(capacity, start_s, size, limit) -> None:
 
 
 class Checked(Network):
-    """After every change, all rates of the whole network are the fair ones, though only connected flows were solved again."""
+    """Checks after every change that all rates of the whole network are fair, although only connected flows were solved again."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
@@ -282,7 +282,7 @@ class Checked(Network):
         caps = {flow: flow.limit_bytes_per_s for flow in flows}
         expected = fair_rates([(*flow.path, flow) for flow in flows], {**capacity, **caps}, [flow.level for flow in flows])
         assert [flow.rate for flow in flows] == pytest.approx(expected, rel=1e-9)
-        assert all(flow.end.number == UNSET for flow in flows if flow.rate == 0)  # nothing is due while nothing passes
+        assert all(flow.end.number == UNSET for flow in flows if flow.rate == 0)  # no event is due while no bytes pass
 
 
 @settings(max_examples=60)
@@ -295,7 +295,7 @@ class Checked(Network):
     ),
     st.lists(st.tuples(st.integers(0, 4), st.floats(0, 10), st.floats(0.1, 5), st.sampled_from([0.0, 0.25])), max_size=3),
 )
-def test_solving_the_connected_flows_alone_is_enough(capacities, flows, faults) -> None:
+def test_solving_only_the_connected_flows_gives_the_rates_of_the_whole_network(capacities, flows, faults) -> None:
     clock = Clock()
     network = Checked(clock)
     links = [network.link(str(i), capacity) for i, capacity in enumerate(capacities)]
@@ -315,8 +315,8 @@ def test_solving_the_connected_flows_alone_is_enough(capacities, flows, faults) 
 
 
 @given(st.lists(st.floats(1, 1000), min_size=1, max_size=8), rates)
-def test_one_shared_link_is_processor_sharing(sizes, capacity) -> None:
-    """All start together: the k-th shortest ends when the shorter ones and its own size in every longer one have passed."""
+def test_flows_on_one_link_share_it_as_processor_sharing(sizes, capacity) -> None:
+    """All flows start together. When the k-th shortest ends, each longer flow has sent as many bytes as it."""
     clock = Clock()
     network = Network(clock)
     link = (network.link("nic", Capacity.constant(capacity)),)

@@ -15,8 +15,8 @@ class Heard(Price):
         self.heard.append((now_s, wire_bytes))
 
 
-def test_a_price_hears_of_all_that_passes_however_many_transfers_tell() -> None:
-    """10 B/s from 0, 30 more from 2 to 5, the first ends at 6; nothing passes until another comes at 9."""
+def test_a_price_is_told_all_bytes_of_all_transfers_of_its_nic() -> None:
+    """One transfer sends 10 B/s from 0 s to 6 s, another 30 B/s from 2 s to 5 s. Nothing passes until a third one starts at 9 s."""
     price = Heard(1e3)
     price.heard = []
     nic = NodeNic(price)
@@ -26,7 +26,7 @@ def test_a_price_hears_of_all_that_passes_however_many_transfers_tell() -> None:
     assert nic.load == 0
 
 
-def test_two_that_change_at_one_moment_are_told_once() -> None:
+def test_two_changes_at_the_same_time_are_told_once() -> None:
     price = Heard(1e3)
     price.heard = []
     nic = NodeNic(price)
@@ -36,7 +36,7 @@ def test_two_that_change_at_one_moment_are_told_once() -> None:
     assert nic.load == pytest.approx(10.0)
 
 
-def test_an_unlimited_nic_asks_nothing() -> None:
+def test_an_unlimited_nic_does_not_update_its_price() -> None:
     price = Heard(math.inf)
     price.heard = []
     nic = NodeNic(price)
@@ -45,8 +45,8 @@ def test_an_unlimited_nic_asks_nothing() -> None:
     assert not price.heard
 
 
-def test_who_asks_for_the_price_hears_what_has_passed_until_now() -> None:
-    """1,000 bytes wait for 100 B/s: 10 s of work, of which a second later 9 are left."""
+def test_the_price_counts_all_bytes_that_have_passed_when_it_is_read() -> None:
+    """1,000 bytes wait for a NIC of 100 B/s, which is 10 s of work. One second later 9 s are left."""
     nic = NodeNic(Price(100.0, scale_s=1.0, low=1.0, high=1e9))
     nic.price.enter(0.0, 1e3)
     nic.add_load(0.0, 100.0)

@@ -37,7 +37,7 @@ def run(profile):
     return simulation.run()
 
 
-def test_every_event_has_what_its_kind_needs(run) -> None:
+def test_every_event_has_the_fields_of_its_kind(run) -> None:
     for event in trace_of(run.requests, run.transfers):
         assert event["ph"] in (*TRACKS, "M")
         assert isinstance(event["pid"], int)
@@ -71,7 +71,7 @@ def test_time_goes_forward_on_each_track_and_slices_do_not_overlap(run) -> None:
             assert before["ts"] + before["dur"] <= after["ts"] + 1e-6
 
 
-def test_each_request_is_one_arrow_from_its_first_stage_to_its_last_at_slices_of_its_own(run) -> None:
+def test_each_requests_arrow_leads_through_its_own_slices_from_first_to_last_stage(run) -> None:
     events = trace_of(run.requests, run.transfers)
     slices = {(e["pid"], e["tid"], e["ts"]): e for e in events if e["ph"] == "X"}
     arrows = defaultdict(list)
@@ -86,7 +86,7 @@ def test_each_request_is_one_arrow_from_its_first_stage_to_its_last_at_slices_of
         assert kinds == ["s", *["t"] * (len(kinds) - 2), "f"]
 
 
-def test_slices_add_up_to_the_records(run) -> None:
+def test_slices_add_up_to_the_times_of_the_records(run) -> None:
     seconds = defaultdict(float)
     for event in trace_of(run.requests, run.transfers):
         if event["ph"] == "X":
@@ -97,8 +97,8 @@ def test_slices_add_up_to_the_records(run) -> None:
                 assert seconds[record.request_id, stage] == pytest.approx(getattr(record, f"{stage}_exposed_s"), abs=2e-9)
 
 
-def test_a_links_counter_carries_the_bytes(run) -> None:
-    """The integral of what a node sends is what its transfers have sent, and it ends at 0."""
+def test_a_links_counter_integrates_to_the_bytes_sent(run) -> None:
+    """The integral of a node's sending rate is the bytes of its transfers. The counter ends at 0."""
     events = trace_of(run.requests, run.transfers)
     names = {e["pid"]: e["args"]["name"] for e in events if e["ph"] == "M" and e["name"] == "process_name"}
     for way, end in (("sends Gbit/s", "source"), ("receives Gbit/s", "destination")):
@@ -110,20 +110,20 @@ def test_a_links_counter_carries_the_bytes(run) -> None:
             assert steps[-1][1] == 0
 
 
-def test_what_was_not_served_is_there_with_its_reason() -> None:
+def test_an_unserved_request_is_shown_with_its_reason() -> None:
     lost = RequestRecord(7, 10, 10, 1.5, outcome="rejected", reason="too long")
     half = TransferRecord(7, "a", "b", 1.0, finish_s=nan)
     (mark,) = [e for e in trace_of([lost], [half]) if e["ph"] == "i"]
     assert (mark["ts"], mark["args"]["reason"]) == (1.5e6, "too long")
 
 
-def test_an_empty_run_is_still_a_trace() -> None:
+def test_an_empty_run_gives_a_valid_trace() -> None:
     assert trace_of([], []) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size=40).map(sorted))
-def test_lanes_are_as_few_as_can_be(spans) -> None:
-    """No two at once on a lane, and no more lanes than there are spans at the busiest moment."""
+def test_spans_are_packed_into_the_fewest_lanes(spans) -> None:
+    """No two spans overlap on a lane, and there are no more lanes than spans at the busiest moment."""
     lanes = Lanes()
     taken = [(start, start + length, lanes.take(start, start + length)) for start, length in spans]
     for i, (start, end, lane) in enumerate(taken):

@@ -1,4 +1,4 @@
-"""KV in layer groups: by hand, and its laws over random runs."""
+"""KV that is sent in layer groups: cases worked out by hand, and invariants of random runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def piped(profile, groups: int, staging: int = 8, request: Request | None = None
     return result.requests[0], result.transfers[0]
 
 
-def test_two_raw_groups_by_hand(profile) -> None:
-    """A link that is slower than the pass: the second group leaves when the first has left."""
+def test_two_raw_groups_leave_one_after_the_other(profile) -> None:
+    """The link is slower than the forward pass, so the second group leaves when the first has left."""
     record, transfer = piped(profile, 2)
     encode_s, expand_s = 50 * 1.1e-6, 50 * 1.3e-6  # of one group
     start_s = PREFILL_S / 2 + encode_s
@@ -48,7 +48,7 @@ def test_two_raw_groups_by_hand(profile) -> None:
     assert exposed == pytest.approx(expected)
 
 
-def test_on_a_fast_link_all_but_the_last_group_is_hidden(profile) -> None:
+def test_a_fast_link_hides_all_groups_but_the_last(profile) -> None:
     """Ten groups of 640 bytes in 0.64 ms each, while a tenth of the pass takes 3.5 ms."""
     record, transfer = piped(profile, 10, rate=1e6)
     encode_s = 10 * 1.1e-6
@@ -60,7 +60,7 @@ def test_on_a_fast_link_all_but_the_last_group_is_hidden(profile) -> None:
 
 
 def test_groups_without_a_staging_place_are_encoded_at_the_end(profile) -> None:
-    """Four groups, one place, and a link on which the first group takes longer than the pass: the others wait for its end."""
+    """Four groups share one staging place. The first group's bytes take longer than the pass, so the others wait for its end."""
     record, transfer = piped(profile, 4, staging=1, rate=2e4)
     encode_s = 25 * 1.1e-6
     assert record.prefill_exposed_s == pytest.approx(PREFILL_S + encode_s)
@@ -70,8 +70,8 @@ def test_groups_without_a_staging_place_are_encoded_at_the_end(profile) -> None:
     assert freed.prefill_exposed_s == pytest.approx(PREFILL_S + 3 * encode_s)
 
 
-def test_each_group_has_its_own_cut_on_one_curve(profile) -> None:
-    """Four groups at cuts 7, 3, 3 and 5; what the policy sees is what it would get if it stayed with one cut from here on."""
+def test_each_group_may_have_its_own_cut(profile) -> None:
+    """Four groups are sent at cuts 7, 3, 3 and 5. The policy sees the result of staying with one cut from here on."""
     policy = Scripted([Decision("stream", "slope", cut) for cut in (7, 7, 3, 3, 3, 3, 5, 5)])
     record, transfer = piped(profile, 4, request=Request(0, 0.0, 100, 4), bitrate=lambda: policy)
     own = curve_for(profile, 100, draw=0).slope.scaled(6400)
@@ -98,7 +98,7 @@ def test_each_group_pays_the_codecs_constant_part(profile) -> None:
     assert record.expand_busy_s == pytest.approx(4 * 0.00019 + 100 * 1.2e-5)
 
 
-def test_one_token_has_no_transfer_and_no_pipeline(profile) -> None:
+def test_a_request_for_one_token_has_no_transfer_and_no_pipeline(profile) -> None:
     of = cluster(profile, transport=TransportModel(layer_groups=4))
     result = run(of, [Request(0, 0.0, 100, 1)])
     assert result.requests[0].finish_s == pytest.approx(PREFILL_S)
@@ -121,7 +121,7 @@ arrivals = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 250), st.integers(
     groups=st.integers(2, 5),
     staging=st.integers(1, 3),
 )
-def test_laws(profile, requests, sizes, kv, rate, bitrate, groups, staging) -> None:
+def test_runs_with_layer_groups_keep_the_invariants(profile, requests, sizes, kv, rate, bitrate, groups, staging) -> None:
     of = cluster(profile, *sizes, rate=rate, kv=kv, transport=TransportModel(layer_groups=groups, staging=staging))
     result = run(of, requests, BITRATES[bitrate], LoadAwareRouting(), SLO(0.3, 0.02), debug=True)
     done = [r for r in result.requests if r.outcome == "completed"]
@@ -136,7 +136,7 @@ def test_laws(profile, requests, sizes, kv, rate, bitrate, groups, staging) -> N
 
 @pytest.mark.parametrize("bitrate", ["raw", "int4"])
 def test_overlap_saves_time_on_a_slow_link(profile, bitrate) -> None:
-    """One prompt at a time: the first group's bytes flow while the others are computed, as much as there is to hide."""
+    """One prompt runs at a time. The first groups' bytes are sent, and so hidden, while other groups are computed."""
     long = Request(0, 0.0, 400, 4)
     whole, halves, quarters = (piped(profile, groups, request=long, bitrate=BITRATES[bitrate], rate=5e5)[0].ttft_s for groups in (1, 2, 4))
     assert quarters < halves < whole
@@ -145,8 +145,8 @@ def test_overlap_saves_time_on_a_slow_link(profile, bitrate) -> None:
 @pytest.mark.parametrize("rate", [2e4, 1e5, 1e6])
 @pytest.mark.parametrize("groups", [1, 2, 8])
 @pytest.mark.parametrize("bitrate", ["raw", "int4"])
-def test_a_quote_is_what_an_idle_pair_needs(profile, rate, groups, bitrate) -> None:
-    """With groups, within codec times, which lengthen the pass and overlap with bytes."""
+def test_a_quote_equals_the_time_that_an_idle_pair_needs(profile, rate, groups, bitrate) -> None:
+    """With layer groups it does so up to the codec times, which lengthen the pass and overlap with the bytes."""
     request = Request(0, 0.0, 100, 4)
     of = cluster(profile, rate=rate, transport=TransportModel(layer_groups=groups, staging=8))
     simulation = Simulation(of, [request], BITRATES[bitrate], LoadAwareRouting(), SLO(0.5, 0.02))

@@ -1,4 +1,4 @@
-"""The prefix cache: it holds beginnings of prompts, keeps blocks in use, and its memory adds up."""
+"""The prefix cache holds prefixes of prompts and keeps the blocks in use, and its memory adds up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def held(cache: PrefixCache, chain: tuple[int, ...], allowed: float = 1.0) -> in
 @settings(max_examples=200)
 @given(chains, st.data())
 def test_blocks_in_use_stay_and_memory_adds_up(chains, data) -> None:
-    """Prompts of three kinds come and go, each of some whole blocks and a private one; memory holds 14 blocks, a hash stands for 2."""
+    """Prompts of three kinds come and go. Each has some whole blocks and a private one. Memory holds 14 blocks; a hash stands for 2."""
     holders: dict[int, dict[str, None]] = {}
     cache = PrefixCache(32, 16, holders)
     cache.owner = "node"
@@ -59,7 +59,7 @@ def test_blocks_in_use_stay_and_memory_adds_up(chains, data) -> None:
         assert memory.used == 2 * len(in_use) + sum(blocks for _, blocks in live) <= memory.blocks
         assert 2 * len(cache) + sum(blocks for _, blocks in live) <= memory.blocks  # unused blocks fit beside those in use
         assert all(held(cache, (block,)) for block in in_use)
-        for each in (1, 2, 3):  # the held blocks of a kind are its beginning
+        for each in (1, 2, 3):  # the held blocks of a kind are its prefix
             whole = tuple(100 * each + i for i in range(6))
             assert sum(held(cache, (block,)) for block in whole) == held(cache, whole)
         assert {block for block in holders if holders[block]} == {b for b in range(100, 406) if held(cache, (b,))}
@@ -72,7 +72,7 @@ def test_blocks_in_use_stay_and_memory_adds_up(chains, data) -> None:
     assert len(cache) == 0
 
 
-def test_the_least_recently_used_block_is_evicted_first_and_ends_before_beginnings() -> None:
+def test_the_least_recently_used_block_is_evicted_first_and_the_end_of_a_prefix_before_its_start() -> None:
     cache = PrefixCache(16, 16, {})
     memory = KvMemory(16 * 4, 16, cache)
     for chain in ((1, 2), (3, 4)):
@@ -87,7 +87,7 @@ def test_the_least_recently_used_block_is_evicted_first_and_ends_before_beginnin
     assert (held(cache, (1, 2)), held(cache, (3, 4))) == (1, 1)  # 4 before 3
 
 
-def test_a_lossy_block_is_used_only_where_allowed_until_an_exact_one_replaces_it() -> None:
+def test_a_lossy_block_is_used_only_if_allowed_until_a_lossless_one_replaces_it() -> None:
     cache = PrefixCache(16, 16, {})
     memory = KvMemory(16 * 8, 16, cache)
     memory.reserve(2)
@@ -95,7 +95,7 @@ def test_a_lossy_block_is_used_only_where_allowed_until_an_exact_one_replaces_it
     assert (cache.match((1, 2)), cache.match((1, 2), 0.05)) == (0, 2)
     assert cache.distortion((1, 2)) == pytest.approx(0.05)
     memory.reserve(2)
-    memory.share((1, 2), 0, 0.0)  # another request computed them anew
+    memory.share((1, 2), 0, 0.0)  # another request has computed them again
     assert cache.match((1, 2)) == 2
     assert memory.used == 2
 
@@ -111,8 +111,8 @@ def cluster(profile, prefill: int = 1, kv: int = 10_000) -> ClusterSpec:
     return ClusterSpec(nodes[0], nodes[1], engine=EngineSpec(hash_tokens=64))
 
 
-def test_a_cached_prefix_is_not_computed_again_by_hand(profile) -> None:
-    """150 tokens are two whole blocks of 64; the second prompt shares the first of them, the third both."""
+def test_a_cached_prefix_is_not_computed_again(profile) -> None:
+    """150 tokens hold two whole blocks of 64. The second prompt shares the first block, the third prompt both."""
     rows = [(0.0, 150, (1, 2, 3)), (5.0, 150, (1, 8, 9)), (10.0, 128, (1, 2))]
     requests = [Request(i, at, isl, 3, ids) for i, (at, isl, ids) in enumerate(rows)]
     records = Simulation(cluster(profile), requests, Raw, RoundRobin(), SLOS).run().requests
@@ -120,12 +120,12 @@ def test_a_cached_prefix_is_not_computed_again_by_hand(profile) -> None:
     def prompt_s(tokens: int, cached: int) -> float:
         return 0.00217 + (tokens - cached) * 0.000313 + (tokens**2 - cached**2) * 1.7e-7
 
-    assert [r.cached_tokens for r in records] == [0, 64, 64]  # of 128, one token at least is computed, so one whole block is
+    assert [r.cached_tokens for r in records] == [0, 64, 64]  # of 128 tokens at least one is computed, so one whole block is
     assert [r.prefill_busy_s for r in records] == pytest.approx([prompt_s(150, 0), prompt_s(150, 64), prompt_s(128, 64)])
 
 
-def test_a_prefix_on_the_decode_node_is_not_sent_again(profile) -> None:
-    """The second turn sends what comes after the first one's two whole blocks of 64 tokens."""
+def test_a_prefix_that_the_decode_node_holds_is_not_sent_again(profile) -> None:
+    """The second turn sends only the tokens after the whole blocks of 64 tokens that the first turn left there."""
     ids = tuple(range(10))
     requests = [Request(0, 0.0, 150, 3, ids[:3]), Request(1, 5.0, 400, 3, ids[:7])]
     simulation = Simulation(cluster(profile), requests, Raw, RoundRobin(), SLOS, debug=True)
@@ -156,7 +156,7 @@ def test_lossy_blocks_are_sent_again_unless_they_are_allowed(profile) -> None:
 
 
 def test_prefix_aware_routing_hits_where_round_robin_misses(profile) -> None:
-    """Two conversations, two nodes. Turns that alternate keep missing; following the prefix, all but the first of each hit."""
+    """Two conversations run on two nodes. Turns that alternate between nodes miss. By prefix, all but each first turn hit."""
     requests = [Request(i, 2.0 * i, 64 * (i // 3 + 1) + 5, 3, tuple(1000 * (i % 3) + b for b in range(i // 3 + 2))) for i in range(18)]
     of = cluster(profile, prefill=2)
 
@@ -167,7 +167,7 @@ def test_prefix_aware_routing_hits_where_round_robin_misses(profile) -> None:
     assert cached(PrefixAware()) == every > cached(RoundRobin())
 
 
-def test_memory_ends_empty_with_a_small_cache(profile) -> None:
+def test_a_run_with_a_small_cache_releases_all_its_memory(profile) -> None:
     requests = [Request(i, 0.01 * i, 40 + 31 * i % 250, 1 + i % 5, tuple(100 * (i % 4) + b for b in range(5))) for i in range(50)]
     tight = replace(cluster(profile, 2, kv=400))
     simulation = Simulation(tight, requests, Raw, PrefixAware(), SLOS)

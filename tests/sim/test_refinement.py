@@ -1,4 +1,4 @@
-"""Refinement behind the start of decoding: by hand, and its laws over random runs."""
+"""Refinement after decoding has started: cases worked out by hand, and invariants of random runs."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def iterations_s(context: int, count: int) -> float:
 
 
 def expand_s(bits: float) -> float:
-    """Of 100 tokens, at a depth that was measured or between 2 and 4 bits or 4 and 8 bits."""
+    """The time to expand 100 tokens at a measured depth, or interpolated between 2 and 4 bits or between 4 and 8 bits."""
     two, four, eight = 0.00011 + 100 * 0.9e-5, 0.00019 + 100 * 1.2e-5, 0.00029 + 100 * 1.7e-5
     return two if bits <= 2 else two + (four - two) * (bits - 2) / 2 if bits <= 4 else four + (eight - four) * (bits - 4) / 4
 
 
-def test_one_refined_request_by_hand(profile) -> None:
+def test_one_refined_request_has_the_times_and_distortion_worked_out_by_hand(profile) -> None:
     policy = Behind()
     result = run(cluster(profile, usd_per_gb=3.0), [Request(0, 0.0, 100, 41)], lambda: policy)
     (record,), (transfer,) = result.requests, result.transfers
@@ -72,7 +72,7 @@ def test_one_refined_request_by_hand(profile) -> None:
     assert transfer.wire_bytes == record.wire_bytes == pytest.approx(curve.bytes[7], abs=1)
     assert (transfer.cut, transfer.calls) == (1, 2)
     first_s = start_s + expand_s(0.5)
-    before = next(k for k in range(41) if first_s + iterations_s(100, k) >= refined_s)  # iterations that end before the better values come
+    before = next(k for k in range(41) if first_s + iterations_s(100, k) >= refined_s)  # iterations before the refined values arrive
     assert 0 < before < 40
     assert record.finish_s == pytest.approx(first_s + iterations_s(100, 40) + expand_s(8.0))
     assert (record.distortion_start, record.distortion_final) == (curve.distortion[1], curve.distortion[7])
@@ -94,8 +94,8 @@ def test_one_refined_request_by_hand(profile) -> None:
     )  # a refinement's rate is no sample of the link's goodput
 
 
-def test_behind_may_move_while_it_flows(profile) -> None:
-    """Asked when it starts, when the link gets faster, and at the cut: to 3, then 4, then 6, and no further."""
+def test_the_cut_to_refine_to_may_move_during_refinement(profile) -> None:
+    """The policy is asked when refinement starts, when the link gets faster, and at the cut. It answers 3, then 4, then 6, and 6 again."""
     policy = Behind(behind=[3, 4, 6, 6])
     of = cluster(profile, rate=Capacity((0.0, 0.06), (1e5, 2e5)))
     (transfer,) = run(of, [Request(0, 0.0, 100, 60)], lambda: policy).transfers
@@ -105,8 +105,8 @@ def test_behind_may_move_while_it_flows(profile) -> None:
     assert not policy.behind[1:]
 
 
-def test_a_transfer_of_the_pair_goes_first(profile) -> None:
-    """The second request's transfer takes the thread while the first one's refinement is under way, which goes on after it."""
+def test_a_new_transfer_of_the_same_pair_goes_before_refinement(profile) -> None:
+    """The second request's transfer interrupts the first one's refinement, which continues after it."""
     first, second = Request(0, 0.0, 100, 200), Request(12, 0.0, 100, 200)
 
     def transfers(*requests, behind=7):
@@ -118,8 +118,8 @@ def test_a_transfer_of_the_pair_goes_first(profile) -> None:
     assert both[12].refine_finish_s == pytest.approx(both[0].refine_finish_s + both[12].refine_bytes / 3e4, abs=1e-4)
 
 
-def test_transfers_of_other_pairs_go_first_where_links_meet(profile) -> None:
-    """Two prefill nodes, one decode node: its link serves the urgent transfer alone, as if there were no refinement."""
+def test_transfers_of_other_pairs_go_before_refinement_on_a_shared_link(profile) -> None:
+    """Two prefill nodes send to one decode node. Its link serves the urgent transfer alone, as if there were no refinement."""
     requests = [Request(0, 0.0, 100, 200), Request(12, 0.02, 100, 200)]
     refining = {t.request_id: t for t in run(cluster(profile, prefill=2), requests, Behind).transfers}
     plain = {t.request_id: t for t in run(cluster(profile, prefill=2), requests, lambda: Behind(behind=[0])).transfers}
@@ -127,8 +127,8 @@ def test_transfers_of_other_pairs_go_first_where_links_meet(profile) -> None:
     assert refining[0].refine_finish_s > refining[12].finish_s
 
 
-def test_it_ends_with_its_request(profile) -> None:
-    """Four tokens are decoded long before the rest could come over a slow link; no memory stays reserved."""
+def test_refinement_ends_with_its_request(profile) -> None:
+    """Four tokens are decoded long before the rest could arrive over a slow link. No memory stays reserved."""
     Counted.made = []
     with patch("sim.nodes.KvMemory", Counted):
         result = run(cluster(profile, rate=2e4), [Request(0, 0.0, 100, 5), Request(1, 5.0, 100, 5)], Behind)
@@ -141,15 +141,15 @@ def test_it_ends_with_its_request(profile) -> None:
     assert all(memory.used == 0 for memory in Counted.made)
 
 
-def test_without_memory_for_the_codes_there_is_none(profile) -> None:
-    """Codes of 8 bits are half of KV: 4 of 7 blocks. 9 are for the answer."""
+def test_there_is_no_refinement_without_memory_for_the_codes(profile) -> None:
+    """Codes of 8 bits take half of the KV's memory: 4 blocks for 7. The answer takes 9 blocks."""
     for kv, refined in ((12 * 16, False), (13 * 16, True)):
         (transfer,) = run(cluster(profile, kv=kv), [Request(0, 0.0, 100, 41)], Behind).transfers
         assert (transfer.refine_bytes > 0) == refined
 
 
-def test_the_source_stays_pinned_until_the_last_byte(profile) -> None:
-    """The prefill node has room for one prompt: the second begins when the first is refined."""
+def test_the_prefill_node_holds_the_kv_until_the_last_byte_of_refinement(profile) -> None:
+    """The prefill node has memory for one prompt. The second prompt begins when the first is refined."""
     of = cluster(profile)
     tight = replace(of, prefill=(replace(of.prefill[0], kv_tokens=112),))
     result = run(tight, [Request(0, 0.0, 100, 90), Request(12, 0.0, 100, 2)], Behind)
@@ -176,7 +176,7 @@ arrivals = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 250), st.integers(
     bitrate=st.sampled_from(sorted(OURS)),
     delay_s=st.sampled_from([0.0, 0.013]),
 )
-def test_laws(profile, requests, sizes, kv, rate, bitrate, delay_s) -> None:
+def test_runs_with_refinement_keep_the_invariants(profile, requests, sizes, kv, rate, bitrate, delay_s) -> None:
     of = cluster(profile, *sizes, rate=rate, kv=kv, delay_s=delay_s)
     result = run(of, requests, OURS[bitrate], LoadAwareRouting(), SLO(0.3, 0.02), debug=True)
     moved = {t.request_id: t for t in result.transfers}
@@ -198,8 +198,8 @@ def test_laws(profile, requests, sizes, kv, rate, bitrate, delay_s) -> None:
             assert r.distortion_final == r.distortion_start
 
 
-def test_refining_lowers_the_distortion_of_tokens(profile) -> None:
-    """A tight deadline over a link that is idle half of the time."""
+def test_refinement_lowers_the_token_weighted_distortion(profile) -> None:
+    """Requests with a tight deadline send over a link that is idle half of the time."""
     requests = [Request(i, 0.35 * i, 200, 60) for i in range(30)]
 
     def mean(behind: float) -> float:

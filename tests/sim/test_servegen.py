@@ -13,7 +13,7 @@ PUBLISHED = Path(__file__).parents[2] / ".." / "shared" / "data" / "traces"
 
 
 def tables(folder: Path, rates: list[tuple[int, int, float, str, float]], lengths: list[tuple[int, int, str, float, float]]):
-    """lengths: from low to high in equal steps, so that the mean is half way."""
+    """Write the rate and length tables. Lengths go from low to high in equal steps, so that their mean is half way."""
     names = ("client", "t", "rate", "pattern", "p1")
     pq.write_table(pa.table({name: [row[i] for row in rates] for i, name in enumerate(names)}), folder / "rates.parquet")
     columns: dict[str, list] = {name: [row[i] for row in lengths] for i, name in enumerate(("client", "window", "field"))}
@@ -25,7 +25,7 @@ def tables(folder: Path, rates: list[tuple[int, int, float, str, float]], length
 BOTH = [(0, 0, "input_tokens", 100, 300), (0, 0, "output_tokens", 10, 10), (1, 0, "input_tokens", 5, 5), (1, 0, "output_tokens", 1, 1)]
 
 
-def test_each_window_has_the_counted_requests_and_its_clients_lengths(tmp_path) -> None:
+def test_each_window_has_its_published_number_of_requests_with_its_clients_lengths(tmp_path) -> None:
     paths = tables(tmp_path, [(0, 0, 5.0, "Gamma", 0.5), (1, 600, 2.0, "Weibull", 0.8), (0, 1200, 5.0, "Gamma", 1.0)], BOTH)
     requests, borrowed = read_servegen(*paths, duration_s=1200.0, seed=1)
     assert borrowed == 0
@@ -42,14 +42,14 @@ def test_each_window_has_the_counted_requests_and_its_clients_lengths(tmp_path) 
     assert (requests, 0) == read_servegen(*paths, duration_s=1200.0, seed=1) != read_servegen(*paths, duration_s=1200.0, seed=2)
 
 
-def test_a_share_thins_all_clients_alike(tmp_path) -> None:
+def test_a_share_of_the_requests_thins_all_clients_equally(tmp_path) -> None:
     paths = tables(tmp_path, [(0, 0, 5.0, "Gamma", 0.5), (1, 0, 2.0, "Gamma", 0.8)], BOTH)
     requests, _ = read_servegen(*paths, share=0.1)
     assert sum(r.osl == 10 for r in requests) == 300
     assert sum(r.osl == 1 for r in requests) == 120
 
 
-def test_a_client_without_lengths_takes_those_of_others_by_their_rates(tmp_path) -> None:
+def test_a_client_without_lengths_borrows_those_of_others_in_proportion_to_their_rates(tmp_path) -> None:
     """Client 0 sends three times as many requests as client 1; client 2 has no published lengths."""
     rates = [(0, 0, 3.0, "Gamma", 1.0), (1, 0, 1.0, "Gamma", 1.0), (2, 0, 4.0, "Gamma", 1.0)]
     requests, borrowed = read_servegen(*tables(tmp_path, rates, BOTH))
@@ -73,7 +73,7 @@ def test_missing_data_is_reported(tmp_path) -> None:
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published traces are not here")
-def test_the_published_clients() -> None:
+def test_the_published_clients_have_the_counted_requests() -> None:
     lengths, rates = (PUBLISHED / f"servegen_deepseek-r1_{name}.parquet" for name in ("lengths", "rates"))
     requests, borrowed = read_servegen(lengths, rates, duration_s=3600.0)
     windows = pq.read_table(rates).to_pandas()

@@ -1,4 +1,4 @@
-"""Admission that reserves decode memory before prefill, by hand: as the real frontend places requests."""
+"""Admission that reserves decode memory before prefill, as the real frontend does, in cases worked out by hand."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def run(profile, admission, tokens: int = ONE_AT_A_TIME):
     return Simulation(of(profile, tokens), requests, Raw, RoundRobin(), SLOS, admission=admission, debug=True).run().requests
 
 
-def test_with_memory_for_one_the_second_prefill_starts_when_the_first_request_is_done(profile) -> None:
+def test_with_memory_for_one_request_the_second_prefill_starts_when_the_first_request_is_done(profile) -> None:
     first, second = run(profile, Reserve())
     assert first.finish_s == pytest.approx(ALONE_S)
     assert second.queue_exposed_s == first.finish_s  # its prefill begins then, not earlier
     assert second.prefill_token_s == pytest.approx(ALONE_S + PREFILL_S)
     assert second.finish_s == pytest.approx(2 * ALONE_S)
-    assert second.wire_exposed_s == pytest.approx(6400 / RATE + 0.00047)  # memory is not waited for once more
+    assert second.wire_exposed_s == pytest.approx(6400 / RATE + 0.00047)  # the transfer does not wait for memory again
 
 
 def test_without_a_reservation_the_second_prompt_is_computed_meanwhile(profile) -> None:
@@ -52,13 +52,13 @@ def test_without_a_reservation_the_second_prompt_is_computed_meanwhile(profile) 
     assert second.finish_s == pytest.approx(2 * ALONE_S - PREFILL_S - ISL * 1.1e-6)  # its pass and encoding are hidden
 
 
-def test_with_memory_for_both_the_second_request_does_not_wait(profile) -> None:
+def test_with_memory_for_both_requests_the_second_does_not_wait(profile) -> None:
     both = 2 * 128
     assert [r.finish_s for r in run(profile, Reserve(), both)] == [r.finish_s for r in run(profile, None, both)]
 
 
-def test_the_twin_reserves_as_the_real_frontend_does(profile, tmp_path: Path) -> None:
-    """Eight blocks hold one request of 100 + 20 tokens, and the twin serves the two of them one after the other."""
+def test_the_simulated_twin_reserves_memory_as_the_real_frontend_does(profile, tmp_path: Path) -> None:
+    """Eight blocks hold one request of 100 + 20 tokens, so the simulated cluster serves the two requests one after the other."""
     prompts = [Prompt(i, 0.0, tuple(range(ISL)), OSL) for i in range(2)]
     twin = Twin(prompts, Capacity.constant(RATE), SLOS, profile)
     run_simulated(

@@ -1,4 +1,4 @@
-"""What the files of the simulator may import of each other, and of SimPy."""
+"""Which files of the simulator may import which, and what they use of SimPy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_folders_import_only_what_lies_below_them(folder: str) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_only_simpys_public_names_are_used(path: Path) -> None:
-    """No private attribute of another object: `self._x` and `cls._x` are the file's own."""
+    """No file uses a private attribute of another object; `self._x` and `cls._x` are its own."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr):
             assert isinstance(node.value, ast.Name), f"{path}:{node.lineno} uses {node.attr}"

@@ -9,7 +9,7 @@ from sim.workload.requests import Request
 from sim.workload.synthetic import Gamma, OnOff, Poisson, Weibull, synthetic, weibull_shape
 
 
-def test_poisson_has_the_rate_and_the_lengths_that_were_asked_for() -> None:
+def test_poisson_arrivals_have_the_configured_rate_and_lengths() -> None:
     requests = synthetic(20_000, 20.0, 868, 227, variation=0.5, seed=3)
     gaps = np.diff([r.arrival_s for r in requests])
     assert requests[0].arrival_s == 0.0
@@ -25,14 +25,14 @@ def test_poisson_has_the_rate_and_the_lengths_that_were_asked_for() -> None:
 @pytest.mark.parametrize(
     ("arrivals", "cv"), [(Poisson(), 1.0), (Gamma(0.3), 0.3), (Gamma(3.0), 3.0), (Weibull(0.5), 0.5), (Weibull(2.0), 2.0)]
 )
-def test_gaps_have_their_mean_and_variation(arrivals, cv) -> None:
+def test_gaps_have_the_configured_mean_and_coefficient_of_variation(arrivals, cv) -> None:
     gaps = np.diff(arrivals.times_s(200_000, 8.0, np.random.default_rng(1)))
     assert gaps.mean() == pytest.approx(1 / 8, rel=0.03)
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.05)
 
 
-def test_on_off_pauses() -> None:
-    """Ten seconds on and thirty off: four times the rate while on, and in the long run the rate that was asked for."""
+def test_on_off_arrivals_pause_and_keep_the_configured_mean_rate() -> None:
+    """Ten seconds on and thirty off: four times the rate while on, and the configured rate in the long run."""
     times = OnOff(10.0, 30.0).times_s(100_000, 5.0, np.random.default_rng(2))
     gaps = np.diff(times)
     assert len(times) / times[-1] == pytest.approx(5.0, rel=0.1)
@@ -41,7 +41,7 @@ def test_on_off_pauses() -> None:
 
 
 @given(st.sampled_from([Poisson(), Gamma(2.0), Weibull(0.7), OnOff(1.0, 0.5)]), st.integers(1, 50), st.integers(0, 99))
-def test_times_rise_from_0(arrivals, count, seed) -> None:
+def test_arrival_times_start_at_0_and_never_fall(arrivals, count, seed) -> None:
     times = arrivals.times_s(count, 3.0, np.random.default_rng(seed))
     assert len(times) == count
     assert times[0] == 0.0
@@ -50,7 +50,7 @@ def test_times_rise_from_0(arrivals, count, seed) -> None:
 
 @settings(max_examples=50)
 @given(st.floats(0.05, 20.0))
-def test_the_shape_has_the_variation(cv) -> None:
+def test_the_weibull_shape_gives_the_coefficient_of_variation(cv) -> None:
     from scipy.stats import weibull_min
 
     mean, variance = weibull_min.stats(weibull_shape(cv), moments="mv")

@@ -29,25 +29,25 @@ def written(path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a"])
-def test_azure(tmp_path, name) -> None:
+def test_azure_traces_are_read(tmp_path, name) -> None:
     first, second = read_trace(written(tmp_path / name, AZURE))
     assert first == Request(0, 0.0, 374, 44)
     assert (second.isl, second.osl) == (396, 109)
     assert second.arrival_s == pytest.approx(4.3145790, abs=1e-9)
 
 
-def test_azure_keeps_the_seventh_digit_and_reads_time_zones(tmp_path) -> None:
+def test_azure_times_keep_their_seventh_digit_and_time_zone(tmp_path) -> None:
     text = "ContextTokens,GeneratedTokens,TIMESTAMP\n1,2,2024-05-10 23:59:59.0000001+00:00\n3,4,2024-05-11 00:00:00.0000009+00:00\n"
     assert read_trace(written(tmp_path / "a.csv", text))[1].arrival_s == pytest.approx(1.0000008, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz"])
-def test_mooncake_with_times_that_all_differ_is_read_as_it_is(tmp_path, name) -> None:
+def test_mooncake_times_that_all_differ_are_kept(tmp_path, name) -> None:
     trace = read_trace(written(tmp_path / name, mooncake((500, 7, 3), (1250, 9, 1))))
     assert trace == [Request(0, 0.0, 7, 3, (0, 500)), Request(1, 0.75, 9, 1, (0, 1250))]
 
 
-def test_mooncake_steps_are_spread(tmp_path) -> None:
+def test_mooncake_requests_at_the_same_time_are_spread_over_the_step(tmp_path) -> None:
     path = written(tmp_path / "m.jsonl", mooncake(*[(step * 3000, 10 + i, 5) for step in (0, 1, 2, 9) for i in range(20)]))
     trace = read_trace(path, seed=5)
     assert [r.isl for r in trace] == [10 + i for _ in range(4) for i in range(20)]  # order kept
@@ -57,7 +57,7 @@ def test_mooncake_steps_are_spread(tmp_path) -> None:
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=60).map(sorted), st.integers(0, 9))
-def test_spreading_keeps_steps_and_order(steps, seed) -> None:
+def test_spreading_keeps_each_request_in_its_step_and_their_order(steps, seed) -> None:
     times = [3.0 * step for step in steps]
     moved = spread(times, seed)
     assert moved == sorted(moved)
@@ -131,7 +131,7 @@ def test_an_unreadable_file_is_reported(tmp_path) -> None:
         read_trace(written(tmp_path / "a.csv", AZURE), format="vidur")
 
 
-def test_burstgpt(tmp_path) -> None:
+def test_burstgpt_traces_are_read(tmp_path) -> None:
     assert read_trace(written(tmp_path / "b.csv", BURSTGPT)) == [Request(0, 0.0, 472, 18), Request(1, 40.0, 7, 2)]
 
 
@@ -145,12 +145,12 @@ def test_lengths_without_times_need_arrivals(tmp_path, text, expected) -> None:
         read_trace(path)
 
 
-def test_arrivals_take_the_place_of_a_traces_own(tmp_path) -> None:
+def test_configured_arrivals_replace_those_of_a_trace(tmp_path) -> None:
     assert [r.arrival_s for r in read_trace(written(tmp_path / "b.csv", BURSTGPT), arrivals=lambda n: [0.0, 0.5])] == [0.0, 0.5]
 
 
-def test_a_table_may_come_as_parquet(tmp_path) -> None:
-    """The same rows, with the types that a Parquet file has; the file's name has no suffix of its format."""
+def test_a_trace_may_be_a_parquet_file(tmp_path) -> None:
+    """The file has the same rows, with Parquet's types. Its name does not end in .parquet."""
     columns = {"Timestamp": [5.0, 45.0], "Model": ["ChatGPT", "GPT-4"], "Request tokens": [472, 7], "Response tokens": [18, 2]}
     pq.write_table(pa.table(columns), tmp_path / "b")
     assert read_trace(tmp_path / "b") == read_trace(written(tmp_path / "b.csv.gz", BURSTGPT))
@@ -162,13 +162,13 @@ def test_a_table_may_come_as_parquet(tmp_path) -> None:
         read_trace(tmp_path / "bad")
 
 
-def test_the_records_of_a_run_are_a_trace(tmp_path) -> None:
+def test_the_records_of_a_run_can_be_read_as_a_trace(tmp_path) -> None:
     pq.write_table(pa.table({"isl": [3, 4], "arrival_s": [1.0, 2.5], "osl": [5, 6], "outcome": ["a", "b"]}), tmp_path / "r.parquet")
     assert read_trace(tmp_path / "r.parquet") == [Request(0, 0.0, 3, 5), Request(1, 1.5, 4, 6)]
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published traces are not here")
-def test_the_published_traces() -> None:
+def test_the_published_traces_have_their_published_figures() -> None:
     trace = read_trace(PUBLISHED / "mooncake_conversation_trace.jsonl.gz")
     assert len(trace) == 12_031
     assert sum(r.isl for r in trace) / len(trace) == pytest.approx(12_035, abs=1)
@@ -179,5 +179,5 @@ def test_the_published_traces() -> None:
     assert (len(sharegpt), sharegpt[0]) == (30_731, Request(0, 0.0, 74, 918))
     assert len(read_trace(PUBLISHED / "lengths_arxiv_summarization_vidur.csv.gz", arrivals=lambda n: [0.0] * n)) == 28_257
     longbench = read_trace(PUBLISHED.parent / "longbench" / "v1_multi_news.jsonl.gz", arrivals=lambda n: [0.0] * n)
-    assert sum(r.isl for r in longbench) / len(longbench) == pytest.approx(2_113, abs=1)  # words, as LongBench's own table has it
+    assert sum(r.isl for r in longbench) / len(longbench) == pytest.approx(2_113, abs=1)  # in words, as LongBench's own table counts
     assert {r.osl for r in longbench} == {512}

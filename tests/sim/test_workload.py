@@ -12,7 +12,7 @@ traces = st.lists(st.tuples(st.floats(0, 1e4), lengths, lengths), min_size=1, ma
 )
 
 
-def test_scaling_by_hand() -> None:
+def test_scaling_a_trace_by_hand() -> None:
     trace = [Request(0, 1.0, 10, 10), Request(1, 5.0, 1000, 1), Request(2, 7.0, 400, 90), Request(3, 9.0, 4, 9)]
     scaled, facts = scale(trace, Scaling(requests=2, skip=1, speedup=2.0, isl_scale=0.25, osl_scale=0.5, isl_max=200, osl_max=30))
     assert scaled == [Request(1, 0.0, 200, 2), Request(2, 1.0, 100, 30)]  # 250 -> 200; 0 -> 2; 45 -> 30
@@ -26,7 +26,7 @@ def test_scaling_by_hand() -> None:
 
 
 @given(traces, st.floats(0.1, 50), st.floats(0.001, 3), st.integers(1, 64), st.integers(64, 4096))
-def test_scaled_lengths_are_in_bounds_and_nothing_else_changes(trace, speedup, factor, low, high) -> None:
+def test_scaling_keeps_lengths_in_bounds_and_changes_nothing_else(trace, speedup, factor, low, high) -> None:
     scaled, facts = scale(trace, Scaling(speedup=speedup, isl_scale=factor, osl_scale=factor, isl_min=low, isl_max=high, osl_max=high))
     assert [(r.request_id, r.hash_ids) for r in scaled] == [(r.request_id, r.hash_ids) for r in trace]
     assert all(low <= r.isl <= high and 2 <= r.osl <= high for r in scaled)
@@ -50,6 +50,6 @@ def test_skipping_everything_is_refused() -> None:
 
 
 @pytest.mark.parametrize("fields", [(0, 5), (5, 0)])
-def test_a_request_has_tokens(fields) -> None:
+def test_a_request_without_tokens_is_refused(fields) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Request(3, 0.0, *fields)

@@ -1,4 +1,4 @@
-"""The transports that the conformance and the fault suite run over. A new transport is one line here."""
+"""The transports that the conformance suite and the fault suite run over. To add a transport, add one line here."""
 
 from abkt.transfer.transports.nixl import Nixl
 from abkt.transfer.transports.shm import Shm
@@ -6,7 +6,7 @@ from abkt.transfer.transports.tcp import Tcp
 from abkt.transfer.transports.unix import Unix
 from tests.transfer.standin_cuda import StandinCudaIpc, StandinCudaIpcFromDevice
 
-BACKENDS = {  # class, and the address to listen at in a folder; a class that raises ValueError is skipped with that reason
+BACKENDS = {  # Name: class, and the address to listen at, given a folder. A class that raises ValueError is skipped with that reason.
     "tcp": (Tcp, lambda path: "127.0.0.1:0"),
     "unix": (Unix, lambda path: str(path / "socket")),
     "shm": (Shm, lambda path: str(path / "socket")),

@@ -1,4 +1,4 @@
-"""Fixtures of all transfer tests: endpoints over every transport, connected pairs, and a clock that only sleeping moves."""
+"""Fixtures of all transfer tests: endpoints over every transport, connected pairs, and a clock that advances only by sleeping."""
 
 import threading
 

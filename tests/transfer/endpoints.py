@@ -19,7 +19,7 @@ LAYOUT = "model of the tests, 2 layers"
 
 
 class RecordingReceiver(Receiver):
-    """A receiver that records its committed and aborted transfers in queues. By default it takes every offer into a new buffer."""
+    """A receiver that records its committed and aborted transfers in queues. By default it accepts every offer into a new buffer."""
 
     def __init__(self, transport, address, keepalive=PATIENT, sink_of=lambda offer: BufferSink(offer.size), **options):
         self.sink_of = sink_of
@@ -66,7 +66,7 @@ class Endpoints:
         return sender
 
     def channel(self, address, keepalive=PATIENT, handshake=True, **hello):
-        """A connecting peer that the test drives frame by frame, to send what no Sender would."""
+        """A connecting peer that the test drives frame by frame, to send frames that no Sender would send."""
         channel = Channel(self.transport.connect(address, keepalive.silence_s), keepalive)
         self.open.append(channel.connection.close)
         if handshake:

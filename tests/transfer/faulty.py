@@ -9,9 +9,9 @@ KINDS = ("break", "flip", "stall", "truncate", "drop", "duplicate", "reorder")
 
 @dataclass
 class Fault:
-    """break: the connection ends before byte `at`. truncate: the rest of its frame is left out. stall: a pause of stall_s before it.
+    """break: the connection ends before byte `at`. truncate: the rest of the byte's frame is left out. stall: a pause of stall_s before it.
 
-    flip: one bit of it changes. drop, duplicate, reorder: its frame is left out, sent twice, or sent after the next one.
+    flip: one bit of the byte changes. drop, duplicate, reorder: the byte's frame is left out, sent twice, or sent after the next frame.
     """
 
     kind: str
@@ -20,7 +20,7 @@ class Fault:
 
 
 class Faulty:
-    """faults: one for each of the first connections, in order; None is no fault. Later connections have none."""
+    """faults: one for each of the first connections, in order; None means no fault. Later connections have no fault."""
 
     def __init__(self, transport, faults):
         self._transport, self._faults = transport, list(faults)

@@ -1,4 +1,4 @@
-"""Bytes at equal error against the published baselines, on KV of a real model, every byte of every side counted."""
+"""Our bytes against those of the published baselines at equal error, on KV of a real model. All bytes of both are counted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def held(pool, table, tokens):
 
 
 def nmse(source, result):
-    """Mean over (layer, K|V) of squared error over squared deviation from channel means; verbatim tokens count, with no error."""
+    """Mean over (layer, K|V) of squared error over squared deviation from channel means. Verbatim tokens count, with error 0."""
     spread = (source - source.mean(3, keepdim=True)).square().sum((2, 3, 4))
     return float(((source - result).square().sum((2, 3, 4)) / spread).mean())
 
@@ -56,7 +56,7 @@ def ours(filled):
     [(Kivi("k4", 4), 0.2), (Kivi("k2", 2), 0.2), (CacheGenCodec(), 0.3), (CacheGenCodec(coarseness=2.0), 0.3)],
     ids=["kivi4", "kivi2", "cachegen", "coarse cachegen"],
 )
-def test_fewer_bytes_at_no_more_error(filled, ours, theirs, fewer):
+def test_the_entropy_coder_takes_fewer_bytes_at_no_more_error(filled, ours, theirs, fewer):
     pool, table, tokens = filled
     message, out = theirs.encode(pool, table, tokens), Pool(pool.layout)
     theirs.expand(message, out, table)

@@ -1,4 +1,4 @@
-"""The published baselines against plain numpy: what they leave of the KV, how many bytes they take, and what they refuse."""
+"""The published baselines against plain numpy: the values that they give back, the bytes that they take, and the input that they refuse."""
 
 from math import erf
 
@@ -26,12 +26,12 @@ def sample(layout_of, filled_pool, table_of):
 
 
 def held(pool, table, tokens=TOKENS):
-    """[layers, kinds, heads, tokens, dim] as the pool has it."""
+    """The pool's KV as [layers, kinds, heads, tokens, dim]."""
     return np.stack([torch.stack(pool.read(table, layer, tokens)).float().numpy() for layer in range(pool.layout.model.layers)])
 
 
 def passed(codec, sample, seed=5):
-    """The values before and after, and the message's bytes; the receiving pool has other blocks, and its other blocks stay as they are."""
+    """Values before and after, and the message's bytes. The receiving pool uses other blocks; its remaining blocks stay unchanged."""
     pool, table = sample
     data = codec.encode(pool, table, TOKENS)
     other = Pool(pool.layout)
@@ -44,7 +44,7 @@ def passed(codec, sample, seed=5):
 
 
 def by_rows(x, bits):
-    """Asymmetric min/max of the last axis with float16 scale and zero, in numpy."""
+    """Asymmetric min/max quantisation along the last axis with float16 scale and zero, in numpy."""
     low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     scale, zero = ((high - low) / (2**bits - 1)).astype(np.float16).astype(np.float32), low.astype(np.float16).astype(np.float32)
     codes = np.clip(np.round((x - zero) / np.where(scale > 0, scale, 1)), 0, 2**bits - 1)
@@ -52,16 +52,16 @@ def by_rows(x, bits):
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_uniform_is_min_max_of_every_token(sample, bits):
+def test_uniform_quantises_each_token_by_its_min_and_max(sample, bits):
     x, y, size = passed(Uniform("u", bits), sample)
     np.testing.assert_allclose(y, by_rows(x, bits)[0], rtol=1e-6, atol=1e-6)
     assert size == VALUES * bits // 8 + ROWS * 4
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_kivi_takes_channels_of_k_tokens_of_v_and_leaves_the_newest(sample, bits):
+def test_kivi_quantises_k_by_channel_and_v_by_token_and_keeps_the_newest_tokens(sample, bits):
     x, y, size = passed(Kivi("k", bits), sample)
-    keys, values = 160, 172  # 300 less 128, and of K whole groups of 32
+    keys, values = 160, 172  # 300 tokens less 128; K only in whole groups of 32
     np.testing.assert_array_equal(y[:, 0, :, keys:], x[:, 0, :, keys:])
     np.testing.assert_array_equal(y[:, 1, :, values:], x[:, 1, :, values:])
     k = x[:, 0, :, :keys].reshape(LAYERS, HEADS, 5, 32, DIM).swapaxes(-1, -2)
@@ -73,7 +73,7 @@ def test_kivi_takes_channels_of_k_tokens_of_v_and_leaves_the_newest(sample, bits
     assert size == coded * bits // 8 + coded // 32 * 4 + raw * 4
 
 
-def test_kivi_of_a_short_prompt_is_exact(layout_of, filled_pool, table_of):
+def test_kivi_keeps_a_short_prompt_lossless(layout_of, filled_pool, table_of):
     layout = layout_of(1, 1, 40, dtype="bfloat16")
     pool, table = filled_pool(layout), table_of(layout, 128)
     out = Pool(layout)
@@ -81,7 +81,7 @@ def test_kivi_of_a_short_prompt_is_exact(layout_of, filled_pool, table_of):
     assert torch.equal(out.data[table], pool.data[table])
 
 
-def test_cachegen_keeps_within_half_a_bin_of_the_delta(sample):
+def test_cachegen_is_within_half_a_bin_of_each_delta(sample):
     codec = CacheGenCodec()
     x, y, _ = passed(codec, sample)
     anchors = by_rows(x[..., ::10, :], 8)[0]
@@ -95,14 +95,14 @@ def test_cachegen_keeps_within_half_a_bin_of_the_delta(sample):
         assert np.abs((y - x)[layer, kind][:, rest]).max() > bin_width / 4  # and it does round
 
 
-def test_cachegen_of_noise_costs_about_the_entropy_of_its_bins(layout_of, table_of):
+def test_cachegen_takes_about_the_entropy_of_its_bins_on_noise(layout_of, table_of):
     layout = layout_of(1, 1, DIM, dtype="float32", blocks=200)
     tokens, pool = 3000, Pool(layout)
     pool.data.copy_(torch.randn(layout.shape, generator=torch.Generator().manual_seed(1)))
     table = table_of(layout, tokens)
     size = len(CacheGenCodec().encode(pool, table, tokens)) - FRAME_BYTES
     anchors = tokens // 10 * (DIM + 4) * 2
-    # Deltas of a Gaussian to a near-exact anchor are 10 % broken up by it; what counts is bits of N(0, s^2) in bins of f s.
+    # A tenth of the tokens are anchors, nearly lossless. The rest are deltas, which take the bits of N(0, s^2) in bins of f s.
     entropy = 0.0
     for factor in (0.25, 0.5):
         edges = (np.arange(-200, 201) - 0.5) * factor
@@ -111,7 +111,7 @@ def test_cachegen_of_noise_costs_about_the_entropy_of_its_bins(layout_of, table_
     assert entropy < size - anchors < 1.05 * entropy
 
 
-def test_cachegen_coarser_is_smaller_and_worse(sample):
+def test_a_coarser_cachegen_level_takes_fewer_bytes_and_has_more_error(sample):
     sizes, errors = [], []
     for coarseness in (0.5, 1.0, 2.0):
         x, y, size = passed(CacheGenCodec(coarseness=coarseness), sample)
@@ -121,7 +121,7 @@ def test_cachegen_coarser_is_smaller_and_worse(sample):
     assert errors == sorted(errors)
 
 
-def test_fp8_keeps_three_bits_of_mantissa(sample):
+def test_fp8_keeps_three_mantissa_bits(sample):
     x, y, size = passed(Fp8(), sample)
     greatest = np.abs(x).max((-2, -1), keepdims=True)
     subnormal = greatest / 448 * 2.0**-10  # half of the least step, 2**-9
@@ -129,7 +129,7 @@ def test_fp8_keeps_three_bits_of_mantissa(sample):
     assert size == VALUES + LAYERS * 2 * HEADS * 4
 
 
-def test_lynx_is_int8_in_two_halves(sample):
+def test_lynx_sends_int8_in_two_halves(sample):
     x, y, size = passed(LynxCodec("l8", refined=True), sample)
     np.testing.assert_allclose(y, by_rows(x, 8)[0], rtol=1e-6, atol=1e-6)
     assert size == VALUES + ROWS * 4
@@ -139,7 +139,7 @@ def test_lynx_is_int8_in_two_halves(sample):
     assert size == VALUES // 2 + ROWS * 4
 
 
-def test_tiers_keep_the_tokens_with_the_greatest_scores(sample):
+def test_tiers_keep_the_tokens_with_the_highest_scores(sample):
     scores = np.random.default_rng(0).permutation(TOKENS).astype(float)
     x, y, size = passed(Tiers("t", scores=tuple(scores)), sample)
     rank = (-scores).argsort().argsort()
@@ -151,7 +151,7 @@ def test_tiers_keep_the_tokens_with_the_greatest_scores(sample):
     assert size == TOKENS // 4 + per_token * (60 * 2 + 90 + 75) + 240 * LAYERS * 2 * HEADS * 4
 
 
-def test_tiers_at_random_are_the_same_for_a_seed_and_blind_to_scores(sample):
+def test_random_tiers_depend_on_the_seed_and_not_on_scores(sample):
     pool, table = sample
     first, again, other = (Tiers("r", seed=s).encode(pool, table, TOKENS) for s in (1, 1, 2))
     assert first == again != other
@@ -159,7 +159,7 @@ def test_tiers_at_random_are_the_same_for_a_seed_and_blind_to_scores(sample):
         Tiers("t", scores=(1.0,)).encode(pool, table, TOKENS)
 
 
-def test_layers_rank_by_key_norm(layout_of):
+def test_layers_are_ranked_by_key_norm(layout_of):
     layout = layout_of(3, 1, 32, dtype="float32", blocks=4)
     pool = Pool(layout)
     pool.data.copy_(torch.randn(layout.shape, generator=torch.Generator().manual_seed(0)))
@@ -177,7 +177,7 @@ def test_layers_rank_by_key_norm(layout_of):
 @pytest.mark.parametrize("codec", ALL, ids=lambda c: c.name)
 @pytest.mark.parametrize("tokens", [0, 1, 9, 10, 11, 31, 129, 161])
 @pytest.mark.parametrize("spec", [("bfloat16", 2, 40), ("float16", 1, 96)], ids=["gqa", "mla"])
-def test_any_length_dtype_and_latent_passes(codec, tokens, spec):
+def test_every_baseline_takes_any_length_dtype_and_latent_kv(codec, tokens, spec):
     dtype, kinds, dim = spec
     layout = KVLayout(ModelSpec("m", layers=2, kv_heads=2, head_dim=dim, dtype=dtype, kv_kinds=kinds), 14, 12)
     pool, out = Pool(layout), Pool(layout)
@@ -232,7 +232,7 @@ def test_kv_without_a_finite_range_is_refused(layout_of, codec):
 
 
 @given(st.integers(1, 8), st.lists(st.integers(0, 255), max_size=70))
-def test_bits_come_back(bits, codes):
+def test_packed_codes_unpack_unchanged(bits, codes):
     x = torch.tensor(codes, dtype=torch.uint8) & (2**bits - 1)
     data = pack(x, bits)
     assert len(data) == -(-len(codes) * bits // 8)

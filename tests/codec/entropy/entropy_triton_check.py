@@ -1,8 +1,8 @@
 """Checks of the entropy coder's kernels, run by test_entropy_kernels.py (triton_check_main.py).
 
-python -m tests.codec.entropy.entropy_triton_check values others    of cases that take longer
-python -m tests.codec.entropy.entropy_triton_check compile few 90   of some kernels
-python -m tests.codec.entropy.entropy_triton_check compile 2 80 90   of all kernels that see so many levels of differences
+python -m tests.codec.entropy.entropy_triton_check values others    the cases that take longer
+python -m tests.codec.entropy.entropy_triton_check compile few 90   some kernels
+python -m tests.codec.entropy.entropy_triton_check compile 2 80 90   all kernels, for strips with 2 levels of differences
 """
 
 from dataclasses import replace
@@ -12,8 +12,9 @@ from tests.triton_check_main import compiled, main
 
 
 class BenchCase(NamedTuple):
-    """What is coded: one layer and head. levels: of K and V. rotates: whether K does. edit: what is done to it, by `filled`. streams: of a
-    program of a pass. warps: what the others are launched with, and so how many rows they visit at a time."""
+    """KV of one layer and head to code. levels: Haar levels of K and V. rotates: whether K rotates with the position. edit: the change that
+    `filled` makes to the values. streams: streams that one program of a pass codes. warps: warps of the other kernels, which set how
+    many rows they visit at a time."""
 
     tokens: int
     head_dim: int
@@ -30,7 +31,7 @@ class BenchCase(NamedTuple):
 
 
 MANY = BenchCase(76, 8, 4, 8, 6, "float32", kinds=1, edit="outliers", streams=4)  # more cells than a program of a pass has
-PARTS = BenchCase(24, 144, 6, 12, 1, kinds=1)  # three parts, none of a power of two, and visits of several chunks
+PARTS = BenchCase(24, 144, 6, 12, 1, kinds=1)  # three parts, no size a power of two, and visits of several chunks
 CASES = [
     MANY,
     PARTS,
@@ -41,7 +42,7 @@ OTHERS = [
     BenchCase(80, 10, 4, 36, 8, "float16", rotates=True, edit="outliers"),
     BenchCase(96, 8, 8, 40, 6, levels=(2, 0), rotates=True, edit="outliers"),
     BenchCase(72, 4, 8, 64, 4, "float32", levels=(3, 3), rotates=True),
-    BenchCase(600, 128, 8, 584, 1, kinds=1, edit="sparse", warps=64),  # places of outliers take 32 bits
+    BenchCase(600, 128, 8, 584, 1, kinds=1, edit="sparse", warps=64),  # the positions of outliers take 32 bits
 ]
 
 
@@ -71,12 +72,12 @@ def filled(case: BenchCase):
     if case.edit == "outliers":
         x[-1, :, 5] = 3.25
         x[0, 1, 2], x[-1, 10, 3], x[0, 20, 4], x[-1, -1, 0] = 15e3, -15e3, 15e3, 15e3
-    elif case.edit == "verbatim":  # not finite; too large; more outliers than may be
+    elif case.edit == "verbatim":  # not finite; too large; more outliers than allowed
         x[0, 3, 1], x[0, 40, 2], x[1, 64] = np.nan, 2.0**50, 1e6
     elif case.edit == "sparse":
         x[..., 1:] = x[..., :1, 1:]
         x[0, 580, 127], x[0, 3, 1] = 1e6, -1e6
-        x[0, 20, 40:80] += 2.0 ** np.arange(-5, 5, 0.25)  # some are beyond what a channel that does not vary may leave
+        x[0, 20, 40:80] += 2.0 ** np.arange(-5, 5, 0.25)  # some values are beyond the range of a channel that does not vary
     pool.data.fill_(-7.0)
     shaped = torch.from_numpy(x).view(case.kinds, len(table), case.block, case.head_dim).transpose(0, 1)
     pool.data[table, 0, :, 0] = shaped.to(pool.data.dtype)
@@ -84,7 +85,7 @@ def filled(case: BenchCase):
 
 
 def coded_by_oracle(case: BenchCase, pool, table, cells):
-    """The oracle's stream of a case, and its strips where the kernels read them."""
+    """The oracle's stream of a case, and the strips as the kernels read them."""
     import numpy as np
 
     from abkt.codec.entropy.coder import EntropyCoder
@@ -98,7 +99,7 @@ def coded_by_oracle(case: BenchCase, pool, table, cells):
 
 
 def expanded(expansion, pool, table, wire, **arrived):
-    """Expand into a pool; which cells are damaged."""
+    """Expand into a pool; returns which cells are damaged."""
     import torch
 
     expansion.table.copy_(torch.tensor(table))
@@ -125,7 +126,7 @@ def check_values(cases: list[BenchCase]) -> None:
         coded, total = expected.cells, len(expected.cells.body)
         work = EntropyEncoding(cells, groups, rotation, pool.data.device)
         work.table.copy_(torch.tensor(table))
-        if case is PARTS:  # buffers used again are as if they were new
+        if case is PARTS:  # buffers that are used again behave like new ones
             before = pool.data.clone()
             before[table[0], 0, 0, 0, 1, [3, 60]] = torch.tensor([torch.nan, 1e6]).to(before)
             work.enqueue(before)
@@ -157,8 +158,8 @@ def check_values(cases: list[BenchCase]) -> None:
 
 
 def check_statistics() -> None:
-    """Cells that do not vary as their strip's statistics say: one whose pass 1 is longer than its capacity, though no value is an outlier,
-    and one too loud for the classes that channels start with; and a strip without any passes, where a byte is one too many."""
+    """Cells that vary differently from their strip's statistics. In one, pass 1 is longer than its capacity although no value is an
+    outlier. One varies too much for the classes that its channels start with. A strip without passes has no room for a single byte."""
     import numpy as np
     import torch
 
@@ -207,7 +208,7 @@ def check_statistics() -> None:
 
 
 def check_damage() -> None:
-    """Slots changed, cut, added to or elsewhere: the flags and values are the oracle's, and nothing beyond the wire is read."""
+    """Slots are changed, cut, extended or moved. Flags and values equal the oracle's, and nothing beyond the wire is read."""
     import numpy as np
     import torch
 
@@ -281,7 +282,7 @@ def check_bench() -> None:
 
 
 def check_compile(which: str, *architectures: str) -> list[dict]:
-    """which: how many levels of differences the strips have; or few, for the kernels that take longest, without differences."""
+    """which: number of levels of differences of the strips, or "few" for the kernels that take longest, without differences."""
     from types import SimpleNamespace
 
     from abkt.codec.cells import Cells
@@ -325,11 +326,11 @@ def check_compile(which: str, *architectures: str) -> list[dict]:
 
 
 def check(which: str = "") -> None:
-    """Bytes, values and refusals; or, if asked for, cases that take longer."""
+    """Check bytes, values and refusals; with "others", the cases that take longer."""
     from triton.runtime import interpreter
 
     builder = interpreter.interpreter_builder
-    builder.options = replace(builder.options, sanitize_overflow=False)  # checks that a GPU does not make take half of the time
+    builder.options = replace(builder.options, sanitize_overflow=False)  # the checks that do not run on a GPU take half of the time
     if which == "others":
         check_values(OTHERS)
         check_bench()

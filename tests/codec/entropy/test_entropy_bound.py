@@ -1,4 +1,4 @@
-"""The entropy coder against what no scalar quantiser of the same data can beat: entropies of its own channels, points at the centroids."""
+"""The entropy coder against a bound for all uniform scalar quantisers of the same data: ideal code and centroids for each channel."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ WITHIN_BITS = 0.12
 
 
 def quantised(y: np.ndarray, step: float) -> tuple[float, float]:
-    """Squared error and bits a value of strip y [tokens, dim] in one uniform step, each channel with its own ideal code and centroids."""
+    """Squared error and bits a value of strip y [tokens, dim] at one uniform step. Each channel has its own ideal code and centroids."""
     bins = np.round(y / step).astype(np.int64)
     bins -= bins.min(0)
     width = int(bins.max()) + 1
@@ -30,7 +30,7 @@ def quantised(y: np.ndarray, step: float) -> tuple[float, float]:
 
 
 def least_bits(y: np.ndarray, error: float) -> float:
-    """Bits a value at which such a quantiser leaves this squared error: bisection on the step."""
+    """Bits a value at which such a quantiser has this squared error, by bisection on the step."""
     low, high = 1e-4 * y.std(), 8 * y.std()
     for _ in range(18):
         middle = (low * high) ** 0.5
@@ -39,7 +39,7 @@ def least_bits(y: np.ndarray, error: float) -> float:
 
 
 def normal_kv() -> tuple[Pool, list[int], np.ndarray]:
-    """Channels of their own level and spread, heads of 128; and what varies of each strip."""
+    """KV whose channels have their own mean and spread, in heads of 128; and the varying part of each strip."""
     rng, layout = np.random.default_rng(0), KVLayout(ModelSpec("m", 1, 2, 128), TOKENS // 16)
     pool, table = Pool(layout), list(range(layout.blocks))
     x = rng.standard_normal((2, 2, TOKENS, 128)) * np.exp(0.7 * rng.standard_normal((2, 2, 1, 128))) + 3 * rng.standard_normal(
@@ -50,7 +50,7 @@ def normal_kv() -> tuple[Pool, list[int], np.ndarray]:
 
 
 def probe_kv() -> tuple[Pool, list[int], np.ndarray]:
-    """KV of the probe, K less the centre that rotates with the position."""
+    """KV of the probe; K without the centre that rotates with the position."""
     folder = data_path("probe")
     layout = KVLayout(read_spec(folder), TOKENS // 16 + 1)
     engine, table = Engine(folder, layout), list(range(layout.blocks_for(TOKENS)))

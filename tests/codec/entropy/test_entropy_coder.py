@@ -36,7 +36,7 @@ def held(pool, table, tokens):
 
 @pytest.mark.parametrize("order", ["slope", "uniform"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_cut_leaves_the_distortion_that_it_states(shape, order):
+def test_every_cut_has_the_distortion_that_the_stream_states(shape, order):
     tokens, layers, heads, dim, kinds, block_tokens, tile, dtype = shape
     pool, table = filled(tokens, layers, heads, dim, kinds, block_tokens, dtype)
     codec = Codec(pool.layout, tile_tokens=tile, rope_theta=10_000.0)
@@ -58,7 +58,7 @@ def test_every_cut_leaves_the_distortion_that_it_states(shape, order):
     assert stream.curve.distortion[-1] < 2e-3
 
 
-def test_it_takes_fewer_bytes_than_the_fixed_coder_for_the_same_error():
+def test_the_entropy_coder_takes_fewer_bytes_than_the_fixed_coder_at_the_same_error():
     pool, table = filled(1100, 2, 2, 64, 2, 16, "bfloat16")
     codec = Codec(pool.layout)
     fixed, entropy = (codec.encode(pool, table, 1100, coder=coder) for coder in ("fixed", "entropy"))
@@ -68,7 +68,7 @@ def test_it_takes_fewer_bytes_than_the_fixed_coder_for_the_same_error():
             assert entropy.ends[there] < 0.9 * fixed.ends[cut]
 
 
-def test_a_bad_cell_travels_verbatim_and_an_outlier_does_not(filled_pool, layout_of, table_of):
+def test_a_cell_that_cannot_be_coded_travels_verbatim_and_one_with_an_outlier_is_coded(filled_pool, layout_of, table_of):
     layout = layout_of(layers=1, heads=2, dim=32)
     pool, table = filled_pool(layout), table_of(layout, 300)
     pool.data[table[3], 0, 0, 1, 2, 5] = float("nan")
@@ -81,11 +81,11 @@ def test_a_bad_cell_travels_verbatim_and_an_outlier_does_not(filled_pool, layout
     for block in table[1:5]:  # the first tile
         assert torch.equal(out.data[block, 0, 0, 1].view(torch.int16), pool.data[block, 0, 0, 1].view(torch.int16))
     assert out.data[table[3], 0, 1, 0, 2, 5] == pool.data[table[3], 0, 1, 0, 2, 5]
-    x, y = (p.data[table[5:-1], 0].double() for p in (pool, out))  # the other tiles: that one value must not widen their steps
+    x, y = (p.data[table[5:-1], 0].double() for p in (pool, out))  # in the other tiles that one value must not widen the steps
     assert float((x - y).square().mean()) < 0.01 * float(x.var())
 
 
-def test_keys_that_rotate_with_the_position_cost_less_if_the_base_is_known():
+def test_rotating_keys_take_fewer_bytes_if_the_rotation_base_is_known():
     tokens, dim, theta = 1100, 64, 50_000.0
     pool, table = filled(tokens, 1, 1, dim, 2, 16, "bfloat16")
     rotation = torch.from_numpy(rotation_of(tokens, dim, theta).astype(np.float64))
@@ -99,7 +99,7 @@ def test_keys_that_rotate_with_the_position_cost_less_if_the_base_is_known():
     for base in (None, 10_000.0, theta):
         codec = Codec(pool.layout, rope_theta=base, calibration=alone)
         stream = codec.encode(pool, table, tokens, coder="entropy")
-        out, other = Pool(pool.layout), Codec(pool.layout)  # the stream says itself how K rotates
+        out, other = Pool(pool.layout), Codec(pool.layout)  # the stream itself states how K rotates
         cut = next(i for i, d in enumerate(stream.curve.distortion) if d < 0.005)
         other.expand(stream.prefix(cut), out, table)
         error = (held(out, table, tokens) - held(pool, table, tokens)).square().mean()
@@ -109,7 +109,7 @@ def test_keys_that_rotate_with_the_position_cost_less_if_the_base_is_known():
     assert sizes[theta] < sizes[10_000.0] <= 1.05 * sizes[None]
 
 
-def test_damage_names_its_cell_and_an_unknown_coder_is_refused():
+def test_damage_is_reported_with_its_cell_and_an_unknown_coder_is_refused():
     pool, table = filled(200, 1, 2, 32, 2, 16, "bfloat16")
     codec = Codec(pool.layout)
     stream = codec.encode(pool, table, 200, coder="entropy")

@@ -1,5 +1,5 @@
-"""The entropy coder in Triton without a GPU: bytes and values are the oracle's in the interpreter, the code by ahead-of-time
-compilation."""
+"""The entropy coder in Triton without a GPU: the interpreter gives the oracle's bytes and values; ahead-of-time compilation gives the
+machine code."""
 
 import json
 
@@ -13,7 +13,7 @@ CHECK = "tests.codec.entropy.entropy_triton_check"
 
 
 @pytest.mark.parametrize("cases", [(), pytest.param(("others",), marks=pytest.mark.slow)])
-def test_bytes_errors_and_values_are_the_oracle_s(cases):
+def test_kernels_give_the_oracles_bytes_errors_and_values(cases):
     run(CHECK, "values", *cases)
 
 
@@ -21,7 +21,7 @@ SLOW = [pytest.param(str(levels), 6 if levels else 17, marks=pytest.mark.slow) f
 
 
 @pytest.mark.parametrize(("what", "kernels"), [("few", 4), *SLOW])
-def test_compiles_ahead_of_time_without_spills_or_fused_sums(what, kernels):
+def test_kernels_compile_ahead_of_time_without_spills_or_fused_sums(what, kernels):
     report = json.loads(run(CHECK, "compile", what, "80", "90"))
     assert len(report) == 2 * kernels
     for row in report:
@@ -30,7 +30,7 @@ def test_compiles_ahead_of_time_without_spills_or_fused_sums(what, kernels):
             assert row["registers"] <= 48, f"fewer than 1,280 threads a multiprocessor: {row}"
 
 
-def test_tiles_and_strips_that_the_kernels_do_not_take_are_refused():
+def test_tiles_and_strips_that_the_kernels_cannot_take_are_refused():
     import numpy as np
 
     from abkt.codec.cells import Cells
@@ -61,7 +61,7 @@ def test_a_sequence_without_cells_has_no_strips():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("head_dim", [80, 128, 256])
-def test_on_a_gpu_bytes_and_values_are_those_of_the_cpu(head_dim):
+def test_a_gpu_gives_the_bytes_and_values_of_the_cpu(head_dim):
     from abkt.bench import arguments, entropy
     from abkt.bench.case import BenchCase
 

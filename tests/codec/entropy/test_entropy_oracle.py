@@ -1,4 +1,4 @@
-"""The entropy coder's laws: a prefix decodes to what was measured, shapes and hostile channels, reach, damage, rotating centres."""
+"""Properties of the entropy coder: measured errors of prefixes, shapes, difficult channels, outliers, damage and rotating centres."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BF16 = torch.bfloat16
 
 
 def strips(seed: int, count: int, tokens: int, dim: int, dtype: torch.dtype = BF16, spread: float = 0.7) -> np.ndarray:
-    """Channels of their own offset and spread, [count, tokens, dim], as a pool of `dtype` holds them."""
+    """Strips [count, tokens, dim] whose channels have their own offset and spread, as a pool of `dtype` holds them."""
     rng = np.random.default_rng(seed)
     scale = np.exp(spread * rng.standard_normal((count, 1, dim)))
     x = scale * (rng.standard_normal((count, tokens, dim)) + 3 * rng.standard_normal((count, 1, dim)))
@@ -37,7 +37,7 @@ def coded(x: np.ndarray, depth: int = PASSES, dtype: torch.dtype = BF16) -> tupl
     ("tokens", "dim", "dtype"),
     [(128, 64, BF16), (77, 80, BF16), (1, 96, torch.float16), (9, 128, torch.float32), (33, 256, BF16), (128, 20, torch.float16)],
 )
-def test_every_prefix_decodes_to_the_error_that_was_measured(tokens: int, dim: int, dtype: torch.dtype) -> None:
+def test_every_prefix_decodes_to_its_measured_error(tokens: int, dim: int, dtype: torch.dtype) -> None:
     x = strips(tokens, 3, max(tokens, 40), dim, dtype)
     stats, strip = strip_stats(x, dtype), np.arange(3)
     x = np.ascontiguousarray(x[:, :tokens])
@@ -46,7 +46,7 @@ def test_every_prefix_decodes_to_the_error_that_was_measured(tokens: int, dim: i
     for passes in range(PASSES + 1):
         y = decode_cells(done.slots[:passes], strip, stats, tokens, dtype)
         assert np.array_equal(squared_error(x, y), done.errors[passes])
-    have = np.array([0, 2, 5])  # each cell may stop where it likes
+    have = np.array([0, 2, 5])  # each cell may stop at a different pass
     y = decode_cells(done.slots, strip, stats, tokens, dtype, have=have)
     assert np.array_equal(squared_error(x, y), done.errors[have, strip])
 
@@ -58,18 +58,18 @@ def test_a_shorter_stream_is_a_prefix_of_a_longer_one() -> None:
     assert np.array_equal(shallow.errors, deep.errors[:4])
 
 
-def test_each_pass_lowers_the_error_of_normal_channels_about_as_much_as_its_bits_should() -> None:
+def test_each_pass_lowers_the_error_of_normal_channels_as_theory_predicts_for_its_bits() -> None:
     x = strips(2, 4, 512, 64, torch.float32)
     done = coded(x, dtype=torch.float32)[0]
     noise = done.errors.sum(1) / done.errors[0].sum()
     ratios = noise[1:] / noise[:-1]
-    assert (ratios[1:4] < 0.33).all()  # a bit is worth 1/4
-    assert (ratios[4:] < 0.075).all()  # two are worth 1/16
+    assert (ratios[1:4] < 0.33).all()  # one bit lowers the error to 1/4
+    assert (ratios[4:] < 0.075).all()  # two bits lower it to 1/16
     bits = np.array([[8 * len(d) for d in row] for row in done.slots]).mean(1).cumsum() / x[0].size
     assert np.allclose(bits, (1, 2, 3, 4, 6, 8), atol=0.2)
 
 
-def test_constant_channels_cost_nothing_and_are_exact() -> None:
+def test_constant_channels_take_no_bits_and_are_lossless() -> None:
     x = strips(3, 2, 128, 64)
     varied = coded(x)[0]
     x = np.concatenate((x, np.full((2, 128, 64), 3.25, dtype=np.float32)), 2)
@@ -83,7 +83,7 @@ def test_constant_channels_cost_nothing_and_are_exact() -> None:
     assert np.array_equal(decode_cells(done.slots, strip, stats, 16, BF16), flat)
 
 
-def test_an_outlier_channel_takes_no_precision_from_the_others() -> None:
+def test_an_outlier_channel_does_not_lower_the_precision_of_the_others() -> None:
     x = strips(4, 2, 256, 64, torch.float32, spread=0.0)
     plain = coded(x, dtype=torch.float32)[0].errors
     biased = x.copy()
@@ -92,7 +92,7 @@ def test_an_outlier_channel_takes_no_precision_from_the_others() -> None:
     assert not done.fallback.any()
     assert np.allclose(done.errors, plain, rtol=0.02)
     wide = x.copy()
-    wide[..., 5] *= 100  # its deviation is beyond 4 steps: a coarser step of its own, and still every channel is coded
+    wide[..., 5] *= 100  # its deviation is beyond 4 steps: it gets a coarser step of its own, and every channel is still coded
     done = coded(wide, dtype=torch.float32)[0]
     assert not done.fallback.any()
     others = np.delete(np.arange(64), 5)
@@ -100,7 +100,7 @@ def test_an_outlier_channel_takes_no_precision_from_the_others() -> None:
     assert squared_error(wide[..., others], y[..., others]).sum() < 1e-3 * np.square(x).sum()
 
 
-def test_a_value_no_table_reaches_is_exact_and_touches_no_neighbour() -> None:
+def test_a_value_beyond_every_table_is_lossless_and_changes_no_neighbour() -> None:
     x = strips(5, 1, 64, 32)[[0, 0, 0, 0, 0]]
     stats, strip = strip_stats(x[:1], BF16), np.zeros(5, dtype=np.int64)
     whole = encode_cells(x, strip, stats, 4, BF16)
@@ -112,7 +112,7 @@ def test_a_value_no_table_reaches_is_exact_and_touches_no_neighbour() -> None:
         assert row[4] == untouched[4]
         assert row[2] == row[3] == b""
     assert np.isfinite(done.errors).all()
-    assert len(done.slots[0][1]) < len(whole.slots[0][1]) + 2 + 2 * (2 + 2) + 8  # count, places, values; the symbols change a little
+    assert len(done.slots[0][1]) < len(whole.slots[0][1]) + 2 + 2 * (2 + 2) + 8  # count, positions, values; the symbols change a little
     for have in range(1, 5):
         y = decode_cells(done.slots, strip[:2], stats, 64, BF16, have=np.array([have, have]))
         assert y[1, 3, 7] == x[1, 3, 7]
@@ -121,14 +121,14 @@ def test_a_value_no_table_reaches_is_exact_and_touches_no_neighbour() -> None:
         assert done.errors[have, 1] < 1.5 * done.errors[have, 0]
 
 
-def test_more_outliers_than_one_in_64_fall_back() -> None:
+def test_a_cell_with_more_outliers_than_one_in_64_falls_back_to_verbatim() -> None:
     x = strips(5, 1, 64, 32)[[0, 0]]
     stats, strip = strip_stats(x[:1], BF16), np.zeros(2, dtype=np.int64)
     x[0, :32, 5] = x[1, :33, 5] = 2.0**40
     assert encode_cells(x, strip, stats, 2, BF16).fallback.tolist() == [False, True]
 
 
-def test_the_gain_tells_louder_from_quieter_cells() -> None:
+def test_the_gain_separates_cells_that_vary_more_from_those_that_vary_less() -> None:
     x = strips(6, 1, 256, 64, torch.float32, spread=0.0)
     stats, strip = strip_stats(x, torch.float32), np.zeros(3, dtype=np.int64)
     residual = x[0, :128] - stats.centre[0]
@@ -142,7 +142,7 @@ def test_the_gain_tells_louder_from_quieter_cells() -> None:
     assert sizes[0] < sizes[1] < sizes[2]
 
 
-def test_a_rotating_centre_saves_the_bytes_of_what_it_predicts() -> None:
+def test_a_rotating_centre_saves_the_bytes_of_the_part_that_it_predicts() -> None:
     tokens, dim = 256, 64
     rng = np.random.default_rng(7)
     rotation = rotation_of(tokens + 16, dim)
@@ -188,7 +188,7 @@ def test_damage_is_refused_or_decodes_to_finite_numbers(seed: int, p: int, data:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 255), min_size=1, max_size=40))
-def test_a_plan_shares_error_as_reverse_water_filling_does(codes: list[int]) -> None:
+def test_a_plan_distributes_the_error_by_reverse_water_filling(codes: list[int]) -> None:
     plan = plan_of(np.array([codes], dtype=np.uint8))
     for code, step, kind, start in zip(codes, plan.step[0], plan.kind[0], plan.start[0], strict=True):
         assert step <= plan.step.min() or kind > 4, "a coarser step is only for what would be out of reach"
@@ -202,7 +202,7 @@ def test_a_plan_shares_error_as_reverse_water_filling_does(codes: list[int]) -> 
     assert all(plan.coded[0, start - 1] for start in plan.start[0] if start < NEVER), "a bin of many values does not fit in plain bits"
 
 
-def test_the_tables_follow_from_the_densities() -> None:
+def test_the_symbol_tables_follow_from_the_densities() -> None:
     from scipy.stats import norm
 
     k = 0 - tables.LEAST  # bins of one deviation

@@ -1,4 +1,4 @@
-"""Differences of neighbouring tokens: an orthonormal transform, chosen where it saves, and streams that stay embedded."""
+"""Differences of neighbouring tokens: the transform is orthonormal, is used only where it saves bytes, and keeps streams embedded."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ from abkt.spec import KVLayout, ModelSpec
 TOKENS, DIM = 800, 32
 
 
-def test_two_pairs_by_hand():
-    """Four tokens of one channel, in halves and quarters: the sum over 2, the difference of the pairs' sums over 2, two differences."""
+def test_the_transform_of_four_tokens_is_as_worked_out_by_hand():
+    """Four tokens of one channel give their sum over 2, the difference of the pairs' sums over 2, and the difference within each pair."""
     x = np.array([[7.0], [5.0], [2.0], [0.0]])
     y = haar.forward(x, 2)
     assert y.shape == (1, 4)
@@ -39,7 +39,7 @@ def test_the_transform_keeps_squared_error_and_can_be_inverted(levels, groups, c
 
 
 def neighbours(correlation: float, seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    """A first-order autoregressive process along the second last axis, of variance 1."""
+    """A first-order autoregressive process of variance 1 along the second last axis."""
     x = np.random.default_rng(seed).standard_normal(shape)
     for t in range(1, shape[-2]):
         x[..., t, :] = correlation * x[..., t - 1, :] + np.sqrt(1 - correlation**2) * x[..., t, :]
@@ -80,8 +80,8 @@ def calibration(levels: int) -> Calibration:
 
 
 @pytest.mark.parametrize("theta", [None, 10_000.0])
-def test_similar_neighbours_cost_the_bits_that_theory_gives(theta):
-    """At a correlation of 0.9 three Haar levels gain 0.9 bits a value at high rates, of the 1.2 that no transform can exceed."""
+def test_correlated_tokens_save_the_bits_that_theory_predicts(theta):
+    """At a correlation of 0.9, three Haar levels save 0.9 bits a value at high rates. No transform can save more than 1.2."""
     pool, table = filled(0.9, theta)
     without = bytes_at(Codec(pool.layout, rope_theta=theta, calibration=calibration(0)), pool, table, 0.01)
     chosen = bytes_at(Codec(pool.layout, rope_theta=theta), pool, table, 0.01)
@@ -98,7 +98,7 @@ def test_uncorrelated_tokens_get_no_levels():
     assert not stream.header.levels.any()
 
 
-def test_small_tiles_take_as_many_levels_as_they_have_tokens_for():
+def test_small_tiles_use_as_many_levels_as_their_tokens_allow():
     pool, table = filled(0.9)
     layout = KVLayout(ModelSpec("m", 1, 2, DIM), TOKENS // 4 + 2, block_tokens=4)
     small = Pool(layout)
@@ -108,8 +108,8 @@ def test_small_tiles_take_as_many_levels_as_they_have_tokens_for():
     assert stream.verbatim_cells == 0
 
 
-def test_an_outlier_hurts_no_neighbour():
-    """A coefficient that no table reaches is carried as it is, so all tokens of its group keep their precision."""
+def test_an_outlier_does_not_lower_the_precision_of_its_neighbours():
+    """A coefficient beyond every table is sent uncoded, so all tokens of its group keep their precision."""
     pool, table = filled(0.9)
     pool.data[table[10], 0, 1, 0, 3, 5] = 3e4
     stream = Codec(pool.layout, calibration=calibration(3)).encode(pool, table, TOKENS, coder="entropy")

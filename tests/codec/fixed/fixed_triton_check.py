@@ -1,6 +1,6 @@
 """Checks of the fixed coder's kernels, run by test_fixed_kernels.py (triton_check_main.py).
 
-python -m tests.codec.fixed.fixed_triton_check compile DEPTH DIM 80 90   at a depth in bits, for heads of DIM channels
+python -m tests.codec.fixed.fixed_triton_check compile DEPTH DIM 80 90   DEPTH in bits, heads of DIM channels
 """
 
 from tests.triton_check_main import compiled, main
@@ -69,7 +69,7 @@ def check_values() -> None:
 
 
 def check_buffers_used_again() -> None:
-    """One Encoding for two sequences, the first with a cell that travels verbatim: the second's codes and report are as if it were new."""
+    """One Encoding codes two sequences, the first with a verbatim cell. The second's codes and report are those of a new Encoding."""
     import numpy as np
     import torch
 
@@ -103,7 +103,7 @@ def check_buffers_used_again() -> None:
 
 
 def check_order() -> None:
-    """Bands, and what each takes and removes, as order.py has them; weighted, with a verbatim cell and a pass that removes nothing."""
+    """Bands, their bytes and their distortion equal those of order.py, with weights, a verbatim cell and a pass that removes nothing."""
     import numpy as np
     import torch
 

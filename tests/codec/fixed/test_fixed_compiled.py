@@ -1,4 +1,4 @@
-"""The compiled backend gives the oracle's bytes and is built once; where it cannot be built, the oracle runs instead."""
+"""The compiled backend gives the oracle's bytes and is built once. Where it cannot be built, the oracle runs instead."""
 
 import ctypes
 import logging
@@ -33,7 +33,7 @@ SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize(("tokens", "layers", "heads", "dim", "block_tokens", "tile"), SHAPES)
-def test_compiled_code_gives_the_oracle_s_bytes_and_values(
+def test_the_compiled_backend_gives_the_oracles_bytes_and_values(
     layout_of, filled_pool, table_of, tokens, layers, heads, dim, block_tokens, tile, dtype
 ):
     if compiled.load() is None:
@@ -72,7 +72,7 @@ def fresh():
 
 
 @pytest.mark.parametrize("compiler", [None, "#!/bin/sh\necho 'fatal error: no such header' >&2\nexit 1\n"])
-def test_without_a_working_compiler_the_oracle_codes_and_says_so_once(fresh, monkeypatch, tmp_path, caplog, layout_of, compiler):
+def test_without_a_working_compiler_the_oracle_codes_and_warns_once(fresh, monkeypatch, tmp_path, caplog, layout_of, compiler):
     if compiler:
         (tmp_path / "g++").write_text(compiler)
         (tmp_path / "g++").chmod(0o755)
@@ -87,7 +87,7 @@ def test_without_a_working_compiler_the_oracle_codes_and_says_so_once(fresh, mon
         Codec(layout, "compiled").describe()
 
 
-def test_a_library_is_built_once(fresh, monkeypatch, tmp_path):
+def test_the_compiled_library_is_built_once(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if compiled.load() is None:
         pytest.skip("no g++ here")
@@ -101,7 +101,7 @@ def test_a_library_is_built_once(fresh, monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", [("-mavx2", "-mfma", "-mf16c"), ("-march=x86-64",)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_narrower_machines_give_the_same_bytes(tmp_path, layout_of, filled_pool, table_of, machine, dtype):
+def test_machines_with_narrower_vectors_give_the_same_bytes(tmp_path, layout_of, filled_pool, table_of, machine, dtype):
     flags = [flag for flag in compiled.FLAGS if not flag.startswith("-march")]
     library = tmp_path / "codec.so"
     if subprocess.run(["g++", *flags, *machine, "-o", str(library), str(compiled.SOURCE)], check=False).returncode:

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: their values in the interpreter, their code by ahead-of-time compilation."""
+"""The fixed coder's Triton kernels without a GPU: the interpreter gives their values, ahead-of-time compilation their machine code."""
 
 import json
 
@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 CHECK = "tests.codec.fixed.fixed_triton_check"
 
 
-def test_values_are_the_oracle_s():
+def test_kernels_give_the_oracles_values():
     run(CHECK, "values")
 
 
@@ -20,7 +20,7 @@ SLOW = [(depth, dim) for depth in "123468" for dim in ("64", "80", "128", "256")
 
 @pytest.mark.parametrize(("depth", "dim"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
 @pytest.mark.parametrize("architecture", ["80", "90"])
-def test_compiles_ahead_of_time_without_spills(architecture, depth, dim):
+def test_kernels_compile_ahead_of_time_without_spills(architecture, depth, dim):
     report = json.loads(run(CHECK, "compile", depth, dim, architecture))
     assert len(report) == 7
     for row in report:

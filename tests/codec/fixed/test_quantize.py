@@ -1,4 +1,4 @@
-"""The quantiser: prefixes, error bounds and packing, checked against arithmetic done here."""
+"""The quantiser: prefixes, error bounds and packing, checked against independent arithmetic."""
 
 import numpy as np
 import pytest
@@ -27,15 +27,15 @@ def cells(draw):
 
 @given(cells(), st.sampled_from([-2, -1]))
 @settings(max_examples=60, deadline=None)
-def test_error_is_within_half_a_bin_and_the_move_to_the_mean(x, dim):
+def test_the_error_is_within_half_a_bin_and_the_shift_to_the_mean(x, dim):
     coded = q.quantize(x.float(), dim, x.dtype)
     span = x.float().amax(dim, keepdim=True) - x.float().amin(dim, keepdim=True)
     wider = span + (x.float().amin(dim, keepdim=True).abs() / 64 if dim == -1 else 0)  # the offset of V is rounded down
     assert (coded.step <= (wider / 256 * (1 + 1 / 16 + 1e-6)).clamp_min(q.MIN_STEP)).all(), "a step larger than its rounding allows"
     for passes, bits in enumerate(BITS[1:], start=1):
         decoded = q.reconstruct(coded, passes)
-        moved = q.SHARES[int(coded.spread)][passes] / 32 * 256  # no bin's middle is farther from the mean
-        bound = coded.step * (2 ** (7 - bits) + moved) + 2.0**-22 * x.float().abs() + 2e-7 * span  # and the rounding of float32
+        moved = q.SHARES[int(coded.spread)][passes] / 32 * 256  # the middle of no bin is farther from the mean
+        bound = coded.step * (2 ** (7 - bits) + moved) + 2.0**-22 * x.float().abs() + 2e-7 * span  # plus the rounding of float32
         assert ((x.float() - decoded).abs() <= bound).all()
     assert (coded.low <= x.float()).all()
     constant = ((span == 0) & (coded.step == 0)).expand(x.shape)
@@ -45,7 +45,7 @@ def test_error_is_within_half_a_bin_and_the_move_to_the_mean(x, dim):
 
 @given(cells(), st.sampled_from([-2, -1]))
 @settings(max_examples=40, deadline=None)
-def test_zero_bits_is_the_mean_to_a_sixteenth_of_the_range(x, dim):
+def test_zero_bits_give_the_mean_to_a_sixteenth_of_the_range(x, dim):
     coded = q.quantize(x.float(), dim, x.dtype)
     mean = x.double().mean(dim, keepdim=True)
     off = (q.reconstruct(coded, 0).double() - mean).abs()
@@ -74,7 +74,7 @@ def test_packing_can_be_inverted_and_fills_the_bytes(shape, seed):
     assert torch.equal(together, codes)
 
 
-def test_a_byte_by_hand():
+def test_bits_are_packed_into_a_byte_as_worked_out_by_hand():
     codes = torch.tensor([[0b10_01_1100], [0b11_00_0011], [0b00_10_1010], [0b01_11_0101]] + [[0]] * 3 + [[0b10_00_0010]], dtype=torch.uint8)
     assert q.pack_pass(codes, 1).tolist() == [[0b1_000_0011]], "the top bit of tokens 7 to 0"
     assert q.pack_pass(codes, 2).tolist() == [[0b0_000_1010]]
@@ -96,7 +96,7 @@ def test_metadata_takes_32_bits_per_group_and_can_be_inverted(dtype, dim):
     assert torch.equal(mean, coded.mean)
 
 
-def test_a_large_bias_on_one_channel_hurts_no_other():
+def test_a_large_bias_on_one_channel_does_not_change_the_error_of_the_others():
     x = torch.randn(128, 64, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     biased = x.clone()
     biased[:, 5] = (x[:, 5].float() + 100).to(torch.bfloat16)
@@ -167,8 +167,8 @@ def uniform_cells(cells: int, tokens: int, dim: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("make", [normal_cells, outlier_cells, laplace_cells, uniform_cells])
 @pytest.mark.parametrize("dim", [-2, -1])
-def test_within_a_tenth_of_the_best_uniform_quantiser(make, dim):
-    """At a stream's depth, with metadata in 32 bits a group. V with two channels six times wider than the others, at 1 bit: a quarter."""
+def test_the_error_is_within_a_tenth_of_the_best_uniform_quantisers(make, dim):
+    """At a stream's depth, with metadata of 32 bits a group. At 1 bit, V with two channels six times wider is within a quarter."""
     x = make(4, 128, 128)
     x = x - x.mean(-2, keepdim=True) if dim == -1 else x
     for bits in BITS[1:-1]:
@@ -179,8 +179,8 @@ def test_within_a_tenth_of_the_best_uniform_quantiser(make, dim):
 
 
 @pytest.mark.parametrize("make", [normal_cells, laplace_cells, uniform_cells])
-def test_nesting_costs_at_most_a_twentieth_of_the_bytes(make):
-    """A prefix of the deepest code against a code made for its depth. 6.02 dB of error is a bit a value."""
+def test_an_embedded_code_takes_at_most_a_twentieth_more_bytes(make):
+    """A prefix of the deepest code is compared with a code made for its depth. 6.02 dB of error count as one bit a value."""
     x = make(4, 128, 128)
     deep = q.quantize(x, -2, torch.float32)
     left = q.squared_errors(x, deep, torch.zeros(1), PASSES[8]).sum((0, 1))

@@ -1,6 +1,6 @@
 """Checks of the kernels of the lossless code, run by test_lossless_kernels.py (triton_check_main.py).
 
-python -m tests.codec.lossless.lossless_triton_check values N   of the first N cases
+python -m tests.codec.lossless.lossless_triton_check values N   the first N cases
 """
 
 from tests.triton_check_main import compiled, main
@@ -28,7 +28,7 @@ def check_values(count: str) -> None:
         x = (torch.randn(7, n, generator=generator) * 2 ** (2 * torch.randn(7, 1, generator=generator))).to(dtype)
         x[0] *= 3
         x[1, ::7] = 0  # many escapes
-        x[2] = torch.randint(-(2**15), 2**15, (n,), dtype=torch.int16, generator=generator).view(dtype)  # goes as it is
+        x[2] = torch.randint(-(2**15), 2**15, (n,), dtype=torch.int16, generator=generator).view(dtype)  # stored uncoded
         x[3, :16] = torch.tensor([0x7F80, 0x7FC1, -1, -0x8000, 1, 0x7FFF, -0x80, 0] * 2, dtype=torch.int16).view(dtype)
         windows = lossless.windows_for(x, 1, width)
         order = [5, 0, 3, 6, 2, 1, 4]

@@ -1,5 +1,4 @@
-"""The lossless code: every bit comes back, all backends write the same bytes, damage is refused with the number of the unit, and nothing
-grows."""
+"""The lossless code: every bit is restored, all backends write the same bytes, damage is refused with the unit's number, no unit grows."""
 
 import ctypes
 import subprocess
@@ -50,7 +49,7 @@ def kv_sample(dtype=torch.bfloat16):
 
 
 def hand_coded(values, base):
-    """bfloat16 values (their 16-bit patterns) in 3 bits, written plainly from the format: fixed part and tail of one unit."""
+    """Fixed part and tail of one unit of bfloat16 values (16-bit patterns) in 3 bits, written directly from the format."""
     n = len(values)
     rows_of_all, tail = b"", []
     for start in range(0, n, 4096):
@@ -73,7 +72,7 @@ def hand_coded(values, base):
 
 
 @pytest.mark.parametrize("n", [128, 240, 4096, 5008])
-def test_the_bytes_are_those_of_the_format(n):
+def test_the_oracle_writes_the_bytes_of_the_documented_format(n):
     values = random_bits(1, n, torch.bfloat16, seed=n, spread=8)
     units = ORACLE.encode(values, windows=Windows(3, torch.tensor([122], dtype=torch.uint8)))
     fixed, tail = hand_coded((values.view(torch.int16).int() & 0xFFFF)[0].tolist(), 122)
@@ -84,7 +83,7 @@ def test_the_bytes_are_those_of_the_format(n):
 @pytest.mark.parametrize("codec", [ORACLE, BEST], ids=["oracle", "best"])
 @pytest.mark.parametrize("width", [0, 2, 3, 4])
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_every_pattern_comes_back(codec, dtype, width):
+def test_every_bit_pattern_is_restored(codec, dtype, width):
     dtype = DTYPES[dtype]
     if width not in (0, *lossless.widths_of(dtype)):
         with pytest.raises(ValueError, match="take one of"):
@@ -103,7 +102,7 @@ def test_every_pattern_comes_back(codec, dtype, width):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_all_backends_agree_and_never_grow(data):
+def test_all_backends_write_the_same_bytes_and_never_grow(data):
     dtype = DTYPES[data.draw(st.sampled_from(list(DTYPES)))]
     n, count = 16 * data.draw(st.integers(1, 530)), data.draw(st.integers(0, 5))
     x = random_bits(count, n, dtype, data.draw(st.integers(0, 999)), data.draw(st.sampled_from([8, 64, 256])))
@@ -123,7 +122,7 @@ def test_all_backends_agree_and_never_grow(data):
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_windows_are_the_best_of_all_and_the_width_that_costs_least(dtype):
+def test_each_window_covers_the_most_values_and_the_width_takes_the_fewest_bytes(dtype):
     x = kv_sample(DTYPES[dtype]).view(-1, 2048)[:120]
     groups = 12
     widths = lossless.widths_of(x.dtype)
@@ -159,7 +158,7 @@ def test_kv_of_a_model_shrinks_as_documented():
     assert x.numel() / len(bytes_.body) > 1.09
 
 
-def test_incompressible_units_are_stored_as_they_are():
+def test_incompressible_units_are_stored_uncoded():
     flat = random_bits(6, 2048, torch.bfloat16, seed=1)
     units = BEST.encode(flat)
     assert units.layout.width == 0
@@ -173,7 +172,7 @@ def test_incompressible_units_are_stored_as_they_are():
 
 @pytest.mark.parametrize("codec", [ORACLE, BEST], ids=["oracle", "best"])
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_units_are_taken_from_a_pool_and_put_into_one(codec, dtype):
+def test_units_are_read_from_a_pool_and_written_into_one(codec, dtype):
     dtype = DTYPES[dtype]
     pool = kv_sample(dtype)
     blocks, layers = pool.shape[:2]
@@ -194,10 +193,10 @@ def test_units_are_taken_from_a_pool_and_put_into_one(codec, dtype):
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_damage_is_refused_and_the_unit_named(data):
+def test_damage_is_refused_naming_the_unit(data):
     n, count = 16 * data.draw(st.integers(1, 40)), 5
     x = random_bits(count, n, torch.bfloat16, seed=n, spread=8)
-    x[2] = random_bits(1, n, torch.bfloat16, seed=n)  # goes as it is
+    x[2] = random_bits(1, n, torch.bfloat16, seed=n)  # stored uncoded
     units = BEST.encode(x, windows=Windows(3, torch.tensor([123], dtype=torch.uint8)))
     packed = bytearray(BEST.pack(units))
     at = data.draw(st.integers(0, len(packed) - 1))
@@ -215,7 +214,7 @@ def test_damage_is_refused_and_the_unit_named(data):
         BEST.unpack(packed, count, n, torch.bfloat16)
 
 
-def test_other_shapes_are_refused():
+def test_units_of_a_wrong_shape_are_refused():
     packed = BEST.pack(BEST.encode(random_bits(3, 128, torch.bfloat16, 0, 8)))
     for shape in ((2, 128, torch.bfloat16), (3, 144, torch.bfloat16), (3, 128, torch.float16)):
         with pytest.raises(ValueError, match=r"data holds 3 units of 128 values of torch.bfloat16; expected"):
@@ -263,7 +262,7 @@ def test_wrong_arguments_are_refused_in_one_line():
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", [("-mavx2", "-mfma", "-mf16c"), ("-march=x86-64",)])
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_narrower_machines_give_the_same_units(tmp_path, machine, dtype):
+def test_machines_with_narrower_vectors_give_the_same_units(tmp_path, machine, dtype):
     flags = [flag for flag in FLAGS if not flag.startswith("-march")]
     library = tmp_path / "lossless.so"
     if subprocess.run(["g++", *flags, *machine, "-o", str(library), str(lossless_compiled.SOURCE)], check=False).returncode:

@@ -1,4 +1,4 @@
-"""The Triton kernels of the lossless code without a GPU: their values in the interpreter, their code by ahead-of-time compilation."""
+"""The lossless code's Triton kernels without a GPU: the interpreter gives their values, ahead-of-time compilation their machine code."""
 
 import json
 
@@ -11,11 +11,11 @@ CHECK = "tests.codec.lossless.lossless_triton_check"
 
 
 @pytest.mark.parametrize("cases", ["3", pytest.param("6", marks=pytest.mark.slow)])
-def test_values_are_the_oracle_s(cases):
+def test_kernels_give_the_oracles_values(cases):
     run(CHECK, "values", cases)
 
 
-def test_compiles_ahead_of_time_without_spills():
+def test_kernels_compile_ahead_of_time_without_spills():
     report = json.loads(run(CHECK, "compile", "80", "90"))
     assert len(report) == 6
     for row in report:

@@ -1,4 +1,4 @@
-"""Lossless messages of whole sequences: every bit pattern comes back, sizes are counted, and damage is refused."""
+"""Lossless messages of whole sequences: every bit pattern is restored, the stated size is right, and damage is refused."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def any_bits(layout: KVLayout, seed: int = 0) -> Pool:
-    """A pool of normal values in which every tenth is any bit pattern at all."""
+    """A pool of normal values in which every tenth value is a random bit pattern."""
     rng = np.random.default_rng(seed)
     pool = Pool(layout)
     pool.data.copy_(torch.from_numpy(rng.standard_normal(layout.shape) * np.exp(rng.standard_normal(layout.shape[-1]))))
@@ -38,7 +38,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 @pytest.mark.parametrize(
     ("tokens", "kinds", "dim", "block_tokens"), [(100, 2, 32, 16), (33, 1, 40, 8), (7, 2, 32, 16), (20, 2, 5, 3), (0, 2, 32, 16)]
 )
-def test_every_bit_comes_back_and_nothing_else_is_written(dtype, tokens, kinds, dim, block_tokens, coder):
+def test_every_bit_is_restored_and_nothing_else_is_written(dtype, tokens, kinds, dim, block_tokens, coder):
     layout = KVLayout(ModelSpec("m", 2, 2, dim, dtype=dtype, kv_kinds=kinds), 16, block_tokens)
     pool, out = any_bits(layout), any_bits(layout, seed=1)
     before = out.data.clone()
@@ -55,7 +55,7 @@ def test_every_bit_comes_back_and_nothing_else_is_written(dtype, tokens, kinds, 
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(DTYPES), st.integers(1, 3), st.integers(0, 20), st.integers(1, 20), st.integers(0, 2**32 - 1))
-def test_any_piece_comes_back(dtype, heads, tokens, dim, seed):
+def test_any_piece_is_restored(dtype, heads, tokens, dim, seed):
     kind = getattr(torch, dtype)
     rng = np.random.default_rng(seed)
     raw = rng.integers(0, 256, (heads, tokens, dim, kind.itemsize), dtype=np.uint8) & rng.integers(0, 256, kind.itemsize, dtype=np.uint8)
@@ -63,7 +63,7 @@ def test_any_piece_comes_back(dtype, heads, tokens, dim, seed):
     assert same(decode(memoryview(encode(x)), heads, tokens, dim, kind), x)
 
 
-def test_coded_exponents_cost_their_entropy():
+def test_coded_exponents_take_about_their_entropy():
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((2, 4096, 64)) * np.exp(rng.standard_normal((2, 1, 64)))).bfloat16()
     exponent = ((x.view(torch.int16).int() >> 7) & 255).numpy()
@@ -74,7 +74,7 @@ def test_coded_exponents_cost_their_entropy():
     assert 8 + entropy < len(encode(x)) * 8 / x.numel() < 8 + entropy + 0.06
 
 
-def test_the_probes_kv_shrinks():
+def test_kv_of_the_probe_shrinks():
     from pathlib import Path
 
     from safetensors.torch import load_file

@@ -49,14 +49,14 @@ def check_values() -> None:
 
 
 def check_room(sample) -> None:
-    """Streams that are longer than their capacity fail alone, and the others are as they are."""
+    """Only streams that are longer than their capacity fail; the others are unchanged."""
     import torch
 
     from abkt.codec.rans import launch as rans_launch
     from abkt.codec.rans import oracle as rans
 
     symbols, contexts, shares = sample(5, 6, 64, 2, 40)
-    symbols[::2, :48] = 0  # what is likely, or not, takes another length
+    symbols[::2, :48] = 0  # likely and unlikely symbols give different lengths
     shares[:, 0] += shares[:, 1:].sum(1, dtype=shares.dtype) - 39
     shares[:, 1:] = 1
     expected = rans.encode(symbols, contexts, shares)
@@ -70,7 +70,7 @@ def check_room(sample) -> None:
 
 
 def check_absent() -> None:
-    """What the tables cannot code fails, and reads nothing that is not there; a certain symbol costs nothing but its states."""
+    """Symbols that the tables cannot code fail without reads out of bounds. A certain symbol takes no bytes beyond the states."""
     import numpy as np
     import torch
 
@@ -100,7 +100,7 @@ def check_absent() -> None:
 
 
 def check_damage(sample) -> None:
-    """Bytes changed, cut, added or elsewhere: the flags are the oracle's, and nothing beyond the data is read, where reading is fatal."""
+    """Bytes are changed, cut, added or moved. The flags equal the oracle's. A read beyond the data would end the process."""
     import numpy as np
     import torch
 
@@ -140,7 +140,7 @@ def check_damage(sample) -> None:
 
 
 def guarded(data: bytes):
-    """A copy of `data` that ends where memory does: to read beyond it, or before its page, ends the process."""
+    """A copy of `data` that ends at the end of mapped memory. A read beyond it, or before its page, ends the process."""
     import numpy as np
 
     page = mmap.PAGESIZE

@@ -1,4 +1,4 @@
-"""The rANS coder: a case worked by hand, its size against the cross-entropy, both implementations write the same bytes, and damage."""
+"""The rANS coder: a case worked out by hand, size against the cross-entropy, equal bytes of both implementations, and damage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sample(seed: int, streams: int, n: int, contexts: int, alphabet: int, flatne
     return symbols, context, tables
 
 
-def test_a_case_worked_by_hand() -> None:
+def test_a_short_string_codes_to_the_bytes_worked_out_by_hand() -> None:
     # Shares: symbol 0 has 1 (from 0), symbol 1 has 4,095 (from 1). Two symbols, 0 then 1, in lanes 0 and 1; the other six rest at 65536.
     # Lane 1, symbol 1: 65536 < 4095 << 20, so nothing leaves; 65536 = 16 * 4095 + 16, so x = 16 * 4096 + 16 + 1 = 65553.
     # Lane 0, symbol 0: 65536 < 1 << 20, so nothing leaves; x = 65536 * 4096 + 0 + 0 = 2**28.
@@ -45,7 +45,7 @@ def test_a_case_worked_by_hand() -> None:
     st.integers(0, 2**31), st.integers(0, 4), st.integers(0, 150), st.integers(1, 5),
     st.sampled_from([1, 2, 3, 17, 256]), st.sampled_from([0.05, 1.0]),
 )  # fmt: skip
-def test_symbols_come_back_and_both_implementations_write_the_same_bytes(
+def test_symbols_are_restored_and_both_implementations_write_the_same_bytes(
     seed: int, streams: int, n: int, contexts: int, alphabet: int, flatness: float
 ) -> None:
     symbols, context, tables = sample(seed, streams, n, contexts, alphabet, flatness)
@@ -57,7 +57,7 @@ def test_symbols_come_back_and_both_implementations_write_the_same_bytes(
 
 
 @pytest.mark.parametrize(("alphabet", "flatness"), [(2, 1.0), (8, 0.5), (256, 0.2)])
-def test_the_size_is_the_cross_entropy_and_the_states(alphabet: int, flatness: float) -> None:
+def test_the_size_is_the_cross_entropy_plus_the_states(alphabet: int, flatness: float) -> None:
     symbols, context, tables = sample(7, 8, 8192, 4, alphabet, flatness)
     ideal = -np.log2(tables[context, symbols] / rans.SHARES).sum(1) / 8
     sizes = np.array([len(d) for d in rans_fast.encode(symbols, context, tables)])
@@ -67,9 +67,7 @@ def test_the_size_is_the_cross_entropy_and_the_states(alphabet: int, flatness: f
 
 @settings(max_examples=120, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.data())
-def test_damage_is_refused_or_gives_symbols_of_the_alphabet_the_same_from_both_implementations(
-    seed: int, n: int, data: st.DataObject
-) -> None:
+def test_damage_is_refused_or_decodes_to_the_same_symbols_in_both_implementations(seed: int, n: int, data: st.DataObject) -> None:
     symbols, context, tables = sample(seed, 1, n, 2, 5)
     whole = bytearray(rans.encode(symbols, context, tables)[0])
     for at, value in data.draw(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=6)):
@@ -96,7 +94,7 @@ def test_a_stream_with_bytes_missing_or_added_is_refused() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_the_tables_cannot_code_is_refused(path) -> None:  # type: ignore[no-untyped-def]
+def test_symbols_that_the_tables_cannot_code_are_refused(path) -> None:  # type: ignore[no-untyped-def]
     tables = np.array([[4096, 0], [1, 4095]], dtype=np.uint16)
     zeros = np.zeros((2, 9), dtype=np.uint8)
     for symbol, context, message in ((1, 0, "position 4: symbol 1 has no share"), (2, 1, "alphabet of 2"), (0, 2, "context 2 of only 2")):
@@ -108,19 +106,19 @@ def test_what_the_tables_cannot_code_is_refused(path) -> None:  # type: ignore[n
         path.encode(zeros, zeros, np.array([[4096, 0], [0, 4095]], dtype=np.uint16))
     with pytest.raises(ValueError, match="one shape"):
         path.encode(zeros, zeros[:1], tables)
-    assert path.decode(path.encode(zeros, zeros, tables), 9, zeros, tables).sum() == 0  # a certain symbol costs nothing but its states
+    assert path.decode(path.encode(zeros, zeros, tables), 9, zeros, tables).sum() == 0  # a certain symbol takes no bytes beyond the states
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=256))
-def test_tables_sum_to_the_shares_and_give_each_symbol_that_occurs_one(counts: list[int]) -> None:
+def test_tables_sum_to_all_shares_and_give_each_occurring_symbol_at_least_one(counts: list[int]) -> None:
     table = rans.shares_of(np.array([counts], dtype=np.float64))[0].astype(int)
     assert table.sum() == rans.SHARES
     if any(counts):
         assert ((table > 0) == (np.array(counts) > 0)).all()
 
 
-def test_no_move_of_one_share_makes_a_table_cheaper() -> None:
+def test_moving_one_share_never_makes_a_table_cheaper() -> None:
     counts = np.random.default_rng(1).dirichlet(np.full(6, 0.4))
     table = rans.shares_of(counts[None])[0].astype(float)
     cost = -(counts * np.log2(table)).sum()

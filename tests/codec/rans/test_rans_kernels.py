@@ -1,4 +1,4 @@
-"""rANS in Triton without a GPU: the oracle's bytes, symbols and refusals in the interpreter; registers by ahead-of-time compilation."""
+"""rANS in Triton without a GPU: the interpreter gives bytes, symbols and refusals; ahead-of-time compilation gives the registers."""
 
 import json
 
@@ -13,11 +13,11 @@ pytest.importorskip("triton")
 CHECK = "tests.codec.rans.rans_triton_check"
 
 
-def test_bytes_symbols_and_refusals_are_the_oracle_s():
+def test_kernels_give_the_oracles_bytes_symbols_and_refusals():
     run(CHECK, "values")
 
 
-def test_compiles_ahead_of_time_without_spills():
+def test_kernels_compile_ahead_of_time_without_spills():
     report = json.loads(run(CHECK, "compile", "80", "90"))
     assert len(report) == 6
     for row in report:
@@ -25,8 +25,8 @@ def test_compiles_ahead_of_time_without_spills():
         assert row["registers"] <= 32, f"fewer than 2,048 threads a multiprocessor: {row}"
 
 
-def test_a_multiplication_and_a_comparison_divide_by_every_share():
-    """As put() does: x times the inverse, its upper half, and 1 more where the rest is not below the share."""
+def test_multiplying_by_the_inverse_and_comparing_divides_by_every_share():
+    """This is the division in put(): the upper half of x times the inverse, plus 1 where the rest is not below the share."""
     from abkt.codec.rans.launch import entries_of
 
     rng = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def test_a_multiplication_and_a_comparison_divide_by_every_share():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_bytes_and_symbols_are_the_oracle_s():
+def test_a_gpu_gives_the_oracles_bytes_and_symbols():
     from abkt.codec.rans import launch as rans_launch
     from abkt.codec.rans import oracle as rans
 

@@ -47,7 +47,7 @@ def test_the_digest_equals_its_definition_however_the_bytes_are_cut(data, stops,
     assert device_digest(cut(data, stops, kinds)) == by_hand(data)
 
 
-def test_a_payload_of_more_than_one_step(monkeypatch):
+def test_a_payload_of_several_steps_has_the_digest_of_its_definition(monkeypatch):
     monkeypatch.setattr(digest_oracle, "STEP_WORDS", 8)
     data = random.Random(1).randbytes(1000)
     assert device_digest([data]) == by_hand(data)
@@ -70,7 +70,7 @@ def test_a_flipped_bit_a_lost_byte_and_exchanged_words_are_found(seed, words, da
 
 
 def test_zero_bytes_change_the_digest():
-    """Blocks that were never written are a payload like any other. The length of a payload is in the frame header."""
+    """Blocks that were never written are a payload like any other. The frame header states a payload's length."""
     assert device_digest([bytes(16)]) != device_digest([bytes(32)])
     assert device_digest([bytes(16)]) != bytes(16)
 
@@ -93,7 +93,7 @@ def test_the_kernel_compiles_ahead_of_time_and_reads_16_bytes_at_a_time():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_on_a_gpu_the_digest_does_not_depend_on_where_the_bytes_are():
+def test_on_a_gpu_the_digest_is_the_same_for_host_and_device_memory():
     data = random.Random(2).randbytes(5 << 20)
     there = torch.frombuffer(bytearray(data), dtype=torch.uint8).cuda()
     right = device_digest([data])

@@ -52,7 +52,7 @@ def frames(draw):
     return header, payload
 
 
-def test_a_data_frame_byte_by_byte():
+def test_a_data_frame_is_laid_out_as_documented():
     payload = b"keys and values"
     sealed = seal(FrameHeader(FrameType.DATA, transfer_id=7, sequence=3, offset=65_536, epoch=2, length=15), [payload])
     by_hand = b"ABKT" + bytes([3, 0, 4, 0]) + struct.pack("<QQQ", 7, 3, 65_536) + struct.pack("<II", 2, 15) + bytes(8)
@@ -70,7 +70,7 @@ def test_a_sealed_frame_is_parsed_and_verified(frame):
 
 
 @given(frames(), st.data())
-def test_every_flipped_bit_is_found(frame, data):
+def test_every_flipped_bit_of_a_frame_is_detected(frame, data):
     header, payload = frame
     sealed = bytearray(seal(header, [payload]) + payload)
     bit = data.draw(st.integers(0, len(sealed) * 8 - 1))
@@ -81,7 +81,7 @@ def test_every_flipped_bit_is_found(frame, data):
 
 @given(frames(), st.data())
 def test_a_changed_header_does_not_match_the_tag(frame, data):
-    """The tag covers the header, so a payload cannot be moved to another offset, transfer or sequence."""
+    """The tag covers the header, so nobody can move a payload to another offset, transfer or sequence."""
     header, payload = frame
     sealed = seal(header, [payload])
     start = data.draw(st.integers(0, 47))
@@ -94,13 +94,13 @@ def test_a_changed_header_does_not_match_the_tag(frame, data):
 
 
 @given(st.binary(max_size=80) | st.binary(min_size=56, max_size=56).map(lambda tail: b"ABKT\x03\x00\x04\x00" + tail))
-def test_any_bytes_are_parsed_or_refused(data):
+def test_any_header_bytes_are_parsed_or_refused(data):
     try:
         header = parse(data)
     except FrameError:
         return
     assert 0 <= header.length <= DATA_CAP_BYTES
-    assert header.untagged() + header.tag == data  # nothing of the header is ignored
+    assert header.untagged() + header.tag == data  # no byte of the header is ignored
 
 
 def changed(header, start, patch):

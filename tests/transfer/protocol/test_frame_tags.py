@@ -43,7 +43,7 @@ def sealed(tags, header, payload, cuts=()):
     st.lists(st.integers(0, 200), max_size=5),
 )
 def test_frames_are_opened_in_the_order_they_were_sealed(kind, frames, cuts, other_cuts):
-    """Whatever pieces the payload is cut into on each side, for frames of different sizes."""
+    """This holds for frames of any size and for any pieces that the payload is cut into on each side."""
     out, into = [PlainTags() if kind == "plain" else KeyedTags(KEY, 0, kind == "encrypted") for _ in range(2)]
     for payload, epoch in frames:
         header = FrameHeader(DATA, 7, 1, 2, epoch) if payload else FrameHeader(FrameType.PING)
@@ -83,7 +83,7 @@ def test_a_repeated_skipped_or_reflected_frame_is_refused(encrypt, fault):
 
 
 @given(st.booleans(), st.binary(min_size=1, max_size=100), st.data())
-def test_every_flipped_bit_is_found(encrypt, payload, data):
+def test_every_flipped_bit_of_a_tagged_frame_is_detected(encrypt, payload, data):
     frame = bytearray(sealed(KeyedTags(KEY, 0, encrypt), FrameHeader(DATA, 1, 2, 3, 4), payload))
     bit = data.draw(st.integers(0, len(frame) * 8 - 1))
     frame[bit // 8] ^= 1 << bit % 8
@@ -92,7 +92,7 @@ def test_every_flipped_bit_is_found(encrypt, payload, data):
 
 
 def test_no_nonce_is_used_twice(monkeypatch):
-    """Even for equal headers: the counter alone makes each nonce of a key new."""
+    """This holds even for equal headers, because the counter alone makes each nonce of a key new."""
     from cryptography.hazmat.primitives.ciphers import modes
 
     seen, made = [], modes.GCM
@@ -106,7 +106,7 @@ def test_no_nonce_is_used_twice(monkeypatch):
 
 @given(st.lists(st.integers(1, 3 * STEP_BYTES), max_size=6))
 @settings(deadline=None)
-def test_all_steps_but_the_last_are_full_and_cover_every_byte(sizes):
+def test_steps_cover_every_byte_and_all_but_the_last_are_full(sizes):
     buffers = [memoryview(bytearray(size)) for size in sizes]
     taken = [sum(map(len, step)) for step in steps(buffers)]
     assert sum(taken) == sum(sizes)

@@ -1,4 +1,4 @@
-"""The handshake over all transports, with and without a key. A refused peer gets the reason, is logged once, and disturbs no other peer."""
+"""The handshake over all transports, with and without a key. A refused peer gets the reason, is logged once and disturbs no other peer."""
 
 import hashlib
 import hmac
@@ -33,7 +33,7 @@ def untouched(receiver):
     assert receiver.commits.empty()
 
 
-bare = pytest.mark.parametrize("endpoints", BARE, indirect=True)  # for tests that bring their own keys, or end before a key matters
+bare = pytest.mark.parametrize("endpoints", BARE, indirect=True)  # for tests that have their own keys, or that end before a key matters
 
 
 @bare
@@ -66,7 +66,7 @@ def test_only_peers_with_the_same_key_and_setting_are_accepted(endpoints, outgoi
 
 @bare
 def test_a_wrong_proof_is_refused(endpoints, outgoing, caplog):
-    """The peer goes on although the receiver's proof does not match its key."""
+    """The peer continues although the receiver's proof does not match its key."""
     key = endpoints.key = Key(b"1" * 32)
     receiver = endpoints.receiver(key=key)
     channel = endpoints.channel(receiver.address, handshake=False)
@@ -107,7 +107,7 @@ def test_a_proof_of_another_connection_is_refused(endpoints, caplog):
     untouched(receiver)
 
 
-def test_session_keys_equal_hmac_and_hkdf_by_hand():
+def test_session_keys_equal_hmac_and_hkdf_computed_independently():
     """Each field that both sides must agree on changes every proof and key."""
     first, second = Hello("a", "x", "", "keyed", "01" * 32), Hello("b", "y", "", "keyed", "02" * 32)
     said = [b"\x03\x00", first.payload(), second.payload()]
@@ -133,7 +133,7 @@ def changes(hello):
         yield [*fields[:index], other, *fields[index + 1 :]]
 
 
-def test_another_layout_is_refused_with_both_named(endpoints, outgoing, caplog):
+def test_another_layout_is_refused_naming_both_layouts(endpoints, outgoing, caplog):
     receiver = endpoints.receiver()
     sent = endpoints.sender(receiver.address, layout="another model").submit(outgoing(1, [b"x"])).result(WAIT_S)
     assert "prefill-0 has layout 'another model', decode-0 has 'model of the tests, 2 layers'" in sent.error
@@ -143,7 +143,7 @@ def test_another_layout_is_refused_with_both_named(endpoints, outgoing, caplog):
 
 
 def test_another_protocol_version_is_refused_in_one_clear_line(endpoints, outgoing, caplog):
-    """The HELLO of an older release."""
+    """The peer sends the HELLO of an older release."""
     receiver = endpoints.receiver()
     channel = endpoints.channel(receiver.address, handshake=False)
     frame = bytearray(seal(FrameHeader(FrameType.HELLO, length=2), [b"{}"]) + b"{}")
@@ -166,7 +166,7 @@ def test_a_peer_that_sends_no_hello_is_refused(endpoints):
 @bare
 @pytest.mark.parametrize("pings", [False, True])
 def test_a_peer_that_does_not_finish_the_handshake_is_closed(endpoints, outgoing, caplog, pings):
-    """Silent, or sending PINGs but no HELLO."""
+    """The peer is silent, or sends PINGs but no HELLO."""
     receiver = endpoints.receiver(keepalive=Keepalive(ping_s=0.2, silence_s=2.0, greet_s=0.6))
     alive = Keepalive(ping_s=0.1 if pings else WAIT_S, silence_s=2 * WAIT_S)
     channel = endpoints.channel(receiver.address, handshake=False, keepalive=alive)
@@ -222,7 +222,7 @@ def test_a_refused_address_fails_the_transfer(outgoing):
     sender.close()
 
 
-def test_with_a_key_any_address_is_served(outgoing):
+def test_with_a_key_a_receiver_serves_any_address(outgoing):
     """The receiver listens on all addresses; the test connects over loopback."""
     key, got = Key(b"1" * 32), threading.Event()
     receiver = Receiver(
@@ -241,7 +241,7 @@ def test_with_a_key_any_address_is_served(outgoing):
     receiver.close()
 
 
-def test_payloads_are_encrypted_on_the_wire_only_if_asked(endpoints, outgoing):
+def test_payloads_are_encrypted_on_the_wire_only_if_configured(endpoints, outgoing):
     receiver = endpoints.receiver()
     transport, heard = type(endpoints.transport)(), bytearray()
     connect, endpoints.transport = transport.connect, transport

@@ -1,4 +1,4 @@
-"""Where the key is read from, and which files are refused."""
+"""The file that the key is read from, and the files that are refused."""
 
 import os
 
@@ -16,7 +16,7 @@ def key_file(tmp_path, monkeypatch):
     return path
 
 
-def test_a_key_is_the_bytes_of_its_file(key_file):
+def test_a_key_consists_of_the_bytes_of_its_file(key_file):
     assert read_key(key_file) == Key(bytes(range(32)))
     assert find_key(str(key_file), encrypt=True) == Key(bytes(range(32)), encrypt=True)
 

@@ -39,7 +39,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(KINDS), st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_payload_is_refused_or_parsed(kind, payload):
+def test_any_message_payload_is_refused_or_parsed(kind, payload):
     try:
         message = kind.parse(payload)
     except FrameError:
@@ -48,7 +48,7 @@ def test_any_payload_is_refused_or_parsed(kind, payload):
 
 
 @given(st.sampled_from(sorted(json.loads(OFFER.payload()))), JSON)
-def test_one_field_changed_at_random(key, value):
+def test_an_offer_with_a_random_field_is_parsed_as_sent_or_refused(key, value):
     members = json.loads(OFFER.payload()) | {key: value}
     try:
         offer = Offer.parse(json.dumps(members).encode())
@@ -127,5 +127,5 @@ def test_the_size_of_a_message_is_limited_on_both_sides():
         Offer.parse(OFFER.payload().replace(b'"osl":8', b'"osl":1e999'))
 
 
-def test_the_finest_cut_within_a_number_of_bytes():
+def test_an_offer_gives_the_finest_cut_within_a_number_of_bytes():
     assert [OFFER.cut_within(size) for size in (0, 9, 10, 19, 20, 99)] == [-1, -1, 0, 0, 1, 1]

@@ -1,6 +1,6 @@
-"""Random faults at random bytes, over all transports: a transfer is committed with the right bytes, or aborted; nothing leaks or hangs.
+"""Random faults at random bytes, over all transports. A transfer is committed with the right bytes or aborted; nothing leaks or hangs.
 
-Every other transfer is refined: each refined prefix must be right as well, and each refinement is settled once.
+Every second transfer is refined. Each refined prefix must be right as well, and each refinement is settled once.
 The default run has a few transfers; `-m slow` has 10,000, and ten million mutated frames.
 """
 
@@ -22,7 +22,7 @@ MESSAGES = [Abort, Ack, Commit, Grant, Hello, Offer]
 
 
 class Outcomes:
-    """Every sink that was given out, and what became of it."""
+    """Every sink that was given out, and how it ended."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -101,22 +101,22 @@ def fault(dice, size):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
-def test_any_fault_at_any_byte(endpoints, outgoing, seed):
-    """Only a few in the default run: a truncated frame may take until the silence limit to be detected."""
+def test_a_fault_at_any_byte_commits_the_right_bytes_or_aborts(endpoints, outgoing, seed):
+    """The default run has only a few transfers, because a truncated frame may be detected only at the silence limit."""
     ends = run(endpoints, outgoing, seed, 12, 200_000)
     assert ends["committed"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 120))
-def test_any_fault_at_any_byte_ten_thousand_times(endpoints, outgoing, seed):
+def test_ten_thousand_faults_commit_the_right_bytes_or_abort(endpoints, outgoing, seed):
     """20 seeds of 100 transfers in each case of endpoints.py."""
     ends = run(endpoints, outgoing, seed, 100, 400_000)
     assert ends["committed"]
 
 
-def test_a_connection_that_breaks_on_the_receivers_side(endpoints, outgoing):
-    """The fault is in what the receiver sends: HELLO, GRANT or ACK."""
+def test_a_fault_in_what_the_receiver_sends_commits_the_right_bytes_or_aborts(endpoints, outgoing):
+    """The fault is in a frame of the receiver: HELLO, GRANT or ACK."""
     dice = random.Random(4)
     listen = endpoints.transport.listen
     for number in range(3):

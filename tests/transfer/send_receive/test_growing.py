@@ -1,4 +1,4 @@
-"""A source that grows while it is sent, over all transports: available bytes are sent at once, and no others are read."""
+"""A source that grows while it is sent, over all transports. Available bytes are sent at once, and no other bytes are read."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ FRAME = FRAME_BYTES[0]
 
 
 class GrowingSource:
-    """Bytes [0, there) may be sent. asked: sent_bytes of each call of `available`."""
+    """A source whose bytes [0, there) may be sent. asked: the argument sent_bytes of each call of `available`."""
 
     def __init__(self, data):
         self.data, self.there, self.done, self.asked = data, 0, False, []

@@ -1,4 +1,4 @@
-"""The paced link, on a clock that only sleeping moves."""
+"""The paced link, on a clock that advances only by sleeping."""
 
 import math
 
@@ -13,14 +13,14 @@ DROP = Capacity((0.0, 1.0, 2.0), (1000.0, 100.0, 500.0))
 
 
 def test_a_frame_is_released_when_its_last_byte_has_passed(fake_clock):
-    """1,000 bytes in the first second, 100 in the next, 500 in the third: 1,350 bytes take 2.5 s."""
+    """The link carries 1,000 bytes in the first second, 100 in the next, 500 in the third: 1,350 bytes take 2.5 s."""
     link = PacedLink(DROP, clock=fake_clock(10.0), origin_s=10.0)
     assert link.book(1350, 10.0) == pytest.approx(12.5)
 
 
 @given(st.lists(st.tuples(st.integers(1, 700), st.floats(0, 1)), min_size=1, max_size=30))
 def test_a_stream_of_frames_takes_as_long_as_its_bytes(fake_clock, frames):
-    """Even if the sender is late with each frame, by up to the time of the frame itself: the link counts it as queued."""
+    """The sender may be late with each frame by up to the frame's own time; the link then counts the frame as queued."""
     clock = fake_clock()
     link = PacedLink(DROP, clock=clock)
     passed_s, ready_s = 0.0, math.inf
@@ -38,7 +38,7 @@ def test_an_idle_link_accumulates_no_credit(fake_clock):
     clock.now_s = 5.0
     assert link.book(100, math.inf) == 6.0  # a new transfer, which could not have been queued before
     clock.now_s = 20.0
-    assert link.book(100, 6.0) == 20.0  # a stream whose sender is much too late: the frame passes now, not earlier
+    assert link.book(100, 6.0) == 20.0  # the sender of a stream is much too late: the frame passes now, not earlier
     assert link.book(100, math.inf) == 21.0
 
 

@@ -1,4 +1,4 @@
-"""The conformance suite over all transports: exactly the bytes up to the cut arrive, and not before the link has passed them."""
+"""The conformance suite over all transports: exactly the bytes up to the cut arrive, and not before the link has carried them."""
 
 import math
 import os
@@ -37,8 +37,8 @@ def scatter(data, seed):
 
 @given(sizes=st.lists(st.integers(1, 300_000), min_size=1, max_size=3), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_scattered_pieces_arrive_in_scattered_pieces(endpoints, outgoing, sizes, seed):
-    """Several transfers over one connection, in order, into the receiver's own memory."""
+def test_scattered_pieces_arrive_in_the_receivers_scattered_memory(endpoints, outgoing, sizes, seed):
+    """Several transfers go over one connection, in order, into the receiver's own memory."""
     receiver = endpoints.receiver()
     sender = endpoints.sender(receiver.address)
     memory = {}
@@ -55,7 +55,7 @@ def test_scattered_pieces_arrive_in_scattered_pieces(endpoints, outgoing, sizes,
     endpoints.close()
 
 
-def test_more_pieces_than_one_call_takes(endpoints, outgoing):
+def test_a_frame_may_have_more_pieces_than_one_call_takes(endpoints, outgoing):
     data = os.urandom(60_000)
     receiver = endpoints.receiver(sink_of=lambda offer: PiecesSink(memory))
     memory = [bytearray(20) for _ in range(3000)]
@@ -75,7 +75,7 @@ def test_the_offer_arrives_with_all_its_fields(endpoints, outgoing):
     assert (received.offer, received.transfer_id) == (offered.offer, 2**64 - 1)
 
 
-def test_two_senders_at_once(endpoints, outgoing):
+def test_a_receiver_serves_two_senders_at_once(endpoints, outgoing):
     receiver = endpoints.receiver()
     data = [os.urandom(1 << 20), os.urandom(1 << 20)]
     futures = [endpoints.sender(receiver.address).submit(outgoing(i, [data[i]])) for i in range(2)]
@@ -84,7 +84,7 @@ def test_two_senders_at_once(endpoints, outgoing):
     assert not any(future.result(WAIT_S).error for future in futures)
 
 
-# The cut. At 1 MB/s a frame has the smallest size, 64 KiB. Only pacing moves the clock.
+# The cut. At 1 MB/s a frame has the smallest size, 64 KiB. Only pacing advances the clock.
 
 
 SLOW = Capacity.constant(1e6)
@@ -93,7 +93,8 @@ FRAME = FRAME_BYTES[0]
 
 @pytest.fixture
 def streamed(endpoints, outgoing, fake_clock):
-    """streamed(ends, answers): send; next_cut returns the answers, then the last. Returns (data, Received, Sent, its calls)."""
+    """streamed(ends, answers) sends a stream. next_cut returns the answers in turn and repeats the last one. Returns (data, Received, Sent,
+    calls of next_cut)."""
 
     def run(ends, answers, sink_of=lambda offer: BufferSink(offer.size)):
         receiver, clock, asked = endpoints.receiver(sink_of=sink_of), fake_clock(), []
@@ -118,13 +119,13 @@ def streamed(endpoints, outgoing, fake_clock):
     [
         ([0], 0),
         ([9], 9),
-        ([9, 9, 2], 2),  # lowered on the way: nothing after band 2 is sent
+        ([9, 9, 2], 2),  # lowered during the transfer: nothing after band 2 is sent
         ([1, 5, 3, 7], 7),  # up and down
-        ([9, 9, 9, 9, 1], 3),  # below what was sent: it ends at once
+        ([9, 9, 9, 9, 1], 3),  # below the bytes already sent: the transfer ends at once
         ([99], 9),
     ],
 )
-def test_the_cut_moves_and_exactly_that_prefix_arrives(streamed, answers, cut):
+def test_the_cut_may_move_and_exactly_its_prefix_arrives(streamed, answers, cut):
     ends = tuple(FRAME * band for band in range(1, 11))
     data, received, sent, asked = streamed(ends, answers)
     assert received.cut == sent.cut == cut
@@ -139,7 +140,7 @@ def test_the_cut_moves_and_exactly_that_prefix_arrives(streamed, answers, cut):
     st.lists(st.integers(0, 8), min_size=1, max_size=12),
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bands_and_any_answers(streamed, ends, answers):
+def test_any_bands_and_cuts_deliver_exactly_a_prefix(streamed, ends, answers):
     data, received, sent, asked = streamed(ends, answers)
     assert received.sink.data[: sent.payload_bytes] == data[: sent.payload_bytes]
     assert not any(received.sink.data[sent.payload_bytes :])
@@ -183,7 +184,7 @@ def test_an_offer_larger_than_its_grant_is_not_sent(endpoints, outgoing):
     st.floats(1, 1e10),
     st.data(),
 )
-def test_a_frame_ends_with_a_band_where_it_can(ends, rate, data):
+def test_a_frame_ends_at_the_end_of_a_band_where_possible(ends, rate, data):
     cut = data.draw(st.integers(0, len(ends) - 1))
     start = data.draw(st.integers(0, ends[cut] - 1))
     size = FrameSize(rate)
@@ -195,7 +196,7 @@ def test_a_frame_ends_with_a_band_where_it_can(ends, rate, data):
         assert not [end for end in ends if start + FRAME <= end <= stop]
 
 
-def test_a_frame_is_20_ms_of_the_link():
+def test_a_frame_holds_20_ms_of_the_link():
     size = FrameSize()
     assert size.size() == FRAME
     size.observe(1_000_000, 0.1)
@@ -225,7 +226,7 @@ def test_no_frame_is_larger_than_the_connection_can_use(endpoints, outgoing):
         Capacity((0.0, 0.1), (6.25e6, 625_000.0), period_s=0.2),  # 50 to 5 and back
     ],
 )
-def test_a_paced_transfer_takes_what_the_capacity_says(endpoints, outgoing, fake_clock, capacity):
+def test_a_paced_transfer_takes_the_time_that_the_capacity_gives(endpoints, outgoing, fake_clock, capacity):
     clock = fake_clock(100.0)
     samples = []
     receiver = endpoints.receiver()
@@ -242,8 +243,8 @@ def test_a_paced_transfer_takes_what_the_capacity_says(endpoints, outgoing, fake
     assert sent.acked_s == pytest.approx(100.0 + capacity.finish_s(0.0, sent.wire_bytes), abs=1e-6)  # OFFER and COMMIT are paced too
 
 
-def test_no_byte_arrives_before_the_link_has_passed_it(endpoints, outgoing, fake_clock):
-    """The clock is stopped in the middle of the fourth frame: three have arrived, and the fourth has not."""
+def test_no_byte_arrives_before_the_link_has_carried_it(endpoints, outgoing, fake_clock):
+    """The clock stops in the middle of the fourth frame. Three frames have arrived, and the fourth has not."""
     clock, stopped, go_on = fake_clock(), threading.Event(), threading.Event()
     frame_s = (FRAME + HEADER_BYTES) / 1e6
 
@@ -287,7 +288,7 @@ def test_an_offer_waits_until_there_is_memory(endpoints, outgoing):
     assert receiver.committed().sink.data == b"waited"
 
 
-def test_a_refused_offer_leaves_the_connection_alone(endpoints, outgoing):
+def test_a_refused_offer_leaves_the_connection_open(endpoints, outgoing):
     def sink_of(offer):
         if offer.size > 10:
             raise ValueError("prompt of 11 tokens is longer than this node can hold")
@@ -339,7 +340,7 @@ def test_closing_the_sender_fails_its_transfers(endpoints, outgoing):
         sender.submit(outgoing(4, [b"x"]))
 
 
-def test_nothing_is_left_open(endpoints, outgoing):
+def test_closed_senders_and_receivers_leave_no_socket_or_memory(endpoints, outgoing):
     before = sockets()
     receiver = endpoints.receiver()
     sender = endpoints.sender(receiver.address)
@@ -394,8 +395,8 @@ def test_an_offer_must_match_its_source(outgoing):
         outgoing(2**64, [b"abc"])
 
 
-def test_half_a_frame_may_stay_unsent_in_the_kernel():
-    """Half a frame is 10 ms of the link; the least is 128 KiB. Messages do not change the limit."""
+def test_the_kernels_unsent_queue_is_limited_to_half_a_frame():
+    """Half a frame is 10 ms of the link. The limit is at least 128 KiB, and messages do not change it."""
     listener = Tcp().listen("127.0.0.1:0", WAIT_S)
     there = Tcp().connect(listener.address, WAIT_S)
     here = listener.accept(WAIT_S)

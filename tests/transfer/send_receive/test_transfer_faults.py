@@ -58,7 +58,7 @@ def data(channel, sequence=0, offset=0, size=50, transfer_id=1, epoch=0):
 
 
 def test_the_hand_driven_peer_of_these_tests_can_complete_a_transfer(endpoints):
-    """A correct transfer, frame by frame, is accepted. So each refusal below is due to its one fault."""
+    """A correct transfer, frame by frame, is accepted. So each refusal below is due to its single fault."""
     receiver = endpoints.receiver()
     channel = endpoints.channel(receiver.address)
     assert offer(channel) == Grant(100)
@@ -171,7 +171,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "complaint"), FAULTS, ids=[fault.__name__ for fault, _ in FAULTS])
-def test_a_protocol_violation_ends_that_connection_alone(endpoints, outgoing, caplog, fault, complaint):
+def test_a_protocol_violation_ends_only_its_own_connection(endpoints, outgoing, caplog, fault, complaint):
     """The memory is released once, nothing is committed, the peer is told, one line is logged, and another transfer goes on."""
     receiver = endpoints.receiver()
     other = endpoints.channel(receiver.address)
@@ -200,7 +200,7 @@ def test_a_protocol_violation_ends_that_connection_alone(endpoints, outgoing, ca
     assert receiver.commits.empty()
 
 
-def test_data_without_a_grant(endpoints):
+def test_data_without_a_grant_is_refused(endpoints):
     receiver = endpoints.receiver()
     channel = endpoints.channel(receiver.address)
     data(channel)
@@ -211,7 +211,7 @@ def test_data_without_a_grant(endpoints):
 
 
 def test_a_byte_beyond_the_grant_is_never_written(endpoints):
-    """The sink is the front of a larger memory. The rest of it stays unchanged."""
+    """The sink is the first part of a larger memory. The rest of that memory stays unchanged."""
     memory = bytearray(b"." * 200)
     receiver = endpoints.receiver(sink_of=lambda offer: FrontSink(memory, 100))
     channel = endpoints.channel(receiver.address)
@@ -232,8 +232,8 @@ class FrontSink:
 
 @given(st.lists(st.binary(min_size=1, max_size=200), max_size=4), st.booleans())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_from_the_wire(endpoints, shared_receiver, chunks, granted):
-    """Random bytes before or after a grant: afterwards the memory is released and the next peer is served."""
+def test_random_bytes_release_the_memory_and_the_next_peer_is_served(endpoints, shared_receiver, chunks, granted):
+    """The random bytes come before or after a grant."""
     receiver = shared_receiver
     channel = endpoints.channel(receiver.address)
     if granted:
@@ -263,7 +263,7 @@ def shared_receiver(endpoints):
 
 @bare
 def test_a_stalled_receiver_is_detected_and_named(endpoints, outgoing, caplog):
-    """It grants, and then neither reads nor sends; the sender is in the middle of its frames."""
+    """The receiver grants, and then neither reads nor sends while the sender is in the middle of its frames."""
     listener = endpoints.listener()
     sender = endpoints.sender(listener.address, keepalive=SHORT)
     future = sender.submit(outgoing(1, [bytes(64 << 20)]))
@@ -277,8 +277,8 @@ def test_a_stalled_receiver_is_detected_and_named(endpoints, outgoing, caplog):
 
 
 @bare
-def test_a_receiver_that_reads_but_sends_nothing_is_silent(endpoints, outgoing):
-    """Its kernel takes the bytes, slowly, but no frame comes back. The transfer would take 30 s and never be acknowledged."""
+def test_a_receiver_that_reads_but_sends_nothing_counts_as_silent(endpoints, outgoing):
+    """Its kernel takes the bytes slowly, but no frame comes back. The transfer would take 30 s and never be acknowledged."""
     listener = endpoints.listener()
     future = endpoints.sender(listener.address, keepalive=SHORT).submit(outgoing(1, [bytes(64 << 20)]))
     channel = endpoints.accepted(listener, SHORT)
@@ -307,7 +307,7 @@ def test_a_stalled_receiver_on_a_slow_link_is_detected(endpoints, outgoing):
 @bare
 @pytest.mark.parametrize("sent", [0, 30, 100])
 def test_a_stalled_sender_is_detected_and_its_memory_freed(endpoints, caplog, sent):
-    """Between two frames (0), in a header (30), and in a payload (100)."""
+    """The sender stalls between two frames (0), in a header (30) or in a payload (100)."""
     receiver = endpoints.receiver(keepalive=SHORT)
     channel = endpoints.channel(receiver.address, keepalive=SHORT)
     offer(channel)
@@ -319,7 +319,7 @@ def test_a_stalled_sender_is_detected_and_its_memory_freed(endpoints, caplog, se
 
 
 @bare
-def test_a_slow_link_is_not_taken_for_silence(endpoints, outgoing):
+def test_a_slow_link_does_not_count_as_silence(endpoints, outgoing):
     """One frame takes 1.5 times the silence allowed; both sides send PINGs meanwhile."""
     receiver = endpoints.receiver(keepalive=SHORT)
     link = PacedLink(Capacity.constant(50_000.0))
@@ -327,7 +327,7 @@ def test_a_slow_link_is_not_taken_for_silence(endpoints, outgoing):
 
 
 @bare
-def test_waiting_for_memory_is_not_taken_for_silence(endpoints, outgoing):
+def test_waiting_for_memory_does_not_count_as_silence(endpoints, outgoing):
     started_s = time.monotonic()
     receiver = endpoints.receiver(
         keepalive=SHORT, sink_of=lambda offer: BufferSink(offer.size) if time.monotonic() > started_s + 1.2 else None
@@ -359,7 +359,7 @@ def test_a_restarted_receiver_is_used_again(endpoints, outgoing):
 
 
 def test_a_transfer_is_retried_if_the_connection_is_dead_before_the_grant(endpoints, outgoing):
-    """The first connection ends right after its OFFER was read."""
+    """The first connection ends right after the receiver has read its OFFER."""
     receiver = endpoints.receiver()
     sender = endpoints.sender(receiver.address)
     assert not sender.submit(outgoing(1, [b"x"])).result(WAIT_S).error
@@ -447,7 +447,7 @@ def test_a_sender_learns_why_the_receiver_closed_the_connection(endpoints, outgo
 # Faults of this side
 
 
-def test_a_policy_that_raises_fails_its_transfer_alone(endpoints, outgoing, caplog):
+def test_a_policy_that_raises_fails_only_its_own_transfer(endpoints, outgoing, caplog):
     receiver = endpoints.receiver()
     sender = endpoints.sender(receiver.address)
     sent = sender.submit(outgoing(1, [b"x"], next_cut=lambda *view: 1 // 0)).result(WAIT_S)
@@ -477,7 +477,7 @@ def test_frame_errors_are_value_errors():
 
 
 def test_the_package_loads_neither_torch_nor_pickle():
-    """Importing it is cheap, and nothing is imported that could execute what a peer sends."""
+    """Importing the package is cheap, and it imports nothing that could execute bytes of a peer."""
     names = ("send.sender", "receive.receiver", "transports.registry", *(f"transports.{name}" for name in ("tcp", "unix", "shm", "nixl")))
     code = f"import sys, {', '.join(f'abkt.transfer.{name}' for name in names)}; print(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -491,7 +491,7 @@ def test_the_package_loads_neither_torch_nor_pickle():
 
 @pytest.mark.parametrize("lost", ["sent", "received"])
 def test_a_lost_frame_is_detected_at_the_next_ping(endpoints, caplog, lost):
-    """A frame that one side counts and the other does not."""
+    """One side counts a frame that the other side does not."""
     receiver = endpoints.receiver(keepalive=Keepalive(ping_s=0.1, silence_s=WAIT_S, hold_s=0.0, resume_s=0.0))
     channel = endpoints.channel(receiver.address, Keepalive(ping_s=0.1, silence_s=WAIT_S))
     offer(channel)

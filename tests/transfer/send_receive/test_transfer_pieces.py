@@ -9,7 +9,7 @@ from abkt.transfer.pieces import BufferSink, PiecesSink, PiecesSource
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=10).filter(any), st.data())
-def test_any_range_equals_that_of_the_joined_pieces(pieces, data):
+def test_any_range_equals_the_same_range_of_the_joined_pieces(pieces, data):
     whole = b"".join(pieces)
     start = data.draw(st.integers(0, len(whole)))
     stop = data.draw(st.integers(start, len(whole)))
@@ -19,7 +19,7 @@ def test_any_range_equals_that_of_the_joined_pieces(pieces, data):
     assert all(len(buffer) for buffer in source.buffers(start, stop))
 
 
-def test_writing_changes_the_memory_itself():
+def test_writing_to_a_range_changes_the_pieces_own_memory():
     memory = [bytearray(3), bytearray(5)]
     views = PiecesSink(memory).buffers(2, 6)
     views[0][:] = b"a"

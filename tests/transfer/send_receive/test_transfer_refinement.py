@@ -110,8 +110,8 @@ def test_a_complete_transfer_or_one_without_callback_is_not_refined(endpoints, o
     st.integers(0, 5),
 )
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bands_and_any_refinement_cuts(endpoints, outgoing, ends, answers, start):
-    """The callback returns the answers one by one and repeats the last one. The receiver ends the refinement then."""
+def test_any_bands_and_refinement_cuts_deliver_exactly_a_prefix(endpoints, outgoing, ends, answers, start):
+    """The callback returns the answers one by one and repeats the last one; the receiver then ends the refinement."""
     log, asked, all_asked = RefinementLog(), [], threading.Event()
     receiver = log.receiver(endpoints)
 
@@ -144,7 +144,7 @@ def test_any_bands_and_any_refinement_cuts(endpoints, outgoing, ends, answers, s
 
 def test_a_new_transfer_goes_first_after_a_commit_of_the_complete_bands(endpoints, outgoing):
     """Three transfers refine, the newest first, and an urgent one is sent between two frames. The callback blocks the sender until the next
-    transfer is submitted, so that there is refinement left for it to overtake."""
+    transfer is submitted, so that it has some refinement to overtake."""
     log = RefinementLog()
     receiver = log.receiver(endpoints)
     sender = endpoints.sender(receiver.address, PacedLink(Capacity.constant(3e6)), keepalive=LASTING)
@@ -175,7 +175,7 @@ def test_a_new_transfer_goes_first_after_a_commit_of_the_complete_bands(endpoint
     assert order[first - 1] == (2, ENDS[3])  # the frame decided before the submission is the last one before it
     assert order[first : first + order.count("urgent")] == ["urgent"] * order.count("urgent")  # no refinement between its frames
     ended = [log.ended.get(timeout=WAIT_S).transfer_id for _ in range(3)]
-    assert ended == [3, 2, 1]  # the newest has most of its tokens still to decode
+    assert ended == [3, 2, 1]  # the newest transfer has the most tokens left to decode
     assert {received.transfer_id for received in drained(receiver.commits)} == {1, 2, 3, 9}
     assert len([log.settled.get(timeout=WAIT_S) for _ in range(3)]) == 3
     refined = drained(log.refined)
@@ -227,7 +227,7 @@ def test_a_new_transfer_with_the_same_id_ends_the_refinement_of_the_first(endpoi
 
 
 @pytest.mark.parametrize("at", [2.5, 4, 6.9])
-def test_after_a_break_only_missing_bytes_are_sent(endpoints, outgoing, at):
+def test_after_a_break_only_missing_bytes_of_the_refinement_are_sent(endpoints, outgoing, at):
     log = RefinementLog()
     receiver = log.receiver(endpoints)
     endpoints.transport = Faulty(endpoints.transport, [Fault("break", int(at * FRAME))])
@@ -268,7 +268,7 @@ def test_refinement_that_cannot_be_resumed_ends_and_the_transfer_stays_valid(end
 
 
 def test_refinement_that_breaks_again_without_progress_is_given_up(endpoints, outgoing):
-    """The first connection lasts for the start; each later one breaks in its first frame of refinement."""
+    """The first connection lasts until the first commit; each later one breaks in its first frame of refinement."""
     log = RefinementLog()
     receiver = log.receiver(endpoints, keepalive=BRIEF)
     endpoints.transport = Faulty(endpoints.transport, [Fault("break", int(2.5 * FRAME)), *[Fault("break", 20_000)] * 40])
@@ -305,7 +305,7 @@ def test_closing_either_side_or_cancelling_settles_the_refinement(endpoints, out
     assert drained(log.settled) == drained(log.ended) == drained(receiver.aborts) == []
 
 
-# Peers that send what no Sender would
+# Peers that send frames that no Sender would send
 
 
 def started(endpoints, receiver, instance="0a" * 16):
@@ -452,7 +452,7 @@ def test_refinement_ends_if_the_receiver_has_forgotten_the_transfer(endpoints, o
     assert "forgotten" in log.ended.get(timeout=WAIT_S).reason
 
 
-def test_a_grant_of_the_start_alone_leaves_nothing_to_refine(endpoints, outgoing):
+def test_a_grant_of_only_the_first_cut_leaves_nothing_to_refine(endpoints, outgoing):
     log = RefinementLog()
     receiver = log.receiver(endpoints, sink_of=lambda offer: BufferSink(ENDS[1]))
     sent = endpoints.sender(receiver.address, keepalive=LASTING).submit(log.outgoing(outgoing, 1)).result(WAIT_S)

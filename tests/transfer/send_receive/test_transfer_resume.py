@@ -1,4 +1,4 @@
-"""Resuming a transfer after its connection broke, over all transports: held bytes are not sent again, and nothing is lost or doubled."""
+"""Resuming a transfer after its connection broke, over all transports. Received bytes are not sent again, and none is lost or doubled."""
 
 import os
 import threading
@@ -54,7 +54,7 @@ def once_broken(endpoints, outgoing, data, faults, **options):
 
 
 @pytest.mark.parametrize("at", [1500, FRAME // 2, 3 * FRAME, 5 * FRAME + 7, 900_000])
-def test_only_missing_bytes_are_sent_again(endpoints, outgoing, at):
+def test_after_a_break_only_missing_bytes_are_sent(endpoints, outgoing, at):
     """The first bytes are HELLO and OFFER, so byte `at` is in some DATA frame."""
     data = os.urandom(1_000_000)
     sent, received, sink, asked = once_broken(endpoints, outgoing, data, [Fault("break", at)])
@@ -66,8 +66,8 @@ def test_only_missing_bytes_are_sent_again(endpoints, outgoing, at):
     assert sent.held_bytes == len(data)
 
 
-def test_a_break_at_every_37th_byte_of_a_small_transfer(endpoints, outgoing):
-    """A break in HELLO fails the transfer, which has not begun; one in OFFER, DATA or COMMIT does not."""
+def test_a_small_transfer_survives_a_break_at_any_byte_after_the_hello(endpoints, outgoing):
+    """Every 37th byte is tested. A break in HELLO fails the transfer, which has not begun; a break in OFFER, DATA or COMMIT does not."""
     receiver = endpoints.receiver(keepalive=LASTING)
     transport, seen = endpoints.transport, set()
     for at in range(0, 1700, 37):
@@ -86,12 +86,12 @@ def test_a_break_at_every_37th_byte_of_a_small_transfer(endpoints, outgoing):
 
 @given(st.lists(st.integers(400, 500_000), min_size=1, max_size=4), st.integers(1, 600_000))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_number_of_breaks_anywhere(endpoints, outgoing, breaks, size):
+def test_a_transfer_survives_any_number_of_breaks(endpoints, outgoing, breaks, size):
     transport = endpoints.transport
     data = os.urandom(size)
     receiver = endpoints.receiver(keepalive=LASTING)
     sender = endpoints.sender(receiver.address, keepalive=LASTING)
-    assert not sender.submit(outgoing(0, [b"first"])).result(WAIT_S).error  # so that a break in the handshake is one while resuming
+    assert not sender.submit(outgoing(0, [b"first"])).result(WAIT_S).error  # so that a break in the handshake happens while resuming
     receiver.committed()
     sender._transport = Faulty(transport, [Fault("break", at) for at in breaks])
     sender._channel.connection.abort()
@@ -143,7 +143,7 @@ def acknowledged(channel, _=None):
 
 
 def test_a_transfer_is_taken_over_from_a_connection_that_seems_alive(endpoints):
-    """The receiver has not noticed the break yet. Its old thread ends before the new one writes."""
+    """The receiver has not noticed the break yet. The thread of the old connection ends before the new one writes."""
     receiver = endpoints.receiver(keepalive=LASTING)
     first = endpoints.channel(receiver.address, instance=INSTANCE)
     offer(first)
@@ -160,7 +160,7 @@ def test_a_transfer_is_taken_over_from_a_connection_that_seems_alive(endpoints):
 
 
 def offer_held(channel, receiver):
-    """Offer again once the first frame has been received, so that the test knows what is held."""
+    """Offer again once the first frame has been received, so that the test knows which bytes are held."""
     (lease,) = receiver._leases._leases.values()
     if lease.received is None or lease.received.payload_bytes < 50:
         return False
@@ -177,7 +177,7 @@ def test_a_lost_acknowledgement_is_sent_again(endpoints):
     first.connection.abort()
     second = endpoints.channel(receiver.address, instance=INSTANCE)
     assert offer(second, epoch=1) == Grant(100, held=100, frames=2, committed=True)
-    assert offer(second, serial=1) == Grant(100)  # the next transfer, of the same id
+    assert offer(second, serial=1) == Grant(100)  # the next transfer with the same id
     assert receiver.commits.empty()
     assert receiver.aborts.empty()
 
@@ -257,8 +257,8 @@ def test_without_an_instance_nothing_is_kept(endpoints):
     assert receiver.aborted()[0].transfer_id == 1
 
 
-def test_a_restarted_receiver_gets_everything_again(endpoints, outgoing):
-    """It is restarted at the same address in the middle of the transfer."""
+def test_a_restarted_receiver_gets_all_bytes_again(endpoints, outgoing):
+    """The receiver restarts at the same address in the middle of the transfer."""
     receiver = endpoints.receiver(keepalive=LASTING)
     closing, again = endpoints.open.pop(), []
     data = os.urandom(1_000_000)
@@ -278,7 +278,7 @@ def test_a_restarted_receiver_gets_everything_again(endpoints, outgoing):
     assert sent.wire_bytes > len(data)
 
 
-def test_a_sender_gives_up_in_time(endpoints, outgoing):
+def test_a_sender_gives_up_resuming_at_its_time_limit(endpoints, outgoing):
     keepalive = Keepalive(ping_s=1.0, silence_s=20.0, greet_s=20.0, resume_s=0.3, hold_s=0.3)
     receiver = endpoints.receiver(keepalive=keepalive)
     closing = endpoints.open.pop()
@@ -391,7 +391,7 @@ def test_taking_over_a_transfer_waits_a_limited_time_for_the_old_connection():
     assert leases.enter(identity, 1, offered, StuckConnection()) is not lease  # nothing had been granted
 
 
-def test_a_keepalive_that_holds_shorter_than_it_resumes_is_refused():
+def test_a_keepalive_that_keeps_transfers_shorter_than_it_resumes_is_refused():
     with pytest.raises(ValueError, match="memory held for 1 s must outlast the 2 s of resuming"):
         Keepalive(resume_s=2.0, hold_s=1.0)
     assert HEADER_BYTES == 64

@@ -79,8 +79,8 @@ PLACES = st.lists(st.booleans(), min_size=1, max_size=5)
 
 @given(st.lists(st.tuples(CUTS, PLACES), min_size=1, max_size=3), CUTS, PLACES, st.integers(0, 99))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_bytes_arrive_in_order_whatever_memory_they_are_in(ends, sends, stops, places, seed):
-    """However they are cut on either side, and in both directions at once."""
+def test_bytes_arrive_in_order_from_host_or_device_memory(ends, sends, stops, places, seed):
+    """This holds for any pieces on either side, and in both directions at once."""
     dice = random.Random(seed)
     there, here = ends(silence_s=5.0)
     said = [dice.randbytes(dice.randint(1, 3 << 20)) for _ in sends]
@@ -177,7 +177,7 @@ def opened(frame, into):
     PLACES,
 )
 @settings(deadline=None)
-def test_a_frame_verifies_wherever_its_bytes_are_on_either_side(data, stops, places, other_stops, other_places):
+def test_a_frame_verifies_in_host_or_device_memory_of_either_side(data, stops, places, other_stops, other_places):
     payload = [each for each in pieces(data, stops, places) if len(each)]
     into = [each for each in spaces(len(data), other_stops, other_places) if len(each)]
     header = opened(frame_of(DeviceTags(), payload), into)
@@ -187,7 +187,7 @@ def test_a_frame_verifies_wherever_its_bytes_are_on_either_side(data, stops, pla
 
 @given(st.binary(min_size=1, max_size=100), st.data())
 @settings(deadline=None)
-def test_every_flipped_bit_is_found(data, draws):
+def test_every_flipped_bit_in_device_memory_is_detected(data, draws):
     frame = frame_of(DeviceTags(), [tensor(data)])
     whole = bytearray(frame[0] + to_host(frame[1]))
     bit = draws.draw(st.integers(0, len(whole) * 8 - 1))
@@ -210,7 +210,7 @@ def device_sink(offer):
 @pytest.mark.parametrize("endpoints", ["cuda_ipc", "cuda_ipc-keyed", "cuda_ipc-encrypted"], indirect=True)
 @pytest.mark.parametrize("sink_of", [device_sink, lambda offer: BufferSink(offer.size)], ids=["to device", "to host"])
 @pytest.mark.parametrize("leaves", ["device", "host"])
-def test_raw_kv_arrives_from_either_memory_into_either(endpoints, leaves, sink_of):
+def test_raw_kv_arrives_between_any_two_kinds_of_memory(endpoints, leaves, sink_of):
     data = random.Random(1).randbytes(5 << 20)
     stops = [1 << 20, (1 << 20) + 64, (3 << 20) + 17]
     source = DevicePieces(pieces(data, stops, [True])) if leaves == "device" else PiecesSource(pieces(data, stops, [False]))
@@ -221,7 +221,7 @@ def test_raw_kv_arrives_from_either_memory_into_either(endpoints, leaves, sink_o
 
 
 @pytest.mark.parametrize("endpoints", ["cuda_ipc"], indirect=True)
-def test_device_to_device_copies_nothing_to_the_host(endpoints, monkeypatch):
+def test_a_transfer_between_devices_copies_nothing_to_the_host(endpoints, monkeypatch):
     copied, slow = [], []
 
     def watched(name):
@@ -280,7 +280,7 @@ def peer(what, address):
 
 
 @pytest.mark.parametrize("endpoints", ["cuda_ipc"], indirect=True)
-def test_between_two_processes_from_device_to_device(endpoints, tmp_path):
+def test_a_transfer_between_two_processes_goes_from_device_to_device(endpoints, tmp_path):
     dice = random.Random(3)
     with peer("take", str(tmp_path / "peer")) as process:
         sender = endpoints.sender(process.stdout.readline().strip())
@@ -376,7 +376,7 @@ def test_a_peer_killed_during_a_transfer_is_detected_at_once(endpoints, tmp_path
 
 
 def files(*, memory=True, counting=True, pipe=True):
-    """The file descriptors that a connecting side passes; False: another one in its place."""
+    """The file descriptors that a connecting side passes. False stands for a wrong one."""
     import fcntl
 
     ring = os.memfd_create("test", os.MFD_ALLOW_SEALING)
@@ -452,7 +452,7 @@ def test_memory_that_is_too_small_is_refused_and_unmapped(tmp_path):
     assert live() == before
 
 
-def test_a_record_of_more_bytes_than_come_ends_in_silence(tmp_path, ends):
+def test_a_record_that_claims_more_bytes_than_arrive_ends_in_silence(tmp_path, ends):
     there, here = ends(silence_s=0.3)
     there._host.send([RECORD.pack(True, 1 << 60)], nothing)
     with pytest.raises(PeerSilent):

@@ -36,7 +36,7 @@ class ReadingPeer:
         self._thread.start()
 
     def send(self, frames: int) -> float:
-        """Seconds that they took."""
+        """Send the frames; returns the seconds that this took."""
         begun_s = time.monotonic()
         for _ in range(frames):
             assert self.connection.send([FRAME], lambda: None) >= 1
@@ -93,7 +93,7 @@ def test_an_acknowledgement_may_come_before_the_send_call_returns(tmp_path: Path
 
 @pytest.mark.slow
 def test_every_frame_takes_the_time_of_the_link(transport: KernelPaced) -> None:
-    """4 MB/s: 16 ms a frame. Two segments may be left, and the kernel paces in steps of a millisecond or a few segments."""
+    """At 4 MB/s a frame takes 16 ms. Two segments may be left unsent, and the kernel paces in steps of a millisecond or a few segments."""
     transport.pace(4e6)
     peer = ReadingPeer(transport)
     first_s, rest_s = peer.send(1), peer.send(20)
@@ -104,7 +104,7 @@ def test_every_frame_takes_the_time_of_the_link(transport: KernelPaced) -> None:
 
 
 @pytest.mark.slow
-def test_the_pace_of_an_open_connection_changes(transport: KernelPaced) -> None:
+def test_the_rate_of_an_open_connection_may_change(transport: KernelPaced) -> None:
     transport.pace(16e6)
     peer = ReadingPeer(transport)
     fast_s = peer.send(20)
@@ -119,7 +119,7 @@ def test_the_pace_of_an_open_connection_changes(transport: KernelPaced) -> None:
     assert max(fast_s, again_s) < 1.5 * 20 * len(FRAME) / 16e6 + 0.05
 
 
-def test_a_peer_that_reads_nothing_is_silent(transport: KernelPaced) -> None:
+def test_a_peer_that_reads_nothing_counts_as_silent(transport: KernelPaced) -> None:
     """The receive window fills, and the rest stays queued in this kernel."""
     peer = ReadingPeer(transport, reads=False, silence_s=0.4)
     waited: list[float] = []
@@ -130,7 +130,7 @@ def test_a_peer_that_reads_nothing_is_silent(transport: KernelPaced) -> None:
 
 
 def test_on_wait_can_end_a_send(transport: KernelPaced) -> None:
-    """The sender reads its peer's frames there, while the bytes are in the kernel's queue."""
+    """In on_wait the sender reads its peer's frames while its own bytes are in the kernel's queue."""
     transport.pace(1e5)
     peer = ReadingPeer(transport)
 
@@ -142,7 +142,7 @@ def test_on_wait_can_end_a_send(transport: KernelPaced) -> None:
     peer.close()
 
 
-def test_only_loopback_without_a_key(transport: KernelPaced) -> None:
+def test_only_loopback_addresses_are_allowed_without_a_key(transport: KernelPaced) -> None:
     with pytest.raises(ValueError, match="needs a key"):
         transport.connect("192.0.2.1:9", 0.1)
     with pytest.raises(PeerLost, match="cannot connect"):

@@ -85,7 +85,7 @@ def test_bytes_go_there_and_back_and_no_port_is_opened(ends, monkeypatch, lanes)
     assert "UCX_TLS" not in os.environ
 
 
-def test_the_check_for_open_ports_finds_one():
+def test_the_check_for_open_ports_finds_an_open_port():
     before = listening()
     with socket.create_server(("127.0.0.1", 0)):
         assert len(listening() - before) == 1
@@ -117,7 +117,7 @@ def test_an_invalid_nixl_greeting_is_refused(tmp_path, greeting, complaint):
 
 
 def test_another_users_process_is_refused(tmp_path, monkeypatch):
-    """None of its metadata is read, and nothing is sent to it."""
+    """The receiver reads none of that process's metadata and sends nothing to it."""
     listener = Nixl().listen(str(tmp_path / "socket"), WAIT_S)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(listener.address)
@@ -136,7 +136,7 @@ def test_another_users_process_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("lanes", [nixl.UCX_SETTINGS, NO_CMA], ids=["cma", "no cma"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_peer_that_dies_or_stops_ends_a_pending_write(tmp_path, monkeypatch, lanes, how):
-    """UCX alone would wait forever."""
+    """Without this check UCX would wait forever."""
     monkeypatch.setattr(nixl, "UCX_SETTINGS", lanes)
     code = f"""
 from abkt.transfer.transports import nixl

@@ -30,7 +30,7 @@ def ends(ends_of):
 @given(st.lists(st.lists(st.integers(0, 3 * RING_BYTES // 2), max_size=4), min_size=1, max_size=4), st.integers(0, 99))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_bytes_pass_the_ring_in_order(ends, sends, seed):
-    """However they are cut on either side, and in both directions at once."""
+    """This holds for any pieces on either side, and in both directions at once."""
     dice = random.Random(seed)
     there, here = ends()
     said = [[dice.randbytes(size) for size in sizes] for sizes in sends]
@@ -78,7 +78,7 @@ def test_a_full_ring_waits_until_the_silence_limit(ends):
 
 
 def test_unread_counts_block_neither_side(ends):
-    """Each fills the other's socket with counts of single bytes; then both read."""
+    """Each side fills the other's socket with counts of single bytes. Then both sides read."""
     there, here = ends()
     done = []
 

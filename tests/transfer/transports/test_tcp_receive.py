@@ -1,4 +1,4 @@
-"""When a TCP receiver is woken: by as much of a payload as it reads at once, and by the first byte of the next frame."""
+"""A TCP receiver is woken by as much of a payload as it reads at once, and by the first byte of the next frame."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ SIZE = 3 * AWAITED_BYTES[1] + 12345
 
 @pytest.fixture
 def pair():
-    """(a receiving connection, the plain socket of its peer)."""
+    """Yields a receiving connection and the plain socket of its peer."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         peer = socket.create_connection(listening.getsockname())
         connected, _ = listening.accept()

@@ -1,4 +1,4 @@
-"""Transports by name: they are imported when they are made, and an unknown name or an impossible pacing is refused in one line."""
+"""Transports by name. Making a transport imports its module; an unknown name or an impossible pacing is refused in one line."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def test_an_unknown_name_or_an_impossible_pacing_is_refused():
     check_transport("tcp", "tbf")
 
 
-def test_listening_addresses():
+def test_each_transport_has_its_listening_address():
     assert listening_address("tcp", "127.0.0.1", "/tmp/sockets", "decode-0") == "127.0.0.1:0"
     assert listening_address("shm", "127.0.0.1", "/tmp/sockets", "decode-0") == "/tmp/sockets/decode-0.sock"
 
