@@ -112,7 +112,7 @@ class Nodes:
         self._least_prompt, self._least_decode = (min((n.memory.tokens for n in side), default=0) for side in (self.prefill, self.decode))
 
     def that_may_have(self, role: str) -> list[Node]:
-        """The nodes that have the role now, or that the roles policy may give it to."""
+        """The nodes that have the role or are changing their role; all nodes if there are none."""
         return [node for node in self.all if node.role in (role, "both", "")] or self.all
 
     def that_fit(self, prompt_tokens: int, decode_tokens: int) -> tuple[list[Node], list[Node]]:

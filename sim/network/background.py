@@ -80,8 +80,8 @@ def read_flow_sizes(path: Path) -> FlowSizes:
 class Background:
     """Settings of background traffic.
 
-    paths: sequences of link names, each with its own arrivals. load: share of the capacity that each path's slowest link has at the start of
-    the run. burst: number of flows that begin at once.
+    paths: sequences of link names, each with its own arrivals. load: share of the capacity that each path's slowest link has at the start
+    of the run. burst: number of flows that begin at once.
     """
 
     sizes: FlowSizes

@@ -218,7 +218,7 @@ class Network:
             link.wake.at(link.change_s)
 
     def _solve(self, changed: Iterable[Link], alone: Flow | None = None) -> None:
-        """Solve the rates of the flows that the changed links concern. alone: the only flow on these links, if it is known to be the only one."""
+        """Solve the rates of all flows connected to the changed links. alone: the only flow on these links, if that is known."""
         flows = (alone,) if alone else _connected(changed)
         if not flows:
             return

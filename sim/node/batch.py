@@ -20,8 +20,8 @@ from sim.node.pace import Pace
 class Batch:
     """The decode batch of one node.
 
-    context: KV tokens of all requests at the start of the next iteration. worked_s: sum of iteration times. share_s: sum of iteration times,
-    each divided by the batch size, which is the GPU time of a request that was in every iteration. slowdown: factor on all times.
+    context: KV tokens of all requests at the start of the next iteration. worked_s: sum of iteration times. share_s: sum of iteration
+    times, each divided by the batch size: the GPU time of a request that was in every iteration. slowdown: factor on all times.
     iteration_s, growth_s: time of the next iteration and the extra time of each further one, as last measured; valid up to context `until`.
     """
 

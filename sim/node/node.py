@@ -1,11 +1,11 @@
 """A node: prompts and decoding on one GPU, in iterations. There is one event per change of its work, not one per token.
 
 An iteration gives each request of the batch a token, and may also compute prompts or chunks of them. Decoding comes first. Prompts get the
-rest of the token budget, in order of arrival; with a budget of 0, one whole prompt runs at a time. The iteration lasts as long as the batch's
-iteration and the prompts' own passes together, but with only one overhead, the larger of the two. Prefill nodes, decode nodes and nodes for
-both run the same code; they differ only in the work that they are given.
+rest of the token budget, in order of arrival; with a budget of 0, one whole prompt runs at a time. The iteration lasts as long as the
+batch's iteration and the prompts' own passes together, but with only one overhead, the larger of the two. Prefill nodes, decode nodes and
+nodes for both run the same code; they differ only in the work that they are given.
 
-The end of an iteration does the following, in this order: complete requests leave; computed prompts are encoded one after another on the same
+The end of an iteration has these steps, in this order: complete requests leave; computed prompts are encoded one after another on the same
 GPU and go to the sender, or join the batch if they are decoded here; other work runs (expanding a refinement or a group of layers); KV that
 has fully arrived is expanded, as far as the batch has places, and joins the batch. Work that arrives meanwhile waits for the next end.
 

@@ -94,7 +94,7 @@ class PrefixCache:
         return idle * self.blocks_each
 
     def shrink_to(self, blocks: int) -> None:
-        """Evict unused blocks until the rest take at most this many memory blocks."""
+        """Evict unused blocks until the remaining unused ones take at most this many memory blocks."""
         while len(self._idle) * self.blocks_each > blocks:
             self._evict(self._idle.popitem(last=False)[0])
 
