@@ -1,4 +1,4 @@
-"""A node's prompts. They are computed in order of arrival, whole or in chunks; then the KV is encoded on the same GPU and given to the sender.
+"""A node's prompts. They are computed in order of arrival, whole or in chunks. Then the KV is encoded on the same GPU and sent.
 
 KV memory for a prompt is reserved before it begins, except for the part of its prefix that is cached here. The memory stays reserved until
 the decode side has acknowledged the transfer, so a slow link holds back prefill. A prompt that will be decoded here reserves its decode
@@ -169,7 +169,7 @@ class PromptSide:
     # -- iterations --------------------------------------------------------------------------------------------------------------
 
     def begin_chunk(self) -> None:
-        """Plan the iteration's time: each part takes a pass of its own, but there is only one overhead, the larger of prefill's and decoding's."""
+        """Plan the iteration's time: each part takes its own pass, but there is one overhead, the larger of prefill's and decoding's."""
         gpu, batch, now_s, base_s = self.gpu, self.batch, self.clock.now, self.costs.prefill_s(0)
         chunk = gpu.chunk
         total_s, encode_s = -base_s * (len(chunk) - 1), 0.0

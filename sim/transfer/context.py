@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class TransferContext:
     """Shared by all transfers of a cluster.
 
-    ended(record): called with each transfer's record once it is final. failed(job, reason): called with a request whose transfer has failed.
-    delay_s: propagation delay between nodes, each way. idle: sender processes that no pair uses.
+    ended(record): called with each transfer's record once it is final. failed(job, reason): called with a request whose transfer has
+    failed. delay_s: propagation delay between nodes, each way. idle: sender processes that no pair uses.
     """
 
     clock: Clock

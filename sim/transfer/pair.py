@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class NodePair:
-    """The path from `source` to `target` over the links of `path`. nics: the NICs of the two ends. policy: the pair's own bitrate policy."""
+    """The path from `source` to `target` over the links of `path`. nics: NICs of the two ends. policy: the pair's own bitrate policy."""
 
     __slots__ = ("backlog_bytes", "context", "nics", "path", "policy", "queue", "refining", "sender", "sending", "source", "target")
 
@@ -110,7 +110,7 @@ class NodePair:
         return context.transport.limit_bytes_per_s(self.source.costs.byte_s, wire_bytes, calls, context.delay_s)
 
     def one_way_trips(self) -> int:
-        """Number of messages, one after another, before the first byte leaves: the offer and the grant, and with pull the notice and the request."""
+        """Messages, one after another, before the first byte leaves: the offer and the grant; with pull also the notice and the request."""
         return 4 if self.context.transport.pull else 2
 
     # -- the transfer ------------------------------------------------------------------------------------------------------------

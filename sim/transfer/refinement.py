@@ -2,9 +2,9 @@
 
 Once the promised cut has arrived, sending goes on up to the cut `behind` of the decision. These bytes are less urgent than any flow that
 decoding waits for, and they never flow while another transfer uses the pair's thread; the refinements of one pair go one after another. The
-policy is asked again, with view.started, when the rate changes and when the cut is reached; it may move the cut but not take back bytes that
-were sent. The decode node keeps the codes of the stream in memory, which is counted; without memory for them there is no refinement. When
-the last byte has arrived, the node expands the whole stream once more, between two iterations, and later tokens are decoded at the lower
+policy is asked again, with view.started, when the rate changes and when the cut is reached; it may move the cut but not take back sent
+bytes. The decode node keeps the codes of the stream in memory, which is counted; without memory for them there is no refinement. When the
+last byte has arrived, the node expands the whole stream once more, between two iterations, and later tokens are decoded at the lower
 distortion. The source stays pinned until the last byte is acknowledged or the request has ended.
 
 Not modelled: better values swapped in before the cut is reached.
@@ -79,7 +79,7 @@ class Refinement:
 
     @classmethod
     def start(cls, transfer: SimulatedTransfer) -> Refinement | None:
-        """The refinement of a delivered transfer; None if the policy does not want one now, or the decode node has no memory for the codes."""
+        """The refinement of a delivered transfer; None if the policy wants none, or the decode node has no memory for the codes."""
         refinement = cls(transfer)
         if not refinement.extends():
             refinement.flow.on_rate = ended_flow
@@ -113,7 +113,7 @@ class Refinement:
                 refining[0].resume()
 
     def on_rate(self, sent_bytes: float, seconds: float) -> float:
-        """The flow has another rate: ask the policy again. This is no sample of goodput, because a refinement gets only what other flows leave."""
+        """The rate is no sample of goodput for the policy, because a refinement gets only the bandwidth that other flows leave."""
         if self.flow.rate > 0 and self.asked_s != self.clock.now:
             self.cut = self.decide()
         return self.curve.bytes[self.cut]

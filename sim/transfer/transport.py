@@ -8,7 +8,7 @@ A raw transfer moves pieces of memory that are adjacent on both sides, with one 
 
 The number of pieces is multiplied by the number of layer groups, because each group has its own pool. With tensor parallelism p on the
 prefill side and d on the decode side, p + d - gcd(p, d) pairs of ranks share heads, and each pair has its own calls. If p and d differ, the
-peer of a rank needs only some heads of a block. These are not adjacent in any layout, so there is one piece for each layer, for K and for V.
+peer of a rank needs only some heads of a block. These are not adjacent in any layout, so there is one piece per layer for each of K and V.
 Coded KV is sent in frames from a buffer, at least one for each group and pair of ranks. Ranks work in parallel, so only the calls of one
 prefill rank take time.
 
