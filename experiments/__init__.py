@@ -1,4 +1,4 @@
-"""The command line of ABKT (`abkt VERB …`) and its studies: all that knows Hydra, pandas and matplotlib.
+"""The command line of ABKT (`abkt VERB …`) and its studies. Only this package uses Hydra, pandas and matplotlib.
 
-Nothing in abkt or sim imports it. Its console script is abkt.console.
+Nothing in abkt or sim imports it, except for the console script, abkt.console.
 """

@@ -1,4 +1,4 @@
-"""A simulated prefill-decode cluster on SimPy: what runs of requests through it take, by the costs of a measured profile.
+"""A simulated prefill-decode cluster on SimPy. A measured profile gives the time of each piece of work.
 
 For the experiments and for notebooks; it needs neither torch nor pandas.
 """

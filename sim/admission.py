@@ -1,10 +1,10 @@
-"""Admission: routing chooses a pair of nodes for each request, roles may keep it on one of them, and the admission policy lets it in.
+"""Admission: routing chooses a pair of nodes for a request, the roles policy may keep it on one of them, the admission policy admits it.
 
-Requests that the policy makes wait are admitted in order of arrival; whenever a request leaves the cluster, the policy is asked about the
-first of them again.
+Requests that the policy makes wait are admitted in order of arrival. Whenever a request leaves the cluster, the policy is asked again about
+the first one that waits.
 
-Not modelled: clients that come back after Retry-After; the time that a decision takes; routing that is shown only nodes with free memory,
-as in the real frontend: here a request waits for the node that was chosen.
+Not modelled: clients that come back after Retry-After; the time that a decision takes. The real frontend shows routing only the nodes with
+free memory; here a request waits for the node that routing has chosen.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SimulatedApplicant:
 
 
 class AdmissionControl:
-    """waiting: requests that are not admitted yet. lost(job, outcome, reason): called for a request that never is."""
+    """waiting: requests that are not admitted yet. lost(job, outcome, reason): called for a request that will never be admitted."""
 
     def __init__(
         self,
@@ -73,13 +73,13 @@ class AdmissionControl:
         self.waiting: deque[Job] = deque()
 
     def submit(self, job: Job) -> None:
-        """A request has arrived, or begins again."""
+        """A request has arrived, or starts over."""
         if self.waiting or not self.admit(job):
             self.waiting.append(job)
 
     def admit_waiting(self) -> None:
         """A request has left the cluster, or a node may be given more work."""
-        if self._admitting:  # a request that is rejected leaves, too
+        if self._admitting:  # rejecting a request also calls this method
             return
         self._admitting = True
         while self.waiting and (self.waiting[0].aborted or self.admit(self.waiting[0])):
@@ -87,7 +87,7 @@ class AdmissionControl:
         self._admitting = False
 
     def close(self, reason: str) -> None:
-        """Fail all requests that wait: none can be admitted any more."""
+        """Fail all waiting requests, because none of them can be admitted any more."""
         waiting, self.waiting = self.waiting, deque()
         for job in waiting:
             if not job.aborted:
@@ -149,7 +149,7 @@ class AdmissionControl:
         node.prompts.submit(job)
 
     def _reject_if_too_large(self, job: Job, isl: int, decode_tokens: int) -> bool:
-        """Reject the request if it fits on no node; otherwise it waits until there is a node with the role again."""
+        """Reject the request if it fits on no node. Otherwise it waits until some node has the role again."""
         for role, tokens in (("prefill", isl), ("decode", decode_tokens)):
             nodes = self.nodes.that_may_have(role)
             most = max((node.memory.tokens for node in nodes), default=0)

@@ -4,7 +4,7 @@ SimPy schedules by delay, and in floating point `now + (then - now)` is not alwa
 compares them for equality, so here a process wakes at an absolute time. Events of the same time happen in the order in which they were
 scheduled.
 
-Most of a run is waking processes, so the queue holds the timers themselves, not a new event each time one is set.
+Most of a run's time goes into waking processes. So the queue holds the timers themselves, and setting a timer makes no new event.
 
 Not modelled: drift or offset between the clocks of nodes.
 """
@@ -41,7 +41,7 @@ class Clock(simpy.Environment):
     def process(self, generator: Generator[Event, None, object]) -> None:  # type: ignore[override]
         """Start a process at this time, before any event that is scheduled for it already.
 
-        Nothing can wait for the process or interrupt it. SimPy's own processes can, and take half as long again.
+        Nothing can wait for the process or interrupt it. SimPy's own processes allow both, but take half as long again.
         """
         send = generator.send
 
@@ -61,7 +61,7 @@ class Clock(simpy.Environment):
         heappush(self.queue, (self.now + delay, priority, next(self.numbers), event))
 
     def peek(self) -> float:
-        """The time of the next entry of the queue, which may be a timer that was moved since; infinity if there is none."""
+        """The time of the next entry of the queue, infinity if there is none. The entry may belong to a timer that was moved since."""
         return self.queue[0][0] if self.queue else math.inf
 
     def run(self) -> None:  # type: ignore[override]
@@ -91,15 +91,15 @@ class Clock(simpy.Environment):
             raise event.value  # type: ignore[misc]  # of a failed event it is an exception
 
     def has_work(self) -> bool:
-        """Whether any event is scheduled that is not a background timer's."""
+        """Whether any event is scheduled besides those of background timers."""
         return any(not isinstance(event, Wake) or (event.number == number and not event.background) for _, _, number, event in self.queue)
 
 
 class Wake(Event):
-    """The one timer of a process: `yield wake.at(time_s)`. Whatever changes the plan moves it by calling `at` again.
+    """The one timer of a process: `yield wake.at(time_s)`. Other code moves the timer by calling `at` again.
 
-    Its earlier entries stay in the queue until their time and do nothing then. (Waiting for either of two events, `timeout | event`, would
-    leave as many stale entries and cost nine times as much.) background: its process never ends, and does not keep a run going.
+    Earlier entries stay in the queue until their time, and then do nothing. (Waiting for either of two events, `timeout | event`, would
+    leave as many stale entries and cost nine times as much.) background: the process never ends, and its timer does not keep a run going.
     """
 
     callbacks: list  # type: ignore[type-arg]  # never None: the timer may fire again and again
@@ -108,7 +108,7 @@ class Wake(Event):
         super().__init__(clock)
         self.clock = clock
         self.background = background
-        self.number = UNSET  # of its entry in the queue
+        self.number = UNSET  # number of its valid entry in the queue
 
     def at(self, time_s: float) -> Wake:
         clock = self.clock

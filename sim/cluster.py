@@ -1,6 +1,6 @@
-"""A simulation: requests through a cluster, from configuration to records.
+"""A simulation: it runs requests through a cluster and returns their records.
 
-Not modelled: clients that ask again after they were rejected.
+Not modelled: clients that ask again after a rejection.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class SimulationResult:
 
     Attributes
     ----------
-    requests : one record a request, in order of arrival.
-    transfers : one record a transfer, in order of completion.
+    requests : one record per request, in order of arrival.
+    transfers : one record per transfer, in order of completion.
     wall_s : seconds that the run took on this machine.
     """
 
@@ -52,27 +52,28 @@ class SimulationResult:
 
 @dataclass
 class Simulation:
-    """Requests on their way through a simulated prefill-decode cluster.
+    """A simulated prefill-decode cluster and the requests that run through it.
 
     Parameters
     ----------
     cluster : nodes, links and engines.
-    requests : in order of arrival.
-    bitrate : makes one bitrate policy for each pair of nodes that meets.
+    requests : the requests, in order of arrival.
+    bitrate : makes a bitrate policy; called once for each pair of nodes that routing considers.
     routing : chooses the pair of nodes for each request.
     slo : the latencies that deadlines are computed from, in seconds.
-    node : the class of the nodes; another one only in tests of the closed forms.
-    concurrency : above 0: so many clients, each of which waits for its answer; the requests' own arrival times are ignored.
-    roles : changes the nodes' roles; None: every node keeps its own.
-    admission : lets requests in; None: all of them at once.
-    faults : nodes that die or are slow, and a timeout.
-    debug : check the laws of sim.invariants during the run and at its end; slower, and all records are kept.
+    node : the class of the nodes; only tests of the closed forms give another class.
+    concurrency : number of clients in a closed loop, each of which waits for its answer before it sends the next request; the requests' own
+        arrival times are then ignored. 0: an open loop, requests arrive at their own times.
+    roles : policy that changes the nodes' roles; None: every node keeps its role.
+    admission : policy that admits requests; None: every request is admitted at once.
+    faults : nodes that die or are slow, and a timeout of requests.
+    debug : check the laws of sim.invariants during the run and at its end; this is slower and keeps all records.
 
     Raises
     ------
-    ValueError : the profile lacks a table that the simulator needs, requests are missing or out of order, or a fault names no node.
+    ValueError : the profile lacks a table that the simulator needs, requests are missing or out of order, or a fault names an unknown node.
 
-    `records` and `transfers` fill while it runs; `take` empties them, so that a long run need not keep all of them.
+    `records` and `transfers` fill while the simulation runs. `take` empties them, so that a long run need not keep all records in memory.
     """
 
     cluster: ClusterSpec
@@ -124,11 +125,11 @@ class Simulation:
 
     @property
     def records(self) -> list[RequestRecord]:
-        """Of the requests that have ended, in order of arrival, up to the first that has not."""
+        """Records in order of arrival, up to the first request that has not ended."""
         return self.finished.collect()
 
     def take(self) -> tuple[list[RequestRecord], list[TransferRecord]]:
-        """The records that no earlier call has taken: of requests as in `records`, and of all transfers that have ended."""
+        """The request records (as in `records`) and transfer records that no earlier call has taken."""
         taken = list(self.records), list(self.transfers)
         self.records.clear()
         self.transfers.clear()
@@ -141,11 +142,11 @@ class Simulation:
 
         Parameters
         ----------
-        progress : called now and then with (requests done, requests in all, simulated seconds).
+        progress : called about 200 times in a run, with (requests done, requests in all, simulated seconds).
 
         Raises
         ------
-        RuntimeError : requests are left and no event is; the message has the state of every queue.
+        RuntimeError : requests are left but no event is scheduled; the message has the state of every queue.
         """
         began_s = time.perf_counter()
         self.progress = progress
@@ -190,13 +191,13 @@ class Simulation:
         self.admission_control.submit(job)
 
     def _move(self, job: Job) -> None:
-        """The job's node changes its role before any work on the job has begun."""
+        """Submit the job again: its node changes its role, and no work on the job has begun."""
         if self.fault_injector is not None:
             self.fault_injector.untrack(job)
         self._submit(Job(job.request, job.index, job.retries, job.cost_usd))
 
     def _retry(self, job: Job, reason: str) -> None:
-        """The job was lost with a node: begin again, unless there were too many attempts. The lost attempt still counts as cost."""
+        """The job was lost with a node: start over, unless there were too many attempts. The lost attempt still counts as cost."""
         if job.retries == self.faults.retries:
             self._lose(job, "failed", f"{reason}, and {job.retries} times before" if job.retries else reason)
         else:

@@ -1,6 +1,6 @@
-"""What work costs in seconds, from a Profile: the only place where the simulator reads one.
+"""Costs of work in seconds, from a Profile. This is the only module of the simulator that reads a profile.
 
-Not modelled: noise (the same work always takes the same time), and more load on the host than it was profiled under.
+Not modelled: noise (the same work always takes the same time); more load on the host than during profiling.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from abkt.policy.view import CoderName, Curve, Decision, Mode, TransferView
 from abkt.profile.expect import curve_for
 from abkt.profile.schema import Fit, Profile, RateCurve
 
-KEPT = 1 << 14  # entries of each cache of values that depend on a request's length alone
-DRAWS = 12  # draws among 1, 2, 3 or 4 curves repeat after this many
+KEPT = 1 << 14  # entries in each cache of values that depend only on a request's length
+DRAWS = 12  # a draw among 1, 2, 3 or 4 curves repeats after this many
 
 
 class Costs:
@@ -25,7 +25,7 @@ class Costs:
 
     Raises
     ------
-    ValueError : the profile lacks a table, or has a feature that the closed forms do not know.
+    ValueError : the profile lacks a table, or a table has a feature that the simulator does not know.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -58,12 +58,12 @@ class Costs:
         return seconds
 
     def iteration_s(self, batch: int, context: int) -> float:
-        """One decode iteration of `batch` requests with `context` tokens of KV in all."""
+        """Seconds of one decode iteration of `batch` requests with `context` tokens of KV in all."""
         flat_s = self.base_s + self.request_s * batch + self._pieces_batch[batch] + self.context_s * context
         return flat_s + self._pieces_context.at(context) if self.context_pieces else flat_s
 
     def alone_s(self, context: int) -> float:
-        """One decode iteration of a request that is alone."""
+        """Seconds of one decode iteration of a single request."""
         seconds = self._alone.get(context)
         if seconds is None:
             if len(self._alone) >= KEPT:
@@ -72,18 +72,20 @@ class Costs:
         return seconds
 
     def encode_s(self, tokens: float, decision: Decision) -> float:
-        """tokens: of all layers; for a group of layers, the tokens of all layers that have as many bytes."""
+        """Seconds to encode a prompt's KV. tokens: number of prompt tokens; for one of G layer groups, that number divided by G."""
         return self._encode.seconds(tokens, decision.mode, decision.depth_bits, decision.coder)
 
     def expand_s(self, tokens: float, mode: Mode, bits: float = 0.0, coder: CoderName = "fixed") -> float:
-        """bits: of a stream, mean bits per value that arrived; between measured depths, times are interpolated linearly. The entropy coder
-        takes as long as it does at full depth."""
+        """Seconds to expand KV. bits: mean bits per value that arrived of a stream.
+
+        Times are interpolated linearly between measured depths. The entropy coder always takes its time at full depth.
+        """
         return self._expand.seconds(tokens, mode, bits, coder)
 
     def view(
         self, tokens: int, deadline_s: float, price: float = 0.0, own_slope: Curve | None = None, hidden_s: float = 0.0
     ) -> TransferView:
-        """The expected view of a transfer before it is encoded: as abkt.profile.expect.expected_view, cached by length."""
+        """The expected view of a transfer before it is encoded, as abkt.profile.expect.expected_view gives it; cached by length."""
         it = self.expected(tokens)
         return TransferView(
             it.raw_bytes,
@@ -119,7 +121,7 @@ class Costs:
         return known
 
     def _expect(self, tokens: int, curve: RateCurve) -> TransferView:
-        """As abkt.profile.expect, from the tables that are read already."""
+        """As abkt.profile.expect does it, but from tables that were read once."""
         profile, encode, expand = self.profile, self._encode, self._expand
         raw_bytes = profile.model.kv_bytes(tokens)
         view = TransferView(
@@ -160,9 +162,10 @@ class Costs:
 
 
 class _Codec:
-    """encode or expand: seconds by tokens for raw, lossless and the entropy coder, and for streams at measured depths and between them.
+    """Seconds of one codec stage (encode or expand) by tokens: for raw, lossless, the entropy coder, and streams of any depth.
 
-    Raises ValueError at once if raw was not measured, and for other modes when they are asked for."""
+    The constructor raises ValueError if raw was not measured. Other modes raise it when they are asked for.
+    """
 
     def __init__(self, profile: Profile, stage: str) -> None:
         self.stage = stage
@@ -204,13 +207,13 @@ class _Codec:
 
 
 def pieces(profile: Profile, stage: str, variable: str) -> tuple[tuple[float, float], ...]:
-    """The features `variable>knot` of a table that is linear in pieces: (knot, seconds more for each unit beyond it), in order."""
+    """The features `variable>knot` of a piecewise linear table, in order: (knot, extra seconds for each unit beyond the knot)."""
     split = ((name.partition(">"), value) for name, value in profile.fit(stage).by_feature.items())
     return tuple(sorted((float(knot), value) for (name, above, knot), value in split if above and name == variable))
 
 
 class PieceSeconds(dict[int, float]):
-    """value -> seconds that the pieces beyond their knots add; cached, since batches and prompts of one size come again and again."""
+    """value -> seconds that the pieces beyond their knots add. Cached, because the same batch and prompt sizes recur."""
 
     def __init__(self, pieces: tuple[tuple[float, float], ...]) -> None:
         super().__init__()
@@ -221,12 +224,12 @@ class PieceSeconds(dict[int, float]):
         return seconds
 
     def at(self, value: float) -> float:
-        """The same, not cached."""
+        """The same without the cache."""
         return sum((slope * (value - knot) for knot, slope in self.pieces if value > knot), 0.0)
 
 
 def _terms(profile: Profile, stage: str, known: tuple[str, ...], *pieced: str) -> tuple[float, ...]:
-    """Coefficients of the known features, 0 where the table has none. pieced: variables that may also have knots."""
+    """Coefficients of the known features, 0 for a feature that the table lacks. pieced: variables that may also have knots."""
     table = profile.fit(stage).by_feature
     if unknown := {name for name in set(table) - set(known) if name.partition(">")[0] not in pieced}:
         raise ValueError(f"the profile's table {stage} has the feature {min(unknown)}; the simulator knows {', '.join(known)}")

@@ -1,12 +1,12 @@
-"""Faults of nodes and requests, from a schedule: nodes that die and come back, nodes that are slow, requests that are too late.
+"""Faults from a schedule: nodes that die and come back, nodes that are slow, and requests that time out.
 
-A node that dies stops serving at once: its requests, those on their way to it and those on their way from it are aborted and placed anew,
-from their beginning, up to `retries` times each; their bytes stop. The iteration that its engine was in still runs to its end, and counts
-for no request. The node comes back empty, with the role that it had or was about to get. A straggler takes `factor` times as long for all
-work that begins in its interval. A request that is not done timeout_s after its arrival fails and is aborted.
+A node that dies stops serving at once. Requests on it, and requests whose KV is on the way to it or from it, are aborted and their
+transfers stop. Each of them starts over, at most `retries` times. The iteration that the engine was running still runs to its end and
+counts for no request. The node comes back empty, with the role that it had or was about to get. A straggler takes `factor` times as long
+for all work that begins in its interval. A request that is not done timeout_s after its arrival fails and is aborted.
 
-Not modelled: the time until a death is noticed; answers that continue from where they were; a node that dies and is back within its
-iteration (it comes back when that has ended).
+Not modelled: the time until a death is noticed; answers that continue where they stopped; a node that dies and comes back within one
+iteration (it comes back when the iteration has ended).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sim.node.node import Node
 from sim.nodes import Nodes
 from sim.roles import RoleController
 
-SETTLE_S = 1e-3  # between two checks whether a dead node's iteration has ended
+SETTLE_S = 1e-3  # seconds between two checks whether a dead node's iteration has ended
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The node dies at at_s and is back at back_s; math.inf: never."""
+    """The node dies at at_s and comes back at back_s (math.inf: never)."""
 
     node: str
     at_s: float
@@ -58,7 +58,7 @@ class Straggler:
 class FaultPlan:
     """Which nodes die or are slow, and when.
 
-    retries: further attempts of a request whose node died. timeout_s: from the arrival of a request to its last token; math.inf: no limit.
+    retries: further attempts of a request whose node died. timeout_s: limit from a request's arrival to its last token; math.inf: none.
     """
 
     deaths: tuple[Death, ...] = ()
@@ -76,8 +76,10 @@ class FaultPlan:
 
 
 class FaultInjector:
-    """live: the requests that are in the cluster or wait for admission. retry(job, reason): called for a request that a death has cost, to
-    be placed anew or to fail. failed(job, reason): called for a request that is too late.
+    """Applies a FaultPlan to a running simulation.
+
+    live: the requests in the cluster or waiting for admission. retry(job, reason): called for a request that was lost with a dead node; it
+    starts over or fails. failed(job, reason): called for a request that has timed out.
 
     Raises ValueError for a node that the cluster does not have.
     """
@@ -136,7 +138,7 @@ class FaultInjector:
         for job in self.live:
             refinement = job.transfer.refinement
             if refinement is not None and job.pair is not None and job.pair.source is node and job not in lost:
-                refinement.end()  # the KV that decoding began with is there
+                refinement.end()  # decoding goes on with the KV that it began with
         for job in lost:
             abort(job)
         for job in lost:
@@ -180,14 +182,14 @@ class FaultInjector:
 
 
 def needs(job: Job, node: Node) -> bool:
-    """Whether the job is lost with the node."""
+    """Whether the job is lost if the node dies."""
     if job.pair is None:
         return job.node is node
     return job.pair.target is node or (job.pair.source is node and not job.transfer.arrived)
 
 
 def abort(job: Job) -> None:
-    """Give the job up wherever it is. Its memory is released at once, or when the iteration that it is in has ended."""
+    """Abort the job at any stage. Its memory is released at once, or at the end of the iteration that it is in."""
     pair, node = job.pair, job.node
     if pair is None:
         if node is None:  # it waits for admission

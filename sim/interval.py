@@ -1,10 +1,10 @@
 """Prediction intervals: 95 % intervals of each request's TTFT and E2E, from the residuals of the profile's tables.
 
-Each stage's time has an independent, normal, relative error, the same over the whole stage, with its table's residual as standard
-deviation: half width = 1.96 sqrt(sum of (residual x seconds)^2). Waiting for prefill has the error of prefill. A table without samples
-(from a data sheet) has no known error: its stage counts as exact, and the summary names it.
+Each stage's time has an independent, normally distributed relative error, whose standard deviation is the residual of the stage's table.
+Half width = 1.96 sqrt(sum of (residual x seconds)^2). Waiting for prefill has the error of prefill. A table without samples (from a data
+sheet) has no known error: its stage counts as free of error, and the summary names it.
 
-Not modelled: errors that many stages share (a slower clock), how load magnifies errors, and work that no table holds.
+Not modelled: errors that many stages share (a slower clock); errors that grow with load; work that no table describes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def residuals(profile: Profile) -> dict[str, float]:
 
 
 def intervals(records: Sequence[RequestRecord], of_node: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
-    """Columns of the requests, NaN for those that were not completed. of_node: node name -> its residuals by stage."""
+    """Interval columns for the requests; NaN for requests that were not completed. of_node: node name -> its residuals by stage."""
     columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
     nothing: dict[str, float] = {}
     for r in records:
@@ -51,7 +51,7 @@ def intervals(records: Sequence[RequestRecord], of_node: Mapping[str, Mapping[st
 
 
 def summary(columns: Mapping[str, np.ndarray], of_node: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """The part of summary.json on prediction: the mean half widths, and the stages whose error was not measured."""
+    """The prediction part of summary.json: the mean half widths, and the stages whose error was not measured."""
     halves = {}
     for name in ("ttft", "e2e"):
         widths = (columns[f"{name}_high_s"] - columns[f"{name}_low_s"]) / 2

@@ -1,15 +1,15 @@
-"""Laws of every run, checked while it runs and at its end: a debug run stops at the first one that is broken.
+"""Laws that every run must obey, checked during and after a debug run. The run stops at the first law that is broken.
 
 1. initiated = completed + rejected + failed
 2. used memory is never above its size and never below 0, and it is empty at the end; no request has memory promised then
-3. bytes are conserved: a completed request got as many bytes as its transfers carried; links are empty at the end
+3. bytes are conserved: a completed request received as many bytes as its transfers carried; links are empty at the end
 4. exposed stages sum to the end-to-end time, and none is negative
 5. no event is in the past: a request's times are in order, and the clock (sim.clock) refuses times before now
-6. Little's law: the mean number of requests in the system is their rate times their mean time in it; the first is counted here at each
-   arrival and end, the second comes from the records
+6. Little's law: the mean number of requests in the system is their rate times their mean time in it. The left side is counted here at each
+   arrival and end; the right side comes from the records
 
 Source: Little, A proof for the queuing formula L = lambda W (Operations Research 9(3), 1961).
-Not modelled: nothing; this only checks.
+Not modelled: nothing; this module only checks.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from abkt.records import STAGES, RequestRecord, TransferRecord
 from sim.node.memory import KvMemory
 from sim.nodes import Nodes
 
-CLOSE = 1e-6  # relative, and absolute in seconds or requests
+CLOSE = 1e-6  # tolerance: relative, and absolute in seconds or requests
 
 
 class InvariantError(RuntimeError):
-    """A fault of the simulator, not of its input."""
+    """A bug in the simulator, not an error in its input."""
 
 
 class CheckedMemory(KvMemory):
-    """Memory that raises InvariantError as soon as its use is out of range."""
+    """KV memory that raises InvariantError when more blocks are used than it has, or fewer than none."""
 
     __slots__ = ()
 
@@ -41,7 +41,7 @@ class CheckedMemory(KvMemory):
 
 
 class Audit:
-    """Counts requests as they come and go, and compares with the records at the end. request_s: summed time in the system."""
+    """Counts requests as they arrive and end, and compares the counts with the records. request_s: summed time in the system."""
 
     def __init__(self) -> None:
         self.requests: list[RequestRecord] = []
@@ -71,7 +71,7 @@ class Audit:
             raise InvariantError("more requests left than came")
 
     def keep(self, requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord]) -> None:
-        """Records of what has ended."""
+        """Keep records for the checks at the end."""
         self.requests += requests
         self.transfers += transfers
 
@@ -118,7 +118,7 @@ def _check_bytes(done: Sequence[RequestRecord], transfers: Iterable[TransferReco
     moved: dict[int, int] = defaultdict(int)
     for transfer in transfers:
         if transfer.outcome == "completed":
-            moved[transfer.request_id] = transfer.wire_bytes  # of the last attempt
+            moved[transfer.request_id] = transfer.wire_bytes  # bytes of the last attempt
     for r in done:
         if r.wire_bytes != moved[r.request_id] and r.wire_bytes:
             raise InvariantError(f"request {r.request_id} got {r.wire_bytes} bytes, its transfers carried {moved[r.request_id]}")

@@ -1,7 +1,7 @@
 """A request on its way through the cluster, with one part for each stage that works on it.
 
-A stage writes its own part and reads the others. When the request has ended, sim.records makes its record from the times (`_s`, simulated
-seconds, NaN before they are known) and the sums (busy seconds, bytes, USD) that the parts hold.
+A stage writes its own part and reads the others. When the request has ended, sim.records makes its record from these parts: from times
+(`_s`, simulated seconds, NaN until they are known) and sums (busy seconds, bytes, USD).
 
 Not modelled: a request that its client changes or cancels.
 """
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False, repr=False)
 class PromptStage:
-    """The prompt, written by the prompt side of its node (sim.node.prompts).
+    """State of the prompt, written by the prompt side of its node (sim.node.prompts).
 
-    computed_tokens: prompt tokens that need no more work. has_memory: KV memory is taken for it. blocks: blocks it holds on this node
-    beside its cached prefix; prefix: hashes of the prefix blocks that it uses there. queued_s: what the prefill queue still counts for it,
-    including queued_encode_s for the codec. token_s: its first token is known.
+    computed_tokens: prompt tokens that need no more work. has_memory: KV memory is reserved for the prompt. blocks: blocks that it holds on
+    this node besides its cached prefix; prefix: hashes of the prefix blocks that it uses there. queued_s: seconds of work that the prefill
+    queue still counts for it, including queued_encode_s of encoding. token_s: time at which the first token is known.
     """
 
     computed_tokens: int = 0
@@ -46,11 +46,11 @@ class PromptStage:
 
 @dataclass(slots=True, eq=False, repr=False)
 class ReservationStage:
-    """Memory on the node that decodes, written by its reservations (sim.node.reservations).
+    """Memory on the decode node, written by the node's reservations (sim.node.reservations).
 
-    active: the request counts there. blocks: promised, or taken once `reserved` holds; due_blocks: those of them that count as due because
-    the prompt is computed. prefix: hashes of that node's prefix blocks that the request uses. held_tokens: prompt tokens that were there
-    before anything was sent, with mean distortion held_distortion; they are not sent.
+    active: the decode node counts the request as placed on it. blocks: promised blocks, or reserved ones once `reserved` is True;
+    due_blocks: those of them that count as due because the prompt is computed. prefix: hashes of the decode node's prefix blocks that the
+    request uses. held_tokens: prompt tokens whose KV the decode node already has, with mean distortion held_distortion; they are not sent.
     """
 
     active: bool = False
@@ -65,12 +65,12 @@ class ReservationStage:
 
 @dataclass(slots=True, eq=False, repr=False)
 class TransferStage:
-    """The transfer of its KV, written by the pair of nodes and what sends for it (sim.transfer).
+    """State of the KV transfer, written by the pair of nodes and its sender (sim.transfer).
 
-    decision, view: the bitrate policy's first decision and what it was made on; expected_bytes: its wire bytes on the expected curve.
-    in_backlog: those bytes count on the pair and on both NICs. ready_s: all KV is encoded. arrived: all promised KV is on the decode node,
-    since arrived_s. expand_s: time to expand what arrived last. pipeline: of its layer groups, if there are several. refinement: what is
-    sent behind the start of decoding.
+    decision, view: the bitrate policy's first decision, and the view that it was made on; expected_bytes: wire bytes of that decision on
+    the expected curve. in_backlog: these bytes count in the backlog of the pair and of both NICs. ready_s: time at which all KV is encoded.
+    arrived: all promised KV is on the decode node, since arrived_s. expand_s: seconds to expand the KV that arrived last. pipeline: the
+    request's layer groups, if there are several. refinement: the refinement that is sent after decoding has begun.
     """
 
     decision: Decision = field(init=False)
@@ -91,10 +91,10 @@ class TransferStage:
 
 @dataclass(slots=True, eq=False, repr=False)
 class DecodeStage:
-    """Its decoding, written by the decode side of the node (sim.node.decoding).
+    """State of decoding, written by the decode side of the node (sim.node.decoding).
 
-    start_s: its KV is usable. token_s: its first decoded token. order: its place in the order of joining the batch, 0 while it is in no
-    batch. first_iteration, share_s, worked_s: the batch's counts when it joined.
+    start_s: time at which the KV is usable. token_s: time of the first decoded token. order: position in the order of joining the batch, 0
+    while the request is in no batch. first_iteration, share_s, worked_s: the batch's counters when the request joined.
     """
 
     start_s: float = math.nan
@@ -110,11 +110,12 @@ class DecodeStage:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Job:
-    """One attempt to serve a request: a request that a node's death has cost begins again as another job.
+    """One attempt to serve a request. A request that is lost with a dead node starts over as a new job.
 
-    index: of the request, in order of arrival. retries: earlier attempts. pair: where it is prefilled and decoded; None where one node,
-    `node`, does both and nothing is sent. prompt_tokens: to prefill; decode_iterations: of the batch, after the token that prefill gives.
-    (A preempted request begins again with a longer prompt.) aborted: it was given up, and whatever holds it next releases it.
+    index: index of the request, in order of arrival. retries: number of earlier attempts. pair: the nodes that prefill and decode the
+    request; None if a single node, `node`, does both and nothing is sent. prompt_tokens: tokens to prefill. decode_iterations: iterations
+    that the request needs after the token that prefill gives. (A preempted request starts over with a longer prompt.) aborted: the job was
+    aborted; the next stage that handles it releases it.
     """
 
     request: Request
@@ -148,9 +149,9 @@ class Job:
 
     @property
     def sent_tokens(self) -> int:
-        """Prompt tokens whose KV is sent: at least one, since a prompt is never held whole."""
+        """Number of prompt tokens whose KV is sent; at least one, because the last token is never taken from a cache."""
         return max(1, self.request.isl - self.reservation.held_tokens)
 
     def set_distortion(self, distortion: float) -> None:
-        """The KV that it decodes on, from the first token to the last."""
+        """Set the distortion of the KV for the whole decoding, from the first token to the last."""
         self.distortion_start = self.distortion_final = self.distortion_token_weighted = distortion

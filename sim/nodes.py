@@ -1,6 +1,6 @@
-"""The nodes of a cluster, which of them are given prompts and which requests to decode, and the pairs of them that have met.
+"""The nodes of a cluster, the rankings that routing chooses from, and the pairs of nodes that have been used.
 
-Not modelled: the time that it takes to learn another node's load.
+Not modelled: the delay until a node's load is known elsewhere.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from sim.transfer.pair import NodePair
 
 
 class Nodes:
-    """all: every node, prefill nodes first. prefill, decode: rankings of the nodes that are given prompts, and requests to decode; a node
-    may be in both.
+    """All nodes of a cluster, with their NICs, links and pairs.
 
-    done(job): called when a request ends. ended(record): with each transfer's final record. failed(job, reason): with a request whose
-    transfer was given up. running(): whether requests are still to end. changed: called when a node may be given work that it could not be
-    given before.
+    all: every node, prefill nodes first. prefill, decode: rankings of the nodes that take prompts and of the nodes that take requests to
+    decode; a node may be in both.
+
+    done(job): called when a request ends. ended(record): called with each transfer's final record. failed(job, reason): called with a
+    request whose transfer has failed. running(): whether some requests have not ended. changed: called when a node may take work that it
+    could not take before.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Nodes:
         self.network = Network(clock)
         self.holders: dict[int, dict[Node, None]] = {}  # prefix block -> nodes that cache it
         specs = (*cluster.prefill, *cluster.decode)
-        profiles = {id(spec.profile): spec.profile for spec in specs}  # nodes of a kind share one
+        profiles = {id(spec.profile): spec.profile for spec in specs}  # nodes with equal hardware share a profile
         costs = {key: Costs(profile) for key, profile in profiles.items()}
         paces = {key: Pace(one, self.engine.buckets) for key, one in costs.items()}
         kinds: dict[tuple[int, int], int] = {}
@@ -94,7 +96,7 @@ class Nodes:
         self.changed()
 
     def _set_weights(self) -> None:
-        """Each node's speed relative to the fastest: on a prompt of 1,024 tokens, and on an iteration of 16 such requests."""
+        """Set each node's speed relative to the fastest: on a prompt of 1,024 tokens, and on an iteration of 16 such requests."""
         prompts = [node.costs.prefill_s(1024) for node in self.all]
         iterations = [node.costs.iteration_s(16, 16 * 1024) for node in self.all]
         for node, prompt_s, iteration_s in zip(self.all, prompts, iterations):
@@ -102,7 +104,7 @@ class Nodes:
             node.decode_weight = min(iterations) / iteration_s
 
     def update_rankings(self) -> None:
-        """A node's role has changed."""
+        """Rebuild the rankings after a node's role has changed."""
         self.prefill = Ranking([node for node in self.all if node.role in ("prefill", "both")], _prompt_kind, self.holders)
         self.decode = Ranking([node for node in self.all if node.role in ("decode", "both")], _kind)
         for node in self.all:
@@ -110,7 +112,7 @@ class Nodes:
         self._least_prompt, self._least_decode = (min((n.memory.tokens for n in side), default=0) for side in (self.prefill, self.decode))
 
     def that_may_have(self, role: str) -> list[Node]:
-        """The nodes that have the role or may get it."""
+        """The nodes that have the role or are changing their role; all nodes if there are none."""
         return [node for node in self.all if node.role in (role, "both", "")] or self.all
 
     def that_fit(self, prompt_tokens: int, decode_tokens: int) -> tuple[list[Node], list[Node]]:
@@ -132,7 +134,7 @@ class Nodes:
         return pair
 
     def state(self) -> str:
-        """Of every queue, for the message about a run that cannot go on."""
+        """The state of every queue, for the error message of a run that cannot continue."""
         nodes = [f"{node.name}: {node.gpu.state}, {_queues(node)}, {node.memory}" for node in self.all]
         pairs = [f"{p.source.name} to {p.target.name}: {len(p.queue or ())} to send" for p in self.pairs.values() if not p.idle]
         return "; ".join([*nodes, *pairs])
@@ -151,5 +153,5 @@ def _kind(node: Node) -> int:
 
 
 def _prompt_kind(node: Node) -> tuple[int, bool]:
-    """A node that waits for memory does not get free as time passes, so such nodes are ranked among themselves."""
+    """Nodes that wait for memory are ranked among themselves, because they do not become free just by the passing of time."""
     return node.kind, node.prompts.blocked is not None

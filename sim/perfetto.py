@@ -1,11 +1,11 @@
-"""A run as a Chrome trace, which ui.perfetto.dev opens: a process for each node, tracks for the stages on it, arrows from stage to stage of
-each request, and a counter of what each link carries.
+"""A run as a Chrome trace, which ui.perfetto.dev opens: a process for each node, tracks for the stages on it, arrows between the stages of
+each request, and a counter of each link's rate.
 
-It is made from the records after the run, so a run without it costs nothing. Stages are the exposed parts of a request, so they follow each
-other without a gap. A link's counter is the sum of its transfers' mean rates, each over the transfer's own time.
+The trace is made from the records after the run, so it costs nothing unless it is asked for. Stages are the exposed parts of a request, so
+they follow each other without a gap. A link's counter is the sum of its transfers' mean rates, each over the transfer's own time.
 
 Format: the JSON object of Google's "Trace Event Format" (ph X, s, t, f, C, i, M; ts and dur in microseconds).
-Not modelled: iterations of a batch, and rates within a transfer: the records do not have them.
+Not modelled: iterations of a batch and rates within a transfer, because the records do not have them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from abkt.records import STAGES, RequestRecord, TransferRecord
 Event = dict[str, Any]
 ON_DECODE_NODE = {"expand", "decode"}
 FLOW = "request"
-KIND = 1_000_000  # tracks of a stage are numbered from a multiple of it
+KIND = 1_000_000  # the track numbers of stage n start at n x KIND
 
 
 class Lanes:
-    """Tracks of one stage on one node. A slice gets the lowest free one, so that slices that overlap lie side by side."""
+    """The tracks of one stage on one node. A slice gets the lowest free track, so overlapping slices lie on different tracks."""
 
     def __init__(self) -> None:
         self.free: list[int] = []
@@ -34,7 +34,7 @@ class Lanes:
         self.count = 0
 
     def take(self, start_ns: int, end_ns: int) -> int:
-        """Calls must come in order of their start."""
+        """The lowest free track for this slice. Calls must be in order of start_ns."""
         while self.busy and self.busy[0][0] <= start_ns:
             heappush(self.free, heappop(self.busy)[1])
         if self.free:
@@ -46,7 +46,7 @@ class Lanes:
 
 
 def chrome_trace(requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord]) -> Iterator[str]:
-    """The text of the file in pieces, one line an event: names first, then each track in order of time."""
+    """The text of the file in pieces, one line per event: names first, then each track in order of time."""
     nodes = sorted({name for r in requests for name in (r.prefill_node, r.decode_node) if name}, key=_natural)
     pids = {name: pid for pid, name in enumerate(nodes, start=1)}
     events = [*_slices(requests, pids), *_lost(requests), *_links(transfers, pids)]

@@ -1,7 +1,7 @@
-"""The records of a run: one of each request and of each transfer, made here from what their stages have noted, and nowhere else.
+"""The records of a run, one for each request and each transfer. This is the only module that makes them.
 
-A request that ends early may still be in an iteration, which runs to its end and is charged to it. So its record is made when it is asked
-for; the record of a completed request is made at once.
+A request that ends early may still be in an iteration, which runs to its end and is charged to the request. So its record is made only when
+it is collected. The record of a completed request is made at once.
 
 Not modelled: clocks that differ between nodes; all times are those of the simulation's one clock.
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class FinishedRecords:
-    """Records in order of arrival, each as soon as all requests before it have ended. `ready`: those records; take them by emptying it."""
+    """Collects records in order of arrival. `ready`: records whose earlier requests have all ended; the caller empties it."""
 
     def __init__(self) -> None:
         self.ready: list[RequestRecord] = []
-        self._ended: dict[int, RequestRecord | Job] = {}  # by index, those that wait for an earlier request
+        self._ended: dict[int, RequestRecord | Job] = {}  # by index: ended requests that wait for an earlier one to end
         self._next = 0  # index of the first request that has not ended
 
     def add(self, job: Job) -> None:
@@ -33,7 +33,7 @@ class FinishedRecords:
         self._ended[job.index] = request_record(job) if job.outcome == "completed" else job
 
     def collect(self) -> list[RequestRecord]:
-        """Move what can be to `ready`, and return that."""
+        """Move the records that are ready to `ready`, and return it."""
         while (ended := self._ended.pop(self._next, None)) is not None:
             self.ready.append(ended if isinstance(ended, RequestRecord) else request_record(ended))
             self._next += 1
@@ -41,7 +41,7 @@ class FinishedRecords:
 
 
 def request_record(job: Job) -> RequestRecord:
-    """The record of a request that has ended. Exposed times are those of completed requests alone."""
+    """The record of a request that has ended. Only completed requests have exposed times."""
     request, prompt, transfer, decoding = job.request, job.prompt, job.transfer, job.decoding
     record = RequestRecord(
         request.request_id,
@@ -78,7 +78,7 @@ def request_record(job: Job) -> RequestRecord:
 
 
 def failed_transfer(transfer: SimulatedTransfer, finish_s: float, reason: str) -> TransferRecord:
-    """The record of a transfer that was given up."""
+    """The record of a transfer that has failed."""
     return TransferRecord(
         *_ends(transfer),
         finish_s=finish_s,
@@ -96,7 +96,7 @@ def failed_transfer(transfer: SimulatedTransfer, finish_s: float, reason: str) -
 
 
 def delivered_transfer(transfer: SimulatedTransfer, refinement: Refinement | None = None) -> TransferRecord:
-    """The record of a transfer that was delivered. refinement: what was sent behind it, and has ended."""
+    """The record of a transfer that was delivered. refinement: its refinement, which has ended; None if there was none."""
     decision, streamed = transfer.job.transfer.decision, transfer.streamed
     refine_bytes, refine_calls, refine_finish_s, distortion_final = 0, 0, math.nan, transfer.distortion
     if refinement is not None:
@@ -132,7 +132,7 @@ def _ends(transfer: SimulatedTransfer) -> tuple[int, str, str, float]:
 
 
 def _slope(curve: Curve, cut: int) -> float:
-    """Distortion that the cut's last band removed, for each byte of it; NaN at cut 0, which has no band."""
+    """Distortion that the last band before the cut removed, per byte of that band; NaN at cut 0, which has no band."""
     if cut == 0:
         return math.nan
     return (curve.distortion[cut - 1] - curve.distortion[cut]) / (curve.bytes[cut] - curve.bytes[cut - 1])

@@ -1,10 +1,10 @@
-"""Nodes that change roles: a policy looks at the loads every so often; a node that is to change drains, is rebuilt, and serves again.
+"""Role changes of nodes: a policy looks at the loads periodically. A node that changes its role drains, is rebuilt, and serves again.
 
-A node that drains gets no new work, and its prompts that have no memory yet go to other nodes. It is drained when none of its memory is in
-use: its prompts are sent and acknowledged, its requests have their last tokens, and those that were promised to it have come and gone. Its
+A draining node gets no new work, and its prompts that have no memory yet go to other nodes. It is drained when none of its memory is in
+use: its prompts are sent and acknowledged, its requests have their last tokens, and all requests that were placed on it have ended. Its
 prefix cache is kept.
 
-Not modelled: KV that is moved away from a node that drains; the old and the new program in memory at the same time.
+Not modelled: moving KV away from a draining node; the old and the new process in memory at the same time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from sim.nodes import Nodes
 
 
 class RoleController:
-    """next: the new role of each node that drains or is rebuilt. log: (time, node, its role from then on; "" while it changes).
-    move(job): called for a prompt that has to go to another node."""
+    """Applies the decisions of a roles policy to the nodes.
+
+    next: the new role of each node that drains or is rebuilt. log: (time, node, its role from then on; "" while the role changes).
+    move(job): called for a prompt that has to go to another node.
+    """
 
     def __init__(
         self,
@@ -67,10 +70,10 @@ class RoleController:
             for change in changes:
                 self.change(change)
             if not changes and self.clock.peek() == float("inf"):
-                return  # no event is left; the run reports it
+                return  # no event is left: the run ends and reports the requests that are stuck
 
     def _rebuild(self, node: Node) -> None:
-        """The node is drained."""
+        """Begin to rebuild a node that has drained."""
         if node.rebuilding:
             return
         node.rebuilding = True
@@ -79,7 +82,7 @@ class RoleController:
         wake.after(self.rebuild_s)
 
     def _rebuilt(self, node: Node) -> None:
-        if node in self.next:  # else it died meanwhile
+        if node in self.next:  # otherwise the node died meanwhile
             self._set_role(node, self.next.pop(node))
 
     def _set_role(self, node: Node, role: Role) -> None:

@@ -1,4 +1,4 @@
-"""What a cluster is made of: nodes, their links, and how their engines run.
+"""The specification of a cluster: its nodes, their links, and the settings of their engines.
 
 Not modelled: nodes that join or leave for good while it runs.
 """
@@ -16,16 +16,18 @@ from sim.transfer.transport import TransportModel
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """How a node's engine makes its iterations.
+    """How a node's engine batches its work and takes its memory.
 
-    Parameters ---------- max_batch : requests in one decode iteration, at most. prefill_tokens : token budget of one iteration, for its
-    decode tokens first and then for prompts; 0: one whole prompt at a time. chunked : prompts are cut to fill that budget; otherwise an
-    iteration takes whole prompts, and always at least one. grow_tokens : memory for decoding is taken for so many tokens at a time, and the
-    newest request is recomputed where none is left; 0: it is
-        taken for the whole answer before the KV is sent.
+    Parameters
+    ----------
+    max_batch : most requests in one decode iteration.
+    prefill_tokens : token budget of one iteration, used first for decode tokens and then for prompts; 0: one whole prompt at a time.
+    chunked : prompts are cut to fill that budget; otherwise an iteration takes whole prompts, and always at least one.
+    grow_tokens : memory for decoding is taken for this many tokens at a time, and the newest request is recomputed when no memory is left;
+        0: memory for the whole answer is taken before the KV is sent.
     hash_tokens : prompt tokens that one hash of the prefix cache stands for; 0: no cache.
     reuse_distortion : a request may use cached blocks with at most this distortion.
-    buckets : sizes that a decode batch is padded to; none: it is not padded.
+    buckets : sizes that a decode batch is padded to; empty: it is not padded.
 
     Raises
     ------
@@ -59,11 +61,11 @@ class NodeSpec:
 
     Parameters
     ----------
-    name : of the node, as records have it; unique in the cluster.
-    profile : what its work costs.
+    name : name of the node in records; unique in the cluster.
+    profile : costs of its work.
     kv_tokens : KV memory, in tokens.
-    nic : bytes/s of its link, which it sends and receives over.
-    usd_per_hour : of the whole instance.
+    nic : bytes/s of the link that it sends and receives over.
+    usd_per_hour : price of the whole instance.
     inbound : bytes/s of a separate link that it receives over; None: it receives over `nic`.
     """
 
@@ -82,15 +84,15 @@ class ClusterSpec:
     Parameters
     ----------
     prefill, decode : the nodes, by the role that they begin with.
-    max_batch : requests in one decode iteration, where no engine is given.
+    max_batch : most requests in one decode iteration, if no engine is given.
     block_tokens : tokens of one KV block.
-    fabric : bytes/s of a link that all transfers share; None: there is none.
+    fabric : bytes/s of a link that all transfers share; None: no such link.
     usd_per_gb : price of 10^9 wire bytes between nodes.
     delay_s : propagation between nodes, each way, in seconds.
-    engine : of every node; None: the default with max_batch.
+    engine : settings of every node's engine; None: the default with max_batch.
     rebuild_s : seconds that a drained node needs to take another role.
     transport : calls, layer groups and losses of transfers.
-    link_faults, background : faults and other traffic on links, which are named by their node, or "fabric".
+    link_faults, background : faults and other traffic on links; a link is named by its node, or "fabric".
 
     Raises
     ------

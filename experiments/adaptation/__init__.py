@@ -1,4 +1,4 @@
-"""What adapting to a link is worth: policies compared on the same requests, within the same bounds of distortion.
+"""The gain of adapting to a link: policies are compared on the same requests, within the same bounds of distortion.
 
 Used by `abkt adaptation`.
 """

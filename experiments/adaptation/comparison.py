@@ -21,12 +21,12 @@ class Comparison:
     Parameters
     ----------
     bits : mean bits per value of the fixed rate.
-    bounds : of token-weighted distortion, as the fixed rate leaves it.
+    bounds : bounds of token-weighted distortion, set by the distortion that the fixed rate leaves.
     slo_ttft_s : TTFT limit in seconds that the fixed rate keeps for the given share of the requests.
     rows : policy -> figures over all repeats.
     against : rival -> policy -> ratio of p99 exposed transfer time, with its 95 % interval.
     ttft : policy -> ratio of its mean TTFT to that of the oracle.
-    even : policy -> ratios to the first of ours, where the policy aims so much finer that its mean distortion is no larger.
+    even : policy -> ratios to the first of ours, after the policy's aim was lowered until its mean distortion is no larger.
     missing : policy -> why it did not keep the bounds.
     """
 
@@ -75,7 +75,7 @@ def compare_within_bounds(
     aim : what distortion our policies aim for.
     slo_share : share of requests for which the fixed rate keeps the SLO.
     slo : its tpot_s is the TPOT limit; its ttft_s is given to fixed rates, which ignore it.
-    scout : world in which levels that keep the bounds are searched for, where trying them all in `world` would take too long.
+    scout : faster world in which levels that keep the bounds are searched, if trying them all in `world` would take too long.
     """
 
     def score(name: str, bitrate: Bitrate, under: SLO, of: World = world) -> Score:

@@ -15,13 +15,13 @@ import numpy as np
 from experiments.adaptation.scores import p99
 from experiments.study.ranking import TAIL
 
-STEPS = 7  # of the bisection
+STEPS = 7  # steps of the bisection
 Bitrate = dict[str, Any]  # a policy's configuration, as abkt.policy.build takes it
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bounds of token-weighted distortion over all requests. mean: D."""
+    """Bounds of token-weighted distortion over all requests. mean: D, the limit of the mean."""
 
     mean: float
 
@@ -39,8 +39,8 @@ def allocated(bits: float, order: str = "slope") -> Bitrate:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """Distortions that a policy aims for, in units of D. target: at the start of decoding, if there is time. refine: by refinement during
-    decoding; inf: no refinement."""
+    """Distortions that a policy aims for, in units of D. target: distortion at the start of decoding, if there is time. refine: distortion
+    after refinement during decoding; inf: no refinement."""
 
     target: float
     refine: float

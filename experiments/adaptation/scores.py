@@ -38,14 +38,14 @@ class Score:
         return np.concatenate(self.distortion)
 
     def met_for(self, share: float) -> float:
-        """The TTFT limit, in seconds, that this share of all requests keeps."""
+        """The least TTFT limit, in seconds, that this share of all requests keeps."""
         return not_exceeded(np.concatenate(self.ttft_s), share)
 
     def attainment(self, slo_ttft_s: float) -> float:
         return float((np.concatenate(self.ttft_s) <= slo_ttft_s).mean())
 
     def row(self, slo_ttft_s: float) -> dict[str, float]:
-        """Over all repeats together."""
+        """The figures over all repeats together."""
         ttft_s, exposed_s, distortion = np.concatenate(self.ttft_s), np.concatenate(self.exposed_s), self.all_distortion
         return {
             "within_slo": self.attainment(slo_ttft_s),
@@ -64,7 +64,7 @@ Figure = Callable[[np.ndarray], float]
 
 
 def not_exceeded(values: np.ndarray, share: float) -> float:
-    """The least value that this share of them does not exceed. Without interpolation, because values may be infinite."""
+    """The least of the values that this share of them does not exceed. There is no interpolation, because values may be infinite."""
     return float(np.quantile(values, share, method="inverted_cdf"))
 
 

@@ -1,4 +1,4 @@
-"""How one policy runs through all repeats: in the simulator or on real processes."""
+"""The two worlds in which a policy runs all repeats: the simulator and real processes."""
 
 from __future__ import annotations
 

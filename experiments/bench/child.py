@@ -1,7 +1,7 @@
 """One measurement of `abkt bench sim`: `python -m experiments.bench.child WHAT REQUESTS NODES_OF_A_ROLE VARIATION` prints JSON.
 
-speed: requests per CPU-second of building and running. files: the same for a whole `abkt simulate` with its files, with its CPU time from
-the start of the interpreter and its peak memory. bare: a SimPy queue alone. imports: the imports of an empty run.
+WHAT is one of: speed, requests per CPU-second of building and running a simulation; files, the same for a whole `abkt simulate` with its
+files, and its CPU time from the start of the interpreter and its peak memory; bare, a SimPy queue alone; imports, only the imports of a run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def overrides(requests: int, half: int, variation: float) -> list[str]:
 
 
 def bare(requests: int, half: int, variation: float) -> float:
-    """Prefill, wire and decode as three timeouts after two queues: the least that a simulation in SimPy can do."""
+    """Prefill, wire and decode as three timeouts after two queues: the least work that a simulation in SimPy can do."""
     import simpy
 
     environment = simpy.Environment()

@@ -30,9 +30,8 @@ PACKAGES = ("simpy", "numpy", "pyarrow")
 
 @dataclass(frozen=True, slots=True)
 class SimulatorBenchArguments:
-    """requests: of the large run. few: of the small runs. nodes: of the large run, half of them prefill. repeats: of the small runs; the
-    best
-    one counts. out: folder for sim.json."""
+    """requests: requests of the large run. few: requests of each small run. nodes: nodes of the large run, half of them prefill. repeats:
+    repeats of each small run; the best one counts. out: folder for sim.json."""
 
     out: Path = Path("outputs/bench")
     requests: int = 1_000_000

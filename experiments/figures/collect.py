@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Found = tuple["pd.DataFrame", dict[str, Any], dict[str, Any]]  # rows, manifest, facts
 CODED = re.compile(r"^(?P<verb>encode|expand)_(?P<bits>\d+)bit_gbps/(?P<tokens>\d+)x(?P<block>\d+)$")
-LINE_BITS = "4"  # of the break-even line
+LINE_BITS = "4"  # bits per value of the break-even line
 
 
 def sweep(folder: Path) -> Found:
@@ -41,9 +41,11 @@ def bandwidth(folder: Path) -> Found:
 
 
 def break_even_gbps(rows: pd.DataFrame, profile: Mapping[str, Any]) -> float:
-    """The bandwidth (1 - 1/r) S below which a serial codec wins. r: raw bytes / wire bytes of int4 in the sweep. 1/S: seconds that a raw
-    byte
-    takes longer to be coded at that depth than to be copied, on both sides, from the profile's cost of a token."""
+    """The bandwidth (1 - 1/r) S, in Gbit/s, below which a serial codec wins.
+
+    r: raw bytes / wire bytes of int4 in the sweep. 1/S: extra seconds per raw byte to encode and expand at that depth instead of copying, from
+    the profile's cost of a token.
+    """
     done = rows[(rows.bitrate == f"int{LINE_BITS}") & (rows.error == "")]
     model = profile["model"]
     kv_bytes = 2 * model["layers"] * model["kv_heads"] * model["head_dim"] * 2

@@ -15,7 +15,7 @@ from experiments.figures.style import BITRATES, looks
 
 INPUTS = ("adaptation",)
 MEGABIT = 1e6 / 8
-SHORT = 0.7  # of the median
+SHORT = 0.7  # prompts with less than this share of the median's raw bytes are left out
 
 
 def draw(tables: Mapping[str, Stored]) -> Figure:

@@ -16,7 +16,7 @@ from experiments.figures.style import BITRATES, looks
 INPUTS = ("cost",)
 PLACES = {"25g": "distributed service", "wan_cloud": "network that costs", "edge_uplink": "edge site"}
 LEAST = 1e-5  # start of the axis; policies with less distortion are drawn there
-LIMIT_S = 10.0  # of mean TTFT
+LIMIT_S = 10.0  # limit of the mean TTFT
 
 
 def draw(tables: Mapping[str, Stored]) -> Figure:

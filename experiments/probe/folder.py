@@ -39,7 +39,7 @@ def card(recipe: Recipe, progress: TrainingProgress, corpus: Corpus, examination
     lines = [
         "# The probe",
         "",
-        "A small Llama-shaped model trained by this project so that every run has real KV and every wrong token can be counted. It is a",
+        "A small Llama-shaped model, trained by this project so that every run has real KV and every wrong token can be counted. It is a",
         "measuring instrument, not a language model to talk to.",
         "",
         f"* Training: {progress.step:,} steps, {progress.tokens:,} tokens, {progress.elapsed_s / 60:.0f} minutes on {recipe.threads}",
@@ -58,7 +58,7 @@ def card(recipe: Recipe, progress: TrainingProgress, corpus: Corpus, examination
         lines += ["", "| " + name + " | " + " | ".join(values) + " |", "|---|" + "---|" * len(values)]
         lines.append("| | " + " | ".join(f"{v:.3f}" for v in values.values()) + " |")
     short = [f"{k} {v:.2f}" for k, v in examination.recall_by_length.items() if v < 0.9]
-    lines += ["", f"Below 90 % recall: {', '.join(short) or 'none of these lengths'}.", ""]
+    lines += ["", f"Lengths with less than 90 % recall: {', '.join(short) or 'none'}.", ""]
     return "\n".join(lines)
 
 

@@ -81,7 +81,7 @@ def fit_gemm(table: pd.DataFrame, cache: float) -> Kernel:
 
 
 def fit_prefill(table: pd.DataFrame, dim: int) -> Kernel:
-    """Fitted on prompts of at least 64 tokens, because shorter ones take the launch alone."""
+    """Fitted on prompts of at least 64 tokens, because shorter ones take only the launch time."""
     t = _plain(table[(table.head_dim == dim) & (table.isl >= 64)])
     batch, tokens, heads, kv_heads = (t[name].to_numpy(float) for name in ("batch_size", "isl", "num_heads", "num_key_value_heads"))
     return _kernel(t.s, 4 * batch * heads * dim * tokens * tokens / 2, 4 * batch * tokens * dim * (heads + kv_heads))

@@ -1,8 +1,8 @@
-"""Fits of published transfers: seconds = alpha x calls + bytes / beta.
+"""How well two constants describe published transfer times: seconds = alpha x calls + bytes / beta.
 
-Point to point: one call for each size, as Vidur measured NCCL send and receive (MIT). PD transfers: Mooncake's measurements of two stacks
-(Apache-2.0), TP8 to TP8 over RoCE, one call for each layer, bytes from the models' shapes. alpha and beta are fitted on one stack and
-checked on the other.
+* **Point to point**: one call for each size, as Vidur measured NCCL send and receive (MIT).
+* **PD transfers**: Mooncake's measurements of two stacks (Apache-2.0), TP8 to TP8 over RoCE, one call for each layer, bytes from the
+  models' shapes. alpha and beta are fitted on one stack and checked on the other.
 
 Not modelled: other traffic on the link; how a stack splits a layer into pieces.
 """
@@ -34,7 +34,7 @@ class FittedLink:
 
 
 def fit_link(calls: np.ndarray, sizes: np.ndarray, seconds: np.ndarray) -> FittedLink:
-    """The fit with the least relative error (soft L1)."""
+    """The fit of alpha and beta with the least relative error (soft L1)."""
     start = np.log([max(seconds.min() / calls.max(), 1e-9) / 2, (sizes / seconds).max()])
 
     def residuals(x: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""The prompts of published servers as their engines run them: in the simulator, or in waves.
+"""The seconds that prompts add to a token on published servers, if they run as the servers' engines run them.
 
-In the simulator: colocated nodes and a closed loop. There are two nodes with twice the clients, because a cluster has at least one node of
-each role, and each node takes half of them. The time that prompts add to a token is the time of such a run beyond its decode steps. Engines
-that stop decoding for prompts run the prompts of clients that start together in n batches; on average (n - 1) / 2 of them come after one's
-own.
+Engines that run prompts together with decode steps are simulated: colocated nodes and a closed loop. There are two nodes with twice the
+clients, because a cluster has at least one node of each role, and each node takes half of the clients. The time that prompts add to a token
+is the TPOT of such a run minus its decode steps. Engines that stop decoding for prompts run the prompts of clients that start together in n
+batches; on average (n - 1) / 2 of them run after a client's own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sim.workload.requests import Request
 PROMPT_TOKENS = 8192  # prompt tokens in one iteration, the engines' default on such a GPU
 ROUNDS = 4  # requests of each client
 PROMPTS_FIRST = {"sglang"}
-OVERHEAD_S, REQUEST_S = 1e-3, 2e-5  # of the simulated runs; they are subtracted from the result
+OVERHEAD_S, REQUEST_S = 1e-3, 2e-5  # overheads of the simulated runs; they are subtracted from the result
 
 
 def as_engines_run(

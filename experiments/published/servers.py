@@ -1,21 +1,28 @@
-"""Published servers against costs from kernel tables: TPOT of colocated continuous batching under a closed loop, on H100.
+"""How well costs from kernel tables predict published measurements of servers: TPOT of colocated continuous batching under a closed loop, on
+H100.
 
-    TPOT = iteration(C, context) + a + b C + share (C - 1) / (osl - 1) x (what one prompt in an iteration adds)
+    TPOT = iteration(C, context) + a + b C + share (C - 1) / (osl - 1) x (seconds that one prompt adds to an iteration)
 
-C is the number of clients, or the number that fits in memory (the others wait); the context is C (isl + osl / 2). Three scalars are fitted:
-a, seconds of an iteration; b, seconds of an iteration for each request; share, of the other clients' prompts that run while a request
-decodes (1 where clients are out of step, about 0.5 where they start together). A row is held out together with all rows of the same isl, tp
-or concurrency, in turn. Engines differ in their overheads and in when they run prompts. So the first table gives each engine its own three
-scalars, and then one set for all engines, which is worse.
+C is the number of clients, or the number that fits in memory (the others wait). The context is C (isl + osl / 2). Three scalars are fitted:
 
-In the second table no scalar describes the prompts: they run as each engine runs them. vLLM and TensorRT-LLM put up to 8,192 prompt tokens
-beside decode steps; this is simulated as a closed loop on colocated nodes. SGLang stops decoding while prompts wait, and runs them in
-batches of 8,192 tokens; of n batches of clients that start together, (n - 1) / 2 come after one's own. The third scalar is a factor of the
-decode kernels. One set of three scalars is then enough for all three engines on this GPU.
+* a: seconds of every iteration.
+* b: seconds that each request adds to an iteration.
+* share: share of the other clients' prompts that run while a request decodes. It is 1 if clients are out of step, and about 0.5 if they
+  start together.
 
-The largest errors, with likely causes that were not tested: TensorRT-LLM on 4 and 8 GPUs has its own all-reduce and attention, but the
-tables have vLLM's; vLLM on 2 GPUs with 128 clients and SGLang on one GPU have little memory for KV, whose size is estimated here; SGLang on
-one GPU is another release (0.5.8) than the rest (0.5.1).
+Held-out errors leave out all rows with the same isl, then with the same tp, then with the same concurrency. Engines differ in their
+overheads and in when they run prompts. So the first table fits three scalars for each engine, and then one set for all engines, which is
+worse.
+
+In the second table no scalar describes the prompts, because they run as each engine runs them. vLLM and TensorRT-LLM run up to 8,192 prompt
+tokens together with a decode step; the simulator runs this as a closed loop on colocated nodes. SGLang stops decoding while prompts wait,
+and runs them in batches of 8,192 tokens. If clients that start together form n batches, on average (n - 1) / 2 of them run after a client's
+own. The third scalar is a factor on the time of the decode kernels. One set of three scalars is then enough for all three engines on this
+GPU.
+
+The largest errors have likely causes that were not tested. TensorRT-LLM on 4 and 8 GPUs has its own all-reduce and attention, but the
+tables have those of vLLM. vLLM on 2 GPUs with 128 clients and SGLang on one GPU have little memory for KV, and its size is estimated here.
+SGLang on one GPU is another release (0.5.8) than the rest (0.5.1).
 
 Source: ai-dynamo/aiconfigurator (Apache-2.0), silicon samples of aggregated H100 servers.
 
@@ -43,8 +50,11 @@ START = (1e-3, 2e-5, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Measured rows of some engines, with the times that the kernels predict. alone_s: of an iteration without prompts. prompts_s: seconds
-    that the prompts of all other clients would add to it; with as_run, that the prompts beside it add."""
+    """Measured rows of some engines, with the times that the kernels predict.
+
+    alone_s: seconds of an iteration without prompts. prompts_s: seconds that the prompts of all other clients would add to it; with as_run,
+    seconds that the prompts add when they run as the engine runs them.
+    """
 
     rows: pd.DataFrame
     alone_s: np.ndarray
@@ -67,7 +77,7 @@ class Servers:
         return self.predicted_s(scalars) / self.measured_s - 1
 
     def fit(self) -> tuple[float, float, float]:
-        """(a, b, share), or with as_run (a, b, factor), of the least relative error, fitted robustly."""
+        """(a, b, share), or with as_run (a, b, factor), with the least relative error, fitted robustly."""
         found = least_squares(self.errors, START, bounds=(0, (1, 1, 2)), x_scale=START, loss="soft_l1", f_scale=0.05).x
         return float(found[0]), float(found[1]), float(found[2])
 
@@ -84,9 +94,9 @@ class Servers:
 
 
 def read_servers(path: Path, models: dict[str, ModelSpec], gpu: GpuSpec) -> Servers:
-    """The rows of these models in bfloat16. models: model_path -> shape.
+    """The rows of these models in bfloat16. models: name in the table's column model_path -> shape.
 
-    Raises ValueError, one line, for another table, or a GPU without kernels.
+    Raises ValueError, one line, if the file is not this table or the GPU has no kernels.
     """
     try:
         table = pd.read_csv(path)

@@ -31,7 +31,7 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class AdaptationConfig:
-    """ours: policies that take bounds of distortion, by name. bits: of the fixed rates. target, refine: see Aim.
+    """ours: policies that take bounds of distortion, by name. bits: mean bits per value of the fixed rates. target, refine: see Aim.
 
     receivers: decode nodes; several of them share the prefill node's link, in the simulator alone.
     """
@@ -105,7 +105,7 @@ def main(config: AdaptationConfig, run: VerbCall) -> None:
 
 
 def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
-    """Another part of the trace for each repeat, or another draw."""
+    """The requests of one repeat: a part of the trace, or a random draw, that no other repeat has."""
     if isinstance(workload, TraceWorkload):
         scaling = workload.scaling
         if scaling.requests is None:
@@ -115,7 +115,7 @@ def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
 
 
 def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, World, dict[str, Any]]:
-    """The world to compare in, the simulator as its scout, and facts about the world. Measures a profile where none is given."""
+    """The world to compare in, the simulator for the search of levels, and facts about the world. Measures a profile if none is given."""
     from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.lib.profiling import profile_machine
     from experiments.study.twin import simulated_cluster

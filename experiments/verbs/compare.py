@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CompareConfig:
-    """a: the folder of the measured run. b: of the predicted one (or of any second run)."""
+    """a: folder of the measured run. b: folder of the predicted run (or of any second run)."""
 
     a: Path
     b: Path

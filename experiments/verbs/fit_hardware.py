@@ -23,7 +23,7 @@ HEAD = """# Written by `abkt fit-hardware`: fits of kernel times to the tables o
 
 @dataclass(frozen=True, slots=True)
 class FitHardwareConfig:
-    """data: a folder with a folder of tables for each of `gpus`."""
+    """data: a folder with one subfolder of tables for each of `gpus`."""
 
     data: Path
     gpus: list[str]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from experiments.longbench.questions import Asked
     from experiments.longbench.tasks import Task
 
-LEAST_TOKENS = 64  # of a prompt
+LEAST_TOKENS = 64  # least max_tokens of a prompt
 
 
 @dataclass(frozen=True, slots=True)

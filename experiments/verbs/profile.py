@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProfileConfig:
-    """model_folder: a Hugging Face folder. seed: of the calibration prompts."""
+    """model_folder: a Hugging Face folder. seed: seed of the calibration prompts."""
 
     model_folder: Path
     seed: int

@@ -33,9 +33,10 @@ class ChangeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ReplayConfig:
-    """prefill, decode: workers; prefill null: as many as the network has senders. paced: a profile whose times the workers sleep instead of
-    computing; null: they compute. profile: costs that the policies expect, as `abkt profile` wrote them; null: they start without any.
-    calibration, layer_groups: as in LocalClusterSpec. changes: of roles during the run. pacing: see experiments.lib.real_network.
+    """prefill, decode: numbers of workers; prefill null: as many as the network has senders. paced: a profile whose times the workers sleep
+    instead of computing; null: they compute. profile: costs that the policies expect, as `abkt profile` wrote them; null: they start
+    without any. calibration, layer_groups: as in LocalClusterSpec. changes: role changes during the run. pacing: see
+    experiments.lib.real_network.
     """
 
     model_folder: Path
@@ -126,7 +127,7 @@ def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
 
 
 def plan_line(requests: Sequence[Request], spec: LocalClusterSpec, config: ReplayConfig, network: RealNetwork) -> str:
-    """What will run, and over what."""
+    """One line: the requests, the workers, and the link between them."""
     sleeping = ", which sleep the times of a profile" if spec.paced else ""
     through = f"{spec.prefill} prefill and {spec.decode} decode process{'es' if spec.decode > 1 else ''} of this machine{sleeping}"
     over = "network namespaces with shaped links" if network.namespaces else f"loopback, pacing: {network.pacing}"

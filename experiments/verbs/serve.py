@@ -22,15 +22,14 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 KEY_LETTERS = (16, 256)
-GRACE_S = 5  # for running answers when the server ends
+GRACE_S = 5  # time that running answers get when the server ends
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """host, port: where to listen; port 0: a free one. key_file: holds the bearer token that clients must send; null: none, and then only
-    this
-    host is served. max_waiting: most requests that wait for memory; a further one is rejected. network: the policies' first estimate of the
-    links, and the rate that they are paced to (gbps .inf: not paced). The other keys are as in ReplayConfig."""
+    """host, port: address to listen on; port 0: a free one. key_file: file with the bearer token that clients must send; null: no token, and
+    only clients on this host are served. max_waiting: most requests that wait for memory; further ones are rejected. network: the policies'
+    first estimate of the links, and the rate to which they are paced (gbps .inf: not paced). The other keys are as in ReplayConfig."""
 
     model_folder: Path
     host: str
@@ -106,7 +105,7 @@ def main(config: ServeConfig, run: VerbCall) -> None:
 
 
 def read_api_key(path: Path) -> str:
-    """Raises ValueError, one line, for a key file that every user can read, or a key that a header cannot hold."""
+    """The key in a file. Raises ValueError, one line, if every user can read the file, or a header cannot hold the key."""
     least, most = KEY_LETTERS
     try:
         mode, letters = path.stat().st_mode, path.read_text(encoding="ascii").strip()
@@ -120,7 +119,7 @@ def read_api_key(path: Path) -> str:
 
 
 def check_open(host: str, key: str) -> None:
-    """Raises ValueError, one line, where other hosts would be served without a key."""
+    """Raises ValueError, one line, if other hosts would be served without a key."""
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -130,7 +129,7 @@ def check_open(host: str, key: str) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Raises ValueError, one line, where the address cannot be listened on."""
+    """A socket that listens on the address. Raises ValueError, one line, if that is not possible."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

@@ -36,7 +36,7 @@ def main(config: SimulateConfig, run: VerbCall) -> None:
 
 
 def plan_line(config: SimulateConfig, choices: Mapping[str, str], requests: Sequence[Request]) -> str:
-    """What will run, on what, and how much simulated time it covers."""
+    """One line: the requests, the cluster, and the simulated time that they cover."""
     cluster, clients = config.cluster, config.workload.concurrency
     pace = f"of {clients} clients in a closed loop" if clients else f"over {clock(requests[-1].arrival_s)}"
     on = _hardware(config.hardware)

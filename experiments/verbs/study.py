@@ -38,7 +38,8 @@ RECALL_GATE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class StudyConfig:
-    """bitrates: policies of the twin, by name. profile: one measured before; null: measure it now. max_distortion: see study.ranking."""
+    """bitrates: policies of the twin runs, by name. profile: a profile.json of this machine; null: measure it now. max_distortion: see
+    experiments.study.ranking."""
 
     model_folder: Path
     network: Network
@@ -91,7 +92,7 @@ def main(config: StudyConfig, run: VerbCall) -> None:
 
 
 def plan_line(config: StudyConfig, requests: int, span_s: float) -> str:
-    """What will run, on what, and for how long."""
+    """One line: the runs, the clusters, and the expected time."""
     scaleout = config.scaleout
     minutes = (60 + len(config.bitrates) * (span_s + 5) + 60) / 60
     return (

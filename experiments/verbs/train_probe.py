@@ -14,7 +14,7 @@ from experiments.lib.verb import VerbCall, verb
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-SAMPLE_TOKENS = 400  # of held-out text, whose KV is stored for tests
+SAMPLE_TOKENS = 400  # tokens of held-out text whose KV is stored for tests
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class RecipeConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainProbeConfig:
-    """corpus: a folder of .txt or .txt.gz. pattern: of its files. held_out: parts of the names of books that are kept for examination.
+    """corpus: a folder of .txt or .txt.gz. pattern: pattern of its file names. held_out: parts of the names of books kept for examination.
 
     An interrupted training resumes from its last checkpoint in `out`. recipe.minutes=0 only examines.
     """

@@ -37,8 +37,8 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class ValidateConfig:
-    """network: the first estimate of the policies. prefill, decode: workers of a condition that sets none. targets: limits of the mean
-    relative errors e2e and ttft, and of regret, the share of goodput lost. drift: measure the machine again at the end."""
+    """network: the policies' first estimate of the link. prefill, decode: workers of a condition that sets none. targets: limits of the
+    mean relative errors e2e and ttft, and of regret, the share of goodput lost. drift: measure the machine again at the end."""
 
     model_folder: Path | None
     shape: ModelSpec | None
@@ -83,7 +83,7 @@ class ValidateConfig:
 
     @property
     def folder(self) -> Path:
-        """Of the LLM."""
+        """Folder of the LLM."""
         assert self.model_folder or self.shape
         return self.model_folder or self.out / self.shape.name  # type: ignore[union-attr]
 
@@ -179,7 +179,7 @@ def report(config: ValidateConfig, run: VerbCall, folder: ValidationFolder, prof
 
 
 def plan_line(config: ValidateConfig, span_s: float) -> str:
-    """What will run, on what, and for how long."""
+    """One line: the runs, the clusters, and the most time that they take."""
     runs, profiles = len(config.conditions) * len(config.bitrates) * config.repeats, (config.profile is None) + config.drift
     first = "profile this machine; " if config.profile is None else ""
     return (

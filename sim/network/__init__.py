@@ -1,4 +1,4 @@
-"""Links that flows share max-min fairly, their faults and their background traffic, and the NIC as its price sees it.
+"""Links that flows share max-min fairly, faults and background traffic on them, and the load of each node's NIC.
 
 For sim.transfer and sim.nodes; its specifications are part of a ClusterSpec.
 """

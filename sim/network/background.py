@@ -1,11 +1,11 @@
 """Background traffic on the cluster's links: flows that arrive at random, share the links max-min fairly, and end.
 
-Arrivals are a Poisson process for each path, at a rate that fills `load` of its slowest link on average; sizes are drawn from a data
-centre's distribution. With a burst of n, n flows begin at once (incast). The traffic has a seed of its own, so it is the same whatever the
-requests do, except that it ends with the run.
+Flows arrive on each path as a Poisson process, at a rate that fills the share `load` of the path's slowest link on average. Their sizes are
+drawn from a data centre's distribution. With a burst of n, n flows begin at once (incast). The traffic has its own seed, so it does not
+depend on the requests, except that it ends with the run.
 
 Source of distributions: the flow-size files that congestion-control studies share (web search: DCTCP, SIGCOMM 2010; storage, RPC and
-Hadoop likewise), one size in bytes and one cumulative percentage a line, straight lines between them.
+Hadoop likewise). Each line has a size in bytes and a cumulative percentage; between lines the distribution is linear.
 Not modelled: flows that slow each other down by losses; arrivals that depend on the time of day.
 """
 
@@ -24,7 +24,7 @@ from simpy.events import Event
 from sim.clock import Wake
 from sim.network.flows import Flow, Link, Network
 
-CHECK_EVERY = 1000  # arrivals between two checks whether only background traffic is left
+CHECK_EVERY = 1000  # arrivals between two checks of whether only background traffic is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class FlowSizes:
         return sum((p1 - p0) * (b0 + b1) / 2 for (b0, p0), (b1, p1) in pairwise(zip(self.bytes, self.shares)))
 
     def draw(self, share: float) -> float:
-        """The size in bytes that `share` of all flows are smaller than."""
+        """The size in bytes below which the share `share` of all flows lies."""
         after = max(1, bisect_left(self.shares, share))
         low, high = self.shares[after - 1], self.shares[after]
         inside = (share - low) / (high - low) if high > low else 1.0
@@ -54,7 +54,7 @@ class FlowSizes:
 
 
 def read_flow_sizes(path: Path) -> FlowSizes:
-    """Raises ValueError, one line, that names the file and the line."""
+    """Read a file of flow sizes. Raises ValueError, one line, that names the file and the bad line."""
     sizes, shares = [], []
     try:
         lines = path.read_text().splitlines()
@@ -78,8 +78,11 @@ def read_flow_sizes(path: Path) -> FlowSizes:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """paths: of link names, each with its own arrivals. load: share of the capacity of each path's slowest link at the start of the run.
-    burst: flows that begin at once."""
+    """Settings of background traffic.
+
+    paths: sequences of link names, each with its own arrivals. load: share of the capacity that each path's slowest link has at the start
+    of the run. burst: number of flows that begin at once.
+    """
 
     sizes: FlowSizes
     load: float
@@ -99,7 +102,7 @@ class Traffic:
         if unknown := sorted({name for path in background.paths for name in path} - links.keys()):
             raise ValueError(f"background traffic: there is no link {unknown[0]}; there are {', '.join(sorted(links))}")
         self.network, self.background, self.running = network, background, running
-        self.flows = self.bytes = 0.0  # that ended
+        self.flows = self.bytes = 0.0  # number and bytes of the flows that have ended
         for index, names in enumerate(background.paths):
             path = tuple(links[name] for name in names)
             capacity = min(link.bytes_per_s for link in path)

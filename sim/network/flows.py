@@ -1,10 +1,10 @@
 """Flows that share links max-min fairly: sender NIC, fabric, receiver NIC, each with a capacity that may change with time.
 
-A set of rates is max-min fair if a flow can get more only by taking from a flow that has no more than it. Equivalently, every flow has a
-bottleneck: a full link on which no flow is faster. Progressive filling finds these rates: raise all rates together, freeze those on the
-link that fills first, repeat with the others. Flows of a higher level are less urgent: each level shares what the lower levels leave, which
-may be nothing. Rates are solved again whenever a flow joins or leaves or a capacity changes, for the flows that are connected to the change
-by shared links; the others keep their rates.
+Rates are max-min fair if no flow can get a higher rate without lowering the rate of a flow that is no faster. Equivalently, every flow has
+a bottleneck: a full link on which no flow is faster. Progressive filling finds these rates: raise all rates together, freeze those on the
+link that fills first, repeat with the others. Flows of a higher level are less urgent: each level shares the capacity that the lower levels
+leave, which may be nothing. Rates are solved again whenever a flow joins or leaves or a capacity changes, but only for flows that are
+connected to the change by shared links; the others keep their rates.
 
 Source: Bertsekas and Gallager, Data Networks, section 6.5.2.
 Not modelled: packets, TCP's slow start and losses, propagation delay (a transfer adds it), queues in switches.
@@ -21,11 +21,11 @@ from simpy.events import Event
 from abkt.capacity import Capacity
 from sim.clock import Clock, Wake
 
-FULL = 1e-12  # a link with this share or less left counts as full; more than rounding leaves
+FULL = 1e-12  # a link with at most this share of its capacity left counts as full; larger than rounding errors
 
 
 def fair_rates(paths: Sequence[Sequence[Hashable]], capacity: Mapping[Any, float], levels: Sequence[int] | None = None) -> list[float]:
-    """Max-min fair rates of flows over `paths` of links, the lower `levels` first; inf where nothing limits a flow."""
+    """Max-min fair rates of flows over `paths` of links; flows of lower `levels` go first. An unlimited flow has the rate inf."""
     if levels is None or len(set(levels)) < 2:
         return _fill(paths, {link: capacity[link] for path in paths for link in path})
     rates = [0.0] * len(paths)
@@ -39,7 +39,7 @@ def fair_rates(paths: Sequence[Sequence[Hashable]], capacity: Mapping[Any, float
 
 
 def _fill(paths: Sequence[Sequence[Hashable]], room: dict[Hashable, float]) -> list[float]:
-    """Progressive filling of `room`, the bytes/s left on each link, which it lowers by what the flows take."""
+    """Progressive filling. Lowers `room`, the bytes/s left on each link, by the rates of the flows."""
     rates = [math.inf] * len(paths)
     flows: dict[Hashable, set[int]] = {}
     for flow, path in enumerate(paths):
@@ -63,7 +63,10 @@ def _fill(paths: Sequence[Sequence[Hashable]], room: dict[Hashable, float]) -> l
 
 
 class Link:
-    """A link whose capacity is bytes_per_s until change_s. flows: on it, in order of joining. share: what faults leave of it."""
+    """A link whose capacity is bytes_per_s until change_s.
+
+    flows: the flows on it, in order of joining. share: share of the capacity that faults leave.
+    """
 
     __slots__ = ("bytes_per_s", "capacity", "change_s", "flows", "name", "share", "wake")
 
@@ -94,13 +97,13 @@ class Flow:
     ----------
     clock : simulated time.
     path : the links that it passes.
-    target_bytes : what is to pass; it may move while the flow runs.
+    target_bytes : bytes that are to pass; this target may move while the flow runs.
     on_rate : called with (bytes, seconds) whenever the flow gets another rate, the first included: the bytes that passed at the last rate,
         and for how long. Returns target_bytes.
-    limit_bytes_per_s : of this flow alone.
+    limit_bytes_per_s : limit of this flow's rate, in addition to the links.
     level : flows of a lower level go first.
-    end : a timer that fires when the target has passed; made where none is given.
-    stall_s : `end` also fires after so long without a byte.
+    end : timer that fires when the target has passed; None: the flow makes one.
+    stall_s : `end` also fires after this many seconds without a byte.
     """
 
     __slots__ = ("end", "level", "limit_bytes_per_s", "on_rate", "path", "rate", "sent_bytes", "since_s", "stall_s", "target_bytes")
@@ -123,12 +126,12 @@ class Flow:
         self.level = level
         self.stall_s = stall_s
         self.end = end or Wake(clock)
-        self.rate = math.nan  # before it joins
+        self.rate = math.nan  # NaN until the flow joins
         self.sent_bytes = 0.0
         self.since_s = clock.now
 
     def settle(self, now_s: float) -> tuple[float, float]:
-        """Count what has passed since the last change; returns (bytes, seconds)."""
+        """Count the bytes that have passed since the last change; returns (bytes, seconds)."""
         seconds, left = now_s - self.since_s, self.target_bytes - self.sent_bytes
         passed = min(left, self.rate * seconds) if seconds > 0 else 0.0
         self.sent_bytes += passed
@@ -136,7 +139,7 @@ class Flow:
         return passed, seconds
 
     def finish(self, now_s: float) -> tuple[float, float]:
-        """`settle` when `end` has fired: all of the target has passed, whatever rounding says."""
+        """`settle` after `end` has fired: exactly the target has passed, regardless of rounding."""
         passed, seconds = self.target_bytes - self.sent_bytes, now_s - self.since_s
         self.sent_bytes, self.since_s = self.target_bytes, now_s
         return passed, seconds
@@ -152,7 +155,7 @@ class Flow:
         elif self.stall_s < math.inf:
             self.end.at(self.since_s + self.stall_s)
         else:
-            self.end.cancel()  # until it has a rate again
+            self.end.cancel()  # no end until the flow has a rate again
 
 
 class Network:
@@ -188,7 +191,7 @@ class Network:
         self._solve(flow.path, flow if alone else None)
 
     def leave(self, flow: Flow) -> None:
-        """The flow has ended or pauses. It may join again, and continues where it was."""
+        """Remove a flow that has ended or pauses. It may join again and then continues where it stopped."""
         flow.end.cancel()
         flow.rate = math.nan
         shared = False
@@ -202,12 +205,12 @@ class Network:
             self._solve(flow.path)
 
     def set_share(self, link: Link, share: float) -> None:
-        """A fault leaves this share of the link's capacity: 0 while it is down, 1 when the fault is over."""
+        """Set the share of the link's capacity that faults leave: 0 while it is down, 1 when the fault is over."""
         link.set_share(self.clock.now, share)
         self._solve((link,))
 
     def _follow(self, link: Link) -> Generator[Event, None, None]:
-        """Solve again at each change of the link's capacity while it is used."""
+        """Solve the rates again at each change of the link's capacity, while flows use it."""
         while True:
             yield link.wake
             link.refresh(self.clock.now)
@@ -215,7 +218,7 @@ class Network:
             link.wake.at(link.change_s)
 
     def _solve(self, changed: Iterable[Link], alone: Flow | None = None) -> None:
-        """alone: the one flow on the changed links, if it is known to be the only one."""
+        """Solve the rates of all flows connected to the changed links. alone: the only flow on these links, if that is known."""
         flows = (alone,) if alone else _connected(changed)
         if not flows:
             return
@@ -224,7 +227,7 @@ class Network:
             rates = [min([flow.limit_bytes_per_s, *[link.bytes_per_s for link in flow.path]])]
         else:
             capacity: dict[Hashable, float] = {link: link.bytes_per_s for flow in flows for link in flow.path}
-            capacity.update({flow: flow.limit_bytes_per_s for flow in flows})  # a flow's limit is a link of its own
+            capacity.update({flow: flow.limit_bytes_per_s for flow in flows})  # a flow's limit acts like a private link
             rates = fair_rates([(*flow.path, flow) for flow in flows], capacity, [flow.level for flow in flows])
         now_s = self.clock.now
         for flow, rate in zip(flows, rates):

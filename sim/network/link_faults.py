@@ -1,9 +1,9 @@
-"""Links that are down or slow for a while: a schedule of faults, the same in every run.
+"""A schedule of link faults: links that are down or slow for a while, the same in every run.
 
-A fault leaves a share of the link's capacity at that time; the shares of faults that overlap multiply. Flows on a link that is down wait:
-no byte passes, and bytes that have passed stay sent. A link is named by its node, or `fabric`.
+A fault leaves a share of the link's capacity at that time; the shares of overlapping faults multiply. Flows on a link that is down wait: no
+byte passes, and bytes that have passed stay sent. A link is named by its node, or `fabric`.
 
-Not modelled: packets that were under way when the link went down; another path around it.
+Not modelled: packets under way when the link goes down; another path around it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sim.network.flows import Link, Network
 
 @dataclass(frozen=True, slots=True)
 class LinkFault:
-    """From start_s to end_s the link has `share` of its capacity; 0: it is down."""
+    """From start_s to end_s the link has the share `share` of its capacity; 0: it is down."""
 
     link: str
     start_s: float
@@ -37,7 +37,7 @@ class LinkFault:
 
 
 class LinkFaults:
-    """The process that applies them. Raises ValueError for a fault of an unknown link."""
+    """The process that applies the faults. Raises ValueError for a fault of an unknown link."""
 
     def __init__(self, network: Network, links: Mapping[str, Link], faults: Sequence[LinkFault]) -> None:
         if unknown := sorted({fault.link for fault in faults} - links.keys()):

@@ -1,6 +1,6 @@
-"""A node's NIC as its price sees it: the bytes that wait for it and those that pass, of all transfers together.
+"""The load of a node's NIC, from which its price follows: bytes that wait and bytes that pass, of all transfers together.
 
-Not modelled: the delay until one end knows the price of the other.
+Not modelled: the delay until one end of a transfer knows the price of the other.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from abkt.policy.price import Price
 
 
 class NodeNic:
-    """load: bytes/s of the transfers that flow now, without refinements behind the start of decoding and other traffic."""
+    """One NIC and its price. load: bytes/s of the transfers that flow now; refinements and background traffic do not count."""
 
     __slots__ = ("_limited", "bytes", "load", "price", "since_s")
 
     def __init__(self, price: Price) -> None:
         self.price = price
         self.load = 0.0
-        self.bytes = 0.0  # that passed and that the price was not told of
+        self.bytes = 0.0  # bytes that have passed since the price was last told
         self.since_s = 0.0
         self._limited = price.bytes_per_s < math.inf  # without a limit the price needs no load
 
     def add_load(self, now_s: float, more_bytes_per_s: float) -> None:
-        """So much more (or less) passes from now on. Tell the price what has passed until now."""
+        """Change the load from now on. First tell the price which bytes have passed until now."""
         if self._limited:
             self.bytes += self.load * (now_s - self.since_s)
             self.since_s = now_s

@@ -1,6 +1,6 @@
 """One node of the simulated cluster: its GPU time, its prompts, its decoding and its KV memory.
 
-For sim.nodes, which makes the nodes, and for tests; a node knows nothing of links, only that its jobs may have a pair to send over.
+For sim.nodes, which makes the nodes, and for tests. A node knows nothing of links; it only knows whether a job has a pair to send over.
 """
 
 from __future__ import annotations

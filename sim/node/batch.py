@@ -1,9 +1,9 @@
 """The requests that a node decodes together, and how far they can go before the batch changes, in closed form.
 
-An iteration of B requests with S tokens of context takes f(B) + g S and gives each request a token, so S grows by B. k iterations take k (f
-+ g S) + g B k (k - 1) / 2, and the first iteration that ends after a given time is the root of that quadratic. Where costs are linear in
-pieces (sim.node.pace), a leap goes no further than its piece; where memory grows piece by piece, no further than the first request whose
-blocks are full.
+An iteration of B requests with S tokens of context takes f(B) + g S and gives each request a token, so S grows by B. k iterations take
+k (f + g S) + g B k (k - 1) / 2. The number of iterations until a given time is the root of that quadratic. A leap is a run of iterations in
+which the batch does not change. Where costs are piecewise linear (sim.node.pace), a leap ends with its piece. Where memory grows step by
+step, it ends when the blocks of the first request are full.
 
 Not modelled: kernel launch jitter, sampling time.
 """
@@ -18,9 +18,12 @@ from sim.node.pace import Pace
 
 
 class Batch:
-    """context: KV tokens of all requests at the start of the next iteration. worked_s: sum of iteration times. share_s: the same, each
-    divided by the size of its batch: GPU time of one request that was always in it. slowdown: factor on all times. iteration_s, growth_s:
-    of the batch as it was last measured, the time of its next iteration and what each further one takes more, up to context `until`."""
+    """The decode batch of one node.
+
+    context: KV tokens of all requests at the start of the next iteration. worked_s: sum of iteration times. share_s: sum of iteration
+    times, each divided by the batch size: the GPU time of a request that was in every iteration. slowdown: factor on all times.
+    iteration_s, growth_s: time of the next iteration and the extra time of each further one, as last measured; valid up to context `until`.
+    """
 
     __slots__ = (
         "context",
@@ -41,10 +44,10 @@ class Batch:
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
         self.heap: list[tuple[int, int, Job]] = []  # (iteration after which it is complete, order of joining, job)
-        self.full: list[tuple[int, int, Job]] = []  # (iteration after which its blocks are full, order, job), where it will need more
-        self.fresh: list[Job] = []  # without a token from this batch
+        self.full: list[tuple[int, int, Job]] = []  # (iteration after which its blocks are full, order, job), for jobs that will need more
+        self.fresh: list[Job] = []  # jobs that have no token from this batch yet
         self.context = 0
-        self.iterations = 0  # done since the run began
+        self.iterations = 0  # iterations done since the run began
         self.joined = 0
         self.share_s = 0.0
         self.worked_s = 0.0
@@ -66,11 +69,11 @@ class Batch:
         self.fresh.append(job)
 
     def fills_after(self, job: Job, iterations: int) -> None:
-        """The job's blocks are full after so many more iterations."""
+        """Note that the job's blocks are full after this many more iterations."""
         heappush(self.full, (self.iterations + iterations, job.decoding.order, job))
 
     def filled(self) -> Job | None:
-        """The job that needs more memory before the next iteration; of several, the one that joined first."""
+        """The job that needs more memory before the next iteration; if there are several, the one that joined first."""
         full = self.full
         while full and (full[0][0] <= self.iterations or full[0][2].decoding.order != full[0][1]):
             if full[0][2].decoding.order == full[0][1]:
@@ -79,7 +82,7 @@ class Batch:
         return None
 
     def finished(self) -> list[Job]:
-        """The jobs that have their last token; they leave the batch."""
+        """Remove the jobs that have their last token from the batch, and return them."""
         heap, done = self.heap, []
         while heap and heap[0][0] == self.iterations:
             _, _, job = heappop(heap)
@@ -89,7 +92,7 @@ class Batch:
         return done
 
     def leave(self, job: Job) -> int:
-        """The job leaves before its end. Returns how many iterations it has had."""
+        """Remove a job before its end. Returns how many iterations it has had."""
         entry = next(entry for entry in self.heap if entry[2] is job)
         self.heap.remove(entry)
         heapify(self.heap)
@@ -104,7 +107,7 @@ class Batch:
         return max(self.heap, key=lambda entry: entry[1])[2]
 
     def measure(self) -> float:
-        """Take the pace of the batch as it is; returns the time of its next iteration, 0 if it is empty."""
+        """Update iteration_s and growth_s for the present batch; returns the time of its next iteration, 0 if it is empty."""
         if not self.heap:
             self.iteration_s = self.growth_s = 0.0
             return 0.0
@@ -115,7 +118,7 @@ class Batch:
         return self.iteration_s
 
     def reach(self) -> int:
-        """Iterations until a request is complete or its blocks are full, or until costs change their slope."""
+        """Iterations until a request is complete, its blocks are full, or the slope of the costs changes."""
         until = self.heap[0][0]
         if self.full and self.full[0][0] < until:
             until = self.full[0][0]
@@ -125,11 +128,11 @@ class Batch:
         return reach
 
     def leap_s(self, iterations: int) -> float:
-        """Seconds of so many iterations of the batch as it was measured."""
+        """Seconds of this many iterations of the batch as last measured."""
         return iterations * self.iteration_s + self.growth_s * (iterations * (iterations - 1) // 2)
 
     def iterations_until(self, start_s: float, time_s: float) -> int:
-        """The fewest iterations from start_s on that end at time_s or later."""
+        """The smallest number of iterations from start_s on that ends at time_s or later."""
         elapsed_s = time_s - start_s
         if not self.heap or elapsed_s <= 0:
             return 0
@@ -143,7 +146,7 @@ class Batch:
         return count
 
     def advance(self, iterations: int, seconds: float, own_s: float) -> None:
-        """So many iterations are done. They took `seconds`, of which own_s for the batch itself."""
+        """Count iterations that are done. They took `seconds`, of which own_s was for the batch itself."""
         self.iterations += iterations
         self.context += iterations * len(self.heap)
         self.share_s += own_s / len(self.heap)

@@ -1,11 +1,11 @@
-"""A node's decoding: continuous batching, in leaps over all iterations between which the batch does not change (sim.node.batch).
+"""A node's decoding: continuous batching, in leaps of iterations during which the batch does not change (sim.node.batch).
 
-KV that has arrived waits for the end of the running iteration, is expanded on the node's own time (iterations pause), and joins the
-batch. The first iteration of a request reads its prompt's KV and gives its second token (the first one came from prefill).
+KV that has arrived waits for the end of the running iteration. It is expanded on the node's GPU while iterations pause, and then the
+request joins the batch. The first iteration of a request reads its prompt's KV and gives its second token (the first came from prefill).
 
-Memory is reserved for the whole answer before its KV is sent. With grow_tokens it is reserved for so many tokens beyond the prompt, and
-then piece by piece. Where no block is left, the newest request gives all of its memory back and computes its KV again on this node, prompt
-and answer so far.
+Memory is reserved for the whole answer before the KV is sent. With grow_tokens, it is reserved for that many tokens beyond the prompt, and
+then for as many again whenever they are used. When no block is left, the newest request is preempted: it gives all its memory back and
+computes the KV of its prompt and answer so far again on this node.
 
 Source: Orca (OSDI'22), iteration-level batching; vLLM (SOSP'23), preemption by recomputation.
 Not modelled: sampling time, swapping to host memory.
@@ -22,15 +22,15 @@ from sim.job import Job
 from sim.node.gpu import Gpu
 from sim.node.reservations import KvReservations
 
-RESIDENCE_KEEP = 0.9  # weight of the past in the mean time that a request holds memory
+RESIDENCE_KEEP = 0.9  # weight of the past in the running mean of the time that a request holds memory
 
 
 class DecodeSide:
     """The requests that decode on a node.
 
-    waiting: KV has arrived and is not expanded. leaving: in the batch, aborted. local_prompts: prompts under way on this node that will
-    decode here. tpot_s: time of one iteration at the last change of the batch, 0 if it is empty. done(job): called when a request ends.
-    recompute(job): called for a preempted request, which is a prompt again.
+    waiting: jobs whose KV has arrived and is not expanded. leaving: aborted jobs that are still in the batch. local_prompts: prompts under
+    way on this node that will decode here. tpot_s: time of one iteration at the last change of the batch, 0 if it is empty. done(job):
+    called when a request ends. recompute(job): called for a preempted request, which becomes a prompt again.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class DecodeSide:
     # -- what routing and the bitrate policy ask ---------------------------------------------------------------------------------
 
     def wait_s(self, isl: int) -> float:
-        """Seconds until memory and a place in the batch are free, if requests keep leaving at the usual pace."""
+        """Expected seconds until memory and a place in the batch are free, if requests keep leaving at the usual pace."""
         blocks = self.memory.blocks
         missing = self.reservations.promised_blocks + self.memory.blocks_for(isl) - blocks
         excess = self.reservations.active + 1 - self.engine.max_batch
@@ -63,17 +63,17 @@ class DecodeSide:
         return self.residence_s * max(missing / blocks, excess / self.engine.max_batch)
 
     def decoded_tokens(self, job: Job) -> int:
-        """Tokens that the job has got here by the end of the last iteration."""
+        """Number of tokens that the job has been given here by the end of the last iteration."""
         return self.batch.iterations - job.decoding.first_iteration if job.decoding.order else 0
 
     def places(self) -> int:
-        """How many more requests may join the batch."""
+        """Number of requests that may still join the batch."""
         return self.engine.max_batch - len(self.batch.heap) - self.local_prompts
 
     # -- from arrival to the batch -----------------------------------------------------------------------------------------------
 
     def arrive(self, job: Job) -> None:
-        """All promised KV of the job is here."""
+        """Take a job whose promised KV has all arrived."""
         if job.aborted:
             self.reservations.close(job)
             return
@@ -85,11 +85,11 @@ class DecodeSide:
             self.gpu.attend()
 
     def admit(self) -> list[Job]:
-        """The waiting jobs that find a place in the batch, in order of arrival."""
+        """The waiting jobs for which the batch has places, in order of arrival."""
         return [self.waiting.popleft() for _ in range(min(self.places(), len(self.waiting)))]
 
     def expand(self, jobs: list[Job]) -> float:
-        """Expand their KV, one after another; returns when the last one's is usable."""
+        """Expand the jobs' KV one after another; returns the time at which the last one is usable."""
         usable_s = self.clock.now
         for job in jobs:
             expand_s = job.transfer.expand_s * self.batch.slowdown
@@ -117,12 +117,12 @@ class DecodeSide:
     # -- iterations --------------------------------------------------------------------------------------------------------------
 
     def advance(self, leap: int, own_s: float, seconds: float) -> None:
-        """`leap` iterations are done. They took `seconds`, of which own_s for the batch itself."""
+        """Account for `leap` iterations that are done. They took `seconds`, of which own_s was for the batch itself."""
         batch, gpu = self.batch, self.gpu
         if batch.fresh:
             first_s = gpu.start_s + (batch.leap_s(1) + gpu.chunk_s)
             for job in batch.fresh:
-                if job.decoding.token_s != job.decoding.token_s:  # NaN: it does not begin again after a preemption
+                if job.decoding.token_s != job.decoding.token_s:  # NaN: this is its first token, not one after a preemption
                     job.decoding.token_s = first_s
             batch.fresh.clear()
         if not self.costs.decode_measured(len(batch.heap), batch.context, batch.context + (leap - 1) * len(batch.heap)):
@@ -134,7 +134,7 @@ class DecodeSide:
         if self.leaving:
             self.remove_aborted()
         if finished:
-            self.set_pace()  # other requests may be expanded before the next iteration, and routing reads the pace then
+            self.set_pace()  # routing reads the pace while other requests are expanded before the next iteration
         for job in finished:
             if job.aborted:
                 self.reservations.close(job)
@@ -158,12 +158,12 @@ class DecodeSide:
     # -- memory that grows -------------------------------------------------------------------------------------------------------
 
     def watch_blocks(self, job: Job, iterations: int) -> None:
-        """The job's blocks are full after so many iterations; tell the batch if that is before the job's end."""
+        """Tell the batch that the job's blocks are full after this many iterations, unless the job ends before."""
         if self.reservations.held_tokens(job) < job.prompt_tokens + job.decode_iterations + 1:
             self.batch.fills_after(job, iterations)
 
     def make_room(self) -> None:
-        """Requests that have filled their blocks get more; where none are left, the newest request is preempted."""
+        """Give more blocks to requests that have filled theirs; if none are left, preempt the newest request."""
         batch, memory, reservations = self.batch, self.memory, self.reservations
         while (job := batch.filled()) is not None:
             held = reservations.held_tokens(job)
@@ -178,7 +178,7 @@ class DecodeSide:
                 self.set_pace()
 
     def preempt(self, job: Job) -> None:
-        """The job gives its memory back. It begins again as a prompt of all tokens it has so far, whose pass gives the next token."""
+        """Take the job's memory back. It becomes a prompt of all its tokens so far, whose prefill pass gives the next token."""
         decoded = self.batch.leave(job)
         self.charge(job)
         if job.transfer.refinement is not None:
@@ -195,7 +195,7 @@ class DecodeSide:
     # -- abort -------------------------------------------------------------------------------------------------------------------
 
     def abort(self, job: Job) -> None:
-        """Give the job up, at any point between the arrival of its KV and the end of its decoding."""
+        """Abort the job, at any point between the arrival of its KV and the end of its decoding."""
         job.aborted = True
         if job.decoding.order:
             self.leaving.append(job)
@@ -205,7 +205,7 @@ class DecodeSide:
             self.reservations.close(job)
 
     def remove_aborted(self) -> None:
-        """Aborted jobs leave the batch."""
+        """Remove aborted jobs from the batch."""
         for job in self.leaving:
             if job.decoding.order:
                 self.batch.leave(job)

@@ -1,9 +1,10 @@
-"""The time of one GPU: what it is doing now, until when, and what waits for its turn. Both sides of a node share it.
+"""The time of one GPU: its present work, when that ends, and the work that waits. Both sides of a node share it.
 
-An iteration of the engine is either of the decode batch alone, and then a leap spans all iterations until the batch changes, or it also
-computes chunks of prompts, and then it is one iteration. Other work, such as expanding a refinement, runs between two iterations.
+An iteration of the engine serves the decode batch alone, or it also computes chunks of prompts. In the first case one leap spans all
+iterations until the batch changes; in the second case a leap is a single iteration. Other work, such as expanding a refinement, runs
+between two iterations.
 
-Not modelled: streams that overlap the codec with passes.
+Not modelled: CUDA streams that overlap the codec with forward passes.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from sim.specs import EngineSpec
 class Gpu:
     """One GPU with its memory, its batch and its timer.
 
-    state: idle | iterating | coding. While it iterates, `leap` iterations of the batch run from start_s on; beside the last of them it
-    computes `chunk`, parts of prompts as (job, tokens), which adds chunk_s. codec_s: the part of chunk_s that the codec took.
+    state: idle | iterating | coding. While it iterates, `leap` iterations of the batch run from start_s on. The last of them also computes
+    `chunk`, parts of prompts as (job, tokens), which adds chunk_s seconds. codec_s: the part of chunk_s that the codec took.
     """
 
     def __init__(
@@ -43,10 +44,10 @@ class Gpu:
         self.chunk: list[tuple[Job, int]] = []
         self.chunk_s = 0.0
         self.codec_s = 0.0
-        self.other_work: list[tuple[float, Callable[[], None]]] = []  # (seconds, called at their end)
+        self.other_work: list[tuple[float, Callable[[], None]]] = []  # (seconds of work, function called at its end)
 
     def attend(self) -> None:
-        """Something waits for the GPU: begin an iteration now, or end the leap after the iteration that is running."""
+        """New work waits for the GPU: begin an iteration now, or end the leap after the running iteration."""
         if self.state == "idle":
             self.state = "iterating"
             self.start_s, self.leap = self.clock.now, 0
@@ -56,12 +57,12 @@ class Gpu:
             self.wake.at(self.start_s + self.batch.leap_s(self.leap))
 
     def run_between_iterations(self, seconds: float, then: Callable[[], None]) -> None:
-        """Do other work of so many seconds as soon as an iteration ends, and call then() when it is done."""
+        """Do other work of `seconds` as soon as an iteration ends, and call then() when it is done."""
         self.other_work.append((seconds * self.batch.slowdown, then))
         self.attend()
 
     def lengthen_iteration(self, seconds: float) -> None:
-        """The codec takes so much time within the iteration that is running."""
+        """The codec takes this much time within the running iteration, which ends later."""
         self.chunk_s += seconds
         self.codec_s += seconds
         self.wake.at(self.start_s + (self.batch.leap_s(self.leap) + self.chunk_s))

@@ -1,6 +1,6 @@
-"""KV memory of a node, counted in blocks: reserved before it is used; whatever finds none waits in order of arrival.
+"""KV memory of a node, counted in blocks. Memory is reserved before it is used; requests that find too little wait in order of arrival.
 
-Blocks that a prefix cache holds and no request uses are free to be reserved: the cache gives them up.
+Blocks that the prefix cache holds and no request uses can be reserved: the cache then evicts them.
 
 Not modelled: where blocks lie (fragmentation).
 """
@@ -14,10 +14,9 @@ from sim.node.prefix import PrefixCache
 
 
 class KvMemory:
-    """`if can_reserve: reserve, else: yield wait_for`. A later request waits behind the earlier ones, even if it needs less.
+    """Usage: `if can_reserve: reserve, else: yield wait_for`. A later request waits behind earlier ones, even if it needs fewer blocks.
 
-    used: blocks that some request needs. `grow` and `can_grow` are for requests that already work on what they hold: they pass those that
-    wait.
+    used: blocks that some request needs. `grow` and `can_grow` are for requests that already hold memory; these go before waiting requests.
     """
 
     __slots__ = ("_waiting", "block_tokens", "blocks", "cache", "used")
@@ -61,7 +60,7 @@ class KvMemory:
         return any(waiting is wake for _, waiting in self._waiting)
 
     def cancel_wait(self, wake: Wake) -> bool:
-        """False if `wake` did not wait any more; the caller then has to release the blocks that were granted."""
+        """Stop waiting. False if the blocks were already granted to `wake`; the caller then has to release them."""
         for place, (_, waiting) in enumerate(self._waiting):
             if waiting is wake:
                 del self._waiting[place]
@@ -75,7 +74,7 @@ class KvMemory:
             self._grant()
 
     def pin(self, hash_ids: tuple[int, ...]) -> None:
-        """One more request uses these blocks of the cache; it must hold all of them."""
+        """One more request uses these blocks of the cache. The cache must hold all of them."""
         assert self.cache is not None
         self.used += self.cache.pin(hash_ids)
 
@@ -84,9 +83,9 @@ class KvMemory:
         self.release(self.cache.unpin(hash_ids))
 
     def share(self, hash_ids: tuple[int, ...], pinned: int, distortion: float) -> int:
-        """Move the blocks of a prefix to the cache, all but the first `pinned` ids, which are there already. All stay in use.
+        """Move the blocks of a prefix to the cache, except for the first `pinned` ids, which it already has. All stay in use.
 
-        Returns the blocks that the request which brought them no longer has to release.
+        Returns the number of blocks that the request no longer has to release, because the cache owns them now.
         """
         assert self.cache is not None
         new = hash_ids[pinned:]

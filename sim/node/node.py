@@ -1,15 +1,15 @@
-"""A node: prompts and decoding on one GPU, in iterations; one event for each change of what it does, however many tokens lie between.
+"""A node: prompts and decoding on one GPU, in iterations. There is one event per change of its work, not one per token.
 
-An iteration gives each request of the batch a token and computes prompts, or chunks of them, beside it. Decoding comes first; prompts get
-what is left of the token budget, in order of arrival; with a budget of 0, one whole prompt at a time. The iteration lasts as long as the
-batch's iteration and the prompts' own passes, with one overhead, the larger of the two. A node of a disaggregated cluster has only prompts
-or only decoding to do: prefill nodes, decode nodes and nodes for both differ only in the work they are given.
+An iteration gives each request of the batch a token, and may also compute prompts or chunks of them. Decoding comes first. Prompts get the
+rest of the token budget, in order of arrival; with a budget of 0, one whole prompt runs at a time. The iteration lasts as long as the
+batch's iteration and the prompts' own passes together, but with only one overhead, the larger of the two. Prefill nodes, decode nodes and
+nodes for both run the same code; they differ only in the work that they are given.
 
-At an iteration's end, in this order: requests that are complete leave; computed prompts are encoded one after another on the same GPU and
-given to the sender, or join the batch where they are decoded here; other work runs (expanding a refinement, or a group of layers); KV that
-has arrived whole is expanded, as far as the batch has places, and joins. Work that comes meanwhile waits for the next end.
+The end of an iteration has these steps, in this order: complete requests leave; computed prompts are encoded one after another on the same
+GPU and go to the sender, or join the batch if they are decoded here; other work runs (expanding a refinement or a group of layers); KV that
+has fully arrived is expanded, as far as the batch has places, and joins the batch. Work that arrives meanwhile waits for the next end.
 
-Not modelled: streams that overlap codec and passes; chunks that make attention less efficient.
+Not modelled: CUDA streams that overlap codec and passes; attention that is less efficient in chunks.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Node:
     Parameters
     ----------
     clock : simulated time.
-    name : of the node, as records have it.
-    costs, pace : what its work costs in seconds; nodes of one profile share them.
+    name : name of the node in records.
+    costs, pace : costs of its work in seconds; nodes with the same profile share them.
     memory : its KV memory.
-    usd_per_hour : of the whole instance.
-    engine : how it makes its iterations.
-    done : called with a request that ends here.
-    kind : nodes with the same costs and the same memory have the same number.
+    usd_per_hour : price of the whole instance.
+    engine : batching and memory settings of its engine.
+    done : called with each request that ends here.
+    kind : number of its kind; nodes with the same costs and the same memory size have the same number.
 
     Attributes
     ----------
-    gpu : its time: the iteration that is running and what waits for the next one.
-    prompts, decoding, reservations : the requests on it, by what is done for them.
-    role : the work that it is given now: prefill | decode | both, "dead", or "" while it changes its role (sim.roles).
+    gpu : the running iteration, and the work that waits for the next one.
+    prompts, decoding, reservations : prefill side, decode side, and reservations of decode memory.
+    role : kind of work that it is given now: prefill | decode | both, "dead", or "" while it changes its role (sim.roles).
     prefill_weight, decode_weight : its speed relative to the fastest node of the cluster.
     rankings : the `changed` set of each ranking that the node is in.
 
@@ -80,7 +80,7 @@ class Node:
         self.rebuilding = False
         self.prefill_weight = self.decode_weight = 1.0
         self.rankings: list[set[Any]] = []
-        self.memory_freed: Callable[[], None] = _nothing  # called when memory is freed and no request's end announces it
+        self.memory_freed: Callable[[], None] = _nothing  # called when memory is freed without a request's end
         self.drained: Callable[[Node], None] | None = None  # called when a node without a role has nothing left to do
         self.gpu = self.gpu_class(clock, costs, pace, memory, engine, usd_per_hour / 3600, self.batch_class(pace))
         self.reservations = KvReservations(self.gpu, self.load_changed, self._reservation_closed)
@@ -96,7 +96,7 @@ class Node:
 
     @property
     def free_s(self) -> float:
-        """When its prompts would be done if nothing held them up."""
+        """Time at which its prompts would be done if they never had to wait for memory."""
         return self.prompts.busy_until_s + self.prompts.queue_s
 
     @property
@@ -122,7 +122,7 @@ class Node:
         return self.reservations.cached_tokens(hash_ids)
 
     def wait_s(self, isl: int) -> float:
-        """Until memory and a place in the batch are free, and the prompts that are already here are done."""
+        """Expected seconds until memory and a place in the batch are free and the prompts that are already here are done."""
         wait_s = self.decoding.wait_s(isl)
         return wait_s + self.prompts.queued_s if self.prompts.waiting or self.gpu.chunk else wait_s
 
@@ -137,7 +137,7 @@ class Node:
         return not (self.reservations.active or prompts.waiting or self.gpu.chunk or prompts.computed or decoding.waiting)
 
     def check_drained(self) -> None:
-        """Report a node that has no role and nothing left to do."""
+        """Call `drained` if the node has no role and nothing left to do."""
         if not self.role and self.memory.used == 0 and self.drained is not None and self.at_rest():
             self.drained(self)
 
@@ -172,7 +172,7 @@ class Node:
             self.plan()
 
     def end_iterations(self) -> None:
-        """The leap's iterations are done, and the chunk beside the last of them."""
+        """End the leap: its iterations are done, and so is the chunk that ran with the last one."""
         gpu, leap = self.gpu, self.gpu.leap
         own_s = gpu.batch.leap_s(leap)
         seconds = own_s + gpu.chunk_s
@@ -183,7 +183,7 @@ class Node:
             self.prompts.end_chunk(seconds)
 
     def plan(self) -> None:
-        """Leap to the next change: only one iteration if prompts are computed beside it, or if other work or KV waits for its end."""
+        """Begin the next leap. It is a single iteration if prompts are computed with it, or if other work or KV waits for its end."""
         gpu, prompts, decoding = self.gpu, self.prompts, self.decoding
         batch = gpu.batch
         gpu.start_s = gpu.clock.now

@@ -1,4 +1,4 @@
-"""How long decode iterations take: linear in the context as far as a piece reaches, with steps where the batch fills a larger bucket.
+"""The time of decode iterations: piecewise linear in the context, with a step where the batch needs a larger bucket.
 
 Not modelled: steps in the context.
 """
@@ -10,12 +10,16 @@ from bisect import bisect_left
 
 from sim.cost import Costs
 
-Piece = tuple[float, float, float]  # seconds of an iteration now, seconds for each more token of context, context that it holds up to
+Piece = tuple[float, float, float]  # seconds of an iteration now, seconds per further token of context, context up to which this is valid
 
 
 class Pace:
-    """buckets: sizes that a batch is padded to (for instance those that CUDA graphs were captured for); above the largest, and without any,
-    it is not padded. Knots in the context are those of the profile's table `decode` (features `context>KNOT`)."""
+    """The iteration times of one kind of node.
+
+    buckets: sizes that a batch is padded to, such as those for which CUDA graphs were captured. A batch above the largest bucket is not
+    padded, and neither is any batch if there are no buckets. Knots in the context come from the features `context>KNOT` of the profile's
+    table `decode`.
+    """
 
     def __init__(self, costs: Costs, buckets: tuple[int, ...] = ()) -> None:
         self.costs = costs
@@ -23,11 +27,11 @@ class Pace:
 
     @property
     def overhead_s(self) -> float:
-        """The part of an iteration that depends on no request."""
+        """Seconds of an iteration that depend on no request."""
         return self.costs.base_s
 
     def piece(self, batch: int, context: int) -> Piece:
-        """An iteration of `batch` requests with `context` tokens of KV in all, and what further tokens of context add."""
+        """Seconds of an iteration of `batch` requests with `context` tokens of KV in all, and the seconds that further tokens add."""
         costs, until = self.costs, math.inf
         if self.buckets and batch <= self.buckets[-1]:
             batch = self.buckets[bisect_left(self.buckets, batch)]

@@ -1,8 +1,8 @@
-"""A node's prefix cache: which blocks of prompts it holds, by the trace's hashes, and which it evicts first.
+"""A node's prefix cache: the blocks of prompts that it holds, by the trace's hashes, and the order of their eviction.
 
-A hash stands for hash_tokens tokens and for all tokens before them, as in Mooncake's traces, so a flat table is a tree. Each block counts
-the requests that use it. Unused blocks are evicted, the least recently used first, and those of one prompt from its end, so the cache
-always holds a beginning of a prompt. A block that arrived lossy keeps its distortion until an exact copy replaces it.
+A hash stands for hash_tokens tokens and all tokens before them, as in Mooncake's traces, so a flat table can represent a prefix tree. Each
+block counts the requests that use it. Unused blocks are evicted, the least recently used first. Blocks of one prompt are evicted from its
+end, so that the rest is still a prefix. A block that arrived lossy keeps its distortion until a lossless copy replaces it.
 
 Source: Mooncake (FAST'25), section 4; vLLM's automatic prefix caching.
 Not modelled: prefixes of answers, caches in host memory or on disk, copies of prefixes between nodes.
@@ -15,7 +15,11 @@ from typing import Any
 
 
 class PrefixCache:
-    """blocks_each: memory blocks that one hash stands for. holders: hash -> the nodes that hold it, this node (`owner`) among them."""
+    """One node's prefix cache.
+
+    blocks_each: memory blocks that one hash stands for. holders: hash -> all nodes that hold it; shared by the caches of all nodes.
+    owner: the node of this cache.
+    """
 
     __slots__ = ("_held", "_idle", "blocks_each", "hash_tokens", "holders", "owner")
 
@@ -27,17 +31,17 @@ class PrefixCache:
         self.holders = holders
         self.owner: Any = None
         self._held: dict[int, list[float]] = {}  # hash -> [users, distortion]
-        self._idle: OrderedDict[int, None] = OrderedDict()  # without users, the least recently used first
+        self._idle: OrderedDict[int, None] = OrderedDict()  # blocks without users, the least recently used first
 
     def __len__(self) -> int:
         return len(self._held)
 
     def full_blocks(self, hash_ids: tuple[int, ...], isl: int) -> tuple[int, ...]:
-        """The hashes of a prompt that stand for hash_tokens tokens each; the last one may stand for fewer."""
+        """The hashes of a prompt's first isl tokens, without a last hash that stands for fewer than hash_tokens tokens."""
         return hash_ids[: isl // self.hash_tokens]
 
     def match(self, hash_ids: tuple[int, ...], allowed: float = 0.0) -> int:
-        """How many hashes from the first on are held, with at most the allowed distortion."""
+        """Number of hashes, from the first on, that are held with at most the allowed distortion."""
         held = self._held
         for count, block in enumerate(hash_ids):
             known = held.get(block)
@@ -54,7 +58,7 @@ class PrefixCache:
         return max((self._held[block][1] for block in hash_ids), default=0.0)
 
     def pin(self, hash_ids: tuple[int, ...]) -> int:
-        """One more request uses them. Returns how many memory blocks were unused before."""
+        """One more request uses these blocks. Returns how many memory blocks were unused before."""
         woken = 0
         for block in hash_ids:
             known = self._held[block]
@@ -65,7 +69,7 @@ class PrefixCache:
         return woken * self.blocks_each
 
     def add(self, hash_ids: tuple[int, ...], distortion: float) -> int:
-        """Blocks that were computed or have arrived, used by one request. Returns how many memory blocks were unused before."""
+        """Add blocks that were computed or have arrived; one request uses them. Returns how many memory blocks were unused before."""
         new = 0
         for block in hash_ids:
             known = self._held.get(block)
@@ -79,7 +83,7 @@ class PrefixCache:
         return new * self.blocks_each
 
     def unpin(self, hash_ids: tuple[int, ...]) -> int:
-        """One request less uses them. Returns how many memory blocks are unused now."""
+        """One request fewer uses these blocks. Returns how many memory blocks are unused now."""
         idle = 0
         for block in reversed(hash_ids):
             known = self._held[block]
@@ -90,12 +94,12 @@ class PrefixCache:
         return idle * self.blocks_each
 
     def shrink_to(self, blocks: int) -> None:
-        """Evict unused blocks until they take no more than so many memory blocks."""
+        """Evict unused blocks until the remaining unused ones take at most this many memory blocks."""
         while len(self._idle) * self.blocks_each > blocks:
             self._evict(self._idle.popitem(last=False)[0])
 
     def clear(self) -> None:
-        """The node has lost its memory."""
+        """Drop all blocks, because the node has lost its memory."""
         for block in list(self._held):
             self._evict(block)
         self._idle.clear()

@@ -1,9 +1,10 @@
-"""A node's prompts: in order of arrival, whole or in chunks; then the KV is encoded on the same GPU and given to the sender.
+"""A node's prompts. They are computed in order of arrival, whole or in chunks. Then the KV is encoded on the same GPU and sent.
 
-KV memory for a prompt is reserved before it begins, except for the part of its prefix that is cached here. It stays taken until the decode
-side has acknowledged the transfer, so a slow link holds back prefill. A prompt that will be decoded here takes its decode memory at once.
+KV memory for a prompt is reserved before it begins, except for the part of its prefix that is cached here. The memory stays reserved until
+the decode side has acknowledged the transfer, so a slow link holds back prefill. A prompt that will be decoded here reserves its decode
+memory at once.
 
-Not modelled: encoding on another stream than the passes.
+Not modelled: encoding on another CUDA stream than the passes.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from sim.node.reservations import KvReservations
 class PromptSide:
     """The prompts of a node.
 
-    waiting: prompts that are not in an iteration, the first one maybe half computed. computed: their last chunk is done. blocked: the first
-    of the waiting, while it waits for memory. busy_until_s: end of the iteration under way and of the encoding after it. queue_s: expected
-    seconds of the prompts that are not under way. encode_token_s: encoding seconds per token of the last prompt, expected of the next.
-    done(job), released(): called when a request ends here, and when one has released its prompt's memory.
+    waiting: prompts that are not in an iteration; the first one may be partly computed. computed: prompts whose last chunk is done.
+    blocked: the first waiting prompt, while it waits for memory. busy_until_s: end of the running iteration and of the encoding after it.
+    queue_s: expected seconds of work for the prompts that are not under way. encode_token_s: encoding seconds per token of the last prompt,
+    used as the estimate for the next. done(job): called when a request ends here. released(): called when a request has released its
+    prompt's memory.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class PromptSide:
     # -- the queue ---------------------------------------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        """A new prompt. Its KV will be sent to the decode node of its pair, or be decoded here where it has no pair."""
+        """Take a new prompt. Its KV will be sent to the decode node of its pair, or be decoded here if it has no pair."""
         request = job.request
         cached = min(request.isl - 1, self.reservations.cached_tokens(request.hash_ids)) if request.hash_ids else 0
         job.prompt.queued_encode_s = 0.0 if job.pair is None else request.isl * self.encode_token_s
@@ -71,7 +73,7 @@ class PromptSide:
         self.enqueue(job)
 
     def enqueue(self, job: Job, first: bool = False) -> None:
-        """first: before all others, except for one that has its memory, and may be half computed."""
+        """Add a prompt to the queue. first: before all others, except for one that has its memory and may be partly computed."""
         self.queue_s += job.prompt.queued_s
         if first:
             self.waiting.insert(1 if self.waiting and self.waiting[0].prompt.has_memory else 0, job)
@@ -110,7 +112,7 @@ class PromptSide:
     # -- memory ------------------------------------------------------------------------------------------------------------------
 
     def reserve(self, job: Job) -> bool:
-        """Reserve memory for the first prompt. False: it waits for memory, or for a place in the batch."""
+        """Reserve memory for the first prompt. Returns False if it has to wait for memory or for a place in the batch."""
         memory = self.memory
         if self.blocked is job:
             if memory.is_waiting(self.granted):
@@ -133,7 +135,7 @@ class PromptSide:
         return False
 
     def begin(self, job: Job) -> None:
-        """The prompt has its memory."""
+        """Account for a prompt that has got its memory."""
         job.prompt.has_memory = True
         if job.pair is None:
             self.decoding.local_prompts += 1
@@ -145,7 +147,7 @@ class PromptSide:
         self.gpu.attend()
 
     def take_grant(self) -> None:
-        """The blocked prompt has got its memory; blocks that are cached by now are given back."""
+        """The blocked prompt has got its memory: give back the blocks that the cache holds by now."""
         job, self.blocked = self.blocked, None
         assert job is not None
         had = self.reservations.blocks_to_prefill(job)
@@ -155,7 +157,7 @@ class PromptSide:
         self.load_changed()
 
     def yield_turn(self, job: Job) -> None:
-        """Another prompt was put before the blocked one."""
+        """Another prompt was put before the blocked one: stop waiting for the blocked one's memory."""
         if self.memory.cancel_wait(self.granted):
             self.blocked = None
         else:  # the memory was granted at this very time, and nothing else can wait for what it has
@@ -167,13 +169,13 @@ class PromptSide:
     # -- iterations --------------------------------------------------------------------------------------------------------------
 
     def begin_chunk(self) -> None:
-        """Plan the iteration's time: each part as a pass of its own, but with one overhead, the larger of prompts' and decoding's."""
+        """Plan the iteration's time: each part takes its own pass, but there is one overhead, the larger of prefill's and decoding's."""
         gpu, batch, now_s, base_s = self.gpu, self.batch, self.clock.now, self.costs.prefill_s(0)
         chunk = gpu.chunk
         total_s, encode_s = -base_s * (len(chunk) - 1), 0.0
         for job, tokens in chunk:
             stage = job.prompt
-            if stage.start_s != stage.start_s:  # NaN: it has not begun
+            if stage.start_s != stage.start_s:  # NaN: the prompt has not begun
                 stage.start_s = now_s
             total_s += self.prefill_s(stage.computed_tokens + tokens, stage.computed_tokens)
             if stage.computed_tokens + tokens == job.prompt_tokens:
@@ -187,7 +189,7 @@ class PromptSide:
             job.pair.begin_pass(job, batch.leap_s(gpu.leap) + gpu.chunk_s)
 
     def end_chunk(self, seconds: float) -> None:
-        """The iteration is done and took so long. Prompts share the cost of what they added to it by the time each would take alone."""
+        """The iteration is done and took `seconds`. Each prompt is charged for the time added to it, in proportion to its own pass time."""
         gpu = self.gpu
         alone_s = [self.prefill_s(job.prompt.computed_tokens + tokens, job.prompt.computed_tokens) for job, tokens in gpu.chunk]
         price = (gpu.chunk_s - gpu.codec_s) / total_s * gpu.usd_per_s if (total_s := sum(alone_s)) > 0 else 0.0
@@ -203,7 +205,7 @@ class PromptSide:
     # -- after the pass ----------------------------------------------------------------------------------------------------------
 
     def encode(self, job: Job) -> float:
-        """The first token is known, and the bitrate policy decides how the KV is encoded. Returns when it is encoded."""
+        """The first token is known. The bitrate policy decides how the KV is encoded. Returns the time at which it is encoded."""
         now_s, isl, stage = self.clock.now, job.request.isl, job.prompt
         if job.aborted:
             return now_s
@@ -229,7 +231,7 @@ class PromptSide:
         return now_s + encode_s
 
     def finish(self, job: Job) -> None:
-        """The KV is encoded: it goes to the sender or to the batch, or the request ends with its only token."""
+        """The KV is encoded: give it to the sender or to the batch, or end a request whose only token is known."""
         now_s = self.clock.now
         if job.aborted:
             self.decoding.local_prompts -= job.pair is None
@@ -258,14 +260,14 @@ class PromptSide:
                 self.done(job)
 
     def start_here(self, job: Job) -> None:
-        """The KV is usable where it was computed; nothing is sent or expanded."""
+        """Start decoding on the node that computed the KV; nothing is sent or expanded."""
         if job.decoding.start_s != job.decoding.start_s:  # NaN: it does not begin again after a preemption
             job.transfer.ready_s = job.transfer.arrived_s = job.decoding.start_s = self.clock.now
 
     # -- release -----------------------------------------------------------------------------------------------------------------
 
     def release(self, job: Job) -> None:
-        """The prompt's KV has been sent and acknowledged, or is not needed any more."""
+        """Release the prompt's memory, because its KV has been acknowledged or is not needed any more."""
         self.memory.release(job.prompt.blocks)
         job.prompt.blocks = 0
         self.reservations.unpin_prompt(job)
@@ -282,7 +284,7 @@ class PromptSide:
             job.pair.target.reservations.close(job)
 
     def abort(self, job: Job) -> None:
-        """Give the job up before its KV is sent. A chunk or an encoding that has begun runs to its end, and the job is released then."""
+        """Abort the job before its KV is sent. A chunk or an encoding that has begun runs to its end; then the job is released."""
         job.aborted = True
         if job not in self.waiting:
             return
@@ -303,4 +305,4 @@ class PromptSide:
         self.release_all(job)
         self.load_changed()
         if self.waiting:
-            self.gpu.attend()  # the next prompt may have all it needs
+            self.gpu.attend()  # the next prompt may be able to begin now

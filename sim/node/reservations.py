@@ -1,8 +1,8 @@
-"""KV memory that a node holds for its requests: promised, reserved, shared with its prefix cache, released.
+"""KV memory that a node holds for its requests: it is promised, reserved, shared with the prefix cache, and released.
 
-Memory to decode is promised when a request is placed and reserved before its KV is sent. The part of a prompt that is in the node's prefix
-cache need not be computed or sent; all requests with that prefix use the same blocks. KV that was computed here, or has arrived, is added
-to the cache.
+Memory to decode is promised when a request is placed, and reserved before its KV is sent. The part of a prompt that is in the node's prefix
+cache need not be computed or sent; all requests with that prefix use the same blocks. KV that was computed here or has arrived here is
+added to the cache.
 
 Not modelled: a refinement that improves cached blocks, or blocks that were cached before the transfer.
 """
@@ -16,10 +16,11 @@ from sim.node.gpu import Gpu
 
 
 class KvReservations:
-    """active, kv_used: requests placed here to decode and not finished, and the share of memory that is promised to them or taken by them.
+    """The memory reservations of one node.
 
-    due_blocks: of the requests whose prompt is computed. load_changed(): called when one of these changes. closed(job): called when a
-    request has released everything it held here.
+    active: number of requests placed here to decode and not finished. kv_used: share of the memory that is promised to them or reserved for
+    them. due_blocks: blocks of the requests whose prompt is computed. load_changed(): called when one of these changes. closed(job): called
+    when a request has released everything that it held here.
     """
 
     def __init__(self, gpu: Gpu, load_changed: Callable[[], None], closed: Callable[[Job], None]) -> None:
@@ -41,7 +42,7 @@ class KvReservations:
         return cache.match(hash_ids, self.engine.reuse_distortion) * cache.hash_tokens if cache is not None else 0
 
     def pin_prompt(self, job: Job) -> None:
-        """Use the cached part of the prompt, which need not be computed. At least one token is computed."""
+        """Use the cached part of the prompt, which then need not be computed. At least one token is computed."""
         cache = self.memory.cache
         if cache is not None and job.request.hash_ids:
             stage, isl = job.prompt, job.request.isl
@@ -49,11 +50,11 @@ class KvReservations:
             stage.prefix = hash_ids[: cache.match(hash_ids, self.engine.reuse_distortion)]
             self.memory.pin(stage.prefix)
             stage.computed_tokens = stage.cached_tokens = len(stage.prefix) * cache.hash_tokens
-            if job.pair is None and job.distortion_start == 0:  # cached blocks may have arrived here with distortion
+            if job.pair is None and job.distortion_start == 0:  # cached blocks that arrived over a link may have distortion
                 job.set_distortion(cache.distortion(stage.prefix) * stage.computed_tokens / isl)
 
     def blocks_to_prefill(self, job: Job) -> int:
-        """Blocks that the prompt needs beside its cached prefix."""
+        """Number of blocks that the prompt needs besides its cached prefix."""
         if job.pair is None:
             self.promise_again(job)
             return job.reservation.blocks
@@ -63,7 +64,7 @@ class KvReservations:
         return job.prompt.blocks
 
     def cache_computed(self, job: Job) -> None:
-        """Add whole blocks of the prompt to the cache, with at least the distortion of the prefix that they were computed on."""
+        """Add whole blocks of the prompt to the cache. Their distortion is at least that of the prefix from which they were computed."""
         cache = self.memory.cache
         if cache is None or not job.request.hash_ids:
             return
@@ -77,7 +78,7 @@ class KvReservations:
             job.prompt.blocks -= freed
 
     def unpin_prompt(self, job: Job) -> None:
-        """The prompt uses no cached block any more."""
+        """Stop using cached blocks for the prompt."""
         if job.prompt.prefix:
             self.memory.unpin(job.prompt.prefix)
             job.prompt.prefix = ()
@@ -86,13 +87,13 @@ class KvReservations:
     # -- before the request decodes ----------------------------------------------------------------------------------------------
 
     def promise(self, job: Job) -> None:
-        """The request is placed here and will decode here."""
+        """Promise memory to a request that is placed here to decode."""
         job.reservation.blocks = self.blocks_to_decode(job)
         job.reservation.active = True
         self.count(1, job.reservation.blocks)
 
     def promise_again(self, job: Job) -> None:
-        """The request needs another number of blocks than it was promised."""
+        """Update the promise: the number of blocks that the request needs has changed."""
         blocks = self.blocks_to_decode(job)
         self.count(0, blocks - job.reservation.blocks)
         job.reservation.blocks = blocks
@@ -103,18 +104,18 @@ class KvReservations:
         self.hold(job)
 
     def hold(self, job: Job) -> None:
-        """The promised blocks are taken."""
+        """Note that the promised blocks are reserved."""
         job.reservation.reserved, job.reservation.reserved_s = True, self.clock.now
 
     def expect(self, job: Job) -> None:
-        """The prompt is computed, or has all its memory on this node: its blocks count as due from now on."""
+        """Count the request's blocks as due from now on: its prompt is computed, or has all its memory on this node."""
         job.reservation.due_blocks = job.reservation.blocks
         self.due_blocks += job.reservation.due_blocks
 
     def hold_prefix(self, job: Job) -> None:
-        """Use the cached part of the prompt, so that it is not sent, if the rest finds room now.
+        """Use the cached part of the prompt, so that it is not sent, if there is memory for the rest now.
 
-        Called only for the next job that its sender sends: a request must not hold memory while it waits for memory that others hold.
+        Called only for the job that the sender sends next: a request must not hold memory while it waits for memory that others hold.
         """
         memory, cache, reservation = self.memory, self.memory.cache, job.reservation
         if cache is None or reservation.reserved:
@@ -147,7 +148,7 @@ class KvReservations:
     # -- while it decodes, and after ---------------------------------------------------------------------------------------------
 
     def grow(self, job: Job, blocks: int) -> None:
-        """So many more blocks for a request that decodes. The caller has checked that they are free."""
+        """Give more blocks to a request that decodes. The caller has checked that they are free."""
         self.memory.grow(blocks)
         job.reservation.blocks += blocks
         job.reservation.due_blocks += blocks
@@ -155,14 +156,14 @@ class KvReservations:
         self.count(0, blocks)
 
     def give_back(self, job: Job) -> None:
-        """The request gives its blocks back and stays placed here."""
+        """Take the request's blocks back; it stays placed here."""
         self.memory.release(job.reservation.blocks)
         job.reservation.reserved = False
         self.due_blocks, job.reservation.due_blocks = self.due_blocks - job.reservation.due_blocks, 0
         self.unpin(job)
 
     def close(self, job: Job) -> None:
-        """The request does not decode here any more, or never will: release everything it holds here."""
+        """Release everything that the request holds here, because it has ended here or will not decode here."""
         reservation = job.reservation
         if not reservation.active:
             return
@@ -185,14 +186,14 @@ class KvReservations:
         return self.memory.blocks_for(tokens) - self.pinned_blocks(job)
 
     def pinned_blocks(self, job: Job) -> int:
-        """Blocks of this node's prefix cache that the job uses to decode."""
+        """Number of blocks of this node's prefix cache that the job uses to decode."""
         cache = self.memory.cache
         if cache is None:
             return 0
         return len(job.prompt.prefix if job.pair is None else job.reservation.prefix) * cache.blocks_each
 
     def held_tokens(self, job: Job) -> int:
-        """Tokens that fit in all the blocks that the job decodes in."""
+        """Number of tokens that fit in all blocks that the job uses to decode."""
         return (job.reservation.blocks + self.pinned_blocks(job)) * self.memory.block_tokens
 
     def count(self, requests: int, blocks: int) -> None:
@@ -202,7 +203,7 @@ class KvReservations:
         self.load_changed()
 
     def unpin(self, job: Job) -> None:
-        """The job uses no block of this node's prefix cache any more."""
+        """Stop using blocks of this node's prefix cache for the job."""
         if job.pair is None:
             self.unpin_prompt(job)
         elif job.reservation.prefix:

@@ -1,4 +1,4 @@
-"""Transfers of KV between two simulated nodes: quotes, the sender of a pair, layer groups, and refinement behind the start of decoding.
+"""Transfers of KV between two simulated nodes: quotes, the sender of a pair, layer groups, and refinement during decoding.
 
 For sim.nodes, which makes the pairs; TransportModel is part of a ClusterSpec.
 """

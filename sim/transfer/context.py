@@ -1,4 +1,4 @@
-"""What all transfers of a cluster share.
+"""The objects and settings that all transfers of a cluster share.
 
 Not modelled: pairs of nodes with another transport than the rest of the cluster.
 """
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class TransferContext:
-    """ended(record): called with each transfer's record once it is final. failed(job, reason): called with a request whose transfer was
-    given up. delay_s: propagation between nodes, each way. idle: sender processes that no pair uses."""
+    """Shared by all transfers of a cluster.
+
+    ended(record): called with each transfer's record once it is final. failed(job, reason): called with a request whose transfer has
+    failed. delay_s: propagation delay between nodes, each way. idle: sender processes that no pair uses.
+    """
 
     clock: Clock
     network: Network

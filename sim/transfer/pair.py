@@ -1,9 +1,9 @@
-"""One prefill node and one decode node: what a transfer between them would take, and the jobs that wait for the pair's sender.
+"""One prefill node and one decode node: quotes for transfers between them, and the jobs that wait for the pair's sender.
 
-Routing asks the pair's bitrate policy for a quote. Before encoding the policy is asked again, on the expected curve, for the mode, order
-and depth of the whole transfer. The NIC of each end has a price, and the policy sees the higher one. A NIC's backlog is the expected bytes
-that were decided on for it and have not passed; a refinement behind the start of decoding does not count and pays nothing, since it gives
-way to all transfers that count.
+Routing asks the pair's bitrate policy for a quote. Before encoding, the policy is asked again, on the expected curve, for the mode, order
+and depth of the whole transfer. The NIC of each end has a price, and the policy sees the higher one. A NIC's backlog is the number of
+expected bytes that were decided on for it and have not passed. A refinement does not count in the backlog and pays nothing, because it
+gives way to all transfers that count.
 
 Not modelled: encoded KV that is thrown away because the policy changes its mind.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class NodePair:
-    """The way from `source` to `target` over the links of `path`. nics: of the two ends. policy: the pair's own bitrate policy."""
+    """The path from `source` to `target` over the links of `path`. nics: NICs of the two ends. policy: the pair's own bitrate policy."""
 
     __slots__ = ("backlog_bytes", "context", "nics", "path", "policy", "queue", "refining", "sender", "sending", "source", "target")
 
@@ -47,18 +47,18 @@ class NodePair:
         self.path = path
         self.nics = nics
         self.policy = policy
-        self.backlog_bytes = 0.0  # expected, of the queue and of the transfer under way
-        self.queue: deque[Job] | None = None  # None while nothing is sent: most of a large cluster's many pairs are idle
+        self.backlog_bytes = 0.0  # expected bytes of the queue and of the transfer under way
+        self.queue: deque[Job] | None = None  # None while nothing is sent, because most pairs of a large cluster are idle
         self.sender: SenderProcess | None = None
-        self.sending = False  # a transfer has the pair's thread, and refinements wait
-        self.refining: list[Refinement] = []  # in order of starting; only the first may send
+        self.sending = False  # a transfer uses the pair's thread, and refinements wait
+        self.refining: list[Refinement] = []  # in order of their start; only the first may send
 
     # -- before the transfer -----------------------------------------------------------------------------------------------------
 
     def quote_s(self, tokens: int, arrival_s: float) -> float:
         """Expected seconds from the end of prefill to usable KV, for a transfer of the next prompt.
 
-        With G layer groups the pass hides up to G - 1 of them, as far as it lasts; at least the last group is left.
+        With G layer groups, the prefill pass hides the transfer of up to G - 1 groups while it lasts. At least the last group remains.
         """
         context, source, policy = self.context, self.source, self.policy
         costs, now_s, sent = source.costs, context.clock.now, max(1, tokens)
@@ -91,7 +91,7 @@ class NodePair:
         return ours if ours >= theirs else theirs
 
     def deadline_s(self, tokens: int, arrival_s: float) -> float:
-        """When KV must be usable: as abkt.profile.expect.kv_deadline_s, which the real frontend uses."""
+        """Time by which the KV must be usable, from abkt.profile.expect.kv_deadline_s, which the real frontend uses too."""
         return arrival_s + self.context.slo.ttft_s - self.target.costs.alone_s(tokens)
 
     # -- what the transport adds -------------------------------------------------------------------------------------------------
@@ -110,13 +110,13 @@ class NodePair:
         return context.transport.limit_bytes_per_s(self.source.costs.byte_s, wire_bytes, calls, context.delay_s)
 
     def one_way_trips(self) -> int:
-        """Messages one after another before the first byte leaves: the offer and the grant, and with pull the notice and the request."""
+        """Messages, one after another, before the first byte leaves: the offer and the grant; with pull also the notice and the request."""
         return 4 if self.context.transport.pull else 2
 
     # -- the transfer ------------------------------------------------------------------------------------------------------------
 
     def begin_pass(self, job: Job, pass_s: float) -> None:
-        """The pass over the prompt begins and takes pass_s; with layer groups, KV is sent while it runs."""
+        """The prefill pass begins and takes pass_s; with layer groups, KV is sent while it runs."""
         if self.context.transport.layer_groups > 1:
             Pipeline(self, job, pass_s)
 
@@ -137,7 +137,7 @@ class NodePair:
         stage.raw_bytes = view.raw_bytes
 
     def enqueue(self, job: Job) -> None:
-        """The KV, or its first layer group, is encoded: send it after the pair's earlier jobs."""
+        """The KV or its first layer group is encoded: queue it behind the pair's earlier jobs."""
         if self.queue is None:
             self.queue = deque()
         self.queue.append(job)
@@ -147,14 +147,14 @@ class NodePair:
             self.sender.begin(self)
 
     def leave_backlog(self, job: Job) -> None:
-        """The job's bytes have passed, or will not be sent."""
+        """Remove the job's bytes from the backlog, because they have passed or will not be sent."""
         job.transfer.in_backlog = False
         self.backlog_bytes = self.backlog_bytes - job.transfer.expected_bytes if self.queue else 0.0
         for nic in self.nics:
             nic.price.leave(job.transfer.expected_bytes)
 
     def abort(self, job: Job) -> bool:
-        """Give the job up. True if it was in the queue or under way: then its memory is released on both sides."""
+        """Abort the job. Returns True if it was in the queue or under way; then its memory is released on both sides."""
         if self.queue and job in self.queue:
             job.aborted = True
             self.queue.remove(job)
@@ -167,7 +167,7 @@ class NodePair:
         return True
 
     def release(self, job: Job) -> None:
-        """The job's KV will not arrive: release its memory on both sides."""
+        """Release the job's memory on both sides, because its KV will not arrive."""
         self.source.prompts.release(job)
         self.target.reservations.close(job)
 
@@ -175,10 +175,10 @@ class NodePair:
     def idle(self) -> bool:
         return self.sender is None
 
-    # -- refinements behind the start of decoding --------------------------------------------------------------------------------
+    # -- refinements during decoding ---------------------------------------------------------------------------------------------
 
     def begin_sending(self) -> None:
-        """A transfer takes the pair's thread: refinements pause."""
+        """A transfer takes the pair's thread: pause refinements."""
         self.sending = True
         if self.refining:
             self.refining[0].pause()

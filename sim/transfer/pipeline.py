@@ -1,12 +1,13 @@
-"""KV of one prompt in G groups of layers: compute, encode, send, expand, each group after the other, all stages at work at once.
+"""The KV of one prompt in G groups of layers. Each group is computed, encoded, sent and expanded; different groups are in different stages.
 
-While the prompt's pass runs (its last one, if it goes in chunks), a group whose layers are done is encoded on the same GPU, which delays
-the pass by as long, and then sent. At most `staging` groups may be encoded and not yet sent; a group that finds no place is encoded at a
-later group's end, or at the end of the pass, as everything is with one group. The decode node expands a group between two of its iterations
-when it has arrived, and the request joins the batch when the last one is expanded. Every group costs the codec its constant part again.
+While the prompt's pass runs (the last pass, if the prompt is computed in chunks), a group whose layers are done is encoded on the same GPU,
+which delays the pass by that time, and then sent. At most `staging` groups may be encoded and not yet sent. A group beyond that limit is
+encoded when a later group ends, or at the end of the pass, as all KV is if there is one group. The decode node expands an arrived group
+between two of its iterations, and the request joins the batch when the last group is expanded. The codec's constant cost recurs for every
+group.
 
-Not modelled: groups of prompts that share a pass (they are sent whole), chunks that are sent before the last one is computed, layers that
-take longer than others, the delay of the groups before the last between the nodes.
+Not modelled: groups of prompts that share a pass (such prompts are sent whole); chunks that are sent before the last one is computed;
+layers that take longer than others; the propagation delay of all groups but the last.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 
 class Pipeline:
-    """The layer groups of one prompt whose pass begins now and takes pass_s. Asks the policy how to encode the KV, which the pass hides for
-    so long."""
+    """The layer groups of one prompt whose pass begins now and takes pass_s.
+
+    The constructor asks the policy how to encode the KV; the policy is told that the pass hides pass_s seconds of the transfer.
+    """
 
     def __init__(self, pair: NodePair, job: Job, pass_s: float) -> None:
         transport = pair.context.transport
@@ -35,7 +38,7 @@ class Pipeline:
         self.ends_s = self.clock.now + pass_s
         self.encoded = 0
         self.sent = 0
-        self.sender_wake: Wake | None = None  # of the sender, while it waits for the next group
+        self.sender_wake: Wake | None = None  # timer of the sender while it waits for the next group
         pair.decide(job, hidden_s=pass_s)
         job.transfer.pipeline = self
         self.clock.process(encode_during_pass(self))
@@ -45,22 +48,22 @@ class Pipeline:
         return max(0.0, self.ends_s - self.clock.now)
 
     def encode_s(self) -> float:
-        """Of one group."""
+        """Seconds to encode one group."""
         return self.gpu.costs.encode_s(self.job.sent_tokens / self.groups, self.job.transfer.decision) * self.gpu.batch.slowdown
 
     def begin_encoding(self, seconds: float) -> None:
-        """The GPU encodes a group within the pass, which it delays."""
+        """The GPU encodes a group within the pass, which ends later by this time."""
         self.ends_s += seconds
         self.gpu.lengthen_iteration(seconds)
         self.job.prompt.encode_busy_s += seconds
         self.job.cost_usd += seconds * self.gpu.usd_per_s
 
     def left_to_encode_s(self) -> float:
-        """At the end of the pass."""
+        """Seconds of encoding that are left at the end of the pass."""
         return (self.groups - self.encoded) * self.encode_s()
 
     def add_encoded(self) -> None:
-        """One more group is encoded."""
+        """Count one more encoded group, and wake the sender."""
         self.encoded += 1
         if self.job.aborted:
             return
@@ -71,12 +74,12 @@ class Pipeline:
             self.sender_wake = None
 
     def finish(self) -> None:
-        """All groups are encoded."""
+        """Count all groups as encoded."""
         while self.encoded < self.groups:
             self.add_encoded()
 
     def has_group(self, group: int, wake: Wake) -> bool:
-        """The sender has sent the groups before `group`. False if this one is not encoded yet: then `wake` fires when it is."""
+        """Called when the sender has sent all groups before `group`. False if `group` is not encoded yet; `wake` then fires when it is."""
         self.sent = group
         if self.encoded <= group:
             self.sender_wake = wake
@@ -84,13 +87,13 @@ class Pipeline:
         return True
 
     def expand(self, bits: float) -> None:
-        """A group that is not the last has arrived."""
+        """Expand a group that has arrived and is not the last."""
         job, target = self.job, self.pair.target
         decision = job.transfer.decision
         seconds = target.costs.expand_s(job.sent_tokens / self.groups, decision.mode, bits, decision.coder)
         job.decoding.expand_busy_s += seconds
         job.cost_usd += seconds * target.gpu.usd_per_s
-        target.gpu.run_between_iterations(seconds, _nothing)  # which applies the node's slowdown
+        target.gpu.run_between_iterations(seconds, _nothing)  # this call applies the node's slowdown
 
 
 def encode_during_pass(pipeline: Pipeline) -> Generator[Event, None, None]:

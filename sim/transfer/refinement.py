@@ -1,11 +1,11 @@
-"""What is sent of a transfer behind the start of decoding: finer bands of the same stream, while nothing more urgent needs the link.
+"""Refinement: finer bands of the same stream are sent after decoding has begun, while nothing more urgent needs the link.
 
-Once the promised cut is there, the bytes go on to the cut `behind`. They are less urgent than any flow that decoding waits for, and never
-flow while another transfer has the pair's thread; the refinements of one pair go one after another. The policy is asked again, with
-view.started, when the rate changes and when the cut is reached; it may move the cut but not take back what has left. The decode node keeps
-the codes of the stream in memory, which is counted; without room for them there is no refinement. When the last byte is there, the node
-expands the whole stream once more, between two iterations, and later tokens are decoded at the lower distortion. The source stays
-pinned until the last byte is acknowledged or the request has ended.
+Once the promised cut has arrived, sending goes on up to the cut `behind` of the decision. These bytes are less urgent than any flow that
+decoding waits for, and they never flow while another transfer uses the pair's thread; the refinements of one pair go one after another. The
+policy is asked again, with view.started, when the rate changes and when the cut is reached; it may move the cut but not take back sent
+bytes. The decode node keeps the codes of the stream in memory, which is counted; without memory for them there is no refinement. When the
+last byte has arrived, the node expands the whole stream once more, between two iterations, and later tokens are decoded at the lower
+distortion. The source stays pinned until the last byte is acknowledged or the request has ended.
 
 Not modelled: better values swapped in before the cut is reached.
 """
@@ -27,12 +27,16 @@ from sim.transfer.transfer import ended_flow
 if TYPE_CHECKING:
     from sim.transfer.transfer import SimulatedTransfer
 
-REFINEMENT_LEVEL = 1  # of its flow; transfers that decoding waits for have level 0
+REFINEMENT_LEVEL = 1  # level of a refinement's flow; transfers that decoding waits for have level 0
 
 
 class Refinement:
-    """Made by `start`. blocks: memory for codes on the decode node. swapped_at: tokens that were decoded before the better values, NaN
-    before those are in. finish_s: when the last byte was acknowledged, else NaN. wire_bytes, wire_calls, distortion_final: at its end."""
+    """The refinement of one delivered transfer, made by `start`.
+
+    blocks: memory blocks for codes on the decode node. swapped_at: number of tokens that were decoded before the better values were in use,
+    NaN until then. finish_s: time at which the last byte was acknowledged, NaN until then. wire_bytes, wire_calls, distortion_final: values
+    at its end.
+    """
 
     __slots__ = (
         "asked_s",
@@ -75,7 +79,7 @@ class Refinement:
 
     @classmethod
     def start(cls, transfer: SimulatedTransfer) -> Refinement | None:
-        """Of a delivered transfer; None where the policy wants none after all, or the decode node has no memory for the codes."""
+        """The refinement of a delivered transfer; None if the policy wants none, or the decode node has no memory for the codes."""
         refinement = cls(transfer)
         if not refinement.extends():
             refinement.flow.on_rate = ended_flow
@@ -100,7 +104,7 @@ class Refinement:
             self.pair.context.network.leave(self.flow)
 
     def stop(self) -> None:
-        """Nothing more is sent of it: the pair's next refinement may go on."""
+        """Stop sending; the pair's next refinement may go on."""
         self.pause()
         refining = self.pair.refining
         if self in refining:
@@ -109,7 +113,7 @@ class Refinement:
                 refining[0].resume()
 
     def on_rate(self, sent_bytes: float, seconds: float) -> float:
-        """Not a sample of goodput: a refinement gets what other flows leave."""
+        """The rate is no sample of goodput for the policy, because a refinement gets only the bandwidth that other flows leave."""
         if self.flow.rate > 0 and self.asked_s != self.clock.now:
             self.cut = self.decide()
         return self.curve.bytes[self.cut]
@@ -122,7 +126,7 @@ class Refinement:
         return self.cut > before
 
     def reach_cut(self, _: Event) -> None:
-        """The cut is reached, or the last byte acknowledged."""
+        """Called when the cut is reached or the last byte is acknowledged."""
         flow = self.flow
         if self.sent:
             self.arrive()
@@ -137,7 +141,7 @@ class Refinement:
         flow.end.after(self.pair.calls_s(self.calls()) + self.pair.context.delay_s)
 
     def decide(self) -> int:
-        """The cut to refine to: no coarser than what has left, no deeper than was encoded, with memory for its codes."""
+        """The cut to refine to: no coarser than what was sent, no deeper than what was encoded, and with memory for its codes."""
         sent_bytes, transfer, sizes = self.flow.sent_bytes, self.transfer, self.curve.bytes
         now_s = self.asked_s = self.clock.now
         sent_cut = max(self.start_cut, bisect_left(sizes, sent_bytes * (1 - 1e-12)))
@@ -146,7 +150,7 @@ class Refinement:
         return wanted if wanted <= sent_cut or self.reserve_codes(sizes[wanted]) else max(sent_cut, self.cut)
 
     def reserve_codes(self, code_bytes: float) -> bool:
-        """Reserve memory on the decode node for so many bytes of codes in all. False if there is none."""
+        """Reserve memory on the decode node, so that it holds `code_bytes` of codes in all. False if there is too little."""
         memory, costs = self.pair.target.memory, self.pair.target.costs
         more = memory.blocks_for(math.ceil(code_bytes / costs.kv_bytes_per_token)) - self.blocks
         if more > 0:
@@ -159,14 +163,14 @@ class Refinement:
     # -- the end -----------------------------------------------------------------------------------------------------------------
 
     def sent_bytes(self) -> float:
-        """Sent behind the start."""
+        """Bytes sent after decoding began."""
         return self.flow.sent_bytes - self.curve.bytes[self.start_cut]
 
     def calls(self) -> int:
         return self.pair.calls(self.job.transfer.decision.mode, self.transfer.tokens, self.sent_bytes())
 
     def arrive(self) -> None:
-        """The last byte is acknowledged: the source is released, and the better values are swapped in between two iterations."""
+        """The last byte is acknowledged: release the source, and swap in the better values between two iterations."""
         self.pair.source.prompts.release(self.job)
         self.finish_s = self.clock.now
         target = self.pair.target
@@ -179,7 +183,7 @@ class Refinement:
             self.swapped_at = self.pair.target.decoding.decoded_tokens(self.job)
 
     def end(self) -> None:
-        """The request has its last token or is aborted: nothing more is sent, and the transfer's record is final."""
+        """The request has its last token or is aborted: stop sending, and make the transfer's final record."""
         self.ended = True
         transfer, job, context = self.transfer, self.job, self.pair.context
         if math.isnan(self.finish_s):
@@ -198,13 +202,13 @@ class Refinement:
             self.distortion_final = job.distortion_final = final = self.curve.distortion[self.cut]
             job.distortion_token_weighted = final + (start - final) * self.swapped_at / tokens
         job.transfer.refinement = None
-        self.flow.on_rate = ended_flow  # the refinement is not kept alive by its flow
+        self.flow.on_rate = ended_flow  # so that the flow does not keep the refinement alive
         self.pair.policy.refined(self.clock.now, Refined(transfer.distortion, job.distortion_token_weighted))
         context.ended(delivered_transfer(transfer, self))
 
 
 def _mean_curve(full: Curve, cuts: Sequence[int]) -> Curve:
-    """The curve of layer groups that have come to different cuts, each going on from its own."""
+    """The mean curve of layer groups that stand at different cuts and are each refined from their own cut."""
     if len(set(cuts)) == 1:
         return full
     groups = len(cuts)

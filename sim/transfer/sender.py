@@ -1,12 +1,12 @@
-"""The thread that sends for a pair of nodes: its transfers in order, one at a time.
+"""The thread that sends for a pair of nodes, one transfer at a time, in order.
 
 It waits until the decode side has reserved memory for the whole request. Then the bytes flow at the max-min fair rate, and the constant
-time of the calls comes after the last byte. Lost frames are sent again retry_s later, until none is lost. Where no byte has passed for
-timeout_s, the transfer is offered again after backoff_s and continues where it was.
+time of the calls follows the last byte. Lost frames are sent again retry_s later, until none is lost. If no byte has passed for timeout_s,
+the transfer is offered again after backoff_s and continues where it stopped.
 
-A pair has a sender only while it has something to send, for a thousand nodes make a million pairs.
+A pair has a sender only while it has something to send, because a thousand nodes make a million pairs.
 
-Not modelled: what acknowledging takes beside its delay; a connection that breaks in the middle of the bytes.
+Not modelled: the cost of acknowledging besides its delay; a connection that breaks in the middle of the bytes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 
 class SenderProcess:
-    """A process that `begin` lends to a pair; it returns to the context's idle ones when the pair's queue is empty. job: the one under way,
-    None once it was aborted."""
+    """A process that `begin` lends to a pair. It becomes idle in the context again when the pair's queue is empty.
+
+    job: the job under way, None once it was aborted.
+    """
 
     __slots__ = ("context", "job", "pair", "wake")
 
@@ -45,7 +47,7 @@ class SenderProcess:
         self.wake.after(0.0)
 
     def abort(self, job: Job) -> bool:
-        """Give up the transfer under way, if it is this job's: the process wakes at once and releases it."""
+        """Abort the transfer under way, if it is this job's: the process wakes at once and releases it."""
         if job is not self.job:
             return False
         self.job, job.aborted = None, True
@@ -55,10 +57,10 @@ class SenderProcess:
         return True
 
     def reserve(self, job: Job) -> bool:
-        """Reserve the memory to decode the job. False: it is reserved when `wake` fires."""
+        """Reserve the memory to decode the job. Returns False if it is not free yet; it is then reserved when `wake` fires."""
         memory, reservation = self.pair.target.memory, job.reservation
         self.job = job
-        if not reservation.reserved:  # else since before its prefill
+        if not reservation.reserved:  # otherwise it was reserved before prefill
             if not memory.can_reserve(reservation.blocks):
                 memory.wait_for(reservation.blocks, self.wake)
                 return False
@@ -103,13 +105,13 @@ def send(sender: SenderProcess) -> Generator[Event, None, None]:
             transfer.deliver()
             start_decoding(transfer)
             if delay_s > 0:
-                yield wake.after(delay_s)  # of the acknowledgement, before the next offer
+                yield wake.after(delay_s)  # the acknowledgement arrives before the next offer
         pair.sender = pair.queue = None
         context.idle.append(sender)
 
 
 def send_groups(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator[Event, None, bool]:
-    """Send the bytes, group by group. False if there were too many attempts, or the request was aborted."""
+    """Send the bytes, group by group. Returns False if there were too many attempts or the request was aborted."""
     wake, pair, transport, job = sender.wake, transfer.pair, transfer.context.transport, transfer.job
     for group in range(transfer.groups):
         if group > 0:
@@ -152,7 +154,7 @@ def send_groups(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator
 
 
 def start_decoding(transfer: SimulatedTransfer) -> None:
-    """The transfer is delivered: the decode node gets the KV, and the source is free unless a refinement follows."""
+    """The transfer is delivered: give the KV to the decode node, and release the source unless a refinement follows."""
     job, pair = transfer.job, transfer.pair
     job.transfer.refinement = Refinement.start(transfer) if transfer.may_refine() else None
     if job.transfer.refinement is None:

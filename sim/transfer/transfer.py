@@ -1,13 +1,14 @@
-"""One transfer of KV: the bytes that flow, and the cut that may move while they do.
+"""One transfer of KV: the bytes that flow, and the cut that may move while they flow.
 
 The pair's bitrate policy is asked on the request's own measured curve when the flow starts, when its rate changes, and when it has reached
-the cut. Raw and lossless transfers have no cut and are not asked about again. A transfer's record starts with its flow; a request's exposed
-wire time also holds the waits for earlier transfers of the pair and for memory.
+the cut. Raw and lossless transfers have no cut, so the policy is not asked again. A transfer's record starts with its flow; a request's
+exposed wire time also includes the waits for earlier transfers of the pair and for memory.
 
-KV may come in layer groups (sim.transfer.pipeline), one after another, each with its own cut. The policy is then shown one curve for what
-has left of the earlier groups and for all that is to come: bytes and distortion if every group from this one on went to the same cut.
+KV may be sent in layer groups (sim.transfer.pipeline), one after another, each with its own cut. The policy is then shown one curve that
+combines the earlier groups, at the cuts that they reached, with all later ones: its bytes and distortion are those of the whole transfer if
+every group from this one on is sent up to the same cut.
 
-Not modelled: layers that code better or worse than others of the same prompt.
+Not modelled: layers that compress better or worse than others of the same prompt.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 class SimulatedTransfer:
     """A transfer whose memory on the decode node is reserved. `wake` fires at the end of what flows.
 
-    full: the request's own curve; curve: the one that the policy is shown. cut: of the group that flows; cuts: of the groups before.
-    finish_s, wire_bytes, calls_made, distortion: at its delivery.
+    full: the request's own curve; curve: the curve that the policy is shown. cut: cut of the group that flows; cuts: cuts of the earlier
+    groups. finish_s, wire_bytes, calls_made, distortion: values at delivery.
     """
 
     __slots__ = (
@@ -74,7 +75,7 @@ class SimulatedTransfer:
         context, request, decision, costs = pair.context, job.request, job.transfer.decision, pair.source.costs
         self.clock = context.clock
         self.start_s = now_s = context.clock.now
-        if job.reservation.reserved_s != job.reservation.reserved_s:  # NaN: it was not reserved before its prefill
+        if job.reservation.reserved_s != job.reservation.reserved_s:  # NaN: memory was not reserved before prefill
             job.reservation.reserved_s = now_s
         self.tokens = job.sent_tokens
         self.streamed = decision.mode == "stream"
@@ -86,10 +87,10 @@ class SimulatedTransfer:
         self.groups = 1 if job.transfer.pipeline is None else job.transfer.pipeline.groups
         self.cut = self.behind = 0
         self.cuts: list[int] = []
-        self.passed_bytes = 0.0  # of the groups before
-        self.rate = 0.0  # that the NICs know of
-        self.begun_bytes = 0.0  # that had flowed when this group began, frames sent twice included
-        self.segment_bytes = 0.0  # that flowed last without a pause
+        self.passed_bytes = 0.0  # bytes of the earlier groups
+        self.rate = 0.0  # rate that the NICs were last told
+        self.begun_bytes = 0.0  # bytes that had flowed when this group began, including frames sent twice
+        self.segment_bytes = 0.0  # bytes that have flowed since the last pause
         self.resending = False
         self.retries = 0
         self.random = Random(f"{context.transport.seed} {request.request_id}") if context.transport.frame_loss > 0 else None
@@ -112,7 +113,7 @@ class SimulatedTransfer:
         self.context.network.join(self.flow)
 
     def on_rate(self, sent_bytes: float, seconds: float) -> float:
-        """The flow has another rate: the policy sees what passed, and may move the cut."""
+        """The flow has another rate: tell the policy which bytes have passed; it may move the cut."""
         self.tell_nics(self.flow.rate)
         if seconds > 0:
             self.pair.policy.observe(self.clock.now, GoodputSample(sent_bytes, seconds))
@@ -130,7 +131,7 @@ class SimulatedTransfer:
             nic.add_load(now_s, more)
 
     def extends(self) -> bool:
-        """The target has passed: whether the policy wants more."""
+        """Whether the policy wants to send more, now that the target has passed."""
         self.tell_nics(self.flow.rate)
         passed_bytes, seconds = self.flow.finish(self.clock.now)
         if seconds > 0:
@@ -145,12 +146,12 @@ class SimulatedTransfer:
         return False
 
     def leave(self) -> None:
-        """Nothing of it flows, for now."""
+        """Stop the flow for now."""
         self.context.network.leave(self.flow)
         self.tell_nics(0.0)
 
     def end(self) -> None:
-        """The group has passed, with all its frames."""
+        """End a group: all its frames have passed."""
         self.leave()
         self.cuts.append(self.cut)
         self.passed_bytes += (self.full.bytes[self.cut] if self.streamed else self.job.transfer.expected_bytes) / self.groups
@@ -158,17 +159,17 @@ class SimulatedTransfer:
             self.job.transfer.pipeline.expand(self.bits())
 
     def decide(self) -> int:
-        """The policy's cut, no coarser than what has left already and no deeper than was encoded."""
+        """The policy's cut, but no coarser than what was already sent and no deeper than what was encoded."""
         of_group = self.flow.sent_bytes - self.begun_bytes
         sent_cut = bisect_left(self.full.bytes, of_group * self.groups * (1 - 1e-12)) if of_group > 0 else 0
         decision = self.pair.policy.decide(self.clock.now, self.view(self.passed_bytes + of_group, sent_cut))
-        if decision.mode != "stream":  # the policy now wants raw: as good as was encoded
+        if decision.mode != "stream":  # the policy now wants raw, which is no longer possible: send all that was encoded
             return self.deepest
         self.behind = decision.refine_to_cut
         return max(min(decision.cut, self.deepest), sent_cut)
 
     def view(self, sent_bytes: float, sent_cut: int, started: bool = False) -> TransferView:
-        """The transfer as the policy sees it once it is encoded: no encoding is left, and the other modes are not available."""
+        """The policy's view of the transfer after encoding: no encoding time is left, and other modes are not available."""
         expected, stage = self.expected, self.job.transfer
         slope, uniform = (self.curve, expected.uniform) if stage.decision.order == "slope" else (expected.slope, self.curve)
         return TransferView(
@@ -192,28 +193,28 @@ class SimulatedTransfer:
     # -- faults ------------------------------------------------------------------------------------------------------------------
 
     def stalled(self) -> bool:
-        """No byte has passed for as long as the transport waits."""
+        """Whether no byte has passed for the transport's timeout."""
         return self.flow.rate == 0 and self.flow.sent_bytes < self.flow.target_bytes
 
     def stop(self) -> None:
-        """The flow pauses; what has passed stays sent."""
+        """Pause the flow; bytes that have passed stay sent."""
         self.flow.settle(self.clock.now)
         self.leave()
 
     def retry(self) -> None:
-        """The transfer is offered again and continues where it was."""
+        """Offer the transfer again; it continues where it stopped."""
         self.retries += 1
         self.context.network.join(self.flow)
 
     def lost_frames(self) -> int:
-        """How many of the frames sent last were lost: drawn at random, the same in every run."""
+        """Number of lost frames among those sent last. It is random, but the same in every run."""
         if self.random is None:
             return 0
         share, frames = self.context.transport.frame_loss, math.ceil(self.segment_bytes / FRAME_BYTES)
         return sum(self.random.random() < share for _ in range(frames))
 
     def send_again(self, frames: int) -> None:
-        """The lost frames flow once more. The last frame of a transfer is shorter than others, and one stands for any."""
+        """Send the lost frames again. Which frames were lost is not modelled, so the shorter last frame counts like any other."""
         self.resending = True
         self.segment_bytes = min(frames * FRAME_BYTES, self.segment_bytes)
         self.flow.target_bytes = self.flow.sent_bytes + self.segment_bytes
@@ -225,11 +226,11 @@ class SimulatedTransfer:
         return self.pair.calls(self.job.transfer.decision.mode, self.tokens, self.passed_bytes)
 
     def bits(self) -> float:
-        """Of the last group, per value."""
+        """Bits per value of the last group."""
         return self.full.bits[self.cut] if self.streamed else 0.0
 
     def bits_per_value(self, wire_bytes: int) -> float:
-        """Wire bits by the KV values of the tokens that were sent."""
+        """Wire bits per KV value of the tokens that were sent."""
         return 8 * wire_bytes / (self.tokens * self.pair.source.costs.profile.model.values_per_token)
 
     def may_refine(self) -> bool:
@@ -237,7 +238,7 @@ class SimulatedTransfer:
         return self.streamed and self.behind > self.cut
 
     def deliver(self) -> None:
-        """The last promised byte is there and acknowledged."""
+        """The last promised byte has arrived and is acknowledged."""
         pair, job, flow, stage = self.pair, self.job, self.flow, self.job.transfer
         self.finish_s = now_s = stage.arrived_s = self.clock.now
         self.distortion = sum([self.full.distortion[cut] for cut in self.cuts]) / self.groups if self.streamed else 0.0
@@ -250,10 +251,10 @@ class SimulatedTransfer:
         job.set_distortion(self.distortion)
         job.cost_usd += self.wire_bytes * self.context.usd_per_gb / 1e9
         pair.leave_backlog(job)
-        flow.on_rate = ended_flow  # the transfer is not kept alive by its flow
+        flow.on_rate = ended_flow  # so that the flow does not keep the transfer alive
 
     def fail(self, reason: str) -> None:
-        """Give the transfer up, and its request with it."""
+        """Fail the transfer and its request."""
         self.give_up(reason)
         self.context.failed(self.job, reason)
 
@@ -268,7 +269,7 @@ def ended_flow(sent_bytes: float, seconds: float) -> float:
 
 
 def _remaining(full: Curve, cuts: Sequence[int], groups: int) -> Curve:
-    """The curve of the groups that have passed, each at its cut, and of all the others at the cut in question."""
+    """The curve of a whole transfer: the groups that have passed stay at their cuts, and all others are sent up to the curve's cut."""
     share = (groups - len(cuts)) / groups
     size, left, bits = (sum(values[cut] for cut in cuts) / groups for values in (full.bytes, full.distortion, full.bits))
     return Curve(

@@ -1,4 +1,4 @@
-"""The requests of a run: made up, or read from published traces, and scaled to what a cluster can hold.
+"""The requests of a run: synthetic or read from published traces, and scaled to a cluster's size.
 
 They know nothing of the cluster; the simulator, the real runs and the experiments all read them.
 """

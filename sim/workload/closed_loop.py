@@ -1,4 +1,4 @@
-"""Clients that wait for their answer: a fixed number of requests is in the cluster, and the next one arrives when one is done.
+"""A closed loop: a fixed number of requests is in the cluster, and the next one arrives when one is done.
 
 Not modelled: time between an answer and the client's next request.
 """
@@ -15,7 +15,7 @@ from sim.workload.requests import Request
 
 
 class ClosedLoop:
-    """Places the requests in order, `concurrency` of them at 0 s; their own arrival times are ignored."""
+    """Sends the requests in order, the first `concurrency` of them at 0 s. The requests' own arrival times are ignored."""
 
     def __init__(self, clock: Clock, requests: Sequence[Request], concurrency: int, place: Callable[[Request], None]) -> None:
         if concurrency < 1:

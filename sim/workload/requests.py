@@ -1,4 +1,4 @@
-"""Requests with their arrival times and lengths, and a trace's requests scaled to what a cluster can hold.
+"""Requests with their arrival times and lengths, and the scaling of a trace's requests to a cluster's size.
 
 Not modelled: requests that depend on the answer to another one.
 """
@@ -16,7 +16,7 @@ class Request:
 
     Parameters
     ----------
-    request_id : of the trace, or counted from 0.
+    request_id : number in the trace, or counted from 0.
     arrival_s : seconds since the start of the run.
     isl, osl : prompt and output tokens, each at least 1.
     hash_ids : hashes of the prompt's prefix blocks, in order; empty where the trace has none.
@@ -41,7 +41,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How a trace is scaled: take `requests` after the first `skip`, divide times by speedup, scale lengths and clip them."""
+    """How a trace is scaled: skip the first `skip` requests, take the next `requests`, divide times by speedup, scale and clip lengths."""
 
     requests: int | None = None
     speedup: float = 1.0
@@ -50,7 +50,7 @@ class Scaling:
     isl_max: int = 1 << 40
     osl_max: int = 1 << 40
     isl_min: int = 1
-    osl_min: int = 2  # with one token, nothing would be transferred
+    osl_min: int = 2  # an answer of one token needs no transfer
     skip: int = 0
 
     def __post_init__(self) -> None:
@@ -63,9 +63,9 @@ class Scaling:
 
 
 def scale(requests: Sequence[Request], scaling: Scaling) -> tuple[list[Request], dict[str, float]]:
-    """The scaled requests, the first arriving at 0 s, and facts about the scaling: how many were clipped, means before and after.
+    """The scaled requests, the first arriving at 0 s, and facts about the scaling: number of clipped requests, means before and after.
 
-    Request ids and prefix blocks stay those of the trace; a block then stands for isl_scale times as many tokens.
+    Request ids and prefix hashes stay those of the trace; a hash then stands for isl_scale times as many tokens.
     """
     stop = None if scaling.requests is None else scaling.skip + scaling.requests
     taken = requests[scaling.skip : stop]

@@ -1,8 +1,9 @@
 """Requests drawn from ServeGen's published clients, each with its own rate and burstiness per 600 s and its own lengths per 6 h.
 
-rates: (client, t, rate, pattern, p1) of each window of 600 s in which the client sent requests; gaps are Gamma or Weibull of shape p1.
-lengths: (client, window, field, q0 … q100), percentiles of input_tokens and output_tokens in each window of 6 h. Where a client's are not
-published, each of its requests takes the lengths of another client, drawn in proportion to the others' rates.
+The table of rates has a row (client, t, rate, pattern, p1) for each window of 600 s in which a client sent requests; gaps are Gamma or
+Weibull with shape p1. The table of lengths has rows (client, window, field, q0 … q100): percentiles of input_tokens and output_tokens in
+each window of 6 h. If a client's lengths are not published, each of its requests takes the lengths of another client, drawn in proportion
+to the other clients' rates.
 
 Source: ServeGen (arXiv 2505.09999), workload characterisation of Alibaba Cloud Model Studio.
 Not modelled: correlation of prompt and output length (the published tables have them separately); conversations.
@@ -31,8 +32,8 @@ def read_servegen(
 ) -> tuple[list[Request], float]:
     """Requests of all clients in the windows of 600 s that begin within [start_s, start_s + duration_s), the first at 0 s.
 
-    share: of the requests to keep, so that a data centre's load fits a cluster. A window has as many requests as the trace counts, times
-    share. Also returns the share of the requests that have another client's lengths. Raises ValueError, one line, where a table is not
+    share: share of the requests to keep, so that a data centre's load fits a cluster. A window has as many requests as the trace counts,
+    times share. Also returns the share of requests that have another client's lengths. Raises ValueError, one line, if a table is not
     ServeGen's or has no request in this time.
     """
     if not (0 <= start_s < math.inf and 0 < duration_s < math.inf and 0 < share <= 1):
@@ -76,7 +77,7 @@ def read_servegen(
 
 
 def _within(gaps: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Times within one window from all gaps but the last. The gaps are scaled to fill the window, since the trace gives the count."""
+    """Times within one window, from all gaps but the last. The gaps are scaled to fill the window, because the trace gives the count."""
     total = gaps.sum()
     return np.cumsum(gaps)[:-1] / total * WINDOW_S if total > 0 else np.sort(random.random(len(gaps) - 1)) * WINDOW_S
 
@@ -85,7 +86,7 @@ Windows = Mapping[int, Mapping[str, np.ndarray]]  # start of the window -> field
 
 
 def _lengths(path: Path) -> dict[int, Windows]:
-    """client -> its windows that have both fields, for clients with any."""
+    """client -> its windows that have both fields. A client without such a window is left out."""
     table = _table(path)
     client, window, field, *percentiles = table.places(("client", "window", "field", *PERCENTILES))
     found: dict[int, dict[int, dict[str, np.ndarray]]] = {}

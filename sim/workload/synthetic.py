@@ -20,7 +20,7 @@ LOWEST_SHAPE, HIGHEST_SHAPE = 0.02, 1e3
 
 class Arrivals(Protocol):
     def times_s(self, requests: int, rate_per_s: float, random: np.random.Generator) -> np.ndarray:
-        """Arrival times of so many requests, sorted, the first at 0 s, with a mean rate of rate_per_s."""
+        """Arrival times of `requests` requests, sorted, the first at 0 s, with a mean rate of rate_per_s."""
         ...
 
 
@@ -34,7 +34,7 @@ class Poisson:
 
 @dataclass(frozen=True, slots=True)
 class Gamma:
-    """Gamma gaps with coefficient of variation cv: above 1 requests come in bursts, below 1 more evenly than Poisson."""
+    """Gamma gaps with coefficient of variation cv. Above 1, requests come in bursts; below 1, more evenly than Poisson."""
 
     cv: float
 
@@ -47,7 +47,7 @@ class Gamma:
 
 @dataclass(frozen=True, slots=True)
 class Weibull:
-    """Weibull gaps with coefficient of variation cv: above 1 with a longer tail than Gamma."""
+    """Weibull gaps with coefficient of variation cv. Above 1, the tail is longer than that of Gamma gaps."""
 
     cv: float
 
@@ -60,7 +60,7 @@ class Weibull:
 
 @dataclass(frozen=True, slots=True)
 class OnOff:
-    """A Poisson process that pauses: on and off for exponential times of these means. The mean rate includes the pauses."""
+    """A Poisson process that pauses. The times on and off are exponential with these means. The mean rate includes the pauses."""
 
     on_s: float
     off_s: float
@@ -71,7 +71,7 @@ class OnOff:
 
     def times_s(self, requests: int, rate_per_s: float, random: np.random.Generator) -> np.ndarray:
         busy_s = _times_s(random.exponential(1.0, requests), rate_per_s * (self.on_s + self.off_s) / self.on_s)
-        ends_s, pauses_s = [0.0], [0.0]  # ends of the on times, without the pauses; sum of all earlier pauses
+        ends_s, pauses_s = [0.0], [0.0]  # ends of the on times, not counting pauses; sum of all earlier pauses
         while ends_s[-1] <= busy_s[-1]:
             ends_s.append(ends_s[-1] + random.exponential(self.on_s))
             pauses_s.append(pauses_s[-1] + random.exponential(self.off_s))
@@ -81,7 +81,7 @@ class OnOff:
 def synthetic(
     requests: int, rate_per_s: float, isl: int, osl: int, variation: float = 0.0, seed: int = 0, arrivals: Arrivals | None = None
 ) -> list[Request]:
-    """Synthetic requests, the first at 0 s. isl, osl: mean lengths. variation: standard deviation by mean of both (gamma); 0: all equal."""
+    """Synthetic requests, the first at 0 s. isl, osl: mean lengths. variation: standard deviation / mean of both (gamma); 0: all equal."""
     if requests < 1 or not 0 < rate_per_s < math.inf or min(isl, osl) < 1 or variation < 0:
         raise ValueError("a synthetic workload needs requests, isl and osl of at least 1, a rate above 0 and a variation of at least 0")
     random = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 """A trace file as JSON lines or as a table, recognised by content: plain text, gzip, or Parquet.
 
-A row keeps the number of its line in the file (in a Parquet file: of the row, from 1), so that an error can name it.
+A row keeps the number of its line in the file (in a Parquet file: the row's number, from 1), so that an error can name it.
 
 Not modelled: other containers, such as zip or zstd.
 """
@@ -36,7 +36,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """JSON lines: (line, text) of each line that is not empty. first: the text of the first."""
+    """JSON lines: (line, text) of each line that is not empty. first: the text of the first such line."""
 
     path: Path
     first: str
@@ -44,7 +44,7 @@ class Lines:
 
 
 def open_trace(path: Path) -> Table | Lines:
-    """Raises ValueError, one line, where the file is missing, damaged, or neither text nor Parquet."""
+    """Open a trace file. Raises ValueError, one line, if it is missing, damaged, or neither text nor Parquet."""
     data = _bytes(path)
     if data[:4] == PARQUET:
         return _parquet(path, data)

@@ -30,7 +30,7 @@ LONGBENCH_OSL |= {"lcc": 64, "repobench-p": 64}
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """names: the columns, or the keys of a JSON line, that identify it. timed: it has arrival times; without them seconds are 0."""
+    """A trace format. names: columns, or keys of a JSON line, that identify it. timed: it has arrival times; otherwise seconds are 0."""
 
     name: str
     names: tuple[str, ...]
@@ -53,7 +53,7 @@ def _keys(lines: Lines) -> set[str]:
 
 
 def _timed(seconds: Callable[[Any], float], hint: str) -> Callable[[Table, tuple[str, ...]], Iterator[Row]]:
-    """A reader of tables with three columns: a time, which `seconds` parses, prompt and output tokens. hint: what a time looks like."""
+    """A reader of tables with the columns time, prompt tokens and output tokens. seconds: parses a time. hint: its format in words."""
 
     def read(table: Table, names: tuple[str, ...]) -> Iterator[Row]:
         at, prompt, output = table.places(names)
@@ -70,7 +70,7 @@ def _timed(seconds: Callable[[Any], float], hint: str) -> Callable[[Table, tuple
 
 
 def _azure(table: Table, names: tuple[str, ...]) -> Iterator[Row]:
-    """Times count from the first row, whole seconds and fractions apart: a float cannot hold a date with seven decimals."""
+    """Times count from the first row. Whole seconds and fractions stay apart: a float cannot hold a date with seven decimals."""
     start: datetime | None = None
 
     def seconds(value: object) -> float:

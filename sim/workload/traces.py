@@ -2,7 +2,7 @@
 
 A bad row stops the reading with its file and line: skipping it would make a different trace.
 
-Not modelled: what a trace has besides times, lengths and prefix hashes.
+Not modelled: columns of a trace other than times, lengths and prefix hashes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def read_trace(path: str | Path, format: str = "auto", seed: int = 0, arrivals: 
     """Requests of a trace; time counts from its first row. format: auto (by content) or the name of one of FORMATS.
 
     arrivals: times that replace the trace's own; formats without times need them. Mooncake's timestamps come in steps (3 s in the published
-    files) that many arrivals share: those are spread at random within their step, by `seed`, and keep their order. Raises ValueError, with
-    file and line, for a file that is not a trace in order of time.
+    files), and many arrivals share a step. They are spread at random within the step, by `seed`, and keep their order. Raises ValueError,
+    with file and line, for a file that is not a trace in order of time.
     """
     path = Path(path)
     trace = open_trace(path)
