@@ -16,7 +16,8 @@
 #
 # A prefill node computes the KV cache of a request. The cache crosses a network, and another node decodes from it. How many bits of it
 # should cross? This notebook asks the simulator. The cluster has four prefill and four decode H100s, the requests are the first 300 of
-# Mooncake's conversation trace, and there are three bitrates. On a command line this is `abkt simulate -m bitrate=raw,int4,embedded`.
+# Mooncake's conversation trace, and three bitrate policies are compared. On a command line this is
+# `abkt simulate -m bitrate=raw,int4,embedded network=5g workload.scaling.requests=300 workload.scaling.speedup=1.0`.
 
 # %%
 # %matplotlib inline
@@ -65,4 +66,5 @@ _ = axes.legend()
 
 # %% [markdown]
 # None of this is validated on H100s: the costs come from published kernel tables and a data sheet. `05_validation` says how far the
-# simulator can be trusted where it could be checked. Next: what the codec does (`02_codec`), and who decides (`03_bitrate_policies`).
+# simulator can be trusted where it could be checked. Next: what the codec does (`02_codec`), and how policies decide
+# (`03_bitrate_policies`).

@@ -53,7 +53,7 @@ table = pd.DataFrame(
 table
 
 # %% [markdown]
-# A fair comparison bounds distortion (mean at most D, p99 at most 8 D) and then asks for goodput. Without the bound the lowest rate always
+# A fair comparison bounds distortion (mean at most D, p99 at most 8 D) and then compares goodput. Without the bound the lowest rate always
 # wins, and the comparison says nothing. `abkt adaptation` compares within bounds and gives intervals. What did each policy send, and when?
 
 # %%
@@ -70,8 +70,8 @@ bits.legend(ncols=3)
 _ = wait.set(ylabel="transfer (s)", xlabel="time (s)", yscale="log")
 
 # %% [markdown]
-# Compression does not always pay. Where there is much bandwidth, coding costs more than it saves. For a serial codec the break-even is at
-# (1 − 1/r) S, where r is the ratio of raw to wire bytes and S the speed of coding and expanding together.
+# Compression does not always help. On a fast link, coding takes more time than it saves. For a serial codec the break-even bandwidth is
+# (1 − 1/r) S, where r is the ratio of raw to wire bytes and S the speed of encoding and expanding together.
 
 # %%
 figure("fig02_bandwidth")

@@ -16,6 +16,7 @@
 #
 # `abkt validate` calibrates the simulator on some runs and lets it predict others. Then it runs those on real processes and writes
 # VALIDATION.md. This notebook reads a stored validation: 1P1D of the probe on two cores, three conditions, four policies, two repeats each.
+# It was measured before the simulated twin reserved decode memory as the real frontend does (`docs/limits.md`).
 
 # %%
 # %matplotlib inline
@@ -40,7 +41,7 @@ stages[stages.cases > 0].set_index(["quantile", "stage"])[["measured_s", "error"
 
 # %% [markdown]
 # What counts in the end is the decision: does the simulator pick the policy that is best on the machine? The *regret* is the goodput lost
-# by following the simulator. It counts only where the machine can tell the two policies apart.
+# on the machine by following the simulator. It counts only where the machine can tell the two policies apart.
 
 # %%
 means = stored.rows[(stored.rows.stage == "ttft") & (stored.rows["quantile"] == "mean")]

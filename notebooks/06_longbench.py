@@ -14,9 +14,9 @@
 # %% [markdown]
 # # 6. LongBench
 #
-# Distortion and likelihood are only proxies. Are the answers still right? `abkt longbench` asks LongBench's questions of a model whose KV
-# has travelled through codec and transfer. It asks the same model with raw KV and without a transfer too. It runs any Hugging Face causal
-# LM, and the data come from a folder or from the hub. This notebook shows its parts.
+# Distortion and likelihood are only proxies. Are the answers still right? `abkt longbench` asks a model LongBench's questions after its KV
+# has gone through codec and transfer. It asks the same model with raw KV and without a transfer too. It runs any Hugging Face causal LM
+# whose attention `abkt.serve` computes, and the data come from a folder or from the hub. This notebook shows its parts.
 
 # %%
 # %matplotlib inline
@@ -40,14 +40,14 @@ scored = [(metric.__name__, said, right, metric(said, right, classes)) for metri
 pd.DataFrame(scored, columns=["metric", "said", "right", "score"])
 
 # %% [markdown]
-# **What to expect.** A model that recalls key-value lines loses its answers much sooner than its likelihood of plain text. So the recall
-# panel (left) is the stricter one. On the probe, a codec that treats all heads alike fails there first.
+# **What to expect.** As bits get fewer, a model loses its answers about key-value lines much sooner than its likelihood of plain text. So
+# the recall panel (left) is the stricter one. On the probe, a codec that treats all heads alike fails there first.
 
 # %%
 figure("fig01_rate_distortion")
 
 # %% [markdown]
-# **Run it** on a model of your own, with the embedded stream, ten questions a task:
+# **Run it** on a model of your own, with the embedded stream and ten questions for each task:
 #
 # ```bash
 # abkt longbench model_folder=FOLDER_OR_HUB_NAME data=FOLDER_OR_hub samples=10 bitrate=embedded out=DIR
