@@ -1,5 +1,5 @@
-"""How well costs from kernel tables predict published measurements of servers: TPOT of colocated continuous batching under a closed loop, on
-H100.
+"""How well costs from kernel tables predict servers that others have measured: TPOT of colocated continuous batching under a closed loop,
+on H100.
 
     TPOT = iteration(C, context) + a + b C + share (C - 1) / (osl - 1) x (seconds that one prompt adds to an iteration)
 
