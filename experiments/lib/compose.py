@@ -24,7 +24,7 @@ from experiments.lib.paths import CONFIG_DIR, conf_dir, data_path
 HYDRA_VERSION = "1.3"  # version of Hydra whose defaults apply
 SEARCH_PATH = "hydra.searchpath"
 ANY = "any verb"
-# verb -> old key -> new key: keys that were renamed in this release. A key under ANY matches the end of a key, as form matches bitrate.form.
+# verb -> old key -> new key: keys that were renamed in this release. A key under ANY matches the end of a key: form matches bitrate.form.
 # An entry is used only where the old key no longer exists.
 RENAMED: dict[str, dict[str, str]] = {
     "replay": {"carrier": "transport"},

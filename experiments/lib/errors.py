@@ -1,6 +1,7 @@
 """Failures of a verb: one clear line and an exit code.
 
-ValueError and OSError mean bad input (exit code 2). RunError and ClusterError mean that a run with correct input failed (1). Ctrl-C gives 130.
+ValueError and OSError mean bad input (exit code 2). RunError and ClusterError mean that a run with correct input failed (1). Ctrl-C gives
+130.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""How well costs from kernel tables predict servers that others have measured: TPOT of colocated continuous batching under a closed loop,
-on H100.
+"""Costs from kernel tables, compared with servers that others have measured: TPOT of colocated continuous batching under a closed loop, on
+H100.
 
     TPOT = iteration(C, context) + a + b C + share (C - 1) / (osl - 1) x (seconds that one prompt adds to an iteration)
 
 C is the number of clients, or the number that fits in memory (the others wait). The context is C (isl + osl / 2). Three scalars are fitted:
 
-* a: seconds of every iteration.
-* b: seconds that each request adds to an iteration.
+* a: seconds that every iteration takes besides its kernels.
+* b: seconds that each request adds to that.
 * share: share of the other clients' prompts that run while a request decodes. It is 1 if clients are out of step, and about 0.5 if they
   start together.
 
-Held-out errors leave out all rows with the same isl, then with the same tp, then with the same concurrency. Engines differ in their
-overheads and in when they run prompts. So the first table fits three scalars for each engine, and then one set for all engines, which is
-worse.
+The held-out error of a row comes from a fit without all rows of the same isl, then of the same tp, then of the same concurrency. Engines
+differ in their overheads and in when they run prompts. So the first table fits three scalars for each engine, and then one set for all
+engines, which is worse.
 
 In the second table no scalar describes the prompts, because they run as each engine runs them. vLLM and TensorRT-LLM run up to 8,192 prompt
 tokens together with a decode step; the simulator runs this as a closed loop on colocated nodes. SGLang stops decoding while prompts wait,

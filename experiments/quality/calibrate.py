@@ -1,5 +1,5 @@
-"""A model's calibration: how much an error in each head changes the answers, how much weight the last queries get, and which heads are coded
-as differences of tokens."""
+"""A model's calibration: how much an error in each head changes the answers, how much weight the last queries get, and which heads are
+coded as differences of tokens."""
 
 from __future__ import annotations
 

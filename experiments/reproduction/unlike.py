@@ -15,7 +15,7 @@ from experiments.lib.simulation import SimulateConfig, build_simulation
 from experiments.lib.workload import read_workload
 from sim.cluster import Simulation
 
-PAIRS = (("l20", "l20"), ("l20", "h20"), ("h20", "l20"), ("h20", "h20"))  # (prefill, decode); L20 has more FLOPS per dollar, H20 more bandwidth per dollar
+PAIRS = (("l20", "l20"), ("l20", "h20"), ("h20", "l20"), ("h20", "h20"))  # (prefill, decode); per dollar, L20 has more FLOPS, H20 bandwidth
 OVERRIDES = ("cluster=2p2d", "network=100g", "bitrate=raw", "routing=load_aware", "workload=poisson", "workload.requests=300",
              "workload.rate_per_s=1.0", "workload.isl=4000", "workload.osl=300", "progress=false")  # fmt: skip
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SweepConfig:
-    """grid, also: axes, as overrides with several values; of two with the same name the second wins. workers: processes; None: one per core.
+    """grid, also: axes, as overrides with several values; of two with the same name the second wins. workers: processes; None: one a core.
 
     The simulation's own keys are allowed here and are read for each point.
     """

@@ -15,7 +15,7 @@ Key = tuple[int, int, Network | None]
 
 
 class Clusters:
-    """A context manager that ends the processes and namespaces of all clusters. spec: specification of every cluster, except for its number of
+    """A context manager that ends the processes and namespaces of all clusters. spec: settings of every cluster, without its numbers of
     workers.
 
     Idle workers wait for their frontend. They use memory, but no core.

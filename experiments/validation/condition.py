@@ -39,7 +39,7 @@ class Condition:
             raise ValueError("prefill and decode must be at least 1, or 0 for as many as all conditions have")
 
     def sized(self, prefill: int, decode: int) -> Condition:
-        """The condition with these numbers of workers, unless it sets its own. The network gives the number of senders that share a link."""
+        """The condition with these numbers of workers, unless it sets its own. Senders that share a link are as many as the network has."""
         mine = self.network.senders if self.shared else prefill
         return replace(self, prefill=self.prefill or mine, decode=self.decode or decode)
 

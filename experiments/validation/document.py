@@ -86,7 +86,7 @@ def emulated(conditions: Collection[Condition], paced: bool, gpu: bool) -> list[
 
 
 def verdict(target: Mapping[str, Any]) -> str:
-    """The verdict on a target. An error that is only within the noise of the machine is reported as such, not as a success of the simulator."""
+    """The verdict on a target. An error that is only within the machine's noise is reported as that, not as a success."""
     if target["value"] <= target["target"]:
         return "yes"
     return "within the noise" if target["met"] else "no"

@@ -161,7 +161,7 @@ def targets(stages: pd.DataFrame, found: Sequence[Regret], limits: Mapping[str, 
 
 
 def drift(before: Profile, after: Profile) -> dict[str, float]:
-    """Change of the machine: how much longer each stage takes by the second profile than by the first, in the middle of the first's range."""
+    """Change of the machine: how much longer each stage takes by the second profile, in the middle of the first profile's range."""
     found = {}
     for stage in ("prefill", "encode/4", "expand/4", "decode", "transport"):
         at = {name: (before.fit(stage).low[name] + before.fit(stage).high[name]) / 2 for name in before.fit(stage).low}

@@ -1,4 +1,4 @@
-"""Role changes in both worlds: the times of draining and of being ready, the requests served afterwards, and the requests open meanwhile."""
+"""Role changes in both worlds: when a worker drained and was ready, the requests served afterwards, and the requests open meanwhile."""
 
 from __future__ import annotations
 
