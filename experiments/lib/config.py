@@ -1,4 +1,4 @@
-"""Plain values from conf/ as frozen dataclasses, checked when they are read. The code behind them gets no untyped dictionaries."""
+"""Plain values from conf/ as frozen dataclasses, checked when they are read, so that other code gets no untyped dictionaries."""
 
 from __future__ import annotations
 
