@@ -1,4 +1,4 @@
 """The command line of ABKT (`abkt VERB …`) and its studies. Only this package uses Hydra, pandas and matplotlib.
 
-Nothing in abkt or sim imports it, except for the console script, abkt.console.
+Nothing in abkt or sim imports it; only the console script, abkt.console, starts it.
 """

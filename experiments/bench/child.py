@@ -1,7 +1,8 @@
 """One measurement of `abkt bench sim`: `python -m experiments.bench.child WHAT REQUESTS NODES_OF_A_ROLE VARIATION` prints JSON.
 
 WHAT is one of: speed, requests per CPU-second of building and running a simulation; files, the same for a whole `abkt simulate` with its
-files, and its CPU time from the start of the interpreter and its peak memory; bare, a SimPy queue alone; imports, only the imports of a run.
+files, and its CPU time from the start of the interpreter and its peak memory; bare, a SimPy queue alone; imports, the imports of an empty
+run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 """The figures of docs/results.md, one file each, drawn from the stored tables of data/figures by `make figures`.
 
-style and stored also serve the report of a study and the notebooks.
+The report of a study and the notebooks also use style and stored.
 """

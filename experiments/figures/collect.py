@@ -43,8 +43,8 @@ def bandwidth(folder: Path) -> Found:
 def break_even_gbps(rows: pd.DataFrame, profile: Mapping[str, Any]) -> float:
     """The bandwidth (1 - 1/r) S, in Gbit/s, below which a serial codec wins.
 
-    r: raw bytes / wire bytes of int4 in the sweep. 1/S: extra seconds per raw byte to encode and expand at that depth instead of copying, from
-    the profile's cost of a token.
+    r: raw bytes / wire bytes of int4 in the sweep. 1/S: extra seconds per raw byte to encode and expand at that depth instead of copying,
+    from the profile's cost of a token.
     """
     done = rows[(rows.bitrate == f"int{LINE_BITS}") & (rows.error == "")]
     model = profile["model"]

@@ -1,4 +1,4 @@
-"""What layout alone is worth: calls and latency of moving the raw KV of one prompt, by the layout of the pool.
+"""The effect of layout alone: calls and latency of moving the raw KV of one prompt, by the layout of the pool.
 
 Measured on this machine between two pools, through shared memory and through a socket (solid), beside FlowKV's published figures between
 GPUs (dashed; arXiv 2504.03775). The gain is small where a call costs little, as here, and large where each call is a launch."""

@@ -29,7 +29,7 @@ class Stored:
 
 
 def load(folder: Path, name: str) -> Stored:
-    """Raises ValueError, one line, where the table is missing, damaged, of another version, or has no rows."""
+    """Read a stored table. Raises ValueError, one line, if it is missing, damaged, of another version, or has no rows."""
     path = folder / f"{name}.parquet"
     try:
         stamp = read_stamp(path)

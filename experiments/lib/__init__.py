@@ -1,4 +1,4 @@
-"""What the verbs share: configuration, help, errors, manifests, result files, workloads, networks, and the simulation built from them.
+"""Code that the verbs share: configuration, help, errors, manifests, result files, workloads, networks, and the simulation built from them.
 
 Used by every other folder of experiments.
 """

@@ -1,4 +1,4 @@
-"""A verb's configuration from conf/ and the command line. Hydra's errors of several lines become one line that says what is possible."""
+"""A verb's configuration from conf/ and the command line. Hydra's long errors become one line that names the possible values."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.lib import usage
 from experiments.lib.paths import CONFIG_DIR, conf_dir, data_path
 
-HYDRA_VERSION = "1.3"  # whose defaults apply
+HYDRA_VERSION = "1.3"  # version of Hydra whose defaults apply
 SEARCH_PATH = "hydra.searchpath"
 ANY = "any verb"
-# verb -> old key -> new key: keys that were renamed in this release. A key of ANY is known by its end, such as form of bitrate.form.
+# verb -> old key -> new key: keys that were renamed in this release. A key under ANY matches the end of a key: form matches bitrate.form.
 # An entry is used only where the old key no longer exists.
 RENAMED: dict[str, dict[str, str]] = {
     "replay": {"carrier": "transport"},
@@ -54,7 +54,7 @@ RENAMED: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A resolved configuration. config: plain values. choices: group -> choice, such as bitrate -> embedded."""
+    """A resolved configuration. config: its plain values. choices: group -> choice, such as bitrate -> embedded."""
 
     config: dict[str, Any]
     choices: dict[str, str]
@@ -70,7 +70,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> Composed:
 
 
 def unresolved(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The same with its interpolations unresolved, so that more keys can be set. Raises ValueError, one line."""
+    """As compose, but interpolations stay unresolved, so that more keys can be set. Raises ValueError, one line."""
     try:
         return _without_hydra(_compose(verb, overrides))
     except (HydraException, OmegaConfBaseException) as error:
@@ -112,7 +112,7 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def register_resolvers() -> None:
-    """Functions that conf/ may use: ${bytes_per_s:gbps}, ${capacity:network} for a network's schedule as a policy's field,
+    """Register the functions that conf/ may use: ${bytes_per_s:gbps}, ${capacity:network} for a network's schedule as a policy's field,
     ${data:NAME} for a file that comes with abkt, and ${times:a,b} for a product."""
     OmegaConf.register_new_resolver("bytes_per_s", _bytes_per_s, replace=True)
     OmegaConf.register_new_resolver("capacity", _capacity, replace=True)
@@ -145,7 +145,7 @@ def explain(verb: str, overrides: Sequence[str], error: Exception, multirun: boo
 
 
 def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | None:
-    """What is wrong with the first override at fault, and what is possible in its place; None if all of them are right."""
+    """One line: what is wrong with the first faulty override, and which values are possible; None if all overrides are right."""
     groups, config_dirs = usage.groups(verb), search_path(overrides)
     chosen: list[str] = [text for text in overrides if text.startswith(SEARCH_PATH)]
     keys: list[tuple[str, str]] = []
@@ -176,7 +176,7 @@ def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | 
 
 
 def renamed(verb: str, key: str, value: str) -> str | None:
-    """What to give in place of an old key, in one line; None for a key that was not renamed."""
+    """One line that names the new key; None for a key that was not renamed."""
     for old, new in (RENAMED.get(verb, {}) | RENAMED[ANY]).items():
         if key == old or (old in RENAMED[ANY] and key.endswith(f".{old}")):
             now = key.removesuffix(old) + new
@@ -225,7 +225,7 @@ def _values(override: Override) -> list[str]:
 
 
 def _unknown(path: list[str], known: Mapping[Any, Any]) -> str | None:
-    """What to say of a key that does not exist; None if it does. Names the keys that exist there, and the most similar one."""
+    """The message for a key that does not exist, with the keys that exist there and the most similar one; None if the key exists."""
     node: Any = known
     for depth, name in enumerate(path):
         if not isinstance(node, Mapping):

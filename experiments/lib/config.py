@@ -1,4 +1,4 @@
-"""Plain values from conf/ as frozen dataclasses, checked when they are read. The code behind them gets no untyped dictionaries."""
+"""Plain values from conf/ as frozen dataclasses, checked when they are read, so that other code gets no untyped dictionaries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STRICT = ConfigDict(extra="forbid")  # for every verb's configuration class and 
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """prefill, decode: instances of each role. max_batch: requests in one decode iteration."""
+    """prefill, decode: number of instances of each role. max_batch: most requests in one decode iteration."""
 
     prefill: int
     decode: int
@@ -53,13 +53,13 @@ Hardware = Annotated[
 
 
 def kind_of(value: Any, key: str, having: str, lacking: str) -> str:
-    """The class of a union that plain values are meant for: `having` if they have `key`, else `lacking`. An object has its own class."""
+    """The class of a union that plain values stand for: `having` if they have `key`, otherwise `lacking`. An object has its own class."""
     return (having if key in value else lacking) if isinstance(value, Mapping) else type(value).__name__
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One serving instance for the simulator. profile: its costs. kv_tokens: tokens of KV that it holds beside the weights."""
+    """One serving instance for the simulator. profile: its costs. kv_tokens: tokens of KV that fit in its memory besides the weights."""
 
     profile: Profile
     kv_tokens: int

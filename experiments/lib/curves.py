@@ -1,5 +1,7 @@
-"""Measured curves for KV that cannot be computed here, such as that of large models: distortion by bytes, and the quality of a model's
-answers by distortion."""
+"""Measured curves: distortion by bytes, and the quality of a model's answers by distortion.
+
+They stand for KV that cannot be computed on this machine, such as the KV of large models.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from experiments.lib.paths import data_path
 from experiments.lib.results import write_json, write_text
 
 T = TypeVar("T")
-QUANTILES = 2000  # that stand for more transfers
+QUANTILES = 2000  # quantiles that stand for a larger number of transfers
 
 
 def load_curves(path: Path) -> tuple[RateCurve, ...]:
@@ -31,7 +33,7 @@ def save_curves(curves: tuple[RateCurve, ...], path: Path) -> None:
 @dataclass(frozen=True)
 class QualityCurve:
     """One prompt of a kind, coded by one method, from coarse to fine. bytes: share of the raw bytes. distortion: as the codec measures it.
-    rise: of the negative log-likelihood of the continuation, nats per token. kl: mean divergence of the logits."""
+    rise: rise of the negative log-likelihood of the continuation, in nats per token. kl: mean divergence of the logits."""
 
     kind: str
     method: str
@@ -95,7 +97,7 @@ def expected_rise(curves: Sequence[QualityCurve], distortion: np.ndarray) -> np.
 
 
 def quality_of(distortion: Sequence[float] | np.ndarray, curves: Sequence[QualityCurve]) -> dict[str, dict[str, float]]:
-    """The expected effect of these distortions on answers, by kind of prompt: mean and p99 of the rise, nats per token.
+    """The expected effect of these distortions on answers, by kind of prompt: mean and p99 of the rise, in nats per token.
 
     Many transfers are represented by 2,000 quantiles. Empty if there are none.
     """

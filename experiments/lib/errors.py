@@ -1,6 +1,7 @@
-"""How a verb fails: one clear line and an exit code.
+"""Failures of a verb: one clear line and an exit code.
 
-ValueError and OSError mean bad input (exit code 2). RunError and ClusterError mean that a correct run broke (1). Ctrl-C gives 130.
+ValueError and OSError mean bad input (exit code 2). RunError and ClusterError mean that a run with correct input failed (1). Ctrl-C gives
+130.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ BAD_INPUT, BROKEN, INTERRUPTED = 2, 1, 128 + signal.SIGINT
 
 
 class RunError(RuntimeError):
-    """A run with correct input that broke, because a worker died or a peer stopped answering. Its text is shown to the user."""
+    """A run with correct input failed, because a worker died or a peer stopped answering. The text is shown to the user."""
 
 
 def one_line(error: BaseException) -> str:
@@ -24,7 +25,7 @@ def one_line(error: BaseException) -> str:
 
 
 def exit_code(work: Callable[[], None]) -> int:
-    """Do the work and return 0, or the exit code of its failure, which is reported in one line on stderr.
+    """Do the work and return 0. A failure is reported in one line on stderr, and its exit code is returned.
 
     A RunError may have several lines, such as the end of a worker's log. HYDRA_FULL_ERROR=1 in the environment gives the traceback instead,
     as in every Hydra application.

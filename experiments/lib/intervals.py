@@ -16,8 +16,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 DRAWS = 1000
 LEVEL = 0.95
-VALUES = 20_000_000  # values drawn at most; with more requests there are fewer draws, but never fewer than LEAST
-LEAST = 100  # draws
+VALUES = 20_000_000  # most values that are drawn; with more requests there are fewer draws, but never fewer than LEAST
+LEAST = 100  # least number of draws
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""manifest.json: where a result comes from and what is needed to make it again. It holds no host name and no personal path."""
+"""manifest.json: the origin of a result, and everything that is needed to make it again. It holds no host name and no personal path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGES = ("abkt", "torch", "triton", "numpy", "transformers", "simpy", "pandas
 
 
 def write_manifest(run: VerbCall, inputs: Iterable[Path] = ()) -> None:
-    """inputs: the files that the run has read; each is listed with its SHA-256."""
+    """Write the manifest of a run. inputs: the files that the run has read; each is listed with its SHA-256."""
     write_json(run.out / "manifest.json", manifest(run, inputs))
 
 
@@ -63,7 +63,7 @@ def file_hash(path: Path) -> str:
 
 @lru_cache
 def code_hash() -> str:
-    """SHA-256 of the source files that decide what a simulation gives: abkt, sim, and experiments/lib, which builds it."""
+    """SHA-256 of the source files that determine a simulation's result: abkt, sim, and experiments/lib, which builds it."""
     digest = hashlib.sha256()
     for folder in (ROOT / "abkt", ROOT / "sim", ROOT / "experiments" / "lib"):
         for path in sorted(folder.rglob("*.py")):
@@ -81,7 +81,7 @@ def policy_files(config: Any) -> list[Path]:
 def _source(module: str) -> Path | None:
     try:
         spec = find_spec(module)
-    except ModuleNotFoundError:  # of a parent package; building the policy reports it
+    except ModuleNotFoundError:  # a parent package is missing; building the policy reports it
         return None
     return Path(spec.origin) if spec and spec.origin else None
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """delay_s: propagation, each way. loss: share of packets lost, each way. egress_usd_per_gb: of wire bytes (10^9).
+    """delay_s: propagation delay, each way. loss: share of packets lost, each way. egress_usd_per_gb: price of 10^9 wire bytes.
 
     senders: prefill nodes of a replay; with more than one they share the decode node's link.
     """

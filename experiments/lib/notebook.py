@@ -1,4 +1,4 @@
-"""Functions for the notebooks: a simulation, a sweep, a sample of real KV, and a stored figure, each in one line."""
+"""Functions for the notebooks. Each gives a simulation, a sweep, a sample of real KV, or a stored figure in one call."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def simulate(*overrides: str) -> SimulatedRun:
 
 
 def sweep(grid: Sequence[str], *overrides: str) -> pd.DataFrame:
-    """`abkt sweep` of a few points in this process, a row for each. grid: the axes, such as bitrate=raw,int4."""
+    """`abkt sweep` of a few points in this process; one row per point. grid: the axes, such as bitrate=raw,int4."""
     found = axes("sweep", grid, overrides)
     return pd.DataFrame([{**point.place, **run_point(point.config, None)} for point in points("sweep", overrides, found)])
 

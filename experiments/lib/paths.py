@@ -46,7 +46,7 @@ def split_config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 
 def _first(name: str, witness: str) -> Path:
-    """The first folder of that name that holds the witness, a file of ABKT: other packages may have a folder called data too."""
+    """The first folder of that name that holds `witness`, a file of ABKT. Other packages may have a folder called data too."""
     places = (ROOT / name, PACKAGE / name)
     for place in places:
         if (place / witness).is_file():

@@ -1,4 +1,4 @@
-"""The progress bar of a verb: one for each long step."""
+"""The progress bars of a verb, one for each long step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network of a replay: namespaces with shaped links where that is permitted, else loopback with paced sockets."""
+"""The network of a replay: namespaces with shaped links if they are permitted, otherwise loopback with paced sockets."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class RealNetwork:
-    """pacing: tbf, socket or userspace. facts: for the summary. namespaces: set up with tbf. key_file: key of this run, where addresses are
-    not loopback."""
+    """pacing: tbf, socket or userspace. facts: facts for the summary. namespaces: the namespaces, if pacing is tbf. key_file: file with the
+    key of this run, if addresses are not loopback."""
 
     pacing: str
     facts: dict[str, Any]
@@ -39,9 +39,9 @@ def real_network(network: NetworkConfig | DriveConfig, pacing: str, seed: int, p
     network : rate over time, delay, loss and senders.
     pacing : tbf, socket, userspace, or auto: namespaces (tbf) if they are permitted, else socket pacing; an unlimited link without delay
         and loss is not paced.
-    seed : of losses.
-    prefill : prefill workers; 0: as many as the network has senders.
-    decode : decode workers.
+    seed : seed of losses.
+    prefill : number of prefill workers; 0: as many as the network has senders.
+    decode : number of decode workers.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """Writes requests.parquet and transfers.parquet while a run goes on, because a million requests would not fit in memory as objects.
 
-All batches have the same size, whenever the run passes its records on. So the bytes of the files depend only on the records.
+All batches have the same size, regardless of when the run passes its records on. So the bytes of the files depend only on the records.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Part:
         self.writer: pq.ParquetWriter | None = None
 
     def write(self, at_least: int, more: Any) -> None:
-        """Write batches of BATCH records. at_least 0: also write the rest, and an empty table if there were no records."""
+        """Write batches of BATCH records. at_least = 0: also write the rest, and an empty table if there were no records."""
         while len(self.waiting) >= max(1, at_least) or (at_least == 0 and self.writer is None):
             batch = self.waiting[:BATCH]
             del self.waiting[:BATCH]

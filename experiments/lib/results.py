@@ -1,4 +1,4 @@
-"""Result files: Parquet for records, JSON for the rest. Each is written to a temporary file and then moved, so that none is incomplete."""
+"""Result files: Parquet for records, JSON for the rest. Each is written to a temporary file and then moved, so that it is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A simulation from its configuration: what it needs to be built, to be run with a progress bar, and to be written down."""
+"""A simulation from its configuration: it is built, run with a progress bar, and its records are written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BackgroundConfig:
-    """Traffic of others, see sim.network.background. path: a file of flow sizes. links: those that carry it; empty: every node's."""
+    """Background traffic, see sim.network.background. path: a file of flow sizes. links: links that carry it; empty: every node's."""
 
     path: Path
     load: float
@@ -54,16 +54,16 @@ class SimulateConfig:
     Parameters
     ----------
     model : shape of the LLM.
-    hardware, decode_hardware : GPU of every node, and of the decode nodes where theirs is another one.
+    hardware, decode_hardware : GPU of every node; GPU of the decode nodes, if it is another one.
     cluster : number of prefill and decode nodes, and the largest decode batch.
     network : capacity over time and propagation delay of every node's link.
     workload : the requests.
     bitrate, routing, roles, admission : policies as abkt.policy.build takes them; every pair of nodes gets a bitrate policy of its own.
-    slo : limits of TTFT and TPOT, in seconds, that goodput counts by.
+    slo : limits of TTFT and TPOT, in seconds; goodput counts the requests within them.
     engine : batching and memory of every node; its max_batch is replaced by the cluster's.
     curves : file of measured rate-distortion curves.
     rebuild_s : seconds that a node needs to change its role once it has drained.
-    faults, link_faults, background : node failures, link failures, and traffic of others.
+    faults, link_faults, background : node failures, link failures, and background traffic.
     trace : also write trace.json for ui.perfetto.dev.
     """
 

@@ -15,9 +15,9 @@ from experiments.lib.paths import conf_dir
 
 KEY = re.compile(r"^(?P<indent> *)(?P<key>[a-z_]\w*):\s*(?P<value>[^#]*?)\s*(?:#\s*(?P<comment>.*))?$")
 DEFAULT = re.compile(r"^  - (?P<group>[a-z][\w@.]*): (?P<choice>\S+)")
-BASE = re.compile(r"^  - (?P<verb>[a-z]\w*)$")  # a verb whose groups and keys this one has as well
+BASE = re.compile(r"^  - (?P<verb>[a-z]\w*)$")  # a verb whose groups and keys this verb has too
 PACKAGE = "# @package"  # an instruction to Hydra
-WIDEST = 44  # letters of the first column
+WIDEST = 44  # most letters in the first column
 
 
 def overview(verbs: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What makes a function a verb: its configuration is composed, checked and passed to it with the folder for its results."""
+"""The decorator that makes a function a verb. It composes and checks the configuration, and passes it on with the folder for results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class VerbCall:
     Parameters
     ----------
     verb : its name.
-    arguments : of the command line, as Hydra overrides.
+    arguments : arguments of the command line, as Hydra overrides.
     config : the resolved configuration as plain values.
     choices : group -> choice, such as bitrate -> embedded.
     out : folder for the results; it is made when the first result is written.
@@ -46,13 +46,14 @@ def verb(name: str, positional: tuple[str, ...] = ()) -> Callable[[Callable[[Any
 
     Parameters
     ----------
-    name : of the verb; conf/NAME.yaml is its configuration.
+    name : name of the verb; conf/NAME.yaml is its configuration.
     positional : keys that may be given without their name.
 
     Returns
     -------
-    A decorator. What it makes of `main` composes the configuration, reads it as the class that `config` is annotated with, and calls
-    `main`. `--config-dir DIR` adds YAMLs of the user; `-m` goes through Hydra's own application, so that its sweepers and launchers work.
+    A decorator. The decorated `main` composes the configuration, reads it as the class that `config` is annotated with, and calls the
+    original `main`. `--config-dir DIR` adds YAMLs of the user; `-m` goes through Hydra's own application, so that its sweepers and
+    launchers work.
 
     Raises
     ------

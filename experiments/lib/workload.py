@@ -21,7 +21,7 @@ POISSON = {"_target_": "sim.workload.synthetic.Poisson"}
 
 @dataclass(frozen=True, slots=True)
 class TraceWorkload:
-    """A scaled trace file. rate_per_s above 0: `arrivals` at this rate replace those of the trace (a file of lengths has none).
+    """A scaled trace file. rate_per_s above 0: `arrivals` at this rate replace the arrival times of the trace (a file of lengths has none).
 
     concurrency above 0: a closed loop with this many clients, which ignores all arrival times.
     """
@@ -126,7 +126,7 @@ def arrivals_of(config: dict[str, Any]) -> Arrivals:
 
 
 def _kind_of(value: Any) -> str:
-    """The class that plain values are meant for, by the key that they have. An object has its own class."""
+    """The class that plain values stand for, by the key that they have. An object has its own class."""
     if not isinstance(value, dict):
         return type(value).__name__
     return "TraceWorkload" if "path" in value else "ServegenWorkload" if "rates" in value else "SyntheticWorkload"

@@ -1,4 +1,4 @@
-"""LongBench and retrieval tasks with transferred KV: the questions, their scores, and what the transfer costs.
+"""LongBench and retrieval tasks with transferred KV: the questions, their scores, and the costs of the transfer.
 
 Used by `abkt longbench`.
 """

@@ -79,7 +79,7 @@ COLUMNS = tuple(field.name for field in fields(Answer))
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer. tokens: including the first, which prefill gives. step_s: seconds of the first decode iteration."""
+    """An answer. tokens: its tokens, including the first, which prefill gives. step_s: seconds of the first decode iteration."""
 
     tokens: list[int]
     decode_s: float

@@ -1,4 +1,4 @@
-"""Where rows, prompts and answer lengths come from: a folder, or the hub and LongBench's repository. The data does not come with ABKT.
+"""Sources of rows, prompts and answer lengths: a folder, or the hub and LongBench's repository. The data does not come with ABKT.
 
 The files of a folder have their published names (`trec.jsonl`, `dataset2prompt.json`, `0shot.txt`), or these with the prefix `v1_` or
 `v2_`; rows may be gzipped. The subfolders `data`, `config` and `prompts` are searched too.
@@ -30,7 +30,7 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question. id: of its row. answers: each of them is right. splits: groups that it also counts in, such as a difficulty."""
+    """One question. id: name of its row. answers: the right answers. splits: further groups that it counts in, such as a difficulty."""
 
     id: str
     prompt: str

@@ -12,7 +12,7 @@ from abkt.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """spec: shape of the model. rope_theta: of its rotary position embedding; None if it has none."""
+    """spec: shape of the model. rope_theta: base of its rotary position embedding; None if it has none."""
 
     spec: ModelSpec
     tokenizer: Any

@@ -36,7 +36,7 @@ from abkt.transfer.send.sender import Sender
 from abkt.transfer.transports.tcp import Tcp
 from experiments.lib.errors import RunError
 
-PATIENCE_S = 30.0  # from the sender's end of a transfer until the receiver has it
+PATIENCE_S = 30.0  # most seconds from the end of sending until the receiver has the transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class TransferPair:
     Parameters
     ----------
     engine : the model and the prefill side's pool; the decode side gets a pool of its own and shares the model.
-    codec : its calibration weighs the cells.
+    codec : codec of the KV; its calibration gives the weights of the cells.
     bitrate : a policy as abkt.policy.build takes it.
-    capacity : of the link.
-    coder : of a stream: fixed or entropy.
+    capacity : capacity of the link.
+    coder : coder of a stream: fixed or entropy.
 
     Raises
     ------
@@ -125,7 +125,7 @@ class TransferPair:
     def _transfer(
         self, tokens: int, first_token: int, decision: Decision, source: ByteSource, encode_s: float, view: TransferView | None = None
     ) -> Transferred:
-        """view: of the transfer, with which the policy is asked for the next cut; None: it is not asked."""
+        """Send the KV and wait for it. view: the transfer as the policy sees it when it chooses the next cut; None: it is not asked."""
         self._count += 1
         offer = Offer(self._count, decision.mode, tokens, tuple(int(end) for end in source.ends), first_token)
         outgoing = Outgoing(self._count, offer, source)

@@ -17,7 +17,7 @@ KEY_VALUES = 'Here is a JSON object with keys and values:\n{object}\nThe value o
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question as token ids. whole_tokens: of the prompt before it was cut. most_tokens: of the answer."""
+    """A question as token ids. whole_tokens: length of the prompt before it was cut. most_tokens: limit of the answer."""
 
     task: Task
     example: Example
@@ -55,7 +55,7 @@ def examples(task: Task, source: Source, most: int | None) -> Iterator[Example]:
 
 
 def most_tokens(task: Task, source: Source) -> int:
-    """Most tokens of an answer."""
+    """The most tokens that an answer may have."""
     if task.family != "v1":
         return task.most_tokens
     lengths = json.loads(source.text("v1", "dataset2maxlen.json"))
@@ -97,7 +97,7 @@ def ask(task: Task, example: Example, tokenizer: Any, limit: int, most: int, cha
     """The question with a prompt of at most `limit` tokens, its chat template included.
 
     A longer prompt is cut in its middle, before the template is put around it. Decoding the cut ids and encoding the text again may give
-    more tokens; then more is cut. most: tokens of the answer. Raises ValueError if the template alone is longer than `limit`.
+    more tokens; then more is cut. most: limit of the answer's tokens. Raises ValueError if the template alone is longer than `limit`.
     """
     templated = chat and not task.plain and bool(getattr(tokenizer, "chat_template", None))
 

@@ -1,4 +1,4 @@
-"""Tables of the rows by task and by category: scores beside raw KV, differences with intervals, and times and bytes of the transfer."""
+"""Tables of the rows by task and by category: scores, their difference from raw KV with intervals, and times and bytes of the transfer."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ Metric = Callable[[str, str, Sequence[str]], float]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task. file: of its rows, without ending. most_tokens: of an answer; 0: read from the data's table. first_line: only the first line
-    is scored. plain: no chat template, because the examples are not conversations. line_ends: an answer ends with its line, and has at
-    least one token."""
+    """A task. file: name of the file of its rows, without ending. most_tokens: limit of an answer; 0: read from the data's table.
+    first_line: only the first line is scored. plain: no chat template, because the examples are not conversations. line_ends: an answer
+    ends with its line, and has at least one token."""
 
     name: str
     category: str

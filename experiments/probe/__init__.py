@@ -1,6 +1,6 @@
-"""The probe: a small Llama-shaped model that uses its context, and its recall tasks, which every real run asks.
+"""The probe: a small Llama-shaped model that uses its context, and its recall tasks, which are the prompts of real runs.
 
-Used by `abkt train-probe`, and by everything that needs prompts with known answers.
+Used by `abkt train-probe`, and by all code that needs prompts with known answers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well the probe uses its context: recall by distance, and held-out loss by the number of tokens before a token."""
+"""Examination of how well the probe uses its context: recall by distance, and held-out loss by the number of earlier tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well two constants describe published transfer times: seconds = alpha x calls + bytes / beta.
+"""Published transfer times, described by two constants: seconds = alpha x calls + bytes / beta.
 
 * **Point to point**: one call for each size, as Vidur measured NCCL send and receive (MIT).
 * **PD transfers**: Mooncake's measurements of two stacks (Apache-2.0), TP8 to TP8 over RoCE, one call for each layer, bytes from the

@@ -1,4 +1,4 @@
-"""A model's calibration: how much an error in each head changes its answers, how much the last queries should weigh, and which heads are
+"""A model's calibration: how much an error in each head changes the answers, how much weight the last queries get, and which heads are
 coded as differences of tokens."""
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from experiments.quality.measure import Bench
 from experiments.quality.methods import Cuts, Held, seen
 from experiments.quality.samples import QualitySample
 
-NOISE = 0.05  # squared error over squared deviation, as 2 to 3 bits leave it
+NOISE = 0.05  # squared error / squared deviation, about as much as 2 to 3 bits leave
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-BITS = (1.0, 2.0, 3.0)  # rates at which importance matters
+BITS = (1.0, 2.0, 3.0)  # rates in bits per value at which importance matters
 FLOOR = 0.05  # least sensitivity of a head, as a share of the mean
 
 

@@ -1,4 +1,4 @@
-"""Which methods a run compares, and why others are left out."""
+"""The choice of the methods that a run compares, and the reasons why others are left out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check(names: Sequence[str], own: Mapping[str, Method]) -> None:
 
 
 def choose(names: Sequence[str], own: Mapping[str, Method], helds: Iterable[Held]) -> tuple[list[Method], dict[str, str]]:
-    """(the methods, name -> why `all` leaves a method out): its package is not installed, or it fails on one of helds."""
+    """(the methods, name -> why `all` leaves it out). A method is left out if its package is missing or it fails on one of helds."""
     known = {**own, **peers()}
     chosen = dict(known) if "all" in names else {name: known[name] for name in names}
     left_out = reasons() if "all" in names else {}

@@ -1,4 +1,4 @@
-"""Tables of the outcomes by method and rate, with intervals, and the gates: figures that our codec must reach."""
+"""Tables of the outcomes by method and rate, with intervals, and the gates: bounds that our codec's figures must keep."""
 
 from __future__ import annotations
 
@@ -74,8 +74,10 @@ def at_equal_bytes(outcomes: pd.DataFrame, ours: str, theirs: str) -> pd.DataFra
 
 
 def bytes_saved(outcomes: pd.DataFrame, ours: str, theirs: str, kind: str, seed: int = 0) -> tuple[float, float, float]:
-    """Share of their bytes that ours saves at their mean rise in nll, with its 95 % interval by bootstrap over samples; nan if ours does
-    not reach that rise (for an end of the interval: in more than one of 40 resamples)."""
+    """Share of their bytes that ours saves at their mean rise in nll, with its 95 % interval by bootstrap over samples.
+
+    The share is nan if ours does not reach that rise. An end of the interval is nan if that happens in more than one of 40 resamples.
+    """
     here = outcomes[(outcomes.kind == kind) & ~outcomes.rate.str.contains("then")].assign(rise=lambda rows: rows.nll - rows.raw_nll)
     mine, other = here[here.method == ours], here[here.method == theirs].set_index("sample").sort_index()
     rises, sizes = (mine.pivot_table(index="sample", columns="rate", values=name).loc[other.index] for name in ("rise", "wire_bytes"))

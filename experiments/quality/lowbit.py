@@ -25,8 +25,8 @@ LEAST = 0.5  # share of answers that must be found after raw KV, or the trials s
 
 @dataclass(frozen=True, slots=True)
 class LowBitVerdict:
-    """bears: whether every trial was passed; None where the model does not find enough answers after raw KV. found, raw_found: share of
-    answers found in each trial."""
+    """bears: whether the model tolerates the codec, which means that every trial was passed; None if the model does not find enough answers
+    after raw KV. found, raw_found: share of answers found in each trial."""
 
     method: str
     rate: str

@@ -1,4 +1,4 @@
-"""What a codec does to a model: the same continuation is scored after KV that was transferred and after KV that was not."""
+"""The effect of a codec on a model: the same continuation is scored after KV that was transferred and after KV that was not."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Bench:
     def logits(self, sample: QualitySample, schedule: Sequence[tuple[int, Callable[[list[int]], object]]]) -> torch.Tensor:
         """Logits of every token of the continuation but the first, which prefill gives: [tokens - 1, vocabulary].
 
-        schedule: (token of the continuation, what writes the KV that is used from there on); the first is at token 0.
+        schedule: (token of the continuation, function that writes the KV used from that token on); the first entry is at token 0.
         """
         row, found, rest = SequenceRow(self.received, len(sample.prompt)), [], list(sample.continuation[:-1])
         for (start, put), stop in zip(schedule, [*(start for start, _ in schedule[1:]), len(rest)], strict=True):

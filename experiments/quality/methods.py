@@ -34,8 +34,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class RatePoint:
-    """One rate of a codec. put: writes the received KV into the blocks of another table of the same pool. distortion: as the codec reports
-    it, by its own weights; nan for codecs that report none."""
+    """One rate of a codec. put: writes the received KV into the blocks of another table of the same pool. distortion: distortion that the
+    codec reports, by its own weights; nan for codecs that report none."""
 
     rate: str
     wire_bytes: int
@@ -89,14 +89,14 @@ class Cuts:
 
     Parameters
     ----------
-    name : of the method.
-    codec : for KV of the model.
-    weigh : weights of the cells; None of it weighs all alike.
+    name : name of the method.
+    codec : codec for KV of the model.
+    weigh : gives the weights of the cells; if it gives None, all cells weigh the same.
     order : slope cuts at the bytes of the uniform order's whole rates, and at `between` places between two of them by equal ratios
         (twice as many below 1 bit). uniform cuts at the whole rates.
     coder : fixed or entropy.
-    nested : False makes a code of its own for each depth and sends it whole.
-    between : see order.
+    nested : False: each depth has its own code, which is sent whole.
+    between : number of extra places, see order.
     """
 
     name: str
@@ -171,7 +171,7 @@ ABLATIONS = ("flat", "flat-entropy", "position-only", "head-only", "shuffled", "
 
 
 def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
-    """All methods by name. codec: for KV of the model. calibration: of the model, if there is one."""
+    """All methods by name. codec: codec for KV of the model. calibration: the model's calibration, if there is one."""
     still = Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=_without_differences(codec))
     weigh = seen(calibration)
     ours: Sequence[Method] = (

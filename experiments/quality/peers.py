@@ -1,7 +1,8 @@
 """KV codecs of other projects: quanto and HQQ through transformers' QuantizedCache, and LMCache's CacheGen with its real bytes.
 
-A cache gets the prompt's KV as from prefill; the KV that it returns for the next token is what arrives. Its bytes are those of the tensors
-that it holds: codes, scales and zeros. A codec is available if its package is installed (`pip install abkt[peers]`; LMCache by itself).
+A cache gets the prompt's KV as from prefill. The KV that it returns for the next token counts as the received KV. Its bytes are those of
+the tensors that it holds: codes, scales and zeros. A codec is available if its package is installed (`pip install abkt[peers]`; LMCache is
+installed separately).
 Not modelled: their residual windows, which a cache fills only with decoded tokens.
 """
 
@@ -47,7 +48,7 @@ class Cached:
 
 @dataclass(frozen=True)
 class LmCacheMethod:
-    """Its bytes, chunk by chunk."""
+    """LMCache's CacheGen, with its real bytes, chunk by chunk."""
 
     name: str = "lmcache"
 
@@ -85,12 +86,12 @@ def reasons() -> dict[str, str]:
 def _there(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the parent package
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
 def _bytes(part: Any) -> int:
-    """Of one quantised tensor, as quanto or HQQ holds it."""
+    """Bytes of one quantised tensor, as quanto or HQQ holds it."""
     if isinstance(part, tuple):
         codes, meta = part
         return codes.nbytes + meta["scale"].nbytes + meta["zero"].nbytes

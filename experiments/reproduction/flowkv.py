@@ -33,7 +33,7 @@ WHY_UNLIKE = "Prefill needs FLOPS and decode needs memory bandwidth, so it matte
 
 
 def layout(tokens: Sequence[int], transports: Sequence[str], layers: int, repeats: int, step: Callable[[str], None]) -> pd.DataFrame:
-    """The measured rows and, beside them, the published ones."""
+    """A table of the measured and the published rows."""
     model = ModelSpec("layout", layers, 8, 128)
     with tempfile.TemporaryDirectory(prefix="abkt-") as folder:
         rows = [asdict(row) for row in layouts.measure(model, tokens, transports, repeats, Path(folder), step)]

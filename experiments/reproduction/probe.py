@@ -28,7 +28,7 @@ OVERRIDES = ("network.gbps=0.08", "workload.scaling.requests=24", "workload.scal
 
 @dataclass(frozen=True, slots=True)
 class ProbeRun:
-    """What a run needs of the configuration of `abkt replay`."""
+    """The part of `abkt replay`'s configuration that a run needs."""
 
     network: Network
     workload: Workload

@@ -1,4 +1,4 @@
-"""Published figures, as their papers print them. FlowKV: arXiv 2504.03775 (8B model, one prefill and one decode node)."""
+"""Published figures, as the papers print them. FlowKV: arXiv 2504.03775 (8B model, one prefill and one decode node)."""
 
 from __future__ import annotations
 

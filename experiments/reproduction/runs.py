@@ -18,7 +18,7 @@ from experiments.sweeps.run import SweepConfig, sweep
 
 @dataclass(frozen=True, slots=True)
 class Experiments:
-    """out: each experiment gets a folder below it, and is resumed there as any sweep is."""
+    """out: folder with a subfolder for each experiment, which resumes there like any sweep."""
 
     out: Path
     workers: int | None

@@ -15,13 +15,13 @@ from experiments.lib.simulation import SimulateConfig, build_simulation
 from experiments.lib.workload import read_workload
 from sim.cluster import Simulation
 
-PAIRS = (("l20", "l20"), ("l20", "h20"), ("h20", "l20"), ("h20", "h20"))  # of (prefill, decode): L20 has more FLOPS a dollar, H20 bandwidth
+PAIRS = (("l20", "l20"), ("l20", "h20"), ("h20", "l20"), ("h20", "h20"))  # (prefill, decode); per dollar, L20 has more FLOPS, H20 bandwidth
 OVERRIDES = ("cluster=2p2d", "network=100g", "bitrate=raw", "routing=load_aware", "workload=poisson", "workload.requests=300",
              "workload.rate_per_s=1.0", "workload.isl=4000", "workload.osl=300", "progress=false")  # fmt: skip
 
 
 def rows(seed: int) -> Iterator[dict[str, object]]:
-    """A row for each pair: kinds of the prefill and decode instances, mean TTFT, TPOT and E2E, goodput, and USD for a thousand requests."""
+    """A row for each pair: the GPUs that prefill and decode, mean TTFT, TPOT and E2E, goodput, and USD per thousand requests."""
     configs = {kind: _config(kind, seed) for kind in ("l20", "h20")}
     for prefill, decode in PAIRS:
         config = configs[prefill]

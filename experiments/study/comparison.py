@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 3
 MEASURES = (*(f"{stage}_exposed_s" for stage in STAGES), "transfer_exposed_s", "ttft_s", "tpot_s", "e2e_s")
-SAME = ("isl", "osl")  # a request is the same one in both runs if these are equal
+SAME = ("isl", "osl")  # two records are of the same request if these columns are equal
 
 
 def compare(measured: Path, predicted: Path) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def compare(measured: Path, predicted: Path) -> dict[str, Any]:
     both = joined[(joined.outcome_a == "completed") & (joined.outcome_b == "completed")]
     if both.empty:
         raise ValueError(f"no request completed in both {measured} and {predicted}")
-    both = both.sort_values(["arrival_s_a", "request_id"], kind="stable")  # blocks of the bootstrap are stretches of time
+    both = both.sort_values(["arrival_s_a", "request_id"], kind="stable")  # so that blocks of the bootstrap are stretches of time
     e2e_s, places = float(both.e2e_s_a.mean()), intervals.paired_draws(len(both))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -73,8 +73,8 @@ def compare_worlds(folder: Path, policies: Sequence[str], max_distortion: float)
 
     Parameters
     ----------
-    folder : of the study; it has twin/real/POLICY and twin/simulated/POLICY.
-    policies : their names.
+    folder : folder of the study, with twin/real/POLICY and twin/simulated/POLICY.
+    policies : names of the policies.
     max_distortion : D, the limit of mean token-weighted distortion that a policy must keep.
     """
     worlds = {w: {p: read_json(twin(folder, w, p) / "summary.json") for p in policies} for w in WORLDS}
@@ -106,7 +106,7 @@ def _errors(measured: pd.Series, predicted: pd.Series, e2e_s: float, places: Any
 
 
 def _statistic(measured: float, predicted: float, interval: intervals.Interval) -> dict[str, float]:
-    """The relative error is nan where nothing was measured to be relative to."""
+    """The statistics of one stage. The relative error is nan if the measured value is 0 or missing."""
     relative = (predicted - measured) / measured if measured > 1e-9 else math.nan
     found = {"measured_s": float(measured), "predicted_s": float(predicted), "relative_error": float(relative)}
     return {**found, "low": interval.low, "high": interval.high}

@@ -33,10 +33,11 @@ def scaleout(folder: Path, routing: str, bitrate: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class StudyFacts:
-    """What the study did, for its summary.
+    """Facts about the study, for its summary.
 
-    policies: of the twin. routings, bitrates: of the scale-out. link: of the twin. scaling: how the twin's requests were scaled. scaleout:
-    the cluster in words (model, hardware, cluster, network, workload). notes: what was emulated or left out, one sentence each.
+    policies: policies of the twin. routings, bitrates: policies of the scale-out. link: link of the twin. scaling: how the twin's requests
+    were scaled. scaleout: the cluster in words (model, hardware, cluster, network, workload). notes: one sentence for each thing that was
+    emulated or left out.
     """
 
     policies: Sequence[str]
@@ -104,7 +105,7 @@ class Study:
 
 
 def load_study(folder: Path) -> Study:
-    """Raises ValueError, one line, where a file is missing or damaged, or the study was written by another version."""
+    """Read a study. Raises ValueError, one line, if a file is missing or damaged, or the study was written by another version."""
     summary = read_json(folder / "summary.json")
     if summary.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{folder}/summary.json has schema version {summary.get('schema_version')}, this code reads {SCHEMA_VERSION}")

@@ -1,7 +1,7 @@
-"""Which policy is best, and the decision regret: what is lost on hardware by following the simulator's choice.
+"""The best policy, and the decision regret: the loss on hardware from following the simulator's choice.
 
 The best policy has the most goodput at the SLO among those with mean distortion <= D and p99 distortion <= 8 D (token-weighted). Goodputs
-within 1 % of the highest are a tie, which the lower mean TTFT wins. Without the constraint the lowest rate would win every latency figure.
+within 1 % of the highest are a tie, which the lower mean TTFT wins. Without these limits the lowest rate would win every latency figure.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Regret:
     simulated_pick, hardware_best : the two policies; None where no policy keeps the distortion limits.
     goodput_share : share of goodput lost by the pick; nan without two picks.
     ttft_s : mean TTFT that the pick adds, in seconds; nan without two picks.
-    violates : the pick breaks the distortion limits on hardware, which no figure makes up for.
-    condition : of a validation, under which it was found.
+    violates : whether the pick breaks the distortion limits on hardware; other figures do not make up for that.
+    condition : condition of a validation under which the regret was found.
     goodput_interval, ttft_interval : paired 95 % intervals of the two figures, where repeats were measured.
     counted : goodput_share, or 0 where hardware cannot tell the two policies apart; nan where no repeats were measured.
     """

@@ -26,7 +26,7 @@ from sim.specs import ClusterSpec, NodeSpec
 from sim.transfer.transport import TransportModel
 from sim.workload.requests import Request
 
-NEAR_TIE = 1e-3  # difference of the two largest logits, below which rounding may decide the token
+NEAR_TIE = 1e-3  # difference of the two largest logits below which rounding may decide the token
 Progress = Callable[[int, int], None]
 Bitrate = Mapping[str, Any]  # a policy's configuration, as abkt.policy.build takes it
 UNLIMITED = Capacity.constant(math.inf)
@@ -35,7 +35,7 @@ REBUILD_S = 0.002  # from the moment at which a real worker has drained until it
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """What the real run and the simulated run of the same requests share.
+    """The settings that the real run and the simulated run of the same requests share.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Twin:
     profile : measured costs of this machine; None if the policies should start without any, which only the real run can do.
     usd_per_gb : price of 10^9 wire bytes.
     routing, roles : policies as abkt.policy.build takes them.
-    concurrency, changes : as in LocalCluster.run; the real run alone has them.
+    concurrency, changes : as in LocalCluster.run; only the real run uses them.
     shared, delay_s : as in simulated_cluster.
     payload_share : share of the link's bytes that is payload and not packet headers; 1 for a link that is emulated in user space.
     """
@@ -129,7 +129,7 @@ def simulated_cluster(
     spec : the real cluster.
     profile : measured costs of every node.
     network : capacity of the link that a node sends over.
-    shared : whether a node also receives over such a link, which its senders then share; else it receives without a limit.
+    shared : whether a node also receives over such a link, which its senders then share; otherwise it receives without a limit.
     usd_per_gb : price of 10^9 wire bytes.
     delay_s : propagation delay, each way.
     """

@@ -20,7 +20,7 @@ from experiments.lib.workload import Workload, read_workload
 from experiments.sweeps.journal import flat
 from sim.workload.requests import Request
 
-KEPT = 16  # workloads
+KEPT = 16  # most workloads in the cache
 
 
 def run_all(tasks: Mapping[str, Mapping[str, Any]], workers: int, done: Callable[[str, dict[str, Any] | str], None]) -> None:
@@ -36,7 +36,7 @@ def run_all(tasks: Mapping[str, Mapping[str, Any]], workers: int, done: Callable
                 error = future.exception()
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else ""
                 done(names[future], reason or future.result())
-        except BaseException:  # interrupted, or the journal cannot be written: start no further point
+        except BaseException:  # an interrupt, or a journal that cannot be written: start no further point
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

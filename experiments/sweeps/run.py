@@ -1,4 +1,4 @@
-"""A sweep: which points of a grid are to be run, and the row that each of them leaves."""
+"""A sweep: it chooses the points of a grid that have to run, runs them, and keeps one row for each."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def base(arguments: Sequence[str]) -> list[str]:
 def point_hash(point: GridPoint) -> str:
     """Identifies a point: its configuration, the files that it reads, the version of abkt, and the code that computes it.
 
-    So a point is computed again once the code of abkt, of sim, or of a policy of the user has changed.
+    So a point is computed again if the code of abkt, of sim, or of a user's policy has changed.
     """
     config = read(SimulateConfig, {**point.config, "progress": False, "out": Path()})
     files = [_file_hash(path) for path in (*simulation_files(config), *policy_files(point.config)) if path.is_file()]
@@ -102,7 +102,7 @@ def point_hash(point: GridPoint) -> str:
 
 
 def plan_line(grid: Sequence[Axis], count: int, todo: int, workers: int) -> str:
-    """What will run."""
+    """One line: the number of simulations, the axes, and the processes."""
     spans = " x ".join(f"{len(axis.values)} {axis.name}" for axis in grid)
     kept = f", {count - todo} of them done before" if todo < count else ""
     return f"plan: {count} simulations ({spans}){kept}, in {min(workers, max(1, todo))} processes"

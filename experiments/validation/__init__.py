@@ -1,4 +1,4 @@
-"""Validation of the simulator: predictions of runs that it was not calibrated on, against the runs themselves.
+"""Validation of the simulator: it predicts runs that it was not calibrated on, and the predictions are compared with the runs.
 
 Used by `abkt validate`; the notebooks read its scores.
 """

@@ -15,9 +15,10 @@ Key = tuple[int, int, Network | None]
 
 
 class Clusters:
-    """A context manager that ends all their processes and namespaces. spec: of every cluster, except for its number of workers.
+    """A context manager that ends the processes and namespaces of all clusters. spec: settings of every cluster, without its numbers of
+    workers.
 
-    Idle workers wait for their frontend: they use memory, but no core.
+    Idle workers wait for their frontend. They use memory, but no core.
     """
 
     def __init__(self, spec: LocalClusterSpec, folder: Path, seed: int) -> None:

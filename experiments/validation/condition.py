@@ -1,4 +1,4 @@
-"""A condition of a validation: the link, the load, the cluster and its changes of roles. All policies run under it in both worlds."""
+"""A condition of a validation: the link, the load, the cluster and its role changes. All policies run under it in both worlds."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ STATIC = {"_target_": "abkt.policy.roles.static.Static"}
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """speedup, isl_scale, skip: scaling of the trace. prefill, decode: workers; 0: as many as the validation sets for all conditions.
-    roles: a policy's configuration.
+    """speedup, isl_scale, skip: scaling of the trace. prefill, decode: numbers of workers; 0: as many as the validation sets for all
+    conditions. roles: configuration of a roles policy.
 
     Senders that share the receiver's link, and propagation delay, need network namespaces.
     """
@@ -39,7 +39,7 @@ class Condition:
             raise ValueError("prefill and decode must be at least 1, or 0 for as many as all conditions have")
 
     def sized(self, prefill: int, decode: int) -> Condition:
-        """With these numbers of workers, unless it sets its own. Senders that share a link are as many as the network says."""
+        """The condition with these numbers of workers, unless it sets its own. Senders that share a link are as many as the network has."""
         mine = self.network.senders if self.shared else prefill
         return replace(self, prefill=self.prefill or mine, decode=self.decode or decode)
 

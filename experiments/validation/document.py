@@ -1,4 +1,4 @@
-"""VALIDATION.md: the errors of a validation, what was emulated, and what no hardware has confirmed."""
+"""VALIDATION.md: the errors of a validation, the parts that were emulated, and the parts that no hardware has confirmed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def document(
 
 
 def emulated(conditions: Collection[Condition], paced: bool, gpu: bool) -> list[str]:
-    """How these runs differed from a real cluster, a sentence each."""
+    """The differences between these runs and a real cluster, one sentence each."""
     said = []
     if any(not condition.namespaces for condition in conditions):
         said.append(
@@ -86,7 +86,7 @@ def emulated(conditions: Collection[Condition], paced: bool, gpu: bool) -> list[
 
 
 def verdict(target: Mapping[str, Any]) -> str:
-    """A figure that is only within the noise of the machine is reported as such, and not as a success of the simulator."""
+    """The verdict on a target. An error that is only within the machine's noise is reported as that, not as a success."""
     if target["value"] <= target["target"]:
         return "yes"
     return "within the noise" if target["met"] else "no"

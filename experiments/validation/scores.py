@@ -1,7 +1,8 @@
 """The figures of a validation, from its records alone.
 
-error: predicted / measured - 1, measured being the mean of the repeats. noise: the same for one repeat against the mean of the others; a
-perfect simulator would be off by as much from the machine's next run. A target is met by an error within the target or within the noise.
+error: predicted / measured - 1, where measured is the mean of the repeats. noise: the same for one repeat against the mean of the others;
+even a perfect simulator would differ by that much from the machine's next run. A target is met if the error is within the target or within
+the noise.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sim import interval as predicted_interval
 
 MEASURES = {**{stage: f"{stage}_exposed_s" for stage in STAGES}, "ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}
 QUANTILES = {"mean": np.nanmean, "p99": lambda values: np.nanquantile(values, 0.99)}
-SHARE_OF_E2E = 0.01  # a stage with a smaller share of E2E is not scored: its relative error does not matter
+SHARE_OF_E2E = 0.01  # a stage with a smaller share of E2E is not scored, because its relative error does not matter
 
 
 def errors(cases: Sequence[ValidationCase]) -> pd.DataFrame:
@@ -160,7 +161,7 @@ def targets(stages: pd.DataFrame, found: Sequence[Regret], limits: Mapping[str, 
 
 
 def drift(before: Profile, after: Profile) -> dict[str, float]:
-    """How much longer each stage takes by the second profile, in the middle of the range of the first: how far the machine has changed."""
+    """Change of the machine: how much longer each stage takes by the second profile, in the middle of the first profile's range."""
     found = {}
     for stage in ("prefill", "encode/4", "expand/4", "decode", "transport"):
         at = {name: (before.fit(stage).low[name] + before.fit(stage).high[name]) / 2 for name in before.fit(stage).low}

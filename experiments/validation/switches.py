@@ -1,4 +1,4 @@
-"""Changes of roles in both worlds: when a worker drained and was ready, what it then served, and the requests that were open meanwhile."""
+"""Role changes in both worlds: when a worker drained and was ready, the requests served afterwards, and the requests open meanwhile."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def placement(cases: Sequence[ValidationCase]) -> dict[str, float]:
 
 
 def _during(rows_of: pd.DataFrame, told: pd.DataFrame, begun_s: float, ready_s: float) -> tuple[int, float, float]:
-    """Of the requests that were open while a worker changed: their number, the sum of their TTFT, and the sum of the predicted TTFT."""
+    """The requests that were open while a worker changed: their number, the sum of their TTFT, and the sum of the predicted TTFT."""
     there = rows_of[(rows_of.arrival_s <= ready_s) & (rows_of.finish_s >= begun_s) & (rows_of.outcome == "completed")]
     both = there.merge(told[told.outcome == "completed"], on="request_id", suffixes=("", "_told"))
     return len(both), float(both.ttft_s.sum()), float(both.ttft_s_told.sum())

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class QualityConfig:
-    """codecs: names of methods, or all. samples: prompts of each kind. tokens: tokens of a prompt. texts: a folder of held-out text, for any
-    model. calibration: a file, or null. calibrate: make a calibration first, from other prompts, and use it. trials: also run the retrieval
-    trials at few bits."""
+    """codecs: names of methods, or all. samples: prompts of each kind. tokens: tokens of a prompt. texts: a folder of held-out text, for
+    any model. calibration: a file, or null. calibrate: make a calibration first, from other prompts, and use it. trials: also run the
+    retrieval trials at few bits."""
 
     model_folder: Path
     codecs: tuple[str, ...]

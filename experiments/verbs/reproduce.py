@@ -28,7 +28,7 @@ PAPERS = {"flowkv": flowkv.PARTS, "abkt": seed.PARTS}
 
 @dataclass(frozen=True, slots=True)
 class ReproduceConfig:
-    """parts: parts of the paper, or all. tokens, transports, layers: settings of the layout table. real: run the part that uses the probe."""
+    """parts: parts of the paper, or all. tokens, transports, layers: settings of the layout table. real: run the part with the probe."""
 
     paper: str
     parts: tuple[str, ...]

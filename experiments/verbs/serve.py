@@ -27,9 +27,10 @@ GRACE_S = 5  # time that running answers get when the server ends
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """host, port: address to listen on; port 0: a free one. key_file: file with the bearer token that clients must send; null: no token, and
-    only clients on this host are served. max_waiting: most requests that wait for memory; further ones are rejected. network: the policies'
-    first estimate of the links, and the rate to which they are paced (gbps .inf: not paced). The other keys are as in ReplayConfig."""
+    """host, port: address to listen on; port 0: a free one. key_file: file with the bearer token that clients must send; null: no token,
+    and only clients on this host are served. max_waiting: most requests that wait for memory; further ones are rejected. network: the
+    policies' first estimate of the links, and the rate to which they are paced (gbps .inf: not paced). The other keys are as in
+    ReplayConfig."""
 
     model_folder: Path
     host: str

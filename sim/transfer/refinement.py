@@ -1,6 +1,6 @@
 """Refinement: finer bands of the same stream are sent after decoding has begun, while nothing more urgent needs the link.
 
-Once the promised cut has arrived, sending goes on up to the cut `behind` of the decision. These bytes are less urgent than any flow that
+Once the promised cut has arrived, sending goes on up to the decision's refine_to_cut. These bytes are less urgent than any flow that
 decoding waits for, and they never flow while another transfer uses the pair's thread; the refinements of one pair go one after another. The
 policy is asked again, with view.started, when the rate changes and when the cut is reached; it may move the cut but not take back sent
 bytes. The decode node keeps the codes of the stream in memory, which is counted; without memory for them there is no refinement. When the

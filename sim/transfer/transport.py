@@ -14,7 +14,7 @@ prefill rank take time.
 
 A queue of `depth` calls sends at most depth x bytes per call in one round trip.
 
-Source: FlowKV (arXiv 2504.03775), section 3: calls by layout, 2 x layers x blocks against 1; docs/design.md, where KV lives.
+Source: FlowKV (arXiv 2504.03775), section 3: calls by layout, 2 x layers x blocks against 1; docs/design.md, section "Where KV lives".
 Not modelled: KV heads of which several ranks hold copies; ranks that do not finish together.
 """
 
