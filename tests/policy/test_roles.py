@@ -140,6 +140,16 @@ def test_load_aware_lends_cycles_then_a_node() -> None:
     assert policy.where(7.0, REQUEST, source, target) == "split"
 
 
+def test_load_aware_replaces_the_last_node_of_the_loaded_side_when_it_dies() -> None:
+    """The load of a side without nodes is the floor, so the side that was loaded stays loaded while the other one is idle."""
+    policy = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, lend_periods=2)
+    prefill = [Node("prefill"), Node("prefill")]
+    for now_s in (0.0, 1.0):
+        policy.decide(now_s, [*prefill, Node("decode", tpot_s=0.1, kv_due=0.5)])
+    assert policy.loaded == "decode"
+    assert policy.decide(2.0, [*prefill, Node("dead")]) == [RoleChange(0, "decode")]
+
+
 def test_load_aware_in_the_other_direction_and_where_a_move_does_not_pay() -> None:
     policy = LoadAwareRoles(ttft_slo_s=1.0, tpot_slo_s=0.05, lend_periods=1)
     policy.decide(0.0, state(0.1, 1.2, p=3, d=2))

@@ -110,10 +110,11 @@ class LoadAwareRoles(Static):
         if len(idle) < 2 or any(not node.role for node in nodes):
             return []  # one change at a time
         load, used = (now.prefill_load, now.decode_load) if to_prefill else (now.decode_load, self._working)
-        grown = (len(loaded) + 1) / len(loaded)
-        used *= len(idle) / (len(idle) - 1) * grown
-        if used > 1 or (load - max(load / grown, used)) * self.payback_s <= self.rebuild_s:
-            return []
+        if loaded:  # else its nodes are dead, and a node pays at once
+            grown = (len(loaded) + 1) / len(loaded)
+            used *= len(idle) / (len(idle) - 1) * grown
+            if used > 1 or (load - max(load / grown, used)) * self.payback_s <= self.rebuild_s:
+                return []
         self._checks = 0  # wait for the effect before the next move
         if to_prefill:
             return [RoleChange(min(idle, key=lambda i: (nodes[i].kv_due, nodes[i].active, i)), "prefill")]
