@@ -59,30 +59,34 @@ class Budgeted(ABC, Generic[LinkT]):
         refine = self._refine_to(view)
         if view.started:  # the promised cut has arrived; only refinement remains
             return stream(view, "slope", view.sent_cut, refine_to_cut=refine)
-        asked = view.slope.cut_reaching(self.target_distortion)
-        cut = self._start_cut(now_s, view, asked)
+        asked, rate = view.slope.cut_reaching(self.target_distortion), self._planned_bytes_per_s(now_s)
+        cut = self._start_cut(now_s, view, asked, rate)
         if view.sent_bytes > 0:
             return stream(view, "slope", cut, refine_to_cut=refine)
-        sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(now_s, view, asked))
-        return self._full_precision_instead(now_s, view, stream(view, "slope", asked), sent) or sent
+        sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(view, asked, rate))
+        return self._full_precision_instead(now_s, view, stream(view, "slope", asked), sent, rate) or sent
 
     def _refine_to(self, view: TransferView) -> int:
         return refinement_cut(view.slope, self.refine_distortion)
 
-    def _start_cut(self, now_s: float, view: TransferView, asked: int) -> int:
+    def _planned_bytes_per_s(self, now_s: float) -> float:
+        """The rate to plan with, asked once for a decision; nan where the link is known for all time."""
+        return math.nan
+
+    def _start_cut(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
         """The cut at which decoding may begin: as fine as time allows, and fine enough for the budget."""
-        cut = self._cut_in_time(now_s, view, asked)
+        cut = self._cut_in_time(now_s, view, asked, rate)
         return cut if cut == asked else max(cut, view.slope.cut_reaching(self._budget.allowed()))
 
     @abstractmethod
-    def _cut_in_time(self, now_s: float, view: TransferView, asked: int) -> int:
+    def _cut_in_time(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
         """The finest cut, at most `asked`, that is usable by the deadline; 0 if none is."""
 
-    def _coder(self, now_s: float, view: TransferView, asked: int) -> CoderName:
+    def _coder(self, view: TransferView, asked: int, rate: float) -> CoderName:
         return "fixed"
 
     @abstractmethod
-    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision) -> Decision | None:
+    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision, rate: float) -> Decision | None:
         """Raw or lossless in place of the stream `sent`, if break_even.full_precision_instead chooses it."""
 
 
@@ -96,13 +100,15 @@ class BudgetedEstimate(Budgeted[Bandwidth]):
     def estimate_bytes_per_s(self, now_s: float) -> float:
         return self.link.mean_bytes_per_s(now_s)
 
-    def _cut_in_time(self, now_s: float, view: TransferView, asked: int) -> int:
-        return min(asked, view.slope.cut_within(bytes_in_time(self.link.low_bytes_per_s(now_s), now_s, view)))
+    def _planned_bytes_per_s(self, now_s: float) -> float:
+        return self.link.low_bytes_per_s(now_s)
 
-    def _coder(self, now_s: float, view: TransferView, asked: int) -> CoderName:
-        return coder_for(self.link.low_bytes_per_s(now_s), view, asked)
+    def _cut_in_time(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
+        return min(asked, view.slope.cut_within(bytes_in_time(rate, now_s, view)))
 
-    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision) -> Decision | None:
-        low = self.link.low_bytes_per_s(now_s)
+    def _coder(self, view: TransferView, asked: int, rate: float) -> CoderName:
+        return coder_for(rate, view, asked)
+
+    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision, rate: float) -> Decision | None:
         left_s = view.deadline_s - now_s
-        return full_precision_instead(lambda decision: usable_s(low, view, decision), view, asked, sent, view.hidden_s, left_s)
+        return full_precision_instead(lambda decision: usable_s(rate, view, decision), view, asked, sent, view.hidden_s, left_s)

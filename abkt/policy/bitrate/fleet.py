@@ -41,9 +41,9 @@ class Fleet(BudgetedEstimate):
         cut = refinement_cut(view.slope, self.refine_distortion)
         return min(cut, view.slope.cut_at_price(view.price)) if view.started else cut
 
-    def _start_cut(self, now_s: float, view: TransferView, asked: int) -> int:
+    def _start_cut(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
         curve = view.slope
-        cut, worth = self._cut_in_time(now_s, view, asked), curve.cut_at_price(view.price)
+        cut, worth = self._cut_in_time(now_s, view, asked, rate), curve.cut_at_price(view.price)
         if min(cut, worth) >= asked:
             return cut
         allowed = self._budget.allowed()

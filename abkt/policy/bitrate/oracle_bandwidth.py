@@ -26,13 +26,13 @@ class OracleBandwidth(Budgeted[Capacity]):
     def estimate_bytes_per_s(self, now_s: float) -> float:
         return self.link.at(now_s)[0]
 
-    def _cut_in_time(self, now_s: float, view: TransferView, asked: int) -> int:
+    def _cut_in_time(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
         in_time = bisect_right(
             range(asked + 1), view.deadline_s, key=lambda cut: self._usable_at_s(now_s, view, Decision("stream", "slope", cut))
         )
         return max(0, in_time - 1)
 
-    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision) -> Decision | None:
+    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision, rate: float) -> Decision | None:
         return full_precision_instead(
             lambda decision: self._usable_at_s(now_s, view, decision),
             view,
