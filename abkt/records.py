@@ -100,12 +100,6 @@ class RequestRecord:
     def transfer_exposed_s(self) -> float:
         return self.encode_exposed_s + self.wire_exposed_s + self.expand_exposed_s
 
-    def begin_again(self) -> None:
-        """Reset a request that lost its node and starts again; its cost so far and the number of retries are kept."""
-        cost_usd, retries = self.cost_usd, self.retries
-        self.__init__(self.request_id, self.isl, self.osl, self.arrival_s, compute=self.compute)  # type: ignore[misc]
-        self.cost_usd, self.retries = cost_usd, retries + 1
-
     def expose(
         self, prefill_start_s: float, encode_start_s: float, wire_start_s: float, expand_start_s: float, decode_start_s: float
     ) -> None:
