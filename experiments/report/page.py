@@ -113,6 +113,7 @@ def png(draw: Callable[[float], Figure], width_in: float) -> bytes:
 def origin(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The facts of a page, from a run's manifest."""
     git, host = manifest["git"], manifest["host"]
+    memory = f"{words.plural(host['cores'], 'core')}, {words.size(host['memory_bytes'])}"
     commit = git["sha"][:12] if git["sha"] else "not in a checkout"
     return {
         "made": words.date(manifest["created"]),
@@ -122,7 +123,7 @@ def origin(manifest: Mapping[str, Any]) -> dict[str, str]:
         "seed": words.NOTHING if manifest["seed"] is None else str(manifest["seed"]),
         **{i["name"]: f"{words.size(i['bytes'])}, sha256 {i['sha256']}" for i in manifest["inputs"]},
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items() if version),
-        "machine": f"{host['cpu']}, {words.plural(host['cores'], 'core')}, {words.size(host['memory_bytes'])}, {host['system']} {host['kernel']}",
+        "machine": f"{host['cpu']}, {memory}, {host['system']} {host['kernel']}",
     }
 
 
