@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from experiments.capacity.knee import Knee, ratio
 from experiments.lib.intervals import Interval
 from experiments.lib.verdict import Verdict
 
+SHORTEST = 5.0  # a run lasts at least this many TTFT limits, or its queue has no time to grow
 
-def answer(knees: Mapping[str, Knee], tolerance: float) -> Verdict:
-    """The verdict over all policies. tolerance: relative width of the bisection; smaller differences are not claimed.
+
+def answer(knees: Mapping[str, Knee], tolerance: float, requests: int, ttft_s: float) -> Verdict:
+    """The verdict over all policies.
+
+    Parameters
+    ----------
+    knees : policy -> its knee.
+    tolerance : relative width of the bisection; smaller differences are not claimed.
+    requests : of each run.
+    ttft_s : the SLO's limit.
 
     Two policies are told apart if the 95 % interval of their ratio, paired over the parts of the workload, leaves out 0 and the ratio is
     larger than the tolerance. Of policies that cannot be told apart from the best, the one with the least distortion is to be taken.
@@ -29,10 +39,19 @@ def answer(knees: Mapping[str, Knee], tolerance: float) -> Verdict:
         return Verdict(
             "no_answer",
             None,
-            f"no answer: no policy meets the goal at any rate ({one.policy}: {one.reason()}); give a looser slo, a lower goal_share, or a larger cluster",
-            "the goal is out of reach",
+            f"no answer: no policy meets the goal at any rate ({one.policy}: {one.reason()})",
+            "the goal is out of reach: give a looser slo, a lower goal_share, a higher max_distortion, or a larger cluster",
         )
     best, *others = held
+    if requests / best.rate_per_s < SHORTEST * ttft_s:
+        needed = math.ceil(SHORTEST * ttft_s * best.rate_per_s / 100) * 100
+        return Verdict(
+            "no_answer",
+            None,
+            f"no answer: at the knee of {best.policy} all requests of a run arrive within {requests / best.rate_per_s:.3g} s, which is too "
+            f"short for a queue to grow beyond {ttft_s:g} s; give requests={needed} or a stricter slo",
+            "the runs are too short",
+        )
     if not others:
         return Verdict("use", best.policy, f"use {best.policy}: it alone meets the goal, up to {best.rate_per_s:.3g} requests/s", "")
     ties = [knee for knee in others if not told_apart(best, knee, tolerance)]

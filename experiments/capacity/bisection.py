@@ -18,7 +18,7 @@ class Bracket:
 
     @property
     def found(self) -> bool:
-        return 0 < self.holds and self.breaks < math.inf
+        return self.holds > 0 and self.breaks < math.inf
 
 
 def bisection(start: float, tolerance: float) -> Generator[float, bool, Bracket]:

@@ -26,7 +26,7 @@ class Goal:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"goal_share is {self.share:g}; it must be above 0 and at most 1")
-        if not 0 < self.max_distortion:
+        if not self.max_distortion > 0:
             raise ValueError(f"max_distortion is {self.max_distortion:g}; it must be above 0, .inf for no limit")
 
     def missed(self, figures: Mapping[str, Any]) -> str:
@@ -41,10 +41,6 @@ class Goal:
         if (share := kept_share(figures)) < self.share:
             return f"{share:.1%} of the requests are within the SLO"
         return ""
-
-    def within_bounds(self, figures: Mapping[str, Any]) -> bool:
-        """Whether the distortion alone is within its bounds."""
-        return "distortion" not in self.missed(figures) and "distortion.mean" in figures
 
 
 def kept_share(figures: Mapping[str, Any]) -> float:
