@@ -112,10 +112,10 @@ def page(
         f"Distortion may be {config.max_distortion:g} on average and {8 * config.max_distortion:g} at the 99th percentile."
     )
     how = (
-        f"Each policy was searched on {plural(len(result.parts), 'part')} of the workload with {config.requests:,} requests each: a bracket "
-        f"by doubling, then bisection until it was {config.tolerance:.0%} wide. That took {plural(result.simulated, 'simulation')} with those "
-        "of the figure. The rate moves the arrivals closer together; lengths and order stay. The later half of a run has to meet the goal "
-        "too, so that a queue that only grows is not taken for capacity."
+        f"Each policy was searched on {plural(len(result.parts), 'part')} of the workload with {config.requests:,} requests each: "
+        f"a bracket by doubling, then bisection until it was {config.tolerance:.0%} wide. That took {plural(result.simulated, 'simulation')} "
+        "with those of the figure. The rate moves the arrivals closer together; lengths and order stay. The later half of a run has to meet "
+        "the goal too, so that a queue that only grows is not taken for capacity."
     )
     shown = [picture(lambda width: draw(result, width), "Goodput by rate of arrival for each policy")] if result.curves else []
     sections = [

@@ -41,8 +41,8 @@ def answer(choices: Sequence[Choice]) -> Verdict:
         return Verdict(
             "tie",
             pick.policy,
-            f"{_names([best, *same])} cost the same, {number(best.usd_per_hour)} USD/hour ({_splits([best, *same])}): take {pick.policy} on "
-            f"{pick.split} of {pick.hardware}, which has the least distortion of them ({number(pick.distortion)}){more}",
+            f"{_names([best, *same])} cost the same, {number(best.usd_per_hour)} USD/hour ({_splits([best, *same])}): "
+            f"take {pick.policy} on {pick.split} of {pick.hardware}, which has the least distortion of them ({number(pick.distortion)}){more}",
             "prices rise in steps of whole instances",
         )
     if len(held) == 1:
@@ -113,7 +113,8 @@ def notes(choices: Sequence[Choice], unfit: Mapping[str, str]) -> str:
         f"Of {plural(within, 'combination')} of policy, hardware and split within the budget {number(inside)} were simulated and "
         f"{number(within - inside)} left out: {', '.join(left)}. {plural(beyond, 'larger cluster')} gave bounds; "
         f"{plural(sum(choice.tried.simulations() for choice in choices), 'simulation')} in all.",
-        "Simulated, not validated on hardware; prices of hardware are assumptions. `good/USD`: requests within the SLO for each USD; `within SLO`: the least of all parts.",
+        "Simulated, not validated on hardware; prices of hardware are assumptions. `good/USD`: requests within the SLO for each USD. "
+        "`within SLO`: the least of all parts.",
     ]
     outside = [run["extrapolated_share"] for c in choices if c.split for run in c.tried.runs[c.split]]
     if outside and max(outside) > OUTSIDE:
@@ -147,8 +148,8 @@ def draw(choice: Choice, splits: Sequence[Split], width_in: float) -> Figure:
 def page(config: PlanConfig, lead: str, choices: Sequence[Choice], prepared: Prepared, verdict: Verdict, facts: Mapping[str, str]) -> Page:
     how = (
         "A split has to meet the goal on every part of the workload, in all requests and in the later half of them. The search assumes "
-        "that more instances of a role never do worse. It begins with the most instances that the budget allows, finds the fewest of each role "
-        "with plenty of the other, and then tries splits from there, the cheapest first."
+        "that more instances of a role never do worse. It begins with the most instances that the budget allows, finds the fewest of each "
+        "role with plenty of the other, and then tries splits from there, the cheapest first."
     )
     sections = [Section("The cheapest split of each policy", how, table(choices, prepared, verdict))]
     pick = next((c for c in choices if c.split is not None and c.policy == verdict.policy), None)
