@@ -42,7 +42,7 @@ class TrainProbeConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
-@verb("train-probe")
+@verb("train-probe", resumes=("checkpoint.pt",))
 def main(config: TrainProbeConfig, run: VerbCall) -> None:
     from rich.progress import Progress as Bar
     from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
