@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 
+OWN = ("also=", "csv=", "grid=", "max_distortion=", "out=", "plot=", "workers=")  # overrides of the sweep itself
+
+
 @dataclass(frozen=True, slots=True)
 class SweepConfig:
     """grid, also: axes, as overrides with several values; of two with the same name the second wins. workers: processes; None: one a core.
+
+    max_distortion: limit of mean distortion that a winner keeps. plot, csv: also write report.html, and the table as CSV.
 
     The simulation's own keys are allowed here and are read for each point.
     """
@@ -34,12 +39,17 @@ class SweepConfig:
     grid: list[str]
     also: list[str]
     workers: int | None
+    max_distortion: float
+    plot: bool
+    csv: bool
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "ignore"}
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers is {self.workers}; it must be at least 1, or null for one a core")
+        if not self.max_distortion > 0:
+            raise ValueError(f"max_distortion is {self.max_distortion}; it must be above 0")
 
 
 def sweep(config: SweepConfig, run: VerbCall) -> list[dict[str, Any]]:
@@ -88,7 +98,7 @@ def row(name: str, point: GridPoint, figures: Mapping[str, Any] | str) -> dict[s
 
 def base(arguments: Sequence[str]) -> list[str]:
     """The overrides that every point has: all but those of the sweep itself."""
-    return [argument for argument in arguments if not argument.startswith(("also=", "grid=", "out=", "workers="))]
+    return [argument for argument in arguments if not argument.startswith(OWN)]
 
 
 def point_hash(point: GridPoint) -> str:
