@@ -1,7 +1,7 @@
 """How many connections a receiver keeps: peers that have completed the handshake, and visitors that have not.
 
-Visitors may be anyone, so they have a quota of their own, in total and for each address. A new visitor is always let in: if a quota is full,
-an older visitor leaves for it. So idle connections cannot keep a peer out, and they cannot push out a peer that is already served.
+Visitors may be anyone, so they have a quota of their own, in total and for each address. A new visitor is always let in: if a quota is
+full, an older visitor leaves for it. So idle connections cannot keep a peer out, and they cannot push out a peer that is already served.
 OpenSSH's MaxStartups and PerSourceMaxStartups limit the same, but refuse the newcomer.
 """
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
