@@ -57,7 +57,7 @@ def bound(
                 continue
             else:
                 needed = _words(above, least, below, most, infinite)
-            raise OutOfRange(f"{name} {'has' if several else 'is'} {short(number)}; {needed}")
+            raise OutOfRange(f"{name} {'has' if several else 'is'} {_number(number)}; {needed}")
 
 
 def check_seed(owner: Any, *names: str) -> None:
@@ -71,12 +71,18 @@ def short(value: object) -> str:
 
 
 def _words(above: float | None, least: float | None, below: float | None, most: float | None, infinite: bool) -> str:
-    ends = {"above": above, "at least": least, "below": below, "at most": most}
-    parts = [f"{word} {_number(end)}" for word, end in ends.items() if end is not None] or ["finite"]
+    low = f"above {_number(above)}" if above is not None else f"at least {_number(least)}" if least is not None else ""
+    high = f"below {_number(below)}" if below is not None else f"at most {_number(most)}" if most is not None else ""
+    if least is not None and most is not None:
+        parts = [f"{_number(least)} to {_number(most)}"]
+    else:
+        parts = [part for part in (low, high) if part] or ["finite"]
     return f"it must be {' and '.join(parts)}{', or .inf' if infinite else ''}"
 
 
-def _number(value: float) -> str:
-    if isinstance(value, int):
-        return f"{value:,}" if value < 10**9 else f"2^{value.bit_length() - 1}"
-    return f"{value:g}"
+def _number(value: Any) -> str:
+    """-1.0 as -1, and 2^63 by its power."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e9:
+        return str(int(value))
+    power = isinstance(value, int) and value >= 10**9 and value & (value - 1) == 0
+    return f"2^{value.bit_length() - 1}" if power else short(value)

@@ -75,7 +75,8 @@ def _checked(key: str, annotation: Any, value: Any) -> Any:
             raise error.under(key) from None
     needed = PLAIN.get(annotation)
     if needed is not None:
-        fits = isinstance(value, (int, float) if annotation is float else annotation) and (annotation is bool or not isinstance(value, bool))
+        kinds = (int, float) if annotation is float else (annotation,)
+        fits = isinstance(value, kinds) and (annotation is bool or not isinstance(value, bool))
     elif get_origin(annotation) is Literal:
         fits, needed = value in get_args(annotation), f"it must be {' or '.join(map(str, get_args(annotation)))}"
     else:  # a policy, which no plain value can stand for, or something that the class itself checks
