@@ -53,7 +53,9 @@ class ForwardPass:
 
     def prefill(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """A whole prompt. query [1, heads, n, dim], key, value [1, kv_heads, n, dim] -> [1, heads, n, dim]."""
+        key, value = self._rounded(key), self._rounded(value)
         self.pool.write(self.rows[0].table, layer, 0, key[0], value[0])
+        key, value = key.to(query.dtype), value.to(query.dtype)
         if self.importance is not None:
             self.importance.observe(layer, query[0], scale)
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
@@ -61,8 +63,8 @@ class ForwardPass:
     def extend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """n more tokens of one row. Each query of [1, heads, n, dim] attends to the pool and to the new tokens up to itself."""
         row, n = self.rows[0], query.shape[2]
-        self.pool.write(row.table, layer, row.tokens, key[0], value[0])
-        keys, values = self.pool.read(row.table, layer, row.tokens + n)
+        self.pool.write(row.table, layer, row.tokens, self._rounded(key)[0], self._rounded(value)[0])
+        keys, values = (held.to(query.dtype) for held in self.pool.read(row.table, layer, row.tokens + n))
         last = torch.arange(row.tokens, row.tokens + n, device=query.device)[:, None]
         seen = torch.arange(row.tokens + n, device=query.device) <= last
         return scaled_dot_product_attention(query, keys[None], values[None], attn_mask=seen, scale=scale, enable_gqa=True)
@@ -70,17 +72,21 @@ class ForwardPass:
     def decode(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """One token of each row. query [batch, heads, 1, dim], key, value [batch, kv_heads, 1, dim] -> [batch, heads, 1, dim]."""
         data = self.pool.data
-        data[self.blocks, layer, 0, :, self.offsets] = key[:, :, 0]
-        data[self.blocks, layer, 1, :, self.offsets] = value[:, :, 0]
+        data[self.blocks, layer, 0, :, self.offsets] = self._rounded(key)[:, :, 0]
+        data[self.blocks, layer, 1, :, self.offsets] = self._rounded(value)[:, :, 0]
         batch, heads, _, dim = query.shape
         kv_heads = key.shape[1]
         # The query heads of a KV head become query positions: keys need not be repeated, and the fused kernel runs without a mask.
         grouped = query.view(batch, kv_heads, heads // kv_heads, dim)
         out = torch.empty_like(grouped)
         for i, row in enumerate(self.rows):
-            seen = data[row.index, layer].permute(1, 2, 0, 3, 4).reshape(2, 1, kv_heads, -1, dim)[..., : row.tokens + 1, :]
+            seen = data[row.index, layer].permute(1, 2, 0, 3, 4).reshape(2, 1, kv_heads, -1, dim)[..., : row.tokens + 1, :].to(query.dtype)
             out[i] = scaled_dot_product_attention(grouped[i : i + 1], seen[0], seen[1], scale=scale)[0]
         return out.view(batch, heads, 1, dim)
+
+    def _rounded(self, new: torch.Tensor) -> torch.Tensor:
+        """New K or V in the pool's dtype. Attention reads these too, so that a prompt and its KV from a pool give the same answer."""
+        return new.to(self.pool.dtype)
 
 
 def attend(

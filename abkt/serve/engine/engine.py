@@ -66,6 +66,7 @@ class Engine:
     folder : a Hugging Face model folder.
     layout : layout of the KV pool, which the engine allocates.
     device : cpu or cuda.
+    dtype : what the model computes in; empty: the KV's dtype. See abkt.serve.engine.compute_dtype.
 
     Examples
     --------
@@ -76,14 +77,14 @@ class Engine:
     >>> token = engine.decode([row], [token])[0]
     """
 
-    def __init__(self, folder: Path, layout: KVLayout, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, layout: KVLayout, device: str = "cpu", dtype: str = "") -> None:
         from transformers import AutoModelForCausalLM
 
         self.layout = layout
         self.pool = Pool(layout, device)
         self.device = device
         load: Any = AutoModelForCausalLM.from_pretrained
-        self.model = load(folder, dtype=getattr(torch, layout.model.dtype), attn_implementation=register()).to(device).eval()
+        self.model = load(folder, dtype=getattr(torch, dtype or layout.model.dtype), attn_implementation=register()).to(device).eval()
 
     def prefill(self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None) -> int:
         """Write the KV of a prompt into the blocks of a table; returns the most likely next token.
