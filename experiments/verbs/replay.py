@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from abkt.profile import schema
+from abkt.ranges import bound, check_seed
 from abkt.records import SLO
-from experiments.lib.config import STRICT
+from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, FilePath, PolicyConfig, ProfilePath
 from experiments.lib.network import Network, network_files
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import Workload, read_workload, workload_files
@@ -30,6 +31,9 @@ class ChangeConfig:
     worker: str
     role: str
 
+    def __post_init__(self) -> None:
+        bound(self, "at_s", least=0)
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayConfig:
@@ -43,9 +47,9 @@ class ReplayConfig:
     network: Network
     pacing: str
     workload: Workload
-    bitrate: dict[str, Any]
-    routing: dict[str, Any]
-    roles: dict[str, Any]
+    bitrate: PolicyConfig
+    routing: PolicyConfig
+    roles: PolicyConfig
     rebuild_s: float
     slo: SLO
     prefill: int | None
@@ -54,13 +58,20 @@ class ReplayConfig:
     pool_tokens: int
     transport: str
     changes: tuple[ChangeConfig, ...]
-    paced: Path | None
-    profile: Path | None
-    calibration: Path | None
+    paced: ProfilePath | None
+    profile: ProfilePath | None
+    calibration: FilePath | None
     layer_groups: int
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        bound(self, "prefill", "decode", least=1, most=MOST_WORKERS)
+        bound(self, "max_batch", "layer_groups", least=1, most=MOST_BATCH)
+        bound(self, "pool_tokens", least=BLOCK_TOKENS)
+        bound(self, "rebuild_s", least=0)
+        check_seed(self)
 
 
 @verb("replay")

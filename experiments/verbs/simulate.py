@@ -12,7 +12,7 @@ from experiments.lib.record_writer import RecordWriter
 from experiments.lib.results import write_pieces
 from experiments.lib.simulation import SimulateConfig, build_simulation, clock, node_errors, run_simulation, simulation_files, write_summary
 from experiments.lib.verb import VerbCall, verb
-from experiments.lib.workload import read_workload
+from experiments.lib.workload import read_workload, workload_words
 from sim.perfetto import chrome_trace
 from sim.workload.requests import Request
 
@@ -21,7 +21,7 @@ from sim.workload.requests import Request
 def main(config: SimulateConfig, run: VerbCall) -> None:
     requests, scaling = read_workload(config.workload, config.seed, closed_loop=True)
     simulation = build_simulation(config, requests)
-    print(plan_line(config, run.choices, requests))
+    print(plan_line(config, run.choices, requests, workload_words(run.choices["workload"], scaling)))
     errors = node_errors(simulation.cluster)
     with RecordWriter(run.out, errors) as writer:
         result = run_simulation(simulation, config.progress, drain=None if config.trace else writer.drain)
@@ -31,19 +31,19 @@ def main(config: SimulateConfig, run: VerbCall) -> None:
     chosen = {"bitrate": run.choices["bitrate"], "routing": run.choices["routing"]}
     summary = write_summary(run.out, config.slo, result.wall_s, errors, **chosen, scaling=scaling)
     write_manifest(run, simulation_files(config))
-    show(summary)
+    show(summary, simulation.cluster.prefill[0].profile.source)
     print(f"results: {run.out}")
 
 
-def plan_line(config: SimulateConfig, choices: Mapping[str, str], requests: Sequence[Request]) -> str:
-    """One line: the requests, the cluster, and the simulated time that they cover."""
+def plan_line(config: SimulateConfig, choices: Mapping[str, str], requests: Sequence[Request], whose: str) -> str:
+    """One line: the requests and whose they are, the cluster, and the simulated time that they cover."""
     cluster, clients = config.cluster, config.workload.concurrency
     pace = f"of {clients} clients in a closed loop" if clients else f"over {clock(requests[-1].arrival_s)}"
     on = _hardware(config.hardware)
     if config.decode_hardware is not None:
         on = f"{on} to prefill, {_hardware(config.decode_hardware)} to decode"
     return (
-        f"plan: {len(requests):,} requests {pace} ({choices['workload']}), "
+        f"plan: {len(requests):,} requests {pace} ({whose}), "
         f"{config.model.name} on {cluster.prefill}P{cluster.decode}D ({on}), "
         f"links of {config.network.gbps:g} Gbit/s ({choices['network']}), "
         + ", ".join(
@@ -56,7 +56,16 @@ def _hardware(hardware: GpuSpec | MeasuredHardware) -> str:
     return "as profiled" if isinstance(hardware, MeasuredHardware) else f"{hardware.gpus} x {hardware.name} each, not validated on hardware"
 
 
-def show(summary: Mapping[str, Any]) -> None:
+# Source of a profile -> whose range a request may lie outside of.
+RANGES = {
+    "measured": "the profile has measured",
+    "published": "the published kernel tables cover",
+    "roofline": "the data sheet's costs cover",
+}
+
+
+def show(summary: Mapping[str, Any], source: str = "measured") -> None:
+    """source: of the profile that the costs are from."""
     from rich.console import Console
     from rich.table import Table
 
@@ -84,4 +93,4 @@ def show(summary: Mapping[str, Any]) -> None:
             + (f"; the error of {unknown} was not measured" if unknown else "")
         )
     if summary["extrapolated_share"]:
-        console.print(f"{summary['extrapolated_share']:.1%} of the requests lie outside the range that the profile has measured")
+        console.print(f"{summary['extrapolated_share']:.1%} of the requests lie outside the range that {RANGES[source]}")
