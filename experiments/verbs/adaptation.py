@@ -40,6 +40,7 @@ class AdaptationConfig:
     world: Literal["simulated", "real"]
     model_folder: Path
     profile: ProfilePath | None
+    calibration: Path | None
     pacing: str
     network: Network
     receivers: int
@@ -124,14 +125,14 @@ def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
 def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, World, dict[str, Any]]:
     """The world to compare in, the simulator for the search of levels, and facts about the world. Measures a profile if none is given."""
     from abkt.serve import LocalCluster, LocalClusterSpec
+    from experiments.lib.calibration import calibration_file
     from experiments.lib.profiling import profile_machine
     from experiments.study.twin import simulated_cluster
 
     spec = LocalClusterSpec(config.model_folder, prefill=config.network.senders, decode=config.receivers)
-    spec.layout()
-    profile = (
-        schema.load(config.profile) if config.profile else profile_machine(LocalClusterSpec(config.model_folder), config.out, config.seed)
-    )
+    spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, spec.layout()))
+    alone = replace(spec, prefill=1, decode=1)
+    profile = schema.load(config.profile) if config.profile else profile_machine(alone, config.out, config.seed)
     profile.save(config.out / "profile.json")
     network, capacity = config.network, config.network.capacity()
     scout = simulated(simulated_cluster(spec, profile, capacity, shared=network.senders > 1, delay_s=network.delay_s), repeats)

@@ -39,7 +39,7 @@ class ChangeConfig:
 class ReplayConfig:
     """prefill, decode: numbers of workers; prefill null: as many as the network has senders. paced: a profile whose times the workers sleep
     instead of computing; null: they compute. profile: costs that the policies expect, as `abkt profile` wrote them; null: they start
-    without any. calibration, layer_groups: as in LocalClusterSpec. changes: role changes during the run. pacing: see
+    without any. calibration: see experiments.lib.calibration. layer_groups: as in LocalClusterSpec. changes: role changes during the run. pacing: see
     experiments.lib.real_network.
     """
 
@@ -116,8 +116,8 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
 
 
 def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
-    from abkt.codec.calibration import load
     from abkt.serve import LocalClusterSpec
+    from experiments.lib.calibration import calibration_file
 
     if config.paced:
         schema.load(config.paced)
@@ -128,13 +128,10 @@ def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
         max_batch=config.max_batch,
         pool_tokens=config.pool_tokens,
         paced=config.paced,
-        calibration=config.calibration,
         layer_groups=config.layer_groups,
         transport=config.transport,
     )
-    if config.calibration:
-        load(config.calibration).check(spec.layout())
-    return spec
+    return replace(spec, calibration=calibration_file(config.calibration, config.model_folder, spec.layout()))
 
 
 def plan_line(requests: Sequence[Request], spec: LocalClusterSpec, config: ReplayConfig, network: RealNetwork) -> str:

@@ -8,7 +8,7 @@ import signal
 import socket
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -47,6 +47,7 @@ class ServeConfig:
     network: Network
     slo: SLO
     profile: ProfilePath | None
+    calibration: Path | None
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -66,6 +67,7 @@ def main(config: ServeConfig, run: VerbCall) -> None:
     from abkt.serve.http import Endpoint, Text
     from abkt.serve.metrics import Metrics
     from abkt.serve.service import Service
+    from experiments.lib.calibration import calibration_file
     from experiments.lib.manifest import write_manifest
     from experiments.lib.results import write_records
 
@@ -74,7 +76,8 @@ def main(config: ServeConfig, run: VerbCall) -> None:
     spec = LocalClusterSpec(
         config.model_folder, prefill=config.prefill, decode=config.decode, max_batch=config.max_batch, pool_tokens=config.pool_tokens
     )
-    spec.layout()  # reports a folder that holds no model before anything is written
+    layout = spec.layout()  # reports a folder that holds no model before anything is written
+    spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, layout))
     text, profile = Text.of(config.model_folder), schema.load(config.profile) if config.profile else None
     listening = listen(config.host, config.port)
     config.out.mkdir(parents=True, exist_ok=True)

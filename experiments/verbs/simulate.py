@@ -10,7 +10,16 @@ from experiments.lib.config import MeasuredHardware
 from experiments.lib.manifest import write_manifest
 from experiments.lib.record_writer import RecordWriter
 from experiments.lib.results import write_pieces
-from experiments.lib.simulation import SimulateConfig, build_simulation, clock, node_errors, run_simulation, simulation_files, write_summary
+from experiments.lib.simulation import (  # fmt: skip
+    SimulateConfig,
+    build_simulation,
+    clock,
+    node_errors,
+    rate_curves,
+    run_simulation,
+    simulation_files,
+    write_summary,
+)
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import read_workload, workload_words
 from sim.perfetto import chrome_trace
@@ -29,7 +38,7 @@ def main(config: SimulateConfig, run: VerbCall) -> None:
     if config.trace:
         write_pieces(run.out / "trace.json", chrome_trace(result.requests, result.transfers))
     chosen = {"bitrate": run.choices["bitrate"], "routing": run.choices["routing"]}
-    summary = write_summary(run.out, config.slo, result.wall_s, errors, **chosen, scaling=scaling)
+    summary = write_summary(run.out, config.slo, result.wall_s, rate_curves(simulation.cluster), errors, **chosen, scaling=scaling)
     write_manifest(run, simulation_files(config))
     show(summary, simulation.cluster.prefill[0].profile.source)
     print(f"results: {run.out}")

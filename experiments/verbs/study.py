@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -50,6 +50,7 @@ class StudyConfig:
     scaleout: ScaleOutConfig
     max_distortion: float
     profile: ProfilePath | None
+    calibration: Path | None
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -64,6 +65,7 @@ class StudyConfig:
 @verb("study")
 def main(config: StudyConfig, run: VerbCall) -> None:
     from abkt.serve import LocalCluster, LocalClusterSpec
+    from experiments.lib.calibration import calibration_file
     from experiments.lib.profiling import print_fits, profile_cluster
     from experiments.lib.prompts import prompts_for
     from experiments.study.report import write_report
@@ -71,7 +73,8 @@ def main(config: StudyConfig, run: VerbCall) -> None:
 
     requests, scaling = read_workload(config.workload, config.seed)
     spec = LocalClusterSpec(config.model_folder)
-    spec.layout()  # reports a folder that holds no model before anything is written
+    layout = spec.layout()  # reports a folder that holds no model before anything is written
+    spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, layout))
     print(plan_line(config, len(requests), requests[-1].arrival_s))
     config.out.mkdir(parents=True, exist_ok=True)
     with LocalCluster(spec, config.out) as cluster:
