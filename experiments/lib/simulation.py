@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,6 +72,8 @@ class SimulateConfig:
     rebuild_s : seconds that a node needs to change its role once it has drained.
     faults, link_faults, background : node failures, link failures, and background traffic.
     trace : also write trace.json for ui.perfetto.dev.
+    plot : also write report.html.
+    csv : also write the records as CSV.
     """
 
     model: ModelSpec
@@ -87,6 +89,8 @@ class SimulateConfig:
     progress: bool
     out: Path
     trace: bool = False
+    plot: bool = False
+    csv: bool = False
     decode_hardware: Hardware | None = None
     roles: PolicyConfig | None = None
     admission: PolicyConfig | None = None
@@ -217,7 +221,7 @@ def write_summary(
     records have prediction intervals."""
     requests = folder / "requests.parquet"
     columns = read_columns(requests)
-    summary = {**summarize_columns(columns, slo, wall_s), "validated": False, **facts}
+    summary = {**summarize_columns(columns, slo, wall_s), "validated": False, "slo": asdict(slo), **facts}
     completed = columns["outcome"] == "completed"
     rise, refused = expected_quality(columns["distortion_token_weighted"][completed], curves, stored_quality())
     summary |= {"expected_rise_in_nll": rise, "expected_rise_refused": refused}

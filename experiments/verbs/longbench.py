@@ -56,7 +56,7 @@ class LongBenchConfig:
             raise ValueError("the link of longbench is loopback at the network's rate; choose a network without delay and loss")
 
 
-@verb("longbench")
+@verb("longbench", resumes=("rows.jsonl",))
 def main(config: LongBenchConfig, run: VerbCall) -> None:
     from abkt.codec.calibration import load
     from abkt.codec.codec import Codec

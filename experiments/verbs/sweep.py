@@ -17,7 +17,7 @@ from experiments.sweeps.run import SweepConfig, grid_of, sweep
 SCHEMA_VERSION = 1
 
 
-@verb("sweep")
+@verb("sweep", resumes=("points.jsonl",))
 def _sweep(config: SweepConfig, run: VerbCall) -> None:
     rows = sweep(config, run)
     write_stamped(run.out / "sweep.parquet", table(rows), run)
