@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from abkt.ranges import bound
+
 SCHEMA_VERSION = 3
 CHANGES = "queue_busy_s is gone, and compute and pacing say `simulated` instead of `model`"  # since version 2
 STAGES = ("queue", "prefill", "encode", "wire", "expand", "decode")
@@ -177,6 +179,9 @@ class SLO:
 
     ttft_s: float
     tpot_s: float
+
+    def __post_init__(self) -> None:
+        bound(self, "ttft_s", "tpot_s", above=0, infinite=True)
 
 
 DERIVED = ("ttft_s", "tpot_s", "e2e_s", "transfer_exposed_s")

@@ -33,6 +33,7 @@ def measure(
     name: str, arguments: reader.BenchArguments, progress: Callable[[BenchRow, float], None]
 ) -> tuple[list[BenchRow], dict[str, str]]:
     """Run a bench and write NAME.json; returns its rows and facts. progress: called with each row and the share of the work that is done."""
+    check_device(arguments.device)
     bench = import_module(f"abkt.bench.{name}")
     rows: list[BenchRow] = []
     facts = bench.facts(arguments)
@@ -48,6 +49,15 @@ def measure(
 def shown(name: str, row: BenchRow) -> bool:
     """Whether a row belongs in the table on the terminal."""
     return bool(import_module(f"abkt.bench.{name}").is_shown(row))
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError, one line, where this machine has no such device."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("device=cuda: this machine has no GPU that PyTorch can use")
 
 
 def main() -> None:

@@ -48,15 +48,28 @@ def kernels(rows: Sequence[BenchRow]) -> BenchReport:
     shown = [(what, row) for (what, size), row in speed.items() if size == largest]
     table = Table(
         (f"at {largest} tokens x block", "GB/s of raw KV", "of a plain copy"),
-        [(what.replace("_", " "), words.number(row.value), words.percent(row.value / row.yardstick) if row.yardstick else "–") for what, row in shown],
+        [
+            (what.replace("_", " "), words.number(row.value), words.percent(row.value / row.yardstick) if row.yardstick else "–")
+            for what, row in shown
+        ],
     )
     fastest = next((row for row in rows if row.name == "over_fastest_peer"), None)
     at_4 = next((row for row in rows if row.name == "encode_4bit_over_copy"), None)
-    text = f"Encoding at 4 bits runs at {words.percent(at_4.value)} of the speed of a plain copy." if at_4 else "The codec's kernels beside a plain copy."
+    text = (
+        f"Encoding at 4 bits runs at {words.percent(at_4.value)} of the speed of a plain copy."
+        if at_4
+        else "The codec's kernels beside a plain copy."
+    )
     if fastest is None:
         text = f"No winner: no other codec is installed here. {text}"
     lines = partial(draw_speeds, speed)
-    return BenchReport("Bench of the kernels", text, table, _peers(fastest), [picture(lines, "Speed of encoding and expanding by length", "Speed by prompt length.")])
+    return BenchReport(
+        "Bench of the kernels",
+        text,
+        table,
+        _peers(fastest),
+        [picture(lines, "Speed of encoding and expanding by length", "Speed by prompt length.")],
+    )
 
 
 def _peers(row: BenchRow | None) -> Verdict | None:
@@ -64,7 +77,12 @@ def _peers(row: BenchRow | None) -> Verdict | None:
         return None
     name = row.unit.partition("(")[2].rstrip(")")
     if row.value > TIE:
-        return Verdict("use", "abkt", f"Use ABKT's codec: the fastest peer, {name}, takes {words.number(row.value)} times as long at no more error.", MEDIANS)
+        return Verdict(
+            "use",
+            "abkt",
+            f"Use ABKT's codec: the fastest peer, {name}, takes {words.number(row.value)} times as long at no more error.",
+            MEDIANS,
+        )
     if row.value < 1 / TIE:
         return Verdict("use", name, f"{name} is faster: ABKT's codec takes {words.number(1 / row.value)} times as long.", MEDIANS)
     return Verdict("tie", "abkt", f"ABKT's codec and {name} cannot be told apart: {words.number(row.value)} times as long.", MEDIANS)
@@ -85,7 +103,11 @@ def transfer(rows: Sequence[BenchRow]) -> BenchReport:
         f"One sequence of {words.count(longest)} tokens. {MEDIANS}",
     )
     bare = next((row for row in rows if row.name == "raw_tcp_over_bare"), None)
-    text = f"Over TCP, a transfer has {words.percent(bare.value)} of the goodput of bare sockets." if bare else "Transfers by layout of the memory."
+    text = (
+        f"Over TCP, a transfer has {words.percent(bare.value)} of the goodput of bare sockets."
+        if bare
+        else "Transfers by layout of the memory."
+    )
     whole = {kind: latency[kind, "contiguous"] for kind in kinds}
     drawn = picture(partial(draw_latency, latency), "Latency by length, transport and layout", "Latency of one sequence.")
     return BenchReport("Bench of the transfers", text, table, _fastest(whole), [drawn])
@@ -115,7 +137,9 @@ def sim(rows: Sequence[BenchRow]) -> BenchReport:
     first = rows[0]
     share = words.percent(first.value / first.yardstick) if first.yardstick else "–"
     text = f"No winner: nothing competes here. The simulator makes {words.number(first.value)} requests a CPU-second, {share} of a bare SimPy queue."
-    drawn = picture(partial(draw_yardsticks, rows), "Each figure over its yardstick", "Each figure over its yardstick; the axis is logarithmic.")
+    drawn = picture(
+        partial(draw_yardsticks, rows), "Each figure over its yardstick", "Each figure over its yardstick; the axis is logarithmic."
+    )
     return BenchReport("Bench of the simulator", text, table, None, [drawn])
 
 
@@ -133,11 +157,19 @@ def draw_speeds(speed: Mapping[tuple[str, str], BenchRow], width_in: float) -> F
     block = next((size.partition("x")[2] for what, size in speed if what in names), "")
     depths = list(dict.fromkeys(name.partition("_")[2] for name in names))
     for name in names:
-        found = sorted((int(size.partition("x")[0]), row) for (what, size), row in speed.items() if what == name and size.endswith(f"x{block}"))
+        found = sorted(
+            (int(size.partition("x")[0]), row) for (what, size), row in speed.items() if what == name and size.endswith(f"x{block}")
+        )
         colour = COLOURS[depths.index(name.partition("_")[2]) % len(COLOURS)]
         line = "-" if name.startswith("encode") else "--"
-        axes.plot([tokens for tokens, _ in found], [row.value for _, row in found], line, color=colour, marker="o", label=name.replace("_", " "))
-    copies = sorted({(int(size.partition("x")[0]), row.yardstick or 0.0) for (what, size), row in speed.items() if what == names[0]}) if names else []
+        axes.plot(
+            [tokens for tokens, _ in found], [row.value for _, row in found], line, color=colour, marker="o", label=name.replace("_", " ")
+        )
+    copies = (
+        sorted({(int(size.partition("x")[0]), row.yardstick or 0.0) for (what, size), row in speed.items() if what == names[0]})
+        if names
+        else []
+    )
     axes.plot(*zip(*copies), color="#888888", linestyle=":", label="plain copy") if copies else None
     for which in ("x", "y"):
         log_scale(axes, which)  # type: ignore[arg-type]
@@ -183,4 +215,9 @@ def draw_yardsticks(rows: Sequence[BenchRow], width_in: float) -> Figure:
 
 
 def _cells(row: BenchRow) -> tuple[str, str, str, str]:
-    return (row.name, words.number(float(row.value)), row.unit, words.NOTHING if row.yardstick is None else words.number(float(row.yardstick)))
+    return (
+        row.name,
+        words.number(float(row.value)),
+        row.unit,
+        words.NOTHING if row.yardstick is None else words.number(float(row.yardstick)),
+    )

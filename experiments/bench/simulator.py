@@ -20,6 +20,7 @@ from pathlib import Path
 
 from abkt.bench.rows import BenchRow, save
 from abkt.profile.fingerprint import cpu_name
+from abkt.ranges import bound
 from experiments.lib.errors import RunError
 
 RATE_PER_NODE = 5.0  # requests per second for each prefill node
@@ -42,8 +43,8 @@ class SimulatorBenchArguments:
     repeats: int = 3
 
     def __post_init__(self) -> None:
-        if min(self.requests, self.few, self.repeats) < 1 or self.nodes < 2:
-            raise ValueError("requests, few and repeats must be at least 1, nodes at least 2")
+        bound(self, "requests", "few", "repeats", least=1, most=1 << 30)
+        bound(self, "nodes", least=2, most=100_000)
 
 
 def run(arguments: SimulatorBenchArguments, progress: Callable[[float, str], None]) -> tuple[list[BenchRow], dict[str, str]]:
@@ -59,7 +60,13 @@ def run(arguments: SimulatorBenchArguments, progress: Callable[[float, str], Non
 
 def measure(arguments: SimulatorBenchArguments, progress: Callable[[float, str], None] = lambda share, name: None) -> Iterator[BenchRow]:
     few, repeats = arguments.few, arguments.repeats
-    work = {"bare": 0.1 * few * repeats, "speed": 2 * few * repeats, "start": SMALL * repeats, "memory": 10_000.0, "large": 2.0 * arguments.requests}
+    work = {
+        "bare": 0.1 * few * repeats,
+        "speed": 2 * few * repeats,
+        "start": SMALL * repeats,
+        "memory": 10_000.0,
+        "large": 2.0 * arguments.requests,
+    }
     total, done = sum(work.values()), 0.0
 
     def step(name: str, share: float = 1.0) -> None:

@@ -37,7 +37,14 @@ class Bar:
 @contextmanager
 def bar(name: str, total: int | None = None) -> Iterator[Bar]:
     """A bar that is full when the work ends without an error. total: number of steps, None where it is unknown."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as shown:
         task = shown.add_task(name, total=total, begun=0)
         yield Bar(shown, task, name)

@@ -103,6 +103,7 @@ def named(arguments: Sequence[str], positional: tuple[str, ...]) -> list[str]:
         if "=" not in argument and not argument.startswith("~") and names:
             argument = f"{names.pop(0)}={composer.quoted(argument)}"
         overrides.append(argument)
+    composer.check_once(overrides)
     return overrides
 
 

@@ -21,8 +21,8 @@ BENCHES = ("kernels", "transfer", "sim")
 def main(given: Sequence[str]) -> None:
     """Raises ValueError, one line, for bad input."""
     if not given or given[0] not in BENCHES:
-        named = f", not {given[0]}" if given else ""
-        raise ValueError(f"a bench is needed: kernels, transfer or sim{named}; then key=value, such as out=DIR")
+        wrong = f"there is no bench {given[0]}" if given else "a bench is needed"
+        raise ValueError(f"{wrong}: kernels, transfer or sim; then key=value, such as out=DIR")
     name = given[0]
     rest, overwrite = split_overwrite(given[1:])
     outs = [word.removeprefix("out=") for word in rest if word.startswith("out=")]
@@ -39,9 +39,12 @@ def _read(name: str, words: Sequence[str]) -> Any:
         from experiments.bench.simulator import SimulatorBenchArguments
 
         return read(SimulatorBenchArguments, words)
+    from abkt.bench.__main__ import check_device
     from abkt.bench.arguments import parse
 
-    return parse(words)
+    arguments = parse(words)
+    check_device(arguments.device)
+    return arguments
 
 
 def _measure(name: str, arguments: Any) -> tuple[list[BenchRow], dict[str, str]]:
@@ -73,4 +76,6 @@ def _report(name: str, rows: Sequence[BenchRow], facts: dict[str, str], run: Ver
 
 
 def _plain(arguments: Any) -> dict[str, Any]:
-    return {field: str(value) if isinstance(value, Path) else value for field in arguments.__slots__ for value in [getattr(arguments, field)]}
+    return {
+        field: str(value) if isinstance(value, Path) else value for field in arguments.__slots__ for value in [getattr(arguments, field)]
+    }

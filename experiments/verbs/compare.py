@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from abkt.ranges import bound
 from experiments.lib.config import STRICT
 from experiments.lib.manifest import manifest
 from experiments.lib.results import write_json, write_text
@@ -37,8 +38,7 @@ class CompareConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if not self.max_distortion > 0:
-            raise ValueError(f"max_distortion is {self.max_distortion}; it must be above 0")
+        bound(self, "max_distortion", above=0)
 
 
 @verb("compare", positional=("a", "b"))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from abkt.profile import schema
+from abkt.ranges import bound, check_seed
 from abkt.records import SLO
-from experiments.lib.config import STRICT
+from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, FilePath, PolicyConfig, ProfilePath
 from experiments.lib.network import Network, network_files
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import Workload, read_workload, workload_files
@@ -31,22 +32,25 @@ class ChangeConfig:
     worker: str
     role: str
 
+    def __post_init__(self) -> None:
+        bound(self, "at_s", least=0)
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayConfig:
     """prefill, decode: numbers of workers; prefill null: as many as the network has senders. paced: a profile whose times the workers sleep
     instead of computing; null: they compute. profile: costs that the policies expect, as `abkt profile` wrote them; null: they start
-    without any. calibration, layer_groups: as in LocalClusterSpec. changes: role changes during the run. pacing: see
-    experiments.lib.real_network.
+    without any. calibration: see experiments.lib.calibration. layer_groups: as in LocalClusterSpec. changes: role changes during the run.
+    pacing: see experiments.lib.real_network.
     """
 
     model_folder: Path
     network: Network
     pacing: str
     workload: Workload
-    bitrate: dict[str, Any]
-    routing: dict[str, Any]
-    roles: dict[str, Any]
+    bitrate: PolicyConfig
+    routing: PolicyConfig
+    roles: PolicyConfig
     rebuild_s: float
     slo: SLO
     prefill: int | None
@@ -55,14 +59,21 @@ class ReplayConfig:
     pool_tokens: int
     transport: str
     changes: tuple[ChangeConfig, ...]
-    paced: Path | None
-    profile: Path | None
-    calibration: Path | None
+    paced: ProfilePath | None
+    profile: ProfilePath | None
+    calibration: FilePath | None
     layer_groups: int
     csv: bool
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        bound(self, "prefill", "decode", least=1, most=MOST_WORKERS)
+        bound(self, "max_batch", "layer_groups", least=1, most=MOST_BATCH)
+        bound(self, "pool_tokens", least=BLOCK_TOKENS)
+        bound(self, "rebuild_s", least=0)
+        check_seed(self)
 
 
 @verb("replay")
@@ -114,8 +125,8 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
 
 
 def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
-    from abkt.codec.calibration import load
     from abkt.serve import LocalClusterSpec
+    from experiments.lib.calibration import calibration_file
 
     if config.paced:
         schema.load(config.paced)
@@ -126,13 +137,10 @@ def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
         max_batch=config.max_batch,
         pool_tokens=config.pool_tokens,
         paced=config.paced,
-        calibration=config.calibration,
         layer_groups=config.layer_groups,
         transport=config.transport,
     )
-    if config.calibration:
-        load(config.calibration).check(spec.layout())
-    return spec
+    return replace(spec, calibration=calibration_file(config.calibration, config.model_folder, spec.layout()))
 
 
 def plan_line(requests: Sequence[Request], spec: LocalClusterSpec, config: ReplayConfig, network: RealNetwork) -> str:

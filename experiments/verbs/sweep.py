@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from experiments.lib.compose import quoted
+from experiments.lib.compose import check_once, quoted
 from experiments.lib.errors import RunError
 from experiments.lib.manifest import manifest
 from experiments.lib.results import write_csv, write_json
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     """Several values on the command line are axes of the one grid; with -m they are Hydra's, and each of its jobs is a sweep."""
     if any(argument in MULTIRUN for argument in arguments):
         return _sweep(arguments)
+    check_once(arguments)
     words = [argument for argument in arguments if is_axis(argument)]
     also = [f"also=[{', '.join(map(quoted, words))}]"] if words else []
     return _sweep([argument for argument in arguments if argument not in words] + also)

@@ -218,9 +218,7 @@ def test_a_profile_of_another_schema_version_is_refused(tmp_path: Path, capsys: 
     assert "schema version" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
-    curves: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_before_the_run(curves: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["simulate", f"curves={curves}", "out=/proc/foo/bar"]) == 2
     captured = capsys.readouterr()
     assert captured.err == "abkt: out=/proc/foo/bar cannot be written to: No such file or directory; give another out=DIR\n"
