@@ -54,4 +54,6 @@ def run_cell(values: Mapping[str, Any]) -> None:
     requests, scaling = read_workload(config.workload, config.seed)
     simulation = build_simulation(config, requests)
     result = simulation.run()
-    write_result(config.out, result, config.slo, rate_curves(simulation.cluster), bitrate=config.bitrate, routing=config.routing, scaling=scaling)
+    write_result(
+        config.out, result, config.slo, rate_curves(simulation.cluster), bitrate=config.bitrate, routing=config.routing, scaling=scaling
+    )
