@@ -6,7 +6,7 @@ They stand for KV that cannot be computed on this machine, such as the KV of lar
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,8 +128,12 @@ def expected_quality(
     ours, theirs = {curve.calibration for curve in rates}, {curve.calibration for curve in curves}
     if ours == theirs and len(ours) == 1 and None not in ours:
         return quality_of(distortion, curves), ""
-    words = [", ".join(sorted({None: "unknown", "": "none"}.get(name, name) for name in names)) for names in (ours, theirs)]
     return None, (
-        f"expected_rise_in_nll is not given: the rate curves were measured with calibration {words[0] or 'unknown'}, the quality curves with "
-        f"{words[1] or 'unknown'}"
+        f"expected_rise_in_nll is not given: the rate curves were measured with calibration {_named(ours)}, "
+        f"the quality curves with {_named(theirs)}"
     )
+
+
+def _named(calibrations: Set[str | None]) -> str:
+    """Digests in words: `unknown` for None or no curves at all, `none` for the empty digest."""
+    return ", ".join(sorted("unknown" if name is None else name or "none" for name in calibrations)) or "unknown"

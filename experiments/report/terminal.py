@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from experiments.lib.verdict import Verdict
 from experiments.report.page import Table
 
@@ -33,3 +35,12 @@ def show_verdict(verdict: Verdict) -> None:
     console.print(Text(verdict.sentence, style=f"bold {STYLES[verdict.kind]}"))
     if verdict.why:
         console.print(Text(verdict.why))
+
+
+def show_lines(lines: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    for line in lines:
+        console.print(Text(line))

@@ -70,9 +70,11 @@ def ms(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share: 99.5 %."""
+    """A share: 99.5 %. What is nearly all or nearly nothing is not rounded to it."""
     if value is None or math.isnan(value):
         return NOTHING
+    if 0.9995 <= value < 1 or 0 < value < 0.0005:
+        return "above 99.9 %" if value > 0.5 else "below 0.1 %"
     text = f"{value * 100:,.1f}".removesuffix(".0")
     return _signs(f"{text} %")
 
@@ -126,6 +128,9 @@ def _course(capacity: Capacity) -> str:
         ]
         return f"a link of {link_rate(rates[0])} that {' and '.join(steps)}"
     spells = [end - start for start, end in zip(starts, (*starts[1:], period))]
+    if len(rates) == 3 and rates[0] == rates[2]:
+        turn = "falls" if rates[1] < rates[0] else "rises"
+        return f"a link of {link_rate(rates[0])} that {turn} to {link_rate(rates[1])} for {seconds(spells[1])} every {seconds(period)}"
     if len(rates) == 2 and math.isclose(spells[0], spells[1]):
         first, second = _both(*rates)
         return f"a link that swings between {first} and {second} every {seconds(spells[0])}"

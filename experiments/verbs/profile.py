@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from abkt.ranges import check_seed
 from experiments.lib.config import STRICT
 from experiments.lib.verb import VerbCall, verb
 
@@ -22,6 +23,9 @@ class ProfileConfig:
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        check_seed(self)
 
 
 @verb("profile")

@@ -10,11 +10,12 @@ import stat
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from abkt.profile import schema
+from abkt.ranges import bound
 from abkt.records import SLO
-from experiments.lib.config import STRICT
+from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, PolicyConfig, ProfilePath
 from experiments.lib.network import Network
 from experiments.lib.verb import VerbCall, verb
 
@@ -41,20 +42,21 @@ class ServeConfig:
     max_batch: int
     pool_tokens: int
     max_waiting: int
-    bitrate: dict[str, Any]
-    routing: dict[str, Any]
+    bitrate: PolicyConfig
+    routing: PolicyConfig
     network: Network
     slo: SLO
-    profile: Path | None
+    profile: ProfilePath | None
     calibration: Path | None
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65_535:
-            raise ValueError(f"port is {self.port}; it must be 0 (a free one) to 65535")
-        if self.max_waiting < 1:
-            raise ValueError(f"max_waiting is {self.max_waiting}; it must be at least 1")
+        bound(self, "port", least=0, most=65_535)
+        bound(self, "max_waiting", least=1)
+        bound(self, "prefill", "decode", least=1, most=MOST_WORKERS)
+        bound(self, "max_batch", least=1, most=MOST_BATCH)
+        bound(self, "pool_tokens", least=BLOCK_TOKENS)
 
 
 @verb("serve")

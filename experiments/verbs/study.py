@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from abkt.profile import schema
+from abkt.ranges import bound, check_seed
 from abkt.records import SLO
-from experiments.lib.config import STRICT
+from experiments.lib.config import STRICT, PolicyConfig, ProfilePath
 from experiments.lib.curves import save_curves
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network
@@ -44,15 +45,21 @@ class StudyConfig:
     model_folder: Path
     network: Network
     workload: Workload
-    bitrates: dict[str, dict[str, Any]]
+    bitrates: dict[str, PolicyConfig]
     slo: SLO
     scaleout: ScaleOutConfig
     max_distortion: float
+    profile: ProfilePath | None
     calibration: Path | None
-    profile: Path | None
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        bound(self, "max_distortion", above=0, infinite=True)
+        check_seed(self)
+        if not self.bitrates:
+            raise ValueError("a study needs a policy in bitrates")
 
 
 @verb("study")
