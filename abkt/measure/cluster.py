@@ -88,7 +88,7 @@ def handovers(requests: Sequence[RequestRecord]) -> list[float]:
 
 
 def arrivals(lengths: Sequence[int], measured: Sequence[RequestRecord]) -> list[tuple[int, int, float]]:
-    """(isl, osl, arrival_s) of prompts of these lengths, so spaced that prefill is LOAD busy, by the seconds per token of measured requests.
+    """(isl, osl, arrival_s) of prompts of these lengths, spaced so that prefill is LOAD busy, by the measured seconds per token.
 
     Under load a pass shares its core with the sending of the prompt before it, as it will when requests are served.
     """

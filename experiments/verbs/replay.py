@@ -61,7 +61,7 @@ class ReplayConfig:
     changes: tuple[ChangeConfig, ...]
     paced: ProfilePath | None
     profile: ProfilePath | None
-    calibration: FilePath | None
+    calibration: Path | None
     layer_groups: int
     csv: bool
     seed: int

@@ -24,8 +24,8 @@ class Gpu:
     """One GPU with its memory, its batch and its timer.
 
     state: idle | iterating | coding. While it iterates, `leap` iterations of the batch run from start_s on. The last of them also computes
-    `chunk`, parts of prompts as (job, tokens), which adds chunk_s seconds. codec_s: the part of chunk_s that the codec took. handover_s: the
-    part of chunk_s before a new prompt begins.
+    `chunk`, parts of prompts as (job, tokens), which adds chunk_s seconds. codec_s: the part of chunk_s that the codec took. handover_s:
+    the part of chunk_s before a new prompt begins.
     """
 
     def __init__(
