@@ -56,6 +56,7 @@ class ValidateConfig:
     requests: int
     repeats: int
     max_distortion: float
+    calibration: Path | None
     profile: ProfilePath | None
     targets: dict[str, float]
     drift: bool
@@ -102,14 +103,15 @@ class ValidateConfig:
 @verb("validate")
 def main(config: ValidateConfig, run: VerbCall) -> None:
     from abkt.serve import LocalClusterSpec
+    from experiments.lib.calibration import calibration_file
     from experiments.lib.profiling import profile_machine
     from experiments.study.twin import run_real, run_simulated
     from experiments.validation.clusters import Clusters
 
     real = LocalClusterSpec(config.folder, device=config.device, shares_device=config.device == "cuda")
     check_device(config.device)
-    if config.shape is None:
-        real.layout()  # reports a folder that holds no model before anything is written
+    if config.shape is None:  # a folder that holds no model is reported before anything is written
+        real = replace(real, calibration=calibration_file(config.calibration, config.folder, real.layout()))
     conditions = config.sized()
     for name, condition in conditions.items():
         condition.check_namespaces(name)
