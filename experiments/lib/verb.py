@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,8 +18,11 @@ from experiments.lib import compose as composer
 from experiments.lib.compose import Composed
 from experiments.lib.config import read
 from experiments.lib.paths import conf_dir, split_config_dirs
+from experiments.models.resolve import resolve_model
 
 MULTIRUN = ("-m", "--multirun")
+MODEL_KEY = "model_folder"  # of the verbs that run a model; `model` is short for it
+ACCEPT_KEY = "accept_terms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +67,29 @@ def verb(name: str, positional: tuple[str, ...] = ()) -> Callable[[Callable[[Any
 
     def decorate(main: Callable[[Any, VerbCall], None]) -> Callable[[Sequence[str]], None]:
         kind = get_type_hints(main)["config"]
+        runs_a_model = MODEL_KEY in kind.__dataclass_fields__
 
-        def start(composed: Composed, arguments: Sequence[str], out: Path) -> None:
-            config = {**composed.config, "out": out}
-            main(read(kind, config), VerbCall(name, tuple(arguments), config, composed.choices, out))
+        def start(composed: Composed, arguments: Sequence[str], out: Path, accept_terms: bool) -> None:
+            values = {**composed.config, "out": out}
+            config = read(kind, values)
+            if runs_a_model and getattr(config, MODEL_KEY) is not None:
+                folder = resolve_model(str(getattr(config, MODEL_KEY)), accept_terms)
+                config, values = replace(config, **{MODEL_KEY: folder}), {**values, MODEL_KEY: str(folder)}
+            main(config, VerbCall(name, tuple(arguments), values, composed.choices, out))
 
         def call(given: Sequence[str]) -> None:
             arguments, config_dirs = split_config_dirs(given)
             many, arguments = any(a in MULTIRUN for a in arguments), [a for a in arguments if a not in MULTIRUN]
             extra = composer.config_dir_overrides(config_dirs)
             overrides, arguments = [*named(arguments, positional), *extra], [*arguments, *extra]
+            accept_terms = False
+            if runs_a_model:
+                overrides, accept_terms = model_overrides(overrides)
             if many:
-                run_many(name, start, overrides)
+                run_many(name, partial(start, accept_terms=accept_terms), overrides)
             else:
                 composed = composer.compose(name, overrides)
-                start(composed, arguments, out_folder(composed.config.get("out"), name))
+                start(composed, arguments, out_folder(composed.config.get("out"), name), accept_terms)
 
         return call
 
@@ -96,6 +108,24 @@ def named(arguments: Sequence[str], positional: tuple[str, ...]) -> list[str]:
             argument = f"{names.pop(0)}={composer.quoted(argument)}"
         overrides.append(argument)
     return overrides
+
+
+def model_overrides(overrides: Sequence[str]) -> tuple[list[str], bool]:
+    """(the overrides for Hydra, whether the user accepts the model's terms).
+
+    `model=` becomes `model_folder=`, since `model` is also a folder of conf/; `accept_terms=true` is taken out, since no result depends on it.
+    Raises ValueError for another value of accept_terms.
+    """
+    found, accepted = [], False
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key == ACCEPT_KEY:
+            if value.lower() not in ("true", "false"):
+                raise ValueError(f"{text}: accept_terms is true or false")
+            accepted = value.lower() == "true"
+        else:
+            found.append(f"{MODEL_KEY}={value}" if key == "model" else text)
+    return found, accepted
 
 
 def out_folder(out: object, name: str) -> Path:

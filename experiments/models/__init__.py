@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from abkt.lazy import exporter
 
 if TYPE_CHECKING:
+    from experiments.models.resolve import resolve_model
     from experiments.models.tokenizer import passage_ids, tokenizer_of
 
-__all__ = ["passage_ids", "tokenizer_of"]
-__getattr__ = exporter(__name__, {"passage_ids": "tokenizer", "tokenizer_of": "tokenizer"})
+__all__ = ["passage_ids", "resolve_model", "tokenizer_of"]
+__getattr__ = exporter(__name__, {"passage_ids": "tokenizer", "resolve_model": "resolve", "tokenizer_of": "tokenizer"})

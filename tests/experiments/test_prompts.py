@@ -42,7 +42,7 @@ def test_a_model_gets_passages_of_the_book_in_its_own_tokens(speaking: Path) -> 
     assert [(p.request_id, p.arrival_s, p.isl, p.osl) for p in prompts] == [(r.request_id, r.arrival_s, r.isl, 4) for r in REQUESTS]
     tokenizer = needed_tokenizer(speaking)
     before = bos_ids(tokenizer)
-    assert before == ((0,) if WITH_BOS == json.loads((speaking / "tokenizer.json").read_text())["post_processor"] else ())
+    assert before == ((0,) if json.loads((speaking / "tokenizer.json").read_text())["post_processor"] == WITH_BOS else ())
     book = "".join(gzip.decompress(data_path(BOOK).read_bytes()).decode().split())
     for prompt in prompts[1:]:
         assert prompt.tokens[: len(before)] == before
