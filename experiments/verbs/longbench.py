@@ -29,7 +29,7 @@ LEAST_TOKENS = 64  # least max_tokens of a prompt
 class LongBenchConfig:
     """The keys are explained in conf/longbench.yaml."""
 
-    model_folder: str
+    model_folder: Path
     data: str
     tasks: tuple[str, ...]
     samples: int | None
@@ -67,7 +67,7 @@ def main(config: LongBenchConfig, run: VerbCall) -> None:
     from experiments.lib.progress import bar
     from experiments.lib.results import write_json
     from experiments.longbench.answer import answer, room
-    from experiments.longbench.data import DatasetFolder, Hub, model_folder
+    from experiments.longbench.data import DatasetFolder, Hub
     from experiments.longbench.models import read_model
     from experiments.longbench.pair import TransferPair
     from experiments.longbench.report import table
@@ -77,7 +77,7 @@ def main(config: LongBenchConfig, run: VerbCall) -> None:
     build(config.bitrate)
     source = Hub() if config.data == "hub" else DatasetFolder(Path(config.data))
     tasks = chosen(config.tasks, source.has)
-    folder = model_folder(config.model_folder)
+    folder = config.model_folder
     model = read_model(folder)
     calibration = load(config.calibration) if config.calibration else None
     rows = Rows(config.out, settings(config, run, folder))

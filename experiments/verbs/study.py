@@ -86,7 +86,7 @@ def main(config: StudyConfig, run: VerbCall) -> None:
         profile.save(config.out / "profile.json")
         save_curves(profile.curves, config.out / "curves.json")
         print_fits(profile)
-        twin = Twin(prompts_for(requests, config.seed), config.network.capacity(), config.slo, profile)
+        twin = Twin(prompts_for(requests, config.model_folder, config.seed), config.network.capacity(), config.slo, profile)
         for name, bitrate in config.bitrates.items():
             with bar(f"real: {name}", len(requests)) as progress:
                 run_real(twin, cluster, bitrate, study_folder.twin(config.out, "real", name), progress.update)
