@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from abkt.ranges import bound
+
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+LARGEST = 1 << 31  # of a size of a model's shape
 WEIGHT_BYTES = {**DTYPE_BYTES, "mxfp4": 17 / 32}  # 4 bits for each weight, and one 8-bit scale for 32 weights
 
 
@@ -66,8 +69,10 @@ class ModelSpec:
     layer_windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.layers, self.kv_heads, self.head_dim, self.max_tokens) < 1:
-            raise ValueError(f"model {self.name}: layers, kv_heads, head_dim and max_tokens must be at least 1")
+        bound(self, "layers", "kv_heads", "head_dim", "max_tokens", least=1, most=LARGEST)
+        bound(self, "hidden", "heads", "inner", "vocabulary", "experts", "experts_active", "expert_inner", least=0, most=LARGEST)
+        bound(self, "shared_experts", "dense_layers", "query_latent", "key_dim", "value_dim", "window", least=0, most=LARGEST)
+        bound(self, "parameters", "active_parameters", "weight_bytes", least=0)
         if self.kv_kinds not in (1, 2):
             raise ValueError(f"model {self.name}: kv_kinds is {self.kv_kinds}; it must be 2 (K and V) or 1 (one latent)")
         if self.dtype not in DTYPE_BYTES:
@@ -133,8 +138,7 @@ class KVLayout:
     block_tokens: int = 16
 
     def __post_init__(self) -> None:
-        if self.blocks < 1 or self.block_tokens < 1:
-            raise ValueError(f"pool of {self.blocks} blocks of {self.block_tokens} tokens: both must be at least 1")
+        bound(self, "blocks", "block_tokens", least=1)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int, int]:

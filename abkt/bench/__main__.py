@@ -18,6 +18,7 @@ def run(given: Sequence[str]) -> None:
     if not given or given[0] not in BENCHES:
         raise ValueError(f"name a bench: {' or '.join(BENCHES)}; key=value arguments follow, such as device=cpu out=DIR")
     arguments = reader.parse(given[1:])
+    check_device(arguments.device)
     bench = import_module(f"abkt.bench.{given[0]}")
     rows: list[BenchRow] = []
     facts = bench.facts(arguments)
@@ -31,6 +32,15 @@ def run(given: Sequence[str]) -> None:
     print("\n".join(f"{name}: {value}" for name, value in facts.items()))
     print(table(shown))
     print(f"{given[0]}: {path}")
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError, one line, where this machine has no such device."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("device=cuda: this machine has no GPU that PyTorch can use")
 
 
 def main() -> None:

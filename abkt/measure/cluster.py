@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from abkt.capacity import Capacity
+from abkt.codec.calibration import load
 from abkt.profile.fingerprint import fingerprint
 from abkt.profile.schema import DEPTHS_BITS, Profile, RateCurve, Sample, fit_stages
 from abkt.records import SLO
@@ -37,7 +38,8 @@ class Samples:
     lossless_raw_bytes: int = 0
     entropy: list[RateCurve] = field(default_factory=list)
 
-    def add(self, run: ClusterRun, depth: str) -> None:
+    def add(self, run: ClusterRun, depth: str, calibration: str) -> None:
+        """calibration: its digest, empty if there is none."""
         for record in run.requests:
             if record.outcome != "completed":
                 raise ValueError(f"calibration request {record.request_id} {record.outcome}: {record.reason}")
@@ -56,7 +58,7 @@ class Samples:
         for coded in run.coded:
             slope, uniform = (curve.scaled(1 / coded.raw_bytes) for curve in (coded.slope, coded.uniform))
             kept = self.entropy if coded.coder == "entropy" else self.curves
-            kept.append(RateCurve(coded.tokens, slope, uniform))
+            kept.append(RateCurve(coded.tokens, slope, uniform, calibration))
 
     def entropy_share(self) -> float:
         """Bytes of the entropy coder relative to the fixed one: the median over prompts of at least 128 tokens that both coded."""
@@ -80,15 +82,15 @@ def calibrate(
         spaced.append((lengths[i], 24, at_s))
         at_s += lengths[i] / 4000 + 0.05
     burst = [(int(n), 32, 0.0) for n in np.geomspace(64, longest // 2, 2 * cluster.spec.max_batch)]
-    samples = Samples()
+    samples, calibration = Samples(), load(cluster.spec.calibration).digest if cluster.spec.calibration else ""
     progress("warm-up")
     cluster.run(prompts(spaced[:3]), _policy(8), UNLIMITED, NO_SLO)
     on_cpu = cluster.spec.device == "cpu"
     for depth in ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else [])):
         progress(f"{depth} bits" if depth.isdigit() else depth)
-        samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth)
+        samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth, calibration)
     progress("burst")
-    samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw")
+    samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw", calibration)
     return Profile(
         model=cluster.model,
         fits=fit_stages(samples.stages),

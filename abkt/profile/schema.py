@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,11 +70,16 @@ class Fit:
 
 @dataclass(frozen=True)
 class RateCurve:
-    """Rate-distortion curves of one measured prompt; its bytes are relative to its raw bytes. The simulator draws one for each request."""
+    """Rate-distortion curves of one measured prompt; its bytes are relative to its raw bytes. The simulator draws one for each request.
+
+    calibration: digest of the calibration whose weights are in the distortion (abkt.codec.calibration); empty: none; None: unknown, as in
+    files from before this was kept.
+    """
 
     tokens: int
     slope: Curve
     uniform: Curve
+    calibration: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ def parse(data: object) -> Profile:
                 stage: Fit(**{**fit, "features": tuple(fit["features"]), "coefficients": tuple(fit["coefficients"])})
                 for stage, fit in data["fits"].items()
             },
-            curves=tuple(RateCurve(c["tokens"], parse_curve(c["slope"]), parse_curve(c["uniform"])) for c in data["curves"]),
+            curves=tuple(map(parse_rate_curve, data["curves"])),
             fingerprint=data["fingerprint"],
             source=data["source"],
             created=data["created"],
@@ -157,6 +163,14 @@ def parse(data: object) -> Profile:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it is damaged: {error!r}; run `abkt profile` again") from None
+
+
+def parse_rate_curve(data: Mapping[str, Any]) -> RateCurve:
+    """A RateCurve from parsed JSON. Raises KeyError, TypeError or ValueError if it is damaged."""
+    calibration = data.get("calibration")
+    if not (calibration is None or isinstance(calibration, str)):
+        raise ValueError(f"the calibration of a curve is {calibration!r}; it must be a digest, empty or null")
+    return RateCurve(int(data["tokens"]), parse_curve(data["slope"]), parse_curve(data["uniform"]), calibration)
 
 
 def parse_curve(data: Mapping[str, Sequence[float]]) -> Curve:

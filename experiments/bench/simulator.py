@@ -20,6 +20,7 @@ from pathlib import Path
 from abkt.arguments import read
 from abkt.bench.rows import BenchRow, save, table
 from abkt.profile.fingerprint import cpu_name
+from abkt.ranges import bound
 from experiments.lib.errors import RunError
 
 RATE_PER_NODE = 5.0  # requests per second for each prefill node
@@ -40,8 +41,8 @@ class SimulatorBenchArguments:
     repeats: int = 3
 
     def __post_init__(self) -> None:
-        if min(self.requests, self.few, self.repeats) < 1 or self.nodes < 2:
-            raise ValueError("requests, few and repeats must be at least 1, nodes at least 2")
+        bound(self, "requests", "few", "repeats", least=1, most=1 << 30)
+        bound(self, "nodes", least=2, most=100_000)
 
 
 def run(given: Sequence[str]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import abkt
-from experiments.lib.config import read
+from abkt.ranges import bound
+from experiments.lib.config import MOST_WORKERS, read
 from experiments.lib.manifest import code_hash, config_hash, file_hash, policy_files
 from experiments.lib.progress import bar
 from experiments.lib.results import plain
@@ -38,8 +39,7 @@ class SweepConfig:
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "ignore"}
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers is {self.workers}; it must be at least 1, or null for one a core")
+        bound(self, "workers", least=1, most=MOST_WORKERS)
 
 
 def sweep(config: SweepConfig, run: VerbCall) -> list[dict[str, Any]]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from abkt.profile import schema
+from abkt.ranges import OutOfRange, bound, check_seed
 from abkt.records import SLO
 from experiments.adaptation.comparison import Comparison, compare_within_bounds
 from experiments.adaptation.rivals import Aim
 from experiments.adaptation.worlds import World, real, simulated
-from experiments.lib.config import STRICT
+from experiments.lib.config import STRICT, PolicyConfig, ProfilePath
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network, network_files
 from experiments.lib.progress import bar
@@ -38,14 +39,15 @@ class AdaptationConfig:
 
     world: Literal["simulated", "real"]
     model_folder: Path
-    profile: Path | None
+    profile: ProfilePath | None
+    calibration: Path | None
     pacing: str
     network: Network
     receivers: int
     workload: Workload
-    ours: dict[str, dict[str, Any]]
-    cachegen: dict[str, Any]
-    oracle: dict[str, Any]
+    ours: dict[str, PolicyConfig]
+    cachegen: PolicyConfig
+    oracle: PolicyConfig
     bits: tuple[float, ...]
     target: float
     refine: float
@@ -57,12 +59,18 @@ class AdaptationConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or not 0 < self.slo_share < 1 or not self.bits:
-            raise ValueError("adaptation needs a repeat, bits of a fixed rate, and slo_share between 0 and 1")
+        bound(self, "repeats", least=1, most=10_000)
+        bound(self, "slo_share", above=0, below=1)
+        bound(self, "bits", above=0, most=8)
+        bound(self, "tpot_s", above=0, infinite=True)
+        check_seed(self)
+        if not self.bits:
+            raise OutOfRange("bits is empty; give the bits of a fixed rate, such as bits=[2]")
         if not self.ours:
             raise ValueError("adaptation needs a policy in ours")
-        if not 1 <= self.receivers <= (200 if self.world == "simulated" else 1):
-            raise ValueError(f"receivers is {self.receivers}; it must be 1, or up to 200 with world=simulated")
+        bound(self, "receivers", least=1, most=200)
+        if self.receivers > 1 and self.world != "simulated":
+            raise OutOfRange(f"receivers is {self.receivers}; more than 1 needs world=simulated")
         Aim(self.target, self.refine)
 
 
@@ -117,14 +125,14 @@ def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
 def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, World, dict[str, Any]]:
     """The world to compare in, the simulator for the search of levels, and facts about the world. Measures a profile if none is given."""
     from abkt.serve import LocalCluster, LocalClusterSpec
+    from experiments.lib.calibration import calibration_file
     from experiments.lib.profiling import profile_machine
     from experiments.study.twin import simulated_cluster
 
     spec = LocalClusterSpec(config.model_folder, prefill=config.network.senders, decode=config.receivers)
-    spec.layout()
-    profile = (
-        schema.load(config.profile) if config.profile else profile_machine(LocalClusterSpec(config.model_folder), config.out, config.seed)
-    )
+    spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, spec.layout()))
+    alone = replace(spec, prefill=1, decode=1)
+    profile = schema.load(config.profile) if config.profile else profile_machine(alone, config.out, config.seed)
     profile.save(config.out / "profile.json")
     network, capacity = config.network, config.network.capacity()
     scout = simulated(simulated_cluster(spec, profile, capacity, shared=network.senders > 1, delay_s=network.delay_s), repeats)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.lib.compose import quoted
+from experiments.lib.compose import check_once, quoted
 from experiments.lib.errors import RunError
 from experiments.lib.manifest import write_manifest
 from experiments.lib.results import write_json
@@ -17,7 +17,7 @@ from experiments.sweeps.run import SweepConfig, grid_of, sweep
 SCHEMA_VERSION = 1
 
 
-@verb("sweep")
+@verb("sweep", resumes=("points.jsonl",))
 def _sweep(config: SweepConfig, run: VerbCall) -> None:
     rows = sweep(config, run)
     write_stamped(run.out / "sweep.parquet", table(rows), run)
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     """Several values on the command line are axes of the one grid; with -m they are Hydra's, and each of its jobs is a sweep."""
     if any(argument in MULTIRUN for argument in arguments):
         return _sweep(arguments)
+    check_once(arguments)
     words = [argument for argument in arguments if is_axis(argument)]
     also = [f"also=[{', '.join(map(quoted, words))}]"] if words else []
     return _sweep([argument for argument in arguments if argument not in words] + also)
