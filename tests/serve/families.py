@@ -85,3 +85,62 @@ def eager_logits(folder: Path, rows: torch.Tensor) -> torch.Tensor:
 
 def prompts(count: int = 2, tokens: int = TOKENS, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 500, (count, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+SERVED: dict[str, dict[str, Any]] = {
+    "apertus": {},
+    "arcee": {},
+    "cohere": {},
+    "cohere2": {},
+    "ernie4_5": {},
+    "exaone4": {},
+    "gemma": {},
+    "gemma2": {"attn_logit_softcapping": 0.2},
+    "gemma3": {},
+    "gemma3_text": {},
+    "glm4": {},
+    "gpt2": {},
+    "gpt_neox": {},
+    "gpt_oss": {},
+    "granite": {},
+    "helium": {},
+    "llama": {},
+    "llama4_text": {"floor_scale": 8},
+    "ministral3": {},
+    "mistral": {},
+    "mixtral": {},
+    "olmo2": {},
+    "olmo3": {},
+    "opt": {},
+    "phi": {},
+    "phi3": {},
+    "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2, "layer_types": None},
+    "qwen3": {},
+    "qwen3_moe": {},
+    "seed_oss": {},
+    "smollm3": {},
+    "stablelm": {},
+    "starcoder2": {},
+    "vaultgemma": {},
+}
+"""Families whose logits are compared on each run of the tests, and what their tiny configs say beside sizes."""
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "bart": ({}, "an encoder and cross-attention"),
+    "bert": ({}, "bidirectional attention"),
+    "bloom": ({}, "ALiBi position biases"),
+    "deepseek_v3": ({}, "latent attention (MLA)"),
+    "diffllama": ({}, "layers that attend more than once"),
+    "falcon": ({}, "attention of its own"),
+    "falcon_h1": ({}, "state-space layers"),
+    "gemma4_unified_text": ({}, "layers of different KV shapes"),
+    "jetmoe": ({}, "layers of different KV shapes"),
+    "lfm2": ({"layer_types": ["conv", "full_attention", "conv", "full_attention"]}, "layers of conv"),
+    "mamba": ({}, "state-space layers"),
+    "minimax": ({}, "layers of linear_attention"),
+    "mpt": ({}, "ALiBi position biases"),
+    "qwen3_next": ({}, "layers of linear_attention"),
+    "recurrent_gemma": ({}, "recurrent layers"),
+    "rwkv": ({}, "recurrent layers"),
+}
+"""Families that are refused when they are loaded, and the feature that the message names."""

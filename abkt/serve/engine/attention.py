@@ -227,9 +227,20 @@ def attend(
         raise Unsupported(f"a sliding window of {sliding_window} tokens beside a mask of {attention_mask.window or 'all'}")
     if dropout or is_causal is False:
         raise Unsupported("attention dropout" if dropout else "bidirectional attention")
+    if getattr(module, "attn_temperature_tuning", False) and not getattr(module, "use_rope", True):
+        query = query * _temperature(module, pass_, query)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     asked = LayerAttention(module.layer_idx, scale, attention_mask, float(softcap or 0.0), s_aux)
     return pass_.run(asked, query, key, value).transpose(1, 2).contiguous(), None
+
+
+def _temperature(module: Any, pass_: ForwardPass, query: torch.Tensor) -> torch.Tensor:
+    """What is missing of the query scale of Llama 4's layers without RoPE, [batch, 1, n, 1]. It grows with the position, and without a cache
+    the model takes a row's new tokens for the first ones. Source: scalable softmax (arXiv 2501.19399), as in transformers' modeling_llama4."""
+    assumed = torch.arange(query.shape[2], device=query.device).float()[None]
+    positions = assumed + torch.tensor([[row.tokens] for row in pass_.rows], device=query.device)
+    right, taken = (torch.log1p(torch.floor((p + 1) / module.floor_scale)) * module.attn_scale + 1 for p in (positions, assumed))
+    return (right / taken)[:, None, :, None].to(query.dtype)
 
 
 def register() -> str:

@@ -49,19 +49,19 @@ def attention_features(config: Any) -> AttentionFeatures:
         if sizes:
             count = sum(kind == key for kind in _kinds(config))
             names.append(f"{word} of {', '.join(map(str, sorted(sizes)))} tokens in {count} of {len(windows)} layers")
+    if any(getattr(config, "no_rope_layers", None) or ()) and getattr(config, "attn_temperature_tuning", False):
+        names.append("query scale that grows with the position, in layers without RoPE")
     if cap := getattr(config, "attn_logit_softcapping", None):
         names.append(f"soft cap of {cap:g} on attention logits")
     if getattr(config, "model_type", "") == "gpt_oss" or getattr(config, "add_swa_attention_sink_bias", False):
         names.append("attention sinks")
     ropes = _ropes(config)
-    if any(rope.get("mrope_section") for rope in ropes):
-        names.append("M-RoPE (text only, where its three positions are one)")
     longest, why = 0, ""
     for rope in ropes:
         kind = rope.get("rope_type", "default")
         if kind in SWITCHED_ROPE:
             switch = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-            longest = int(switch or config.max_position_embeddings)
+            longest = int((kind == "longrope" and switch) or config.max_position_embeddings)
             why = f"{SWITCHED_ROPE[kind]} turns all angles of a batch once a row is longer than {longest} tokens"
             names.append(f"{SWITCHED_ROPE[kind]} up to its switch at {longest} tokens")
     return AttentionFeatures(tuple(names), windows, longest, why)
@@ -84,6 +84,8 @@ def unsupported(config: Any) -> str:
         return "ALiBi position biases"
     if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
         return "bidirectional attention"
+    if any(rope.get("mrope_section") for rope in _ropes(config)):
+        return "M-RoPE (positions of images and video)"
     return ""
 
 

@@ -47,12 +47,16 @@ def read_folder(folder: Path) -> ModelFolder:
     ValueError : one line, if the config cannot be read, or if the model's attention has a feature that the workers do not compute; that one
         is named.
     """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     config = read_config(folder)
     try:
         text = config.get_text_config(decoder=True)
     except ValueError as error:
         raise ValueError(f"model folder {folder}: its config cannot be read: {_first_line(error)}") from None
     kind, name = getattr(text, "model_type", "unknown"), folder.resolve().name
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise Unsupported(f"model {name} ({config.model_type}) is not a causal language model of transformers; it cannot be served here")
     try:
         features = attention_features(text)
     except Unsupported as error:
