@@ -24,6 +24,7 @@ VERBS = (
     "compare",
     "validate",
     "reproduce",
+    "check",
     "quality",
     "longbench",
     "bench",
