@@ -26,6 +26,7 @@ VERBS = (
     "compare",
     "validate",
     "reproduce",
+    "check",
     "quality",
     "longbench",
     "bench",

@@ -119,9 +119,9 @@ def page(
     )
     shown = [picture(lambda width: draw(result, width), "Goodput by rate of arrival for each policy")] if result.curves else []
     sections = [
-        Section("The highest rate within the SLO", how, table(result, config, verdict, slo.ttft_s, wide=True)),
+        Section("The highest rate within the SLO", how, table=table(result, config, verdict, slo.ttft_s, wide=True)),
         *([Section("Goodput by rate", "Dotted: the knee. Faint: each part.", pictures=shown)] if shown else []),
-        Section("Each part of the workload", "", _parts(result)),
+        Section("Each part of the workload", table=_parts(result)),
     ]
     return Page("How much the cluster holds", lead, verdict, sections, facts)
 

@@ -151,7 +151,7 @@ def page(config: PlanConfig, lead: str, choices: Sequence[Choice], prepared: Pre
         "that more instances of a role never do worse. It begins with the most instances that the budget allows, finds the fewest of each "
         "role with plenty of the other, and then tries splits from there, the cheapest first."
     )
-    sections = [Section("The cheapest split of each policy", how, table(choices, prepared, verdict))]
+    sections = [Section("The cheapest split of each policy", how, table=table(choices, prepared, verdict))]
     pick = next((c for c in choices if c.split is not None and c.policy == verdict.policy), None)
     if pick is not None:
         space = next(c.space for c in prepared.candidates if c.names == (pick.policy, pick.prefill_gpu, pick.decode_gpu))

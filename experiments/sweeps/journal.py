@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from experiments.lib.results import plain
+from experiments.lib.results import plain, writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Journal:
 
     def add(self, row: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(row)) + "\n")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import abkt
-from experiments.lib.config import read
+from abkt.ranges import bound
+from experiments.lib.config import MOST_WORKERS, read
 from experiments.lib.manifest import code_hash, config_hash, file_hash, policy_files
 from experiments.lib.progress import bar
 from experiments.lib.results import plain
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 
-OWN = ("also=", "grid=", "out=", "workers=", "pool=", "pool_options")  # overrides of the sweep itself
+OWN = ("also=", "csv=", "grid=", "max_distortion=", "out=", "plot=", "workers=", "pool=", "pool_options")  # overrides of the sweep itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +33,25 @@ class SweepConfig:
     """grid, also: axes, as overrides with several values; of two with the same name the second wins. pool, workers, pool_options: see
     PoolSpec.
 
+    max_distortion: limit of mean distortion that a winner keeps. plot, csv: also write report.html, and the table as CSV.
+
     The simulation's own keys are allowed here and are read for each point.
     """
 
     grid: list[str]
     also: list[str]
     workers: int | None
+    max_distortion: float
+    plot: bool
+    csv: bool
     out: Path
     pool: str = "processes"
     pool_options: dict[str, Any] | None = None
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "ignore"}
 
     def __post_init__(self) -> None:
+        bound(self, "workers", least=1, most=MOST_WORKERS)
+        bound(self, "max_distortion", above=0)
         self.spec()
 
     def spec(self) -> PoolSpec:
