@@ -18,6 +18,8 @@ VERBS = (
     "profile",
     "simulate",
     "sweep",
+    "capacity",
+    "plan",
     "replay",
     "serve",
     "adaptation",

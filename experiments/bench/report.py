@@ -136,7 +136,10 @@ def sim(rows: Sequence[BenchRow]) -> BenchReport:
     table = Table(("", "value", "unit", "yardstick"), [_cells(row) for row in rows], left=("unit",))
     first = rows[0]
     share = words.percent(first.value / first.yardstick) if first.yardstick else "–"
-    text = f"No winner: nothing competes here. The simulator makes {words.number(first.value)} requests a CPU-second, {share} of a bare SimPy queue."
+    text = (
+        f"No winner: nothing competes here. The simulator makes {words.number(first.value)} requests a CPU-second, "
+        f"{share} of a bare SimPy queue."
+    )
     drawn = picture(
         partial(draw_yardsticks, rows), "Each figure over its yardstick", "Each figure over its yardstick; the axis is logarithmic."
     )

@@ -63,7 +63,9 @@ def described(found: ModelFolder, folder: Path) -> list[str]:
     spec, features = found.spec, found.features
     bound = f", because {features.why_longest}" if features.why_longest else ""
     shape = f"{spec.layers} layers, {spec.kv_heads} KV heads of {spec.head_dim}, {spec.dtype}, {spec.vocabulary} token ids"
-    kept = f"; at {spec.max_tokens:,} tokens {spec.kv_bytes(spec.max_tokens) / 2**20:,.1f} MiB, since windows keep less" if spec.window else ""
+    kept = (
+        f"; at {spec.max_tokens:,} tokens {spec.kv_bytes(spec.max_tokens) / 2**20:,.1f} MiB, since windows keep less" if spec.window else ""
+    )
     words = has_tokenizer(folder)
     recalls = (folder / "probe.json").is_file()
     can = {"profile, replay, validate, study, serve": "yes" if words else "yes, with token ids, since there is no tokenizer"}

@@ -26,7 +26,16 @@ NAME = "abkt_pool"
 QUERIES = 256
 """Queries at a time where a layer's window, soft cap or sinks need their logits or mask in memory."""
 OWN_ATTENTION = "attention of its own, outside of transformers' attention and mask interfaces"
-PASSED_ON = ("position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "cache_position", "logits_to_keep", "return_dict")
+PASSED_ON = (
+    "position_ids",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "cache_position",
+    "logits_to_keep",
+    "return_dict",
+)
 """Keyword arguments of a model's forward that some models pass down to attention, and that mean nothing to it."""
 
 

@@ -169,7 +169,9 @@ def _check_layers(asked: Sequence[LayerAttention], layout: KVLayout) -> None:
     layers = [each.layer for each in asked]
     if layers != list(range(layout.model.layers)):
         missing = sorted(set(range(layout.model.layers)) - set(layers))
-        raise Unsupported(f"layers without KV of their own ({', '.join(map(str, missing))})" if missing else "layers that attend more than once")
+        raise Unsupported(
+            f"layers without KV of their own ({', '.join(map(str, missing))})" if missing else "layers that attend more than once"
+        )
     for mask in {id(each.mask): each.mask for each in asked}.values():
         mask.check()
     windows = tuple(each.mask.window for each in asked)

@@ -67,7 +67,6 @@ class LayerMask:
             if not seen[first : query + 1].all() or (first != bound if not self.window else first < bound):
                 raise Unsupported("an attention mask that is neither causal, nor a window, nor a chunk")
 
-
     def _at(self, positions: Iterable[int]) -> torch.Tensor:
         return torch.tensor(list(positions), device=self.device)
 

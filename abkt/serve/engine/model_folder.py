@@ -177,5 +177,3 @@ def _header(file: Path) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
