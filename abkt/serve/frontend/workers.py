@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -61,7 +62,7 @@ class Workers:
     def new_name(self, role: str) -> str:
         """A name that no worker has or had, so that no log is overwritten."""
         return next(
-            name for n in range(1000) if (name := f"{role[0]}{n}") not in self.states and not (self._log_dir / f"{name}.log").exists()
+            name for n in itertools.count() if (name := f"{role[0]}{n}") not in self.states and not (self._log_dir / f"{name}.log").exists()
         )
 
     def wait(self, timeout_s: float) -> None:
