@@ -103,8 +103,11 @@ class Clients:
                 client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, not an end
                 self.outcomes[kind] += 1
                 return
-            tokens: list[int] = []
-            for line in client.getresponse():
+            response, tokens = client.getresponse(), list[int]()
+            if response.status != 200:
+                self._compare(kind, json.loads(response.read()), expected)
+                return
+            for line in response:
                 if line.startswith(b"data: {"):
                     event = json.loads(line[6:])
                     if "error" in event:
