@@ -113,7 +113,7 @@ def named(arguments: Sequence[str], positional: tuple[str, ...]) -> list[str]:
 def model_overrides(overrides: Sequence[str]) -> tuple[list[str], bool]:
     """(the overrides for Hydra, whether the user accepts the model's terms).
 
-    `model=` becomes `model_folder=`, since `model` is also a folder of conf/; `accept_terms=true` is taken out, since no result depends on it.
+    `model=` becomes `model_folder=`, since `model` is also a folder of conf/. `accept_terms=true` is taken out: no result depends on it.
     Raises ValueError for another value of accept_terms.
     """
     found, accepted = [], False

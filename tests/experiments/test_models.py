@@ -147,7 +147,7 @@ def test_several_gguf_files_or_a_broken_one_are_one_line(tmp_path: Path, cache: 
     pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
     (tmp_path / "a.gguf").write_bytes(b"GGUF and then nothing")
-    with pytest.raises(ValueError, match="transformers cannot read .*a.gguf") as caught:
+    with pytest.raises(ValueError, match=r"transformers cannot read .*a\.gguf") as caught:
         resolve_model(str(tmp_path))
     assert "\n" not in str(caught.value)
     assert not [path for path in cache.rglob("*") if path.is_file()]

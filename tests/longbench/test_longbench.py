@@ -10,11 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from abkt.codec.baselines import ALL as BASELINES
 from abkt.codec.codec import Codec
+from abkt.serve.engine.attention import SequenceRow
+from abkt.serve.engine.engine import Engine, read_spec
 from abkt.serve.worker import raw as wire
+from abkt.spec import KVLayout
 from experiments.lib import usage
 from experiments.lib.paths import data_path
-from experiments.longbench.answer import Answer, agreement, lacks_memory
+from experiments.longbench.answer import Answer, agreement, lacks_memory, nll
 from experiments.longbench.data import DatasetFolder
 from experiments.longbench.models import differences
 from experiments.longbench.questions import ask, examples
@@ -221,7 +225,7 @@ def test_a_category_is_the_mean_of_its_tasks_and_its_interval_holds_it(tmp_path)
                     raw_nll=1.0,
                 )
             )
-    rows.add(Answer("qasper", "Single-doc QA", "bad", "failed", "out of memory: x"))
+    rows.add(Answer("qasper", "Single-doc QA", "bad", outcome="failed", reason="out of memory: x"))
     found = table(Rows(tmp_path, {}).frame()).set_index("name")
     both = found.loc["Single-doc QA"]
     assert both.delta == pytest.approx(-10, abs=1.5), "not the mean over samples, which is +2"
@@ -256,3 +260,46 @@ def test_every_policy_answers(qwen, made_up, tmp_path, bitrate):
     assert (rows.outcome == "completed").all()
     assert rows.lossless.all()
     assert (rows.wire_bytes <= 1.1 * rows.raw_wire_bytes).all()
+
+
+def test_a_published_codec_beside_the_policy_gets_the_same_prefill(qwen, made_up, tmp_path, monkeypatch):
+    """Its KV is what its own encode and expand give, without a wire; a later run adds a codec and keeps what was answered."""
+    out, calls = tmp_path / "out", []
+    prefill = Engine.prefill
+    monkeypatch.setattr(Engine, "prefill", lambda *given: calls.append(1) or prefill(*given))
+    arguments = ("tasks=[qasper,trec]", "samples=2", "bitrate=int8")
+    rows, _ = ran(out, qwen, made_up, *arguments, "beside=[kivi4]")
+    assert len(calls) == 4
+    assert rows.groupby("method").size().to_dict() == {"int8": 4, "kivi4": 4}
+    found = pd.read_csv(out / "table.csv").set_index(["method", "name"])
+    assert found.loc[("kivi4", "all")].raw_score == found.loc[("int8", "all")].raw_score
+
+    model, tokenizer = Engine(qwen, KVLayout(read_spec(qwen), 200)), AutoTokenizer.from_pretrained(qwen)
+    asked = ask(TASKS["qasper"], next(examples(TASKS["qasper"], DatasetFolder(made_up), 1)), tokenizer, 632, 8, True)
+    table, tokens = list(range(60)), len(asked.tokens)
+    prefill(model, asked.tokens, table)
+    (kivi,) = (codec for codec in BASELINES if codec.name == "kivi4")
+    message = kivi.encode(model.pool, table, tokens)
+    kivi.expand(message, model.pool, table)
+    reference = tokenizer.encode(asked.example.answers[0], add_special_tokens=False)
+    row = rows[rows.method == "kivi4"].loc["qasper", asked.example.id]
+    assert row.nll == pytest.approx(nll(model, SequenceRow(table, tokens), reference), abs=1e-5)
+    assert len(message) < row.wire_bytes < len(message) + 2000
+
+    calls.clear()
+    rows, _ = ran(out, qwen, made_up, *arguments, "beside=[kivi4]")
+    assert not calls
+    rows, _ = ran(out, qwen, made_up, *arguments, "beside=[kivi4,cachegen]")
+    assert rows.groupby("method").size().to_dict() == {"int8": 4, "kivi4": 4, "cachegen": 4}
+    with pytest.raises(ValueError, match=r"beside=zip: there are .*kivi4"):
+        ran(out, qwen, made_up, "beside=[zip]")
+
+
+def test_a_stopped_run_has_asked_something_of_every_task(qwen, made_up, tmp_path, capsys):
+    out = tmp_path / "out"
+    ran(out, qwen, made_up, "tasks=[qasper,trec,samsum]", "samples=2", "bitrate=raw")
+    asked = [json.loads(line)["task"] for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert asked == ["qasper", "trec", "samsum"] * 2
+    said = capsys.readouterr().out
+    assert "1 of 6 questions: " in said
+    assert "left" in said
