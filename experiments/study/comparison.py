@@ -47,6 +47,9 @@ def compare(measured: Path, predicted: Path) -> dict[str, Any]:
     for folder in (measured, predicted):
         _check_version(folder)
     left, right = read_records(measured / "requests.parquet"), read_records(predicted / "requests.parquet")
+    for folder, records in ((measured, left), (predicted, right)):
+        if len(twice := records.request_id[records.request_id.duplicated()]):
+            raise ValueError(f"{folder} has {len(twice)} requests with the id of another one, the first {twice.iloc[0]}; ids must differ")
     joined = left.merge(right, on="request_id", suffixes=("_a", "_b"))
     if joined.empty:
         raise ValueError(f"{measured} and {predicted} have no request in common")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from experiments.lib.config import STRICT
+from abkt.ranges import bound, check_seed
+from experiments.lib.config import STRICT, FilePath, PolicyConfig
 from experiments.lib.network import Network
 from experiments.lib.verb import VerbCall, verb
 
@@ -37,27 +38,28 @@ class LongBenchConfig:
     max_tokens: int | None
     chat: bool
     network: Network
-    bitrate: dict[str, Any]
+    bitrate: PolicyConfig
     transfer_s: float
     beside: tuple[str, ...]
     coder: Literal["fixed", "entropy"]
     tile_tokens: int
-    calibration: Path | None
+    calibration: FilePath | None
     device: str
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if (self.samples is not None and self.samples < 1) or (self.max_tokens is not None and self.max_tokens < LEAST_TOKENS):
-            raise ValueError(
-                f"samples={self.samples}, max_tokens={self.max_tokens}: at least 1 sample and {LEAST_TOKENS} tokens are needed"
-            )
+        bound(self, "samples", least=1)
+        bound(self, "max_tokens", least=LEAST_TOKENS)
+        bound(self, "transfer_s", above=0)
+        bound(self, "tile_tokens", least=1, most=1 << 20)
+        check_seed(self)
         if self.network.delay_s or self.network.loss:
             raise ValueError("the link of longbench is loopback at the network's rate; choose a network without delay and loss")
 
 
-@verb("longbench")
+@verb("longbench", resumes=("rows.jsonl",))
 def main(config: LongBenchConfig, run: VerbCall) -> None:
     from abkt.codec.baselines import ALL
     from abkt.codec.calibration import load

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from abkt.profile import schema
+from abkt.ranges import bound, check_seed
 from abkt.records import SLO
-from experiments.lib.config import STRICT
+from experiments.lib.config import STRICT, PolicyConfig, ProfilePath
 from experiments.lib.curves import save_curves
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network
@@ -44,19 +45,27 @@ class StudyConfig:
     model_folder: Path
     network: Network
     workload: Workload
-    bitrates: dict[str, dict[str, Any]]
+    bitrates: dict[str, PolicyConfig]
     slo: SLO
     scaleout: ScaleOutConfig
     max_distortion: float
-    profile: Path | None
+    profile: ProfilePath | None
+    calibration: Path | None
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        bound(self, "max_distortion", above=0, infinite=True)
+        check_seed(self)
+        if not self.bitrates:
+            raise ValueError("a study needs a policy in bitrates")
 
 
 @verb("study")
 def main(config: StudyConfig, run: VerbCall) -> None:
     from abkt.serve import LocalCluster, LocalClusterSpec
+    from experiments.lib.calibration import calibration_file
     from experiments.lib.profiling import print_fits, profile_cluster
     from experiments.lib.prompts import prompts_for
     from experiments.study.report import write_report
@@ -64,7 +73,8 @@ def main(config: StudyConfig, run: VerbCall) -> None:
 
     requests, scaling = read_workload(config.workload, config.seed)
     spec = LocalClusterSpec(config.model_folder)
-    spec.layout()  # reports a folder that holds no model before anything is written
+    layout = spec.layout()  # reports a folder that holds no model before anything is written
+    spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, layout))
     print(plan_line(config, len(requests), requests[-1].arrival_s))
     config.out.mkdir(parents=True, exist_ok=True)
     with LocalCluster(spec, config.out) as cluster:

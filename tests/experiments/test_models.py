@@ -181,7 +181,7 @@ def test_model_is_short_for_model_folder_in_every_verb_that_runs_a_model() -> No
         ["model_folder=a/b", "+model@shape=llama-3.1-8b", "seed=1"],
         True,
     )
-    with pytest.raises(ValueError, match="accept_terms is true or false"):
+    with pytest.raises(ValueError, match="accept_terms is yes; it must be true or false"):
         model_overrides(["accept_terms=yes"])
     verbs = [path.stem for path in conf_dir().glob("*.yaml") if "\nmodel_folder:" in path.read_text()]
     assert {"profile", "replay", "study", "validate", "serve", "quality", "longbench", "adaptation", "reproduce"} <= set(verbs)
