@@ -110,7 +110,6 @@ def main(config: LongBenchConfig, run: VerbCall) -> None:
     codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=model.rope_theta, calibration=calibration)
     if left:
         engine = Engine(folder, layout, config.device, dtype.dtype)
-        stops = model.stops(engine.model)
         rows.begin()
         pair = TransferPair(engine, codec, config.bitrate, config.network.capacity(), config.coder)
         methods: dict[str, Method] = {policy: partial(pair.coded, deadline_s=config.transfer_s)}
@@ -118,7 +117,7 @@ def main(config: LongBenchConfig, run: VerbCall) -> None:
         pace = Pace(sum(work(question, len(methods)) for question in left))
         with pair, bar("questions", len(left)) as progress:
             for done, question in enumerate(left, 1):
-                for row in answer(question, pair, model.tokenizer, stops, methods):
+                for row in answer(question, pair, model.tokenizer, model.stops, methods):
                     rows.add(row)
                 progress.update(done, len(left))
                 if said := pace.add(work(question, len(methods))):
