@@ -19,7 +19,7 @@ from abkt.codec.calibration import load
 from abkt.profile.fingerprint import fingerprint
 from abkt.profile.schema import DEPTHS_BITS, Profile, RateCurve, Sample, fit_stages
 from abkt.records import SLO
-from abkt.serve.cluster import ClusterRun, LocalCluster
+from abkt.serve.cluster import ClusterRun, LocalCluster, LocalClusterSpec
 from abkt.serve.frontend.prompt import Prompt
 
 UNLIMITED = Capacity.constant(float("inf"))
@@ -85,8 +85,7 @@ def calibrate(
     samples, calibration = Samples(), load(cluster.spec.calibration).digest if cluster.spec.calibration else ""
     progress("warm-up")
     cluster.run(prompts(spaced[:3]), _policy(8), UNLIMITED, NO_SLO)
-    on_cpu = cluster.spec.device == "cpu"
-    for depth in ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else [])):
+    for depth in runs(cluster.spec):
         progress(f"{depth} bits" if depth.isdigit() else depth)
         samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth, calibration)
     progress("burst")
@@ -100,6 +99,17 @@ def calibrate(
         lossless_share=samples.lossless_bytes / samples.lossless_raw_bytes if samples.lossless_raw_bytes else 0.0,
         entropy_share=samples.entropy_share(),
     )
+
+
+def runs(spec: LocalClusterSpec) -> tuple[str, ...]:
+    """The runs that a profile of this cluster measures, besides a warm-up and a burst."""
+    on_cpu = spec.device == "cpu"
+    return ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else []))
+
+
+def steps(spec: LocalClusterSpec) -> int:
+    """How often `calibrate` calls its progress."""
+    return len(runs(spec)) + 2
 
 
 def _policy(depth: object) -> dict[str, object]:
