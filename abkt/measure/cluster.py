@@ -19,8 +19,9 @@ from abkt.codec.calibration import load
 from abkt.profile.fingerprint import fingerprint
 from abkt.profile.schema import DEPTHS_BITS, Profile, RateCurve, Sample, fit_stages
 from abkt.records import SLO
-from abkt.serve.cluster import ClusterRun, LocalCluster, LocalClusterSpec
+from abkt.serve.cluster import ClusterRun, LocalCluster
 from abkt.serve.frontend.prompt import Prompt
+from abkt.serve.spec import LocalClusterSpec
 
 UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
