@@ -23,9 +23,7 @@ from abkt.spec import KVLayout, ModelSpec
 from tests.serve.families import SERVED, eager_logits, prompts, save_model, small_config
 
 TOKENS = 100  # with windows of 24: tokens 0 to 76 are seen by no later token
-MODEL = ModelSpec(
-    "made-up", layers=4, kv_heads=2, head_dim=16, dtype="float32", window=24, window_layers=3, layer_windows=(24, 24, 0, 24)
-)
+MODEL = ModelSpec("made-up", layers=4, kv_heads=2, head_dim=16, dtype="float32", window=24, window_layers=3, layer_windows=(24, 24, 0, 24))
 LAYOUT = KVLayout(MODEL, blocks=12)
 
 
@@ -51,7 +49,11 @@ def test_a_hand_solved_case_of_what_is_kept() -> None:
 )
 def test_a_layers_block_is_kept_exactly_where_a_later_token_sees_it(windows: list[int], tokens: int, block_tokens: int) -> None:
     model = replace(
-        MODEL, layers=len(windows), window=max(windows), window_layers=sum(w > 0 for w in windows), layer_windows=tuple(windows) if any(windows) else ()
+        MODEL,
+        layers=len(windows),
+        window=max(windows),
+        window_layers=sum(w > 0 for w in windows),
+        layer_windows=tuple(windows) if any(windows) else (),
     )
     kept = KVLayout(model, blocks=200, block_tokens=block_tokens).kept_layers(tokens)
     for block, found in enumerate(kept):
@@ -121,7 +123,9 @@ def test_a_stream_leaves_out_the_cells_before_a_window(coder: str, order: str) -
     assert found["cut"][2].distortion < 1e-3
     for prefix in range(len(found["cut"][1].ends)):
         codec_cut = found["cut"][1]
-        assert cut.expand(codec_cut.prefix(prefix), filled(3), other).distortion == pytest.approx(codec_cut.curve.distortion[prefix], rel=1e-5)
+        assert cut.expand(codec_cut.prefix(prefix), filled(3), other).distortion == pytest.approx(
+            codec_cut.curve.distortion[prefix], rel=1e-5
+        )
 
 
 def test_distortion_of_a_cut_stream_is_that_of_the_cells_sent() -> None:
