@@ -54,7 +54,8 @@ def answer(folder: Path, policies: Sequence[str], repeats: int, slo: SLO, max_di
         "decode": min(float(np.mean([u["decode"] for u in us])) for us in each.values()),
     }
     found = [measured(policy, rows[policy], slo) for policy in policies]
-    decision = decide(found, max_distortion, lightest)
+    busy = {"planned": _mean(map(utilisation, said.values())), "measured": _mean(u for us in each.values() for u in us)}
+    decision = decide(found, max_distortion, lightest, busy["measured"]["prefill"] / busy["planned"]["prefill"])
     predicted = {policy: read_json(simulated(folder, policy) / "summary.json") for policy in policies}
     summaries = {policy: [read_json(real(folder, policy, r) / "summary.json") for r in range(1, repeats + 1)] for policy in policies}
     trusted = trust(predicted, summaries, found, decision, max_distortion)
@@ -71,7 +72,6 @@ def answer(folder: Path, policies: Sequence[str], repeats: int, slo: SLO, max_di
         "pairs": [{**asdict(pair), "winner": pair.winner} for pair in decision.pairs],
         "trust": asdict(trusted),
     }
-    busy = {"planned": _mean(map(utilisation, said.values())), "measured": _mean(u for us in each.values() for u in us)}
     return Answer(decision, trusted, busy, compare)
 
 

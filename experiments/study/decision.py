@@ -27,6 +27,7 @@ from experiments.study.ranking import TAIL, TIE
 
 FEWEST_GOOD = 10  # requests within the SLO, over all repeats, that the best policy must have
 LEAST_SHARE = 0.2  # share of its requests that the best policy must have within the SLO
+DRIFTED = 1.2  # measured over planned time of computing above which the machine is no longer the one that was profiled
 WIDE_SHARE, WIDE_TTFT = 0.1, 0.15  # half widths of intervals above which a difference that matters could hide
 
 
@@ -102,7 +103,7 @@ class Decision:
     refused: Mapping[str, str]
 
 
-def decide(measured: Sequence[Measured], max_distortion: float, busy: Mapping[str, float]) -> Decision:
+def decide(measured: Sequence[Measured], max_distortion: float, busy: Mapping[str, float], slower: float = 1.0) -> Decision:
     """The verdict.
 
     Parameters
@@ -110,18 +111,19 @@ def decide(measured: Sequence[Measured], max_distortion: float, busy: Mapping[st
     measured : the runs of each policy, over the same requests and as many repeats.
     max_distortion : D; a policy keeps its mean distortion within D and its p99 within 8 D.
     busy : measured utilisation of each worker under the policy that needs least.
+    slower : how many times as long as planned the machine computed.
     """
     refused = {m.policy: why for m in measured if (why := _refused(m, max_distortion))}
     rivals = [m for m in measured if m.policy not in refused]
     pairs = tuple(compare_pair(a, b) for i, a in enumerate(rivals) for b in rivals[i + 1 :])
     beaten = {p.b if p.winner == p.a else p.a for p in pairs if p.winner}
     best = [m for m in rivals if m.policy not in beaten] or rivals  # a cycle of three leaves nobody: then all are tied
-    verdict = _no_answer(rivals, pairs, max_distortion, busy) or _answer(rivals, best, pairs, max_distortion)
+    verdict = _no_answer(rivals, pairs, max_distortion, busy, slower) or _answer(rivals, best, pairs, max_distortion)
     return Decision(verdict, pairs, tuple(m.policy for m in best), refused)
 
 
 def compare_pair(a: Measured, b: Measured) -> Pair:
-    repeats, requests = a.good.shape
+    requests = a.good.shape[1]
     places = intervals.paired_draws(requests)
     differences = a.good.mean(1) - b.good.mean(1)
     over_requests = intervals.difference(b.good.mean(0), a.good.mean(0), np.nanmean, places)
@@ -144,7 +146,7 @@ def compare_pair(a: Measured, b: Measured) -> Pair:
 
 
 def student(values: Floats, least_deviation: float = 0.0) -> Interval:
-    """Student's 95 % interval of the mean of independent values; unlimited with one value. least_deviation: the deviation is at least this."""
+    """Student's 95 % interval of the mean of independent values; unlimited with one value. The deviation is at least least_deviation."""
     from scipy.stats import t
 
     count = len(values)
@@ -169,13 +171,19 @@ def _refused(m: Measured, limit: float) -> str:
     return ""
 
 
-def _no_answer(rivals: Sequence[Measured], pairs: Sequence[Pair], limit: float, busy: Mapping[str, float]) -> Verdict | None:
+def _no_answer(
+    rivals: Sequence[Measured], pairs: Sequence[Pair], limit: float, busy: Mapping[str, float], slower: float
+) -> Verdict | None:
     worker, most = max(busy.items(), key=lambda item: item[1])
     if most > MOST:
         return _none(
             "overloaded",
             f"the {worker} worker had work for {percent(round(most, 2))} of the time, so every policy waited in its queue; "
-            "run it with a smaller load, such as load=0.4",
+            + (
+                f"computing took {slower:.1f} times as long as when the machine was profiled, so end other work on it and run the study again"
+                if slower > DRIFTED
+                else "run it with a smaller load, such as load=0.4"
+            ),
         )
     if not rivals:
         return _none(
@@ -246,8 +254,8 @@ def _margin(first: Measured, second: Measured, pairs: Sequence[Pair]) -> str:
     pair = between(first.policy, second.policy, pairs)
     if pair.by_share:
         return (
-            f"{percent(round(first.share, 2))} of its requests are within the SLO, {_points(pair.share)} more than with {second.policy}, the "
-            "next best"
+            f"{percent(round(first.share, 2))} of its requests are within the SLO, {_points(pair.share)} more than with {second.policy}, "
+            "the next best"
         )
     return (
         f"its mean TTFT is {seconds(first.ttft_mean_s)}, {_less(pair.ttft)} than that of {second.policy}, the next best, "
@@ -259,8 +267,8 @@ def _apart(take: Measured, other: Measured, pairs: Sequence[Pair]) -> str:
     pair = between(take.policy, other.policy, pairs)
     low, high = (round(x * 100) for x in (pair.ttft.low, pair.ttft.high))
     text = (
-        f"{take.policy} against {other.policy}: {percent(round(take.share, 2))} and {percent(round(other.share, 2))} of the requests within "
-        f"the SLO, mean TTFT {pair.ttft.estimate * 100:+.0f} % [{low:+d}, {high:+d}]"
+        f"{take.policy} against {other.policy}: {percent(round(take.share, 2))} and {percent(round(other.share, 2))} of the requests "
+        f"within the SLO, mean TTFT {pair.ttft.estimate * 100:+.0f} % [{low:+d}, {high:+d}]"
     )
     return text.replace("-", "\N{MINUS SIGN}")
 

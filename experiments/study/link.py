@@ -16,6 +16,7 @@ RAW = {"_target_": "abkt.policy.bitrate.fixed.Raw"}
 FINEST = {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": 8}  # the finest compressed rate
 KEPT = 0.95  # share of the requests within the SLO from which on a policy keeps it
 SLACK = 0.02  # less than a link without limits gives
+MARGIN = 1.15  # over the capacity that the finest compressed rate needs
 PERIODS = 2  # of the link's schedule in one run
 RANGE = 1000.0  # links from the mean rate of the raw bytes over this to the mean rate times this are tried
 Share = Callable[[dict[str, object], NetworkConfig | DriveConfig], float]
@@ -35,8 +36,8 @@ class LinkPlan:
 def plan_link(network: NetworkConfig, raw_bytes_per_s: float, span_s: float, share: Share) -> LinkPlan:
     """Choose the capacity of a link, and the times of its schedule.
 
-    The capacity is the geometric mean of two: the narrowest link on which the finest compressed rate keeps the SLO, and the narrowest on
-    which raw KV does. So both hold with a margin.
+    The capacity is a little above the narrowest on which the finest compressed rate keeps the SLO, and well below the narrowest on which raw
+    KV does.
 
     Parameters
     ----------
@@ -57,7 +58,8 @@ def plan_link(network: NetworkConfig, raw_bytes_per_s: float, span_s: float, sha
         most = largest(1 / RANGE, RANGE, lambda slowness: share(policy, replace(network, gbps=mean_gbps / slowness)) < kept)
         return mean_gbps / most
 
-    gbps = two_digits(math.sqrt(narrowest(FINEST) * narrowest(RAW)))
+    finest, raw = narrowest(FINEST), narrowest(RAW)
+    gbps = two_digits(min(finest * MARGIN, math.sqrt(finest * raw)) if raw > finest else finest)
     return check_link(replace(network, gbps=gbps), share)
 
 
