@@ -8,6 +8,7 @@ batches. On a GPU, the lossless and entropy runs are left out, since both are co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,14 +16,19 @@ from datetime import UTC, datetime
 import numpy as np
 
 from abkt.capacity import Capacity
+from abkt.codec.calibration import load
 from abkt.profile.fingerprint import fingerprint
 from abkt.profile.schema import DEPTHS_BITS, Profile, RateCurve, Sample, fit_stages
-from abkt.records import SLO
+from abkt.records import SLO, RequestRecord
 from abkt.serve.cluster import ClusterRun, LocalCluster
 from abkt.serve.frontend.prompt import Prompt
 
 UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
+LOAD = 0.7  # share of the time that prefill computes in the spaced runs
+OSL = 24  # output tokens of a request in them
+WARM_TOKENS = 256
+LONGEST_S = 1.5  # prefill of the longest prompt
 SAME_DISTORTION = 0.01  # the distortion at which the sizes of the two coders are compared
 FULL_PRECISION = {"raw": "abkt.policy.bitrate.fixed.Raw", "lossless": "abkt.policy.bitrate.lossless.Lossless"}
 
@@ -37,7 +43,8 @@ class Samples:
     lossless_raw_bytes: int = 0
     entropy: list[RateCurve] = field(default_factory=list)
 
-    def add(self, run: ClusterRun, depth: str) -> None:
+    def add(self, run: ClusterRun, depth: str, calibration: str) -> None:
+        """calibration: its digest, empty if there is none."""
         for record in run.requests:
             if record.outcome != "completed":
                 raise ValueError(f"calibration request {record.request_id} {record.outcome}: {record.reason}")
@@ -45,6 +52,8 @@ class Samples:
             self._take("prefill", tokens, record.prefill_busy_s)
             self._take(f"encode/{depth}", tokens, record.encode_busy_s)
             self._take(f"expand/{depth}", tokens, record.expand_busy_s)
+        for seconds in handovers(run.requests):
+            self._take("handover", {}, seconds)
         busy_s = {record.request_id: record.wire_busy_s for record in run.requests}
         for transfer in run.transfers:
             self._take("transport", {"calls": float(transfer.calls), "bytes": float(transfer.wire_bytes)}, busy_s[transfer.request_id])
@@ -56,7 +65,7 @@ class Samples:
         for coded in run.coded:
             slope, uniform = (curve.scaled(1 / coded.raw_bytes) for curve in (coded.slope, coded.uniform))
             kept = self.entropy if coded.coder == "entropy" else self.curves
-            kept.append(RateCurve(coded.tokens, slope, uniform))
+            kept.append(RateCurve(coded.tokens, slope, uniform, calibration))
 
     def entropy_share(self) -> float:
         """Bytes of the entropy coder relative to the fixed one: the median over prompts of at least 128 tokens that both coded."""
@@ -68,6 +77,28 @@ class Samples:
         self.stages.setdefault(stage, []).append((variables, max(seconds, 1e-9)))
 
 
+def handovers(requests: Sequence[RequestRecord]) -> list[float]:
+    """The seconds from when a prompt had arrived, and the one prefill worker had encoded the one before, until its pass began.
+
+    The worker's process is woken, reports, and takes the next prompt in these seconds. They are small, but every queue is made of them."""
+    began = sorted((r.arrival_s + r.queue_exposed_s, r.arrival_s, r.prefill_token_s + r.encode_exposed_s) for r in requests)
+    free_s, found = -math.inf, []
+    for start_s, arrival_s, encoded_s in began:
+        found.append(start_s - max(arrival_s, free_s))
+        free_s = encoded_s
+    return found
+
+
+def arrivals(lengths: Sequence[int], measured: Sequence[RequestRecord]) -> list[tuple[int, int, float]]:
+    """(isl, osl, arrival_s) of prompts of these lengths, spaced so that prefill is LOAD busy, by the measured seconds per token.
+
+    Under load a pass shares its core with the sending of the prompt before it, as it will when requests are served.
+    """
+    token_s = sum(r.prefill_busy_s + r.encode_busy_s for r in measured) / sum(r.isl for r in measured)
+    at_s = np.cumsum([0.0, *(isl * token_s / LOAD for isl in lengths)]).tolist()
+    return [(isl, OSL, arrival_s) for isl, arrival_s in zip(lengths, at_s, strict=False)]
+
+
 def calibrate(
     cluster: LocalCluster, prompts: Callable[[Sequence[tuple[int, int, float]]], list[Prompt]], progress: Callable[[str], None]
 ) -> Profile:
@@ -75,20 +106,18 @@ def calibrate(
     longest = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)
     lengths = [int(n) for n in np.geomspace(64, longest, 14)]
     order = np.random.default_rng(0).permutation(len(lengths))
-    spaced, at_s = [], 0.0
-    for i in order:
-        spaced.append((lengths[i], 24, at_s))
-        at_s += lengths[i] / 4000 + 0.05
+    shuffled = [lengths[i] for i in order]
     burst = [(int(n), 32, 0.0) for n in np.geomspace(64, longest // 2, 2 * cluster.spec.max_batch)]
-    samples = Samples()
+    samples, calibration = Samples(), load(cluster.spec.calibration).digest if cluster.spec.calibration else ""
     progress("warm-up")
-    cluster.run(prompts(spaced[:3]), _policy(8), UNLIMITED, NO_SLO)
+    first = cluster.run(prompts([(isl, OSL, 0.0) for isl in shuffled[:3]]), _policy(8), UNLIMITED, NO_SLO)
+    spaced = arrivals(shuffled, first.requests)
     on_cpu = cluster.spec.device == "cpu"
     for depth in ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else [])):
         progress(f"{depth} bits" if depth.isdigit() else depth)
-        samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth)
+        samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth, calibration)
     progress("burst")
-    samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw")
+    samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw", calibration)
     return Profile(
         model=cluster.model,
         fits=fit_stages(samples.stages),
@@ -98,6 +127,11 @@ def calibrate(
         lossless_share=samples.lossless_bytes / samples.lossless_raw_bytes if samples.lossless_raw_bytes else 0.0,
         entropy_share=samples.entropy_share(),
     )
+
+
+def longest_prompt(most: int, seconds_per_token: float) -> int:
+    """Tokens of the longest prompt to measure: at most `most`, and fewer on a slow machine, where a profile would take minutes."""
+    return max(min(most, int(LONGEST_S / seconds_per_token)), min(most, WARM_TOKENS))
 
 
 def _policy(depth: object) -> dict[str, object]:

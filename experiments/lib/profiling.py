@@ -27,12 +27,12 @@ def profile_cluster(cluster: LocalCluster, seed: int, step: Callable[[str], None
 
     from abkt.measure.cluster import calibrate
     from abkt.serve.frontend.prompt import Prompt
-    from experiments.probe.tasks import recall_prompt
+    from experiments.lib.prompts import prompt_tokens
 
     def prompts(shapes: Sequence[tuple[int, int, float]]) -> list[Prompt]:
         made = []
         for i, (isl, osl, arrival_s) in enumerate(shapes):
-            tokens, expected = recall_prompt(np.random.default_rng((seed, i)), isl)
+            tokens, expected = prompt_tokens(cluster.spec.model_folder, np.random.default_rng((seed, i)), isl)
             made.append(Prompt(i, arrival_s, tokens, osl, expected))
         return made
 

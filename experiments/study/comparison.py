@@ -49,6 +49,9 @@ def compare(measured: Path, predicted: Path) -> dict[str, Any]:
 
 def compare_records(left: pd.DataFrame, right: pd.DataFrame, measured: object, predicted: object) -> dict[str, Any]:
     """As compare, from records. measured, predicted: names of the two runs, for messages."""
+    for run, records in ((measured, left), (predicted, right)):
+        if len(twice := records.request_id[records.request_id.duplicated()]):
+            raise ValueError(f"{run} has {len(twice)} requests with the id of another one, the first {twice.iloc[0]}; ids must differ")
     joined = left.merge(right, on="request_id", suffixes=("_a", "_b"))
     if joined.empty:
         raise ValueError(f"{measured} and {predicted} have no request in common")

@@ -171,16 +171,14 @@ def _refused(m: Measured, limit: float) -> str:
     return ""
 
 
-def _no_answer(
-    rivals: Sequence[Measured], pairs: Sequence[Pair], limit: float, busy: Mapping[str, float], slower: float
-) -> Verdict | None:
+def _no_answer(rivals: Sequence[Measured], pairs: Sequence[Pair], limit: float, busy: Mapping[str, float], slower: float) -> Verdict | None:
     worker, most = max(busy.items(), key=lambda item: item[1])
     if most > MOST:
         return _none(
             "overloaded",
             f"the {worker} worker had work for {percent(round(most, 2))} of the time, so every policy waited in its queue; "
             + (
-                f"computing took {slower:.1f} times as long as when the machine was profiled, so end other work on it and run the study again"
+                f"computing took {slower:.1f} times as long as when the machine was profiled, so end other work on it and try again"
                 if slower > DRIFTED
                 else "run it with a smaller load, such as load=0.4"
             ),

@@ -6,7 +6,7 @@ On a faster link every policy keeps the SLO, on a slower one none does; in both 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from experiments.lib.network import DriveConfig, NetworkConfig
@@ -19,7 +19,8 @@ SLACK = 0.02  # less than a link without limits gives
 MARGIN = 1.15  # over the capacity that the finest compressed rate needs
 PERIODS = 2  # of the link's schedule in one run
 RANGE = 1000.0  # links from the mean rate of the raw bytes over this to the mean rate times this are tried
-Share = Callable[[dict[str, object], NetworkConfig | DriveConfig], float]
+Bitrate = Mapping[str, object]
+Share = Callable[[Bitrate, NetworkConfig | DriveConfig], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class LinkPlan:
 def plan_link(network: NetworkConfig, raw_bytes_per_s: float, span_s: float, share: Share) -> LinkPlan:
     """Choose the capacity of a link, and the times of its schedule.
 
-    The capacity is a little above the narrowest on which the finest compressed rate keeps the SLO, and well below the narrowest on which raw
-    KV does.
+    The capacity is a little above the narrowest on which the finest compressed rate keeps the SLO, and below the narrowest on which raw KV
+    does.
 
     Parameters
     ----------
@@ -53,7 +54,7 @@ def plan_link(network: NetworkConfig, raw_bytes_per_s: float, span_s: float, sha
     mean_gbps = raw_bytes_per_s * 8 / 1e9
     kept = min(KEPT, share(FINEST, replace(network, gbps=mean_gbps * RANGE)) - SLACK)  # queues alone may cost more than 1 - KEPT
 
-    def narrowest(policy: dict[str, object]) -> float:
+    def narrowest(policy: Bitrate) -> float:
         """The narrowest link that keeps the SLO; found as the largest slowness that still does."""
         most = largest(1 / RANGE, RANGE, lambda slowness: share(policy, replace(network, gbps=mean_gbps / slowness)) < kept)
         return mean_gbps / most

@@ -1,7 +1,7 @@
 """Load by the machine: lengths, rate and number of the twin's requests, so that its workers are busy but not overloaded.
 
-Prefill utilisation is the share of the run's time that the prefill worker computes prompts. At 0.6 requests queue sometimes, as in a cluster
-that is well used; near 1 every policy misses the SLO because of the queue alone, and nothing is learnt about transfers.
+Prefill utilisation is the share of the run's time that the prefill worker computes prompts. At 0.6 requests queue sometimes, as in a
+cluster that is well used; near 1 every policy misses the SLO because of the queue alone, and nothing is learnt about transfers.
 """
 
 from __future__ import annotations
@@ -50,8 +50,15 @@ class Aim:
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """scaling: how the requests are scaled. policies: how many run. prefill, decode, encode: planned utilisations; decode as if requests
-    were decoded one at a time, encode by the deepest coder. facts: how the requests were scaled. notes: what had to be changed, one sentence each."""
+    """The load of a twin.
+
+    Parameters
+    ----------
+    requests, scaling, facts : the scaled requests, and how they were scaled.
+    repeats, policies : how many repeats and policies run.
+    prefill, decode, encode : planned utilisations; decode as if requests were decoded one at a time, encode by the deepest coder.
+    notes : what had to be changed, one sentence each.
+    """
 
     requests: Sequence[Request]
     scaling: Scaling
@@ -92,9 +99,7 @@ def plan_load(trace: Sequence[Request], profile: Profile, configured: Scaling, g
     if given.requests and configured.requests is None:
         requests = len(lengths)
     scaling = replace(scaling, requests=requests)
-    notes = (
-        [f"{aim.policies - policies} policies were left out, since the time does not suffice for all"] if policies < aim.policies else []
-    )
+    notes = []
     if not given.rate:
         scaling = _at_load(trace, costs, replace(scaling, speedup=1.0), aim.load)
     if not given.answers:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from abkt.profile.schema import Profile
 from abkt.records import SLO
@@ -61,22 +61,30 @@ def explicit(arguments: Sequence[str]) -> Explicit:
     return Explicit(Given(any_of(LENGTHS), any_of(ANSWERS), any_of(REQUESTS), any_of(RATE)), group("network"), group("slo"))
 
 
-def unscaled(workload: TraceWorkload | ServegenWorkload | SyntheticWorkload, seed: int) -> tuple[list[Request], Scaling]:
-    """(the requests before scaling, the configured scaling)."""
+@dataclass(frozen=True, slots=True)
+class Unscaled:
+    """The requests of a workload before scaling, what is known about them, and the scaling of the configuration."""
+
+    requests: Sequence[Request]
+    facts: Mapping[str, Any]
+    configured: Scaling
+
+
+def unscaled(workload: TraceWorkload | ServegenWorkload | SyntheticWorkload, seed: int) -> Unscaled:
     if isinstance(workload, SyntheticWorkload):
-        return read_workload(workload, seed)[0], Scaling()
-    return read_workload(replace(workload, scaling=Scaling()), seed)[0], workload.scaling
+        return Unscaled(*read_workload(workload, seed), Scaling())
+    return Unscaled(*read_workload(replace(workload, scaling=Scaling()), seed), workload.scaling)
 
 
 def plan_study(
-    trace: Sequence[Request], configured: Scaling, given: Explicit, aim: Aim, slo: SLO, network: NetworkConfig | DriveConfig,
-    profile: Profile, spec: LocalClusterSpec, seed: int,
+    trace: Unscaled, given: Explicit, aim: Aim, slo: SLO, network: NetworkConfig | DriveConfig, profile: Profile, spec: LocalClusterSpec,
+    seed: int,
 ) -> StudyPlan:  # fmt: skip
     """Choose what the user has not given.
 
     Parameters
     ----------
-    trace, configured : as `unscaled` gives them.
+    trace : the requests before scaling.
     given : what to keep.
     aim : the utilisation and the time to aim at.
     slo, network : those of the configuration.
@@ -90,23 +98,24 @@ def plan_study(
     """
     from experiments.lib.prompts import prompts_for
 
-    load = plan_load(trace, profile, configured, given.load, aim)
+    load = plan_load(trace.requests, profile, trace.configured, given.load, aim)
     most = min(spec.layout().model.max_tokens, spec.pool_tokens)
     if (longest := max(r.isl + r.osl for r in load.requests)) > most:
-        raise ValueError(
-            f"a request has {longest} tokens, and the model takes {most}: give a smaller workload.scaling.isl_scale or isl_max"
-        )
+        raise ValueError(f"a request has {longest} tokens, and the model takes {most}; give a smaller workload.scaling.isl_max")
     limits = slo if given.slo else Costs(profile).slo(load.requests)
-    prompts = prompts_for(load.requests, seed)
+    prompts = prompts_for(load.requests, spec.model_folder, seed)
 
-    def share(policy: dict[str, object], link: NetworkConfig | DriveConfig) -> float:
+    def share(policy: Mapping[str, object], link: NetworkConfig | DriveConfig) -> float:
         result, _ = simulate(Twin(prompts, link.capacity(), limits, profile), spec, policy)
         done = [r for r in result.requests if r.outcome == "completed"]
         return sum(r.ttft_s <= limits.ttft_s and not r.tpot_s > limits.tpot_s for r in done) / len(prompts)
 
-    kept = given.network or not isinstance(network, NetworkConfig)
     raw_bytes_per_s = sum(profile.model.kv_bytes(r.isl) for r in load.requests) / load.span_s
-    link = check_link(network, share) if kept else plan_link(network, raw_bytes_per_s, load.span_s, share)
+    kept = given.network or not isinstance(network, NetworkConfig)
+    if isinstance(network, DriveConfig) or given.network:
+        link = check_link(network, share)
+    else:
+        link = plan_link(network, raw_bytes_per_s, load.span_s, share)
     return StudyPlan(load, prompts, limits, link, _overrides(given, limits, link, kept), _sentences(given, load, limits, link, kept))
 
 
@@ -141,8 +150,8 @@ def _sentences(given: Explicit, load: LoadPlan, slo: SLO, link: LinkPlan, kept: 
     as_given = [name for name, is_given in zip(("prompts", "answers", "number", "rate"), _parts(given.load), strict=True) if is_given]
     lengths = (
         f"Load: {plural(len(load.requests), 'request')} a run, {number(len(load.requests) / load.span_s)} in a second, prompts of "
-        f"{isl:.0f} tokens and answers of {osl:.0f} on average. So the prefill worker computes for {percent(round(load.prefill, 2))} of the "
-        f"time and the decode worker for at most {percent(round(load.decode, 2))}; encoding to 8 bits adds "
+        f"{isl:.0f} tokens and answers of {osl:.0f} on average. So the prefill worker computes for {percent(round(load.prefill, 2))} of "
+        f"the time and the decode worker for at most {percent(round(load.decode, 2))}; encoding to 8 bits adds "
         f"{percent(round(load.encode, 2))} to prefill."
     )
     limits = "as given" if given.slo else f"{LONE:g} times what the median request needs alone over a link without limits on this machine"

@@ -24,6 +24,7 @@ from experiments.study.ranking import TAIL
 
 TITLE = "Which KV-transfer policy should this cluster use, and can that answer be trusted?"
 POLICIES, STAGES, NOTES = "The policies on this machine", "Can the simulator be trusted?", "What was scaled, emulated or left out"
+SCALEOUT = "Scale-out, not validated on hardware here"
 FIGURES: tuple[tuple[str, ModuleType], ...] = (
     ("Where the time goes", breakdown),
     ("Time to first token", ttft_cdf),
@@ -70,10 +71,8 @@ def render(study: Study, pictures: Mapping[str, Picture]) -> str:
             Section("Where the time goes", pictures=[pictures["breakdown"]]),
             Section("Time to first token, and the link", pictures=[pictures["ttft_cdf"], pictures["bandwidth"]]),
             Section(STAGES, trust_text(summary), pictures=[pictures["predicted_measured"]]),
-            Section(
-                "Scale-out, not validated on hardware here", scaleout_text(summary), tables.scaleout_table(study), [pictures["scaleout"]]
-            ),
-            Section(NOTES),
+            Section(SCALEOUT, scaleout_text(summary), table=tables.scaleout_table(study), pictures=[pictures["scaleout"]]),
+            Section(NOTES, points=[*scaled(summary), *summary["notes"]]),
         ],
         facts={**origin(study.manifest), **again(summary)},
     )
@@ -90,10 +89,8 @@ def render(study: Study, pictures: Mapping[str, Picture]) -> str:
             details=compared,
             fits=tables.fit_table(study.profile),
             more=tables.more_table(summary, compare),
-            notes=[*scaled(summary), *summary["notes"]],
             policies_title=POLICIES,
             stages_title=STAGES,
-            notes_title=NOTES,
         )
     )
 
@@ -105,17 +102,17 @@ def lead(summary: Mapping[str, Any]) -> str:
         f"{plural(int(summary['scaling']['requests']), 'request')} a run, {summary['repeats']} runs of each policy in random order, over "
         f"{link(capacity(summary['link']))}. The prefill worker computed for {percent(round(busy['prefill'], 2))} of the time (planned: "
         f"{percent(round(busy['planned']['prefill'], 2))}), and the decode worker was busy for {percent(round(busy['decode'], 2))} "
-        f"({percent(round(busy['planned']['decode'], 2))}). The best policy has most requests within the SLO (TTFT {seconds(slo['ttft_s'])}, "
-        f"TPOT {seconds(slo['tpot_s'])}) among those with a mean distortion of at most {number(limit)} and a p99 of at most "
-        f"{number(TAIL * limit)}; where that cannot be told, the lowest mean TTFT. TTFT ends when the decode side has produced its first token."
+        f"({percent(round(busy['planned']['decode'], 2))}). The best policy has most requests within the SLO (TTFT "
+        f"{seconds(slo['ttft_s'])}, TPOT {seconds(slo['tpot_s'])}) among those with a mean distortion of at most {number(limit)} and a p99 of at most "
+        f"{number(TAIL * limit)}; where that cannot be told, the lowest mean TTFT. TTFT ends with the first token of the decode side."
     )
 
 
 def trust_text(summary: Mapping[str, Any]) -> str:
     return (
-        f"{summary['trust']['sentence']}\n\nThe same requests and the same policy objects ran in the simulator, before the machine ran them, and "
-        "then on real processes. Errors are predicted minus measured, relative to measured. Error of E2E: the mean error as a share of the "
-        "measured mean end-to-end time, which says whether the error of a stage matters."
+        f"{summary['trust']['sentence']}\n\nThe same requests and the same policy objects ran in the simulator, before the machine ran "
+        "them, and then on real processes. Errors are predicted minus measured, relative to measured. Error of E2E: the mean error as a share "
+        "of the measured mean end-to-end time, which says whether the error of a stage matters."
     )
 
 

@@ -1,7 +1,7 @@
 """Whether the simulator can be trusted: its errors beside the machine's own noise, and whether it picks the same policy.
 
-Agreement counts only pairs of policies that the machine tells apart. Following the simulator costs nothing where the machine cannot tell its
-pick from the best policy.
+Agreement counts only pairs of policies that the machine tells apart. Following the simulator costs nothing where the machine cannot tell
+its pick from the best policy.
 """
 
 from __future__ import annotations

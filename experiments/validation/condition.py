@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from abkt.net.bucket import payload_share
 from abkt.net.namespaces import MTU, Namespaces
 from abkt.policy.build import build
+from abkt.ranges import bound
 from abkt.serve.frontend.roles import WorkerLoad, WorkerRoles
+from experiments.lib.config import MOST_WORKERS, PolicyConfig
 from experiments.lib.network import Network
 
 if TYPE_CHECKING:
@@ -32,11 +34,12 @@ class Condition:
     skip: int
     prefill: int = 0
     decode: int = 0
-    roles: dict[str, Any] = field(default_factory=lambda: dict(STATIC))
+    roles: PolicyConfig = field(default_factory=lambda: dict(STATIC))
 
     def __post_init__(self) -> None:
-        if min(self.prefill, self.decode) < 0:
-            raise ValueError("prefill and decode must be at least 1, or 0 for as many as all conditions have")
+        bound(self, "prefill", "decode", least=0, most=MOST_WORKERS)
+        bound(self, "speedup", "isl_scale", above=0)
+        bound(self, "skip", least=0)
 
     def sized(self, prefill: int, decode: int) -> Condition:
         """The condition with these numbers of workers, unless it sets its own. Senders that share a link are as many as the network has."""

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from experiments.lib.config import STRICT
+from abkt.ranges import bound, check_seed
+from experiments.lib.config import STRICT, FilePath, PolicyConfig
 from experiments.lib.network import Network
 from experiments.lib.verb import VerbCall, verb
 
@@ -28,33 +29,34 @@ LEAST_TOKENS = 64  # least max_tokens of a prompt
 class LongBenchConfig:
     """The keys are explained in conf/longbench.yaml."""
 
-    model_folder: str
+    model_folder: Path
     data: str
     tasks: tuple[str, ...]
     samples: int | None
     max_tokens: int | None
     chat: bool
     network: Network
-    bitrate: dict[str, Any]
+    bitrate: PolicyConfig
     transfer_s: float
     coder: Literal["fixed", "entropy"]
     tile_tokens: int
-    calibration: Path | None
+    calibration: FilePath | None
     device: str
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if (self.samples is not None and self.samples < 1) or (self.max_tokens is not None and self.max_tokens < LEAST_TOKENS):
-            raise ValueError(
-                f"samples={self.samples}, max_tokens={self.max_tokens}: at least 1 sample and {LEAST_TOKENS} tokens are needed"
-            )
+        bound(self, "samples", least=1)
+        bound(self, "max_tokens", least=LEAST_TOKENS)
+        bound(self, "transfer_s", above=0)
+        bound(self, "tile_tokens", least=1, most=1 << 20)
+        check_seed(self)
         if self.network.delay_s or self.network.loss:
             raise ValueError("the link of longbench is loopback at the network's rate; choose a network without delay and loss")
 
 
-@verb("longbench")
+@verb("longbench", resumes=("rows.jsonl",))
 def main(config: LongBenchConfig, run: VerbCall) -> None:
     from abkt.codec.calibration import load
     from abkt.codec.codec import Codec
@@ -65,7 +67,7 @@ def main(config: LongBenchConfig, run: VerbCall) -> None:
     from experiments.lib.progress import bar
     from experiments.lib.results import write_json
     from experiments.longbench.answer import answer, room
-    from experiments.longbench.data import DatasetFolder, Hub, model_folder
+    from experiments.longbench.data import DatasetFolder, Hub
     from experiments.longbench.models import read_model
     from experiments.longbench.pair import TransferPair
     from experiments.longbench.report import table
@@ -75,7 +77,7 @@ def main(config: LongBenchConfig, run: VerbCall) -> None:
     build(config.bitrate)
     source = Hub() if config.data == "hub" else DatasetFolder(Path(config.data))
     tasks = chosen(config.tasks, source.has)
-    folder = model_folder(config.model_folder)
+    folder = config.model_folder
     model = read_model(folder)
     calibration = load(config.calibration) if config.calibration else None
     rows = Rows(config.out, settings(config, run, folder))

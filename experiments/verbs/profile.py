@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from abkt.ranges import check_seed
 from experiments.lib.config import STRICT
 from experiments.lib.verb import VerbCall, verb
 
@@ -15,24 +16,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProfileConfig:
-    """model_folder: a Hugging Face folder. seed: seed of the calibration prompts."""
+    """model_folder: a Hugging Face folder. calibration: see experiments.lib.calibration. seed: seed of the calibration prompts."""
 
     model_folder: Path
+    calibration: Path | None
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        check_seed(self)
 
 
 @verb("profile")
 def main(config: ProfileConfig, run: VerbCall) -> None:
     from abkt.serve import LocalClusterSpec
+    from experiments.lib.calibration import calibration_file
     from experiments.lib.curves import save_curves
     from experiments.lib.manifest import write_manifest
     from experiments.lib.profiling import print_fits, profile_machine
 
     print(f"plan: calibrate {config.model_folder.name} on one prefill and one decode process of this machine; about a minute")
     spec = LocalClusterSpec(config.model_folder)
-    spec.layout()  # reports a folder that holds no model before anything is written
+    layout = spec.layout()  # reports a folder that holds no model before anything is written
+    spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, layout))
     config.out.mkdir(parents=True, exist_ok=True)
     profile = profile_machine(spec, config.out, config.seed)
     profile.save(config.out / "profile.json")

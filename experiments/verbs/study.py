@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkt.profile import schema
+from abkt.ranges import bound, check_seed
 from abkt.records import SLO
 from experiments.lib.compose import compose
-from experiments.lib.config import STRICT, read
+from experiments.lib.config import STRICT, PolicyConfig, ProfilePath, read
 from experiments.lib.curves import save_curves
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network
 from experiments.lib.progress import bar
 from experiments.lib.results import read_json, write_json
-from experiments.lib.verb import VerbCall, verb
+from experiments.lib.verb import VerbCall, model_overrides, verb
 from experiments.lib.workload import SyntheticWorkload, TraceWorkload, Workload, workload_files
 from experiments.study import folder as study_folder
 from experiments.study.answer import answer
@@ -66,30 +66,27 @@ class StudyConfig:
     model_folder: Path
     network: Network
     workload: Workload
-    bitrates: dict[str, dict[str, Any]]
+    bitrates: dict[str, PolicyConfig]
     optional: tuple[str, ...]
     slo: SLO
     scaleout: ScaleOutConfig
     load: float
     minutes: float
     max_distortion: float
-    profile: Path | None
+    profile: ProfilePath | None
+    calibration: Path | None
     dtype: str
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if not 0.05 <= self.load <= MOST:
-            raise ValueError(f"load is {self.load}; it must be from 0.05 to {MOST}, because above that a queue grows without end")
-        if not 1 <= self.minutes <= 1440:
-            raise ValueError(f"minutes is {self.minutes}; it must be from 1 to 1440")
-        if not 0 <= self.max_distortion < math.inf:
-            raise ValueError(f"max_distortion is {self.max_distortion}; it must be 0 or more")
-        if self.profile and not self.profile.is_file():
-            raise ValueError(f"profile {self.profile} does not exist; make one with `abkt profile out=DIR`, or leave it out")
+        bound(self, "load", least=0.05, most=MOST)  # above it a queue grows without end
+        bound(self, "minutes", least=1, most=1440)
+        bound(self, "max_distortion", above=0, infinite=True)
+        check_seed(self)
         if not self.bitrates:
-            raise ValueError("bitrates is empty; a study needs a policy")
+            raise ValueError("a study needs a policy in bitrates")
 
     def ordered(self) -> list[str]:
         """The policies, those that may be left out at the end."""
@@ -100,6 +97,7 @@ class StudyConfig:
 @verb("study")
 def main(config: StudyConfig, run: VerbCall) -> None:
     from abkt.serve import LocalCluster, LocalClusterSpec
+    from experiments.lib.calibration import calibration_file
     from experiments.lib.profiling import print_fits, profile_cluster
     from experiments.report.terminal import show_table, show_verdict
     from experiments.study.report import write_report
@@ -107,9 +105,11 @@ def main(config: StudyConfig, run: VerbCall) -> None:
 
     started_s = time.monotonic()
     given = explicit(run.arguments)
-    trace, configured = unscaled(config.workload, config.seed)
+    trace = unscaled(config.workload, config.seed)
     spec = LocalClusterSpec(config.model_folder, dtype=config.dtype)
-    compute = spec.compute_dtype().words(spec.layout().model.dtype)  # reports a folder that holds no model before anything is written
+    layout = spec.layout()  # reports a folder that holds no model before anything is written
+    spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, layout))
+    compute = spec.compute_dtype().words(layout.model.dtype)
     profile = schema.load(config.profile) if config.profile else None
     print(plan_line(config, compute))
     config.out.mkdir(parents=True, exist_ok=True)
@@ -125,8 +125,8 @@ def main(config: StudyConfig, run: VerbCall) -> None:
         shared = len(os.sched_getaffinity(0)) < spec.prefill + spec.decode
         optional = sum(name in config.optional for name in config.bitrates)
         aim = Aim(config.load, max(left_s, 1.0), len(config.bitrates), optional, shared)
-        plan = plan_study(trace, configured, given, aim, config.slo, config.network, profile, spec, config.seed)
-        run = replace(run, config={**compose("study", [*run.arguments, *plan.overrides]).config, "out": run.out})
+        plan = plan_study(trace, given, aim, config.slo, config.network, profile, spec, config.seed)
+        run = chosen(run, plan.overrides)
         config = read(StudyConfig, run.config)
         policies = config.ordered()[: plan.load.policies]
         twin = make_twin(plan, config, profile)
@@ -138,7 +138,7 @@ def main(config: StudyConfig, run: VerbCall) -> None:
     found = answer(config.out, policies, plan.load.repeats, config.slo, config.max_distortion)
     write_json(config.out / "compare.json", found.compare)
     minutes = {"asked": config.minutes, "planned": planned_s / 60, "actual": (time.monotonic() - started_s) / 60}
-    study_folder.write_study(config.out, facts(config, plan, policies, compute, minutes, given.load), found.summary())
+    study_folder.write_study(config.out, facts(config, plan, trace.facts, policies, compute, minutes, given.load), found.summary())
     inputs = [path for w in (config.workload, config.scaleout.workload) for path in workload_files(w)]
     write_manifest(run, [*inputs, config.model_folder / "config.json"])
     write_report(config.out)
@@ -153,10 +153,16 @@ def plan_line(config: StudyConfig, compute: str) -> str:
     scaleout = config.scaleout
     return (
         f"plan: {compute}; {'profile this machine' if config.profile is None else 'take the profile'}; "
-        f"{len(scaleout.routings)} routings x {len(scaleout.bitrates)} bitrates on {scaleout.cluster.prefill}P{scaleout.cluster.decode}D in the "
-        f"simulator; choose a load of {config.load:.0%} for this machine; {', '.join(config.bitrates)} on real processes and in the simulator; "
-        f"about {config.minutes:.0f} minutes"
+        f"{len(scaleout.routings)} routings x {len(scaleout.bitrates)} bitrates on {scaleout.cluster.prefill}P{scaleout.cluster.decode}D "
+        f"in the simulator; choose a load of {config.load:.0%} for this machine; {', '.join(config.bitrates)} on real processes and in the "
+        f"simulator; about {config.minutes:.0f} minutes"
     )
+
+
+def chosen(run: VerbCall, overrides: Sequence[str]) -> VerbCall:
+    """The call with what the machine has chosen, which policies refer to."""
+    config = compose(run.verb, [*model_overrides(run.arguments)[0], *overrides]).config
+    return replace(run, config={**config, "model_folder": run.config["model_folder"], "out": run.out})
 
 
 def make_twin(plan: StudyPlan, config: StudyConfig, profile: schema.Profile) -> Twin:
@@ -190,14 +196,12 @@ def run_twin(config: StudyConfig, twin: Twin, cluster: LocalCluster, policies: l
     with bar("real", len(order) * requests) as progress:
         for number, (repeat, name) in enumerate(order):
             progress.progress.update(progress.task, description=f"real: repeat {repeat} of {repeats}, {name}")
-            folder = study_folder.real(config.out, name, repeat)
-            run_real(
-                twin,
-                cluster,
-                config.bitrates[name],
-                folder,
-                lambda done, _, before=number: progress.update(before * requests + done, len(order) * requests),
-            )
+            folder, before = study_folder.real(config.out, name, repeat), number * requests
+
+            def show(done: int, _: int, before: int = before) -> None:
+                progress.update(before + done, len(order) * requests)
+
+            run_real(twin, cluster, config.bitrates[name], folder, show)
 
 
 def probe_note(folder: Path) -> str:
@@ -211,7 +215,13 @@ def probe_note(folder: Path) -> str:
 
 
 def facts(
-    config: StudyConfig, plan: StudyPlan, policies: list[str], compute: str, minutes: Mapping[str, float], given: Given
+    config: StudyConfig,
+    plan: StudyPlan,
+    trace: Mapping[str, Any],
+    policies: list[str],
+    compute: str,
+    minutes: Mapping[str, float],
+    given: Given,
 ) -> study_folder.StudyFacts:
     scaleout, cluster = config.scaleout, config.scaleout.cluster
     left_out = [name for name in config.bitrates if name not in policies]
@@ -226,7 +236,7 @@ def facts(
         slo=config.slo,
         scaleout_slo=scaleout.slo,
         link=config.network.capacity(),
-        scaling=plan.load.facts,
+        scaling={**trace, **plan.load.facts},
         chosen=[*plan.chosen, *([f"Left out for want of time: {', '.join(left_out)}."] if left_out else [])],
         again=" ".join(again),
         compute=compute,

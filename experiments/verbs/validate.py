@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 
 from abkt.profile import schema
+from abkt.ranges import OutOfRange, bound, check_seed
 from abkt.records import SLO
 from abkt.spec import ModelSpec
-from experiments.lib.config import STRICT
+from experiments.lib.config import MOST_WORKERS, STRICT, PolicyConfig, ProfilePath
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network, network_files
 from experiments.lib.progress import bar
@@ -45,7 +47,7 @@ class ValidateConfig:
     device: str
     network: Network
     workload: TraceWorkload
-    bitrates: dict[str, dict[str, Any]]
+    bitrates: dict[str, PolicyConfig]
     conditions: dict[str, Condition]
     slo: SLO
     compute: str
@@ -54,7 +56,8 @@ class ValidateConfig:
     requests: int
     repeats: int
     max_distortion: float
-    profile: Path | None
+    calibration: Path | None
+    profile: ProfilePath | None
     targets: dict[str, float]
     drift: bool
     seed: int
@@ -70,8 +73,13 @@ class ValidateConfig:
             raise ValueError("device=cuda with compute=real: two phases would share one GPU's time; add compute=paced, or take compute=gpu")
         if (self.model_folder is None) == (self.shape is None):
             raise ValueError("give model_folder, or null and the shape of a model to make, such as +model@shape=llama-3.1-8b")
-        if min(self.prefill, self.decode, self.requests, self.repeats) < 1:
-            raise ValueError("prefill, decode, requests and repeats must be at least 1")
+        bound(self, "prefill", "decode", least=1, most=MOST_WORKERS)
+        bound(self, "requests", "repeats", least=1, most=10_000_000)
+        bound(self, "max_distortion", above=0, infinite=True)
+        check_seed(self)
+        for name, limit in self.targets.items():
+            if not 0 < limit < math.inf:
+                raise OutOfRange(f"targets.{name} is {limit}; it must be above 0")
         if not self.conditions or not self.bitrates:
             raise ValueError("a validation needs a condition and a bitrate policy")
         if missing := {"e2e", "ttft", "regret"} - set(self.targets):
@@ -95,14 +103,15 @@ class ValidateConfig:
 @verb("validate")
 def main(config: ValidateConfig, run: VerbCall) -> None:
     from abkt.serve import LocalClusterSpec
+    from experiments.lib.calibration import calibration_file
     from experiments.lib.profiling import profile_machine
     from experiments.study.twin import run_real, run_simulated
     from experiments.validation.clusters import Clusters
 
     real = LocalClusterSpec(config.folder, device=config.device, shares_device=config.device == "cuda")
     check_device(config.device)
-    if config.shape is None:
-        real.layout()  # reports a folder that holds no model before anything is written
+    if config.shape is None:  # a folder that holds no model is reported before anything is written
+        real = replace(real, calibration=calibration_file(config.calibration, config.folder, real.layout()))
     conditions = config.sized()
     for name, condition in conditions.items():
         condition.check_namespaces(name)
@@ -223,7 +232,7 @@ def _twin(config: ValidateConfig, condition: Condition, requests: Sequence[Any],
     from experiments.study.twin import Twin
 
     return Twin(
-        prompts_for(requests, config.seed),
+        prompts_for(requests, config.folder, config.seed),
         condition.network.capacity(),
         config.slo,
         profile,

@@ -58,7 +58,7 @@ def write_made_up_study(folder: Path, curves: Path) -> None:
     for policy in POLICIES:
         config = _config(curves, f"bitrate={policy}", *_TWIN)
         result = run_simulation(build_simulation(replace(config, hardware=gpu), requests), progress=False)
-        write_result(twin(folder, "simulated", policy), result, config.slo)
+        write_result(twin(folder, "simulated", policy), result, config.slo, made_up_curves())
         noise = np.random.default_rng(POLICIES.index(policy))
         measured = [_measured(record, 1 + 0.08 * noise.standard_normal(), 0.006) for record in result.requests]
         write_records(twin(folder, "real", policy), measured, result.transfers)
@@ -69,7 +69,7 @@ def write_made_up_study(folder: Path, curves: Path) -> None:
         for bitrate in POLICIES:
             big = _config(curves, f"routing={routing}", f"bitrate={bitrate}", *_BIG)
             result = run_simulation(build_simulation(big, many), progress=False)
-            write_result(scaleout(folder, routing, bitrate), result, big.slo)
+            write_result(scaleout(folder, routing, bitrate), result, big.slo, made_up_curves())
     profile.save(folder / "profile.json")
     facts = StudyFacts(
         policies=POLICIES,

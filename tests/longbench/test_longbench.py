@@ -164,7 +164,7 @@ def test_real_files_with_another_architecture(real, qwen, tmp_path):
         (["tasks=[passkey]"], "task passkey is not in"),
         (["samples=0"], "at least 1 sample and 64 tokens"),
         (["max_tokens=10"], "at least 1 sample and 64 tokens"),
-        (["model_folder=/nowhere"], "neither a folder nor a name on the hub"),
+        (["model_folder=/nowhere"], "neither a folder"),
         (["network=wan_10ms"], "choose a network without delay and loss"),
         (["calibration=/nowhere.json"], "does not exist"),
         (["coder=none"], "coder"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from abkt.measure.cluster import calibrate
+from abkt.measure.cluster import LOAD, arrivals, calibrate, handovers
 from abkt.policy.view import Curve
 from abkt.records import RequestRecord, TransferRecord
 from abkt.serve import ClusterRun, LocalClusterSpec
@@ -66,3 +66,22 @@ def test_what_is_coded_on_the_cpu_is_not_measured_on_a_gpu(device: str, runs: li
     for stage in ("prefill", "encode/raw", "encode/2", "encode/8", "expand/4"):
         assert profile.fit(stage).seconds(tokens=1000) == pytest.approx(2e-3)
     assert profile.curves
+
+
+def test_a_handover_lasts_from_when_the_prompt_and_the_worker_are_there() -> None:
+    """By hand: an idle worker; a prompt that arrives while the one before is computed; one that arrives after it."""
+
+    def request(number: int, arrival_s: float, start_s: float, encode_s: float) -> RequestRecord:
+        made = RequestRecord(number, 10, 2, arrival_s, prefill_token_s=start_s + 1.0, encode_exposed_s=encode_s)
+        made.queue_exposed_s = start_s - arrival_s
+        return made
+
+    requests = [request(2, 6.0, 6.004, 0.0), request(0, 1.0, 1.002, 0.5), request(1, 1.5, 2.503, 0.25)]
+    assert handovers(requests) == pytest.approx([0.002, 0.001, 0.004])
+
+
+def test_prompts_are_spaced_by_what_they_take() -> None:
+    measured = [RequestRecord(0, 100, 2, 0.0, prefill_busy_s=0.9, encode_busy_s=0.1), RequestRecord(1, 300, 2, 0.0, prefill_busy_s=3.0)]
+    made = arrivals([70, 140, 35], measured)
+    assert [isl for isl, _, _ in made] == [70, 140, 35]
+    assert [at_s for _, _, at_s in made] == pytest.approx([0.0, 0.7 / LOAD, 2.1 / LOAD])

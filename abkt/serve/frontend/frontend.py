@@ -15,6 +15,7 @@ from abkt.policy.view import Refined
 from abkt.serve.commands import (
     AddPeer,
     CancelAttempt,
+    FinishAttempt,
     Prepare,
     RefinementEnded,
     RemovePeer,
@@ -44,6 +45,7 @@ from abkt.serve.reports import (
 )
 
 TRIES = 3
+ENDED = "the client wanted no further token, so no further attempt was made"
 STEP_S = 0.1  # the longest time between two checks of the workers' health
 
 
@@ -124,6 +126,20 @@ class Frontend:
             self._abandon(request)
             self._close(request, "failed", "cancelled")
 
+    def finish(self, request_id: int) -> None:
+        """End a request's output with the tokens it has, because its client wants no further one."""
+        if (request := self._open.get(request_id)) is None:
+            return
+        request.ended = True
+        if attempt := request.attempt:
+            self._tell_ended(attempt)
+        else:
+            self._close(request, "failed", "; ".join([*request.failures, ENDED]))
+
+    def _tell_ended(self, attempt: Attempt) -> None:
+        if attempt.destination in self.workers.states:
+            self.workers.tell(attempt.destination, FinishAttempt(attempt.attempt_id))
+
     def change(self, name: str, role: str) -> None:
         """Change a worker's role once it has drained. Role GONE ends it; a new name starts a worker. Raises ValueError if it cannot."""
         if name not in self.workers.states:
@@ -164,9 +180,9 @@ class Frontend:
             case CodedCurves():
                 self._coded(report)
             case StreamedTokens():
-                for attempt_id, token in report.tokens:
+                for attempt_id, token, logprobs in report.tokens:
                     if request := self._attempts.request(attempt_id):
-                        request.stream([token])
+                        request.stream([token], [logprobs])
             case AttemptCancelled():
                 self.reservations.freed(report.attempt_id, name)
                 self._place()
@@ -187,7 +203,7 @@ class Frontend:
             self.reservations.follow(attempt, report, self.now_s())
             if isinstance(report, Prefilled):
                 self.codec = report.transfer.codec if report.transfer else self.codec
-                request.stream([report.token])
+                request.stream([report.token], [report.logprobs])
             if attempt.complete:
                 self._finish(request, attempt)
             elif isinstance(report, AttemptFailed):
@@ -236,7 +252,9 @@ class Frontend:
         """Abandon the attempt; queue the request again unless TRIES attempts have failed. ended: the sender's report, if any."""
         self._abandon(request, ended)
         request.failures.append(failure)
-        if len(request.failures) >= TRIES:
+        if request.ended:
+            self._close(request, "failed", "; ".join([*request.failures, ENDED]))
+        elif len(request.failures) >= TRIES:
             self._close(request, "failed", "; ".join(dict.fromkeys(request.failures)))
         else:
             self._waiting.appendleft(request)

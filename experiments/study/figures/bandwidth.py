@@ -1,4 +1,5 @@
-"""Above: the link's capacity, the goodput of each transfer of the first repeat, and the policy's estimate of the link. Below: bits sent per KV value.
+"""Above: the link's capacity, the goodput of each transfer of the first repeat, and the policy's estimate of the link. Below: bits sent
+per KV value.
 
 A bar spans a transfer from its first to its last byte. Above are the policies that estimate the link (all policies, if none does). Below,
 open marks are measured transfers and crosses are predicted ones."""

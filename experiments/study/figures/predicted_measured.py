@@ -1,4 +1,4 @@
-"""Each request's time to first token, predicted against measured (the mean over the repeats); the grey band is 20 % to either side of equal."""
+"""Each request's time to first token, predicted against measured (the mean over the repeats); the grey band is 20 % to either side."""
 
 from __future__ import annotations
 
