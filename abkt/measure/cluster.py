@@ -28,6 +28,8 @@ UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
 LOAD = 0.7  # share of the time that prefill computes in the spaced runs
 OSL = 24  # output tokens of a request in them
+WARM_TOKENS = 256
+LONGEST_S = 1.5  # prefill of the longest prompt
 SAME_DISTORTION = 0.01  # the distortion at which the sizes of the two coders are compared
 FULL_PRECISION = {"raw": "abkt.policy.bitrate.fixed.Raw", "lossless": "abkt.policy.bitrate.lossless.Lossless"}
 
@@ -136,6 +138,11 @@ def runs(spec: LocalClusterSpec) -> tuple[str, ...]:
 def steps(spec: LocalClusterSpec) -> int:
     """How often `calibrate` calls its progress."""
     return len(runs(spec)) + 2
+
+
+def longest_prompt(most: int, seconds_per_token: float) -> int:
+    """Tokens of the longest prompt to measure: at most `most`, and fewer on a slow machine, where a profile would take minutes."""
+    return max(min(most, int(LONGEST_S / seconds_per_token)), min(most, WARM_TOKENS))
 
 
 def _policy(depth: object) -> dict[str, object]:
