@@ -96,7 +96,9 @@ def plain(config: DictConfig, chosen: Mapping[str, Any]) -> Composed:
 
 
 def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """On a command line inf is written as in YAML too: Hydra would read .inf as a text."""
     register_resolvers()
+    overrides = [f"{text.removesuffix('.inf')}inf" if text.endswith("=.inf") else text for text in overrides]
     with _outside_of_jobs(), initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION):
         return hydra_compose(verb.replace("-", "_"), list(overrides), return_hydra_config=True)
 

@@ -36,10 +36,10 @@ def main(config: ProfileConfig, run: VerbCall) -> None:
     from experiments.lib.manifest import write_manifest
     from experiments.lib.profiling import print_fits, profile_machine
 
-    print(f"plan: calibrate {config.model_folder.name} on one prefill and one decode process of this machine; about a minute")
     spec = LocalClusterSpec(config.model_folder)
     layout = spec.layout()  # reports a folder that holds no model before anything is written
     spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, layout))
+    print(f"plan: calibrate {config.model_folder.name} on one prefill and one decode process of this machine; about a minute")
     config.out.mkdir(parents=True, exist_ok=True)
     profile = profile_machine(spec, config.out, config.seed)
     profile.save(config.out / "profile.json")
