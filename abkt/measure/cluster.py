@@ -22,11 +22,14 @@ from abkt.profile.schema import DEPTHS_BITS, Profile, RateCurve, Sample, fit_sta
 from abkt.records import SLO, RequestRecord
 from abkt.serve.cluster import ClusterRun, LocalCluster
 from abkt.serve.frontend.prompt import Prompt
+from abkt.serve.spec import LocalClusterSpec
 
 UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
 LOAD = 0.7  # share of the time that prefill computes in the spaced runs
 OSL = 24  # output tokens of a request in them
+WARM_TOKENS = 256
+LONGEST_S = 1.5  # prefill of the longest prompt
 SAME_DISTORTION = 0.01  # the distortion at which the sizes of the two coders are compared
 FULL_PRECISION = {"raw": "abkt.policy.bitrate.fixed.Raw", "lossless": "abkt.policy.bitrate.lossless.Lossless"}
 
@@ -110,8 +113,7 @@ def calibrate(
     progress("warm-up")
     first = cluster.run(prompts([(isl, OSL, 0.0) for isl in shuffled[:3]]), _policy(8), UNLIMITED, NO_SLO)
     spaced = arrivals(shuffled, first.requests)
-    on_cpu = cluster.spec.device == "cpu"
-    for depth in ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else [])):
+    for depth in runs(cluster.spec):
         progress(f"{depth} bits" if depth.isdigit() else depth)
         samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth, calibration)
     progress("burst")
@@ -125,6 +127,22 @@ def calibrate(
         lossless_share=samples.lossless_bytes / samples.lossless_raw_bytes if samples.lossless_raw_bytes else 0.0,
         entropy_share=samples.entropy_share(),
     )
+
+
+def runs(spec: LocalClusterSpec) -> tuple[str, ...]:
+    """The runs that a profile of this cluster measures, besides a warm-up and a burst."""
+    on_cpu = spec.device == "cpu"
+    return ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else []))
+
+
+def steps(spec: LocalClusterSpec) -> int:
+    """How often `calibrate` calls its progress."""
+    return len(runs(spec)) + 2
+
+
+def longest_prompt(most: int, seconds_per_token: float) -> int:
+    """Tokens of the longest prompt to measure: at most `most`, and fewer on a slow machine, where a profile would take minutes."""
+    return max(min(most, int(LONGEST_S / seconds_per_token)), min(most, WARM_TOKENS))
 
 
 def _policy(depth: object) -> dict[str, object]:

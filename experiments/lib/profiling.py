@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 def profile_machine(spec: LocalClusterSpec, folder: Path, seed: int, title: str = "profile") -> Profile:
     """Start a cluster of `spec`, measure its profile under a progress bar, and stop it. folder: for the logs of its workers."""
+    from abkt.measure.cluster import steps
     from abkt.serve.cluster import LocalCluster
 
-    with LocalCluster(spec, folder) as cluster, bar(title) as progress:
+    with LocalCluster(spec, folder) as cluster, bar(title, steps(spec)) as progress:
         return profile_cluster(cluster, seed, progress.step)
 
 
@@ -27,12 +28,12 @@ def profile_cluster(cluster: LocalCluster, seed: int, step: Callable[[str], None
 
     from abkt.measure.cluster import calibrate
     from abkt.serve.frontend.prompt import Prompt
-    from experiments.probe.tasks import recall_prompt
+    from experiments.lib.prompts import prompt_tokens
 
     def prompts(shapes: Sequence[tuple[int, int, float]]) -> list[Prompt]:
         made = []
         for i, (isl, osl, arrival_s) in enumerate(shapes):
-            tokens, expected = recall_prompt(np.random.default_rng((seed, i)), isl)
+            tokens, expected = prompt_tokens(cluster.spec.model_folder, np.random.default_rng((seed, i)), isl)
             made.append(Prompt(i, arrival_s, tokens, osl, expected))
         return made
 

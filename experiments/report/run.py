@@ -142,20 +142,13 @@ def draw_cdf(requests: pd.DataFrame, slo: SLO, width_in: float) -> Figure:
 
 
 def limit_line(axes: Any, limit_s: float, largest_s: float) -> None:
-    """The SLO as a labelled line; where it lies far right of all requests, a word at the edge instead."""
+    """The SLO as a line with its name above; where it lies far right of all values, a word at the edge instead."""
+    said = f"SLO {words.seconds(limit_s)}"
     if limit_s <= 1.6 * largest_s:
         axes.axvline(limit_s, color="#555555", linestyle=":")
-        axes.annotate(
-            f"SLO {words.seconds(limit_s)}",
-            (limit_s, 0.03),
-            xytext=(-4, 0),
-            textcoords="offset points",
-            rotation=90,
-            ha="right",
-            color="#555555",
-        )
+        axes.annotate(said, (limit_s, 1.01), xycoords=axes.get_xaxis_transform(), ha="center", va="bottom", color="#555555", fontsize=9)
     else:
-        axes.annotate(f"SLO {words.seconds(limit_s)} →", (1, 0.03), xycoords="axes fraction", ha="right", color="#555555")
+        axes.annotate(f"{said} →", (1, 1.01), xycoords="axes fraction", ha="right", va="bottom", color="#555555", fontsize=9)
 
 
 def draw_stages(requests: pd.DataFrame, width_in: float) -> Figure:

@@ -21,7 +21,9 @@ def show_table(table: Table, title: str = "") -> None:
         made.add_column(Text(name), justify="left" if number == 0 or name in table.left else "right", no_wrap=True)
     for number, row in enumerate(table.rows):
         made.add_row(*map(Text, row), style="bold" if number == table.best else "")
-    Console(soft_wrap=True).print(made)
+    console = Console(soft_wrap=True)
+    console.width = max(console.width, made.__rich_measure__(console, console.options.update(max_width=1000)).maximum)  # never cut cells
+    console.print(made)
     if table.note:
         Console(soft_wrap=True).print(Text(table.note))
 

@@ -81,14 +81,14 @@ def percent(value: float | None) -> str:
 
 def change(value: float | None) -> str:
     """A relative change with its sign: +1.2 %, −3.0 %."""
-    return NOTHING if value is None or math.isnan(value) else _signs(f"{value * 100:+,.1f} %")
+    return NOTHING if value is None or math.isnan(value) else f"{_signed(value)} %"
 
 
 def interval(low: float | None, high: float | None) -> str:
     """A 95 % interval of a relative change: [−1.2, +3.4] %. A dash where it is unknown."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return NOTHING
-    return _signs(f"[{low * 100:+,.1f}, {high * 100:+,.1f}] %")
+    return f"[{_signed(low)}, {_signed(high)}] %"
 
 
 def date(iso: str) -> str:
@@ -148,6 +148,12 @@ def _rate(bytes_per_s: float) -> tuple[str, str]:
     bits = bytes_per_s * 8
     unit, factor = next(((u, f) for u, f in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)) if bits >= 0.9995 * f), ("bit/s", 1.0))
     return number(float(bits) / factor), unit
+
+
+def _signed(share: float) -> str:
+    """A share in percent with its sign; 0 has none."""
+    text = f"{share * 100:+,.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else _signs(text)
 
 
 def _signs(text: str) -> str:

@@ -147,7 +147,7 @@ def _worlds(
     over = stack.enter_context(real_network(config.network, config.pacing, config.seed))
     cluster = stack.enter_context(LocalCluster(replace(spec, key_file=over.key_file), config.out, over.namespaces, over.pacing))
     shown = stack.enter_context(bar("requests"))
-    prompts = [prompts_for(requests, config.seed + i) for i, requests in enumerate(repeats)]
+    prompts = [prompts_for(requests, config.model_folder, config.seed + i) for i, requests in enumerate(repeats)]
     measured = real(cluster, profile, capacity, prompts, lambda: shown.progress.advance(shown.task))
     return measured, scout, {"pacing": over.pacing, **over.facts}
 

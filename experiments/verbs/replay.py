@@ -93,7 +93,7 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
     inputs = [*workload_files(config.workload), *network_files(config.network), *given]
     spec = cluster_spec(config)
     twin = Twin(
-        prompts_for(requests, config.seed),
+        prompts_for(requests, config.model_folder, config.seed),
         config.network.capacity(),
         config.slo,
         schema.load(config.profile) if config.profile else None,

@@ -282,7 +282,7 @@ def _twin(config: ValidateConfig, condition: Condition, requests: Sequence[Any],
     from experiments.study.twin import Twin
 
     return Twin(
-        prompts_for(requests, config.seed),
+        prompts_for(requests, config.folder, config.seed),
         condition.network.capacity(),
         config.slo,
         profile,

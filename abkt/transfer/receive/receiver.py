@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -114,10 +115,13 @@ class Receiver:
         self._leases.close()
 
     def _listen(self) -> None:
+        swept_s = -math.inf
         while not self._closing.is_set():
             connection = self._listener.accept(self._keepalive.tick_s)
-            self._sessions = {session: thread for session, thread in self._sessions.items() if thread.is_alive()}
-            self._leases.sweep(time.monotonic())
+            if (now_s := time.monotonic()) - swept_s >= self._keepalive.tick_s / 2:  # and not for each of a thousand connections
+                swept_s = now_s
+                self._sessions = {session: thread for session, thread in self._sessions.items() if thread.is_alive()}
+                self._leases.sweep(now_s)
             if connection:
                 self._serve(connection)
 
