@@ -23,10 +23,10 @@ from abkt.profile.schema import DEPTHS_BITS, Profile, RateCurve, Sample, fit_sta
 from abkt.records import SLO, RequestRecord
 from abkt.serve.cluster import ClusterRun, LocalCluster
 from abkt.serve.frontend.prompt import Prompt
+from abkt.serve.spec import LocalClusterSpec
 
 UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
-RUNS = 3 + len(DEPTHS_BITS) + 2  # the first prompts, raw, lossless, depths, entropy, burst
 BUDGET_S = 300.0
 SAME_DISTORTION = 0.01  # the distortion at which the sizes of the two coders are compared
 FULL_PRECISION = {"raw": "abkt.policy.bitrate.fixed.Raw", "lossless": "abkt.policy.bitrate.lossless.Lossless"}
@@ -104,12 +104,11 @@ def calibrate(
     ----------
     cluster : a running 1P1D cluster.
     prompts : makes prompts for given (isl, osl, arrival_s).
-    progress : called with the name of each of its RUNS runs (fewer on a GPU).
+    progress : called with the name of each run, `steps` times.
     say : called once with what will be measured and about how long it takes, after the first prompts have shown how fast the model is.
     budget_s : about how long it may take; prompts get shorter and fewer where the model is slow.
     """
-    on_cpu = cluster.spec.device == "cpu"
-    depths = ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else []))
+    depths = runs(cluster.spec)
     longest = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)
     progress("first prompts")
     speed = first_prompts(cluster, prompts, longest)
@@ -137,6 +136,17 @@ def calibrate(
         lossless_share=samples.lossless_bytes / samples.lossless_raw_bytes if samples.lossless_raw_bytes else 0.0,
         entropy_share=samples.entropy_share(),
     )
+
+
+def runs(spec: LocalClusterSpec) -> tuple[str, ...]:
+    """The runs that a profile of this cluster measures, besides the first prompts and a burst."""
+    on_cpu = spec.device == "cpu"
+    return ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else []))
+
+
+def steps(spec: LocalClusterSpec) -> int:
+    """How often `calibrate` calls its progress."""
+    return len(runs(spec)) + 2
 
 
 def first_prompts(cluster: LocalCluster, prompts: Prompts, longest: int) -> Speed:

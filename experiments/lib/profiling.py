@@ -19,10 +19,10 @@ def profile_machine(spec: LocalClusterSpec, folder: Path, seed: int, title: str 
 
     folder: for the logs of its workers. minutes: about how long it may take; None: as long as calibrate's default.
     """
-    from abkt.measure.cluster import RUNS
+    from abkt.measure.cluster import steps
     from abkt.serve.cluster import LocalCluster
 
-    with started(LocalCluster(spec, folder)) as cluster, bar(title, RUNS) as progress:
+    with started(LocalCluster(spec, folder)) as cluster, bar(title, steps(spec)) as progress:
         return profile_cluster(cluster, seed, progress.step, minutes)
 
 

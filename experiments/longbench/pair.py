@@ -101,7 +101,7 @@ class TransferPair:
 
     def raw(self, tokens: int, first_token: int) -> Transferred:
         """Send the KV raw. The policy is not asked and does not see the transfer."""
-        return self._transfer(tokens, first_token, Decision("raw"), raw_source(self.prefill.pool, self._blocks(tokens)), 0.0)
+        return self._transfer(tokens, first_token, Decision("raw"), raw_source(self.prefill.pool, self._blocks(tokens), tokens), 0.0)
 
     def coded(self, tokens: int, first_token: int, importance: Importance, deadline_s: float) -> Transferred:
         """Send the KV as the policy decides. deadline_s: seconds from now until the KV should be usable."""
@@ -113,7 +113,7 @@ class TransferPair:
         decision = self.policy.decide(start_s, view)
         source: ByteSource
         if decision.mode == "raw":
-            source = raw_source(self.prefill.pool, self._blocks(tokens))
+            source = raw_source(self.prefill.pool, self._blocks(tokens), tokens)
         elif decision.mode == "lossless":
             source = PiecesSource([lossless_stream.encode(self.prefill.pool, self.table, tokens)])
         else:
@@ -159,7 +159,7 @@ class TransferPair:
         begin_s = time.monotonic()
         if decision.mode == "raw":
             if isinstance(received.sink, BufferSink):  # else it was received into its place
-                put_raw(received.sink.data, self.decode.pool, self._blocks(tokens))
+                put_raw(received.sink.data, self.decode.pool, self._blocks(tokens), tokens)
         else:
             assert isinstance(received.sink, BufferSink)
             data = memoryview(received.sink.data)[: offer.ends[received.cut]]
@@ -186,7 +186,7 @@ class TransferPair:
         raise RunError(f"transfer {sent.transfer_id}: {sent.error}")
 
     def _accept(self, peer: str, offer: Offer) -> ByteSink:
-        return raw_sink(self.decode.pool, self._blocks(offer.tokens)) if offer.mode == "raw" else BufferSink(offer.size)
+        return raw_sink(self.decode.pool, self._blocks(offer.tokens), offer.tokens) if offer.mode == "raw" else BufferSink(offer.size)
 
     def _blocks(self, tokens: int) -> list[int]:
         return self.table[: self.prefill.layout.blocks_for(tokens)]

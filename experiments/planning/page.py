@@ -42,7 +42,7 @@ def answer(choices: Sequence[Choice]) -> Verdict:
             "tie",
             pick.policy,
             f"{_names([best, *same])} cost the same, {number(best.usd_per_hour)} USD/hour ({_splits([best, *same])}): "
-            f"take {pick.policy} on {pick.split} of {pick.hardware}, which has the least distortion of them ({number(pick.distortion)}){more}",
+            f"take {pick.policy} on {pick.split} of {pick.hardware}, which has the least distortion ({number(pick.distortion)}){more}",
             "prices rise in steps of whole instances",
         )
     if len(held) == 1:

@@ -45,7 +45,8 @@ def main(config: ProfileConfig, run: VerbCall) -> None:
     spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, layout))
     prompts = prompt_kind(config.model_folder)
     print(
-        f"plan: calibrate {layout.model.name} on one prefill and one decode process of this machine, with {prompts} as prompts; {spec.compute_dtype().words(layout.model.dtype)}; lengths and time follow the first prompts",
+        f"plan: calibrate {layout.model.name} on one prefill and one decode process of this machine, with {prompts} as prompts; "
+        f"{spec.compute_dtype().words(layout.model.dtype)}; lengths and time follow the first prompts",
         flush=True,
     )
     config.out.mkdir(parents=True, exist_ok=True)

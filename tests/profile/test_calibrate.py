@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from abkt.measure.cluster import RUNS, calibrate, handovers
+from abkt.measure.cluster import calibrate, handovers, steps
 from abkt.measure.plan import COUNTS, FIRST, LOAD, Speed, arrivals, plan
 from abkt.policy.view import Curve
 from abkt.records import RequestRecord, TransferRecord
@@ -130,9 +130,9 @@ def test_a_slow_model_is_not_asked_for_the_longer_first_prompts() -> None:
             return run
 
     said: list[str] = []
-    steps: list[str] = []
+    done: list[str] = []
     cluster = SlowCluster(LocalClusterSpec(Path("m")))
-    calibrate(cluster, prompts, steps.append, said.append)  # type: ignore[arg-type]
+    calibrate(cluster, prompts, done.append, said.append)  # type: ignore[arg-type]
     assert cluster.asked[:2] == [64, 128]
     assert cluster.limits[2] > 60, "256 tokens would take 12.8 s, so the third run is none of the first prompts"
     assert cluster.limits[0] == 60
@@ -140,4 +140,4 @@ def test_a_slow_model_is_not_asked_for_the_longer_first_prompts() -> None:
     assert cluster.spec.stall_timeout_s == 60
     assert len(said) == 1
     assert "tokens and a burst; about" in said[0]
-    assert len(steps) == RUNS
+    assert len(done) == steps(cluster.spec)
