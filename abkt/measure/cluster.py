@@ -28,7 +28,7 @@ NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
 LOAD = 0.7  # share of the time that prefill computes in the spaced runs
 OSL = 24  # output tokens of a request in them
 WARM_TOKENS = 256
-LONGEST_S = 1.5  # prefill of the longest prompt
+LONGEST_S = 0.75  # prefill of the longest prompt
 SAME_DISTORTION = 0.01  # the distortion at which the sizes of the two coders are compared
 FULL_PRECISION = {"raw": "abkt.policy.bitrate.fixed.Raw", "lossless": "abkt.policy.bitrate.lossless.Lossless"}
 
@@ -103,13 +103,15 @@ def calibrate(
     cluster: LocalCluster, prompts: Callable[[Sequence[tuple[int, int, float]]], list[Prompt]], progress: Callable[[str], None]
 ) -> Profile:
     """Measure a Profile of this machine. prompts: makes prompts for given (isl, osl, arrival_s). progress: called with each run's name."""
-    longest = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)
+    samples, calibration = Samples(), load(cluster.spec.calibration).digest if cluster.spec.calibration else ""
+    progress("warm-up")
+    most = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)
+    warm = cluster.run(prompts([(min(WARM_TOKENS, most), OSL, 0.0)] * 2), _policy(8), UNLIMITED, NO_SLO).requests[-1]
+    longest = longest_prompt(most, warm.prefill_busy_s / warm.isl)
     lengths = [int(n) for n in np.geomspace(64, longest, 14)]
     order = np.random.default_rng(0).permutation(len(lengths))
     shuffled = [lengths[i] for i in order]
     burst = [(int(n), 32, 0.0) for n in np.geomspace(64, longest // 2, 2 * cluster.spec.max_batch)]
-    samples, calibration = Samples(), load(cluster.spec.calibration).digest if cluster.spec.calibration else ""
-    progress("warm-up")
     first = cluster.run(prompts([(isl, OSL, 0.0) for isl in shuffled[:3]]), _policy(8), UNLIMITED, NO_SLO)
     spaced = arrivals(shuffled, first.requests)
     on_cpu = cluster.spec.device == "cpu"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from abkt.measure.cluster import LOAD, arrivals, calibrate, handovers
+from abkt.measure.cluster import LOAD, LONGEST_S, WARM_TOKENS, arrivals, calibrate, handovers, longest_prompt
 from abkt.policy.view import Curve
 from abkt.records import RequestRecord, TransferRecord
 from abkt.serve import ClusterRun, LocalClusterSpec
@@ -53,8 +53,8 @@ def prompts(shapes: list[tuple[int, int, float]]) -> list[Prompt]:
 @pytest.mark.parametrize(
     ("device", "runs"),
     [
-        ("cpu", ["Fixed8", "Raw", "Lossless", "Fixed8", "Fixed4", "Fixed2", "entropy", "Raw"]),
-        ("cuda", ["Fixed8", "Raw", "Fixed8", "Fixed4", "Fixed2", "Raw"]),
+        ("cpu", ["Fixed8", "Fixed8", "Raw", "Lossless", "Fixed8", "Fixed4", "Fixed2", "entropy", "Raw"]),
+        ("cuda", ["Fixed8", "Fixed8", "Raw", "Fixed8", "Fixed4", "Fixed2", "Raw"]),
     ],
 )
 def test_what_is_coded_on_the_cpu_is_not_measured_on_a_gpu(device: str, runs: list[str]) -> None:
@@ -85,3 +85,10 @@ def test_prompts_are_spaced_by_what_they_take() -> None:
     made = arrivals([70, 140, 35], measured)
     assert [isl for isl, _, _ in made] == [70, 140, 35]
     assert [at_s for _, _, at_s in made] == pytest.approx([0.0, 0.7 / LOAD, 2.1 / LOAD])
+
+
+def test_a_slow_machine_measures_shorter_prompts() -> None:
+    assert longest_prompt(2048, 1e-4) == 2048
+    assert longest_prompt(2048, LONGEST_S / 700) in (699, 700)
+    assert longest_prompt(2048, 1.0) == WARM_TOKENS
+    assert longest_prompt(128, 1.0) == 128  # a model of short prompts
