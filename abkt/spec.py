@@ -151,3 +151,26 @@ class KVLayout:
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
+
+    def kept_layers(self, tokens: int) -> list[list[tuple[int, int]]]:
+        """For each block of a sequence, the spans of layers (first, layer after the last) whose KV any later token sees. Only in layers with
+        a window are there others."""
+        layers = self.model.layers
+        if not self.model.layer_windows:
+            return [[(0, layers)]] * self.blocks_for(tokens)
+        first = [self.model.first_kept(layer, tokens) for layer in range(layers)]
+        found: dict[tuple[bool, ...], list[tuple[int, int]]] = {}
+        blocks = []
+        for end in range(self.block_tokens, self.blocks_for(tokens) * self.block_tokens + 1, self.block_tokens):
+            kept = tuple(each < end for each in first)
+            if kept not in found:
+                edges = [layer for layer in range(layers + 1) if (layer > 0 and kept[layer - 1]) != (layer < layers and kept[layer])]
+                found[kept] = list(zip(edges[::2], edges[1::2], strict=True))
+            blocks.append(found[kept])
+        return blocks
+
+    def kept_bytes(self, tokens: int, first: int = 0, stop: int | None = None) -> int:
+        """Bytes of the KV of kept_layers, in whole blocks, of the layers `first` to `stop`: what a raw transfer sends."""
+        stop = self.model.layers if stop is None else stop
+        kept = sum(max(0, min(b, stop) - max(a, first)) for spans in self.kept_layers(tokens) for a, b in spans)
+        return kept * self.block_bytes // self.model.layers

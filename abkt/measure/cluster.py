@@ -22,6 +22,7 @@ from abkt.profile.schema import DEPTHS_BITS, Profile, RateCurve, Sample, fit_sta
 from abkt.records import SLO, RequestRecord
 from abkt.serve.cluster import ClusterRun, LocalCluster
 from abkt.serve.frontend.prompt import Prompt
+from abkt.serve.spec import LocalClusterSpec
 
 UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
@@ -114,8 +115,7 @@ def calibrate(
     burst = [(int(n), 32, 0.0) for n in np.geomspace(64, longest // 2, 2 * cluster.spec.max_batch)]
     first = cluster.run(prompts([(isl, OSL, 0.0) for isl in shuffled[:3]]), _policy(8), UNLIMITED, NO_SLO)
     spaced = arrivals(shuffled, first.requests)
-    on_cpu = cluster.spec.device == "cpu"
-    for depth in ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else [])):
+    for depth in runs(cluster.spec):
         progress(f"{depth} bits" if depth.isdigit() else depth)
         samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth, calibration)
     progress("burst")
@@ -129,6 +129,17 @@ def calibrate(
         lossless_share=samples.lossless_bytes / samples.lossless_raw_bytes if samples.lossless_raw_bytes else 0.0,
         entropy_share=samples.entropy_share(),
     )
+
+
+def runs(spec: LocalClusterSpec) -> tuple[str, ...]:
+    """The runs that a profile of this cluster measures, besides a warm-up and a burst."""
+    on_cpu = spec.device == "cpu"
+    return ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else []))
+
+
+def steps(spec: LocalClusterSpec) -> int:
+    """How often `calibrate` calls its progress."""
+    return len(runs(spec)) + 2
 
 
 def longest_prompt(most: int, seconds_per_token: float) -> int:

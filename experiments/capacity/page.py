@@ -113,15 +113,15 @@ def page(
     )
     how = (
         f"Each policy was searched on {plural(len(result.parts), 'part')} of the workload with {config.requests:,} requests each: "
-        f"a bracket by doubling, then bisection until it was {config.tolerance:.0%} wide. That took {plural(result.simulated, 'simulation')} "
-        "with those of the figure. The rate moves the arrivals closer together; lengths and order stay. The later half of a run has to meet "
-        "the goal too, so that a queue that only grows is not taken for capacity."
+        f"a bracket by doubling, then bisection until it was {config.tolerance:.0%} wide. "
+        f"That took {plural(result.simulated, 'simulation')}, with those of the figure. The rate moves the arrivals closer together; "
+        "lengths and order stay. The later half of a run has to meet the goal too, so that a queue that only grows is not taken for capacity."
     )
     shown = [picture(lambda width: draw(result, width), "Goodput by rate of arrival for each policy")] if result.curves else []
     sections = [
-        Section("The highest rate within the SLO", how, table(result, config, verdict, slo.ttft_s, wide=True)),
+        Section("The highest rate within the SLO", how, table=table(result, config, verdict, slo.ttft_s, wide=True)),
         *([Section("Goodput by rate", "Dotted: the knee. Faint: each part.", pictures=shown)] if shown else []),
-        Section("Each part of the workload", "", _parts(result)),
+        Section("Each part of the workload", table=_parts(result)),
     ]
     return Page("How much the cluster holds", lead, verdict, sections, facts)
 

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 def profile_machine(spec: LocalClusterSpec, folder: Path, seed: int, title: str = "profile") -> Profile:
     """Start a cluster of `spec`, measure its profile under a progress bar, and stop it. folder: for the logs of its workers."""
+    from abkt.measure.cluster import steps
     from abkt.serve.cluster import LocalCluster
 
-    with LocalCluster(spec, folder) as cluster, bar(title) as progress:
+    with LocalCluster(spec, folder) as cluster, bar(title, steps(spec)) as progress:
         return profile_cluster(cluster, seed, progress.step)
 
 

@@ -42,7 +42,7 @@ def answer(choices: Sequence[Choice]) -> Verdict:
             "tie",
             pick.policy,
             f"{_names([best, *same])} cost the same, {number(best.usd_per_hour)} USD/hour ({_splits([best, *same])}): "
-            f"take {pick.policy} on {pick.split} of {pick.hardware}, which has the least distortion of them ({number(pick.distortion)}){more}",
+            f"take {pick.policy} on {pick.split} of {pick.hardware}, which has the least distortion ({number(pick.distortion)}){more}",
             "prices rise in steps of whole instances",
         )
     if len(held) == 1:
@@ -151,7 +151,7 @@ def page(config: PlanConfig, lead: str, choices: Sequence[Choice], prepared: Pre
         "that more instances of a role never do worse. It begins with the most instances that the budget allows, finds the fewest of each "
         "role with plenty of the other, and then tries splits from there, the cheapest first."
     )
-    sections = [Section("The cheapest split of each policy", how, table(choices, prepared, verdict))]
+    sections = [Section("The cheapest split of each policy", how, table=table(choices, prepared, verdict))]
     pick = next((c for c in choices if c.split is not None and c.policy == verdict.policy), None)
     if pick is not None:
         space = next(c.space for c in prepared.candidates if c.names == (pick.policy, pick.prefill_gpu, pick.decode_gpu))

@@ -125,6 +125,19 @@ SERVED: dict[str, dict[str, Any]] = {
 }
 """Families whose logits are compared on each run of the tests, and what their tiny configs say beside sizes."""
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "codegen": {"rotary_dim": 8},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "n_shared_experts": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gptj": {"rotary_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
+    "lfm2_moe": {"layer_types": ["full_attention"] * 4},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
+}
+"""What the tiny configs of other families need beside sizes."""
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bart": ({}, "an encoder and cross-attention"),
     "bert": ({}, "bidirectional attention"),

@@ -119,6 +119,33 @@ def test_a_padded_batch_gives_the_tokens_of_transformers(folder: Path) -> None:
     assert torch.equal(model.generate(prompt, past_key_values=cache, **options), model.generate(prompt, **options))
 
 
+def guessing(model: Any, guess: str) -> dict[str, Any]:
+    """Options of generate for 30 tokens. The assistant is another random model, so most of its guesses are wrong."""
+    options: dict[str, Any] = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False, "pad_token_id": 0}
+    if guess == "prompt lookup":
+        return {**options, "prompt_lookup_num_tokens": 3}
+    torch.manual_seed(9)
+    return {**options, "assistant_model": type(model)(model.config).eval()}
+
+
+@pytest.mark.parametrize("guess", ["prompt lookup", "assistant model"])
+def test_guessed_tokens_that_are_wrong_are_taken_back(folder: Path, guess: str) -> None:
+    """The prompt repeats itself, so prompt lookup guesses."""
+    model, prompt = load(folder), torch.tensor([[5, 6, 7, 8, 9] * 4])
+    expected = model.generate(prompt, max_new_tokens=30, min_new_tokens=30, do_sample=False, pad_token_id=0)
+    cache = PoolCache(Pool(KVLayout(read_spec(folder), blocks=8)), [[3, 1, 2, 6]])
+    assert torch.equal(model.generate(prompt, past_key_values=cache, **guessing(model, guess)), expected)
+
+
+@pytest.mark.parametrize("guess", ["prompt lookup", "assistant model"])
+@pytest.mark.parametrize("folder", ["Llama"], indirect=True)
+def test_guessing_over_received_kv_is_refused(folder: Path, guess: str) -> None:
+    model, prompt = load(folder), torch.tensor([[5, 6, 7, 8, 9] * 4])
+    cache = PoolCache(Pool(KVLayout(read_spec(folder), blocks=8)), [[3, 1, 2, 6]], tokens=15)
+    with pytest.raises(ValueError, match="began with the KV of 15 tokens; prompt lookup and assistant models need an empty one"):
+        model.generate(prompt, past_key_values=cache, **guessing(model, guess))
+
+
 @pytest.mark.parametrize("folder", ["Llama"], indirect=True)
 def test_unsupported_use_is_refused_in_one_line(folder: Path) -> None:
     model, pool = load(folder), Pool(KVLayout(read_spec(folder), blocks=8))
