@@ -1,4 +1,4 @@
-"""What a Hugging Face model folder says about its model: shapes, attention, dtype and the tokens that end an answer. Nothing in it is run."""
+"""What a Hugging Face model folder says of its model: shapes, attention, dtype, tokens that end an answer. Nothing in it is run."""
 
 from __future__ import annotations
 
