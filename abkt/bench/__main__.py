@@ -32,7 +32,7 @@ def run(given: Sequence[str]) -> None:
 def measure(
     name: str, arguments: reader.BenchArguments, progress: Callable[[BenchRow, float], None]
 ) -> tuple[list[BenchRow], dict[str, str]]:
-    """Run a bench and write NAME.json; returns its rows and facts. progress: called with each row and the share of work done."""
+    """Run a bench and write NAME.json; returns its rows and facts. progress: called with each row and the share of the work done."""
     check_device(arguments.device)
     bench = import_module(f"abkt.bench.{name}")
     rows: list[BenchRow] = []

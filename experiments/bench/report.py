@@ -35,9 +35,11 @@ class BenchReport:
 
     def page(self, rows: Sequence[BenchRow], facts: Mapping[str, str]) -> Page:
         """rows: all of the bench, for the table at the end."""
+        glance = Section("At a glance", pictures=self.pictures, table=self.table)
+        if len(self.table.rows) == len(rows):
+            return Page(self.title, self.text, self.verdict, [glance], facts)
         every = Table(("", "value", "unit", "yardstick"), [_cells(row) for row in rows], left=("unit",))
-        sections = [Section("At a glance", pictures=self.pictures, table=self.table), Section("All figures", table=every)]
-        return Page(self.title, self.text, self.verdict, sections, facts)
+        return Page(self.title, self.text, self.verdict, [glance, Section("All figures", table=every)], facts)
 
 
 def kernels(rows: Sequence[BenchRow]) -> BenchReport:
@@ -45,9 +47,10 @@ def kernels(rows: Sequence[BenchRow]) -> BenchReport:
     speed = {(what, size): row for row in rows if "_gbps/" in row.name for what, size in [row.name.split("_gbps/")]}
     sizes = [size for what, size in speed if what.startswith("encode_")]
     largest = max(sizes, key=lambda size: int(size.partition("x")[0]), default="")
+    tokens, _, block = largest.partition("x")
     shown = [(what, row) for (what, size), row in speed.items() if size == largest]
     table = Table(
-        (f"at {largest} tokens x block", "GB/s of raw KV", "of a plain copy"),
+        (f"{tokens} tokens, blocks of {block}", "GB/s of raw KV", "of a plain copy"),
         [
             (what.replace("_", " "), words.number(row.value), words.percent(row.value / row.yardstick) if row.yardstick else "–")
             for what, row in shown
@@ -121,7 +124,7 @@ def _fastest(latency: Mapping[str, Mapping[int, float]]) -> Verdict | None:
     first = {n: min(latency, key=lambda kind: latency[kind][n]) for n in lengths}
     if len(set(first.values())) > 1:
         said = ", ".join(f"{kind} at {sum(f == kind for f in first.values())}" for kind in dict.fromkeys(first.values()))
-        return Verdict("no_answer", None, f"No winner: of {len(lengths)} lengths, {said} are fastest.", MEDIANS)
+        return Verdict("no_answer", None, f"No winner: the fastest transport depends on the length (of {len(lengths)}: {said}).", MEDIANS)
     name = first[lengths[-1]]
     next_kind = min((kind for kind in latency if kind != name), key=lambda kind: latency[kind][lengths[-1]])
     ratios = [latency[next_kind][n] / latency[name][n] for n in lengths]
@@ -136,10 +139,8 @@ def sim(rows: Sequence[BenchRow]) -> BenchReport:
     table = Table(("", "value", "unit", "yardstick"), [_cells(row) for row in rows], left=("unit",))
     first = rows[0]
     share = words.percent(first.value / first.yardstick) if first.yardstick else "–"
-    text = (
-        f"No winner: nothing competes here. The simulator makes {words.number(first.value)} requests a CPU-second, "
-        f"{share} of a bare SimPy queue."
-    )
+    speed = f"{words.number(first.value)} requests a CPU-second, {share} of a bare SimPy queue"
+    text = f"No winner: nothing competes here. The simulator makes {speed}."
     drawn = picture(
         partial(draw_yardsticks, rows), "Each figure over its yardstick", "Each figure over its yardstick; the axis is logarithmic."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from abkt.capacity import Capacity
+from abkt.codec.baselines.base import Baseline
 from abkt.codec.codec import Codec
 from abkt.codec.importance import Importance
 from abkt.codec.lossless import stream as lossless_stream
@@ -36,13 +37,14 @@ from abkt.transfer.send.sender import Sender
 from abkt.transfer.transports.tcp import Tcp
 from experiments.lib.errors import RunError
 
+Expand = Callable[..., object]  # (message, pool, table)
 PATIENCE_S = 30.0  # most seconds from the end of sending until the receiver has the transfer
 
 
 @dataclass(frozen=True, slots=True)
 class Transferred:
     """The transfer of a prompt's KV to the decode side. wire_s: seconds from the offer until all bytes have arrived. distortion: as the
-    codec measured it at the cut that was sent; 0 for raw and lossless."""
+    codec measured it at the cut that was sent; 0 for raw and lossless, nan for a published codec."""
 
     mode: str
     wire_bytes: int
@@ -122,10 +124,22 @@ class TransferPair:
             view = replace(view, slope=source.slope, uniform=source.uniform, raw_s=math.inf, lossless_bytes=0.0)
         return self._transfer(tokens, first_token, decision, source, self._now_s() - start_s, view)
 
+    def message(self, tokens: int, first_token: int, importance: Importance, codec: Baseline) -> Transferred:
+        """Send the KV as the one message of a published codec, which takes no importance. The policy does not see the transfer."""
+        start_s = self._now_s()
+        source = PiecesSource([codec.encode(self.prefill.pool, self._blocks(tokens), tokens)])
+        encode_s = self._now_s() - start_s
+        return self._transfer(tokens, first_token, Decision("lossless"), source, encode_s, expand=codec.expand, name=codec.name)
+
     def _transfer(
-        self, tokens: int, first_token: int, decision: Decision, source: ByteSource, encode_s: float, view: TransferView | None = None
-    ) -> Transferred:
-        """Send the KV and wait for it. view: the transfer as the policy sees it when it chooses the next cut; None: it is not asked."""
+        self, tokens: int, first_token: int, decision: Decision, source: ByteSource, encode_s: float, view: TransferView | None = None,
+        expand: Expand | None = None, name: str = "",
+    ) -> Transferred:  # fmt: skip
+        """Send the KV and wait for it.
+
+        view: the transfer as the policy sees it when it chooses the next cut; None: it is not asked. expand, name: of a published codec,
+        whose one message travels as a lossless one does; its distortion is unknown.
+        """
         self._count += 1
         offer = Offer(self._count, decision.mode, tokens, tuple(int(end) for end in source.ends), first_token)
         outgoing = Outgoing(self._count, offer, source)
@@ -149,12 +163,13 @@ class TransferPair:
         else:
             assert isinstance(received.sink, BufferSink)
             data = memoryview(received.sink.data)[: offer.ends[received.cut]]
-            expand = lossless_stream.expand if decision.mode == "lossless" else self.codec.expand
+            expand = expand or (lossless_stream.expand if decision.mode == "lossless" else self.codec.expand)
             expand(data, self.decode.pool, self._blocks(tokens))
         if self.decode.pool.data.device.type == "cuda":
             torch.cuda.synchronize()
         expand_s = time.monotonic() - begin_s
-        return Transferred(decision.mode, sent.wire_bytes, distortion, encode_s, received.committed_s - start_s, expand_s)
+        distortion = math.nan if name else distortion
+        return Transferred(name or decision.mode, sent.wire_bytes, distortion, encode_s, received.committed_s - start_s, expand_s)
 
     def _next_cut(self, view: TransferView, finest: int, now_s: float, sent_bytes: int, sent_cut: int) -> int:
         now_s -= self.origin_s

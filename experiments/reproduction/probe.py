@@ -38,6 +38,7 @@ class ProbeRun:
 
 def measure(folder: Path, model_folder: Path, given: Path | None, seed: int) -> pd.DataFrame:
     """Run every policy over every network; a row each. given: a profile.json of this machine; None: it is measured."""
+    from abkt.measure.cluster import steps
     from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.lib.profiling import profile_cluster
 
@@ -47,7 +48,7 @@ def measure(folder: Path, model_folder: Path, given: Path | None, seed: int) -> 
         if given:
             profile = schema.load(given)
         else:
-            with bar("profile") as progress:
+            with bar("profile", steps(cluster.spec)) as progress:
                 profile = profile_cluster(cluster, seed, progress.step)
         for network in NETWORKS:
             for policy in POLICIES:

@@ -159,7 +159,7 @@ def whole(found: Sequence[Contest], names: Sequence[str]) -> Verdict | None:
     if len(found) == 1:
         return found[0].verdict
     kinds = [c.verdict.kind for c in found]
-    count = f"all {len(found)} conditions"
+    count = "both conditions" if len(found) == 2 else f"all {len(found)} conditions"
     leaders = list(dict.fromkeys(c.ranking[0].name for c in found if c.ranking))
     if all(kind == "no_answer" for kind in kinds):
         if len(leaders) == 1 and all(c.ranking for c in found):

@@ -45,6 +45,7 @@ from abkt.serve.reports import (
 )
 
 TRIES = 3
+STARTS = 3  # new workers of a role that may end before they are ready, in a row; then no further one is started
 ENDED = "the client wanted no further token, so no further attempt was made"
 STEP_S = 0.1  # the longest time between two checks of the workers' health
 
@@ -91,6 +92,7 @@ class Frontend:
         self._open: dict[int, OpenRequest] = {}  # by request id
         self._attempts = Attempts(numbers, self._model)
         self._waiting: deque[OpenRequest] = deque()
+        self._starts_failed: dict[str, int] = {}  # by role, since a worker of this role was ready
         for name, worker in workers.states.items():
             if worker.phase == "ready":
                 self._begin(name)
@@ -172,6 +174,7 @@ class Frontend:
         match report:
             case Ready():
                 self.workers.ready(name, report)
+                self._starts_failed.pop(report.role, None)
                 self.role_changes.append((self.now_s(), name, report.role))
                 self._begin(name)
                 if report.role == "decode":
@@ -278,7 +281,8 @@ class Frontend:
         for request in reversed(self._attempts.involving(name)):
             if (attempt := request.attempt) and not (name == attempt.source and attempt.sent):  # else decoding goes on
                 self._retry(request, str(death).partition(";")[0])
-        if self.terms.replace_dead and not starting:
+        self._starts_failed[role] = self._starts_failed.get(role, 0) + 1 if starting else 0
+        if self.terms.replace_dead and self._starts_failed[role] < STARTS:
             self.workers.start(self.workers.new_name(role), role)
         if not self.workers.will_serve(role):
             raise death
