@@ -6,6 +6,8 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from abkt.ranges import bound
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
@@ -27,12 +29,12 @@ class Capacity:
     period_s: float = math.inf
 
     def __post_init__(self) -> None:
+        bound(self, "starts_s", least=0)
+        bound(self, "bytes_per_s", "period_s", above=0, infinite=True)
         if not self.starts_s or len(self.starts_s) != len(self.bytes_per_s) or self.starts_s[0] != 0.0:
             raise ValueError("a capacity schedule needs one rate per start and a first start of 0 s")
         if any(b <= a for a, b in zip(self.starts_s, self.starts_s[1:], strict=False)) or self.starts_s[-1] >= self.period_s:
             raise ValueError(f"capacity starts {self.starts_s} must rise and end before the period of {self.period_s} s")
-        if min(self.bytes_per_s) <= 0:
-            raise ValueError(f"link capacity is {min(self.bytes_per_s)} bytes/s; it must be above 0")
 
     @classmethod
     def constant(cls, bytes_per_s: float) -> Capacity:

@@ -92,6 +92,8 @@ class Simulation:
     def __post_init__(self) -> None:
         if not self.requests:
             raise ValueError("there are no requests to run")
+        if len({request.request_id for request in self.requests}) < len(self.requests):
+            raise ValueError("two requests have the same request_id; records could not tell them apart")
         if any(after.arrival_s < before.arrival_s for before, after in pairwise(self.requests)):
             raise ValueError("requests must be in order of arrival")
         self.clock = Clock()

@@ -18,6 +18,7 @@ from heapq import heappop, heappush
 
 from simpy.events import Event
 
+from abkt.ranges import bound
 from sim.clock import Clock, Wake
 from sim.job import Job
 from sim.node.node import Node
@@ -36,7 +37,9 @@ class Death:
     back_s: float = math.inf
 
     def __post_init__(self) -> None:
-        if not 0 <= self.at_s < self.back_s:
+        bound(self, "at_s", least=0)
+        bound(self, "back_s", above=0, infinite=True)
+        if not self.at_s < self.back_s:
             raise ValueError(f"node {self.node} dies at {self.at_s} s and is back at {self.back_s} s; 0 <= at_s < back_s must hold")
 
 
@@ -50,8 +53,11 @@ class Straggler:
     factor: float = 2.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.at_s < self.until_s and 0 < self.factor < math.inf):
-            raise ValueError(f"node {self.node} is slow from {self.at_s} to {self.until_s} s by {self.factor}; the factor must be above 0")
+        bound(self, "at_s", least=0)
+        bound(self, "until_s", above=0, infinite=True)
+        bound(self, "factor", above=0)
+        if not self.at_s < self.until_s:
+            raise ValueError(f"node {self.node} is slow from {self.at_s} to {self.until_s} s; at_s < until_s must hold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +73,8 @@ class FaultPlan:
     timeout_s: float = math.inf
 
     def __post_init__(self) -> None:
-        if self.retries < 0 or not self.timeout_s > 0:
-            raise ValueError(f"retries is {self.retries} and timeout_s {self.timeout_s}; retries must not be below 0, timeout_s above 0")
+        bound(self, "retries", least=0)
+        bound(self, "timeout_s", above=0, infinite=True)
 
     @property
     def empty(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
+from abkt.ranges import bound
 from sim.network.background import Background
 from sim.network.link_faults import LinkFault
 from sim.transfer.transport import TransportModel
@@ -43,12 +44,8 @@ class EngineSpec:
     buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_batch < 1:
-            raise ValueError(f"max_batch is {self.max_batch}; it must be at least 1")
-        if self.buckets and min(self.buckets) < 1:
-            raise ValueError(f"buckets are {self.buckets}; a batch is padded to at least 1")
-        if min(self.prefill_tokens, self.grow_tokens, self.hash_tokens) < 0 or not self.reuse_distortion >= 0:
-            raise ValueError("prefill_tokens, grow_tokens, hash_tokens and reuse_distortion must not be below 0")
+        bound(self, "max_batch", "buckets", least=1)
+        bound(self, "prefill_tokens", "grow_tokens", "hash_tokens", "reuse_distortion", least=0)
         if self.chunked and self.prefill_tokens <= self.max_batch:
             raise ValueError(
                 f"prefill_tokens is {self.prefill_tokens}; chunks need more than max_batch, {self.max_batch}, to get on beside decoding"
@@ -116,8 +113,8 @@ class ClusterSpec:
         for role, nodes in (("prefill", self.prefill), ("decode", self.decode)):
             if not nodes:
                 raise ValueError(f"the cluster has no {role} node; it needs at least one")
-        if self.max_batch < 1 or self.block_tokens < 1:
-            raise ValueError(f"max_batch is {self.max_batch} and block_tokens {self.block_tokens}; both must be at least 1")
+        bound(self, "max_batch", "block_tokens", least=1)
+        bound(self, "usd_per_gb", "delay_s", "rebuild_s", least=0)
         nodes = (*self.prefill, *self.decode)
         if len({node.name for node in nodes}) < len(nodes):
             raise ValueError("two nodes of the cluster have the same name")
@@ -126,5 +123,3 @@ class ClusterSpec:
                 raise ValueError(f"node {node.name} holds {node.kv_tokens} tokens of KV, less than one block of {self.block_tokens}")
         if len({(m.layers, m.kv_heads, m.head_dim, m.dtype) for m in (node.profile.model for node in nodes)}) > 1:
             raise ValueError("the nodes' profiles are of models with different KV; prefill and decode must run the same model")
-        if not self.rebuild_s >= 0:
-            raise ValueError(f"rebuild_s is {self.rebuild_s}; it must not be below 0")

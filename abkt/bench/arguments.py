@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abkt.arguments import read
+from abkt.ranges import bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,9 @@ class BenchArguments:
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device={self.device}: one of cpu, cuda is possible")
-        if min(*self.tokens, *self.blocks, *self.depths, self.kv_heads, self.head_dim, self.repeats) < 1 or self.layers < 0:
-            raise ValueError("tokens, blocks, depths, kv_heads, head_dim and repeats must be at least 1, layers at least 0")
+        bound(self, "tokens", "blocks", "kv_heads", "head_dim", "repeats", least=1, most=1 << 30)
+        bound(self, "depths", least=1, most=8)
+        bound(self, "layers", least=0, most=10_000)
 
 
 def parse(arguments: Sequence[str]) -> BenchArguments:

@@ -17,6 +17,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from abkt.policy.view import GoodputSample
+from abkt.ranges import bound
 
 GRAINS = 64
 
@@ -52,10 +53,9 @@ class Bandwidth:
     _low: float = math.nan
 
     def __post_init__(self) -> None:
-        if not (self.initial_bytes_per_s > 0 and self.horizon_s > 0 and self.window_s > 0 and 0 <= self.low_quantile <= 1):
-            raise ValueError("bandwidth: initial rate, horizon and window must be above 0, low_quantile in [0, 1]")
-        if not self.stale_s > 0:
-            raise ValueError(f"bandwidth: stale_s is {self.stale_s}; it must be above 0 (.inf: estimates do not age)")
+        bound(self, "initial_bytes_per_s", "stale_s", above=0, infinite=True)
+        bound(self, "horizon_s", "window_s", above=0)
+        bound(self, "low_quantile", least=0, most=1)
 
     def update(self, now_s: float, sample: GoodputSample) -> None:
         if sample.duration_s <= 0 or sample.wire_bytes <= 0:

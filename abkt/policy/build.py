@@ -7,10 +7,14 @@ peer over the network.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-NUMBERS = {int, float, "int", "float"}  # annotations of a number, as types and as strings
+from abkt.ranges import OutOfRange, short
+
+PLAIN = {float: "a number is needed", int: "a whole number is needed", bool: "true or false is needed", str: "a text is needed"}
+PLAIN_TYPES = (int, float, str, list, Mapping, type(None))
 RENAMED_KEYS = {  # old field -> new field, for one release
     "form": "coder",
     "behind_distortion": "refine_distortion",
@@ -45,7 +49,9 @@ def build(config: Mapping[str, Any]) -> Any:
     try:
         kind = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        raise ValueError(f"policy class {target!r} cannot be found; _target_ is package.module.Class") from None
+        kind = None
+    if not isinstance(kind, type):
+        raise ValueError(f"policy class {target!r} cannot be found; _target_ is package.module.Class")
     known = getattr(kind, "__dataclass_fields__", {})
     fields = {}
     for key, value in config.items():
@@ -53,10 +59,43 @@ def build(config: Mapping[str, Any]) -> Any:
             continue
         if key not in known and RENAMED_KEYS.get(key) in known:
             raise ValueError(f"policy {target}: {key} is now {RENAMED_KEYS[key]}")
-        if isinstance(value, str) and key in known and known[key].type in NUMBERS:
-            raise ValueError(f"policy {target}: {key} is {value!r}; a number is needed")
-        fields[key] = build(value) if isinstance(value, Mapping) and "_target_" in value else value
+        fields[key] = _checked(key, _annotation(kind, key), value)
     try:
         return kind(**fields)
     except TypeError as error:
         raise ValueError(f"policy {target}: {error}") from None
+
+
+def _checked(key: str, annotation: Any, value: Any) -> Any:
+    """The value of a field, built if it is a policy. Raises ValueError for a value that a field of this annotation cannot have."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        try:
+            return build(value)
+        except OutOfRange as error:
+            raise error.under(key) from None
+    needed = PLAIN.get(annotation)
+    if needed is not None:
+        kinds = (int, float) if annotation is float else (annotation,)
+        fits = isinstance(value, kinds) and (annotation is bool or not isinstance(value, bool))
+    elif get_origin(annotation) is Literal:
+        fits, needed = value in get_args(annotation), f"it must be {' or '.join(map(str, get_args(annotation)))}"
+    else:  # a policy, which no plain value can stand for, or something that the class itself checks
+        fits = not _is_policy(annotation) or not isinstance(value, PLAIN_TYPES)
+        needed = "the fields of a policy are needed, with its class as _target_"
+    if not fits:
+        raise OutOfRange(f"{key} is {short(value)}; {needed}")
+    return value
+
+
+def _is_policy(annotation: Any) -> bool:
+    """Whether it is the type of a policy or of a part of one: a dataclass, a protocol, or a variable that stands for one."""
+    return isinstance(annotation, TypeVar) or hasattr(annotation, "__dataclass_fields__") or getattr(annotation, "_is_protocol", False)
+
+
+@lru_cache
+def _annotation(kind: type, key: str) -> Any:
+    """The type of a field; None where it is not known."""
+    try:
+        return get_type_hints(kind).get(key)
+    except (NameError, TypeError):  # a class whose annotations name what its module imports for a type checker alone
+        return None

@@ -20,6 +20,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from abkt.ranges import bound
+
 SCALE_S = 0.05
 LEAST_S = 0.01  # busy seconds between two updates of the rate, so that the burst of one frame is not taken for the rate
 
@@ -54,10 +56,10 @@ class Price:
     _looked_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        if not (self.bytes_per_s > 0 and self.scale_s > 0 and 0 < self.low <= self.high < math.inf):
-            raise ValueError("price: bytes_per_s and scale_s must be above 0, 0 < low <= high")
-        if not self.horizon_s > 0:
-            raise ValueError(f"price: horizon_s is {self.horizon_s}; it must be above 0")
+        bound(self, "bytes_per_s", above=0, infinite=True)
+        bound(self, "scale_s", "low", "high", "horizon_s", above=0)
+        if self.low > self.high:
+            raise ValueError(f"price: low is {self.low} and high {self.high}; low <= high must hold")
         self.rate_bytes_per_s = self.bytes_per_s
 
     @property

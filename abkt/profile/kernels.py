@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from abkt.profile.schema import Fit
+from abkt.ranges import bound
 from abkt.spec import WEIGHT_BYTES, ModelSpec
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -43,6 +44,11 @@ class Kernel:
     error: float
     rows: int
 
+    def __post_init__(self) -> None:
+        bound(self, "launch_s", "error", "rows", least=0)
+        bound(self, "flops", "bytes_per_s", "activation_bytes_per_s", above=0, infinite=True)
+        bound(self, "sharpness", above=0)
+
     def seconds(self, flops: float, read_bytes: float, activation_bytes: float = 0.0) -> float:
         compute_s, memory_s, p = flops / self.flops, read_bytes / self.bytes_per_s, self.sharpness
         return self.launch_s + (compute_s**p + memory_s**p) ** (1 / p) + activation_bytes / self.activation_bytes_per_s
@@ -58,6 +64,10 @@ class DecodeKernel:
     error: float
     rows: int
 
+    def __post_init__(self) -> None:
+        bound(self, "launch_s", "head_s", "error", "rows", least=0)
+        bound(self, "bytes_per_s", above=0, infinite=True)
+
     def seconds(self, kv_bytes: float, heads: float) -> float:
         return self.launch_s + kv_bytes / self.bytes_per_s + heads * self.head_s
 
@@ -70,6 +80,10 @@ class AllReduce:
     bytes_per_s: float
     error: float
     rows: int
+
+    def __post_init__(self) -> None:
+        bound(self, "launch_s", "error", "rows", least=0)
+        bound(self, "bytes_per_s", above=0, infinite=True)
 
 
 @dataclass(frozen=True)

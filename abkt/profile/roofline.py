@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from abkt.profile.kernels import GpuKernels, ModelCosts
 from abkt.profile.schema import Fit, Profile, RateCurve
+from abkt.ranges import bound
 from abkt.spec import DTYPE_BYTES, ModelSpec
 
 LOSSLESS_SHARE = {"bfloat16": 12 / 16}  # assumption; measured on the probe's KV: 0.71
@@ -46,8 +47,10 @@ class GpuSpec:
     kernels: GpuKernels | None = None
 
     def __post_init__(self) -> None:
-        if min(self.flops, self.memory_bytes_per_s, self.memory_bytes, self.gpus) <= 0:
-            raise ValueError(f"gpu {self.name}: flops, bandwidth, memory and gpus must be above 0")
+        bound(self, "flops", "memory_bytes_per_s", "memory_bytes", above=0)
+        bound(self, "gpus", least=1, most=100_000)
+        bound(self, "compute_efficiency", "memory_efficiency", "codec_efficiency", above=0, most=1)
+        bound(self, "overhead_s", "call_s", "request_s", "usd_per_hour", least=0)
 
 
 def kv_tokens(gpu: GpuSpec, model: ModelSpec, reserve: float = 0.1) -> int:

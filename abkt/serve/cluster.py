@@ -280,6 +280,7 @@ class LocalCluster:
             sockets=self._sockets,
             core=None if spec.paced else core_of(name, number),
             device=spec.device,
+            dtype=spec.compute_dtype().dtype,
             paced=str(spec.paced) if spec.paced else "",
             importance_window=spec.importance_window,
             calibration=str(spec.calibration) if spec.calibration else "",

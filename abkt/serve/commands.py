@@ -31,6 +31,7 @@ class WorkerConfig:
     core : the CPU core the process is pinned to; None leaves it unpinned.
     threads : number of torch threads.
     device : cpu or cuda.
+    dtype : what the model computes in; empty: the model's dtype.
     host : the address a decode worker listens on.
     transport : a name in `abkt.transfer.transports.registry`.
     sockets : the folder for transports that need a socket file.
@@ -52,6 +53,7 @@ class WorkerConfig:
     core: int | None = None
     threads: int = 1
     device: str = "cpu"
+    dtype: str = ""
     host: str = "127.0.0.1"
     transport: str = "tcp"
     sockets: str = ""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from abkt.ranges import bound
+from abkt.serve.engine.compute_dtype import ComputeDtype, compute_dtype
 from abkt.serve.engine.engine import read_spec
 from abkt.spec import KVLayout
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,7 @@ class LocalClusterSpec:
     block_tokens : tokens in one block of the pool.
     max_batch : most requests in one batch of a decode worker.
     device : cpu or cuda, where the workers compute and keep their pools.
+    dtype : what the workers compute in; auto: what is fast on this machine. KV keeps the model's dtype.
     stall_timeout_s : a run fails if no worker reports anything for this many seconds.
     importance_window : number of last queries of a prompt that give its cells their weights in slope order; 0: all weights are equal.
     calibration : the model's calibration.json, as `abkt quality calibrate=true` writes it; None: none.
@@ -43,6 +49,7 @@ class LocalClusterSpec:
     block_tokens: int = 16
     max_batch: int = 8
     device: str = "cpu"
+    dtype: str = "auto"
     stall_timeout_s: float = 60.0
     importance_window: int = 32
     calibration: Path | None = None
@@ -58,16 +65,26 @@ class LocalClusterSpec:
             raise ValueError(
                 "paced workers sleep instead of computing, so they cannot share a device; shares_device goes with compute=real"
             )
-        if self.layer_groups < 1 or (self.paced and self.layer_groups > 1):
-            raise ValueError(f"layer_groups is {self.layer_groups}; it must be at least 1, and 1 where compute is paced")
-        if min(self.prefill, self.decode, self.max_batch) < 1:
-            raise ValueError(
-                f"{self.prefill} prefill and {self.decode} decode workers, max_batch {self.max_batch}: each must be at least 1"
-            )
+        bound(self, "prefill", "decode", "max_batch", "layer_groups", "block_tokens", least=1)
+        bound(self, "pool_tokens", least=self.block_tokens)
+        bound(self, "importance_window", least=0)
+        bound(self, "stall_timeout_s", above=0, infinite=True)
+        if self.paced and self.layer_groups > 1:
+            raise ValueError(f"layer_groups is {self.layer_groups}; it must be 1 where compute is paced")
+        if self.dtype not in ("auto", *COMPUTE_DTYPES):
+            raise ValueError(f"dtype is {self.dtype}; it must be auto or one of {', '.join(COMPUTE_DTYPES)}")
 
     def layout(self) -> KVLayout:
-        """The layout of each worker's pool. Raises ValueError if the model folder cannot be read."""
-        return KVLayout(read_spec(self.model_folder), blocks=self.pool_tokens // self.block_tokens, block_tokens=self.block_tokens)
+        """The layout of each worker's pool. Raises ValueError if the model folder cannot be read or the model has fewer layers."""
+        model = read_spec(self.model_folder)
+        if self.layer_groups > model.layers:
+            raise ValueError(f"layer_groups is {self.layer_groups}; model {model.name} has {model.layers} layers")
+        return KVLayout(model, blocks=self.pool_tokens // self.block_tokens, block_tokens=self.block_tokens)
+
+    def compute_dtype(self) -> ComputeDtype:
+        """What the workers compute in. `auto` is decided by timing a product, once a process."""
+        kv_dtype = read_spec(self.model_folder).dtype
+        return compute_dtype(kv_dtype, self.device) if self.dtype == "auto" else ComputeDtype(self.dtype, math.nan)
 
     @property
     def compute(self) -> str:

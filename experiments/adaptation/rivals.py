@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from abkt.ranges import bound
 from experiments.adaptation.scores import p99
 from experiments.study.ranking import TAIL
 
@@ -46,8 +47,8 @@ class Aim:
     refine: float
 
     def __post_init__(self) -> None:
-        if not (0 < self.target <= 1 and self.refine > 0):
-            raise ValueError(f"target is {self.target} and refine {self.refine}, in D; target must be in (0, 1], refine above 0")
+        bound(self, "target", above=0, most=1)
+        bound(self, "refine", above=0, infinite=True)
 
 
 def with_bounds(bitrate: Mapping[str, Any], bounds: Bounds, aim: Aim) -> Bitrate:

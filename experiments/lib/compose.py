@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,10 +63,14 @@ class Composed:
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> Composed:
     """The configuration of a verb. Raises ValueError, one line, where an override cannot be read or names an unknown key."""
+    groups = usage.groups(verb)
+    for override in map(parse, overrides):
+        if override is not None and override.key_or_group in groups and isinstance(override.value(), list):
+            raise ValueError(f"{override.input_line} gives several choices; give one")
     try:
         config = _compose(verb, overrides)
         return plain(config, config.hydra.runtime.choices)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ValueError(explain(verb, overrides, error)) from None
 
 
@@ -91,7 +96,9 @@ def plain(config: DictConfig, chosen: Mapping[str, Any]) -> Composed:
 
 
 def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """On a command line inf is written as in YAML too: Hydra would read .inf as a text."""
     register_resolvers()
+    overrides = [f"{text.removesuffix('.inf')}inf" if text.endswith("=.inf") else text for text in overrides]
     with _outside_of_jobs(), initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION):
         return hydra_compose(verb.replace("-", "_"), list(overrides), return_hydra_config=True)
 
@@ -155,6 +162,8 @@ def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | 
             return f"cannot read {text!r}: write group=choice or key=value, and put quotes around a value with special characters"
         if override.is_sweep_override() and not multirun:
             return f"{text!r} gives several values; add -m to run each of them"
+        if override.is_sweep_override() and not any(True for _ in override.sweep_iterator()):
+            return f"{text!r} gives no value, so there is nothing to run"
         name, added = override.key_or_group, override.is_add() or override.is_force_add()
         place = f"{name}@{override.package}" if override.package else name
         if place in groups or (added and any((root / name).is_dir() for root in (conf_dir(), *config_dirs))):
@@ -167,12 +176,25 @@ def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | 
             keys.append((name, "VALUE" if override.is_delete() else override.get_value_string()))
     try:
         config = _compose(verb, chosen)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         return said(error)
     known = OmegaConf.to_container(_without_hydra(config))
     assert isinstance(known, dict)
     wrong = ((key, value, _unknown(key.split("."), known)) for key, value in keys)
     return next((renamed(verb, key, value) or unknown for key, value, unknown in wrong if unknown), None)
+
+
+def check_once(overrides: Sequence[str]) -> None:
+    """Raises ValueError, one line, where a group or key is given twice: only the last one would count."""
+    given: dict[str, str] = {}
+    for text in overrides:
+        override = parse(text)
+        if override is None or text.startswith(SEARCH_PATH):
+            continue
+        name = f"{override.key_or_group}@{override.package}" if override.package else override.key_or_group
+        if name in given:
+            raise ValueError(f"{name} is given twice, as {given[name]} and {text}; give it once")
+        given[name] = text
 
 
 def renamed(verb: str, key: str, value: str) -> str | None:
@@ -208,8 +230,8 @@ def given_arguments(overrides: Sequence[str]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """Text as a quoted value of an override."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    """Text as a quoted value of an override. In Hydra's syntax a backslash escapes a quote, and itself only before a quote."""
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
     return f'"{escaped}"'
 
 

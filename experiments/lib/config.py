@@ -8,15 +8,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
+from abkt.policy.build import build
 from abkt.profile import schema
 from abkt.profile.roofline import GpuSpec, kv_tokens, profile_of
 from abkt.profile.schema import Profile
+from abkt.ranges import OutOfRange, bound, short
 from abkt.spec import ModelSpec
 from experiments.lib.curves import load_curves
 
 T = TypeVar("T")
+MOST_NODES, MOST_WORKERS, MOST_BATCH = 100_000, 1_000, 1_000_000
+BLOCK_TOKENS = 16  # tokens of a KV block, the least that a pool can hold
 STRICT = ConfigDict(extra="forbid")  # for every verb's configuration class and the classes in it
 
 
@@ -29,8 +33,8 @@ class ClusterConfig:
     max_batch: int
 
     def __post_init__(self) -> None:
-        if min(self.prefill, self.decode, self.max_batch) < 1:
-            raise ValueError("prefill, decode and max_batch must be at least 1")
+        bound(self, "prefill", "decode", least=1, most=MOST_NODES)
+        bound(self, "max_batch", least=1, most=MOST_BATCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +46,39 @@ class MeasuredHardware:
     usd_per_hour: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kv_tokens < 1:
-            raise ValueError(f"kv_tokens is {self.kv_tokens}; it must be at least 1")
+        bound(self, "kv_tokens", least=1)
+        bound(self, "usd_per_hour", least=0)
 
 
 Hardware = Annotated[
     Annotated[GpuSpec, Tag("GpuSpec")] | Annotated[MeasuredHardware, Tag("MeasuredHardware")],
     Discriminator(lambda value: kind_of(value, "profile", "MeasuredHardware", "GpuSpec")),
 ]
+
+
+def _buildable(values: dict[str, Any]) -> dict[str, Any]:
+    build(values)
+    return values
+
+
+# A policy's configuration, as abkt.policy.build takes it. It is built once when it is read, so that a bad field is refused then.
+PolicyConfig = Annotated[dict[str, Any], AfterValidator(_buildable)]
+
+
+def _existing(path: Path) -> Path:
+    path = path.expanduser()
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    return path
+
+
+def _readable(path: Path) -> Path:
+    schema.load(path.expanduser())
+    return path.expanduser()
+
+
+FilePath = Annotated[Path, AfterValidator(_existing)]  # a file that exists when the configuration is read
+ProfilePath = Annotated[Path, AfterValidator(_readable)]  # a profile.json, which is read once then, so that a bad one is refused
 
 
 def kind_of(value: Any, key: str, having: str, lacking: str) -> str:
@@ -103,7 +132,7 @@ def read(kind: type[T], values: Mapping[str, Any]) -> T:
         made: T = _adapter(key).validate_python(dict(values))
         return made
     except ValidationError as error:
-        raise ValueError(_first_line(error)) from None
+        raise ValueError(_first_line(error, values)) from None
 
 
 @lru_cache
@@ -112,16 +141,39 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _first_line(error: ValidationError) -> str:
-    """The first error, such as `cluster.prefill is 'two'; a valid integer is needed`."""
-    first = error.errors()[0]
+# Type of pydantic's error, from its beginning -> what is needed, in words.
+NEEDED = {
+    "int": "a whole number is needed",
+    "float": "a number is needed",
+    "finite": "a finite number is needed",
+    "bool": "true or false is needed",
+    "string": "a text is needed",
+    "path": "a path is needed",
+    "tuple": "a list such as [1,2] is needed",
+    "list": "a list such as [a,b] is needed",
+    "dict": "keys of its own are needed, such as {key}.NAME=VALUE",
+    "dataclass": "keys of its own are needed, such as {key}.NAME=VALUE",
+    "literal": "it must be {expected}",
+}
+
+
+def _first_line(error: ValidationError, values: Mapping[str, Any]) -> str:
+    """The first error, such as `cluster.prefill is 'two'; a whole number is needed`.
+
+    A policy's fields may be computed from other keys, so errors of those keys come first. So may a seed, which is a key of the verb's too.
+    """
+    first = min(error.errors(), key=lambda each: isinstance(each["input"], dict) and "_target_" in each["input"])
     key = ".".join(str(part) for part in first["loc"] if not str(part)[:1].isupper())  # without the class of a union
     match first["type"]:
         case "value_error":
-            return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+            wrong = first["ctx"]["error"]
+            if isinstance(wrong, OutOfRange) and not (str(wrong).startswith("seed is ") and f"seed is {values.get('seed')};" in str(wrong)):
+                return str(wrong.under(key)) if key else str(wrong)
+            return f"{key}: {wrong}" if key and not isinstance(wrong, OutOfRange) else str(wrong)
         case "missing":
             return f"{key} must be given: {key}=VALUE"
         case "unexpected_keyword_argument":
             return f"{key} is not a key that this verb has"
-    needed = first["msg"].removeprefix("Input should be ").split(", ")[0]
-    return f"{key} is {first['input']!r}; {needed} is needed"
+    expected = str(first.get("ctx", {}).get("expected", "")).replace("'", "")
+    needed = next((words for kind, words in NEEDED.items() if first["type"].startswith(kind)), first["msg"])
+    return f"{key} is {short(first['input'])}; {needed.format(key=key, expected=expected)}"

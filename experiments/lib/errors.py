@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from abkt.serve.errors import ClusterError
 
+LONGEST = 800  # letters of a message
 BAD_INPUT, BROKEN, INTERRUPTED = 2, 1, 128 + signal.SIGINT
 
 
@@ -21,7 +22,9 @@ class RunError(RuntimeError):
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message in one line, which loses its middle where it is longer than LONGEST."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 def exit_code(work: Callable[[], None]) -> int:

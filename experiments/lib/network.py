@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Discriminator, Tag
 
 from abkt.capacity import Capacity
+from abkt.ranges import bound
 from experiments.lib.config import kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LEAST_GBPS, MOST_GBPS = 1e-6, 1e6  # 1 kbit/s, and a thousand times the fastest NIC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +34,10 @@ class Conditions:
     senders: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.delay_s < 60:
-            raise ValueError(f"delay_s is {self.delay_s}; it must be 0 or more, and below 60")
-        if not 0 <= self.loss < 1:
-            raise ValueError(f"loss is {self.loss}; it must be 0 or more, and below 1")
-        if not 0 <= self.egress_usd_per_gb < math.inf:
-            raise ValueError(f"egress_usd_per_gb is {self.egress_usd_per_gb}; it must be 0 or more")
-        if not 1 <= self.senders <= 200:
-            raise ValueError(f"senders is {self.senders}; it must be 1 to 200")
+        bound(self, "delay_s", least=0, below=60)
+        bound(self, "loss", least=0, below=1)
+        bound(self, "egress_usd_per_gb", least=0)
+        bound(self, "senders", least=1, most=200)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +51,10 @@ class NetworkConfig(Conditions):
 
     def __post_init__(self) -> None:
         Conditions.__post_init__(self)
-        _check_gbps(self.gbps)
+        bound(self, "gbps", least=LEAST_GBPS, most=MOST_GBPS, infinite=True)
+        bound(self, "share", least=1e-6, most=1e6)
+        bound(self, "starts_s", least=0)
+        bound(self, "period_s", above=0, infinite=True)
         self.capacity()
 
     def capacity(self) -> Capacity:
@@ -71,9 +72,8 @@ class DriveConfig(Conditions):
 
     def __post_init__(self) -> None:
         Conditions.__post_init__(self)
-        _check_gbps(self.gbps)
-        if not 0 < self.floor < 1:
-            raise ValueError(f"floor is {self.floor}; it must be above 0 and below 1")
+        bound(self, "gbps", least=LEAST_GBPS, most=MOST_GBPS)
+        bound(self, "floor", above=0, below=1)
 
     def capacity(self) -> Capacity:
         return read_drive(self.path.expanduser(), self.drive, self.gbps * 1e9 / 8, self.floor)
@@ -137,8 +137,3 @@ def _table(path: Path) -> pd.DataFrame:
     if missing := {"app", "file", "t_s", "dl_kbps"} - set(table.columns):
         raise ValueError(f"{path} lacks the column {min(missing)}; a drive has app, file, t_s and dl_kbps")
     return table
-
-
-def _check_gbps(gbps: float) -> None:
-    if not gbps > 0:
-        raise ValueError(f"gbps is {gbps}; it must be above 0 (.inf is an unlimited link)")

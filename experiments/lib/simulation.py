@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkt.capacity import Capacity
 from abkt.policy.build import build
 from abkt.profile.expect import ask_once
+from abkt.profile.schema import RateCurve
+from abkt.ranges import OutOfRange, bound, check_seed
 from abkt.records import SLO, summarize_columns
 from abkt.spec import ModelSpec
-from experiments.lib.config import STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, instance
-from experiments.lib.curves import expected_quality
+from experiments.lib.config import BLOCK_TOKENS, STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, PolicyConfig, instance
+from experiments.lib.curves import expected_quality, stored_quality
 from experiments.lib.network import Network, network_files
 from experiments.lib.record_writer import RecordWriter, read_columns
 from experiments.lib.results import write_json
-from experiments.lib.workload import Workload, workload_files
+from experiments.lib.workload import SyntheticWorkload, Workload, workload_files
 from sim.cluster import Simulation, SimulationResult
 from sim.faults import FaultPlan
 from sim.interval import COLUMNS, residuals
@@ -42,6 +44,11 @@ class BackgroundConfig:
     links: tuple[str, ...]
     seed: int
 
+    def __post_init__(self) -> None:
+        bound(self, "load", above=0, most=100)
+        bound(self, "burst", least=1, most=100_000)
+        check_seed(self)
+
     def read(self, cluster: ClusterSpec) -> Background:
         names = self.links or tuple(node.name for node in (*cluster.prefill, *cluster.decode))
         return Background(read_flow_sizes(self.path.expanduser()), self.load, tuple((name,) for name in names), self.burst, self.seed)
@@ -65,6 +72,8 @@ class SimulateConfig:
     rebuild_s : seconds that a node needs to change its role once it has drained.
     faults, link_faults, background : node failures, link failures, and background traffic.
     trace : also write trace.json for ui.perfetto.dev.
+    plot : also write report.html.
+    csv : also write the records as CSV.
     """
 
     model: ModelSpec
@@ -72,17 +81,19 @@ class SimulateConfig:
     cluster: ClusterConfig
     network: Network
     workload: Workload
-    bitrate: dict[str, Any]
-    routing: dict[str, Any]
+    bitrate: PolicyConfig
+    routing: PolicyConfig
     slo: SLO
     seed: int
     curves: Path
     progress: bool
     out: Path
     trace: bool = False
+    plot: bool = False
+    csv: bool = False
     decode_hardware: Hardware | None = None
-    roles: dict[str, Any] | None = None
-    admission: dict[str, Any] | None = None
+    roles: PolicyConfig | None = None
+    admission: PolicyConfig | None = None
     engine: EngineSpec = field(default_factory=EngineSpec)
     rebuild_s: float = 0.0
     faults: FaultPlan = FaultPlan()  # noqa: RUF009  # frozen
@@ -90,6 +101,14 @@ class SimulateConfig:
     link_faults: tuple[LinkFault, ...] = ()
     background: BackgroundConfig | None = None
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        check_seed(self)
+        bound(self, "rebuild_s", least=0)
+        if self.transport.layer_groups > self.model.layers:
+            raise OutOfRange(
+                f"transport.layer_groups is {self.transport.layer_groups}; model {self.model.name} has {self.model.layers} layers"
+            )
 
 
 def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Simulation:
@@ -112,7 +131,7 @@ def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Sim
         max_batch=config.cluster.max_batch,
         usd_per_gb=config.network.egress_usd_per_gb,
         delay_s=config.network.delay_s,
-        engine=replace(config.engine, max_batch=config.cluster.max_batch),
+        engine=replace(config.engine, max_batch=config.cluster.max_batch, hash_tokens=hash_tokens(config, requests)),
         rebuild_s=config.rebuild_s,
         transport=config.transport,
         link_faults=config.link_faults,
@@ -130,6 +149,22 @@ def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Sim
         admission=build(config.admission) if config.admission else None,
         faults=config.faults,
     )
+
+
+def hash_tokens(config: SimulateConfig, requests: Sequence[Request]) -> int:
+    """Tokens that a hash of the scaled prompts stands for: the trace's times isl_scale, as whole KV blocks; 0 without a prefix cache.
+
+    Raises ValueError where the engine's hash_tokens are not the trace's, or the trace does not tell.
+    """
+    asked, known = config.engine.hash_tokens, {request.hash_tokens for request in requests if request.hash_ids}
+    if not asked or not known or isinstance(config.workload, SyntheticWorkload):
+        return asked
+    (scaled, *_), scale = known, config.workload.scaling.isl_scale
+    if not scaled:
+        raise ValueError("a hash of the trace may stand for any number of tokens: give workload.hash_block=TOKENS or engine.hash_tokens=0")
+    if round(asked * scale) != scaled:
+        raise ValueError(f"engine.hash_tokens is {asked}; a hash of this trace stands for {round(scaled / scale)} tokens")
+    return max(1, round(scaled / BLOCK_TOKENS)) * BLOCK_TOKENS
 
 
 def _nodes(role: str, count: int, one: Instance, nic: Capacity) -> tuple[NodeSpec, ...]:
@@ -160,22 +195,36 @@ def node_errors(cluster: ClusterSpec) -> dict[str, dict[str, float]]:
     return {node.name: known[id(node.profile)] for node in (*cluster.prefill, *cluster.decode)}
 
 
-def write_result(folder: Path, result: SimulationResult, slo: SLO, **facts: Any) -> dict[str, Any]:
-    """Write requests.parquet, transfers.parquet and summary.json; return the summary. facts: more keys of the summary."""
+def rate_curves(cluster: ClusterSpec) -> tuple[RateCurve, ...]:
+    """The curves that the cluster's transfers are drawn from."""
+    profiles = {id(node.profile): node.profile for node in (*cluster.prefill, *cluster.decode)}
+    return tuple(curve for profile in profiles.values() for curve in profile.curves)
+
+
+def write_result(folder: Path, result: SimulationResult, slo: SLO, curves: Sequence[RateCurve], **facts: Any) -> dict[str, Any]:
+    """Write requests.parquet, transfers.parquet and summary.json; return the summary. curves: as rate_curves gives them. facts: more keys
+    of the summary."""
     with RecordWriter(folder) as writer:
         writer.add(result.requests, result.transfers)
-    return write_summary(folder, slo, result.wall_s, **facts)
+    return write_summary(folder, slo, result.wall_s, curves, **facts)
 
 
 def write_summary(
-    folder: Path, slo: SLO, wall_s: float, errors: Mapping[str, Mapping[str, float]] | None = None, **facts: Any
+    folder: Path,
+    slo: SLO,
+    wall_s: float,
+    curves: Sequence[RateCurve],
+    errors: Mapping[str, Mapping[str, float]] | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
-    """Write summary.json from the records in the folder. errors: as node_errors gives them, if the records have prediction intervals."""
+    """Write summary.json from the records in the folder. curves: as rate_curves gives them. errors: as node_errors gives them, if the
+    records have prediction intervals."""
     requests = folder / "requests.parquet"
     columns = read_columns(requests)
-    summary = {**summarize_columns(columns, slo, wall_s), "validated": False, **facts}
+    summary = {**summarize_columns(columns, slo, wall_s), "validated": False, "slo": asdict(slo), **facts}
     completed = columns["outcome"] == "completed"
-    summary["expected_rise_in_nll"] = expected_quality(columns["distortion_token_weighted"][completed])
+    rise, refused = expected_quality(columns["distortion_token_weighted"][completed], curves, stored_quality())
+    summary |= {"expected_rise_in_nll": rise, "expected_rise_refused": refused}
     if errors is not None:
         summary["prediction"] = prediction(read_columns(requests, COLUMNS), errors)
     write_json(folder / "summary.json", summary)

@@ -9,12 +9,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from abkt.ranges import bound
 from abkt.records import SLO
 from abkt.spec import ModelSpec
-from experiments.lib.config import ClusterConfig, Hardware, read
+from experiments.lib.config import MOST_WORKERS, ClusterConfig, Hardware, PolicyConfig, read
 from experiments.lib.network import Network
 from experiments.lib.progress import bar
-from experiments.lib.simulation import SimulateConfig, build_simulation, write_result
+from experiments.lib.simulation import SimulateConfig, build_simulation, rate_curves, write_result
 from experiments.lib.workload import Workload, read_workload
 from experiments.study.folder import scaleout
 
@@ -29,9 +30,14 @@ class ScaleOutConfig:
     network: Network
     workload: Workload
     slo: SLO
-    bitrates: dict[str, dict[str, Any]]
-    routings: dict[str, dict[str, Any]]
+    bitrates: dict[str, PolicyConfig]
+    routings: dict[str, PolicyConfig]
     workers: int
+
+    def __post_init__(self) -> None:
+        bound(self, "workers", least=1, most=MOST_WORKERS)
+        if not self.bitrates or not self.routings:
+            raise ValueError("a scale-out needs a policy in bitrates and one in routings")
 
 
 def run_scaleout(plain: Mapping[str, Any], seed: int, folder: Path) -> None:
@@ -52,5 +58,8 @@ def run_scaleout(plain: Mapping[str, Any], seed: int, folder: Path) -> None:
 def run_cell(values: Mapping[str, Any]) -> None:
     config = read(SimulateConfig, values)
     requests, scaling = read_workload(config.workload, config.seed)
-    result = build_simulation(config, requests).run()
-    write_result(config.out, result, config.slo, bitrate=config.bitrate, routing=config.routing, scaling=scaling)
+    simulation = build_simulation(config, requests)
+    result = simulation.run()
+    write_result(
+        config.out, result, config.slo, rate_curves(simulation.cluster), bitrate=config.bitrate, routing=config.routing, scaling=scaling
+    )

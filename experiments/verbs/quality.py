@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.lib.config import STRICT
+from abkt.ranges import bound, check_seed
+from experiments.lib.config import STRICT, FilePath
 from experiments.lib.verb import VerbCall, verb
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class QualityConfig:
     tokens: int
     tile_tokens: int
     texts: Path | None
-    calibration: Path | None
+    calibration: FilePath | None
     calibrate: bool
     trials: bool
     seed: int
@@ -39,8 +40,10 @@ class QualityConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.tokens < 64:
-            raise ValueError(f"samples={self.samples}, tokens={self.tokens}: at least 1 sample and 64 tokens are needed")
+        bound(self, "samples", least=1, most=1_000_000)
+        bound(self, "tokens", least=64, most=1 << 24)
+        bound(self, "tile_tokens", least=1, most=1 << 20)
+        check_seed(self)
 
 
 @verb("quality")
@@ -100,7 +103,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     means.to_csv(config.out / "rates.csv", index=False)
     found = gates.gates(frame)
     write_json(config.out / "gates.json", gates.as_rows(found))
-    save_quality(gates.library(frame), config.out / "curves.json")
+    save_quality(gates.library(frame, calibration.digest if calibration else ""), config.out / "curves.json")
     borne = verdicts(bench, again, [method for method in chosen if method.name not in ABLATIONS])
     write_json(config.out / "trials.json", {"left_out": left_out, "verdicts": [asdict(verdict) for verdict in borne]})
     write_manifest(run, [config.model_folder / "config.json"])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 
-from experiments.lib.config import STRICT
+from abkt.ranges import bound, check_seed
+from experiments.lib.config import MOST_WORKERS, STRICT, ProfilePath
 from experiments.lib.manifest import write_manifest
 from experiments.lib.progress import bar
 from experiments.lib.results import write_text
@@ -38,7 +39,7 @@ class ReproduceConfig:
     repeats: int
     real: bool
     model_folder: Path
-    profile: Path | None
+    profile: ProfilePath | None
     workers: int | None
     seed: int
     out: Path
@@ -50,8 +51,10 @@ class ReproduceConfig:
         known = PAPERS[self.paper]
         if unknown := [part for part in self.parts if part not in (*known, "all")]:
             raise ValueError(f"{self.paper} has no part {unknown[0]}; there are {', '.join(known)}, and all")
-        if min(self.layers, self.repeats, *self.tokens) < 1:
-            raise ValueError("layers, repeats and tokens must be at least 1")
+        bound(self, "layers", "repeats", least=1, most=100_000)
+        bound(self, "tokens", least=1, most=1 << 24)
+        bound(self, "workers", least=1, most=MOST_WORKERS)
+        check_seed(self)
         if unknown := [name for name in self.transports if name not in TRANSPORTS]:
             raise ValueError(f"transport {unknown[0]} is unknown; there are {', '.join(TRANSPORTS)}")
 
@@ -61,7 +64,7 @@ class ReproduceConfig:
         return tuple(part for part in named if part != "probe" or self.real or "probe" in self.parts)
 
 
-@verb("reproduce", positional=("paper",))
+@verb("reproduce", positional=("paper",), resumes=("*/points.jsonl",))
 def main(config: ReproduceConfig, run: VerbCall) -> None:
     print(f"plan: {config.paper}: {', '.join(config.chosen())}; points that {run.out} already has are not run again")
     experiments = Experiments(run.out, config.workers)

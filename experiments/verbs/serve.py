@@ -8,13 +8,14 @@ import signal
 import socket
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from abkt.profile import schema
+from abkt.ranges import bound
 from abkt.records import SLO
-from experiments.lib.config import STRICT
+from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, PolicyConfig, ProfilePath
 from experiments.lib.network import Network
 from experiments.lib.verb import VerbCall, verb
 
@@ -41,19 +42,21 @@ class ServeConfig:
     max_batch: int
     pool_tokens: int
     max_waiting: int
-    bitrate: dict[str, Any]
-    routing: dict[str, Any]
+    bitrate: PolicyConfig
+    routing: PolicyConfig
     network: Network
     slo: SLO
-    profile: Path | None
+    profile: ProfilePath | None
+    calibration: Path | None
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65_535:
-            raise ValueError(f"port is {self.port}; it must be 0 (a free one) to 65535")
-        if self.max_waiting < 1:
-            raise ValueError(f"max_waiting is {self.max_waiting}; it must be at least 1")
+        bound(self, "port", least=0, most=65_535)
+        bound(self, "max_waiting", least=1)
+        bound(self, "prefill", "decode", least=1, most=MOST_WORKERS)
+        bound(self, "max_batch", least=1, most=MOST_BATCH)
+        bound(self, "pool_tokens", least=BLOCK_TOKENS)
 
 
 @verb("serve")
@@ -62,6 +65,7 @@ def main(config: ServeConfig, run: VerbCall) -> None:
     from abkt.serve.api import Endpoint, HttpServer, Text
     from abkt.serve.metrics import Metrics
     from abkt.serve.service import Service
+    from experiments.lib.calibration import calibration_file
     from experiments.lib.manifest import write_manifest
     from experiments.lib.results import write_records
 
@@ -70,7 +74,8 @@ def main(config: ServeConfig, run: VerbCall) -> None:
     spec = LocalClusterSpec(
         config.model_folder, prefill=config.prefill, decode=config.decode, max_batch=config.max_batch, pool_tokens=config.pool_tokens
     )
-    spec.layout()  # reports a folder that holds no model before anything is written
+    layout = spec.layout()  # reports a folder that holds no model before anything is written
+    spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, layout))
     text, profile = Text.of(config.model_folder), schema.load(config.profile) if config.profile else None
     listening = listen(config.host, config.port)
     config.out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.lib.config import STRICT
+from abkt.ranges import bound, check_seed
+from experiments.lib.config import MOST_WORKERS, STRICT
 from experiments.lib.verb import VerbCall, verb
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ class RecipeConfig:
     minutes: float
     seed: int
     threads: int
+
+    def __post_init__(self) -> None:
+        bound(self, "minutes", least=0)
+        bound(self, "threads", least=1, most=MOST_WORKERS)
+        check_seed(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +47,13 @@ class TrainProbeConfig:
     recipe: RecipeConfig
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
+    def __post_init__(self) -> None:
+        bound(self, "vocabulary", least=300, most=1 << 20)  # 256 bytes, and some tokens
+        if not self.corpus.is_dir():
+            raise ValueError(f"corpus {self.corpus} is not a folder; give one with .txt or .txt.gz books: corpus=DIR")
 
-@verb("train-probe")
+
+@verb("train-probe", resumes=("checkpoint.pt",))
 def main(config: TrainProbeConfig, run: VerbCall) -> None:
     from rich.progress import Progress as Bar
     from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -53,8 +64,6 @@ def main(config: TrainProbeConfig, run: VerbCall) -> None:
     from experiments.probe import folder, sample, trainer
     from experiments.probe.examine import examine
 
-    if not config.corpus.is_dir():
-        raise ValueError(f"corpus {config.corpus} is not a folder; give one with .txt or .txt.gz books: corpus=DIR")
     config.out.mkdir(parents=True, exist_ok=True)
     stored = config.out / "tokenizer.json"
     if stored.exists():

@@ -21,6 +21,7 @@ from random import Random
 
 from simpy.events import Event
 
+from abkt.ranges import bound, check_seed
 from sim.clock import Wake
 from sim.network.flows import Flow, Link, Network
 
@@ -91,8 +92,11 @@ class Background:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.load < math.inf or self.burst < 1 or not all(self.paths):
-            raise ValueError("background traffic needs a load above 0, a burst of at least 1, and links in every path")
+        bound(self, "load", above=0, most=100)
+        bound(self, "burst", least=1, most=100_000)
+        check_seed(self)
+        if not all(self.paths):
+            raise ValueError("background traffic needs links in every path")
 
 
 class Traffic:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from simpy.events import Event
 
+from abkt.ranges import bound
 from sim.clock import Wake
 from sim.network.flows import Link, Network
 
@@ -28,10 +29,11 @@ class LinkFault:
     share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start_s < self.end_s:
+        bound(self, "start_s", least=0)
+        bound(self, "end_s", above=0, infinite=True)
+        bound(self, "share", least=0, below=1)
+        if not self.start_s < self.end_s:
             raise ValueError(f"the fault of link {self.link} lasts from {self.start_s} to {self.end_s} s; it must end after it starts")
-        if not 0 <= self.share < 1:
-            raise ValueError(f"the fault of link {self.link} leaves {self.share} of it; that must be in [0, 1)")
         if math.isinf(self.end_s) and self.share == 0:
             raise ValueError(f"link {self.link} is down for ever; give the fault an end")
 

@@ -24,6 +24,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from abkt.ranges import bound, check_seed
 from abkt.spec import ModelSpec
 
 FRAME_BYTES = 1 << 20  # bytes of a frame; each frame is one call of the transport
@@ -72,12 +73,12 @@ class TransportModel:
     def __post_init__(self) -> None:
         if self.layout not in ("block_contiguous", "block_wise", "layer_wise"):
             raise ValueError(f"transport.layout is {self.layout}; it must be block_contiguous, block_wise or layer_wise")
-        if min(self.prefill_tp, self.decode_tp, self.layer_groups, self.staging) < 1 or min(self.depth, self.retries) < 0:
-            raise ValueError("transport: prefill_tp, decode_tp, layer_groups and staging must be at least 1, depth and retries not below 0")
-        if not (0 <= self.fragmentation <= 1 and 0 <= self.frame_loss < 1):
-            raise ValueError("transport: fragmentation must be in [0, 1], frame_loss in [0, 1)")
-        if not (self.retry_s >= 0 and self.timeout_s > 0 and self.backoff_s >= 0):
-            raise ValueError("transport: timeout_s must be above 0, retry_s and backoff_s not below 0")
+        bound(self, "prefill_tp", "decode_tp", "layer_groups", "staging", least=1, most=100_000)
+        bound(self, "depth", "retries", "retry_s", "backoff_s", least=0)
+        bound(self, "fragmentation", least=0, most=1)
+        bound(self, "frame_loss", least=0, below=1)
+        bound(self, "timeout_s", above=0, infinite=True)
+        check_seed(self)
         object.__setattr__(self, "pairs_of_ranks", self.prefill_tp + self.decode_tp - math.gcd(self.prefill_tp, self.decode_tp))
 
     def coded_calls(self, wire_bytes: float) -> int:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from abkt.ranges import OutOfRange, bound
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -20,6 +22,7 @@ class Request:
     arrival_s : seconds since the start of the run.
     isl, osl : prompt and output tokens, each at least 1.
     hash_ids : hashes of the prompt's prefix blocks, in order; empty where the trace has none.
+    hash_tokens : prompt tokens that a hash stands for; 0: not known.
 
     Raises
     ------
@@ -31,6 +34,7 @@ class Request:
     isl: int
     osl: int
     hash_ids: tuple[int, ...] = ()
+    hash_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.isl < 1 or self.osl < 1:
@@ -54,23 +58,27 @@ class Scaling:
     skip: int = 0
 
     def __post_init__(self) -> None:
-        if (self.requests is not None and self.requests < 1) or self.skip < 0:
-            raise ValueError(f"scaling takes {self.requests} requests after {self.skip}; requests must be at least 1, skip not negative")
-        if not all(0 < factor < math.inf for factor in (self.speedup, self.isl_scale, self.osl_scale)):
-            raise ValueError("scaling: speedup, isl_scale and osl_scale must be above 0")
-        if not (1 <= self.isl_min <= self.isl_max and 1 <= self.osl_min <= self.osl_max):
-            raise ValueError("scaling: 1 <= isl_min <= isl_max and 1 <= osl_min <= osl_max must hold")
+        bound(self, "requests", "isl_min", "isl_max", "osl_min", "osl_max", least=1)
+        bound(self, "skip", least=0)
+        bound(self, "speedup", "isl_scale", "osl_scale", above=0)
+        for low, high in (("isl_min", "isl_max"), ("osl_min", "osl_max")):
+            if getattr(self, low) > getattr(self, high):
+                raise OutOfRange(f"{low} is {getattr(self, low)} and {high} {getattr(self, high)}; {low} <= {high} must hold")
 
 
 def scale(requests: Sequence[Request], scaling: Scaling) -> tuple[list[Request], dict[str, float]]:
     """The scaled requests, the first arriving at 0 s, and facts about the scaling: number of clipped requests, means before and after.
 
-    Request ids and prefix hashes stay those of the trace; a hash then stands for isl_scale times as many tokens.
+    Request ids and prefix hashes stay those of the trace; a hash then stands for isl_scale times as many tokens. Raises ValueError, one
+    line, where the trace has fewer requests than the scaling takes.
     """
     stop = None if scaling.requests is None else scaling.skip + scaling.requests
     taken = requests[scaling.skip : stop]
     if not taken:
-        raise ValueError(f"no request is left: the trace has {len(requests)}, and scaling skips {scaling.skip}")
+        raise ValueError(f"no request is left: the trace has {len(requests):,}, and workload.scaling.skip is {scaling.skip:,}")
+    if scaling.requests is not None and len(taken) < scaling.requests:
+        has = f"the trace has {len(taken):,}" + (f" after the first {scaling.skip:,}" if scaling.skip else "")
+        raise ValueError(f"workload.scaling.requests is {scaling.requests:,}, and {has}; give at most that many, or null for all")
     start_s = taken[0].arrival_s
     isl = [round(r.isl * scaling.isl_scale) for r in taken]
     osl = [round(r.osl * scaling.osl_scale) for r in taken]
@@ -81,6 +89,7 @@ def scale(requests: Sequence[Request], scaling: Scaling) -> tuple[list[Request],
             isl=min(max(i, scaling.isl_min), scaling.isl_max),
             osl=min(max(o, scaling.osl_min), scaling.osl_max),
             hash_ids=r.hash_ids,
+            hash_tokens=round(r.hash_tokens * scaling.isl_scale),
         )
         for r, i, o in zip(taken, isl, osl)
     ]

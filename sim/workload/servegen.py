@@ -14,14 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from abkt.ranges import short
 from sim.workload.requests import Request
 from sim.workload.synthetic import gamma_gaps, weibull_gaps
 from sim.workload.trace_files import Table, open_trace
+from sim.workload.trace_formats import MOST_TOKENS
 
 WINDOW_S, LENGTHS_S = 600, 21_600
+MOST_PER_S = 1e6  # requests of one client
 GAPS = {"Gamma": gamma_gaps, "Weibull": weibull_gaps}
 FIELDS = ("input_tokens", "output_tokens")
 PERCENTILES = tuple(f"q{i}" for i in range(101))
@@ -43,15 +47,17 @@ def read_servegen(
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     windows = []
     table = _table(rates)
-    at = table.places(("client", "t", "rate", "pattern", "p1"))
+    at = table.columns(("client", "t", "rate", "pattern", "p1"))
     for line, row in table.rows:
-        client, time_s, rate, shape = int(row[at[0]]), float(row[at[1]]), float(row[at[2]]), float(row[at[4]])
+        client, time_s, rate, shape = (
+            _number(table, line, name, row[at[i]]) for i, name in ((0, "client"), (1, "t"), (2, "rate"), (4, "p1"))
+        )
         pattern = str(row[at[3]])
         if not start_s <= time_s < start_s + duration_s:
             continue
-        if pattern not in GAPS or not (rate > 0 and shape > 0):
-            raise ValueError(f"trace {rates}, row {line}: pattern {pattern}, rate {rate} and p1 {shape} are not a ServeGen window")
-        windows.append((client, time_s, rate, pattern, shape))
+        if pattern not in GAPS or not (0 < rate < MOST_PER_S and shape > 0):
+            raise table.bad(line, f"pattern {short(pattern)}, rate {rate:g} and p1 {shape:g} are not a ServeGen window")
+        windows.append((int(client), time_s, rate, pattern, shape))
     others = [(window[0], window[2]) for window in windows if window[0] in known]
     if windows and not others:
         raise ValueError(f"trace {lengths} has no lengths of any client that asks between {start_s:g} and {start_s + duration_s:g} s")
@@ -88,11 +94,14 @@ Windows = Mapping[int, Mapping[str, np.ndarray]]  # start of the window -> field
 def _lengths(path: Path) -> dict[int, Windows]:
     """client -> its windows that have both fields. A client without such a window is left out."""
     table = _table(path)
-    client, window, field, *percentiles = table.places(("client", "window", "field", *PERCENTILES))
+    client, window, field, *percentiles = table.columns(("client", "window", "field", *PERCENTILES))
     found: dict[int, dict[int, dict[str, np.ndarray]]] = {}
-    for _, row in table.rows:
-        values = np.array([row[i] for i in percentiles], dtype=float)
-        found.setdefault(int(row[client]), {}).setdefault(int(row[window]), {})[str(row[field])] = values
+    for line, row in table.rows:
+        values = np.array([_number(table, line, name, row[i]) for name, i in zip(PERCENTILES, percentiles)])
+        if values.min() < 0 or values.max() > MOST_TOKENS:
+            raise table.bad(line, f"its lengths are {values.min():g} to {values.max():g} tokens; 0 to {MOST_TOKENS:,} are possible")
+        who, at = (int(_number(table, line, name, row[i])) for name, i in (("client", client), ("window", window)))
+        found.setdefault(who, {}).setdefault(at, {})[str(row[field])] = values
     whole = {who: {at: fields for at, fields in windows.items() if set(FIELDS) <= set(fields)} for who, windows in found.items()}
     return {who: windows for who, windows in whole.items() if windows}
 
@@ -115,6 +124,16 @@ def _of_others(
         for lengths, field in ((isl, FIELDS[0]), (osl, FIELDS[1])):
             lengths[mine] = np.interp(random.random(int(mine.sum())) * 100, np.arange(101), quantiles[field])
     return isl, osl
+
+
+def _number(table: Table, line: int, name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (ValueError, TypeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise table.bad(line, f"{name} is {short(value)}; a number is needed")
+    return number
 
 
 def _table(path: Path) -> Table:

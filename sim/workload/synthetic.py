@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from abkt.ranges import bound
 from sim.workload.requests import Request
 
 LOWEST_SHAPE, HIGHEST_SHAPE = 0.02, 1e3
@@ -39,7 +40,7 @@ class Gamma:
     cv: float
 
     def __post_init__(self) -> None:
-        _positive("Gamma arrivals: cv", self.cv)
+        bound(self, "cv", above=0)
 
     def times_s(self, requests: int, rate_per_s: float, random: np.random.Generator) -> np.ndarray:
         return _times_s(gamma_gaps(1 / self.cv**2, requests, random), rate_per_s)
@@ -52,6 +53,7 @@ class Weibull:
     cv: float
 
     def __post_init__(self) -> None:
+        bound(self, "cv", above=0)
         weibull_shape(self.cv)
 
     def times_s(self, requests: int, rate_per_s: float, random: np.random.Generator) -> np.ndarray:
@@ -66,8 +68,7 @@ class OnOff:
     off_s: float
 
     def __post_init__(self) -> None:
-        _positive("on-off arrivals: on_s", self.on_s)
-        _positive("on-off arrivals: off_s", self.off_s)
+        bound(self, "on_s", "off_s", above=0)
 
     def times_s(self, requests: int, rate_per_s: float, random: np.random.Generator) -> np.ndarray:
         busy_s = _times_s(random.exponential(1.0, requests), rate_per_s * (self.on_s + self.off_s) / self.on_s)
@@ -105,7 +106,6 @@ def weibull_gaps(shape: float, count: int, random: np.random.Generator) -> np.nd
 
 def weibull_shape(cv: float) -> float:
     """The shape k of a Weibull distribution with this coefficient of variation: cv^2 + 1 = Γ(1 + 2/k) / Γ(1 + 1/k)^2, by bisection."""
-    _positive("Weibull arrivals: cv", cv)
     target, low, high = math.log1p(cv**2), LOWEST_SHAPE, HIGHEST_SHAPE
 
     def spread(shape: float) -> float:
@@ -122,8 +122,3 @@ def weibull_shape(cv: float) -> float:
 def _times_s(gaps: np.ndarray, rate_per_s: float) -> np.ndarray:
     times = np.cumsum(gaps) / rate_per_s
     return times - times[0]
-
-
-def _positive(what: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{what} is {value}; it must be above 0")

@@ -108,8 +108,8 @@ def test_raw_layer_groups_arrive_in_their_blocks(pool: Pool, sizes: list[int]) -
     table, other, target = list(range(3, 14)), list(range(12, 1, -1)), Pool(LAYOUT)
     size = len(table) * LAYOUT.block_bytes + footer_bytes(GROUPS)
     source = LayeredSource(GROUPS, size)
-    data = taken(source, (sizes[i % len(sizes)] for i in range(10**6)), [Pieces(raw_group(pool, table, span)) for span in SPANS], 5)
-    sink = RawSink(target, other, GROUPS)
+    data = taken(source, (sizes[i % len(sizes)] for i in range(10**6)), [Pieces(raw_group(pool, table, TOKENS, span)) for span in SPANS], 5)
+    sink = RawSink(target, other, TOKENS, GROUPS)
     assert len(data) == source.ends[-1] == sink.size == size
     at = 0
     for piece in sink.buffers(0, size):

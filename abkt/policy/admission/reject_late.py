@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from abkt.policy.admission.base import ACCEPT, AdmissionDecision, RequestEstimate, late
+from abkt.ranges import bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,7 @@ class RejectLate:
     slo_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.slo_factor > 0:
-            raise ValueError(f"admission reject_late: slo_factor is {self.slo_factor}; it must be above 0")
+        bound(self, "slo_factor", above=0, infinite=True)
 
     def decide(self, now_s: float, request: RequestEstimate) -> AdmissionDecision:
         expected_s = request.ttft_s()

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from abkt.policy.admission.base import RESERVE, WAIT, AdmissionDecision, RequestEstimate
+from abkt.ranges import bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +19,7 @@ class Reserve:
     max_wait_s: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.max_wait_s >= 0:
-            raise ValueError(f"admission reserve: max_wait_s is {self.max_wait_s}; it must not be below 0")
+        bound(self, "max_wait_s", least=0, infinite=True)
 
     def decide(self, now_s: float, request: RequestEstimate) -> AdmissionDecision:
         if request.waited_s > self.max_wait_s:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from abkt.policy.bitrate.base import Stateless, stream
 from abkt.policy.view import Decision, Order, TransferView
+from abkt.ranges import OutOfRange, bound
 
 
 @dataclass(slots=True)
@@ -20,8 +21,9 @@ class Allocated(Stateless):
     order: Order = "slope"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.bits <= 8 or self.order not in ("slope", "uniform"):
-            raise ValueError(f"bitrate.bits is {self.bits} in order {self.order!r}; 0 to 8 in order slope or uniform are possible")
+        bound(self, "bits", least=0, most=8)
+        if self.order not in ("slope", "uniform"):
+            raise OutOfRange(f"order is {self.order!r}; it must be slope or uniform")
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         return stream(view, self.order, view.curve(self.order).cut_of_bits(self.bits))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.view import CoderName, Curve, Decision, Delivered, GoodputSample, Order, Refined, TransferView
+from abkt.ranges import OutOfRange, short
 
 RAW, LOSSLESS = Decision("raw"), Decision("lossless")
 
@@ -46,6 +48,16 @@ class LinkEstimating:
 
     def estimate_bytes_per_s(self, now_s: float) -> float:
         return self.link.mean_bytes_per_s(now_s)
+
+
+LEVELS = (2, 4, 8)  # bits per KV value for which the codec's speed is measured
+
+
+def levels(policy: Any) -> None:
+    """Check the field `bits` of a policy: one of LEVELS, or at least one of them in a list. Raises OutOfRange."""
+    bits = policy.bits if isinstance(policy.bits, list | tuple) else (policy.bits,)
+    if not bits or any(isinstance(number, bool) or number not in LEVELS for number in bits):
+        raise OutOfRange(f"bits is {short(policy.bits)}; {'one' if bits is not policy.bits else 'some'} of 2, 4, 8 must be given")
 
 
 def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, refine_to_cut: int = 0, coder: CoderName = "fixed") -> Decision:

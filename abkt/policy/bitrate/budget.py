@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from abkt.policy.view import Refined
+from abkt.ranges import bound
 
 
 @dataclass(slots=True)
@@ -26,8 +27,12 @@ class Budget:
     _spent: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.target_distortion <= self.mean_distortion <= self.max_distortion:
-            raise ValueError("bitrate: 0 <= target_distortion <= mean_distortion <= max_distortion must hold")
+        bound(self, "target_distortion", "mean_distortion", "max_distortion", least=0, infinite=True)
+        if not self.target_distortion <= self.mean_distortion <= self.max_distortion:
+            raise ValueError(
+                f"target_distortion is {self.target_distortion}, mean_distortion {self.mean_distortion} and max_distortion "
+                f"{self.max_distortion}; none may be above the next"
+            )
 
     def spend(self, distortion: float) -> None:
         """A transfer was delivered with this distortion."""

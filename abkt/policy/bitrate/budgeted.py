@@ -16,6 +16,7 @@ from abkt.policy.bitrate.base import bytes_in_time, refinement_cut, stream
 from abkt.policy.bitrate.break_even import coder_for, full_precision_instead, usable_s
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import CoderName, Decision, Delivered, GoodputSample, Refined, TransferView
+from abkt.ranges import bound
 
 LinkT = TypeVar("LinkT")
 
@@ -47,6 +48,7 @@ class Budgeted(ABC, Generic[LinkT]):
     _budget: Budget = field(init=False)
 
     def __post_init__(self) -> None:
+        bound(self, "refine_distortion", least=0, infinite=True)
         self._budget = Budget(self.target_distortion, self.mean_distortion, self.max_distortion)
 
     def delivered(self, now_s: float, done: Delivered) -> None:

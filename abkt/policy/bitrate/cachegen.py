@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from abkt.policy.bitrate.base import sending_s, stream
 from abkt.policy.view import Decision, Delivered, GoodputSample, Refined, TransferView
+from abkt.ranges import OutOfRange, bound, short
 
 
 @dataclass(slots=True)
@@ -39,8 +40,11 @@ class CacheGen:
     _open_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        if not (self.initial_bytes_per_s > 0 and self.chunk_bytes > 0 and self.bits and list(self.bits) == sorted(self.bits, reverse=True)):
-            raise ValueError("cachegen: initial_bytes_per_s and chunk_bytes must be above 0, bits at least one, in falling order")
+        bound(self, "initial_bytes_per_s", above=0, infinite=True)
+        bound(self, "chunk_bytes", above=0)
+        bound(self, "bits", least=1, most=8)
+        if not self.bits or list(self.bits) != sorted(self.bits, reverse=True):
+            raise OutOfRange(f"bits is {short(self.bits)}; at least one level is needed, and they must fall, finest first")
         self._throughput = self.initial_bytes_per_s
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.policy.bitrate.base import RAW, Stateless, stream
+from abkt.policy.bitrate.base import RAW, Stateless, levels, stream
 from abkt.policy.view import CoderName, Decision, TransferView
 
 
@@ -24,8 +24,7 @@ class Fixed(Stateless):
     coder: CoderName = "fixed"
 
     def __post_init__(self) -> None:
-        if self.bits not in (2, 4, 8):
-            raise ValueError(f"bitrate.bits is {self.bits}; it must be one of 2, 4, 8")
+        levels(self)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         return stream(view, "uniform", view.uniform.cut_of_bits(self.bits), self.bits, coder=self.coder)

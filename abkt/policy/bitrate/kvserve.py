@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from abkt.policy.bitrate.base import LOSSLESS, RAW, LinkEstimating, stream
+from abkt.policy.bitrate.base import LOSSLESS, RAW, LinkEstimating, levels, stream
 from abkt.policy.bitrate.break_even import compression_loses, stage_costs, usable_s
 from abkt.policy.view import Decision, Delivered, TransferView
+from abkt.ranges import bound
 
 
 @dataclass(slots=True)
@@ -40,8 +41,9 @@ class KVServe(LinkEstimating):
     _residual_s: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if not set(self.bits) <= {2, 4, 8} or not 0 <= self.eta <= 1 or self.max_distortion < 0:
-            raise ValueError("kvserve: bits are some of 2, 4, 8, eta in [0, 1], max_distortion not below 0")
+        levels(self)
+        bound(self, "eta", least=0, most=1)
+        bound(self, "max_distortion", least=0, infinite=True)
 
     def delivered(self, now_s: float, done: Delivered) -> None:
         if done.decision.mode == "raw":

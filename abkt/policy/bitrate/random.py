@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random as Generator
 
-from abkt.policy.bitrate.base import Stateless, stream
+from abkt.policy.bitrate.base import Stateless, levels, stream
 from abkt.policy.view import Decision, TransferView
+from abkt.ranges import check_seed
 
 
 @dataclass(slots=True)
@@ -22,8 +23,8 @@ class RandomBitrate(Stateless):
     bits: Sequence[int] = (8, 4, 2)
 
     def __post_init__(self) -> None:
-        if not self.bits or not set(self.bits) <= {2, 4, 8}:
-            raise ValueError(f"bitrate.bits is {self.bits}; some of 2, 4, 8 are needed")
+        check_seed(self)
+        levels(self)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
         bits = Generator(f"{self.seed} {view.raw_bytes} {view.deadline_s!r}").choice(self.bits)

@@ -19,6 +19,7 @@ from typing import Literal
 
 from abkt.policy.bitrate.base import stream
 from abkt.policy.view import Decision, Delivered, GoodputSample, Refined, TransferView
+from abkt.ranges import bound
 
 State = Literal["good", "degraded", "poor"]
 BITS: dict[State, int] = {"good": 8, "degraded": 4, "poor": 2}
@@ -42,8 +43,10 @@ class StateMachine:
     _open_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        if not (self.line_rate_bytes_per_s > 0 and 0 < self.poor_share <= self.good_share and self.sample_s > 0):
-            raise ValueError("state_machine: line_rate_bytes_per_s and sample_s must be above 0, and 0 < poor_share <= good_share")
+        bound(self, "line_rate_bytes_per_s", above=0, infinite=True)
+        bound(self, "good_share", "poor_share", "sample_s", above=0)
+        if self.poor_share > self.good_share:
+            raise ValueError(f"poor_share is {self.poor_share} and good_share {self.good_share}; poor_share <= good_share must hold")
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
         if sample.duration_s <= 0 or sample.wire_bytes <= 0:

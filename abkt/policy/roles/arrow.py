@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from abkt.policy.roles.base import NodeLoad, RoleChange
 from abkt.policy.roles.loads import decode_load, loads, prefill_load
 from abkt.policy.roles.static import Static
+from abkt.ranges import bound
 
 
 @dataclass(slots=True)
@@ -30,8 +31,7 @@ class Arrow(Static):
 
     def __post_init__(self) -> None:
         Static.__post_init__(self)
-        if not (self.ttft_slo_s > 0 and self.tpot_slo_s > 0 and self.high > 0 and self.low > 0):
-            raise ValueError("roles arrow: SLOs, high and low must be above 0")
+        bound(self, "ttft_slo_s", "tpot_slo_s", "high", "low", above=0)
 
     def decide(self, now_s: float, nodes: Sequence[NodeLoad]) -> list[RoleChange]:
         now = loads(nodes, self.ttft_slo_s, self.tpot_slo_s)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from abkt.policy.roles.base import Place, Where
 from abkt.policy.roles.static import Static
 from abkt.policy.routing.base import RequestView
+from abkt.ranges import bound
 
 
 @dataclass(slots=True)
@@ -24,8 +25,8 @@ class Conditional(Static):
 
     def __post_init__(self) -> None:
         Static.__post_init__(self)
-        if self.local_tokens < 0 or not self.queue_s > 0:
-            raise ValueError("roles conditional: local_tokens must not be below 0, queue_s above 0")
+        bound(self, "local_tokens", least=0)
+        bound(self, "queue_s", above=0, infinite=True)
 
     def where(self, now_s: float, request: RequestView, source: Place, target: Place) -> Where:
         return "split" if request.isl > self.local_tokens and source.queued_s < self.queue_s else "target"

@@ -30,6 +30,7 @@ from abkt.policy.roles.hysteresis import Hysteresis
 from abkt.policy.roles.loads import Loads, loads
 from abkt.policy.roles.static import Static
 from abkt.policy.routing.base import RequestView
+from abkt.ranges import bound
 
 CHECKS = 5  # number of checks over which the share of working nodes is averaged
 
@@ -74,9 +75,11 @@ class LoadAwareRoles(Static):
 
     def __post_init__(self) -> None:
         Static.__post_init__(self)
-        ratios = 1 <= self.leave_ratio <= self.enter_ratio
-        if not (self.ttft_slo_s > 0 and self.tpot_slo_s > 0 and self.min_load > 0 and ratios and self.lend_periods >= 1):
-            raise ValueError("load_aware: SLOs and min_load must be above 0, 1 <= leave_ratio <= enter_ratio, lend_periods at least 1")
+        bound(self, "ttft_slo_s", "tpot_slo_s", "min_load", above=0)
+        bound(self, "enter_ratio", "leave_ratio", "lend_periods", least=1)
+        bound(self, "payback_s", "rebuild_s", least=0, infinite=True)
+        if self.leave_ratio > self.enter_ratio:
+            raise ValueError(f"leave_ratio is {self.leave_ratio} and enter_ratio {self.enter_ratio}; leave_ratio <= enter_ratio must hold")
 
     @property
     def loaded(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from abkt.policy.roles.base import NodeLoad, RoleChange
 from abkt.policy.roles.static import Static
+from abkt.ranges import OutOfRange, bound
 
 SIDES = ("prefill", "decode")
 
@@ -27,10 +28,9 @@ class Switch:
     role: Literal["prefill", "decode"]
 
     def __post_init__(self) -> None:
-        if not self.at_s >= 0 or self.role not in SIDES:
-            raise ValueError(
-                f"roles scheduled: {self.worker} at {self.at_s} s to {self.role!r}; at_s must be 0 or more, role prefill or decode"
-            )
+        bound(self, "at_s", least=0)
+        if self.role not in SIDES:
+            raise OutOfRange(f"role is {self.role!r}; it must be prefill or decode")
 
 
 @dataclass(slots=True)
@@ -47,6 +47,8 @@ class Scheduled(Static):
         Static.__post_init__(self)
         try:
             self._due = sorted((Switch(**change) for change in self.changes), key=lambda switch: switch.at_s)
+        except OutOfRange as error:
+            raise error.under("changes") from None
         except TypeError:
             raise ValueError("roles scheduled: a change has the fields at_s, worker and role, and no others") from None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from abkt.policy.roles.base import NodeLoad, Place, RoleChange, Where
 from abkt.policy.routing.base import RequestView
+from abkt.ranges import bound
 
 
 @dataclass(slots=True)
@@ -17,8 +18,7 @@ class Static:
     period_s: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.period_s > 0:
-            raise ValueError(f"roles: period_s is {self.period_s}; it must be above 0")
+        bound(self, "period_s", above=0, infinite=True)
 
     def begin(self, role: str) -> str:
         return role

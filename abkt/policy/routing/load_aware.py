@@ -20,6 +20,7 @@ from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 from abkt.policy.routing.least_loaded import backlog
 from abkt.policy.routing.min_ttft import first_token_s
 from abkt.policy.routing.ranking import candidates
+from abkt.ranges import bound
 
 
 @dataclass(slots=True)
@@ -44,8 +45,9 @@ class LoadAwareRouting:
     top_k: int = 2
 
     def __post_init__(self) -> None:
-        if not (self.tpot_slo_s > 0 and self.tpot_penalty_s >= 0 and self.top_k >= 1):
-            raise ValueError("load_aware: tpot_slo_s must be above 0, tpot_penalty_s not below 0, top_k at least 1")
+        bound(self, "tpot_slo_s", above=0, infinite=True)
+        bound(self, "tpot_penalty_s", least=0)
+        bound(self, "top_k", least=1)
 
     def decide(
         self,

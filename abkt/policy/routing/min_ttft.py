@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 from abkt.policy.routing.least_loaded import backlog
 from abkt.policy.routing.ranking import candidates
+from abkt.ranges import bound
 
 
 @dataclass(slots=True)
@@ -23,8 +24,7 @@ class MinTTFT:
     top_k: int = 4
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"min_ttft: top_k is {self.top_k}; it must be at least 1")
+        bound(self, "top_k", least=1)
 
     def decide(
         self,

@@ -11,6 +11,7 @@ from random import Random
 
 from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 from abkt.policy.routing.least_loaded import fullness
+from abkt.ranges import check_seed
 
 
 @dataclass(slots=True)
@@ -21,6 +22,7 @@ class PowerOfTwo:
     _random: Random = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_seed(self)
         self._random = Random(self.seed)
 
     def decide(

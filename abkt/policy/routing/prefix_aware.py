@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
 from abkt.policy.routing.least_loaded import backlog, least_full
 from abkt.policy.routing.ranking import candidates
+from abkt.ranges import bound
 
 
 @dataclass(slots=True)
@@ -29,8 +30,9 @@ class PrefixAware:
     top_k: int = 4
 
     def __post_init__(self) -> None:
-        if not (0 < self.cache_threshold <= 1 and self.balance_threshold_s >= 0 and self.top_k >= 1):
-            raise ValueError("prefix_aware: cache_threshold must be in (0, 1], balance_threshold_s not below 0, top_k at least 1")
+        bound(self, "cache_threshold", above=0, most=1)
+        bound(self, "balance_threshold_s", least=0, infinite=True)
+        bound(self, "top_k", least=1)
 
     def decide(
         self,

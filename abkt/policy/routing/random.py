@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from random import Random as Generator
 
 from abkt.policy.routing.base import DecodeLoad, PrefillLoad, RequestView
+from abkt.ranges import check_seed
 
 
 @dataclass(slots=True)
@@ -17,6 +18,7 @@ class RandomRouting:
     _generator: Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_seed(self)
         self._generator = Generator(self.seed)
 
     def decide(

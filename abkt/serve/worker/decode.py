@@ -272,8 +272,8 @@ class DecodeWorker:
             return BufferSink(offer.size)
         prompt = table[: layout.blocks_for(offer.tokens)]
         if groups > 1:
-            return RawSink(self.engine.pool, prompt, groups)
-        return raw_sink(self.engine.pool, prompt, self.config.transport)
+            return RawSink(self.engine.pool, prompt, offer.tokens, groups)
+        return raw_sink(self.engine.pool, prompt, offer.tokens, self.config.transport)
 
     def _price(self, arrived_bytes: int) -> float:
         """The price of a byte at this end. Called by receiver threads."""
@@ -305,6 +305,6 @@ def check_offer(offer: Offer, layout: KVLayout) -> tuple[Generation, int]:
     if not 1 <= groups <= layers or (groups > 1 and offer.mode == "lossless"):
         raise ValueError(f"request {offer.request_id} comes in {groups} groups; the model here has {layers} layers")
     footer = footer_bytes(groups) if groups > 1 else 0
-    if offer.mode == "raw" and offer.size != layout.blocks_for(offer.tokens) * layout.block_bytes + footer:
+    if offer.mode == "raw" and offer.size != layout.kept_bytes(offer.tokens) + footer:
         raise ValueError(f"request {offer.request_id}: raw KV of {offer.tokens} tokens is not {offer.size} bytes here")
     return generation, groups

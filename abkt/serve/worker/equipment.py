@@ -45,7 +45,10 @@ def equip(config: WorkerConfig) -> Equipment:
     folder = Path(config.model_folder)
     layout = KVLayout(read_spec(folder), config.blocks, config.block_tokens)
     calibration = load(Path(config.calibration)) if config.calibration else None
-    engine, codec = Engine(folder, layout, config.device), Codec(layout, rope_theta=rope_theta(folder), calibration=calibration)
+    engine, codec = (
+        Engine(folder, layout, config.device, config.dtype),
+        Codec(layout, rope_theta=rope_theta(folder), calibration=calibration, cut_windows=True),
+    )
     _warm_up(engine, codec)
     paced = PacedEngine(engine, schema.load(Path(config.paced))) if config.paced else engine
     return Equipment(paced, codec, Segments(config.blocks), _device_lock(config))

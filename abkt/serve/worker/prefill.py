@@ -193,7 +193,7 @@ class PrefillWorker:
         if decision.mode == "lossless":
             return PiecesSource([lossless_stream.encode(pool, table, tokens)])
         if decision.mode == "raw":
-            return raw_source(pool, table, self.config.transport)
+            return raw_source(pool, table, tokens, self.config.transport)
         weights = None
         if importance:
             weights = importance.weights(pool, table, self.codec.cells(tokens, depth_bits), self.codec.calibration)
