@@ -448,7 +448,7 @@ def test_a_missing_gpu_is_one_line(command: str, files: Path, tmp_path: Path, ca
     assert "no GPU that PyTorch can use" in refusal(words_of(command, files), tmp_path, capsys)
 
 
-# Every number of every configuration --------------------------------------------------------------------------------------------------------
+# Every number of every configuration ------------------------------------------------------------------------------------------
 
 CONFIGS: dict[str, Any] = {
     "study": StudyConfig,
