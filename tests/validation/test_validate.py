@@ -31,7 +31,7 @@ from tests.serve.test_paced import profile
         ),
         (["compute=paced", "+roles@conditions.incast.roles=colocated"], "condition incast: roles Colocated runs whole requests on one"),
         (["prefill=2"], "2P1D with compute=real would share cores; add compute=paced"),
-        (["repeats=0"], "must be at least 1"),
+        (["repeats=0"], "repeats is 0; it must be 1 to"),
         (["targets={e2e: 0.1}", "~targets.ttft"], "targets lacks ttft"),
         (["profile=/nowhere/profile.json", "model_folder=/nowhere"], "/nowhere"),
         (["+bitrate@bitrates.int3=int3"], "int3"),
