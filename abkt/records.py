@@ -186,7 +186,7 @@ class SLO:
 
 DERIVED = ("ttft_s", "tpot_s", "e2e_s", "transfer_exposed_s")
 SUMMARIZED = (
-    *("outcome", "arrival_s", "finish_s", "wire_bytes", "raw_bytes", "cost_usd", "distortion_token_weighted", "extrapolated"),
+    *("outcome", "osl", "arrival_s", "finish_s", "wire_bytes", "raw_bytes", "cost_usd", "distortion_token_weighted", "extrapolated"),
     *DERIVED,
     *(f"{stage}_exposed_s" for stage in STAGES),
 )
@@ -227,6 +227,7 @@ def summarize_columns(columns: Mapping[str, np.ndarray], slo: SLO, wall_s: float
         "schema_version": SCHEMA_VERSION,
         "requests": {"initiated": total, **{o: int((outcome == o).sum()) for o in OUTCOMES}},
         **{name: spread(of[name]) for name in ("ttft_s", "tpot_s", "e2e_s", "transfer_exposed_s")},
+        "itl_s": itl(of["tpot_s"], of["osl"]),
         "stages_exposed_s": {s: spread(of[f"{s}_exposed_s"]) for s in STAGES},
         "throughput_per_s": count / span_s if span_s > 0 else 0.0,
         "goodput_per_s": good / span_s if span_s > 0 else 0.0,
@@ -238,6 +239,20 @@ def summarize_columns(columns: Mapping[str, np.ndarray], slo: SLO, wall_s: float
         "extrapolated_share": float(of["extrapolated"].mean()) if count else 0.0,
         "wall_s": wall_s,
     }
+
+
+def itl(tpot_s: np.ndarray, osl: np.ndarray) -> dict[str, float]:
+    """Inter-token latency: mean, p50, p90 and p99 over the gaps between two output tokens of the decode side, all requests together.
+
+    A record holds the sum of its gaps and not each one, so every gap counts as the mean gap of its request. The mean is exact; the
+    percentiles weigh requests by their gaps, and do not see a stall within a request.
+    """
+    known = ~np.isnan(tpot_s)
+    values, gaps = tpot_s[known], osl[known] - 2
+    if not len(values):
+        return spread(())
+    p50, p90, p99 = np.quantile(values, (0.5, 0.9, 0.99), weights=gaps, method="inverted_cdf")
+    return {"mean": float(np.average(values, weights=gaps)), "p50": float(p50), "p90": float(p90), "p99": float(p99)}
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:

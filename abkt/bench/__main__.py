@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from abkt.bench import arguments as reader
@@ -18,20 +18,37 @@ def run(given: Sequence[str]) -> None:
     if not given or given[0] not in BENCHES:
         raise ValueError(f"name a bench: {' or '.join(BENCHES)}; key=value arguments follow, such as device=cpu out=DIR")
     arguments = reader.parse(given[1:])
+
+    def show(row: BenchRow, share: float) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{share:4.0%}, {row.name:<40}", end="", file=sys.stderr, flush=True)
+
+    rows, facts = measure(given[0], arguments, show)
+    print("\n".join(f"{name}: {value}" for name, value in facts.items()))
+    print(table([row for row in rows if shown(given[0], row)]))
+    print(f"{given[0]}: {arguments.out / given[0]}.json")
+
+
+def measure(
+    name: str, arguments: reader.BenchArguments, progress: Callable[[BenchRow, float], None]
+) -> tuple[list[BenchRow], dict[str, str]]:
+    """Run a bench and write NAME.json; returns its rows and facts. progress: called with each row and the share of the work done."""
     check_device(arguments.device)
-    bench = import_module(f"abkt.bench.{given[0]}")
+    bench = import_module(f"abkt.bench.{name}")
     rows: list[BenchRow] = []
     facts = bench.facts(arguments)
+    done, total = 0.0, bench.total_work(arguments)
     for row in bench.rows(arguments, facts):
         rows.append(row)
-        if sys.stderr.isatty():
-            print(f"\r{len(rows)} rows, {row.name:<40}", end="", file=sys.stderr, flush=True)
-    path = arguments.out / f"{given[0]}.json"
-    save(path, rows, facts)
-    shown = [row for row in rows if bench.is_shown(row)]
-    print("\n".join(f"{name}: {value}" for name, value in facts.items()))
-    print(table(shown))
-    print(f"{given[0]}: {path}")
+        done += bench.work(row)
+        progress(row, min(1.0, done / total))
+    save(arguments.out / f"{name}.json", rows, facts)
+    return rows, facts
+
+
+def shown(name: str, row: BenchRow) -> bool:
+    """Whether a row belongs in the table on the terminal."""
+    return bool(import_module(f"abkt.bench.{name}").is_shown(row))
 
 
 def check_device(device: str) -> None:

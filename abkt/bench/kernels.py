@@ -28,6 +28,7 @@ from abkt.profile.fingerprint import cpu_name
 
 SUMMARY_BYTES = 16 * 2**20
 SUMMARY_DEPTH = 4
+ROWS_OF_A_DEPTH, ROWS_OF_A_CASE = 6, 10
 ENTROPY_TOKENS = 1_024  # the entropy coder on a CPU is about a hundred times slower than the fixed one
 
 
@@ -41,12 +42,8 @@ def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]
     torch.set_num_threads(1 if device.type == "cpu" else threads)
     try:
         yield BenchRow("values_equal_to_oracle", float(check(arguments)), "cells")
-        sweep = [(tokens, arguments.blocks[0]) for tokens in arguments.tokens]
-        sweep += [(arguments.tokens[len(arguments.tokens) // 2], block) for block in arguments.blocks[1:]]
         summary = None
-        for tokens, block_tokens in sweep:
-            if tokens <= 2 * block_tokens:
-                continue  # no tokens lie between the edges
+        for tokens, block_tokens in cases(arguments):
             case = BenchCase(arguments, tokens, block_tokens)
             taken = yield from measured(case, arguments, f"{tokens}x{block_tokens}", device)
             yield from copies.rows(case.pool, case.other, case.table, f"{tokens}x{block_tokens}", arguments.repeats)
@@ -60,6 +57,24 @@ def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]
             yield BenchRow(f"decode_{SUMMARY_DEPTH}bit_over_copy", summary["copy"] / summary[f"expand {SUMMARY_DEPTH}"], "of copy", 1.0)
     finally:
         torch.set_num_threads(threads)
+
+
+def cases(arguments: BenchArguments) -> list[tuple[int, int]]:
+    """(tokens, tokens of a block) of each case; without those that have no tokens between the edges."""
+    found = [(tokens, arguments.blocks[0]) for tokens in arguments.tokens]
+    found += [(arguments.tokens[len(arguments.tokens) // 2], block) for block in arguments.blocks[1:]]
+    return [(tokens, block) for tokens, block in found if tokens > 2 * block]
+
+
+def total_work(arguments: BenchArguments) -> float:
+    """The work of all rows, in the unit of `work`; for a progress bar."""
+    return sum(tokens for tokens, _ in cases(arguments)) * (ROWS_OF_A_DEPTH * len(arguments.depths) + ROWS_OF_A_CASE) + 1.0
+
+
+def work(row: BenchRow) -> float:
+    """The tokens of the row's case: rows of long prompts take longer."""
+    size = row.name.rpartition("/")[2].partition("x")[0]
+    return float(size) if size.isdigit() else 0.0
 
 
 def check(arguments: BenchArguments) -> int:

@@ -39,6 +39,7 @@ from abkt.transfer.transports.tcp import TcpConnection
 RAW_BYTES = 256 << 20
 LEAST_REPEATS = 5
 LENGTHS = (500, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000)  # of FlowKV (arXiv 2504.03775), table 3
+ROWS_OF_A_LENGTH = 9  # of each transport
 LAYERS = 4  # unless layers= is given: 160 MiB at the longest, which fits beside other work
 WAIT_S = 120.0
 
@@ -84,6 +85,18 @@ def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]
     yield from raw_rows(repeats)
     for kind in available():
         yield from layout_rows(kind, arguments, repeats)
+
+
+def total_work(arguments: BenchArguments) -> float:
+    """The work of all rows, in the unit of `work`; for a progress bar."""
+    kinds = len(ON_DEVICE) if arguments.device == "cuda" else len(available())
+    return (kinds * ROWS_OF_A_LENGTH + (arguments.device != "cuda")) * sum(LENGTHS)
+
+
+def work(row: BenchRow) -> float:
+    """The tokens of the row's sequence: rows of long ones take longer. The bare socket counts as one row of each length."""
+    size = row.name.rpartition("/")[2]
+    return float(size) if size.isdigit() else sum(LENGTHS) / 2 * (row.name.startswith("raw_tcp"))
 
 
 def raw_rows(repeats: int, size_bytes: int = RAW_BYTES) -> Iterator[BenchRow]:

@@ -9,6 +9,7 @@ because importance that is assumed rather than measured can do harm: in ABKT's f
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,12 @@ class Calibration:
             raise ValueError(f"calibration of {self.model}: a sensitivity is not finite or not above 0")
         if self.levels.dtype != np.uint8 or self.levels.max(initial=0) > MOST_LEVELS:
             raise ValueError(f"calibration of {self.model}: levels must be uint8, 0 to {MOST_LEVELS}")
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that name what the codec uses of it: gamma, sensitivity and levels. Curves carry it."""
+        parts = (np.float64(self.gamma), np.array(self.sensitivity.shape), self.sensitivity.astype("<f8"), self.levels)
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
     def check(self, layout: KVLayout) -> None:
         """Raises ValueError, with both shapes, unless the calibration fits KV of this layout."""

@@ -3,6 +3,7 @@ real workers read it.
 
 Each stage's seconds are a linear function of named features:
   prefill          tokens, tokens*tokens     one prompt of `tokens` tokens in one pass
+  handover         (a constant)              from when a worker is free and a prompt has arrived until its pass begins; optional: else 0
   decode           batch, context            one iteration of `batch` requests with `context` tokens of KV in total
   encode/raw, encode/2, encode/4, encode/8   tokens    one row for each encoded depth in bits; raw: copies out of the pool
   expand/raw, expand/2, expand/4, expand/8   tokens    into the pool
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +30,12 @@ from abkt.spec import ModelSpec
 SCHEMA_VERSION = 2  # 2: the mode and tables called exact became lossless
 REWEIGHTINGS = 4
 DEPTHS_BITS = (2, 4, 8)  # depths of the fixed coder that are measured
-FEATURES = {"prefill": ("1", "tokens", "tokens*tokens"), "decode": ("1", "batch", "context"), "transport": ("calls", "bytes")}
+FEATURES = {
+    "prefill": ("1", "tokens", "tokens*tokens"),
+    "handover": ("1",),
+    "decode": ("1", "batch", "context"),
+    "transport": ("calls", "bytes"),
+}
 CODEC_FEATURES = ("1", "tokens")  # features of every other stage
 Sample = tuple[Mapping[str, float], float]  # variables, seconds
 
@@ -69,11 +76,16 @@ class Fit:
 
 @dataclass(frozen=True)
 class RateCurve:
-    """Rate-distortion curves of one measured prompt; its bytes are relative to its raw bytes. The simulator draws one for each request."""
+    """Rate-distortion curves of one measured prompt; its bytes are relative to its raw bytes. The simulator draws one for each request.
+
+    calibration: digest of the calibration whose weights are in the distortion (abkt.codec.calibration); empty: none; None: unknown, as in
+    files from before this was kept.
+    """
 
     tokens: int
     slope: Curve
     uniform: Curve
+    calibration: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +160,7 @@ def parse(data: object) -> Profile:
                 stage: Fit(**{**fit, "features": tuple(fit["features"]), "coefficients": tuple(fit["coefficients"])})
                 for stage, fit in data["fits"].items()
             },
-            curves=tuple(RateCurve(c["tokens"], parse_curve(c["slope"]), parse_curve(c["uniform"])) for c in data["curves"]),
+            curves=tuple(map(parse_rate_curve, data["curves"])),
             fingerprint=data["fingerprint"],
             source=data["source"],
             created=data["created"],
@@ -157,6 +169,14 @@ def parse(data: object) -> Profile:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it is damaged: {error!r}; run `abkt profile` again") from None
+
+
+def parse_rate_curve(data: Mapping[str, Any]) -> RateCurve:
+    """A RateCurve from parsed JSON. Raises KeyError, TypeError or ValueError if it is damaged."""
+    calibration = data.get("calibration")
+    if not (calibration is None or isinstance(calibration, str)):
+        raise ValueError(f"the calibration of a curve is {calibration!r}; it must be a digest, empty or null")
+    return RateCurve(int(data["tokens"]), parse_curve(data["slope"]), parse_curve(data["uniform"]), calibration)
 
 
 def parse_curve(data: Mapping[str, Sequence[float]]) -> Curve:

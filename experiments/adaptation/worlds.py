@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from abkt.capacity import Capacity
+from abkt.policy.admission.reserve import Reserve
 from abkt.policy.build import build
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.profile.schema import Profile
@@ -23,8 +24,11 @@ World = Callable[[int, Bitrate, SLO], Sequence[RequestRecord]]  # (repeat, polic
 
 
 def simulated(cluster: ClusterSpec, repeats: Sequence[Sequence[Request]]) -> World:
+    """Admission reserves decode memory before prefill, as the real frontend does."""
+
     def run(repeat: int, bitrate: Bitrate, slo: SLO) -> Sequence[RequestRecord]:
-        return Simulation(cluster, repeats[repeat], lambda: build(bitrate), RoundRobin(), slo).run().requests
+        simulation = Simulation(cluster, repeats[repeat], lambda: build(bitrate), RoundRobin(), slo, admission=Reserve())
+        return simulation.run().requests
 
     return run
 

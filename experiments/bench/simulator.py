@@ -12,13 +12,13 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from abkt.arguments import read
-from abkt.bench.rows import BenchRow, save, table
+from abkt.bench.rows import BenchRow, save
 from abkt.profile.fingerprint import cpu_name
 from abkt.ranges import bound
 from experiments.lib.errors import RunError
@@ -26,6 +26,8 @@ from experiments.lib.errors import RunError
 RATE_PER_NODE = 5.0  # requests per second for each prefill node
 ISL, OSL = 868, 227
 VARIED = 0.8  # standard deviation / mean of the lengths, in the second row
+SMALL = 2_000.0  # requests that take about as long as the start of an interpreter
+WITH_FILES = 1.5  # about how much longer a request takes with its files, in a large cluster
 PACKAGES = ("simpy", "numpy", "pyarrow")
 
 
@@ -45,44 +47,76 @@ class SimulatorBenchArguments:
         bound(self, "nodes", least=2, most=100_000)
 
 
-def run(given: Sequence[str]) -> None:
-    """Raises ValueError, one line, for bad input."""
-    arguments = read(SimulatorBenchArguments, given)
+def run(arguments: SimulatorBenchArguments, progress: Callable[[float, str], None]) -> tuple[list[BenchRow], dict[str, str]]:
+    """Measure, and write sim.json; returns the rows and facts. progress: called with the share of the work that is done, and its name."""
     rows = []
-    for row in measure(arguments):
+    for row in measure(arguments, progress):
         rows.append(row)
-        print(table([row]).splitlines()[-1], file=sys.stderr)
     facts = {"cpu": cpu_name(), "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     facts["run"] = f"{arguments.few} and {arguments.requests} requests of {ISL}/{OSL} tokens, load_aware, embedded"
     save(arguments.out / "sim.json", rows, facts)
-    print("\n".join(f"{name}: {value}" for name, value in facts.items()))
-    print(table(rows))
-    print(f"sim: {arguments.out / 'sim.json'}")
+    return rows, facts
 
 
-def measure(arguments: SimulatorBenchArguments) -> Iterator[BenchRow]:
+def measure(arguments: SimulatorBenchArguments, progress: Callable[[float, str], None] = lambda share, name: None) -> Iterator[BenchRow]:
     few, repeats = arguments.few, arguments.repeats
+    work = {
+        "bare": 0.1 * few * repeats,
+        "speed": 2 * few * repeats,
+        "start": SMALL * repeats,
+        "memory": 10_000.0,
+        "large": 2.0 * arguments.requests,
+    }
+    total, done = sum(work.values()), 0.0
+
+    def step(name: str, share: float = 1.0) -> None:
+        nonlocal done
+        done += share * work[name]
+        progress(done / total, name)
+
     bare = max(child("bare", few, 4)["requests_per_cpu_s"] for _ in range(repeats))
+    step("bare")
     for name, variation in (("requests_per_cpu_s_8_nodes", 0.0), ("requests_per_cpu_s_8_nodes_varied", VARIED)):
         found = max(child("speed", few, 4, variation)["requests_per_cpu_s"] for _ in range(repeats))
+        step("speed", 0.5)
         yield BenchRow(name, found, "requests/CPU-s", bare)
     started = min(child("files", 1, 1)["cpu_s"] for _ in range(repeats))
     imported = [child("imports", 1, 1) for _ in range(repeats)]
+    step("start")
     yield BenchRow("startup_s", started, "CPU-s", min(one["cpu_s"] for one in imported))
     idle_mib = min(one["peak_mib"] for one in imported)
     yield BenchRow("peak_mib_10k", child("files", 10_000, 4)["peak_mib"], "MiB", idle_mib)
+    step("memory")
     half = arguments.nodes // 2
-    large = child("files", arguments.requests, half)
+    expected_s = WITH_FILES * arguments.requests / found
+
+    def wait(elapsed_s: float) -> None:
+        progress((done + min(0.99, elapsed_s / expected_s) * work["large"]) / total, "large")
+
+    large = child("files", arguments.requests, half, wait=wait)
+    step("large")
     yield BenchRow(f"requests_per_cpu_s_{arguments.nodes}_nodes", large["requests_per_cpu_s"], "requests/CPU-s", bare)
     size = "1m" if arguments.requests == 1_000_000 else str(arguments.requests)
     yield BenchRow(f"peak_mib_{size}", large["peak_mib"], "MiB", idle_mib)
 
 
-def child(what: str, requests: int, half: int, variation: float = 0.0) -> dict[str, float]:
-    """One measurement in a fresh interpreter. half: nodes of each role. Raises RunError, one line, if it breaks."""
+def child(
+    what: str, requests: int, half: int, variation: float = 0.0, wait: Callable[[float], None] = lambda elapsed_s: None
+) -> dict[str, float]:
+    """One measurement in a fresh interpreter. half: nodes of each role. wait: called every second with the seconds since the start.
+
+    Raises RunError, one line, if it breaks.
+    """
     command = [sys.executable, "-m", "experiments.bench.child", what, str(requests), str(half), str(variation)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RunError(f"the measurement {what} of {requests} requests broke: {done.stderr.strip().splitlines()[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    began_s = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while True:
+            try:
+                written, errors = process.communicate(timeout=1.0)
+                break
+            except subprocess.TimeoutExpired:
+                wait(time.monotonic() - began_s)
+    if process.returncode:
+        raise RunError(f"the measurement {what} of {requests} requests broke: {errors.strip().splitlines()[-1]}")
+    found: dict[str, float] = json.loads(written.splitlines()[-1])
     return found

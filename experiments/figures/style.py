@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import matplotlib
 from matplotlib import style as styles
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 SHEET = Path(__file__).with_name("abkt.mplstyle")
 STAGE_COLOURS = {
@@ -47,6 +49,14 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 def markers(names: Sequence[str]) -> dict[str, str]:
     return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
+
+
+def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with plain numbers: 0.1, 1, 10."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:

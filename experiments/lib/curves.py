@@ -6,14 +6,14 @@ They stand for KV that cannot be computed on this machine, such as the KV of lar
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from abkt.profile.schema import RateCurve, parse_curve
+from abkt.profile.schema import RateCurve, parse_rate_curve
 from experiments.lib.paths import data_path
 from experiments.lib.results import write_json, write_text
 
@@ -23,7 +23,7 @@ QUANTILES = 2000  # quantiles that stand for a larger number of transfers
 
 def load_curves(path: Path) -> tuple[RateCurve, ...]:
     """Rate curves from a file. Raises ValueError, one line, where it is missing, empty or not a list of curves."""
-    return _load(path, "rate curves", "measure them with `abkt profile` or give curves=FILE", _rate_curve)
+    return _load(path, "rate curves", "measure them with `abkt profile` or give curves=FILE", parse_rate_curve)
 
 
 def save_curves(curves: tuple[RateCurve, ...], path: Path) -> None:
@@ -33,7 +33,8 @@ def save_curves(curves: tuple[RateCurve, ...], path: Path) -> None:
 @dataclass(frozen=True)
 class QualityCurve:
     """One prompt of a kind, coded by one method, from coarse to fine. bytes: share of the raw bytes. distortion: as the codec measures it.
-    rise: rise of the negative log-likelihood of the continuation, in nats per token. kl: mean divergence of the logits."""
+    rise: rise of the negative log-likelihood of the continuation, in nats per token. kl: mean divergence of the logits. calibration: as in
+    RateCurve."""
 
     kind: str
     method: str
@@ -42,6 +43,7 @@ class QualityCurve:
     distortion: tuple[float, ...]
     rise: tuple[float, ...]
     kl: tuple[float, ...]
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         if not len(self.bytes) == len(self.distortion) == len(self.rise) == len(self.kl) >= 1:
@@ -64,10 +66,6 @@ def _load(path: Path, what: str, remedy: str, parse: Callable[[Any], T]) -> tupl
     if not found:
         raise ValueError(f"{what} {path} are an empty list")
     return found
-
-
-def _rate_curve(row: Any) -> RateCurve:
-    return RateCurve(int(row["tokens"]), parse_curve(row["slope"]), parse_curve(row["uniform"]))
 
 
 def _quality_curve(row: Any) -> QualityCurve:
@@ -109,6 +107,33 @@ def quality_of(distortion: Sequence[float] | np.ndarray, curves: Sequence[Qualit
     return {kind: {"mean": float(rise.mean()), "p99": float(np.quantile(rise, 0.99))} for kind, rise in rises.items()}
 
 
-def expected_quality(distortion: Sequence[float] | np.ndarray) -> dict[str, dict[str, float]]:
-    """As quality_of, with the curves that come with ABKT. They were measured on the probe with its calibrated weights."""
-    return quality_of(distortion, [curve for curve in load_quality(data_path("curves/quality.json")) if curve.method == "ours"])
+def stored_quality() -> tuple[QualityCurve, ...]:
+    """The quality curves that come with ABKT, of our codec. They were measured on the probe with its calibrated weights."""
+    return tuple(curve for curve in load_quality(data_path("curves/quality.json")) if curve.method == "ours")
+
+
+def expected_quality(
+    distortion: Sequence[float] | np.ndarray, rates: Sequence[RateCurve], curves: Sequence[QualityCurve]
+) -> tuple[dict[str, dict[str, float]] | None, str]:
+    """As quality_of, and why it cannot be told, which is empty if it can.
+
+    A distortion is weighted by the calibration, so two with different calibrations are different quantities.
+
+    Parameters
+    ----------
+    distortion : of each transfer.
+    rates : the rate curves that it was drawn from.
+    curves : quality curves.
+    """
+    ours, theirs = {curve.calibration for curve in rates}, {curve.calibration for curve in curves}
+    if ours == theirs and len(ours) == 1 and None not in ours:
+        return quality_of(distortion, curves), ""
+    return None, (
+        f"expected_rise_in_nll is not given: the rate curves were measured with calibration {_named(ours)}, "
+        f"the quality curves with {_named(theirs)}"
+    )
+
+
+def _named(calibrations: Set[str | None]) -> str:
+    """Digests in words: `unknown` for None or no curves at all, `none` for the empty digest."""
+    return ", ".join(sorted("unknown" if name is None else name or "none" for name in calibrations)) or "unknown"

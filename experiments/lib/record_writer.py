@@ -6,6 +6,7 @@ All batches have the same size, regardless of when the run passes its records on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from abkt.records import SUMMARIZED, RequestRecord, TransferRecord
-from experiments.lib.results import record_table
+from experiments.lib.results import record_table, writing
 from sim.cluster import Simulation
 from sim.interval import intervals
 
@@ -39,19 +40,20 @@ class RecordWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        parts = (self.requests, self.transfers)
         try:
             if kind is None:
                 self._write(0)
+                for part, name in zip(parts, NAMES):
+                    with writing(self.folder / name):
+                        part.close()
+                for part, name in zip(parts, NAMES):
+                    part.path.replace(self.folder / name)
         finally:
-            for part in (self.requests, self.transfers):
-                part.close()
-        for part, name in zip((self.requests, self.transfers), NAMES):
-            if kind is None:
-                part.path.replace(self.folder / name)
-            else:
-                part.path.unlink(missing_ok=True)
-        if kind is not None and self.made and self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+            for part in parts:
+                part.drop()
+            if self.made and self.folder.is_dir() and not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def add(self, requests: Sequence[RequestRecord], transfers: Sequence[TransferRecord]) -> None:
         """Add records that will not change any more, in their order."""
@@ -64,8 +66,10 @@ class RecordWriter:
         self.add(*simulation.take())
 
     def _write(self, at_least: int) -> None:
-        self.requests.write(at_least, lambda records: intervals(records, self.errors) if self.errors else {})
-        self.transfers.write(at_least, lambda records: {})
+        with writing(self.folder / NAMES[0]):
+            self.requests.write(at_least, lambda records: intervals(records, self.errors) if self.errors else {})
+        with writing(self.folder / NAMES[1]):
+            self.transfers.write(at_least, lambda records: {})
 
 
 class _Part:
@@ -88,8 +92,15 @@ class _Part:
             self.writer.write_table(table)
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            writer.close()
+
+    def drop(self) -> None:
+        """Close and remove the file, if it is still there."""
+        with suppress(OSError):  # of a full disk; it has been reported
+            self.close()
+        self.path.unlink(missing_ok=True)
 
 
 def read_columns(path: Path, names: Sequence[str] = SUMMARIZED) -> dict[str, np.ndarray]:

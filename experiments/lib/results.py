@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from abkt.records import DERIVED, RequestRecord, TransferRecord, columns
 
@@ -28,6 +31,19 @@ def write_records(folder: Path, requests: Sequence[RequestRecord], transfers: Se
 
 def write_table(path: Path, table: pa.Table) -> None:
     _whole(path, lambda part: pq.write_table(table, part))
+
+
+def write_csv(parquet: Path) -> Path:
+    """Write NAME.csv beside NAME.parquet, in pieces; returns its path."""
+    path, source = parquet.with_suffix(".csv"), pq.ParquetFile(parquet)
+
+    def write(part: Path) -> None:
+        with csv.CSVWriter(part, source.schema_arrow) as file:
+            for batch in source.iter_batches():
+                file.write_batch(batch)
+
+    _whole(path, write)
+    return path
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -94,13 +110,24 @@ def record_table(kind: type[RequestRecord] | type[TransferRecord], records: Sequ
 
 
 def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises ValueError, one line with the path, where the disk is full or the file cannot be written for another reason."""
     try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be written: {reason}") from None
 
 
 def plain(value: Any) -> Any:

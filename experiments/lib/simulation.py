@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkt.capacity import Capacity
 from abkt.policy.build import build
 from abkt.profile.expect import ask_once
+from abkt.profile.schema import RateCurve
 from abkt.ranges import OutOfRange, bound, check_seed
 from abkt.records import SLO, summarize_columns
 from abkt.spec import ModelSpec
 from experiments.lib.config import BLOCK_TOKENS, STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, PolicyConfig, instance
-from experiments.lib.curves import expected_quality
+from experiments.lib.curves import expected_quality, stored_quality
 from experiments.lib.network import Network, network_files
 from experiments.lib.record_writer import RecordWriter, read_columns
 from experiments.lib.results import write_json
@@ -71,6 +72,8 @@ class SimulateConfig:
     rebuild_s : seconds that a node needs to change its role once it has drained.
     faults, link_faults, background : node failures, link failures, and background traffic.
     trace : also write trace.json for ui.perfetto.dev.
+    plot : also write report.html.
+    csv : also write the records as CSV.
     """
 
     model: ModelSpec
@@ -86,6 +89,8 @@ class SimulateConfig:
     progress: bool
     out: Path
     trace: bool = False
+    plot: bool = False
+    csv: bool = False
     decode_hardware: Hardware | None = None
     roles: PolicyConfig | None = None
     admission: PolicyConfig | None = None
@@ -190,22 +195,36 @@ def node_errors(cluster: ClusterSpec) -> dict[str, dict[str, float]]:
     return {node.name: known[id(node.profile)] for node in (*cluster.prefill, *cluster.decode)}
 
 
-def write_result(folder: Path, result: SimulationResult, slo: SLO, **facts: Any) -> dict[str, Any]:
-    """Write requests.parquet, transfers.parquet and summary.json; return the summary. facts: more keys of the summary."""
+def rate_curves(cluster: ClusterSpec) -> tuple[RateCurve, ...]:
+    """The curves that the cluster's transfers are drawn from."""
+    profiles = {id(node.profile): node.profile for node in (*cluster.prefill, *cluster.decode)}
+    return tuple(curve for profile in profiles.values() for curve in profile.curves)
+
+
+def write_result(folder: Path, result: SimulationResult, slo: SLO, curves: Sequence[RateCurve], **facts: Any) -> dict[str, Any]:
+    """Write requests.parquet, transfers.parquet and summary.json; return the summary. curves: as rate_curves gives them. facts: more keys
+    of the summary."""
     with RecordWriter(folder) as writer:
         writer.add(result.requests, result.transfers)
-    return write_summary(folder, slo, result.wall_s, **facts)
+    return write_summary(folder, slo, result.wall_s, curves, **facts)
 
 
 def write_summary(
-    folder: Path, slo: SLO, wall_s: float, errors: Mapping[str, Mapping[str, float]] | None = None, **facts: Any
+    folder: Path,
+    slo: SLO,
+    wall_s: float,
+    curves: Sequence[RateCurve],
+    errors: Mapping[str, Mapping[str, float]] | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
-    """Write summary.json from the records in the folder. errors: as node_errors gives them, if the records have prediction intervals."""
+    """Write summary.json from the records in the folder. curves: as rate_curves gives them. errors: as node_errors gives them, if the
+    records have prediction intervals."""
     requests = folder / "requests.parquet"
     columns = read_columns(requests)
-    summary = {**summarize_columns(columns, slo, wall_s), "validated": False, **facts}
+    summary = {**summarize_columns(columns, slo, wall_s), "validated": False, "slo": asdict(slo), **facts}
     completed = columns["outcome"] == "completed"
-    summary["expected_rise_in_nll"] = expected_quality(columns["distortion_token_weighted"][completed])
+    rise, refused = expected_quality(columns["distortion_token_weighted"][completed], curves, stored_quality())
+    summary |= {"expected_rise_in_nll": rise, "expected_rise_refused": refused}
     if errors is not None:
         summary["prediction"] = prediction(read_columns(requests, COLUMNS), errors)
     write_json(folder / "summary.json", summary)

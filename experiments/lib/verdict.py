@@ -1,4 +1,4 @@
-"""The answer of a run in one sentence: use one policy, take either of several, or no answer. The terminal, reports and summaries share it."""
+"""The answer of a run in one sentence: use one policy, take either of several, or no answer. Terminal, reports and summaries share it."""
 
 from __future__ import annotations
 

@@ -124,15 +124,16 @@ def _never_worse(outcomes: pd.DataFrame, ours: str, theirs: str) -> list[Gate]:
     return found
 
 
-def library(outcomes: pd.DataFrame, methods: tuple[str, ...] = ("ours", "ours-entropy")) -> list[QualityCurve]:
-    """Quality curves of each prompt, for the methods whose codec reports its distortion."""
+def library(outcomes: pd.DataFrame, calibration: str, methods: tuple[str, ...] = ("ours", "ours-entropy")) -> list[QualityCurve]:
+    """Quality curves of each prompt, for the methods whose codec reports its distortion. calibration: its digest, empty for none."""
     steady = outcomes[~outcomes.rate.str.contains("then") & outcomes.method.isin(methods)]
     found = []
     for (kind, method, _), group in steady.groupby(["kind", "method", "sample"], sort=False):
         points = group.sort_values("wire_bytes").drop_duplicates("wire_bytes")
         columns = (points.wire_bytes / points.raw_bytes, points.distortion, points.nll - points.raw_nll, points.kl)
-        rounded = (tuple(float(f"{value:.5g}") for value in column) for column in columns)
-        found.append(QualityCurve(str(kind), str(method), int(points.tokens.iloc[0]), *rounded))
+        share, distortion, rise, kl = (tuple(float(f"{value:.5g}") for value in column) for column in columns)
+        tokens = int(points.tokens.iloc[0])
+        found.append(QualityCurve(str(kind), str(method), tokens, share, distortion, rise, kl, calibration))
     return found
 
 

@@ -12,13 +12,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from experiments.lib.results import write_text
 from experiments.lib.verdict import Verdict
 from experiments.report import words
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.figure import Figure
 
 WIDE_IN, NARROW_IN = 9.0, 4.5  # widths of a plot on a screen, and on a phone
@@ -63,10 +62,11 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """text: paragraphs, with an empty line between two. More than one plot stand side by side where the screen is wide enough."""
+    """text: paragraphs, with an empty line between two. points: a list after them. Several plots stand side by side on a wide screen."""
 
     title: str
     text: str = ""
+    points: Sequence[str] = ()
     table: Table | None = None
     pictures: Sequence[Picture] = ()
 
@@ -90,6 +90,8 @@ def write_page(path: Path, page: Page) -> Path:
 
 def environment(*folders: Path) -> Environment:
     """Jinja with the templates of this room and of further folders, and the filters of `words`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     loader = FileSystemLoader([*folders, Path(__file__).parent])
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {function.__name__: function for function in words.FILTERS} | {"data_uri": data_uri}

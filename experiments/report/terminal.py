@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from experiments.lib.verdict import Verdict
 from experiments.report.page import Table
 
@@ -19,7 +21,9 @@ def show_table(table: Table, title: str = "") -> None:
         made.add_column(Text(name), justify="left" if number == 0 or name in table.left else "right", no_wrap=True)
     for number, row in enumerate(table.rows):
         made.add_row(*map(Text, row), style="bold" if number == table.best else "")
-    Console(soft_wrap=True).print(made)
+    console = Console(soft_wrap=True)
+    console.width = max(console.width, made.__rich_measure__(console, console.options.update(max_width=1000)).maximum)  # never cut cells
+    console.print(made)
     if table.note:
         Console(soft_wrap=True).print(Text(table.note))
 
@@ -33,3 +37,12 @@ def show_verdict(verdict: Verdict) -> None:
     console.print(Text(verdict.sentence, style=f"bold {STYLES[verdict.kind]}"))
     if verdict.why:
         console.print(Text(verdict.why))
+
+
+def show_lines(lines: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    for line in lines:
+        console.print(Text(line))

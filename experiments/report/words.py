@@ -70,23 +70,25 @@ def ms(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share: 99.5 %."""
+    """A share: 99.5 %. What is nearly all or nearly nothing is not rounded to it."""
     if value is None or math.isnan(value):
         return NOTHING
+    if 0.9995 <= value < 1 or 0 < value < 0.0005:
+        return "above 99.9 %" if value > 0.5 else "below 0.1 %"
     text = f"{value * 100:,.1f}".removesuffix(".0")
     return _signs(f"{text} %")
 
 
 def change(value: float | None) -> str:
     """A relative change with its sign: +1.2 %, −3.0 %."""
-    return NOTHING if value is None or math.isnan(value) else _signs(f"{value * 100:+,.1f} %")
+    return NOTHING if value is None or math.isnan(value) else f"{_signed(value)} %"
 
 
 def interval(low: float | None, high: float | None) -> str:
     """A 95 % interval of a relative change: [−1.2, +3.4] %. A dash where it is unknown."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return NOTHING
-    return _signs(f"[{low * 100:+,.1f}, {high * 100:+,.1f}] %")
+    return f"[{_signed(low)}, {_signed(high)}] %"
 
 
 def date(iso: str) -> str:
@@ -126,6 +128,9 @@ def _course(capacity: Capacity) -> str:
         ]
         return f"a link of {link_rate(rates[0])} that {' and '.join(steps)}"
     spells = [end - start for start, end in zip(starts, (*starts[1:], period))]
+    if len(rates) == 3 and rates[0] == rates[2]:
+        turn = "falls" if rates[1] < rates[0] else "rises"
+        return f"a link of {link_rate(rates[0])} that {turn} to {link_rate(rates[1])} for {seconds(spells[1])} every {seconds(period)}"
     if len(rates) == 2 and math.isclose(spells[0], spells[1]):
         first, second = _both(*rates)
         return f"a link that swings between {first} and {second} every {seconds(spells[0])}"
@@ -143,6 +148,12 @@ def _rate(bytes_per_s: float) -> tuple[str, str]:
     bits = bytes_per_s * 8
     unit, factor = next(((u, f) for u, f in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)) if bits >= 0.9995 * f), ("bit/s", 1.0))
     return number(float(bits) / factor), unit
+
+
+def _signed(share: float) -> str:
+    """A share in percent with its sign; 0 has none."""
+    text = f"{share * 100:+,.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else _signs(text)
 
 
 def _signs(text: str) -> str:

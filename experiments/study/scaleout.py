@@ -15,7 +15,7 @@ from abkt.spec import ModelSpec
 from experiments.lib.config import MOST_WORKERS, ClusterConfig, Hardware, PolicyConfig, read
 from experiments.lib.network import Network
 from experiments.lib.progress import bar
-from experiments.lib.simulation import SimulateConfig, build_simulation, write_result
+from experiments.lib.simulation import SimulateConfig, build_simulation, rate_curves, write_result
 from experiments.lib.workload import Workload, read_workload
 from experiments.study.folder import scaleout
 
@@ -58,5 +58,8 @@ def run_scaleout(plain: Mapping[str, Any], seed: int, folder: Path) -> None:
 def run_cell(values: Mapping[str, Any]) -> None:
     config = read(SimulateConfig, values)
     requests, scaling = read_workload(config.workload, config.seed)
-    result = build_simulation(config, requests).run()
-    write_result(config.out, result, config.slo, bitrate=config.bitrate, routing=config.routing, scaling=scaling)
+    simulation = build_simulation(config, requests)
+    result = simulation.run()
+    write_result(
+        config.out, result, config.slo, rate_curves(simulation.cluster), bitrate=config.bitrate, routing=config.routing, scaling=scaling
+    )

@@ -17,7 +17,7 @@ from experiments.lib import compose as composer
 from experiments.lib import usage
 from experiments.lib.simulation import SimulateConfig
 
-OWN = ("out", "progress")  # keys of a simulation that do not affect its result
+OWN = ("out", "progress", "plot", "csv")  # keys of a simulation that do not affect its result
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from experiments.lib.results import plain
+from experiments.lib.results import plain, writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class Journal:
             os.truncate(self.path, text.rfind(b"\n") + 1)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(row)) + "\n")
 
 

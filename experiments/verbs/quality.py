@@ -103,7 +103,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     means.to_csv(config.out / "rates.csv", index=False)
     found = gates.gates(frame)
     write_json(config.out / "gates.json", gates.as_rows(found))
-    save_quality(gates.library(frame), config.out / "curves.json")
+    save_quality(gates.library(frame, calibration.digest if calibration else ""), config.out / "curves.json")
     borne = verdicts(bench, again, [method for method in chosen if method.name not in ABLATIONS])
     write_json(config.out / "trials.json", {"left_out": left_out, "verdicts": [asdict(verdict) for verdict in borne]})
     write_manifest(run, [config.model_folder / "config.json"])

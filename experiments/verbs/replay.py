@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 from abkt.profile import schema
 from abkt.ranges import bound, check_seed
 from abkt.records import SLO
-from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, FilePath, PolicyConfig, ProfilePath
+from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, PolicyConfig, ProfilePath
 from experiments.lib.network import Network, network_files
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import Workload, read_workload, workload_files
+from experiments.report import words
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -39,8 +40,8 @@ class ChangeConfig:
 class ReplayConfig:
     """prefill, decode: numbers of workers; prefill null: as many as the network has senders. paced: a profile whose times the workers sleep
     instead of computing; null: they compute. profile: costs that the policies expect, as `abkt profile` wrote them; null: they start
-    without any. calibration, layer_groups: as in LocalClusterSpec. changes: role changes during the run. pacing: see
-    experiments.lib.real_network.
+    without any. calibration: see experiments.lib.calibration. layer_groups: as in LocalClusterSpec. changes: role changes during the run.
+    pacing: see experiments.lib.real_network.
     """
 
     model_folder: Path
@@ -60,8 +61,9 @@ class ReplayConfig:
     changes: tuple[ChangeConfig, ...]
     paced: ProfilePath | None
     profile: ProfilePath | None
-    calibration: FilePath | None
+    calibration: Path | None
     layer_groups: int
+    csv: bool
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -78,10 +80,12 @@ class ReplayConfig:
 def main(config: ReplayConfig, run: VerbCall) -> None:
     from abkt.serve.cluster import LocalCluster, PlannedRoleChange
     from abkt.transfer.transports.registry import check_transport
-    from experiments.lib.manifest import write_manifest
+    from experiments.lib.manifest import manifest
     from experiments.lib.progress import bar
     from experiments.lib.prompts import prompts_for
     from experiments.lib.real_network import real_network
+    from experiments.lib.results import write_csv, write_json
+    from experiments.report.run import RunReport, show_run, write_run
     from experiments.study.twin import Twin, run_real
 
     requests, scaling = read_workload(config.workload, config.seed, closed_loop=True)
@@ -89,7 +93,7 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
     inputs = [*workload_files(config.workload), *network_files(config.network), *given]
     spec = cluster_spec(config)
     twin = Twin(
-        prompts_for(requests, config.seed),
+        prompts_for(requests, config.model_folder, config.seed),
         config.network.capacity(),
         config.slo,
         schema.load(config.profile) if config.profile else None,
@@ -103,21 +107,26 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
     check_transport(config.transport)
     pacing = "userspace" if config.pacing == "auto" and config.transport != "tcp" else config.pacing
     with real_network(config.network, pacing, config.seed, spec.prefill, spec.decode) as network:
-        print(plan_line(requests, spec, config, network))
-        config.out.mkdir(parents=True, exist_ok=True)
+        plan = plan_line(requests, spec, config, network)
+        print(f"plan: {plan}")
         spec = replace(spec, key_file=network.key_file)
         with LocalCluster(spec, config.out, network.namespaces, network.pacing) as cluster, bar("requests", len(requests)) as progress:
             summary = run_real(twin, cluster, config.bitrate, config.out, progress.update, scaling=scaling, network=network.facts)
-    write_manifest(run, [*inputs, config.model_folder / "config.json"])
-    print(
-        f"{summary['requests']['completed']} completed; TTFT mean {summary['ttft_s']['mean']:.3f} s, p99 {summary['ttft_s']['p99']:.3f} s; "
-        f"{summary['wire_bytes'] / summary['raw_bytes']:.2f} of the raw bytes; distortion {summary['distortion']['mean']:.4f}: {config.out}"
-    )
+    made = manifest(run, [*inputs, config.model_folder / "config.json"])
+    write_json(config.out / "manifest.json", made)
+    if config.csv:
+        for name in ("requests.parquet", "transfers.parquet"):
+            write_csv(config.out / name)
+    title = f"Replay of {words.plural(len(requests), 'request')} on real processes, bitrate {run.choices['bitrate']}"
+    report = RunReport(title, plan, summary, config.slo)
+    show_run(report)
+    print(f"report: {write_run(config.out, report, made)}")
+    print(f"results: {config.out}")
 
 
 def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
-    from abkt.codec.calibration import load
     from abkt.serve import LocalClusterSpec
+    from experiments.lib.calibration import calibration_file
 
     if config.paced:
         schema.load(config.paced)
@@ -128,13 +137,10 @@ def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
         max_batch=config.max_batch,
         pool_tokens=config.pool_tokens,
         paced=config.paced,
-        calibration=config.calibration,
         layer_groups=config.layer_groups,
         transport=config.transport,
     )
-    if config.calibration:
-        load(config.calibration).check(spec.layout())
-    return spec
+    return replace(spec, calibration=calibration_file(config.calibration, config.model_folder, spec.layout()))
 
 
 def plan_line(requests: Sequence[Request], spec: LocalClusterSpec, config: ReplayConfig, network: RealNetwork) -> str:
@@ -144,5 +150,6 @@ def plan_line(requests: Sequence[Request], spec: LocalClusterSpec, config: Repla
     over = "network namespaces with shaped links" if network.namespaces else f"loopback, pacing: {network.pacing}"
     why = f" ({network.facts['why_not_namespaces']})" if "why_not_namespaces" in network.facts else ""
     clients = config.workload.concurrency
-    when = f"of {clients} clients in a closed loop" if clients else f"over {requests[-1].arrival_s:.0f} s"
-    return f"plan: {len(requests)} requests {when} through {through}; {over}{why}"
+    when = f"of {clients} clients in a closed loop" if clients else f"over {words.seconds(requests[-1].arrival_s)}"
+    link = words.link(config.network.capacity(), config.network.delay_s, config.network.loss)
+    return f"{words.plural(len(requests), 'request')} {when} through {through}, over {link}; {over}{why}"

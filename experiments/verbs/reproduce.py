@@ -64,7 +64,7 @@ class ReproduceConfig:
         return tuple(part for part in named if part != "probe" or self.real or "probe" in self.parts)
 
 
-@verb("reproduce", positional=("paper",))
+@verb("reproduce", positional=("paper",), resumes=("*/points.jsonl",))
 def main(config: ReproduceConfig, run: VerbCall) -> None:
     print(f"plan: {config.paper}: {', '.join(config.chosen())}; points that {run.out} already has are not run again")
     experiments = Experiments(run.out, config.workers)

@@ -53,7 +53,7 @@ class TrainProbeConfig:
             raise ValueError(f"corpus {self.corpus} is not a folder; give one with .txt or .txt.gz books: corpus=DIR")
 
 
-@verb("train-probe")
+@verb("train-probe", resumes=("checkpoint.pt",))
 def main(config: TrainProbeConfig, run: VerbCall) -> None:
     from rich.progress import Progress as Bar
     from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn

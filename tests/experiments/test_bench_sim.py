@@ -13,7 +13,7 @@ from experiments.cli import dispatch
 from experiments.lib.errors import RunError
 
 
-def made_up(what: str, requests: int, half: int, variation: float = 0.0) -> dict[str, float]:
+def made_up(what: str, requests: int, half: int, variation: float = 0.0, **more: object) -> dict[str, float]:
     """A machine that does 5,000 requests a second (half of it if lengths vary), and takes 100 MiB and a KiB a request."""
     rate = {"bare": 80_000.0, "speed": 2_500.0 if variation else 5_000.0, "files": 1_000.0, "imports": 0.0}[what]
     return {"requests_per_cpu_s": rate, "cpu_s": 0.25 if what == "imports" else 1.0, "peak_mib": 100 + requests / 1024}

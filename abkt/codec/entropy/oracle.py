@@ -16,9 +16,9 @@ cell (16 bits, or 32 where the cell has more than 65,536 values), and the values
 stats.py says how values are predicted, and whether a strip is coded as differences of neighbouring tokens. If it is, "value", "token" and
 "channel" above mean those of its transform, and an outlier is a coefficient, carried as float32.
 
-A cell cannot be coded, and its caller sends it verbatim, if a value is not finite, if more than one value in 64 is an outlier, or if a pass
-is longer than `max_pass_bytes`. Arithmetic is exact in float32, except for the difference to the prediction and the sum with it, so all
-implementations agree bit by bit.
+A cell cannot be coded, and its caller sends it verbatim, if a value is not finite, if no value reaches TINY, if more than one value in 64
+is an outlier, or if a pass is longer than `max_pass_bytes`. Arithmetic is exact in float32, except for the difference to the prediction and
+the sum with it, so all implementations agree bit by bit.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from abkt.codec.rans.oracle import STATE_BYTES
 HEAVY_BIT = 16  # of the metadata
 OUTLIERS_IN = 64  # one value in so many may be an outlier
 MEASURED_UNTIL = 4  # the gain is measured on the channels that have started by this pass
+TINY = 2.0**-28  # a cell whose values all lie within +-TINY, not all 0, travels verbatim: its scales come near the least that is carried
 LARGEST = 1 << 22  # magnitude in the finest bins; no table reaches so far
 
 
@@ -73,7 +74,8 @@ def encode_cells(
         raise ValueError(f"{given}, {stats.levels} levels do not fit")
     plan, limit = stats.plan, max_pass_bytes(tokens >> stats.levels, dim << stats.levels)
     prediction = prediction_of(stats, strip, tokens, np.zeros(cells, dtype=np.int64) if first is None else first, rotation)
-    fallback = ~(np.abs(x) < LIMIT[dtype]).all((1, 2))
+    most = np.abs(x).max((1, 2))
+    fallback = ~(most < LIMIT[dtype]) | ((most > 0) & (most < TINY))
     codable = np.where(fallback[:, None, None], prediction.centre, x).astype(np.float32)
     residual = prediction.coefficients(codable)
     finest = plan.step * np.float32(2.0**-FINEST)

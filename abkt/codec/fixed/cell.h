@@ -52,6 +52,7 @@ struct Shape {  // as compiled.py fills it
 };
 
 constexpr int BITS[] = {0, 1, 2, 3, 4, 6, 8};
+constexpr float TINY = 0x1p-48f, MIN_STEP = 0x1p-64f, NO_STEP = 0x1p-72f;
 constexpr int PASSES = 6, CLASSES = 16, VERBATIM = 255, NARROW_FROM = 3, MEASURED_WHOLE = 64;
 
 struct Rules {  // the tables of quantize.py
@@ -123,7 +124,12 @@ template <class E> struct Cell {
     }
     int beyond = 0;
     for (int64_t c = 0; c < dim; c++) beyond |= !(sums[c] == sums[c]);  // a NaN may be lost in the extremes, but not in a sum
-    for (int64_t g = 0; g < groups(KEY); g++) beyond |= !(highs[g] < E::LIMIT) | !(lows[g] > -E::LIMIT);
+    float most = 0;
+    for (int64_t g = 0; g < groups(KEY); g++) {
+      beyond |= !(highs[g] < E::LIMIT) | !(lows[g] > -E::LIMIT);
+      most = std::fmax(most, std::fmax(highs[g], -lows[g]));
+    }
+    beyond |= most > 0 && most < TINY;
     for (int64_t g = 0; g < groups(KEY); g++) {
       const float bottom = lows[g] + 0.0f;
       lows[g] = KEY ? bottom : E::wide(E::one(bottom - std::fabs(bottom) / 256));
@@ -137,11 +143,11 @@ template <class E> struct Cell {
     for (int64_t g = 0; g < groups(KEY); g++) {
       const float margin = narrow ? extent[g] * outer - extent[g] * inner : 0;
       const float wide = (narrow ? extent[g] - 2 * margin : extent[g]) / 256;
-      const float raised = wide > 0x1p-64f ? wide : 0x1p-64f;
-      const float width = wide > 0 ? float_of((bits_of(raised) + (1u << 19) - 1) >> 19 << 19) : 0;
+      const float raised = wide > MIN_STEP ? wide : MIN_STEP;
+      const float width = wide >= NO_STEP ? float_of((bits_of(raised) + (1u << 19) - 1) >> 19 << 19) : 0;
       const float inv = 1 / width;
       low[g] = narrow ? E::wide(E::one(least[g] + margin)) : least[g];
-      step[g] = width, inverse[g] = wide > 0 ? inv : 0;
+      step[g] = width, inverse[g] = width > 0 ? inv : 0;
     }
   }
 

@@ -17,6 +17,7 @@ VERBATIM = tl.constexpr(255)  # as in coder.py
 NARROW_FROM = tl.constexpr(3)  # as in quantize.py
 MEASURED_WHOLE = tl.constexpr(64)  # as in quantize.py
 CLASSES = tl.constexpr(16)
+TINY, MIN_STEP, NO_STEP = tl.constexpr(2.0**-48), tl.constexpr(2.0**-64), tl.constexpr(2.0**-72)  # as in quantize.py
 
 
 @triton.jit
@@ -71,9 +72,9 @@ def _scale(least, most, narrow, element: tl.constexpr, KEY: tl.constexpr, OUTER:
     margin = extent * OUTER - extent * INNER
     low = tl.where(narrow, _rounded(least + margin, element), least)
     wide = tl.where(narrow, extent - 2 * margin, extent) * 0.00390625
-    raised = tl.maximum(wide, 5.421010862427522e-20).to(tl.int32, bitcast=True)
+    raised = tl.maximum(wide, MIN_STEP).to(tl.int32, bitcast=True)
     up = (((raised + 0x7FFFF) >> 19) << 19).to(tl.float32, bitcast=True)
-    return low, tl.where(wide > 0, up, 0.0), tl.where(wide > 0, tl.div_rn(1.0, up), 0.0)
+    return low, tl.where(wide >= NO_STEP, up, 0.0), tl.where(wide >= NO_STEP, tl.div_rn(1.0, up), 0.0)
 
 
 @triton.jit
@@ -180,16 +181,18 @@ def encode_cells(
     element: tl.constexpr = data.dtype.element_ty
     centre = _centre(centres, tiles, KEY, DIM, COLS)
     col, row = tl.arange(0, COLS), tl.arange(0, ROWS)
-    total, beyond = tl.zeros((COLS,), dtype=tl.float32), 0
+    total, size, beyond = tl.zeros((COLS,), dtype=tl.float32), tl.zeros((COLS,), dtype=tl.float32), 0
     least, most = tl.full((COLS,), float("inf"), dtype=tl.float32), tl.full((COLS,), float("-inf"), dtype=tl.float32)
     for part in range(8):
         at, mask, token, held = _rows(data, table, strips, strip, tile, tokens, part, TILE, BLOCK, DIM, PARTS, ROWS, COLS)
         x = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         beyond = tl.maximum(beyond, tl.max(tl.where(mask & ~(tl.abs(x - centre) < BOUND), 1, 0)))
+        size = tl.maximum(size, tl.max(tl.where(mask, tl.abs(x - centre), 0.0), 0))
         total += tl.sum(x, 0)
         below, above = _extremes(x, mask)
         least, most = tl.minimum(least, tl.min(below, 0)), tl.maximum(most, tl.max(above, 0))
-    if beyond == 1:
+    size = tl.max(size, 0)
+    if (beyond == 1) | ((size > 0) & (size < TINY)):
         tl.store(classes + cell, VERBATIM)
     else:
         least, most = tl.where(col < DIM, least, 0.0), tl.where(col < DIM, most, 0.0)

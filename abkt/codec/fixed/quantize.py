@@ -40,7 +40,11 @@ from abkt.codec.cells import BITS, WIDTHS
 LIMIT = {torch.bfloat16: 2.0**48, torch.float32: 2.0**48, torch.float16: 2.0**14}
 """Cells with a value outside +-LIMIT (or NaN) travel verbatim. Within it no sum of squares and no reconstruction overflows."""
 
+TINY = 2.0**-48
+"""Cells whose values all lie within +-TINY travel verbatim too, unless all are 0: the steps that they need come near MIN_STEP."""
+
 MIN_STEP = 2.0**-64  # keeps 1 / step and squared errors normal numbers; a group of smaller range uses its first bins only
+NO_STEP = MIN_STEP / 256  # a group whose step would be smaller has step 0: half a bin of MIN_STEP would be more than its range
 SHIFTS = tuple(8 - bits for bits in BITS[1:])  # the lowest bit of each pass in the code
 GROUP_DIM = (-2, -1)  # the dimension of [..., tokens, channels] that a group runs over: tokens for K, channels for V
 
@@ -79,8 +83,10 @@ class Quantized:
 
 
 def travels_verbatim(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Which cells of x [..., tokens, channels] float32 hold a value that is not finite, or too large to be coded in `dtype`: [...] bool."""
-    return ~(x.abs() < LIMIT[dtype]).all(-1).all(-1)
+    """Which cells of x [..., tokens, channels] float32 hold a value that is not finite, or too large to be coded in `dtype`, or only values
+    that are too small: [...] bool."""
+    most = x.abs().amax((-2, -1))  # NaN if any value is
+    return ~(most < LIMIT[dtype]) | ((most > 0) & (most < TINY))
 
 
 def quantize(x: torch.Tensor, dim: int, dtype: torch.dtype, depth_bits: int = 8) -> Quantized:
@@ -132,8 +138,8 @@ def _coded(x: torch.Tensor, dim: int, low: torch.Tensor, extent: torch.Tensor) -
 
 
 def round_up_step(step: torch.Tensor) -> torch.Tensor:
-    """The least float32 of four mantissa bits that is at least `step` and MIN_STEP; 0 stays 0."""
-    kept = torch.where(step > 0, step.clamp_min(MIN_STEP), 0.0)
+    """The least float32 of four mantissa bits that is at least `step` and MIN_STEP; 0 where step is below NO_STEP."""
+    kept = torch.where(step >= NO_STEP, step.clamp_min(MIN_STEP), 0.0)
     return ((kept.contiguous().view(torch.int32) + (1 << 19) - 1) >> 19 << 19).view(torch.float32)
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from abkt.transfer.pieces import ByteSink
 from abkt.transfer.protocol.channel import Keepalive
+from abkt.transfer.protocol.frame import FrameError
 from abkt.transfer.protocol.key import Key
 from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.receive.leases import Leases
 from abkt.transfer.receive.received import Received
 from abkt.transfer.receive.session import MemorySignal, ReceiverCallbacks, Session, SessionContext
+from abkt.transfer.receive.visitors import MOST_PEERS, Visitors
 from abkt.transfer.transport import Connection, Transport
 
-MOST_PEERS = 64
+BATCH = 256  # connections that are accepted before their sessions start
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +60,8 @@ class Receiver:
         ``on_settled(received)``: the refinement of a committed transfer has ended, and its memory is not written any more. Called once
         for each transfer with received.refinable.
     most_peers : int
-        Connections at a time, including those in the handshake. Further ones are closed at once.
+        Peers that have completed the handshake, at a time. Further ones are refused with a reason. Connections that have not completed it
+        have a quota of their own (`Visitors`).
 
     Raises
     ------
@@ -87,9 +91,9 @@ class Receiver:
         self._memory = MemorySignal()
         self._leases = Leases(self._keepalive, on_abort, on_settled)
         callbacks = ReceiverCallbacks(accept, on_commit, price, on_refined)
-        self._context = SessionContext(hello, key, callbacks, self._memory, self._leases, self._keepalive)
-        self._most_peers = most_peers
-        self._full = False
+        self._visitors: Visitors[Session] = Visitors(most_peers)
+        self._context = SessionContext(hello, key, callbacks, self._memory, self._leases, self._keepalive, self._greeted)
+        self._warned = False
         self._sessions: dict[Session, threading.Thread] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._listen, name=f"listen on {self.address}", daemon=True)
@@ -113,22 +117,64 @@ class Receiver:
         self._leases.close()
 
     def _listen(self) -> None:
+        swept_s = -math.inf
         while not self._closing.is_set():
             connection = self._listener.accept(self._keepalive.tick_s)
-            self._sessions = {session: thread for session, thread in self._sessions.items() if thread.is_alive()}
-            self._leases.sweep(time.monotonic())
+            if (now_s := time.monotonic()) - swept_s >= self._keepalive.tick_s / 2:  # and not for each of a thousand connections
+                swept_s = now_s
+                self._sessions = {session: thread for session, thread in self._sessions.items() if thread.is_alive()}
+                self._leases.sweep(now_s)
             if connection:
-                self._serve(connection)
+                self._admit([connection, *self._more()])
 
-    def _serve(self, connection: Connection) -> None:
-        """Start a session, or close the connection if there are too many. The first one that is closed is logged."""
-        full = len(self._sessions) >= self._most_peers
-        if full and not self._full:
-            log.warning("%s: more than %d connections at a time; further ones are closed", self.address, self._most_peers)
-        self._full = full
-        if full:
+    def _more(self) -> Iterator[Connection]:
+        """The other connections that wait to be accepted."""
+        for _ in range(BATCH - 1):
+            connection = self._listener.accept(0.0)
+            if connection is None:
+                return
+            yield connection
+
+    def _admit(self, connections: list[Connection]) -> None:
+        """Start a session for each connection. Visitors that are too many leave, also those that have just come: they need no thread."""
+        sessions = [Session(connection, self._context) for connection in connections]
+        leaving = {evicted for session in sessions for evicted in self._visitors.enter(session, session.connection.peer)}
+        if leaving:
+            self._warn("many connections have not completed the handshake; the oldest are closed")
+        for evicted in leaving.difference(sessions):
+            evicted.connection.abort()
+        for session in sessions:
+            if session in leaving:
+                session.connection.close()
+            else:
+                self._serve(session)
+
+    def _serve(self, session: Session) -> None:
+        connection = session.connection
+        thread = threading.Thread(target=self._run, args=(session,), name=f"receive from {connection.peer}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no thread left
+            self._warn(f"a connection was closed: {error}")
+            self._visitors.leave(session)
             connection.close()
             return
-        session = Session(connection, self._context)
-        self._sessions[session] = threading.Thread(target=session.run, name=f"receive from {connection.peer}", daemon=True)
-        self._sessions[session].start()
+        self._sessions[session] = thread
+
+    def _run(self, session: Session) -> None:
+        """The body of a session's thread."""
+        try:
+            session.run()
+        finally:
+            self._visitors.leave(session)
+
+    def _greeted(self, session: Session) -> None:
+        """A session has completed the handshake. Raises FrameError, with the reason, if there are too many peers."""
+        if not self._visitors.greet(session):
+            raise FrameError(f"{self._visitors.most_peers} peers are connected already")
+
+    def _warn(self, what: str) -> None:
+        """Log the first of what would be many equal lines."""
+        if not self._warned:
+            log.warning("%s: %s", self.address, what)
+        self._warned = True

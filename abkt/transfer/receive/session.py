@@ -64,6 +64,7 @@ class SessionContext:
     memory: MemorySignal
     leases: Leases
     keepalive: Keepalive
+    greeted: Callable[[Session], None]  # raises FrameError if a peer that has completed the handshake may not stay
 
 
 class Session:
@@ -88,6 +89,7 @@ class Session:
         reason, broken = "the receiver failed", False
         try:
             self._peer = server_handshake(self._channel, self._context.hello, self._context.key)
+            self._context.greeted(self)
             while True:
                 self._next()
         except PeerError as error:

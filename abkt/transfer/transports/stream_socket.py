@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,6 +18,10 @@ from abkt.transfer.protocol.frame import DATA_CAP_BYTES
 from abkt.transfer.transport import TICK_S, Connection, PeerLost, PeerSilent, ReceiveProgress
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
+BACKLOG = 1024  # connections that wait to be accepted; the kernel may hold fewer
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+log = logging.getLogger(__name__)
 
 
 class StreamConnection:
@@ -100,6 +107,8 @@ class StreamListener:
         self._socket = listening
         self._make = make
         self._path = path
+        self._full = False  # the last accept failed because the system has no descriptor or memory left
+        self._aborted = threading.Event()
         listening.setblocking(False)
         self._poll = select.poll()
         self._poll.register(listening, select.POLLIN)
@@ -109,12 +118,29 @@ class StreamListener:
             return None
         try:
             connected, address = self._socket.accept()
-        except OSError:
-            return None  # the peer has left already, or this side was aborted
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                self._pause(error, timeout_s)
+            return None  # else the peer has left already, or this side was aborted
+        if self._full:
+            self._full = False
+            log.warning("%s: connections are accepted again", self.address)
         peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else f"a peer of {self.address}"
-        return self._make(connected, peer)
+        try:
+            return self._make(connected, peer)
+        except OSError:
+            connected.close()
+            return None  # the peer has left already
+
+    def _pause(self, error: OSError, timeout_s: float) -> None:
+        """Wait for others to free what is missing: the connection stays in the queue, so poll would return at once."""
+        if not self._full:
+            self._full = True
+            log.warning("%s: no connection can be accepted: %s; trying again", self.address, error.strerror)
+        self._aborted.wait(timeout_s)
 
     def abort(self) -> None:
+        self._aborted.set()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

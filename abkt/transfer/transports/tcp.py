@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from abkt.transfer.buffers import Buffer
 from abkt.transfer.transport import PeerLost, ReceiveProgress
-from abkt.transfer.transports.stream_socket import IOV_MAX, StreamConnection, StreamListener, rest_after
+from abkt.transfer.transports.stream_socket import BACKLOG, IOV_MAX, StreamConnection, StreamListener, rest_after
 
 UNSENT_BYTES = 128 << 10
 AWAITED_BYTES = (64 << 10, 1 << 20)  # shorter payloads are read as they come; of longer ones, at most this much is awaited at once
@@ -35,7 +35,7 @@ class Tcp:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind((host, port))
-            listening.listen()
+            listening.listen(BACKLOG)
         except OSError as error:
             listening.close()
             if error.errno == errno.EADDRINUSE:

@@ -8,7 +8,7 @@ import socket
 import struct
 
 from abkt.transfer.transport import PeerLost
-from abkt.transfer.transports.stream_socket import StreamConnection, StreamListener
+from abkt.transfer.transports.stream_socket import BACKLOG, StreamConnection, StreamListener
 
 CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
@@ -40,7 +40,7 @@ def listen_unix(address: str) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX)
     try:
         listening.bind(address)
-        listening.listen()
+        listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
         if error.errno == errno.EADDRINUSE:

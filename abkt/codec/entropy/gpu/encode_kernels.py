@@ -33,6 +33,7 @@ from abkt.codec.entropy.gpu.arithmetic import (  # fmt: skip
 
 FAR = tl.constexpr(entropy_tables.FAR)
 LARGEST, OUTLIERS_IN = tl.constexpr(float(1 << 22)), tl.constexpr(64)  # as in entropy/oracle.py
+TINY = tl.constexpr(2.0**-28)  # as in entropy/oracle.py
 FINEST_BIN = tl.constexpr(2.0**-entropy_plan.FINEST)  # in steps of pass 1
 
 
@@ -72,7 +73,7 @@ def measure_cells(
     place = (data, table, centres + local * DIM, rotating, rotation, strips, strip, tile)
     col, lane = tl.arange(0, COLS)[None, :], tl.arange(0, COLS)
     none, nought = tl.zeros((ROWS, COLS), dtype=tl.int32), tl.zeros((ROWS, COLS), dtype=tl.float32)
-    over, far, members, wild, total, total_b = none, none, none, none, nought, nought
+    over, far, members, wild, total, total_b, size = none, none, none, none, nought, nought, nought
     for begin in range(0, rows, ROWS):
         row = begin + tl.arange(0, ROWS)
         held = (row < rows)[:, None] & (col < width)
@@ -81,6 +82,7 @@ def measure_cells(
         for i in tl.static_range(sides << LEVELS):
             beyond = ~(tl.abs(x[i]) < BOUND)
             wild |= beyond.to(tl.int32)
+            size = tl.maximum(size, tl.abs(x[i]))
             codable = appended(codable, tl.where(beyond, 0.0, x[i]))
             if i % sides == 0:
                 total += codable[i]
@@ -95,7 +97,8 @@ def measure_cells(
             members += counted.to(tl.int32)
             over += (counted & (magnitude >= deviation)).to(tl.int32)
             far += (counted & (magnitude >= deviation * FAR)).to(tl.int32)
-    if tl.max(wild) > 0:
+    most = tl.max(size)
+    if (tl.max(wild) > 0) | ((most > 0) & (most < TINY)):
         tl.store(classes + cell, VERBATIM)
     else:
         tl.store(metas + cell, _metadata(tl.sum(over), tl.sum(far), tl.sum(members), rules).to(tl.uint8))
