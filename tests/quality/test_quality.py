@@ -166,7 +166,7 @@ def test_the_verb_writes_rates_laws_and_a_calibration(tmp_path, capsys):
     [
         (["codecs=[ours,nothing]"], "codec nothing is unknown; there are raw, ours"),
         (["tokens=100000"], "a recall prompt has at most 1700"),
-        (["tokens=8"], "at least 1 sample and 64 tokens"),
+        (["tokens=8"], "tokens is 8; it must be 64"),
         (["texts=/nowhere"], "there is no .txt or .txt.gz file"),
         (["model_folder=/nowhere"], "neither a folder"),
         (["calibration=/nowhere.json"], "does not exist"),
