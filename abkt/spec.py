@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from abkt.ranges import bound
 
@@ -32,7 +32,8 @@ class ModelSpec:
         of an expert, number of shared experts, and type of the experts' weights.
     dense_layers : number of layers without experts.
     query_latent, key_dim, value_dim : widths in latent attention.
-    window, window_layers : tokens of the attention window, and number of layers with sliding-window attention.
+    window, window_layers : tokens of the attention window, and number of layers with sliding-window or chunked attention.
+    layer_windows : tokens that a query of each layer sees, itself included, 0 for all; empty if it is not known which layers have a window.
     weight_bytes : bytes of all weights, if they are not all of `dtype`.
 
     Raises
@@ -65,6 +66,7 @@ class ModelSpec:
     window: int = 0
     window_layers: int = 0
     weight_bytes: float = 0.0
+    layer_windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         bound(self, "layers", "kv_heads", "head_dim", "max_tokens", least=1, most=LARGEST)
@@ -77,8 +79,10 @@ class ModelSpec:
             raise ValueError(f"model {self.name}: dtype {self.dtype} is not one of {', '.join(DTYPE_BYTES)}")
         if self.expert_dtype not in WEIGHT_BYTES:
             raise ValueError(f"model {self.name}: expert_dtype {self.expert_dtype} is not one of {', '.join(WEIGHT_BYTES)}")
-        if not 0 <= self.window_layers < self.layers or (self.window_layers > 0) != (self.window > 0):
-            raise ValueError(f"model {self.name}: window_layers must be below layers, and needs a window of at least 1 token")
+        if not 0 <= self.window_layers <= self.layers or (self.window_layers > 0) != (self.window > 0):
+            raise ValueError(f"model {self.name}: window_layers must be at most layers, and needs a window of at least 1 token")
+        if self.layer_windows and (len(self.layer_windows) != self.layers or max(self.layer_windows) != self.window):
+            raise ValueError(f"model {self.name}: layer_windows must name a window for each layer, the largest being window")
 
     @property
     def values_per_token(self) -> int:
@@ -94,6 +98,20 @@ class ModelSpec:
             return tokens * self.kv_bytes_per_token
         each = self.kv_bytes_per_token // self.layers
         return each * ((self.layers - self.window_layers) * tokens + self.window_layers * self.window)
+
+    def first_kept(self, layer: int, tokens: int) -> int:
+        """The first of a sequence's `tokens` tokens whose KV in this layer any later token sees; earlier ones need not be kept or sent."""
+        window = self.layer_windows[layer] if self.layer_windows else 0
+        return max(0, tokens - window + 1) if window else 0
+
+    def part(self, first: int, stop: int) -> ModelSpec:
+        """The model of some of the layers: `first` to `stop`."""
+        windows = self.layer_windows[first:stop]
+        largest = max(windows, default=0)
+        windows = windows if largest else ()
+        return replace(
+            self, layers=stop - first, window=largest, window_layers=sum(window > 0 for window in windows), layer_windows=windows
+        )
 
     @property
     def bytes_of_weights(self) -> float:
@@ -133,3 +151,26 @@ class KVLayout:
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
+
+    def kept_layers(self, tokens: int) -> list[list[tuple[int, int]]]:
+        """For each block of a sequence, the spans of layers (first, layer after the last) whose KV any later token sees. Only in layers with
+        a window are there others."""
+        layers = self.model.layers
+        if not self.model.layer_windows:
+            return [[(0, layers)]] * self.blocks_for(tokens)
+        first = [self.model.first_kept(layer, tokens) for layer in range(layers)]
+        found: dict[tuple[bool, ...], list[tuple[int, int]]] = {}
+        blocks = []
+        for end in range(self.block_tokens, self.blocks_for(tokens) * self.block_tokens + 1, self.block_tokens):
+            kept = tuple(each < end for each in first)
+            if kept not in found:
+                edges = [layer for layer in range(layers + 1) if (layer > 0 and kept[layer - 1]) != (layer < layers and kept[layer])]
+                found[kept] = list(zip(edges[::2], edges[1::2], strict=True))
+            blocks.append(found[kept])
+        return blocks
+
+    def kept_bytes(self, tokens: int, first: int = 0, stop: int | None = None) -> int:
+        """Bytes of the KV of kept_layers, in whole blocks, of the layers `first` to `stop`: what a raw transfer sends."""
+        stop = self.model.layers if stop is None else stop
+        kept = sum(max(0, min(b, stop) - max(a, first)) for spans in self.kept_layers(tokens) for a, b in spans)
+        return kept * self.block_bytes // self.model.layers

@@ -40,6 +40,7 @@ class Costs:
         self._pieces_tokens = PieceSeconds(pieces(profile, "prefill", "tokens"))
         self._encode, self._expand = _Codec(profile, "encode"), _Codec(profile, "expand")
         self.call_s, self.byte_s = _terms(profile, "transport", ("calls", "bytes"))
+        self.handover_s = profile.fit("handover").seconds() if "handover" in profile.fits else 0.0
         self.kv_bytes_per_token = profile.model.kv_bytes_per_token
         self._views: dict[tuple[int, int], TransferView] = {}
         self._slopes: dict[tuple[int, int], Curve] = {}

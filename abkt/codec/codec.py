@@ -13,13 +13,14 @@ import torch
 from abkt.codec import edges
 from abkt.codec.calibration import Calibration
 from abkt.codec.cells import BITS, Cells
-from abkt.codec.coder import Coder, StreamPrefix
+from abkt.codec.coder import OMITTED, VERBATIM, Coder, StreamPrefix
 from abkt.codec.entropy.coder import EntropyCoder
 from abkt.codec.fixed import compiled
 from abkt.codec.fixed.backend import Backend
 from abkt.codec.fixed.coder import FixedCoder
 from abkt.codec.fixed.oracle import OracleBackend
 from abkt.codec.header import DTYPES, ORDERS, StreamHeader, read_header
+from abkt.codec.omitted import omitted, without_omitted
 from abkt.codec.stream import Stream, StreamParts, assemble, slot_sums
 from abkt.kv.pool import Pool
 from abkt.policy.view import CoderName, Order
@@ -52,6 +53,8 @@ class Codec:
         accurate.
     calibration : says which heads the entropy coder codes as differences of neighbouring tokens; without it this is decided for each
         sequence.
+    cut_windows : leave out cells that lie before the window of their layer, so that no later token sees them (layout.model.layer_windows).
+        Their places in the pool that a stream is expanded into keep what they hold.
 
     Raises
     ------
@@ -70,6 +73,7 @@ class Codec:
         tile_tokens: int = 128,
         rope_theta: float | None = None,
         calibration: Calibration | None = None,
+        cut_windows: bool = False,
     ) -> None:
         if layout.model.dtype not in DTYPES:
             raise ValueError(f"model {layout.model.name}: KV of {layout.model.dtype} cannot be coded; {', '.join(DTYPES)} can")
@@ -78,6 +82,7 @@ class Codec:
         self.backend = backend
         self.rope_theta = rope_theta
         self.calibration = calibration
+        self.cut_windows = cut_windows
         if calibration:
             calibration.check(layout)
         self._loaded: dict[str, Backend] = {}
@@ -133,6 +138,8 @@ class Codec:
             raise ValueError(f"coder {coder} is unknown; one of {', '.join(self._coders)} is possible")
         cells = self.cells(tokens, depth_bits)
         coded = self._coders[coder].encode(pool.data, cells.coded_table(blocks), cells)
+        if self.cut_windows:
+            coded = without_omitted(coded, omitted(cells), pool.data, cells.coded_table(blocks), cells)
         at_edges = edges.edges(pool, blocks, cells, coded.statistics)
         verbatim = edges.verbatim_cells(pool, blocks, cells, coded.cells.verbatim)
         sums = slot_sums(coded, self.backend_on(pool.data.device))
@@ -165,7 +172,8 @@ class Codec:
         if cells.count:
             offsets, present = header.sections.offsets(header.sizes.shape), (header.bands.of < cut).sum(0).astype(np.int8)
             statistics = bytes(wire[header.statistics_at : header.verbatim_at])
-            prefix = StreamPrefix(wire, offsets, header.sizes, present, header.classes, header.levels, statistics)
+            skipped = np.maximum(header.classes, np.uint8(VERBATIM) * (header.classes == OMITTED))  # a coder writes neither of them
+            prefix = StreamPrefix(wire, offsets, header.sizes, present, skipped, header.levels, statistics)
             self._coders[header.coder].expand(prefix, pool.data, cells.coded_table(blocks), cells)
         edges.put_edges(wire, header, pool, blocks)
         edges.put_verbatim_cells(wire, header, pool, blocks)

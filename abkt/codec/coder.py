@@ -20,6 +20,9 @@ CODERS: tuple[CoderName, ...] = ("fixed", "entropy")  # by their number on the w
 VERBATIM = 255
 """The class of a cell that is not coded. Its values travel at full precision, in the head of the stream."""
 
+OMITTED = 254
+"""The class of a cell that does not travel, because no later token sees its KV: it lies before the window of its layer."""
+
 
 @dataclass(frozen=True, slots=True)
 class CodedCells:
@@ -40,6 +43,10 @@ class CodedCells:
     def verbatim(self) -> np.ndarray:
         """The numbers of the verbatim cells, in rising order."""
         return np.flatnonzero(self.classes == VERBATIM)
+
+    def without(self, omitted: np.ndarray, body: torch.Tensor, deviation: np.ndarray) -> CodedCells:
+        """The same, but some cells do not travel. omitted: [cells] bool; body, deviation: those without them."""
+        return CodedCells(body, np.where(omitted, 0.0, self.errors), np.where(omitted, np.uint8(OMITTED), self.classes), deviation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from abkt.codec.cells import PASSES, Cells, aligned
-from abkt.codec.coder import CODERS, VERBATIM, Coder
+from abkt.codec.coder import CODERS, OMITTED, VERBATIM, Coder
 from abkt.codec.entropy.coder import EntropyCoder
 from abkt.codec.fixed.coder import FixedCoder
 from abkt.codec.fixed.quantize import CLASSES
@@ -172,9 +172,9 @@ def read_header(data: memoryview, layout: KVLayout) -> StreamHeader:
     distortion = tuple(take("<f4", bands + 1).tolist())
     classes = take("u1", cells.count)
     of = take("u1", cells.passes, cells.count)
-    verbatim = classes == VERBATIM
+    uncoded = classes >= OMITTED
     rising = (np.diff(of.astype(np.int16), axis=0) >= 0).all() and ((of < bands) | (of == NEVER)).all()
-    if not rising or not ((classes < CLASSES) | verbatim).all() or (of[:, verbatim] != NEVER).any():
+    if not rising or not ((classes < CLASSES) | uncoded).all() or (of[:, uncoded] != NEVER).any():
         raise ValueError("stream header is not valid: a cell is listed twice, its class is unknown, or its passes are out of order")
-    sizes, levels = TABLES[name].read_tables(data[at:size], cells, verbatim)
+    sizes, levels = TABLES[name].read_tables(data[at:size], cells, uncoded)
     return StreamHeader(cells, ORDERS[order], Bands(of, bands), distortion, classes, edges_crc, verbatim_crc, name, sizes, levels)

@@ -39,9 +39,9 @@ class Weights:
     deviation: torch.Tensor
 
 
-def weights_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Weights:
+def weights_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, seen_tokens: int = 0) -> Weights:
     """The weights of one layer. query: [heads, window, head_dim], of the last tokens; key, value: [kv_heads, tokens, head_dim]; scale: the
-    factor of the logits.
+    factor of the logits; seen_tokens: how many tokens a query of this layer sees, 0: all.
 
     Raises ValueError unless heads are a multiple of kv_heads and the window is no longer than the tokens.
     """
@@ -51,6 +51,8 @@ def weights_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scal
         raise ValueError(f"queries {tuple(query.shape)} do not fit keys {tuple(key.shape)} and values {tuple(value.shape)}")
     q, k, v = query.float().view(kv_heads, heads // kv_heads, window, dim), key.float()[:, None], value.float()[:, None]
     seen = torch.arange(tokens, device=key.device) <= torch.arange(tokens - window, tokens, device=key.device)[:, None]
+    if seen_tokens:
+        seen &= torch.arange(tokens, device=key.device) > torch.arange(tokens - window, tokens, device=key.device)[:, None] - seen_tokens
     attention = (q @ k.mT * scale).masked_fill(~seen, float("-inf")).softmax(-1)  # [kv_heads, group, window, tokens]
     out = attention @ v
     squared = attention.square()
@@ -111,7 +113,8 @@ class Importance:
         for layer in range(layers):
             query, scale = self.queries[layer]
             keys, values = pool.read(table, layer, cells.tokens)
-            of_layer = weights_of(query, keys, values, scale)
+            windows = pool.layout.model.layer_windows
+            of_layer = weights_of(query, keys, values, scale, windows[layer] if windows else 0)
             found.append(of_layer.tokens * of_layer.deviation[:, None, None])
         first, ends = cells.layout.block_tokens, np.cumsum(cells.tile_lengths)
         spans = zip(first + ends - cells.tile_lengths, first + ends)

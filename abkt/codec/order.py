@@ -29,11 +29,13 @@ class Bands:
     count: int
 
 
-def weighted_distortion(errors: np.ndarray, deviation: np.ndarray, weights: np.ndarray | None, cells: Cells) -> np.ndarray:
+def weighted_distortion(
+    errors: np.ndarray, deviation: np.ndarray, weights: np.ndarray | None, cells: Cells, sent: np.ndarray | None = None
+) -> np.ndarray:
     """Each cell's share of the stream's distortion D after each pass, [passes + 1, cells]; the sum over the cells is D.
 
     errors: [passes + 1, cells], squared errors. deviation: [layers, kinds, heads], as in CodedCells. weights: one per cell, in the shape
-    `cells.shape`, at least 0; only ratios matter, and None counts all cells the same. Every (layer, kind) counts the same, by its squared
+    `cells.shape`, at least 0; only ratios matter, and None counts all cells the same. sent: [cells] bool, cells that travel; None: all. Every (layer, kind) counts the same, by its squared
     error over its squared deviation from channel means. So D = 1 if every value is replaced by its channel mean, and D = 0 without error. A
     (layer, kind) that does not vary over the tokens is measured against its own error at 0 bits instead. Raises ValueError for weights of
     another shape, below 0 or not finite.
@@ -50,8 +52,12 @@ def weighted_distortion(errors: np.ndarray, deviation: np.ndarray, weights: np.n
         flat = weights.astype(np.float64).reshape(-1)
         if flat.size and not (np.isfinite(flat).all() and flat.min() >= 0 and flat.max() > 0):
             raise ValueError("weights must be finite and at least 0, and not all 0")
-        factor = factor * flat / (np.average(flat, weights=cells.values) if flat.size else 1.0)
+        factor = factor * flat / (_mean(flat, cells.values if sent is None else cells.values * sent))
     return errors * factor
+
+
+def _mean(weights: np.ndarray, values: np.ndarray) -> float:
+    return float(np.average(weights, weights=values)) if values.any() else 1.0
 
 
 def hull_slopes(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:

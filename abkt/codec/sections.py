@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from abkt.codec.cells import aligned
-from abkt.codec.coder import VERBATIM
+from abkt.codec.coder import OMITTED
 from abkt.codec.order import NEVER, Bands
 
 
@@ -40,7 +40,7 @@ class Sections:
 
 def sections(sizes: np.ndarray, bands: Bands, classes: np.ndarray, start: int) -> Sections:
     """The sections of a stream whose head is `start` bytes. sizes: [passes + 1, cells] int64, bytes of each slot."""
-    of = np.concatenate((np.where(classes == VERBATIM, NEVER, 0).astype(np.uint8)[None], bands.of + np.uint8(1) * (bands.of != NEVER)))
+    of = np.concatenate((np.where(classes >= OMITTED, NEVER, 0).astype(np.uint8)[None], bands.of + np.uint8(1) * (bands.of != NEVER)))
     flat = np.where(sizes > 0, of, NEVER).reshape(-1)
     order = np.argsort(flat, kind="stable")[: int((flat != NEVER).sum())]
     section = flat[order].astype(np.int64)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from abkt.codec.cells import Cells
-from abkt.codec.coder import VERBATIM, CodedSequence
+from abkt.codec.coder import OMITTED, CodedSequence
 from abkt.codec.fixed.backend import Backend
 from abkt.codec.header import ORDERS, StreamHeader, slot_offsets
 from abkt.codec.order import Bands, curve_of, distortions, slope_bands, uniform_bands, weighted_distortion
@@ -26,7 +26,7 @@ from abkt.policy.view import CoderName, Curve, Order
 @dataclass(frozen=True, slots=True)
 class StreamParts:
     """The parts that are the same in every order of a stream. edges, verbatim: the bytes after the header (edges.py). sums: [passes + 1,
-    cells] uint32, the CRC-32 of each slot, 0 where a cell is verbatim."""
+    cells] uint32, the CRC-32 of each slot, 0 where a cell is verbatim or omitted."""
 
     cells: Cells
     coder: CoderName
@@ -123,7 +123,7 @@ class Stream:
 
 def slot_sums(coded: CodedSequence, backend: Backend) -> np.ndarray:
     """The CRC-32 of each slot, as in StreamParts."""
-    there = (coded.sizes > 0) & (coded.cells.classes != VERBATIM)
+    there = (coded.sizes > 0) & (coded.cells.classes < OMITTED)
     sums = np.zeros(coded.sizes.shape, dtype=np.uint32)
     sums[there] = backend.checksums(coded.cells.body.numpy(), slot_offsets(coded.sizes)[there], coded.sizes[there])
     return sums
@@ -132,16 +132,18 @@ def slot_sums(coded: CodedSequence, backend: Backend) -> np.ndarray:
 def assemble(parts: StreamParts, order: Order, weights: torch.Tensor | None) -> Stream:
     """A stream in `order`. weights: of the cells, for the slopes (order.py). Raises ValueError for weights that do not fit the cells."""
     cells, sizes, coded = parts.cells, parts.coded.sizes, parts.coded.cells
-    left = weighted_distortion(coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells)
-    verbatim = coded.classes == VERBATIM
-    bands: dict[Order, Bands] = {"slope": slope_bands(sizes, left), "uniform": uniform_bands(sizes, verbatim)}
+    left = weighted_distortion(
+        coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells, coded.classes != OMITTED
+    )
+    uncoded = coded.classes >= OMITTED
+    bands: dict[Order, Bands] = {"slope": slope_bands(sizes, left), "uniform": uniform_bands(sizes, uncoded)}
     crcs = zlib.crc32(parts.edges), zlib.crc32(parts.verbatim)
     headers: dict[Order, StreamHeader] = {}
     curves: dict[Order, Curve] = {}
     for kind in ORDERS:
         distortion = distortions(bands[kind], left)
         headers[kind] = StreamHeader(cells, kind, bands[kind], distortion, coded.classes, *crcs, parts.coder, sizes, parts.coded.levels)
-        curves[kind] = curve_of(bands[kind], cells, verbatim, headers[kind].ends, distortion)
+        curves[kind] = curve_of(bands[kind], cells, uncoded, headers[kind].ends, distortion)
     header = headers[order]
     head = memoryview(header.pack() + parts.edges + parts.verbatim)
     return Stream(

@@ -3,6 +3,7 @@ real workers read it.
 
 Each stage's seconds are a linear function of named features:
   prefill          tokens, tokens*tokens     one prompt of `tokens` tokens in one pass
+  handover         (a constant)              from when a worker is free and a prompt has arrived until its pass begins; optional: else 0
   decode           batch, context            one iteration of `batch` requests with `context` tokens of KV in total
   encode/raw, encode/2, encode/4, encode/8   tokens    one row for each encoded depth in bits; raw: copies out of the pool
   expand/raw, expand/2, expand/4, expand/8   tokens    into the pool
@@ -29,7 +30,12 @@ from abkt.spec import ModelSpec
 SCHEMA_VERSION = 2  # 2: the mode and tables called exact became lossless
 REWEIGHTINGS = 4
 DEPTHS_BITS = (2, 4, 8)  # depths of the fixed coder that are measured
-FEATURES = {"prefill": ("1", "tokens", "tokens*tokens"), "decode": ("1", "batch", "context"), "transport": ("calls", "bytes")}
+FEATURES = {
+    "prefill": ("1", "tokens", "tokens*tokens"),
+    "handover": ("1",),
+    "decode": ("1", "batch", "context"),
+    "transport": ("calls", "bytes"),
+}
 CODEC_FEATURES = ("1", "tokens")  # features of every other stage
 Sample = tuple[Mapping[str, float], float]  # variables, seconds
 

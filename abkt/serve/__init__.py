@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from abkt.lazy import exporter
 
 if TYPE_CHECKING:
+    from abkt.serve.api.endpoint import Endpoint
     from abkt.serve.cluster import ClusterRun, LocalCluster, PlannedRoleChange
     from abkt.serve.errors import ClusterError, WorkerDied
     from abkt.serve.frontend.prompt import Prompt
-    from abkt.serve.http import Endpoint
     from abkt.serve.service import Service
     from abkt.serve.spec import LocalClusterSpec
 
@@ -31,7 +31,7 @@ __getattr__ = exporter(
     {
         "ClusterError": "errors",
         "ClusterRun": "cluster",
-        "Endpoint": "http",
+        "Endpoint": "api.endpoint",
         "LocalCluster": "cluster",
         "LocalClusterSpec": "spec",
         "PlannedRoleChange": "cluster",

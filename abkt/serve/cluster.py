@@ -125,6 +125,11 @@ class LocalCluster:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(ask=kind is None)
 
+    @property
+    def most_tokens(self) -> int:
+        """Most tokens of one request, prompt and output together."""
+        return self._most_tokens
+
     def close(self, ask: bool = True) -> None:
         """End all workers. ask: let each worker finish its computation first."""
         self.workers.close(ask)

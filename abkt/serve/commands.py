@@ -133,6 +133,13 @@ class CancelAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class FinishAttempt:
+    """The client wants no further token: a decode worker ends the output with the tokens it has, and reports AttemptFinished."""
+
+    attempt_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class WithdrawPrompts:
     """Give back the prompts that have not been started. Answered with PromptsWithdrawn."""
 
@@ -166,6 +173,7 @@ WorkerCommand = (
     | RemovePeer
     | SubmitPrompt
     | CancelAttempt
+    | FinishAttempt
     | WithdrawPrompts
     | RefinementEnded
     | ReportIterations

@@ -24,8 +24,9 @@ def serving_view(profile: Profile | None, model: ModelSpec, tokens: int, deadlin
     if profile:
         view = expected_view(profile, tokens, deadline_s)
     else:
-        view = unmeasured_view(tokens * model.kv_bytes_per_token, deadline_s)
-    return view if device == "cpu" else replace(view, lossless_bytes=0.0)
+        view = unmeasured_view(model.kv_bytes(tokens), deadline_s)
+    whole = tokens * model.kv_bytes_per_token / max(1, view.raw_bytes)  # the lossless mode sends KV before a window too
+    return replace(view, lossless_bytes=view.lossless_bytes * whole if device == "cpu" else 0.0)
 
 
 def quoted(view: TransferView, decision: Decision) -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import cast, get_args
 
 from abkt.policy.view import CoderName, Curve
+from abkt.serve.engine.sampling import TokenLogprobs
 from abkt.serve.messages import decode
 
 
@@ -49,8 +50,8 @@ class PlannedTransfer:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """A prompt is computed. token, margin: the first output token and its margin (see Choice). transfer: None if that token is the last,
-    so that no KV is sent."""
+    """A prompt is computed. token, margin, logprobs: of the first output token (see Choice). transfer: None if that token is the last, so
+    that no KV is sent."""
 
     attempt_id: int
     prefill_start_s: float
@@ -58,6 +59,7 @@ class Prefilled:
     token: int
     margin: float
     transfer: PlannedTransfer | None
+    logprobs: TokenLogprobs = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +129,9 @@ class PromptsWithdrawn:
 
 @dataclass(frozen=True, slots=True)
 class StreamedTokens:
-    """New tokens of streamed requests, as (attempt_id, token)."""
+    """New tokens of streamed requests, as (attempt_id, token, its logprobs)."""
 
-    tokens: tuple[tuple[int, int], ...]
+    tokens: tuple[tuple[int, int, TokenLogprobs], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ class AttemptFinished:
 
     received_s: when its KV was complete. expand_busy_s, decode_busy_s: seconds of expanding and decoding. decode_token_s: when this worker
     had its first token. tokens: all output tokens; the first one is the prefill worker's. margins: margins of this worker's tokens.
+    logprobs: logprobs of this worker's tokens; empty if the request does not ask for them.
     distortion_start, distortion_final: distortion of the KV from which the first and the last token were decoded.
     distortion_token_weighted: mean over the tokens. swaps: (time, tokens decoded before, cut) for each time better values were written.
     refine_bytes: wire bytes of refinement after the start; refine_finish_s: when the last of them arrived; nan if there were none.
@@ -158,6 +161,7 @@ class AttemptFinished:
     swaps: tuple[tuple[float, int, int], ...]
     refine_bytes: int
     refine_finish_s: float
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
 from abkt.records import RequestRecord, TransferRecord
+from abkt.serve.engine.sampling import TokenLogprobs
 from abkt.serve.errors import ClusterError
 from abkt.serve.frontend.frontend import STEP_S, Frontend
 from abkt.serve.frontend.open_request import OpenRequest
@@ -44,7 +46,8 @@ class ServiceStatus:
 
 
 class Service:
-    """A frontend in a thread of its own. A context manager; `submit`, `cancel` and `status` may be called from any thread.
+    """A frontend in a thread of its own. A context manager; `submit`, `cancel`, `finish` and `status` may be called from any
+    thread.
 
     Parameters
     ----------
@@ -90,44 +93,47 @@ class Service:
         with self._lock:
             return self._status
 
-    def submit(self, prompt: Prompt, on_tokens: Callable[[list[int]], None], on_done: Callable[[OpenRequest], None]) -> int:
-        """Submit a request.
+    def submit(
+        self,
+        prompt: Prompt,
+        on_tokens: Callable[[list[int], list[TokenLogprobs]], None],
+        on_done: Callable[[OpenRequest], None],
+    ) -> tuple[int, Future[None]]:
+        """Submit a request. The limit is checked in the service's thread, so that it is exact however many threads submit at once.
 
         Parameters
         ----------
         prompt : the request; its request_id and arrival_s are set here.
-        on_tokens : called with new tokens, if prompt.stream.
+        on_tokens : called with new tokens and the logprobs of each, if prompt.stream.
         on_done : called once, when the request is done and has its record. Both functions are called in the service's thread.
 
         Returns
         -------
-        The request's number, for `cancel`.
-
-        Raises
-        ------
-        Busy : if too many requests are waiting.
-        ClusterError : if the cluster has failed.
+        The request's number, for `cancel` and `finish`, and whether it was accepted: the future raises Busy if too many requests are
+        waiting, and ClusterError if the cluster has failed. Only an accepted request is done later.
         """
-        status = self.status
-        if status.error:
-            raise ClusterError(status.error)
-        if status.waiting >= self._most_waiting:
-            raise Busy(status.waiting, retry_after_s=1.0 + status.waiting / 10)
-        number = next(self._numbers)
+        number, accepted = next(self._numbers), Future[None]()
 
         def begin() -> None:
             if error := self.status.error:
-                on_done(_failed(number, error))
-                return
-            self._listeners[number] = on_done
-            self._frontend.submit(OpenRequest(replace(prompt, request_id=number, arrival_s=self._frontend.now_s()), on_tokens))
+                accepted.set_exception(ClusterError(error))
+            elif (waiting := self._frontend.waiting) >= self._most_waiting:  # the frontend serves in order, so this one would wait too
+                accepted.set_exception(Busy(waiting, retry_after_s=1.0 + waiting / 10))
+            else:
+                accepted.set_result(None)
+                self._listeners[number] = on_done
+                self._frontend.submit(OpenRequest(replace(prompt, request_id=number, arrival_s=self._frontend.now_s()), on_tokens))
 
         self._call(begin)
-        return number
+        return number, accepted
 
     def cancel(self, number: int) -> None:
         """Cancel a request whose client no longer wants the answer."""
         self._call(lambda: None if self.status.error else self._frontend.cancel(number))
+
+    def finish(self, number: int) -> None:
+        """End a request's output with the tokens it has: its client has what it wants. It is then done, and completed."""
+        self._call(lambda: None if self.status.error else self._frontend.finish(number))
 
     def _call(self, work: Callable[[], None]) -> None:
         """Run `work` in the service's thread."""

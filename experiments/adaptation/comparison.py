@@ -9,6 +9,7 @@ from typing import Any
 from abkt.records import SLO
 from experiments.adaptation.rivals import Aim, Bitrate, Bounds, allocated, coarsest_within, finest_levels_within, largest_aim, with_bounds
 from experiments.adaptation.scores import Score, mean, p99, ratio, worst
+from experiments.adaptation.winner import Winner, winner
 from experiments.adaptation.worlds import World
 
 UNIFORM_BITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # the codec's depths in bits
@@ -28,6 +29,7 @@ class Comparison:
     ttft : policy -> ratio of its mean TTFT to that of the oracle.
     even : policy -> ratios to the first of ours, after the policy's aim was lowered until its mean distortion is no larger.
     missing : policy -> why it did not keep the bounds.
+    winner : the policy with the lowest mean TTFT of those that keep the bounds, without the oracle; None if there is none.
     """
 
     bits: float
@@ -38,6 +40,7 @@ class Comparison:
     ttft: dict[str, dict[str, float]]
     even: dict[str, dict[str, dict[str, float]]]
     missing: dict[str, str]
+    winner: Winner | None
 
     def plain(self) -> dict[str, Any]:
         return {
@@ -49,6 +52,7 @@ class Comparison:
             "ttft_mean_against_oracle": self.ttft,
             "even_against_first": self.even,
             "missing": self.missing,
+            "winner": self.winner.plain() if self.winner else None,
         }
 
 
@@ -123,7 +127,8 @@ def compare_within_bounds(
     ttft = {name: ratio(scores[name].ttft_s, scores["oracle"].ttft_s, mean) for name in ours}
     even = {name: _against(scores[name], scores[first]) for name in map(_evened, others) if name in scores}
     rows = {name: made.row(under.ttft_s) for name, made in scores.items()}
-    return Comparison(bits, bounds, under.ttft_s, rows, against, ttft, even, missing)
+    best = winner(scores, {"oracle", *missing, *even})
+    return Comparison(bits, bounds, under.ttft_s, rows, against, ttft, even, missing, best)
 
 
 def _evened(name: str) -> str:

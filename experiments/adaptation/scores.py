@@ -37,6 +37,10 @@ class Score:
     def all_distortion(self) -> np.ndarray:
         return np.concatenate(self.distortion)
 
+    @property
+    def mean_ttft_s(self) -> float:
+        return float(np.concatenate(self.ttft_s).mean())
+
     def met_for(self, share: float) -> float:
         """The least TTFT limit, in seconds, that this share of all requests keeps."""
         return not_exceeded(np.concatenate(self.ttft_s), share)

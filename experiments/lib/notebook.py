@@ -19,7 +19,7 @@ from experiments.lib.paths import data_path
 from experiments.lib.simulation import SimulateConfig, build_simulation
 from experiments.lib.workload import read_workload
 from experiments.sweeps.grid import axes, points
-from experiments.sweeps.pool import run_point
+from experiments.sweeps.point import run_point
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -32,6 +33,43 @@ class Bar:
     def share(self, share: float, name: str = "") -> None:
         total = self.progress.tasks[self.task].total or 1.0
         self.progress.update(self.task, description=f"{self.name}: {name}" if name else self.name, completed=round(share * total, 1))
+
+
+TENTHS = 10
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long the rest of some work takes, judged by what is done of it.
+
+    Parameters
+    ----------
+    total : the whole work, in any unit of which the time is about a multiple, such as tokens.
+    """
+
+    total: float
+    clock: Callable[[], float] = time.monotonic
+    _began_s: float = field(init=False)
+    _done: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self._began_s = self.clock()
+
+    def add(self, work: float) -> str | None:
+        """After a piece of work: one line to print after the first piece and after each tenth of the whole, else None."""
+        before, self._done = self._done, self._done + work
+        if before and int(TENTHS * before / self.total) == int(TENTHS * self._done / self.total):
+            return None
+        elapsed_s = self.clock() - self._began_s
+        left_s = elapsed_s * max(0.0, self.total - self._done) / self._done
+        return f"{self._done / self.total:.0%} done in {duration(elapsed_s)}, about {duration(left_s)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,9 +19,11 @@ from experiments.lib.compose import Composed
 from experiments.lib.config import read
 from experiments.lib.out import results
 from experiments.lib.paths import conf_dir, split_config_dirs
+from experiments.models.resolve import resolve_model
 
 MULTIRUN = ("-m", "--multirun")
-OVERWRITE = "overwrite="
+MODEL_KEY = "model_folder"  # of the verbs that run a model; `model` is short for it
+OVERWRITE, ACCEPT_TERMS = "overwrite=", "accept_terms="  # switches of every verb, and of those that run a model; no result depends on them
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,24 +71,31 @@ def verb(
 
     def decorate(main: Callable[[Any, VerbCall], None]) -> Callable[[Sequence[str]], None]:
         kind = get_type_hints(main)["config"]
+        runs_a_model = MODEL_KEY in kind.__dataclass_fields__
 
-        def start(composed: Composed, arguments: Sequence[str], out: Path, overwrite: bool = False) -> None:
-            config = {**composed.config, "out": out}
-            checked = read(kind, config)
+        def start(composed: Composed, arguments: Sequence[str], out: Path, overwrite: bool = False, accept_terms: bool = False) -> None:
+            values = {**composed.config, "out": out}
+            config = read(kind, values)
+            if runs_a_model and getattr(config, MODEL_KEY) is not None:
+                folder = resolve_model(str(getattr(config, MODEL_KEY)), accept_terms)
+                config, values = replace(config, **{MODEL_KEY: folder}), {**values, MODEL_KEY: str(folder)}
             with results(out, name, overwrite, resumes):
-                main(checked, VerbCall(name, tuple(arguments), config, composed.choices, out))
+                main(config, VerbCall(name, tuple(arguments), values, composed.choices, out))
 
         def call(given: Sequence[str]) -> None:
             arguments, config_dirs = split_config_dirs(given)
-            arguments, overwrite = split_overwrite(arguments)
+            arguments, overwrite = switch(arguments, OVERWRITE)
             many, arguments = any(a in MULTIRUN for a in arguments), [a for a in arguments if a not in MULTIRUN]
             extra = composer.config_dir_overrides(config_dirs)
             overrides, arguments = [*named(arguments, positional), *extra], [*arguments, *extra]
+            accept_terms = False
+            if runs_a_model:
+                overrides, accept_terms = model_overrides(overrides)
             if many:
-                run_many(name, start, overrides, overwrite, resumes)
+                run_many(name, partial(start, accept_terms=accept_terms), overrides, overwrite, resumes)
             else:
                 composed = composer.compose(name, overrides)
-                start(composed, arguments, out_folder(composed.config.get("out"), name), overwrite)
+                start(composed, arguments, out_folder(composed.config.get("out"), name), overwrite, accept_terms)
 
         return call
 
@@ -107,12 +117,19 @@ def named(arguments: Sequence[str], positional: tuple[str, ...]) -> list[str]:
     return overrides
 
 
-def split_overwrite(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """The arguments without overwrite=…, and its value; the last one counts."""
-    given = [argument.removeprefix(OVERWRITE) for argument in arguments if argument.startswith(OVERWRITE)]
+def model_overrides(overrides: Sequence[str]) -> tuple[list[str], bool]:
+    """(the overrides for Hydra, whether the user accepts the model's terms). `model=` becomes `model_folder=`, since `model` is also a
+    folder of conf/."""
+    overrides, accepted = switch(overrides, ACCEPT_TERMS)
+    return [MODEL_KEY + text.removeprefix("model") if text.startswith("model=") else text for text in overrides], accepted
+
+
+def switch(arguments: Sequence[str], prefix: str) -> tuple[list[str], bool]:
+    """The arguments without those that begin with prefix, such as `overwrite=`, and its value; the last one counts. Raises ValueError."""
+    given = [argument.removeprefix(prefix) for argument in arguments if argument.startswith(prefix)]
     if wrong := [value for value in given if value.lower() not in ("true", "false")]:
-        raise ValueError(f"overwrite is {wrong[0]}; it must be true or false")
-    return [a for a in arguments if not a.startswith(OVERWRITE)], bool(given) and given[-1].lower() == "true"
+        raise ValueError(f"{prefix.removesuffix('=')} is {wrong[0]}; it must be true or false")
+    return [a for a in arguments if not a.startswith(prefix)], bool(given) and given[-1].lower() == "true"
 
 
 def out_folder(out: object, name: str) -> Path:

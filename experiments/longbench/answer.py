@@ -1,10 +1,10 @@
-"""One question answered three times: colocated, after raw KV, and after KV that the policy sent; with the time of each stage."""
+"""One question answered several times: colocated, after raw KV, and after the KV of each method; with the time of each stage."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from abkt.codec.importance import Importance
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine
-from experiments.longbench.pair import TransferPair
+from experiments.longbench.pair import TransferPair, Transferred
 from experiments.longbench.questions import Asked
 
 NAN = float("nan")
@@ -21,17 +21,18 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memo
 
 @dataclass(slots=True)
 class Answer:
-    """A row of the results.
+    """A row of the results: one question after the KV of one method.
 
     Parameters
     ----------
+    method : what sent the KV: the name of the bitrate policy, or of a published codec.
     outcome, reason : completed, or failed for a reason; then the other figures are empty.
     prompt_tokens, whole_tokens : tokens of the prompt after and before its middle was cut.
-    score, raw_score : of the answer after the policy's KV and after raw KV.
+    score, raw_score : of the answer after the method's KV and after raw KV.
     nll, raw_nll : nats per token of the reference answer, without its first token, which prefill gives; nan if it has only one.
     agreement : share of positions where both answers have the same token. diverged_at: the first where they differ, or the length.
     lossless : whether the answer after raw KV has the same tokens as the colocated one.
-    prefill_s, encode_s, wire_s, expand_s, decode_s : seconds of each stage; prefill is shared by all three answers.
+    prefill_s, encode_s, wire_s, expand_s, decode_s : seconds of each stage; prefill is shared by all answers to a question.
     first_s : seconds from the prompt to the first token of the decode side.
     wire_bytes, raw_bytes : bytes sent with all headers, and bytes of the KV.
     """
@@ -39,6 +40,7 @@ class Answer:
     task: str
     category: str
     id: str
+    method: str = ""
     outcome: str = "completed"
     reason: str = ""
     splits: str = ""
@@ -86,18 +88,21 @@ class Said:
     step_s: float
 
 
-def answer(asked: Asked, pair: TransferPair, tokenizer: Any, stops: frozenset[int], deadline_s: float) -> Answer:
-    """The row of one question. A lack of memory is recorded as a failure; other errors are raised."""
+Method = Callable[[int, int, Importance], Transferred]  # (tokens, first token, importance) -> the transfer of their KV
+
+
+def answer(asked: Asked, pair: TransferPair, tokenizer: Any, stops: frozenset[int], methods: Mapping[str, Method]) -> list[Answer]:
+    """The rows of one question, one for each method. A lack of memory is recorded as a failure; other errors are raised."""
     row = Answer(asked.task.name, asked.task.category, asked.example.id, splits=",".join(asked.example.splits))
     row.prompt_tokens, row.whole_tokens = len(asked.tokens), asked.whole_tokens
     try:
-        _run(row, asked, pair, tokenizer, stops, deadline_s)
+        return _run(row, asked, pair, tokenizer, stops, methods)
     except (RuntimeError, MemoryError) as error:
         if not lacks_memory(error):
             raise
         reason = f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]}"[:300]
-        return Answer(row.task, row.category, row.id, "failed", reason, row.splits, row.prompt_tokens, row.whole_tokens)
-    return row
+        asked_of = (row.task, row.category, row.id)
+        return [Answer(*asked_of, name, "failed", reason, row.splits, row.prompt_tokens, row.whole_tokens) for name in methods]
 
 
 def room(asked: Asked) -> int:
@@ -111,7 +116,9 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in said for text in OUT_OF_MEMORY)
 
 
-def _run(row: Answer, asked: Asked, pair: TransferPair, tokenizer: Any, stops: frozenset[int], deadline_s: float) -> None:
+def _run(
+    row: Answer, asked: Asked, pair: TransferPair, tokenizer: Any, stops: frozenset[int], methods: Mapping[str, Method]
+) -> list[Answer]:
     tokens, task = len(asked.tokens), asked.task
     if task.line_ends:
         stops = stops | {tokenizer.encode("\n", add_special_tokens=False)[-1]}
@@ -123,6 +130,11 @@ def _run(row: Answer, asked: Asked, pair: TransferPair, tokenizer: Any, stops: f
     row.prefill_s = time.monotonic() - start_s
     if task.line_ends and first in stops:  # such an answer has at least one token
         first = _best_other(pair.prefill, asked.tokens, table, stops)
+
+    def scored(said: Said) -> tuple[str, float]:
+        text = tokenizer.decode([t for t in said.tokens if t not in stops], skip_special_tokens=True)
+        return text, task.score(text, asked.example.answers, asked.example.classes)
+
     colocated = say(pair.prefill, SequenceRow(table, tokens), first, asked.most_tokens, stops)
     row.colocated_decode_s, row.colocated_first_s = colocated.decode_s, row.prefill_s + colocated.step_s
 
@@ -132,21 +144,23 @@ def _run(row: Answer, asked: Asked, pair: TransferPair, tokenizer: Any, stops: f
     row.raw_wire_s, row.raw_wire_bytes, row.raw_decode_s = raw.wire_s, raw.wire_bytes, plain.decode_s
     row.raw_first_s = row.prefill_s + raw.seconds + plain.step_s
     row.lossless = plain.tokens == colocated.tokens
-
-    sent = pair.coded(tokens, first, importance, deadline_s)
-    row.nll = nll(pair.decode, SequenceRow(table, tokens), reference)
-    coded = say(pair.decode, SequenceRow(table, tokens), first, asked.most_tokens, stops)
-    row.mode, row.wire_bytes, row.distortion = sent.mode, sent.wire_bytes, sent.distortion
-    row.encode_s, row.wire_s, row.expand_s, row.decode_s = sent.encode_s, sent.wire_s, sent.expand_s, coded.decode_s
-    row.first_s = row.prefill_s + sent.seconds + coded.step_s
+    row.raw_said, row.raw_score = scored(plain)
     row.raw_bytes = tokens * pair.prefill.layout.model.kv_bytes_per_token
-    row.scored_tokens, row.answer_tokens = max(0, len(reference) - 1), len(coded.tokens)
-    row.raw_answer_tokens = len(plain.tokens)
-    row.agreement, row.diverged_at = agreement(coded.tokens, plain.tokens)
-    for said, name in ((coded, ""), (plain, "raw_")):
-        text = tokenizer.decode([t for t in said.tokens if t not in stops], skip_special_tokens=True)
-        setattr(row, f"{name}said", text)
-        setattr(row, f"{name}score", task.score(text, asked.example.answers, asked.example.classes))
+    row.scored_tokens, row.raw_answer_tokens = max(0, len(reference) - 1), len(plain.tokens)
+
+    rows = []
+    for name, send in methods.items():
+        own = replace(row, method=name)
+        sent = send(tokens, first, importance)
+        own.nll = nll(pair.decode, SequenceRow(table, tokens), reference)
+        coded = say(pair.decode, SequenceRow(table, tokens), first, asked.most_tokens, stops)
+        own.mode, own.wire_bytes, own.distortion = sent.mode, sent.wire_bytes, sent.distortion
+        own.encode_s, own.wire_s, own.expand_s, own.decode_s = sent.encode_s, sent.wire_s, sent.expand_s, coded.decode_s
+        own.first_s, own.answer_tokens = row.prefill_s + sent.seconds + coded.step_s, len(coded.tokens)
+        own.agreement, own.diverged_at = agreement(coded.tokens, plain.tokens)
+        own.said, own.score = scored(coded)
+        rows.append(own)
+    return rows
 
 
 def say(engine: Engine, row: SequenceRow, first: int, most: int, stops: frozenset[int]) -> Said:

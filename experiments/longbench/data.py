@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.longbench.tasks import Task
+from experiments.models.resolve import unreachable
 
 HUB = {"v1": ("zai-org/LongBench", "data.zip"), "v2": ("zai-org/LongBench-v2", "data.json")}
 REPOSITORY = "https://raw.githubusercontent.com/THUDM/LongBench/2e00731f8d0bff23dc4325161044d0ed8af94c1e"
@@ -137,7 +138,7 @@ def _from_hub(repository: str, name: str) -> Path:
 
     try:
         return Path(hf_hub_download(repository, name, repo_type="dataset"))
-    except _unreachable() as error:
+    except unreachable() as error:
         raise ValueError(f"the hub cannot be reached for {repository}: {str(error).splitlines()[0]}; give data=DIR") from None
 
 
@@ -149,26 +150,3 @@ def _from_repository(path: str) -> str:
             return answer.read().decode()
     except OSError as error:
         raise ValueError(f"LongBench's repository cannot be reached for {path}: {error}; give data=DIR") from None
-
-
-def model_folder(model: str) -> Path:
-    """A local folder, or the files of a model on the hub. Raises ValueError, one line, where it is neither."""
-    if Path(model).is_dir():
-        return Path(model)
-    if Path(model).is_absolute() or model.count("/") != 1:
-        raise ValueError(f"model_folder={model} is neither a folder nor a name on the hub (owner/name)")
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-    try:
-        return Path(snapshot_download(model, allow_patterns=wanted))
-    except _unreachable() as error:
-        raise ValueError(f"model_folder={model} is no folder, and the hub cannot give it: {str(error).splitlines()[0]}") from None
-
-
-def _unreachable() -> tuple[type[Exception], ...]:
-    """Errors of the hub's client, for each HTTP library that it may use."""
-    import huggingface_hub.errors as errors
-
-    http = [kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError" and issubclass(kind, Exception)]
-    return (OSError, ValueError, errors.EntryNotFoundError, *http)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from abkt.capacity import Capacity
+from abkt.codec.baselines.base import Baseline
 from abkt.codec.codec import Codec
 from abkt.codec.importance import Importance
 from abkt.codec.lossless import stream as lossless_stream
@@ -36,13 +37,14 @@ from abkt.transfer.send.sender import Sender
 from abkt.transfer.transports.tcp import Tcp
 from experiments.lib.errors import RunError
 
+Expand = Callable[..., object]  # (message, pool, table)
 PATIENCE_S = 30.0  # most seconds from the end of sending until the receiver has the transfer
 
 
 @dataclass(frozen=True, slots=True)
 class Transferred:
     """The transfer of a prompt's KV to the decode side. wire_s: seconds from the offer until all bytes have arrived. distortion: as the
-    codec measured it at the cut that was sent; 0 for raw and lossless."""
+    codec measured it at the cut that was sent; 0 for raw and lossless, nan for a published codec."""
 
     mode: str
     wire_bytes: int
@@ -99,7 +101,7 @@ class TransferPair:
 
     def raw(self, tokens: int, first_token: int) -> Transferred:
         """Send the KV raw. The policy is not asked and does not see the transfer."""
-        return self._transfer(tokens, first_token, Decision("raw"), raw_source(self.prefill.pool, self._blocks(tokens)), 0.0)
+        return self._transfer(tokens, first_token, Decision("raw"), raw_source(self.prefill.pool, self._blocks(tokens), tokens), 0.0)
 
     def coded(self, tokens: int, first_token: int, importance: Importance, deadline_s: float) -> Transferred:
         """Send the KV as the policy decides. deadline_s: seconds from now until the KV should be usable."""
@@ -111,7 +113,7 @@ class TransferPair:
         decision = self.policy.decide(start_s, view)
         source: ByteSource
         if decision.mode == "raw":
-            source = raw_source(self.prefill.pool, self._blocks(tokens))
+            source = raw_source(self.prefill.pool, self._blocks(tokens), tokens)
         elif decision.mode == "lossless":
             source = PiecesSource([lossless_stream.encode(self.prefill.pool, self.table, tokens)])
         else:
@@ -122,10 +124,22 @@ class TransferPair:
             view = replace(view, slope=source.slope, uniform=source.uniform, raw_s=math.inf, lossless_bytes=0.0)
         return self._transfer(tokens, first_token, decision, source, self._now_s() - start_s, view)
 
+    def message(self, tokens: int, first_token: int, importance: Importance, codec: Baseline) -> Transferred:
+        """Send the KV as the one message of a published codec, which takes no importance. The policy does not see the transfer."""
+        start_s = self._now_s()
+        source = PiecesSource([codec.encode(self.prefill.pool, self._blocks(tokens), tokens)])
+        encode_s = self._now_s() - start_s
+        return self._transfer(tokens, first_token, Decision("lossless"), source, encode_s, expand=codec.expand, name=codec.name)
+
     def _transfer(
-        self, tokens: int, first_token: int, decision: Decision, source: ByteSource, encode_s: float, view: TransferView | None = None
-    ) -> Transferred:
-        """Send the KV and wait for it. view: the transfer as the policy sees it when it chooses the next cut; None: it is not asked."""
+        self, tokens: int, first_token: int, decision: Decision, source: ByteSource, encode_s: float, view: TransferView | None = None,
+        expand: Expand | None = None, name: str = "",
+    ) -> Transferred:  # fmt: skip
+        """Send the KV and wait for it.
+
+        view: the transfer as the policy sees it when it chooses the next cut; None: it is not asked. expand, name: of a published codec,
+        whose one message travels as a lossless one does; its distortion is unknown.
+        """
         self._count += 1
         offer = Offer(self._count, decision.mode, tokens, tuple(int(end) for end in source.ends), first_token)
         outgoing = Outgoing(self._count, offer, source)
@@ -145,16 +159,17 @@ class TransferPair:
         begin_s = time.monotonic()
         if decision.mode == "raw":
             if isinstance(received.sink, BufferSink):  # else it was received into its place
-                put_raw(received.sink.data, self.decode.pool, self._blocks(tokens))
+                put_raw(received.sink.data, self.decode.pool, self._blocks(tokens), tokens)
         else:
             assert isinstance(received.sink, BufferSink)
             data = memoryview(received.sink.data)[: offer.ends[received.cut]]
-            expand = lossless_stream.expand if decision.mode == "lossless" else self.codec.expand
+            expand = expand or (lossless_stream.expand if decision.mode == "lossless" else self.codec.expand)
             expand(data, self.decode.pool, self._blocks(tokens))
         if self.decode.pool.data.device.type == "cuda":
             torch.cuda.synchronize()
         expand_s = time.monotonic() - begin_s
-        return Transferred(decision.mode, sent.wire_bytes, distortion, encode_s, received.committed_s - start_s, expand_s)
+        distortion = math.nan if name else distortion
+        return Transferred(name or decision.mode, sent.wire_bytes, distortion, encode_s, received.committed_s - start_s, expand_s)
 
     def _next_cut(self, view: TransferView, finest: int, now_s: float, sent_bytes: int, sent_cut: int) -> int:
         now_s -= self.origin_s
@@ -171,7 +186,7 @@ class TransferPair:
         raise RunError(f"transfer {sent.transfer_id}: {sent.error}")
 
     def _accept(self, peer: str, offer: Offer) -> ByteSink:
-        return raw_sink(self.decode.pool, self._blocks(offer.tokens)) if offer.mode == "raw" else BufferSink(offer.size)
+        return raw_sink(self.decode.pool, self._blocks(offer.tokens), offer.tokens) if offer.mode == "raw" else BufferSink(offer.size)
 
     def _blocks(self, tokens: int) -> list[int]:
         return self.table[: self.prefill.layout.blocks_for(tokens)]

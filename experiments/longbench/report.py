@@ -12,7 +12,7 @@ ALL = "all"
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each task, each split (v2's difficulty and length), each category, and one for all.
+    """For each method: a row for each task, each split (v2's difficulty and length), each category, and one for all.
 
     The figure of a category is the mean over its tasks, as published, so that a task with more samples does not weigh more.
 
@@ -21,13 +21,17 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     wire bytes / raw bytes. first_s: seconds to the decode side's first token. colocated_speedup, raw_speedup: first_s of the colocated and
     of the raw run / ours; whole_colocated_speedup: the same for whole answers, all at the length of raw's.
     """
+    return pd.concat([_of_method(str(method), group) for method, group in rows.groupby("method", sort=False)], ignore_index=True)
+
+
+def _of_method(method: str, rows: pd.DataFrame) -> pd.DataFrame:
     good = rows[rows.outcome == "completed"]
     groups = [("task", name, [group], rows[rows.task == name]) for name, group in good.groupby("task", sort=False)]
     groups += [("split", name, [group], group) for name, group in _splits(good)]
     for name, group in good.groupby("category", sort=False):
         groups.append(("category", str(name), [part for _, part in group.groupby("task", sort=False)], rows[rows.category == name]))
     groups.append((ALL, ALL, [part for _, part in good.groupby("task", sort=False)], rows))
-    return pd.DataFrame([_line(kind, str(name), parts, asked) for kind, name, parts, asked in groups if parts])
+    return pd.DataFrame([{"method": method, **_line(kind, str(name), parts, asked)} for kind, name, parts, asked in groups if parts])
 
 
 def _line(kind: str, name: str, parts: list[pd.DataFrame], asked: pd.DataFrame) -> dict[str, object]:

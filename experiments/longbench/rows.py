@@ -18,14 +18,14 @@ from experiments.longbench.answer import COLUMNS, Answer
 
 @dataclass(slots=True)
 class Rows:
-    """rows.jsonl of a folder. settings: all that a row depends on. done: completed rows by (task, id); failed ones are run again.
+    """rows.jsonl of a folder. settings: all that a row depends on. done: (task, id, method) of completed rows; failed ones are run again.
 
     An unfinished last row is dropped. Raises ValueError, one line, where the folder has rows of other settings or a damaged row.
     """
 
     folder: Path
     settings: Mapping[str, str]
-    done: dict[tuple[str, str], dict[str, Any]] = field(init=False)
+    done: set[tuple[str, str, str]] = field(init=False)
 
     def __post_init__(self) -> None:
         stand = self.folder / "settings.json"
@@ -36,7 +36,7 @@ class Rows:
                 raise ValueError(
                     f"out={self.folder} has rows of another {', '.join(other)}; give another out, or the same settings to resume"
                 )
-        self.done = {(row["task"], row["id"]): row for row in self._read() if row["outcome"] == "completed"}
+        self.done = {key(row) for row in self._read() if row["outcome"] == "completed"}
 
     def begin(self) -> None:
         """Make the folder, and remove an unfinished last row, so that the next one starts its own line."""
@@ -56,8 +56,8 @@ class Rows:
             os.fsync(file.fileno())
 
     def frame(self) -> pd.DataFrame:
-        """The last row of each question, with the columns of answer.Answer."""
-        last = {(row["task"], row["id"]): row for row in self._read()}
+        """The last row of each question and method, with the columns of answer.Answer."""
+        last = {key(row): row for row in self._read()}
         frame = pd.DataFrame(list(last.values()), columns=list(COLUMNS))
         numbers = [name for name, value in asdict(Answer("", "", "")).items() if isinstance(value, int | float) and name != "lossless"]
         return frame.astype(dict.fromkeys(numbers, "float64"))
@@ -76,3 +76,7 @@ class Rows:
             except ValueError as error:
                 raise ValueError(f"{self._path}, line {number} is no row of this version: {error}; give another out") from None
             yield row
+
+
+def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["task"], row["id"], row["method"]

@@ -63,7 +63,7 @@ def _replay(cluster: LocalCluster, plain: Mapping[str, Any], profile: Profile, f
 
     config = read(ProbeRun, {key: plain[key] for key in ProbeRun.__slots__})
     requests, _ = read_workload(config.workload, seed)
-    twin = Twin(prompts_for(requests, seed), config.network.capacity(), config.slo, profile)
+    twin = Twin(prompts_for(requests, cluster.spec.model_folder, seed), config.network.capacity(), config.slo, profile)
     with bar(f"{folder.parent.name}, {folder.name}", len(requests)) as progress:
         summary = run_real(twin, cluster, config.bitrate, folder, progress.update)
     return {
@@ -72,5 +72,5 @@ def _replay(cluster: LocalCluster, plain: Mapping[str, Any], profile: Profile, f
         "p99_s": float(summary["ttft_s"]["p99"]),
         "of_raw": summary["wire_bytes"] / summary["raw_bytes"],
         "distortion": float(summary["distortion"]["mean"]),
-        "right": float(summary["answers"]["rest"]),
+        "right": float(summary["answers"].get("rest", float("nan"))),
     }

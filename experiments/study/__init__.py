@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from abkt.lazy import exporter
 
 if TYPE_CHECKING:
-    from experiments.study.comparison import compare, compare_worlds
+    from experiments.study.comparison import compare
     from experiments.study.folder import Study, load_study
     from experiments.study.ranking import Regret, rank, regret
     from experiments.study.twin import Twin, run_real, run_simulated, simulated_cluster
@@ -20,7 +20,6 @@ __all__ = [
     "Study",
     "Twin",
     "compare",
-    "compare_worlds",
     "load_study",
     "rank",
     "regret",
@@ -35,7 +34,6 @@ __getattr__ = exporter(
         "Study": "folder",
         "Twin": "twin",
         "compare": "comparison",
-        "compare_worlds": "comparison",
         "load_study": "folder",
         "rank": "ranking",
         "regret": "ranking",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,6 @@ from abkt.records import SCHEMA_VERSION as RECORDS_VERSION
 from abkt.records import STAGES, check_version
 from experiments.lib import intervals
 from experiments.lib.results import read_json, read_records
-from experiments.study.folder import WORLDS, twin
-from experiments.study.ranking import rank, regret
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,9 +44,14 @@ def compare(measured: Path, predicted: Path) -> dict[str, Any]:
     for folder in (measured, predicted):
         _check_version(folder)
     left, right = read_records(measured / "requests.parquet"), read_records(predicted / "requests.parquet")
-    for folder, records in ((measured, left), (predicted, right)):
+    return compare_records(left, right, measured, predicted)
+
+
+def compare_records(left: pd.DataFrame, right: pd.DataFrame, measured: object, predicted: object) -> dict[str, Any]:
+    """As compare, from records. measured, predicted: names of the two runs, for messages."""
+    for run, records in ((measured, left), (predicted, right)):
         if len(twice := records.request_id[records.request_id.duplicated()]):
-            raise ValueError(f"{folder} has {len(twice)} requests with the id of another one, the first {twice.iloc[0]}; ids must differ")
+            raise ValueError(f"{run} has {len(twice)} requests with the id of another one, the first {twice.iloc[0]}; ids must differ")
     joined = left.merge(right, on="request_id", suffixes=("_a", "_b"))
     if joined.empty:
         raise ValueError(f"{measured} and {predicted} have no request in common")
@@ -71,25 +73,17 @@ def compare(measured: Path, predicted: Path) -> dict[str, Any]:
     }
 
 
-def compare_worlds(folder: Path, policies: Sequence[str], max_distortion: float) -> dict[str, Any]:
-    """Compare the twin runs of a study: errors of every policy, the ranking of each world, and the simulator's decision regret.
+def mean_of_repeats(repeats: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The records of the requests that completed in every repeat, each with its mean times over the repeats."""
+    import pandas as pd
 
-    Parameters
-    ----------
-    folder : folder of the study, with twin/real/POLICY and twin/simulated/POLICY.
-    policies : names of the policies.
-    max_distortion : D, the limit of mean token-weighted distortion that a policy must keep.
-    """
-    worlds = {w: {p: read_json(twin(folder, w, p) / "summary.json") for p in policies} for w in WORLDS}
-    hardware, simulated = rank(worlds["real"], max_distortion), rank(worlds["simulated"], max_distortion)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "max_distortion": max_distortion,
-        "policies": {policy: compare(twin(folder, "real", policy), twin(folder, "simulated", policy)) for policy in policies},
-        "hardware": asdict(hardware),
-        "simulated": asdict(simulated),
-        "regret": asdict(regret(simulated, hardware)),
-    }
+    rows = pd.concat([rows[rows.outcome == "completed"] for rows in repeats])
+    whole = rows.groupby("request_id").filter(lambda of: len(of) == len(repeats))
+    if whole.empty:
+        return whole
+    first = whole.drop_duplicates("request_id").set_index("request_id")
+    times = whole.groupby("request_id")[["arrival_s", *MEASURES]].mean()
+    return first.assign(**{name: times[name] for name in times}).reset_index()
 
 
 def _check_version(folder: Path) -> None:

@@ -21,7 +21,7 @@ from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.errors import RunError
 from experiments.lib.prompts import answers
 from experiments.lib.results import write_json, write_records
-from sim.cluster import Simulation
+from sim.cluster import Simulation, SimulationResult
 from sim.specs import ClusterSpec, NodeSpec
 from sim.transfer.transport import TransportModel
 from sim.workload.requests import Request
@@ -90,7 +90,12 @@ def run_real(twin: Twin, cluster: LocalCluster, bitrate: Bitrate, folder: Path, 
         _save(folder, "real", finished, [], twin.slo, time.monotonic() - started_s)
         raise
     facts |= {"answers": answers(twin.prompts, run.outputs), "codec": run.codec, "network": {**run.network, **facts.get("network", {})}}
-    facts |= {"compute": cluster.spec.compute, "near_ties": near_ties(run.margins.values()), "roles": run.roles}
+    facts |= {
+        "compute": cluster.spec.compute,
+        "compute_dtype": cluster.spec.compute_dtype().dtype,
+        "near_ties": near_ties(run.margins.values()),
+        "roles": run.roles,
+    }
     return _save(folder, "real", run.requests, run.transfers, twin.slo, run.wall_s, **facts)
 
 
@@ -100,6 +105,12 @@ def run_simulated(twin: Twin, spec: LocalClusterSpec, bitrate: Bitrate, folder: 
     Admission reserves decode memory before prefill, as the real frontend does: it places a request only when a decode worker has room for
     prompt and answer.
     """
+    result, roles = simulate(twin, spec, bitrate)
+    return _save(folder, "simulated", result.requests, result.transfers, twin.slo, result.wall_s, roles=roles)
+
+
+def simulate(twin: Twin, spec: LocalClusterSpec, bitrate: Bitrate) -> tuple[SimulationResult, list[tuple[float, str, str]]]:
+    """The simulated run of one policy, without files: its records, and (time, node, role) of each change of roles."""
     if twin.profile is None:
         raise ValueError("the simulator needs a profile; measure one with `abkt profile`")
     network = replace(twin.network, bytes_per_s=tuple(rate * twin.payload_share for rate in twin.network.bytes_per_s))
@@ -116,7 +127,7 @@ def run_simulated(twin: Twin, spec: LocalClusterSpec, bitrate: Bitrate, folder: 
     )
     result = simulation.run()
     assert simulation.role_controller is not None
-    return _save(folder, "simulated", result.requests, result.transfers, twin.slo, result.wall_s, roles=simulation.role_controller.log)
+    return result, simulation.role_controller.log
 
 
 def simulated_cluster(

@@ -1,6 +1,6 @@
-"""Grids of simulations: axes and points, the processes that run them, and the journal that makes a sweep resumable.
+"""Grids of simulations: axes and points, the pools that run them, and the journal that makes a sweep resumable.
 
-Used by `abkt sweep`, `abkt reproduce` and the notebooks.
+Used by `abkt sweep`, `abkt reproduce`, and the searches of `abkt capacity` and `abkt plan`.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ class Journal:
             os.truncate(self.path, text.rfind(b"\n") + 1)
 
     def add(self, row: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(row)) + "\n")
 

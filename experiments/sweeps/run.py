@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,26 +10,28 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import abkt
 from abkt.ranges import bound
-from experiments.lib.config import MOST_WORKERS, read
+from experiments.lib.config import read
 from experiments.lib.manifest import code_hash, config_hash, file_hash, policy_files
 from experiments.lib.progress import bar
 from experiments.lib.results import plain
 from experiments.lib.simulation import SimulateConfig, simulation_files
 from experiments.lib.verb import VerbCall
+from experiments.sweeps.chains import run_all
 from experiments.sweeps.grid import Axis, GridPoint, axes, points
 from experiments.sweeps.journal import Journal
-from experiments.sweeps.pool import run_all
+from experiments.sweeps.pools import PoolSpec
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 
-OWN = ("also=", "csv=", "grid=", "max_distortion=", "out=", "plot=", "workers=")  # overrides of the sweep itself
+OWN = ("also=", "csv=", "grid=", "max_distortion=", "out=", "plot=", "workers=", "pool=", "pool_options")  # overrides of the sweep itself
 
 
 @dataclass(frozen=True, slots=True)
 class SweepConfig:
-    """grid, also: axes, as overrides with several values; of two with the same name the second wins. workers: processes; None: one a core.
+    """grid, also: axes, as overrides with several values; of two with the same name the second wins. pool, workers, pool_options: see
+    PoolSpec.
 
     max_distortion: limit of mean distortion that a winner keeps. plot, csv: also write report.html, and the table as CSV.
 
@@ -44,11 +45,16 @@ class SweepConfig:
     plot: bool
     csv: bool
     out: Path
+    pool: str = "processes"
+    pool_options: dict[str, Any] | None = None
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "ignore"}
 
     def __post_init__(self) -> None:
-        bound(self, "workers", least=1, most=MOST_WORKERS)
         bound(self, "max_distortion", above=0)
+        self.spec()
+
+    def spec(self) -> PoolSpec:
+        return PoolSpec(self.pool, self.workers, self.pool_options or {})
 
 
 def sweep(config: SweepConfig, run: VerbCall) -> list[dict[str, Any]]:
@@ -63,12 +69,10 @@ def sweep(config: SweepConfig, run: VerbCall) -> list[dict[str, Any]]:
     if not grid:
         raise ValueError("the sweep has no axis: give a key several values, such as seed=0,1,2, or an experiment=NAME")
     by_hash = {point_hash(point): point for point in points("sweep", base(run.arguments), grid)}
-    workers = config.workers or os.cpu_count() or 1
     journal = Journal(run.out / "points.jsonl")
     known = journal.rows()
     todo = {name: {"config": point.config, "out": None} for name, point in by_hash.items() if known.get(name, {}).get("error") != ""}
-    print(plan_line(grid, len(by_hash), len(todo), workers))
-    run.out.mkdir(parents=True, exist_ok=True)
+    print(plan_line(grid, len(by_hash), len(todo), config.spec()))
     journal.mend()
     finished = len(by_hash) - len(todo)
     with bar("sweep", len(by_hash)) as progress:
@@ -81,7 +85,7 @@ def sweep(config: SweepConfig, run: VerbCall) -> list[dict[str, Any]]:
             finished += 1
             progress.update(finished, len(by_hash))
 
-        run_all(todo, workers, done)
+        run_all(todo, config.spec(), run.out, done)
     return [{**known[name], **point.place} for name, point in by_hash.items()]
 
 
@@ -110,11 +114,11 @@ def point_hash(point: GridPoint) -> str:
     return config_hash([abkt.__version__, code_hash(), plain(point.config), files])
 
 
-def plan_line(grid: Sequence[Axis], count: int, todo: int, workers: int) -> str:
-    """One line: the number of simulations, the axes, and the processes."""
+def plan_line(grid: Sequence[Axis], count: int, todo: int, pool: PoolSpec) -> str:
+    """One line: the number of simulations, the axes, and where they run."""
     spans = " x ".join(f"{len(axis.values)} {axis.name}" for axis in grid)
     kept = f", {count - todo} of them done before" if todo < count else ""
-    return f"plan: {count} simulations ({spans}){kept}, in {min(workers, max(1, todo))} processes"
+    return f"plan: {count} simulations ({spans}){kept}, {pool.where(todo)}"
 
 
 @lru_cache

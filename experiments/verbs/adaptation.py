@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +12,22 @@ from abkt.profile import schema
 from abkt.ranges import OutOfRange, bound, check_seed
 from abkt.records import SLO
 from experiments.adaptation.comparison import Comparison, compare_within_bounds
+from experiments.adaptation.page import write_report
 from experiments.adaptation.rivals import Aim
 from experiments.adaptation.worlds import World, real, simulated
 from experiments.lib.config import STRICT, PolicyConfig, ProfilePath
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network, network_files
 from experiments.lib.progress import bar
-from experiments.lib.results import write_json
+from experiments.lib.results import read_json, write_json
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import TraceWorkload, Workload, read_workload
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
+    from abkt.profile.schema import Profile
+    from abkt.serve import LocalClusterSpec
     from sim.workload.requests import Request
 
 SCHEMA_VERSION = 2
@@ -82,10 +85,12 @@ def main(config: AdaptationConfig, run: VerbCall) -> None:
         f"plan: {config.repeats} times {len(repeats[0])} requests, network {run.choices['network']}, {where}; "
         f"{', '.join(config.ours)} against fixed rates of {', '.join(f'{bits:g}' for bits in config.bits)} bits, cachegen and an oracle"
     )
+    spec = cluster_spec(config)
+    known = schema.load(config.profile) if config.profile else None
     config.out.mkdir(parents=True, exist_ok=True)
     aim = Aim(config.target, config.refine)
     with ExitStack() as stack:
-        world, scout, facts = _worlds(config, repeats, stack)
+        world, scout, facts = _worlds(config, spec, known, repeats, stack)
         comparisons = [
             compare_within_bounds(
                 *(world, config.repeats, bits, config.ours, config.cachegen, config.oracle, aim, config.slo_share),
@@ -94,22 +99,13 @@ def main(config: AdaptationConfig, run: VerbCall) -> None:
             )
             for bits in config.bits
         ]
-    write_json(
-        config.out / "adaptation.json",
-        {
-            "schema_version": SCHEMA_VERSION,
-            "network": run.choices["network"],
-            "world": config.world,
-            "repeats": config.repeats,
-            "requests": sum(len(requests) for requests in repeats),
-            **facts,
-            "comparisons": [comparison.plain() for comparison in comparisons],
-        },
-    )
+    told = {"world": config.world, "repeats": config.repeats, "requests": sum(len(requests) for requests in repeats), **facts}
+    compared = {"comparisons": [comparison.plain() for comparison in comparisons]}
+    write_json(config.out / "adaptation.json", {"schema_version": SCHEMA_VERSION, "network": run.choices["network"], **told, **compared})
     traces = [config.workload.path] if isinstance(config.workload, TraceWorkload) else []
     write_manifest(run, [*traces, *network_files(config.network), config.out / "profile.json"])
     show(run.choices["network"], comparisons)
-    print(f"results: {config.out}")
+    print(f"report: {write_report(config.out, run.choices['network'], told, comparisons, read_json(config.out / 'manifest.json'))}")
 
 
 def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
@@ -122,17 +118,24 @@ def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
     return read_workload(workload, seed + repeat)[0]
 
 
-def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stack: ExitStack) -> tuple[World, World, dict[str, Any]]:
-    """The world to compare in, the simulator for the search of levels, and facts about the world. Measures a profile if none is given."""
-    from abkt.serve import LocalCluster, LocalClusterSpec
+def cluster_spec(config: AdaptationConfig) -> LocalClusterSpec:
+    """The cluster. Raises ValueError, one line, if the folder holds no model, or the calibration is not of this model."""
+    from abkt.serve import LocalClusterSpec
     from experiments.lib.calibration import calibration_file
+
+    spec = LocalClusterSpec(config.model_folder, prefill=config.network.senders, decode=config.receivers)
+    return replace(spec, calibration=calibration_file(config.calibration, config.model_folder, spec.layout()))
+
+
+def _worlds(
+    config: AdaptationConfig, spec: LocalClusterSpec, known: Profile | None, repeats: Sequence[Sequence[Request]], stack: ExitStack
+) -> tuple[World, World, dict[str, Any]]:
+    """The world to compare in, the simulator for the search of levels, and facts about the world. Measures a profile if none is known."""
+    from abkt.serve import LocalCluster
     from experiments.lib.profiling import profile_machine
     from experiments.study.twin import simulated_cluster
 
-    spec = LocalClusterSpec(config.model_folder, prefill=config.network.senders, decode=config.receivers)
-    spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, spec.layout()))
-    alone = replace(spec, prefill=1, decode=1)
-    profile = schema.load(config.profile) if config.profile else profile_machine(alone, config.out, config.seed)
+    profile = known or profile_machine(replace(spec, prefill=1, decode=1), config.out, config.seed)
     profile.save(config.out / "profile.json")
     network, capacity = config.network, config.network.capacity()
     scout = simulated(simulated_cluster(spec, profile, capacity, shared=network.senders > 1, delay_s=network.delay_s), repeats)
@@ -144,41 +147,17 @@ def _worlds(config: AdaptationConfig, repeats: Sequence[Sequence[Request]], stac
     over = stack.enter_context(real_network(config.network, config.pacing, config.seed))
     cluster = stack.enter_context(LocalCluster(replace(spec, key_file=over.key_file), config.out, over.namespaces, over.pacing))
     shown = stack.enter_context(bar("requests"))
-    prompts = [prompts_for(requests, config.seed + i) for i, requests in enumerate(repeats)]
+    prompts = [prompts_for(requests, config.model_folder, config.seed + i) for i, requests in enumerate(repeats)]
     measured = real(cluster, profile, capacity, prompts, lambda: shown.progress.advance(shown.task))
     return measured, scout, {"pacing": over.pacing, **over.facts}
 
 
 def show(network: str, comparisons: Sequence[Comparison]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from experiments.adaptation.page import answers_table, lines, overall, rows_table, where
+    from experiments.report.terminal import show_lines, show_table, show_verdict
 
-    console = Console(soft_wrap=True)
     for comparison in comparisons:
-        title = f"{network}: D {comparison.bounds.mean:.4f} (a fixed rate of {comparison.bits:g} bits), SLO {comparison.slo_ttft_s:.3f} s"
-        table = Table("policy", title=title, title_justify="left", box=None)
-        for heading in ("within", "exposed p99", "TTFT", "worst", "distortion, p99", "of raw"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for name, row in comparison.rows.items():
-            table.add_row(
-                name,
-                f"{row['within_slo']:.1%}",
-                *(f"{row[key]:.3f} s" for key in ("exposed_p99_s", "ttft_mean_s", "ttft_worst_s")),
-                f"{row['distortion_mean']:.4f}, {row['distortion_p99']:.3f}",
-                f"{row['wire_share']:.3f}",
-            )
-        console.print(table)
-        for name, ttft in comparison.ttft.items():
-            rivals = [f"{_interval(comparison.against[rival][name])} of {rival}'s" for rival in comparison.against]
-            console.print(f"{name}: p99 exposed {', '.join(rivals)}; mean TTFT {_interval(ttft)} of the oracle's")
-        for name, against in comparison.even.items():
-            figures = ", ".join(
-                f"{_interval(made)} of the {key.replace('_', ' ').replace('ttft', 'TTFT')}" for key, made in against.items()
-            )
-            console.print(f"{name}, to {next(iter(comparison.ttft))}: {figures}")
-        for name, reason in comparison.missing.items():
-            console.print(f"{name} {reason}")
-
-
-def _interval(made: Mapping[str, float]) -> str:
-    return f"{made['ratio']:.2f} [{made['low']:.2f}, {made['high']:.2f}]"
+        show_table(rows_table(comparison), where(network, comparison))
+        show_lines(lines(comparison))
+    show_table(answers_table(network, comparisons), "who wins")
+    show_verdict(overall(network, comparisons))

@@ -10,7 +10,7 @@ from experiments.lib.manifest import manifest
 from experiments.lib.out import results
 from experiments.lib.progress import bar
 from experiments.lib.results import write_json
-from experiments.lib.verb import VerbCall, out_folder, split_overwrite
+from experiments.lib.verb import OVERWRITE, VerbCall, out_folder, switch
 
 if TYPE_CHECKING:
     from abkt.bench.rows import BenchRow
@@ -24,7 +24,7 @@ def main(given: Sequence[str]) -> None:
         wrong = f"there is no bench {given[0]}" if given else "a bench is needed"
         raise ValueError(f"{wrong}: kernels, transfer or sim; then key=value, such as out=DIR")
     name = given[0]
-    rest, overwrite = split_overwrite(given[1:])
+    rest, overwrite = switch(given[1:], OVERWRITE)
     outs = [word.removeprefix("out=") for word in rest if word.startswith("out=")]
     out = out_folder(outs[-1] if outs else None, "bench")
     arguments = _read(name, [*(word for word in rest if not word.startswith("out=")), f"out={out}"])

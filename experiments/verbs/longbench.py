@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -29,7 +31,7 @@ LEAST_TOKENS = 64  # least max_tokens of a prompt
 class LongBenchConfig:
     """The keys are explained in conf/longbench.yaml."""
 
-    model_folder: str
+    model_folder: Path
     data: str
     tasks: tuple[str, ...]
     samples: int | None
@@ -38,6 +40,7 @@ class LongBenchConfig:
     network: Network
     bitrate: PolicyConfig
     transfer_s: float
+    beside: tuple[str, ...]
     coder: Literal["fixed", "entropy"]
     tile_tokens: int
     calibration: FilePath | None
@@ -58,16 +61,18 @@ class LongBenchConfig:
 
 @verb("longbench", resumes=("rows.jsonl",))
 def main(config: LongBenchConfig, run: VerbCall) -> None:
+    from abkt.codec.baselines import ALL
     from abkt.codec.calibration import load
     from abkt.codec.codec import Codec
     from abkt.policy.build import build
+    from abkt.serve.engine.compute_dtype import compute_dtype
     from abkt.serve.engine.engine import Engine
     from abkt.spec import KVLayout
     from experiments.lib.manifest import write_manifest
-    from experiments.lib.progress import bar
+    from experiments.lib.progress import Pace, bar
     from experiments.lib.results import write_json
-    from experiments.longbench.answer import answer, room
-    from experiments.longbench.data import DatasetFolder, Hub, model_folder
+    from experiments.longbench.answer import Method, answer, room
+    from experiments.longbench.data import DatasetFolder, Hub
     from experiments.longbench.models import read_model
     from experiments.longbench.pair import TransferPair
     from experiments.longbench.report import table
@@ -75,38 +80,67 @@ def main(config: LongBenchConfig, run: VerbCall) -> None:
     from experiments.longbench.tasks import chosen
 
     build(config.bitrate)
+    codecs = {codec.name: codec for codec in ALL}
+    if unknown := [name for name in config.beside if name not in codecs]:
+        raise ValueError(f"beside={unknown[0]}: there are {', '.join(codecs)}")
+    policy = run.choices["bitrate"]
     source = Hub() if config.data == "hub" else DatasetFolder(Path(config.data))
     tasks = chosen(config.tasks, source.has)
-    folder = model_folder(config.model_folder)
+    folder = config.model_folder
     model = read_model(folder)
     calibration = load(config.calibration) if config.calibration else None
     rows = Rows(config.out, settings(config, run, folder))
-    asked = [question for task in tasks for question in questions(task, source, model, config)]
-    left = [question for question in asked if (question.task.name, question.example.id) not in rows.done]
+    names = (policy, *config.beside)
+    with bar("read", len(tasks)) as progress:
+        of_task = []
+        for task in tasks:
+            of_task.append(list(questions(task, source, model, config)))
+            progress.update(len(of_task), len(tasks))
+    asked = in_turn(of_task)
+    left = [question for question in asked if any((question.task.name, question.example.id, name) not in rows.done for name in names)]
     cut = sum(question.truncated for question in asked)
+    dtype = compute_dtype(model.spec.dtype, config.device)
     print(
         f"plan: {len(asked)} questions of {len(tasks)} tasks on {model.spec.name}, {len(asked) - len(left)} answered already; "
-        f"{cut} are too long for it and are cut in the middle"
+        f"{cut} are too long for it and are cut in the middle; KV raw, and by {', '.join(names)}; {dtype.words(model.spec.dtype)}; "
+        "an estimate of the time follows the first question",
+        flush=True,
     )
     layout = KVLayout(model.spec, max((-(-room(question) // 16) for question in left), default=1))
     codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=model.rope_theta, calibration=calibration)
     if left:
-        engine = Engine(folder, layout, config.device)
-        stops = model.stops(engine.model)
+        engine = Engine(folder, layout, config.device, dtype.dtype)
         rows.begin()
         pair = TransferPair(engine, codec, config.bitrate, config.network.capacity(), config.coder)
+        methods: dict[str, Method] = {policy: partial(pair.coded, deadline_s=config.transfer_s)}
+        methods |= {name: partial(pair.message, codec=codecs[name]) for name in config.beside}
+        pace = Pace(sum(work(question, len(methods)) for question in left))
         with pair, bar("questions", len(left)) as progress:
             for done, question in enumerate(left, 1):
-                rows.add(answer(question, pair, model.tokenizer, stops, config.transfer_s))
+                for row in answer(question, pair, model.tokenizer, model.stops, methods):
+                    rows.add(row)
                 progress.update(done, len(left))
+                if said := pace.add(work(question, len(methods))):
+                    print(f"{done} of {len(left)} questions: {said}", flush=True)
     frame = rows.frame()
     found = table(frame)
     frame.to_parquet(config.out / "rows.parquet", index=False)
     found.to_csv(config.out / "table.csv", index=False)
-    write_json(config.out / "summary.json", {"bitrate": run.choices.get("bitrate"), "table": found.to_dict("records")})
+    write_json(config.out / "summary.json", {"bitrate": policy, "beside": list(config.beside), "table": found.to_dict("records")})
     write_manifest(run, [folder / "config.json"])
-    show(found, f"LongBench, KV by {run.choices.get('bitrate')} against raw KV")
+    for name in names:
+        show(found[found.method == name], f"LongBench, KV by {name} against raw KV")
     print(f"longbench: {config.out}")
+
+
+def in_turn(of_task: Sequence[Sequence[Asked]]) -> list[Asked]:
+    """The first question of every task, then the second of every task, …, so that a run that is stopped has asked something of each."""
+    return [question for turn in zip_longest(*of_task) for question in turn if question is not None]
+
+
+def work(question: Asked, methods: int) -> float:
+    """About what a question costs, in tokens of prefill: a decoded token counts twice, and answers as long as they may be."""
+    return len(question.tokens) + 2.0 * (2 + methods) * question.most_tokens
 
 
 def questions(task: Task, source: Source, model: Model, config: LongBenchConfig) -> Iterator[Asked]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from abkt.profile import schema
 from abkt.ranges import bound, check_seed
 from abkt.records import SLO
-from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, FilePath, PolicyConfig, ProfilePath
+from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, PolicyConfig, ProfilePath
 from experiments.lib.network import Network, network_files
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import Workload, read_workload, workload_files
@@ -61,7 +61,7 @@ class ReplayConfig:
     changes: tuple[ChangeConfig, ...]
     paced: ProfilePath | None
     profile: ProfilePath | None
-    calibration: FilePath | None
+    calibration: Path | None
     layer_groups: int
     csv: bool
     seed: int
@@ -93,7 +93,7 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
     inputs = [*workload_files(config.workload), *network_files(config.network), *given]
     spec = cluster_spec(config)
     twin = Twin(
-        prompts_for(requests, config.seed),
+        prompts_for(requests, config.model_folder, config.seed),
         config.network.capacity(),
         config.slo,
         schema.load(config.profile) if config.profile else None,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 KEY_LETTERS = (16, 256)
-GRACE_S = 5  # time that running answers get when the server ends
+BACKLOG = 1024  # connections that wait to be accepted; the kernel may hold fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,8 @@ class ServeConfig:
 
 @verb("serve")
 def main(config: ServeConfig, run: VerbCall) -> None:
-    import uvicorn
-
     from abkt.serve import LocalCluster, LocalClusterSpec
-    from abkt.serve.http import Endpoint, Text
+    from abkt.serve.api import Endpoint, HttpServer, Text
     from abkt.serve.metrics import Metrics
     from abkt.serve.service import Service
     from experiments.lib.calibration import calibration_file
@@ -99,13 +97,13 @@ def main(config: ServeConfig, run: VerbCall) -> None:
             metrics.done,
         )
         with service:
-            app = Endpoint(service, metrics, config.model_folder.name, text, key).app()
+            endpoint = Endpoint(service, metrics, config.model_folder.name, text, key, cluster.most_tokens)
             where = f"http://{config.host}:{listening.getsockname()[1]}"
             print(f"serving {config.model_folder.name} on {config.prefill}P{config.decode}D at {where}; Ctrl-C ends it", flush=True)
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S))
             try:
-                server.run(sockets=[listening])
+                HttpServer(endpoint.app()).run(sockets=[listening])
             finally:
+                endpoint.close()
                 write_records(config.out, list(service.requests), list(service.transfers))
                 write_manifest(run, [config.model_folder / "config.json"])
 
@@ -137,7 +135,8 @@ def check_open(host: str, key: str) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens on the address. Raises ValueError, one line, if that is not possible."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ValueError(
             f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; give another port, or 0 for a free one"

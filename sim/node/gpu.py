@@ -24,7 +24,8 @@ class Gpu:
     """One GPU with its memory, its batch and its timer.
 
     state: idle | iterating | coding. While it iterates, `leap` iterations of the batch run from start_s on. The last of them also computes
-    `chunk`, parts of prompts as (job, tokens), which adds chunk_s seconds. codec_s: the part of chunk_s that the codec took.
+    `chunk`, parts of prompts as (job, tokens), which adds chunk_s seconds. codec_s: the part of chunk_s that the codec took. handover_s:
+    the part of chunk_s before a new prompt begins.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Gpu:
         self.chunk: list[tuple[Job, int]] = []
         self.chunk_s = 0.0
         self.codec_s = 0.0
+        self.handover_s = 0.0
         self.other_work: list[tuple[float, Callable[[], None]]] = []  # (seconds of work, function called at its end)
 
     def attend(self) -> None:

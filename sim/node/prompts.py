@@ -169,20 +169,25 @@ class PromptSide:
     # -- iterations --------------------------------------------------------------------------------------------------------------
 
     def begin_chunk(self) -> None:
-        """Plan the iteration's time: each part takes its own pass, but there is one overhead, the larger of prefill's and decoding's."""
+        """Plan the iteration's time: each part takes its own pass, but there is one overhead, the larger of prefill's and decoding's.
+
+        A prompt that begins waits for the worker to take it over first.
+        """
         gpu, batch, now_s, base_s = self.gpu, self.batch, self.clock.now, self.costs.prefill_s(0)
         chunk = gpu.chunk
         total_s, encode_s = -base_s * (len(chunk) - 1), 0.0
+        begins = any(job.prompt.start_s != job.prompt.start_s for job, _ in chunk)  # NaN: the prompt has not begun
+        gpu.handover_s = self.costs.handover_s * self.batch.slowdown if begins else 0.0
         for job, tokens in chunk:
             stage = job.prompt
-            if stage.start_s != stage.start_s:  # NaN: the prompt has not begun
-                stage.start_s = now_s
+            if stage.start_s != stage.start_s:
+                stage.start_s = now_s + gpu.handover_s
             total_s += self.prefill_s(stage.computed_tokens + tokens, stage.computed_tokens)
             if stage.computed_tokens + tokens == job.prompt_tokens:
                 encode_s += stage.queued_encode_s
         if batch.heap:
             total_s -= min(base_s, gpu.pace.overhead_s)
-        gpu.chunk_s, gpu.codec_s = total_s * batch.slowdown, 0.0
+        gpu.chunk_s, gpu.codec_s = gpu.handover_s + total_s * batch.slowdown, 0.0
         self.busy_until_s = now_s + gpu.chunk_s + batch.leap_s(gpu.leap) + encode_s
         self.load_changed()
         if len(chunk) == 1 and job.pair is not None and job.decode_iterations and stage.computed_tokens + tokens == job.prompt_tokens:
@@ -192,15 +197,15 @@ class PromptSide:
         """The iteration is done and took `seconds`. Each prompt is charged for the time added to it, in proportion to its own pass time."""
         gpu = self.gpu
         alone_s = [self.prefill_s(job.prompt.computed_tokens + tokens, job.prompt.computed_tokens) for job, tokens in gpu.chunk]
-        price = (gpu.chunk_s - gpu.codec_s) / total_s * gpu.usd_per_s if (total_s := sum(alone_s)) > 0 else 0.0
+        price = (gpu.chunk_s - gpu.codec_s - gpu.handover_s) / total_s * gpu.usd_per_s if (total_s := sum(alone_s)) > 0 else 0.0
         for (job, tokens), part_s in zip(gpu.chunk, alone_s):
             job.cost_usd += part_s * price
-            job.prompt.busy_s += seconds - gpu.codec_s
+            job.prompt.busy_s += seconds - gpu.codec_s - gpu.handover_s
             job.prompt.computed_tokens += tokens
             if job.prompt.computed_tokens == job.prompt_tokens:
                 self.computed.append(job)
         gpu.chunk.clear()
-        gpu.chunk_s = gpu.codec_s = 0.0
+        gpu.chunk_s = gpu.codec_s = gpu.handover_s = 0.0
 
     # -- after the pass ----------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """Calibration files: what is saved loads unchanged, and bad files are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,15 @@ def test_a_saved_calibration_loads_unchanged(tmp_path):
     assert np.array_equal(read.sensitivity, made.sensitivity)
     assert np.array_equal(read.levels, made.levels)
     assert read.levels.dtype == np.uint8
+
+
+def test_the_digest_names_what_the_codec_uses_and_survives_a_file(tmp_path):
+    made = Calibration("m", 0.4, np.array([[[0.5, 2.0]]]), np.array([[[0, 1]]], dtype=np.uint8), {"prompts": "20"})
+    made.save(tmp_path / "m.json")
+    assert load(tmp_path / "m.json").digest == made.digest
+    assert replace(made, model="n", about={}).digest == made.digest
+    others = [{"gamma": 0.5}, {"sensitivity": np.array([[[0.5, 2.1]]])}, {"levels": np.array([[[1, 1]]], dtype=np.uint8)}]
+    assert len({made.digest, *(replace(made, **other).digest for other in others)}) == 4
 
 
 @pytest.mark.parametrize(

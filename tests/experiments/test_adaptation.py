@@ -22,7 +22,13 @@ def test_embedded_keeps_the_bounds_and_meets_the_slo_more_often(study: Path, tmp
     assert embedded["distortion_p99"] <= 8 * fixed["distortion_mean"]
     assert embedded["within_slo"] > fixed["within_slo"]
     assert match["exposed_p99_against"]["fixed"]["embedded"]["ratio"] < 1
-    assert "embedded: p99 exposed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "embedded: p99 exposed" in said
+    answer = match["winner"]
+    assert answer["policy"] == min((n for n in match["rows"] if n not in ("oracle", "fleet, even") and n not in match["missing"]),
+                                   key=lambda n: match["rows"][n]["ttft_mean_s"])  # fmt: skip
+    assert ("Use " if answer["told_apart"] else "cannot be told apart") in said.splitlines()[-2] + said.splitlines()[-3]
+    assert "Who wins" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "manifest.json").exists()
 
 

@@ -28,7 +28,23 @@ def test_a_verb_imports_no_other_verb(path: Path) -> None:
     assert not verbs_imported(path)
 
 
-@pytest.mark.parametrize("folder", ["lib", "sweeps", "study", "quality", "adaptation", "longbench", "validation", "reproduction", "probe"])
+SHARED = (
+    "lib",
+    "sweeps",
+    "capacity",
+    "planning",
+    "study",
+    "quality",
+    "adaptation",
+    "longbench",
+    "models",
+    "validation",
+    "reproduction",
+    "probe",
+)
+
+
+@pytest.mark.parametrize("folder", SHARED)
 def test_what_verbs_share_imports_no_verb(folder: str) -> None:
     for path in (ROOT / "experiments" / folder).rglob("*.py"):
         assert not verbs_imported(path), path

@@ -61,7 +61,7 @@ def test_a_service_answers_outlives_a_worker_and_leaves_records_but_no_process(t
         (["max_waiting=0"], "max_waiting is 0; it must be at least 1"),
         (["key_file=nowhere"], "key file nowhere cannot be read"),
         (["prefill=0"], "0 prefill and 1 decode workers, max_batch 8: each must be at least 1"),
-        (["model_folder=nowhere"], "model folder nowhere has no config.json"),
+        (["model_folder=nowhere"], "model=nowhere is neither a folder"),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(tiny_model: Path, tmp_path: Path, given: list[str], said: str) -> None:

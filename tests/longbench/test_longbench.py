@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,13 +11,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from abkt.codec.baselines import ALL as BASELINES
 from abkt.codec.codec import Codec
+from abkt.serve.engine.attention import SequenceRow
+from abkt.serve.engine.engine import Engine, read_spec
 from abkt.serve.worker import raw as wire
+from abkt.spec import KVLayout
 from experiments.lib import usage
 from experiments.lib.paths import data_path
-from experiments.longbench.answer import Answer, agreement, lacks_memory
+from experiments.longbench.answer import Answer, agreement, lacks_memory, nll
 from experiments.longbench.data import DatasetFolder
-from experiments.longbench.models import differences
+from experiments.longbench.models import read_model
 from experiments.longbench.questions import ask, examples
 from experiments.longbench.report import interval, table
 from experiments.longbench.rows import Rows
@@ -162,31 +167,37 @@ def test_real_files_with_another_architecture(real, qwen, tmp_path):
         (["tasks=[nothing]"], "task nothing is unknown"),
         (["tasks=[narrativeqa]"], r"dataset2maxlen\.json has no length for narrativeqa"),
         (["tasks=[passkey]"], "task passkey is not in"),
-        (["samples=0"], "at least 1 sample and 64 tokens"),
-        (["max_tokens=10"], "at least 1 sample and 64 tokens"),
-        (["model_folder=/nowhere"], "neither a folder nor a name on the hub"),
+        (["samples=0"], "samples is 0; it must be at least 1"),
+        (["max_tokens=10"], "max_tokens is 10; it must be at least 64"),
+        (["model_folder=/nowhere"], "neither a folder"),
         (["network=wan_10ms"], "choose a network without delay and loss"),
-        (["calibration=/nowhere.json"], "does not exist"),
+        (["calibration=/nowhere.json"], "is not a file"),
         (["coder=none"], "coder"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(made_up, tmp_path, arguments, message):
+    data = [] if arguments[0].startswith("data=") else [f"data={made_up}"]
     with pytest.raises(ValueError, match=message) as caught:
-        main([f"out={tmp_path / 'out'}", f"data={made_up}", *arguments])
+        main([f"out={tmp_path / 'out'}", *data, *arguments])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_models_that_cannot_be_asked(made_up, tiny_model, tmp_path):
-    with pytest.raises(ValueError, match="model tiny has no tokenizer that can be read"):
+    with pytest.raises(ValueError, match="tiny has no tokenizer"):
         main([f"out={tmp_path / 'out'}", f"data={made_up}", f"model_folder={tiny_model}"])
-    from transformers import DeepseekV3Config, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Qwen3NextConfig
 
-    for config in (LlamaConfig(), Qwen2Config(), Qwen3Config(), MistralConfig(sliding_window=4096)):
-        assert differences(config) == "", type(config)
-    assert "a cap on its attention logits" in differences(Gemma2Config())
-    assert "layers of linear_attention" in differences(Qwen3NextConfig())
-    assert "latent" in differences(DeepseekV3Config())
+
+def test_every_token_that_ends_an_answer_ends_it(qwen, tmp_path):
+    """Llama 3 lists three; the tokenizer's own counts where the model lists none."""
+    folder = tmp_path / "model"
+    shutil.copytree(qwen, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7, 9]}))
+    assert {5, 7, 9} <= read_model(folder).stops
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    assert read_model(folder).stops == {read_model(folder).tokenizer.eos_token_id}
 
 
 def test_agreement_counts_missing_tokens():
@@ -221,7 +232,7 @@ def test_a_category_is_the_mean_of_its_tasks_and_its_interval_holds_it(tmp_path)
                     raw_nll=1.0,
                 )
             )
-    rows.add(Answer("qasper", "Single-doc QA", "bad", "failed", "out of memory: x"))
+    rows.add(Answer("qasper", "Single-doc QA", "bad", outcome="failed", reason="out of memory: x"))
     found = table(Rows(tmp_path, {}).frame()).set_index("name")
     both = found.loc["Single-doc QA"]
     assert both.delta == pytest.approx(-10, abs=1.5), "not the mean over samples, which is +2"
@@ -256,3 +267,46 @@ def test_every_policy_answers(qwen, made_up, tmp_path, bitrate):
     assert (rows.outcome == "completed").all()
     assert rows.lossless.all()
     assert (rows.wire_bytes <= 1.1 * rows.raw_wire_bytes).all()
+
+
+def test_a_published_codec_beside_the_policy_gets_the_same_prefill(qwen, made_up, tmp_path, monkeypatch):
+    """Its KV is what its own encode and expand give, without a wire; a later run adds a codec and keeps what was answered."""
+    out, calls = tmp_path / "out", []
+    prefill = Engine.prefill
+    monkeypatch.setattr(Engine, "prefill", lambda *given: calls.append(1) or prefill(*given))
+    arguments = ("tasks=[qasper,trec]", "samples=2", "bitrate=int8")
+    rows, _ = ran(out, qwen, made_up, *arguments, "beside=[kivi4]")
+    assert len(calls) == 4
+    assert rows.groupby("method").size().to_dict() == {"int8": 4, "kivi4": 4}
+    found = pd.read_csv(out / "table.csv").set_index(["method", "name"])
+    assert found.loc[("kivi4", "all")].raw_score == found.loc[("int8", "all")].raw_score
+
+    model, tokenizer = Engine(qwen, KVLayout(read_spec(qwen), 200)), AutoTokenizer.from_pretrained(qwen)
+    asked = ask(TASKS["qasper"], next(examples(TASKS["qasper"], DatasetFolder(made_up), 1)), tokenizer, 632, 8, True)
+    table, tokens = list(range(60)), len(asked.tokens)
+    prefill(model, asked.tokens, table)
+    (kivi,) = (codec for codec in BASELINES if codec.name == "kivi4")
+    message = kivi.encode(model.pool, table, tokens)
+    kivi.expand(message, model.pool, table)
+    reference = tokenizer.encode(asked.example.answers[0], add_special_tokens=False)
+    row = rows[rows.method == "kivi4"].loc["qasper", asked.example.id]
+    assert row.nll == pytest.approx(nll(model, SequenceRow(table, tokens), reference), abs=1e-5)
+    assert len(message) < row.wire_bytes < len(message) + 2000
+
+    calls.clear()
+    rows, _ = ran(out, qwen, made_up, *arguments, "beside=[kivi4]")
+    assert not calls
+    rows, _ = ran(out, qwen, made_up, *arguments, "beside=[kivi4,cachegen]")
+    assert rows.groupby("method").size().to_dict() == {"int8": 4, "kivi4": 4, "cachegen": 4}
+    with pytest.raises(ValueError, match=r"beside=zip: there are .*kivi4"):
+        ran(out, qwen, made_up, "beside=[zip]")
+
+
+def test_a_stopped_run_has_asked_something_of_every_task(qwen, made_up, tmp_path, capsys):
+    out = tmp_path / "out"
+    ran(out, qwen, made_up, "tasks=[qasper,trec,samsum]", "samples=2", "bitrate=raw")
+    asked = [json.loads(line)["task"] for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert asked == ["qasper", "trec", "samsum"] * 2
+    said = capsys.readouterr().out
+    assert "1 of 6 questions: " in said
+    assert "left" in said

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from experiments.lib.paths import data_path
-from experiments.longbench.data import REPOSITORY, DatasetFolder, Hub, model_folder, parse_rows
+from experiments.longbench.data import REPOSITORY, DatasetFolder, Hub, parse_rows
 from experiments.longbench.questions import ask, examples, most_tokens
 from experiments.longbench.tasks import TASKS
+from experiments.models.resolve import resolve_model
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +159,7 @@ def test_no_hub_is_one_line(monkeypatch):
     for call, message in (
         (lambda: list(Hub().rows(TASKS["trec"])), "the hub cannot be reached for zai-org/LongBench: no connection; give data=DIR"),
         (lambda: Hub().text("v1", "dataset2prompt.json"), "repository cannot be reached .*no route; give data=DIR"),
-        (lambda: model_folder("owner/name"), "owner/name is no folder, and the hub cannot give it: offline"),
-        (lambda: model_folder("/nowhere/x"), "neither a folder nor a name on the hub"),
+        (lambda: resolve_model("owner/name"), "owner/name is no folder, and the hub cannot give it: offline"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             call()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,19 @@ def test_save_and_load(profile, tmp_path) -> None:
     profile.save(tmp_path / "profile.json")
     assert load(tmp_path / "profile.json") == profile
     assert [p.name for p in tmp_path.iterdir()] == ["profile.json"]
+
+
+def test_a_curve_keeps_its_calibration_and_an_old_one_has_an_unknown_one(profile, tmp_path) -> None:
+    path, named = tmp_path / "profile.json", replace(profile.curves[0], calibration="ab12")
+    replace(profile, curves=(named, replace(named, calibration=""))).save(path)
+    assert [curve.calibration for curve in load(path).curves] == ["ab12", ""]
+    data = asdict(profile)
+    del data["curves"][0]["calibration"]
+    path.write_text(json.dumps(data))
+    assert load(path).curves[0].calibration is None
+    data["curves"][0]["calibration"] = 3
+    path.write_text(json.dumps(data))
+    assert "the calibration of a curve is 3" in refused(path)
 
 
 def test_a_missing_table_is_named(profile) -> None:

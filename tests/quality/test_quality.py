@@ -168,7 +168,7 @@ def test_the_verb_writes_rates_laws_and_a_calibration(tmp_path, capsys):
         (["tokens=100000"], "a recall prompt has at most 1700"),
         (["tokens=8"], "at least 1 sample and 64 tokens"),
         (["texts=/nowhere"], "there is no .txt or .txt.gz file"),
-        (["model_folder=/nowhere"], r"has no config\.json"),
+        (["model_folder=/nowhere"], "neither a folder"),
         (["calibration=/nowhere.json"], "does not exist"),
     ],
 )

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from experiments.lib.curves import QualityCurve, expected_quality, expected_rise, load_quality, quality_of, save_quality
+from abkt.codec import calibration
+from abkt.policy.view import Curve
+from abkt.profile.schema import RateCurve
+from experiments.lib.curves import (  # fmt: skip
+    QualityCurve,
+    expected_quality,
+    expected_rise,
+    load_curves,
+    load_quality,
+    quality_of,
+    save_quality,
+    stored_quality,
+)
+from experiments.lib.paths import data_path
 
 CURVE = QualityCurve("text", "ours", 100, (0.1, 0.2, 0.4), (0.1, 0.01, 0.001), (0.5, 0.1, 0.02), (0.6, 0.2, 0.03))
 
@@ -48,9 +63,39 @@ def test_transfers_are_judged_by_kind():
 
 def test_the_curves_that_come_with_abkt():
     """More distortion is worse, and what is hardly there does hardly anything."""
-    found = [expected_quality([d]) for d in (0.0, 0.0005, 0.005, 0.02)]
+    rates = load_curves(data_path("curves/probe_calibrated.json"))
+    found = [expected_quality([d], rates, stored_quality())[0] for d in (0.0, 0.0005, 0.005, 0.02)]
     for kind in ("recall", "text"):
         means = [of[kind]["mean"] for of in found]
         assert means == sorted(means)
         assert means[0] == 0
         assert means[1] < 0.005 < means[2] < 0.1 < means[3]
+
+
+def test_the_stored_curves_name_the_stored_calibration():
+    digest = calibration.load(data_path("probe/calibration.json")).digest
+    assert {curve.calibration for curve in stored_quality()} == {digest}
+    assert {curve.calibration for curve in load_curves(data_path("curves/probe_calibrated.json"))} == {digest}
+    assert {curve.calibration for curve in load_curves(data_path("curves/probe.json"))} == {""}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        (["a"], ["b"], "with calibration a, the quality curves with b"),
+        ([""], ["b"], "with calibration none, the quality curves with b"),
+        ([None], [None], "with calibration unknown, the quality curves with unknown"),
+        (["a", "b"], ["a"], "with calibration a, b, the quality curves with a"),
+        ([], ["a"], "with calibration unknown, the quality curves with a"),
+    ],
+)
+def test_no_rise_is_told_from_curves_of_different_calibrations(ours, theirs, words):
+    point = Curve((0.1, 0.5), (1.0, 0.01), (0.0, 8.0))
+    rise, refused = expected_quality(
+        [0.01], [RateCurve(64, point, point, name) for name in ours], [replace(CURVE, calibration=name) for name in theirs]
+    )
+    assert rise is None
+    assert words in refused
+    rise, refused = expected_quality([0.01], [RateCurve(64, point, point, "")], [replace(CURVE, calibration="")])
+    assert rise == {"text": {"mean": pytest.approx(0.1), "p99": pytest.approx(0.1)}}
+    assert refused == ""

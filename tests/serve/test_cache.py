@@ -70,19 +70,18 @@ def test_generate_over_the_pool_gives_the_tokens_and_the_kv_of_generate(folder: 
 
 
 def test_the_workers_attention_writes_the_same_kv_and_gives_the_same_scores(folder: Path) -> None:
-    model, prompt, more = load(folder), tokens(40), [5, 6, 7]  # within Mistral's window, where its attention is full
+    model, prompt, more = load(folder), tokens(60), [5, 6, 7]  # longer than Mistral's window
     engine = Engine(folder, KVLayout(read_spec(folder), blocks=32))
-    assert engine.layout.model.max_tokens == (48 if folder.name == "Mistral" else 512)
-    fast, slow = [3, 8, 1], [20, 4, 17]
+    fast, slow = [3, 8, 1, 5], [20, 4, 17, 2]
     engine.prefill(prompt[0].tolist(), fast)
-    scored = engine.score(more, SequenceRow(fast, 40))
+    scored = engine.score(more, SequenceRow(fast, 60))
     cache = PoolCache(engine.pool, [slow])
     with torch.no_grad():
         model(prompt, past_key_values=cache)
         logits = torch.cat([model(torch.tensor([[token]]), past_key_values=cache).logits[0] for token in more])
     assert torch.allclose(scored, logits, atol=1e-4)
     for layer in range(3):
-        for found, kept in zip(engine.pool.read(fast, layer, 43), engine.pool.read(slow, layer, 43), strict=True):
+        for found, kept in zip(engine.pool.read(fast, layer, 63), engine.pool.read(slow, layer, 63), strict=True):
             assert torch.allclose(found, kept, atol=1e-5)
 
 
@@ -118,6 +117,33 @@ def test_a_padded_batch_gives_the_tokens_of_transformers(folder: Path) -> None:
     options = {"attention_mask": mask, "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     cache = PoolCache(pool, [[5, 2], [9, 3]])
     assert torch.equal(model.generate(prompt, past_key_values=cache, **options), model.generate(prompt, **options))
+
+
+def guessing(model: Any, guess: str) -> dict[str, Any]:
+    """Options of generate for 30 tokens. The assistant is another random model, so most of its guesses are wrong."""
+    options: dict[str, Any] = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False, "pad_token_id": 0}
+    if guess == "prompt lookup":
+        return {**options, "prompt_lookup_num_tokens": 3}
+    torch.manual_seed(9)
+    return {**options, "assistant_model": type(model)(model.config).eval()}
+
+
+@pytest.mark.parametrize("guess", ["prompt lookup", "assistant model"])
+def test_guessed_tokens_that_are_wrong_are_taken_back(folder: Path, guess: str) -> None:
+    """The prompt repeats itself, so prompt lookup guesses."""
+    model, prompt = load(folder), torch.tensor([[5, 6, 7, 8, 9] * 4])
+    expected = model.generate(prompt, max_new_tokens=30, min_new_tokens=30, do_sample=False, pad_token_id=0)
+    cache = PoolCache(Pool(KVLayout(read_spec(folder), blocks=8)), [[3, 1, 2, 6]])
+    assert torch.equal(model.generate(prompt, past_key_values=cache, **guessing(model, guess)), expected)
+
+
+@pytest.mark.parametrize("guess", ["prompt lookup", "assistant model"])
+@pytest.mark.parametrize("folder", ["Llama"], indirect=True)
+def test_guessing_over_received_kv_is_refused(folder: Path, guess: str) -> None:
+    model, prompt = load(folder), torch.tensor([[5, 6, 7, 8, 9] * 4])
+    cache = PoolCache(Pool(KVLayout(read_spec(folder), blocks=8)), [[3, 1, 2, 6]], tokens=15)
+    with pytest.raises(ValueError, match="began with the KV of 15 tokens; prompt lookup and assistant models need an empty one"):
+        model.generate(prompt, past_key_values=cache, **guessing(model, guess))
 
 
 @pytest.mark.parametrize("folder", ["Llama"], indirect=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from abkt.capacity import Capacity
 from abkt.policy.build import build
-from abkt.serve.commands import CancelAttempt, ChangeRole, SubmitPrompt, WithdrawPrompts, WorkerCommand, WorkerConfig
+from abkt.serve.commands import CancelAttempt, ChangeRole, FinishAttempt, SubmitPrompt, WithdrawPrompts, WorkerCommand, WorkerConfig
+from abkt.serve.engine.sampling import TokenLogprobs
 from abkt.serve.errors import WorkerDied
-from abkt.serve.frontend.frontend import TRIES, Frontend
+from abkt.serve.frontend.frontend import STARTS, TRIES, Frontend
 from abkt.serve.frontend.open_request import OpenRequest
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.frontend.reservations import Expectations, Reservations
@@ -50,6 +51,10 @@ LAYOUT = KVLayout(ModelSpec("made-up", layers=2, kv_heads=1, head_dim=8, dtype="
 STOP = 3
 
 
+def listener(into: list[int]) -> Callable[[list[int], list[TokenLogprobs]], None]:
+    return lambda tokens, logprobs: into.extend(tokens)
+
+
 def next_token(tokens: Sequence[int]) -> int:
     """The token that the made-up model chooses after these."""
     return (7 * len(tokens) + 3 * sum(tokens)) % 11
@@ -59,7 +64,7 @@ def answer(prompt: Prompt) -> list[int]:
     tokens = list(prompt.tokens)
     while len(tokens) - prompt.isl < prompt.osl:
         tokens.append(next_token(tokens))
-        if tokens[-1] == prompt.stop:
+        if tokens[-1] in prompt.stop:
             break
     return tokens[prompt.isl :]
 
@@ -77,7 +82,7 @@ class FakeWorker:
     """Takes the place of a WorkerProcess. It answers commands at once; each call of `work` does one step of its other work.
 
     jobs: prompts to compute on a prefill worker, requests in the batch of a decode worker. sending: prompts whose KV is to be sent.
-    refused: attempts that a decode worker does not take.
+    refused: attempts that a decode worker does not take. ended: attempts whose client wants no further token.
     """
 
     name: str
@@ -86,6 +91,7 @@ class FakeWorker:
     jobs: list[FakeJob] = field(default_factory=list)
     sending: list[FakeJob] = field(default_factory=list)
     refused: set[int] = field(default_factory=set)
+    ended: set[int] = field(default_factory=set)
     sent_bytes: int = 0
     dead: bool = False
 
@@ -109,6 +115,8 @@ class FakeWorker:
                 self.refused.add(command.attempt_id)
                 self.jobs = [job for job in self.jobs if job.prompt.attempt_id != command.attempt_id]
                 self.say(AttemptCancelled(command.attempt_id))
+            case FinishAttempt():
+                self.ended.add(command.attempt_id)
             case WithdrawPrompts():
                 self.say(PromptsWithdrawn(tuple(job.prompt.attempt_id for job in self.jobs)))
                 self.jobs.clear()
@@ -149,11 +157,13 @@ class FakeWorker:
             self.say(TransferSent(attempt_id, 1.0, 1.0, 1.0, 1.0, 1, 1, 1, 1, 1, distortion=0.0, refining=False))
 
     def _decode(self, job: FakeJob) -> None:
-        job.out.append(next_token(job.out))
-        made, generation, attempt_id = job.out[len(job.prompt.tokens) :], job.prompt.generation, job.prompt.attempt_id
-        if not generation.ends(made):
+        attempt_id, generation = job.prompt.attempt_id, job.prompt.generation
+        if attempt_id not in self.ended:
+            job.out.append(next_token(job.out))
+        made = job.out[len(job.prompt.tokens) :]
+        if not generation.ends(made) and attempt_id not in self.ended:
             if generation.stream:
-                self.say(StreamedTokens(((attempt_id, made[-1]),)))
+                self.say(StreamedTokens(((attempt_id, made[-1], ()),)))
             return
         self.jobs.remove(job)
         times = dict.fromkeys(("received_s", "expand_end_s", "expand_busy_s", "decode_token_s", "decode_busy_s", "finish_s"), 2.0)
@@ -208,7 +218,7 @@ def started(prefill: int = 2, decode: int = 2) -> FakeWorkers:
 
 def prompt(i: int, random: Random, stream: bool) -> Prompt:
     tokens = tuple(random.randrange(11) for _ in range(random.randint(1, 120)))
-    return Prompt(i, 0.0, tokens, random.randint(1, 40), stop=random.choice((-1, STOP)), stream=stream)
+    return Prompt(i, 0.0, tokens, random.randint(1, 40), stop=random.choice(((), (STOP,))), stream=stream)
 
 
 @settings(max_examples=60)
@@ -220,15 +230,20 @@ def test_whatever_happens_every_request_is_done_once_and_nothing_stays_reserved(
     given_ = [prompt(i, random, stream=bool(i % 2)) for i in range(12)]
     streamed: dict[int, list[int]] = {p.request_id: [] for p in given_}
     to_come, cancelled, newcomers = list(given_), set(), itertools.count(2)
+    ended: set[int] = set()
     for _ in range(20_000):
         if len(done) == len(given_) and not any(w.jobs or w.sending for w in workers.fakes.values() if not w.dead):
             break
         chance = random.random()
         if to_come and chance < 0.05:
-            front.submit(OpenRequest(to_come[0], on_tokens=streamed[to_come.pop(0).request_id].extend))
+            front.submit(OpenRequest(to_come[0], on_tokens=listener(streamed[to_come.pop(0).request_id])))
         elif chance < 0.06 and given_[0].request_id not in cancelled:
             front.cancel(0)
             cancelled.add(0)
+        elif chance < 0.063:
+            if begun := [i for i, tokens in streamed.items() if tokens]:
+                ended.add(random.choice(begun))
+                front.finish(max(ended))
         elif chance < 0.07:
             name = random.choice(list(workers.states))
             role = workers.states[name].role
@@ -254,11 +269,12 @@ def test_whatever_happens_every_request_is_done_once_and_nothing_stays_reserved(
         record, stream = request.record, streamed[request.prompt.request_id]
         assert record is not None
         if record.outcome == "completed":
-            assert request.tokens == answer(request.prompt)
+            whole = answer(request.prompt)
+            assert request.tokens == (whole[: len(request.tokens)] if request.prompt.request_id in ended else whole)
             assert len(request.margins) == len(request.tokens)
             assert stream == (request.tokens if request.prompt.stream else [])
         else:
-            assert record.reason == "cancelled" or len(request.failures) == TRIES
+            assert record.reason == "cancelled" or len(request.failures) == TRIES or request.ended
             assert stream == answer(request.prompt)[: len(stream)]
     assert sum(request.wire_bytes for request in done) == sum(worker.sent_bytes for worker in workers.fakes.values())
     assert all(front.reservations.holds_nothing(name) for name in workers.states)
@@ -405,3 +421,26 @@ def test_a_policy_of_roles_that_needs_a_worker_to_do_both_is_refused(of: str) ->
         WorkerRoles({"_target_": f"abkt.policy.roles.{of}"})
     assert not WorkerRoles({"_target_": "abkt.policy.roles.static.Static"}).moves
     assert WorkerRoles({"_target_": "abkt.policy.roles.load_aware.LoadAwareRoles", "lend_cycles": False}).moves
+
+
+def test_a_worker_that_does_not_start_is_replaced_a_few_times() -> None:
+    """Its place is taken by another one; after three in a row the frontend gives up on the role, and says why."""
+    workers, done = started(1, 2), []
+    front = frontend(workers, done)
+    front.terms = replace(front.terms, replace_dead=True)
+    tried: list[str] = []
+
+    def broken(name: str, role: str) -> None:
+        tried.append(name)
+        workers.states[name] = WorkerState(FakeWorker(name, lambda who, report: None, role), role)  # type: ignore[arg-type]
+        workers.events.put((name, None))
+
+    workers.start = broken  # type: ignore[method-assign]
+    workers.events.put(("d1", None))
+    for _ in range(20):
+        front.step(0.0)
+    assert len(tried) == STARTS
+    assert workers.serving("decode") == ["d0"]  # the service goes on
+    workers.events.put(("d0", None))
+    with pytest.raises(WorkerDied):
+        finish(front, workers, 1, done)

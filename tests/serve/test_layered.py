@@ -108,8 +108,8 @@ def test_raw_layer_groups_arrive_in_their_blocks(pool: Pool, sizes: list[int]) -
     table, other, target = list(range(3, 14)), list(range(12, 1, -1)), Pool(LAYOUT)
     size = len(table) * LAYOUT.block_bytes + footer_bytes(GROUPS)
     source = LayeredSource(GROUPS, size)
-    data = taken(source, (sizes[i % len(sizes)] for i in range(10**6)), [Pieces(raw_group(pool, table, span)) for span in SPANS], 5)
-    sink = RawSink(target, other, GROUPS)
+    data = taken(source, (sizes[i % len(sizes)] for i in range(10**6)), [Pieces(raw_group(pool, table, TOKENS, span)) for span in SPANS], 5)
+    sink = RawSink(target, other, TOKENS, GROUPS)
     assert len(data) == source.ends[-1] == sink.size == size
     at = 0
     for piece in sink.buffers(0, size):
@@ -167,7 +167,7 @@ def test_the_records_of_layer_groups_add_up(layered: LocalCluster, bitrate: dict
 def test_a_request_that_ends_at_its_first_token_leaves_no_memory_reserved(layered: LocalCluster) -> None:
     (one,) = prompts(lengths=(300,), osl=1)
     first = layered.run([one], EMBEDDED, LINK, SLOW_SLO).outputs[0]
-    run = layered.run([replace(one, osl=8, stop=first[0])], EMBEDDED, LINK, SLOW_SLO)
+    run = layered.run([replace(one, osl=8, stop=(first[0],))], EMBEDDED, LINK, SLOW_SLO)
     assert ([r.outcome for r in run.requests], run.outputs[0]) == (["completed"], first)
     again = layered.run(prompts(lengths=(400, 400)), EMBEDDED, LINK, SLOW_SLO)  # so the memory is free
     assert [r.outcome for r in again.requests] == ["completed"] * 2

@@ -150,7 +150,7 @@ def test_optional_and_nested_fields_are_explicit() -> None:
     broken = BrokenTransfer("raw", 7, 1.0, 2.0, "none")
     assert json.loads(encode(AttemptFailed(1, "cancelled")))["broken"] is None
     assert decode_report(encode(AttemptFailed(1, "cut", broken))) == AttemptFailed(1, "cut", broken)
-    assert json.loads(encode(StreamedTokens(((1, 2),)))) == {NAME: "StreamedTokens", "tokens": [[1, 2]]}
+    assert json.loads(encode(StreamedTokens(((1, 2, ((2, -0.5),)),)))) == {NAME: "StreamedTokens", "tokens": [[1, 2, [[2, -0.5]]]]}
     with pytest.raises(ValueError, match="message 'Pong' is unknown"):
         decode_command(encode(Pong()))
     with pytest.raises(ValueError, match="a message cannot hold"):

@@ -13,6 +13,7 @@ from abkt.spec import KVLayout, ModelSpec
 
 TABLE = [5, 6, 7, 2, 9, 0]
 OTHER = [1, 3, 4, 8, 10, 11]
+TOKENS = 90
 
 
 def pool(seed: int) -> Pool:
@@ -30,7 +31,7 @@ def sent(source) -> bytes:
 def test_every_bit_arrives_in_its_block_and_nothing_else_changes(monkeypatch, leaves, arrives):
     ours, theirs, before = pool(1), pool(2), pool(2)
     monkeypatch.setattr(raw, "in_place", lambda of, transport: (leaves if of is ours else arrives) == "in place")
-    source, sink = raw.raw_source(ours, TABLE), raw.raw_sink(theirs, OTHER)
+    source, sink = raw.raw_source(ours, TABLE, TOKENS), raw.raw_sink(theirs, OTHER, TOKENS)
     data = sent(source)
     assert len(data) == sink.size == len(TABLE) * ours.layout.block_bytes
     at = 0
@@ -39,7 +40,7 @@ def test_every_bit_arrives_in_its_block_and_nothing_else_changes(monkeypatch, le
         at += piece.nbytes
     if arrives != "in place":
         assert torch.equal(theirs.data.view(torch.int16), before.data.view(torch.int16))
-        raw.put_raw(sink.data, theirs, OTHER)
+        raw.put_raw(sink.data, theirs, OTHER, TOKENS)
     check(ours, theirs, before)
 
 
@@ -52,7 +53,7 @@ def check(ours, theirs, before):
 def test_a_device_pool_is_read_and_written_in_place_with_one_piece_for_each_run():
     """The test uses a CPU pool, whose pieces are the same."""
     ours, theirs, before = pool(1), pool(2), pool(2)
-    source, sink = raw.device_pieces(ours, TABLE), raw.device_pieces(theirs, OTHER)
+    source, sink = raw.device_pieces(ours, TABLE, TOKENS), raw.device_pieces(theirs, OTHER, TOKENS)
     size = ours.layout.block_bytes
     assert [len(piece) for piece in source.buffers(0, source.size)] == [3 * size, size, size, size]
     assert source.ends == (6 * size,)

@@ -76,6 +76,9 @@ def test_a_draw_depends_on_the_seed_and_the_position() -> None:
         ({"top_k": 1.5}, "top_k is 1.5; it must be a number"),
         ({"temperature": float("nan")}, "temperature is nan; it must be a number"),
         ({"seed": True}, "seed is True; it must be a number"),
+        ({"seed": 10**400}, "seed is 1000"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"logprobs": 21}, "logprobs is 21; it must be -1"),
     ],
 )
 def test_values_out_of_range_are_refused_in_one_line(members: dict[str, object], said: str) -> None:
@@ -84,15 +87,32 @@ def test_values_out_of_range_are_refused_in_one_line(members: dict[str, object],
 
 
 def test_the_fields_of_a_sampling_are_read_back() -> None:
-    sampling = Sampling(0.7, 40, 0.9, 123)
+    sampling = Sampling(0.7, 40, 0.9, 123, 5)
     assert Sampling.of({**sampling.fields(), "osl": 5}) == sampling
     assert Sampling.of({"osl": 5}) == GREEDY
-    generation = Generation(5, 7, True, sampling)
+    generation = Generation(5, (7, 9), True, sampling)
     assert Generation.of({**generation.fields(), "expected_bytes": 9.0}) == generation
     assert Generation.of({"osl": 5}) == Generation(5)
 
 
-@pytest.mark.parametrize("members", [{}, {"osl": "5"}, {"osl": True}, {"osl": 5, "stop": 1.5}, {"osl": 5, "stream": 1}])
+@pytest.mark.parametrize(
+    "members", [{}, {"osl": "5"}, {"osl": True}, {"osl": 5, "stop": "1.5"}, {"osl": 5, "stop": 3}, {"osl": 5, "stream": 1}]
+)
 def test_an_offer_without_valid_generation_fields_is_refused(members: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="they must be two integers and a boolean"):
+    with pytest.raises(ValueError, match="they must be an integer, a text of integers and a boolean"):
         Generation.of(members)
+
+
+def test_logprobs_are_those_of_the_model_before_temperature() -> None:
+    """The shares are 0.5, 0.25, 0.15 and 0.1, whatever the draw."""
+    (choice,) = choose(LOGITS[None], [Sampling(5.0, seed=3, logprobs=2)], [0])
+    chosen, *top = choice.logprobs
+    assert chosen == (choice.token, pytest.approx(math.log([0.5, 0.25, 0.15, 0.1][choice.token])))
+    assert top == [(0, pytest.approx(math.log(0.5))), (1, pytest.approx(math.log(0.25)))]
+    assert choose(LOGITS[None], [Sampling(logprobs=0)], [0])[0].logprobs == ((0, pytest.approx(math.log(0.5))),)
+    assert choose(LOGITS[None], [GREEDY], [0])[0].logprobs == ()
+
+
+def test_any_of_the_stop_tokens_ends_the_output() -> None:
+    generation = Generation(5, (7, 9))
+    assert [generation.ends(tokens) for tokens in ([1], [7], [1, 9], [7, 1], [1] * 5)] == [False, True, True, False, True]

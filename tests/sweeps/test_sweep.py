@@ -136,7 +136,7 @@ def test_a_change_of_the_code_runs_the_points_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["sweep", *SMALL, "seed=0,1", "workers=1", f"out={tmp_path}"]
-    for expected in ("in 1 processes", "2 of them done before"):
+    for expected in ("in 1 process", "2 of them done before"):
         assert dispatch(arguments) == 0
         assert expected in capsys.readouterr().out
     monkeypatch.setattr("experiments.sweeps.run.code_hash", lambda: "other")

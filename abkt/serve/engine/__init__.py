@@ -10,7 +10,8 @@ from abkt.lazy import exporter
 if TYPE_CHECKING:
     from abkt.serve.engine.attention import SequenceRow
     from abkt.serve.engine.cache import PoolCache
-    from abkt.serve.engine.engine import Engine, read_spec
+    from abkt.serve.engine.engine import Engine
+    from abkt.serve.engine.model_folder import read_spec
     from abkt.serve.engine.sampling import Generation, Sampling
 
 __all__ = ["Engine", "Generation", "PoolCache", "Sampling", "SequenceRow", "read_spec"]
@@ -22,6 +23,6 @@ __getattr__ = exporter(
         "PoolCache": "cache",
         "Sampling": "sampling",
         "SequenceRow": "attention",
-        "read_spec": "engine",
+        "read_spec": "model_folder",
     },
 )

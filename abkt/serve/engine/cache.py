@@ -3,12 +3,13 @@
     cache = PoolCache(pool, [table])            # one table for each row of the batch
     model.generate(input_ids, past_key_values=cache)
 
-The cache is append-only: KV in the pool is read and never written again. So KV received over a network, lossy or not, is not coded twice.
+KV that was in the pool at the start is read and never written again. So KV received over a network, lossy or not, is not coded twice.
 
 PoolCache is general: it keeps the model's own attention and masks (windows, soft caps, padding). Workers use the faster
 abkt.serve.engine.attention, which replaces the model's attention. It does not copy KV for each layer and token, and one batch may hold rows
-of different lengths, but it computes full causal attention only. Both write the same KV.
-Not supported: beam search and assisted decoding, which would move or remove KV in the pool.
+of different lengths. Both write the same KV. Prompt lookup and assistant models work: tokens that they guess wrong are taken back.
+Not supported: beam search, which would move KV in the pool; and prompt lookup and assistant models over received KV, because transformers
+(5.23) then computes the whole prompt a second time behind it.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ class PoolLayer(CacheLayerMixin):
     """One layer of all rows: keys and values [rows, kv_heads, tokens, head_dim], copied from the pool at each step."""
 
     is_sliding = False
-    is_croppable = False
+    is_croppable = True
 
     def __init__(self, pool: Pool, tables: Sequence[Sequence[int]], layer: int, tokens: int) -> None:
         super().__init__()
         self._pool, self._tables, self._layer, self._tokens = pool, tables, layer, tokens
+        self._received = tokens
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None: ...
@@ -55,6 +57,15 @@ class PoolLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return min(len(table) for table in self._tables) * self._pool.layout.block_tokens
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens. tokens_to_remove: their number, negated as transformers does; later ones are written over them."""
+        if self._received:
+            raise ValueError(
+                f"this PoolCache began with the KV of {self._received} tokens; prompt lookup and assistant models need an empty one, "
+                "since transformers would compute the prompt again behind it"
+            )
+        self._tokens -= abs(tokens_to_remove)
 
     def offload(self) -> None:
         raise ValueError("a PoolCache does not offload; its KV stays in the block pool")

@@ -10,52 +10,15 @@ import torch
 
 from abkt.codec.importance import Importance
 from abkt.kv.pool import Pool
-from abkt.serve.engine.attention import ForwardPass, SequenceRow, register
+from abkt.serve.engine.attention import NAME, OWN_ATTENTION, ForwardPass, LayerAttention, SequenceRow, register, running
+from abkt.serve.engine.features import Unsupported
+from abkt.serve.engine.model_folder import read_spec, rope_theta
 from abkt.serve.engine.sampling import GREEDY, Choice, Sampling, choose
-from abkt.spec import KVLayout, ModelSpec
+from abkt.spec import KVLayout
 
-
-def read_spec(folder: Path) -> ModelSpec:
-    """The shapes of a model and its KV.
-
-    Parameters
-    ----------
-    folder : a Hugging Face model folder.
-
-    Raises
-    ------
-    ValueError : one line, if the folder has no readable config.
-    """
-    from transformers import AutoConfig
-
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"model folder {folder} has no config.json; give a Hugging Face folder, or make one with `abkt train-probe`")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model folder {folder}: its config cannot be read: {str(error).splitlines()[0]}") from None
-    heads = config.num_attention_heads
-    window = getattr(config, "sliding_window", None) or config.max_position_embeddings
-    return ModelSpec(
-        name=folder.name,
-        layers=config.num_hidden_layers,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        dtype=str(config.dtype or "float32").removeprefix("torch."),
-        hidden=config.hidden_size,
-        heads=heads,
-        max_tokens=min(config.max_position_embeddings, window),  # inside a sliding window attention is full, as it is here
-    )
-
-
-def rope_theta(folder: Path) -> float | None:
-    """Base of the rotary embedding (RoPE); None if the model has no RoPE or a scaled one."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
-    scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
-    theta = scaling.get("rope_theta") or getattr(config, "rope_theta", None)
-    return float(theta) if theta and scaling.get("rope_type", "default") == "default" else None
+__all__ = ["Engine", "read_spec", "rope_theta"]
+PROBED = 6  # tokens of the pass that shows, when a model is loaded, what its layers ask of attention
+LIKE = 0.3  # logits of a token alone against those of the whole prompt; rounding is far below, and lost state far above
 
 
 class Engine:
@@ -67,6 +30,12 @@ class Engine:
     layout : layout of the KV pool, which the engine allocates.
     device : cpu or cuda.
     dtype : what the model computes in; empty: the KV's dtype. See abkt.serve.engine.compute_dtype.
+
+    Raises
+    ------
+    ValueError : one line, if the weights cannot be loaded, or if the model's attention has a feature that is not computed here. What its
+        config does not tell is found by a pass over a few tokens: unknown terms of a layer, layers without KV, masks of another form, and
+        state that passes from token to token outside of K and V.
 
     Examples
     --------
@@ -84,7 +53,37 @@ class Engine:
         self.pool = Pool(layout, device)
         self.device = device
         load: Any = AutoModelForCausalLM.from_pretrained
-        self.model = load(folder, dtype=getattr(torch, dtype or layout.model.dtype), attn_implementation=register()).to(device).eval()
+        kind = getattr(torch, dtype or layout.model.dtype)
+        try:
+            self.model = load(folder, dtype=kind, attn_implementation=register(), trust_remote_code=False).to(device).eval()
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            if NAME in str(error):
+                raise Unsupported(f"model {layout.model.name} has {OWN_ATTENTION}; it cannot be served here") from None
+            raise ValueError(f"model folder {folder}: its weights cannot be loaded: {_first_line(error)}") from None
+        self.attention = self._probe()
+
+    def _probe(self) -> tuple[LayerAttention, ...]:
+        """What each layer asks of attention. Raises Unsupported, one line, if the pool cannot answer it."""
+        model = self.layout.model
+        count = min(PROBED, model.max_tokens, self.layout.blocks * self.layout.block_tokens)
+        tokens = [token % model.vocabulary if model.vocabulary else token for token in range(3, 3 + count)]
+        table = list(range(self.layout.blocks_for(count)))
+        try:
+            pass_ = ForwardPass(self.pool, [SequenceRow(table, 0)])
+            whole = self._logits([tokens], [list(range(count))], pass_)[0, -1]
+            _check_layers(pass_.layers, self.layout)
+            if count > 1:
+                self._logits([tokens[:-1]], [list(range(count - 1))], ForwardPass(self.pool, [SequenceRow(table, 0)]))
+                alone = self._logits([tokens[-1:]], [[count - 1]], ForwardPass(self.pool, [SequenceRow(table, count - 1)]))[0, -1]
+                if not (alone.float() - whole.float()).norm() <= LIKE * whole.float().norm():
+                    raise Unsupported("state outside of K and V that passes from token to token")
+        except Unsupported as error:
+            raise Unsupported(f"model {model.name} has {error}; it cannot be served here") from None
+        except (ValueError, TypeError, AttributeError, RuntimeError, IndexError, KeyError, NotImplementedError) as error:
+            own = f"{OWN_ATTENTION} ({_first_line(error)})"
+            raise Unsupported(f"model {model.name} has {own}; it cannot be served here") from None
+        self.pool.data[: len(table)] = 0
+        return tuple(pass_.layers)
 
     def prefill(self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None) -> int:
         """Write the KV of a prompt into the blocks of a table; returns the most likely next token.
@@ -102,16 +101,17 @@ class Engine:
         self, tokens: Sequence[int], table: Sequence[int], importance: Importance | None = None, sampling: Sampling = GREEDY
     ) -> Choice:
         """As prefill, but `sampling` chooses the next token. Raises ValueError if the table or the model holds too few tokens."""
-        self._check(len(tokens), table)
-        logits = self._logits([list(tokens)], [list(range(len(tokens)))], [SequenceRow(table, 0)], importance)
+        self._check(len(tokens), table, tokens)
+        pass_ = ForwardPass(self.pool, [SequenceRow(table, 0)], importance)
+        logits = self._logits([list(tokens)], [list(range(len(tokens)))], pass_)
         return choose(logits[:, -1], [sampling], [len(tokens)])[0]
 
     @torch.inference_mode()
     def step(self, rows: Sequence[SequenceRow], last: Sequence[int], samplings: Sequence[Sampling]) -> list[Choice]:
         """As decode, but each row's sampling chooses its token. Raises ValueError if a table or the model holds too few tokens."""
-        for row in rows:
-            self._check(row.tokens + 1, row.table)
-        logits = self._logits([[token] for token in last], [[row.tokens] for row in rows], rows)
+        for row, token in zip(rows, last, strict=True):
+            self._check(row.tokens + 1, row.table, [token])
+        logits = self._logits([[token] for token in last], [[row.tokens] for row in rows], ForwardPass(self.pool, rows))
         for row in rows:
             row.tokens += 1
         return choose(logits[:, -1], samplings, [row.tokens for row in rows])
@@ -130,34 +130,54 @@ class Engine:
         ------
         ValueError : if the table or the model holds too few tokens.
         """
-        self._check(row.tokens + len(tokens), row.table)
+        self._check(row.tokens + len(tokens), row.table, tokens)
         positions = list(range(row.tokens, row.tokens + len(tokens)))
-        logits = self._logits([list(tokens)], [positions], [row], keep=len(tokens))[0]
+        logits = self._logits([list(tokens)], [positions], ForwardPass(self.pool, [row]), keep=len(tokens))[0]
         row.tokens += len(tokens)
         return logits.float()
 
-    def _logits(
-        self,
-        tokens: list[list[int]],
-        positions: list[list[int]],
-        rows: Sequence[SequenceRow],
-        importance: Importance | None = None,
-        keep: int = 1,
-    ) -> torch.Tensor:
+    @torch.inference_mode()
+    def _logits(self, tokens: list[list[int]], positions: list[list[int]], pass_: ForwardPass, keep: int = 1) -> torch.Tensor:
         """Logits [rows, keep, vocabulary] of the last `keep` tokens of each row."""
-        out = self.model(
-            input_ids=torch.tensor(tokens, device=self.device),
-            position_ids=torch.tensor(positions, device=self.device),
-            use_cache=False,
-            logits_to_keep=keep,
-            pass_=ForwardPass(self.pool, rows, importance),
-        )
-        return out.logits
-
-    def _check(self, tokens: int, table: Sequence[int]) -> None:
-        if self.layout.blocks_for(tokens) > len(table):
-            raise ValueError(
-                f"{tokens} tokens need {self.layout.blocks_for(tokens)} blocks of {self.layout.block_tokens}; the table has {len(table)}"
+        with running(pass_):
+            out = self.model(
+                input_ids=torch.tensor(tokens, device=self.device),
+                position_ids=torch.tensor(positions, device=self.device),
+                use_cache=False,
+                logits_to_keep=keep,
             )
-        if tokens > self.layout.model.max_tokens:
-            raise ValueError(f"{tokens} tokens are more than the {self.layout.model.max_tokens} that model {self.layout.model.name} takes")
+        return out.logits[:, -keep:]
+
+    def _check(self, count: int, table: Sequence[int], tokens: Sequence[int]) -> None:
+        """Raise ValueError unless `count` tokens fit, and each of `tokens` is in the vocabulary."""
+        model = self.layout.model
+        if self.layout.blocks_for(count) > len(table):
+            raise ValueError(
+                f"{count} tokens need {self.layout.blocks_for(count)} blocks of {self.layout.block_tokens}; the table has {len(table)}"
+            )
+        if count > model.max_tokens:
+            raise ValueError(f"{count} tokens are more than the {model.max_tokens} that model {model.name} takes")
+        if model.vocabulary and tokens and not 0 <= min(tokens) <= max(tokens) < model.vocabulary:
+            raise ValueError(
+                f"token {max(tokens) if min(tokens) >= 0 else min(tokens)} is not among the {model.vocabulary} of model {model.name}; "
+                "make the prompt with the model's own tokenizer"
+            )
+
+
+def _check_layers(asked: Sequence[LayerAttention], layout: KVLayout) -> None:
+    """Raise Unsupported unless every layer asked for attention once, in order, with a mask that the pool can answer."""
+    layers = [each.layer for each in asked]
+    if layers != list(range(layout.model.layers)):
+        missing = sorted(set(range(layout.model.layers)) - set(layers))
+        raise Unsupported(
+            f"layers without KV of their own ({', '.join(map(str, missing))})" if missing else "layers that attend more than once"
+        )
+    for mask in {id(each.mask): each.mask for each in asked}.values():
+        mask.check()
+    windows = tuple(each.mask.window for each in asked)
+    if layout.model.layer_windows and any(said and said != found for said, found in zip(layout.model.layer_windows, windows, strict=True)):
+        raise Unsupported(f"windows of {windows} tokens, and its config names {layout.model.layer_windows}")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

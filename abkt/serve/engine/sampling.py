@@ -16,6 +16,9 @@ import numpy as np
 import torch
 
 SEED_CAP = 1 << 31
+LOGPROBS_CAP = 20
+
+TokenLogprobs = tuple[tuple[int, float], ...]  # (token, log-probability): of the chosen token, then of the likeliest ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Sampling:
     top_p : of the tokens that top_k leaves, draw among the smallest set of most likely ones whose probabilities add up to top_p; above 0
         and at most 1.
     seed : 0 to 2**31 - 1.
+    logprobs : how many of the likeliest tokens are reported with each chosen one, each with its log-probability; 0 to 20, or -1: no
+        log-probability is reported.
 
     Raises
     ------
@@ -39,6 +44,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    logprobs: int = -1
 
     def __post_init__(self) -> None:
         if self.temperature != 0 and not 0.01 <= self.temperature <= 100:
@@ -49,6 +55,8 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if not 0 <= self.seed < SEED_CAP:
             raise ValueError(f"seed is {self.seed}; it must be 0 to {SEED_CAP - 1}")
+        if not -1 <= self.logprobs <= LOGPROBS_CAP:
+            raise ValueError(f"logprobs is {self.logprobs}; it must be -1 (none) to {LOGPROBS_CAP}")
 
     def fields(self) -> dict[str, int | float]:
         """The fields by name; `of` reads them back."""
@@ -60,7 +68,7 @@ class Sampling:
         found: dict[str, Any] = {}
         for name, kind in ((f.name, (int, float) if f.name in ("temperature", "top_p") else (int,)) for f in fields(cls)):
             value = members.get(name, getattr(GREEDY, name))
-            if type(value) not in kind or not math.isfinite(value):
+            if type(value) not in kind or (type(value) is float and not math.isfinite(value)):
                 raise ValueError(f"{name} is {value!r}; it must be a number")
             found[name] = value
         return cls(**found)
@@ -71,38 +79,40 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What to generate for a request. osl: number of output tokens; with a stop token, the highest number. stop: the token that ends the
-    output; -1: none. stream: whether each token is reported as soon as it is generated."""
+    """What to generate for a request. osl: number of output tokens; with stop tokens, the highest number. stop: the tokens that end the
+    output. stream: whether each token is reported as soon as it is generated."""
 
     osl: int
-    stop: int = -1
+    stop: tuple[int, ...] = ()
     stream: bool = False
     sampling: Sampling = GREEDY
 
-    def fields(self) -> dict[str, int | float | bool]:
+    def fields(self) -> dict[str, Any]:
         """The fields by name, for the offer of a transfer; `of` reads them back."""
-        return {"osl": self.osl, "stop": self.stop, "stream": self.stream, **self.sampling.fields()}
+        return {"osl": self.osl, "stop": " ".join(map(str, self.stop)), "stream": self.stream, **self.sampling.fields()}
 
     @classmethod
     def of(cls, members: Mapping[str, Any]) -> Generation:
         """A Generation from these fields. Raises ValueError, one line, if osl is missing or a field has a wrong type."""
-        osl, stop, stream = members.get("osl"), members.get("stop", -1), members.get("stream", False)
-        if type(osl) is not int or type(stop) is not int or type(stream) is not bool:
-            raise ValueError(f"osl is {osl!r}, stop {stop!r}, stream {stream!r}; they must be two integers and a boolean")
-        return cls(osl, stop, stream, Sampling.of(members))
+        osl, stop, stream = members.get("osl"), members.get("stop", ""), members.get("stream", False)
+        if type(osl) is not int or type(stop) is not str or not set(stop) <= set("0123456789 ") or type(stream) is not bool:
+            raise ValueError(f"osl is {osl!r}, stop {stop!r}, stream {stream!r}; they must be an integer, a text of integers and a boolean")
+        return cls(osl, tuple(map(int, stop.split())), stream, Sampling.of(members))
 
     def ends(self, tokens: Sequence[int]) -> bool:
         """Whether these output tokens are complete."""
-        return len(tokens) >= self.osl or tokens[-1] == self.stop
+        return len(tokens) >= self.osl or tokens[-1] in self.stop
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A chosen token. margin: its score minus that of the second best token; a score is a logit, or a logit plus the noise of a draw. A
-    margin near 0 is a near-tie, which the order of a floating-point sum may decide."""
+    margin near 0 is a near-tie, which the order of a floating-point sum may decide. logprobs: log-probabilities of this token and of the
+    likeliest ones, if the sampling asks for them; those of the model itself, before temperature, top_k and top_p."""
 
     token: int
     margin: float
+    logprobs: TokenLogprobs = ()
 
 
 def choose(logits: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[Choice]:
@@ -113,12 +123,22 @@ def choose(logits: torch.Tensor, samplings: Sequence[Sampling], positions: Seque
     logits : [rows, vocabulary], a floating-point type.
     samplings, positions : sampling of each row, and position of the token to choose, counted from the start of the row's sequence.
     """
-    scores = logits.float()
+    given = scores = logits.float()
     if any(sampling.temperature > 0 for sampling in samplings):
-        rows = zip(scores, samplings, positions, strict=True)
-        scores = torch.stack([_drawn(row, sampling, position) if sampling.temperature > 0 else row for row, sampling, position in rows])
+        places = zip(scores, samplings, positions, strict=True)
+        scores = torch.stack([_drawn(row, sampling, position) if sampling.temperature > 0 else row for row, sampling, position in places])
     best, second = scores.topk(2, -1).values.unbind(-1)
-    return [Choice(token, margin) for token, margin in zip(scores.argmax(-1).tolist(), (best - second).tolist(), strict=True)]
+    tokens, margins = scores.argmax(-1).tolist(), (best - second).tolist()
+    rows = zip(given, samplings, tokens, strict=True)
+    found = [_logprobs(row, sampling.logprobs, token) if sampling.logprobs >= 0 else () for row, sampling, token in rows]
+    return [Choice(*chosen) for chosen in zip(tokens, margins, found, strict=True)]
+
+
+def _logprobs(logits: torch.Tensor, likeliest: int, chosen: int) -> TokenLogprobs:
+    """Log-probabilities of the chosen token and of the likeliest ones."""
+    shares = logits.log_softmax(-1)
+    top = shares.topk(min(likeliest, len(shares)))
+    return ((chosen, shares[chosen].item()), *zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
 def _drawn(logits: torch.Tensor, sampling: Sampling, position: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from abkt.serve.engine.sampling import TokenLogprobs
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.reports import AttemptFailed, AttemptFinished, AttemptReport, Prefilled, TransferSent
 
@@ -66,3 +67,9 @@ class Attempt:
         """The margin of each output token; see Choice."""
         assert self.prefilled is not None
         return [self.prefilled.margin, *(self.finished.margins if self.finished else ())]
+
+    def logprobs(self) -> list[TokenLogprobs]:
+        """The logprobs of each output token; empty ones if the request does not ask for them."""
+        assert self.prefilled is not None
+        later = self.finished.logprobs if self.finished else ()
+        return [self.prefilled.logprobs, *(later or [()] * (len(self.outputs()) - 1))]

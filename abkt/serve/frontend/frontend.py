@@ -15,6 +15,7 @@ from abkt.policy.view import Refined
 from abkt.serve.commands import (
     AddPeer,
     CancelAttempt,
+    FinishAttempt,
     Prepare,
     RefinementEnded,
     RemovePeer,
@@ -44,6 +45,8 @@ from abkt.serve.reports import (
 )
 
 TRIES = 3
+STARTS = 3  # new workers of a role that may end before they are ready, in a row; then no further one is started
+ENDED = "the client wanted no further token, so no further attempt was made"
 STEP_S = 0.1  # the longest time between two checks of the workers' health
 
 
@@ -89,6 +92,7 @@ class Frontend:
         self._open: dict[int, OpenRequest] = {}  # by request id
         self._attempts = Attempts(numbers, self._model)
         self._waiting: deque[OpenRequest] = deque()
+        self._starts_failed: dict[str, int] = {}  # by role, since a worker of this role was ready
         for name, worker in workers.states.items():
             if worker.phase == "ready":
                 self._begin(name)
@@ -124,6 +128,20 @@ class Frontend:
             self._abandon(request)
             self._close(request, "failed", "cancelled")
 
+    def finish(self, request_id: int) -> None:
+        """End a request's output with the tokens it has, because its client wants no further one."""
+        if (request := self._open.get(request_id)) is None:
+            return
+        request.ended = True
+        if attempt := request.attempt:
+            self._tell_ended(attempt)
+        else:
+            self._close(request, "failed", "; ".join([*request.failures, ENDED]))
+
+    def _tell_ended(self, attempt: Attempt) -> None:
+        if attempt.destination in self.workers.states:
+            self.workers.tell(attempt.destination, FinishAttempt(attempt.attempt_id))
+
     def change(self, name: str, role: str) -> None:
         """Change a worker's role once it has drained. Role GONE ends it; a new name starts a worker. Raises ValueError if it cannot."""
         if name not in self.workers.states:
@@ -156,6 +174,7 @@ class Frontend:
         match report:
             case Ready():
                 self.workers.ready(name, report)
+                self._starts_failed.pop(report.role, None)
                 self.role_changes.append((self.now_s(), name, report.role))
                 self._begin(name)
                 if report.role == "decode":
@@ -164,9 +183,9 @@ class Frontend:
             case CodedCurves():
                 self._coded(report)
             case StreamedTokens():
-                for attempt_id, token in report.tokens:
+                for attempt_id, token, logprobs in report.tokens:
                     if request := self._attempts.request(attempt_id):
-                        request.stream([token])
+                        request.stream([token], [logprobs])
             case AttemptCancelled():
                 self.reservations.freed(report.attempt_id, name)
                 self._place()
@@ -187,7 +206,7 @@ class Frontend:
             self.reservations.follow(attempt, report, self.now_s())
             if isinstance(report, Prefilled):
                 self.codec = report.transfer.codec if report.transfer else self.codec
-                request.stream([report.token])
+                request.stream([report.token], [report.logprobs])
             if attempt.complete:
                 self._finish(request, attempt)
             elif isinstance(report, AttemptFailed):
@@ -236,7 +255,9 @@ class Frontend:
         """Abandon the attempt; queue the request again unless TRIES attempts have failed. ended: the sender's report, if any."""
         self._abandon(request, ended)
         request.failures.append(failure)
-        if len(request.failures) >= TRIES:
+        if request.ended:
+            self._close(request, "failed", "; ".join([*request.failures, ENDED]))
+        elif len(request.failures) >= TRIES:
             self._close(request, "failed", "; ".join(dict.fromkeys(request.failures)))
         else:
             self._waiting.appendleft(request)
@@ -260,7 +281,8 @@ class Frontend:
         for request in reversed(self._attempts.involving(name)):
             if (attempt := request.attempt) and not (name == attempt.source and attempt.sent):  # else decoding goes on
                 self._retry(request, str(death).partition(";")[0])
-        if self.terms.replace_dead and not starting:
+        self._starts_failed[role] = self._starts_failed.get(role, 0) + 1 if starting else 0
+        if self.terms.replace_dead and self._starts_failed[role] < STARTS:
             self.workers.start(self.workers.new_name(role), role)
         if not self.workers.will_serve(role):
             raise death

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from abkt.records import RequestRecord, TransferRecord
+from abkt.serve.engine.sampling import TokenLogprobs
 from abkt.serve.frontend.attempt import Attempt
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.frontend.records import failed_transfer, request_record, transfer_record
@@ -18,16 +19,19 @@ from abkt.spec import ModelSpec
 class OpenRequest:
     """One open request.
 
-    prompt: the request as submitted. on_tokens: called with the new tokens of a streamed request. attempt: the current attempt; None while
-    the request waits. tokens, margins: the output tokens known so far, and their margins. failures: why each earlier attempt failed.
+    prompt: the request as submitted. on_tokens: called with the new tokens of a streamed request and the logprobs of each. attempt: the
+    current attempt; None while the request waits. tokens, margins, logprobs: the output tokens known so far, and of each its margin and
+    logprobs. ended: the client wants no further token. failures: why each earlier attempt failed.
     record, transfer: the records, made when the request is done. failed_transfers: records of earlier attempts' transfers, if their senders
     have reported them by then.
     """
 
     prompt: Prompt
-    on_tokens: Callable[[list[int]], None] | None = None
+    on_tokens: Callable[[list[int], list[TokenLogprobs]], None] | None = None
     tokens: list[int] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    ended: bool = False
     failures: list[str] = field(default_factory=list)
     attempt: Attempt | None = None
     record: RequestRecord | None = None
@@ -39,12 +43,13 @@ class OpenRequest:
         """Wire bytes of all attempts."""
         return (self.record.wire_bytes if self.record else 0) + sum(transfer.wire_bytes for transfer in self.failed_transfers)
 
-    def stream(self, tokens: list[int]) -> None:
-        """Add new tokens, and pass them on."""
+    def stream(self, tokens: list[int], logprobs: list[TokenLogprobs]) -> None:
+        """Add new tokens and the logprobs of each, and pass them on."""
         if self.prompt.stream and tokens:
             self.tokens += tokens
+            self.logprobs += logprobs
             if self.on_tokens:
-                self.on_tokens(tokens)
+                self.on_tokens(tokens, logprobs)
 
     def remaining(self) -> Prompt:
         """The prompt of the next attempt: the whole request, or its continuation after the tokens that were already streamed."""
@@ -54,8 +59,10 @@ class OpenRequest:
     def complete(self, attempt: Attempt, model: ModelSpec, compute: str) -> RequestRecord:
         """End the request after a successful attempt. The record holds this attempt's times, but its queue stage begins at arrival."""
         before, outputs = attempt.prompt.isl - self.prompt.isl, attempt.outputs()  # earlier attempts' tokens (a count), and this one's
-        self.stream(outputs[len(self.tokens) - before :])
+        logprobs = attempt.logprobs()
+        self.stream(outputs[len(self.tokens) - before :], logprobs[len(self.tokens) - before :])
         self.tokens = [*self.tokens[:before], *outputs]
+        self.logprobs = [*self.logprobs[:before], *logprobs]
         self.margins = [*[math.nan] * before, *attempt.margins()]
         self.record = record = request_record(attempt, model, compute)
         record.isl, record.osl, record.retries = self.prompt.isl, len(self.tokens), len(self.failures)

@@ -79,7 +79,7 @@ class WorkerProcess:
         if self.killed:
             return
         if self._unanswered >= SILENT_PINGS and now_s - self._heard_s >= SILENCE_S:
-            self._kill(f"did not answer for {SILENCE_S:g} s")
+            self.kill(f"did not answer for {SILENCE_S:g} s")
             return
         if now_s - self._pinged_s < PING_S:
             return
@@ -114,7 +114,8 @@ class WorkerProcess:
         if self._popen.stdout is not None:
             self._popen.stdout.close()
 
-    def _kill(self, because: str) -> None:
+    def kill(self, because: str) -> None:
+        """Kill it; its end is reported like any other. because: what it did, for `death`."""
         self._killed_because = because
         self._popen.kill()
 
@@ -132,7 +133,7 @@ class WorkerProcess:
             try:
                 report = decode_report(line)
             except ValueError as error:
-                self._kill(f"sent a damaged line ({error})")
+                self.kill(f"sent a damaged line ({error})")
                 break
             self._heard_s, self._unanswered = time.monotonic(), 0
             if not isinstance(report, Pong):

@@ -16,10 +16,10 @@ class Prompt:
     request_id : unique among the requests of a run.
     arrival_s : arrival time, in seconds of the run.
     tokens : token ids of the prompt.
-    osl : number of output tokens to generate; with a stop token, the highest number.
+    osl : number of output tokens to generate; with stop tokens, the highest number.
     expected : the right answer, if it is known.
     sampling : how the output tokens are chosen.
-    stop : the token that ends the output; -1: none.
+    stop : the tokens that end the output.
     stream : whether each token is reported as soon as it is generated.
     """
 
@@ -29,7 +29,7 @@ class Prompt:
     osl: int
     expected: tuple[int, ...] = ()
     sampling: Sampling = GREEDY
-    stop: int = -1
+    stop: tuple[int, ...] = ()
     stream: bool = False
 
     @property

@@ -22,7 +22,7 @@ def request_record(attempt: Attempt, model: ModelSpec, compute: str = "real") ->
         return record
     plan, last, sent = first.transfer, attempt.finished, attempt.sent
     assert last is not None
-    record.raw_bytes = prompt.isl * model.kv_bytes_per_token
+    record.raw_bytes = model.kv_bytes(prompt.isl)
     record.encode_busy_s = plan.encode_busy_s
     record.prefill_busy_s -= plan.encode_busy_s - (plan.encode_end_s - first.prefill_end_s)  # encoding during prefill
     record.decode_node = attempt.destination
@@ -74,7 +74,7 @@ def transfer_record(attempt: Attempt, model: ModelSpec) -> TransferRecord:
         estimate_bytes_per_s=plan.estimate_bytes_per_s,
         calls=sent.calls,
         wire_bytes=wire_bytes,
-        raw_bytes=prompt.isl * model.kv_bytes_per_token,
+        raw_bytes=model.kv_bytes(prompt.isl),
         bits_per_value=8 * wire_bytes / (prompt.isl * model.values_per_token),
         retries=sent.retries,
         resumes=sent.resumes,
@@ -109,7 +109,7 @@ def failed_transfer(attempt: Attempt, ended: TransferSent | AttemptFailed, model
         finish_s=finish_s,
         mode=mode,
         wire_bytes=wire_bytes,
-        raw_bytes=attempt.prompt.isl * model.kv_bytes_per_token,
+        raw_bytes=model.kv_bytes(attempt.prompt.isl),
         pacing=pacing,
         outcome="failed",
         reason=reason,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -18,19 +19,21 @@ from abkt.serve.frontend.process import Events, WorkerProcess
 from abkt.serve.reports import DecodeIterations, Prepared, Ready, WorkerReport
 
 GONE = "gone"
+START_S = 180.0  # a worker that is not ready by then is killed
 Answer = TypeVar("Answer", Prepared, DecodeIterations)
 
 
 @dataclass(slots=True)
 class WorkerState:
     """phase: starting (a new process or a new role), ready or draining. A draining worker gets no new requests. Once it holds none, it
-    takes next_role, or ends if that is GONE. address: where a decode worker accepts KV."""
+    takes next_role, or ends if that is GONE. address: where a decode worker accepts KV. since_s: when it began to start."""
 
     process: WorkerProcess
     role: str
     phase: str = "starting"
     address: str = ""
     next_role: str = ""
+    since_s: float = field(default_factory=time.monotonic)
 
 
 class Workers:
@@ -61,7 +64,7 @@ class Workers:
     def new_name(self, role: str) -> str:
         """A name that no worker has or had, so that no log is overwritten."""
         return next(
-            name for n in range(1000) if (name := f"{role[0]}{n}") not in self.states and not (self._log_dir / f"{name}.log").exists()
+            name for n in itertools.count() if (name := f"{role[0]}{n}") not in self.states and not (self._log_dir / f"{name}.log").exists()
         )
 
     def wait(self, timeout_s: float) -> None:
@@ -167,6 +170,7 @@ class Workers:
             return
         self.tell(name, ChangeRole(worker.next_role))
         worker.role, worker.next_role, worker.phase, worker.address = worker.next_role, "", "starting", ""
+        worker.since_s = time.monotonic()
 
     def restore(self, name: str, role: str) -> None:
         """Between two runs, when the worker holds no request's data: return it to this role. It reports Ready later."""
@@ -174,11 +178,13 @@ class Workers:
         self.drained(name)
 
     def watch(self) -> None:
-        """Kill workers that have been silent for too long. A starting worker may be silent."""
+        """Kill workers that have been silent, or have been starting, for too long. A starting worker may be silent."""
         now_s = time.monotonic()
         for worker in self.states.values():
             if worker.phase != "starting":
                 worker.process.watch(now_s)
+            elif now_s - worker.since_s > START_S:
+                worker.process.kill(f"was not ready after {START_S:.0f} s")
 
     def lost(self, name: str) -> WorkerDied:
         """Drop a worker whose process has ended; returns the error that says how it ended."""

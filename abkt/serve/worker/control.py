@@ -10,8 +10,9 @@ import logging
 import os
 import sys
 import threading
+from contextlib import suppress
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from abkt.serve.commands import Ping, WorkerCommand, WorkerConfig, decode_command
 from abkt.serve.messages import encode
@@ -33,12 +34,34 @@ class Control(Protocol):
         ...
 
 
+class Log:
+    """The worker's log file as a text stream. What cannot be written, because the disk is full, is lost: a library that prints a progress
+    bar must not end the worker."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+
 class PipeControl:
     """The Control of a worker process. A separate thread answers pings while the main loop computes, so silence means a stopped process."""
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
+        sys.stderr = Log(sys.stderr)  # type: ignore[assignment]
+        sys.stdout = sys.stderr
         self._lock = threading.Lock()
         self.inbox: Inbox = SimpleQueue()
         threading.Thread(target=self._read, name="control", daemon=True).start()

@@ -9,7 +9,16 @@ import logging
 import time
 from collections import deque
 
-from abkt.serve.commands import CancelAttempt, ChangeRole, Prepare, ReportIterations, StartDecodeRun, WorkerCommand, WorkerConfig
+from abkt.serve.commands import (
+    CancelAttempt,
+    ChangeRole,
+    FinishAttempt,
+    Prepare,
+    ReportIterations,
+    StartDecodeRun,
+    WorkerCommand,
+    WorkerConfig,
+)
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.sampling import Generation
 from abkt.serve.reports import AttemptCancelled, AttemptFailed, DecodeIterations, Prepared, StreamedTokens
@@ -32,6 +41,7 @@ from abkt.transfer.receive.receiver import Receiver
 from abkt.transfer.transports.registry import listening_address, make_transport
 
 ITERATIONS_KEPT = 20_000
+ENDED_KEPT = 1024
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +70,7 @@ class DecodeWorker:
         self.arrived: deque[Received] = deque()
         self.batch: list[RunningRequest] = []
         self.iterations: list[tuple[int, int, float]] = []
+        self.ended: dict[int, None] = {}  # attempts whose client wants no further token, and which have not joined the batch
         self.origin_s = 0.0
         self._expander = Expander(self.engine.pool, equipment.codec)
         self.receiver = Receiver(
@@ -87,8 +98,10 @@ class DecodeWorker:
             with self.equipment.device_lock:
                 while self.arrived and len(self.batch) < self.config.max_batch:
                     self._join(self.arrived.popleft())
+                self._report_done()  # requests whose client had what it wants before they joined
                 self._swap()
                 self._iterate()
+                self._report_done()
 
     def _handle(self, message: WorkerCommand | WorkerEvent) -> None:
         match message:
@@ -105,6 +118,8 @@ class DecodeWorker:
                 self._settle(message.received)
             case CancelAttempt():
                 self._cancel(message.attempt_id)
+            case FinishAttempt():
+                self._end(message.attempt_id)
             case ReportIterations():
                 self.control.say(DecodeIterations(tuple(self.iterations)))
             case _:  # a command for the worker's earlier role, such as RefinementEnded
@@ -133,6 +148,15 @@ class DecodeWorker:
         elif not holds:
             self.control.say(AttemptCancelled(attempt_id))
 
+    def _end(self, attempt_id: int) -> None:
+        """End the output of an attempt with the tokens it has; one that is still to join ends as soon as it joins."""
+        if running := next((running for running in self.batch if running.attempt_id == attempt_id), None):
+            running.ended = True
+        else:  # it may also be done already, so the oldest are forgotten
+            self.ended[attempt_id] = None
+            if len(self.ended) > ENDED_KEPT:
+                del self.ended[next(iter(self.ended))]
+
     def _join(self, received: Received) -> None:
         """Expand an arrived transfer and add its request to the batch."""
         offer, table = received.offer, self.memory.table(received.offer.request_id)
@@ -149,6 +173,7 @@ class DecodeWorker:
             self._free(received.transfer_id)
         running.expand_end_s = time.monotonic()
         running.expand_busy_s = running.expand_end_s - start_s
+        running.ended = offer.request_id in self.ended
         self.batch.append(running)
 
     def _refuse(self, received: Received, damage: str) -> None:
@@ -200,6 +225,7 @@ class DecodeWorker:
 
     def _release(self, attempt_id: int) -> None:
         """Free the blocks of an attempt."""
+        self.ended.pop(attempt_id, None)
         cancelled = self.memory.release(attempt_id)
         self.receiver.memory_freed()
         if cancelled:
@@ -207,7 +233,7 @@ class DecodeWorker:
 
     def _iterate(self) -> None:
         """Decode one token of each request in the batch."""
-        if not self.batch:  # all arrived transfers were damaged
+        if not self.batch:  # all arrived transfers were damaged, or have ended
             return
         start_s = time.monotonic()
         context = sum(running.row.tokens for running in self.batch)
@@ -219,9 +245,14 @@ class DecodeWorker:
             self.iterations.append((len(self.batch), context, end_s - start_s))
         for running, choice in zip(self.batch, choices, strict=True):
             running.decoded(choice, start_s, end_s)
-        streamed = [running for running in self.batch if running.generation.stream and not running.done]
+        pairs = zip(self.batch, choices, strict=True)
+        streamed = [(running, choice) for running, choice in pairs if running.generation.stream and not running.done]
         if streamed:
-            self.control.say(StreamedTokens(tuple((running.attempt_id, running.tokens[-1]) for running in streamed)))
+            self.control.say(StreamedTokens(tuple((each.attempt_id, each.tokens[-1], choice.logprobs) for each, choice in streamed)))
+
+    def _report_done(self) -> None:
+        """Free and report the requests of the batch that are done."""
+        end_s = time.monotonic()
         for running in [running for running in self.batch if running.done]:
             self.batch.remove(running)
             self._release(running.attempt_id)
@@ -241,8 +272,8 @@ class DecodeWorker:
             return BufferSink(offer.size)
         prompt = table[: layout.blocks_for(offer.tokens)]
         if groups > 1:
-            return RawSink(self.engine.pool, prompt, groups)
-        return raw_sink(self.engine.pool, prompt, self.config.transport)
+            return RawSink(self.engine.pool, prompt, offer.tokens, groups)
+        return raw_sink(self.engine.pool, prompt, offer.tokens, self.config.transport)
 
     def _price(self, arrived_bytes: int) -> float:
         """The price of a byte at this end. Called by receiver threads."""
@@ -274,6 +305,6 @@ def check_offer(offer: Offer, layout: KVLayout) -> tuple[Generation, int]:
     if not 1 <= groups <= layers or (groups > 1 and offer.mode == "lossless"):
         raise ValueError(f"request {offer.request_id} comes in {groups} groups; the model here has {layers} layers")
     footer = footer_bytes(groups) if groups > 1 else 0
-    if offer.mode == "raw" and offer.size != layout.blocks_for(offer.tokens) * layout.block_bytes + footer:
+    if offer.mode == "raw" and offer.size != layout.kept_bytes(offer.tokens) + footer:
         raise ValueError(f"request {offer.request_id}: raw KV of {offer.tokens} tokens is not {offer.size} bytes here")
     return generation, groups

@@ -47,7 +47,7 @@ def equip(config: WorkerConfig) -> Equipment:
     calibration = load(Path(config.calibration)) if config.calibration else None
     engine, codec = (
         Engine(folder, layout, config.device, config.dtype),
-        Codec(layout, rope_theta=rope_theta(folder), calibration=calibration),
+        Codec(layout, rope_theta=rope_theta(folder), calibration=calibration, cut_windows=True),
     )
     _warm_up(engine, codec)
     paced = PacedEngine(engine, schema.load(Path(config.paced))) if config.paced else engine

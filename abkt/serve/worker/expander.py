@@ -42,7 +42,7 @@ class Expander:
             return self._expand_layers(received, prompt, groups)
         if offer.mode == "raw":
             if isinstance(received.sink, BufferSink):  # other sinks have written into the pool already
-                put_raw(received.sink.data, self._pool, prompt)
+                put_raw(received.sink.data, self._pool, prompt, offer.tokens)
             return offer.first_token, 0.0
         assert isinstance(received.sink, BufferSink)
         data = memoryview(received.sink.data)[: offer.ends[cut]]

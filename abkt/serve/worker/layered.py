@@ -172,13 +172,13 @@ class LayerGroup:
 
     def __init__(self, codec: Codec, span: Span) -> None:
         self.first, self.stop = span
-        model = replace(codec.layout.model, layers=self.stop - self.first)
+        model = codec.layout.model.part(self.first, self.stop)
         self._layout = replace(codec.layout, model=model)
         calibration = codec.calibration
         if calibration:
             part = slice(*span)
             calibration = Calibration(calibration.model, calibration.gamma, calibration.sensitivity[part], calibration.levels[part])
-        self._codec = Codec(self._layout, codec.backend, codec.tile_tokens, codec.rope_theta, calibration)  # type: ignore[arg-type]
+        self._codec = Codec(self._layout, codec.backend, codec.tile_tokens, codec.rope_theta, calibration, codec.cut_windows)  # type: ignore[arg-type]
 
     def encode(self, pool: Pool, table: Sequence[int], tokens: int, decision: Decision, importance: Importance) -> Stream:
         alone, used = self._pool(tokens), list(range(self._layout.blocks_for(tokens)))
@@ -225,16 +225,21 @@ def most_bytes(layout: KVLayout, tokens: int, groups: int) -> int:
     return raw_bytes + raw_bytes // 4 + 4096 * groups + 64 * tiles + footer_bytes(groups)
 
 
-def raw_group(pool: Pool, table: Sequence[int], span: Span) -> list[memoryview]:
-    """The memory of a group's layers in the blocks of a table; one piece per block."""
-    layer_bytes = pool.layout.block_bytes // pool.layout.model.layers
-    return [pool.run_bytes(block, 1)[span[0] * layer_bytes : span[1] * layer_bytes] for block in table]
+def raw_group(pool: Pool, table: Sequence[int], tokens: int, span: Span) -> list[memoryview]:
+    """The memory of a group's layers in the blocks of a sequence, without layers whose window begins later (KVLayout.kept_layers)."""
+    layer_bytes, (first, stop) = pool.layout.block_bytes // pool.layout.model.layers, span
+    return [
+        pool.run_bytes(block, 1)[max(a, first) * layer_bytes : min(b, stop) * layer_bytes]
+        for block, kept in zip(table, pool.layout.kept_layers(tokens), strict=True)
+        for a, b in kept
+        if max(a, first) < min(b, stop)
+    ]
 
 
 class RawSink(PiecesSink):
     """Receives a raw transfer in groups of layers, directly into the blocks of a table. footer: the bytes after the blocks."""
 
-    def __init__(self, pool: Pool, table: Sequence[int], groups: int) -> None:
+    def __init__(self, pool: Pool, table: Sequence[int], tokens: int, groups: int) -> None:
         self.footer = bytearray(footer_bytes(groups))
-        pieces = [piece for span in spans(pool.layout.model.layers, groups) for piece in raw_group(pool, table, span)]
+        pieces = [piece for span in spans(pool.layout.model.layers, groups) for piece in raw_group(pool, table, tokens, span)]
         super().__init__([*pieces, self.footer])

@@ -43,7 +43,7 @@ class LayeredTransfer:
         self._groups, self._pool, self._table, self._tokens = groups, pool, table, tokens
         layout, decision, expected = pool.layout, transfer.decision, transfer.expected
         if decision.mode == "raw":
-            size_bytes = layout.blocks_for(tokens) * layout.block_bytes + footer_bytes(len(groups))
+            size_bytes = layout.kept_bytes(tokens) + footer_bytes(len(groups))
             source = LayeredSource(len(groups), size_bytes)
             self.expected_bytes = float(expected.raw_bytes)
         else:
@@ -71,7 +71,7 @@ class LayeredTransfer:
             if layer == group.stop - 1:
                 begun_s = time.monotonic()
                 if self.transfer.decision.mode == "raw":
-                    self._source.add(Pieces(raw_group(self._pool, self._table, (group.first, group.stop))))
+                    self._source.add(Pieces(raw_group(self._pool, self._table, self._tokens, (group.first, group.stop))))
                 else:
                     self._source.add(group.encode(self._pool, self._table, self._tokens, self.transfer.decision, self.observer))
                 self.transfer.encode_s += time.monotonic() - begun_s

@@ -138,7 +138,7 @@ class PrefillWorker:
                 layered.drop()
             else:
                 self.segments.free(table)
-            self.control.say(Prefilled(prompt.attempt_id, start_s, end_s, first.token, first.margin, None))
+            self.control.say(Prefilled(prompt.attempt_id, start_s, end_s, first.token, first.margin, None, first.logprobs))
         elif layered:
             layered.finish(first.token)
             self._report_prefilled(prompt, start_s, end_s, first, layered.transfer, end_s)
@@ -193,7 +193,7 @@ class PrefillWorker:
         if decision.mode == "lossless":
             return PiecesSource([lossless_stream.encode(pool, table, tokens)])
         if decision.mode == "raw":
-            return raw_source(pool, table, self.config.transport)
+            return raw_source(pool, table, tokens, self.config.transport)
         weights = None
         if importance:
             weights = importance.weights(pool, table, self.codec.cells(tokens, depth_bits), self.codec.calibration)
@@ -254,7 +254,7 @@ class PrefillWorker:
             pacing=transfer.peer.pacing,
             codec=self.codec.describe(),
         )
-        self.control.say(Prefilled(prompt.attempt_id, start_s, end_s, first.token, first.margin, plan))
+        self.control.say(Prefilled(prompt.attempt_id, start_s, end_s, first.token, first.margin, plan, first.logprobs))
 
     def _report_curves(self, view: TransferView, tokens: int, coder: CoderName) -> None:
         self.control.say(CodedCurves(tokens, coder, view.raw_bytes, view.slope, view.uniform))

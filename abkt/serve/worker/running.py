@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from abkt.serve.engine.attention import SequenceRow
-from abkt.serve.engine.sampling import Choice, Generation
+from abkt.serve.engine.sampling import Choice, Generation, TokenLogprobs
 from abkt.serve.reports import AttemptFinished
 from abkt.serve.worker.refining import KVQuality
 
@@ -14,7 +14,7 @@ from abkt.serve.worker.refining import KVQuality
 @dataclass(slots=True)
 class RunningRequest:
     """One running request. table: its blocks. row: the view of them that attention uses. tokens: its output tokens so far; the first is the
-    prefill worker's. quality: distortion of its KV. Times are on CLOCK_MONOTONIC."""
+    prefill worker's. quality: distortion of its KV. ended: its client wants no further token. Times are on CLOCK_MONOTONIC."""
 
     attempt_id: int
     generation: Generation
@@ -28,10 +28,12 @@ class RunningRequest:
     decode_token_s: float = 0.0
     decode_busy_s: float = 0.0
     margins: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    ended: bool = False
 
     @property
     def done(self) -> bool:
-        return self.generation.ends(self.tokens)
+        return self.ended or self.generation.ends(self.tokens)
 
     @property
     def tokens_left(self) -> int:
@@ -43,6 +45,8 @@ class RunningRequest:
         self.decode_busy_s += end_s - start_s
         self.tokens.append(choice.token)
         self.margins.append(choice.margin)
+        if self.generation.sampling.logprobs >= 0:
+            self.logprobs.append(choice.logprobs)
         self.quality.decoded()
 
     def finished(self, origin_s: float, finish_s: float) -> AttemptFinished:
@@ -53,7 +57,7 @@ class RunningRequest:
             received_s=self.received_s - origin_s,
             expand_end_s=self.expand_end_s - origin_s,
             expand_busy_s=self.expand_busy_s,
-            decode_token_s=self.decode_token_s - origin_s,
+            decode_token_s=(self.decode_token_s or finish_s) - origin_s,
             decode_busy_s=self.decode_busy_s,
             finish_s=finish_s - origin_s,
             tokens=tuple(self.tokens),
@@ -64,4 +68,5 @@ class RunningRequest:
             swaps=tuple(quality.swaps),
             refine_bytes=quality.refine_bytes,
             refine_finish_s=quality.refine_end_s - origin_s if quality.refine_bytes else math.nan,
+            logprobs=tuple(self.logprobs),
         )

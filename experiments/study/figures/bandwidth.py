@@ -1,4 +1,5 @@
-"""Above: the link's capacity, the goodput of each measured transfer, and the policy's estimate of the link. Below: bits sent per KV value.
+"""Above: the link's capacity, the goodput of each transfer of the first repeat, and the policy's estimate of the link. Below: bits sent
+per KV value.
 
 A bar spans a transfer from its first to its last byte. Above are the policies that estimate the link (all policies, if none does). Below,
 open marks are measured transfers and crosses are predicted ones."""
@@ -16,8 +17,8 @@ from experiments.study.folder import Study
 MEGABIT = 1e6 / 8
 
 
-def draw(study: Study) -> Figure:
-    figure = Figure(figsize=(6.0, 4.8))
+def draw(study: Study, width_in: float) -> Figure:
+    figure = Figure(figsize=(width_in, 5.4))
     above, below = figure.subplots(2, 1, sharex=True)
     colour, marker = colours(study.policies), markers(study.policies)
     end_s = float(np.nanmax(study.transfers[study.transfers.world != "scaleout"].finish_s, initial=1.0))
@@ -43,8 +44,9 @@ def draw(study: Study) -> Figure:
     below.set_yticks(range(0, 17, 4))
     below.set_ylabel("bits per KV value")
     below.set_xlabel("time (s)")
-    above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.1)
-    below.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.1, handletextpad=0.2)
+    columns = 5 if width_in > 6 else 2
+    above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.1)
+    below.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns + 1, borderaxespad=0.1, handletextpad=0.2)
     return figure
 
 

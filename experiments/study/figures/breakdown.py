@@ -10,9 +10,9 @@ from experiments.figures.style import STAGE_COLOURS, WORLDS
 from experiments.study.folder import Study
 
 
-def draw(study: Study) -> Figure:
+def draw(study: Study, width_in: float) -> Figure:
     policies = study.policies
-    figure = Figure(figsize=(6.0, 1.1 + 0.62 * len(policies)))
+    figure = Figure(figsize=(width_in, 1.1 + 0.5 * len(policies)))
     axes = figure.subplots()
     for row, policy in enumerate(policies):
         for world, offset in (("real", -0.2), ("simulated", 0.2)):
@@ -28,5 +28,5 @@ def draw(study: Study) -> Figure:
     axes.set_xlabel("mean exposed time per request (s)")
     stages = [Patch(facecolor=STAGE_COLOURS[stage], label=stage) for stage in STAGES]
     worlds = [Patch(facecolor="#888888", edgecolor="white", hatch="" if w == "real" else "////", label=WORLDS[w]) for w in WORLDS]
-    figure.legend(handles=[*stages, *worlds], loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.2)
+    figure.legend(handles=[*stages, *worlds], loc="outside upper left", ncols=8 if width_in > 6 else 3, handlelength=1.4, columnspacing=1.2)
     return figure

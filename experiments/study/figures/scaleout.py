@@ -11,8 +11,8 @@ from experiments.study.folder import Study
 HATCHES = ("", "////", "....", "xxxx")
 
 
-def draw(study: Study) -> Figure:
-    figure = Figure(figsize=(6.0, 4.8))
+def draw(study: Study, width_in: float) -> Figure:
+    figure = Figure(figsize=(width_in, 4.8))
     above, below = figure.subplots(2, 1, sharex=True)
     routings, bitrates = study.summary["routings"], study.summary["bitrates"]
     width = 0.8 / max(1, len(routings))
