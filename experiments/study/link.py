@@ -18,7 +18,8 @@ KEPT = 0.95  # share of the requests within the SLO from which on a policy keeps
 SLACK = 0.02  # less than a link without limits gives
 MARGIN = 1.15  # over the capacity that the finest compressed rate needs
 PERIODS = 2  # of the link's schedule in one run
-RANGE = 1000.0  # links from the mean rate of the raw bytes over this to the mean rate times this are tried
+WIDEST_GBPS = 1e5  # as good as no limit
+RANGE = 200.0  # links from the mean rate of the raw bytes over this to the mean rate times this are tried
 Bitrate = Mapping[str, object]
 Share = Callable[[Bitrate, NetworkConfig | DriveConfig], float]
 
@@ -48,11 +49,11 @@ def plan_link(network: NetworkConfig, raw_bytes_per_s: float, span_s: float, sha
     share : predicted share of requests within the SLO, for a policy on a link.
     """
     if math.isfinite(network.period_s):
-        factor = span_s / PERIODS / network.period_s
-        starts_s = tuple(float(f"{start * factor:.3g}") for start in network.starts_s)
-        network = replace(network, starts_s=starts_s, period_s=float(f"{network.period_s * factor:.3g}"))
+        period_s = two_digits(span_s / PERIODS)
+        starts_s = tuple(round(start / network.period_s * period_s, 6) for start in network.starts_s)
+        network = replace(network, starts_s=starts_s, period_s=period_s)
     mean_gbps = raw_bytes_per_s * 8 / 1e9
-    kept = min(KEPT, share(FINEST, replace(network, gbps=mean_gbps * RANGE)) - SLACK)  # queues alone may cost more than 1 - KEPT
+    kept = _kept(network, share)
 
     def narrowest(policy: Bitrate) -> float:
         """The narrowest link that keeps the SLO; found as the largest slowness that still does."""
@@ -66,10 +67,15 @@ def plan_link(network: NetworkConfig, raw_bytes_per_s: float, span_s: float, sha
 
 def check_link(network: NetworkConfig | DriveConfig, share: Share) -> LinkPlan:
     """What the simulator predicts for a given link, and whether a study over it can tell the policies apart."""
-    raw, finest = share(RAW, network), share(FINEST, network)
+    raw, finest, kept = share(RAW, network), share(FINEST, network), _kept(network, share)
     note = ""
-    if raw >= KEPT:
+    if raw >= kept:
         note = "raw KV keeps the SLO on this link, so compression can gain little here"
-    elif finest < KEPT:
+    elif finest < kept:
         note = "even 8 bits a value miss the SLO for part of the requests on this link"
     return LinkPlan(network, raw, finest, note)
+
+
+def _kept(network: NetworkConfig | DriveConfig, share: Share) -> float:
+    """The share of requests from which on a policy keeps the SLO: less than KEPT where queues alone cost more than the rest."""
+    return min(KEPT, share(FINEST, replace(network, gbps=WIDEST_GBPS)) - SLACK)

@@ -50,7 +50,8 @@ class StudyPlan:
 
 
 def explicit(arguments: Sequence[str]) -> Explicit:
-    keys = [override.key_or_group for text in arguments if (override := parse(text)) is not None]
+    """What the arguments of the command line give. A group at another place, such as network@scaleout.network, is none of the twin's."""
+    keys = [override.key_or_group for text in arguments if (override := parse(text)) is not None and not override.package]
 
     def any_of(names: Sequence[str]) -> bool:
         return any(key in names for key in keys)

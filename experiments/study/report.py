@@ -103,16 +103,17 @@ def lead(summary: Mapping[str, Any]) -> str:
         f"{link(capacity(summary['link']))}. The prefill worker computed for {percent(round(busy['prefill'], 2))} of the time (planned: "
         f"{percent(round(busy['planned']['prefill'], 2))}), and the decode worker was busy for {percent(round(busy['decode'], 2))} "
         f"({percent(round(busy['planned']['decode'], 2))}). The best policy has most requests within the SLO (TTFT "
-        f"{seconds(slo['ttft_s'])}, TPOT {seconds(slo['tpot_s'])}) among those with a mean distortion of at most {number(limit)} and a p99 of at most "
-        f"{number(TAIL * limit)}; where that cannot be told, the lowest mean TTFT. TTFT ends with the first token of the decode side."
+        f"{seconds(slo['ttft_s'])}, TPOT {seconds(slo['tpot_s'])}) among those with a mean distortion of at most {number(limit)} and a "
+        f"p99 of at most {number(TAIL * limit)}; where that cannot be told, the lowest mean TTFT. TTFT ends with the first token of the "
+        "decode side."
     )
 
 
 def trust_text(summary: Mapping[str, Any]) -> str:
     return (
         f"{summary['trust']['sentence']}\n\nThe same requests and the same policy objects ran in the simulator, before the machine ran "
-        "them, and then on real processes. Errors are predicted minus measured, relative to measured. Error of E2E: the mean error as a share "
-        "of the measured mean end-to-end time, which says whether the error of a stage matters."
+        "them, and then on real processes. Errors are predicted minus measured, relative to measured. Error of E2E: the mean error as a "
+        "share of the measured mean end-to-end time, which says whether the error of a stage matters."
     )
 
 

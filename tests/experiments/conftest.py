@@ -20,10 +20,11 @@ from experiments.lib.results import write_json, write_records
 from experiments.lib.simulation import SimulateConfig, build_simulation, run_simulation, write_result
 from experiments.lib.verb import VerbCall
 from experiments.lib.workload import read_workload
-from experiments.study.comparison import compare_worlds
-from experiments.study.folder import StudyFacts, scaleout, twin, write_study
+from experiments.study.answer import answer
+from experiments.study.folder import StudyFacts, real, scaleout, simulated, write_study
 
 POLICIES = ("raw", "int8", "int4", "embedded")
+REPEATS = 3
 ROUTINGS = ("round_robin", "load_aware")
 
 
@@ -58,11 +59,12 @@ def write_made_up_study(folder: Path, curves: Path) -> None:
     for policy in POLICIES:
         config = _config(curves, f"bitrate={policy}", *_TWIN)
         result = run_simulation(build_simulation(replace(config, hardware=gpu), requests), progress=False)
-        write_result(twin(folder, "simulated", policy), result, config.slo, made_up_curves())
+        write_result(simulated(folder, policy), result, config.slo, made_up_curves())
         noise = np.random.default_rng(POLICIES.index(policy))
-        measured = [_measured(record, 1 + 0.08 * noise.standard_normal(), 0.006) for record in result.requests]
-        write_records(twin(folder, "real", policy), measured, result.transfers)
-        write_json(twin(folder, "real", policy) / "summary.json", summarize(measured, config.slo, wall_s=60.0))
+        for repeat in range(1, REPEATS + 1):
+            measured = [_measured(record, 1 + 0.08 * noise.standard_normal(), 0.006) for record in result.requests]
+            write_records(real(folder, policy, repeat), measured, result.transfers)
+            write_json(real(folder, policy, repeat) / "summary.json", summarize(measured, config.slo, wall_s=60.0))
     big = _config(curves, *_BIG)
     many, _ = read_workload(big.workload, seed=0)
     for routing in ROUTINGS:
@@ -73,18 +75,25 @@ def write_made_up_study(folder: Path, curves: Path) -> None:
     profile.save(folder / "profile.json")
     facts = StudyFacts(
         policies=POLICIES,
+        repeats=REPEATS,
         routings=ROUTINGS,
         bitrates=POLICIES,
         max_distortion=0.02,
+        load=0.6,
         slo=config.slo,
         scaleout_slo=big.slo,
         link=config.network.capacity(),
         scaling=scaling,
+        chosen=["SLO: TTFT 1 s, as given."],
+        again="workload.scaling.requests=40",
+        compute="compute in float32",
+        minutes={"asked": 5.0, "planned": 5.2, "actual": 5.1},
         scaleout={"model": "llama-3.1-8b", "hardware": "H100 SXM", "cluster": "4P4D", "network": "8 Gbit/s", "workload": "mooncake"},
         notes=["Prompts are scaled to what the probe can hold.", "The link is paced in user space."],
     )
-    write_study(folder, facts)
-    write_json(folder / "compare.json", compare_worlds(folder, POLICIES, 0.02))
+    found = answer(folder, POLICIES, REPEATS, config.slo, 0.02)
+    write_study(folder, facts, found.summary())
+    write_json(folder / "compare.json", found.compare)
     write_manifest(VerbCall("study", ("out=DIR",), {"seed": 0, "policies": list(POLICIES)}, {}, folder), [curves])
 
 
