@@ -71,18 +71,21 @@ def short(value: object) -> str:
 
 
 def _words(above: float | None, least: float | None, below: float | None, most: float | None, infinite: bool) -> str:
-    low = f"above {_number(above)}" if above is not None else f"at least {_number(least)}" if least is not None else ""
-    high = f"below {_number(below)}" if below is not None else f"at most {_number(most)}" if most is not None else ""
     if least is not None and most is not None:
-        parts = [f"{_number(least)} to {_number(most)}"]
+        ends = f"{_end(least)} to {_end(most)}"
     else:
-        parts = [part for part in (low, high) if part] or ["finite"]
-    return f"it must be {' and '.join(parts)}{', or .inf' if infinite else ''}"
+        named = {"above": above, "at least": least, "below": below, "at most": most}
+        ends = " and ".join(f"{word} {_end(end)}" for word, end in named.items() if end is not None) or "finite"
+    return f"it must be {ends}{', or inf' if infinite else ''}"
+
+
+def _end(value: float) -> str:
+    """100000 as 100,000, and 2^63 by its power."""
+    whole = int(value) if float(value).is_integer() else 0
+    power = whole >= 10**9 and whole & (whole - 1) == 0
+    return f"2^{whole.bit_length() - 1}" if power else f"{whole:,}" if 0 < whole <= 10**9 else f"{value:g}"
 
 
 def _number(value: Any) -> str:
-    """-1.0 as -1, and 2^63 by its power."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e9:
-        return str(int(value))
-    power = isinstance(value, int) and value >= 10**9 and value & (value - 1) == 0
-    return f"2^{value.bit_length() - 1}" if power else short(value)
+    """-1.0 as -1."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e9 else short(value)

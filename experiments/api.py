@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -168,6 +169,7 @@ def plan(*, out: str | Path | None = None, progress: bool = False, pool: str = "
 
 
 AXIS = (list, tuple, range)
+PLAIN = re.compile(r"[\w./+-]+")  # what may stand without quotes, unless it is a number or a word such as null
 COMPARED = {"a_s": "measured_s", "b_s": "predicted_s", "change": "relative_error", "low": "low", "high": "high"}
 
 
@@ -211,9 +213,8 @@ def text(value: Any) -> str:
 
 def _word(word: str) -> str:
     """A string as it stands if the command line reads it as the same string, otherwise in quotes."""
-    override = composer.parse(f"key={word}")
-    same = override is not None and not override.is_sweep_override() and override.value() == word and isinstance(override.value(), str)
-    return word if same else composer.quoted(word)
+    override = composer.parse(f"key={word}") if PLAIN.fullmatch(word) else None
+    return word if override is not None and override.value() == word else composer.quoted(word)
 
 
 @contextmanager

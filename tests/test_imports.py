@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 # functions count; imports under TYPE_CHECKING do not. A failure prints the line to change.
 ARROWS: dict[str, set[str]] = {
     "abkt.arguments": set(),
-    "abkt.bench": {"abkt.arguments", "abkt.codec", "abkt.kv", "abkt.profile", "abkt.spec", "abkt.transfer"},
-    "abkt.capacity": set(),
+    "abkt.bench": {"abkt.arguments", "abkt.codec", "abkt.kv", "abkt.profile", "abkt.ranges", "abkt.spec", "abkt.transfer"},
+    "abkt.capacity": {"abkt.ranges"},
     "abkt.codec": {"abkt.kv", "abkt.lazy", "abkt.policy", "abkt.spec"},
     "abkt.console": set(),
     "abkt.kv": {"abkt.lazy", "abkt.spec"},
@@ -27,19 +27,20 @@ ARROWS: dict[str, set[str]] = {
         *("abkt.lazy", "abkt.profile", "abkt.records", "abkt.serve", "abkt.spec"),
     },
     "abkt.net": {"abkt.capacity", "abkt.lazy"},
-    "abkt.policy": {"abkt.capacity", "abkt.lazy"},
-    "abkt.profile": {"abkt.lazy", "abkt.policy", "abkt.spec"},
-    "abkt.records": set(),
+    "abkt.policy": {"abkt.capacity", "abkt.lazy", "abkt.ranges"},
+    "abkt.profile": {"abkt.lazy", "abkt.policy", "abkt.ranges", "abkt.spec"},
+    "abkt.ranges": set(),
+    "abkt.records": {"abkt.ranges"},
     "abkt.serve": {
         *("abkt.capacity", "abkt.codec", "abkt.kv", "abkt.lazy", "abkt.net", "abkt.policy"),
-        *("abkt.profile", "abkt.records", "abkt.spec", "abkt.transfer"),
+        *("abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec", "abkt.transfer"),
     },
-    "abkt.spec": set(),
+    "abkt.spec": {"abkt.ranges"},
     "abkt.transfer": {"abkt.capacity", "abkt.lazy"},
-    "sim": {"abkt.capacity", "abkt.lazy", "abkt.policy", "abkt.profile", "abkt.records", "abkt.spec"},
+    "sim": {"abkt.capacity", "abkt.lazy", "abkt.policy", "abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec"},
     "experiments": {
         *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.console", "abkt.kv", "abkt.lazy", "abkt.measure"),
-        *("abkt.net", "abkt.policy", "abkt.profile", "abkt.records", "abkt.serve", "abkt.spec", "abkt.transfer", "sim"),
+        *("abkt.net", "abkt.policy", "abkt.profile", "abkt.ranges", "abkt.records", "abkt.serve", "abkt.spec", "abkt.transfer", "sim"),
     },
 }
 # Modules that must load without torch.

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
 
 from abkt.capacity import Capacity
 from abkt.codec.calibration import load
+from abkt.measure.plan import BURST_OSL, FIRST, FIRST_S, OSL, Speed, arrivals, plan
 from abkt.profile.fingerprint import fingerprint
 from abkt.profile.schema import DEPTHS_BITS, Profile, RateCurve, Sample, fit_stages
 from abkt.records import SLO, RequestRecord
@@ -26,10 +27,7 @@ from abkt.serve.spec import LocalClusterSpec
 
 UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
-LOAD = 0.7  # share of the time that prefill computes in the spaced runs
-OSL = 24  # output tokens of a request in them
-WARM_TOKENS = 256
-LONGEST_S = 0.75  # prefill of the longest prompt
+BUDGET_S = 300.0
 SAME_DISTORTION = 0.01  # the distortion at which the sizes of the two coders are compared
 FULL_PRECISION = {"raw": "abkt.policy.bitrate.fixed.Raw", "lossless": "abkt.policy.bitrate.lossless.Lossless"}
 
@@ -90,36 +88,45 @@ def handovers(requests: Sequence[RequestRecord]) -> list[float]:
     return found
 
 
-def arrivals(lengths: Sequence[int], measured: Sequence[RequestRecord]) -> list[tuple[int, int, float]]:
-    """(isl, osl, arrival_s) of prompts of these lengths, spaced so that prefill is LOAD busy, by the measured seconds per token.
-
-    Under load a pass shares its core with the sending of the prompt before it, as it will when requests are served.
-    """
-    token_s = sum(r.prefill_busy_s + r.encode_busy_s for r in measured) / sum(r.isl for r in measured)
-    at_s = np.cumsum([0.0, *(isl * token_s / LOAD for isl in lengths)]).tolist()
-    return [(isl, OSL, arrival_s) for isl, arrival_s in zip(lengths, at_s, strict=False)]
+Prompts = Callable[[Sequence[tuple[int, int, float]]], list[Prompt]]
 
 
 def calibrate(
-    cluster: LocalCluster, prompts: Callable[[Sequence[tuple[int, int, float]]], list[Prompt]], progress: Callable[[str], None]
+    cluster: LocalCluster,
+    prompts: Prompts,
+    progress: Callable[[str], None],
+    say: Callable[[str], None] = lambda line: None,
+    budget_s: float = BUDGET_S,
 ) -> Profile:
-    """Measure a Profile of this machine. prompts: makes prompts for given (isl, osl, arrival_s). progress: called with each run's name."""
+    """Measure a Profile of this machine.
+
+    Parameters
+    ----------
+    cluster : a running 1P1D cluster.
+    prompts : makes prompts for given (isl, osl, arrival_s).
+    progress : called with the name of each run, `steps` times.
+    say : called once with what will be measured and about how long it takes, after the first prompts have shown how fast the model is.
+    budget_s : about how long it may take; prompts get shorter and fewer where the model is slow.
+    """
+    depths = runs(cluster.spec)
+    longest = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)
+    progress("first prompts")
+    speed = first_prompts(cluster, prompts, longest)
+    planned = plan(speed, len(depths), cluster.spec.max_batch, longest, budget_s)
+    say(planned.words)
+    order = np.random.default_rng(0).permutation(len(planned.lengths))
+    spaced = arrivals([planned.lengths[i] for i in order], speed)
+    burst = [(isl, BURST_OSL, 0.0) for isl in planned.burst]
     samples, calibration = Samples(), load(cluster.spec.calibration).digest if cluster.spec.calibration else ""
-    progress("warm-up")
-    most = min(cluster.model.max_tokens // 2, cluster.spec.pool_tokens // 4)
-    warm = cluster.run(prompts([(min(WARM_TOKENS, most), OSL, 0.0)] * 2), _policy(8), UNLIMITED, NO_SLO).requests[-1]
-    longest = longest_prompt(most, warm.prefill_busy_s / warm.isl)
-    lengths = [int(n) for n in np.geomspace(64, longest, 14)]
-    order = np.random.default_rng(0).permutation(len(lengths))
-    shuffled = [lengths[i] for i in order]
-    burst = [(int(n), 32, 0.0) for n in np.geomspace(64, longest // 2, 2 * cluster.spec.max_batch)]
-    first = cluster.run(prompts([(isl, OSL, 0.0) for isl in shuffled[:3]]), _policy(8), UNLIMITED, NO_SLO)
-    spaced = arrivals(shuffled, first.requests)
-    for depth in runs(cluster.spec):
-        progress(f"{depth} bits" if depth.isdigit() else depth)
-        samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth, calibration)
-    progress("burst")
-    samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw", calibration)
+    usual, cluster.spec = cluster.spec, replace(cluster.spec, stall_timeout_s=max(planned.stall_s, cluster.spec.stall_timeout_s))
+    try:
+        for depth in depths:
+            progress(f"{depth} bits" if depth.isdigit() else depth)
+            samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth, calibration)
+        progress("burst")
+        samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw", calibration)
+    finally:
+        cluster.spec = usual
     return Profile(
         model=cluster.model,
         fits=fit_stages(samples.stages),
@@ -132,7 +139,7 @@ def calibrate(
 
 
 def runs(spec: LocalClusterSpec) -> tuple[str, ...]:
-    """The runs that a profile of this cluster measures, besides a warm-up and a burst."""
+    """The runs that a profile of this cluster measures, besides the first prompts and a burst."""
     on_cpu = spec.device == "cpu"
     return ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else []))
 
@@ -142,9 +149,17 @@ def steps(spec: LocalClusterSpec) -> int:
     return len(runs(spec)) + 2
 
 
-def longest_prompt(most: int, seconds_per_token: float) -> int:
-    """Tokens of the longest prompt to measure: at most `most`, and fewer on a slow machine, where a profile would take minutes."""
-    return max(min(most, int(LONGEST_S / seconds_per_token)), min(most, WARM_TOKENS))
+def first_prompts(cluster: LocalCluster, prompts: Prompts, longest: int) -> Speed:
+    """How fast the model is, by prompts of growing length, until one would take longer than FIRST_S."""
+    requests: list[RequestRecord] = []
+    iterations: list[tuple[int, int, float]] = []
+    for isl in [n for n in FIRST if n <= longest] or [longest]:
+        if len(requests) > 1 and Speed.of(requests, iterations).prompt_s(isl) > FIRST_S:
+            break
+        run = cluster.run(prompts([(isl, OSL, 0.0)]), _policy(8), UNLIMITED, NO_SLO)
+        requests += run.requests
+        iterations += run.iterations
+    return Speed.of(requests, iterations)
 
 
 def _policy(depth: object) -> dict[str, object]:

@@ -115,7 +115,8 @@ def page(
         f"Each policy was searched on {plural(len(result.parts), 'part')} of the workload with {config.requests:,} requests each: "
         f"a bracket by doubling, then bisection until it was {config.tolerance:.0%} wide. "
         f"That took {plural(result.simulated, 'simulation')}, with those of the figure. The rate moves the arrivals closer together; "
-        "lengths and order stay. The later half of a run has to meet the goal too, so that a queue that only grows is not taken for capacity."
+        "lengths and order stay. The later half of a run has to meet the goal too, so that a queue that only grows does not count as "
+        "capacity."
     )
     shown = [picture(lambda width: draw(result, width), "Goodput by rate of arrival for each policy")] if result.curves else []
     sections = [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from abkt.ranges import bound
 from abkt.records import SLO
 from experiments.capacity.bisection import expected_tries
 from experiments.capacity.goal import Goal
@@ -43,7 +44,7 @@ class CapacityConfig:
     tolerance : relative width of the bracket at which a search ends.
     curve_rates : rates at which goodput is drawn; 0 for none.
     pool, workers, pool_options : see PoolSpec.
-    progress : show progress.
+    plot, csv : also write the figure and report.html, and the runs as CSV.
 
     The simulation's own keys are allowed here and are read for each policy.
     """
@@ -58,20 +59,18 @@ class CapacityConfig:
     pool: str
     pool_options: dict[str, Any] | None
     workers: int | None
+    plot: bool
+    csv: bool
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "ignore"}
 
     def __post_init__(self) -> None:
         if not self.policies or len(set(self.policies)) < len(self.policies):
             raise ValueError(f"policies are {self.policies}; give each policy once, such as policies=[raw,int4,embedded]")
-        if self.requests < FEWEST:
-            raise ValueError(f"requests is {self.requests}; each run needs at least {FEWEST}")
-        if not 2 <= self.repeats <= 100:
-            raise ValueError(f"repeats is {self.repeats}; it must be 2 to 100, because an interval needs several")
-        if not 0.001 <= self.tolerance <= 0.5:
-            raise ValueError(f"tolerance is {self.tolerance:g}; it must be 0.001 to 0.5")
-        if not 0 <= self.curve_rates <= 100:
-            raise ValueError(f"curve_rates is {self.curve_rates}; it must be 0 to 100")
+        bound(self, "requests", least=FEWEST)
+        bound(self, "repeats", least=2, most=100)  # an interval needs several
+        bound(self, "tolerance", least=0.001, most=0.5)
+        bound(self, "curve_rates", least=0, most=100)
         self.goal()
         self.spec()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ class Composed:
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> Composed:
     """The configuration of a verb. Raises ValueError, one line, where an override cannot be read or names an unknown key."""
+    groups = usage.groups(verb)
+    for override in map(parse, overrides):
+        if override is not None and override.key_or_group in groups and isinstance(override.value(), list):
+            raise ValueError(f"{override.input_line} gives several choices; give one")
     try:
         config = _compose(verb, overrides)
         return plain(config, config.hydra.runtime.choices)
@@ -91,7 +96,9 @@ def plain(config: DictConfig, chosen: Mapping[str, Any]) -> Composed:
 
 
 def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """On a command line inf is written as in YAML too: Hydra would read .inf as a text."""
     register_resolvers()
+    overrides = [f"{text.removesuffix('.inf')}inf" if text.endswith("=.inf") else text for text in overrides]
     with _outside_of_jobs(), initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION):
         return hydra_compose(verb.replace("-", "_"), list(overrides), return_hydra_config=True)
 
@@ -223,8 +230,8 @@ def given_arguments(overrides: Sequence[str]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """Text as a quoted value of an override."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    """Text as a quoted value of an override. In Hydra's syntax a backslash escapes a quote, and itself only before a quote."""
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
     return f'"{escaped}"'
 
 

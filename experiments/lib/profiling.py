@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,20 +14,35 @@ if TYPE_CHECKING:
     from abkt.serve import LocalCluster, LocalClusterSpec
 
 
-def profile_machine(spec: LocalClusterSpec, folder: Path, seed: int, title: str = "profile") -> Profile:
-    """Start a cluster of `spec`, measure its profile under a progress bar, and stop it. folder: for the logs of its workers."""
+def profile_machine(spec: LocalClusterSpec, folder: Path, seed: int, title: str = "profile", minutes: float | None = None) -> Profile:
+    """Start a cluster of `spec`, measure its profile under a progress bar, and stop it.
+
+    folder: for the logs of its workers. minutes: about how long it may take; None: as long as calibrate's default.
+    """
     from abkt.measure.cluster import steps
     from abkt.serve.cluster import LocalCluster
 
-    with LocalCluster(spec, folder) as cluster, bar(title, steps(spec)) as progress:
-        return profile_cluster(cluster, seed, progress.step)
+    with started(LocalCluster(spec, folder)) as cluster, bar(title, steps(spec)) as progress:
+        return profile_cluster(cluster, seed, progress.step, minutes)
 
 
-def profile_cluster(cluster: LocalCluster, seed: int, step: Callable[[str], None]) -> Profile:
-    """Measure the profile on a running cluster. seed: of the calibration prompts. step: called with the name of each step."""
+@contextmanager
+def started(cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """The cluster, with a bar while its workers load the model and warm up, which takes minutes for a large one."""
+    with ExitStack() as stack:
+        with bar("start the workers", 1):
+            stack.enter_context(cluster)
+        yield cluster
+
+
+def profile_cluster(cluster: LocalCluster, seed: int, step: Callable[[str], None], minutes: float | None = None) -> Profile:
+    """Measure the profile on a running cluster. seed: of the calibration prompts. step: called with the name of each step.
+
+    minutes: as in profile_machine. What will be measured, and about how long it takes, is printed after the first prompts.
+    """
     import numpy as np
 
-    from abkt.measure.cluster import calibrate
+    from abkt.measure.cluster import BUDGET_S, calibrate
     from abkt.serve.frontend.prompt import Prompt
     from experiments.lib.prompts import prompt_tokens
 
@@ -37,7 +53,8 @@ def profile_cluster(cluster: LocalCluster, seed: int, step: Callable[[str], None
             made.append(Prompt(i, arrival_s, tokens, osl, expected))
         return made
 
-    return calibrate(cluster, prompts, step)
+    budget_s = BUDGET_S if minutes is None else 60 * minutes
+    return calibrate(cluster, prompts, step, lambda line: print(f"profile of {cluster.model.name}: {line}", flush=True), budget_s)
 
 
 def print_fits(profile: Profile) -> None:

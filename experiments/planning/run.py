@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkt.profile.roofline import GpuSpec
+from abkt.ranges import bound
 from experiments.capacity.goal import Goal
 from experiments.capacity.parts import FEWEST, parts
 from experiments.capacity.run import bitrate_points, goal_words
@@ -43,6 +44,7 @@ class PlanConfig:
     goal_share, max_distortion : the goal, see experiments.capacity.goal. A split has to meet it on every part of the workload.
     requests, repeats : requests of each run, and parts of the workload.
     pool, workers, pool_options : see PoolSpec.
+    plot, csv : also write report.html, and the runs as CSV.
 
     The simulation's own keys are allowed here and are read for each choice.
     """
@@ -60,6 +62,8 @@ class PlanConfig:
     pool: str
     pool_options: dict[str, Any] | None
     workers: int | None
+    plot: bool
+    csv: bool
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "ignore"}
 
@@ -69,15 +73,12 @@ class PlanConfig:
                 raise ValueError(f"{name} are {given}; give at least one, each once")
         if unknown := sorted(set(self.usd_per_hour or {}) - set(self.gpus)):
             raise ValueError(f"usd_per_hour has a price of {unknown[0]}, which is not among gpus={self.gpus}")
-        if any(not price >= 0 for price in (self.usd_per_hour or {}).values()):
-            raise ValueError(f"usd_per_hour is {self.usd_per_hour}; a price must not be negative")
-        for key, limit in (("max_gpus", self.max_gpus), ("max_usd_per_hour", self.max_usd_per_hour), ("rate_per_s", self.rate_per_s)):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"{key} is {limit:g}; it must be above 0, or null")
-        if self.requests < FEWEST:
-            raise ValueError(f"requests is {self.requests}; each run needs at least {FEWEST}")
-        if not 1 <= self.repeats <= 100:
-            raise ValueError(f"repeats is {self.repeats}; it must be 1 to 100")
+        if any(not 0 <= price < math.inf for price in (self.usd_per_hour or {}).values()):
+            raise ValueError(f"usd_per_hour is {self.usd_per_hour}; a price must be finite and not negative")
+        bound(self, "max_gpus", "max_usd_per_hour", above=0)
+        bound(self, "rate_per_s", above=0)
+        bound(self, "requests", least=FEWEST)
+        bound(self, "repeats", least=1, most=100)
         self.goal()
         self.spec()
 

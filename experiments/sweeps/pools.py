@@ -17,6 +17,9 @@ from multiprocessing import get_all_start_methods, get_context, get_start_method
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from abkt.ranges import bound
+from experiments.lib.config import MOST_WORKERS
+
 PoolKind = Literal["processes", "serial", "ray", "submitit"]
 KINDS = get_args(PoolKind)
 OPTIONAL = ("ray", "submitit")
@@ -46,8 +49,7 @@ class PoolSpec:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"pool={self.kind} is not known; it is one of {', '.join(KINDS)}")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers is {self.workers}; it must be at least 1, or null for one a core")
+        bound(self, "workers", least=1, most=MOST_WORKERS)
         if self.kind in OPTIONAL and importlib.util.find_spec(self.kind) is None:
             raise ValueError(f"pool={self.kind} needs the package {self.kind}: pip install -c constraints.txt -e '.[{_extra(self.kind)}]'")
         if self.options and self.kind not in OPTIONAL:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import abkt
 from abkt.ranges import bound
-from experiments.lib.config import MOST_WORKERS, read
+from experiments.lib.config import read
 from experiments.lib.manifest import code_hash, config_hash, file_hash, policy_files
 from experiments.lib.progress import bar
 from experiments.lib.results import plain
@@ -50,7 +50,6 @@ class SweepConfig:
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "ignore"}
 
     def __post_init__(self) -> None:
-        bound(self, "workers", least=1, most=MOST_WORKERS)
         bound(self, "max_distortion", above=0)
         self.spec()
 

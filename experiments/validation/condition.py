@@ -23,7 +23,8 @@ STATIC = {"_target_": "abkt.policy.roles.static.Static"}
 @dataclass(frozen=True, slots=True)
 class Condition:
     """speedup, isl_scale, skip: scaling of the trace. prefill, decode: numbers of workers; 0: as many as the validation sets for all
-    conditions. roles: configuration of a roles policy.
+    conditions. roles: configuration of a roles policy. utilisation: of the prefill workers; 0: that of the given speedup, else the speedup
+    follows from the profile (load.py). link_utilisation: by raw KV; 0: that of the given link, else the link's rate follows from it.
 
     Senders that share the receiver's link, and propagation delay, need network namespaces.
     """
@@ -35,11 +36,15 @@ class Condition:
     prefill: int = 0
     decode: int = 0
     roles: PolicyConfig = field(default_factory=lambda: dict(STATIC))
+    utilisation: float = 0.0
+    link_utilisation: float = 0.0
 
     def __post_init__(self) -> None:
         bound(self, "prefill", "decode", least=0, most=MOST_WORKERS)
         bound(self, "speedup", "isl_scale", above=0)
         bound(self, "skip", least=0)
+        bound(self, "utilisation", least=0, most=1)
+        bound(self, "link_utilisation", least=0, most=10)
 
     def sized(self, prefill: int, decode: int) -> Condition:
         """The condition with these numbers of workers, unless it sets its own. Senders that share a link are as many as the network has."""
@@ -71,6 +76,13 @@ class Condition:
     def spec(self, common: LocalClusterSpec) -> LocalClusterSpec:
         return replace(common, prefill=self.prefill, decode=self.decode)
 
+    def estimated(self, bitrate: PolicyConfig) -> PolicyConfig:
+        """A bitrate policy whose first estimate of the link is that of the planned link, where the link's rate was planned."""
+        link = bitrate.get("link")
+        if not self.link_utilisation or not isinstance(link, Mapping) or "initial_bytes_per_s" not in link:
+            return bitrate
+        return {**bitrate, "link": {**link, "initial_bytes_per_s": self.network.gbps * 1e9 / 8}}
+
     @property
     def shared(self) -> bool:
         """Whether senders share the receiver's link."""
@@ -98,10 +110,10 @@ class Condition:
     def words(self) -> str:
         capacity = self.network.capacity()
         low, high = (rate * 8 / 1e6 for rate in (min(capacity.bytes_per_s), max(capacity.bytes_per_s)))
-        link = f"a link of {high:.4g} Mbit/s" if low == high else f"a link between {high:.4g} and {low:.4g} Mbit/s"
+        link = f"a link of {high:.3g} Mbit/s" if low == high else f"a link between {high:.3g} and {low:.3g} Mbit/s"
         where = " each way for every worker, so that senders share the receiver's" if self.shared else ""
         delay = f", {self.network.delay_s * 1e3:g} ms each way" if self.network.delay_s else ""
-        pace = f"arrivals {self.speedup:g} times as fast as the trace's"
+        pace = f"arrivals {self.speedup:.3g} times as fast as the trace's"
         lengths = f"its lengths times {self.isl_scale:g}, from request {self.skip} on"
         return f"{self.cluster}, {link}{where}{delay}, {pace}, {lengths}{_role_words(self.roles)}"
 

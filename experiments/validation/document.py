@@ -7,11 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from experiments.report import words
+from experiments.report.page import Table
 from experiments.study.ranking import Regret
 from experiments.validation.condition import Condition
+from experiments.validation.tables import markdown
+from experiments.validation.trust import CIRCULAR_SENTENCE
 
 NO_GPU = "GPUs: these figures contain no time of a GPU, so they do not validate costs from data sheets and published kernel tables."
 OTHER_GPUS = "Other GPUs than this one, and several GPUs: this does not validate costs from data sheets and published kernel tables."
@@ -24,35 +27,33 @@ UNCONFIRMED = (
 
 def document(
     facts: Mapping[str, Any],
-    stages: pd.DataFrame,
-    met: Sequence[Mapping[str, Any]],
+    tables: Mapping[str, Table],
     regrets: Sequence[Regret],
     correlation: Mapping[str, Mapping[str, float]],
     covered: Mapping[str, float],
-    conditions: Sequence[Mapping[str, Any]] = (),
-    placed: Mapping[str, float] | None = None,
+    placed: Mapping[str, float],
     switches: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The text of VALIDATION.md.
 
     Parameters
     ----------
-    facts : cluster, compute, device, repeats, requests, conditions (name -> words), policies, emulated (sentences), drift (stage -> share).
-    stages, met, regrets, correlation, covered, conditions : as by_stage, targets, regrets, rank_correlation, coverage and by_condition of
-        validation.scores give them.
+    facts : cluster, compute, device, repeats, requests, conditions (name -> words), policies, emulated (sentences), drift (stage -> share),
+        trust (a line), made (when it was predicted and measured).
+    tables : title -> table, as validation.tables makes them.
+    regrets, correlation, covered : as regrets, rank_correlation and coverage of validation.scores give them.
     placed, switches : as placement and switches of validation.switches give them.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, autoescape=False)
-    environment.filters |= {"percent": percent, "figure": figure, "ms": ms, "verdict": verdict}
+    environment.filters |= {"percent": words.percent, "figure": figure, "ms": ms, "markdown": markdown}
     return environment.get_template("validation.md.j2").render(
         facts=facts,
-        stages=stages.to_dict("records"),
-        met=met,
+        tables=tables,
+        circular=CIRCULAR_SENTENCE if facts["compute"] == "paced" else "",
         regrets=regrets,
         correlation=correlation,
         covered=covered,
-        conditions=conditions,
-        placed=placed or {},
+        placed=placed,
         switches=switches,
         unconfirmed=(OTHER_GPUS if facts["device"] == "cuda" else NO_GPU, *UNCONFIRMED),
     )
@@ -83,17 +84,6 @@ def emulated(conditions: Collection[Condition], paced: bool, gpu: bool) -> list[
         )
         said.append("The path between two GPUs: through the host's memory and loopback TCP.")
     return said
-
-
-def verdict(target: Mapping[str, Any]) -> str:
-    """The verdict on a target. An error that is only within the machine's noise is reported as that, not as a success."""
-    if target["value"] <= target["target"]:
-        return "yes"
-    return "within the noise" if target["met"] else "no"
-
-
-def percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{share:.1%}".replace("%", " %").replace("-", "−")
 
 
 def figure(value: float) -> str:

@@ -43,13 +43,14 @@ def load_case(folder: ValidationFolder, condition: str, policy: str) -> Validati
     return ValidationCase(
         condition,
         policy,
-        _requests(simulated),
-        tuple(map(_requests, real)),
+        read_requests(simulated),
+        tuple(map(read_requests, real)),
         read_json(simulated / "summary.json"),
         tuple(read_json(path / "summary.json") for path in real),
     )
 
 
-def _requests(path: Path) -> pd.DataFrame:
+def read_requests(path: Path) -> pd.DataFrame:
+    """The request records of a run, in order of arrival."""
     rows = read_records(path / "requests.parquet")
     return rows.sort_values(["arrival_s", "request_id"], kind="stable").reset_index(drop=True)

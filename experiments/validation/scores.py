@@ -1,14 +1,13 @@
 """The figures of a validation, from its records alone.
 
 error: predicted / measured - 1, where measured is the mean of the repeats. noise: the same for one repeat against the mean of the others;
-even a perfect simulator would differ by that much from the machine's next run. A target is met if the error is within the target or within
-the noise.
+even a perfect simulator would differ by that much from the machine's next run. targets.py judges the errors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ import pandas as pd
 from abkt.profile.schema import Profile
 from abkt.records import SLO, STAGES
 from experiments.lib import intervals
-from experiments.study.ranking import Regret, rank, regret
+from experiments.study.ranking import Regret, StudyVerdict, rank, regret
 from experiments.validation.folder import ValidationCase
 from sim import interval as predicted_interval
 
@@ -72,10 +71,10 @@ def by_stage(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_condition(found: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row for TTFT and for E2E of each condition: mean size of the error over policies, its bias, and the noise."""
+    """A row for queueing, TTFT and E2E of each condition: mean size of the error over policies, its bias, and the noise."""
     rows = []
     for (condition, stage), part in found[found["quantile"] == "mean"].groupby(["condition", "stage"], sort=False):
-        if stage in ("ttft", "e2e"):
+        if stage in ("queue", "ttft", "e2e"):
             size = part.error.abs()
             rows.append(
                 {
@@ -106,7 +105,7 @@ def rank_correlation(cases: Sequence[ValidationCase]) -> dict[str, dict[str, flo
     from scipy.stats import spearmanr
 
     found: dict[str, dict[str, float]] = {}
-    for condition, group in _by_condition(cases).items():
+    for condition, group in by_condition_of(cases).items():
         pairs = {
             "ttft": [(c.predicted_summary["ttft_s"]["mean"], _mean(c, lambda s: s["ttft_s"]["mean"])) for c in group],
             "goodput": [(c.predicted_summary["goodput_per_s"], _mean(c, lambda s: s["goodput_per_s"])) for c in group],
@@ -122,15 +121,15 @@ def rank_correlation(cases: Sequence[ValidationCase]) -> dict[str, dict[str, flo
 def regrets(cases: Sequence[ValidationCase], max_distortion: float, slo: SLO) -> list[Regret]:
     """The decision regret under each condition, over all repeats together, with paired intervals."""
     found = []
-    for condition, group in _by_condition(cases).items():
+    for condition, group in by_condition_of(cases).items():
         simulated = rank({c.policy: c.predicted_summary for c in group}, max_distortion)
-        hardware = rank({c.policy: _pooled(c) for c in group}, max_distortion)
+        hardware = hardware_verdict(group, max_distortion)
         base = replace(regret(simulated, hardware), condition=condition)
         if simulated.pick is None or hardware.pick is None:
             found.append(base)
             continue
         by_name = {case.policy: case for case in group}
-        best, picked = (_together(by_name[name].measured, slo) for name in (hardware.pick, simulated.pick))
+        best, picked = (together(by_name[name].measured, slo) for name in (hardware.pick, simulated.pick))
         places = intervals.paired_draws(len(best))
         good = intervals.difference(picked.good.to_numpy(float), best.good.to_numpy(float), np.nanmean, places)
         later = intervals.difference(best.ttft_s.to_numpy(float), picked.ttft_s.to_numpy(float), np.nanmean, places)
@@ -144,20 +143,9 @@ def regrets(cases: Sequence[ValidationCase], max_distortion: float, slo: SLO) ->
     return found
 
 
-def targets(stages: pd.DataFrame, found: Sequence[Regret], limits: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Whether each limit is met: e2e and ttft (mean error) and regret. A limit below the noise is met by an error within the noise."""
-    rows = []
-    for stage in ("e2e", "ttft"):
-        row = stages[(stages.stage == stage) & (stages["quantile"] == "mean")].iloc[0]
-        floor = 0.0 if math.isnan(row.noise) else float(row.noise)
-        allowed = max(limits[stage], floor)
-        rows.append({"name": f"mean {stage.upper()} error", "value": float(row.error), "target": limits[stage], "noise": floor,
-                     "met": bool(row.error <= allowed)})  # fmt: skip
-    worst = max((1.0 if r.violates else r.counted for r in found), default=math.nan)
-    rows.append(
-        {"name": "largest regret", "value": worst, "target": limits["regret"], "noise": 0.0, "met": bool(worst <= limits["regret"])}
-    )
-    return rows
+def hardware_verdict(group: Sequence[ValidationCase], max_distortion: float) -> StudyVerdict:
+    """The machine's ranking of the policies of one condition, over all repeats."""
+    return rank({case.policy: _pooled(case) for case in group}, max_distortion)
 
 
 def drift(before: Profile, after: Profile) -> dict[str, float]:
@@ -169,7 +157,7 @@ def drift(before: Profile, after: Profile) -> dict[str, float]:
     return found
 
 
-def _together(repeats: Sequence[pd.DataFrame], slo: SLO) -> pd.DataFrame:
+def together(repeats: Sequence[pd.DataFrame], slo: SLO) -> pd.DataFrame:
     """All repeats in one table, each in order of arrival, with the column `good`: completed within the SLO."""
     rows = pd.concat([r.sort_values("request_id") for r in repeats], ignore_index=True)
     good = (rows.outcome == "completed") & (rows.ttft_s <= slo.ttft_s) & ~(rows.tpot_s > slo.tpot_s)
@@ -190,7 +178,8 @@ def _mean(case: ValidationCase, of: Any) -> float:
     return math.nan if any(value is None for value in values) else float(np.mean(values))
 
 
-def _by_condition(cases: Sequence[ValidationCase]) -> dict[str, list[ValidationCase]]:
+def by_condition_of(cases: Sequence[ValidationCase]) -> dict[str, list[ValidationCase]]:
+    """condition -> its cases, in order."""
     found: dict[str, list[ValidationCase]] = {}
     for case in cases:
         found.setdefault(case.condition, []).append(case)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.lib.manifest import manifest
-from experiments.lib.results import write_json
+from experiments.lib.results import write_csv, write_json
 from experiments.lib.simulation import simulation_files
 from experiments.lib.stamps import write_table_stamped
 from experiments.lib.verb import VerbCall, verb
@@ -25,7 +25,10 @@ def main(config: PlanConfig, run: VerbCall) -> None:
     write_table_stamped(run.out / "runs.parquet", columns(rows(choices)), about)
     write_json(run.out / "plan.json", plain(config, choices, verdict))
     write_json(run.out / "manifest.json", about)
-    write_page(run.out / "report.html", page(config, lead, choices, prepared, verdict, origin(about)))
+    if config.csv:
+        write_csv(run.out / "runs.parquet")
+    if config.plot:
+        write_page(run.out / "report.html", page(config, lead, choices, prepared, verdict, origin(about)))
     show_table(table(choices, prepared, verdict))
     show_verdict(verdict)
     print(f"results: {run.out}")

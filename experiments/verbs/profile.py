@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from abkt.ranges import check_seed
+from abkt.ranges import bound, check_seed
 from experiments.lib.config import STRICT
 from experiments.lib.verb import VerbCall, verb
 
@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProfileConfig:
-    """model_folder: a Hugging Face folder. calibration: see experiments.lib.calibration. seed: seed of the calibration prompts."""
+    """model_folder: a Hugging Face folder. calibration: see experiments.lib.calibration. minutes: about how long it may take. seed: of the
+    calibration prompts."""
 
     model_folder: Path
     calibration: Path | None
+    minutes: float
     seed: int
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
         check_seed(self)
+        bound(self, "minutes", above=0)
 
 
 @verb("profile")
@@ -35,13 +38,19 @@ def main(config: ProfileConfig, run: VerbCall) -> None:
     from experiments.lib.curves import save_curves
     from experiments.lib.manifest import write_manifest
     from experiments.lib.profiling import print_fits, profile_machine
+    from experiments.lib.prompts import prompt_kind
 
-    print(f"plan: calibrate {config.model_folder.name} on one prefill and one decode process of this machine; about a minute")
     spec = LocalClusterSpec(config.model_folder)
     layout = spec.layout()  # reports a folder that holds no model before anything is written
     spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, layout))
+    prompts = prompt_kind(config.model_folder)
+    print(
+        f"plan: calibrate {layout.model.name} on one prefill and one decode process of this machine, with {prompts} as prompts; "
+        f"{spec.compute_dtype().words(layout.model.dtype)}; lengths and time follow the first prompts",
+        flush=True,
+    )
     config.out.mkdir(parents=True, exist_ok=True)
-    profile = profile_machine(spec, config.out, config.seed)
+    profile = profile_machine(spec, config.out, config.seed, minutes=config.minutes)
     profile.save(config.out / "profile.json")
     save_curves(profile.curves, config.out / "curves.json")
     write_manifest(run, [config.model_folder / "config.json"])

@@ -33,6 +33,7 @@ from experiments.study.scaleout import ScaleOutConfig, run_scaleout
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
+    from abkt.measure.cluster import steps
     from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.study.twin import Twin
 
@@ -46,6 +47,7 @@ NOTES = (
 )
 
 RECALL_GATE = 0.9
+PROFILE_SHARE = 0.3  # of the minutes, at most, for the profile
 REPORT_S = 20.0  # time for the answer and the report
 RUN_S = 1.0  # of each real run, beyond its simulated time
 
@@ -96,6 +98,7 @@ class StudyConfig:
 
 @verb("study")
 def main(config: StudyConfig, run: VerbCall) -> None:
+    from abkt.measure.cluster import steps
     from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.lib.calibration import calibration_file
     from experiments.lib.profiling import print_fits, profile_cluster
@@ -115,8 +118,8 @@ def main(config: StudyConfig, run: VerbCall) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     with LocalCluster(spec, config.out) as cluster:
         if profile is None:
-            with bar("profile") as progress:
-                profile = profile_cluster(cluster, config.seed, progress.step)
+            with bar("profile", steps(spec)) as progress:
+                profile = profile_cluster(cluster, config.seed, progress.step, PROFILE_SHARE * config.minutes)
         profile.save(config.out / "profile.json")
         save_curves(profile.curves, config.out / "curves.json")
         print_fits(profile)

@@ -18,29 +18,37 @@ from experiments.lib.config import MOST_WORKERS, STRICT, PolicyConfig, ProfilePa
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network, network_files
 from experiments.lib.progress import bar
-from experiments.lib.results import write_json, write_text
+from experiments.lib.results import read_json, write_json, write_text
 from experiments.lib.stamps import write_stamped
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import TraceWorkload, read_workload
 from experiments.validation.condition import Condition
-from experiments.validation.document import document, emulated, percent, verdict
+from experiments.validation.document import document, emulated
 from experiments.validation.folder import ValidationFolder, load_case
-from experiments.validation.scores import by_condition, by_stage, coverage, drift, errors, rank_correlation, regrets, targets
+from experiments.validation.load import Load, planned, utilisations
+from experiments.validation.page import write_report
+from experiments.validation.predictions import now, write_predictions
+from experiments.validation.scores import by_condition, by_stage, coverage, drift, errors, rank_correlation, regrets
 from experiments.validation.switches import placement, switches
+from experiments.validation.tables import SLEPT, conditions_table, stages_table, targets_table
+from experiments.validation.targets import targets
+from experiments.validation.trust import choices, plain, trust, winner
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
     from abkt.profile.schema import Profile
     from experiments.study.twin import Twin
+    from sim.workload.requests import Request
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3  # 3: targets have intervals and an answer; choices, loads, trust and the verdict are new
 
 
 @dataclass(frozen=True, slots=True)
 class ValidateConfig:
     """network: the policies' first estimate of the link. prefill, decode: workers of a condition that sets none. targets: limits of the
-    mean relative errors e2e and ttft, and of regret, the share of goodput lost. drift: measure the machine again at the end."""
+    mean relative errors e2e, ttft and queue (queueing), and of regret, the share of goodput lost. drift: measure the machine again at the
+    end. calibration: see experiments.lib.calibration."""
 
     model_folder: Path | None
     shape: ModelSpec | None
@@ -82,7 +90,7 @@ class ValidateConfig:
                 raise OutOfRange(f"targets.{name} is {limit}; it must be above 0")
         if not self.conditions or not self.bitrates:
             raise ValueError("a validation needs a condition and a bitrate policy")
-        if missing := {"e2e", "ttft", "regret"} - set(self.targets):
+        if missing := {"e2e", "ttft", "queue", "regret"} - set(self.targets):
             raise ValueError(f"targets lacks {min(missing)}")
         for name, condition in self.sized().items():
             if self.compute == "real" and condition.cluster != "1P1D":
@@ -115,9 +123,10 @@ def main(config: ValidateConfig, run: VerbCall) -> None:
     conditions = config.sized()
     for name, condition in conditions.items():
         condition.check_namespaces(name)
-    workloads = {name: read_workload(_workload(config, condition), config.seed)[0] for name, condition in conditions.items()}
+    workloads = {name: requests_of(config, condition) for name, condition in conditions.items()}
     known = schema.load(config.profile) if config.profile else None
-    print(plan_line(config, max(requests[-1].arrival_s for requests in workloads.values())))
+    plans = {name: planned(condition, workloads[name], known) for name, condition in conditions.items()} if known else {}
+    print(plan_line(config, [load.span_s for _, load in plans.values()]))
     config.out.mkdir(parents=True, exist_ok=True)
     if config.shape:
         from experiments.validation.shaped import make
@@ -126,23 +135,29 @@ def main(config: ValidateConfig, run: VerbCall) -> None:
         make(config.shape, config.folder, config.seed)
     profile = known or profile_machine(real, config.out, config.seed)
     profile.save(config.out / "profile.json")
+    plans = plans or {name: planned(condition, workloads[name], profile) for name, condition in conditions.items()}
+    conditions, loads = {name: condition for name, (condition, _) in plans.items()}, {name: load for name, (_, load) in plans.items()}
+    if known is None:
+        print(plan_line(config, [load.span_s for load in loads.values()]))
     spec = replace(real, shares_device=False, paced=config.out / "profile.json") if config.compute == "paced" else real
     folder = ValidationFolder(config.out, config.repeats)
-    twins = {name: _twin(config, condition, workloads[name], profile) for name, condition in conditions.items()}
+    twins = {name: _twin(config, condition, requests_of(config, condition), profile) for name, condition in conditions.items()}
     for name, twin in twins.items():  # predict before anything runs
         for policy, bitrate in config.bitrates.items():
-            run_simulated(twin, conditions[name].spec(spec), bitrate, folder.simulated(name, policy))
+            run_simulated(twin, conditions[name].spec(spec), conditions[name].estimated(bitrate), folder.simulated(name, policy))
+    write_predictions(folder, conditions, config.bitrates, loads)
+    begun = now()
     with Clusters(spec, config.out, config.seed) as clusters:
         for repeat in range(config.repeats):  # outermost, so that drift of the machine counts as noise and not as a bias of one policy
             for name, twin in twins.items():
                 for policy, bitrate in config.bitrates.items():
-                    cluster = clusters.of(conditions[name])
+                    cluster, told = clusters.of(conditions[name]), conditions[name].estimated(bitrate)
                     with bar(f"{repeat + 1} of {config.repeats}, {name}, {policy}", len(twin.prompts)) as progress:
-                        run_real(twin, cluster, bitrate, folder.real(name, policy, repeat), progress.update)
+                        run_real(twin, cluster, told, folder.real(name, policy, repeat), progress.update)
     again: dict[str, float] = {}
     if config.drift:
         again = drift(profile, profile_machine(real, config.out, config.seed, "profile again"))
-    report(config, run, folder, profile, again)
+    report(config, run, folder, profile, again, conditions, loads, begun)
 
 
 def check_device(device: str) -> None:
@@ -154,19 +169,44 @@ def check_device(device: str) -> None:
             raise ValueError("device=cuda: this machine has no GPU that PyTorch can use")
 
 
-def report(config: ValidateConfig, run: VerbCall, folder: ValidationFolder, profile: Profile, again: Mapping[str, float]) -> None:
-    """Write validation.parquet, validation.json, VALIDATION.md and the manifest from the records of the runs."""
-    cases = [load_case(folder, condition, policy) for condition in config.conditions for policy in config.bitrates]
+def report(
+    config: ValidateConfig,
+    run: VerbCall,
+    folder: ValidationFolder,
+    profile: Profile,
+    again: Mapping[str, float],
+    conditions: Mapping[str, Condition],
+    loads: Mapping[str, Load],
+    begun: str,
+) -> None:
+    """Write validation.parquet, validation.json, VALIDATION.md, report.html and the manifest from the records of the runs.
+
+    conditions, loads : as planned. begun: when the machine began to run, in ISO format.
+    """
+    from experiments.report.terminal import show_table, show_verdict
+
+    cases, paced = [load_case(folder, name, policy) for name in conditions for policy in config.bitrates], config.compute == "paced"
     found = errors(cases)
     stages, regret, correlation = by_stage(found), regrets(cases, config.max_distortion, config.slo), rank_correlation(cases)
-    covered, met = coverage(cases, profile), targets(stages, regret, config.targets)
+    covered, met = coverage(cases, profile), targets(cases, regret, config.targets, {n: c.utilisation for n, c in conditions.items()})
     each, placed, moved = by_condition(found), placement(cases), switches(cases)
-    write_stamped(run.out / "validation.parquet", pa.Table.from_pandas(found, preserve_index=False), run)
+    made, busy = choices(cases, regret, config.max_distortion, config.slo), utilisations(cases, conditions, loads)
+    line, answer = trust(met, made, paced), winner(made, cases)
+    told = {**facts(config, conditions), "drift": again, "trust": line, "loads": busy}
+    named = f"Predicted {read_json(folder.path / 'predictions.json')['predicted_at']}, measured from {begun}."
+    write_stamped(run.out / "validation.parquet", pa.Table.from_pandas(found.assign(compute=config.compute), preserve_index=False), run)
     write_json(
         run.out / "validation.json",
         {
             "schema_version": SCHEMA_VERSION,
-            "targets": met,
+            "compute": config.compute,
+            "circular": [*SLEPT] if paced else [],
+            "verdict": asdict(answer),
+            "trust": line,
+            "made": named,
+            "targets": [{**asdict(target), "words": target.words} for target in met],
+            "choices": plain(made),
+            "loads": busy,
             "stages": stages.to_dict("records"),
             "regret": [asdict(r) for r in regret],
             "rank_correlation": correlation,
@@ -177,38 +217,47 @@ def report(config: ValidateConfig, run: VerbCall, folder: ValidationFolder, prof
             "drift": again,
         },
     )
-    text = document({**facts(config), "drift": again}, stages, met, regret, correlation, covered, each, placed, moved)
-    write_text(run.out / "VALIDATION.md", text)
+    tables = {
+        "Targets": targets_table(met, paced),
+        "Conditions": conditions_table(each, busy, made, paced),
+        "Errors by stage": stages_table(stages.to_dict("records"), paced),
+    }
+    write_text(run.out / "VALIDATION.md", document({**told, "made": named}, tables, regret, correlation, covered, placed, moved))
     drives = [path for condition in config.conditions.values() for path in network_files(condition.network)]
     write_manifest(run, [config.workload.path.expanduser(), *drives, config.folder / "config.json"])
-    for target in met:
-        words = f"{target['name']} {percent(target['value'])}, target {percent(target['target'])}, noise {percent(target['noise'])}"
-        print(f"{words}; met: {verdict(target)}")
-    print(f"validation: {run.out / 'VALIDATION.md'}")
+    page = write_report(run.out, told, answer, f"{line} {named}", tables, found, read_json(run.out / "manifest.json"))
+    for title in ("Targets", "Conditions"):
+        show_table(tables[title], title)
+    print(line)
+    show_verdict(answer)
+    print(f"validation: {run.out / 'VALIDATION.md'}; report: {page}")
 
 
-def plan_line(config: ValidateConfig, span_s: float) -> str:
-    """One line: the runs, the clusters, and the most time that they take."""
-    runs, profiles = len(config.conditions) * len(config.bitrates) * config.repeats, (config.profile is None) + config.drift
+def plan_line(config: ValidateConfig, spans_s: Sequence[float]) -> str:
+    """One line: the runs, the clusters, and the time that they take. spans_s: the time of each condition's arrivals; empty until the
+    machine is profiled, since a utilisation gives a speedup only then."""
+    runs, profiles = len(config.bitrates) * config.repeats, (config.profile is None) + config.drift
     first = "profile this machine; " if config.profile is None else ""
+    took = f"about {(60 * profiles + runs * sum(span_s + 4 for span_s in spans_s)) / 60:.0f} minutes"
     return (
         f"plan: {first}predict and then run {', '.join(config.bitrates)} under {', '.join(config.conditions)}, "
         f"{config.repeats} times each, {config.requests} requests a run, on {_clusters(config)} compute={config.compute}; "
-        f"at most {(60 * profiles + runs * (span_s + 5)) / 60:.0f} minutes"
+        + (took if spans_s else "its time follows from the profile")
     )
 
 
-def facts(config: ValidateConfig) -> Mapping[str, Any]:
-    conditions = config.sized()
+def facts(config: ValidateConfig, conditions: Mapping[str, Condition] | None = None) -> Mapping[str, Any]:
+    """conditions: as planned; None: as configured."""
+    of = conditions or config.sized()
     return {
         "cluster": f"{_clusters(config)} on {config.folder.name}",
         "compute": config.compute,
         "device": config.device,
         "repeats": config.repeats,
         "requests": config.requests,
-        "conditions": {name: condition.words() for name, condition in conditions.items()},
+        "conditions": {name: condition.words() for name, condition in of.items()},
         "policies": list(config.bitrates),
-        "emulated": emulated(conditions.values(), config.compute == "paced", config.device == "cuda"),
+        "emulated": emulated(of.values(), config.compute == "paced", config.device == "cuda"),
     }
 
 
@@ -216,7 +265,8 @@ def _clusters(config: ValidateConfig) -> str:
     return ", ".join(dict.fromkeys(condition.cluster for condition in config.sized().values()))
 
 
-def _workload(config: ValidateConfig, condition: Condition) -> TraceWorkload:
+def requests_of(config: ValidateConfig, condition: Condition) -> list[Request]:
+    """The requests of a condition, at its speedup."""
     scaling = replace(
         config.workload.scaling,
         requests=config.requests,
@@ -224,7 +274,7 @@ def _workload(config: ValidateConfig, condition: Condition) -> TraceWorkload:
         isl_scale=condition.isl_scale,
         skip=condition.skip,
     )
-    return replace(config.workload, scaling=scaling)
+    return read_workload(replace(config.workload, scaling=scaling), config.seed)[0]
 
 
 def _twin(config: ValidateConfig, condition: Condition, requests: Sequence[Any], profile: Profile) -> Twin:

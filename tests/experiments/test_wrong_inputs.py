@@ -94,7 +94,7 @@ ROWS: list[tuple[str, str]] = [
     ("simulate --config-dir FILES/none", "--config-dir needs a folder"),
     ("simulate cluster=5", "cluster=5 is not known"),
     ("simulate workload=azure", "workload.path must be given"),
-    ("simulate ~seed", "seed must be given"),
+    ("simulate ~seed", "'seed' not found"),
     # simulate: numbers
     ("simulate seed=-1", "seed is -1; it must be at least 0"),
     ("simulate seed=1.5", "seed is 1.5; a whole number is needed"),
@@ -173,7 +173,7 @@ ROWS: list[tuple[str, str]] = [
     # simulate: policies
     ("simulate bitrate=int4 bitrate.bits=3", "bitrate.bits is 3; one of 2, 4, 8 must be given"),
     ("simulate bitrate=int4 bitrate.bits=four", "bitrate.bits is 'four'; a whole number is needed"),
-    ("simulate bitrate=int4 bitrate.coder=huffman", "bitrate.coder is 'huffman'; it must be fixed or entropy"),
+    ("simulate bitrate=int4 +bitrate.coder=huffman", "bitrate.coder is 'huffman'; it must be fixed or entropy"),
     ("simulate bitrate=allocated bitrate.bits=9", "bitrate.bits is 9; it must be 0 to 8"),
     ("simulate bitrate=allocated bitrate.order=best", "bitrate.order is 'best'"),
     ("simulate bitrate.target_distortion=-1", "bitrate.target_distortion is -1"),
@@ -337,7 +337,7 @@ ROWS: list[tuple[str, str]] = [
     ("longbench", "data must be given"),
     ("compare", "a must be given"),
     ("compare FILES", "b must be given"),
-    ("compare FILES FILES", "records"),
+    ("compare FILES FILES", "is not a folder of results"),
     ("compare FILES/none FILES/none", "none"),
     ("reproduce", "paper must be given"),
     ("reproduce flowkw", "paper is flowkw"),

@@ -218,7 +218,7 @@ def test_the_share_of_a_plan_is_the_least() -> None:
         (["bitrate=raw"], "bitrate=raw: this verb compares several policies"),
         (["gpus=[h100,l40s]", "hardware.usd_per_hour=2"], "hardware.usd_per_hour=2: with several gpus"),
         (["usd_per_hour={l4: 1}"], "a price of l4, which is not among gpus"),
-        (["usd_per_hour={h100: -3}"], "a price must not be negative"),
+        (["usd_per_hour={h100: -3}"], "a price must be finite and not negative"),
         (["max_gpus=0"], "max_gpus is 0"),
         (["max_gpus=1"], "1P1D needs 2 GPUs"),
         (["max_gpus=null"], "the plan has no limit"),

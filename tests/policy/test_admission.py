@@ -70,5 +70,5 @@ def test_the_ladder_takes_one_step_after_another() -> None:
     ("policy", "field", "value"), [(Reserve, "max_wait_s", -1.0), (RejectLate, "slo_factor", 0.0), (Ladder, "slo_factor", math.nan)]
 )
 def test_impossible_fields_are_refused(policy, field, value) -> None:
-    with pytest.raises(ValueError, match=f"{field} is {value}; it must"):
+    with pytest.raises(ValueError, match=f"{field} is {value:g}; it must"):
         policy(**{field: value})

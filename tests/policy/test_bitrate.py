@@ -97,7 +97,7 @@ def test_the_raw_policy_sends_raw_kv() -> None:
 
 
 def test_impossible_policies_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be one of 2, 4, 8"):
+    with pytest.raises(ValueError, match="bits is 3; one of 2, 4, 8"):
         Fixed(3)
     with pytest.raises(ValueError, match="max_distortion"):
         Embedded(Bandwidth(1.0), 0.1, 0.5, 0.2)

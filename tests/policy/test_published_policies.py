@@ -240,11 +240,11 @@ def test_lossless_is_exact_or_says_what_is_missing() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: CacheGen(0.0), "cachegen"),
-        (lambda: CacheGen(1.0, bits=(2, 8)), "falling"),
-        (lambda: KVServe(Bandwidth(1.0), bits=(3,)), "kvserve"),
-        (lambda: KVServe(Bandwidth(1.0), eta=1.5), "kvserve"),
-        (lambda: StateMachine(1.0, good_share=0.1), "state_machine"),
+        (lambda: CacheGen(0.0), "initial_bytes_per_s is 0; it must be above 0"),
+        (lambda: CacheGen(1.0, bits=(2, 8)), "they must fall"),
+        (lambda: KVServe(Bandwidth(1.0), bits=(3,)), "some of 2, 4, 8"),
+        (lambda: KVServe(Bandwidth(1.0), eta=1.5), "eta is 1.5; it must be 0 to 1"),
+        (lambda: StateMachine(1.0, good_share=0.1), "poor_share <= good_share"),
         (lambda: RandomBitrate(bits=()), "some of 2, 4, 8"),
     ],
 )

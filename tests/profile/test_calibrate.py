@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from abkt.measure.cluster import LOAD, LONGEST_S, WARM_TOKENS, arrivals, calibrate, handovers, longest_prompt
+from abkt.measure.cluster import calibrate, handovers, steps
+from abkt.measure.plan import COUNTS, FIRST, LOAD, Speed, arrivals, plan
 from abkt.policy.view import Curve
 from abkt.records import RequestRecord, TransferRecord
 from abkt.serve import ClusterRun, LocalClusterSpec
@@ -16,6 +17,7 @@ from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.reports import CodedCurves
 from abkt.spec import ModelSpec
 
+FIRST_RUNS = ["Fixed8"] * len(FIRST)
 CURVE = Curve((100.0, 5000.0), (1.0, 1e-4), (0.0, 8.0))
 
 
@@ -53,8 +55,8 @@ def prompts(shapes: list[tuple[int, int, float]]) -> list[Prompt]:
 @pytest.mark.parametrize(
     ("device", "runs"),
     [
-        ("cpu", ["Fixed8", "Fixed8", "Raw", "Lossless", "Fixed8", "Fixed4", "Fixed2", "entropy", "Raw"]),
-        ("cuda", ["Fixed8", "Fixed8", "Raw", "Fixed8", "Fixed4", "Fixed2", "Raw"]),
+        ("cpu", [*FIRST_RUNS, "Raw", "Lossless", "Fixed8", "Fixed4", "Fixed2", "entropy", "Raw"]),
+        ("cuda", [*FIRST_RUNS, "Raw", "Fixed8", "Fixed4", "Fixed2", "Raw"]),
     ],
 )
 def test_what_is_coded_on_the_cpu_is_not_measured_on_a_gpu(device: str, runs: list[str]) -> None:
@@ -80,15 +82,62 @@ def test_a_handover_lasts_from_when_the_prompt_and_the_worker_are_there() -> Non
     assert handovers(requests) == pytest.approx([0.002, 0.001, 0.004])
 
 
+def record(isl: int, seconds: float) -> RequestRecord:
+    return RequestRecord(0, isl, 2, 0.0, prefill_busy_s=seconds)
+
+
 def test_prompts_are_spaced_by_what_they_take() -> None:
-    measured = [RequestRecord(0, 100, 2, 0.0, prefill_busy_s=0.9, encode_busy_s=0.1), RequestRecord(1, 300, 2, 0.0, prefill_busy_s=3.0)]
-    made = arrivals([70, 140, 35], measured)
+    measured = [RequestRecord(0, 100, 2, 0.0, prefill_busy_s=0.9, encode_busy_s=0.1), record(300, 3.0)]
+    made = arrivals([70, 140, 35], Speed.of(measured, []))
     assert [isl for isl, _, _ in made] == [70, 140, 35]
     assert [at_s for _, _, at_s in made] == pytest.approx([0.0, 0.7 / LOAD, 2.1 / LOAD])
 
 
-def test_a_slow_machine_measures_shorter_prompts() -> None:
-    assert longest_prompt(2048, 1e-4) == 2048
-    assert longest_prompt(2048, LONGEST_S / 700) in (699, 700)
-    assert longest_prompt(2048, 1.0) == WARM_TOKENS
-    assert longest_prompt(128, 1.0) == 128  # a model of short prompts
+def test_a_fast_model_is_measured_at_full_length() -> None:
+    planned = plan(Speed.of([record(64, 0.01), record(256, 0.04)], [(1, 64, 0.001)]), runs=6, max_batch=4, longest=2048, budget_s=300)
+    assert (len(planned.lengths), min(planned.lengths), max(planned.lengths)) == (COUNTS[0], 64, 2048)
+    assert planned.stall_s == 60
+
+
+def test_a_slow_model_gets_shorter_prompts_and_its_plan_is_what_the_runs_take() -> None:
+    """Quadratic in the length, as attention is. The plan's time against the sum by hand; the limit on silence grows with the longest."""
+    speed = Speed.of([record(n, 0.02 * n + 1e-5 * n * n) for n in (64, 256, 512)], [(1, 64, 0.1)])
+    assert speed.prompt_s(4096) == pytest.approx(0.02 * 4096 + 1e-5 * 4096**2)
+    planned = plan(speed, runs=6, max_batch=4, longest=4096, budget_s=300)
+    assert 512 <= max(planned.lengths) < 4096
+    spaced = sum(0.02 * n + 1e-5 * n * n for n in planned.lengths) / LOAD + 24 * 0.1
+    burst = sum(0.02 * n + 1e-5 * n * n for n in planned.burst) + 64 * 0.1
+    assert planned.seconds == pytest.approx(6 * spaced + burst)
+    assert planned.seconds <= 300 or max(planned.lengths) == 512
+    generous = plan(speed, runs=6, max_batch=4, longest=4096, budget_s=3000)
+    assert max(generous.lengths) > max(planned.lengths)
+    assert generous.stall_s == pytest.approx(10 * speed.prompt_s(max(generous.lengths)))
+    assert f"about {generous.seconds / 60:.0f} minutes" in generous.words
+
+
+def test_a_slow_model_is_not_asked_for_the_longer_first_prompts() -> None:
+    @dataclass
+    class SlowCluster(FakeCluster):
+        asked: list[int] = field(default_factory=list)
+        limits: list[float] = field(default_factory=list)
+
+        def run(self, prompts: list[Prompt], bitrate: dict[str, Any], *more: object) -> ClusterRun:
+            self.asked += [p.isl for p in prompts]
+            self.limits.append(self.spec.stall_timeout_s)
+            run = FakeCluster.run(self, prompts, bitrate, *more)
+            for r in run.requests:
+                r.prefill_busy_s, r.encode_busy_s = 0.05 * r.isl, 1e-9
+            return run
+
+    said: list[str] = []
+    done: list[str] = []
+    cluster = SlowCluster(LocalClusterSpec(Path("m")))
+    calibrate(cluster, prompts, done.append, said.append)  # type: ignore[arg-type]
+    assert cluster.asked[:2] == [64, 128]
+    assert cluster.limits[2] > 60, "256 tokens would take 12.8 s, so the third run is none of the first prompts"
+    assert cluster.limits[0] == 60
+    assert max(cluster.limits) == pytest.approx(10 * 0.05 * max(cluster.asked), rel=0.01)
+    assert cluster.spec.stall_timeout_s == 60
+    assert len(said) == 1
+    assert "tokens and a burst; about" in said[0]
+    assert len(done) == steps(cluster.spec)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,7 +23,7 @@ from abkt.policy.build import build
 from abkt.serve.commands import CancelAttempt, ChangeRole, FinishAttempt, SubmitPrompt, WithdrawPrompts, WorkerCommand, WorkerConfig
 from abkt.serve.engine.sampling import TokenLogprobs
 from abkt.serve.errors import WorkerDied
-from abkt.serve.frontend.frontend import TRIES, Frontend
+from abkt.serve.frontend.frontend import STARTS, TRIES, Frontend
 from abkt.serve.frontend.open_request import OpenRequest
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.frontend.reservations import Expectations, Reservations
@@ -421,3 +421,26 @@ def test_a_policy_of_roles_that_needs_a_worker_to_do_both_is_refused(of: str) ->
         WorkerRoles({"_target_": f"abkt.policy.roles.{of}"})
     assert not WorkerRoles({"_target_": "abkt.policy.roles.static.Static"}).moves
     assert WorkerRoles({"_target_": "abkt.policy.roles.load_aware.LoadAwareRoles", "lend_cycles": False}).moves
+
+
+def test_a_worker_that_does_not_start_is_replaced_a_few_times() -> None:
+    """Its place is taken by another one; after three in a row the frontend gives up on the role, and says why."""
+    workers, done = started(1, 2), []
+    front = frontend(workers, done)
+    front.terms = replace(front.terms, replace_dead=True)
+    tried: list[str] = []
+
+    def broken(name: str, role: str) -> None:
+        tried.append(name)
+        workers.states[name] = WorkerState(FakeWorker(name, lambda who, report: None, role), role)  # type: ignore[arg-type]
+        workers.events.put((name, None))
+
+    workers.start = broken  # type: ignore[method-assign]
+    workers.events.put(("d1", None))
+    for _ in range(20):
+        front.step(0.0)
+    assert len(tried) == STARTS
+    assert workers.serving("decode") == ["d0"]  # the service goes on
+    workers.events.put(("d0", None))
+    with pytest.raises(WorkerDied):
+        finish(front, workers, 1, done)

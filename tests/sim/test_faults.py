@@ -170,9 +170,9 @@ def test_an_arrow_switch_of_roles_takes_effect_at_once(profile) -> None:
     ("made", "message"),
     [
         (lambda: Death("p0", 2.0, 1.0), "0 <= at_s < back_s"),
-        (lambda: Straggler("p0", 1.0, factor=0.0), "factor must be above 0"),
-        (lambda: FaultPlan(retries=-1), "retries must not be below 0"),
-        (lambda: FaultPlan(timeout_s=0.0), "timeout_s above 0"),
+        (lambda: Straggler("p0", 1.0, factor=0.0), "factor is 0; it must be above 0"),
+        (lambda: FaultPlan(retries=-1), "retries is -1; it must be at least 0"),
+        (lambda: FaultPlan(timeout_s=0.0), "timeout_s is 0; it must be above 0"),
     ],
 )
 def test_impossible_faults_are_refused(made, message) -> None:

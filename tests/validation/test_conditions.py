@@ -29,7 +29,8 @@ def config(*overrides: str) -> ValidateConfig:
 
 def test_the_default_conditions() -> None:
     made = config()
-    assert (made.compute, made.device, list(made.conditions)) == ("real", "cpu", ["steady", "oscillating", "thin"])
+    assert (made.compute, made.device, list(made.conditions)) == ("real", "cpu", ["load_70", "load_85", "load_95", "oscillating", "thin"])
+    assert [condition.utilisation for condition in made.conditions.values()][:3] == [0.70, 0.85, 0.95]
     assert {condition.cluster for condition in made.sized().values()} == {"1P1D"}
     assert not any(condition.namespaces or condition.moves for condition in made.sized().values())
 
@@ -37,18 +38,19 @@ def test_the_default_conditions() -> None:
 def test_paced_conditions_have_clusters_links_and_roles_of_their_own() -> None:
     made = config("compute=paced")
     of = made.sized()
-    assert {name: condition.cluster for name, condition in of.items()} == {"several": "2P2D", "incast": "4P1D", "switches": "2P2D"}
+    loads = {"load_70": "2P2D", "load_85": "2P2D", "load_95": "2P2D"}
+    assert {name: condition.cluster for name, condition in of.items()} == {**loads, "incast": "4P1D", "switches": "2P2D"}
     assert [name for name, condition in of.items() if condition.shared] == ["incast"]
     assert [name for name, condition in of.items() if condition.moves] == ["switches"]
     assert of["incast"].payload_share == pytest.approx(1448 / 1514)  # of a frame of 1,500 bytes and its Ethernet header
-    assert of["several"].payload_share == 1.0
+    assert of["load_85"].payload_share == 1.0
     said = facts(made)
     assert said["cluster"].startswith("2P2D, 4P1D on ")
     assert "share the receiver's" in said["conditions"]["incast"]
     assert said["conditions"]["switches"].endswith("d1 to prefill at 3 s, p1 to decode at 5 s, d1 to decode at 8 s")
     assert sum("share" in sentence for sentence in said["emulated"]) == 1
     larger = config("compute=paced", "prefill=3", "conditions.switches.decode=4").sized()
-    assert (larger["several"].cluster, larger["incast"].cluster, larger["switches"].cluster) == ("3P2D", "4P1D", "3P4D")
+    assert (larger["load_85"].cluster, larger["incast"].cluster, larger["switches"].cluster) == ("3P2D", "4P1D", "3P4D")
 
 
 def test_on_a_gpu_a_model_of_a_big_ones_shape_is_made_and_the_document_says_what_was_emulated() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from abkt.net.namespaces import Namespaces
 from experiments.cli import dispatch
+from experiments.validation.__main__ import text
 from tests.experiments.refused import refused
 from tests.serve.test_paced import profile
 
@@ -24,14 +26,14 @@ from tests.serve.test_paced import profile
         (["model_folder=null"], "give model_folder, or null and the shape"),
         (["conditions.thin.network.loss=0.1"], "condition thin: network.loss is 0.1; the simulator loses no packets"),
         (["compute=paced", "conditions.incast.prefill=3"], "condition incast: 3 prefill workers are not the 4 senders of its network"),
-        (["compute=paced", "conditions.several.network.delay_s=0.01"], "condition several: a delay needs one decode worker"),
+        (["compute=paced", "conditions.load_85.network.delay_s=0.01"], "condition load_85: a delay needs one decode worker"),
         (
             ["compute=paced", "conditions.switches.roles.changes=[{at_s: 1, worker: d9, role: prefill}]"],
             "there is no node d9; the nodes are d0",
         ),
         (["compute=paced", "+roles@conditions.incast.roles=colocated"], "condition incast: roles Colocated runs whole requests on one"),
         (["prefill=2"], "2P1D with compute=real would share cores; add compute=paced"),
-        (["repeats=0"], "must be at least 1"),
+        (["repeats=0"], "repeats is 0; it must be 1 to"),
         (["targets={e2e: 0.1}", "~targets.ttft"], "targets lacks ttft"),
         (["profile=/nowhere/profile.json", "model_folder=/nowhere"], "/nowhere"),
         (["+bitrate@bitrates.int3=int3"], "int3"),
@@ -44,11 +46,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert words in refused(["validate", *arguments, "out=results"], tmp_path, capsys)
 
 
+LOADS = ("~conditions.load_70", "~conditions.load_85", "~conditions.load_95")
+
+
 @pytest.mark.slow
 def test_a_whole_validation(tiny_model: Path, tmp_path: Path) -> None:
     small = [
         "requests=4",
         "repeats=2",
+        "~conditions.load_70",
+        "~conditions.load_95",
         "~conditions.oscillating",
         "~conditions.thin",
         "~bitrates.int8",
@@ -59,11 +66,24 @@ def test_a_whole_validation(tiny_model: Path, tmp_path: Path) -> None:
     assert dispatch(["validate", f"model_folder={tiny_model}", *small, f"out={tmp_path / 'out'}"]) == 0
     rows = pd.read_parquet(tmp_path / "out" / "validation.parquet")
     assert set(rows.policy) == {"raw", "int4"}
-    assert set(rows.condition) == {"steady"}
+    assert set(rows.condition) == {"load_85"}
     assert (rows[rows.stage == "e2e"].measured_s > 0).all()
     found = json.loads((tmp_path / "out" / "validation.json").read_text())
-    assert {target["name"] for target in found["targets"]} == {"mean E2E error", "mean TTFT error", "largest regret"}
-    assert "# Validation of the simulator" in (tmp_path / "out" / "VALIDATION.md").read_text()
+    queue = "mean queueing error at 85 % utilisation"
+    assert {target["name"] for target in found["targets"]} == {"mean E2E error", "mean TTFT error", queue, "largest regret"}
+    assert {target["answer"] for target in found["targets"]} == {"cannot_tell"}, "four requests are a handful"
+    assert found["loads"]["load_85"]["planned"] == pytest.approx(0.85)
+    assert found["loads"]["load_85"]["measured"] > 0
+    document = (tmp_path / "out" / "VALIDATION.md").read_text()
+    assert "# Validation of the simulator" in document
+    assert found["trust"] in document
+    assert "circular" not in document
+    assert found["trust"] in (tmp_path / "out" / "report.html").read_text()
+    said = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    runs = list((tmp_path / "out" / "real").rglob("requests.parquet"))
+    assert said["predicted_at"][:19] < min(datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat() for path in runs)
+    assert {(row["condition"], row["policy"]) for row in said["predictions"]} == {("load_85", "raw"), ("load_85", "int4")}
+    assert text([tmp_path / "out"]).startswith("| condition | utilisation planned, measured |")
 
 
 @pytest.mark.slow
@@ -73,11 +93,13 @@ def test_senders_that_meet_and_workers_that_change_their_role(tiny_model: Path, 
         pytest.skip(why)
     profile(tiny_model).save(tmp_path / "profile.json")
     changes = "[{at_s: 0.5, worker: d1, role: prefill}, {at_s: 2.0, worker: d1, role: decode}]"
-    small = ["compute=paced", "requests=16", "repeats=2", "drift=false", "~conditions.several", "~bitrates.int8", "~bitrates.embedded"]
+    small = ["compute=paced", "requests=16", "repeats=2", "drift=false", *LOADS, "~bitrates.int8", "~bitrates.embedded"]
     small += [f"conditions.switches.roles.changes={changes}", f"profile={tmp_path / 'profile.json'}", "workload.scaling.isl_max=300"]
     assert dispatch(["validate", f"model_folder={tiny_model}", *small, f"out={tmp_path / 'out'}"]) == 0
     found = json.loads((tmp_path / "out" / "validation.json").read_text())
-    assert {(c["condition"], c["stage"]) for c in found["conditions"]} == {(c, s) for c in ("incast", "switches") for s in ("ttft", "e2e")}
+    assert {(c["condition"], c["stage"]) for c in found["conditions"]} == {
+        (c, s) for c in ("incast", "switches") for s in ("queue", "ttft", "e2e")
+    }
     assert [(c["worker"], c["role"]) for c in found["switches"]] == [("d1", "prefill"), ("d1", "decode")]
     for change in found["switches"]:
         assert change["predicted_served"] > 0
@@ -92,6 +114,8 @@ def test_senders_that_meet_and_workers_that_change_their_role(tiny_model: Path, 
     text = (tmp_path / "out" / "VALIDATION.md").read_text()
     assert "## Changes of roles" in text
     assert "a token bucket" in text
+    assert found["circular"] == ["prefill", "decode"]
+    assert text.count("circular for prefill and decode") >= 5
 
 
 @pytest.mark.slow

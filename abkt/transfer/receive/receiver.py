@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from abkt.transfer.pieces import ByteSink
 from abkt.transfer.protocol.channel import Keepalive
@@ -18,6 +18,8 @@ from abkt.transfer.receive.received import Received
 from abkt.transfer.receive.session import MemorySignal, ReceiverCallbacks, Session, SessionContext
 from abkt.transfer.receive.visitors import MOST_PEERS, Visitors
 from abkt.transfer.transport import Connection, Transport
+
+BATCH = 256  # connections that are accepted before their sessions start
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +125,32 @@ class Receiver:
                 self._sessions = {session: thread for session, thread in self._sessions.items() if thread.is_alive()}
                 self._leases.sweep(now_s)
             if connection:
-                self._serve(connection)
+                self._admit([connection, *self._more()])
 
-    def _serve(self, connection: Connection) -> None:
-        """Start a session. Visitors that are too many leave for it; the first one that does is logged."""
-        session = Session(connection, self._context)
-        for evicted in self._visitors.enter(session, connection.peer):
+    def _more(self) -> Iterator[Connection]:
+        """The other connections that wait to be accepted."""
+        for _ in range(BATCH - 1):
+            connection = self._listener.accept(0.0)
+            if connection is None:
+                return
+            yield connection
+
+    def _admit(self, connections: list[Connection]) -> None:
+        """Start a session for each connection. Visitors that are too many leave, also those that have just come: they need no thread."""
+        sessions = [Session(connection, self._context) for connection in connections]
+        leaving = {evicted for session in sessions for evicted in self._visitors.enter(session, session.connection.peer)}
+        if leaving:
             self._warn("many connections have not completed the handshake; the oldest are closed")
+        for evicted in leaving.difference(sessions):
             evicted.connection.abort()
+        for session in sessions:
+            if session in leaving:
+                session.connection.close()
+            else:
+                self._serve(session)
+
+    def _serve(self, session: Session) -> None:
+        connection = session.connection
         thread = threading.Thread(target=self._run, args=(session,), name=f"receive from {connection.peer}", daemon=True)
         try:
             thread.start()
