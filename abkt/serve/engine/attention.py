@@ -138,12 +138,15 @@ class ForwardPass:
         return self._in_parts(asked, query, key, value, 0, 0)
 
     def extend(self, asked: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """n more tokens of one row. Each query attends to the pool and to the new tokens up to itself."""
-        row, n = self.rows[0], query.shape[2]
-        self.pool.write(row.table, asked.layer, row.tokens, self._rounded(key)[0], self._rounded(value)[0])
-        begin, held = self._held(row, asked, row.tokens, row.tokens + n)
-        keys, values = held.to(query.dtype)
-        return self._in_parts(asked, query, keys, values, row.tokens, begin)
+        """n more tokens of each row. Each query attends to the pool and to the new tokens up to itself."""
+        n, key, value = query.shape[2], self._rounded(key), self._rounded(value)
+        parts = []
+        for i, row in enumerate(self.rows):
+            self.pool.write(row.table, asked.layer, row.tokens, key[i], value[i])
+            begin, held = self._held(row, asked, row.tokens, row.tokens + n)
+            keys, values = held.to(query.dtype)
+            parts.append(self._in_parts(asked, query[i : i + 1], keys, values, row.tokens, begin))
+        return torch.cat(parts)
 
     def decode(self, asked: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """One token of each row."""
