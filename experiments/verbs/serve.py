@@ -52,7 +52,7 @@ class ServeConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        bound(self, "port", least=0, most=65_535)
+        bound(self, "port", least=0, most=65_535)  # 0: a free one
         bound(self, "max_waiting", least=1)
         bound(self, "prefill", "decode", least=1, most=MOST_WORKERS)
         bound(self, "max_batch", least=1, most=MOST_BATCH)
