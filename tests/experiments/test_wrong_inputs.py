@@ -282,7 +282,7 @@ ROWS: list[tuple[str, str]] = [
     ("replay pacing=slow", "pacing is slow"),
     ("replay paced=FILES/none", "paced: profile FILES/none does not exist"),
     ("replay profile=FILES/broken.json", "profile FILES/broken.json cannot be read"),
-    ("replay calibration=FILES/none", "calibration: FILES/none is not a file"),
+    ("replay calibration=FILES/none", "calibration: FILES/none does not exist; a file is needed"),
     ("replay 'changes=[{at_s: -1, worker: d1, role: prefill}]'", "changes.0.at_s is -1"),
     ("replay slo.ttft_s=0", "slo.ttft_s is 0"),
     ("replay seed=-3", "seed is -3"),
@@ -324,7 +324,7 @@ ROWS: list[tuple[str, str]] = [
     ("quality tokens=5", "tokens is 5; it must be 64"),
     ("quality tile_tokens=0", "tile_tokens is 0"),
     ("quality seed=-1", "seed is -1"),
-    ("quality calibration=FILES/none", "FILES/none is not a file"),
+    ("quality calibration=FILES/none", "FILES/none does not exist"),
     ("quality codecs=ours", "codecs is 'ours'; a list such as [1,2] is needed"),
     ("quality model_folder=FILES/none", "none"),
     ("longbench data=FILES samples=0", "samples is 0"),
@@ -333,7 +333,7 @@ ROWS: list[tuple[str, str]] = [
     ("longbench data=FILES tile_tokens=-1", "tile_tokens is -1"),
     ("longbench data=FILES coder=zip", "coder is 'zip'; it must be fixed or entropy"),
     ("longbench data=FILES network.delay_s=1", "choose a network without delay and loss"),
-    ("longbench data=FILES calibration=FILES/none", "is not a file"),
+    ("longbench data=FILES calibration=FILES/none", "a file is needed"),
     ("longbench", "data must be given"),
     ("compare", "a must be given"),
     ("compare FILES", "b must be given"),
@@ -448,7 +448,7 @@ def test_a_missing_gpu_is_one_line(command: str, files: Path, tmp_path: Path, ca
     assert "no GPU that PyTorch can use" in refusal(words_of(command, files), tmp_path, capsys)
 
 
-# Every number of every configuration --------------------------------------------------------------------------------------------------------
+# Every number of every configuration ------------------------------------------------------------------------------------------
 
 CONFIGS: dict[str, Any] = {
     "study": StudyConfig,
