@@ -155,7 +155,7 @@ def parse(data: object) -> Profile:
         raise ValueError(f"schema version is {version}, this code reads {SCHEMA_VERSION}; run `abkt profile` again")
     try:
         return Profile(
-            model=ModelSpec(**data["model"]),
+            model=ModelSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in data["model"].items()}),
             fits={
                 stage: Fit(**{**fit, "features": tuple(fit["features"]), "coefficients": tuple(fit["coefficients"])})
                 for stage, fit in data["fits"].items()
