@@ -32,7 +32,7 @@ def answer(knees: Mapping[str, Knee], tolerance: float, requests: int, ttft_s: f
             "no_answer",
             None,
             f"No answer: {' and '.join(unlimited)} met the goal at every rate tried; give longer runs (requests=) or a stricter slo.",
-            "the runs never reached the knee",
+            "The runs never reached the knee.",
         )
     held = ranked(knees)
     if not held:
@@ -41,7 +41,7 @@ def answer(knees: Mapping[str, Knee], tolerance: float, requests: int, ttft_s: f
             "no_answer",
             None,
             f"No answer: no policy meets the goal at any rate ({one.policy}: {one.reason()}).",
-            "the goal is out of reach: give a looser slo, a lower goal_share, a higher max_distortion, or a larger cluster",
+            "The goal is out of reach: give a looser slo, a lower goal_share, a higher max_distortion, or a larger cluster.",
         )
     best, *others = held
     if requests / best.rate_per_s < SHORTEST * ttft_s:
@@ -51,7 +51,7 @@ def answer(knees: Mapping[str, Knee], tolerance: float, requests: int, ttft_s: f
             None,
             f"No answer: at the knee of {best.policy} all requests of a run arrive within {requests / best.rate_per_s:.3g} s, which is too "
             f"short for a queue to grow beyond {ttft_s:g} s; give requests={needed} or a stricter slo.",
-            "the runs are too short",
+            "The runs are too short.",
         )
     if not others:
         return Verdict("use", best.policy, f"Use {best.policy}: it alone meets the goal, up to {number(best.rate_per_s)} requests/s.", "")
@@ -65,7 +65,7 @@ def answer(knees: Mapping[str, Knee], tolerance: float, requests: int, ttft_s: f
             pick.policy,
             f"{names} cannot be told apart ({best.policy} holds {margin} more than {ties[-1].policy}): take {pick.policy}, "
             f"which has the least distortion of them ({number(pick.figure('distortion.mean'))}).",
-            "the interval of their ratio holds 0, or the ratio is within the tolerance of the bisection",
+            "The interval of their ratio holds 0, or the ratio is within the tolerance of the bisection.",
         )
     second = others[0]
     margin = words(*ratio(best.rates_per_s, second.rates_per_s))

@@ -74,7 +74,7 @@ def draw(result: CapacityResult, width_in: float) -> Figure:
     """Goodput by rate: the mean over the parts, and each part as a faint line. A vertical line is a policy's knee."""
     figure = Figure(figsize=(width_in, 0.55 * width_in))
     axes = figure.subplots()
-    style = looks(list(result.knees))
+    style = looks(list(result.knees), known=())  # each policy has a colour of its own
     widest = max((max(curve.rates_per_s) for curve in result.curves.values()), default=1.0)
     axes.plot([0, widest], [0, widest], color="#AAAAAA", linewidth=0.8, label="all requests")
     for policy, curve in result.curves.items():

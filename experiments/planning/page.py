@@ -31,7 +31,7 @@ def answer(choices: Sequence[Choice]) -> Verdict:
             "no_answer",
             None,
             f"No answer: no split within the budget meets the goal ({near.policy} on {near.hardware}: {near.reason}).",
-            "give a larger budget, a lower rate_per_s, a looser slo, or a lower goal_share",
+            "Give a larger budget, a lower rate_per_s, a looser slo, or a lower goal_share.",
         )
     best = held[0]
     same = [choice for choice in held[1:] if choice.usd_per_hour <= best.usd_per_hour * (1 + SAME)]
@@ -44,7 +44,7 @@ def answer(choices: Sequence[Choice]) -> Verdict:
             pick.policy,
             f"{_names([best, *same])} cost the same, {number(best.usd_per_hour)} USD/hour ({_splits([best, *same])}): "
             f"take {pick.policy} on {pick.split} of {pick.hardware}, which has the least distortion ({number(pick.distortion)}){more}.",
-            "prices rise in steps of whole instances",
+            "Prices rise in steps of whole instances.",
         )
     if len(held) == 1:
         return Verdict("use", best.policy, f"{_use(best)}; no other meets the goal.", "")
@@ -155,7 +155,7 @@ def page(config: PlanConfig, lead: str, choices: Sequence[Choice], prepared: Pre
         space = next(c.space for c in prepared.candidates if c.names == (pick.policy, pick.prefill_gpu, pick.decode_gpu))
         shown = picture(lambda width: draw(pick, space.splits(), width), f"Splits that were tried with {_name(pick)}")
         sections.append(Section(f"What was tried with {_name(pick)}", "", pictures=[shown]))
-    return Page("The cheapest cluster", lead.removeprefix("plan: ").capitalize() + ".", verdict, sections, facts)
+    return Page("The cheapest cluster", f"{lead[0].upper()}{lead[1:]}.", verdict, sections, facts)
 
 
 def plain(config: PlanConfig, choices: Sequence[Choice], verdict: Verdict) -> dict[str, Any]:

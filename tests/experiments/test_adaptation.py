@@ -47,7 +47,7 @@ def test_several_receivers_share_the_prefill_node_s_link(study: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("repeats=0", "repeats is 0"),
+        ("repeats=0", "repeats is 0; it must be 1 to"),
         ("world=paper", "world is 'paper'"),
         ("workload.scaling.requests=null", "must be a number"),
         ("profile=nowhere.json", "nowhere.json"),

@@ -169,7 +169,7 @@ def test_help_reads_nested_keys_and_comments(tmp_path: Path) -> None:
             ["study", "model@scaleout.model=qwen3-8b", "max_distorsion=1"],
             ["no group or key max_distorsion", "did you mean max_distortion?"],
         ),
-        (["study", "+bitrate@bitrates.int3=int3"], ["bitrate@bitrates.int3=int3", "embedded, fleet, int2"]),
+        (["study", "+bitrate@bitrates.int5=int5"], ["bitrate@bitrates.int5=int5", "embedded, fleet, int2"]),
         (["study", "routing=random"], ["no group or key routing", "network"]),
         (["compare", "/nowhere/a"], ["b must be given"]),
         (["compare", "/nowhere/a", "/nowhere/b"], ["/nowhere/a/requests.parquet does not exist"]),
