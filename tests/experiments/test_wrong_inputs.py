@@ -329,7 +329,7 @@ ROWS: list[tuple[str, str]] = [
     ("validate device=tpu", "device is tpu"),
     ("validate profile=FILES/none", "does not exist"),
     ("validate prefill=0", "prefill is 0"),
-    ("validate conditions.steady.speedup=0", "speedup is 0"),
+    ("validate conditions.thin.speedup=0", "conditions.thin.speedup is 0"),
     # quality, longbench and the rest
     ("quality samples=0", "samples is 0"),
     ("quality tokens=5", "tokens is 5; it must be 64"),
@@ -384,7 +384,7 @@ ROWS: list[tuple[str, str]] = [
     ("capacity max_distortion=-1", "max_distortion is -1"),
     ("capacity policies=[raw,raw]", "give each policy once"),
     ("capacity policies=[rew]", "rew"),
-    ("capacity pool=cloud", "pool is cloud"),
+    ("capacity pool=cloud", "pool=cloud is not known"),
     ("capacity slo.ttft_s=-1", "slo.ttft_s is -1"),
     ("plan gpus=[]", "give at least one"),
     ("plan gpus=[h900]", "h900"),
