@@ -19,7 +19,18 @@ from abkt.serve.engine.cache import PoolCache
 from abkt.serve.engine.engine import Engine, read_spec
 from abkt.serve.engine.features import Unsupported, attention_features
 from abkt.spec import KVLayout
-from tests.serve.families import OTHERS, REFUSED, SERVED, WINDOW, eager_logits, prompts, save_model, small_config
+from tests.serve.families import (
+    OTHERS,
+    REFUSED,
+    SERVED,
+    WINDOW,
+    eager_logits,
+    prompts,
+    refused_table,
+    save_model,
+    served_table,
+    small_config,
+)
 
 TABLES = [[0, 1, 2, 3], [9, 5, 7, 6]]  # adjacent blocks, and scattered ones
 LENGTHS = (41, 33)  # of the prompts, so that the rows of a batch have different lengths
@@ -171,3 +182,10 @@ def test_every_other_family_of_transformers_is_right_or_refused(family: str, tmp
     else:
         message = ""
     assert "\n" not in message
+
+
+def test_the_tables_of_the_page_on_attention_are_these_families() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "attention.md").read_text()
+    assert served_table() in page
+    assert refused_table() in page
+    assert f"For {len(UNBUILT)} of them no tiny model could be made" in page

@@ -29,7 +29,9 @@ def test_a_study_predicts_first_and_answers_in_one_of_three_ways(
     assert (verdict["policy"] is None) == (verdict["kind"] == "no_answer")
     assert verdict["sentence"] in " ".join(said.split())
     assert " ".join(summary["trust"]["sentence"].split()) in " ".join(said.split())
-    assert summary["utilisation"]["planned"]["prefill"] == pytest.approx(summary["load"], abs=0.1)
+    planned = summary["utilisation"]["planned"]["prefill"]
+    lowered = any("rate was lowered" in sentence for sentence in summary["chosen"])  # coding costs this model more than prefill
+    assert planned == pytest.approx(summary["load"], abs=0.1) or (lowered and planned < summary["load"])
     assert summary["repeats"] >= 3
     for policy in ("raw", "int8", "int4"):
         runs = [
