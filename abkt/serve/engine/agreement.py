@@ -15,8 +15,8 @@ from abkt.serve.engine.attention import NAME, ForwardPass, SequenceRow
 from abkt.serve.engine.engine import Engine
 
 SINGLE = 8  # tokens decoded one at a time
-WRONG = {"float32": 2e-3, "bfloat16": 0.1, "float16": 0.05}
-"""Largest difference that rounding explains, over the standard deviation of the logits, by the dtype computed in."""
+WRONG = 2e-3
+"""Largest difference that rounding in float32 explains, over the standard deviation of the logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Agreement:
     """Largest difference of a logit from transformers' eager one, over the standard deviation of the logits.
 
     alone, batch : of a row computed by itself, and of rows decoded together. neighbours : between a row alone and in the batch. argmax :
-    share of positions with the same most likely token. tokens : positions compared. dtype : what was computed in.
+    share of positions with the same most likely token. tokens : positions compared.
     """
 
     alone: float
@@ -32,12 +32,11 @@ class Agreement:
     neighbours: float
     argmax: float
     tokens: int
-    dtype: str
 
     @property
     def right(self) -> bool:
         """Whether all differences are those of rounding. NaN is wrong."""
-        return all(found <= WRONG[self.dtype] for found in (self.alone, self.batch, self.neighbours))
+        return all(found <= WRONG for found in (self.alone, self.batch, self.neighbours))
 
 
 def agreement(engine: Engine, rows: Sequence[Sequence[int]]) -> Agreement:
@@ -45,14 +44,13 @@ def agreement(engine: Engine, rows: Sequence[Sequence[int]]) -> Agreement:
 
     Parameters
     ----------
-    engine : its pool is used from the first block on, and must hold no KV that is needed.
+    engine : computes in float32. Its pool is used from the first block on, and must hold no KV that is needed.
     rows : token ids of each row, more than 3 * SINGLE each.
 
     Raises
     ------
     ValueError : if the rows do not fit the pool.
     """
-    dtype = str(next(engine.model.parameters()).dtype).removeprefix("torch.")
     blocks = [engine.layout.blocks_for(len(row)) for row in rows]
     starts = [sum(blocks[:i]) for i in range(len(rows))]
     tables = [list(range(start, start + count))[::-1] for start, count in zip(starts, blocks, strict=True)]  # reversed: not adjacent
@@ -78,7 +76,6 @@ def agreement(engine: Engine, rows: Sequence[Sequence[int]]) -> Agreement:
         neighbours=apart(list(batch), [f[-SINGLE:] for f in alone]),
         argmax=float(same),
         tokens=sum(len(f) for f in alone),
-        dtype=dtype,
     )
 
 
