@@ -57,8 +57,9 @@ class CalibrationPlan:
 
     @property
     def words(self) -> str:
-        long = f"{self.seconds / 60:.0f} minutes" if self.seconds >= 90 else f"{max(10, round(self.seconds, -1)):.0f} s"
-        return f"{self.runs} runs of {len(self.lengths)} prompts of {min(self.lengths)} to {max(self.lengths)} tokens and a burst; about {long}"
+        time = f"{self.seconds / 60:.0f} minutes" if self.seconds >= 90 else f"{max(10, round(self.seconds, -1)):.0f} s"
+        prompts = f"{len(self.lengths)} prompts of {min(self.lengths)} to {max(self.lengths)} tokens"
+        return f"{self.runs} runs of {prompts} and a burst; about {time}"
 
 
 def plan(speed: Speed, runs: int, max_batch: int, longest: int, budget_s: float) -> CalibrationPlan:

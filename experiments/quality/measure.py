@@ -16,6 +16,7 @@ from abkt.serve.engine.engine import Engine
 from experiments.quality.methods import Held, Method, RatePoint
 from experiments.quality.samples import QualitySample
 
+MOST_LOGITS = 1 << 26  # values of logits in one pass, each of four bytes
 REFINED_AFTER = 32  # tokens decoded from the coarse KV before the refined KV replaces it
 
 
@@ -66,12 +67,13 @@ DISTANCES = (128, 256, 512, 1024, 2048)
 
 
 class Bench:
-    """One model with memory for the KV of one prompt and for its received copy."""
+    """One model with memory for the KV of one prompt and for `copies` received copies. tables: the blocks of each copy."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, copies: int = 1) -> None:
         self.engine = engine
-        blocks = engine.layout.blocks // 2
-        self.sent, self.received = list(range(blocks)), list(range(blocks, 2 * blocks))
+        blocks = engine.layout.blocks // (1 + copies)
+        self.sent, *self.tables = (list(range(i * blocks, (i + 1) * blocks)) for i in range(1 + copies))
+        self.received = self.tables[0]
 
     def prefill(self, sample: QualitySample) -> Held:
         importance = Importance()
@@ -89,6 +91,15 @@ class Bench:
             if stop > start:
                 found.append(self.engine.score(rest[start:stop], row))
         return torch.cat(found)
+
+    def rows_for(self, sample: QualitySample) -> int:
+        """How many copies to score in one pass: as many as there are, while their logits stay below MOST_LOGITS values."""
+        of_row = len(sample.continuation) * (self.engine.layout.model.vocabulary or 1)
+        return max(1, min(len(self.tables), MOST_LOGITS // of_row))
+
+    def logits_of(self, sample: QualitySample, rows: int) -> torch.Tensor:
+        """As logits, after the KV that lies in the first `rows` tables, in one pass: [rows, tokens - 1, vocabulary]."""
+        return self.engine.score_rows(sample.continuation[:-1], [SequenceRow(table, len(sample.prompt)) for table in self.tables[:rows]])
 
     def outcomes(self, index: int, sample: QualitySample, methods: Sequence[Method]) -> Iterator[QualityOutcome]:
         held = self.prefill(sample)

@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from pydantic import ConfigDict
 
+    from abkt.codec.calibration import Calibration
+    from abkt.codec.codec import Codec
     from experiments.quality.gates import Gate
     from experiments.quality.lowbit import LowBitVerdict
+    from experiments.quality.measure import Bench
     from experiments.quality.samples import QualitySample
+
+
+COPIES = 8  # received copies of a prompt's KV during a calibration: so many heads share a forward pass
 
 
 @dataclass(frozen=True, slots=True)
 class QualityConfig:
-    """codecs: names of methods, or all. samples: prompts of each kind. tokens: tokens of a prompt. texts: a folder of held-out text, for
-    any model. calibration: a file, or null. calibrate: make a calibration first, from other prompts, and use it. trials: also run the
-    retrieval trials at few bits."""
+    """The keys are explained in conf/quality.yaml."""
 
     model_folder: Path
     codecs: tuple[str, ...]
@@ -46,58 +50,70 @@ class QualityConfig:
         check_seed(self)
 
 
-@verb("quality")
+@verb("quality", resumes=("outcomes.jsonl", "settings.json"))
 def main(config: QualityConfig, run: VerbCall) -> None:
     import pandas as pd
 
     from abkt.codec.calibration import load
     from abkt.codec.codec import Codec
+    from abkt.serve.engine.compute_dtype import compute_dtype
     from abkt.serve.engine.engine import Engine, read_spec, rope_theta
     from abkt.spec import KVLayout
     from experiments.lib.curves import save_quality
     from experiments.lib.manifest import write_manifest
-    from experiments.lib.progress import bar
+    from experiments.lib.progress import Pace, bar
     from experiments.lib.results import write_json
+    from experiments.models.tokenizer import bos_ids, needed_tokenizer, passage_ids
     from experiments.quality import gates
-    from experiments.quality.calibrate import calibrate
     from experiments.quality.choice import check, choose
     from experiments.quality.lowbit import verdicts
-    from experiments.quality.measure import Bench, QualityOutcome
+    from experiments.quality.measure import Bench
     from experiments.quality.methods import ABLATIONS, methods
     from experiments.quality.samples import read_texts, samples
+    from experiments.quality.saved import SavedOutcomes
 
     spec = read_spec(config.model_folder)
     recalls = (config.model_folder / "probe.json").is_file()
-    if not recalls and config.texts is None:
-        raise ValueError(f"model {spec.name} does not know the probe's recall task; give texts=FOLDER with text")
-    texts = read_texts(config.texts, config.model_folder) if config.texts else None
-    asked = list(samples(config.samples, config.tokens, config.seed, texts, recalls))
+    texts = read_texts(config.texts, config.model_folder) if config.texts else None if recalls else passage_ids(config.model_folder)
+    if texts is None and not recalls:
+        raise ValueError(f"model {spec.name} has no tokenizer, so it cannot be given text; put its tokenizer into {config.model_folder}")
+    before = () if texts is None else bos_ids(needed_tokenizer(config.model_folder))
+    asked = list(samples(config.samples, config.tokens, config.seed, texts, recalls, before))
+    others = list(samples(max(2, config.samples // 2), config.tokens, config.seed + 1, texts, recalls, before)) if config.calibrate else []
     again = trials(config, recalls) if config.trials else []
-    longest = max(len(s.prompt) + len(s.continuation) for s in (*asked, *again))
+    longest = max(len(s.prompt) + len(s.continuation) for s in (*asked, *again, *others))
     if longest > spec.max_tokens:
         raise ValueError(f"tokens={config.tokens}: with their continuation {longest}, and model {spec.name} holds {spec.max_tokens}")
-    layout = KVLayout(spec, 2 * -(-longest // 16) + 2)
+    saved = SavedOutcomes(config.out, settings(config))
+    copies = COPIES if config.calibrate else 1
+    layout = KVLayout(spec, (1 + copies) * (-(-longest // 16) + 1))
     calibration = load(config.calibration) if config.calibration else None
     codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=rope_theta(config.model_folder), calibration=calibration)
     check(config.codecs, methods(codec, calibration))
-    print(f"plan: {len(asked)} prompts of {config.tokens} tokens on {spec.name}, {len(config.codecs)} codecs named")
-    bench = Bench(Engine(config.model_folder, layout))
-    config.out.mkdir(parents=True, exist_ok=True)
+    dtype = compute_dtype(spec.dtype)
+    left = [index for index in range(len(asked)) if index not in saved.done]
+    first = f"a calibration on {len(others)} others first; " if others else ""
+    print(
+        f"plan: {len(asked)} prompts of {config.tokens} tokens on {spec.name}, {len(asked) - len(left)} measured already; {first}"
+        f"{len(config.codecs)} codecs named; {dtype.words(spec.dtype)}; an estimate of the time follows the first prompt",
+        flush=True,
+    )
+    bench = Bench(Engine(config.model_folder, layout, dtype=dtype.dtype), copies)
+    saved.begin()
     if config.calibrate:
-        others = list(samples(max(2, config.samples // 2), config.tokens, config.seed + 1, texts, recalls))
-        with bar("calibrate") as progress:
-            calibration = calibrate(bench, codec, others, progress.step)
-        calibration.save(config.out / "calibration.json")
+        calibration = calibrated(config, bench, codec, others)
         codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=codec.rope_theta, calibration=calibration)
     chosen, left_out = choose(config.codecs, methods(codec, calibration), map(bench.prefill, (asked[0], *again)))
     for name, reason in left_out.items():
         print(f"left out: {name}, because {reason}")
-    outcomes: list[QualityOutcome] = []
-    with bar("prompts", len(asked)) as progress:
-        for index, sample in enumerate(asked):
-            outcomes += bench.outcomes(index, sample, chosen)
-            progress.update(index + 1, len(asked))
-    frame = pd.DataFrame([asdict(outcome) for outcome in outcomes])
+    pace = Pace(len(left) or 1)
+    with bar("prompts", len(left)) as progress:
+        for done, index in enumerate(left, 1):
+            saved.add(index, list(bench.outcomes(index, asked[index], chosen)))
+            progress.update(done, len(left))
+            if said := pace.add(1):
+                print(f"{done} of {len(left)} prompts: {said}", flush=True)
+    frame = pd.DataFrame([asdict(outcome) for index in sorted(saved.done) for outcome in saved.done[index]])
     frame.to_parquet(config.out / "outcomes.parquet", index=False)
     means = gates.table(frame)
     means.to_csv(config.out / "rates.csv", index=False)
@@ -111,18 +127,53 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     print(f"quality: {config.out}")
 
 
+def calibrated(config: QualityConfig, bench: Bench, codec: Codec, others: Sequence[QualitySample]) -> Calibration:
+    """The calibration of this run: read where an earlier part of the run has made it, else made now."""
+    from abkt.codec.calibration import load
+    from experiments.lib.progress import Pace, bar
+    from experiments.quality.calibrate import calibrate, passes
+
+    path = config.out / "calibration.json"
+    if path.exists():
+        return load(path)
+    total = passes(codec.layout.model, len(others))
+    pace, count = Pace(total), 0
+    with bar("calibrate", total) as progress:
+
+        def done(scored: int) -> None:
+            nonlocal count
+            count += scored
+            progress.update(count, total)
+            if said := pace.add(scored):
+                print(f"calibrate: {said}", flush=True)
+
+        made = calibrate(bench, codec, others, done)
+    made.save(path)
+    return made
+
+
+def settings(config: QualityConfig) -> dict[str, str]:
+    """All that an outcome depends on. A run can only resume with the same settings; more samples go beside those that are there."""
+    from experiments.lib.manifest import file_hash
+
+    kept = {key: str(getattr(config, key)) for key in ("codecs", "tokens", "tile_tokens", "texts", "calibrate", "seed")}
+    weights = sorted(path.name for path in config.model_folder.glob("*.safetensors"))
+    calibration = file_hash(config.calibration) if config.calibration else ""
+    return kept | {"model": file_hash(config.model_folder / "config.json"), "weights": ", ".join(weights), "calibration": calibration}
+
+
 def trials(config: QualityConfig, recalls: bool) -> list[QualitySample]:
     """Three retrieval prompts: the probe's recall task, or numbered lines for a model with a tokenizer."""
     import numpy as np
-    from transformers import AutoTokenizer
 
+    from experiments.models.tokenizer import needed_tokenizer
     from experiments.quality.lowbit import TRIALS, lines
     from experiments.quality.samples import recall
 
     seeds = [np.random.default_rng((config.seed, 2, i)) for i in range(TRIALS)]
     if recalls:
         return [recall(rng, config.tokens, asks=min(64, config.tokens // 8)) for rng in seeds]
-    tokenizer = AutoTokenizer.from_pretrained(config.model_folder)
+    tokenizer = needed_tokenizer(config.model_folder)
     return [lines(tokenizer, rng, config.tokens) for rng in seeds]
 
 

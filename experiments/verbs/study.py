@@ -33,7 +33,6 @@ from experiments.study.scaleout import ScaleOutConfig, run_scaleout
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-    from abkt.measure.cluster import steps
     from abkt.serve import LocalCluster, LocalClusterSpec
     from experiments.study.twin import Twin
 

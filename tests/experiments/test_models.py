@@ -199,3 +199,22 @@ def test_the_command_line_refuses_a_model_that_is_none_with_exit_code_2(
     monkeypatch.setattr(resolve.named, "fetch", None)
     assert dispatch(["profile", "model=gemma3", f"out={out}"]) == 2
     assert "ai.google.dev/gemma/terms" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_gguf_file_gives_the_model_it_was_written_from(tmp_path: Path) -> None:
+    """A small Llama written by the gguf package itself, read back: the same logits."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tests.experiments.gguf_writer import write_llama
+
+    model = write_llama(tmp_path / "small.gguf")
+    folder = resolve_model(str(tmp_path / "small.gguf"))
+    assert folder.name == "small"
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert again.dtype == torch.float32
+    tokens = torch.arange(5, 25)[None]
+    torch.testing.assert_close(again(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5)

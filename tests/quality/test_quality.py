@@ -16,9 +16,10 @@ from experiments.lib.curves import load_quality
 from experiments.lib.paths import data_path
 from experiments.probe import tasks
 from experiments.quality import gates
+from experiments.quality.calibrate import sensitivity
 from experiments.quality.measure import Bench, refinements
 from experiments.quality.methods import RatePoint, methods
-from experiments.quality.samples import recall, text
+from experiments.quality.samples import read_texts, recall, text
 from experiments.verbs.quality import main
 
 
@@ -161,15 +162,90 @@ def test_the_verb_writes_rates_laws_and_a_calibration(tmp_path, capsys):
     assert "ours" in capsys.readouterr().out
 
 
+def test_text_begins_with_bos_where_the_tokenizer_adds_one_and_a_short_text_is_refused():
+    ids = np.arange(1000)
+    sample = text(np.random.default_rng(0), ids, 100, 20, before=(7, 8))
+    assert sample.prompt[:2] == (7, 8)
+    assert len(sample.prompt) == 100
+    assert sample.prompt[2:] == tuple(range(sample.prompt[2], sample.prompt[2] + 98))
+    assert sample.continuation == tuple(range(sample.prompt[-1] + 1, sample.prompt[-1] + 21))
+    with pytest.raises(ValueError, match="the texts have 110 tokens"):
+        text(np.random.default_rng(0), ids[:110], 100, 20)
+
+
+def test_texts_may_be_one_file(tmp_path):
+    (tmp_path / "a.txt").write_text("It was the best of times.\n" * 9)
+    (tmp_path / "b.txt").write_text("It was the worst of times.\n")
+    one, both = read_texts(tmp_path / "a.txt", data_path("probe")), read_texts(tmp_path, data_path("probe"))
+    assert one.tolist() == both[: len(one)].tolist()
+    assert len(one) < len(both)
+    (tmp_path / "c.txt.gz").write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match=r"c\.txt\.gz cannot be read"):
+        read_texts(tmp_path / "c.txt.gz", data_path("probe"))
+
+
+def test_copies_scored_in_one_pass_are_scored_as_each_alone():
+    """Other KV in each copy, so that a row that read another's KV would be seen."""
+    folder = data_path("probe")
+    bench = Bench(Engine(folder, KVLayout(read_spec(folder), 4 * 20), dtype="float32"), copies=3)
+    sample = recall(np.random.default_rng(1), 200, asks=16)
+    held = bench.prefill(sample)
+    data = held.pool.data
+    for scale, table in enumerate(bench.tables):
+        data[table] = data[bench.sent] * (1 + 0.1 * scale)
+    together = bench.logits_of(sample, 3)
+    for scale, logits in enumerate(together):
+        data[bench.received] = data[bench.sent] * (1 + 0.1 * scale)
+        alone = bench.logits(sample, [(0, lambda table: None)])
+        torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-3)
+    assert (together[0] - together[2]).abs().max() > 0.1
+
+
+def test_heads_that_share_a_pass_have_the_sensitivity_that_each_has_alone():
+    folder, scored = data_path("probe"), []
+    sample = recall(np.random.default_rng(1), 128, asks=16)
+    one, five = (Bench(Engine(folder, KVLayout(read_spec(folder), (1 + n) * 14), dtype="float32"), copies=n) for n in (1, 5))
+    alone, together = sensitivity(one, sample), sensitivity(five, sample, scored.append)
+    assert scored == [5, 5, 5, 5, 4]
+    np.testing.assert_allclose(together, alone, rtol=1e-2, atol=1e-3)
+
+
+def test_a_stopped_run_resumes(tmp_path, monkeypatch, capsys):
+    """Nothing is measured twice, a torn line is dropped, and the figures are those of a run that was not stopped."""
+    given = ["codecs=[ours,uniform]", "samples=3", "tokens=128", "trials=false"]
+    main([f"out={tmp_path / 'whole'}", *given])
+    outcomes, calls = Bench.outcomes, []
+
+    def stops(self, index, *more):
+        calls.append(index)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return outcomes(self, index, *more)
+
+    monkeypatch.setattr(Bench, "outcomes", stops)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        main([f"out={out}", *given])
+    with (out / "outcomes.jsonl").open("a") as file:
+        file.write('{"prompt": 2, "outco')
+    with pytest.raises(ValueError, match="has outcomes of another tokens"):
+        main([f"out={out}", *given[:2], "tokens=256", given[3]])
+    main([f"out={out}", *given])
+    assert calls == [0, 1, 2, 2]
+    assert "3 prompts of 128 tokens on probe, 2 measured already" in capsys.readouterr().out
+    whole, again = (pd.read_parquet(place / "outcomes.parquet") for place in (tmp_path / "whole", out))
+    pd.testing.assert_frame_equal(whole, again)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["codecs=[ours,nothing]"], "codec nothing is unknown; there are raw, ours"),
         (["tokens=100000"], "a recall prompt has at most 1700"),
-        (["tokens=8"], "at least 1 sample and 64 tokens"),
+        (["tokens=8"], "tokens is 8; it must be 64"),
         (["texts=/nowhere"], "there is no .txt or .txt.gz file"),
         (["model_folder=/nowhere"], "neither a folder"),
-        (["calibration=/nowhere.json"], "does not exist"),
+        (["calibration=/nowhere.json"], "is not a file"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, message):
