@@ -61,6 +61,11 @@ class SteppedWorker:
         self.go = 0  # the cut that a stream may be refined to
         self.followed: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
+    def iterate(self) -> None:
+        """One iteration, and the requests that are done after it, as in the main loop."""
+        self.worker._iterate()
+        self.worker._report_done()
+
     def stream(self, tokens: int = TOKENS) -> Stream:
         engine = self.equipment.engine
         table = self.equipment.segments.allocate(engine.layout.blocks_for(tokens))
@@ -149,8 +154,8 @@ def test_a_longer_prefix_is_written_between_iterations_and_leaves_decoded_kv_unc
         return torch.equal(prompt_of(pool, running.table, TOKENS), expansion(bench, stream, cut))
 
     assert holds(cuts[0])
-    worker._iterate()
-    worker._iterate()
+    bench.iterate()
+    bench.iterate()
     bench.until(1, cuts[1])
     assert holds(cuts[0])  # not before the boundary
     decoded = prompt_of(pool, running.table, TOKENS + 2)[..., TOKENS:, :]
@@ -158,7 +163,7 @@ def test_a_longer_prefix_is_written_between_iterations_and_leaves_decoded_kv_unc
     worker._swap()
     assert holds(cuts[1])
     assert torch.equal(prompt_of(pool, running.table, TOKENS + 2)[..., TOKENS:, :], decoded)
-    worker._iterate()
+    bench.iterate()
     bench.go = finest
     bench.handle(RefinementSettled)  # the last values are swapped in, and the codes are freed
     assert holds(finest)
@@ -166,7 +171,7 @@ def test_a_longer_prefix_is_written_between_iterations_and_leaves_decoded_kv_unc
     assert not running.quality.better
     for _ in range(5):
         worker._swap()
-        worker._iterate()
+        bench.iterate()
     (done,) = [report for report in bench.control.reports if isinstance(report, AttemptFinished)]
     left = stream.curve.distortion
     swaps = done.swaps
@@ -187,8 +192,8 @@ def test_a_finished_request_frees_its_codes_and_receives_no_more(bench: SteppedW
     bench.handle(KVArrived)
     bench.worker._join(bench.worker.arrived.popleft())
     assert bench.worker.memory.codes.held_bytes == stream.ends[-1]
-    bench.worker._iterate()
-    bench.worker._iterate()
+    bench.iterate()
+    bench.iterate()
     assert not bench.worker.batch
     assert bench.followed.get(timeout=WAIT_S).reason == ""
     bench.handle(RefinementSettled)
@@ -238,7 +243,7 @@ def test_a_damaged_stream_fails_only_its_own_request(bench: SteppedWorker, caplo
             received.sink.data[:64] = bytes(64)  # type: ignore[attr-defined]
         bench.worker._join(bench.worker.arrived.popleft())
         if damaged:
-            bench.worker._iterate()  # of an empty batch
+            bench.iterate()  # of an empty batch
             bench.handle(RefinementSettled)
     assert [running.attempt_id for running in bench.worker.batch] == [2]
     (failed,) = [report for report in bench.control.reports if isinstance(report, AttemptFailed)]
