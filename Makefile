@@ -46,7 +46,7 @@ figure-data: $(READY)
 	$(BIN)/abkt bench kernels tokens=256,1024,4096 blocks=16 depths=2,4,8 out=$(DATA)/kernels
 	$(BIN)/abkt reproduce flowkv parts=[layout] out=$(DATA)/layout
 	$(BIN)/abkt quality texts=$(TEXTS) out=$(DATA)/quality
-	$(BIN)/abkt validate requests=20 out=$(DATA)/validation
+	$(BIN)/abkt validate out=$(DATA)/validation
 	$(BIN)/python -m experiments.figures.collect $(foreach name,bandwidth routing roles cost scale adaptation kernels layout quality validation,$(name)=$(DATA)/$(name))
 
 # The .ipynb beside each notebook's .py, and whether all of them run.

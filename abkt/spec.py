@@ -153,8 +153,10 @@ class KVLayout:
         return -(-tokens // self.block_tokens)
 
     def kept_layers(self, tokens: int) -> list[list[tuple[int, int]]]:
-        """For each block of a sequence, the spans of layers (first, layer after the last) whose KV any later token sees. Only in layers with
-        a window are there others."""
+        """For each block of a sequence, the spans of layers (first, layer after the last) whose KV any later token sees.
+
+        These are all layers, but in blocks before the window of some.
+        """
         layers = self.model.layers
         if not self.model.layer_windows:
             return [[(0, layers)]] * self.blocks_for(tokens)

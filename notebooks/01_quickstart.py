@@ -17,7 +17,7 @@
 # A prefill node computes the KV cache of a request. The cache crosses a network, and another node decodes from it. How many bits of it
 # should cross? This notebook asks the simulator. The cluster has four prefill and four decode H100s, the requests are the first 300 of
 # Mooncake's conversation trace, and three bitrate policies are compared. On a command line this is
-# `abkt simulate -m bitrate=raw,int4,embedded network=5g workload.scaling.requests=300 workload.scaling.speedup=1.0`.
+# `abkt simulate -m bitrate=raw,int4,embedded network=5g workload.scaling.requests=300`.
 
 # %%
 # %matplotlib inline
@@ -25,12 +25,11 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from experiments.lib.notebook import simulate
-
-BASE = ("network=5g", "workload.scaling.requests=300", "workload.scaling.speedup=1.0")
+import abkt
 
 # %%
-runs = {bitrate: simulate(f"bitrate={bitrate}", *BASE) for bitrate in ("raw", "int4", "embedded")}
+policies = ("raw", "int4", "embedded")
+runs = {name: abkt.simulate(bitrate=name, network="5g", workload__scaling__requests=300) for name in policies}
 pd.DataFrame(
     {
         name: {

@@ -24,7 +24,7 @@ from matplotlib import pyplot as plt
 
 from abkt.codec.codec import Codec
 from abkt.kv.pool import Pool
-from experiments.lib.notebook import figure, sample_kv
+from experiments.notebook import figure, sample_kv
 
 pool, table, tokens = sample_kv()
 codec = Codec(pool.layout)

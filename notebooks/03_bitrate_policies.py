@@ -22,20 +22,13 @@
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from experiments.lib.notebook import figure, simulate
+import abkt
+from experiments.notebook import figure
 
-BASE = (
-    "network=mid_drop",
-    "network.gbps=10",
-    "workload=poisson",
-    "workload.requests=120",
-    "workload.rate_per_s=1.5",
-    "workload.isl=8000",
-    "workload.osl=100",
-    "slo=interactive",
-)
+LINK = {"network": "mid_drop", "network__gbps": 10, "slo": "interactive"}
+LOAD = {"workload": "poisson", "workload__requests": 120, "workload__rate_per_s": 1.5, "workload__isl": 8000, "workload__osl": 100}
 POLICIES = ("raw", "int4", "cachegen", "kvserve", "state_machine", "embedded", "fleet")
-runs = {name: simulate(f"bitrate={name}", *BASE) for name in POLICIES}
+runs = {name: abkt.simulate(bitrate=name, **LINK, **LOAD) for name in POLICIES}
 
 # %%
 table = pd.DataFrame(

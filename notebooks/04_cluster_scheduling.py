@@ -21,12 +21,14 @@
 # %matplotlib inline
 from matplotlib import pyplot as plt
 
-from experiments.lib.notebook import figure, sweep
+import abkt
+from experiments.notebook import figure
 
-BASE = ("workload=poisson", "workload.requests=300", "workload.isl=6000", "workload.osl=200", "workload.variation=1.0", "slo=interactive")
+LOAD = {"workload": "poisson", "workload__requests": 300, "workload__isl": 6000, "workload__osl": 200, "workload__variation": 1.0}
 
 # %%
-routed = sweep(["routing=random,round_robin,least_loaded,load_aware", "workload.rate_per_s=8,16,24"], *BASE)
+ROUTING = ["random", "round_robin", "least_loaded", "load_aware"]
+routed = abkt.sweep(routing=ROUTING, workload__rate_per_s=[8, 16, 24], slo="interactive", **LOAD)
 routed.pivot_table(index="workload.rate_per_s", columns="routing", values="ttft_s.p99").round(2)
 
 # %% [markdown]
@@ -41,8 +43,8 @@ figure("fig04_routing")
 # to the other.
 
 # %%
-HEAVY = ("workload=poisson", "workload.requests=200", "workload.isl=8000", "workload.osl=500", "workload.rate_per_s=20", "slo=interactive")
-roles = sweep(["roles=static,arrow,load_aware"], *HEAVY).set_index("roles")
+HEAVY = {"workload": "poisson", "workload__requests": 200, "workload__isl": 8000, "workload__osl": 500, "workload__rate_per_s": 20}
+roles = abkt.sweep(roles=["static", "arrow", "load_aware"], slo="interactive", **HEAVY).set_index("roles")
 roles[["goodput_per_s", "ttft_s.mean", "tpot_s.mean", "e2e_s.mean"]].round(3)
 
 # %%

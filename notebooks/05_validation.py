@@ -21,8 +21,8 @@
 # %%
 # %matplotlib inline
 from experiments.figures.stored import load
-from experiments.lib.notebook import figure
 from experiments.lib.paths import data_path
+from experiments.notebook import figure
 from experiments.validation.scores import by_stage
 
 stored = load(data_path("figures"), "validation")

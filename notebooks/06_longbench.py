@@ -22,8 +22,8 @@
 # %matplotlib inline
 import pandas as pd
 
-from experiments.lib.notebook import figure
 from experiments.longbench import metrics
+from experiments.notebook import figure
 
 # %% [markdown]
 # **Scoring** follows the published protocol: F1 of words, ROUGE-L, exact labels, counts, retrieved paragraphs.

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests import logging_state
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run beside each other, and its threads would wait for each other
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    with logging_state.kept():
+        yield
 
 
 @pytest.fixture(scope="session")

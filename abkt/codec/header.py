@@ -4,7 +4,8 @@
                | the coder's tables (nothing with the fixed coder) | CRC-32 of the header
     edges      KV that travels verbatim: the first block, then the newest tokens, [layer, kind, kv_head, token, head_dim] each, in the
                pool's dtype; then, if there are cells, the coder's statistics of all of them
-    verbatim   cells that could not be coded, [token, channel] each, in the pool's dtype
+    verbatim   cells that could not be coded, [token, channel] each, in the pool's dtype; a cell whose class is OMITTED has no bytes here,
+               nor below: it lies before the window of its layer, and no later token sees it
     metadata   the checksums of the metadata slots, then the slots (sections.py)
     bands      for band 0, 1, ...: the checksums of its slots, then the slots
 

@@ -35,10 +35,10 @@ def weighted_distortion(
     """Each cell's share of the stream's distortion D after each pass, [passes + 1, cells]; the sum over the cells is D.
 
     errors: [passes + 1, cells], squared errors. deviation: [layers, kinds, heads], as in CodedCells. weights: one per cell, in the shape
-    `cells.shape`, at least 0; only ratios matter, and None counts all cells the same. sent: [cells] bool, cells that travel; None: all. Every (layer, kind) counts the same, by its squared
-    error over its squared deviation from channel means. So D = 1 if every value is replaced by its channel mean, and D = 0 without error. A
-    (layer, kind) that does not vary over the tokens is measured against its own error at 0 bits instead. Raises ValueError for weights of
-    another shape, below 0 or not finite.
+    `cells.shape`, at least 0; only ratios matter, and None counts all cells the same. sent: [cells] bool, cells that travel; None: all.
+    Every (layer, kind) counts the same, by its squared error over its squared deviation from channel means. So D = 1 if every value is
+    replaced by its channel mean, and D = 0 without error. A (layer, kind) that does not vary over the tokens is measured against its own
+    error at 0 bits instead. Raises ValueError for weights of another shape, below 0 or not finite.
     """
     layers, kinds, heads, tiles = cells.shape
     mean_alone = errors[0].reshape(cells.shape).sum((2, 3))

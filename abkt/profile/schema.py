@@ -154,8 +154,9 @@ def parse(data: object) -> Profile:
     if not isinstance(data, dict) or version != SCHEMA_VERSION:
         raise ValueError(f"schema version is {version}, this code reads {SCHEMA_VERSION}; run `abkt profile` again")
     try:
+        model: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data["model"].items()}
         return Profile(
-            model=ModelSpec(**data["model"]),
+            model=ModelSpec(**model),
             fits={
                 stage: Fit(**{**fit, "features": tuple(fit["features"]), "coefficients": tuple(fit["coefficients"])})
                 for stage, fit in data["fits"].items()

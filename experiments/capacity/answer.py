@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from experiments.capacity.knee import Knee, ratio
 from experiments.lib.intervals import Interval
 from experiments.lib.verdict import Verdict
+from experiments.report.words import number
 
 SHORTEST = 5.0  # a run lasts at least this many TTFT limits, or its queue has no time to grow
 
@@ -30,8 +31,8 @@ def answer(knees: Mapping[str, Knee], tolerance: float, requests: int, ttft_s: f
         return Verdict(
             "no_answer",
             None,
-            f"no answer: {' and '.join(unlimited)} met the goal at every rate tried; give longer runs (requests=) or a stricter slo",
-            "the runs never reached the knee",
+            f"No answer: {' and '.join(unlimited)} met the goal at every rate tried; give longer runs (requests=) or a stricter slo.",
+            "The runs never reached the knee.",
         )
     held = ranked(knees)
     if not held:
@@ -39,8 +40,8 @@ def answer(knees: Mapping[str, Knee], tolerance: float, requests: int, ttft_s: f
         return Verdict(
             "no_answer",
             None,
-            f"no answer: no policy meets the goal at any rate ({one.policy}: {one.reason()})",
-            "the goal is out of reach: give a looser slo, a lower goal_share, a higher max_distortion, or a larger cluster",
+            f"No answer: no policy meets the goal at any rate ({one.policy}: {one.reason()}).",
+            "The goal is out of reach: give a looser slo, a lower goal_share, a higher max_distortion, or a larger cluster.",
         )
     best, *others = held
     if requests / best.rate_per_s < SHORTEST * ttft_s:
@@ -48,12 +49,12 @@ def answer(knees: Mapping[str, Knee], tolerance: float, requests: int, ttft_s: f
         return Verdict(
             "no_answer",
             None,
-            f"no answer: at the knee of {best.policy} all requests of a run arrive within {requests / best.rate_per_s:.3g} s, which is too "
-            f"short for a queue to grow beyond {ttft_s:g} s; give requests={needed} or a stricter slo",
-            "the runs are too short",
+            f"No answer: at the knee of {best.policy} all requests of a run arrive within {requests / best.rate_per_s:.3g} s, which is too "
+            f"short for a queue to grow beyond {ttft_s:g} s; give requests={needed} or a stricter slo.",
+            "The runs are too short.",
         )
     if not others:
-        return Verdict("use", best.policy, f"use {best.policy}: it alone meets the goal, up to {best.rate_per_s:.3g} requests/s", "")
+        return Verdict("use", best.policy, f"Use {best.policy}: it alone meets the goal, up to {number(best.rate_per_s)} requests/s.", "")
     ties = [knee for knee in others if not told_apart(best, knee, tolerance)]
     if ties:
         pick = min((best, *ties), key=lambda knee: knee.figure("distortion.mean"))
@@ -63,16 +64,16 @@ def answer(knees: Mapping[str, Knee], tolerance: float, requests: int, ttft_s: f
             "tie",
             pick.policy,
             f"{names} cannot be told apart ({best.policy} holds {margin} more than {ties[-1].policy}): take {pick.policy}, "
-            f"which has the least distortion of them ({pick.figure('distortion.mean'):.2g})",
-            "the interval of their ratio holds 0, or the ratio is within the tolerance of the bisection",
+            f"which has the least distortion of them ({number(pick.figure('distortion.mean'))}).",
+            "The interval of their ratio holds 0, or the ratio is within the tolerance of the bisection.",
         )
     second = others[0]
     margin = words(*ratio(best.rates_per_s, second.rates_per_s))
     return Verdict(
         "use",
         best.policy,
-        f"use {best.policy}: it holds {margin} more requests/s than the next, {second.policy} "
-        f"({best.rate_per_s:.3g} against {second.rate_per_s:.3g})",
+        f"Use {best.policy}: it holds {margin} more requests/s than the next, {second.policy} "
+        f"({number(best.rate_per_s)} against {number(second.rate_per_s)}).",
         "",
     )
 
@@ -89,4 +90,4 @@ def told_apart(best: Knee, other: Knee, tolerance: float) -> bool:
 
 def words(more: float, interval: Interval) -> str:
     """A ratio and its interval, such as 12 % [9, 15]."""
-    return f"{more * 100:.3g} % [{interval.low * 100:.3g}, {interval.high * 100:.3g}]"
+    return f"{number(more * 100)} % [{number(interval.low * 100)}, {number(interval.high * 100)}]"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.report.words import percent
 from experiments.study.ranking import TAIL
 
 
@@ -39,7 +40,7 @@ class Goal:
         if p99 > TAIL * self.max_distortion:
             return f"p99 distortion {p99:.2g} is above {TAIL * self.max_distortion:g}"
         if (share := kept_share(figures)) < self.share:
-            return f"{share:.1%} of the requests are within the SLO"
+            return f"{percent(share)} of the requests are within the SLO"
         return ""
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.capacity.answer import ranked, told_apart
+from experiments.capacity.answer import ranked, told_apart, words
 from experiments.capacity.knee import Knee, ratio
 from experiments.capacity.run import CapacityConfig, CapacityResult
 from experiments.figures.style import looks
-from experiments.lib.intervals import Interval
 from experiments.lib.simulation import SimulateConfig
 from experiments.lib.verdict import Verdict
 from experiments.report.page import Page, Section, Table, picture
@@ -45,14 +44,10 @@ def _row(knee: Knee, best: Knee, tolerance: float, wide: bool) -> tuple[str, ...
     return (
         knee.policy,
         f"{number(knee.rate_per_s)} [{number(max(0.0, between.low))}, {number(between.high)}]",
-        NOTHING if knee is best else _more(*ratio(best.rates_per_s, knee.rates_per_s)) + apart,
+        NOTHING if knee is best else words(*ratio(best.rates_per_s, knee.rates_per_s)) + apart,
         number(knee.figure("distortion.mean")),
         *(more if wide else ()),
     )
-
-
-def _more(mean: float, between: Interval) -> str:
-    return f"{number(mean * 100)} % [{number(between.low * 100)}, {number(between.high * 100)}]"
 
 
 def notes(result: CapacityResult, requests: int, ttft_s: float) -> str:
@@ -71,7 +66,7 @@ def notes(result: CapacityResult, requests: int, ttft_s: float) -> str:
     if outside and max(outside.values()) > OUTSIDE:
         least, most = min(outside.values()), max(outside.values())
         share = percent(most) if math.isclose(least, most, rel_tol=0.05) else f"{percent(least)} to {percent(most)}"
-        said.append(f"At the knees, {share} of the requests cost more or less than anything that the profile has measured: extrapolated.")
+        said.append(f"At the knees, {share} of the requests lie outside of what the costs were measured on: extrapolated.")
     return " ".join(said)
 
 
@@ -79,7 +74,7 @@ def draw(result: CapacityResult, width_in: float) -> Figure:
     """Goodput by rate: the mean over the parts, and each part as a faint line. A vertical line is a policy's knee."""
     figure = Figure(figsize=(width_in, 0.55 * width_in))
     axes = figure.subplots()
-    style = looks(list(result.knees))
+    style = looks(list(result.knees), known=())  # each policy has a colour of its own
     widest = max((max(curve.rates_per_s) for curve in result.curves.values()), default=1.0)
     axes.plot([0, widest], [0, widest], color="#AAAAAA", linewidth=0.8, label="all requests")
     for policy, curve in result.curves.items():

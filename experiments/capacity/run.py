@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 FIRST = 0.7  # where a search begins, as a share of the rate that the prefill nodes compute without waiting
-AROUND = (0.3, 1.3)  # the curve goes from this share of the lowest knee to this share of the highest
+AROUND = (0.3, 1.15)  # the curve goes from this share of the lowest knee to this share of the highest
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ PolicyConfig = Annotated[dict[str, Any], AfterValidator(_buildable)]
 def _existing(path: Path) -> Path:
     path = path.expanduser()
     if not path.is_file():
-        raise ValueError(f"{path} is not a file")
+        raise ValueError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; a file is needed")
     return path
 
 

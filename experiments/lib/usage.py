@@ -34,7 +34,7 @@ def overview(verbs: Sequence[str]) -> str:
             *lines,
             "",
             "abkt VERB --help lists the verb's groups with their choices, and its keys.",
-            "out=DIR is the folder for the results. -m runs every combination of group=a,b key=1,2.",
+            "out=DIR is the folder for results; overwrite=true replaces those of an earlier run. -m runs every combination of group=a,b.",
             "--config-dir DIR adds YAMLs of your own, such as DIR/bitrate/mine.yaml for bitrate=mine.",
         ]
     )

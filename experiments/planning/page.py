@@ -17,6 +17,7 @@ from experiments.report.page import Page, Section, Table, picture
 from experiments.report.words import number, percent, plural
 
 SAME = 1e-6  # relative difference of two prices that are the same
+WHY = dict(zip(PRUNED, (PRUNED[0], f"they are {PRUNED[1]}", f"they are {PRUNED[2]}")))
 COLUMNS = ("policy", "cluster", "USD/hour", "good/USD", "within SLO", "distortion")
 OUTSIDE = 0.01  # share of requests outside of what the profile measured that is worth a sentence
 
@@ -29,8 +30,8 @@ def answer(choices: Sequence[Choice]) -> Verdict:
         return Verdict(
             "no_answer",
             None,
-            f"no answer: no split within the budget meets the goal ({near.policy} on {near.hardware}: {near.reason})",
-            "give a larger budget, a lower rate_per_s, a looser slo, or a lower goal_share",
+            f"No answer: no split within the budget meets the goal ({near.policy} on {near.hardware}: {near.reason}).",
+            "Give a larger budget, a lower rate_per_s, a looser slo, or a lower goal_share.",
         )
     best = held[0]
     same = [choice for choice in held[1:] if choice.usd_per_hour <= best.usd_per_hour * (1 + SAME)]
@@ -42,17 +43,17 @@ def answer(choices: Sequence[Choice]) -> Verdict:
             "tie",
             pick.policy,
             f"{_names([best, *same])} cost the same, {number(best.usd_per_hour)} USD/hour ({_splits([best, *same])}): "
-            f"take {pick.policy} on {pick.split} of {pick.hardware}, which has the least distortion ({number(pick.distortion)}){more}",
-            "prices rise in steps of whole instances",
+            f"take {pick.policy} on {pick.split} of {pick.hardware}, which has the least distortion ({number(pick.distortion)}){more}.",
+            "Prices rise in steps of whole instances.",
         )
     if len(held) == 1:
-        return Verdict("use", best.policy, f"{_use(best)}; no other meets the goal", "")
+        return Verdict("use", best.policy, f"{_use(best)}; no other meets the goal.", "")
     second = held[1]
     return Verdict(
         "use",
         best.policy,
         f"{_use(best)}; the next, {_name(second)} on {second.split}, costs {number(second.usd_per_hour - best.usd_per_hour)} USD/hour more "
-        f"({percent(second.usd_per_hour / best.usd_per_hour - 1)}){_goodput(best, second)}",
+        f"({percent(second.usd_per_hour / best.usd_per_hour - 1)}){_goodput(best, second)}.",
         "",
     )
 
@@ -73,7 +74,7 @@ def _splits(choices: Sequence[Choice]) -> str:
 
 
 def _use(choice: Choice) -> str:
-    return f"use {choice.policy} on {choice.split} of {choice.hardware}: {number(choice.usd_per_hour)} USD/hour"
+    return f"Use {choice.policy} on {choice.split} of {choice.hardware}: {number(choice.usd_per_hour)} USD/hour"
 
 
 def _goodput(best: Choice, second: Choice) -> str:
@@ -105,7 +106,8 @@ def notes(choices: Sequence[Choice], unfit: Mapping[str, str]) -> str:
     """How much was simulated, what was left out and why, and what a reader has to know about the figures."""
     within = sum(choice.within for choice in choices)
     inside = within - sum(sum(choice.pruned.values()) for choice in choices)
-    left = [f"{number(sum(choice.pruned[why] for choice in choices))} because {_why(why)}" for why in PRUNED]
+    counts = {why: sum(choice.pruned[why] for choice in choices) for why in PRUNED}
+    left = [f"{number(count)} because {WHY[why]}" for why, count in counts.items() if count]
     beyond = sum(len(choice.tried.runs) for choice in choices) - inside
     said = [f"{_name(choice)}: {choice.reason}." for choice in choices if choice.split is None]
     said += [f"{gpu}: {reason}." for gpu, reason in unfit.items()]
@@ -118,12 +120,8 @@ def notes(choices: Sequence[Choice], unfit: Mapping[str, str]) -> str:
     ]
     outside = [run["extrapolated_share"] for c in choices if c.split for run in c.tried.runs[c.split]]
     if outside and max(outside) > OUTSIDE:
-        said.append(f"Up to {percent(max(outside))} of the requests lie outside of what the profile has measured.")
+        said.append(f"Up to {percent(max(outside))} of the requests lie outside of what the costs were measured on: extrapolated.")
     return " ".join(said)
-
-
-def _why(pruned: str) -> str:
-    return {PRUNED[0]: PRUNED[0], PRUNED[1]: f"they are {PRUNED[1]}", PRUNED[2]: f"they are {PRUNED[2]}"}[pruned]
 
 
 def draw(choice: Choice, splits: Sequence[Split], width_in: float) -> Figure:
@@ -157,7 +155,7 @@ def page(config: PlanConfig, lead: str, choices: Sequence[Choice], prepared: Pre
         space = next(c.space for c in prepared.candidates if c.names == (pick.policy, pick.prefill_gpu, pick.decode_gpu))
         shown = picture(lambda width: draw(pick, space.splits(), width), f"Splits that were tried with {_name(pick)}")
         sections.append(Section(f"What was tried with {_name(pick)}", "", pictures=[shown]))
-    return Page("The cheapest cluster", lead.removeprefix("plan: ").capitalize() + ".", verdict, sections, facts)
+    return Page("The cheapest cluster", f"{lead[0].upper()}{lead[1:]}.", verdict, sections, facts)
 
 
 def plain(config: PlanConfig, choices: Sequence[Choice], verdict: Verdict) -> dict[str, Any]:

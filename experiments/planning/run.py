@@ -205,7 +205,7 @@ def plan_line(config: PlanConfig, choices: Mapping[str, str], prepared: Prepared
     rates = prepared.load.rates_per_s
     rate = f"{rates[0]:.3g}" if math.isclose(min(rates), max(rates)) else f"{min(rates):.3g} to {max(rates):.3g}"
     return (
-        f"plan: the cheapest split for {prepared.one.model.name} at {rate} requests/s of {choices['workload']} "
+        f"the cheapest split for {prepared.one.model.name} at {rate} requests/s of {choices['workload']} "
         f"({config.repeats} parts of {config.requests:,}), on {_listed(config.gpus)} within {' and '.join(limits)}, "
         f"links of {prepared.one.network.gbps:g} Gbit/s, {len(config.policies)} policies; "
         f"{goal_words(prepared.one.slo, config.goal())}; {config.spec().where(len(prepared.candidates))}"

@@ -22,7 +22,7 @@ from experiments.sweeps.chains import Chain, Task
 
 Figures = dict[str, Any]
 HOUR_S = 3600.0
-PRUNED = ("the cost model says it is too small", "no larger than a split that missed", "not cheaper than the best")
+PRUNED = ("the cost model says they are too small", "no larger than a split that missed", "not cheaper than the best")
 
 
 @dataclass(slots=True)

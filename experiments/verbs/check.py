@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from abkt.ranges import bound, check_seed
 from experiments.lib.config import STRICT
 from experiments.lib.verb import VerbCall, verb
 
@@ -32,8 +33,8 @@ class CheckConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if self.tokens is not None and self.tokens < 64:
-            raise ValueError(f"tokens={self.tokens}: at least 64 are needed")
+        bound(self, "tokens", least=64, most=1 << 24)
+        check_seed(self)
 
 
 @verb("check")

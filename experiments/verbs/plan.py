@@ -18,7 +18,7 @@ from experiments.sweeps.journal import table as columns
 def main(config: PlanConfig, run: VerbCall) -> None:
     prepared = prepare(config, run)
     lead = plan_line(config, run.choices, prepared)
-    print(lead)
+    print(f"plan: {lead}")
     choices = search(config, prepared, run.out)
     verdict = answer(choices)
     about = manifest(run, simulation_files(prepared.one))

@@ -52,7 +52,7 @@ class ServeConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        bound(self, "port", least=0, most=65_535)
+        bound(self, "port", least=0, most=65_535)  # 0: a free one
         bound(self, "max_waiting", least=1)
         bound(self, "prefill", "decode", least=1, most=MOST_WORKERS)
         bound(self, "max_batch", least=1, most=MOST_BATCH)
@@ -98,7 +98,8 @@ def main(config: ServeConfig, run: VerbCall) -> None:
         )
         with service:
             endpoint = Endpoint(service, metrics, config.model_folder.name, text, key, cluster.most_tokens)
-            where = f"http://{config.host}:{listening.getsockname()[1]}"
+            host = f"[{config.host}]" if ":" in config.host else config.host
+            where = f"http://{host}:{listening.getsockname()[1]}"
             print(f"serving {config.model_folder.name} on {config.prefill}P{config.decode}D at {where}; Ctrl-C ends it", flush=True)
             try:
                 HttpServer(endpoint.app()).run(sockets=[listening])

@@ -88,6 +88,9 @@ class StudyConfig:
         check_seed(self)
         if not self.bitrates:
             raise ValueError("a study needs a policy in bitrates")
+        for name, plain in (("delay_s", 0.0), ("loss", 0.0), ("senders", 1)):
+            if getattr(self.network, name) != plain:
+                raise ValueError(f"a study's link is emulated in user space, without network.{name}; `abkt replay` has it")
 
     def ordered(self) -> list[str]:
         """The policies, those that may be left out at the end."""

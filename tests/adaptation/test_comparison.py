@@ -42,7 +42,7 @@ def test_an_adaptive_policy_gets_the_bounds() -> None:
     assert (made["target_distortion"], made["mean_distortion"], made["max_distortion"]) == (0.005, 0.01, 0.08)
     assert made["refine_distortion"] == 0.0025
     assert "refine_distortion" not in with_bounds(OURS, Bounds(0.01), Aim(0.5, 0.25))
-    with pytest.raises(ValueError, match="target is 2 and refine 1"):
+    with pytest.raises(ValueError, match="target is 2; it must be above 0 and at most 1"):
         Aim(2, 1)
     with pytest.raises(ValueError, match="has no max_distortion"):
         with_bounds({"_target_": "x"}, Bounds(0.01), Aim(0.5, 1))

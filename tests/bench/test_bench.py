@@ -74,7 +74,7 @@ def test_a_wrong_gather_or_scatter_fails(monkeypatch):
         (["kernels", "tokns=3"], "tokns=3 is unknown; there are device="),
         (["kernels", "tokens=a,b"], "tokens=a,b: it must be a whole number"),
         (["kernels", "device=tpu"], "one of cpu, cuda"),
-        (["kernels", "repeats=0"], "at least 1"),
+        (["kernels", "repeats=0"], "repeats is 0; it must be 1"),
     ],
 )
 def test_bad_input_is_one_line(given, message):

@@ -62,8 +62,8 @@ FIGURES = {"distortion.mean": 0.004, "distortion.p99": 0.03, "good_share": 0.95,
         ({}, ""),
         ({"distortion.mean": 0.02}, "mean distortion 0.02 is above 0.01"),
         ({"distortion.p99": 0.081}, "p99 distortion 0.081 is above 0.08"),
-        ({"good_share": 0.8}, "80.0% of the requests are within the SLO"),
-        ({"late_share": 0.5}, "50.0% of the requests are within the SLO"),  # the queue grows
+        ({"good_share": 0.8}, "80 % of the requests are within the SLO"),
+        ({"late_share": 0.5}, "50 % of the requests are within the SLO"),  # the queue grows
     ],
 )
 def test_a_goal_is_a_share_and_two_bounds(changed: dict[str, float], missed: str) -> None:
@@ -115,8 +115,8 @@ def verdict_of(*knees: Knee, requests: int = 10_000):
 def test_a_clear_winner_is_named_with_its_margin() -> None:
     found = verdict_of(knee("raw", [5.0, 7.0, 6.0]), knee("embedded", [10.1, 14.0, 11.9], 0.001))
     assert (found.kind, found.policy) == ("use", "embedded")
-    assert found.sentence.startswith("use embedded: it holds 100 % [")
-    assert "raw (12 against 6)" in found.sentence
+    assert found.sentence.startswith("Use embedded: it holds 100 % [")
+    assert "raw (12 against 6)." in found.sentence
 
 
 def test_what_cannot_be_told_apart_is_a_tie_and_the_least_distorted_is_taken() -> None:
@@ -143,5 +143,5 @@ def test_there_is_no_answer_from_runs_that_show_nothing(knees: list[Knee], part:
 
 
 def test_a_policy_without_a_knee_says_why() -> None:
-    assert "90.0% of the requests are within the SLO, even at" in knee("raw", [0.0, 1.0, 1.0]).reason()
+    assert "90 % of the requests are within the SLO, even at" in knee("raw", [0.0, 1.0, 1.0]).reason()
     assert knee("raw", [1.0, 2.0]).reason() == ""

@@ -47,12 +47,12 @@ def test_several_receivers_share_the_prefill_node_s_link(study: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("repeats=0", "needs a repeat"),
+        ("repeats=0", "repeats is 0; it must be 1 to"),
         ("world=paper", "world is 'paper'"),
         ("workload.scaling.requests=null", "must be a number"),
         ("profile=nowhere.json", "nowhere.json"),
         ("receivers=0", "receivers is 0"),
-        ("world=real receivers=2", "up to 200 with world=simulated"),
+        ("world=real receivers=2", "more than 1 needs world=simulated"),
         ("ours=null", "ours"),
     ],
 )

@@ -101,7 +101,7 @@ def test_searches_give_their_verdict_and_tables() -> None:
     assert found.table.loc["raw", "rate_per_s"] == found.runs[found.runs.meets].groupby("part").rate_per_s.max().mean()
     planned = abkt.plan(max_gpus=3, rate_per_s=1.0, **short)
     assert planned.table.split.tolist() == ["1P1D"]
-    assert "use raw on 1P1D" in repr(planned)
+    assert "Use raw on 1P1D" in repr(planned)
 
 
 @pytest.mark.parametrize(

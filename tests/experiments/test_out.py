@@ -17,7 +17,7 @@ from experiments.cli import dispatch
 from experiments.lib.out import make, results
 from experiments.lib.record_writer import RecordWriter
 from experiments.lib.results import write_text
-from experiments.lib.verb import split_overwrite
+from experiments.lib.verb import OVERWRITE, switch
 
 
 def names(folder: Path) -> set[str]:
@@ -112,10 +112,10 @@ def test_only_what_was_made_is_removed_again(tmp_path: Path) -> None:
 
 
 def test_overwrite_is_true_or_false() -> None:
-    assert split_overwrite(["a=1", "overwrite=true"]) == (["a=1"], True)
-    assert split_overwrite(["overwrite=true", "overwrite=false"]) == ([], False)
+    assert switch(["a=1", "overwrite=true"], OVERWRITE) == (["a=1"], True)
+    assert switch(["overwrite=true", "overwrite=false"], OVERWRITE) == ([], False)
     with pytest.raises(ValueError, match="overwrite is yes; it must be true or false"):
-        split_overwrite(["overwrite=yes"])
+        switch(["overwrite=yes"], OVERWRITE)
 
 
 def test_many_runs_are_replaced_together(curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

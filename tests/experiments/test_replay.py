@@ -74,7 +74,7 @@ def test_replay_runs_many_workers_in_a_closed_loop_with_a_change_of_roles(tiny_m
     [
         (["decode=2", "pacing=socket", "network=wan_10ms"], "network.delay_s=0.01 needs network namespaces: pacing is socket"),
         (["paced=nowhere.json"], "profile nowhere.json does not exist; make one with `abkt profile out=DIR`"),
-        (["decode=0"], "1 prefill and 0 decode workers, max_batch 8: each must be at least 1"),
+        (["decode=0"], "decode is 0; it must be 1 to 1,000"),
     ],
 )
 def test_replay_refuses_bad_input_before_anything_is_written(tiny_model: Path, tmp_path: Path, given: list[str], said: str) -> None:

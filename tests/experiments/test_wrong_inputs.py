@@ -21,14 +21,17 @@ from typing import Any
 
 import pytest
 
+from experiments.capacity.run import CapacityConfig
 from experiments.cli import VERBS, dispatch
 from experiments.lib import usage
 from experiments.lib.compose import compose
 from experiments.lib.config import read
 from experiments.lib.paths import ROOT
 from experiments.lib.simulation import SimulateConfig
+from experiments.planning.run import PlanConfig
 from experiments.sweeps.run import SweepConfig
 from experiments.verbs.adaptation import AdaptationConfig
+from experiments.verbs.check import CheckConfig
 from experiments.verbs.compare import CompareConfig
 from experiments.verbs.fit_hardware import FitHardwareConfig
 from experiments.verbs.longbench import LongBenchConfig
@@ -95,6 +98,14 @@ ROWS: list[tuple[str, str]] = [
     ("simulate cluster=5", "cluster=5 is not known"),
     ("simulate workload=azure", "workload.path must be given"),
     ("simulate ~seed", "'seed' not found"),
+    # the folder for the results
+    ("simulate out=/proc/foo", "/proc"),
+    ("simulate out=FILES/key", "is a file"),
+    ("simulate out=FILES/key/inside", "is a file"),
+    ("sweep seed=0,1 out=/proc/foo", "/proc"),
+    ("simulate -m seed=0,1 out=FILES/key", "is a file"),
+    ("study out=/proc/foo", "/proc"),
+    ("simulate out=FILES", "give another out=DIR"),
     # simulate: numbers
     ("simulate seed=-1", "seed is -1; it must be at least 0"),
     ("simulate seed=1.5", "seed is 1.5; a whole number is needed"),
@@ -282,7 +293,7 @@ ROWS: list[tuple[str, str]] = [
     ("replay pacing=slow", "pacing is slow"),
     ("replay paced=FILES/none", "paced: profile FILES/none does not exist"),
     ("replay profile=FILES/broken.json", "profile FILES/broken.json cannot be read"),
-    ("replay calibration=FILES/none", "calibration: FILES/none is not a file"),
+    ("replay calibration=FILES/none", "FILES/none does not exist"),
     ("replay 'changes=[{at_s: -1, worker: d1, role: prefill}]'", "changes.0.at_s is -1"),
     ("replay slo.ttft_s=0", "slo.ttft_s is 0"),
     ("replay seed=-3", "seed is -3"),
@@ -310,7 +321,7 @@ ROWS: list[tuple[str, str]] = [
     ("adaptation world=dream", "world is 'dream'; it must be simulated or real"),
     ("adaptation profile=FILES/none", "does not exist"),
     ("adaptation workload.scaling.requests=null", "workload.scaling.requests must be a number"),
-    ("adaptation repeats=100", "and the trace has"),
+    ("adaptation workload.scaling.skip=12000", "the trace has 31 after the first 12,000"),
     ("validate requests=0", "requests is 0"),
     ("validate repeats=-1", "repeats is -1"),
     ("validate max_distortion=0", "max_distortion is 0"),
@@ -324,7 +335,7 @@ ROWS: list[tuple[str, str]] = [
     ("quality tokens=5", "tokens is 5; it must be 64"),
     ("quality tile_tokens=0", "tile_tokens is 0"),
     ("quality seed=-1", "seed is -1"),
-    ("quality calibration=FILES/none", "FILES/none is not a file"),
+    ("quality calibration=FILES/none", "FILES/none does not exist"),
     ("quality codecs=ours", "codecs is 'ours'; a list such as [1,2] is needed"),
     ("quality model_folder=FILES/none", "none"),
     ("longbench data=FILES samples=0", "samples is 0"),
@@ -333,7 +344,7 @@ ROWS: list[tuple[str, str]] = [
     ("longbench data=FILES tile_tokens=-1", "tile_tokens is -1"),
     ("longbench data=FILES coder=zip", "coder is 'zip'; it must be fixed or entropy"),
     ("longbench data=FILES network.delay_s=1", "choose a network without delay and loss"),
-    ("longbench data=FILES calibration=FILES/none", "is not a file"),
+    ("longbench data=FILES calibration=FILES/none", "a file is needed"),
     ("longbench", "data must be given"),
     ("compare", "a must be given"),
     ("compare FILES", "b must be given"),
@@ -366,6 +377,26 @@ ROWS: list[tuple[str, str]] = [
     ("train-probe corpus=FILES vocabulary=5", "vocabulary is 5"),
     ("train-probe corpus=FILES recipe.minutes=-1", "recipe.minutes is -1"),
     ("train-probe corpus=FILES recipe.threads=0", "recipe.threads is 0"),
+    ("capacity requests=0", "requests is 0"),
+    ("capacity repeats=1", "repeats is 1; it must be 2 to 100"),
+    ("capacity tolerance=nan", "tolerance is nan"),
+    ("capacity goal_share=2", "goal_share is 2"),
+    ("capacity max_distortion=-1", "max_distortion is -1"),
+    ("capacity policies=[raw,raw]", "give each policy once"),
+    ("capacity policies=[rew]", "rew"),
+    ("capacity pool=cloud", "pool is cloud"),
+    ("capacity slo.ttft_s=-1", "slo.ttft_s is -1"),
+    ("plan gpus=[]", "give at least one"),
+    ("plan gpus=[h900]", "h900"),
+    ("plan usd_per_hour='{h100: -1}'", "a price must be finite and not negative"),
+    ("plan max_gpus=0", "max_gpus is 0"),
+    ("plan rate_per_s=-1", "rate_per_s is -1"),
+    ("plan workers=0", "workers is 0"),
+    ("plan network.gbps=0", "network.gbps is 0"),
+    ("check tokens=5", "tokens is 5; it must be 64"),
+    ("check seed=-1", "seed is -1"),
+    ("check dtype=int8", "dtype is 'int8'; it must be float32, bfloat16 or float16"),
+    ("check model_folder=FILES/none", "none"),
     # sweep: the axes, and every point
     ("sweep", "the sweep has no axis"),
     ("sweep seed=0,-1", "seed is -1"),
@@ -401,7 +432,8 @@ def refusal(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[st
     here.mkdir()
     verb, *rest = arguments
     with chdir(here):
-        code = dispatch([verb, *rest, f"out={out}"] if rest or verb != "bench" else arguments)
+        named = any(word.startswith("out=") for word in rest) or arguments == ["bench"]
+        code = dispatch(arguments if named else [verb, *rest, f"out={out}"])
     said = capsys.readouterr()
     assert code == 2, said.err
     assert said.err.startswith("abkt: ")
@@ -448,13 +480,16 @@ def test_a_missing_gpu_is_one_line(command: str, files: Path, tmp_path: Path, ca
     assert "no GPU that PyTorch can use" in refusal(words_of(command, files), tmp_path, capsys)
 
 
-# Every number of every configuration --------------------------------------------------------------------------------------------------------
+# Every number of every configuration ------------------------------------------------------------------------------------------
 
 CONFIGS: dict[str, Any] = {
     "study": StudyConfig,
     "profile": ProfileConfig,
     "simulate": SimulateConfig,
     "sweep": SweepConfig,
+    "capacity": CapacityConfig,
+    "plan": PlanConfig,
+    "check": CheckConfig,
     "replay": ReplayConfig,
     "serve": ServeConfig,
     "adaptation": AdaptationConfig,

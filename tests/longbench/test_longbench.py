@@ -171,7 +171,7 @@ def test_real_files_with_another_architecture(real, qwen, tmp_path):
         (["max_tokens=10"], "max_tokens is 10; it must be at least 64"),
         (["model_folder=/nowhere"], "neither a folder"),
         (["network=wan_10ms"], "choose a network without delay and loss"),
-        (["calibration=/nowhere.json"], "is not a file"),
+        (["calibration=/nowhere.json"], "does not exist"),
         (["coder=none"], "coder"),
     ],
 )

@@ -27,7 +27,6 @@ from experiments.planning.space import Price, Space, Split, fewest
 from sim.cost import Costs
 from sim.specs import EngineSpec
 from sim.workload.requests import Request
-from tests.experiments.conftest import made_up_curves
 from tests.experiments.refused import refused
 
 ONE = Part(0, 100, 1.0)
@@ -112,7 +111,7 @@ def test_what_is_left_out_by_hand() -> None:
 def test_what_even_the_largest_cluster_misses_takes_one_simulation() -> None:
     found = searched(Space(Price(1, 1.0), Price(1, 1.0), 16, math.inf), Split(1, 1), lambda split: 0.3)
     assert (found.split, found.tried.simulations()) == (None, 1)
-    assert found.reason == "30.0% of the requests are within the SLO, even on 15P15D"
+    assert found.reason == "30 % of the requests are within the SLO, even on 15P15D"
     none = searched(Space(Price(1, 1.0), Price(1, 1.0), 4, math.inf), Split(9, 1), lambda split: 1.0)
     assert (none.tried.simulations(), none.reason) == (0, "needs at least 9P1D by its costs, more than the budget")
 
@@ -130,7 +129,7 @@ def test_the_splits_of_a_budget() -> None:
 def test_the_bound_of_the_cost_model_by_hand() -> None:
     """10 prompts of 1 s in 4 s and 1 s to spare, 90 % of them: 9 s of work in 5 s. 50 tokens each of 10 ms in a batch of up to 2."""
     model = ModelSpec("m", 1, 1, 64, heads=1, parameters=1e6, active_parameters=1e6)
-    profile = roofline(GpuSpec("g", 1e12, 1e12, 1e12), model, made_up_curves())
+    profile = roofline(GpuSpec("g", 1e12, 1e12, 1e12), model, ())
     fits = {**profile.fits, "prefill": replace(profile.fits["prefill"], features=("1", "tokens"), coefficients=(0.5, 0.005))}
     fits["decode"] = replace(profile.fits["decode"], features=("1", "batch", "context"), coefficients=(0.02, 0.0, 0.0))
     costs = Costs(replace(profile, fits=fits))
@@ -186,7 +185,7 @@ def test_the_cheapest_is_named_with_its_margin() -> None:
         [choice("embedded", Split(3, 2), 15.0, (20.0, 40.0)), choice("int4", Split(4, 2), 18.0, (10.0, 20.0)), choice("raw", None, 0)]
     )
     assert (found.kind, found.policy) == ("use", "embedded")
-    assert "use embedded on 3P2D of h100: 15 USD/hour" in found.sentence
+    assert "Use embedded on 3P2D of h100: 15 USD/hour" in found.sentence
     assert "int4 on h100 on 4P2D, costs 3 USD/hour more (20 %)" in found.sentence
     assert "a USD buys 100 % [100, 100] more" in found.sentence
 

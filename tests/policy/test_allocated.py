@@ -22,5 +22,5 @@ def test_allocated_takes_the_coarsest_cut_with_at_least_its_bits(bits, order, cu
 
 @pytest.mark.parametrize(("bits", "order"), [(-1, "slope"), (9, "slope"), (float("nan"), "slope"), (4, "best")])
 def test_impossible_bits_or_orders_are_refused(bits, order):
-    with pytest.raises(ValueError, match="bits is .* 0 to 8|order is 'best'; it must be slope or uniform"):
+    with pytest.raises(ValueError, match=r"bits is .* 0 to 8|order is 'best'; it must be slope or uniform"):
         Allocated(bits, order)

@@ -163,5 +163,5 @@ def test_a_stale_estimate_returns_to_an_unlimited_link() -> None:
 
 @pytest.mark.parametrize("fields", [(0.0,), (1.0, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, 1.0, 1.5), (1.0, 1.0, 1.0, 0.2, 0.0)])
 def test_impossible_fields_are_refused(fields) -> None:
-    with pytest.raises(ValueError, match="is .*; it must be"):
+    with pytest.raises(ValueError, match=r"is .*; it must be"):
         Bandwidth(*fields)

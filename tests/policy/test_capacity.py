@@ -93,5 +93,5 @@ def test_sending_over_a_schedule_ends_as_worked_out_by_hand() -> None:
     ],
 )
 def test_impossible_schedules_are_refused(starts, rates, period) -> None:
-    with pytest.raises(ValueError, match="capacity|it must be above 0"):
+    with pytest.raises(ValueError, match=r"capacity|it must be above 0"):
         Capacity(starts, rates, period)

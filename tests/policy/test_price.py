@@ -120,7 +120,7 @@ def test_an_unlimited_nic_has_no_price() -> None:
     "fields", [(0.0,), (1.0, 0.0), (1.0, -1.0), (1.0, 1.0, 0.0), (1.0, 1.0, 2.0, 1.0), (1.0, 1.0, 1.0, math.inf), (1.0, 1.0, 1.0, 1.0, 0.0)]
 )
 def test_impossible_fields_are_refused(fields) -> None:
-    with pytest.raises(ValueError, match="is .*; it must be|low <= high must hold"):
+    with pytest.raises(ValueError, match=r"is .*; it must be|low <= high must hold"):
         Price(*fields)
 
 

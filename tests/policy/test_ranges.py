@@ -41,7 +41,7 @@ def test_a_number_is_refused_exactly_if_it_is_outside(x: float, low: float, high
             if inside and not others:
                 bound(Owner(value), "x", **keywords)
             else:
-                with pytest.raises(OutOfRange, match="^x "):
+                with pytest.raises(OutOfRange, match=r"^x "):
                     bound(Owner(value), "x", **keywords)
 
 

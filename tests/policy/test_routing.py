@@ -193,7 +193,7 @@ def test_power_of_two_takes_the_less_loaded_of_two() -> None:
 
 @pytest.mark.parametrize("fields", [{"tpot_slo_s": 0.0}, {"tpot_penalty_s": -1.0}, {"top_k": 0}])
 def test_impossible_fields_are_refused(fields) -> None:
-    with pytest.raises(ValueError, match="is .*; it must be"):
+    with pytest.raises(ValueError, match=r"is .*; it must be"):
         LoadAwareRouting(**fields)
 
 

@@ -242,7 +242,7 @@ def test_a_stopped_run_resumes(tmp_path, monkeypatch, capsys):
     [
         (["codecs=[ours,nothing]"], "codec nothing is unknown; there are raw, ours"),
         (["tokens=100000"], "a recall prompt has at most 1700"),
-        (["tokens=8"], "tokens is 8; it must be 64 to"),
+        (["tokens=8"], "tokens is 8; it must be 64"),
         (["texts=/nowhere"], "there is no .txt or .txt.gz file"),
         (["model_folder=/nowhere"], "neither a folder"),
         (["calibration=/nowhere.json"], "is not a file"),

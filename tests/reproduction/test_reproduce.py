@@ -90,7 +90,7 @@ def test_unlike_gpus_differ_by_which_one_decodes() -> None:
         ([], "paper must be given"),
         (["mooncake"], "paper is mooncake; it must be one of flowkv, abkt"),
         (["flowkv", "parts=[budget]"], "flowkv has no part budget"),
-        (["flowkv", "tokens=[0]"], "must be at least 1"),
+        (["flowkv", "tokens=[0]"], "tokens has 0; it must be 1 to"),
         (["flowkv", "transports=[pigeon]"], "transport pigeon is unknown"),
     ],
 )

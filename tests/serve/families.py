@@ -157,3 +157,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rwkv": ({}, "recurrent layers"),
 }
 """Families that are refused when they are loaded, and the feature that the message names."""
+
+
+def served_table() -> str:
+    """The table of docs/attention.md: the families that are compared, and their features."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from abkt.serve.engine.features import attention_features
+
+    rows: dict[str, list[str]] = {}
+    for family, more in SERVED.items():
+        names = attention_features(small_config(CONFIG_MAPPING[family], **more)).names
+        rows.setdefault(", ".join(sorted(name.split(" of ")[0] for name in names)) or "none", []).append(f"`{family}`")
+    lines = [f"| {features} | {', '.join(families)} |" for features, families in sorted(rows.items())]
+    return "\n".join(["| features beyond causal attention | families |", "|---|---|", *lines])
+
+
+def refused_table() -> str:
+    """The table of docs/attention.md: families that are refused, and the feature that the message names."""
+    rows: dict[str, list[str]] = {}
+    for family, (_, name) in REFUSED.items():
+        rows.setdefault(name, []).append(f"`{family}`")
+    lines = [f"| {name} | {', '.join(families)} |" for name, families in sorted(rows.items())]
+    return "\n".join(["| what the message names | such as |", "|---|---|", *lines])

@@ -102,15 +102,16 @@ class Pair:
                 return report
 
 
-def config(folder: Path, name: str, role: str, block_tokens: int = 16) -> WorkerConfig:
-    return WorkerConfig(name, role, str(folder), blocks=2048 // block_tokens, block_tokens=block_tokens, max_batch=4, importance_window=8)
+def config(folder: Path, name: str, role: str, block_tokens: int = 16, layer_groups: int = 1) -> WorkerConfig:
+    sizes = {"blocks": 2048 // block_tokens, "block_tokens": block_tokens, "layer_groups": layer_groups}
+    return WorkerConfig(name, role, str(folder), max_batch=4, importance_window=8, **sizes)
 
 
 @contextmanager
-def pair(folder: Path, bitrate: dict[str, Any], prefill_block_tokens: int = 16) -> Iterator[Pair]:
+def pair(folder: Path, bitrate: dict[str, Any], prefill_block_tokens: int = 16, layer_groups: int = 1) -> Iterator[Pair]:
     """prefill_block_tokens: block size of the prefill worker; that of the decode worker is 16 tokens."""
-    source = config(folder, "p0", "prefill", prefill_block_tokens)
-    target = config(folder, "d0", "decode")
+    source = config(folder, "p0", "prefill", prefill_block_tokens, layer_groups)
+    target = config(folder, "d0", "decode", layer_groups=layer_groups)
     controls = FakeControl(), FakeControl()
     there = equip(target)
     watched = Watched(there.engine)  # type: ignore[arg-type]

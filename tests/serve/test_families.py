@@ -19,7 +19,18 @@ from abkt.serve.engine.cache import PoolCache
 from abkt.serve.engine.engine import Engine, read_spec
 from abkt.serve.engine.features import Unsupported, attention_features
 from abkt.spec import KVLayout
-from tests.serve.families import OTHERS, REFUSED, SERVED, WINDOW, eager_logits, prompts, save_model, small_config
+from tests.serve.families import (
+    OTHERS,
+    REFUSED,
+    SERVED,
+    WINDOW,
+    eager_logits,
+    prompts,
+    refused_table,
+    save_model,
+    served_table,
+    small_config,
+)
 
 TABLES = [[0, 1, 2, 3], [9, 5, 7, 6]]  # adjacent blocks, and scattered ones
 LENGTHS = (41, 33)  # of the prompts, so that the rows of a batch have different lengths
@@ -114,11 +125,16 @@ def test_what_is_not_computed_is_refused_by_name_when_the_model_is_loaded(family
     config.dtype = "float32"
     config.save_pretrained(folder)
     with pytest.raises(Unsupported, match="it cannot be served here") as refused:
-        spec = read_spec(folder)
-        save_model(config, folder)  # what the config does not tell is seen when the weights are loaded
-        Engine(folder, KVLayout(spec, blocks=4))
+        load(config, folder)
     assert name in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def load(config: Any, folder: Path) -> None:
+    """As a worker does: the config first, then the weights, which show what the config does not tell."""
+    spec = read_spec(folder)
+    save_model(config, folder)
+    Engine(folder, KVLayout(spec, blocks=4))
 
 
 WITHOUT = {
@@ -161,5 +177,15 @@ def test_every_other_family_of_transformers_is_right_or_refused(family: str, tmp
     try:
         attention_features(small_config(CONFIG_MAPPING[family], **more))  # first, because many that are refused cannot be made small
         check_logits(made(family, more, tmp_path / family))
-    except Unsupported as refused:
-        assert "\n" not in str(refused)
+    except Unsupported as error:
+        message = str(error)
+    else:
+        message = ""
+    assert "\n" not in message
+
+
+def test_the_tables_of_the_page_on_attention_are_these_families() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "attention.md").read_text()
+    assert served_table() in page
+    assert refused_table() in page
+    assert f"For {len(UNBUILT)} of them no tiny model could be made" in page

@@ -17,10 +17,13 @@ from abkt.codec.importance import weights_of
 from abkt.kv.pool import Pool
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine, read_spec
+from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.worker import raw
 from abkt.serve.worker.layered import RawSink, raw_group, spans
 from abkt.spec import KVLayout, ModelSpec
 from tests.serve.families import SERVED, eager_logits, prompts, save_model, small_config
+from tests.serve.in_process import pair
+from tests.serve.test_real_cluster import INT8, LOSSLESS, RAW
 
 TOKENS = 100  # with windows of 24: tokens 0 to 76 are seen by no later token
 MODEL = ModelSpec("made-up", layers=4, kv_heads=2, head_dim=16, dtype="float32", window=24, window_layers=3, layer_windows=(24, 24, 0, 24))
@@ -164,3 +167,38 @@ def test_decoding_from_what_was_sent_never_reads_what_was_not(family: str, coder
     held = SequenceRow(other, 52)
     logits = torch.cat([decode.score(row[52:55].tolist(), held), *(decode.score([token], held) for token in row[55:].tolist())])
     assert torch.allclose(logits, want, atol=0.05 * float(want.std()))
+
+
+@pytest.mark.parametrize(
+    ("bitrate", "groups"),
+    [(RAW, 1), (RAW, 2), (LOSSLESS, 1), (INT8, 1), (INT8, 2)],
+    ids=["raw", "raw in groups", "lossless", "int8", "int8 in groups"],
+)
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss", "llama4_text"])
+def test_workers_give_the_tokens_of_generate_from_the_kv_that_was_sent(
+    family: str, bitrate: dict[str, object], groups: int, tmp_path: Path
+) -> None:
+    """The decode worker's pool is NaN before the transfers. int8 may change a token, but no answer contains NaN's."""
+    folder = tmp_path / family
+    save_model(small_config(CONFIG_MAPPING[family], **SERVED[family]), folder)
+    rows = prompts(3, tokens=70)
+    asked = [Prompt(i, 0.0, tuple(row[:isl].tolist()), 8) for i, (row, isl) in enumerate(zip(rows, (70, 41, 30), strict=True))]
+    with pair(folder, bitrate, layer_groups=groups) as run:
+        run.watched.engine.pool.data.fill_(torch.nan)
+        outputs = run.run(asked)
+        margins = [choice.margin for _, _, choices in run.watched.steps for choice in choices]
+    assert all(margin >= 0 for margin in margins)  # false for NaN
+    if bitrate is not INT8:
+        assert outputs == {prompt.request_id: greedy(folder, prompt.tokens) for prompt in asked}
+
+
+def greedy(folder: Path, prompt: tuple[int, ...]) -> list[int]:
+    """The next 8 tokens by transformers' eager attention over the whole sequence at each step."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    row = list(prompt)
+    with torch.no_grad():
+        for _ in range(8):
+            row.append(int(model(torch.tensor([row]), use_cache=False).logits[0, -1].argmax()))
+    return row[len(prompt) :]

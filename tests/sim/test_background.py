@@ -112,5 +112,5 @@ def test_a_path_over_an_unknown_link_is_refused(profile) -> None:
     with pytest.raises(ValueError, match="has a limit"):
         run(replace(cluster(profile, rate=math.inf), background=Background(SIZES, 0.5, (("d0",),))), [Request(0, 0.0, 9, 9)])
     for fields in ((0.0, (("a",),)), (0.5, ((),)), (0.5, (("a",),), 0)):
-        with pytest.raises(ValueError, match="background traffic needs|it must be"):
+        with pytest.raises(ValueError, match=r"background traffic needs|it must be"):
             Background(SIZES, *fields)

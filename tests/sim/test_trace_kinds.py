@@ -145,7 +145,7 @@ def test_the_tokens_of_a_hash_are_never_wrong(block: int, lengths: list[int]) ->
 def test_unclear_traces_ask_for_the_key(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(lines([{"timestamp": t, "input_length": 9, "output_length": 9} for t in (0, 10, 30)]))
-    with pytest.raises(ValueError, match="give workload.time_unit=s or workload.time_unit=ms"):
+    with pytest.raises(ValueError, match=r"give workload\.time_unit=s or workload\.time_unit=ms"):
         load_trace(path)
     for unit, last_s in (("s", 30), ("ms", 0.03)):
         requests, found = load_trace(path, unit=unit)
@@ -160,7 +160,7 @@ def test_given_hashes_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(MOONCAKE)
     assert {r.hash_tokens for r in load_trace(path, hash_tokens=512)[0]} == {512}
-    with pytest.raises(ValueError, match="line 1: 14 hash_ids for 6,955 tokens; workload.hash_block=16 needs 435"):
+    with pytest.raises(ValueError, match=r"line 1: 14 hash_ids for 6,955 tokens; workload\.hash_block=16 needs 435"):
         load_trace(path, hash_tokens=16)
     assert {r.hash_tokens for r in read_trace(path, "bailian")} == {0}  # named, and not true: nobody may use the hashes
 
@@ -277,12 +277,15 @@ def test_a_malformed_line_is_read_or_named_by_file_and_line(
     """Any line after good ones: either it happens to be a row, or one line of error says where it is."""
     path = tmp_path_factory.getbasetemp() / f"wrong-{name}"
     path.write_bytes((WRITERS[name](rows) + wrong + "\n").encode())
+    found, said = [], ""
     try:
         found = read_trace(path, name)
     except ValueError as error:
-        assert "\n" not in " ".join(str(error).split())
-        assert str(error).startswith(f"trace {path}, line ")
-        assert len(str(error)) < 700 + len(str(path))
+        said = str(error)
+    if said:
+        assert "\n" not in said
+        assert said.startswith(f"trace {path}, line ")
+        assert len(said) < 700 + len(str(path))
     else:
         assert len(found) >= len(rows)
         assert all(math.isfinite(r.arrival_s) for r in found)

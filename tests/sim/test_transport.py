@@ -79,7 +79,7 @@ def test_a_queue_of_calls_limits_the_rate() -> None:
     ],
 )
 def test_an_impossible_transport_is_refused(fields) -> None:
-    with pytest.raises(ValueError, match="is .*; it must be"):
+    with pytest.raises(ValueError, match=r"is .*; it must be"):
         TransportModel(**fields)
 
 

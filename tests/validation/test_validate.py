@@ -36,7 +36,7 @@ from tests.serve.test_paced import profile
         (["repeats=0"], "repeats is 0; it must be 1 to"),
         (["targets={e2e: 0.1}", "~targets.ttft"], "targets lacks ttft"),
         (["profile=/nowhere/profile.json", "model_folder=/nowhere"], "/nowhere"),
-        (["+bitrate@bitrates.int3=int3"], "int3"),
+        (["+bitrate@bitrates.int5=int5"], "int5"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

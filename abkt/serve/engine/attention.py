@@ -168,8 +168,10 @@ class ForwardPass:
         return out
 
     def _held(self, row: SequenceRow, asked: LayerAttention, query: int, stop: int) -> tuple[int, torch.Tensor]:
-        """The K and V of a row up to token `stop`, from the first block that queries from position `query` on see: the position of the first
-        token, and [2, 1, kv_heads, tokens, head_dim]."""
+        """The K and V of a row up to token `stop`, from the first block that queries from position `query` on see.
+
+        Returns the position of the first token, and [2, 1, kv_heads, tokens, head_dim].
+        """
         size = self.pool.layout.block_tokens
         first, last = asked.mask.first(query) // size, -(-stop // size)
         held = self.pool.data[row.blocks(first, last), asked.layer].permute(1, 2, 0, 3, 4)  # [kinds, kv_heads, blocks, tokens, head_dim]
@@ -247,8 +249,11 @@ def attend(
 
 
 def _temperature(module: Any, pass_: ForwardPass, query: torch.Tensor) -> torch.Tensor:
-    """What is missing of the query scale of Llama 4's layers without RoPE, [batch, 1, n, 1]. It grows with the position, and without a cache
-    the model takes a row's new tokens for the first ones. Source: scalable softmax (arXiv 2501.19399), as in transformers' modeling_llama4."""
+    """What is missing of the query scale of Llama 4's layers without RoPE, [batch, 1, n, 1].
+
+    It grows with the position, and without a cache the model takes a row's new tokens for the first ones. Source: scalable softmax (arXiv
+    2501.19399), as in transformers' modeling_llama4.
+    """
     assumed = torch.arange(query.shape[2], device=query.device).float()[None]
     positions = assumed + torch.tensor([[row.tokens] for row in pass_.rows], device=query.device)
     right, taken = (torch.log1p(torch.floor((p + 1) / module.floor_scale)) * module.attn_scale + 1 for p in (positions, assumed))

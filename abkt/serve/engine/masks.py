@@ -79,8 +79,11 @@ def layer_mask(
     device: torch.device | str = "cpu",
     **_of_a_tensor: Any,
 ) -> LayerMask:
-    """The mask function with transformers' interface (`AttentionMaskInterface`). The lengths, offsets and dtypes that it also passes say how
-    to make a tensor for a pass without a cache; a row's own positions in the pool are used instead."""
+    """The mask function with transformers' interface (`AttentionMaskInterface`).
+
+    The lengths, offsets and dtypes that it also passes say how to make a tensor for a pass without a cache; a row's own positions in the
+    pool are used instead.
+    """
     if attention_mask is not None:
         raise Unsupported("an attention mask that the model makes itself")
     return LayerMask(mask_function, int(local_size or 0), device)

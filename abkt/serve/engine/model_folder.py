@@ -1,4 +1,4 @@
-"""What a Hugging Face model folder says about its model: shapes, attention, dtype and the tokens that end an answer. Nothing in it is run."""
+"""What a Hugging Face model folder says of its model: shapes, attention, dtype, tokens that end an answer. Nothing in it is run."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class ModelFolder:
 
 def read_config(folder: Path) -> Any:
     """The folder's config. Raises ValueError, one line, if it cannot be read."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
@@ -37,6 +38,8 @@ def read_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"model folder {folder}: its config cannot be read: {_first_line(error)}") from None
+    except StrictDataclassError as error:
+        raise ValueError(f"model folder {folder}: its config cannot be read: {' '.join(str(error).split())}") from None
 
 
 def read_folder(folder: Path) -> ModelFolder:

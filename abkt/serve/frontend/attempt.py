@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from abkt.serve.engine.sampling import TokenLogprobs
 from abkt.serve.frontend.prompt import Prompt
@@ -15,7 +15,7 @@ class Attempt:
 
     attempt_id: unique number of the attempt. prompt: what this attempt computes; it includes tokens that an earlier attempt has streamed.
     source, destination: the prefill and the decode worker. prefilled, sent: reports of the source. finished: report of the destination.
-    failed: report of either worker.
+    failed: report of either worker. early: tokens that the destination streamed before the source's report came, which has the first one.
     """
 
     attempt_id: int
@@ -26,6 +26,7 @@ class Attempt:
     sent: TransferSent | None = None
     failed: AttemptFailed | None = None
     finished: AttemptFinished | None = None
+    early: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
 
     def add(self, report: AttemptReport) -> None:
         match report:

@@ -185,7 +185,7 @@ class Frontend:
             case StreamedTokens():
                 for attempt_id, token, logprobs in report.tokens:
                     if request := self._attempts.request(attempt_id):
-                        request.stream([token], [logprobs])
+                        request.decoded(token, logprobs)
             case AttemptCancelled():
                 self.reservations.freed(report.attempt_id, name)
                 self._place()
@@ -206,7 +206,8 @@ class Frontend:
             self.reservations.follow(attempt, report, self.now_s())
             if isinstance(report, Prefilled):
                 self.codec = report.transfer.codec if report.transfer else self.codec
-                request.stream([report.token], [report.logprobs])
+                tokens, logprobs = zip((report.token, report.logprobs), *attempt.early, strict=True)
+                request.stream(list(tokens), list(logprobs))
             if attempt.complete:
                 self._finish(request, attempt)
             elif isinstance(report, AttemptFailed):

@@ -51,6 +51,13 @@ class OpenRequest:
             if self.on_tokens:
                 self.on_tokens(tokens, logprobs)
 
+    def decoded(self, token: int, logprobs: TokenLogprobs) -> None:
+        """Add a token that the decode worker has streamed. It waits for the first token, whose report comes over another pipe."""
+        if self.attempt and self.attempt.prefilled is None:
+            self.attempt.early.append((token, logprobs))
+        else:
+            self.stream([token], [logprobs])
+
     def remaining(self) -> Prompt:
         """The prompt of the next attempt: the whole request, or its continuation after the tokens that were already streamed."""
         given = self.tokens if self.prompt.stream else []

@@ -101,7 +101,6 @@ class DecodeWorker:
                 self._report_done()  # requests whose client had what it wants before they joined
                 self._swap()
                 self._iterate()
-                self._report_done()
 
     def _handle(self, message: WorkerCommand | WorkerEvent) -> None:
         match message:
@@ -249,6 +248,7 @@ class DecodeWorker:
         streamed = [(running, choice) for running, choice in pairs if running.generation.stream and not running.done]
         if streamed:
             self.control.say(StreamedTokens(tuple((each.attempt_id, each.tokens[-1], choice.logprobs) for each, choice in streamed)))
+        self._report_done()
 
     def _report_done(self) -> None:
         """Free and report the requests of the batch that are done."""

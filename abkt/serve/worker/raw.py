@@ -1,5 +1,5 @@
-"""A pool's memory as the bytes of a raw transfer: whole blocks in token order. Of blocks before the window of a layer, that layer's KV is left
-out, since no later token sees it.
+"""A pool's memory as the bytes of a raw transfer: whole blocks in token order. Of a block before the window of a layer, that layer's KV is
+left out, since no later token sees it.
 
 If the transport reaches the pool's memory, the transfer reads and writes the pool directly; adjacent blocks are one piece. Otherwise a
 GPU's pool is copied through host memory: one launch gathers the blocks and one scatters them.

@@ -16,6 +16,7 @@ from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.receive.leases import Leases
 from abkt.transfer.receive.received import Received
 from abkt.transfer.receive.session import MemorySignal, ReceiverCallbacks, Session, SessionContext
+from abkt.transfer.receive.visitor_log import VisitorLog
 from abkt.transfer.receive.visitors import MOST_PEERS, Visitors
 from abkt.transfer.transport import Connection, Transport
 
@@ -92,7 +93,7 @@ class Receiver:
         self._leases = Leases(self._keepalive, on_abort, on_settled)
         callbacks = ReceiverCallbacks(accept, on_commit, price, on_refined)
         self._visitors: Visitors[Session] = Visitors(most_peers)
-        self._context = SessionContext(hello, key, callbacks, self._memory, self._leases, self._keepalive, self._greeted)
+        self._context = SessionContext(hello, key, callbacks, self._memory, self._leases, self._keepalive, VisitorLog(), self._greeted)
         self._warned = False
         self._sessions: dict[Session, threading.Thread] = {}
         self._closing = threading.Event()

@@ -18,6 +18,7 @@ from abkt.transfer.protocol.key import Key
 from abkt.transfer.protocol.messages import Abort, Ack, Commit, Grant, Hello, Offer
 from abkt.transfer.receive.leases import Lease, Leases, TransferIdentity
 from abkt.transfer.receive.received import Received
+from abkt.transfer.receive.visitor_log import VisitorLog
 from abkt.transfer.transport import Connection, PeerError, PeerLost, PeerSilent
 
 ACK_BYTES = 8 << 20  # an ACK of progress is sent after this many bytes
@@ -64,6 +65,7 @@ class SessionContext:
     memory: MemorySignal
     leases: Leases
     keepalive: Keepalive
+    visitor_log: VisitorLog
     greeted: Callable[[Session], None]  # raises FrameError if a peer that has completed the handshake may not stay
 
 
@@ -97,7 +99,7 @@ class Session:
             self._log_end(reason, broken)
         except FrameError as error:
             reason = str(error)
-            log.warning("%s: %s; connection closed", self._channel.peer, reason)
+            self._log_refused(reason)
             self._channel.abort(reason)
         except Exception:
             log.exception("%s: the receiver failed; connection closed", self._channel.peer)
@@ -113,6 +115,13 @@ class Session:
             what = "is kept for a while" if broken and self._lease.resumable else "is dropped"
             log.warning("%s: %s; its transfer %d %s", self._channel.peer, reason, self._lease.received.transfer_id, what)
         elif self._channel.handshake_deadline_s < math.inf and "closed the connection" not in reason:
+            self._log_refused(reason)
+
+    def _log_refused(self, reason: str) -> None:
+        """Log why this side ends the connection. Before the handshake the peer may be anyone, who must not fill the log."""
+        if self._channel.handshake_deadline_s < math.inf:
+            self._context.visitor_log.add(self._channel.peer, reason)
+        else:
             log.warning("%s: %s; connection closed", self._channel.peer, reason)
 
     def _next(self) -> None:

@@ -398,6 +398,16 @@ def test_idle_connections_keep_no_client_out() -> None:
         thread.join()
 
 
+def test_where_all_connections_have_a_request_the_next_gets_503() -> None:
+    with server(working=False, connections=3) as (port, _), ExitStack() as opened:
+        for i in range(3):
+            busy = opened.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)))
+            busy.request("POST", "/v1/completions", b'{"prompt": "abc"}')
+            if i < 2:
+                wait_for(lambda open_=i + 1: ask(port, path="/health")[1]["open"] == open_)
+        wait_for(lambda: ask(port, path="/health")[0] == 503)
+
+
 def test_connections_without_a_request_are_closed_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_server, "IDLE_S", 0.2)
     monkeypatch.setattr(api_server, "SWEEP_S", 0.1)

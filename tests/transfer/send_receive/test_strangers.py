@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -79,6 +79,17 @@ def test_an_evicted_stranger_is_disconnected(keyed):
         for _ in range(150):
             opened.enter_context(closing(connect(receiver.address)))
         assert first.recv(1) == b""
+
+
+def test_strangers_do_not_fill_the_log(keyed, caplog):
+    receiver = keyed.receiver(keepalive=SLOW)
+    for _ in range(30):
+        with closing(connect(receiver.address)) as stranger, suppress(ConnectionResetError):
+            stranger.sendall(b"GET / HTTP/1.1\r\n" * 10)
+            while stranger.recv(4096):  # the ABORT with the reason, then the end
+                pass
+    assert len(caplog.records) == 1
+    assert caplog.records[0].getMessage().endswith("; connection closed")
 
 
 def test_the_oldest_visitor_of_the_fullest_address_leaves():
