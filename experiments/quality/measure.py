@@ -109,7 +109,7 @@ class Bench:
         def put_raw(table: list[int]) -> None:
             held.pool.data[table] = held.pool.data[self.sent]
 
-        reference = self.logits(sample, [(0, put_raw)])
+        reference = self.logits(sample, [(0, put_raw)]).log_softmax(-1)
         for method in methods:
             points = list(method.points(held))
             for point in points:
@@ -126,9 +126,9 @@ class Bench:
         logits = self.logits(sample, schedule)
         target = torch.tensor(sample.continuation[1:])
         answers = torch.tensor(sample.answers[1:])
-        ours, theirs = logits.log_softmax(-1), reference.log_softmax(-1)
+        ours, theirs = logits.log_softmax(-1), reference
         kl = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-        choice, raw_choice = logits.argmax(-1), reference.argmax(-1)
+        choice, raw_choice = ours.argmax(-1), theirs.argmax(-1)
         other = (choice != raw_choice).nonzero()
         right, raw_right = choice == target, raw_choice == target
         distance = torch.tensor(sample.distance[1:])
