@@ -17,6 +17,7 @@ from experiments.cli import VERBS
 from experiments.lib import compose as composer
 from experiments.lib import usage
 from experiments.lib.paths import ROOT
+from experiments.lib.verb import MODEL_KEY, model_overrides
 
 DOCUMENTS = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 FENCE = re.compile(r"```.*?```", re.S)
@@ -49,6 +50,8 @@ def test_each_command_is_one(document: str, command: str) -> None:
     overrides = [a for a in arguments if "=" in a and not a.startswith(("hydra/", "+"))]
     if verb in ("bench", "train-probe") or "--help" in arguments:
         return
+    if any(key == MODEL_KEY for key, _, _ in usage.keys(ROOT / "conf" / f"{verb.replace('-', '_')}.yaml")):
+        overrides, _ = model_overrides(overrides)
     assert composer.fault(verb, overrides, multirun=True) is None
 
 
