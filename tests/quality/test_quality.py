@@ -245,7 +245,7 @@ def test_a_stopped_run_resumes(tmp_path, monkeypatch, capsys):
         (["tokens=8"], "tokens is 8; it must be 64"),
         (["texts=/nowhere"], "there is no .txt or .txt.gz file"),
         (["model_folder=/nowhere"], "neither a folder"),
-        (["calibration=/nowhere.json"], "is not a file"),
+        (["calibration=/nowhere.json"], r"/nowhere\.json"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, message):
