@@ -54,7 +54,7 @@ def test_a_link_that_goes_down_and_other_traffic(curves: Path, tmp_path: Path) -
         (["link_faults=[{link: decode-9, start_s: 0, end_s: 9, share: 0}]"], "there is no link decode-9; there are decode-0"),
         (["link_faults=[{link: decode-0, start_s: 3, end_s: 2, share: 0}]"], "must end after it starts"),
         (["+background=data_centre", "background.path=nowhere.txt"], "nowhere.txt cannot be read"),
-        (["transport.frame_loss=1.5"], "frame_loss in [0, 1)"),
+        (["transport.frame_loss=1.5"], "transport.frame_loss is 1.5; it must be at least 0 and below 1"),
     ],
 )
 def test_an_impossible_network_is_one_line(

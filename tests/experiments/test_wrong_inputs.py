@@ -395,7 +395,6 @@ ROWS: list[tuple[str, str]] = [
     ("plan network.gbps=0", "network.gbps is 0"),
     ("check tokens=5", "tokens is 5; it must be 64"),
     ("check seed=-1", "seed is -1"),
-    ("check dtype=int8", "dtype is 'int8'; it must be float32, bfloat16 or float16"),
     ("check model_folder=FILES/none", "none"),
     # sweep: the axes, and every point
     ("sweep", "the sweep has no axis"),

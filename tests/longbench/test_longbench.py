@@ -30,7 +30,8 @@ from experiments.verbs.longbench import main
 
 
 def ran(out, model, data, *arguments):
-    main([f"out={out}", f"model_folder={model}", f"data={data}", "network=unlimited", *arguments])
+    link = [] if any(word.startswith("network=") for word in arguments) else ["network=unlimited"]
+    main([f"out={out}", f"model_folder={model}", f"data={data}", *link, *arguments])
     return pd.read_parquet(out / "rows.parquet").set_index(["task", "id"]), pd.read_csv(out / "table.csv").set_index("name")
 
 

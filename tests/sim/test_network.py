@@ -227,8 +227,8 @@ def test_link_faults_stop_and_slow_the_flows_over_the_link(clock, network) -> No
     ("fault", "message"),
     [
         (("nic", 2.0, 2.0, 0.0), "must end after it starts"),
-        (("nic", -1.0, 2.0, 0.0), "must end after it starts"),
-        (("nic", 0.0, 2.0, 1.5), "leaves 1.5 of it"),
+        (("nic", -1.0, 2.0, 0.0), "start_s is -1; it must be at least 0"),
+        (("nic", 0.0, 2.0, 1.5), "share is 1.5"),
         (("nic", 0.0, math.inf, 0.0), "for ever"),
     ],
 )

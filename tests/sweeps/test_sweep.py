@@ -31,7 +31,7 @@ def test_points_are_the_configurations_that_simulate_composes() -> None:
     assert len(made) == 8
     for point in (made[0], made[-1]):
         whole = composer.compose("simulate", [*SMALL, *(f"{key}={value}" for key, value in point.place.items())]).config
-        assert point.config == {key: value for key, value in whole.items() if key not in ("out", "progress")}
+        assert point.config == {key: value for key, value in whole.items() if key not in ("out", "progress", "plot", "csv")}
     assert made[-1].config["bitrate"]["link"]["initial_bytes_per_s"] == 10e9 / 8
 
 
@@ -81,7 +81,7 @@ def test_a_sweep_against_single_runs_stopped_in_between_and_with_a_failure(tmp_p
     good = tmp_path / "good.jsonl"
     good.write_text("\n".join(lines))
     out = tmp_path / "sweep"
-    arguments = ["sweep", f"workload.path={trace},{good}", "bitrate=raw,int4", "workers=2", f"out={out}"]
+    arguments = ["sweep", f"workload.path={trace},{good}", "bitrate=raw,int4", "workers=2", "workload.time_unit=ms", f"out={out}"]
     assert dispatch(arguments) == 1
     assert "2 of 4 points failed" in capsys.readouterr().err
     rows = pd.read_parquet(out / "sweep.parquet")
@@ -89,7 +89,12 @@ def test_a_sweep_against_single_runs_stopped_in_between_and_with_a_failure(tmp_p
     assert rows.error.str.contains("does not exist").tolist() == [True, True, False, False]
     assert rows["ttft_s.mean"].isna().tolist() == [True, True, False, False]
 
-    assert dispatch(["simulate", f"workload.path={good}", "bitrate=int4", "progress=false", f"out={tmp_path / 'one'}"]) == 0
+    assert (
+        dispatch(
+            ["simulate", f"workload.path={good}", "workload.time_unit=ms", "bitrate=int4", "progress=false", f"out={tmp_path / 'one'}"]
+        )
+        == 0
+    )
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())
     assert rows.iloc[3]["ttft_s.mean"] == summary["ttft_s"]["mean"]
     assert rows.iloc[3]["wire_bytes"] == summary["wire_bytes"]

@@ -46,6 +46,8 @@ class CacheGenCodec(MessageBaseline):
         return self.coarseness * FACTORS[layer * 3 // layers] * (1.0 if kind else 0.5)
 
     def pack(self, x: torch.Tensor) -> list[torch.Tensor | bytes]:
+        if not x.isfinite().all():
+            raise ValueError("KV is not finite; it cannot be coded in CacheGen's bins")
         anchors = put_tokens(x[..., :: self.group, :], 8)
         at, rest = _places(x.shape[3], self.group)
         decoded = take_tokens(
