@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 # functions count; imports under TYPE_CHECKING do not. A failure prints the line to change.
 ARROWS: dict[str, set[str]] = {
     "abkt.arguments": set(),
-    "abkt.bench": {"abkt.arguments", "abkt.codec", "abkt.kv", "abkt.profile", "abkt.ranges", "abkt.spec", "abkt.transfer"},
+    "abkt.bench": {
+        *("abkt.arguments", "abkt.codec", "abkt.kv", "abkt.module_process", "abkt.profile", "abkt.ranges", "abkt.spec", "abkt.transfer")
+    },
     "abkt.capacity": {"abkt.ranges"},
     "abkt.codec": {"abkt.kv", "abkt.lazy", "abkt.policy", "abkt.spec"},
     "abkt.console": set(),
@@ -26,13 +28,14 @@ ARROWS: dict[str, set[str]] = {
         *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.kv"),
         *("abkt.lazy", "abkt.profile", "abkt.records", "abkt.serve", "abkt.spec"),
     },
-    "abkt.net": {"abkt.capacity", "abkt.lazy"},
+    "abkt.module_process": set(),
+    "abkt.net": {"abkt.capacity", "abkt.lazy", "abkt.module_process"},
     "abkt.policy": {"abkt.capacity", "abkt.lazy", "abkt.ranges"},
     "abkt.profile": {"abkt.lazy", "abkt.policy", "abkt.ranges", "abkt.spec"},
     "abkt.ranges": set(),
     "abkt.records": {"abkt.ranges"},
     "abkt.serve": {
-        *("abkt.capacity", "abkt.codec", "abkt.kv", "abkt.lazy", "abkt.net", "abkt.policy"),
+        *("abkt.capacity", "abkt.codec", "abkt.kv", "abkt.lazy", "abkt.module_process", "abkt.net", "abkt.policy"),
         *("abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec", "abkt.transfer"),
     },
     "abkt.spec": {"abkt.ranges"},
@@ -40,7 +43,18 @@ ARROWS: dict[str, set[str]] = {
     "sim": {"abkt.capacity", "abkt.lazy", "abkt.policy", "abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec"},
     "experiments": {
         *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.console", "abkt.kv", "abkt.lazy", "abkt.measure"),
-        *("abkt.net", "abkt.policy", "abkt.profile", "abkt.ranges", "abkt.records", "abkt.serve", "abkt.spec", "abkt.transfer", "sim"),
+        *(
+            "abkt.module_process",
+            "abkt.net",
+            "abkt.policy",
+            "abkt.profile",
+            "abkt.ranges",
+            "abkt.records",
+            "abkt.serve",
+            "abkt.spec",
+            "abkt.transfer",
+            "sim",
+        ),
     },
 }
 # Modules that must load without torch.

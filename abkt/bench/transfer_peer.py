@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from abkt.bench.bare import serve
+from abkt.module_process import module_command, module_environment
 from abkt.transfer.pieces import ByteSink, ByteSource, DevicePieces, PiecesSink, PiecesSource
 from abkt.transfer.protocol.messages import Hello, Offer
 from abkt.transfer.receive.receiver import Receiver
@@ -57,8 +58,8 @@ class PeerProcess:
     """A context manager that starts the peer process and ends it."""
 
     def __init__(self, kind: str, address: str, size_bytes: int, frame_bytes: int) -> None:
-        command = [sys.executable, "-m", "abkt.bench.transfer_peer", kind, address, str(size_bytes), str(frame_bytes)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = module_command("abkt.bench.transfer_peer", kind, address, str(size_bytes), str(frame_bytes))
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=module_environment())
         assert self._process.stdout is not None
         self.address = self._process.stdout.readline().strip()
 

@@ -6,12 +6,12 @@ import json
 import os
 import select
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from abkt.module_process import module_command, module_environment
 from abkt.net.command import NetworkError
 from abkt.net.relay import TUN, RelayConfig
 
@@ -30,7 +30,8 @@ class RelayProcess:
         self.devices = ("tap0", "tap1")
         config = RelayConfig(self.devices, mtu, delay_s, loss, seed)
         self.process = subprocess.Popen(
-            [*where, sys.executable, "-m", "abkt.net.relay", json.dumps(asdict(config))],
+            [*where, *module_command("abkt.net.relay", json.dumps(asdict(config)))],
+            env=module_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from abkt.bench.rows import BenchRow, save
+from abkt.module_process import module_command, module_environment
 from abkt.profile.fingerprint import cpu_name
 from abkt.ranges import bound
 from experiments.lib.errors import RunError
@@ -107,9 +107,9 @@ def child(
 
     Raises RunError, one line, if it breaks.
     """
-    command = [sys.executable, "-m", "experiments.bench.child", what, str(requests), str(half), str(variation)]
+    command = module_command("experiments.bench.child", what, str(requests), str(half), str(variation))
     began_s = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=module_environment()) as process:
         while True:
             try:
                 written, errors = process.communicate(timeout=1.0)

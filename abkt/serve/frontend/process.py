@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
+from abkt.module_process import module_command, module_environment
 from abkt.serve.commands import Ping, WorkerCommand, WorkerConfig
 from abkt.serve.errors import WorkerDied
 from abkt.serve.messages import encode
@@ -37,10 +36,10 @@ class WorkerProcess:
         self._killed_because = ""
         self._heard_s = self._pinged_s = time.monotonic()
         self._unanswered = 0
-        environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads), "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+        environment = module_environment(OMP_NUM_THREADS=str(config.threads), TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1")
         with self.log.open("wb") as log:
             self._popen = subprocess.Popen(
-                [*launcher, sys.executable, "-m", "abkt.serve.worker.main", encode(config)],
+                [*launcher, *module_command("abkt.serve.worker.main", encode(config))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
