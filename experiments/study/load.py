@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from abkt.profile.schema import Profile
 from abkt.records import SLO
 from sim.workload.requests import Request, Scaling, scale
@@ -16,14 +18,15 @@ from sim.workload.requests import Request, Scaling, scale
 MOST = 0.95  # above this utilisation a queue grows without end
 DECODE_MOST = 0.5  # of the decode worker, so that decoding does not decide the answer
 SHARED_MOST = 0.85  # of prefill and decode together where both workers share a core
-REPEATS, MOST_REPEATS = 3, 10
+REPEATS, WANTED_REPEATS, MOST_REPEATS = 3, 5, 10  # an interval over 3 repeats is 1.5 to 2 times as wide as one over 5
 FEWEST, MOST_REQUESTS = 12, 48  # requests of one run
 WANTED = 24  # requests of one run that the lengths are chosen for
 LEAST_MEAN_ISL = 128  # tokens; shorter prompts would measure fixed costs only
 LEAST_OSL, MOST_OSL = 8, 64
 OSL_SCALE = 0.1
-PAUSE_S = 2.0  # of each run, beyond the time in which its requests arrive
+PAUSE_S = 1.0  # of each run, beyond the time in which its requests arrive
 LONE = 10.0  # the SLO's limits, as multiples of what a lone request needs; Mooncake (FAST'25) sets its limits in this form too
+SERVED, HEADROOM = 0.98, 1.25  # and no less than this share of the requests needs over a link without limits, times the headroom
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,20 @@ class Costs:
         return SLO(two_digits(LONE * alone_s), two_digits(LONE * iteration_s))
 
 
+def limits(lone: SLO, ttft_s: Sequence[float], tpot_s: Sequence[float]) -> SLO:
+    """The limits by the machine at this load: those of a lone request, or what SERVED of the requests need, with HEADROOM.
+
+    With less, requests would miss the SLO because of the queue alone, whatever the link and the policy.
+
+    Parameters
+    ----------
+    lone : multiples of what a lone request needs.
+    ttft_s, tpot_s : predicted times at this load, with KV of 8 bits over a link without limits.
+    """
+    ttft, tpot = (HEADROOM * float(np.nanquantile(times, SERVED)) for times in (ttft_s, tpot_s))
+    return SLO(two_digits(max(lone.ttft_s, ttft)), two_digits(max(lone.tpot_s, tpot)))
+
+
 def span_s(requests: Sequence[Request]) -> float:
     """The time in which the requests arrive, the mean gap after the last one included."""
     if len(requests) < 2:
@@ -204,7 +221,8 @@ def _sizes(mean_s: float, aim: Aim, fixed: int | None) -> tuple[int, int, int]:
     policies = aim.policies
     while policies > max(2, aim.policies - aim.optional) and aim.budget_s / (REPEATS * policies) < PAUSE_S + (fixed or FEWEST) * gap_s:
         policies -= 1
-    requests = fixed or int(min(MOST_REQUESTS, max(FEWEST, (aim.budget_s / (REPEATS * policies) - PAUSE_S) / gap_s)))
+    fitting = [int((aim.budget_s / (n * policies) - PAUSE_S) / gap_s) for n in range(WANTED_REPEATS, REPEATS - 1, -1)]
+    requests = fixed or min(MOST_REQUESTS, max(FEWEST, next((n for n in fitting if n >= WANTED), fitting[-1])))
     repeats = int(aim.budget_s / (policies * (PAUSE_S + requests * gap_s)))
     return requests, min(MOST_REPEATS, max(REPEATS, repeats)), policies
 

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
-from abkt.records import SLO
+from abkt.records import SLO, RequestRecord
 from experiments.lib.compose import parse
 from experiments.lib.network import DriveConfig, NetworkConfig
 from experiments.lib.workload import ServegenWorkload, SyntheticWorkload, TraceWorkload, read_workload
 from experiments.report.words import link as link_words
 from experiments.report.words import number, percent, plural, seconds
-from experiments.study.link import LinkPlan, check_link, plan_link
-from experiments.study.load import LONE, Aim, Costs, Given, LoadPlan, plan_load
-from experiments.study.twin import Twin, simulate
+from experiments.study.link import FINEST, LinkPlan, check_link, plan_link
+from experiments.study.load import HEADROOM, LONE, SERVED, Aim, Costs, Given, LoadPlan, limits, plan_load
+from experiments.study.twin import UNLIMITED, Twin, simulate
 from sim.workload.requests import Request, Scaling
 
 if TYPE_CHECKING:
@@ -103,13 +104,20 @@ def plan_study(
     most = min(spec.layout().model.max_tokens, spec.pool_tokens)
     if (longest := max(r.isl + r.osl for r in load.requests)) > most:
         raise ValueError(f"a request has {longest} tokens, and the model takes {most}; give a smaller workload.scaling.isl_max")
-    limits = slo if given.slo else Costs(profile).slo(load.requests)
     prompts = prompts_for(load.requests, spec.model_folder, seed)
 
+    def completed(policy: Mapping[str, object], link: Capacity, limits: SLO) -> list[RequestRecord]:
+        result, _ = simulate(Twin(prompts, link, limits, profile), spec, policy)
+        return [r for r in result.requests if r.outcome == "completed"]
+
+    if not given.slo:
+        alone = Costs(profile).slo(load.requests)
+        done = completed(FINEST, UNLIMITED, alone)
+        slo = limits(alone, [r.ttft_s for r in done], [r.tpot_s for r in done])
+
     def share(policy: Mapping[str, object], link: NetworkConfig | DriveConfig) -> float:
-        result, _ = simulate(Twin(prompts, link.capacity(), limits, profile), spec, policy)
-        done = [r for r in result.requests if r.outcome == "completed"]
-        return sum(r.ttft_s <= limits.ttft_s and not r.tpot_s > limits.tpot_s for r in done) / len(prompts)
+        done = completed(policy, link.capacity(), slo)
+        return sum(r.ttft_s <= slo.ttft_s and not r.tpot_s > slo.tpot_s for r in done) / len(prompts)
 
     raw_bytes_per_s = sum(profile.model.kv_bytes(r.isl) for r in load.requests) / load.span_s
     kept = given.network or not isinstance(network, NetworkConfig)
@@ -117,7 +125,7 @@ def plan_study(
         link = check_link(network, share)
     else:
         link = plan_link(network, raw_bytes_per_s, load.span_s, share)
-    return StudyPlan(load, prompts, limits, link, _overrides(given, limits, link, kept), _sentences(given, load, limits, link, kept))
+    return StudyPlan(load, prompts, slo, link, _overrides(given, slo, link, kept), _sentences(given, load, slo, link, kept))
 
 
 def scaling_overrides(given: Given, scaling: Scaling) -> list[str]:
@@ -155,7 +163,13 @@ def _sentences(given: Explicit, load: LoadPlan, slo: SLO, link: LinkPlan, kept: 
         f"the time and the decode worker for at most {percent(round(load.decode, 2))}; encoding to 8 bits adds "
         f"{percent(round(load.encode, 2))} to prefill."
     )
-    limits = "as given" if given.slo else f"{LONE:g} times what the median request needs alone over a link without limits on this machine"
+    over = "over a link without limits on this machine"
+    basis = (
+        "as given"
+        if given.slo
+        else f"the larger of {LONE:g} times what the median request needs alone and {HEADROOM:g} times what {SERVED:.0%} of the requests "
+        f"need at this load, {over}"
+    )
     expected = (
         f"the simulator expects raw KV to keep the SLO for {percent(round(link.raw, 2))} of the requests, and KV of 8 bits for "
         f"{percent(round(link.finest, 2))}"
@@ -163,7 +177,7 @@ def _sentences(given: Explicit, load: LoadPlan, slo: SLO, link: LinkPlan, kept: 
     return (
         lengths + (f" As given: {', '.join(as_given)}." if as_given else ""),
         *(f"{note[0].upper()}{note[1:]}." for note in load.notes),
-        f"SLO: TTFT {seconds(slo.ttft_s)}, TPOT {seconds(slo.tpot_s)}: {limits}.",
+        f"SLO: TTFT {seconds(slo.ttft_s)}, TPOT {seconds(slo.tpot_s)}: {basis}.",
         f"Link: {link_words(link.network.capacity())}{', as given' if kept else ''}; {expected}.",
         *([f"{link.note[0].upper()}{link.note[1:]}."] if link.note else []),
     )

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from abkt.profile.schema import Fit, Profile
+from abkt.records import SLO
 from abkt.spec import ModelSpec
-from experiments.study.load import FEWEST, LONE, MOST, MOST_REPEATS, REPEATS, Aim, Costs, Given, plan_load, span_s
+from experiments.study.load import (  # fmt: skip
+    FEWEST,
+    LONE,
+    MOST,
+    MOST_REPEATS,
+    PAUSE_S,
+    REPEATS,
+    WANTED,
+    WANTED_REPEATS,
+    Aim,
+    Costs,
+    Given,
+    limits,
+    plan_load,
+    span_s,
+)
 from sim.workload.requests import Request, Scaling
 
 AIM = Aim(load=0.6, budget_s=220.0, policies=7, optional=3)
@@ -56,7 +74,7 @@ def test_any_machine_gets_the_load_that_is_asked_for(token_s: float, seed: int, 
     assert len(plan.requests) == plan.scaling.requests >= FEWEST
     assert REPEATS <= plan.repeats <= MOST_REPEATS
     assert all(64 <= r.isl <= 2048 for r in plan.requests)
-    runs_s = plan.repeats * plan.policies * (plan.span_s + 2.0)
+    runs_s = plan.repeats * plan.policies * (plan.span_s + PAUSE_S)
     assert runs_s <= 1.3 * aim.budget_s or (len(plan.requests) == FEWEST and plan.policies == 4)
 
 
@@ -64,13 +82,23 @@ def test_a_slow_machine_gets_shorter_prompts_and_not_a_longer_study() -> None:
     fast, slow = (plan_load(trace(), machine(token_s), Scaling(), Given(), AIM) for token_s in (2e-4, 8e-4))
     mean = [np.mean([r.isl for r in plan.requests]) for plan in (fast, slow)]
     assert mean[1] < 0.6 * mean[0]
-    assert slow.span_s == pytest.approx(fast.span_s, rel=0.5)
+    runs_s = [plan.repeats * (plan.span_s + PAUSE_S) for plan in (fast, slow)]
+    assert runs_s[1] == pytest.approx(runs_s[0], rel=0.5)
 
 
-def test_more_time_gives_more_requests_and_then_more_repeats() -> None:
+def test_more_time_gives_more_runs_of_requests_and_five_repeats_where_enough_requests_fit() -> None:
     short, long, longest = (plan_load(trace(), machine(2e-4), Scaling(), Given(), Aim(0.6, s, 7, 3)) for s in (150.0, 220.0, 2000.0))
-    assert len(short.requests) <= len(long.requests) <= len(longest.requests)
-    assert short.repeats == long.repeats == REPEATS < longest.repeats
+    ran = [len(plan.requests) * plan.repeats for plan in (short, long, longest)]
+    assert ran == sorted(ran)
+    assert longest.repeats > WANTED_REPEATS
+    assert all(plan.repeats == REPEATS or len(plan.requests) >= WANTED for plan in (short, long, longest))
+
+
+def test_limits_are_those_of_a_lone_request_or_what_the_queue_needs() -> None:
+    """100 requests, the slowest three at 4 s: 98 % need 4 s, and a quarter more is 5 s."""
+    ttft_s = [0.5] * 97 + [4.0] * 3
+    assert limits(SLO(1.0, 0.1), ttft_s, [0.02, math.nan]) == SLO(5.0, 0.1)
+    assert limits(SLO(6.0, 0.01), ttft_s, [0.02, math.nan]) == SLO(6.0, 0.025)
 
 
 def test_too_little_time_leaves_policies_out_but_keeps_the_others() -> None:
