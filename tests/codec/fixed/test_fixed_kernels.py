@@ -10,8 +10,9 @@ pytest.importorskip("triton")
 CHECK = "tests.codec.fixed.fixed_triton_check"
 
 
-def test_kernels_give_the_oracles_values():
-    run(CHECK, "values")
+@pytest.mark.parametrize("which", ["few", pytest.param("others", marks=pytest.mark.slow)])
+def test_kernels_give_the_oracles_values(which):
+    run(CHECK, "values", which)
 
 
 CASES = [("4", "64"), ("8", "128")]
