@@ -10,9 +10,9 @@ import numpy as np
 
 from experiments.adaptation.comparison import Comparison
 from experiments.adaptation.winner import verdict
-from experiments.lib.verdict import Verdict
 from experiments.report import words
 from experiments.report.page import Page, Section, Table, origin, picture, write_page
+from experiments.report.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

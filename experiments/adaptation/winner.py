@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.adaptation.scores import Score, mean, ratio
-from experiments.lib.verdict import Verdict
+from experiments.report.verdict import Verdict
 
 LEAST_REPEATS = 2  # with one repeat there is no interval
 

@@ -11,9 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from abkt.bench.rows import BenchRow
-from experiments.lib.verdict import Verdict
 from experiments.report import words
 from experiments.report.page import Page, Picture, Section, Table, picture
+from experiments.report.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

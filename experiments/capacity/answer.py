@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from experiments.capacity.knee import Knee, ratio
 from experiments.lib.intervals import Interval
-from experiments.lib.verdict import Verdict
+from experiments.report.verdict import Verdict
 from experiments.report.words import number
 
 SHORTEST = 5.0  # a run lasts at least this many TTFT limits, or its queue has no time to grow

@@ -14,8 +14,8 @@ from experiments.capacity.knee import Knee, ratio
 from experiments.capacity.run import CapacityConfig, CapacityResult
 from experiments.figures.style import looks
 from experiments.lib.simulation import SimulateConfig
-from experiments.lib.verdict import Verdict
 from experiments.report.page import Page, Section, Table, picture
+from experiments.report.verdict import Verdict
 from experiments.report.words import NOTHING, number, percent, plural
 
 OUTSIDE = 0.01  # share of requests outside of what the profile measured that is worth a sentence

@@ -44,7 +44,7 @@ def profile_cluster(cluster: LocalCluster, seed: int, step: Callable[[str], None
 
     from abkt.measure.cluster import BUDGET_S, calibrate
     from abkt.serve.frontend.prompt import Prompt
-    from experiments.lib.prompts import prompt_tokens
+    from experiments.models.prompts import prompt_tokens
 
     def prompts(shapes: Sequence[tuple[int, int, float]]) -> list[Prompt]:
         made = []

@@ -1,7 +1,7 @@
 """The language models that a run may use: found by folder, hub id, GGUF file or name, and read with their tokenizer.
 
 Used by every verb that runs a model. `resolve_model` turns what the user wrote into a Hugging Face folder; the other functions take that
-folder.
+folder. `prompts` makes the prompts that the model is served, and `calibration` finds the model's calibration.
 """
 
 from __future__ import annotations

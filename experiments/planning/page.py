@@ -9,11 +9,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.capacity.knee import ratio
-from experiments.lib.verdict import Verdict
 from experiments.planning.run import PlanConfig, Prepared
 from experiments.planning.search import PRUNED, Choice
 from experiments.planning.space import Split
 from experiments.report.page import Page, Section, Table, picture
+from experiments.report.verdict import Verdict
 from experiments.report.words import number, percent, plural
 
 SAME = 1e-6  # relative difference of two prices that are the same

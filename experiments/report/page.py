@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.lib.results import write_text
-from experiments.lib.verdict import Verdict
 from experiments.report import words
+from experiments.report.verdict import Verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from abkt.records import OUTCOMES, STAGES
 from experiments.lib.results import read_json, read_records
-from experiments.lib.verdict import Verdict
 from experiments.report import words
 from experiments.report.page import Page, Section, Table, picture
+from experiments.report.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.lib.verdict import Verdict
 from experiments.report.page import Table
+from experiments.report.verdict import Verdict
 
 STYLES = {"use": "green", "tie": "yellow", "no_answer": "red"}
 

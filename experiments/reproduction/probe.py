@@ -58,7 +58,7 @@ def measure(folder: Path, model_folder: Path, given: Path | None, seed: int) -> 
 
 
 def _replay(cluster: LocalCluster, plain: Mapping[str, Any], profile: Profile, folder: Path, seed: int) -> dict[str, float]:
-    from experiments.lib.prompts import prompts_for
+    from experiments.models.prompts import prompts_for
     from experiments.study.twin import Twin, run_real
 
     config = read(ProbeRun, {key: plain[key] for key in ProbeRun.__slots__})

@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.lib import intervals
 from experiments.lib.intervals import Floats, Interval
-from experiments.lib.verdict import Verdict
+from experiments.report.verdict import Verdict
 from experiments.report.words import number, percent, seconds
 from experiments.study.load import MOST
 from experiments.study.ranking import TAIL, TIE

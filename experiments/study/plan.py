@@ -98,7 +98,7 @@ def plan_study(
     ValueError
         One line, where the given load would overload a worker, or a request does not fit the model.
     """
-    from experiments.lib.prompts import prompts_for
+    from experiments.models.prompts import prompts_for
 
     load = plan_load(trace.requests, profile, trace.configured, given.load, aim)
     most = min(spec.layout().model.max_tokens, spec.pool_tokens)

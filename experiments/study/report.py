@@ -14,8 +14,8 @@ from typing import Any
 from experiments.figures.style import save, sheet
 from experiments.lib.errors import exit_code
 from experiments.lib.results import write_text
-from experiments.lib.verdict import Verdict
 from experiments.report.page import NARROW_IN, WIDE_IN, Page, Picture, Section, environment, origin, png
+from experiments.report.verdict import Verdict
 from experiments.report.words import link, number, percent, plural, seconds
 from experiments.study import tables
 from experiments.study.figures import bandwidth, breakdown, predicted_measured, scaleout, ttft_cdf

@@ -19,8 +19,8 @@ from abkt.serve.cluster import ROUND_ROBIN, STATIC
 from abkt.serve.errors import ClusterError
 from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.errors import RunError
-from experiments.lib.prompts import answers
 from experiments.lib.results import write_json, write_records
+from experiments.models.prompts import answers
 from sim.cluster import Simulation, SimulationResult
 from sim.specs import ClusterSpec, NodeSpec
 from sim.transfer.transport import TransportModel

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from experiments.lib.verdict import Verdict
 from experiments.report import words
 from experiments.report.page import Page, Picture, Section, Table, picture
 from experiments.report.run import limit_line
+from experiments.report.verdict import Verdict
 from experiments.sweeps.winner import Candidate, Contest, Split
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from experiments.lib.intervals import LEVEL, UNKNOWN, Interval
-from experiments.lib.verdict import Verdict
 from experiments.report import words
+from experiments.report.verdict import Verdict
 
 POLICIES = ("bitrate", "routing", "roles", "admission", "engine", "transport")  # groups whose axes choose a policy, and their keys
 SEED = "seed"

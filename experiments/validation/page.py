@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.lib.verdict import Verdict
 from experiments.report.page import Page, Section, Table, origin, picture, write_page
+from experiments.report.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

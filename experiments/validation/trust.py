@@ -15,7 +15,7 @@ import numpy as np
 
 from abkt.records import SLO
 from experiments.lib import intervals
-from experiments.lib.verdict import Verdict
+from experiments.report.verdict import Verdict
 from experiments.study.ranking import Regret, StudyVerdict
 from experiments.validation.folder import ValidationCase
 from experiments.validation.scores import by_condition_of, hardware_verdict, together

@@ -121,7 +121,7 @@ def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
 def cluster_spec(config: AdaptationConfig) -> LocalClusterSpec:
     """The cluster. Raises ValueError, one line, if the folder holds no model, or the calibration is not of this model."""
     from abkt.serve import LocalClusterSpec
-    from experiments.lib.calibration import calibration_file
+    from experiments.models.calibration import calibration_file
 
     spec = LocalClusterSpec(config.model_folder, prefill=config.network.senders, decode=config.receivers)
     return replace(spec, calibration=calibration_file(config.calibration, config.model_folder, spec.layout()))
@@ -141,8 +141,8 @@ def _worlds(
     scout = simulated(simulated_cluster(spec, profile, capacity, shared=network.senders > 1, delay_s=network.delay_s), repeats)
     if config.world == "simulated":
         return scout, scout, {}
-    from experiments.lib.prompts import prompts_for
     from experiments.lib.real_network import real_network
+    from experiments.models.prompts import prompts_for
 
     over = stack.enter_context(real_network(config.network, config.pacing, config.seed))
     cluster = stack.enter_context(LocalCluster(replace(spec, key_file=over.key_file), config.out, over.namespaces, over.pacing))

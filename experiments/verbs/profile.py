@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProfileConfig:
-    """model_folder: a Hugging Face folder. calibration: see experiments.lib.calibration. minutes: about how long it may take. seed: of the
+    """model_folder: a Hugging Face folder. calibration: see experiments.models.calibration. minutes: about how long it takes. seed: of the
     calibration prompts."""
 
     model_folder: Path
@@ -34,11 +34,11 @@ class ProfileConfig:
 @verb("profile")
 def main(config: ProfileConfig, run: VerbCall) -> None:
     from abkt.serve import LocalClusterSpec
-    from experiments.lib.calibration import calibration_file
     from experiments.lib.curves import save_curves
     from experiments.lib.manifest import write_manifest
     from experiments.lib.profiling import print_fits, profile_machine
-    from experiments.lib.prompts import prompt_kind
+    from experiments.models.calibration import calibration_file
+    from experiments.models.prompts import prompt_kind
 
     spec = LocalClusterSpec(config.model_folder)
     layout = spec.layout()  # reports a folder that holds no model before anything is written

@@ -40,7 +40,7 @@ class ChangeConfig:
 class ReplayConfig:
     """prefill, decode: numbers of workers; prefill null: as many as the network has senders. paced: a profile whose times the workers sleep
     instead of computing; null: they compute. profile: costs that the policies expect, as `abkt profile` wrote them; null: they start
-    without any. calibration: see experiments.lib.calibration. layer_groups: as in LocalClusterSpec. changes: role changes during the run.
+    without any. calibration: see experiments.models.calibration. layer_groups: as in LocalClusterSpec. changes: role changes in the run.
     pacing: see experiments.lib.real_network.
     """
 
@@ -82,9 +82,9 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
     from abkt.transfer.transports.registry import check_transport
     from experiments.lib.manifest import manifest
     from experiments.lib.progress import bar
-    from experiments.lib.prompts import prompts_for
     from experiments.lib.real_network import real_network
     from experiments.lib.results import write_csv, write_json
+    from experiments.models.prompts import prompts_for
     from experiments.report.run import RunReport, show_run, write_run
     from experiments.study.twin import Twin, run_real
 
@@ -126,7 +126,7 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
 
 def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
     from abkt.serve import LocalClusterSpec
-    from experiments.lib.calibration import calibration_file
+    from experiments.models.calibration import calibration_file
 
     if config.paced:
         schema.load(config.paced)

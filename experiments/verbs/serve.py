@@ -65,9 +65,9 @@ def main(config: ServeConfig, run: VerbCall) -> None:
     from abkt.serve.api import Endpoint, HttpServer, Text
     from abkt.serve.metrics import Metrics
     from abkt.serve.service import Service
-    from experiments.lib.calibration import calibration_file
     from experiments.lib.manifest import write_manifest
     from experiments.lib.results import write_records
+    from experiments.models.calibration import calibration_file
 
     key = read_api_key(config.key_file) if config.key_file else ""
     check_open(config.host, key)

@@ -102,8 +102,8 @@ class StudyConfig:
 def main(config: StudyConfig, run: VerbCall) -> None:
     from abkt.measure.cluster import steps
     from abkt.serve import LocalCluster, LocalClusterSpec
-    from experiments.lib.calibration import calibration_file
     from experiments.lib.profiling import print_fits, profile_cluster
+    from experiments.models.calibration import calibration_file
     from experiments.report.terminal import show_table, show_verdict
     from experiments.study.report import write_report
     from experiments.study.tables import policy_table

@@ -11,10 +11,10 @@ from experiments.lib.manifest import manifest
 from experiments.lib.results import write_csv, write_json
 from experiments.lib.stamps import write_stamped
 from experiments.lib.verb import MULTIRUN, VerbCall, verb
-from experiments.lib.verdict import Verdict
 from experiments.report import words
 from experiments.report.page import origin, write_page
 from experiments.report.terminal import show_lines, show_table, show_verdict
+from experiments.report.verdict import Verdict
 from experiments.sweeps import report, winner
 from experiments.sweeps.grid import is_axis
 from experiments.sweeps.journal import table

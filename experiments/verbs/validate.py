@@ -48,7 +48,7 @@ SCHEMA_VERSION = 3  # 3: targets have intervals and an answer; choices, loads, t
 class ValidateConfig:
     """network: the policies' first estimate of the link. prefill, decode: workers of a condition that sets none. targets: limits of the
     mean relative errors e2e, ttft and queue (queueing), and of regret, the share of goodput lost. drift: measure the machine again at the
-    end. calibration: see experiments.lib.calibration."""
+    end. calibration: see experiments.models.calibration."""
 
     model_folder: Path | None
     shape: ModelSpec | None
@@ -111,8 +111,8 @@ class ValidateConfig:
 @verb("validate")
 def main(config: ValidateConfig, run: VerbCall) -> None:
     from abkt.serve import LocalClusterSpec
-    from experiments.lib.calibration import calibration_file
     from experiments.lib.profiling import profile_machine
+    from experiments.models.calibration import calibration_file
     from experiments.study.twin import run_real, run_simulated
     from experiments.validation.clusters import Clusters
 
@@ -278,7 +278,7 @@ def requests_of(config: ValidateConfig, condition: Condition) -> list[Request]:
 
 
 def _twin(config: ValidateConfig, condition: Condition, requests: Sequence[Any], profile: Profile) -> Twin:
-    from experiments.lib.prompts import prompts_for
+    from experiments.models.prompts import prompts_for
     from experiments.study.twin import Twin
 
     return Twin(

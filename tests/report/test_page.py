@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.lib.verdict import Verdict
 from experiments.report.page import Page, Section, Table, picture, write_page
 from experiments.report.terminal import show_table, show_verdict
+from experiments.report.verdict import Verdict
 
 
 class Reader(HTMLParser):

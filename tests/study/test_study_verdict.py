@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.lib.verdict import Verdict
+from experiments.report.verdict import Verdict
 from experiments.study.decision import Measured, between, compare_pair, decide, student
 
 IDLE = {"prefill": 0.6, "decode": 0.4}
