@@ -116,7 +116,7 @@ class Importance:
             windows = pool.layout.model.layer_windows
             of_layer = weights_of(query, keys, values, scale, windows[layer] if windows else 0)
             found.append(of_layer.tokens * of_layer.deviation[:, None, None])
-        first, ends = cells.layout.block_tokens, np.cumsum(cells.tile_lengths)
+        first, ends = cells.sink_tokens, np.cumsum(cells.tile_lengths)
         spans = zip(first + ends - cells.tile_lengths, first + ends)
         cell = torch.stack([torch.stack(found)[..., start:stop].mean(-1) for start, stop in spans], -1)
         relative = (cell / cell.mean().clamp_min(1e-30)).nan_to_num(1.0, 1.0, 1.0).clamp_min(FLOOR)
