@@ -14,7 +14,7 @@ from abkt.codec.klt.planes import CLASSES, CONTEXTS, HALF, LATER, MORE, NEAR, PO
 from abkt.codec.klt.rotary import Rotary
 from abkt.codec.klt.weights import LEAST, TOP
 from abkt.policy.view import CoderName
-from experiments.quality.fisher import Statistics
+from experiments.quality.likelihood import Statistics
 
 LEAST_BITS = 0.25  # of the first pass, bits per value, as the deviations predict
 PRIOR = 8.0  # bits that a context's formula counts for, beside what was seen

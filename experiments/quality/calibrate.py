@@ -21,7 +21,7 @@ from abkt.codec.klt.basis import Basis, refusal
 from abkt.codec.klt.compiled import Seen
 from abkt.codec.klt.rotary import AS_CACHED
 from abkt.spec import ModelSpec
-from experiments.quality import fisher
+from experiments.quality import likelihood
 from experiments.quality.bases import basis_of_statistics, best, choices, learned
 from experiments.quality.measure import Bench
 from experiments.quality.methods import Cuts, Held, seen
@@ -76,15 +76,15 @@ def passes(model: ModelSpec, samples: int) -> int:
 def _basis(
     bench: Bench, codec: Codec, fitted: Sequence[QualitySample], held_out: Sequence[QualitySample], done: Callable[[int], None], made: dict[str, str]
 ) -> tuple[Basis | None, tuple[tuple[float, str], ...]]:
-    rotary, errors = fisher.rotary_of(bench, fitted[0].prompt)
+    rotary, errors = likelihood.rotary_of(bench, fitted[0].prompt)
     unknown = np.flatnonzero(rotary.styles.numpy() == AS_CACHED)
     made["rotation"] = f"found in {len(errors) - len(unknown)} of {len(errors)} layers; K of the others is transformed as cached"
     if len(unknown):
         log.warning("the rotation of K is not known in layers %s; it is transformed as cached", unknown.tolist())
-    statistics, differentiable = fisher.empty(bench, SETTINGS), True
+    statistics, differentiable = likelihood.empty(bench, SETTINGS), True
     for sample in fitted:
         try:
-            fisher.add_prompt(statistics, bench, sample, rotary, differentiable)
+            likelihood.add_prompt(statistics, bench, sample, rotary, differentiable)
         except (RuntimeError, NotImplementedError) as error:
             if statistics.draws:
                 raise
@@ -93,7 +93,7 @@ def _basis(
         done(1)
     made["metric"] = "Fisher, by gradients" if differentiable else "one number a head, by noise"
     if not differentiable:
-        fisher.from_probes(statistics, bench, fitted[:2])
+        likelihood.from_probes(statistics, bench, fitted[:2])
     tokens, after = len(fitted[0].prompt), len(fitted[0].continuation)
     candidates = {}
     for floor in FLOORS if differentiable else FLOORS[-1:]:
