@@ -16,7 +16,8 @@ from abkt.codec.klt.weights import LEAST, TOP
 from abkt.policy.view import CoderName
 from experiments.quality.likelihood import Statistics
 
-LEAST_BITS = 0.25  # of the first pass, bits per value, as the deviations predict
+LEAST_BITS = 0.05  # of the first pass, bits per value, as the deviations predict
+SINK = 14  # least class of the first token, in half octaves: its gradient says too little, because its attention is saturated
 PRIOR = 8.0  # bits that a context's formula counts for, beside what was seen
 
 
@@ -36,6 +37,7 @@ def basis_of_statistics(found: Statistics, rotary: Rotary, setting: tuple[float,
     deviation = variance.flip(-1).clamp_min(0).sqrt()
     least = (found.squared / count / (found.scaled[setting] / count).clamp_min(1e-30)[..., None]).clamp_min(1e-9)
     first = least.log2().round().clamp(LEAST, TOP).to(torch.int16)
+    first[..., 0].clamp_(min=SINK)
     arrays = [a.float().numpy() for a in (forward, torch.linalg.inv(forward), deviation, mean)]
     chances, points = formula()
     nats = 0.5 * tokens / after

@@ -17,7 +17,7 @@ from abkt.codec.klt.rotary import PAIRS, Rotary
 from abkt.spec import KVLayout, ModelSpec
 
 FIRST_TOKENS = 4  # attention sinks: tokens whose own classes a calibration holds
-PLANES = (0, 1, 2, 3, 5, 7)  # of the passes of a depth of 8 bits
+PLANES = (0, 1, 2, 3, 5, 8)  # of the passes of a depth of 8 bits
 ARRAYS = ("forward", "inverse", "deviation", "mean", "first", "styles", "frequencies", "chances", "points", "numbers")
 
 

@@ -1,8 +1,10 @@
 """The klt coder over a pool: the classes of all tokens and the means of all heads, then the bit-planes of each cell's coefficients.
 
 A cell's coefficients are those of one head; where a head is coded in parts (cells.py), the first part holds the coefficients of most variance.
-The head of the stream's tables hold the digest of the calibration (8 bytes), the bytes of the classes and of the statistics (uint32 each), and
-the bytes of each pass of each cell (24 bits). A value that is not finite, or too large, sends its whole head and tile verbatim.
+The head of the stream's tables hold the digest of the calibration (8 bytes), where each of the statistics ends (uint32 each), and
+the bytes of each pass of each cell (24 bits). The statistics are three tables (table.py): the classes, the means, and the coefficients of the first
+token, in first steps at its own scale. That token is an attention sink in many models: without it all else is worth little, however small the
+gradient says that it is, so it is no part of the cells and always there. A value that is not finite, or too large, sends its whole head and tile verbatim.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from abkt.codec.coder import VERBATIM, CodedCells, CodedSequence, StreamPrefix
 from abkt.codec.fixed.oracle import tokens_of
 from abkt.codec.klt.basis import PLANES, Basis
 from abkt.codec.klt.compiled import Seen, decode_cell, encode_cell, pack, unpack
-from abkt.codec.klt.planes import PlaneTables
-from abkt.codec.klt.weights import HIDDEN, TOP, plain_classes, plane_classes, scale_of, token_classes
+from abkt.codec.klt.planes import MOST, PlaneTables
+from abkt.codec.klt.weights import HIDDEN, NEVER, TOP, plain_classes, plane_classes, scale_of, token_classes
 
 TILE_TOKENS = 1024
 MEANS_PER_STEP = 8  # a mean is sent in eighths of the first step
 DIGEST_BYTES, SIZE_BYTES = 8, 3
-NAMED = DIGEST_BYTES + 8
+NAMED = DIGEST_BYTES + 12
 
 
 def tile_tokens(block_tokens: int) -> int:
@@ -52,6 +54,7 @@ class KltCoder:
         kept = np.zeros(cells.shape, dtype=np.uint8)
         sizes, errors = np.zeros((cells.passes + 1, *cells.shape), np.int64), np.zeros((cells.passes + 1, *cells.shape))
         means = np.zeros((layers, kinds, heads // parts, cells.layout.model.head_dim), dtype=np.int32)
+        sinks, finest = np.zeros_like(means), float(1 << tables.planes[-1])
         slots: dict[tuple[int, ...], bytes] = {}
         spans = _spans(cells)
         for layer, kind in np.ndindex(layers, kinds):
@@ -64,8 +67,11 @@ class KltCoder:
             mean = (y[:, y.shape[1] - counted.shape[1] :] * counted).sum(1) / counted.sum(1).clamp_min(1e-30)
             unit = basis.step / MEANS_PER_STEP
             means[layer, kind] = (mean / unit).round().clamp(-(1 << 20), 1 << 20).int().numpy()
-            y = (y - torch.from_numpy(means[layer, kind].astype(np.float32))[:, None] * unit) * scale * (float(1 << tables.planes[-1]) / basis.step)
+            y = (y - torch.from_numpy(means[layer, kind].astype(np.float32))[:, None] * unit) * scale * (finest / basis.step)
             values = y.numpy()
+            sinks[layer, kind] = np.clip(np.round(np.nan_to_num(values[:, 0]) / finest), -MOST, MOST)
+            sunk = np.square(values[:, 0] - sinks[layer, kind] * finest)
+            values[:, 0] = 0
             for head, (tile, (start, stop)) in ((h, each) for h in range(heads) for each in enumerate(spans)):
                 of, part = divmod(head, parts)
                 columns = slice(part * cells.dim, (part + 1) * cells.dim)
@@ -76,8 +82,10 @@ class KltCoder:
                     continue
                 klass = basis.klass(layer, kind, of)[columns]
                 token = plane_classes(classes[layer, kind, of, start:stop])
+                if start == 0:
+                    token[0] = NEVER
                 coded, left = encode_cell(cell, token, klass, tables, self.seen)
-                errors[(slice(None), *here)] = left
+                errors[(slice(None), *here)] = left + (sunk[of, columns].sum() if start == 0 else 0.0)
                 for p, slot in enumerate(coded, 1):
                     slots[p, *here], sizes[p, *here] = slot, len(slot)
         body = b"".join(slots[key] for key in sorted(slots))
@@ -85,21 +93,24 @@ class KltCoder:
         nats = basis.nats / cells.tokens * (basis.step / (1 << tables.planes[-1])) ** 2
         deviation = np.ones(cells.shape[:3])
         coded_cells = CodedCells(found, errors.reshape(cells.passes + 1, -1) * nats, kept.reshape(-1), deviation)
-        of_tokens, of_means = pack(classes.reshape(-1, cells.tokens), True), pack(means.reshape(-1, means.shape[-1]), False)
-        named = np.frombuffer(bytes.fromhex(basis.digest) + np.array([len(of_tokens), len(of_tokens) + len(of_means)], "<u4").tobytes(), np.uint8)
-        return CodedSequence(coded_cells, sizes.reshape(cells.passes + 1, -1), named, of_tokens + of_means)
+        dim = means.shape[-1]
+        statistics = [pack(classes.reshape(-1, cells.tokens), True), pack(means.reshape(-1, dim), False), pack(sinks.reshape(-1, dim), False)]
+        ends = np.cumsum([len(part) for part in statistics]).astype("<u4")
+        named = np.frombuffer(bytes.fromhex(basis.digest) + ends.tobytes(), np.uint8)
+        return CodedSequence(coded_cells, sizes.reshape(cells.passes + 1, -1), named, b"".join(statistics))
 
     def expand(self, prefix: StreamPrefix, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         basis = self._basis()
         layers, kinds, heads, tiles = cells.shape
         parts, dim = cells.layout.model.head_dim // cells.dim, cells.layout.model.head_dim
-        of_tokens, end = np.frombuffer(prefix.levels[DIGEST_BYTES:].tobytes(), "<u4").tolist()
+        of_tokens, of_means, end = np.frombuffer(prefix.levels[DIGEST_BYTES:].tobytes(), "<u4").tolist()
         digest = prefix.levels[:DIGEST_BYTES].tobytes().hex()
         if digest != basis.digest:
             raise ValueError(f"the stream was coded with calibration {digest}, and this side has {basis.digest}: give both the same file")
         shape = (layers, kinds, heads // parts)
         classes = unpack(prefix.statistics[:of_tokens], int(np.prod(shape)), cells.tokens, True).reshape(*shape, cells.tokens)
-        means = unpack(prefix.statistics[of_tokens:end], int(np.prod(shape)), dim, False).reshape(*shape, dim)
+        means = unpack(prefix.statistics[of_tokens:of_means], int(np.prod(shape)), dim, False).reshape(*shape, dim)
+        sinks = unpack(prefix.statistics[of_means:end], int(np.prod(shape)), dim, False).reshape(*shape, dim)
         if classes.min() < HIDDEN or classes.max() > TOP:
             raise ValueError("stream is not valid: a token's class is out of range; its bytes are damaged")
         tables, view, size = _tables(basis, cells.depth_bits), prefix.wire.data, cells.layout.block_tokens
@@ -117,7 +128,10 @@ class KltCoder:
                 places = [(offsets[p][layer][kind][head][tile], sizes[p][layer][kind][head][tile]) for p in have]
                 slots = [bytes(view[at : at + length]) for at, length in places]
                 token = plane_classes(classes[layer, kind, of, start:stop])
+                if start == 0:
+                    token[0] = NEVER
                 y[of, start:stop, columns] = decode_cell(slots, token, basis.klass(layer, kind, of)[columns], tables)
+            y[:, 0] = sinks[layer, kind] * finest
             scaled = torch.from_numpy(y) * (basis.step / finest) / torch.from_numpy(scale_of(classes[layer, kind]))[..., None]
             scaled += torch.from_numpy(means[layer, kind].astype(np.float32))[:, None] * unit
             x = scaled @ torch.from_numpy(basis.inverse[layer, kind]).mT + torch.from_numpy(basis.mean[layer, kind])[:, None]
@@ -147,7 +161,7 @@ class KltCoder:
 
     @staticmethod
     def statistics_bytes(cells: Cells, levels: np.ndarray) -> int:
-        return int(np.frombuffer(levels[DIGEST_BYTES:].tobytes(), "<u4")[1])
+        return int(np.frombuffer(levels[DIGEST_BYTES:].tobytes(), "<u4")[-1])
 
     @staticmethod
     def tables_bytes(cells: Cells) -> int:
@@ -162,8 +176,8 @@ class KltCoder:
         levels = np.frombuffer(data, np.uint8, NAMED).copy()
         packed = np.frombuffer(data, np.uint8, SIZE_BYTES * cells.count * cells.passes, NAMED).reshape(-1, SIZE_BYTES)
         sizes = np.pad(packed, ((0, 0), (0, 1))).view("<u4").reshape(cells.passes, cells.count).astype(np.int64)
-        first, end = np.frombuffer(levels[DIGEST_BYTES:].tobytes(), "<u4").tolist()
-        if sizes[:, verbatim].any() or first > end or end > 1 << 31:
+        ends = np.frombuffer(levels[DIGEST_BYTES:].tobytes(), "<u4").astype(np.int64)
+        if sizes[:, verbatim].any() or (np.diff(ends) < 0).any() or ends[-1] > 1 << 31:
             raise ValueError("stream header is not valid: a cell that is not coded has passes, or the statistics have no end")
         return np.concatenate((np.zeros_like(sizes[:1]), sizes)), levels
 

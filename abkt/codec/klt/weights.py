@@ -15,6 +15,7 @@ LEAST, TOP = -11, 24  # half octaves
 HIDDEN = LEAST - 1
 FLOOR = 1e-6  # of importance, over its mean
 QUARTERS = 2  # classes of planes.py are quarter octaves
+NEVER = -100_000  # class in planes.py of a token whose coefficients never start
 
 
 def token_classes(importance: np.ndarray, exponent: float, mixing: float, first: np.ndarray) -> np.ndarray:
@@ -46,4 +47,4 @@ def scale_of(classes: np.ndarray) -> np.ndarray:
 
 def plane_classes(classes: np.ndarray) -> np.ndarray:
     """As planes.py takes them, int32. A hidden token's coefficients never start."""
-    return np.where(classes <= HIDDEN, -100_000, QUARTERS * classes).astype(np.int32)
+    return np.where(classes <= HIDDEN, NEVER, QUARTERS * classes).astype(np.int32)
