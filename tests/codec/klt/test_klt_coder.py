@@ -55,10 +55,11 @@ def test_at_full_depth_little_is_left(layout_of, filled_pool, table_of, klt_code
     codec, pool, table = klt_codec(layout), filled_pool(layout), table_of(layout, 90)
     stream = codec.encode(pool, table, 90, coder="klt")
     out, _ = expanded(codec, stream, len(stream.ends) - 1, layout, table)
+    assert stream.curve.distortion[-1] < 1e-4 * stream.curve.distortion[0]
     for layer in range(2):
         for x, y in zip(pool.read(table, layer, 90), out.read(table, layer, 90), strict=True):
             spread = (x.float() - x.float().mean(1, keepdim=True)).square().sum()
-            assert (x.float() - y.float()).square().sum() < 2e-3 * spread
+            assert (x.float() - y.float()).square().sum() < 1e-2 * spread
 
 
 def test_a_table_elsewhere_and_a_last_block_that_is_part_full_are_left_alone(layout_of, filled_pool, klt_codec):
