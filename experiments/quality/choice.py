@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from experiments.quality.methods import Held, Method
 from experiments.quality.peers import failure, peers, reasons
 
+KLT = ("ours_klt", "ours_klt-flat")
+
 
 def check(names: Sequence[str], own: Mapping[str, Method]) -> None:
     """Raises ValueError, one line, for an unknown name or one whose package is not installed."""
@@ -15,6 +17,8 @@ def check(names: Sequence[str], own: Mapping[str, Method]) -> None:
             raise ValueError(
                 f"codec {name}: {reasons()[name]}; leave it out, or install it (`pip install abkt[peers]` has all but lmcache)"
             )
+        if name in KLT and name not in own:
+            raise ValueError(f"codec {name} needs a calibration with a klt basis; give calibration=FILE of this model, or calibrate=true")
         if name != "all" and name not in {**own, **peers()}:
             raise ValueError(f"codec {name} is unknown; there are {', '.join({**own, **peers()})}, and all")
 

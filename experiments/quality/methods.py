@@ -94,9 +94,10 @@ class Cuts:
     weigh : gives the weights of the cells; if it gives None, all cells weigh the same.
     order : slope cuts at the bytes of the uniform order's whole rates, and at `between` places between two of them by equal ratios
         (twice as many below 1 bit). uniform cuts at the whole rates.
-    coder : fixed or entropy.
+    coder : fixed, entropy or klt, which needs a calibration with a basis.
     nested : False: each depth has its own code, which is sent whole.
     between : number of extra places, see order.
+    looks : with klt, whether the last queries say how finely each token is coded.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Cuts:
     coder: CoderName = "fixed"
     nested: bool = True
     between: int = 0
+    looks: bool = True
 
     def points(self, held: Held) -> Iterator[RatePoint]:
         for depth in (8,) if self.nested else BITS[1:]:
@@ -114,6 +116,9 @@ class Cuts:
                 yield RatePoint(rate, stream.ends[cut], self._put(held, stream.prefix(cut)), stream.curve.distortion[cut])
 
     def stream(self, held: Held, depth: int = 8) -> Stream:
+        if self.coder == "klt":
+            seen = held.importance.tokens(held.pool, held.table, held.tokens) if self.looks else None
+            return self.codec.encode(held.pool, held.table, held.tokens, depth, self.order, coder="klt", importance=seen)
         weights = self.weigh(held, self.codec.cells(held.tokens, depth))
         return self.codec.encode(held.pool, held.table, held.tokens, depth, self.order, weights, self.coder)
 
@@ -167,7 +172,7 @@ def shuffled(calibration: Calibration | None) -> Weigh:
     return weigh
 
 
-ABLATIONS = ("flat", "flat-entropy", "position-only", "head-only", "shuffled", "no-prediction", "not-nested")
+ABLATIONS = ("ours_klt-flat", "flat", "flat-entropy", "position-only", "head-only", "shuffled", "no-prediction", "not-nested")
 
 
 def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
@@ -190,6 +195,8 @@ def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
         Message(CacheGenCodec("cachegen2", coarseness=2.0)),
         Message(Kivi("kivi3", 3)),
     )
+    if calibration and calibration.basis:
+        ours = (*ours, Cuts("ours_klt", codec, coder="klt", between=3), Cuts("ours_klt-flat", codec, coder="klt", between=3, looks=False))
     return {method.name: method for method in (*ours, *(Message(baseline) for baseline in BASELINES))}
 
 

@@ -58,6 +58,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     from abkt.codec.codec import Codec
     from abkt.serve.engine.compute_dtype import compute_dtype
     from abkt.serve.engine.engine import Engine, read_spec, rope_theta
+    from abkt.serve.engine.model_folder import fingerprint
     from abkt.spec import KVLayout
     from experiments.lib.curves import save_quality
     from experiments.lib.manifest import write_manifest
@@ -65,7 +66,8 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     from experiments.lib.results import write_json
     from experiments.models.tokenizer import bos_ids, needed_tokenizer, passage_ids
     from experiments.quality import gates
-    from experiments.quality.choice import check, choose
+    from experiments.quality.calibrate import FITTED, HELD_OUT
+    from experiments.quality.choice import KLT, check, choose
     from experiments.quality.lowbit import verdicts
     from experiments.quality.measure import Bench
     from experiments.quality.methods import ABLATIONS, methods
@@ -79,7 +81,8 @@ def main(config: QualityConfig, run: VerbCall) -> None:
         raise ValueError(f"model {spec.name} has no tokenizer, so it cannot be given text; put its tokenizer into {config.model_folder}")
     before = () if texts is None else bos_ids(needed_tokenizer(config.model_folder))
     asked = list(samples(config.samples, config.tokens, config.seed, texts, recalls, before))
-    others = list(samples(max(2, config.samples // 2), config.tokens, config.seed + 1, texts, recalls, before)) if config.calibrate else []
+    wanted = FITTED + HELD_OUT if texts is not None else max(2, config.samples // 2)
+    others = list(samples(wanted, config.tokens, config.seed + 1, texts, recalls, before)) if config.calibrate else []
     again = trials(config, recalls) if config.trials else []
     longest = max(len(s.prompt) + len(s.continuation) for s in (*asked, *again, *others))
     if longest > spec.max_tokens:
@@ -89,7 +92,9 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     layout = KVLayout(spec, (1 + copies) * (-(-longest // 16) + 1))
     calibration = load(config.calibration) if config.calibration else None
     codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=rope_theta(config.model_folder), calibration=calibration)
-    check(config.codecs, methods(codec, calibration))
+    if calibration:
+        calibration.check_files(fingerprint(config.model_folder))
+    check([name for name in config.codecs if not (config.calibrate and name in KLT)], methods(codec, calibration))
     dtype = compute_dtype(spec.dtype)
     left = [index for index in range(len(asked)) if index not in saved.done]
     first = f"a calibration on {len(others)} others first; " if others else ""
@@ -103,6 +108,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     if config.calibrate:
         calibration = calibrated(config, bench, codec, others)
         codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=codec.rope_theta, calibration=calibration)
+        check(config.codecs, methods(codec, calibration))
     chosen, left_out = choose(config.codecs, methods(codec, calibration), map(bench.prefill, (asked[0], *again)))
     for name, reason in left_out.items():
         print(f"left out: {name}, because {reason}")
@@ -130,12 +136,13 @@ def main(config: QualityConfig, run: VerbCall) -> None:
 def calibrated(config: QualityConfig, bench: Bench, codec: Codec, others: Sequence[QualitySample]) -> Calibration:
     """The calibration of this run: read where an earlier part of the run has made it, else made now."""
     from abkt.codec.calibration import load
+    from abkt.serve.engine.model_folder import fingerprint
     from experiments.lib.progress import Pace, bar
     from experiments.quality.calibrate import calibrate, passes
 
-    path = config.out / "calibration.json"
-    if path.exists():
-        return load(path)
+    for path in (config.out / "calibration.safetensors", config.out / "calibration.json"):
+        if path.exists():
+            return load(path)
     total = passes(codec.layout.model, len(others))
     pace, count = Pace(total), 0
     with bar("calibrate", total) as progress:
@@ -147,8 +154,10 @@ def calibrated(config: QualityConfig, bench: Bench, codec: Codec, others: Sequen
             if said := pace.add(scored):
                 print(f"calibrate: {said}", flush=True)
 
-        made = calibrate(bench, codec, others, done)
-    made.save(path)
+        made = calibrate(bench, codec, others, done, fingerprint(config.model_folder))
+    made.save(config.out / ("calibration.safetensors" if made.basis else "calibration.json"))
+    for name, value in made.about.items():
+        print(f"calibrate: {name}: {value}")
     return made
 
 
