@@ -30,6 +30,7 @@ class QualityOutcome:
     kl, worst_kl : divergence of the logits from those after raw KV: mean, and mean over the worst 1 % of tokens.
     right, raw_right : share of answers that the model gives itself.
     right_near, right_far : the same for answers whose source is in the nearer and in the farther half of the prompt.
+    agreement : share of the continuation's tokens for which the model's choice is the one after raw KV.
     diverged_at : first token of the continuation where the model's choice differs (the length if none does).
     nmse : squared error of KV over its squared deviation from channel means, mean over layers and K, V.
     attention_error : squared error over squared length of the attention output of the last queries, mean over layers.
@@ -61,6 +62,7 @@ class QualityOutcome:
     right_to_512: float = float("nan")
     right_to_1024: float = float("nan")
     right_to_2048: float = float("nan")
+    agreement: float = float("nan")
 
 
 DISTANCES = (128, 256, 512, 1024, 2048)
@@ -101,7 +103,13 @@ class Bench:
         """As logits, after the KV that lies in the first `rows` tables, in one pass: [rows, tokens - 1, vocabulary]."""
         return self.engine.score_rows(sample.continuation[:-1], [SequenceRow(table, len(sample.prompt)) for table in self.tables[:rows]])
 
-    def outcomes(self, index: int, sample: QualitySample, methods: Sequence[Method]) -> Iterator[QualityOutcome]:
+    def outcomes(
+        self, index: int, sample: QualitySample, methods: Sequence[Method], refined: bool = True
+    ) -> Iterator[QualityOutcome]:
+        """The outcomes of each method at each of its rates, method after method. The prompt is prefilled once.
+
+        refined: also replay a coarse start of the embedded methods that is refined after REFINED_AFTER tokens.
+        """
         held = self.prefill(sample)
         layers = held.pool.layout.model.layers
         source = [torch.stack(held.pool.read(self.sent, layer, held.tokens)).double() for layer in range(layers)]
@@ -114,7 +122,7 @@ class Bench:
             points = list(method.points(held))
             for point in points:
                 yield self._outcome(index, sample, held, source, method.name, point.rate, point, [(0, point.put)], reference)
-            for coarse, fine in refinements(points):
+            for coarse, fine in refinements(points) if refined else ():
                 rate = f"{coarse.rate} then {fine.rate}"
                 schedule = [(0, coarse.put), (REFINED_AFTER, fine.put)]
                 yield self._outcome(index, sample, held, source, method.name, rate, fine, schedule, reference)
@@ -143,6 +151,7 @@ class Bench:
             float(kl.mean()), float(worst.mean()), _share(right, answers), _share(raw_right, answers),
             int(other[0]) if len(other) else len(kl), _share(right, near), _share(right, answers & far), point.distortion,
             *(_share(right, answers & (distance > low) & (distance <= high)) for low, high in pairwise((0, *DISTANCES))),
+            float((choice == raw_choice).float().mean()),
         )  # fmt: skip
 
 

@@ -97,6 +97,7 @@ class Cuts:
     coder : fixed or entropy.
     nested : False: each depth has its own code, which is sent whole.
     between : number of extra places, see order.
+    rates : cut at these bits instead; between two whole rates the bytes are interpolated by equal ratios. uniform takes only whole ones.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Cuts:
     coder: CoderName = "fixed"
     nested: bool = True
     between: int = 0
+    rates: tuple[float, ...] = ()
 
     def points(self, held: Held) -> Iterator[RatePoint]:
         for depth in (8,) if self.nested else BITS[1:]:
@@ -125,7 +127,11 @@ class Cuts:
         if not self.nested:
             return {f"{whole[-1][0]:g}": stream.curve.finest}
         if self.order == "uniform":
-            return {f"{bits:g}": cut for cut, (bits, _) in enumerate(whole, 1)}
+            return {f"{bits:g}": cut for cut, (bits, _) in enumerate(whole, 1) if not self.rates or bits in self.rates}
+        if self.rates:
+            known, sizes = zip((0.0, stream.uniform.bytes[0]), *whole)
+            wanted = np.exp(np.interp(self.rates, known, np.log(sizes)))
+            return {f"{bits:g}": cut for bits, budget in zip(self.rates, wanted, strict=True) if (cut := stream.slope.cut_within(budget))}
         budgets = [whole[-1]]
         for (a, b), (c, d) in pairwise([(0.0, stream.uniform.bytes[0]), *whole]):
             parts = (self.between + 1) * (2 if c <= 1 and self.between else 1)  # the curve is steepest there
@@ -167,6 +173,21 @@ def shuffled(calibration: Calibration | None) -> Weigh:
     return weigh
 
 
+def by_position(gamma: float) -> Weigh:
+    """Weights by the last queries to the power gamma, all heads alike."""
+
+    def weigh(held: Held, cells: Cells) -> torch.Tensor:
+        model = held.pool.layout.model
+        shape = (model.layers, model.kv_kinds, model.kv_heads)
+        alike = Calibration(model.name, gamma, np.ones(shape), np.zeros(shape, dtype=np.uint8))
+        return held.importance.weights(held.pool, held.table, cells, alike)
+
+    return weigh
+
+
+REAL_BITS = (1.0, 1.5, 2.0, 3.0, 4.0)
+"""Rates at which the codec without a transform is compared on real models."""
+
 ABLATIONS = ("flat", "flat-entropy", "position-only", "head-only", "shuffled", "no-prediction", "not-nested")
 
 
@@ -187,6 +208,10 @@ def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
         Cuts("shuffled", codec, shuffled(calibration)),
         Cuts("no-prediction", still, weigh, coder="entropy"),
         Cuts("not-nested", codec, order="uniform", nested=False),
+        Cuts("embedded", codec, weigh, coder="entropy", rates=REAL_BITS),
+        Cuts("embedded-flat", codec, coder="entropy", rates=REAL_BITS),
+        Cuts("embedded-position", codec, by_position(0.5), coder="entropy", rates=REAL_BITS),
+        Cuts("embedded-uniform", codec, order="uniform", coder="entropy", rates=REAL_BITS),
         Message(CacheGenCodec("cachegen2", coarseness=2.0)),
         Message(Kivi("kivi3", 3)),
     )
