@@ -104,15 +104,16 @@ class Bench:
         return self.engine.score_rows(sample.continuation[:-1], [SequenceRow(table, len(sample.prompt)) for table in self.tables[:rows]])
 
     def outcomes(
-        self, index: int, sample: QualitySample, methods: Sequence[Method], refined: bool = True
+        self, index: int, sample: QualitySample, methods: Sequence[Method], answers_only: bool = False
     ) -> Iterator[QualityOutcome]:
         """The outcomes of each method at each of its rates, method after method. The prompt is prefilled once.
 
-        refined: also replay a coarse start of the embedded methods that is refined after REFINED_AFTER tokens.
+        answers_only: leave out, to save time, the squared errors of KV and attention (they are nan then), and the replay of a coarse start
+        of the embedded methods that is refined after REFINED_AFTER tokens.
         """
         held = self.prefill(sample)
         layers = held.pool.layout.model.layers
-        source = [torch.stack(held.pool.read(self.sent, layer, held.tokens)).double() for layer in range(layers)]
+        source = [torch.stack(held.pool.read(self.sent, layer, held.tokens)).double() for layer in range(layers) if not answers_only]
 
         def put_raw(table: list[int]) -> None:
             held.pool.data[table] = held.pool.data[self.sent]
@@ -122,7 +123,7 @@ class Bench:
             points = list(method.points(held))
             for point in points:
                 yield self._outcome(index, sample, held, source, method.name, point.rate, point, [(0, point.put)], reference)
-            for coarse, fine in refinements(points) if refined else ():
+            for coarse, fine in () if answers_only else refinements(points):
                 rate = f"{coarse.rate} then {fine.rate}"
                 schedule = [(0, coarse.put), (REFINED_AFTER, fine.put)]
                 yield self._outcome(index, sample, held, source, method.name, rate, fine, schedule, reference)
@@ -146,7 +147,7 @@ class Bench:
         received = [torch.stack(held.pool.read(self.received, layer, held.tokens)).double() for layer in range(len(source))]
         return QualityOutcome(
             index, sample.kind, held.tokens, method, rate, point.wire_bytes, held.tokens * held.pool.layout.model.kv_bytes_per_token,
-            nmse(source, received), attention_error(held, source, received),
+            *((nmse(source, received), attention_error(held, source, received)) if source else (float("nan"),) * 2),
             float(-ours[answers, target[answers]].mean()), float(-theirs[answers, target[answers]].mean()),
             float(kl.mean()), float(worst.mean()), _share(right, answers), _share(raw_right, answers),
             int(other[0]) if len(other) else len(kl), _share(right, near), _share(right, answers & far), point.distortion,

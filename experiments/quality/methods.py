@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from abkt.codec.baselines import ALL as BASELINES
-from abkt.codec.baselines import CacheGenCodec, Kivi
+from abkt.codec.baselines import LOSSLESS, CacheGenCodec, Kivi
 from abkt.codec.baselines.base import Baseline
 from abkt.codec.calibration import Calibration
 from abkt.codec.cells import BITS, Cells
@@ -215,7 +215,7 @@ def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
         Message(CacheGenCodec("cachegen2", coarseness=2.0)),
         Message(Kivi("kivi3", 3)),
     )
-    return {method.name: method for method in (*ours, *(Message(baseline) for baseline in BASELINES))}
+    return {method.name: method for method in (*ours, *(Message(baseline) for baseline in (*BASELINES, *LOSSLESS)))}
 
 
 def _without_differences(codec: Codec) -> Calibration:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from pydantic import ConfigDict
 
+    from abkt.codec.baselines.calibrated.kv import CalibrationKV
     from abkt.codec.calibration import Calibration
     from abkt.codec.codec import Codec
     from experiments.quality.gates import Gate
@@ -57,7 +58,7 @@ class QualityConfig:
         check_seed(self)
 
 
-@verb("quality", resumes=("outcomes.jsonl", "settings.json"))
+@verb("quality", resumes=("outcomes.jsonl", "settings.json", "calibration_kv.safetensors"))
 def main(config: QualityConfig, run: VerbCall) -> None:
     import pandas as pd
 
@@ -77,6 +78,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     from experiments.quality.lowbit import verdicts
     from experiments.quality.measure import Bench
     from experiments.quality.methods import ABLATIONS, methods
+    from experiments.quality.rivals import rivals
     from experiments.quality.samples import read_texts, samples
     from experiments.quality.saved import SavedOutcomes
 
@@ -100,7 +102,8 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     layout = KVLayout(spec, (1 + copies) * (-(-longest // 16) + 1))
     calibration = load(config.calibration) if config.calibration else None
     codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=rope_theta(config.model_folder), calibration=calibration)
-    check(config.codecs, methods(codec, calibration))
+    fitted = rivals(lambda: calibration_of(config)) if config.calibration_texts else {}
+    check(config.codecs, methods(codec, calibration) | fitted)
     dtype = compute_dtype(spec.dtype)
     left = [index for index in range(len(asked)) if index not in {prompt for prompt, _ in saved.done}]
     first = f"a calibration on {len(others)} others first; " if others else ""
@@ -114,7 +117,8 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     if config.calibrate:
         calibration = calibrated(config, bench, codec, others)
         codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=codec.rope_theta, calibration=calibration)
-    chosen, left_out = choose(config.codecs, methods(codec, calibration), map(bench.prefill, (asked[0], *again)))
+    known = methods(codec, calibration) | fitted
+    chosen, left_out = choose(config.codecs, known, map(bench.prefill, (asked[0], *again)))
     for name, reason in left_out.items():
         print(f"left out: {name}, because {reason}")
     missing = {index: [m for m in chosen if (index, m.name) not in saved.done] for index in range(len(asked))}
@@ -122,7 +126,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     pace = Pace(len(left) or 1)
     with bar("prompts", len(left)) as progress:
         for done, index in enumerate(left, 1):
-            outcomes = bench.outcomes(index, asked[index], missing[index], refined=not config.passages)
+            outcomes = bench.outcomes(index, asked[index], missing[index], answers_only=bool(config.passages))
             for method, found in groupby(outcomes, attrgetter("method")):
                 saved.add(index, method, list(found))
             progress.update(done, len(left))
@@ -165,6 +169,39 @@ def calibrated(config: QualityConfig, bench: Bench, codec: Codec, others: Sequen
         made = calibrate(bench, codec, others, done)
     made.save(path)
     return made
+
+
+def calibration_of(config: QualityConfig) -> CalibrationKV:
+    """The KV and Fisher information of the calibration texts: read where an earlier part of the run has made them, else made now."""
+    import numpy as np
+
+    from abkt.codec.baselines.calibrated.kv import load
+    from experiments.lib.progress import Pace, bar
+    from experiments.models.tokenizer import bos_ids, needed_tokenizer
+    from experiments.quality.fisher import calibration_kv
+    from experiments.quality.kinds import ids_of
+    from experiments.quality.samples import AFTER, text
+
+    path = config.out / "calibration_kv.safetensors"
+    if path.exists():
+        return load(path)
+    assert config.calibration_texts
+    tokenizer, count = needed_tokenizer(config.model_folder), config.calibration_prompts
+    ids = ids_of("calibration", config.calibration_texts, tokenizer)
+    of = [text(np.random.default_rng((1, i)), ids, config.tokens, AFTER, bos_ids(tokenizer)) for i in range(count)]
+    pace, made = Pace(count), 0
+    with bar("calibration texts", count) as progress:
+
+        def done(texts: int) -> None:
+            nonlocal made
+            made += texts
+            progress.update(made, count)
+            if said := pace.add(texts):
+                print(f"calibration texts: {said}", flush=True)
+
+        found = calibration_kv(config.model_folder, of, done)
+    found.save(path)
+    return found
 
 
 def settings(config: QualityConfig) -> dict[str, str]:

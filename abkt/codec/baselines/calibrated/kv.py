@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from abkt.codec.baselines.rope import Rope, unrotated
 
@@ -44,9 +47,9 @@ class CalibrationKV:
         if not self.fisher.isfinite().all():
             raise ValueError("the Fisher information is not finite")
 
-    def unrotated(self) -> torch.Tensor:
-        """All tokens but the sinks, K before RoPE: [layers, 2, heads, tokens of all texts, head_dim] float32."""
-        return torch.cat([unrotated(x, self.rope)[..., SINKS:, :] for x in self.kv], 3)
+    def unrotated(self, every: int = 1) -> torch.Tensor:
+        """Every `every`-th token but the sinks, K before RoPE: [layers, 2, heads, tokens of all texts, head_dim] float32."""
+        return torch.cat([unrotated(x, self.rope)[..., SINKS::every, :] for x in self.kv], 3)
 
     @property
     def diagonal(self) -> torch.Tensor:
@@ -57,3 +60,21 @@ class CalibrationKV:
     def of_heads(self) -> torch.Tensor:
         """[layers, 2, heads] float32: what a unit of squared error costs, mean over channels; the same before and after RoPE."""
         return self.diagonal.mean(-1).clamp_min(1e-30)
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors. The file is replaced in one step, so that it is never half written."""
+        tensors = {f"kv{i}": x.contiguous() for i, x in enumerate(self.kv)}
+        tensors |= {"fisher": self.fisher.contiguous(), "thetas": torch.tensor(self.rope.thetas, dtype=torch.float64)}
+        part = path.with_suffix(".part")
+        save_file(tensors, part)
+        part.replace(path)
+
+
+def load(path: Path) -> CalibrationKV:
+    """Read what `save` wrote. Raises ValueError, one line, where the file cannot be read or is something else."""
+    try:
+        read = load_file(path)
+        kv = tuple(read[f"kv{i}"] for i in range(len(read) - 2))
+        return CalibrationKV(kv, Rope(tuple(read["thetas"].tolist())), read["fisher"])
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{path} holds no KV of calibration texts: {error}; remove it, and it is made again") from None

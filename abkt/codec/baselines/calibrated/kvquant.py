@@ -19,8 +19,8 @@ from abkt.codec.baselines.rope import Rope, rotated, unrotated
 from abkt.codec.bits import pack, packed_bytes, unpack
 
 OUTLIERS = 0.01
-ROUNDS = 30
-MOST = 100_000  # values of a layer that a codebook is made from
+ROUNDS = 20
+MOST = 50_000  # values of a layer that a codebook is made from
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class KvQuant(MessageBaseline):
 
 def fit(calibration: CalibrationKV, bits: int, name: str = "") -> KvQuant:
     """KVQuant with the ranges and codebooks of the calibration texts."""
-    x = calibration.unrotated()
+    x = calibration.unrotated(every=4)
     layers, _, heads, tokens, dim = x.shape
     ordered = x[:, 0].sort(2).values
     cut = max(1, round(tokens * OUTLIERS / 2))
