@@ -78,7 +78,9 @@ def needles(tokenizer: Any, rng: np.random.Generator, ids: np.ndarray, tokens: i
     """A passage with NEEDLES sentences that name a city's number, and questions for each. The digits are the answers."""
     cities = rng.permutation(["Paris", "Tokyo", "Cairo", "Lima", "Oslo", "Rome", "Delhi", "Quito"])[:NEEDLES].tolist()
     values = rng.integers(10_000, 100_000, NEEDLES).tolist()
-    told = [tokenizer.encode(f"\nThe secret number of {c} is {v}.\n", add_special_tokens=False) for c, v in zip(cities, values, strict=True)]
+    told = [
+        tokenizer.encode(f"\nThe secret number of {c} is {v}.\n", add_special_tokens=False) for c, v in zip(cities, values, strict=True)
+    ]
     hay = tokens - sum(map(len, told)) - len(before)
     if hay < NEEDLES or len(ids) <= hay:
         raise ValueError(f"needles need a text of more than {hay} tokens and a prompt of more than {tokens - hay}; there are {len(ids)}")

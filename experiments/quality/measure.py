@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from abkt.codec.importance import Importance
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine
+from experiments.quality.dropping import kept_logits
 from experiments.quality.methods import Held, Method, RatePoint
 from experiments.quality.samples import QualitySample
 
@@ -94,6 +95,13 @@ class Bench:
                 found.append(self.engine.score(rest[start:stop], row))
         return torch.cat(found)
 
+    def logits_of_kept(self, sample: QualitySample, point: RatePoint) -> torch.Tensor:
+        """As logits, after a method that leaves tokens out."""
+        point.put(self.received)
+        assert point.kept is not None
+        kv = [self.engine.pool.read(self.received, layer, len(sample.prompt)) for layer in range(self.engine.layout.model.layers)]
+        return kept_logits(self.engine.model, kv, point.kept, list(sample.continuation[:-1]))
+
     def rows_for(self, sample: QualitySample) -> int:
         """How many copies to score in one pass: as many as there are, while their logits stay below MOST_LOGITS values."""
         of_row = len(sample.continuation) * (self.engine.layout.model.vocabulary or 1)
@@ -132,7 +140,7 @@ class Bench:
         self, index: int, sample: QualitySample, held: Held, source: list[torch.Tensor], method: str, rate: str, point: RatePoint,
         schedule: list[tuple[int, Callable[[list[int]], object]]], reference: torch.Tensor,
     ) -> QualityOutcome:  # fmt: skip
-        logits = self.logits(sample, schedule)
+        logits = self.logits(sample, schedule) if point.kept is None else self.logits_of_kept(sample, point)
         target = torch.tensor(sample.continuation[1:])
         answers = torch.tensor(sample.answers[1:])
         ours, theirs = logits.log_softmax(-1), reference

@@ -35,12 +35,14 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class RatePoint:
     """One rate of a codec. put: writes the received KV into the blocks of another table of the same pool. distortion: distortion that the
-    codec reports, by its own weights; nan for codecs that report none."""
+    codec reports, by its own weights; nan for codecs that report none. kept: [layers, kv_heads, tokens] bool, the tokens that were sent,
+    which alone are seen by later ones; None: all."""
 
     rate: str
     wire_bytes: int
     put: Callable[[list[int]], object]
     distortion: float = float("nan")
+    kept: torch.Tensor | None = None
 
 
 class Method(Protocol):

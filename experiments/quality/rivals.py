@@ -1,4 +1,5 @@
-"""The published codecs that calibrate, as methods: each is fitted when it is first asked for its rates, on the same texts."""
+"""Rivals as methods: the published codecs that calibrate, each fitted on the same texts when it is first asked for its rates, and those
+that leave tokens out."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from functools import cache
 from abkt.codec.baselines.base import Baseline
 from abkt.codec.baselines.calibrated import cachegen, kvquant, kvtc, kvtuner, matter
 from abkt.codec.baselines.calibrated.kv import CalibrationKV
+from experiments.quality.dropping import FirstAndLast, SnapKv
 from experiments.quality.methods import Held, Method, RatePoint
 
 STEPS = (2.0, 1.0, 0.5, 0.25)
@@ -37,6 +39,12 @@ def rivals(calibration: Callable[[], CalibrationKV]) -> dict[str, Method]:
         Fitted("kvtc", cache(lambda: _named(kvtc.fit(calibration(), STEPS)))),
         Fitted("kvtc-best", cache(lambda: _named(kvtc.fit(calibration(), STEPS, weighted=True, window=16, name="kvtcw")))),
     )
+    return {method.name: method for method in made}
+
+
+def dropping() -> dict[str, Method]:
+    """The rivals that leave tokens out, by name."""
+    made: tuple[Method, ...] = (SnapKv(), FirstAndLast())
     return {method.name: method for method in made}
 
 

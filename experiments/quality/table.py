@@ -1,4 +1,4 @@
-"""Tables of a run of `abkt quality`, as Markdown: `python -m experiments.quality.table DIR [ours=METHOD,…]`, also of a run that still goes on.
+"""Tables of a run of `abkt quality`, as Markdown: `python -m experiments.quality.table DIR [ours=METHOD]`, also while it still runs.
 
 Curves are compared where they are not measured by interpolating the logarithm of the mean divergence (KL) against the logarithm of the mean
 bytes, and never beyond their ends. Intervals are 95 %, by bootstrap over prompts; a comparison draws the same prompts for both codecs.
@@ -104,8 +104,9 @@ def rates(frame: pd.DataFrame) -> pd.DataFrame:
         text = group[group.kind == "encyclopaedia"]
         rows.append(
             {
-                "codec": method, "rate": rate, "prompts": len(group), "of raw": f"{group.of_raw.mean():.3f}", "KL": f"{group.kl.mean():.4f}",
-                "worst 1 %": f"{group.worst_kl.mean():.3f}", "ΔNLL": f"{group.dnll.mean():+.4f} [{low:+.4f}, {high:+.4f}]",
+                "codec": method, "rate": rate, "prompts": len(group), "of raw": f"{group.of_raw.mean():.3f}",
+                "KL": f"{group.kl.mean():.4f}", "worst 1 %": f"{group.worst_kl.mean():.3f}",
+                "ΔNLL": f"{group.dnll.mean():+.4f} [{low:+.4f}, {high:+.4f}]",
                 "same greedy token": f"{group.agreement.mean():.3f}",
                 "right (raw)": _right(group[group.kind.isin(("recall", "needles"))]),
                 "perplexity (raw)": f"{np.exp(text.nll.mean()):.2f} ({np.exp(text.raw_nll.mean()):.2f})" if len(text) else "",
@@ -121,7 +122,7 @@ def by_kind(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def against(frame: pd.DataFrame, ours: str) -> pd.DataFrame:
-    """What ours takes at the KL of each rate of every other method: the share of its bytes that is saved; negative where ours takes more."""
+    """The share of its bytes that ours saves at the KL of each rate of every other method; negative where ours needs more."""
     rows = []
     for method in dict.fromkeys(frame.method):
         if method == ours:
@@ -167,7 +168,8 @@ def laws(frame: pd.DataFrame, ours: str) -> pd.DataFrame:
             value = less(curves.every)
             drawn = [x for x in map(less, curves.draws()) if np.isfinite(x)]
             if not np.isfinite(value) or not drawn:
-                rows.append({"ours less": name, "bits": f"{bits:g}", "prompts": len(curves.samples), "KL": "not measured there", "kept": ""})
+                said = {"KL": "not measured there", "kept": ""}
+                rows.append({"ours less": name, "bits": f"{bits:g}", "prompts": len(curves.samples)} | said)
                 continue
             low, high = np.quantile(drawn, (0.025, 0.975))
             kept = "yes" if high <= 0 else "**no**" if low > 0 else "cannot tell"

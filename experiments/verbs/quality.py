@@ -78,7 +78,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     from experiments.quality.lowbit import verdicts
     from experiments.quality.measure import Bench
     from experiments.quality.methods import ABLATIONS, methods
-    from experiments.quality.rivals import rivals
+    from experiments.quality.rivals import dropping, rivals
     from experiments.quality.samples import read_texts, samples
     from experiments.quality.saved import SavedOutcomes
 
@@ -102,7 +102,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     layout = KVLayout(spec, (1 + copies) * (-(-longest // 16) + 1))
     calibration = load(config.calibration) if config.calibration else None
     codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=rope_theta(config.model_folder), calibration=calibration)
-    fitted = rivals(lambda: calibration_of(config)) if config.calibration_texts else {}
+    fitted = dropping() | (rivals(lambda: calibration_of(config)) if config.calibration_texts else {})
     check(config.codecs, methods(codec, calibration) | fitted)
     dtype = compute_dtype(spec.dtype)
     left = [index for index in range(len(asked)) if index not in {prompt for prompt, _ in saved.done}]
@@ -178,7 +178,7 @@ def calibration_of(config: QualityConfig) -> CalibrationKV:
     from abkt.codec.baselines.calibrated.kv import load
     from experiments.lib.progress import Pace, bar
     from experiments.models.tokenizer import bos_ids, needed_tokenizer
-    from experiments.quality.fisher import calibration_kv
+    from experiments.quality.calibration_kv import calibration_kv
     from experiments.quality.kinds import ids_of
     from experiments.quality.samples import AFTER, text
 
@@ -205,7 +205,7 @@ def calibration_of(config: QualityConfig) -> CalibrationKV:
 
 
 def settings(config: QualityConfig) -> dict[str, str]:
-    """All that an outcome depends on. A run can only resume with the same settings; more samples and more codecs go beside those that are there."""
+    """All that an outcome depends on. A run can only resume with the same settings; more samples and codecs go beside those there."""
     from experiments.lib.manifest import file_hash
 
     kept = {key: str(getattr(config, key)) for key in ("tokens", "tile_tokens", "texts", "passages", "retrieval", "calibrate", "seed")}

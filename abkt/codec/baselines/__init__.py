@@ -24,7 +24,8 @@ __all__ = ["ALL", "LOSSLESS", "Baseline", "CacheGenCodec", "Fp8", "Kivi", "Layer
 __getattr__ = exporter(
     __name__,
     {
-        "ALL": "registry", "LOSSLESS": "registry", "Baseline": "base", "CacheGenCodec": "cachegen", "Fp8": "fp8", "Kivi": "kivi", "Layers": "layers",
+        "ALL": "registry", "LOSSLESS": "registry",
+        "Baseline": "base", "CacheGenCodec": "cachegen", "Fp8": "fp8", "Kivi": "kivi", "Layers": "layers",
         "LynxCodec": "lynx", "Tiers": "tiers", "Uniform": "uniform",
     },
 )  # fmt: skip

@@ -38,7 +38,9 @@ class Ans(MessageBaseline):
             table = shares(np.bincount(e[0], minlength=256))
             used = np.flatnonzero(table)
             stream = rans.encode(e, np.zeros_like(e), table[None])[0]
-            head = np.array([len(used) - 1], dtype=np.uint8).tobytes() + used.astype(np.uint8).tobytes() + table[used].astype("<u2").tobytes()
+            head = (
+                np.array([len(used) - 1], dtype=np.uint8).tobytes() + used.astype(np.uint8).tobytes() + table[used].astype("<u2").tobytes()
+            )
             parts += [head, np.array([len(stream)], dtype="<i4").tobytes(), stream]
         return parts
 

@@ -18,8 +18,8 @@ from abkt.codec.bits import pack, packed_bytes, unpack
 
 @dataclass(frozen=True)
 class LayerWise(MessageBaseline):
-    """bits: for each layer and for K and V, the bits of each head; 0: the mean of each channel in float16. group: values that share a scale.
-    residual: as in KIVI."""
+    """bits: for each layer and for K and V, the bits of each head; 0: the mean of each channel in float16. group: number of values that
+    share a scale. residual: as in KIVI."""
 
     name: str
     bits: tuple[tuple[tuple[int, ...], ...], ...]
@@ -69,7 +69,10 @@ class LayerWise(MessageBaseline):
 
 
 def losses(x: torch.Tensor, fisher: torch.Tensor, bits: int, group: int = 32) -> torch.Tensor:
-    """What coding every head with `bits` bits costs by the Fisher information, [layers, 2, heads]. x: KV [layers, 2, heads, tokens, dim]."""
+    """What coding every head with `bits` bits costs by the Fisher information, [layers, 2, heads], as `fisher` is.
+
+    x: KV [layers, 2, heads, tokens, dim].
+    """
     x = x.float()
     if not bits:
         error = x - x.mean(3, keepdim=True)

@@ -1,7 +1,8 @@
 """SplitZip-like lossless coding (arXiv 2605.01708): exponents of bfloat16 in 4 bits, with escapes; signs and mantissas as they are.
 
-The 15 most frequent exponents of a (layer, K or V) have codes; the code 15 is followed, in a list of its own, by the exponent itself. With
-no escape a value takes 12 of 16 bits, so the ratio is at most 1.33.
+The 16 most frequent exponents have codes, and a sparse list of (position, value) corrects the others, as in the paper. The paper's codebook
+is calibrated offline; here each (layer, K or V) has its own, found in the message's KV, for 16 bytes. A position takes 2 bytes within its
+chunk of 65,536 values, which is an assumption. With no escape a value takes 12 of 16 bits, so the ratio is at most 1.33.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from abkt.codec.baselines.base import Body, MessageBaseline
 from abkt.codec.bits import pack, packed_bytes, unpack
 
-COMMON = 15
+COMMON = 16
+CHUNK = 1 << 16  # values whose escapes share a count
 
 
 def split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,19 +46,26 @@ class SplitZip(MessageBaseline):
             code_of = torch.full((256,), COMMON, dtype=torch.uint8)
             code_of[common] = torch.arange(COMMON, dtype=torch.uint8)
             codes = code_of[e.long()]
-            escaped = e[codes == COMMON]
-            parts += [common.to(torch.uint8), torch.tensor([len(escaped)], dtype=torch.int32), pack(codes, 4), escaped]
+            places = (codes == COMMON).nonzero()[:, 0]
+            counts = torch.bincount(places // CHUNK, minlength=-(-len(e) // CHUNK)).to(torch.int32)
+            codes[places] = 0
+            within = (places % CHUNK).to(torch.int32).numpy().astype("<u2").tobytes()
+            parts += [common.to(torch.uint8), counts, pack(codes, 4), within, e[places]]
         return parts
 
     def restore(self, body: Body, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         rest, exponents = body.take(torch.uint8, *shape), torch.empty(shape, dtype=torch.uint8)
         size = torch.Size(shape[2:]).numel()
         for layer, kind in np.ndindex(shape[:2]):
-            common, count = body.take(torch.uint8, COMMON), int(body.take(torch.int32, 1))
+            common, counts = body.take(torch.uint8, COMMON), body.take(torch.int32, -(-size // CHUNK)).long()
             codes = unpack(body.take(torch.uint8, packed_bytes(size, 4)), 4, (size,))
-            if count != int((codes == COMMON).sum()):
-                raise ValueError("message is damaged: it has another number of escapes than codes for them")
-            found = torch.cat((common, torch.zeros(1, dtype=torch.uint8)))[codes.long()]
-            found[codes == COMMON] = body.take(torch.uint8, count)
+            if int(counts.min()) < 0 or int(counts.max()) > CHUNK:
+                raise ValueError("message is damaged: it has a number of escapes that is out of range")
+            within = np.frombuffer(body.take_bytes(2 * int(counts.sum())), dtype="<u2").astype(np.int64)
+            places = torch.from_numpy(within) + (torch.arange(len(counts)) * CHUNK).repeat_interleave(counts)
+            if len(places) and int(places.max()) >= size:
+                raise ValueError("message is damaged: an escape lies outside of its KV")
+            found = common[codes.long()]
+            found[places] = body.take(torch.uint8, len(places))
             exponents[layer, kind] = found.view(shape[2:])
         return joined(exponents, rest)

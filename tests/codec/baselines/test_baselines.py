@@ -187,7 +187,9 @@ def test_every_baseline_takes_any_length_dtype_and_latent_kv(codec, tokens, spec
     codec.expand(codec.encode(pool, table, tokens), out, table)
     if tokens:
         x, y = held(pool, table, tokens), held(out, table, tokens)
-        limit = {"int2": 0.3, "kivi2": 0.3, "layer-norm": 0.1, "cachegen": 0.1, "turbo2": 0.3, "turbo3": 0.1, "hadamard3": 0.1}.get(codec.name, 0.02)
+        limit = {"int2": 0.3, "kivi2": 0.3, "layer-norm": 0.1, "cachegen": 0.1, "turbo2": 0.3, "turbo3": 0.1, "hadamard3": 0.1}.get(
+            codec.name, 0.02
+        )
         assert np.mean((x - y) ** 2) <= limit * np.mean((x - x.mean()) ** 2)
 
 

@@ -124,7 +124,12 @@ def test_calibration_that_cannot_be_used_is_refused(tmp_path):
     x, fisher = kv_of(1), torch.eye(DIM).expand(LAYERS, 2, HEADS, DIM, DIM)
     broken = x.clone()
     broken[0, 0, 0, 0, 0] = float("inf")
-    for kv, of, said in (((), fisher, "at least one"), ((x,), fisher[:1], "does not fit"), ((broken,), fisher, "not finite"), ((x[:, :1],), fisher, "is not")):
+    for kv, of, said in (
+        ((), fisher, "at least one"),
+        ((x,), fisher[:1], "does not fit"),
+        ((broken,), fisher, "not finite"),
+        ((x[:, :1],), fisher, "is not"),
+    ):
         with pytest.raises(ValueError, match=said):
             CalibrationKV(kv, ROPE, of)
     whole = CalibrationKV((x, kv_of(2)), ROPE, fisher)
@@ -173,7 +178,7 @@ def test_turboquant_takes_its_bits_and_a_length(sample):
 def test_kvquant_takes_its_bits_and_about_the_papers_share_of_outliers(calibration, sample):
     _, _, size = passed(kvquant.fit(calibration, 3), *sample)
     rows = LAYERS * 2 * (TOKENS - 1)
-    outliers = (size - FRAME_BYTES - LAYERS * 2 * HEADS * DIM * 2 - rows * HEADS * DIM * 3 // 8 - LAYERS * (TOKENS - 1) * 4 - rows * 2) / 4
+    outliers = (size - FRAME_BYTES - LAYERS * 2 * HEADS * DIM * 2 - rows * HEADS * DIM * 3 // 8 - LAYERS * (TOKENS - 1) * 4 - rows * 4) / 4
     of_v = LAYERS * (TOKENS - 1) * 2  # one on each side of 64 values
     of_k = outliers - of_v
     assert 0.004 < of_k / (rows / 2 * HEADS * DIM) < 0.03

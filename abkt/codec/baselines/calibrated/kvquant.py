@@ -2,9 +2,9 @@
 
 Calibrated for each layer: the range of each channel of K without its outliers, and the codebooks of K and of V, by k-means that weighs each
 value by its Fisher information. A token of V finds its range and its outliers itself. The first token stays in float16, as in the paper's
-attention-sink-aware form. Sizes: an outlier is a float16 and a 16-bit place, and each token has a 16-bit count, as in the paper's sparse
-rows; 1 % of outliers then take 0.32 bit a value, which is the paper's 3.3 bits for nuq3-1%. Tokens of V add a float16 scale and zero.
-Left out: Q-norm.
+attention-sink-aware form. Sizes as in the paper: an outlier is a float16 and a 16-bit place, and each token has a 32-bit pointer (here a
+count); 1 % of outliers then take 0.32 bit a value, which makes the paper's 3.33 bits for nuq3-1%. Tokens of V add a float16 scale and
+zero. Left out: Q-norm.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class KvQuant(MessageBaseline):
         out = torch.stack(((k < lows) | (k > highs), v_out), 1)
         middles = (self.books[..., 1:] + self.books[..., :-1]) / 2
         codes = torch.stack([torch.stack([torch.bucketize(unit[i, j], middles[i, j]) for j in (0, 1)]) for i in range(len(unit))])
-        counts = out.sum(-1).to(torch.int16)
+        counts = out.sum(-1).to(torch.int32)
         places = out.nonzero()[:, -1].to(torch.int16)
         return [first_half, pair, counts, places, _half(rest[out]), pack(codes.to(torch.uint8), self.bits)]
 
@@ -66,7 +66,7 @@ class KvQuant(MessageBaseline):
             return rotated(first, self.rope)
         rows = (layers, kinds, tokens - 1, heads * dim)
         pair = body.take(torch.float16, layers, tokens - 1, 2).float()
-        counts = body.take(torch.int16, *rows[:3]).long()
+        counts = body.take(torch.int32, *rows[:3]).long()
         total = int(counts.sum())
         places, apart = body.take(torch.int16, total).long(), body.take(torch.float16, total).float()
         if int(counts.min()) < 0 or (total and not 0 <= int(places.min()) <= int(places.max()) < rows[3]):
@@ -85,7 +85,7 @@ class KvQuant(MessageBaseline):
 def fit(calibration: CalibrationKV, bits: int, name: str = "") -> KvQuant:
     """KVQuant with the ranges and codebooks of the calibration texts."""
     x = calibration.unrotated(every=4)
-    layers, _, heads, tokens, dim = x.shape
+    layers, tokens = len(x), x.shape[3]
     ordered = x[:, 0].sort(2).values
     cut = max(1, round(tokens * OUTLIERS / 2))
     low, high = ordered[:, :, cut].contiguous(), ordered[:, :, -1 - cut].contiguous()

@@ -1,11 +1,12 @@
 """KVTC (arXiv 2511.01815): principal components of K before RoPE and of V over layers and heads, bits by variance, entropy coding.
 
 As in the paper, the first 4 and the newest 128 tokens travel exactly, the mean and the basis come from calibration texts, and components
-of little variance get no bits. The paper analyses all layers at once, from hundreds of thousands of tokens; the calibration texts here are
-a few thousand tokens, so that groups of adjacent layers with at most MOST_DIMS channels have components of their own. The paper's allocation by dynamic programming has its optimum where each further bit saves the same error;
-here that is one step for all components and a dead zone, which needs no table of bits, and rANS with a table for each class of deviation
-takes the place of DEFLATE (smaller, so not to the rival's disadvantage). With `weighted`, a head's values are scaled by the root of its
-Fisher information before the analysis, which the paper does not do: the rival then knows which heads matter.
+of little variance get no bits. The paper analyses all layers at once, from far more tokens; the calibration texts here are a few thousand
+tokens, so groups of adjacent layers with at most MOST_DIMS channels have components of their own. The paper's allocation by dynamic
+programming is best where each further bit saves the same error; here that is one step for all components and a dead zone, and rANS with a
+table for each class of deviation takes the place of DEFLATE. Neither is meant to cost it bytes. With `weighted`, a head's
+values are scaled by the root of its Fisher information before the analysis, which the paper does not do: the rival then knows which heads
+matter.
 """
 
 from __future__ import annotations
@@ -124,9 +125,7 @@ def coded(tokens: int, window: int) -> tuple[int, int]:
     return first, max(first, tokens - window)
 
 
-def fit(
-    calibration: CalibrationKV, steps: Sequence[float], weighted: bool = False, window: int = WINDOW, name: str = "kvtc"
-) -> list[Kvtc]:
+def fit(calibration: CalibrationKV, steps: Sequence[float], weighted: bool = False, window: int = WINDOW, name: str = "kvtc") -> list[Kvtc]:
     """A codec for each step. Steps are relative to the root mean square of the scaled values of the calibration texts."""
     x = calibration.unrotated(every=max(1, calibration.kv[0].shape[3] * len(calibration.kv) // MOST_TOKENS))
     layers, _, heads, _, dim = x.shape

@@ -18,4 +18,6 @@ def fit(calibration: CalibrationKV, share: float, bits: int = 4, name: str = "")
     cost = torch.stack([sum(losses(x, fisher, b) for x in calibration.kv) for b in (0, bits)])  # type: ignore[misc]
     chosen = allocated(cost, torch.tensor((0.0, float(bits)), dtype=torch.float64), share * bits)
     kept = (chosen * bits).tolist()
-    return LayerWise(name or f"matter{share:g}", tuple(tuple(tuple(int(b) for b in kind) for kind in layer) for layer in kept), residual=128)
+    return LayerWise(
+        name or f"matter{share:g}", tuple(tuple(tuple(int(b) for b in kind) for kind in layer) for layer in kept), residual=128
+    )

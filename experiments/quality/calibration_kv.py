@@ -75,7 +75,7 @@ def rope_of(config: object) -> Rope:
     text = config.get_text_config(decoder=True)  # type: ignore[attr-defined]
     given = text.rope_parameters
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
-    of_layers = [given[kind] if kind in given else given for kind in kinds]
+    of_layers = [given.get(kind, given) for kind in kinds]
     if any(each.get("rope_type", "default") != "default" or each.get("partial_rotary_factor", 1.0) != 1.0 for each in of_layers):
         raise ValueError("the model's RoPE is scaled or partial, which the codecs that calibrate do not undo; leave calibration_texts out")
     return Rope(tuple(float(each["rope_theta"]) for each in of_layers))
