@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,17 +46,17 @@ def calibration_kv(folder: Path, texts: Sequence[QualitySample], done: Callable[
     return CalibrationKV(tuple(found), rope, total / count)
 
 
-def prefilled(model: torch.nn.Module, prompt: Sequence[int]) -> torch.Tensor:
+def prefilled(model: Any, prompt: Sequence[int]) -> torch.Tensor:
     """KV of a prompt, [layers, 2, heads, tokens, head_dim] float32."""
     from transformers import DynamicCache
 
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     with torch.no_grad():
         model(torch.tensor([list(prompt)]), past_key_values=cache, logits_to_keep=1)
     return torch.stack([torch.stack((layer.keys[0], layer.values[0])) for layer in cache.layers])
 
 
-def gradients(model: torch.nn.Module, kv: torch.Tensor, after: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def gradients(model: Any, kv: torch.Tensor, after: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """The gradient of the log-likelihood of drawn tokens with respect to kv, in its shape. after: [1, n], tokens after the prompt; the
     model reads these, and what it would say next at each is drawn."""
     from transformers import DynamicCache
@@ -70,9 +71,9 @@ def gradients(model: torch.nn.Module, kv: torch.Tensor, after: torch.Tensor, gen
     return gradient
 
 
-def rope_of(config: object) -> Rope:
+def rope_of(config: Any) -> Rope:
     """The RoPE of each layer. Raises ValueError, one line, for a scaled or partial one."""
-    text = config.get_text_config(decoder=True)  # type: ignore[attr-defined]
+    text = config.get_text_config(decoder=True)
     given = text.rope_parameters
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     of_layers = [given.get(kind, given) for kind in kinds]

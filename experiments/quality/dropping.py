@@ -9,8 +9,9 @@ A message is the kept K and V in the pool's dtype and a bit for each (layer, hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ def point(held: Held, rate: str, kept: torch.Tensor) -> RatePoint:
     return RatePoint(rate, wire_bytes, put, kept=kept)
 
 
-def kept_logits(model: torch.nn.Module, kv: list[tuple[torch.Tensor, torch.Tensor]], kept: torch.Tensor, after: list[int]) -> torch.Tensor:
+def kept_logits(model: Any, kv: Sequence[tuple[torch.Tensor, ...]], kept: torch.Tensor, after: list[int]) -> torch.Tensor:
     """Logits [len(after), vocabulary] of given tokens after KV of which each head sees only the kept tokens.
 
     kv: keys and values of each layer, [kv_heads, tokens, head_dim]. kept: [layers, kv_heads, tokens] bool.
@@ -93,10 +94,10 @@ def kept_logits(model: torch.nn.Module, kv: list[tuple[torch.Tensor, torch.Tenso
     at, every = torch.arange(tokens, tokens + n)[:, None], torch.arange(tokens + n)
 
     def attend(
-        module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float,
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float,
         **more: object,
     ) -> tuple[torch.Tensor, None]:  # fmt: skip
-        layer, window = int(module.layer_idx), getattr(module, "sliding_window", None)  # type: ignore[arg-type]
+        layer, window = int(module.layer_idx), getattr(module, "sliding_window", None)
         seen = every <= at
         if window:
             seen = seen & (every > at - int(window))

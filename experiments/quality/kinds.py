@@ -93,10 +93,10 @@ def needles(tokenizer: Any, rng: np.random.Generator, ids: np.ndarray, tokens: i
     continuation: list[int] = tokenizer.encode("\n", add_special_tokens=False)
     answers = [False] * len(continuation)
     for i in rng.permutation(NEEDLES).tolist():
-        for part in (f"The secret number of {cities[i]} is ", f"{values[i]}", ".\n"):
-            coded = tokenizer.encode(part, add_special_tokens=False)
+        for said in (f"The secret number of {cities[i]} is ", f"{values[i]}", ".\n"):
+            coded = tokenizer.encode(said, add_special_tokens=False)
             continuation += coded
-            answers += [part.isdigit()] * len(coded)
+            answers += [said.isdigit()] * len(coded)
     return QualitySample("needles", tuple(prompt), tuple(continuation), tuple(answers), (-1,) * len(continuation))
 
 

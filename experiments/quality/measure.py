@@ -155,12 +155,12 @@ class Bench:
         received = [torch.stack(held.pool.read(self.received, layer, held.tokens)).double() for layer in range(len(source))]
         return QualityOutcome(
             index, sample.kind, held.tokens, method, rate, point.wire_bytes, held.tokens * held.pool.layout.model.kv_bytes_per_token,
-            *((nmse(source, received), attention_error(held, source, received)) if source else (float("nan"),) * 2),
+            nmse(source, received), attention_error(held, source, received),
             float(-ours[answers, target[answers]].mean()), float(-theirs[answers, target[answers]].mean()),
             float(kl.mean()), float(worst.mean()), _share(right, answers), _share(raw_right, answers),
             int(other[0]) if len(other) else len(kl), _share(right, near), _share(right, answers & far), point.distortion,
             *(_share(right, answers & (distance > low) & (distance <= high)) for low, high in pairwise((0, *DISTANCES))),
-            float((choice == raw_choice).float().mean()),
+            agreement=float((choice == raw_choice).float().mean()),
         )  # fmt: skip
 
 
@@ -174,7 +174,10 @@ def refinements(points: Sequence[RatePoint]) -> list[tuple[RatePoint, RatePoint]
 
 
 def nmse(source: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> float:
-    """Squared error over squared deviation from channel means. source, received: [kinds, heads, tokens, channels] for each layer."""
+    """Squared error over squared deviation from channel means. source, received: [kinds, heads, tokens, channels] for each layer.
+    nan for no layers."""
+    if not source:
+        return float("nan")
     parts = []
     for x, y in zip(source, received, strict=True):
         spread = (x - x.mean(2, keepdim=True)).square().sum((1, 2, 3))
@@ -183,7 +186,9 @@ def nmse(source: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> fl
 
 
 def attention_error(held: Held, source: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> float:
-    """Squared error over squared length of the attention output of the prompt's last queries, mean over layers."""
+    """Squared error over squared length of the attention output of the prompt's last queries, mean over layers; nan for no layers."""
+    if not source:
+        return float("nan")
     found = []
     for layer, (x, y) in enumerate(zip(source, received, strict=True)):
         query, scale = held.importance.queries[layer]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from abkt.codec.baselines.base import Baseline
 from abkt.codec.baselines.calibrated import cachegen, kvquant, kvtc, kvtuner, matter
@@ -26,7 +26,7 @@ class Fitted:
     def points(self, held: Held) -> Iterator[RatePoint]:
         for rate, codec in self.fit():
             data = codec.encode(held.pool, held.table, held.tokens)
-            yield RatePoint(rate, len(data), lambda table, codec=codec, data=data: codec.expand(data, held.pool, table))
+            yield RatePoint(rate, len(data), partial(codec.expand, data, held.pool))
 
 
 def rivals(calibration: Callable[[], CalibrationKV]) -> dict[str, Method]:

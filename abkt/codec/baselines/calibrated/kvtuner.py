@@ -21,7 +21,7 @@ STEPS = 60
 def fit(calibration: CalibrationKV, mean_bits: float, name: str = "") -> LayerWise:
     """The precisions of K and of V in each layer, at most mean_bits bits a value on average."""
     fisher, heads = calibration.of_heads, calibration.kv[0].shape[2]
-    cost = torch.stack([sum(losses(x, fisher, bits) for x in calibration.kv).sum(2) for bits in PRECISIONS])  # type: ignore[union-attr]
+    cost = torch.stack([torch.stack([losses(x, fisher, bits) for x in calibration.kv]).sum((0, 3)) for bits in PRECISIONS])
     chosen = allocated(cost, torch.tensor(PRECISIONS, dtype=torch.float64), mean_bits)
     bits = tuple(tuple((PRECISIONS[int(i)],) * heads for i in layer) for layer in chosen)
     return LayerWise(name or f"kvtuner{mean_bits:g}", bits)

@@ -15,7 +15,7 @@ from abkt.codec.baselines.layerwise import LayerWise, losses
 def fit(calibration: CalibrationKV, share: float, bits: int = 4, name: str = "") -> LayerWise:
     """`bits` bits for the share of the (layer, K or V, head) whose loss is greatest, and the mean for the rest."""
     fisher = calibration.of_heads
-    cost = torch.stack([sum(losses(x, fisher, b) for x in calibration.kv) for b in (0, bits)])  # type: ignore[misc]
+    cost = torch.stack([torch.stack([losses(x, fisher, b) for x in calibration.kv]).sum(0) for b in (0, bits)])
     chosen = allocated(cost, torch.tensor((0.0, float(bits)), dtype=torch.float64), share * bits)
     kept = (chosen * bits).tolist()
     return LayerWise(
