@@ -153,14 +153,14 @@ class Bench:
         near = answers & ~far
         worst = kl.sort(descending=True).values[: max(1, len(kl) // 100)]
         received = [torch.stack(held.pool.read(self.received, layer, held.tokens)).double() for layer in range(len(source))]
+        by_distance = [_share(right, answers & (distance > low) & (distance <= high)) for low, high in pairwise((0, *DISTANCES))]
         return QualityOutcome(
             index, sample.kind, held.tokens, method, rate, point.wire_bytes, held.tokens * held.pool.layout.model.kv_bytes_per_token,
             nmse(source, received), attention_error(held, source, received),
             float(-ours[answers, target[answers]].mean()), float(-theirs[answers, target[answers]].mean()),
             float(kl.mean()), float(worst.mean()), _share(right, answers), _share(raw_right, answers),
             int(other[0]) if len(other) else len(kl), _share(right, near), _share(right, answers & far), point.distortion,
-            *(_share(right, answers & (distance > low) & (distance <= high)) for low, high in pairwise((0, *DISTANCES))),
-            agreement=float((choice == raw_choice).float().mean()),
+            *by_distance, float((choice == raw_choice).float().mean()),
         )  # fmt: skip
 
 
