@@ -96,10 +96,12 @@ class Cuts:
     weigh : gives the weights of the cells; if it gives None, all cells weigh the same.
     order : slope cuts at the bytes of the uniform order's whole rates, and at `between` places between two of them by equal ratios
         (twice as many below 1 bit). uniform cuts at the whole rates.
-    coder : fixed or entropy.
+    coder : fixed, entropy or klt, which needs a calibration with a basis.
     nested : False: each depth has its own code, which is sent whole.
     between : number of extra places, see order.
     rates : cut at these bits instead; between two whole rates the bytes are interpolated by equal ratios. uniform takes only whole ones.
+    shares : cut at these shares of the raw bytes instead.
+    looks : with klt, whether the last queries say how finely each token is coded.
     """
 
     name: str
@@ -110,6 +112,8 @@ class Cuts:
     nested: bool = True
     between: int = 0
     rates: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
+    looks: bool = True
 
     def points(self, held: Held) -> Iterator[RatePoint]:
         for depth in (8,) if self.nested else BITS[1:]:
@@ -118,6 +122,9 @@ class Cuts:
                 yield RatePoint(rate, stream.ends[cut], self._put(held, stream.prefix(cut)), stream.curve.distortion[cut])
 
     def stream(self, held: Held, depth: int = 8) -> Stream:
+        if self.coder == "klt":
+            seen = held.importance.tokens(held.pool, held.table, held.tokens) if self.looks else None
+            return self.codec.encode(held.pool, held.table, held.tokens, depth, self.order, coder="klt", importance=seen)
         weights = self.weigh(held, self.codec.cells(held.tokens, depth))
         return self.codec.encode(held.pool, held.table, held.tokens, depth, self.order, weights, self.coder)
 
@@ -128,6 +135,9 @@ class Cuts:
         ]
         if not self.nested:
             return {f"{whole[-1][0]:g}": stream.curve.finest}
+        if self.shares:
+            raw = stream.header.cells.tokens * self.codec.layout.model.kv_bytes_per_token
+            return {f"{share:g}": cut for share in self.shares if (cut := stream.slope.cut_within(share * raw))}
         if self.order == "uniform":
             return {f"{bits:g}": cut for cut, (bits, _) in enumerate(whole, 1) if not self.rates or bits in self.rates}
         if self.rates:
@@ -189,8 +199,10 @@ def by_position(gamma: float) -> Weigh:
 
 REAL_BITS = (1.0, 1.5, 2.0, 3.0, 4.0)
 """Rates at which the codec without a transform is compared on real models."""
+REAL_SHARES = (0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25)
+"""Shares of raw at which the codec with a transform is."""
 
-ABLATIONS = ("flat", "flat-entropy", "position-only", "head-only", "shuffled", "no-prediction", "not-nested")
+ABLATIONS = ("ours_klt-flat", "flat", "flat-entropy", "position-only", "head-only", "shuffled", "no-prediction", "not-nested")
 
 
 def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
@@ -217,6 +229,13 @@ def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
         Message(CacheGenCodec("cachegen2", coarseness=2.0)),
         Message(Kivi("kivi3", 3)),
     )
+    if calibration and calibration.basis:
+        ours = (
+            *ours,
+            Cuts("klt", codec, coder="klt", shares=REAL_SHARES),
+            Cuts("klt-flat", codec, coder="klt", shares=REAL_SHARES, looks=False),
+        )
+        ours = (*ours, Cuts("ours_klt", codec, coder="klt", between=3), Cuts("ours_klt-flat", codec, coder="klt", between=3, looks=False))
     return {method.name: method for method in (*ours, *(Message(baseline) for baseline in (*BASELINES, *LOSSLESS)))}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -66,6 +66,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     from abkt.codec.codec import Codec
     from abkt.serve.engine.compute_dtype import compute_dtype
     from abkt.serve.engine.engine import Engine, read_spec, rope_theta
+    from abkt.serve.engine.model_folder import fingerprint
     from abkt.spec import KVLayout
     from experiments.lib.curves import save_quality
     from experiments.lib.manifest import write_manifest
@@ -73,7 +74,8 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     from experiments.lib.results import write_json
     from experiments.models.tokenizer import bos_ids, needed_tokenizer, passage_ids
     from experiments.quality import gates
-    from experiments.quality.choice import check, choose
+    from experiments.quality.calibrate import FITTED, HELD_OUT
+    from experiments.quality.choice import KLT, check, choose
     from experiments.quality.kinds import kinds_of
     from experiments.quality.lowbit import verdicts
     from experiments.quality.measure import Bench
@@ -92,7 +94,13 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     if config.passages or config.retrieval:
         kinds = kinds_of(config.samples, config.tokens, config.seed, config.passages, config.retrieval, config.model_folder)
         asked = list(kinds)
-    others = list(samples(max(2, config.samples // 2), config.tokens, config.seed + 1, texts, recalls, before)) if config.calibrate else []
+    wanted = FITTED + HELD_OUT if texts is not None else max(2, config.samples // 2)
+    if not config.calibrate:
+        others = []
+    elif config.calibration_texts:
+        others = list(calibration_samples(config, wanted))
+    else:
+        others = list(samples(wanted, config.tokens, config.seed + 1, texts, recalls, before))
     again = trials(config, recalls) if config.trials else []
     longest = max(len(s.prompt) + len(s.continuation) for s in (*asked, *again, *others))
     if longest > spec.max_tokens:
@@ -102,8 +110,11 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     layout = KVLayout(spec, (1 + copies) * (-(-longest // 16) + 1))
     calibration = load(config.calibration) if config.calibration else None
     codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=rope_theta(config.model_folder), calibration=calibration)
+    if calibration:
+        calibration.check_files(fingerprint(config.model_folder))
     fitted = dropping() | (rivals(lambda: calibration_of(config)) if config.calibration_texts else {})
-    check(config.codecs, methods(codec, calibration) | fitted)
+    named = [name for name in config.codecs if not (config.calibrate and name in KLT)]
+    check(named, methods(codec, calibration) | fitted)
     dtype = compute_dtype(spec.dtype)
     left = [index for index in range(len(asked)) if index not in {prompt for prompt, _ in saved.done}]
     first = f"a calibration on {len(others)} others first; " if others else ""
@@ -117,6 +128,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     if config.calibrate:
         calibration = calibrated(config, bench, codec, others)
         codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=codec.rope_theta, calibration=calibration)
+        check(config.codecs, methods(codec, calibration) | fitted)
     known = methods(codec, calibration) | fitted
     chosen, left_out = choose(config.codecs, known, map(bench.prefill, (asked[0], *again)))
     for name, reason in left_out.items():
@@ -149,12 +161,13 @@ def main(config: QualityConfig, run: VerbCall) -> None:
 def calibrated(config: QualityConfig, bench: Bench, codec: Codec, others: Sequence[QualitySample]) -> Calibration:
     """The calibration of this run: read where an earlier part of the run has made it, else made now."""
     from abkt.codec.calibration import load
+    from abkt.serve.engine.model_folder import fingerprint
     from experiments.lib.progress import Pace, bar
     from experiments.quality.calibrate import calibrate, passes
 
-    path = config.out / "calibration.json"
-    if path.exists():
-        return load(path)
+    for path in (config.out / "calibration.safetensors", config.out / "calibration.json"):
+        if path.exists():
+            return load(path)
     total = passes(codec.layout.model, len(others))
     pace, count = Pace(total), 0
     with bar("calibrate", total) as progress:
@@ -166,29 +179,39 @@ def calibrated(config: QualityConfig, bench: Bench, codec: Codec, others: Sequen
             if said := pace.add(scored):
                 print(f"calibrate: {said}", flush=True)
 
-        made = calibrate(bench, codec, others, done)
-    made.save(path)
+        made = calibrate(bench, codec, others, done, fingerprint(config.model_folder))
+    made.save(config.out / ("calibration.safetensors" if made.basis else "calibration.json"))
+    for name, value in made.about.items():
+        print(f"calibrate: {name}: {value}")
     return made
+
+
+def calibration_samples(config: QualityConfig, count: int) -> Iterator[QualitySample]:
+    """The first `count` prompts of the calibration texts, the same for every codec that calibrates."""
+    import numpy as np
+
+    from experiments.models.tokenizer import bos_ids, needed_tokenizer
+    from experiments.quality.kinds import ids_of
+    from experiments.quality.samples import AFTER, text
+
+    assert config.calibration_texts
+    tokenizer = needed_tokenizer(config.model_folder)
+    ids = ids_of("calibration", config.calibration_texts, tokenizer)
+    for i in range(count):
+        yield text(np.random.default_rng((1, i)), ids, config.tokens, AFTER, bos_ids(tokenizer))
 
 
 def calibration_of(config: QualityConfig) -> CalibrationKV:
     """The KV and Fisher information of the calibration texts: read where an earlier part of the run has made them, else made now."""
-    import numpy as np
-
     from abkt.codec.baselines.calibrated.kv import load
     from experiments.lib.progress import Pace, bar
-    from experiments.models.tokenizer import bos_ids, needed_tokenizer
     from experiments.quality.calibration_kv import calibration_kv
-    from experiments.quality.kinds import ids_of
-    from experiments.quality.samples import AFTER, text
 
     path = config.out / "calibration_kv.safetensors"
     if path.exists():
         return load(path)
-    assert config.calibration_texts
-    tokenizer, count = needed_tokenizer(config.model_folder), config.calibration_prompts
-    ids = ids_of("calibration", config.calibration_texts, tokenizer)
-    of = [text(np.random.default_rng((1, i)), ids, config.tokens, AFTER, bos_ids(tokenizer)) for i in range(count)]
+    count = config.calibration_prompts
+    of = list(calibration_samples(config, count))
     pace, made = Pace(count), 0
     with bar("calibration texts", count) as progress:
 
