@@ -89,5 +89,3 @@ def choices(shares: Sequence[float], klt: np.ndarray, entropy: np.ndarray) -> tu
     calibration. klt, entropy: [prompts, shares], nan or inf where a coder does not reach the share (then the other one is taken)."""
     klt, entropy = (np.where(np.isfinite(a), a, np.inf).mean(0) for a in (klt, entropy))
     return tuple((float(share), "klt" if a < b else "entropy") for share, a, b in zip(shares, klt, entropy, strict=True))
-
-

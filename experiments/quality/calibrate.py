@@ -38,7 +38,9 @@ BITS = (1.0, 2.0, 3.0)  # rates of the fixed coder at which orders are compared
 log = logging.getLogger("abkt.quality")
 
 
-def calibrate(bench: Bench, codec: Codec, samples: Sequence[QualitySample], done: Callable[[int], None], fingerprint: str = "") -> Calibration:
+def calibrate(
+    bench: Bench, codec: Codec, samples: Sequence[QualitySample], done: Callable[[int], None], fingerprint: str = ""
+) -> Calibration:
     """Calibrate on prompts like those that will be served. The last HELD_OUT of them, or half of fewer, are held out.
 
     done: called with the number of prompts, or trials on a prompt, that were just worked through (`passes` says how many there are).
@@ -74,7 +76,12 @@ def passes(model: ModelSpec, samples: int) -> int:
 
 
 def _basis(
-    bench: Bench, codec: Codec, fitted: Sequence[QualitySample], held_out: Sequence[QualitySample], done: Callable[[int], None], made: dict[str, str]
+    bench: Bench,
+    codec: Codec,
+    fitted: Sequence[QualitySample],
+    held_out: Sequence[QualitySample],
+    done: Callable[[int], None],
+    made: dict[str, str],
 ) -> tuple[Basis | None, tuple[tuple[float, str], ...]]:
     rotary, errors = likelihood.rotary_of(bench, fitted[0].prompt)
     unknown = np.flatnonzero(rotary.styles.numpy() == AS_CACHED)
@@ -150,7 +157,9 @@ def _klt_divergences(
 ) -> list[tuple[float, float]]:
     """(divergence, stated distortion) where a klt stream is cut at each share of the raw bytes; inf where it has no such cut."""
     model = codec.layout.model
-    facts = Calibration(model.name, 0.0, np.ones((model.layers, 2, model.kv_heads)), np.zeros((model.layers, 2, model.kv_heads), np.uint8), basis=basis)
+    facts = Calibration(
+        model.name, 0.0, np.ones((model.layers, 2, model.kv_heads)), np.zeros((model.layers, 2, model.kv_heads), np.uint8), basis=basis
+    )
     own = Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=facts)
     importance = held.importance.tokens(held.pool, held.table, held.tokens)
     stream = own.encode(held.pool, held.table, held.tokens, coder="klt", importance=importance)
@@ -200,7 +209,9 @@ def _exponent(
             found[gamma].append([_divergence(bench, sample, partial(own.expand, stream.prefix(cut), held.pool), reference) for cut in cuts])
             done(1)
     means = {gamma: np.mean(rows, 0) for gamma, rows in found.items()}
-    made["divergence by exponent, fixed coder at 1, 2, 3 bits"] = "; ".join(f"{g:g}: {', '.join(f'{v:.5f}' for v in m)}" for g, m in means.items())
+    made["divergence by exponent, fixed coder at 1, 2, 3 bits"] = "; ".join(
+        f"{g:g}: {', '.join(f'{v:.5f}' for v in m)}" for g, m in means.items()
+    )
     return safest(means)
 
 
@@ -229,5 +240,3 @@ def _copy(held: Held, source: list[int]) -> Callable[[list[int]], None]:
         held.pool.data[table] = held.pool.data[source]
 
     return put
-
-

@@ -88,7 +88,9 @@ def test_a_calibration_of_a_tiny_model_is_saved_and_used(bench, tiny_model, tmp_
     again.check_files(fingerprint(tiny_model))
     own = Codec(bench.engine.layout, calibration=again)
     held = bench.prefill(samples[-1])
-    stream = own.encode(held.pool, held.table, held.tokens, coder="klt", importance=held.importance.tokens(held.pool, held.table, held.tokens))
+    stream = own.encode(
+        held.pool, held.table, held.tokens, coder="klt", importance=held.importance.tokens(held.pool, held.table, held.tokens)
+    )
     assert own.expand(stream.prefix(-1), held.pool, bench.received).tokens == 96
 
 
@@ -141,7 +143,9 @@ def test_coefficients_are_uncorrelated_and_matter_alike():
     """The transform of made-up statistics: its inverse's metric is the identity, its covariance diagonal and falling."""
     rng, dim = np.random.default_rng(0), 6
     shape = (1, 2, 1)
-    metric, covariance = (torch.from_numpy(np.stack([a @ a.T for a in rng.standard_normal((2, dim, dim))]).reshape(*shape, dim, dim)) for _ in "ab")
+    metric, covariance = (
+        torch.from_numpy(np.stack([a @ a.T for a in rng.standard_normal((2, dim, dim))]).reshape(*shape, dim, dim)) for _ in "ab"
+    )
     found = likelihood.Statistics(
         {(0.5, 0.4): metric}, covariance, torch.zeros(*shape, dim), torch.ones(*shape, 4), {(0.5, 0.4): torch.ones(shape)}, 1, 1
     )
