@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from sim.clock import Wake
 from sim.node.prefix import PrefixCache
+from sim.timers import Wake
 
 
 class KvMemory:

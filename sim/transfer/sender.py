@@ -12,13 +12,11 @@ Not modelled: the cost of acknowledging besides its delay; a connection that bre
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from simpy.events import Event
-
-from sim.clock import Wake
 from sim.job import Job
 from sim.records import delivered_transfer
+from sim.timers import Process, Wake
 from sim.transfer.context import TransferContext
 from sim.transfer.refinement import Refinement
 from sim.transfer.transfer import SimulatedTransfer
@@ -69,7 +67,7 @@ class SenderProcess:
         return True
 
 
-def send(sender: SenderProcess) -> Generator[Event, None, None]:
+def send(sender: SenderProcess) -> Process:
     wake, context = sender.wake, sender.context
     delay_s, transport = context.delay_s, context.transport
     while True:
@@ -110,7 +108,7 @@ def send(sender: SenderProcess) -> Generator[Event, None, None]:
         context.idle.append(sender)
 
 
-def send_groups(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator[Event, None, bool]:
+def send_groups(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator[Any, None, bool]:
     """Send the bytes, group by group. Returns False if there were too many attempts or the request was aborted."""
     wake, pair, transport, job = sender.wake, transfer.pair, transfer.context.transport, transfer.job
     for group in range(transfer.groups):
