@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.base import bytes_in_time, refinement_cut, stream
-from abkt.policy.bitrate.break_even import coder_for, full_precision_instead, usable_s
+from abkt.policy.bitrate.break_even import coder_for, full_precision_instead, stream_is_sooner, usable_s
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import CoderName, Decision, Delivered, GoodputSample, Refined, TransferView
 from abkt.ranges import bound
@@ -66,7 +66,7 @@ class Budgeted(ABC, Generic[LinkT]):
         if view.sent_bytes > 0:
             return stream(view, "slope", cut, refine_to_cut=refine)
         sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(view, asked, rate))
-        return self._full_precision_instead(now_s, view, stream(view, "slope", asked), sent, rate) or sent
+        return self._full_precision_instead(now_s, view, asked, sent, rate) or sent
 
     def _refine_to(self, view: TransferView) -> int:
         return refinement_cut(view.slope, self.refine_distortion)
@@ -88,8 +88,8 @@ class Budgeted(ABC, Generic[LinkT]):
         return "fixed"
 
     @abstractmethod
-    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision, rate: float) -> Decision | None:
-        """Raw or lossless in place of the stream `sent`, if break_even.full_precision_instead chooses it."""
+    def _full_precision_instead(self, now_s: float, view: TransferView, asked: int, sent: Decision, rate: float) -> Decision | None:
+        """Raw or lossless in place of the stream `sent`, if break_even.full_precision_instead chooses it. asked: the cut at the target."""
 
 
 @dataclass(slots=True)
@@ -111,6 +111,8 @@ class BudgetedEstimate(Budgeted[Bandwidth]):
     def _coder(self, view: TransferView, asked: int, rate: float) -> CoderName:
         return coder_for(rate, view, asked)
 
-    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision, rate: float) -> Decision | None:
-        left_s = view.deadline_s - now_s
-        return full_precision_instead(lambda decision: usable_s(rate, view, decision), view, asked, sent, view.hidden_s, left_s)
+    def _full_precision_instead(self, now_s: float, view: TransferView, asked: int, sent: Decision, rate: float) -> Decision | None:
+        if stream_is_sooner(rate, view, asked):
+            return None
+        target, left_s = stream(view, "slope", asked), view.deadline_s - now_s
+        return full_precision_instead(lambda decision: usable_s(rate, view, decision), view, target, sent, view.hidden_s, left_s)

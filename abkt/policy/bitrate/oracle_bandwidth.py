@@ -11,6 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from abkt.capacity import Capacity
+from abkt.policy.bitrate.base import stream
 from abkt.policy.bitrate.break_even import full_precision_instead, stage_costs
 from abkt.policy.bitrate.budgeted import Budgeted
 from abkt.policy.view import Decision, GoodputSample, TransferView
@@ -32,11 +33,11 @@ class OracleBandwidth(Budgeted[Capacity]):
         )
         return max(0, in_time - 1)
 
-    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision, rate: float) -> Decision | None:
+    def _full_precision_instead(self, now_s: float, view: TransferView, asked: int, sent: Decision, rate: float) -> Decision | None:
         return full_precision_instead(
             lambda decision: self._usable_at_s(now_s, view, decision),
             view,
-            asked,
+            stream(view, "slope", asked),
             sent,
             hidden_s=now_s + view.hidden_s,
             deadline_s=view.deadline_s,
