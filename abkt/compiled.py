@@ -1,8 +1,8 @@
 """The simulator's hot modules, compiled to C by mypyc: the same source, the same records to the last bit, several times as fast.
 
-`python -m abkt.compiler` builds them into the user's cache, and `make venv` does so where a C compiler is found. From then on every process
-imports the compiled modules in place of the Python ones. The build is found by a hash of the sources, so changed sources run as plain Python
-until they are built again.
+`python -m abkt.compiler` builds them into the user's cache, and `make venv` does so where a C compiler is found. From then on every
+process imports the compiled modules in place of the Python ones. The build is found by a hash of the sources, so changed sources run as
+plain Python until they are built again.
 
 ABKT_COMPILED in the environment: `0`, never use the build; `1`, fail if there is none; otherwise it is used if there is one.
 """
@@ -13,9 +13,10 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = "abkt_compiled"
@@ -29,7 +30,17 @@ PACKAGES = {
     "sim.transfer": ("context", "pair", "pipeline", "refinement", "sender", "transfer"),
 }
 MODULES = tuple(f"{package}.{module}" for package, modules in PACKAGES.items() for module in modules)
-FLAGS = "-O2 -g0 -ffp-contract=off -Wno-unused-function"  # no fused multiply-add, which would round differently from Python
+FLAGS = "-O1 -g0 -ffp-contract=off -Wno-unused-function"  # no fused multiply-add, which would round differently from Python
+
+
+class CompiledLoader(ExtensionFileLoader):
+    """Loads a compiled module, and gives its dataclasses the `__slots__` that a dataclass which inherits from them looks for."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        for kind in vars(module).values():
+            if isinstance(kind, type) and kind.__module__ == module.__name__ and "__dataclass_fields__" in vars(kind):
+                kind.__slots__ = tuple(vars(kind).get("__annotations__", ()))  # type: ignore[attr-defined]
 
 
 class CompiledFinder:
@@ -41,7 +52,7 @@ class CompiledFinder:
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         file = self.files.get(name)
-        return None if file is None else spec_from_file_location(name, file)
+        return None if file is None else spec_from_file_location(name, file, loader=CompiledLoader(name, str(file)))
 
 
 def use_compiled() -> None:

@@ -1,4 +1,7 @@
-"""Compiles the modules of abkt.compiled with mypyc and a C compiler, into the user's cache: `python -m abkt.compiler`. It takes a minute."""
+"""Compiles the modules of abkt.compiled with mypyc and a C compiler, into the user's cache: `python -m abkt.compiler`.
+
+It takes one or two minutes.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ from mypyc.build import mypycify
 from setuptools import setup
 group, *files = sys.argv[1:]
 options = ["--ignore-missing-imports", "--follow-imports=skip", "--cache-dir=/dev/null", *files]
-extensions = mypycify(options, group_name=group, target_dir="c", opt_level="2", debug_level="0")
-setup(name=group, packages=[], py_modules=[], ext_modules=extensions, script_args=["-q", "build_ext", "--build-lib", "out", "--build-temp", "o"])
+extensions = mypycify(options, group_name=group, target_dir="c", opt_level="1", debug_level="0")
+command = ["-q", "build_ext", "--build-lib", "out", "--build-temp", "o"]
+setup(name=group, packages=[], py_modules=[], ext_modules=extensions, script_args=command)
 """
 
 

@@ -49,7 +49,8 @@ class KvMemory:
         if self.cache is not None:
             self.cache.shrink_to(self.blocks - self.used)
 
-    grow = reserve
+    def grow(self, blocks: int) -> None:
+        self.reserve(blocks)
 
     def wait_for(self, blocks: int, wake: Wake) -> Wake:
         """`wake` fires once the blocks are reserved for it."""

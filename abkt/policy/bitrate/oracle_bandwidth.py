@@ -18,14 +18,15 @@ from abkt.policy.view import Decision, GoodputSample, TransferView
 
 
 @dataclass(slots=True)
-class OracleBandwidth(Budgeted[Capacity]):
-    """link: the true capacity of the link, on the same clock as now_s. For the distortions see Budgeted."""
+class OracleBandwidth(Budgeted):
+    """link: a Capacity, the true capacity of the link, on the same clock as now_s. For the distortions see Budgeted."""
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
         pass
 
     def estimate_bytes_per_s(self, now_s: float) -> float:
-        return self.link.at(now_s)[0]
+        link: Capacity = self.link  # type: ignore[assignment]
+        return link.at(now_s)[0]
 
     def _cut_in_time(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
         in_time = bisect_right(
@@ -47,4 +48,5 @@ class OracleBandwidth(Budgeted[Capacity]):
     def _usable_at_s(self, now_s: float, view: TransferView, decision: Decision) -> float:
         """The time at which the KV is usable; inf for a mode that is no longer possible."""
         encode_s, wire_bytes, expand_s = stage_costs(view, decision)
-        return self.link.finish_s(now_s + encode_s, wire_bytes) + expand_s if encode_s < math.inf else math.inf
+        link: Capacity = self.link  # type: ignore[assignment]
+        return link.finish_s(now_s + encode_s, wire_bytes) + expand_s if encode_s < math.inf else math.inf
