@@ -34,13 +34,15 @@ FLAGS = "-O1 -g0 -ffp-contract=off -Wno-unused-function"  # no fused multiply-ad
 
 
 class CompiledLoader(ExtensionFileLoader):
-    """Loads a compiled module, and gives its dataclasses the `__slots__` that a dataclass which inherits from them looks for."""
+    """Loads a compiled module and those that it imports, and gives their dataclasses the `__slots__` that a dataclass which inherits from
+    them looks for."""
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
-        for kind in vars(module).values():
-            if isinstance(kind, type) and kind.__module__ == module.__name__ and "__dataclass_fields__" in vars(kind):
-                kind.__slots__ = tuple(vars(kind).get("__annotations__", ()))  # type: ignore[attr-defined]
+        for name in MODULES:
+            for kind in list(vars(sys.modules[name]).values()) if name in sys.modules else ():
+                if isinstance(kind, type) and kind.__module__ == name and "__dataclass_fields__" in vars(kind):
+                    kind.__slots__ = tuple(vars(kind).get("__annotations__", ()))  # type: ignore[attr-defined]
 
 
 class CompiledFinder:
