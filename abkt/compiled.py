@@ -21,6 +21,7 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = "abkt_compiled"
 PACKAGES = {
+    "abkt": ("records",),
     "abkt.policy": ("bandwidth", "price", "view"),
     "abkt.policy.bitrate": ("base", "break_even", "budget", "budgeted", "embedded", "fleet"),
     "abkt.policy.routing": ("base", "least_loaded", "load_aware", "min_ttft"),
