@@ -31,6 +31,7 @@ from abkt.profile.kernels import (
     latent_key,
     latent_prefill_work,
     latent_projections,
+    touched_experts,
 )
 from abkt.profile.schema import Fit
 from abkt.ranges import bound
@@ -202,15 +203,9 @@ class ModelCosts(PassCosts):
         """Router, experts and shared experts of one layer, with what brings their results together."""
         m, groups = self.model, self.parallel.expert_parallel
         load = imbalance(m.experts, groups, self.routing_skew)
-        work = expert_work(
-            m.hidden,
-            m.expert_inner * groups / self.parallel.gpus,
-            m.experts / groups,
-            m.experts_active / groups,
-            tokens * load,
-            WEIGHT_BYTES[m.expert_weights],
-            self.routing_skew,
-        )
+        touched = touched_experts(m.experts, m.experts_active, tokens, self.routing_skew) / groups
+        inner, size = m.expert_inner * groups / self.parallel.gpus, WEIGHT_BYTES[m.expert_weights]
+        work = expert_work(m.hidden, inner, touched, m.experts_active / groups, tokens * load, size)
         each = tokens / self.parallel.attention_data_parallel
         seconds = self._expert_kernel().seconds(*work) + self._gemm_s(each, m.experts, m.hidden, m.dtype_of_head)
         if m.shared_experts:

@@ -10,8 +10,8 @@ Not modelled: what a table does not vary, such as clocks under a long load.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,8 @@ EXPERTS = (
     (2880, 2880, 32, 4),
 )
 FEWEST = 40  # rows of a fit
+FAMILIES = ("gemm", "prefill_attention", "decode_attention", "latent_prefill", "latent_decode", "all_reduce", "all_to_all", "experts")
+GEMM_LAUNCH_S, EXPERTS_LAUNCH_S, LARGEST_ERROR = 10e-6, 150e-6, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,28 +88,52 @@ class KernelTables:
 
 
 def fit_gpu(folder: Path, engine: str = "vllm") -> GpuKernels:
-    """Raises ValueError, one line, where the folder has no tables of GEMM and attention."""
-    tables, cache = KernelTables(folder, engine), CACHES.get(folder.name)
-    if cache is None:
+    """The kernels of one engine. What its tables lack, or have timed with the host's launches, is taken from the other engines' tables.
+
+    Raises ValueError, one line, where the folder has no tables of GEMM and attention.
+    """
+    if folder.name not in CACHES:
         raise ValueError(f"{folder.name} is not a GPU whose L2 cache is known here; there are {', '.join(CACHES)}")
     if engine not in ENGINES:
         raise ValueError(f"engine {engine} is not one of {', '.join(ENGINES)}")
-    gemm, prefill, decode = (tables.read(name) for name in ("gemm", "context_attention", "generation_attention"))
-    if gemm is None or prefill is None or decode is None:
+    tables = KernelTables(folder, engine)
+    if any(tables.read(name) is None for name in ("gemm", "context_attention", "generation_attention")):
         raise ValueError(f"{folder} has no {engine} tables of gemm, context_attention and generation_attention")
+    own = _fit_engine(tables)
+    for other in ENGINES:
+        if other != engine:
+            own = _filled(own, _fit_engine(KernelTables(folder, other)))
+    return own
+
+
+@lru_cache(maxsize=64)
+def _fit_engine(tables: KernelTables) -> GpuKernels:
+    cache = CACHES[tables.folder.name]
+    gemm, prefill, decode = (tables.read(name) for name in ("gemm", "context_attention", "generation_attention"))
     latent_prefill, latent_decode = tables.read("mla_context_module"), tables.read("mla_generation_module")
     moe, all_reduce, nccl = tables.read("moe"), tables.read("custom_allreduce"), tables.read("nccl", "nccl")
     return GpuKernels(
-        source=f"aiconfigurator {folder.name} (Apache-2.0), {engine} {tables.version('gemm')}",
-        gemm=fit_gemms(gemm, cache),
-        prefill_attention=_attention(prefill, fit_prefill),
-        decode_attention=_attention(decode, partial(fit_decode, cache=cache)),
+        source=f"aiconfigurator {tables.folder.name} (Apache-2.0), {tables.engine} {'' if gemm is None else tables.version('gemm')}",
+        gemm={} if gemm is None else _sound(fit_gemms(gemm, cache), GEMM_LAUNCH_S),
+        prefill_attention={} if prefill is None else _attention(prefill, fit_prefill),
+        decode_attention={} if decode is None else _attention(decode, partial(fit_decode, cache=cache)),
         latent_prefill={} if latent_prefill is None else _latent(latent_prefill, fit_latent_prefill),
         latent_decode={} if latent_decode is None else _latent(latent_decode, fit_latent_decode),
         all_reduce={} if all_reduce is None else fit_all_reduce(all_reduce),
         all_to_all={} if nccl is None else fit_all_to_all(nccl),
-        experts={} if moe is None else fit_experts(moe),
+        experts={} if moe is None else _sound(fit_experts(moe), EXPERTS_LAUNCH_S),
     )
+
+
+def _sound(fits: dict[str, Kernel], launch_s: float) -> dict[str, Kernel]:
+    """The fits of kernels: without those whose launch takes longer than any kernel's in a CUDA graph, and those that miss by half."""
+    return {name: fit for name, fit in fits.items() if fit.launch_s < launch_s and fit.error < LARGEST_ERROR}
+
+
+def _filled(own: GpuKernels, other: GpuKernels) -> GpuKernels:
+    """The first, with what only the second has."""
+    parts = {name: getattr(other, name) | getattr(own, name) for name in FAMILIES}
+    return replace(own, **parts)
 
 
 def fit_gemms(table: pd.DataFrame, cache: float) -> dict[str, Kernel]:
@@ -120,7 +146,8 @@ def fit_gemms(table: pd.DataFrame, cache: float) -> dict[str, Kernel]:
         weight_bytes = WEIGHT_BYTES[WEIGHTS[str(dtype)]]
         read = weight_bytes * t.n * t.k
         large = (t.m >= 256) & (t.n * t.k >= 1 << 21)  # arithmetic hides the cache
-        t = t[(read > cache) | large]
+        small = (t.m <= 64) & (read < 1e6)  # only the launch is left
+        t = t[(read > cache) | large | small]
         m, n, k = (t[name].to_numpy(float) for name in ("m", "n", "k"))
         fits[WEIGHTS[str(dtype)]] = _kernel(t.s, 2 * m * n * k, weight_bytes * n * k, 2 * (m * n + m * k))
     return fits
@@ -201,8 +228,9 @@ def _call_s(size: np.ndarray, x: np.ndarray, i: np.ndarray) -> np.ndarray:
 
 
 def fit_experts(table: pd.DataFrame) -> dict[str, Kernel]:
-    """A fit for each type of weights over all shapes, and one for each shape in EXPERTS; tensor parallel, skewed routing."""
-    kept = table[(table.distribution == "power_law_1.01") & (table.moe_ep_size == 1) & (table.moe_tp_size <= 8)]
+    """A fit for each type of weights over all shapes, and one for each shape in EXPERTS; tensor parallel, balanced routing, in which T
+    tokens touch exactly min(experts, T x active) experts."""
+    kept = table[(table.distribution == "balanced") & (table.moe_ep_size == 1) & (table.moe_tp_size <= 8)]
     keys = ["hidden_size", "inter_size", "num_experts", "topk", "moe_tp_size", "num_tokens"]
     fits = {}
     for there, t in kept.groupby("moe_dtype"):
@@ -218,11 +246,9 @@ def fit_experts(table: pd.DataFrame) -> dict[str, Kernel]:
 
 
 def _experts(t: pd.DataFrame, dtype: str) -> Kernel:
-    work = [
-        expert_work(r.hidden_size, r.inter_size / r.moe_tp_size, r.num_experts, r.topk, r.num_tokens, WEIGHT_BYTES[dtype])
-        for r in t.itertuples()
-    ]
-    return _kernel(t.s, *np.array(work, float).T)
+    hidden, inner, experts, active, tokens = (t[name].to_numpy(float) for name in ("hidden_size", "inter_size", "num_experts", "topk", "num_tokens"))
+    touched = np.minimum(experts, tokens * active)
+    return _kernel(t.s, *expert_work(hidden, inner / t.moe_tp_size.to_numpy(float), touched, active, tokens, WEIGHT_BYTES[dtype]))
 
 
 def _fastest(t: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
