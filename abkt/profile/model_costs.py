@@ -160,10 +160,14 @@ class ModelCosts(PassCosts):
 
     def iteration_s(self, batch: int, context: float, chunk: int = 0, before: int = 0) -> float:
         ranks, model = self.parallel.attention_data_parallel, self.model
-        attention_s = self._attention_s(batch / ranks, context / ranks, chunk / ranks, before) if batch or chunk else 0.0
-        rows = max(1.0, batch / ranks + (1 if chunk else 0))
-        head_s = self._gemm_s(rows, model.vocabulary / self.parallel.attention_gpus, model.hidden, model.dtype_of_head)
-        return self.pass_s(batch + chunk) + self.request_s * batch + model.layers * attention_s + head_s
+        attention_s = self.attention_s(batch / ranks, context / ranks, chunk / ranks, before) if batch or chunk else 0.0
+        rows = batch + (1 if chunk else 0)
+        return self.pass_s(batch + chunk) + self.request_s * batch + model.layers * attention_s + self.head_s(rows)
+
+    def head_s(self, rows: float) -> float:
+        """Seconds of the lm_head, which gives logits for `rows` tokens."""
+        each, model = max(1.0, rows / self.parallel.attention_data_parallel), self.model
+        return self._gemm_s(each, model.vocabulary / self.parallel.attention_gpus, model.hidden, model.dtype_of_head)
 
     def pass_s(self, tokens: float) -> float:
         model, each = self.model, tokens / self.parallel.attention_data_parallel
@@ -216,7 +220,8 @@ class ModelCosts(PassCosts):
 
     # -- attention ---------------------------------------------------------------------------------------------------------------
 
-    def _attention_s(self, batch: float, context: float, chunk: float, before: float) -> float:
+    def attention_s(self, batch: float, context: float, chunk: float, before: float) -> float:
+        """Seconds of one layer's attention on each GPU, for its group's requests and prompts."""
         m = self.model
         heads = m.heads / self.parallel.attention_gpus
         if m.kv_kinds == 1:
