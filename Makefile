@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv study test lint figures figure-data notebooks clean
+.PHONY: venv compiled study test lint figures figure-data notebooks clean
 
 venv: $(READY)
 
@@ -14,7 +14,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "abkt needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	-$(BIN)/python -m abkt.compiler
 	touch $@
+
+# The simulator's hot modules as C, for the sources as they are now; `make venv` has done it once. ABKT_COMPILED=0 leaves the build unused.
+compiled: $(READY)
+	$(BIN)/python -m abkt.compiler
 
 study: $(READY)
 	$(BIN)/abkt study

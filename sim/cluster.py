@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-
-from simpy.events import Event
 
 from abkt.policy.admission.base import AdmissionPolicy
 from abkt.policy.roles.base import RolesPolicy
@@ -19,7 +17,7 @@ from abkt.policy.routing.base import RoutingPolicy
 from abkt.policy.view import BitratePolicy
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.admission import AdmissionControl
-from sim.clock import Clock, Wake
+from sim.clock import Clock
 from sim.faults import FaultInjector, FaultPlan
 from sim.invariants import Audit, CheckedMemory
 from sim.job import Job
@@ -28,6 +26,7 @@ from sim.nodes import Nodes
 from sim.records import FinishedRecords
 from sim.roles import RoleController
 from sim.specs import ClusterSpec
+from sim.timers import Process, Wake
 from sim.workload.closed_loop import ClosedLoop
 from sim.workload.requests import Request
 
@@ -173,7 +172,7 @@ class Simulation:
 
     # -- requests arrive ---------------------------------------------------------------------------------------------------------
 
-    def _arrivals(self) -> Generator[Event, None, None]:
+    def _arrivals(self) -> Process:
         wake = Wake(self.clock)
         for request in self.requests:
             if request.arrival_s > self.clock.now:

@@ -12,13 +12,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from simpy.events import Event
-
-from sim.clock import Wake
 from sim.job import Job
 from sim.node.decoding import DecodeSide
 from sim.node.gpu import Gpu
 from sim.node.reservations import KvReservations
+from sim.timers import Wake
 
 
 class PromptSide:
@@ -129,7 +127,7 @@ class PromptSide:
             return True
         self.reservations.unpin_prompt(job)  # a request must not hold memory while it waits for memory that others hold
         self.blocked = job
-        self.granted.callbacks = [self.unblock]
+        self.granted.waiter = self.unblock
         memory.wait_for(self.reservations.blocks_to_prefill(job), self.granted)
         self.load_changed()
         return False
@@ -142,7 +140,7 @@ class PromptSide:
             self.reservations.hold(job)
             self.reservations.expect(job)
 
-    def unblock(self, _: Event) -> None:
+    def unblock(self) -> None:
         self.take_grant()
         self.gpu.attend()
 

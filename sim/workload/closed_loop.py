@@ -5,19 +5,17 @@ Not modelled: time between an answer and the client's next request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from simpy.events import Event
-
-from sim.clock import Clock, Wake
+from sim.timers import Process, Timers, Wake
 from sim.workload.requests import Request
 
 
 class ClosedLoop:
     """Sends the requests in order, the first `concurrency` of them at 0 s. The requests' own arrival times are ignored."""
 
-    def __init__(self, clock: Clock, requests: Sequence[Request], concurrency: int, place: Callable[[Request], None]) -> None:
+    def __init__(self, clock: Timers, requests: Sequence[Request], concurrency: int, place: Callable[[Request], None]) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}; a closed loop needs at least 1 client")
         self.clock, self.place = clock, place
@@ -30,7 +28,7 @@ class ClosedLoop:
         self.free += 1
         self.wake.at(self.clock.now)
 
-    def run(self) -> Generator[Event, None, None]:
+    def run(self) -> Process:
         while True:
             while self.free:
                 request = next(self.waiting, None)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from mypy_extensions import mypyc_attr
+
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.view import CoderName, Curve, Decision, Delivered, GoodputSample, Order, Refined, TransferView
 from abkt.ranges import OutOfRange, short
@@ -14,6 +16,7 @@ from abkt.ranges import OutOfRange, short
 RAW, LOSSLESS = Decision("raw"), Decision("lossless")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True)
 class Stateless:
     """Base of policies that keep no state and decide from the view alone."""
@@ -31,6 +34,7 @@ class Stateless:
         return math.nan
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True)
 class LinkEstimating:
     """Base of policies that estimate the link to their peer. link: the estimator."""

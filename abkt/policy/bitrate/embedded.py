@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mypy_extensions import mypyc_attr
+
 from abkt.policy.bitrate.budgeted import BudgetedEstimate
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True)
 class Embedded(BudgetedEstimate):
     """Deadline cut of an embedded stream, from an estimate of the link.
