@@ -61,12 +61,16 @@ class Budgeted(ABC, Generic[LinkT]):
         refine = self._refine_to(view)
         if view.started:  # the promised cut has arrived; only refinement remains
             return stream(view, "slope", view.sent_cut, refine_to_cut=refine)
-        asked, rate = view.slope.cut_reaching(self.target_distortion), self._planned_bytes_per_s(now_s)
+        asked, rate = self._asked_cut(view), self._planned_bytes_per_s(now_s)
         cut = self._start_cut(now_s, view, asked, rate)
         if view.sent_bytes > 0:
             return stream(view, "slope", cut, refine_to_cut=refine)
         sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(view, asked, rate))
         return self._full_precision_instead(now_s, view, stream(view, "slope", asked), sent, rate) or sent
+
+    def _asked_cut(self, view: TransferView) -> int:
+        """The cut to send where time allows."""
+        return view.slope.cut_reaching(self.target_distortion)
 
     def _refine_to(self, view: TransferView) -> int:
         return refinement_cut(view.slope, self.refine_distortion)
