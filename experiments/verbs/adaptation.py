@@ -103,17 +103,16 @@ def main(config: AdaptationConfig, run: VerbCall) -> None:
     aim = Aim(config.target, config.refine)
     with ExitStack() as stack:
         world, scout, alone_s, facts = _worlds(config, spec, known, repeats, stack)
+        coders = measured(config.coders, schema.load(config.out / "profile.json"))
         slo = SLO(two_digits(config.slo_factor * alone_s), config.tpot_s)
         longest = max(r.isl for requests in repeats for r in requests)
         print(
             f"SLO: TTFT {slo.ttft_s:g} s, {config.slo_factor:g} times the {alone_s:.2f} s of a lone request of {longest:,} tokens, "
             f"sent raw over the undisturbed link of {1000 * config.network.gbps:g} Mbit/s"
         )
-        contest = Contest(
-            *(slo, config.ours, config.cachegen, config.oracle, aim, config.coders, config.margin, config.repeats), parts=config.parts
-        )
+        contest = Contest(*(slo, config.ours, config.cachegen, config.oracle, aim, coders, config.margin, config.repeats), config.parts)
         comparisons = [compare_within_bounds(world, contest, bits, scout) for bits in config.bits]
-    facts |= {"slo": {"ttft_s": slo.ttft_s, "factor": config.slo_factor, "alone_s": alone_s}, "coders": list(config.coders)}
+    facts |= {"slo": {"ttft_s": slo.ttft_s, "factor": config.slo_factor, "alone_s": alone_s}, "coders": list(coders)}
     told = {"world": config.world, "repeats": config.repeats, "requests": sum(len(requests) for requests in repeats), **facts}
     compared = {"comparisons": [comparison.plain() for comparison in comparisons]}
     write_json(config.out / "adaptation.json", {"schema_version": SCHEMA_VERSION, "network": run.choices["network"], **told, **compared})
@@ -121,6 +120,16 @@ def main(config: AdaptationConfig, run: VerbCall) -> None:
     write_manifest(run, [*traces, *network_files(config.network), config.out / "profile.json"])
     show(run.choices["network"], comparisons)
     print(f"report: {write_report(config.out, run.choices['network'], told, comparisons, read_json(config.out / 'manifest.json'))}")
+
+
+def measured(coders: Sequence[CoderName], profile: Profile) -> tuple[CoderName, ...]:
+    """The coders that the profile has measured; says which are left out. Raises ValueError, one line, if none is left."""
+    known = tuple(coder for coder in coders if coder == "fixed" or profile.has_codec(coder))
+    if not known:
+        raise ValueError(f"the profile has measured none of the coders {', '.join(coders)}; run `abkt profile` again")
+    if left_out := [coder for coder in coders if coder not in known]:
+        print(f"coders that the profile has not measured are left out: {', '.join(left_out)}")
+    return known
 
 
 def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
