@@ -191,13 +191,12 @@ def _add_rivals(
         entrants["uniform"] = scouted.best(one_coder_each(rivals.allocated(level, "uniform"), coders))
         settings["uniform"] = f"{level:g} bits"
     for name, refine in (("equal", math.inf), ("equal, refined", aim.refine * bounds.mean)):
-        coder = entrants["equal"]["coders"] if "equal" in entrants else coders[:1]
-        found = rivals.largest_within(bounds, lambda most, r=refine, c=coder: scouted.distortion(coded(rivals.equal(most, r), c)))  # type: ignore[misc]
-        if found is None:
+        aims = _largest_aims(refine, coders, bounds, scouted)
+        if not aims:
             missing[name] = "breaks the bounds even if it aims for D"
-        else:
-            entrants[name] = scouted.best(one_coder_each(rivals.equal(found, refine), coders))
-            settings[name] = f"aims for {found / bounds.mean:.2f} D"
+            continue
+        entrants[name] = scouted.best([coded(rivals.equal(most, refine), [coder]) for coder, most in aims.items()])
+        settings[name] = f"aims for {aims[entrants[name]['coders'][0]] / bounds.mean:.2f} D"
     spend = rivals.bounded(rivals.allocated(0.0), bounds, replace(aim, target=1.0), "slope", refine=True)
     entrants["spend"] = scouted.best(one_coder_each(spend, coders))
     levels = rivals.finest_levels_within(bounds, UNIFORM_BITS, lambda bits: scouted.distortion(coded({**cachegen, "bits": bits}, coders)))
@@ -213,6 +212,15 @@ def _add_rivals(
         ("cachegen, our stream", rivals.bounded(every_level, bounds, aim, "slope", refine=True)),
     ):
         entrants[name] = scouted.best([coded(made, coders), *one_coder_each(made, coders)])
+
+
+def _largest_aims(refine: float, coders: Sequence[str], bounds: Bounds, scouted: _Runs) -> dict[str, float]:
+    """Coder -> the largest distortion that `equal` may aim for with it. The coder changes how much is refined in time."""
+    found = {
+        coder: rivals.largest_within(bounds, lambda most, c=coder: scouted.distortion(coded(rivals.equal(most, refine), [c])))  # type: ignore[misc]
+        for coder in coders
+    }
+    return {coder: most for coder, most in found.items() if most is not None}
 
 
 def _add_even(entrants: dict[str, Bitrate], missing: dict[str, str], contest: Contest, bounds: Bounds, scouted: _Runs) -> list[str]:

@@ -65,7 +65,7 @@ class Budgeted(ABC, Generic[LinkT]):
         cut = self._start_cut(now_s, view, asked, rate)
         if view.sent_bytes > 0:
             return stream(view, "slope", cut, refine_to_cut=refine)
-        sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(view, asked, rate))
+        sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(now_s, view, asked))
         return self._full_precision_instead(now_s, view, stream(view, "slope", asked), sent, rate) or sent
 
     def _asked_cut(self, view: TransferView) -> int:
@@ -88,7 +88,7 @@ class Budgeted(ABC, Generic[LinkT]):
     def _cut_in_time(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
         """The finest cut, at most `asked`, that is usable by the deadline; 0 if none is."""
 
-    def _coder(self, view: TransferView, asked: int, rate: float) -> CoderName:
+    def _coder(self, now_s: float, view: TransferView, asked: int) -> CoderName:
         return "fixed"
 
     @abstractmethod
@@ -112,8 +112,9 @@ class BudgetedEstimate(Budgeted[Bandwidth]):
     def _cut_in_time(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
         return min(asked, view.slope.cut_within(bytes_in_time(rate, now_s, view)))
 
-    def _coder(self, view: TransferView, asked: int, rate: float) -> CoderName:
-        return coder_for(rate, view, asked)
+    def _coder(self, now_s: float, view: TransferView, asked: int) -> CoderName:
+        """By the mean of the rate: after a drop the low quantile would choose the slow coder long after the link has recovered."""
+        return coder_for(self.link.mean_bytes_per_s(now_s), view, asked)
 
     def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision, rate: float) -> Decision | None:
         left_s = view.deadline_s - now_s
