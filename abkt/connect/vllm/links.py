@@ -65,6 +65,7 @@ class SteeredTransfer:
     """The cut of one transfer while it is sent, and what its policy learns from it. The sender's thread calls its methods.
 
     view: the view after encoding, with the stream's own curves. decision: the first decision; mode and order stay. distortion: at each cut.
+    started: what is sent refines. start_distortion: when decoding began. cancel: ends the transfer, or its refinement.
     """
 
     link: Link
@@ -73,10 +74,12 @@ class SteeredTransfer:
     distortion: tuple[float, ...] = (0.0,)
     started: bool = False
     start_distortion: float = 0.0
+    cancel: threading.Event = field(default_factory=threading.Event)
 
     def attach(self, outgoing: Outgoing) -> None:
         """Let this object steer the transfer."""
         outgoing.on_sent = self.on_sent
+        self.cancel = outgoing.cancel
         if self.decision.mode == "stream":
             outgoing.next_cut = self.next_cut
             if self.decision.refine_to_cut > 0:
@@ -90,8 +93,12 @@ class SteeredTransfer:
         return decision.cut if decision.mode == "stream" else len(self.distortion) - 1
 
     def next_refinement_cut(self, now_s: float, sent_bytes: int, sent_cut: int) -> int:
+        """The cut to refine to. Once it is reached the refinement ends, so that nothing is kept for as long as the answer is decoded."""
         self.started = True
-        return self._decide(sent_bytes, sent_cut).refine_to_cut
+        cut = self._decide(sent_bytes, sent_cut).refine_to_cut
+        if cut <= sent_cut:
+            self.cancel.set()
+        return cut
 
     def on_sent(self, now_s: float, wire_bytes: int, duration_s: float) -> None:
         with self.link.lock:

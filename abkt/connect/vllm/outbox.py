@@ -101,17 +101,13 @@ class Outbox:
             self._condition.notify_all()
         self.changed()
 
-    def take_sent(self) -> set[str]:
-        """Requests whose blocks are free since the last call."""
+    def take_sent(self, wait_s: float = 0.0) -> set[str]:
+        """Requests whose blocks are free since the last call. Waits up to wait_s for one whose blocks are still being read."""
         with self._condition:
+            if wait_s > 0 and self._copies and not self._sent:
+                self._condition.wait(wait_s)
             sent, self._sent = self._sent, set()
         return sent
-
-    @property
-    def copying(self) -> bool:
-        """Whether vLLM's blocks are still being read."""
-        with self._condition:
-            return bool(self._copies)
 
     def known(self, ask: Ask) -> bool:
         """Whether the request of an ask is here; False: it may come soon. Raises ValueError, one line, if it is not, and will not be."""

@@ -42,8 +42,9 @@ def reduced(data: Mapping[str, Any]) -> dict[str, int | float | str]:
         }
     if data["sent_bytes"]:
         found |= {"sends": len(data["sent_bytes"]), "sent_mb": round(sent / 1e6, 3)}
-    if data["held_s"]:
-        found |= {"mean_encode_s": round(_mean(data["encode_s"]), 4), "mean_blocks_held_s": round(_mean(data["held_s"]), 4)}
+    for name, shown in (("held_s", "mean_blocks_held_s"), ("encode_s", "mean_encode_s")):
+        if data[name]:
+            found[shown] = round(_mean(data[name]), 4)
     return found | {name: data[name] for name in COUNTS if data[name]}
 
 

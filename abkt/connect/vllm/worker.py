@@ -106,8 +106,10 @@ class WorkerSide:
 
     def poll(self) -> tuple[set[str], set[str], set[int]]:
         """(requests that were sent, requests whose load has ended, blocks whose load has failed) since the last call."""
-        finished, bad = self._inbox.poll(NAP_S if self._work.idle and not self._outbox.copying else 0.0)
-        return self._outbox.take_sent(), finished, bad
+        nap_s = NAP_S if self._work.idle else 0.0
+        sent = self._outbox.take_sent(nap_s)
+        finished, bad = self._inbox.poll(0.0 if sent else nap_s)
+        return sent, finished, bad
 
     def close(self) -> None:
         """End every transfer, connection and thread."""
