@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.connect.conftest import Make
 from tests.connect.engine import BLOCK, Engine, Request, Status, kv_of
+from tests.connect.flapping import Flapping
 
 PROMPT = [(7 * i * i + 3 * i) % 97 for i in range(150)]
 REMOTE = {"do_remote_decode": True, "do_remote_prefill": False}
@@ -93,6 +94,26 @@ def test_only_what_the_prefix_cache_lacks_is_sent(make: Make, bitrate: str) -> N
     assert torch.allclose(d.kv(request), truth, atol=0.0 if bitrate == "raw" else 0.1)
     raw = d.worker.get_kv_connector_stats().data["received_raw_bytes"][0]
     assert raw == (len(PROMPT) - 3 * BLOCK) * 2 * 2 * 2 * 32 * 4
+
+
+@pytest.mark.parametrize("server", ["raw", "int4", "embedded"])
+def test_a_request_may_ask_for_its_own_bitrate(make: Make, server: str) -> None:
+    p, d, ratios = make(bitrate=server), make(bitrate=server), {}
+    for bitrate in ("raw", "int2", "int8"):
+        request = loaded(d, PROMPT, {**prefilled(p, PROMPT, bitrate), "abkt_bitrate": bitrate}, bitrate)
+        assert request.recomputed == 1
+        assert (request.block_hashes == Request("x", PROMPT).block_hashes) == (bitrate == "raw")
+        stats = d.worker.get_kv_connector_stats().data
+        ratios[bitrate] = stats["received_bytes"][0] / stats["received_raw_bytes"][0]
+        assert error_of(request, d) <= {"raw": 0.0, "int8": 2e-4, "int2": 0.4}[bitrate]
+    assert ratios["int2"] < ratios["int8"] < 0.8 < ratios["raw"]
+
+
+def test_a_prompt_may_go_on_after_the_prefilled_one(make: Make) -> None:
+    p, d = make(bitrate="raw"), make(bitrate="raw")
+    request = loaded(d, PROMPT, {**prefilled(p, PROMPT[:70]), "abkt_prefix": True})
+    assert (request.external, request.recomputed) == (70, 80)
+    assert torch.equal(d.kv(request), kv_of(PROMPT))
 
 
 def test_a_full_local_hit_loads_nothing_and_frees_the_prefill_side(make: Make) -> None:
@@ -239,6 +260,7 @@ def test_an_aborted_prefill_hands_nothing_off(make: Make) -> None:
     [
         ({"abkt_addresses": None}, "kv_transfer_params lack abkt_addresses"),
         ({"remote_num_tokens": 7}, "has a prompt of 7 tokens, this server one of 150"),
+        ({"abkt_bitrate": "int5"}, "abkt_bitrate must be one of embedded, int8"),
         ({"abkt_fingerprint": "another: 1 layers"}, "the prefill server has another: 1 layers"),
         ({"abkt_addresses": ["127.0.0.1:1", "127.0.0.1:2"]}, "has 2 TP ranks, this server 1"),
     ],
@@ -281,6 +303,20 @@ def test_keys(make: Make, tmp_path: Path, caplog: Any) -> None:
     assert loaded(stranger, PROMPT, prefilled(p, PROMPT, "b")).recomputed == len(PROMPT)
     with pytest.raises(ValueError, match=r"address '0\.0\.0\.0:0' is not loopback, so it needs a key: give key_file"):
         Engine(host="0.0.0.0")
+
+
+def test_a_flapping_link_is_resumed(make: Make) -> None:
+    """A relay breaks the first connections in the middle of the transfer; it goes on where it was."""
+    p, d = make(bitrate="raw"), make(bitrate="raw")
+    prompt = [(i * i) % 83 for i in range(1900)]
+    params = prefilled(p, prompt)
+    with Flapping(d.worker.get_handshake_metadata().address, breaks=2, after_bytes=600_000) as relay:
+        d.worker.worker_side._inbox.address = relay.address
+        request = loaded(d, prompt, params)
+        assert torch.equal(d.kv(request), kv_of(prompt))
+    assert request.recomputed == 1
+    time.sleep(0.1)
+    assert p.worker.get_kv_connector_stats().data["resumes"] >= 1
 
 
 def test_idle_steps_wait_instead_of_spinning(make: Make) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,8 +115,7 @@ def test_params_of_another_request_and_no_params_are_computed_here(raw: Pair, se
     assert params is not None
     assert same(raw.ask(prompt, TOKENS, {**params, "remote_request_id": "cmpl-unknown"}), alone)
     assert same(raw.ask(prompt, TOKENS), alone)
-    assert same(raw.ask(prompt_of(3), TOKENS, params), raw.ask(prompt_of(3), TOKENS, where="prefill")) or True
-    assert served.external() == 0 or served.external() == len(prompt)
+    assert served.external() == 0
     assert raw.decode.lines("came without kv_transfer_params")
     assert raw.decode.lines("is not here; it was fetched, or its lease has expired")
 
@@ -164,7 +162,7 @@ def test_coded_kv_has_the_bytes_and_the_distortion_that_were_promised(
         raw_bytes = served.since("vllm:abkt_received_raw_bytes_total")
         ratio = served.since("vllm:abkt_received_bytes_total") / raw_bytes
         mean = served.since("vllm:abkt_received_distortion_sum") / 4
-    # 984 of 1000 tokens have `bits` bits, and 6 bytes of steps and offsets for each channel of K in a tile of 128 tokens and each token of V.
+    # Nearly all tokens have `bits` bits; steps and offsets, 6 bytes for each channel of K in a tile and for each token of V, come on top.
     assert bits / 32 < ratio < bits / 32 * 1.15 + 0.06
     assert 0 < mean <= most
     record_property("agreement", sum(agreed) / (4 * TOKENS))
@@ -206,66 +204,7 @@ def test_the_prefix_cache_is_not_fed_with_lossy_kv(model: Path, tmp_path: Path) 
 
 def test_a_wrong_setting_is_one_line_and_no_server(model: Path, tmp_path: Path) -> None:
     one = server.VllmServer("wrong", model, tmp_path / "log", server.connector(bitrate="int5"), ARGUMENTS)
+    one.start()
     with pytest.raises(RuntimeError, match="bitrate is 'int5'; it must be one of embedded"):
-        one.start()
         one.wait()
     one.stop()
-
-
-def test_a_flapping_link_is_resumed(model: Path, tmp_path: Path) -> None:
-    """A relay between the servers cuts every connection after some bytes; transfers go on where they were."""
-    with Pair(model, tmp_path, {"bitrate": "raw"}, ARGUMENTS) as pair:
-        served, prompt = Served(pair), prompt_of(8, 1900)
-        alone = pair.ask(prompt, TOKENS, where="prefill")
-        params = pair.prefilled(prompt)
-        assert params is not None
-        with Flapping(params["abkt_addresses"][0]) as relay:
-            answer = pair.ask(prompt, TOKENS, {**params, "abkt_addresses": [relay.address]})
-        assert same(answer, alone)
-        assert served.external() == len(prompt)
-
-
-class Flapping:
-    """Relays connections to an address, and breaks the first ones soon after they begin."""
-
-    def __init__(self, target: str, breaks: int = 2) -> None:
-        import socket
-
-        self._host, _, port = target.rpartition(":")
-        self._port, self._breaks = int(port), breaks
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
-        self._open: list[Any] = [self._listening]
-
-    def __enter__(self) -> Flapping:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for each in self._open:
-            each.close()
-
-    def _accept(self) -> None:
-        import socket
-
-        while True:
-            try:
-                near, _ = self._listening.accept()
-            except OSError:
-                return
-            far = socket.create_connection((self._host, self._port))
-            self._open += [near, far]
-            cut, self._breaks = self._breaks > 0, self._breaks - 1
-            for a, b in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(a, b, 400 if cut else 1 << 60), daemon=True).start()
-
-    def _pump(self, source: Any, sink: Any, most: int) -> None:
-        try:
-            while most > 0 and (data := source.recv(min(4096, most))):
-                sink.sendall(data)
-                most -= len(data)
-        except OSError:
-            pass
-        finally:
-            for each in (source, sink):
-                each.close()

@@ -9,6 +9,7 @@ import secrets
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from abkt.connect.vllm.settings import BITRATES
 from abkt.transfer.pieces import PiecesSource
 from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.send.outgoing import Outgoing
@@ -28,6 +29,7 @@ class Ask:
     number : the transfer id that the KV is to have.
     address : where to send it.
     first_token, tokens : the tokens that are missing, from first_token to `tokens`, the length of the prompt.
+    bitrate : in place of the prefill server's own; empty: none.
     """
 
     ask: Kind
@@ -36,6 +38,7 @@ class Ask:
     address: str = ""
     first_token: int = 0
     tokens: int = 0
+    bitrate: str = ""
 
     def outgoing(self) -> Outgoing:
         """The ask as a transfer."""
@@ -47,7 +50,7 @@ class Ask:
         """The ask in an offer; None if it offers KV. Raises ValueError, one line, for a malformed one."""
         if "ask" not in offer.more:
             return None
-        kinds = {"ask": str, "request_id": str, "number": int, "address": str, "first_token": int, "tokens": int}
+        kinds = {"ask": str, "request_id": str, "number": int, "address": str, "first_token": int, "tokens": int, "bitrate": str}
         more = dict(offer.more)
         if more.keys() != kinds.keys() or any(type(more[key]) is not kind for key, kind in kinds.items()):
             raise ValueError("an ask must have the fields " + ", ".join(kinds))
@@ -56,6 +59,8 @@ class Ask:
             raise ValueError(
                 f"ask is {made.ask[:20]!r}; it must be one of {', '.join(get_args(Kind))}, with an id and address of {TEXT_CAP}"
             )
+        if made.bitrate not in ("", *BITRATES):
+            raise ValueError(f"an ask has the bitrate {made.bitrate[:20]!r}; it may have {', '.join(BITRATES)}")
         if not 0 <= made.number < 1 << 62 or (made.ask == "fetch" and not 0 <= made.first_token < made.tokens):
             raise ValueError(f"an ask for tokens {made.first_token} to {made.tokens}, or number {made.number}, is out of range")
         return made

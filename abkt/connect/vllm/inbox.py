@@ -95,7 +95,7 @@ class Inbox:
         loading = Loading(request_id, load, number, time.monotonic(), load.remote.addresses[self._rank])
         with self._condition:
             self._loadings[number] = loading
-        ask = Ask("fetch", load.remote.request_id, number, self.address, load.first_token, load.tokens)
+        ask = Ask("fetch", load.remote.request_id, number, self.address, load.first_token, load.tokens, load.remote.bitrate)
         try:
             future = self._asks.get(loading.address).sender.submit(ask.outgoing())
         except ValueError as error:

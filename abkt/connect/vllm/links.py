@@ -17,33 +17,27 @@ MOST_LINKS = 256  # addresses; the one that was used longest ago is closed first
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """One peer. The outbox's thread and the sender's thread share the policy under a lock. Times are those of time.monotonic."""
+    """One peer. policies: by the bitrate that was asked for. The outbox's and the sender's thread share them under a lock. Times are those
+    of time.monotonic."""
 
     address: str
     sender: Sender
-    policy: BitratePolicy
+    policies: dict[str, BitratePolicy] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def decide(self, view: TransferView) -> Decision:
-        with self.lock:
-            return self.policy.decide(time.monotonic(), view)
 
 
 class Links:
-    """Links by address; made when they are first used. Thread-safe.
+    """Links by address; made when they are first used. Thread-safe. make_sender : address -> Sender."""
 
-    make_sender : address -> Sender. make_policy : () -> the policy of a new peer.
-    """
-
-    def __init__(self, make_sender: Callable[[str], Sender], make_policy: Callable[[], BitratePolicy]) -> None:
-        self._make_sender, self._make_policy = make_sender, make_policy
+    def __init__(self, make_sender: Callable[[str], Sender]) -> None:
+        self._make_sender = make_sender
         self._lock = threading.Lock()
         self._links: dict[str, Link] = {}
 
     def get(self, address: str) -> Link:
         """The link to an address. Raises ValueError, one line, if the links are closed."""
         with self._lock:
-            link = self._links.pop(address, None) or Link(address, self._make_sender(address), self._make_policy())
+            link = self._links.pop(address, None) or Link(address, self._make_sender(address))
             self._links[address] = link  # at the end: used last
             oldest = next(iter(self._links.values())) if len(self._links) > MOST_LINKS else None
             if oldest:
@@ -69,6 +63,7 @@ class SteeredTransfer:
     """
 
     link: Link
+    policy: BitratePolicy
     view: TransferView
     decision: Decision
     distortion: tuple[float, ...] = (0.0,)
@@ -101,21 +96,24 @@ class SteeredTransfer:
         return cut
 
     def on_sent(self, now_s: float, wire_bytes: int, duration_s: float) -> None:
-        with self.link.lock:
-            self.link.policy.observe(now_s, GoodputSample(wire_bytes, duration_s))
+        with self.link.lock:  # the link is the same, whatever was asked for
+            for policy in self.link.policies.values():
+                policy.observe(now_s, GoodputSample(wire_bytes, duration_s))
 
     def delivered(self, sent: Sent) -> None:
         """The promised cut has been acknowledged."""
         self.start_distortion = self.distortion[min(sent.cut, len(self.distortion) - 1)]
         with self.link.lock:
             done = Delivered(self.start_distortion, self.decision, self.view, sent.acked_s - sent.granted_s)
-            self.link.policy.delivered(time.monotonic(), done)
+            self.policy.delivered(time.monotonic(), done)
 
     def refined(self, cut: int) -> None:
         """The refinement has ended. The mean over the output's tokens is not known here, so the policy is told the distortion at the start,
         which spends its budget in full."""
         with self.link.lock:
-            self.link.policy.refined(time.monotonic(), Refined(self.start_distortion, self.start_distortion))
+            self.policy.refined(time.monotonic(), Refined(self.start_distortion, self.start_distortion))
 
     def _decide(self, sent_bytes: int, sent_cut: int) -> Decision:
-        return self.link.decide(replace(self.view, sent_bytes=sent_bytes, sent_cut=sent_cut, started=self.started))
+        view = replace(self.view, sent_bytes=sent_bytes, sent_cut=sent_cut, started=self.started)
+        with self.link.lock:
+            return self.policy.decide(time.monotonic(), view)

@@ -170,7 +170,7 @@ class Outbox:
         while self._encodes:
             kept = self._encodes.popleft()
             if kept.stream is None and kept.pool is not None:
-                return lambda: self._encode(kept)
+                return lambda: self._encode(kept, self._settings.depth_bits)
         return None
 
     def _room_for(self, kept: Kept) -> bool:
@@ -198,21 +198,21 @@ class Outbox:
             self._condition.notify_all()
         self._counters.add(held_s=time.monotonic() - kept.added_s)
 
-    def _encode(self, kept: Kept) -> None:
+    def _encode(self, kept: Kept, depth_bits: int) -> None:
         pool = kept.pool
         assert pool is not None
-        start_s = time.monotonic()
-        kept.stream = self._coded(pool, 0, kept.send.tokens)
+        start_s, before = time.monotonic(), kept.stream.ends[-1] if kept.stream else 0
+        kept.stream = self._coded(pool, 0, kept.send.tokens, depth_bits)
         kept.encode_s = time.monotonic() - start_s
         self._counters.add(encode_s=kept.encode_s)
         with self._condition:
-            self._hold(kept, kept.stream.ends[-1])
+            self._hold(kept, kept.stream.ends[-1] - before)
 
-    def _coded(self, pool: Pool, first_token: int, tokens: int) -> Stream:
+    def _coded(self, pool: Pool, first_token: int, tokens: int, depth_bits: int) -> Stream:
         """The KV from first_token on, in slope order."""
         table = range(first_token // CODEC_TOKENS, len(pool.data))
-        depth, left = self._settings.depth_bits or 8, tokens - first_token
-        return self._codec.encode(pool, table, left, depth, "slope", self._weights(left), self._settings.coder)  # type: ignore[arg-type]
+        left = tokens - first_token
+        return self._codec.encode(pool, table, left, depth_bits, "slope", self._weights(left), self._settings.coder)  # type: ignore[arg-type]
 
     def _serve(self, ask: Ask) -> None:
         """Decide, and submit the transfer of what was asked for."""
@@ -234,20 +234,26 @@ class Outbox:
         assert pool is not None
         link, now_s = self._links.get(ask.address), time.monotonic()
         raw_bytes = pool.layout.block_bytes * (len(pool.data) - ask.first_token // CODEC_TOKENS)
-        stream = None
-        if self._settings.depth_bits:
-            if kept.stream is None and ask.first_token == 0:
-                self._encode(kept)
-            stream = kept.stream if ask.first_token == 0 else self._coded(pool, ask.first_token, kept.send.tokens)
+        settings, stream = self._settings.with_bitrate(ask.bitrate), None
+        with link.lock:
+            policy = link.policies.setdefault(ask.bitrate, settings.policy())
+        if depth := settings.depth_bits:
+            if ask.first_token == 0:
+                if kept.stream is None or kept.stream.depth_bits < depth:
+                    self._encode(kept, depth)
+                stream = kept.stream
+            else:
+                stream = self._coded(pool, ask.first_token, kept.send.tokens, depth)
         view = TransferView(
             raw_bytes,
-            now_s + self._settings.deadline_s,
+            now_s + settings.deadline_s,
             slope=stream.slope if stream else NO_CURVE,
             uniform=stream.uniform if stream else NO_CURVE,
             expand_s=kept.encode_s * left / kept.send.tokens,
-            lossless_bytes=raw_bytes if self._settings.bitrate == "lossless" else 0.0,
+            lossless_bytes=raw_bytes if settings.bitrate == "lossless" else 0.0,
         )
-        decision = link.decide(view)
+        with link.lock:
+            decision = policy.decide(now_s, view)
         if decision.mode == "stream" and stream is None:
             raise ValueError("the policy asks for a stream, but KV was not coded")
         if decision.mode == "stream" and stream and stream.order != decision.order:
@@ -255,7 +261,7 @@ class Outbox:
         source = self._source(pool, ask.first_token, left, decision, stream)
         ends = tuple(int(end) for end in source.ends)
         outgoing = Outgoing(ask.number, Offer(ask.number, decision.mode, left, ends), source)
-        steered = SteeredTransfer(link, view, decision)
+        steered = SteeredTransfer(link, policy, view, decision)
         if decision.mode == "stream" and stream:
             steered.view.raw_s = math.inf
             steered.encoded(stream)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from abkt.connect.vllm.settings import BITRATES, EXACT
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteKV:
@@ -16,6 +18,8 @@ class RemoteKV:
     fingerprint : what both servers must have in common (handshake.py).
     tokens : tokens of the prompt.
     lossy : whether the KV may travel in less than full precision.
+    bitrate : what the decode request asks for in place of the prefill server's own bitrate (`abkt_bitrate`); empty: nothing.
+    prefix : the decode request's prompt goes on after the prefilled one (`abkt_prefix`), and the rest is computed here.
     """
 
     request_id: str
@@ -23,6 +27,8 @@ class RemoteKV:
     fingerprint: str
     tokens: int
     lossy: bool
+    bitrate: str = ""
+    prefix: bool = False
 
     def params(self) -> dict[str, Any]:
         """As the response of the prefill server."""
@@ -52,6 +58,9 @@ class RemoteKV:
         addresses = params["abkt_addresses"]
         if not addresses or not all(isinstance(address, str) for address in addresses):
             raise ValueError("kv_transfer_params: abkt_addresses must be host:port of each worker")
-        return cls(
-            params["remote_request_id"], tuple(addresses), params["abkt_fingerprint"], params["remote_num_tokens"], params["abkt_lossy"]
-        )
+        bitrate, prefix = params.get("abkt_bitrate", ""), params.get("abkt_prefix", False)
+        if bitrate not in ("", *BITRATES) or not isinstance(prefix, bool):
+            raise ValueError(f"kv_transfer_params: abkt_bitrate must be one of {', '.join(BITRATES)}, and abkt_prefix true or false")
+        lossy = params["abkt_lossy"] if not bitrate else bitrate not in EXACT
+        tokens, print_ = params["remote_num_tokens"], params["abkt_fingerprint"]
+        return cls(params["remote_request_id"], tuple(addresses), print_, tokens, lossy, bitrate, prefix)

@@ -54,7 +54,7 @@ class SchedulerSide:
         remote = self._remote(request)
         if remote is None:
             return 0, False
-        missing = request.num_prompt_tokens - computed_tokens
+        missing = remote.tokens - computed_tokens
         return (missing, True) if missing > 0 else (0, False)
 
     def allocated(self, request: Any, block_ids: Sequence[int], external_tokens: int) -> None:
@@ -67,13 +67,13 @@ class SchedulerSide:
         if external_tokens <= 0:  # the prefix cache has all of it
             self._work.releases.append(remote)
             return
-        first = request.num_prompt_tokens - external_tokens
-        used = range(first // self.block_tokens, -(-request.num_prompt_tokens // self.block_tokens))
+        first = remote.tokens - external_tokens
+        used = range(first // self.block_tokens, -(-remote.tokens // self.block_tokens))
         private = remote.lossy and not self.settings.share_lossy
         if private:
             self._make_private(request, first)
         ids = tuple(block_ids[used.start : used.stop])
-        self._work.loads[request.request_id] = Load(remote, ids, first, request.num_prompt_tokens, private)
+        self._work.loads[request.request_id] = Load(remote, ids, first, remote.tokens, private)
         self._loaded.add(request.request_id)
 
     def step(self, output: Any) -> StepWork:
@@ -130,7 +130,7 @@ class SchedulerSide:
     def _check(self, remote: RemoteKV, tokens: int) -> None:
         if not self.consumer:
             raise ValueError("this server has kv_role kv_producer, which loads no KV")
-        if remote.tokens != tokens:
+        if remote.tokens != tokens and not (remote.prefix and remote.tokens < tokens):
             raise ValueError(f"the prefill server has a prompt of {remote.tokens} tokens, this server one of {tokens}")
         if self.workers and remote.fingerprint != self.workers[0].fingerprint:
             raise ValueError(f"the prefill server has {remote.fingerprint}; this server {self.workers[0].fingerprint}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,8 @@ from abkt.policy.view import BitratePolicy, CoderName
 from abkt.ranges import bound, short
 
 FIXED = {"int8": 8, "int4": 4, "int2": 2}
-BITRATES = ("embedded", *FIXED, "lossless", "raw")
+EXACT = ("lossless", "raw")
+BITRATES = ("embedded", *FIXED, *EXACT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,14 @@ class Settings:
         made: BitratePolicy = build(self._policy)
         return made
 
+    def with_bitrate(self, bitrate: str) -> Settings:
+        """These settings with another bitrate; empty: the same."""
+        return replace(self, bitrate=bitrate) if bitrate else self
+
     @property
     def lossy(self) -> bool:
         """Whether KV may travel in less than full precision."""
-        return self.bitrate not in ("raw", "lossless")
+        return self.bitrate not in EXACT
 
     @property
     def depth_bits(self) -> int:

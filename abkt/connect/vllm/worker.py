@@ -65,7 +65,7 @@ class WorkerSide:
         self._transport, self._key = make_transport("tcp"), find_key(settings.key_file, settings.encrypt)
         self._print = fingerprint(spec, paged.block_tokens, tp)
         self.counters = Counters()
-        self._data, self._asks = Links(self._sender, settings.policy), Links(self._sender, settings.policy)
+        self._data, self._asks = Links(self._sender), Links(self._sender)
         self._name = f"{settings.host} rank {rank}"
         self._work = StepWork()
         self._outbox = Outbox(paged, self._codec, settings, self._data, self.counters, self._weights)
