@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.connect.engine import Engine
+from tests.connect.stub import connector_class
 
 Make = Callable[..., Engine]
 
@@ -16,6 +18,8 @@ Make = Callable[..., Engine]
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Makes engines, and checks at the end that they left no thread behind."""
+    connector_class()
+    logging.getLogger("vllm").propagate = True  # vLLM's own setting hides its lines from caplog
     before, engines = set(threading.enumerate()), []
 
     def one(*arguments: Any, **settings: Any) -> Engine:

@@ -6,6 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -126,9 +127,10 @@ def modules() -> dict[str, ModuleType]:
 
 
 def connector_class() -> Any:
-    """AbktConnector, over vLLM or over the stand-in. Both stay imported."""
+    """AbktConnector, over vLLM or over the stand-in. Both stay imported, and this process is the only TP rank."""
     if not is_real() and "vllm" not in sys.modules:
         sys.modules.update(modules())
+    import_module(PARALLEL).get_tensor_model_parallel_rank = lambda: 0  # type: ignore[attr-defined]
     from abkt.connect.vllm import AbktConnector
 
     return AbktConnector
