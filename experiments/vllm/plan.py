@@ -19,9 +19,16 @@ SCORED_MBIT_S = (20.0, math.inf)  # links on which the answer's likelihood is me
 
 @dataclass(frozen=True, slots=True)
 class MeasureConfig:
-    """model_folder: the model. text: file of the prompts. python: the interpreter that has vLLM. links: Mbit/s, inf: not shaped. prompts: at
-    most, on a link. context, continuation, answer: tokens of a prompt, of the text after it that is scored, and of the answer. deadline_s: of
-    embedded. drop: also a link that becomes slow during the transfer."""
+    """What is measured.
+
+    model_folder, python : the model, and the interpreter that has vLLM.
+    text : the file that prompts are taken from.
+    links : Mbit/s; inf: not shaped.
+    prompts : at most this many on a link.
+    context, continuation, answer : tokens of a prompt, of the text after it that is scored, and of the answer.
+    deadline_s : of embedded.
+    drop : also a link that becomes slow during the transfer.
+    """
 
     model_folder: Path
     text: Path
