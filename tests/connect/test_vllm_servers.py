@@ -205,6 +205,7 @@ def test_the_prefix_cache_is_not_fed_with_lossy_kv(model: Path, tmp_path: Path) 
 def test_a_wrong_setting_is_one_line_and_no_server(model: Path, tmp_path: Path) -> None:
     one = server.VllmServer("wrong", model, tmp_path / "log", server.connector(bitrate="int5"), ARGUMENTS)
     one.start()
-    with pytest.raises(RuntimeError, match="bitrate is 'int5'; it must be one of embedded"):
+    with pytest.raises(RuntimeError, match="vLLM server wrong did not start"):
         one.wait()
     one.stop()
+    assert one.lines("ValueError: bitrate is 'int5'; it must be one of embedded")

@@ -1,7 +1,7 @@
 """KV chunks of LMCache, [kinds, layers, tokens, hidden], as streams of the codec.
 
-A store addresses chunks by the hash of their tokens, so equal chunks should be equal bytes, and LMCache asks for the size before it knows the
-values. The fixed coder in uniform order has both properties; other coders are refused.
+A store addresses chunks by the hash of their tokens, so equal chunks should be equal bytes. And LMCache asks for the size before it knows
+the values. The fixed coder in uniform order has both properties; other coders are refused.
 """
 
 from __future__ import annotations
