@@ -15,8 +15,7 @@ from abkt.serve.worker.device_lock import DeviceLock
 from tests.serve.test_engine import generate
 from tests.serve.test_real_cluster import INT8, SLOW_SLO, UNLIMITED, prompts
 
-TAKE =
-"""
+TAKE = """
 import sys, time
 from pathlib import Path
 from abkt.serve.worker.device_lock import DeviceLock

@@ -8,8 +8,7 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-STARVED =
-"""
+STARVED = """
     import logging, os, resource, socket, sys, threading, time
     from starlette.applications import Starlette
     from starlette.responses import PlainTextResponse

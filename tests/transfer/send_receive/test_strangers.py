@@ -119,8 +119,7 @@ def test_a_quota_counts_hosts_and_ipv6_sites(peer, network):
     assert network_of(peer) == network
 
 
-STARVED =
-"""
+STARVED = """
     import logging, os, resource, sys, threading, time
     from tests.transfer.endpoints import Endpoints
     from pathlib import Path
