@@ -1,11 +1,11 @@
 """Facts about a model that are measured once, before any request: how far predicted importance can be trusted, how much an error in each
 head changes the model's answers, and which heads are coded as differences of neighbouring tokens.
 
-With the klt coder (klt/basis.py) the facts are a transform of each head in the metric of the model's likelihood, and which coder was better on
-prompts that the calibration had not seen. For the other two coders a cell's weight is sensitivity[layer, kind, kv_head] * importance**gamma. Sensitivity is the divergence of the model's answers for a unit of
-relative squared error in that head. gamma lies between 0 (importance is ignored) and 1 (importance is trusted fully). Both are measured,
-because importance that is assumed rather than measured can do harm: in ABKT's first implementation the perplexity was 8.32 with it, and
-7.76 without it at equal size.
+With the klt coder (klt/basis.py) the facts are a transform of each head in the metric of the model's likelihood, and which coder was better
+on prompts that the calibration had not seen. For the other two coders a cell's weight is sensitivity[layer, kind, kv_head] *
+importance**gamma. Sensitivity is the divergence of the model's answers for a unit of relative squared error in that head. gamma lies
+between 0 (importance is ignored) and 1 (importance is trusted fully). Both are measured, because importance that is assumed rather than
+measured can do harm: in ABKT's first implementation the perplexity was 8.32 with it, and 7.76 without it at equal size.
 """
 
 from __future__ import annotations

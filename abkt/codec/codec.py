@@ -34,7 +34,8 @@ BackendName = Literal["auto", "oracle", "compiled", "triton"]
 @dataclass(frozen=True, slots=True)
 class Expanded:
     """The result of `Codec.expand`: the cut up to which it wrote, the number of tokens, the distortion that the encoder measured at this
-    cut (weighted relative squared error; with coder klt the predicted divergence of the answers, in nats a token), and the number of cells that travelled verbatim."""
+    cut (weighted relative squared error; with coder klt the predicted divergence of the answers, in nats a token), and the number of cells
+    that travelled verbatim."""
 
     cut: int
     tokens: int

@@ -87,7 +87,8 @@ class Importance:
     def tokens(self, pool: Pool, table: Sequence[int], tokens: int) -> torch.Tensor:
         """What `Codec.encode` takes as importance: of each token [layers, 2, kv_heads, tokens], float32; only ratios within a head count.
 
-        A token that lies before the window of its layer has none. Raises ValueError if a layer was not observed, and for the latents of MLA.
+        A token that lies before the window of its layer has none. Raises ValueError if a layer was not observed, and for the latents of
+        MLA.
         """
         model = pool.layout.model
         self._check_observed(model.layers, model.kv_kinds)

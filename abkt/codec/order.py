@@ -80,8 +80,9 @@ def hull_slopes(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
 
 
 def slope_bands(sizes: np.ndarray, left: np.ndarray, finer_first: bool = False) -> Bands:
-    """Passes by falling slope, in at most MAX_BANDS bands of about equal bytes; or, with finer_first, the first ones of about equal ratios. Slopes are not sorted but counted into bins of a float32's
-    exponent and 8 bits of mantissa, which takes linear time; slopes within 0.4 % of each other may count as equal."""
+    """Passes by falling slope, in at most MAX_BANDS bands of about equal bytes; or, with finer_first, the first ones of about equal ratios.
+    Slopes are not sorted but counted into bins of a float32's exponent and 8 bits of mantissa, which takes linear time; slopes within 0.4 %
+    of each other may count as equal."""
     slopes = hull_slopes(sizes, left).astype(np.float32)
     useful = slopes > 0
     if not useful.any():

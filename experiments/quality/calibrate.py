@@ -1,7 +1,7 @@
 """A model's calibration, from any text: the klt coder's basis, by gradients, and how the other coders order their cells.
 
-Nothing is taken on trust. Prompts that the statistics did not see choose among the candidates, and "no calibration" is always one of them: for
-the order of the fixed and the entropy coder, and, at each rate, for the klt coder against the entropy coder.
+Nothing is taken on trust. Prompts that the statistics did not see choose among the candidates, and "no calibration" is always one of them:
+for the order of the fixed and the entropy coder, and, at each rate, for the klt coder against the entropy coder.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ GAMMAS = (0.0, 0.5)  # exponents of the cells' importance; 0: no weights at all
 def _exponent(
     bench: Bench, codec: Codec, plain: Calibration, held_out: Sequence[QualitySample], done: Callable[[int], None], made: dict[str, str]
 ) -> float:
-    """The exponent of importance for the order of the fixed and the entropy coder. All heads count the same, and an exponent other than 0 must
-    be better on average and at every one of BITS."""
+    """The exponent of importance for the order of the fixed and the entropy coder. All heads count the same, and an exponent other than 0
+    must be better on average and at every one of BITS."""
     found: dict[float, list[list[float]]] = {gamma: [] for gamma in GAMMAS}
     for sample in held_out:
         held = bench.prefill(sample)

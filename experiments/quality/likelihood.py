@@ -2,8 +2,8 @@
 
 A continuation is run over the cached KV of a prompt, an answer is drawn from the model at each of its tokens, and the gradient of the drawn
 answers' log-likelihood is taken with respect to K (without its rotation) and V. The mean of its outer product over tokens and draws is the
-Fisher metric of a head, and half the squared error in it is the divergence of the answers, to second order. Each layer's gradient is added up
-and dropped before the next layer's is made.
+Fisher metric of a head, and half the squared error in it is the divergence of the answers, to second order. Each layer's gradient is added
+up and dropped before the next layer's is made.
 
 Where a model cannot be differentiated (quantised weights), `probed` measures one number a head instead: the divergence by noise in it.
 """
@@ -33,9 +33,9 @@ NOISE = 0.05  # squared error over squared deviation of a probe
 class Statistics:
     """Sums over prompts, [layers, 2, kv_heads, ...] float64, of tokens after the first FIRST_TOKENS.
 
-    metric: for each (exponent, mixing), outer products of the gradient over its token's scale. covariance: of x about its prompt's mean. mean.
-    squared: [FIRST_TOKENS], squared gradients of the first tokens; scaled: for each setting, squared gradients of the others over their squared
-    scale, mean over tokens. prompts, draws: how many were added.
+    metric: for each (exponent, mixing), outer products of the gradient over its token's scale. covariance: of x about its prompt's mean.
+    mean. squared: [FIRST_TOKENS], squared gradients of the first tokens; scaled: for each setting, squared gradients of the others over
+    their squared scale, mean over tokens. prompts, draws: how many were added.
     """
 
     metric: dict[tuple[float, float], torch.Tensor]
@@ -152,8 +152,8 @@ def gradients(
     seed: int,
     add: Callable[[int, int, torch.Tensor], None],
 ) -> None:
-    """Call add(layer, kind, gradient [kv_heads, tokens, head_dim] float32) with the gradient of one draw's log-likelihood, from the last layer
-    to the first; each is freed before the next is made."""
+    """Call add(layer, kind, gradient [kv_heads, tokens, head_dim] float32) with the gradient of one draw's log-likelihood, from the last
+    layer to the first; each is freed before the next is made."""
     from transformers import DynamicCache
 
     model, device = bench.engine.model, bench.engine.device
@@ -183,8 +183,8 @@ def gradients(
 
 
 def probed(bench: Bench, sample: QualitySample, done: Callable[[int], None] = lambda count: None) -> np.ndarray:
-    """[layers, 2, kv_heads]: divergence of the logits (nats a token) for noise in one head's K or V of NOISE times its squared deviation, over
-    NOISE. The first block, where attention sinks lie, is spared: noise in it would say more of the sinks than of the head."""
+    """[layers, 2, kv_heads]: divergence of the logits (nats a token) for noise in one head's K or V of NOISE times its squared deviation,
+    over NOISE. The first block, where attention sinks lie, is spared: noise in it would say more of the sinks than of the head."""
     held = bench.prefill(sample)
     model, data = held.pool.layout.model, held.pool.data
     size = held.pool.layout.block_tokens

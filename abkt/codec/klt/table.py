@@ -2,9 +2,9 @@
 reference for the compiled code.
 
 An integer is coded as its difference from a guess: 0 or not, its sign, then its size less 1 as up to STEP bits of "one more" and an
-Exp-Golomb code. Where the table `predicts`, the guess is the mean of the number to the left and of the one above, and their difference picks
-the contexts; else the guess is 0, and the column picks them. The bits go through the range coder of planes.py, with chances that start at
-one half.
+Exp-Golomb code. Where the table `predicts`, the guess is the mean of the number to the left and of the one above, and their difference
+picks the contexts; else the guess is 0, and the column picks them. The bits go through the range coder of planes.py, with chances that
+start at one half.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The squared gradient of the likelihood rises with the squared attention of the last queries (importance.py) as a power of about one half:
 what they do not look at may be looked at later. So a token's step is narrowed by importance**(exponent / 2), relative to the geometric mean
 of its head. mixing moves each head towards the mean of its layer's heads, which is the same information less noisily. A token that no later
-query can see has no importance; its class is HIDDEN, and it costs nothing. The first tokens are attention sinks in many models: the calibration
-holds their least classes.
+query can see has no importance; its class is HIDDEN, and it costs nothing. The first tokens are attention sinks in many models: the
+calibration holds their least classes.
 """
 
 from __future__ import annotations

@@ -167,8 +167,8 @@ def checkpoint_dtype(folder: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits that name the weights of a model folder: from the headers of its safetensors files, and from CHUNKS places in each.
-    Empty if it has no such file."""
+    """16 hexadecimal digits that name the weights of a model folder: from the headers of its safetensors files, and from CHUNKS places in
+    each. Empty if it has no such file."""
     digest, files = hashlib.sha256(), sorted(folder.glob("*.safetensors"))
     for file in files:
         digest.update(json.dumps(_header(file), sort_keys=True).encode())
