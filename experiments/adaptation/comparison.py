@@ -14,21 +14,23 @@ The rows, in this order:
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from abkt.ranges import OutOfRange
 from abkt.records import SLO
 from experiments.adaptation import rivals
 from experiments.adaptation.outcome import Margin, Pair, pair
 from experiments.adaptation.rivals import Aim, Bitrate, Bounds, coded, one_coder_each, with_bounds
+from experiments.adaptation.runs import Runs
 from experiments.adaptation.scores import Score, mean, p99, ratio, worst
 from experiments.adaptation.winner import Winner, winner
 from experiments.adaptation.worlds import World
 
 UNIFORM_BITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # the codec's depths in bits
+RIVALS = ("fixed", "uniform", "equal", "equal, refined", "spend", "cachegen", "cachegen, told D", "cachegen, our stream")
 ORACLE, LIMIT = "oracle", "limit"
 EMBEDDED = "abkt.policy.bitrate.embedded.Embedded"
 
@@ -47,6 +49,11 @@ class Contest:
     margin : differences that are too small to matter.
     repeats : number of repeats.
     parts : whether the first of ours also runs without each of its parts.
+    rows : names of the rows to run besides `fixed` and the parts; empty: all.
+
+    Raises
+    ------
+    ValueError : if there is no such row.
     """
 
     slo: SLO
@@ -58,6 +65,12 @@ class Contest:
     margin: Margin = field(default_factory=Margin)
     repeats: int = 5
     parts: bool = True
+    rows: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        known = [*RIVALS, *self.ours, *(f"{name}, even" for name in list(self.ours)[1:]), ORACLE, LIMIT]
+        if wrong := [name for name in self.rows if name not in known]:
+            raise OutOfRange(f"rows has {wrong[0]!r}; the rows are {'; '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,39 +114,6 @@ class Comparison:
         }
 
 
-@dataclass(slots=True)
-class _Runs:
-    """All repeats of a policy in one world. A policy that has run before is not run again."""
-
-    world: World
-    contest: Contest
-    _known: dict[str, Score] = field(default_factory=dict)
-
-    def score(self, name: str, bitrate: Bitrate) -> Score:
-        key = json.dumps(bitrate, sort_keys=True, default=repr)
-        if key not in self._known:
-            made = Score(name)
-            for repeat in range(self.contest.repeats):
-                made.add(self.world(repeat, bitrate, self.contest.slo))
-            self._known[key] = made
-        return replace(self._known[key], name=name)
-
-    def distortion(self, bitrate: Bitrate) -> list[float]:
-        values: list[float] = self.score("", bitrate).all_distortion.tolist()
-        return values
-
-    def best(self, candidates: Sequence[Bitrate]) -> Bitrate:
-        """The candidate with the most requests within the SLO; mean TTFT decides between equal shares."""
-        if len(candidates) == 1:
-            return candidates[0]
-
-        def rank(bitrate: Bitrate) -> tuple[float, float]:
-            made = self.score("", bitrate)
-            return -made.attainment(self.contest.slo.ttft_s), made.mean_ttft_s
-
-        return min(candidates, key=rank)
-
-
 def compare_within_bounds(world: World, contest: Contest, bits: float, scout: World | None = None) -> Comparison:
     """Compare our policies with their rivals on the same requests, within the bounds of distortion that a fixed rate sets.
 
@@ -144,8 +124,8 @@ def compare_within_bounds(world: World, contest: Contest, bits: float, scout: Wo
     bits : mean bits per value of the fixed rate.
     scout : faster world in which the settings of the rivals are searched, if trying them all in `world` would take too long.
     """
-    run, slo_s = _Runs(world, contest), contest.slo.ttft_s
-    scouted = _Runs(scout, contest) if scout is not None and scout is not world else run
+    run, slo_s = Runs(world, contest.slo, contest.repeats), contest.slo.ttft_s
+    scouted = Runs(scout, contest.slo, contest.repeats) if scout is not None and scout is not world else run
     fixed = scouted.best(one_coder_each(rivals.allocated(bits), contest.coders))
     bounds = Bounds(float(run.score("fixed", fixed).all_distortion.mean()))
     entrants: dict[str, Bitrate] = {"fixed": fixed}
@@ -161,7 +141,9 @@ def compare_within_bounds(world: World, contest: Contest, bits: float, scout: Wo
     entrants |= parts
     entrants[ORACLE] = scouted.best(_oracles(contest, bounds, scouted))
     entrants[LIMIT] = scouted.best(_limits(contest, bounds))
-    scores = {name: run.score(name, bitrate) for name, bitrate in entrants.items()}
+    wanted = {"fixed", *parts, *(contest.rows or entrants)}
+    scores = {name: run.score(name, bitrate) for name, bitrate in entrants.items() if name in wanted}
+    evened = [name for name in evened if name in scores]
     for name, made in scores.items():
         if name not in ("fixed", LIMIT) and not bounds.held_by(made.all_distortion.tolist()):
             missing[name] = f"breaks the bounds: mean {made.all_distortion.mean():.4f}, p99 {p99(made.all_distortion):.4f}"
@@ -170,15 +152,16 @@ def compare_within_bounds(world: World, contest: Contest, bits: float, scout: Wo
     against = {
         name: {other: pair(scores[name], made, slo_s, contest.margin) for other, made in compared.items() if other != name}
         for name in contest.ours
+        if name in scores
     }
-    even = {name: _against(scores[name], scores[first]) for name in evened}
+    even = {name: _against(scores[name], scores[first]) for name in evened if first in scores}
     rows = {name: made.row(slo_s) for name, made in scores.items()}
     best = winner(scores, {ORACLE, LIMIT, *missing, *evened, *parts}, slo_s, contest.margin)
     return Comparison(bits, bounds, slo_s, rows, settings, against, even, missing, best)
 
 
 def _add_rivals(
-    entrants: dict[str, Bitrate], settings: dict[str, str], missing: dict[str, str], contest: Contest, bounds: Bounds, scouted: _Runs
+    entrants: dict[str, Bitrate], settings: dict[str, str], missing: dict[str, str], contest: Contest, bounds: Bounds, scouted: Runs
 ) -> None:
     """Add each rival with the coarsest setting that the bounds allow and with the coder that serves it best."""
     aim, coders, cachegen = contest.aim, contest.coders, contest.cachegen
@@ -214,7 +197,7 @@ def _add_rivals(
         entrants[name] = scouted.best([coded(made, coders), *one_coder_each(made, coders)])
 
 
-def _largest_aims(refine: float, coders: Sequence[str], bounds: Bounds, scouted: _Runs) -> dict[str, float]:
+def _largest_aims(refine: float, coders: Sequence[str], bounds: Bounds, scouted: Runs) -> dict[str, float]:
     """Coder -> the largest distortion that `equal` may aim for with it. The coder changes how much is refined in time."""
     found = {
         coder: rivals.largest_within(bounds, lambda most, c=coder: scouted.distortion(coded(rivals.equal(most, refine), [c])))  # type: ignore[misc]
@@ -223,7 +206,7 @@ def _largest_aims(refine: float, coders: Sequence[str], bounds: Bounds, scouted:
     return {coder: most for coder, most in found.items() if most is not None}
 
 
-def _add_even(entrants: dict[str, Bitrate], missing: dict[str, str], contest: Contest, bounds: Bounds, scouted: _Runs) -> list[str]:
+def _add_even(entrants: dict[str, Bitrate], missing: dict[str, str], contest: Contest, bounds: Bounds, scouted: Runs) -> list[str]:
     """Add the others of ours with an aim at which they have no more distortion than the first; returns the names of these entrants."""
     (first, of_first), *others = contest.ours.items()
     added = []
@@ -245,7 +228,7 @@ def _add_even(entrants: dict[str, Bitrate], missing: dict[str, str], contest: Co
     return added
 
 
-def _parts(first: str, bits: float, contest: Contest, bounds: Bounds, scouted: _Runs) -> dict[str, Bitrate]:
+def _parts(first: str, bits: float, contest: Contest, bounds: Bounds, scouted: Runs) -> dict[str, Bitrate]:
     """The first of ours without one of its parts at a time."""
     aim, coders, ours = contest.aim, contest.coders, contest.ours[first]
     whole = with_bounds(ours, bounds, aim)
@@ -260,7 +243,7 @@ def _parts(first: str, bits: float, contest: Contest, bounds: Bounds, scouted: _
     return made
 
 
-def _oracles(contest: Contest, bounds: Bounds, scouted: _Runs) -> list[Bitrate]:
+def _oracles(contest: Contest, bounds: Bounds, scouted: Runs) -> list[Bitrate]:
     """The policies of which the best is the oracle: one with the budget of ours, and one that aims for the most that the bounds allow."""
     link, most = contest.oracle.get("link"), bounds.p99
     told = with_bounds(contest.oracle, bounds, contest.aim)

@@ -78,7 +78,8 @@ def answers_table(network: str, comparisons: Sequence[Comparison]) -> Table:
     for comparison in comparisons:
         found, answer = comparison.winner, verdict(comparison.winner, where(network, comparison))
         margin = points(found.against.within_slo) if found and found.against else "–"
-        named = {"use": answer.policy, "tie": f"tie; take {answer.policy}", "no_answer": "none"}[answer.kind]
+        tied = f"tie with the next; take {'it' if found and answer.policy == found.policy else 'the next'}"
+        named = {"use": answer.policy, "tie": f"{found.policy if found else ''}: {tied}", "no_answer": "none"}[answer.kind]
         rows.append(
             (f"{comparison.bits:g} bits", words.number(comparison.bounds.mean), named or "none", found.second if found else "–", margin)
         )

@@ -41,7 +41,7 @@ SCHEMA_VERSION = 3
 class AdaptationConfig:
     """ours: policies that take bounds of distortion, by name. bits: mean bits per value of the fixed rates. target, refine: see Aim.
 
-    receivers: decode nodes; several of them share the prefill node's link, in the simulator alone. coders: those that every policy may use.
+    receivers: decode nodes; several of them share the prefill node's link, in the simulator alone. coders, rows: see Contest.
     parts: whether the first of ours also runs without each of its parts. slo_factor: the TTFT limit, in times of what the longest prompt
     needs alone, as raw KV over the undisturbed link. margin: see Margin.
     """
@@ -62,6 +62,7 @@ class AdaptationConfig:
     refine: float
     coders: tuple[CoderName, ...]
     parts: bool
+    rows: tuple[str, ...]
     slo_factor: float
     margin: Margin
     tpot_s: float
@@ -85,7 +86,8 @@ class AdaptationConfig:
         bound(self, "receivers", least=1, most=200)
         if self.receivers > 1 and self.world != "simulated":
             raise OutOfRange(f"receivers is {self.receivers}; more than 1 needs world=simulated")
-        Aim(self.target, self.refine)
+        aim = Aim(self.target, self.refine)
+        Contest(*(SLO(1.0, self.tpot_s), self.ours, self.cachegen, self.oracle, aim, self.coders), rows=self.rows)
 
 
 @verb("adaptation")
@@ -110,7 +112,9 @@ def main(config: AdaptationConfig, run: VerbCall) -> None:
             f"SLO: TTFT {slo.ttft_s:g} s, {config.slo_factor:g} times the {alone_s:.2f} s of a lone request of {longest:,} tokens, "
             f"sent raw over the undisturbed link of {1000 * config.network.gbps:g} Mbit/s"
         )
-        contest = Contest(*(slo, config.ours, config.cachegen, config.oracle, aim, coders, config.margin, config.repeats), config.parts)
+        contest = Contest(
+            *(slo, config.ours, config.cachegen, config.oracle, aim, coders, config.margin, config.repeats), config.parts, config.rows
+        )
         comparisons = [compare_within_bounds(world, contest, bits, scout) for bits in config.bits]
     facts |= {"slo": {"ttft_s": slo.ttft_s, "factor": config.slo_factor, "alone_s": alone_s}, "coders": list(coders)}
     told = {"world": config.world, "repeats": config.repeats, "requests": sum(len(requests) for requests in repeats), **facts}

@@ -57,12 +57,22 @@ def test_the_slo_is_stated_first_and_no_policy_changes_it(
 ) -> None:
     told = read_json(contest / "adaptation.json")
     assert told["slo"]["ttft_s"] == pytest.approx(2 * told["slo"]["alone_s"], rel=0.05)
-    adaptation.main(["network=wan_drop", "parts=false", "coders=[fixed]", f"profile={study / 'profile.json'}", *SMALL, f"out={tmp_path}"])
+    adaptation.main(
+        [
+            "network=wan_drop",
+            "parts=false",
+            "coders=[fixed]",
+            "rows=[equal,embedded]",
+            f"profile={study / 'profile.json'}",
+            *SMALL,
+            f"out={tmp_path}",
+        ]
+    )
     said = capsys.readouterr().out
     assert said.index("SLO: TTFT") < said.index("policy")
     other = read_json(tmp_path / "adaptation.json")
     assert other["slo"] == told["slo"]
-    assert not any(name.startswith("embedded, ") for name in compared(tmp_path)["rows"])
+    assert list(compared(tmp_path)["rows"]) == ["fixed", "equal", "embedded"]
     assert not any("entropy" in setting for setting in compared(tmp_path)["settings"].values())
     assert "exposed p99" not in said  # 20 requests have no p99
     answer = compared(tmp_path)["winner"]
@@ -97,6 +107,7 @@ def test_several_receivers_share_the_prefill_node_s_link(study: Path, tmp_path: 
         ("coders=[]", "coders is []; give each coder once"),
         ("coders=[fixed,fixed]", "give each coder once"),
         ("coders=[zip]", "coders"),
+        ("rows=[best]", "rows has 'best'; the rows are fixed; uniform"),
         ("margin.ttft=2", "ttft is 2"),
     ],
 )

@@ -96,6 +96,16 @@ def test_a_bound_chooses_the_coder_by_the_true_link() -> None:
     assert Coded(CacheGen(1e6, bits=[4]), link=link).decide(0.0, CODED).coder == "entropy"
 
 
+def test_ours_choose_the_coder_by_the_mean_of_the_rate() -> None:
+    """2 s at 0.1 MB/s, then 1 s at 1 MB/s: a mean of 0.67 MB/s. Entropy saves 0.2 MB for 0.4 s more, so below 0.5 MB/s it is faster."""
+    of = Embedded(Bandwidth(1e6), 0.01, 0.05, 0.3)
+    of.observe(2.0, GoodputSample(2e5, 2.0))
+    assert of.decide(2.0, replace(CODED, deadline_s=9.0)).coder == "entropy"
+    of.observe(3.0, GoodputSample(1e6, 1.0))
+    assert of.link.low_bytes_per_s(3.0) == pytest.approx(1e5)
+    assert of.decide(3.0, replace(CODED, deadline_s=9.0)).coder == "fixed"
+
+
 def test_the_coder_holds_once_the_stream_is_encoded() -> None:
     of = Coded(Embedded(Bandwidth(1e5), 0.01, 0.05, 0.3))
     assert of.decide(0.0, CODED).coder == "entropy"

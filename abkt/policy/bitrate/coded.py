@@ -81,11 +81,11 @@ class Coded:
 def with_coder(view: TransferView, coder: CoderName) -> TransferView | None:
     """The view of a transfer before encoding, if this coder is the only one; None if it is not offered.
 
-    A coder NAME other than the fixed one has its bytes and seconds in the view's fields NAME_share, NAME_encode_s and NAME_expand_s.
+    A coder NAME other than the fixed one is offered if the view has NAME_share above 0, with its NAME_encode_s and NAME_expand_s.
     """
     if coder == "fixed":
         return replace(view, entropy_share=0.0)
-    share = getattr(view, f"{coder}_share")
+    share = getattr(view, f"{coder}_share", 0.0)
     if share <= 0:
         return None
     return replace(
