@@ -31,6 +31,7 @@ VERBS = (
     "longbench",
     "bench",
     "fit-hardware",
+    "import-profile",
     "published",
     "train-probe",
 )
