@@ -82,6 +82,9 @@ def read_layer_tables(folder: Path, model: ModelSpec, overhead_s: float = 0.0) -
     prompt, prompt_error = _fit(prompts, np.stack(_prompt_work(*_floats(prompts, "prefill_chunk", "kv_prefill")), axis=1))
     decode, decode_error = _fit(decodes, np.stack(_decode_work(*_floats(decodes, "n_decode", "kv_decode")), axis=1))
     moe = folder / "moe.csv"
+    if moe.is_file() != bool(model.experts):
+        has = "has" if moe.is_file() else "has no"
+        raise ValueError(f"{folder} {has} moe.csv, and model {model.name} has {model.experts} experts; choose the tables' model with model=")
     return LayerTables(
         model,
         overhead_s,
@@ -98,7 +101,7 @@ def read_layer_tables(folder: Path, model: ModelSpec, overhead_s: float = 0.0) -
 def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} does not exist; a folder of layer tables has dense.csv, per_sequence.csv and attention.csv") from None
     if missing := [name for name in columns if name not in table]:
         raise ValueError(f"{path} has no column {missing[0]}")
