@@ -28,8 +28,8 @@ class PromptStage:
 
     computed_tokens: prompt tokens that need no more work. has_memory: KV memory is reserved for the prompt. blocks: blocks that it holds on
     this node besides its cached prefix; prefix: hashes of the prefix blocks that it uses there. queued_s: seconds of work that the prefill
-    queue still counts for it, including queued_encode_s of encoding. token_s: time at which the first token is known. restored_tokens: tokens
-    that are still to be copied from the host tier, whose highest distortion is restored_distortion.
+    queue still counts for it, including queued_encode_s of encoding. token_s: time at which the first token is known. restored_tokens:
+    tokens that are still to be copied from the host tier, whose highest distortion is restored_distortion.
     """
 
     computed_tokens: int = 0

@@ -1,5 +1,5 @@
-"""What the speed of a codec decides: the link rate above which compressed KV is usable later than raw KV, if encoding, sending and expanding
-follow one another.
+"""What the speed of a codec decides: the link rate above which compressed KV is usable later than raw KV, if encoding, sending and
+expanding follow one another.
 
     break-even rate = bytes saved / (seconds of encoding + seconds of expanding)
 "As measured" takes the speeds of KVServe's codecs (MIT) that conf/hardware has for the GPU. The other rows assume a codec that copies at a

@@ -1,8 +1,8 @@
 """KVServe's published curves (MIT; SIGCOMM 2026, arXiv 2605.13734): job completion time of a request by link rate, for KV in BF16 and under
 three codecs, reproduced by the simulator.
 
-One request runs on a prefill and a decode node with H100s, and its KV is sent layer by layer beside the pass. Two scalars for each model are
-fitted to the BF16 rows: the prompt's tokens, which set prefill, and how many transfers share the link. The rows with a codec are then
+One request runs on a prefill and a decode node with H100s, and its KV is sent layer by layer beside the pass. Two scalars for each model
+are fitted to the BF16 rows: the prompt's tokens, which set prefill, and how many transfers share the link. The rows with a codec are then
 predicted: with the codec speeds that the same authors measured on H100 (the seconds of a call are shared by the layers), and with these
 ratios of BF16's bytes to the codec's:
 
@@ -41,9 +41,7 @@ RATIOS = {"kivi": 16 / 3, "cachegen": 7.8, "kvserve": 15.6}
 SPEEDS = {"kivi": "quantizer", "cachegen": "cachegen", "kvserve": "cachegen"}  # codec of codec_speed.csv; KVServe's is a coder too
 MODELS = {  # model of the table -> shape, GPUs of an instance
     "Llama-3.1-8B-Instruct": (
-        ModelSpec(
-            "llama-3.1-8b", 32, 8, 128, hidden=4096, heads=32, inner=14336, vocabulary=128256, parameters=8e9, active_parameters=8e9
-        ),
+        ModelSpec("llama-3.1-8b", 32, 8, 128, hidden=4096, heads=32, inner=14336, vocabulary=128256, parameters=8e9, active_parameters=8e9),
         1,
     ),
     "Qwen2.5-32B-Instruct": (

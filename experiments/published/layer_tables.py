@@ -36,9 +36,12 @@ COLUMNS = {
 
 @dataclass(frozen=True, eq=False)
 class LayerTables(PassCosts):
-    """The tables as seconds of a pass. block, once: (tokens, seconds) of all dense layers of one block, and of those that a pass has once.
-    sequence: (sequences, seconds) of the lm_head and the sampler. prompt, decode: coefficients of attention. experts: a mixture's layer, as
-    (experts touched, seconds) at few tokens, and (tokens, further seconds) with all experts touched. errors: mean relative error of each fit on rows held out."""
+    """The tables as seconds of a pass.
+
+    block, once: (tokens, seconds) of all dense layers of one block, and of those that a pass has once. sequence: (sequences, seconds) of the
+    lm_head and the sampler. prompt, decode: coefficients of attention. experts: a mixture's layer, as (experts touched, seconds) at few
+    tokens, and (tokens, further seconds) with all experts touched. errors: mean relative error of each fit on rows held out.
+    """
 
     model: ModelSpec
     overhead_s: float
@@ -84,7 +87,9 @@ def read_layer_tables(folder: Path, model: ModelSpec, overhead_s: float = 0.0) -
     moe = folder / "moe.csv"
     if moe.is_file() != bool(model.experts):
         has = "has" if moe.is_file() else "has no"
-        raise ValueError(f"{folder} {has} moe.csv, and model {model.name} has {model.experts} experts; choose the tables' model with model=")
+        raise ValueError(
+            f"{folder} {has} moe.csv, and model {model.name} has {model.experts} experts; choose the tables' model with model="
+        )
     return LayerTables(
         model,
         overhead_s,

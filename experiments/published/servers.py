@@ -10,8 +10,8 @@ on other GPUs nothing was. "Engine held out" takes one set of overheads from the
 nobody has measured; "model held out" takes the engine's own, without the rows of that model, or those of the other engines if the engine
 has no other model. The first-token overhead is the least mean error's, in steps of 5 ms.
 
-How the formulas were chosen: on H100 rows alone, in about 12 forms of the costs and 30 of the clients. Costs: tables of one engine or of each;
-overhead by pass, layer, request, and a factor; experts fitted to skewed or balanced rows; skew of routing 1 to 1,000 (30 was best for the
+How the formulas were chosen: on H100 rows alone, in about 12 forms of the costs and 30 of the clients. Costs: tables of one engine or of
+each; overhead by pass, layer, request, and a factor; experts fitted to skewed or balanced rows; skew of routing 1 to 1,000 (30 was best for the
 three mixtures together, and is the default of conf/); KV of TensorRT-LLM in 16 or 8 bits; launches of tables that timed the host. Clients:
 4 to 20 requests each; answers of equal length, or 5 to 20 % apart; 0 to 100 ms between an answer and the next prompt; 2,048, 4,096 or 8,192
 prompt tokens in a pass, or one prompt. So figures on H100 are those of a development set. Rows of other GPUs were not read.
@@ -222,7 +222,8 @@ def as_markdown(ships: Predicted, measured: Response | None, left: dict[str, int
         lines += ["| engine held out: overheads from the others | of a pass | of a request | first token |", "|---|---|---|---|"]
         for name, found in fits.items():
             lines.append(
-                f"| {name.split(', ')[1]} | {found.pass_s * 1e3:.2f} ms | {found.request_s * 1e6:.0f} µs | {found.first_token_s * 1e3:.0f} ms |"
+                f"| {name.split(', ')[1]} | {found.pass_s * 1e3:.2f} ms | {found.request_s * 1e6:.0f} µs "
+                f"| {found.first_token_s * 1e3:.0f} ms |"
             )
         lines.append("")
     lines += ["| rows | split | TPOT | bias | TTFT | bias | TTFT, median row |", "|---|---|---|---|---|---|---|"]
@@ -230,7 +231,11 @@ def as_markdown(ships: Predicted, measured: Response | None, left: dict[str, int
         for name, view in views.items():
             one = view.where(np.array([row.system == system for row in view.rows]))
             lines.append(f"| {system}: {len(one.rows)} | {name} | {_errors(one)} |")
-    lines += ["", "| system, engine, model, weights | rows | TPOT | bias | TTFT | bias | TTFT, median row |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| system, engine, model, weights | rows | TPOT | bias | TTFT | bias | TTFT, median row |",
+        "|---|---|---|---|---|---|---|",
+    ]
     groups = sorted({_group(row) for row in ships.rows})
     for group in groups:
         one = ships.where(np.array([_group(row) == group for row in ships.rows]))

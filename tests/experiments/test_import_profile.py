@@ -83,9 +83,15 @@ def test_samples_of_an_engine_are_fitted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
-    [("samples", "[]", "is not a file of samples"), ("samples", '{"stages": {}}', "has no stage decode"), ("llmservingsim", "", "does not exist")],
+    [
+        ("samples", "[]", "is not a file of samples"),
+        ("samples", '{"stages": {}}', "has no stage decode"),
+        ("llmservingsim", "", "does not exist"),
+    ],
 )
-def test_wrong_tables_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, text: str, message: str) -> None:
+def test_wrong_tables_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, text: str, message: str
+) -> None:
     (tmp_path / "file").write_text(text)
     assert dispatch(["import-profile", f"kind={kind}", f"tables={tmp_path / 'file'}", f"out={tmp_path / 'out'}"]) == 2
     assert message in capsys.readouterr().err

@@ -30,7 +30,7 @@ def run(profile, host_tokens: int, rate: float = 64e6):
 
 
 def test_a_prefix_comes_back_from_the_host_at_the_rate_of_the_copy(profile) -> None:
-    """Without the tier at most what is left on the GPU is reused. With it three of four blocks are (one token is computed), 192 tokens in all."""
+    """Without the tier at most what is left on the GPU is reused, with it three of four blocks: one token is always computed."""
     without, with_host, slow = run(profile, 0), run(profile, 1024), run(profile, 1024, 64e3)
     assert without[2].cached_tokens < 192
     assert with_host[2].cached_tokens == slow[2].cached_tokens == 192
