@@ -38,8 +38,8 @@ COLUMNS = {
 class LayerTables(PassCosts):
     """The tables as seconds of a pass.
 
-    block, once: (tokens, seconds) of all dense layers of one block, and of those that a pass has once. sequence: (sequences, seconds) of the
-    lm_head and the sampler. prompt, decode: coefficients of attention. experts: a mixture's layer, as (experts touched, seconds) at few
+    block, once: (tokens, seconds) of all dense layers of one block, and of those that a pass has once. sequence: (sequences, seconds) of
+    the lm_head and the sampler. prompt, decode: coefficients of attention. experts: a mixture's layer, as (experts touched, seconds) at few
     tokens, and (tokens, further seconds) with all experts touched. errors: mean relative error of each fit on rows held out.
     """
 

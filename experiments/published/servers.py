@@ -11,9 +11,9 @@ nobody has measured; "model held out" takes the engine's own, without the rows o
 has no other model. The first-token overhead is the least mean error's, in steps of 5 ms.
 
 How the formulas were chosen: on H100 rows alone, in about 12 forms of the costs and 30 of the clients. Costs: tables of one engine or of
-each; overhead by pass, layer, request, and a factor; experts fitted to skewed or balanced rows; skew of routing 1 to 1,000 (30 was best for the
-three mixtures together, and is the default of conf/); KV of TensorRT-LLM in 16 or 8 bits; launches of tables that timed the host. Clients:
-4 to 20 requests each; answers of equal length, or 5 to 20 % apart; 0 to 100 ms between an answer and the next prompt; 2,048, 4,096 or 8,192
+each; overhead by pass, layer, request, and a factor; experts fitted to skewed or balanced rows; skew of routing 1 to 1,000 (30 was best for
+the three mixtures together, and is the default); KV of TensorRT-LLM in 16 or 8 bits; launches of tables that timed the host. Clients: 4 to
+20 requests each; answers of equal length, or 5 to 20 % apart; 0 to 100 ms between an answer and the next prompt; 2,048, 4,096 or 8,192
 prompt tokens in a pass, or one prompt. So figures on H100 are those of a development set. Rows of other GPUs were not read.
 
 Where it misses, by group of the second table:
