@@ -34,10 +34,21 @@ class CheckedMemory(KvMemory):
 
     __slots__ = ()
 
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "used" and isinstance(value, int) and not 0 <= value <= self.blocks:
-            raise InvariantError(f"{value} of {self.blocks} blocks are taken")
-        super().__setattr__(name, value)
+    def reserve(self, blocks: int) -> None:
+        self.check(self.used + blocks)
+        super().reserve(blocks)
+
+    def release(self, blocks: int) -> None:
+        self.check(self.used - blocks)
+        super().release(blocks)
+
+    def pin(self, hash_ids: tuple[int, ...]) -> None:
+        super().pin(hash_ids)
+        self.check(self.used)
+
+    def check(self, used: int) -> None:
+        if not 0 <= used <= self.blocks:
+            raise InvariantError(f"{used} of {self.blocks} blocks are taken")
 
 
 class Audit:
