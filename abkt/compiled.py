@@ -24,7 +24,7 @@ PACKAGES = {
     "abkt": ("records",),
     "abkt.policy": ("bandwidth", "price", "view"),
     "abkt.policy.bitrate": ("base", "break_even", "budget", "budgeted", "embedded", "fleet"),
-    "abkt.policy.routing": ("base", "least_loaded", "load_aware", "min_ttft", "ranking"),
+    "abkt.policy.routing": ("base", "least_loaded", "load_aware", "min_ttft"),
     "sim": ("admission", "cluster", "cost", "invariants", "job", "nodes", "records", "timers"),
     "sim.network": ("flows", "nic"),
     "sim.node": ("batch", "decoding", "gpu", "memory", "node", "pace", "prefix", "prompts", "reservations"),

@@ -18,6 +18,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from mypy_extensions import mypyc_attr
+
 from abkt.records import STAGES, RequestRecord, TransferRecord
 from sim.node.memory import KvMemory
 from sim.nodes import Nodes
@@ -25,6 +27,7 @@ from sim.nodes import Nodes
 CLOSE = 1e-6  # tolerance: relative, and absolute in seconds or requests
 
 
+@mypyc_attr(native_class=False)  # it inherits from a class of Python
 class InvariantError(RuntimeError):
     """A bug in the simulator, not an error in its input."""
 

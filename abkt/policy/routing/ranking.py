@@ -14,13 +14,10 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from mypy_extensions import mypyc_attr
-
 T = TypeVar("T")
 FEW = 8  # up to this many nodes, all of them are compared instead
 
 
-@mypyc_attr(native_class=False)  # a subclass of a list cannot be native
 class Ranking(list[T]):
     """A list of nodes whose members do not change.
 
