@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from mypy_extensions import mypyc_attr
@@ -64,15 +63,21 @@ def levels(policy: Any) -> None:
         raise OutOfRange(f"bits is {short(policy.bits)}; {'one' if bits is not policy.bits else 'some'} of 2, 4, 8 must be given")
 
 
+_streams: dict[int, Decision] = {}
+
+
 def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, refine_to_cut: int = 0, coder: CoderName = "fixed") -> Decision:
-    """The decision to send a stream up to `cut`, or up to the cut that was already sent if that is finer."""
-    return _stream(order, cut if cut > view.sent_cut else view.sent_cut, depth_bits, refine_to_cut, coder)
+    """The decision to send a stream up to `cut`, or up to the cut that was already sent if that is finer.
 
-
-@lru_cache(maxsize=1 << 14)
-def _stream(order: Order, cut: int, depth_bits: int, refine_to_cut: int, coder: CoderName) -> Decision:
-    """Cached, because many decisions are made and few differ."""
-    return Decision("stream", order, cut, depth_bits, refine_to_cut, coder)
+    Equal decisions are one object, because many are made and few differ.
+    """
+    if cut < view.sent_cut:
+        cut = view.sent_cut
+    key = cut | refine_to_cut << 16 | depth_bits << 32 | (order == "slope") << 40 | (coder == "fixed") << 41
+    known = _streams.get(key)
+    if known is None:
+        known = _streams[key] = Decision("stream", order, cut, depth_bits, refine_to_cut, coder)
+    return known
 
 
 def refinement_cut(curve: Curve, distortion: float) -> int:
