@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -114,7 +115,7 @@ def _disaggregated(row: Row, overheads: Overheads) -> Latency:
     prefill, decode = server_of(row), server_of(row, decode=True)
     prompt_s = prefill.iteration_s(0, 0, [(row.isl, 0)], overheads)
     places = max(1, int(decode.room // (row.isl + row.osl / 2))) * row.workers[1]
-    decoding, rate = min(row.clients, places), 0.0
+    decoding, rate, tpot_s = float(min(row.clients, places)), 0.0, 0.0
     for _ in range(50):  # a fixed point; TPOT grows with the requests that decode
         each = max(1.0, decoding / row.workers[1])
         tpot_s = decode.iteration_s(round(each), each * (row.isl + row.osl / 2), [], overheads)
@@ -128,7 +129,8 @@ def _disaggregated(row: Row, overheads: Overheads) -> Latency:
 
 def fitting(rows: Iterable[Row]) -> tuple[list[Row], dict[str, int]]:
     """The rows whose model fits on their GPUs and has kernels, and the number of others, by reason."""
-    kept, left = [], {}
+    kept: list[Row] = []
+    left: dict[str, int] = {}
     for row in rows:
         try:
             server_of(row)
@@ -148,8 +150,12 @@ def shipped(rows: Sequence[Row], step: Callable[[], None] = lambda: None) -> Pre
 
 def response(rows: Sequence[Row], step: Callable[[], None] = lambda: None) -> Response:
     more_pass, more_request = Overheads(BASE.pass_s + STEP[0], BASE.request_s, 0.0), Overheads(BASE.pass_s, BASE.request_s + STEP[1], 0.0)
-    base, passes, requests = (_seconds(rows, lambda _, at=at: at, step) for at in (BASE, more_pass, more_request))
+    base, passes, requests = (_seconds(rows, partial(_always, at), step) for at in (BASE, more_pass, more_request))
     return Response(tuple(rows), base, (passes - base) / STEP[0], (requests - base) / STEP[1])
+
+
+def _always(overheads: Overheads, _: Row) -> Overheads:
+    return overheads
 
 
 def _seconds(rows: Sequence[Row], overheads: Callable[[Row], Overheads], step: Callable[[], None]) -> np.ndarray:

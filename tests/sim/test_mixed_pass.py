@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -62,4 +63,4 @@ def test_clients_that_think_leave_the_server_alone(profile) -> None:
     requests = [Request(i, 0.0, 100, 5) for i in range(3)]
     made = Simulation(ClusterSpec((), (node,)), requests, Raw, RoundRobin(), SLO(1.0, 1.0), concurrency=1, roles=Colocated(), think_s=2.0)
     records = made.run().requests
-    assert [b.arrival_s - a.finish_s for a, b in zip(records, records[1:], strict=False)] == pytest.approx([2.0, 2.0])
+    assert [b.arrival_s - a.finish_s for a, b in itertools.pairwise(records)] == pytest.approx([2.0, 2.0])
