@@ -216,11 +216,11 @@ def test_a_stopped_run_resumes(tmp_path, monkeypatch, capsys):
     main([f"out={tmp_path / 'whole'}", *given])
     outcomes, calls = Bench.outcomes, []
 
-    def stops(self, index, *more):
+    def stops(self, index, *more, **named):
         calls.append(index)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return outcomes(self, index, *more)
+        return outcomes(self, index, *more, **named)
 
     monkeypatch.setattr(Bench, "outcomes", stops)
     out = tmp_path / "out"
