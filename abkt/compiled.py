@@ -25,7 +25,7 @@ PACKAGES = {
     "abkt.policy": ("bandwidth", "price", "view"),
     "abkt.policy.bitrate": ("base", "break_even", "budget", "budgeted", "embedded", "fleet"),
     "abkt.policy.routing": ("base", "least_loaded", "load_aware", "min_ttft"),
-    "sim": ("admission", "cost", "job", "nodes", "records", "timers"),
+    "sim": ("admission", "cluster", "cost", "invariants", "job", "nodes", "records", "timers"),
     "sim.network": ("flows", "nic"),
     "sim.node": ("batch", "decoding", "gpu", "memory", "node", "pace", "prefix", "prompts", "reservations"),
     "sim.transfer": ("context", "pair", "pipeline", "refinement", "sender", "transfer"),

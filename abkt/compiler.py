@@ -51,7 +51,7 @@ def build() -> Path:
             [sys.executable, "-c", BUILD, GROUP, *files], cwd=here, env=environment, capture_output=True, text=True, check=False
         )
         if done.returncode or not (here / "out").is_dir():
-            said = [line for line in (done.stderr + done.stdout).splitlines() if "warning" not in line and line.strip()]
+            said = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]
             raise RuntimeError(f"the simulator's modules could not be compiled: {said[-1] if said else 'mypyc said nothing'}")
         (here / "out").replace(made)
     return made

@@ -115,6 +115,8 @@ class Simulation:
         self.role_controller = (
             RoleController(self.clock, self.nodes, self.roles, self.cluster.rebuild_s, self._running, self._move) if self.roles else None
         )
+        if not self.nodes.prefill:
+            raise ValueError("the cluster has no prefill node; it needs at least one, or roles with which a node does both")
         self.nodes.changed = self.admission_control.admit_waiting
         self.fault_injector = (
             None if self.faults.empty else FaultInjector(self.clock, self.nodes, self.role_controller, self.faults, self._retry, self._fail)

@@ -28,6 +28,8 @@ class EngineSpec:
         0: memory for the whole answer is taken before the KV is sent.
     hash_tokens : prompt tokens that one hash of the prefix cache stands for; 0: no cache.
     reuse_distortion : a request may use cached blocks with at most this distortion.
+    host_tokens : tokens of KV that a node's host memory caches: prefixes that left the GPU's cache and can be copied back; 0: none.
+    host_bytes_per_s : rate of that copy.
     buckets : sizes that a decode batch is padded to; empty: it is not padded.
 
     Raises
@@ -42,10 +44,13 @@ class EngineSpec:
     hash_tokens: int = 0
     reuse_distortion: float = 0.0
     buckets: tuple[int, ...] = ()
+    host_tokens: int = 0
+    host_bytes_per_s: float = 25e9
 
     def __post_init__(self) -> None:
         bound(self, "max_batch", "buckets", least=1)
-        bound(self, "prefill_tokens", "grow_tokens", "hash_tokens", "reuse_distortion", least=0)
+        bound(self, "prefill_tokens", "grow_tokens", "hash_tokens", "reuse_distortion", "host_tokens", least=0)
+        bound(self, "host_bytes_per_s", above=0)
         if self.chunked and self.prefill_tokens <= self.max_batch:
             raise ValueError(
                 f"prefill_tokens is {self.prefill_tokens}; chunks need more than max_batch, {self.max_batch}, to get on beside decoding"

@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any
 
 from abkt.ranges import bound
 from abkt.spec import ModelSpec
 
-Number = TypeVar("Number")  # a number or an array of them
+Number = Any  # a number or an array of them
 ANY = "any"  # key of the fit of a kernel for all shapes of experts
 ROUTING_SKEW = 30.0  # assignments of the most popular expert over those of the least popular; fitted to measured servers (docs)
 

@@ -16,6 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 from abkt.profile.kernels import (
     ANY,
@@ -141,13 +142,13 @@ class ModelCosts(PassCosts):
         m, k = self.model, self.kernels
         if min(m.hidden, m.heads, m.vocabulary) < 1 or not (m.inner or m.experts):
             raise ValueError(f"model {m.name} needs hidden, heads, inner (or experts) and vocabulary for costs from kernels")
-        wanted: list[tuple[str, dict, object]] = [("GEMM of weights in", k.gemm, m.weights)]
+        wanted: list[tuple[str, dict[str, Any], str]] = [("GEMM of weights in", k.gemm, m.weights)]
         if m.kv_kinds == 1:
             latent = latent_key(m.weights, m.dtype)
             wanted += [("latent attention of", k.latent_prefill, latent), ("latent attention of", k.latent_decode, latent)]
         else:
-            key = attention_key(m.head_dim, m.dtype)
-            wanted += [("attention of", k.prefill_attention, key), ("attention of", k.decode_attention, key)]
+            attention = attention_key(m.head_dim, m.dtype)
+            wanted += [("attention of", k.prefill_attention, attention), ("attention of", k.decode_attention, attention)]
         for name, table, key in wanted:
             if key not in table:
                 raise ValueError(f"the kernels of {k.source} have no {name} {key}; use a roofline: hardware.kernels=null")
@@ -200,7 +201,9 @@ class ModelCosts(PassCosts):
         known, m = self.kernels.experts, self.model
         kernel = known.get(experts_key(m)) or known.get(f"{ANY}_{m.expert_weights}")
         if kernel is None:
-            raise ValueError(f"the kernels of {self.kernels.source} have no experts {experts_key(m)}; use a roofline: hardware.kernels=null")
+            raise ValueError(
+                f"the kernels of {self.kernels.source} have no experts {experts_key(m)}; use a roofline: hardware.kernels=null"
+            )
         return kernel
 
     def _experts_s(self, tokens: float) -> float:

@@ -101,7 +101,7 @@ class GpuSpec:
     memory_reserve: float = 0.1
     kv_tokens: int = 0
     context_tokens: int = 8192
-    speculation: Speculation = Speculation()  # noqa: RUF009  # frozen
+    speculation: Speculation = Speculation()  # frozen
     codecs: dict[str, CodecSpeed] = field(default_factory=dict)
     codec_source: str = ""
 
@@ -222,9 +222,7 @@ class SheetCosts(PassCosts):
         return (m.layers + m.dense_layers) * all_reduce_s(count) + 2 * routed * moved_s
 
 
-def _profile(
-    gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...], costs: PassCosts, source: str, **about: str
-) -> Profile:
+def _profile(gpu: GpuSpec, model: ModelSpec, curves: tuple[RateCurve, ...], costs: PassCosts, source: str, **about: str) -> Profile:
     fits = {**speculated(costs, gpu.speculation).fits(), "transport": _exact({"calls": gpu.call_s, "bytes": 0.0})}
     if gpu.first_token_s:
         fits["first_token"] = _exact({"1": gpu.first_token_s})

@@ -79,7 +79,8 @@ def closed_loop(server: Server, isl: int, osl: int, clients: int, overheads: Ove
     now_s, iterations, context, used, started, done, sent = 0.0, 0, 0, 0.0, None, 0, clients
     ttft_s = tpot_s = 0.0
     while done < total:
-        size, chunks, complete = len(batch), [], []
+        size, chunks = len(batch), []
+        complete: list[int] = []
         left = budget - (0 if server.prompts_first else size)
         while left > 0:
             if started is None:

@@ -48,7 +48,13 @@ CACHES = {  # bytes of L2
 }
 WEIGHTS = {"bfloat16": "bfloat16", "fp8": "float8_e4m3fn", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "w4a16_mxfp4": "mxfp4"}
 KV = {"bfloat16": "bfloat16", "fp8": "float8_e4m3fn"}
-LATENT = {"hidden": 7168, "query_latent": 1536, "latent": 576, "key": 192, "value": 128}  # of DeepSeek-V3, whose layers the mla tables measure
+LATENT = {
+    "hidden": 7168,
+    "query_latent": 1536,
+    "latent": 576,
+    "key": 192,
+    "value": 128,
+}  # of DeepSeek-V3, whose layers the mla tables measure
 # hidden, inner, experts, active of models that have a fit of their own
 EXPERTS = (
     (4096, 14336, 8, 2),
@@ -138,7 +144,9 @@ def _filled(own: GpuKernels, other: GpuKernels) -> GpuKernels:
 
 def fit_gemms(table: pd.DataFrame, cache: float) -> dict[str, Kernel]:
     """By type of the weights. Where several kernels ran the same shape, the fastest counts, as an engine that tunes itself takes it."""
-    fastest = table[(table.n < 30_000) & (table.k < 30_000) & (table.m <= 16384)].groupby(["gemm_dtype", "m", "n", "k"], as_index=False).s.min()
+    fastest = (
+        table[(table.n < 30_000) & (table.k < 30_000) & (table.m <= 16384)].groupby(["gemm_dtype", "m", "n", "k"], as_index=False).s.min()
+    )
     fits = {}
     for dtype, t in fastest.groupby("gemm_dtype"):
         if dtype not in WEIGHTS:
@@ -246,7 +254,9 @@ def fit_experts(table: pd.DataFrame) -> dict[str, Kernel]:
 
 
 def _experts(t: pd.DataFrame, dtype: str) -> Kernel:
-    hidden, inner, experts, active, tokens = (t[name].to_numpy(float) for name in ("hidden_size", "inter_size", "num_experts", "topk", "num_tokens"))
+    hidden, inner, experts, active, tokens = (
+        t[name].to_numpy(float) for name in ("hidden_size", "inter_size", "num_experts", "topk", "num_tokens")
+    )
     touched = np.minimum(experts, tokens * active)
     return _kernel(t.s, *expert_work(hidden, inner / t.moe_tp_size.to_numpy(float), touched, active, tokens, WEIGHT_BYTES[dtype]))
 

@@ -168,7 +168,8 @@ def _row(values: dict[str, Any], model: str) -> Row:
         return min(gpus, max(1, _number(values, name, 1))) if moe else 1
 
     decode_gpus = _number(values, "decode_tp_size", 1) * max(1, _number(values, "decode_attention_dp_size", 1)) if disaggregated else 0
-    types = values.get("gemm_quant_mode") if isinstance(values.get("gemm_quant_mode"), str) else ""
+    quantised = values.get("gemm_quant_mode")
+    types = quantised if isinstance(quantised, str) else ""
     if types == "fp8" and (str(values["model_path"]).endswith("-FP8") or _spec(model).weights == "fp8_block"):
         types = "fp8_block"  # such checkpoints have a scale for each block
     return Row(

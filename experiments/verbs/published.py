@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.lib.config import STRICT
+from abkt.profile.roofline import GpuSpec
+from abkt.spec import ModelSpec
+from experiments.lib.compose import compose
+from experiments.lib.config import STRICT, read
 from experiments.lib.progress import bar
 from experiments.lib.results import write_text
 from experiments.lib.verb import VerbCall, verb
-from experiments.published import links, servers
+from experiments.published import codecs, kvserve, links, servers
 from experiments.published.rows import read_rows
 
 if TYPE_CHECKING:
@@ -19,10 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PublishedConfig:
-    """data: folder of the files. servers: tables of measured servers in it, of any GPU in conf/hardware."""
+    """data: folder of the files. servers: tables of measured servers in it, of any GPU in conf/hardware. kvserve: folder of KVServe's
+    figures; null: without them."""
 
     data: Path
     servers: tuple[Path, ...]
+    kvserve: Path | None
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -30,11 +35,19 @@ class PublishedConfig:
 @verb("published")
 def main(config: PublishedConfig, run: VerbCall) -> None:
     tables = {"servers": (servers, _servers(config)), "links": (links, links.as_markdown(config.data))}
+    tables["codecs"] = (codecs, codecs.as_markdown(*_codecs()))
+    if config.kvserve is not None:
+        tables["kvserve"] = (kvserve, kvserve.as_markdown(kvserve.reproduce(config.kvserve)))
     for name, (module, text) in tables.items():
         assert module.__doc__ is not None
         write_text(config.out / f"published_{name}.md", f"# Published {name}\n\nWritten by `abkt published`.\n\n{module.__doc__}\n{text}\n")
         print(text)
     print(f"results: {config.out}")
+
+
+def _codecs() -> tuple[list[GpuSpec], ModelSpec]:
+    composed = [compose("simulate", [f"hardware={name}", "model=llama-3.1-8b"]).config for name in ("h100", "rtx_pro_6000", "b200")]
+    return [read(GpuSpec, one["hardware"]) for one in composed], read(ModelSpec, composed[0]["model"])
 
 
 def _servers(config: PublishedConfig) -> str:

@@ -180,6 +180,9 @@ class PromptSide:
             stage = job.prompt
             if stage.start_s != stage.start_s:
                 stage.start_s = now_s + gpu.handover_s
+            if stage.restored_tokens:  # the copy from host memory goes before the prompt's first pass
+                total_s += stage.restored_tokens * self.costs.kv_bytes_per_token / self.engine.host_bytes_per_s
+                stage.restored_tokens = 0
             total_s += self.prefill_s(stage.computed_tokens + tokens, stage.computed_tokens)
             if stage.computed_tokens + tokens == job.prompt_tokens:
                 encode_s += stage.queued_encode_s

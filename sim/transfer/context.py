@@ -24,7 +24,8 @@ class TransferContext:
     """Shared by all transfers of a cluster.
 
     ended(record): called with each transfer's record once it is final. failed(job, reason): called with a request whose transfer has
-    failed. delay_s: propagation delay between nodes, each way. idle: sender processes that no pair uses.
+    failed. delay_s: propagation delay between nodes, each way. idle: sender processes that no pair uses. least_calls: calls of a coded
+    transfer, however small. prefill_tp: ranks of a prefill node.
     """
 
     clock: Timers
@@ -36,3 +37,8 @@ class TransferContext:
     usd_per_gb: float = 0.0
     delay_s: float = 0.0
     idle: list[SenderProcess] = field(default_factory=list)
+    least_calls: int = field(init=False)
+    prefill_tp: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.least_calls, self.prefill_tp = self.transport.coded_calls(0.0), self.transport.prefill_tp

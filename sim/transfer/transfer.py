@@ -231,7 +231,7 @@ class SimulatedTransfer:
 
     def bits_per_value(self, wire_bytes: int) -> float:
         """Wire bits per KV value of the tokens that were sent."""
-        return 8 * wire_bytes / (self.tokens * self.pair.source.costs.profile.model.values_per_token)
+        return 8 * wire_bytes / (self.tokens * self.pair.values_per_token)
 
     def may_refine(self) -> bool:
         """Whether the policy wanted to send more once decoding has begun."""

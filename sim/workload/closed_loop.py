@@ -29,7 +29,7 @@ class ClosedLoop:
         self.wake = Wake(clock)
 
     def done(self) -> None:
-        """A request has left the cluster: its client sends the next one think_s later, after the events that are scheduled for that time."""
+        """A request has left the cluster: its client sends the next one think_s later, after the events scheduled for that time."""
         if self.think_s:
             thought = Wake(self.clock)
             thought.waiter = self._ready

@@ -230,7 +230,7 @@ def test_eight_bit_weights_use_the_eight_bit_units() -> None:
 
 
 def test_speculation_divides_a_step_by_the_tokens_that_it_yields(a_curve: RateCurve) -> None:
-    """Bound by memory, a step that verifies 4 tokens takes as long as one for 1; 1.5 of 3 drafted tokens are accepted; drafting takes a tenth."""
+    """Bound by memory, a step for 4 tokens takes as long as one for 1; 1.5 of 3 drafted tokens are accepted; drafting takes a tenth."""
     model = ModelSpec("dense", 2, 1, 8, hidden=10, heads=1, parameters=1e9, active_parameters=1e9)
     gpu = replace(GPU, memory_bytes_per_s=1e9)
     plain = profile_of(gpu, model, (a_curve,)).fit("decode").seconds(batch=8, context=0)
