@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkt.capacity import Capacity
-from abkt.policy.build import build
+from abkt.policy.build import build, maker
 from abkt.profile.expect import ask_once
 from abkt.profile.schema import RateCurve
 from abkt.ranges import OutOfRange, bound, check_seed
@@ -141,7 +141,7 @@ def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Sim
     return Simulation(
         cluster,
         requests,
-        bitrate=lambda: build(config.bitrate),
+        bitrate=maker(config.bitrate),
         routing=build(config.routing),
         slo=config.slo,
         concurrency=config.workload.concurrency,
