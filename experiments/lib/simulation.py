@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkt.capacity import Capacity
-from abkt.policy.build import build
+from abkt.policy.build import build, maker
 from abkt.policy.roles.base import RolesPolicy
 from abkt.policy.roles.colocated import Colocated
 from abkt.policy.roles.static import Static
@@ -146,7 +146,7 @@ def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Sim
     return Simulation(
         cluster,
         requests,
-        bitrate=lambda: build(config.bitrate),
+        bitrate=maker(config.bitrate),
         routing=build(config.routing),
         slo=config.slo,
         concurrency=config.workload.concurrency,

@@ -51,7 +51,7 @@ def test_the_folder_of_a_build_follows_from_its_sources(tmp_path: Path, monkeypa
     before = compiled.folder()
     assert before == compiled.folder()
     changed = tmp_path / "flows.py"
-    changed.write_text("")
+    changed.write_text("x = 1\n")
     sources = compiled.sources()
     assert all(source.is_file() for source in sources)
     monkeypatch.setattr(compiled, "sources", lambda: [*sources, changed])
