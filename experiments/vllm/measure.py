@@ -20,8 +20,8 @@ from typing import Any
 from abkt.net.namespaces import Namespaces
 from experiments.vllm.agent import Agent
 from experiments.vllm.demo import agreeing, total
-from experiments.vllm.metrics import parsed
-from experiments.vllm.plan import OURS, SCORED_MBIT_S, MeasureConfig, MeasuredCell, cells, read_rows, token_ids
+from experiments.vllm.metrics import external_tokens, parsed
+from experiments.vllm.plan import OURS, SCORED, MeasureConfig, MeasuredCell, cells, read_rows, scored_cells, token_ids
 from experiments.vllm.server import VllmServer, connector
 
 PORT = 8100
@@ -106,17 +106,20 @@ def measure(config: MeasureConfig) -> dict[str, dict[str, Any]]:
     path, prompts = config.out / "rows.jsonl", token_ids(config)
     rows = read_rows(path)
     for nixl, ways in ((False, ("local", *OURS)), (True, ("nixl",))):
-        left = [cell for cell in cells(config, ways) if cell.key not in rows]
+        asked = [*cells(config, ways), *(() if nixl else scored_cells(config))]
+        left = [cell for cell in asked if cell.key not in rows]
         if not left:
             continue
         with Namespaces(lowest_bytes_per_s=LOWEST_MBIT_S * 1e6 / 8) as net, Bench(config, net, nixl) as bench, path.open("a") as lines:
             for way in ways:  # the first use of everything takes longer
                 one(bench, config, MeasuredCell(way, (math.inf,), 0), prompts[0][::-1])
             for cell in left:
-                row = {"key": cell.key, **one(bench, config, cell, prompts[cell.prompt])}
+                found = scored if cell.scored else one
+                row = {"key": cell.key, **found(bench, config, cell, prompts[cell.prompt])}
                 rows[cell.key] = row
                 print(json.dumps(row), file=lines, flush=True)
-                print(f"{cell.key}: {row['ttft_s']:.2f} s, {row['bytes'] / 1e6:.2f} MB", flush=True)
+                shown = f"{row['nll']:.4f}" if cell.scored else f"{row['ttft_s']:.2f} s, {row['bytes'] / 1e6:.2f} MB"
+                print(f"{cell.key}: {shown}", flush=True)
     return rows
 
 
@@ -150,47 +153,62 @@ def one(bench: Bench, config: MeasureConfig, cell: MeasuredCell, tokens: Sequenc
         "exposed_s": grown["vllm:abkt_exposed_s_sum"], "distortion": grown["vllm:abkt_received_distortion_sum"],
         "load": os.getloadavg()[0],
     }  # fmt: skip
-    if cell.link[0] in SCORED_MBIT_S and len(cell.link) == 1 and cell.way != "nixl":
-        row["nll"] = scored(bench, config, cell, tokens, bitrate)
     return row
 
 
-def scored(bench: Bench, config: MeasureConfig, cell: MeasuredCell, tokens: Sequence[int], bitrate: str) -> float:
-    """Mean negative log likelihood of the text after the prompt, read with the prompt's KV as it came."""
+def scored(bench: Bench, config: MeasureConfig, cell: MeasuredCell, tokens: Sequence[int]) -> dict[str, Any]:
+    """The row of a scored cell: the mean negative log likelihood of the text after the prompt, read with the prompt's KV as it came."""
     bench.shape(math.inf)
     more: dict[str, Any] = {}
-    if bitrate:
-        more["kv_transfer_params"] = {**bench.params(tokens[: config.context], bitrate)[0], "abkt_prefix": True}
+    if cell.way in OURS:
+        more["kv_transfer_params"] = {**bench.params(tokens[: config.context], cell.way)[0], "abkt_prefix": True}
+    before = external_tokens(bench.metrics())
     bench.shape(cell.link[0])
     done = bench.agent.ask("post", bench.decode.url, {**request(tokens, 1, **more), "prompt_logprobs": 0})
+    loaded = external_tokens(bench.metrics()) - before
+    if loaded != (config.context if more else 0):
+        raise RuntimeError(f"{cell.key}: {loaded:.0f} tokens were loaded, not {config.context}")
     each = done["response"]["choices"][0]["prompt_logprobs"][config.context :]
-    return -sum(found[str(token)]["logprob"] for found, token in zip(each, tokens[config.context :])) / len(each)
+    nll = -sum(found[str(token)]["logprob"] for found, token in zip(each, tokens[config.context :])) / len(each)
+    return {"way": cell.way, "prompt": cell.prompt, "nll": nll, "load": os.getloadavg()[0]}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as a page: medians over prompts, for each link and way."""
+    timed = [row for row in rows.values() if "ttft_s" in row]
     by: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows.values():
+    for row in timed:
         by.setdefault((" > ".join(map(str, row["link_mbit_s"])), row["way"]), []).append(row)
-    local = {row["prompt"]: row for row in rows.values() if row["way"] == "local"}
+    local = {row["prompt"]: row for row in timed if row["way"] == "local"}
     lines = [
-        "| link, Mbit/s | way | n | TTFT, s | exposed, s | MB | tokens equal to local | ΔNLL | distortion |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| link, Mbit/s | way | n | TTFT, s | exposed, s | MB | tokens equal to local | distortion |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (link, way), found in by.items():
         equal = [agreeing(tuple(row["tokens"]), tuple(local[row["prompt"]]["tokens"])) for row in found if row["prompt"] in local]
-        more = [row["nll"] - local[row["prompt"]]["nll"] for row in found if "nll" in row and "nll" in local.get(row["prompt"], {})]
-        cells_ = [
+        ours = way not in ("local", "nixl")
+        shown = [
             link, way, str(len(found)), f"{median(row['ttft_s'] for row in found):.2f}",
-            "" if way in ("local", "nixl") else f"{median(row['exposed_s'] for row in found):.2f}",
+            f"{median(row['exposed_s'] for row in found):.2f}" if ours else "",
             f"{median(row['bytes'] for row in found) / 1e6:.2f}",
             f"{sum(equal)} of {sum(len(row['tokens']) for row in found if row['prompt'] in local)}" if equal else "",
-            f"{sum(more) / len(more):+.4f}" if more else "",
-            "" if way in ("local", "nixl") else f"{median(row['distortion'] for row in found):.4f}",
+            f"{median(row['distortion'] for row in found):.4f}" if ours else "",
         ]  # fmt: skip
-        lines.append("| " + " | ".join(cells_) + " |")
+        lines.append("| " + " | ".join(shown) + " |")
     load = [row["load"] for row in rows.values()]
-    return "\n".join(lines) + f"\n\nLoad average of the machine while it was measured: {min(load):.1f} to {max(load):.1f}.\n"
+    ends = f"Load average of the machine while it was measured: {min(load):.1f} to {max(load):.1f}."
+    return "\n".join([*lines, "", *score_lines(rows), "", ends, ""])
+
+
+def score_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """For each way, how much less likely the text after the prompt is than with KV that was computed locally, in nats per token."""
+    nll = {(row["way"], row["prompt"]): row["nll"] for row in rows.values() if "nll" in row and "ttft_s" not in row}
+    found = []
+    for way in SCORED:
+        more = [value - nll["local", prompt] for (one_way, prompt), value in nll.items() if one_way == way and ("local", prompt) in nll]
+        if way != "local" and more:
+            found.append(f"| {way} | {len(more)} | {sum(more) / len(more):+.4f} | {max(more):+.4f} |")
+    return ["| way | prompts | mean ΔNLL | largest |", "|---|---|---|---|", *found] if found else []
 
 
 def median(values: Any) -> float:

@@ -14,7 +14,7 @@ from abkt.ranges import bound
 OURS = ("raw", "int8", "int4", "embedded")
 WAYS = ("local", *OURS, "nixl")
 FEW = {5.0: 1, 20.0: 2}  # prompts on slow links, where one takes long
-SCORED_MBIT_S = (20.0, math.inf)  # links on which the answer's likelihood is measured too
+SCORED = {"local": math.inf, "raw": math.inf, "int8": math.inf, "int4": math.inf, "embedded": 20.0}  # way -> link of its likelihood
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +50,20 @@ class MeasureConfig:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCell:
-    """One measurement. link: Mbit/s, or two of them: the first until 0.3 s after the decode request, then the second."""
+    """One measurement.
+
+    link : Mbit/s, or two of them: the first until 0.3 s after the decode request, then the second.
+    scored : the likelihood of the text after the prompt is measured, and not the time.
+    """
 
     way: str
     link: tuple[float, ...]
     prompt: int
+    scored: bool = False
 
     @property
     def key(self) -> str:
-        return f"{self.way} {'>'.join(f'{rate:g}' for rate in self.link)} {self.prompt}"
+        return f"{'score ' if self.scored else ''}{self.way} {'>'.join(f'{rate:g}' for rate in self.link)} {self.prompt}"
 
 
 def cells(config: MeasureConfig, ways: Sequence[str]) -> Iterator[MeasuredCell]:
@@ -72,6 +77,10 @@ def cells(config: MeasureConfig, ways: Sequence[str]) -> Iterator[MeasuredCell]:
         for way in ways:
             if way in ("int8", "embedded"):
                 yield from (MeasuredCell(way, (100.0, 5.0), prompt) for prompt in range(min(2, config.prompts)))
+
+
+def scored_cells(config: MeasureConfig) -> list[MeasuredCell]:
+    return [MeasuredCell(way, (link,), prompt, scored=True) for prompt in range(config.prompts) for way, link in SCORED.items()]
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
