@@ -20,8 +20,8 @@ from typing import Any
 from abkt.net.namespaces import Namespaces
 from experiments.vllm.agent import Agent
 from experiments.vllm.demo import agreeing, total
-from experiments.vllm.metrics import external_tokens, parsed
-from experiments.vllm.plan import OURS, SCORED, MeasureConfig, MeasuredCell, cells, read_rows, scored_cells, token_ids
+from experiments.vllm.metrics import parsed
+from experiments.vllm.plan import OURS, MeasureConfig, MeasuredCell, cells, read_rows, token_ids
 from experiments.vllm.server import VllmServer, connector
 
 PORT = 8100
@@ -106,20 +106,17 @@ def measure(config: MeasureConfig) -> dict[str, dict[str, Any]]:
     path, prompts = config.out / "rows.jsonl", token_ids(config)
     rows = read_rows(path)
     for nixl, ways in ((False, ("local", *OURS)), (True, ("nixl",))):
-        asked = [*cells(config, ways), *(() if nixl else scored_cells(config))]
-        left = [cell for cell in asked if cell.key not in rows]
+        left = [cell for cell in cells(config, ways) if cell.key not in rows]
         if not left:
             continue
         with Namespaces(lowest_bytes_per_s=LOWEST_MBIT_S * 1e6 / 8) as net, Bench(config, net, nixl) as bench, path.open("a") as lines:
             for way in ways:  # the first use of everything takes longer
                 one(bench, config, MeasuredCell(way, (math.inf,), 0), prompts[0][::-1])
             for cell in left:
-                found = scored if cell.scored else one
-                row = {"key": cell.key, **found(bench, config, cell, prompts[cell.prompt])}
+                row = {"key": cell.key, **one(bench, config, cell, prompts[cell.prompt])}
                 rows[cell.key] = row
                 print(json.dumps(row), file=lines, flush=True)
-                shown = f"{row['nll']:.4f}" if cell.scored else f"{row['ttft_s']:.2f} s, {row['bytes'] / 1e6:.2f} MB"
-                print(f"{cell.key}: {shown}", flush=True)
+                print(f"{cell.key}: {row['ttft_s']:.2f} s, {row['bytes'] / 1e6:.2f} MB", flush=True)
     return rows
 
 
@@ -156,26 +153,9 @@ def one(bench: Bench, config: MeasureConfig, cell: MeasuredCell, tokens: Sequenc
     return row
 
 
-def scored(bench: Bench, config: MeasureConfig, cell: MeasuredCell, tokens: Sequence[int]) -> dict[str, Any]:
-    """The row of a scored cell: the mean negative log likelihood of the text after the prompt, read with the prompt's KV as it came."""
-    bench.shape(math.inf)
-    more: dict[str, Any] = {}
-    if cell.way in OURS:
-        more["kv_transfer_params"] = {**bench.params(tokens[: config.context], cell.way)[0], "abkt_prefix": True}
-    before = external_tokens(bench.metrics())
-    bench.shape(cell.link[0])
-    done = bench.agent.ask("post", bench.decode.url, {**request(tokens, 1, **more), "prompt_logprobs": 0})
-    loaded = external_tokens(bench.metrics()) - before
-    if loaded != (config.context if more else 0):
-        raise RuntimeError(f"{cell.key}: {loaded:.0f} tokens were loaded, not {config.context}")
-    each = done["response"]["choices"][0]["prompt_logprobs"][config.context :]
-    nll = -sum(found[str(token)]["logprob"] for found, token in zip(each, tokens[config.context :])) / len(each)
-    return {"way": cell.way, "prompt": cell.prompt, "nll": nll, "load": os.getloadavg()[0]}
-
-
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as a page: medians over prompts, for each link and way."""
-    timed = [row for row in rows.values() if "ttft_s" in row]
+    timed = list(rows.values())
     by: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in timed:
         by.setdefault((" > ".join(map(str, row["link_mbit_s"])), row["way"]), []).append(row)
@@ -197,18 +177,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         lines.append("| " + " | ".join(shown) + " |")
     load = [row["load"] for row in rows.values()]
     ends = f"Load average of the machine while it was measured: {min(load):.1f} to {max(load):.1f}."
-    return "\n".join([*lines, "", *score_lines(rows), "", ends, ""])
-
-
-def score_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """For each way, how much less likely the text after the prompt is than with KV that was computed locally, in nats per token."""
-    nll = {(row["way"], row["prompt"]): row["nll"] for row in rows.values() if "nll" in row and "ttft_s" not in row}
-    found = []
-    for way in SCORED:
-        more = [value - nll["local", prompt] for (one_way, prompt), value in nll.items() if one_way == way and ("local", prompt) in nll]
-        if way != "local" and more:
-            found.append(f"| {way} | {len(more)} | {sum(more) / len(more):+.4f} | {max(more):+.4f} |")
-    return ["| way | prompts | mean ΔNLL | largest |", "|---|---|---|---|", *found] if found else []
+    return "\n".join([*lines, "", ends, ""])
 
 
 def median(values: Any) -> float:

@@ -64,9 +64,6 @@ class AbktConnector(KVConnectorBase_V1):
     def get_loaded_kv_cache_group_ids(self, request: Any) -> tuple[int, ...]:
         return tuple(self._kv_cache_config.transfer_group_ids)
 
-    def on_new_request(self, request: Any) -> None:
-        self.scheduler_side.arrived(request)
-
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         return self.scheduler_side.matched_tokens(request, num_computed_tokens)
 

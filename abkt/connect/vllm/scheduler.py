@@ -49,15 +49,6 @@ class SchedulerSide:
         """The workers have started."""
         self.workers = tuple(workers[rank] for rank in sorted(workers))
 
-    def arrived(self, request: Any) -> None:
-        """A new request.
-
-        One whose prompt goes on after a prefilled one loads that even if it asks for the log probabilities of its prompt. For these vLLM
-        would read no cache; those of the prefilled tokens are undefined then.
-        """
-        if request.kv_transfer_params and request.kv_transfer_params.get("abkt_prefix"):
-            request.skip_reading_prefix_cache = False
-
     def matched_tokens(self, request: Any, computed_tokens: int) -> tuple[int, bool]:
         """(tokens that can be loaded, whether beside other steps). Changes nothing, so it may be asked again."""
         remote = self._remote(request)
