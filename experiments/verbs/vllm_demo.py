@@ -19,11 +19,11 @@ PYTHON = Path(".venv-vllm/bin/python")
 
 @dataclass(frozen=True, slots=True)
 class VllmDemoConfig:
-    """model_folder: null: a tiny Llama. bitrate: of the connector. requests, tokens: prompts, and tokens of each answer. python: the
+    """model_folder: null: a tiny Llama. kv_bitrate: of the connector. requests, tokens: prompts, and tokens of each answer. python: the
     interpreter that has vLLM."""
 
     model_folder: Path | None
-    bitrate: str
+    kv_bitrate: str
     requests: int
     tokens: int
     python: Path | None
@@ -32,8 +32,8 @@ class VllmDemoConfig:
 
     def __post_init__(self) -> None:
         bound(self, "requests", "tokens", least=1)
-        if self.bitrate not in BITRATES:
-            raise ValueError(f"bitrate is {short(self.bitrate)}; it must be one of {', '.join(BITRATES)}")
+        if self.kv_bitrate not in BITRATES:
+            raise ValueError(f"kv_bitrate is {short(self.kv_bitrate)}; it must be one of {', '.join(BITRATES)}")
 
 
 @verb("vllm-demo")
@@ -49,7 +49,7 @@ def main(config: VllmDemoConfig, run: VerbCall) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     model = config.model_folder or tiny.make(config.out / "tiny-llama")
     try:
-        found = demo.run(model, config.out, config.bitrate, config.requests, config.tokens, python)
+        found = demo.run(model, config.out, config.kv_bitrate, config.requests, config.tokens, python)
     except RuntimeError as error:
         raise RunError(str(error)) from None
     write_json(config.out / "demo.json", found)

@@ -14,7 +14,7 @@ from experiments.vllm import measure, server
 from experiments.vllm.plan import MeasureConfig
 
 KINDS: dict[str, Any] = {
-    "model_folder": Path, "text": Path, "out": Path, "python": Path, "prompts": int, "context": int, "continuation": int, "answer": int,
+    "model_folder": Path, "text": Path, "out": Path, "python": Path, "prompts": int, "context": int, "answer": int,
     "deadline_s": float, "links": lambda text: tuple(float(each) for each in text.split(",")), "drop": lambda text: text == "true",
 }  # fmt: skip
 

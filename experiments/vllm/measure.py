@@ -21,7 +21,7 @@ from abkt.net.namespaces import Namespaces
 from experiments.vllm.agent import Agent
 from experiments.vllm.demo import agreeing, total
 from experiments.vllm.metrics import parsed
-from experiments.vllm.plan import OURS, SCORED_MBIT_S, MeasureConfig, MeasuredCell, cells, read_rows, token_ids
+from experiments.vllm.plan import OURS, MeasureConfig, MeasuredCell, cells, read_rows, token_ids
 from experiments.vllm.server import VllmServer, connector
 
 PORT = 8100
@@ -150,47 +150,34 @@ def one(bench: Bench, config: MeasureConfig, cell: MeasuredCell, tokens: Sequenc
         "exposed_s": grown["vllm:abkt_exposed_s_sum"], "distortion": grown["vllm:abkt_received_distortion_sum"],
         "load": os.getloadavg()[0],
     }  # fmt: skip
-    if cell.link[0] in SCORED_MBIT_S and len(cell.link) == 1 and cell.way != "nixl":
-        row["nll"] = scored(bench, config, cell, tokens, bitrate)
     return row
-
-
-def scored(bench: Bench, config: MeasureConfig, cell: MeasuredCell, tokens: Sequence[int], bitrate: str) -> float:
-    """Mean negative log likelihood of the text after the prompt, read with the prompt's KV as it came."""
-    bench.shape(math.inf)
-    more: dict[str, Any] = {}
-    if bitrate:
-        more["kv_transfer_params"] = {**bench.params(tokens[: config.context], bitrate)[0], "abkt_prefix": True}
-    bench.shape(cell.link[0])
-    done = bench.agent.ask("post", bench.decode.url, {**request(tokens, 1, **more), "prompt_logprobs": 0})
-    each = done["response"]["choices"][0]["prompt_logprobs"][config.context :]
-    return -sum(found[str(token)]["logprob"] for found, token in zip(each, tokens[config.context :])) / len(each)
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as a page: medians over prompts, for each link and way."""
+    timed = list(rows.values())
     by: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows.values():
+    for row in timed:
         by.setdefault((" > ".join(map(str, row["link_mbit_s"])), row["way"]), []).append(row)
-    local = {row["prompt"]: row for row in rows.values() if row["way"] == "local"}
+    local = {row["prompt"]: row for row in timed if row["way"] == "local"}
     lines = [
-        "| link, Mbit/s | way | n | TTFT, s | exposed, s | MB | tokens equal to local | ΔNLL | distortion |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| link, Mbit/s | way | n | TTFT, s | exposed, s | MB | tokens equal to local | distortion |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (link, way), found in by.items():
         equal = [agreeing(tuple(row["tokens"]), tuple(local[row["prompt"]]["tokens"])) for row in found if row["prompt"] in local]
-        more = [row["nll"] - local[row["prompt"]]["nll"] for row in found if "nll" in row and "nll" in local.get(row["prompt"], {})]
-        cells_ = [
+        ours = way not in ("local", "nixl")
+        shown = [
             link, way, str(len(found)), f"{median(row['ttft_s'] for row in found):.2f}",
-            "" if way in ("local", "nixl") else f"{median(row['exposed_s'] for row in found):.2f}",
+            f"{median(row['exposed_s'] for row in found):.2f}" if ours else "",
             f"{median(row['bytes'] for row in found) / 1e6:.2f}",
             f"{sum(equal)} of {sum(len(row['tokens']) for row in found if row['prompt'] in local)}" if equal else "",
-            f"{sum(more) / len(more):+.4f}" if more else "",
-            "" if way in ("local", "nixl") else f"{median(row['distortion'] for row in found):.4f}",
+            f"{median(row['distortion'] for row in found):.4f}" if ours else "",
         ]  # fmt: skip
-        lines.append("| " + " | ".join(cells_) + " |")
+        lines.append("| " + " | ".join(shown) + " |")
     load = [row["load"] for row in rows.values()]
-    return "\n".join(lines) + f"\n\nLoad average of the machine while it was measured: {min(load):.1f} to {max(load):.1f}.\n"
+    ends = f"Load average of the machine while it was measured: {min(load):.1f} to {max(load):.1f}."
+    return "\n".join([*lines, "", ends, ""])
 
 
 def median(values: Any) -> float:

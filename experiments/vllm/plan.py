@@ -14,7 +14,6 @@ from abkt.ranges import bound
 OURS = ("raw", "int8", "int4", "embedded")
 WAYS = ("local", *OURS, "nixl")
 FEW = {5.0: 1, 20.0: 2}  # prompts on slow links, where one takes long
-SCORED_MBIT_S = (20.0, math.inf)  # links on which the answer's likelihood is measured too
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class MeasureConfig:
     text : the file that prompts are taken from.
     links : Mbit/s; inf: not shaped.
     prompts : at most this many on a link.
-    context, continuation, answer : tokens of a prompt, of the text after it that is scored, and of the answer.
+    context, answer : tokens of a prompt, and of its answer.
     deadline_s : of embedded.
     drop : also a link that becomes slow during the transfer.
     """
@@ -37,20 +36,22 @@ class MeasureConfig:
     links: tuple[float, ...] = (math.inf, 1000.0, 100.0, 20.0, 5.0)
     prompts: int = 4
     context: int = 512
-    continuation: int = 64
     answer: int = 16
     deadline_s: float = 1.0
     drop: bool = True
 
     def __post_init__(self) -> None:
         bound(self, "links", above=0, infinite=True)
-        bound(self, "prompts", "context", "continuation", "answer", least=1)
+        bound(self, "prompts", "context", "answer", least=1)
         bound(self, "deadline_s", least=0)
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCell:
-    """One measurement. link: Mbit/s, or two of them: the first until 0.3 s after the decode request, then the second."""
+    """One measurement.
+
+    link : Mbit/s, or two of them: the first until 0.3 s after the decode request, then the second.
+    """
 
     way: str
     link: tuple[float, ...]
@@ -87,11 +88,11 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def token_ids(config: MeasureConfig) -> list[list[int]]:
-    """The prompts with their continuations: pieces of the text that lie far apart."""
+    """The prompts: pieces of the text that lie far apart."""
     from tokenizers import Tokenizer
 
     ids = Tokenizer.from_file(str(config.model_folder / "tokenizer.json")).encode(config.text.read_text()).ids
-    size = config.context + config.continuation
+    size = config.context
     if len(ids) < config.prompts * size:
         raise ValueError(f"{config.text} has {len(ids)} tokens; {config.prompts} prompts need {config.prompts * size}")
     apart = (len(ids) - size) // max(1, config.prompts - 1) if config.prompts > 1 else 0
