@@ -22,6 +22,8 @@ VERBS = (
     "plan",
     "replay",
     "serve",
+    "pd-proxy",
+    "vllm-demo",
     "adaptation",
     "compare",
     "validate",

@@ -80,7 +80,7 @@ class ClusterSpec:
 
     Parameters
     ----------
-    prefill, decode : the nodes, by the role that they begin with.
+    prefill, decode : the nodes, by the role that they begin with; without a prefill node, every node must take both roles.
     max_batch : most requests in one decode iteration, if no engine is given.
     block_tokens : tokens of one KV block.
     fabric : bytes/s of a link that all transfers share; None: no such link.
@@ -110,9 +110,8 @@ class ClusterSpec:
     background: Background | None = None
 
     def __post_init__(self) -> None:
-        for role, nodes in (("prefill", self.prefill), ("decode", self.decode)):
-            if not nodes:
-                raise ValueError(f"the cluster has no {role} node; it needs at least one")
+        if not self.decode:
+            raise ValueError("the cluster has no decode node; it needs at least one")
         bound(self, "max_batch", "block_tokens", least=1)
         bound(self, "usd_per_gb", "delay_s", "rebuild_s", least=0)
         nodes = (*self.prefill, *self.decode)

@@ -20,7 +20,10 @@ ARROWS: dict[str, set[str]] = {
         *("abkt.arguments", "abkt.codec", "abkt.kv", "abkt.module_process", "abkt.profile", "abkt.ranges", "abkt.spec", "abkt.transfer")
     },
     "abkt.capacity": {"abkt.ranges"},
+    "abkt.compiled": set(),
+    "abkt.compiler": {"abkt.compiled"},
     "abkt.codec": {"abkt.kv", "abkt.lazy", "abkt.policy", "abkt.spec"},
+    "abkt.connect": {"abkt.codec", "abkt.kv", "abkt.lazy", "abkt.policy", "abkt.ranges", "abkt.spec", "abkt.transfer"},
     "abkt.console": set(),
     "abkt.kv": {"abkt.lazy", "abkt.spec"},
     "abkt.lazy": set(),
@@ -33,7 +36,8 @@ ARROWS: dict[str, set[str]] = {
     "abkt.policy": {"abkt.capacity", "abkt.lazy", "abkt.ranges"},
     "abkt.profile": {"abkt.lazy", "abkt.policy", "abkt.ranges", "abkt.spec"},
     "abkt.ranges": set(),
-    "abkt.records": {"abkt.ranges"},
+    "abkt.records": {"abkt.slo"},
+    "abkt.slo": {"abkt.ranges"},
     "abkt.serve": {
         *("abkt.capacity", "abkt.codec", "abkt.kv", "abkt.lazy", "abkt.module_process", "abkt.net", "abkt.policy"),
         *("abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec", "abkt.transfer"),
@@ -42,7 +46,8 @@ ARROWS: dict[str, set[str]] = {
     "abkt.transfer": {"abkt.capacity", "abkt.lazy"},
     "sim": {"abkt.capacity", "abkt.lazy", "abkt.policy", "abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec"},
     "experiments": {
-        *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.console", "abkt.kv", "abkt.lazy", "abkt.measure"),
+        *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.connect", "abkt.console", "abkt.kv"),
+        *("abkt.lazy", "abkt.measure"),
         *(
             "abkt.module_process",
             "abkt.net",

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from abkt.records import SLO, TransferRecord
-from sim.clock import Clock
 from sim.job import Job
 from sim.network.flows import Network
+from sim.timers import Timers
 from sim.transfer.transport import TransportModel
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class TransferContext:
     failed. delay_s: propagation delay between nodes, each way. idle: sender processes that no pair uses.
     """
 
-    clock: Clock
+    clock: Timers
     network: Network
     slo: SLO
     ended: Callable[[TransferRecord], None]

@@ -20,10 +20,10 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from abkt.policy.view import Curve, Delivered, GoodputSample, TransferView
-from sim.clock import Wake
 from sim.job import Job
 from sim.network.flows import Flow
 from sim.records import failed_transfer
+from sim.timers import Wake
 from sim.transfer.transport import FRAME_BYTES
 
 if TYPE_CHECKING:

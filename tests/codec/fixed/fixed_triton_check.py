@@ -138,28 +138,18 @@ def check_order() -> None:
 
 
 def check_compile(depth: str, dim: str, *architectures: str) -> list[dict]:
+    from abkt.bench.counted import kernels_of
     from abkt.codec import order_kernels
     from abkt.codec.cells import Cells
-    from abkt.codec.fixed import kernels
-    from abkt.codec.fixed.enqueue import constants
-    from abkt.codec.fixed.quantize import MARGINS
     from abkt.spec import KVLayout, ModelSpec
 
-    cells = Cells(KVLayout(ModelSpec("any", layers=6, kv_heads=2, head_dim=int(dim)), 126), 2003, 128, int(depth))
-    options = constants(cells)
-    fixed = {name: options.pop(name) for name in list(options) if name.isupper()}
+    cells, report = Cells(KVLayout(ModelSpec("any", layers=6, kv_heads=2, head_dim=int(dim)), 126), 2003, 128, int(depth)), []
+    for kernel in kernels_of(cells):
+        report += compiled(kernel.function, architectures, kernel.types, kernel.constants, kernel.options, kernel.name)
     types = {
-        "data": "*bf16", "table": "*i64", "centres": "*fp32", "offsets": "*i64", "body": "*u8", "wire": "*u8", "errors": "*fp32",
-        "classes": "*u8", "rules": "*i32", "sums": "*fp32", "spreads": "*fp32", "presence": "*i8", "sizes": "*i64", "shares": "*fp64",
-        "weights": "*fp64", "keys": "*i32", "bytes_of_bin": "*i64", "ends": "*i64", "begins": "*i32", "numbers": "*i64", "bands": "*u8",
-        "bytes_of_band": "*i64", "removed": "*fp64",
+        "errors": "*fp32", "classes": "*u8", "sizes": "*i64", "shares": "*fp64", "weights": "*fp64", "keys": "*i32", "bytes_of_bin": "*i64",
+        "ends": "*i64", "begins": "*i32", "numbers": "*i64", "bands": "*u8", "bytes_of_band": "*i64", "removed": "*fp64",
     }  # fmt: skip
-    margins = dict(zip(("OUTER", "INNER"), MARGINS.get(int(depth), (0.0, 0.0))))
-    report = []
-    for kernel in (kernels.encode_cells, kernels.expand_cells):
-        for key in (True, False):
-            name = f"{kernel.fn.__name__} {'K' if key else 'V'}"
-            report += compiled(kernel, architectures, types, {**fixed, **margins, "KEY": key, "BOUND": 2.0**48}, options, name)
     ordering = {"PASSES": cells.passes, "CELLS": order_kernels.CELLS, "SIZE": 1024}
     for kernel in (order_kernels.count_slopes, order_kernels.begin_bands, order_kernels.fill_bands):
         report += compiled(kernel, architectures, types, ordering, {})

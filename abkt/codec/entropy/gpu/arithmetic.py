@@ -15,7 +15,7 @@ import triton.language as tl
 
 from abkt.codec.entropy import plan as entropy_plan
 from abkt.codec.entropy import tables as entropy_tables
-from abkt.codec.fixed.kernels import _rounded
+from abkt.codec.fixed.instructions import rounded as _rounded
 
 VERBATIM = tl.constexpr(255)  # as in coder.py
 FINEST = tl.constexpr(entropy_plan.FINEST)
