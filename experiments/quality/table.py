@@ -123,9 +123,10 @@ def rates(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_kind(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean KL of each method and rate by kind of prompt."""
-    mean = frame.pivot_table(index=["method", "rate"], columns="kind", values="kl", sort=False)
-    return mean.map(lambda x: f"{x:.4f}").reset_index()
+    """Mean KL of each method and rate by kind of prompt, after the share of raw that it took there."""
+    mean = frame.groupby(["method", "rate", "kind"], sort=False)[["of_raw", "kl"]].mean()
+    cells = mean.apply(lambda row: f"{row.of_raw:.3f}: {row.kl:.4f}", axis=1)
+    return cells.unstack("kind", sort=False).fillna("").reset_index()
 
 
 def against(frame: pd.DataFrame, ours: str) -> pd.DataFrame:
@@ -201,7 +202,7 @@ def report(folder: Path, ours: str = "") -> str:
     counts = ", ".join(f"{count} {kind}" for kind, count in frame.groupby("kind")["sample"].nunique().items())
     parts = (
         (f"Codecs and rates ({counts} prompts of about {int(frame.tokens.median())} tokens)", rates(frame)),
-        ("Mean KL by kind", by_kind(frame)),
+        ("Bytes (of raw) and mean KL by kind", by_kind(frame)),
         (f"Bytes of {chosen} at the KL of the others", against(frame, chosen)),
         (f"Laws: KL of {chosen} less that of simple choices, at equal bytes", laws(frame, chosen)),
     )
