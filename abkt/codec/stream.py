@@ -141,7 +141,10 @@ def assemble(parts: StreamParts, order: Order, weights: torch.Tensor | None) -> 
             coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells, coded.classes != OMITTED
         )
     uncoded = coded.classes >= OMITTED
-    bands: dict[Order, Bands] = {"slope": slope_bands(sizes, left, finer_first=parts.coder == "klt"), "uniform": uniform_bands(sizes, uncoded)}
+    bands: dict[Order, Bands] = {
+        "slope": slope_bands(sizes, left, finer_first=parts.coder == "klt"),
+        "uniform": uniform_bands(sizes, uncoded),
+    }
     crcs = zlib.crc32(parts.edges), zlib.crc32(parts.verbatim)
     headers: dict[Order, StreamHeader] = {}
     curves: dict[Order, Curve] = {}

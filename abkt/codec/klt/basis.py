@@ -59,7 +59,7 @@ class Basis:
     digest: str = field(default="")
 
     def __post_init__(self) -> None:
-        layers, kinds, heads, dim = shape = self.forward.shape[:4]
+        layers, kinds, _, dim = shape = self.forward.shape[:4]
         expected = {
             "forward": (*shape, dim), "inverse": (*shape, dim), "deviation": shape, "mean": shape, "first": (*shape[:3], FIRST_TOKENS),
             "chances": (CONTEXTS,), "points": (CLASSES, POINTS),
@@ -78,9 +78,13 @@ class Basis:
             raise ValueError("klt basis: a chance or a point of reconstruction is out of range")
         numbers = (self.step, self.nats, self.exponent, self.mixing)
         if not (np.isfinite(numbers).all() and self.step > 0 and self.nats > 0 and 0 <= self.exponent <= 2 and 0 <= self.mixing <= 1):
-            raise ValueError(f"klt basis: step {self.step}, nats {self.nats}, exponent {self.exponent} or mixing {self.mixing} is out of range")
+            raise ValueError(
+                f"klt basis: step {self.step}, nats {self.nats}, exponent {self.exponent} or mixing {self.mixing} is out of range"
+            )
         if not self.digest:
-            object.__setattr__(self, "digest", hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in self.arrays().values())).hexdigest()[:16])
+            object.__setattr__(
+                self, "digest", hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in self.arrays().values())).hexdigest()[:16]
+            )
 
     @property
     def tables(self) -> PlaneTables:
@@ -123,7 +127,9 @@ def basis_of(arrays: dict[str, np.ndarray]) -> Basis:
             raise ValueError(f"klt basis: {name} is missing, or is not {dtype}")
     forward, inverse, deviation, mean, first, styles, frequencies, chances, points, numbers = (arrays[name] for name in ARRAYS)
     if forward.ndim != 5 or numbers.shape != (4,) or not forward.size:
-        raise ValueError(f"klt basis: forward is {list(forward.shape)}, numbers {list(numbers.shape)}; it must be [layers, kinds, heads, D, D] and [4]")
+        raise ValueError(
+            f"klt basis: forward is {list(forward.shape)}, numbers {list(numbers.shape)}; it must be [layers, kinds, heads, D, D] and [4]"
+        )
     step, exponent, mixing, nats = numbers.tolist()
     rotary = Rotary(torch.from_numpy(styles.copy()), torch.from_numpy(frequencies.copy()))
     return Basis(forward, inverse, deviation, mean, first, rotary, chances, points, step, exponent, mixing, nats)

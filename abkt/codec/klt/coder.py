@@ -1,10 +1,11 @@
 """The klt coder over a pool: the classes of all tokens and the means of all heads, then the bit-planes of each cell's coefficients.
 
-A cell's coefficients are those of one head; where a head is coded in parts (cells.py), the first part holds the coefficients of most variance.
-The head of the stream's tables hold the digest of the calibration (8 bytes), where each of the statistics ends (uint32 each), and
-the bytes of each pass of each cell (24 bits). The statistics are three tables (table.py): the classes, the means, and the coefficients of the first
-token, in first steps at its own scale. That token is an attention sink in many models: without it all else is worth little, however small the
-gradient says that it is, so it is no part of the cells and always there. A value that is not finite, or too large, sends its whole head and tile verbatim.
+A cell's coefficients are those of one head; where a head is coded in parts (cells.py), the first part holds the coefficients of most
+variance. The head of the stream's tables hold the digest of the calibration (8 bytes), where each of the statistics ends (uint32 each), and
+the bytes of each pass of each cell (24 bits). The statistics are three tables (table.py): the classes, the means, and the coefficients of
+the first token, in first steps at its own scale. That token is an attention sink in many models: without it all else is worth little,
+however small the gradient says that it is, so it is no part of the cells and always there. A value that is not finite, or too large, sends
+its whole head and tile verbatim.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def tile_tokens(block_tokens: int) -> int:
 
 @dataclass(slots=True)
 class KltCoder:
-    """basis: the model's; None: every call raises ValueError, one line. seen: what coefficients turned out to be; a calibration reads it."""
+    """basis: the model's; None: every call raises ValueError, one line. seen: what coefficients turned out to be; a calibration reads
+    it."""
 
     basis: Basis | None
     importance: torch.Tensor | None = None
@@ -47,7 +49,7 @@ class KltCoder:
 
     def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> CodedSequence:
         basis = self._basis()
-        layers, kinds, heads, tiles = cells.shape
+        layers, kinds, heads, _ = cells.shape
         parts = cells.layout.model.head_dim // cells.dim
         classes = self._classes(basis, cells)
         tables = _tables(basis, cells.depth_bits)
@@ -94,14 +96,18 @@ class KltCoder:
         deviation = np.ones(cells.shape[:3])
         coded_cells = CodedCells(found, errors.reshape(cells.passes + 1, -1) * nats, kept.reshape(-1), deviation)
         dim = means.shape[-1]
-        statistics = [pack(classes.reshape(-1, cells.tokens), True), pack(means.reshape(-1, dim), False), pack(sinks.reshape(-1, dim), False)]
+        statistics = [
+            pack(classes.reshape(-1, cells.tokens), True),
+            pack(means.reshape(-1, dim), False),
+            pack(sinks.reshape(-1, dim), False),
+        ]
         ends = np.cumsum([len(part) for part in statistics]).astype("<u4")
         named = np.frombuffer(bytes.fromhex(basis.digest) + ends.tobytes(), np.uint8)
         return CodedSequence(coded_cells, sizes.reshape(cells.passes + 1, -1), named, b"".join(statistics))
 
     def expand(self, prefix: StreamPrefix, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         basis = self._basis()
-        layers, kinds, heads, tiles = cells.shape
+        layers, kinds, heads, _ = cells.shape
         parts, dim = cells.layout.model.head_dim // cells.dim, cells.layout.model.head_dim
         of_tokens, of_means, end = np.frombuffer(prefix.levels[DIGEST_BYTES:].tobytes(), "<u4").tolist()
         digest = prefix.levels[:DIGEST_BYTES].tobytes().hex()
@@ -139,14 +145,16 @@ class KltCoder:
                 x = basis.rotary.turned(x, layer)
             x = x.to(data)
             for tile, (start, stop) in enumerate(_spans(cells)):
-                for of in np.flatnonzero((kept[layer, kind, ::parts, tile] != VERBATIM)).tolist():
+                for of in np.flatnonzero(kept[layer, kind, ::parts, tile] != VERBATIM).tolist():
                     for i, block in enumerate(blocks[cells.tile_blocks(tile)]):
                         a, b = start + i * size, min(stop, start + (i + 1) * size)
                         data[block, layer, kind, of, : b - a] = x[of, a:b]
 
     def _basis(self) -> Basis:
         if self.basis is None:
-            raise ValueError("coder klt needs a calibration with a klt basis; make one with abkt quality calibrate=true, or take coder entropy")
+            raise ValueError(
+                "coder klt needs a calibration with a klt basis; make one with abkt quality calibrate=true, or take coder entropy"
+            )
         return self.basis
 
     def _classes(self, basis: Basis, cells: Cells) -> np.ndarray:
@@ -156,7 +164,9 @@ class KltCoder:
             return np.stack([plain_classes(kinds, heads, cells.tokens, basis.first[layer]) for layer in range(layers)])
         given = self.importance.cpu().numpy()
         if given.shape != (layers, kinds, heads, cells.tokens):
-            raise ValueError(f"importance {list(given.shape)} does not fit; [layers, kinds, kv_heads, tokens] = {[layers, kinds, heads, cells.tokens]}")
+            raise ValueError(
+                f"importance {list(given.shape)} does not fit; [layers, kinds, kv_heads, tokens] = {[layers, kinds, heads, cells.tokens]}"
+            )
         return np.stack([token_classes(given[layer], basis.exponent, basis.mixing, basis.first[layer]) for layer in range(layers)])
 
     @staticmethod

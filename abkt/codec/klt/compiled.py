@@ -95,7 +95,9 @@ def pack(values: np.ndarray, predicts: bool) -> bytes:
         return table.pack(values, predicts)
     values = np.ascontiguousarray(values, np.int32)
     out = np.empty(64 + 8 * values.size, np.uint8)
-    size = compiled.abkt_klt_pack(*map(ctypes.c_int64, values.shape), _at(values), ctypes.c_int64(predicts), _at(out), ctypes.c_int64(out.size))
+    size = compiled.abkt_klt_pack(
+        *map(ctypes.c_int64, values.shape), _at(values), ctypes.c_int64(predicts), _at(out), ctypes.c_int64(out.size)
+    )
     return out[:size].tobytes()
 
 

@@ -14,8 +14,8 @@ and costs nothing. It starts with the first pass in which its class reaches STAR
 
 Each bit has a *context*: its kind, the class, and for "zero or not" the magnitudes of the coefficient above and of the same coefficient of
 the token before, which are 0, 1, or 2 and more. A context's chance of a 0 starts where the calibration saw it, in 65,536ths, and learns as
-if it had seen FIRST bits. Bits go through a binary range coder (that of LZMA, without its first byte, and without zeros at the end; a reader
-takes bytes that are not there for 0). Each pass begins anew, so nothing but its own bytes and the passes before it is needed.
+if it had seen FIRST bits. Bits go through a binary range coder (that of LZMA, without its first byte, and without zeros at the end; a
+reader takes bytes that are not there for 0). Each pass begins anew, so nothing but its own bytes and the passes before it is needed.
 
 Sources: embedded coding with contexts (EBCOT, Taubman 2000); range coder (Martin 1979, as in LZMA).
 """
@@ -110,8 +110,8 @@ class BitReader:
 class PlaneTables:
     """What both sides know of a model's coefficients.
 
-    chances: [CONTEXTS] uint16, where each context starts. points: [CLASSES, POINTS] float32, where in its bin a magnitude of 1, 2, 3 and more
-    is reconstructed, 0 to 1. planes: for each pass, its planes below the first step.
+    chances: [CONTEXTS] uint16, where each context starts. points: [CLASSES, POINTS] float32, where in its bin a magnitude of 1, 2, 3 and
+    more is reconstructed, 0 to 1. planes: for each pass, its planes below the first step.
     """
 
     chances: np.ndarray
@@ -153,9 +153,7 @@ def decode_cell(slots: Sequence[bytes], token: np.ndarray, klass: np.ndarray, ta
     return _values(found, negative, token, klass, tables, tables.planes[len(slots) - 1]) if slots else np.zeros(shape, np.float32)
 
 
-def _values(
-    found: np.ndarray, negative: np.ndarray, token: np.ndarray, klass: np.ndarray, tables: PlaneTables, planes: int
-) -> np.ndarray:
+def _values(found: np.ndarray, negative: np.ndarray, token: np.ndarray, klass: np.ndarray, tables: PlaneTables, planes: int) -> np.ndarray:
     k = np.clip(token[:, None] + klass + 4 * planes, START, TOP) - START
     points = tables.points[k, np.clip(found, 1, POINTS) - 1]
     size = np.where(found > 0, (found.astype(np.float32) + points) * np.float32(1 << (tables.planes[-1] - planes)), np.float32(0))

@@ -19,7 +19,9 @@ def make_basis(layout: KVLayout, seed: int = 0, **changes) -> Basis:
     turn = np.linalg.qr(rng.standard_normal((*shape, shape[-1])))[0]
     forward = (turn * np.exp(0.3 * rng.standard_normal((*shape, 1)))).astype(np.float32)
     deviation = np.sort(np.exp(rng.standard_normal(shape)), -1)[..., ::-1].astype(np.float32) * 4
-    rotary = Rotary(torch.full((model.layers,), HALVES, dtype=torch.uint8), (100.0 ** -torch.linspace(0, 1, shape[-1] // 2)).repeat(model.layers, 1))
+    rotary = Rotary(
+        torch.full((model.layers,), HALVES, dtype=torch.uint8), (100.0 ** -torch.linspace(0, 1, shape[-1] // 2)).repeat(model.layers, 1)
+    )
     chances, points = formula()
     given = {
         "forward": forward, "inverse": np.linalg.inv(forward.astype(np.float64)).astype(np.float32), "deviation": deviation,

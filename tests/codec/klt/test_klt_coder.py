@@ -151,7 +151,9 @@ def test_both_ends_need_the_same_calibration(layout_of, filled_pool, table_of, k
         Codec(layout).encode(pool, table, 40, coder="klt")
 
 
-def test_layouts_and_arguments_that_do_not_fit_are_refused_in_one_line(layout_of, filled_pool, table_of, klt_codec, basis_of, calibration_of):
+def test_layouts_and_arguments_that_do_not_fit_are_refused_in_one_line(
+    layout_of, filled_pool, table_of, klt_codec, basis_of, calibration_of
+):
     layout = small(layout_of)
     codec, pool, table = klt_codec(layout), filled_pool(layout), table_of(layout, 40)
     latent = KVLayout(ModelSpec("mla", layers=2, kv_heads=1, head_dim=16, kv_kinds=1), 24, 4)
@@ -160,7 +162,7 @@ def test_layouts_and_arguments_that_do_not_fit_are_refused_in_one_line(layout_of
     other = small(layout_of, dim=32)
     with pytest.raises(ValueError, match=r"klt basis of the calibration is of .*\[2, 2, 2, 16\]; model small has \[2, 2, 2, 32\]"):
         Codec(other, calibration=calibration_of(other, basis_of(layout)))
-    with pytest.raises(ValueError, match="importance .* does not fit"):
+    with pytest.raises(ValueError, match=r"importance .* does not fit"):
         codec.encode(pool, table, 40, coder="klt", importance=torch.ones(2, 2, 2, 39))
     with pytest.raises(ValueError, match="takes no importance of tokens"):
         codec.encode(pool, table, 40, coder="entropy", importance=torch.ones(2, 2, 2, 40))
