@@ -28,7 +28,7 @@ LEAST_KL = 1e-9  # a divergence of 0 has no logarithm
 
 
 def read(place: Path) -> pd.DataFrame:
-    """The outcomes of a run, finished or not, from its folder or from a stored .parquet. Raises ValueError, one line, where there are none."""
+    """The outcomes of a run, finished or not, from its folder or a .parquet. Raises ValueError, one line, where there are none."""
     return _readable(pd.read_parquet(place) if place.suffix == ".parquet" and place.is_file() else _rows(place))
 
 

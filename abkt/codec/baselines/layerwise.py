@@ -1,6 +1,6 @@
 """A precision for each (layer, K or V, head): KIVI's codes of 1 to 8 bits, or only the mean of each channel.
 
-Where a head has only its mean, the first tokens travel exactly all the same: without these attention sinks every later token would go wrong.
+Where a head has only its mean, the first tokens travel exactly all the same: they are attention sinks, which a mean would destroy.
 
 The base of two rivals: KVTuner's pairs of precisions (calibrated/kvtuner.py), and the simple rule "leave out the heads that do not matter"
 (calibrated/matter.py). The precisions are calibrated, so that they cost no bytes.
