@@ -160,7 +160,7 @@ class Bench:
             float(-ours[answers, target[answers]].mean()), float(-theirs[answers, target[answers]].mean()),
             float(kl.mean()), float(worst.mean()), _share(right, answers), _share(raw_right, answers),
             int(other[0]) if len(other) else len(kl), _share(right, near), _share(right, answers & far), point.distortion,
-            *by_distance, float((choice == raw_choice).float().mean()),
+            *[*by_distance, float((choice == raw_choice).float().mean())],
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Tables of a run of `abkt quality`, as Markdown: `python -m experiments.quality.table DIR [ours=METHOD]`, also while it still runs.
+"""Tables of a run of `abkt quality`, as Markdown: `python -m experiments.quality.table DIR|FILE.parquet [ours=METHOD]`.
 
 Curves are compared where they are not measured by interpolating the logarithm of the mean divergence (KL) against the logarithm of the mean
 bytes, and never beyond their ends. Intervals are 95 %, by bootstrap over prompts; a comparison draws the same prompts for both codecs.
@@ -27,8 +27,12 @@ UNIFORM = "embedded-uniform"
 LEAST_KL = 1e-9  # a divergence of 0 has no logarithm
 
 
-def read(folder: Path) -> pd.DataFrame:
-    """The outcomes of a run, finished or not. Raises ValueError, one line, where there are none."""
+def read(place: Path) -> pd.DataFrame:
+    """The outcomes of a run, finished or not, from its folder or a .parquet. Raises ValueError, one line, where there are none."""
+    return _readable(pd.read_parquet(place) if place.suffix == ".parquet" and place.is_file() else _rows(place))
+
+
+def _rows(folder: Path) -> pd.DataFrame:
     path = folder / FILE
     if not path.is_file():
         raise ValueError(f"{folder} has no {FILE}; give the out= of `abkt quality`")
@@ -37,7 +41,10 @@ def read(folder: Path) -> pd.DataFrame:
         rows += json.loads(line)["outcomes"]
     if not rows:
         raise ValueError(f"{path} is empty; let the run measure at least one codec")
-    frame = pd.DataFrame(rows)
+    return pd.DataFrame(rows)
+
+
+def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame[~frame.rate.str.contains("then")].drop_duplicates(["sample", "method", "rate"], keep="last")
     return frame.assign(of_raw=frame.wire_bytes / frame.raw_bytes, dnll=frame.nll - frame.raw_nll)
 
@@ -116,9 +123,10 @@ def rates(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_kind(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean KL of each method and rate by kind of prompt."""
-    mean = frame.pivot_table(index=["method", "rate"], columns="kind", values="kl", sort=False)
-    return mean.map(lambda x: f"{x:.4f}").reset_index()
+    """Mean KL of each method and rate by kind of prompt, after the share of raw that it took there."""
+    mean = frame.groupby(["method", "rate", "kind"], sort=False)[["of_raw", "kl"]].mean()
+    cells = mean.apply(lambda row: f"{row.of_raw:.3f}: {row.kl:.4f}", axis=1)
+    return cells.unstack("kind", sort=False).fillna("").reset_index()
 
 
 def against(frame: pd.DataFrame, ours: str) -> pd.DataFrame:
@@ -194,7 +202,7 @@ def report(folder: Path, ours: str = "") -> str:
     counts = ", ".join(f"{count} {kind}" for kind, count in frame.groupby("kind")["sample"].nunique().items())
     parts = (
         (f"Codecs and rates ({counts} prompts of about {int(frame.tokens.median())} tokens)", rates(frame)),
-        ("Mean KL by kind", by_kind(frame)),
+        ("Bytes (of raw) and mean KL by kind", by_kind(frame)),
         (f"Bytes of {chosen} at the KL of the others", against(frame, chosen)),
         (f"Laws: KL of {chosen} less that of simple choices, at equal bytes", laws(frame, chosen)),
     )

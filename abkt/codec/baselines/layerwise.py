@@ -1,5 +1,7 @@
 """A precision for each (layer, K or V, head): KIVI's codes of 1 to 8 bits, or only the mean of each channel.
 
+Where a head has only its mean, the first tokens travel exactly all the same: they are attention sinks, which a mean would destroy.
+
 The base of two rivals: KVTuner's pairs of precisions (calibrated/kvtuner.py), and the simple rule "leave out the heads that do not matter"
 (calibrated/matter.py). The precisions are calibrated, so that they cost no bytes.
 """
@@ -14,6 +16,8 @@ import torch
 from abkt.codec.baselines import affine
 from abkt.codec.baselines.base import Body, MessageBaseline
 from abkt.codec.bits import pack, packed_bytes, unpack
+
+SINKS = 4
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class LayerWise(MessageBaseline):
         for layer, kind, head in np.ndindex(x.shape[:3]):
             part, bits = x[layer, kind, head], self.bits[layer][kind][head]
             if not bits:
-                parts.append(part.float().mean(0).half())
+                parts += [part[:SINKS], (part[SINKS:] if len(part) > SINKS else part).float().mean(0).half()]
                 continue
             n = self.coded(len(part), kind)
             if n:
@@ -51,7 +55,8 @@ class LayerWise(MessageBaseline):
         for layer, kind, head in np.ndindex(shape[:3]):
             bits, part = self.bits[layer][kind][head], out[layer, kind, head]
             if not bits:
-                part[:] = body.take(torch.float16, dim).float()
+                part[:SINKS] = body.take(dtype, min(SINKS, tokens), dim).float()
+                part[SINKS:] = body.take(torch.float16, dim).float()
                 continue
             n = self.coded(tokens, kind)
             if n:
@@ -75,7 +80,7 @@ def losses(x: torch.Tensor, fisher: torch.Tensor, bits: int, group: int = 32) ->
     """
     x = x.float()
     if not bits:
-        error = x - x.mean(3, keepdim=True)
+        error = x[..., SINKS:, :] - x[..., SINKS:, :].mean(3, keepdim=True)
     else:
         k, v = x[:, 0].mT, x[:, 1]
         k = affine.restore_groups(*affine.quantise_groups(k, bits, group), group).mT
