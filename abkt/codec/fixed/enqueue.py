@@ -18,8 +18,8 @@ import triton
 from abkt.codec.cells import Cells
 from abkt.codec.coder import VERBATIM
 from abkt.codec.fixed.centre import centres_of_first_tile
-from abkt.codec.fixed.encode_kernel import encode_cells, scratch_words
-from abkt.codec.fixed.expand_kernel import expand_cells
+from abkt.codec.fixed.gpu.encode import encode_cells, scratch_words
+from abkt.codec.fixed.gpu.expand import expand_cells
 from abkt.codec.fixed.quantize import LIMIT, LIMITS, MARGINS, SHARES
 
 WARPS = 2  # that share a tile
@@ -77,7 +77,7 @@ class Encoding:
         Slots of a verbatim cell keep their old content; they are never sent.
         """
         cells = self.cells
-        layers, kinds, heads, tiles = cells.shape
+        layers, kinds, heads, _ = cells.shape
         if not cells.count:
             return
         if with_centres and kinds > 1:
@@ -127,7 +127,7 @@ class Expansion:
 
     def enqueue(self, wire: torch.Tensor, data: torch.Tensor) -> None:
         """Write the passes in `wire` (uint8, on the pool's device) into the blocks of `table` in the pool's tensor `data`."""
-        layers, kinds, heads, tiles = self.cells.shape
+        layers, kinds, heads, _ = self.cells.shape
         torch.mul(self.table, self._block_values, out=self._starts)
         given = (self._starts, self.centres, self.offsets, self._rules, wire, self.present, self.classes, *sizes_of(self.cells))
         for kind, (first, here, full) in product(range(kinds if self.cells.count else 0), launches(self.cells)):
