@@ -120,7 +120,7 @@ class Codec:
         order : slope sends first what removes most distortion per byte; uniform sends the first pass of all cells, then the second.
         weights : how much the squared error of each cell matters, [layers, kinds, heads, tiles] (`Cells.shape`). Only ratios matter; None
             weighs all cells equally.
-        coder : fixed packs bits at the speed of memory; entropy needs fewer bytes for the same error, but takes far longer.
+        coder : fixed packs bits; entropy needs fewer bytes for the same error, but takes far longer, and a pool on the CPU.
 
         Returns
         -------
