@@ -6,8 +6,11 @@ in each. The last rows say how many cases agree, and that a raw gather and scatt
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import NamedTuple
 
 import numpy as np
@@ -49,16 +52,14 @@ LAYERS, KV_HEADS = 2, 2
 
 def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]:
     """Yields a row a case. Raises ValueError, which names the cases that differ, after the last."""
-    device, wrong, agreed = torch.device(arguments.device), [], 0
-    for shape in SHAPES:
-        for depth in arguments.depths:
-            name = "/".join(map(str, (*shape, f"{depth}bit")))
-            cells, difference = compared(shape, depth, device)
-            if difference:
-                wrong.append(f"{name}: {difference}")
-            agreed += not difference
-            yield BenchRow(f"correct/{name}", 0.0 if difference else float(cells), "cells")
-    yield BenchRow("cases_that_agree", float(agreed), "cases", float(len(SHAPES) * len(arguments.depths)))
+    device, wrong, agreed, cases = torch.device(arguments.device), [], 0, cases_of(arguments)
+    for (shape, depth), (cells, difference) in zip(cases, _each(cases, device), strict=True):
+        name = "/".join(map(str, (*shape, f"{depth}bit")))
+        if difference:
+            wrong.append(f"{name}: {difference}")
+        agreed += not difference
+        yield BenchRow(f"correct/{name}", 0.0 if difference else float(cells), "cells")
+    yield BenchRow("cases_that_agree", float(agreed), "cases", float(len(cases)))
     layout = KVLayout(ModelSpec("check", LAYERS, KV_HEADS, 128), 12, 16)
     pool = Pool(layout, device)
     pool.data.normal_()
@@ -66,6 +67,21 @@ def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]
     yield BenchRow("copies_that_agree", 1.0, "gather and scatter")
     if wrong:
         raise ValueError(f"{len(wrong)} cases differ from the oracle: {'; '.join(wrong[:3])}")
+
+
+def cases_of(arguments: BenchArguments) -> list[tuple[Shape, int]]:
+    """The first shape at every depth, the others at the deepest: each case is compiled anew on a GPU, which takes seconds a kernel."""
+    return [(SHAPES[0], depth) for depth in arguments.depths] + [(shape, max(arguments.depths)) for shape in SHAPES[1:]]
+
+
+def _each(cases: list[tuple[Shape, int]], device: torch.device) -> Iterator[tuple[int, str]]:
+    """`compared` for every case; on a GPU in processes side by side, because compiling takes most of the time."""
+    if device.type == "cpu":
+        yield from (compared(shape, depth, device) for shape, depth in cases)
+        return
+    workers = min(len(cases), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(compared, *zip(*cases, strict=True), [device] * len(cases))
 
 
 def compared(shape: Shape, depth: int, device: torch.device) -> tuple[int, str]:
@@ -101,7 +117,7 @@ def compared(shape: Shape, depth: int, device: torch.device) -> tuple[int, str]:
 
 
 def total_work(arguments: BenchArguments) -> float:
-    return len(SHAPES) * len(arguments.depths) + 2.0
+    return len(cases_of(arguments)) + 2.0
 
 
 def work(row: BenchRow) -> float:

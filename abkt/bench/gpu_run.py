@@ -59,7 +59,7 @@ def steps_of(arguments: GpuArguments) -> list[Step]:
     """The steps, the most important first. Their limits add up to less than nine minutes."""
     device, out, tokens = f"device={arguments.device}", f"out={arguments.out}", ",".join(map(str, arguments.tokens))
     return [
-        Step("correct", ("abkt.bench", "correct", device, out, "depths=1,3,4,6,8"), 120, "correct.json"),
+        Step("correct", ("abkt.bench", "correct", device, out, "depths=1,3,4,8"), 120, "correct.json"),
         Step("counted", ("abkt.bench", "counted", out, "architectures=90"), 60, "counted.json"),
         Step("kernels", ("abkt.bench", "kernels", device, out, f"tokens={tokens}", "blocks=16", "depths=4,8"), 130, "kernels.json"),
         Step("transfer", ("abkt.bench", "transfer", device, out), 90, "transfer.json"),
