@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv compiled study test test-vllm lint figures figure-data notebooks clean
+.PHONY: venv compiled study test test-vllm gpu lint figures figure-data notebooks clean
 
 venv: $(READY)
 
@@ -43,6 +43,11 @@ $(VLLM_READY): constraints-vllm.txt
 # The connector in two real servers, behind the proxy. No part of `make test`, because of its size.
 test-vllm: $(VLLM_READY)
 	$(VLLM)/bin/python -m pytest -n 0 -m '' -W default tests/connect
+
+# On a machine with a GPU, in under nine minutes: values, counted and measured kernels, CUDA IPC, the profile. Needs no venv: PYTHON=… with
+# torch, triton and numpy will do. Run it again after a failure: only what failed is repeated.
+gpu:
+	$(PYTHON) -m abkt.bench.gpu_run out=outputs/gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

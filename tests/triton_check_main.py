@@ -1,8 +1,8 @@
 """What the Triton checks share. A check is a module that runs in its own process, since Triton chooses between compiler and interpreter
 when it is imported:
 
-python -m tests.codec.rans.rans_triton_check values          kernels against the oracle, in the interpreter
-python -m tests.codec.rans.rans_triton_check compile 80 90   kernels compiled ahead of time for these architectures: a report as JSON
+python -m tests.codec.lossless.lossless_triton_check values         kernels against the oracle, in the interpreter
+python -m tests.codec.lossless.lossless_triton_check compile 80 90  compiled ahead of time for these architectures: a report as JSON
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m abkt.bench kernels|transfer|counted device=cpu|cuda out=DIR …`: needs torch, triton, numpy, and xxhash for transfers."""
+"""`python -m abkt.bench kernels|transfer|counted|correct device=cpu|cuda out=DIR …`: needs torch, triton and numpy; transfers, xxhash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import import_module
 from abkt.bench import arguments as reader
 from abkt.bench.rows import BenchRow, save, table
 
-BENCHES = ("kernels", "transfer", "counted")
+BENCHES = ("kernels", "transfer", "counted", "correct")
 BAD_INPUT = 2
 
 

@@ -21,9 +21,9 @@ class BenchArguments:
     layers: int = 0
     kv_heads: int = 8
     head_dim: int = 128
-    tokens: tuple[int, ...] = (256, 1_024, 4_096, 16_384, 65_536, 131_072)
+    tokens: tuple[int, ...] = (256, 1_024, 4_096, 16_384)
     blocks: tuple[int, ...] = (16, 64, 256)
-    depths: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    depths: tuple[int, ...] = (2, 4, 8)
     repeats: int = 7
     architectures: tuple[int, ...] = (80, 90, 100)
 

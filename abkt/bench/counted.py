@@ -48,13 +48,13 @@ def kernels_of(cells: Cells) -> list[Kernel]:
     """The encode and expand kernels of full tiles, for K and for V."""
     import torch
 
-    from abkt.codec.fixed.encode_kernel import encode_cells
     from abkt.codec.fixed.enqueue import constants, span_of, tokens_at_once
-    from abkt.codec.fixed.expand_kernel import expand_cells
+    from abkt.codec.fixed.gpu.encode import encode_cells
+    from abkt.codec.fixed.gpu.expand import expand_cells
     from abkt.codec.fixed.quantize import LIMIT, MARGINS
 
     options = constants(cells)
-    fixed = {name: options.pop(name) for name in list(options) if name.isupper()}
+    fixed: dict[str, Any] = {name: options.pop(name) for name in list(options) if name.isupper()}
     outer, inner = MARGINS.get(cells.depth_bits, (0.0, 0.0))
     fixed |= {"OUTER": outer, "INNER": inner, "BOUND": LIMIT[torch.bfloat16], "FULL": True}
     fixed |= {"SPAN": span_of(cells), "TOKENS": tokens_at_once(cells)}

@@ -128,7 +128,7 @@ class Codec:
         order : slope sends first what removes most distortion per byte; uniform sends the first pass of all cells, then the second.
         weights : how much the squared error of each cell matters, [layers, kinds, heads, tiles] (`Cells.shape`). Only ratios matter; None
             weighs all cells equally.
-        coder : fixed packs bits at the speed of memory; entropy needs fewer bytes for the same error, but takes far longer; klt needs a
+        coder : fixed packs bits; entropy needs fewer bytes for the same error, but takes far longer, and a pool on the CPU; klt needs a
             calibration with a basis, and far fewer bytes for the same divergence of the model's answers.
         importance : for coder klt, how much each token matters to the last queries, [layers, 2, kv_heads, tokens]
             (`Importance.tokens`). None: all tokens matter alike.

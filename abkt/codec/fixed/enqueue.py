@@ -15,12 +15,14 @@ import numpy as np
 import torch
 import triton
 
-from abkt.codec.cells import Cells
+from abkt.codec.cells import ALIGN, Cells
 from abkt.codec.coder import VERBATIM
+from abkt.codec.fixed.arena import Arena
 from abkt.codec.fixed.centre import centres_of_first_tile
-from abkt.codec.fixed.encode_kernel import encode_cells, scratch_words
-from abkt.codec.fixed.expand_kernel import expand_cells
+from abkt.codec.fixed.gpu.encode import encode_cells, scratch_words
+from abkt.codec.fixed.gpu.expand import expand_cells
 from abkt.codec.fixed.quantize import LIMIT, LIMITS, MARGINS, SHARES
+from abkt.spec import DTYPE_BYTES
 
 WARPS = 2  # that share a tile
 TILES_AT_ONCE = 8  # that a multiprocessor codes: 16 warps of it, and tiles of 32 KiB that about fit its first-level cache
@@ -51,22 +53,26 @@ class Report:
 
 
 class Encoding:
-    """Buffers to encode sequences of one shape, `cells`, again and again. table: int64, the coded part of a block table. centres: float32,
-    as in Arrived. body: uint8, every slot. report, host: the report on the device, and its copy on the host."""
+    """Buffers to encode sequences of one shape, `cells`, again and again. table: int32, the coded part of a block table. centres: float32,
+    as in Arrived. body: uint8, every slot. report, host: the report on the device, and its copy on the host.
 
-    def __init__(self, cells: Cells, device: torch.device) -> None:
+    arena: where the large buffers come from; encodings that share one must not be used at the same time. None: memory of its own.
+    """
+
+    def __init__(self, cells: Cells, device: torch.device, arena: Arena | None = None) -> None:
         layers, kinds, heads, _ = cells.shape
+        take, given = (arena or Arena(device)).take, constants(cells)
         self.cells = cells
         self.table = torch.zeros(cells.coded_blocks, dtype=torch.int32, device=device)
         self.centres = torch.zeros(layers if kinds > 1 else 0, heads, cells.dim, device=device)
-        self.body = torch.zeros(cells.body_bytes, dtype=torch.uint8, device=device)
+        self.body = take("body", (cells.body_bytes,), torch.uint8)
         self.report = Report.of(cells, device)
         self.host = Report.of(cells, torch.device("cpu"), pinned=device.type == "cuda")
-        self._sums, self._spreads = torch.zeros(cells.count, cells.dim, device=device), torch.zeros(cells.count, device=device)
-        self._programs, given = programs_of(device), constants(cells)
+        self._sums, self._spreads = take("sums", (cells.count, cells.dim), torch.float32), torch.zeros(cells.count, device=device)
+        self._programs = programs_of(device)
         words = scratch_words(cells.tile_tokens, given["ROWS"], given["COLS"], span_of(cells))
+        self._scratch = take("scratch", (self._programs * words,), torch.float32)
         self._starts, self._block_values = torch.zeros(cells.coded_blocks, dtype=torch.int64, device=device), block_values(cells)
-        self._scratch = torch.zeros(self._programs * words, device=device)
         self._offsets, self._rules = torch.from_numpy(cells.offsets).to(device), torch.from_numpy(RULES).to(device)
         self._lengths = torch.tensor(cells.tile_lengths, dtype=torch.float64, device=device)
 
@@ -77,12 +83,12 @@ class Encoding:
         Slots of a verbatim cell keep their old content; they are never sent.
         """
         cells = self.cells
-        layers, kinds, heads, tiles = cells.shape
+        layers, kinds, heads, _ = cells.shape
         if not cells.count:
             return
         if with_centres and kinds > 1:
             self.centres.copy_(centres_of_first_tile(data, self.table, cells))
-        for part in (self.report.whole, self._sums, self._spreads):
+        for part in (self.report.whole, self._sums, self._spreads, *((self.body,) if padded(cells) else ())):
             part.zero_()
         outer, inner = MARGINS.get(cells.depth_bits, (0.0, 0.0))
         torch.mul(self.table, self._block_values, out=self._starts)
@@ -127,7 +133,7 @@ class Expansion:
 
     def enqueue(self, wire: torch.Tensor, data: torch.Tensor) -> None:
         """Write the passes in `wire` (uint8, on the pool's device) into the blocks of `table` in the pool's tensor `data`."""
-        layers, kinds, heads, tiles = self.cells.shape
+        layers, kinds, heads, _ = self.cells.shape
         torch.mul(self.table, self._block_values, out=self._starts)
         given = (self._starts, self.centres, self.offsets, self._rules, wire, self.present, self.classes, *sizes_of(self.cells))
         for kind, (first, here, full) in product(range(kinds if self.cells.count else 0), launches(self.cells)):
@@ -190,6 +196,13 @@ def launches(cells: Cells) -> list[tuple[int, int, bool]]:
 def programs_of(device: torch.device) -> int:
     """Programs of an encode: as many as can run at once, so that the tiles that they work on stay in the caches."""
     return torch.cuda.get_device_properties(device).multi_processor_count * TILES_AT_ONCE if device.type == "cuda" else 2
+
+
+def padded(cells: Cells) -> bool:
+    """Whether some slot is longer than what the kernels write into it, so that its end must be 0 before."""
+    lengths, meta = np.array(cells.tile_lengths), DTYPE_BYTES[cells.layout.model.dtype] + 2
+    used = np.concatenate((-(-lengths // 8) * cells.dim, lengths * meta, [cells.dim * meta]))
+    return bool((used % ALIGN).any())
 
 
 def block_values(cells: Cells) -> int:

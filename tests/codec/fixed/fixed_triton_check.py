@@ -66,6 +66,7 @@ def check_values(which: str = "few") -> None:
         results.append(out.data)
     assert torch.equal(*results)
     check_buffers_used_again()
+    check_nothing_waits()
     check_order()
 
 
@@ -101,6 +102,42 @@ def check_buffers_used_again() -> None:
         ):
             assert torch.equal(work.body[offset : offset + size], expected.body[offset : offset + size])
     assert (expected.classes != VERBATIM).all()
+
+
+def check_nothing_waits() -> None:
+    """An encode and an expansion that are enqueued call nothing that waits for the device, and write into memory that they had before."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from abkt.codec.cells import Cells
+    from abkt.codec.fixed.arena import Arena
+    from abkt.codec.fixed.enqueue import Encoding, Expansion
+    from tests.codec.conftest import make_layout, make_pool
+
+    class Recorded(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    layout = make_layout(layers=1, heads=1, dim=16)
+    pool, cells, arena = make_pool(layout), Cells(layout, 70, 32, 2), Arena(torch.device("cpu"))
+    encoding, expansion = Encoding(cells, arena.device, arena), Expansion(cells, arena.device)
+    for work in (encoding, expansion):
+        work.table.copy_(torch.tensor(cells.coded_table([0, 1, 2, 3, 4])))
+    body, held = encoding.body.data_ptr(), arena.held_bytes
+    with Recorded() as recorded:
+        encoding.enqueue(pool.data)
+        expansion.enqueue(encoding.body, pool.data)
+    waits = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+    assert recorded.names
+    assert not [name for name in recorded.names if any(word in name for word in waits)], recorded.names
+    shorter = Encoding(Cells(layout, 50, 32, 2), arena.device, arena)
+    assert shorter.body.data_ptr() == body
+    assert arena.held_bytes == held
 
 
 def check_order() -> None:

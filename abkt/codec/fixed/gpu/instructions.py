@@ -1,7 +1,7 @@
 """Single instructions of NVIDIA GPUs that Triton has no name for, each beside its meaning in plain Triton.
 
-The interpreter (TRITON_INTERPRET=1) knows no machine instructions, so it runs the meaning; a compiled kernel runs the instruction. A word is
-an int32 that holds four codes, a byte each, the first lowest.
+The interpreter (TRITON_INTERPRET=1) knows no machine instructions, so it runs the meaning; a compiled kernel runs the instruction. A word
+is an int32 that holds four codes, a byte each, the first lowest.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def dot4(a, b):
 
 
 @triton.jit
-def byte_as_float(word, I: tl.constexpr):
-    """2**15 + byte I of a word, as float32."""
+def byte_as_float(word, NUMBER: tl.constexpr):
+    """2**15 + byte NUMBER of a word, as float32."""
     if INTERPRETED:
-        return ((((word >> (8 * I)) & 255) << 8) | TWO_TO_15).to(tl.float32, bitcast=True)
+        return ((((word >> (8 * NUMBER)) & 255) << 8) | TWO_TO_15).to(tl.float32, bitcast=True)
     else:
         bits = tl.inline_asm_elementwise(
-            "prmt.b32 $0, $1, 0x47000000, $2;", "=r,r,r", [word, 0x7404 + 16 * I], dtype=tl.int32, is_pure=True, pack=1
+            "prmt.b32 $0, $1, 0x47000000, $2;", "=r,r,r", [word, 0x7404 + 16 * NUMBER], dtype=tl.int32, is_pure=True, pack=1
         )
         return bits.to(tl.float32, bitcast=True)
 
@@ -50,7 +50,7 @@ def byte_as_float(word, I: tl.constexpr):
 def least_of(a, b):
     """The lesser of two values of a pool; NaN if either is NaN. Two 16-bit values an instruction."""
     if INTERPRETED:
-        return tl.where((a.to(tl.float32) < b.to(tl.float32)) | (a != a), a, b)
+        return tl.where((a.to(tl.float32) < b.to(tl.float32)) | (a.to(tl.float32) != a.to(tl.float32)), a, b)
     elif a.dtype == tl.bfloat16:
         return tl.inline_asm_elementwise("min.NaN.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.bfloat16, is_pure=True, pack=2)
     elif a.dtype == tl.float16:
@@ -63,7 +63,7 @@ def least_of(a, b):
 def most_of(a, b):
     """The greater of two values of a pool; NaN if either is NaN. Two 16-bit values an instruction."""
     if INTERPRETED:
-        return tl.where((a.to(tl.float32) > b.to(tl.float32)) | (a != a), a, b)
+        return tl.where((a.to(tl.float32) > b.to(tl.float32)) | (a.to(tl.float32) != a.to(tl.float32)), a, b)
     elif a.dtype == tl.bfloat16:
         return tl.inline_asm_elementwise("max.NaN.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.bfloat16, is_pure=True, pack=2)
     elif a.dtype == tl.float16:

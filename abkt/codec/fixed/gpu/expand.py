@@ -1,13 +1,13 @@
-"""The inverse of encode_kernel.py: unpack, dequantise and scatter. One program expands one cell, from as many passes as have arrived."""
+"""The inverse of encode.py: unpack, dequantise and scatter. One program expands one cell, from as many passes as have arrived."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from abkt.codec.fixed.instructions import byte_as_float, channels_of, narrowed
-from abkt.codec.fixed.plane_kernels import words_from
-from abkt.codec.fixed.tile_kernels import place, rows_of
+from abkt.codec.fixed.gpu.instructions import byte_as_float, channels_of, narrowed
+from abkt.codec.fixed.gpu.planes import words_from
+from abkt.codec.fixed.gpu.tile import place, rows_of
 
 VERBATIM = tl.constexpr(255)  # as in coder.py
 CLASSES = tl.constexpr(16)
@@ -26,8 +26,8 @@ def _group(slot, at, held, groups, data):
 @triton.jit
 def expand_cells(
     data, starts, centres, offsets, rules, wire, presence, classes, cells, tiles, coded_tokens, first_tile, tiles_here,
-    KEY: tl.constexpr, KINDS: tl.constexpr, HEADS: tl.constexpr, PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, FULL: tl.constexpr,
+    KEY: tl.constexpr, KINDS: tl.constexpr, HEADS: tl.constexpr, PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    DIM: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """Write the values of one cell into the pool."""
     number = tl.program_id(0)

@@ -1,13 +1,18 @@
-"""What the kernels of the fixed coder share: where a cell lies in the pool, and the arithmetic of its groups (quantize.py), in Triton."""
+"""What the kernels of the fixed coder share: where a cell lies in the pool, and the arithmetic of its groups (quantize.py).
+
+The scratch of an encode begins with GROUP_ROWS rows of SPAN groups each.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from abkt.codec.fixed.instructions import rounded
+from abkt.codec.fixed.gpu.instructions import rounded
 
+CLASSES = tl.constexpr(16)  # as in quantize.py
 MIN_STEP, NO_STEP = tl.constexpr(2.0**-64), tl.constexpr(2.0**-72)  # as in quantize.py
+LOW, STEP, INVERSE, MEAN, GROUP_ROWS = (tl.constexpr(i) for i in range(5))  # rows of groups in the scratch of a program
 
 
 @triton.jit
@@ -70,3 +75,16 @@ def scale_of(least, most, narrow, element: tl.constexpr, KEY: tl.constexpr, OUTE
     raised = tl.maximum(wide, MIN_STEP).to(tl.int32, bitcast=True)
     up = (((raised + 0x7FFFF) >> 19) << 19).to(tl.float32, bitcast=True)
     return low, tl.where(wide >= NO_STEP, up, 0.0), tl.where(wide >= NO_STEP, tl.div_rn(1.0, up), 0.0)
+
+
+@triton.jit
+def slot_of(body, offsets, cell):
+    """Where a slot of a cell begins."""
+    return (body + tl.multiple_of(tl.load(offsets + cell), 16)).to(tl.pointer_type(tl.int32))
+
+
+@triton.jit
+def squares_of(off, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Sums of squares over up to eight neighbouring channels, which lie in one lane."""
+    NEAR: tl.constexpr = 8 if COLS > 8 else COLS
+    return tl.sum(tl.reshape(off * off, (ROWS, COLS // NEAR, NEAR)), 2)
