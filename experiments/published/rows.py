@@ -15,12 +15,15 @@ from typing import Any
 
 import pandas as pd
 
-from abkt.profile.model_costs import ModelCosts
-from abkt.profile.roofline import GpuSpec, kv_tokens
+from abkt.policy.view import Curve
+from abkt.profile.roofline import GpuSpec, kv_tokens, profile_of
+from abkt.profile.schema import RateCurve
 from abkt.spec import ModelSpec
 from experiments.lib.compose import compose
 from experiments.lib.config import read
-from experiments.published.closed_loop import Overheads, Server
+from experiments.published.closed_loop import REQUESTS, Overheads, Server, lengths
+from sim.cost import Costs
+from sim.specs import EngineSpec
 
 SYSTEMS = {  # system of the table -> conf/hardware, conf/kernels
     "a100_sxm": ("a100", "a100_sxm"),
@@ -52,6 +55,14 @@ MODELS = {  # part of a model's path, in lower case -> conf/model; the first tha
     "kimi-k2": "kimi-k2",
 }
 TYPES = {"fp8": "float8_e4m3fn", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "fp4": "nvfp4"}
+ENGINE = {  # what a pass takes
+    "vllm": EngineSpec(max_batch=512),
+    "trtllm": EngineSpec(max_batch=512),
+    "sglang": EngineSpec(max_batch=512, prefill_tokens=8192, prompts_first=True),
+}
+SWEPT = ("llama-3.1-70b", "gpt-oss-120b", "minimax-m2.5", "deepseek-v3", "kimi-k2")  # models of InferenceMAX's sweep, and its lengths:
+SWEPT_LENGTHS, SHORTEST = ((1024, 1024), (1024, 8192), (8192, 1024)), 0.8  # its client draws from 80 % of a length to all of it
+CURVE = RateCurve(1024, Curve((0.1, 0.5), (0.5, 0.001), (1.0, 8.0)), Curve((0.1, 0.5), (0.5, 0.001), (1.0, 8.0)))  # nothing is coded
 COLUMNS = ("model_path", "system", "backend", "isl", "osl", "tp_size", "silicon_tpot_ms", "silicon_ttft_ms")
 ENGINES = ("vllm", "trtllm", "sglang")
 MOST_CLIENTS = 256  # vLLM's default limit of running requests
@@ -82,6 +93,12 @@ class Row:
     @property
     def disaggregated(self) -> bool:
         return self.workers != (0, 0)
+
+    @property
+    def requests(self) -> list[tuple[int, int]]:
+        """(prompt tokens, answer tokens) of each request that its clients send."""
+        swept = self.model in SWEPT and (self.isl, self.osl) in SWEPT_LENGTHS
+        return lengths(self.isl, self.osl, SHORTEST if swept else 1.0, REQUESTS * self.clients)
 
     @property
     def release(self) -> str:
@@ -237,7 +254,6 @@ def server_of(row: Row, decode: bool = False) -> Server:
 def _server(system: str, engine: str, release: str, model: ModelSpec, gpus: int, expert_parallel: int, attention_dp: int) -> Server:
     one = gpu_of(system, engine, release)
     dp = attention_dp if gpus % attention_dp == 0 else 1
-    gpu = replace(one, gpus=gpus, expert_parallel=expert_parallel if gpus % expert_parallel == 0 else 1, attention_data_parallel=dp)
-    assert gpu.kernels is not None
-    costs = ModelCosts(model, gpu.kernels, gpu.parallel, gpu.memory_bytes_per_s, layer_s=gpu.layer_s, routing_skew=gpu.routing_skew)
-    return Server(costs, kv_tokens(gpu, model), prompts_first=engine == "sglang")
+    split = replace(one, gpus=gpus, expert_parallel=expert_parallel if gpus % expert_parallel == 0 else 1, attention_data_parallel=dp)
+    bare = replace(split, overhead_s=0.0, request_s=0.0, first_token_s=0.0)
+    return Server(Costs(profile_of(bare, model, (CURVE,))), kv_tokens(split, model), ENGINE[engine])

@@ -103,7 +103,7 @@ class Response:
 
 def predict(row: Row, overheads: Overheads) -> Latency:
     """TTFT, TPOT and throughput of a row's server."""
-    return _disaggregated(row, overheads) if row.disaggregated else closed_loop(server_of(row), row.isl, row.osl, row.clients, overheads)
+    return _disaggregated(row, overheads) if row.disaggregated else closed_loop(server_of(row), row.requests, row.clients, overheads)
 
 
 def _disaggregated(row: Row, overheads: Overheads) -> Latency:
@@ -113,7 +113,7 @@ def _disaggregated(row: Row, overheads: Overheads) -> Latency:
     slower than that makes clients wait for it. In the first of REQUESTS rounds all prompts come at once. KV goes over in no time.
     """
     prefill, decode = server_of(row), server_of(row, decode=True)
-    prompt_s = prefill.iteration_s(0, 0, [(row.isl, 0)], overheads)
+    prompt_s = prefill.iteration_s(0, 0, [row.isl], overheads)
     places = max(1, int(decode.room // (row.isl + row.osl / 2))) * row.workers[1]
     decoding, rate, tpot_s = float(min(row.clients, places)), 0.0, 0.0
     for _ in range(50):  # a fixed point; TPOT grows with the requests that decode

@@ -190,7 +190,7 @@ class Node:
         if prompts.waiting:
             prompts.fill_chunk()
         if gpu.chunk:
-            gpu.leap = min(gpu.leap, 1)
+            gpu.leap = 0 if gpu.engine.prompts_first else min(gpu.leap, 1)
             prompts.begin_chunk()
         elif not batch.heap:
             gpu.state = "idle"

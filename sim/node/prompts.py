@@ -83,7 +83,7 @@ class PromptSide:
     def fill_chunk(self) -> None:
         """Choose the prompts, or parts of them, that the next iteration computes."""
         engine, waiting, chunk = self.engine, self.waiting, self.gpu.chunk
-        room = engine.prefill_tokens - len(self.batch.heap)
+        room = engine.prefill_tokens if engine.prompts_first else engine.prefill_tokens - len(self.batch.heap)
         if self.blocked is not None and self.blocked is not waiting[0]:
             self.yield_turn(self.blocked)
         while waiting and (not chunk or room > 0):
@@ -173,7 +173,7 @@ class PromptSide:
         """
         gpu, batch, now_s = self.gpu, self.batch, self.clock.now
         chunk = gpu.chunk
-        total_s, encode_s = -self.costs.shared_s(len(batch.heap), [tokens for _, tokens in chunk]), 0.0
+        total_s, encode_s = -self.costs.shared_s(len(batch.heap) if gpu.leap else 0, [tokens for _, tokens in chunk]), 0.0
         begins = any(job.prompt.start_s != job.prompt.start_s for job, _ in chunk)  # NaN: the prompt has not begun
         gpu.handover_s = self.costs.handover_s * self.batch.slowdown if begins else 0.0
         for job, tokens in chunk:
