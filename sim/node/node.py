@@ -174,6 +174,7 @@ class Node:
         gpu, leap = self.gpu, self.gpu.leap
         own_s = gpu.batch.leap_s(leap)
         seconds = own_s + gpu.chunk_s
+        gpu.planned_s = gpu.start_s + gpu.batch.leap_s(leap - 1) if leap > 1 else gpu.start_s
         if leap:
             self.decoding.advance(leap, own_s, seconds)
             gpu.leap = 0
@@ -188,6 +189,8 @@ class Node:
         batch.measure()
         gpu.leap = batch.reach() if batch.heap else 0
         if prompts.waiting:
+            if not (gpu.engine.planned_ahead and batch.heap):
+                gpu.planned_s = gpu.clock.now
             prompts.fill_chunk()
         if gpu.chunk:
             gpu.leap = 0 if gpu.engine.prompts_first else min(gpu.leap, 1)
@@ -195,7 +198,7 @@ class Node:
         elif not batch.heap:
             gpu.state = "idle"
             return
-        elif gpu.other_work or (decoding.waiting and decoding.places() > 0):
+        elif gpu.other_work or prompts.wait_for_plan() or (decoding.waiting and decoding.places() > 0):
             gpu.leap = 1
         gpu.state = "iterating"
         gpu.wake.at(gpu.start_s + (batch.leap_s(gpu.leap) + gpu.chunk_s))

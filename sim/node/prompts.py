@@ -72,6 +72,7 @@ class PromptSide:
 
     def enqueue(self, job: Job, first: bool = False) -> None:
         """Add a prompt to the queue. first: before all others, except for one that has its memory and may be partly computed."""
+        job.prompt.queued_at_s = self.clock.now
         self.queue_s += job.prompt.queued_s
         if first:
             self.waiting.insert(1 if self.waiting and self.waiting[0].prompt.has_memory else 0, job)
@@ -79,6 +80,10 @@ class PromptSide:
             self.waiting.append(job)
         self.load_changed()
         self.gpu.attend()
+
+    def wait_for_plan(self) -> bool:
+        """Whether the first prompt has come too late for the next iteration, but is in time for the one after."""
+        return bool(self.waiting) and self.waiting[0].prompt.queued_at_s > self.gpu.planned_s
 
     def fill_chunk(self) -> None:
         """Choose the prompts, or parts of them, that the next iteration computes."""
@@ -89,6 +94,8 @@ class PromptSide:
         while waiting and (not chunk or room > 0):
             job = waiting[0]
             stage = job.prompt
+            if self.wait_for_plan():
+                break
             if not (stage.has_memory or self.reserve(job)):
                 break
             tokens = left = job.prompt_tokens - stage.computed_tokens
