@@ -45,7 +45,17 @@ ARROWS: dict[str, set[str]] = {
     "abkt.transfer": {"abkt.capacity", "abkt.lazy"},
     "sim": {"abkt.capacity", "abkt.lazy", "abkt.policy", "abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec"},
     "experiments": {
-        *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.console", "abkt.kv", "abkt.lazy", "abkt.measure"),
+        *(
+            "abkt.arguments",
+            "abkt.bench",
+            "abkt.capacity",
+            "abkt.compiled",
+            "abkt.codec",
+            "abkt.console",
+            "abkt.kv",
+            "abkt.lazy",
+            "abkt.measure",
+        ),
         *(
             "abkt.module_process",
             "abkt.net",
