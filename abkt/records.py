@@ -158,12 +158,25 @@ class RequestRecord:
         self.reason = reason
 
     @property
+    def colocated(self) -> bool:
+        """Whether one node computed the prompt and the answer."""
+        return self.decode_node != "" and self.prefill_node == self.decode_node
+
+    @property
     def ttft_s(self) -> float:
+        """Seconds to the first token that the client gets: the prefill node's if that node also decodes, otherwise the decode side's."""
+        return self.prefill_token_s - self.arrival_s if self.colocated else self.ttft_decode_s
+
+    @property
+    def ttft_decode_s(self) -> float:
+        """Seconds until the decode side has produced a token."""
         return self.decode_token_s - self.arrival_s
 
     @property
     def tpot_s(self) -> float:
-        """Seconds per output token after the decode side's first one; nan if there is only one."""
+        """Seconds per output token after the one that ttft_s counts to; nan if there is only one."""
+        if self.colocated:
+            return (self.finish_s - self.prefill_token_s) / (self.osl - 1) if self.osl > 1 else math.nan
         return (self.finish_s - self.decode_token_s) / (self.osl - 2) if self.osl > 2 else math.nan
 
     @property
@@ -293,7 +306,7 @@ class TransferRecord:
         self.reason = reason
 
 
-DERIVED = ("ttft_s", "tpot_s", "e2e_s", "transfer_exposed_s")
+DERIVED = ("ttft_s", "ttft_decode_s", "tpot_s", "e2e_s", "transfer_exposed_s")
 SUMMARIZED = (
     *("outcome", "osl", "arrival_s", "finish_s", "wire_bytes", "raw_bytes", "cost_usd", "distortion_token_weighted", "extrapolated"),
     *DERIVED,
@@ -335,7 +348,7 @@ def summarize_columns(columns: Mapping[str, np.ndarray], slo: SLO, wall_s: float
     return {
         "schema_version": SCHEMA_VERSION,
         "requests": {"initiated": total, **{o: int((outcome == o).sum()) for o in OUTCOMES}},
-        **{name: spread(of[name]) for name in ("ttft_s", "tpot_s", "e2e_s", "transfer_exposed_s")},
+        **{name: spread(of[name]) for name in DERIVED},
         "itl_s": itl(of["tpot_s"], of["osl"]),
         "stages_exposed_s": {s: spread(of[f"{s}_exposed_s"]) for s in STAGES},
         "throughput_per_s": count / span_s if span_s > 0 else 0.0,

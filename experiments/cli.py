@@ -22,6 +22,8 @@ VERBS = (
     "plan",
     "replay",
     "serve",
+    "pd-proxy",
+    "vllm-demo",
     "adaptation",
     "compare",
     "validate",
@@ -31,6 +33,7 @@ VERBS = (
     "longbench",
     "bench",
     "fit-hardware",
+    "import-profile",
     "published",
     "train-probe",
 )

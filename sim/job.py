@@ -28,7 +28,8 @@ class PromptStage:
 
     computed_tokens: prompt tokens that need no more work. has_memory: KV memory is reserved for the prompt. blocks: blocks that it holds on
     this node besides its cached prefix; prefix: hashes of the prefix blocks that it uses there. queued_s: seconds of work that the prefill
-    queue still counts for it, including queued_encode_s of encoding. token_s: time at which the first token is known.
+    queue still counts for it, including queued_encode_s of encoding. token_s: time at which the first token is known. restored_tokens:
+    tokens that are still to be copied from the host tier, whose highest distortion is restored_distortion.
     """
 
     computed_tokens: int
@@ -36,6 +37,8 @@ class PromptStage:
     blocks: int
     prefix: tuple[int, ...]
     cached_tokens: int
+    restored_tokens: int
+    restored_distortion: float
     queued_s: float
     queued_encode_s: float
     start_s: float
@@ -49,6 +52,8 @@ class PromptStage:
         self.blocks = 0
         self.prefix = ()
         self.cached_tokens = 0
+        self.restored_tokens = 0
+        self.restored_distortion = 0.0
         self.queued_s = 0.0
         self.queued_encode_s = 0.0
         self.start_s = math.nan

@@ -90,7 +90,7 @@ class Nodes:
 
     def _cache(self) -> PrefixCache | None:
         tokens = self.engine.hash_tokens
-        return PrefixCache(tokens, self.cluster.block_tokens, self.holders) if tokens else None
+        return PrefixCache(tokens, self.cluster.block_tokens, self.holders, self.engine.host_tokens) if tokens else None
 
     def _memory_freed(self) -> None:
         self.changed()

@@ -23,6 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "abkt.compiled": set(),
     "abkt.compiler": {"abkt.compiled"},
     "abkt.codec": {"abkt.kv", "abkt.lazy", "abkt.policy", "abkt.spec"},
+    "abkt.connect": {"abkt.codec", "abkt.kv", "abkt.lazy", "abkt.policy", "abkt.ranges", "abkt.spec", "abkt.transfer"},
     "abkt.console": set(),
     "abkt.kv": {"abkt.lazy", "abkt.spec"},
     "abkt.lazy": set(),
@@ -45,17 +46,8 @@ ARROWS: dict[str, set[str]] = {
     "abkt.transfer": {"abkt.capacity", "abkt.lazy"},
     "sim": {"abkt.capacity", "abkt.lazy", "abkt.policy", "abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec"},
     "experiments": {
-        *(
-            "abkt.arguments",
-            "abkt.bench",
-            "abkt.capacity",
-            "abkt.compiled",
-            "abkt.codec",
-            "abkt.console",
-            "abkt.kv",
-            "abkt.lazy",
-            "abkt.measure",
-        ),
+        *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.compiled", "abkt.connect", "abkt.console", "abkt.kv"),
+        *("abkt.lazy", "abkt.measure"),
         *(
             "abkt.module_process",
             "abkt.net",

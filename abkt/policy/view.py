@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 Mode = Literal["raw", "lossless", "stream"]
 Order = Literal["uniform", "slope"]
-CoderName = Literal["fixed", "entropy"]
+CoderName = Literal["fixed", "entropy", "klt"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,12 +65,16 @@ class Budgeted:
         refine = self._refine_to(view)
         if view.started:  # the promised cut has arrived; only refinement remains
             return stream(view, "slope", view.sent_cut, refine_to_cut=refine)
-        asked, rate = view.slope.cut_reaching(self.target_distortion), self._planned_bytes_per_s(now_s)
+        asked, rate = self._asked_cut(view), self._planned_bytes_per_s(now_s)
         cut = self._start_cut(now_s, view, asked, rate)
         if view.sent_bytes > 0:
             return stream(view, "slope", cut, refine_to_cut=refine)
-        sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(view, asked, rate))
+        sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(now_s, view, asked))
         return self._full_precision_instead(now_s, view, asked, sent, rate) or sent
+
+    def _asked_cut(self, view: TransferView) -> int:
+        """The cut to send where time allows."""
+        return view.slope.cut_reaching(self.target_distortion)
 
     def _refine_to(self, view: TransferView) -> int:
         return refinement_cut(view.slope, self.refine_distortion)
@@ -88,7 +92,7 @@ class Budgeted:
         """The finest cut, at most `asked`, that is usable by the deadline; 0 if none is."""
         raise NotImplementedError
 
-    def _coder(self, view: TransferView, asked: int, rate: float) -> CoderName:
+    def _coder(self, now_s: float, view: TransferView, asked: int) -> CoderName:
         return "fixed"
 
     def _full_precision_instead(self, now_s: float, view: TransferView, asked: int, sent: Decision, rate: float) -> Decision | None:
@@ -119,8 +123,10 @@ class BudgetedEstimate(Budgeted):
     def _cut_in_time(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
         return min(asked, view.slope.cut_within(bytes_in_time(rate, now_s, view)))
 
-    def _coder(self, view: TransferView, asked: int, rate: float) -> CoderName:
-        return coder_for(rate, view, asked)
+    def _coder(self, now_s: float, view: TransferView, asked: int) -> CoderName:
+        """By the mean of the rate: after a drop the low quantile would choose the slow coder long after the link has recovered."""
+        link: Bandwidth = self.link  # type: ignore[assignment]
+        return coder_for(link.mean_bytes_per_s(now_s), view, asked)
 
     def _full_precision_instead(self, now_s: float, view: TransferView, asked: int, sent: Decision, rate: float) -> Decision | None:
         if stream_is_sooner(rate, view, asked):

@@ -1,0 +1,48 @@
+"""`python -m experiments.vllm model_folder=DIR out=DIR [text=FILE] [links=inf,1000,100,20,5] [prompts=4] [context=512]`: the measurement of
+docs/vllm.md, in network namespaces, so as root. It can be stopped and started again; about 15 minutes on two idle cores."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from abkt.net.namespaces import Namespaces
+from experiments.lib.errors import exit_code
+from experiments.lib.results import write_text
+from experiments.vllm import measure, server
+from experiments.vllm.plan import MeasureConfig
+
+KINDS: dict[str, Any] = {
+    "model_folder": Path, "text": Path, "out": Path, "python": Path, "prompts": int, "context": int, "answer": int,
+    "deadline_s": float, "links": lambda text: tuple(float(each) for each in text.split(",")), "drop": lambda text: text == "true",
+}  # fmt: skip
+
+
+def config_of(arguments: list[str]) -> MeasureConfig:
+    """Raises ValueError, one line, for a key that is unknown or missing, or a value that cannot be read."""
+    given: dict[str, Any] = {"text": Path("docs/results.md"), "python": measure.default_python()}
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if key not in KINDS or not sign:
+            raise ValueError(f"{argument!r} is not one of {', '.join(f'{each}=' for each in KINDS)}")
+        try:
+            given[key] = KINDS[key](value)
+        except ValueError:
+            raise ValueError(f"{key} is {value!r}, which cannot be read") from None
+    if missing := [key for key in ("model_folder", "out") if key not in given]:
+        raise ValueError(f"give {missing[0]}=DIR")
+    return MeasureConfig(**{key: value.absolute() if key in ("model_folder", "out") else value for key, value in given.items()})
+
+
+def main(arguments: list[str]) -> None:
+    config = config_of(arguments)
+    if reason := server.why_not(config.python) or Namespaces.why_not():
+        raise ValueError(reason)
+    rows = measure.measure(config)
+    write_text(config.out / "vllm.md", measure.table(rows))
+    print(measure.table(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))
