@@ -1,6 +1,6 @@
 """ABKT: adaptive-bitrate KV-cache transfer. Real kernels, real bytes, real processes.
 
-Nothing is imported here, so that `import abkt.policy` or `import sim` loads no torch. The functions of the command line, such as
+Only abkt.compiled is imported here, so that `import abkt.policy` or `import sim` loads no torch. The functions of the command line, such as
 `abkt.simulate`, are those of `experiments.api`. They are imported when they are first used; no other file of abkt knows that package.
 """
 
@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from abkt.compiled import use_compiled
+
 if TYPE_CHECKING:
     from experiments.api import Answer, Run, compare, find_capacity, plan, replay, simulate, sweep
+
+use_compiled()
 
 __version__ = "0.1.0"
 __all__ = ["Answer", "Run", "compare", "find_capacity", "plan", "replay", "simulate", "sweep"]

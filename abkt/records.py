@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from abkt.ranges import bound
+from abkt.slo import SLO as SLO
 
 SCHEMA_VERSION = 3
 CHANGES = "queue_busy_s is gone, and compute and pacing say `simulated` instead of `model`"  # since version 2
@@ -22,7 +22,7 @@ STAGES = ("queue", "prefill", "encode", "wire", "expand", "decode")
 OUTCOMES = ("completed", "rejected", "failed")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class RequestRecord:
     """One request: a row of requests.parquet.
 
@@ -54,44 +54,129 @@ class RequestRecord:
     isl: int
     osl: int
     arrival_s: float
-    queue_exposed_s: float = 0.0
-    prefill_busy_s: float = 0.0
-    prefill_exposed_s: float = 0.0
-    encode_busy_s: float = 0.0
-    encode_exposed_s: float = 0.0
-    wire_busy_s: float = 0.0
-    wire_exposed_s: float = 0.0
-    expand_busy_s: float = 0.0
-    expand_exposed_s: float = 0.0
-    decode_busy_s: float = 0.0
-    decode_exposed_s: float = 0.0
-    prefill_token_s: float = math.nan
-    decode_token_s: float = math.nan
-    finish_s: float = math.nan
-    prefill_node: str = ""
-    decode_node: str = ""
-    compute: str = "simulated"  # real | paced | simulated
-    rate: float = math.nan
-    wire_bytes: int = 0
-    raw_bytes: int = 0
-    distortion_start: float = 0.0
-    distortion_final: float = 0.0
-    distortion_token_weighted: float = 0.0
-    cached_tokens: int = 0
-    preemptions: int = 0
-    retries: int = 0
-    cost_usd: float = 0.0
-    extrapolated: bool = False
-    outcome: str = "completed"
-    reason: str = ""
+    queue_exposed_s: float
+    prefill_busy_s: float
+    prefill_exposed_s: float
+    encode_busy_s: float
+    encode_exposed_s: float
+    wire_busy_s: float
+    wire_exposed_s: float
+    expand_busy_s: float
+    expand_exposed_s: float
+    decode_busy_s: float
+    decode_exposed_s: float
+    prefill_token_s: float
+    decode_token_s: float
+    finish_s: float
+    prefill_node: str
+    decode_node: str
+    compute: str  # real | paced | simulated
+    rate: float
+    wire_bytes: int
+    raw_bytes: int
+    distortion_start: float
+    distortion_final: float
+    distortion_token_weighted: float
+    cached_tokens: int
+    preemptions: int
+    retries: int
+    cost_usd: float
+    extrapolated: bool
+    outcome: str
+    reason: str
+
+    def __init__(
+        self,
+        request_id: int,
+        isl: int,
+        osl: int,
+        arrival_s: float,
+        queue_exposed_s: float = 0.0,
+        prefill_busy_s: float = 0.0,
+        prefill_exposed_s: float = 0.0,
+        encode_busy_s: float = 0.0,
+        encode_exposed_s: float = 0.0,
+        wire_busy_s: float = 0.0,
+        wire_exposed_s: float = 0.0,
+        expand_busy_s: float = 0.0,
+        expand_exposed_s: float = 0.0,
+        decode_busy_s: float = 0.0,
+        decode_exposed_s: float = 0.0,
+        prefill_token_s: float = math.nan,
+        decode_token_s: float = math.nan,
+        finish_s: float = math.nan,
+        prefill_node: str = "",
+        decode_node: str = "",
+        compute: str = "simulated",
+        rate: float = math.nan,
+        wire_bytes: int = 0,
+        raw_bytes: int = 0,
+        distortion_start: float = 0.0,
+        distortion_final: float = 0.0,
+        distortion_token_weighted: float = 0.0,
+        cached_tokens: int = 0,
+        preemptions: int = 0,
+        retries: int = 0,
+        cost_usd: float = 0.0,
+        extrapolated: bool = False,
+        outcome: str = "completed",
+        reason: str = "",
+    ) -> None:
+        self.request_id = request_id
+        self.isl = isl
+        self.osl = osl
+        self.arrival_s = arrival_s
+        self.queue_exposed_s = queue_exposed_s
+        self.prefill_busy_s = prefill_busy_s
+        self.prefill_exposed_s = prefill_exposed_s
+        self.encode_busy_s = encode_busy_s
+        self.encode_exposed_s = encode_exposed_s
+        self.wire_busy_s = wire_busy_s
+        self.wire_exposed_s = wire_exposed_s
+        self.expand_busy_s = expand_busy_s
+        self.expand_exposed_s = expand_exposed_s
+        self.decode_busy_s = decode_busy_s
+        self.decode_exposed_s = decode_exposed_s
+        self.prefill_token_s = prefill_token_s
+        self.decode_token_s = decode_token_s
+        self.finish_s = finish_s
+        self.prefill_node = prefill_node
+        self.decode_node = decode_node
+        self.compute = compute
+        self.rate = rate
+        self.wire_bytes = wire_bytes
+        self.raw_bytes = raw_bytes
+        self.distortion_start = distortion_start
+        self.distortion_final = distortion_final
+        self.distortion_token_weighted = distortion_token_weighted
+        self.cached_tokens = cached_tokens
+        self.preemptions = preemptions
+        self.retries = retries
+        self.cost_usd = cost_usd
+        self.extrapolated = extrapolated
+        self.outcome = outcome
+        self.reason = reason
+
+    @property
+    def colocated(self) -> bool:
+        """Whether one node computed the prompt and the answer."""
+        return self.decode_node != "" and self.prefill_node == self.decode_node
 
     @property
     def ttft_s(self) -> float:
+        """Seconds to the first token that the client gets: the prefill node's if that node also decodes, otherwise the decode side's."""
+        return self.prefill_token_s - self.arrival_s if self.colocated else self.ttft_decode_s
+
+    @property
+    def ttft_decode_s(self) -> float:
+        """Seconds until the decode side has produced a token."""
         return self.decode_token_s - self.arrival_s
 
     @property
     def tpot_s(self) -> float:
-        """Seconds per output token after the decode side's first one; nan if there is only one."""
+        """Seconds per output token after the one that ttft_s counts to; nan if there is only one."""
+        if self.colocated:
+            return (self.finish_s - self.prefill_token_s) / (self.osl - 1) if self.osl > 1 else math.nan
         return (self.finish_s - self.decode_token_s) / (self.osl - 2) if self.osl > 2 else math.nan
 
     @property
@@ -114,7 +199,7 @@ class RequestRecord:
         self.decode_exposed_s = self.finish_s - decode_start_s
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class TransferRecord:
     """One KV transfer: a row of transfers.parquet. It begins when the decode side has reserved memory for it.
 
@@ -144,47 +229,84 @@ class TransferRecord:
     source: str
     destination: str
     start_s: float
-    finish_s: float = math.nan
-    mode: str = "raw"
-    order: str = ""
-    depth_bits: int = 0
-    cut: int = 0
-    slope: float = math.nan
-    price: float = 0.0
-    estimate_bytes_per_s: float = math.nan
-    calls: int = 0
-    wire_bytes: int = 0
-    raw_bytes: int = 0
-    bits_per_value: float = math.nan
-    retries: int = 0
-    resumes: int = 0
-    distortion_start: float = 0.0
-    distortion_final: float = 0.0
-    refine_bytes: int = 0
-    refine_finish_s: float = math.nan
-    pacing: str = ""  # simulated | tbf | socket | userspace | none
-    outcome: str = "completed"
-    reason: str = ""
+    finish_s: float
+    mode: str
+    order: str
+    depth_bits: int
+    cut: int
+    slope: float
+    price: float
+    estimate_bytes_per_s: float
+    calls: int
+    wire_bytes: int
+    raw_bytes: int
+    bits_per_value: float
+    retries: int
+    resumes: int
+    distortion_start: float
+    distortion_final: float
+    refine_bytes: int
+    refine_finish_s: float
+    pacing: str  # simulated | tbf | socket | userspace | none
+    outcome: str
+    reason: str
+
+    def __init__(
+        self,
+        request_id: int,
+        source: str,
+        destination: str,
+        start_s: float,
+        finish_s: float = math.nan,
+        mode: str = "raw",
+        order: str = "",
+        depth_bits: int = 0,
+        cut: int = 0,
+        slope: float = math.nan,
+        price: float = 0.0,
+        estimate_bytes_per_s: float = math.nan,
+        calls: int = 0,
+        wire_bytes: int = 0,
+        raw_bytes: int = 0,
+        bits_per_value: float = math.nan,
+        retries: int = 0,
+        resumes: int = 0,
+        distortion_start: float = 0.0,
+        distortion_final: float = 0.0,
+        refine_bytes: int = 0,
+        refine_finish_s: float = math.nan,
+        pacing: str = "",
+        outcome: str = "completed",
+        reason: str = "",
+    ) -> None:
+        self.request_id = request_id
+        self.source = source
+        self.destination = destination
+        self.start_s = start_s
+        self.finish_s = finish_s
+        self.mode = mode
+        self.order = order
+        self.depth_bits = depth_bits
+        self.cut = cut
+        self.slope = slope
+        self.price = price
+        self.estimate_bytes_per_s = estimate_bytes_per_s
+        self.calls = calls
+        self.wire_bytes = wire_bytes
+        self.raw_bytes = raw_bytes
+        self.bits_per_value = bits_per_value
+        self.retries = retries
+        self.resumes = resumes
+        self.distortion_start = distortion_start
+        self.distortion_final = distortion_final
+        self.refine_bytes = refine_bytes
+        self.refine_finish_s = refine_finish_s
+        self.pacing = pacing
+        self.outcome = outcome
+        self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class SLO:
-    """Service-level objective. A request is good if it completed and met both limits.
-
-    Parameters
-    ----------
-    ttft_s : longest time to first token, seconds.
-    tpot_s : longest time per output token, seconds. A request without a second decoded token has no TPOT, so it meets this limit.
-    """
-
-    ttft_s: float
-    tpot_s: float
-
-    def __post_init__(self) -> None:
-        bound(self, "ttft_s", "tpot_s", above=0, infinite=True)
-
-
-DERIVED = ("ttft_s", "tpot_s", "e2e_s", "transfer_exposed_s")
+DERIVED = ("ttft_s", "ttft_decode_s", "tpot_s", "e2e_s", "transfer_exposed_s")
 SUMMARIZED = (
     *("outcome", "osl", "arrival_s", "finish_s", "wire_bytes", "raw_bytes", "cost_usd", "distortion_token_weighted", "extrapolated"),
     *DERIVED,
@@ -226,7 +348,7 @@ def summarize_columns(columns: Mapping[str, np.ndarray], slo: SLO, wall_s: float
     return {
         "schema_version": SCHEMA_VERSION,
         "requests": {"initiated": total, **{o: int((outcome == o).sum()) for o in OUTCOMES}},
-        **{name: spread(of[name]) for name in ("ttft_s", "tpot_s", "e2e_s", "transfer_exposed_s")},
+        **{name: spread(of[name]) for name in DERIVED},
         "itl_s": itl(of["tpot_s"], of["osl"]),
         "stages_exposed_s": {s: spread(of[f"{s}_exposed_s"]) for s in STAGES},
         "throughput_per_s": count / span_s if span_s > 0 else 0.0,

@@ -8,7 +8,14 @@ from abkt.ranges import bound
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
 LARGEST = 1 << 31  # of a size of a model's shape
-WEIGHT_BYTES = {**DTYPE_BYTES, "mxfp4": 17 / 32}  # 4 bits for each weight, and one 8-bit scale for 32 weights
+FP4_BYTES = {"float4_e2m1": 0.5}  # 4 bits a value; the scales of a block are not counted
+KV_BYTES = {**DTYPE_BYTES, **FP4_BYTES}  # a cache in 4 bits has costs, but no codec here
+WEIGHT_BYTES = {
+    **KV_BYTES,
+    "fp8_block": 1 + 4 / 128**2,  # 8 bits for each weight, and one 32-bit scale for 128 x 128 weights
+    "mxfp4": 17 / 32,  # 4 bits for each weight, and one 8-bit scale for 32 weights
+    "nvfp4": 9 / 16,  # 4 bits for each weight, and one 8-bit scale for 16 weights
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +26,8 @@ class ModelSpec:
     ----------
     name : the model's name.
     layers, kv_heads, head_dim : number of layers, number of KV heads in a layer, and values in a head.
-    dtype : type of the KV cache and of the weights; a key of DTYPE_BYTES.
+    dtype : type of the KV cache; a key of KV_BYTES.
+    weight_dtype : type of the weights, a key of WEIGHT_BYTES; empty: `dtype`.
     hidden, heads : width of the residual stream, and number of query heads.
     parameters, active_parameters : number of all parameters, and of those that one token uses; equal in dense models. A tied embedding
         table is not counted.
@@ -29,12 +37,12 @@ class ModelSpec:
     inner, vocabulary : width of a dense MLP, and number of tokens in the vocabulary. These fields and all below serve to compute costs from
         kernel tables; 0: the model has none.
     experts, experts_active, expert_inner, shared_experts, expert_dtype : a mixture of experts: number of experts, experts per token, width
-        of an expert, number of shared experts, and type of the experts' weights.
+        of an expert, number of shared experts, and type of the experts' weights (empty: weight_dtype).
     dense_layers : number of layers without experts.
     query_latent, key_dim, value_dim : widths in latent attention.
     window, window_layers : tokens of the attention window, and number of layers with sliding-window or chunked attention.
     layer_windows : tokens that a query of each layer sees, itself included, 0 for all; empty if it is not known which layers have a window.
-    weight_bytes : bytes of all weights, if they are not all of `dtype`.
+    weight_bytes : bytes of all weights, if they are not all of `weight_dtype` and `expert_dtype`.
 
     Raises
     ------
@@ -58,7 +66,7 @@ class ModelSpec:
     experts_active: int = 0
     expert_inner: int = 0
     shared_experts: int = 0
-    expert_dtype: str = "bfloat16"
+    expert_dtype: str = ""
     dense_layers: int = 0
     query_latent: int = 0
     key_dim: int = 0
@@ -67,6 +75,7 @@ class ModelSpec:
     window_layers: int = 0
     weight_bytes: float = 0.0
     layer_windows: tuple[int, ...] = ()
+    weight_dtype: str = ""
 
     def __post_init__(self) -> None:
         bound(self, "layers", "kv_heads", "head_dim", "max_tokens", least=1, most=LARGEST)
@@ -75,9 +84,11 @@ class ModelSpec:
         bound(self, "parameters", "active_parameters", "weight_bytes", least=0)
         if self.kv_kinds not in (1, 2):
             raise ValueError(f"model {self.name}: kv_kinds is {self.kv_kinds}; it must be 2 (K and V) or 1 (one latent)")
-        if self.dtype not in DTYPE_BYTES:
-            raise ValueError(f"model {self.name}: dtype {self.dtype} is not one of {', '.join(DTYPE_BYTES)}")
-        if self.expert_dtype not in WEIGHT_BYTES:
+        if self.dtype not in KV_BYTES:
+            raise ValueError(f"model {self.name}: dtype {self.dtype} is not one of {', '.join(KV_BYTES)}")
+        if self.weight_dtype and self.weight_dtype not in WEIGHT_BYTES:
+            raise ValueError(f"model {self.name}: weight_dtype {self.weight_dtype} is not one of {', '.join(WEIGHT_BYTES)}")
+        if self.expert_dtype and self.expert_dtype not in WEIGHT_BYTES:
             raise ValueError(f"model {self.name}: expert_dtype {self.expert_dtype} is not one of {', '.join(WEIGHT_BYTES)}")
         if not 0 <= self.window_layers <= self.layers or (self.window_layers > 0) != (self.window > 0):
             raise ValueError(f"model {self.name}: window_layers must be at most layers, and needs a window of at least 1 token")
@@ -90,7 +101,7 @@ class ModelSpec:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return self.values_per_token * DTYPE_BYTES[self.dtype]
+        return int(self.values_per_token * KV_BYTES[self.dtype])
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of a sequence's KV. Layers with a window hold only the last tokens of the sequence."""
@@ -114,8 +125,31 @@ class ModelSpec:
         )
 
     @property
+    def weights(self) -> str:
+        """The type of the weights, of experts apart."""
+        return self.weight_dtype or self.dtype
+
+    @property
+    def expert_weights(self) -> str:
+        """The type of the experts' weights."""
+        return self.expert_dtype or self.weights
+
+    @property
+    def dtype_of_head(self) -> str:
+        """The type of the lm_head and the routers, which published checkpoints leave in 16 bits."""
+        return self.weights if self.weights in DTYPE_BYTES and DTYPE_BYTES[self.weights] > 1 else "bfloat16"
+
+    @property
+    def expert_parameters(self) -> float:
+        """Weights of all experts that are chosen by a router; shared experts are not among them."""
+        return 3.0 * (self.layers - self.dense_layers) * self.experts * self.hidden * self.expert_inner if self.experts else 0.0
+
+    @property
     def bytes_of_weights(self) -> float:
-        return self.weight_bytes or self.parameters * DTYPE_BYTES[self.dtype]
+        if self.weight_bytes:
+            return self.weight_bytes
+        routed = min(self.expert_parameters, self.parameters)
+        return (self.parameters - routed) * WEIGHT_BYTES[self.weights] + routed * WEIGHT_BYTES[self.expert_weights]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ VERBS = (
     "longbench",
     "bench",
     "fit-hardware",
+    "import-profile",
     "published",
     "train-probe",
 )

@@ -17,10 +17,10 @@ from abkt.policy.admission.base import AdmissionDecision, AdmissionPolicy
 from abkt.policy.roles.base import RolesPolicy
 from abkt.policy.routing.base import RequestView, RoutingPolicy
 from abkt.records import SLO
-from sim.clock import Clock
 from sim.job import Job
 from sim.node.node import Node
 from sim.nodes import Nodes
+from sim.timers import Timers
 from sim.transfer.pair import NodePair
 
 
@@ -59,7 +59,7 @@ class AdmissionControl:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: Timers,
         nodes: Nodes,
         routing: RoutingPolicy,
         roles: RolesPolicy | None,

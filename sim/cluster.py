@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-
-from simpy.events import Event
 
 from abkt.policy.admission.base import AdmissionPolicy
 from abkt.policy.roles.base import RolesPolicy
@@ -19,7 +17,7 @@ from abkt.policy.routing.base import RoutingPolicy
 from abkt.policy.view import BitratePolicy
 from abkt.records import SLO, RequestRecord, TransferRecord
 from sim.admission import AdmissionControl
-from sim.clock import Clock, Wake
+from sim.clock import Clock
 from sim.faults import FaultInjector, FaultPlan
 from sim.invariants import Audit, CheckedMemory
 from sim.job import Job
@@ -28,6 +26,7 @@ from sim.nodes import Nodes
 from sim.records import FinishedRecords
 from sim.roles import RoleController
 from sim.specs import ClusterSpec
+from sim.timers import Process, Wake
 from sim.workload.closed_loop import ClosedLoop
 from sim.workload.requests import Request
 
@@ -67,6 +66,7 @@ class Simulation:
     roles : policy that changes the nodes' roles; None: every node keeps its role.
     admission : policy that admits requests; None: every request is admitted at once.
     faults : nodes that die or are slow, and a timeout of requests.
+    think_s : seconds from an answer to the client's next request in a closed loop.
     debug : check the laws of sim.invariants during the run and at its end; this is slower and keeps all records.
 
     Raises
@@ -87,6 +87,7 @@ class Simulation:
     admission: AdmissionPolicy | None = None
     faults: FaultPlan = FaultPlan()  # noqa: RUF009  # frozen
     debug: bool = False
+    think_s: float = 0.0
     transfers: list[TransferRecord] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -114,15 +115,18 @@ class Simulation:
         self.role_controller = (
             RoleController(self.clock, self.nodes, self.roles, self.cluster.rebuild_s, self._running, self._move) if self.roles else None
         )
+        if not self.nodes.prefill:
+            raise ValueError("the cluster has no prefill node; it needs at least one, or roles with which a node does both")
         self.nodes.changed = self.admission_control.admit_waiting
         self.fault_injector = (
             None if self.faults.empty else FaultInjector(self.clock, self.nodes, self.role_controller, self.faults, self._retry, self._fail)
         )
+        self.front_s = max(node.costs.first_token_s for node in self.nodes.all)  # a request waits so long in the front end
         self.arrived = 0
         self.done = 0
         self.finished = FinishedRecords()
         self.progress: Progress | None = None
-        self.clients = ClosedLoop(self.clock, self.requests, self.concurrency, self._arrive) if self.concurrency else None
+        self.clients = ClosedLoop(self.clock, self.requests, self.concurrency, self._arrive, self.think_s) if self.concurrency else None
         self.clock.process(self.clients.run() if self.clients else self._arrivals())
 
     @property
@@ -173,7 +177,7 @@ class Simulation:
 
     # -- requests arrive ---------------------------------------------------------------------------------------------------------
 
-    def _arrivals(self) -> Generator[Event, None, None]:
+    def _arrivals(self) -> Process:
         wake = Wake(self.clock)
         for request in self.requests:
             if request.arrival_s > self.clock.now:
@@ -185,7 +189,12 @@ class Simulation:
             self.audit.came(self.clock.now)
         job = Job(request, self.arrived)
         self.arrived += 1
-        self._submit(job)
+        if self.front_s:
+            wake = Wake(self.clock)
+            wake.waiter = lambda: self._submit(job)
+            wake.after(self.front_s)
+        else:
+            self._submit(job)
 
     def _submit(self, job: Job) -> None:
         if self.fault_injector is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from abkt.policy.view import CoderName, Curve, Decision, Mode, TransferView
 from abkt.profile.expect import curve_for
@@ -40,6 +41,9 @@ class Costs:
         self._pieces_tokens = PieceSeconds(pieces(profile, "prefill", "tokens"))
         self._encode, self._expand = _Codec(profile, "encode"), _Codec(profile, "expand")
         self.call_s, self.byte_s = _terms(profile, "transport", ("calls", "bytes"))
+        self.first_token_s = profile.fit("first_token").seconds() if "first_token" in profile.fits else 0.0
+        self._pass = _terms(profile, "pass", ("1", "tokens"), "tokens") if "pass" in profile.fits else None
+        self._pieces_pass = PieceSeconds(pieces(profile, "pass", "tokens")) if "pass" in profile.fits else None
         self.handover_s = profile.fit("handover").seconds() if "handover" in profile.fits else 0.0
         self.kv_bytes_per_token = profile.model.kv_bytes_per_token
         self._views: dict[tuple[int, int], TransferView] = {}
@@ -57,6 +61,16 @@ class Costs:
             base, linear, square = self._prefill
             seconds = self._passes[tokens] = base + tokens * (linear + tokens * square) + self._pieces_tokens[tokens]
         return seconds
+
+    def shared_s(self, batch: int, parts: Sequence[int]) -> float:
+        """Seconds that decode steps and parts of prompts save because they share one pass, over a pass for each: overheads, weights and
+        experts count once. Without a table `pass` it is one overhead, the smaller one."""
+        if self._pass is None or self._pieces_pass is None:
+            base_s = self._prefill[0]
+            return base_s * (len(parts) - 1) + (min(base_s, self.base_s) if batch else 0.0)
+        (base, slope), extra, total = self._pass, self._pieces_pass, batch + sum(parts)
+        alone_s = sum(base + slope * part + extra[part] for part in parts) + (base + slope * batch + extra[batch] if batch else 0.0)
+        return max(0.0, alone_s - (base + slope * total + extra[total]))
 
     def iteration_s(self, batch: int, context: int) -> float:
         """Seconds of one decode iteration of `batch` requests with `context` tokens of KV in all."""

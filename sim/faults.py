@@ -12,18 +12,16 @@ iteration (it comes back when the iteration has ended).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from simpy.events import Event
-
 from abkt.ranges import bound
-from sim.clock import Clock, Wake
 from sim.job import Job
 from sim.node.node import Node
 from sim.nodes import Nodes
 from sim.roles import RoleController
+from sim.timers import Process, Timers, Wake
 
 SETTLE_S = 1e-3  # seconds between two checks whether a dead node's iteration has ended
 
@@ -92,7 +90,7 @@ class FaultInjector:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: Timers,
         nodes: Nodes,
         roles: RoleController | None,
         plan: FaultPlan,
@@ -130,7 +128,7 @@ class FaultInjector:
 
     # -- nodes -------------------------------------------------------------------------------------------------------------------
 
-    def _die(self, node: Node, death: Death) -> Generator[Event, None, None]:
+    def _die(self, node: Node, death: Death) -> Process:
         wake = Wake(self.clock)
         yield wake.at(death.at_s)
         role = node.role
@@ -162,7 +160,7 @@ class FaultInjector:
         self.nodes.update_rankings()
         self.nodes.changed()
 
-    def _slow_down(self, node: Node, straggler: Straggler) -> Generator[Event, None, None]:
+    def _slow_down(self, node: Node, straggler: Straggler) -> Process:
         wake = Wake(self.clock)
         yield wake.at(straggler.at_s)
         node.gpu.slow_down(straggler.factor)
@@ -172,7 +170,7 @@ class FaultInjector:
 
     # -- requests ----------------------------------------------------------------------------------------------------------------
 
-    def _fail_late(self) -> Generator[Event, None, None]:
+    def _fail_late(self) -> Process:
         while True:
             yield self.deadline
             while self.deadlines and self.deadlines[0][0] <= self.clock.now:

@@ -35,7 +35,7 @@ def intervals(records: Sequence[RequestRecord], of_node: Mapping[str, Mapping[st
     nothing: dict[str, float] = {}
     for r in records:
         source, target = of_node.get(r.prefill_node, nothing), of_node.get(r.decode_node, nothing)
-        first_s = r.decode_token_s - (r.finish_s - r.decode_exposed_s)
+        first_s = 0.0 if r.colocated else r.decode_token_s - (r.finish_s - r.decode_exposed_s)
         before = (
             _off(source, "queue", r.queue_exposed_s)
             + _off(source, "prefill", r.prefill_exposed_s)

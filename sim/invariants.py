@@ -18,6 +18,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from mypy_extensions import mypyc_attr
+
 from abkt.records import STAGES, RequestRecord, TransferRecord
 from sim.node.memory import KvMemory
 from sim.nodes import Nodes
@@ -25,6 +27,7 @@ from sim.nodes import Nodes
 CLOSE = 1e-6  # tolerance: relative, and absolute in seconds or requests
 
 
+@mypyc_attr(native_class=False)  # it inherits from a class of Python
 class InvariantError(RuntimeError):
     """A bug in the simulator, not an error in its input."""
 
@@ -34,10 +37,21 @@ class CheckedMemory(KvMemory):
 
     __slots__ = ()
 
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "used" and isinstance(value, int) and not 0 <= value <= self.blocks:
-            raise InvariantError(f"{value} of {self.blocks} blocks are taken")
-        super().__setattr__(name, value)
+    def reserve(self, blocks: int) -> None:
+        self.check(self.used + blocks)
+        super().reserve(blocks)
+
+    def release(self, blocks: int) -> None:
+        self.check(self.used - blocks)
+        super().release(blocks)
+
+    def pin(self, hash_ids: tuple[int, ...]) -> None:
+        super().pin(hash_ids)
+        self.check(self.used)
+
+    def check(self, used: int) -> None:
+        if not 0 <= used <= self.blocks:
+            raise InvariantError(f"{used} of {self.blocks} blocks are taken")
 
 
 class Audit:

@@ -11,7 +11,6 @@ from abkt.policy.price import Price
 from abkt.policy.routing.ranking import Ranking
 from abkt.policy.view import BitratePolicy
 from abkt.records import SLO, TransferRecord
-from sim.clock import Clock
 from sim.cost import Costs
 from sim.job import Job
 from sim.network.background import Traffic
@@ -23,6 +22,7 @@ from sim.node.node import Node
 from sim.node.pace import Pace
 from sim.node.prefix import PrefixCache
 from sim.specs import ClusterSpec, EngineSpec, NodeSpec
+from sim.timers import Timers
 from sim.transfer.context import TransferContext
 from sim.transfer.pair import NodePair
 
@@ -40,7 +40,7 @@ class Nodes:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: Timers,
         cluster: ClusterSpec,
         bitrate: Callable[[], BitratePolicy],
         slo: SLO,
@@ -90,7 +90,7 @@ class Nodes:
 
     def _cache(self) -> PrefixCache | None:
         tokens = self.engine.hash_tokens
-        return PrefixCache(tokens, self.cluster.block_tokens, self.holders) if tokens else None
+        return PrefixCache(tokens, self.cluster.block_tokens, self.holders, self.engine.host_tokens) if tokens else None
 
     def _memory_freed(self) -> None:
         self.changed()

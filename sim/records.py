@@ -80,7 +80,10 @@ def request_record(job: Job) -> RequestRecord:
 def failed_transfer(transfer: SimulatedTransfer, finish_s: float, reason: str) -> TransferRecord:
     """The record of a transfer that has failed."""
     return TransferRecord(
-        *_ends(transfer),
+        transfer.job.request.request_id,
+        transfer.pair.source.name,
+        transfer.pair.target.name,
+        transfer.start_s,
         finish_s=finish_s,
         mode=transfer.job.transfer.decision.mode,
         price=transfer.price,
@@ -104,7 +107,10 @@ def delivered_transfer(transfer: SimulatedTransfer, refinement: Refinement | Non
         distortion_final = refinement.distortion_final
     wire_bytes = transfer.wire_bytes + refine_bytes
     return TransferRecord(
-        *_ends(transfer),
+        transfer.job.request.request_id,
+        transfer.pair.source.name,
+        transfer.pair.target.name,
+        transfer.start_s,
         finish_s=transfer.finish_s,
         mode=decision.mode,
         order=decision.order if streamed else "",
@@ -125,10 +131,6 @@ def delivered_transfer(transfer: SimulatedTransfer, refinement: Refinement | Non
         refine_finish_s=refine_finish_s,
         pacing="simulated",
     )
-
-
-def _ends(transfer: SimulatedTransfer) -> tuple[int, str, str, float]:
-    return transfer.job.request.request_id, transfer.pair.source.name, transfer.pair.target.name, transfer.start_s
 
 
 def _slope(curve: Curve, cut: int) -> float:

@@ -9,15 +9,13 @@ Not modelled: moving KV away from a draining node; the old and the new process i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-
-from simpy.events import Event
+from collections.abc import Callable
 
 from abkt.policy.roles.base import Role, RoleChange, RolesPolicy
-from sim.clock import Clock, Wake
 from sim.job import Job
 from sim.node.node import Node
 from sim.nodes import Nodes
+from sim.timers import Process, Timers, Wake
 
 
 class RoleController:
@@ -29,7 +27,7 @@ class RoleController:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: Timers,
         nodes: Nodes,
         policy: RolesPolicy,
         rebuild_s: float,
@@ -60,7 +58,7 @@ class RoleController:
         self.log.append((self.clock.now, node.name, ""))
         node.check_drained()
 
-    def _run(self) -> Generator[Event, None, None]:
+    def _run(self) -> Process:
         wake = Wake(self.clock)
         while True:
             yield wake.after(self.policy.period_s)
@@ -78,7 +76,7 @@ class RoleController:
             return
         node.rebuilding = True
         wake = Wake(self.clock)
-        wake.callbacks.append(lambda _: self._rebuilt(node))
+        wake.waiter = lambda: self._rebuilt(node)
         wake.after(self.rebuild_s)
 
     def _rebuilt(self, node: Node) -> None:

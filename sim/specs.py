@@ -28,6 +28,8 @@ class EngineSpec:
         0: memory for the whole answer is taken before the KV is sent.
     hash_tokens : prompt tokens that one hash of the prefix cache stands for; 0: no cache.
     reuse_distortion : a request may use cached blocks with at most this distortion.
+    host_tokens : tokens of KV that a node's host memory caches: prefixes that left the GPU's cache and can be copied back; 0: none.
+    host_bytes_per_s : rate of that copy.
     buckets : sizes that a decode batch is padded to; empty: it is not padded.
 
     Raises
@@ -42,10 +44,13 @@ class EngineSpec:
     hash_tokens: int = 0
     reuse_distortion: float = 0.0
     buckets: tuple[int, ...] = ()
+    host_tokens: int = 0
+    host_bytes_per_s: float = 25e9
 
     def __post_init__(self) -> None:
         bound(self, "max_batch", "buckets", least=1)
-        bound(self, "prefill_tokens", "grow_tokens", "hash_tokens", "reuse_distortion", least=0)
+        bound(self, "prefill_tokens", "grow_tokens", "hash_tokens", "reuse_distortion", "host_tokens", least=0)
+        bound(self, "host_bytes_per_s", above=0)
         if self.chunked and self.prefill_tokens <= self.max_batch:
             raise ValueError(
                 f"prefill_tokens is {self.prefill_tokens}; chunks need more than max_batch, {self.max_batch}, to get on beside decoding"
@@ -80,7 +85,7 @@ class ClusterSpec:
 
     Parameters
     ----------
-    prefill, decode : the nodes, by the role that they begin with.
+    prefill, decode : the nodes, by the role that they begin with; without a prefill node, every node must take both roles.
     max_batch : most requests in one decode iteration, if no engine is given.
     block_tokens : tokens of one KV block.
     fabric : bytes/s of a link that all transfers share; None: no such link.
@@ -110,9 +115,8 @@ class ClusterSpec:
     background: Background | None = None
 
     def __post_init__(self) -> None:
-        for role, nodes in (("prefill", self.prefill), ("decode", self.decode)):
-            if not nodes:
-                raise ValueError(f"the cluster has no {role} node; it needs at least one")
+        if not self.decode:
+            raise ValueError("the cluster has no decode node; it needs at least one")
         bound(self, "max_batch", "block_tokens", least=1)
         bound(self, "usd_per_gb", "delay_s", "rebuild_s", least=0)
         nodes = (*self.prefill, *self.decode)

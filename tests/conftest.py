@@ -12,6 +12,7 @@ from hypothesis import settings
 from tests import logging_state
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run beside each other, and its threads would wait for each other
+os.environ.setdefault("ABKT_COMPILED", "0")  # before abkt: tests put classes of their own in place of the simulator's
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

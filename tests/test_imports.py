@@ -20,6 +20,8 @@ ARROWS: dict[str, set[str]] = {
         *("abkt.arguments", "abkt.codec", "abkt.kv", "abkt.module_process", "abkt.profile", "abkt.ranges", "abkt.spec", "abkt.transfer")
     },
     "abkt.capacity": {"abkt.ranges"},
+    "abkt.compiled": set(),
+    "abkt.compiler": {"abkt.compiled"},
     "abkt.codec": {"abkt.kv", "abkt.lazy", "abkt.policy", "abkt.spec"},
     "abkt.connect": {"abkt.codec", "abkt.kv", "abkt.lazy", "abkt.policy", "abkt.ranges", "abkt.spec", "abkt.transfer"},
     "abkt.console": set(),
@@ -34,7 +36,8 @@ ARROWS: dict[str, set[str]] = {
     "abkt.policy": {"abkt.capacity", "abkt.lazy", "abkt.ranges"},
     "abkt.profile": {"abkt.lazy", "abkt.policy", "abkt.ranges", "abkt.spec"},
     "abkt.ranges": set(),
-    "abkt.records": {"abkt.ranges"},
+    "abkt.records": {"abkt.slo"},
+    "abkt.slo": {"abkt.ranges"},
     "abkt.serve": {
         *("abkt.capacity", "abkt.codec", "abkt.kv", "abkt.lazy", "abkt.module_process", "abkt.net", "abkt.policy"),
         *("abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec", "abkt.transfer"),
@@ -43,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "abkt.transfer": {"abkt.capacity", "abkt.lazy"},
     "sim": {"abkt.capacity", "abkt.lazy", "abkt.policy", "abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec"},
     "experiments": {
-        *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.connect", "abkt.console", "abkt.kv"),
+        *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.compiled", "abkt.connect", "abkt.console", "abkt.kv"),
         *("abkt.lazy", "abkt.measure"),
         *(
             "abkt.module_process",

@@ -1,8 +1,8 @@
 """What the Triton checks share. A check is a module that runs in its own process, since Triton chooses between compiler and interpreter
 when it is imported:
 
-python -m tests.codec.rans.rans_triton_check values          kernels against the oracle, in the interpreter
-python -m tests.codec.rans.rans_triton_check compile 80 90   kernels compiled ahead of time for these architectures: a report as JSON
+python -m tests.codec.lossless.lossless_triton_check values         kernels against the oracle, in the interpreter
+python -m tests.codec.lossless.lossless_triton_check compile 80 90  compiled ahead of time for these architectures: a report as JSON
 """
 
 from __future__ import annotations
@@ -51,21 +51,14 @@ def compiled(
     types: types of the arguments by name; the others are i32. constants: values of compile-time arguments; those that the kernel lacks
     are left out. name: the kernel's name in the report; its own if empty.
     """
-    import re
+    from abkt.bench import sass
 
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from tests import sass
-
-    given = {n: value for n, value in constants.items() if n in kernel.arg_names}
-    signature = {n: "constexpr" if n in given else types.get(n, "i32") for n in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n].startswith("*")}
-    source = ASTSource(kernel, signature=signature, constexprs=given, attrs=aligned)
     rows = []
     for architecture in architectures:
-        made = triton.compile(source, target=GPUTarget("cuda", int(architecture), 32), options=dict(options)).asm
-        row = {"kernel": f"{name or kernel.fn.__name__} sm_{architecture}", "fused": len(re.findall(r"\bfma\.rn\.f32\b", made["ptx"]))}
-        rows.append(row | sass.counts(triton, made["cubin"]))
+        code = sass.compiled(kernel, int(architecture), types, constants, options)
+        row = {"kernel": f"{name or kernel.fn.__name__} sm_{architecture}", "fused": code.fused, "registers": code.registers}
+        local = code.count("LDL|STL")
+        looped = max((code.count("LDL|STL", loop) for loop in code.inner_loops()), default=0)
+        wide = {"wide_loads": code.count(r"LDG\.E\.128\b"), "wide_stores": code.count(r"STG\.E\.128\b")}
+        rows.append(row | {"stack": code.stack, "local": local, "local_in_loops": looped} | wide)
     return rows

@@ -1,4 +1,4 @@
-"""`python -m abkt.bench kernels|transfer device=cpu|cuda out=DIR …`: needs torch, triton, numpy, and xxhash for transfers."""
+"""`python -m abkt.bench kernels|transfer|counted|correct device=cpu|cuda out=DIR …`: needs torch, triton and numpy; transfers, xxhash."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from importlib import import_module
 from abkt.bench import arguments as reader
 from abkt.bench.rows import BenchRow, save, table
 
-BENCHES = ("kernels", "transfer")
+BENCHES = ("kernels", "transfer", "counted", "correct")
 BAD_INPUT = 2
 
 
 def run(given: Sequence[str]) -> None:
     """Run the bench that `given` names, and write its JSON. Raises ValueError, in one line, for bad input."""
     if not given or given[0] not in BENCHES:
-        raise ValueError(f"name a bench: {' or '.join(BENCHES)}; key=value arguments follow, such as device=cpu out=DIR")
+        raise ValueError(f"name a bench: {', '.join(BENCHES)}; key=value arguments follow, such as device=cpu out=DIR")
     arguments = reader.parse(given[1:])
 
     def show(row: BenchRow, share: float) -> None:

@@ -50,7 +50,8 @@ def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]
             yield from stages.rows(case, f"{tokens}x{block_tokens}", arguments.repeats)
             if summary is None and case.raw_bytes >= SUMMARY_BYTES and SUMMARY_DEPTH in arguments.depths:
                 summary = taken
-                yield from entropy.rows(BenchCase(arguments, ENTROPY_TOKENS, block_tokens), f"{ENTROPY_TOKENS}x{block_tokens}", 1)
+                if device.type == "cpu":
+                    yield from entropy.rows(BenchCase(arguments, ENTROPY_TOKENS, block_tokens), f"{ENTROPY_TOKENS}x{block_tokens}", 1)
                 yield from peers.rows(case, arguments, about)
         if summary:
             yield BenchRow(f"encode_{SUMMARY_DEPTH}bit_over_copy", summary["copy"] / summary[f"encode {SUMMARY_DEPTH}"], "of copy", 1.0)

@@ -48,13 +48,15 @@ class Cells:
 
     shape: [layers, kinds, kv_heads * parts, tiles]. dim: number of channels of a part. sizes, offsets: [passes + 1, cells] int64, the bytes
     of each slot of the fixed coder, and its place in the body. values: [cells] int64, how many KV values each cell has. body_bytes: the
-    bytes of all slots together. Raises ValueError if tile_tokens is not a whole number of blocks, or the depth is not one of PASSES.
+    bytes of all slots together. edges: whether the tokens at both edges travel verbatim; without, all tokens are coded, and the last block
+    may be part full (the klt coder). Raises ValueError if tile_tokens is not a whole number of blocks, or the depth is not one of PASSES.
     """
 
     layout: KVLayout
     tokens: int
     tile_tokens: int
     depth_bits: int
+    edges: bool = True
     shape: tuple[int, int, int, int] = field(init=False)
     dim: int = field(init=False)
     sizes: np.ndarray = field(init=False)
@@ -102,27 +104,28 @@ class Cells:
 
     @property
     def coded_blocks(self) -> int:
-        """Blocks between the edges: entries 1 to coded_blocks of the block table."""
-        return max(0, self.layout.blocks_for(self.tokens) - 2)
+        """Blocks between the edges: entries 1 to coded_blocks of the block table. All blocks, where there are no edges."""
+        blocks = self.layout.blocks_for(self.tokens)
+        return max(0, blocks - 2) if self.edges else blocks
 
     @property
     def sink_tokens(self) -> int:
-        return min(self.tokens, self.layout.block_tokens)
+        return min(self.tokens, self.layout.block_tokens) if self.edges else 0
 
     @property
     def newest_tokens(self) -> int:
         """Tokens of the verbatim edge at the end; 0 if the first block holds the whole sequence."""
-        return self.tokens - self.sink_tokens - self.coded_blocks * self.layout.block_tokens
+        return self.tokens - self.sink_tokens - self.coded_blocks * self.layout.block_tokens if self.edges else 0
 
     @property
     def tile_lengths(self) -> tuple[int, ...]:
         """Tokens of each tile."""
-        coded = self.coded_blocks * self.layout.block_tokens
+        coded = self.coded_blocks * self.layout.block_tokens if self.edges else self.tokens
         full, rest = divmod(coded, self.tile_tokens)
         return (self.tile_tokens,) * full + ((rest,) if rest else ())
 
     def coded_table(self, table: list[int]) -> list[int]:
-        return table[1 : 1 + self.coded_blocks]
+        return table[1 : 1 + self.coded_blocks] if self.edges else table[: self.coded_blocks]
 
     def tile_blocks(self, tile: int) -> slice:
         """The blocks of a tile, as a slice of the coded table."""

@@ -20,6 +20,8 @@ from abkt.codec.fixed.backend import Backend
 from abkt.codec.fixed.coder import FixedCoder
 from abkt.codec.fixed.oracle import OracleBackend
 from abkt.codec.header import DTYPES, ORDERS, StreamHeader, read_header
+from abkt.codec.klt.basis import refusal
+from abkt.codec.klt.coder import KltCoder, tile_tokens
 from abkt.codec.omitted import omitted, without_omitted
 from abkt.codec.stream import Stream, StreamParts, assemble, slot_sums
 from abkt.kv.pool import Pool
@@ -32,7 +34,8 @@ BackendName = Literal["auto", "oracle", "compiled", "triton"]
 @dataclass(frozen=True, slots=True)
 class Expanded:
     """The result of `Codec.expand`: the cut up to which it wrote, the number of tokens, the distortion that the encoder measured at this
-    cut (weighted relative squared error), and the number of cells that travelled verbatim."""
+    cut (weighted relative squared error; with coder klt the predicted divergence of the answers, in nats a token), and the number of cells
+    that travelled verbatim."""
 
     cut: int
     tokens: int
@@ -86,9 +89,11 @@ class Codec:
         if calibration:
             calibration.check(layout)
         self._loaded: dict[str, Backend] = {}
+        self._klt = KltCoder(calibration.basis if calibration else None)
         self._coders: dict[CoderName, Coder] = {
             "fixed": FixedCoder(self.backend_on),
             "entropy": EntropyCoder(rope_theta, calibration.levels if calibration else None),
+            "klt": self._klt,
         }
         Cells(layout, 1, tile_tokens, 8)  # raises for a tile that is not a whole number of blocks
 
@@ -96,8 +101,10 @@ class Codec:
         """The backend that codes a pool on `device`, in words."""
         return self.backend_on(torch.device(device)).describe()
 
-    def cells(self, tokens: int, depth_bits: int = 8) -> Cells:
+    def cells(self, tokens: int, depth_bits: int = 8, coder: CoderName = "fixed") -> Cells:
         """How a sequence of `tokens` tokens is divided."""
+        if coder == "klt":
+            return Cells(self.layout, tokens, tile_tokens(self.layout.block_tokens), depth_bits, edges=False)
         return Cells(self.layout, tokens, self.tile_tokens, depth_bits)
 
     def encode(
@@ -109,6 +116,7 @@ class Codec:
         order: Order = "slope",
         weights: torch.Tensor | None = None,
         coder: CoderName = "fixed",
+        importance: torch.Tensor | None = None,
     ) -> Stream:
         """Code the first `tokens` tokens of a sequence.
 
@@ -120,7 +128,10 @@ class Codec:
         order : slope sends first what removes most distortion per byte; uniform sends the first pass of all cells, then the second.
         weights : how much the squared error of each cell matters, [layers, kinds, heads, tiles] (`Cells.shape`). Only ratios matter; None
             weighs all cells equally.
-        coder : fixed packs bits at the speed of memory; entropy needs fewer bytes for the same error, but takes far longer.
+        coder : fixed packs bits; entropy needs fewer bytes for the same error, but takes far longer, and a pool on the CPU; klt needs a
+            calibration with a basis, and far fewer bytes for the same divergence of the model's answers.
+        importance : for coder klt, how much each token matters to the last queries, [layers, 2, kv_heads, tokens]
+            (`Importance.tokens`). None: all tokens matter alike.
 
         Returns
         -------
@@ -128,16 +139,21 @@ class Codec:
 
         Raises
         ------
-        ValueError : for a pool of another layout, a table that does not hold the tokens, an unknown depth, order or coder, or weights that
-            do not fit the cells.
+        ValueError : for a pool of another layout, a table that does not hold the tokens, an unknown depth, order or coder, for weights or
+            importance that do not fit, and for coder klt without a basis of this model.
         """
         blocks = self._check(pool, table, tokens)
         if order not in ORDERS:
             raise ValueError(f"order {order} is unknown; one of {', '.join(ORDERS)} is possible")
         if coder not in self._coders:
             raise ValueError(f"coder {coder} is unknown; one of {', '.join(self._coders)} is possible")
-        cells = self.cells(tokens, depth_bits)
-        coded = self._coders[coder].encode(pool.data, cells.coded_table(blocks), cells)
+        if coder == "klt" and (why := refusal(self.layout.model)):
+            raise ValueError(why)
+        if importance is not None and coder != "klt":
+            raise ValueError(f"coder {coder} takes no importance of tokens; give it weights of cells")
+        cells = self.cells(tokens, depth_bits, coder)
+        by: Coder = self._klt.weighed(importance) if coder == "klt" else self._coders[coder]
+        coded = by.encode(pool.data, cells.coded_table(blocks), cells)
         if self.cut_windows:
             coded = without_omitted(coded, omitted(cells), pool.data, cells.coded_table(blocks), cells)
         at_edges = edges.edges(pool, blocks, cells, coded.statistics)

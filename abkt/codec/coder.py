@@ -15,7 +15,7 @@ import torch
 from abkt.codec.cells import Cells
 from abkt.policy.view import CoderName
 
-CODERS: tuple[CoderName, ...] = ("fixed", "entropy")  # by their number on the wire
+CODERS: tuple[CoderName, ...] = ("fixed", "entropy", "klt")  # by their number on the wire
 
 VERBATIM = 255
 """The class of a cell that is not coded. Its values travel at full precision, in the head of the stream."""

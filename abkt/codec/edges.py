@@ -59,5 +59,7 @@ def _cell_views(pool: Pool, blocks: list[int], cells: Cells, verbatim: np.ndarra
     views = []
     for layer, kind, head, tile in (cells.place(int(cell)) for cell in verbatim):
         columns = slice(head % parts * cells.dim, (head % parts + 1) * cells.dim)
-        views += [pool.data[block, layer, kind, head // parts, :, columns] for block in coded[cells.tile_blocks(tile)]]
+        size, length = cells.layout.block_tokens, cells.tile_lengths[tile]
+        for i, block in enumerate(coded[cells.tile_blocks(tile)]):
+            views.append(pool.data[block, layer, kind, head // parts, : length - i * size, columns])
     return views

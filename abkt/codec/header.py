@@ -2,8 +2,8 @@
 
     header     fixed fields | distortion of each cut, float32 | class of each cell, uint8 | band of each pass of each cell, uint8
                | the coder's tables (nothing with the fixed coder) | CRC-32 of the header
-    edges      KV that travels verbatim: the first block, then the newest tokens, [layer, kind, kv_head, token, head_dim] each, in the
-               pool's dtype; then, if there are cells, the coder's statistics of all of them
+    edges      KV that travels verbatim (nothing with the klt coder): the first block, then the newest tokens, [layer, kind, kv_head,
+               token, head_dim] each, in the pool's dtype; then, if there are cells, the coder's statistics of all of them
     verbatim   cells that could not be coded, [token, channel] each, in the pool's dtype; a cell whose class is OMITTED has no bytes here,
                nor below: it lies before the window of its layer, and no later token sees it
     metadata   the checksums of the metadata slots, then the slots (sections.py)
@@ -27,6 +27,7 @@ from abkt.codec.coder import CODERS, OMITTED, VERBATIM, Coder
 from abkt.codec.entropy.coder import EntropyCoder
 from abkt.codec.fixed.coder import FixedCoder
 from abkt.codec.fixed.quantize import CLASSES
+from abkt.codec.klt.coder import KltCoder
 from abkt.codec.order import MAX_BANDS, NEVER, Bands
 from abkt.codec.sections import Sections, sections
 from abkt.policy.view import CoderName, Order
@@ -38,7 +39,7 @@ ORDERS: tuple[Order, ...] = ("uniform", "slope")
 DTYPES = ("bfloat16", "float16", "float32")  # by their number on the wire
 # magic, version, depth, order, coder | header bytes, tokens, tile tokens | layers, kinds, heads, dim, block tokens | dtype, bands | CRCs
 FIXED = struct.Struct("<4sHBBBxIIIHHHHHBBII")
-TABLES: dict[CoderName, type[Coder]] = {"fixed": FixedCoder, "entropy": EntropyCoder}
+TABLES: dict[CoderName, type[Coder]] = {"fixed": FixedCoder, "entropy": EntropyCoder, "klt": KltCoder}
 """Each coder defines its own tables in the header."""
 
 
@@ -159,7 +160,8 @@ def read_header(data: memoryview, layout: KVLayout) -> StreamHeader:
         raise ValueError(f"stream holds {tokens} tokens; the pool has room for {layout.blocks * layout.block_tokens}")
     if order >= len(ORDERS) or coder >= len(CODERS) or bands > MAX_BANDS or depth not in PASSES:
         raise ValueError(f"stream header is not valid: order {order}, coder {coder}, {bands} bands, depth of {depth} bits")
-    cells, name = Cells(layout, tokens, tile, depth), CODERS[coder]
+    name = CODERS[coder]
+    cells = Cells(layout, tokens, tile, depth, edges=name != "klt")
     if header_bytes(cells, bands, name) != size:
         raise ValueError(f"stream header is {size} bytes; its fields need {header_bytes(cells, bands, name)}")
     at = FIXED.size

@@ -84,6 +84,28 @@ class Importance:
         counts."""
         self.queries[layer] = query[:, -self.window :], scale
 
+    def tokens(self, pool: Pool, table: Sequence[int], tokens: int) -> torch.Tensor:
+        """What `Codec.encode` takes as importance: of each token [layers, 2, kv_heads, tokens], float32; only ratios within a head count.
+
+        A token that lies before the window of its layer has none. Raises ValueError if a layer was not observed, and for the latents of
+        MLA.
+        """
+        model = pool.layout.model
+        self._check_observed(model.layers, model.kv_kinds)
+        found = torch.empty(model.layers, 2, model.kv_heads, tokens)
+        for layer in range(model.layers):
+            query, scale = self.queries[layer]
+            keys, values = pool.read(table, layer, tokens)
+            window = model.layer_windows[layer] if model.layer_windows else 0
+            found[layer] = weights_of(query, keys, values, scale, window).tokens.clamp_min(1e-37)
+            found[layer, ..., : model.first_kept(layer, tokens)] = 0
+        return found
+
+    def _check_observed(self, layers: int, kinds: int) -> None:
+        missing = [layer for layer in range(layers) if layer not in self.queries]
+        if missing or kinds != 2:
+            raise ValueError(f"importance needs queries, K and V of every layer; missing are {missing or 'V of a latent'}")
+
     def weights(self, pool: Pool, table: Sequence[int], cells: Cells, calibration: Calibration | None = None) -> torch.Tensor:
         """The weights that `Codec.encode` takes.
 
@@ -104,9 +126,7 @@ class Importance:
         ValueError : if a layer was not observed, for the latents of MLA, or if the calibration is of another model.
         """
         layers, kinds, heads, tiles = cells.shape
-        missing = [layer for layer in range(layers) if layer not in self.queries]
-        if missing or kinds != 2:
-            raise ValueError(f"importance needs queries, K and V of every layer; missing are {missing or 'V of a latent'}")
+        self._check_observed(layers, kinds)
         if not tiles:
             return torch.ones(cells.shape)
         found = []
@@ -116,7 +136,7 @@ class Importance:
             windows = pool.layout.model.layer_windows
             of_layer = weights_of(query, keys, values, scale, windows[layer] if windows else 0)
             found.append(of_layer.tokens * of_layer.deviation[:, None, None])
-        first, ends = cells.layout.block_tokens, np.cumsum(cells.tile_lengths)
+        first, ends = cells.sink_tokens, np.cumsum(cells.tile_lengths)
         spans = zip(first + ends - cells.tile_lengths, first + ends)
         cell = torch.stack([torch.stack(found)[..., start:stop].mean(-1) for start, stop in spans], -1)
         relative = (cell / cell.mean().clamp_min(1e-30)).nan_to_num(1.0, 1.0, 1.0).clamp_min(FLOOR)

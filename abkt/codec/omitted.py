@@ -15,7 +15,7 @@ from abkt.codec.fixed.oracle import deviation_of, tokens_of
 def omitted(cells: Cells) -> np.ndarray:
     """[cells] bool: whether all tokens of a cell lie before the window of its layer at the end of the sequence."""
     model, shape = cells.layout.model, cells.shape
-    ends = cells.layout.block_tokens + np.cumsum(cells.tile_lengths, dtype=np.int64)
+    ends = cells.sink_tokens + np.cumsum(cells.tile_lengths, dtype=np.int64)
     first = np.array([model.first_kept(layer, cells.tokens) for layer in range(shape[0])])
     return np.broadcast_to((ends <= first[:, None])[:, None, None], shape).reshape(-1)
 
@@ -33,7 +33,7 @@ def without_omitted(coded: CodedSequence, left_out: np.ndarray, data: torch.Tens
         counted = torch.from_numpy(np.repeat(kept[layer], cells.tile_lengths))
         for kind in range(cells.shape[1]):
             held = data[torch.tensor(blocks, device=data.device), layer, kind]
-            x = tokens_of(held, cells.dim).cpu()
+            x = tokens_of(held, cells.dim)[:, : len(counted)].cpu()
             verbatim = (coded.cells.classes == VERBATIM).reshape(cells.shape)[layer, kind].repeat(cells.tile_lengths, 1)
             deviation[layer, kind] = deviation_of(x, counted & ~torch.from_numpy(verbatim)).numpy()
     sizes, body = coded.sizes, coded.cells.body

@@ -17,6 +17,7 @@ from abkt.policy.view import Curve
 
 MAX_BANDS = 64
 KEYS = 1 << 16
+EVEN = 0.05  # share of a stream's bytes from which finer_first's bands grow
 NEVER = 255
 """The band of a pass that is not sent."""
 
@@ -78,9 +79,10 @@ def hull_slopes(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
     return slopes
 
 
-def slope_bands(sizes: np.ndarray, left: np.ndarray) -> Bands:
-    """Passes by falling slope, in at most MAX_BANDS bands of about equal bytes. Slopes are not sorted but counted into bins of a float32's
-    exponent and 8 bits of mantissa, which takes linear time; slopes within 0.4 % of each other may count as equal."""
+def slope_bands(sizes: np.ndarray, left: np.ndarray, finer_first: bool = False) -> Bands:
+    """Passes by falling slope, in at most MAX_BANDS bands of about equal bytes; or, with finer_first, the first ones of about equal ratios.
+    Slopes are not sorted but counted into bins of a float32's exponent and 8 bits of mantissa, which takes linear time; slopes within 0.4 %
+    of each other may count as equal."""
     slopes = hull_slopes(sizes, left).astype(np.float32)
     useful = slopes > 0
     if not useful.any():
@@ -90,10 +92,18 @@ def slope_bands(sizes: np.ndarray, left: np.ndarray) -> Bands:
     )  # rises with the slope; key 0 holds passes that are not sent, and slopes below 2**-126
     in_bin = np.bincount(key.reshape(-1), weights=(sizes[1:] * useful).reshape(-1), minlength=KEYS).astype(np.int64)[::-1]
     ends = in_bin.cumsum()
-    placed = -(-ends * MAX_BANDS // max(1, ends[-1])) - 1
-    begins_band = (in_bin > 0) & (placed != -(-(ends - in_bin) * MAX_BANDS // max(1, ends[-1])) - 1)
+    placed, before = (_band_at(e, max(1, int(ends[-1])), finer_first) for e in (ends, ends - in_bin))
+    begins_band = (in_bin > 0) & (placed != before)
     number = begins_band.cumsum()[::-1] - 1
     return Bands(np.where(useful, number[key], NEVER).astype(np.uint8), int(begins_band.sum()))
+
+
+def _band_at(ends: np.ndarray, total: int, finer_first: bool) -> np.ndarray:
+    """The band in which each of `ends` (bytes, of `total`) lies; -1 for 0 bytes."""
+    if finer_first:
+        share = np.log1p(ends / (EVEN * total)) / np.log1p(1 / EVEN)
+        return np.minimum(np.ceil(share * MAX_BANDS - 1e-9), MAX_BANDS).astype(np.int64) - 1
+    return -(-ends * MAX_BANDS // total) - 1
 
 
 def uniform_bands(sizes: np.ndarray, verbatim: np.ndarray) -> Bands:

@@ -132,11 +132,19 @@ def slot_sums(coded: CodedSequence, backend: Backend) -> np.ndarray:
 def assemble(parts: StreamParts, order: Order, weights: torch.Tensor | None) -> Stream:
     """A stream in `order`. weights: of the cells, for the slopes (order.py). Raises ValueError for weights that do not fit the cells."""
     cells, sizes, coded = parts.cells, parts.coded.sizes, parts.coded.cells
-    left = weighted_distortion(
-        coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells, coded.classes != OMITTED
-    )
+    if parts.coder == "klt":
+        if weights is not None:
+            raise ValueError("coder klt weighs cells by its calibration; give importance to Codec.encode, and no weights")
+        left = coded.errors  # of the metric in which all cells matter alike
+    else:
+        left = weighted_distortion(
+            coded.errors, coded.deviation, None if weights is None else weights.cpu().numpy(), cells, coded.classes != OMITTED
+        )
     uncoded = coded.classes >= OMITTED
-    bands: dict[Order, Bands] = {"slope": slope_bands(sizes, left), "uniform": uniform_bands(sizes, uncoded)}
+    bands: dict[Order, Bands] = {
+        "slope": slope_bands(sizes, left, finer_first=parts.coder == "klt"),
+        "uniform": uniform_bands(sizes, uncoded),
+    }
     crcs = zlib.crc32(parts.edges), zlib.crc32(parts.verbatim)
     headers: dict[Order, StreamHeader] = {}
     curves: dict[Order, Curve] = {}

@@ -6,7 +6,7 @@ peer over the network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -64,6 +64,14 @@ def build(config: Mapping[str, Any]) -> Any:
         return kind(**fields)
     except TypeError as error:
         raise ValueError(f"policy {target}: {error}") from None
+
+
+def maker(config: Mapping[str, Any]) -> Callable[[], Any]:
+    """A function that builds the policy again and again. The configuration is checked once, here; raises ValueError as `build` does."""
+    kind = type(build(config))
+    nested = {key: maker(value) for key, value in config.items() if isinstance(value, Mapping) and "_target_" in value}
+    plain = {key: value for key, value in config.items() if key not in nested and key != "_target_"}
+    return lambda: kind(**plain, **{key: make() for key, make in nested.items()})
 
 
 def _checked(key: str, annotation: Any, value: Any) -> Any:

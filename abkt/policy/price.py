@@ -54,6 +54,7 @@ class Price:
     _gone_bytes: float = field(default=0.0, init=False)  # those of them that have passed
     _passed_bytes: float = field(default=0.0, init=False)  # bytes passed since the last update of the rate
     _looked_s: float = field(default=0.0, init=False)
+    _known: float = field(default=math.nan, init=False)  # the price per byte, NaN after a change
 
     def __post_init__(self) -> None:
         bound(self, "bytes_per_s", above=0, infinite=True)
@@ -68,6 +69,7 @@ class Price:
 
     def enter(self, now_s: float, wire_bytes: float) -> None:
         """A transfer of this many bytes now waits for the NIC."""
+        self._known = math.nan
         if self._entered_bytes < 1:  # after idle time, which says nothing about the rate; earlier bytes are not part of the new backlog
             self._entered_bytes = self._gone_bytes = self._passed_bytes = 0.0
             self._looked_s = now_s
@@ -75,11 +77,13 @@ class Price:
 
     def leave(self, wire_bytes: float) -> None:
         """A transfer is complete or cancelled. wire_bytes: the number given to `enter`."""
+        self._known = math.nan
         self._entered_bytes = max(0.0, self._entered_bytes - wire_bytes)
         self._gone_bytes = max(0.0, self._gone_bytes - wire_bytes)
 
     def passed(self, now_s: float, wire_bytes: float) -> None:
         """This many bytes, of any transfers, have passed the NIC since the last call."""
+        self._known = math.nan
         self._gone_bytes += wire_bytes
         self._passed_bytes += wire_bytes
         seconds = now_s - self._looked_s
@@ -91,12 +95,18 @@ class Price:
 
     def per_second(self) -> float:
         """The price in distortion per second of the NIC's time."""
-        exponent = self.backlog_bytes / self.rate_bytes_per_s / self.scale_s
+        backlog_bytes = self._entered_bytes - self._gone_bytes
+        if backlog_bytes <= 0:
+            return self.low
+        exponent = backlog_bytes / self.rate_bytes_per_s / self.scale_s
         return min(self.high, self.low * math.exp(min(exponent, 700.0)))
 
     def per_byte(self) -> float:
         """The price in distortion per byte. A TransferView holds the higher of the two ends' prices."""
-        return self.per_second() / self.rate_bytes_per_s
+        known = self._known
+        if known != known:  # NaN
+            known = self._known = self.per_second() / self.rate_bytes_per_s
+        return known
 
 
 @dataclass(slots=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import neg
 from typing import Literal, Protocol
 
 Mode = Literal["raw", "lossless", "stream"]
 Order = Literal["uniform", "slope"]
-CoderName = Literal["fixed", "entropy"]
+CoderName = Literal["fixed", "entropy", "klt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,10 @@ class Curve:
     bytes: tuple[float, ...]
     distortion: tuple[float, ...]
     bits: tuple[float, ...]
+    _gained: tuple[float, ...] = field(init=False, repr=False, compare=False)  # -distortion, which rises, so that it can be bisected
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_gained", tuple(map(neg, self.distortion)))
         if not len(self.bytes) == len(self.distortion) == len(self.bits) >= 1:
             raise ValueError("a curve needs as many bytes as distortions and bits, and at least one point")
 
@@ -49,7 +51,7 @@ class Curve:
 
     def cut_reaching(self, distortion: float) -> int:
         """The coarsest cut with at most this distortion; the finest if none reaches it."""
-        cut, finest = bisect_left(self.distortion, -distortion, key=neg), len(self.bytes) - 1
+        cut, finest = bisect_left(self._gained, -distortion), len(self.bytes) - 1
         return cut if cut < finest else finest
 
     def cut_of_bits(self, bits: float) -> int:
@@ -66,7 +68,7 @@ class Curve:
         return Curve(tuple([b * factor for b in self.bytes]), self.distortion, self.bits)
 
 
-@dataclass(slots=True)  # not frozen: creation would take five times as long, and the simulator makes several for each request
+@dataclass(slots=True, init=False)  # not frozen: creation would take five times as long, and the simulator makes several for each request
 class TransferView:
     """One transfer, as its bitrate policy sees it. Do not change an existing view; use dataclasses.replace.
 
@@ -92,21 +94,63 @@ class TransferView:
     deadline_s: float
     slope: Curve
     uniform: Curve
-    encode_s: float = 0.0
-    expand_s: float = 0.0
-    raw_s: float = 0.0
-    sent_bytes: float = 0.0
-    sent_cut: int = 0
-    lossless_bytes: float = 0.0
-    lossless_encode_s: float = 0.0
-    lossless_expand_s: float = 0.0
-    hidden_s: float = 0.0
-    price: float = 0.0
-    own_slope: Curve | None = None
-    started: bool = False
-    entropy_share: float = 0.0
-    entropy_encode_s: float = 0.0
-    entropy_expand_s: float = 0.0
+    encode_s: float
+    expand_s: float
+    raw_s: float
+    sent_bytes: float
+    sent_cut: int
+    lossless_bytes: float
+    lossless_encode_s: float
+    lossless_expand_s: float
+    hidden_s: float
+    price: float
+    own_slope: Curve | None
+    started: bool
+    entropy_share: float
+    entropy_encode_s: float
+    entropy_expand_s: float
+
+    def __init__(
+        self,
+        raw_bytes: int,
+        deadline_s: float,
+        slope: Curve,
+        uniform: Curve,
+        encode_s: float = 0.0,
+        expand_s: float = 0.0,
+        raw_s: float = 0.0,
+        sent_bytes: float = 0.0,
+        sent_cut: int = 0,
+        lossless_bytes: float = 0.0,
+        lossless_encode_s: float = 0.0,
+        lossless_expand_s: float = 0.0,
+        hidden_s: float = 0.0,
+        price: float = 0.0,
+        own_slope: Curve | None = None,
+        started: bool = False,
+        entropy_share: float = 0.0,
+        entropy_encode_s: float = 0.0,
+        entropy_expand_s: float = 0.0,
+    ) -> None:
+        self.raw_bytes = raw_bytes
+        self.deadline_s = deadline_s
+        self.slope = slope
+        self.uniform = uniform
+        self.encode_s = encode_s
+        self.expand_s = expand_s
+        self.raw_s = raw_s
+        self.sent_bytes = sent_bytes
+        self.sent_cut = sent_cut
+        self.lossless_bytes = lossless_bytes
+        self.lossless_encode_s = lossless_encode_s
+        self.lossless_expand_s = lossless_expand_s
+        self.hidden_s = hidden_s
+        self.price = price
+        self.own_slope = own_slope
+        self.started = started
+        self.entropy_share = entropy_share
+        self.entropy_encode_s = entropy_encode_s
+        self.entropy_expand_s = entropy_expand_s
 
     def curve(self, order: Order) -> Curve:
         return self.slope if order == "slope" else self.uniform

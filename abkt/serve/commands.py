@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 
 from abkt.capacity import Capacity
 from abkt.profile.schema import Profile
-from abkt.serve.engine.sampling import Generation
+from abkt.serve.engine.generation import Generation
 from abkt.serve.messages import decode
 
 ROLES = ("prefill", "decode")

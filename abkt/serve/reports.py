@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import cast, get_args
 
 from abkt.policy.view import CoderName, Curve
-from abkt.serve.engine.sampling import TokenLogprobs
+from abkt.serve.engine.generation import TokenLogprobs
 from abkt.serve.messages import decode
 
 

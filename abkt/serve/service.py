@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
 from abkt.records import RequestRecord, TransferRecord
-from abkt.serve.engine.sampling import TokenLogprobs
+from abkt.serve.engine.generation import TokenLogprobs
 from abkt.serve.errors import ClusterError
 from abkt.serve.frontend.frontend import STEP_S, Frontend
 from abkt.serve.frontend.open_request import OpenRequest

@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING
 from abkt.lazy import exporter
 
 if TYPE_CHECKING:
-    from experiments.adaptation.comparison import Comparison, compare_within_bounds
+    from experiments.adaptation.comparison import Comparison, Contest, compare_within_bounds
+    from experiments.adaptation.outcome import Margin
     from experiments.adaptation.rivals import Aim, Bounds
     from experiments.adaptation.scores import Score
 
-__all__ = ["Aim", "Bounds", "Comparison", "Score", "compare_within_bounds"]
+__all__ = ["Aim", "Bounds", "Comparison", "Contest", "Margin", "Score", "compare_within_bounds"]
 __getattr__ = exporter(
-    __name__, {"Aim": "rivals", "Bounds": "rivals", "Comparison": "comparison", "Score": "scores", "compare_within_bounds": "comparison"}
+    __name__,
+    {
+        "Aim": "rivals",
+        "Bounds": "rivals",
+        "Comparison": "comparison",
+        "Contest": "comparison",
+        "Margin": "outcome",
+        "Score": "scores",
+        "compare_within_bounds": "comparison",
+    },
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.adaptation.comparison import Comparison
-from experiments.adaptation.winner import verdict
+from experiments.adaptation.winner import points, verdict
 from experiments.report import words
 from experiments.report.page import Page, Section, Table, origin, picture, write_page
 from experiments.report.verdict import Verdict
@@ -17,7 +17,8 @@ from experiments.report.verdict import Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = ("policy", "within SLO", "exposed p99", "mean TTFT", "worst TTFT", "mean distortion", "p99", "of raw bytes")
+P99_COLUMN = "exposed p99"
+COLUMNS = ("policy", "within SLO", P99_COLUMN, "mean TTFT", "worst TTFT", "mean distortion", "p99", "of raw bytes", "set to")
 
 
 def where(network: str, comparison: Comparison) -> str:
@@ -25,22 +26,50 @@ def where(network: str, comparison: Comparison) -> str:
 
 
 def rows_table(comparison: Comparison) -> Table:
-    """The figures of every policy of one comparison; the winner is marked."""
+    """The figures of every policy of one comparison; the winner is marked. A p99 of times is left out where requests are too few for it."""
+    has_p99 = all("exposed_p99_s" in row for row in comparison.rows.values())
+    times = ("exposed_p99_s", "ttft_mean_s", "ttft_worst_s") if has_p99 else ("ttft_mean_s", "ttft_worst_s")
     rows = [
         (
             name,
             words.percent(row["within_slo"]),
-            *(words.seconds(row[key]) for key in ("exposed_p99_s", "ttft_mean_s", "ttft_worst_s")),
+            *(words.seconds(row[key]) for key in times),
             *(words.number(row[key]) for key in ("distortion_mean", "distortion_p99")),
             words.percent(row["wire_share"]),
+            comparison.settings[name],
         )
         for name, row in comparison.rows.items()
     ]
     best = comparison.winner.policy if comparison.winner and comparison.winner.told_apart else None
     limits = (
-        f"D {words.number(comparison.bounds.mean)}, SLO: TTFT {words.seconds(comparison.slo_ttft_s)}. The oracle knows the link's future."
+        f"D {words.number(comparison.bounds.mean)}, SLO: TTFT {words.seconds(comparison.slo_ttft_s)}. The oracle knows the link's future. "
+        f"The limit starts every request at 8 D over a known link, which no bound of the mean allows."
     )
-    return Table(COLUMNS, rows, limits, best=list(comparison.rows).index(best) if best else None)
+    columns = COLUMNS if has_p99 else tuple(column for column in COLUMNS if column != P99_COLUMN)
+    return Table(columns, rows, limits, best=list(comparison.rows).index(best) if best else None, left=("set to",))
+
+
+def pairs_table(comparison: Comparison, name: str) -> Table:
+    """One policy of ours against every other row."""
+    pairs = comparison.against[name]
+    has_p99 = all(made.exposed_p99 is not None for made in pairs.values())
+    rows = [
+        (
+            other,
+            points(made.within_slo),
+            made.on_slo,
+            _interval(made.ttft_mean),
+            made.on_ttft,
+            *([_interval(made.exposed_p99)] if has_p99 and made.exposed_p99 else []),
+            _interval(made.distortion_mean),
+        )
+        for other, made in pairs.items()
+    ]
+    columns = ("against", "within SLO, points", "so", "of its mean TTFT", "so, on TTFT", *([f"of its {P99_COLUMN}"] if has_p99 else []))
+    note = (
+        "95 % intervals over the repeats, in pairs. A win is at least the margin and has an interval above 0; a tie lies within the margin."
+    )
+    return Table((*columns, "of its distortion"), rows, note, left=("so", "so, on TTFT"))
 
 
 def answers_table(network: str, comparisons: Sequence[Comparison]) -> Table:
@@ -48,26 +77,22 @@ def answers_table(network: str, comparisons: Sequence[Comparison]) -> Table:
     rows = []
     for comparison in comparisons:
         found, answer = comparison.winner, verdict(comparison.winner, where(network, comparison))
-        margin = (
-            f"{found.against['ratio']:.2f} [{found.against['low']:.2f}, {found.against['high']:.2f}]" if found and found.against else "–"
-        )
-        named = {"use": answer.policy, "tie": f"tie; take {answer.policy}", "no_answer": "none"}[answer.kind]
+        margin = points(found.against.within_slo) if found and found.against else "–"
+        tied = f"tie with the next; take {'it' if found and answer.policy == found.policy else 'the next'}"
+        named = {"use": answer.policy, "tie": f"{found.policy if found else ''}: {tied}", "no_answer": "none"}[answer.kind]
         rows.append(
             (f"{comparison.bits:g} bits", words.number(comparison.bounds.mean), named or "none", found.second if found else "–", margin)
         )
-    note = "Lowest mean TTFT among the policies that keep the bounds, without the oracle; 95 % interval over the repeats."
-    return Table(("distortion of", "D", "winner", "next", "mean TTFT against the next"), rows, note, left=("winner", "next"))
+    note = "Most requests within the SLO among the policies that keep the bounds, without oracle, limit and parts; 95 % interval."
+    return Table(("distortion of", "D", "winner", "next", "points within SLO over the next"), rows, note, left=("winner", "next"))
 
 
 def lines(comparison: Comparison) -> list[str]:
-    """The ratios of one comparison, a sentence each."""
+    """What the tables of one comparison do not hold, a sentence each."""
     said = []
-    for name, ttft in comparison.ttft.items():
-        rivals = [f"{_interval(comparison.against[rival][name])} of {rival}'s" for rival in comparison.against]
-        said.append(f"{name}: p99 exposed {', '.join(rivals)}; mean TTFT {_interval(ttft)} of the oracle's")
     for name, against in comparison.even.items():
         figures = ", ".join(f"{_interval(made)} of the {key.replace('_', ' ').replace('ttft', 'TTFT')}" for key, made in against.items())
-        said.append(f"{name}, to {next(iter(comparison.ttft))}: {figures}")
+        said.append(f"{name}, to {next(iter(comparison.against))}: {figures}")
     return said + [f"{name} {reason}" for name, reason in comparison.missing.items()]
 
 
@@ -79,7 +104,7 @@ def overall(network: str, comparisons: Sequence[Comparison]) -> Verdict:
     named = {answer.policy for answer in answers if answer.kind == "use"}
     if len(named) == 1 and all(answer.kind == "use" for answer in answers):
         (policy,) = named
-        return Verdict("use", policy, f"Use {policy} on {network}: it has the lowest mean TTFT at each of {len(answers)} distortions", "")
+        return Verdict("use", policy, f"Use {policy} on {network}: it keeps the SLO most often at each of {len(answers)} distortions", "")
     each = "; ".join(f"{c.bits:g} bits: {a.policy or 'no answer'}" for c, a in zip(comparisons, answers, strict=True))
     return Verdict("no_answer", None, f"No one policy wins on {network} at every distortion", each)
 
@@ -94,11 +119,12 @@ def write_report(
     for comparison in comparisons:
         drawn = picture(
             lambda width, of=comparison: draw(of, width),  # type: ignore[misc]
-            f"p99 exposed transfer time and mean TTFT of each policy within the distortion of {comparison.bits:g} bits",
+            f"requests within the SLO and mean TTFT of each policy within the distortion of {comparison.bits:g} bits",
         )
-        points = [f"{line[0].upper()}{line[1:]}." for line in lines(comparison)]
+        sentences = [f"{line[0].upper()}{line[1:]}." for line in lines(comparison)]
         title = f"Within the distortion of {comparison.bits:g} bits"
-        sections.append(Section(title, points=points, table=rows_table(comparison), pictures=[drawn]))
+        sections.append(Section(title, points=sentences, table=rows_table(comparison), pictures=[drawn]))
+        sections += [Section(f"{name}, {title.lower()}", table=pairs_table(comparison, name)) for name in comparison.against]
     page = Page(f"Adapting to {network}", lead, overall(network, comparisons), sections, origin(manifest))
     return write_page(folder / "report.html", page)
 
@@ -107,19 +133,19 @@ def draw(comparison: Comparison, width_in: float) -> Figure:
     from matplotlib.figure import Figure
 
     names = list(comparison.rows)
-    figure = Figure(figsize=(width_in, 0.6 + 0.42 * len(names)))
-    axes, places = figure.subplots(), np.arange(len(names))
-    for offset, key, label, colour in (
-        (-0.2, "ttft_mean_s", "mean TTFT", "#0072B2"),
-        (0.2, "exposed_p99_s", "p99 exposed transfer", "#E69F00"),
+    figure = Figure(figsize=(width_in, 0.6 + 0.26 * len(names)))
+    shares, times = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(names))
+    for axes, key, factor, label, colour in (
+        (shares, "within_slo", -100.0, "% of requests that miss the SLO", "#0072B2"),
+        (times, "ttft_mean_s", 1.0, "mean TTFT, seconds", "#E69F00"),
     ):
-        values = [comparison.rows[name][key] for name in names]
-        axes.barh(places + offset, [v if np.isfinite(v) else 0.0 for v in values], 0.38, label=label, color=colour)
-    axes.set_yticks(places, names)
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds")
-    axes.legend(loc="lower right", fontsize=8)
-    axes.grid(axis="y", visible=False)
+        values = [factor * comparison.rows[name][key] + (100.0 if factor < 0 else 0.0) for name in names]
+        axes.barh(places, [v if np.isfinite(v) else 0.0 for v in values], 0.6, color=colour)
+        axes.set_xlabel(label)
+        axes.grid(axis="y", visible=False)
+    shares.set_yticks(places, names)
+    shares.invert_yaxis()
     return figure
 
 

@@ -2,10 +2,14 @@
 
 D is the mean distortion that a fixed rate leaves. An adaptive policy gets D as its limit. A policy with a list of levels loses its coarsest
 ones until it keeps the bounds. Equal p99 would forbid adapting at all, and without bounds the lowest rate would win every figure.
+
+Every policy may use the same coders. A policy that does not estimate the link cannot choose one for each transfer, so it gets the one that
+serves it best on these very requests.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +21,7 @@ from experiments.adaptation.scores import p99
 from experiments.study.ranking import TAIL
 
 STEPS = 7  # steps of the bisection
+SHIPPED_CODERS = ("fixed", "entropy")  # coders among which our policies choose by themselves
 Bitrate = dict[str, Any]  # a policy's configuration, as abkt.policy.build takes it
 
 
@@ -36,6 +41,25 @@ class Bounds:
 
 def allocated(bits: float, order: str = "slope") -> Bitrate:
     return {"_target_": "abkt.policy.bitrate.allocated.Allocated", "bits": bits, "order": order}
+
+
+def equal(distortion: float, refine_distortion: float = math.inf) -> Bitrate:
+    return {"_target_": "abkt.policy.bitrate.equal.Equal", "distortion": distortion, "refine_distortion": refine_distortion}
+
+
+def coded(bitrate: Mapping[str, Any], coders: Sequence[str], link: Any = None) -> Bitrate:
+    """A policy that chooses among these coders. link: the true capacity of the link, for a bound."""
+    made = {"_target_": "abkt.policy.bitrate.coded.Coded", "inner": dict(bitrate), "coders": list(coders)}
+    return {**made, "link": link} if link is not None else made
+
+
+def one_coder_each(bitrate: Mapping[str, Any], coders: Sequence[str]) -> list[Bitrate]:
+    return [coded(bitrate, [coder]) for coder in coders]
+
+
+def as_shipped(bitrate: Mapping[str, Any], coders: Sequence[str]) -> Bitrate:
+    """A policy of ours with these coders. With those that it ships with, it is left as it is."""
+    return dict(bitrate) if tuple(coders) == SHIPPED_CODERS else coded(bitrate, coders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +85,13 @@ def with_bounds(bitrate: Mapping[str, Any], bounds: Bounds, aim: Aim) -> Bitrate
     return {**bitrate, **distortions}
 
 
+def bounded(bitrate: Mapping[str, Any], bounds: Bounds, aim: Aim, order: str = "uniform", refine: bool = False) -> Bitrate:
+    """A published rule within the bounds. order, refine: whether it also gets the stream and the refinement of ours."""
+    made = {"_target_": "abkt.policy.bitrate.bounded.Bounded", "inner": dict(bitrate), "order": order}
+    limits = {"target_distortion": aim.target * bounds.mean, "mean_distortion": bounds.mean, "max_distortion": bounds.p99}
+    return {**made, **limits, "refine_distortion": aim.refine * bounds.mean if refine else math.inf}
+
+
 def coarsest_within(bounds: Bounds, levels: Sequence[float], distortion: Callable[[float], Sequence[float]]) -> float | None:
     """The fewest bits that keep the bounds; None if no level does. distortion: bits -> distortion of each request."""
     return next((bits for bits in sorted(levels) if bounds.held_by(distortion(bits))), None)
@@ -72,6 +103,20 @@ def finest_levels_within(bounds: Bounds, levels: Sequence[float], distortion: Ca
     while left and not bounds.held_by(distortion(left)):
         left.pop()
     return left
+
+
+def largest_within(bounds: Bounds, distortion: Callable[[float], Sequence[float]]) -> float | None:
+    """The largest distortion from D to 8 D that a policy may aim for within the bounds; None if not even D keeps them.
+
+    distortion: aim -> distortion of each request; it must rise with the aim.
+    """
+    low, high = bounds.mean, bounds.p99
+    if not bounds.held_by(distortion(low)):
+        return None
+    for _ in range(STEPS):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if bounds.held_by(distortion(middle)) else (low, middle)
+    return low
 
 
 def largest_aim(mean: float, most: float, distortion: Callable[[float], float]) -> float | None:

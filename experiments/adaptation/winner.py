@@ -1,72 +1,73 @@
-"""Which policy a comparison recommends: of those that keep the bounds, the one with the lowest mean TTFT, if repeats can tell it apart."""
+"""Which policy a comparison recommends: of those that keep the bounds, the one with the most requests within the SLO."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from experiments.adaptation.scores import Score, mean, ratio
+from experiments.adaptation.outcome import LEAST_REPEATS, Margin, Pair, pair
+from experiments.adaptation.scores import Interval, Score
 from experiments.report.verdict import Verdict
-
-LEAST_REPEATS = 2  # with one repeat there is no interval
 
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """The policy with the lowest mean TTFT within the bounds, and the next one.
+    """The policy with the most requests within the SLO that keeps the bounds, and the next one; mean TTFT decides between equal shares.
 
     Parameters
     ----------
     policy, second : their names; second is empty if no other policy keeps the bounds.
-    against : mean TTFT of the first over that of the second, with its 95 % interval; empty without a second one.
-    repeats : number of repeats that the interval is over.
+    against : the first against the second; None without a second one.
+    repeats : number of repeats that the intervals are over.
     less_distorted : of the two, the one with less mean distortion.
     """
 
     policy: str
     second: str
-    against: Mapping[str, float]
+    against: Pair | None
     repeats: int
     less_distorted: str
 
     @property
     def told_apart(self) -> bool:
-        return bool(self.against) and self.repeats >= LEAST_REPEATS and self.against["high"] < 1
+        return self.against is not None and self.against.on_slo == "win"
 
     def plain(self) -> dict[str, Any]:
-        return {
-            "policy": self.policy,
-            "second": self.second,
-            "ttft_mean_against_second": dict(self.against),
-            "told_apart": self.told_apart,
-        }
+        against = asdict(self.against) if self.against else None
+        return {"policy": self.policy, "second": self.second, "against_second": against, "told_apart": self.told_apart}
 
 
-def winner(scores: Mapping[str, Score], left_out: Collection[str]) -> Winner | None:
+def winner(scores: Mapping[str, Score], left_out: Collection[str], slo_ttft_s: float, margin: Margin) -> Winner | None:
     """scores: policy -> its requests. left_out: policies that do not count, since they break the bounds or know the future."""
-    ranked = sorted((s for name, s in scores.items() if name not in left_out), key=lambda s: s.mean_ttft_s)
+    ranked = sorted((s for name, s in scores.items() if name not in left_out), key=lambda s: (-s.attainment(slo_ttft_s), s.mean_ttft_s))
     if not ranked:
         return None
     first = ranked[0]
     if len(ranked) == 1:
-        return Winner(first.name, "", {}, len(first.ttft_s), first.name)
+        return Winner(first.name, "", None, len(first.ttft_s), first.name)
     second = ranked[1]
     less = min((first, second), key=lambda s: float(s.all_distortion.mean()))
-    return Winner(first.name, second.name, ratio(first.ttft_s, second.ttft_s, mean), len(first.ttft_s), less.name)
+    return Winner(first.name, second.name, pair(first, second, slo_ttft_s, margin), len(first.ttft_s), less.name)
 
 
 def verdict(found: Winner | None, where: str) -> Verdict:
     """The answer of one comparison. where: its network and its D, in words."""
     if found is None:
         return Verdict("no_answer", None, f"No answer for {where}: no policy keeps the bounds of distortion", "allow more bits")
-    if not found.second:
+    if found.against is None:
         return Verdict("use", found.policy, f"Use {found.policy} for {where}: no other policy keeps the bounds of distortion", "")
-    margin = f"{found.against['ratio']:.2f} [{found.against['low']:.2f}, {found.against['high']:.2f}]"
     if found.told_apart:
-        return Verdict("use", found.policy, f"Use {found.policy} for {where}: its mean TTFT is {margin} of {found.second}'s, the next", "")
+        said = f"it keeps the SLO for {points(found.against.within_slo)} points more of the requests than {found.second}, the next"
+        return Verdict("use", found.policy, f"Use {found.policy} for {where}: {said}", "")
     if found.repeats < LEAST_REPEATS:
         why = "one repeat has no interval: run repeats=5"
         return Verdict("no_answer", None, f"No answer for {where}: {found.policy} and {found.second} were run once", why)
-    pair = f"{found.policy} and {found.second} cannot be told apart (mean TTFT {margin})"
-    return Verdict("tie", found.less_distorted, f"For {where}, {pair}: take {found.less_distorted}, which has less distortion", "")
+    how = "are alike" if found.against.on_slo == "tie" else "cannot be told apart"
+    both = f"{found.policy} and {found.second} {how} (within the SLO: {points(found.against.within_slo)} points)"
+    return Verdict("tie", found.less_distorted, f"For {where}, {both}: take {found.less_distorted}, which has less distortion", "")
+
+
+def points(made: Interval) -> str:
+    """A difference of shares in percentage points, with its interval: 1.2 [0.4, 2.0]."""
+    return f"{100 * made['difference']:.1f} [{100 * made['low']:.1f}, {100 * made['high']:.1f}]"

@@ -33,6 +33,13 @@ def simulated(cluster: ClusterSpec, repeats: Sequence[Sequence[Request]]) -> Wor
     return run
 
 
+def lone_ttft_s(cluster: ClusterSpec, isl: int) -> float:
+    """TTFT in seconds of a request of `isl` tokens that is alone in this cluster and whose KV is sent raw."""
+    raw = {"_target_": "abkt.policy.bitrate.fixed.Raw"}
+    (record,) = simulated(cluster, [[Request(0, 0.0, isl, 2)]])(0, raw, SLO(1.0, 1.0))
+    return record.ttft_s
+
+
 def real(
     cluster: LocalCluster, profile: Profile, network: Capacity, repeats: Sequence[Sequence[Prompt]], progress: Callable[[], Any]
 ) -> World:

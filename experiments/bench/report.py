@@ -135,16 +135,29 @@ def _fastest(latency: Mapping[str, Mapping[int, float]]) -> Verdict | None:
 
 
 def sim(rows: Sequence[BenchRow]) -> BenchReport:
-    """The simulator beside its yardsticks."""
+    """The simulator beside its yardsticks, and beside another simulator if one ran."""
     table = Table(("", "value", "unit", "yardstick"), [_cells(row) for row in rows], left=("unit",))
-    first = rows[0]
+    by_name = {row.name: row for row in rows}
+    over = by_name.get("requests_per_cpu_s_over_dynamo")
+    first = by_name.get("requests_per_cpu_s_8_nodes", rows[0])
     share = words.percent(first.value / first.yardstick) if first.yardstick else "–"
     speed = f"{words.number(first.value)} requests a CPU-second, {share} of a bare SimPy queue"
-    text = f"No winner: nothing competes here. The simulator makes {speed}."
+    text = f"{'' if over else 'No winner: nothing competes here. '}The simulator makes {speed}."
     drawn = picture(
         partial(draw_yardsticks, rows), "Each figure over its yardstick", "Each figure over its yardstick; the axis is logarithmic."
     )
-    return BenchReport("Bench of the simulator", text, table, None, [drawn])
+    return BenchReport("Bench of the simulator", text, table, _simulators(over), [drawn])
+
+
+def _simulators(row: BenchRow | None) -> Verdict | None:
+    if row is None:
+        return None
+    peer, times = "Dynamo's offline mocker", words.number(max(row.value, 1 / row.value))
+    if row.value > TIE:
+        return Verdict("use", "abkt", f"ABKT's simulator makes {times} times as many requests a CPU-second as {peer}.", MEDIANS)
+    if row.value < 1 / TIE:
+        return Verdict("use", "dynamo", f"{peer} makes {times} times as many requests a CPU-second as ABKT's simulator.", MEDIANS)
+    return Verdict("tie", "abkt", f"ABKT's simulator and {peer} cannot be told apart: {times} times as many requests.", MEDIANS)
 
 
 REPORTS = {"kernels": kernels, "transfer": transfer, "sim": sim}

@@ -29,7 +29,7 @@ ANY = "any verb"
 # An entry is used only where the old key no longer exists.
 RENAMED: dict[str, dict[str, str]] = {
     "replay": {"carrier": "transport"},
-    "adaptation": {"asked": "target", "behind": "refine", "met": "slo_share"},
+    "adaptation": {"asked": "target", "behind": "refine"},
     ANY: {
         "form": "coder",
         "behind_distortion": "refine_distortion",

@@ -26,14 +26,16 @@ STRICT = ConfigDict(extra="forbid")  # for every verb's configuration class and 
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """prefill, decode: number of instances of each role. max_batch: most requests in one decode iteration."""
+    """prefill, decode: number of instances of each role; prefill=0: all instances do both. max_batch: most requests in one decode
+    iteration."""
 
     prefill: int
     decode: int
     max_batch: int
 
     def __post_init__(self) -> None:
-        bound(self, "prefill", "decode", least=1, most=MOST_NODES)
+        bound(self, "prefill", least=0, most=MOST_NODES)
+        bound(self, "decode", least=1, most=MOST_NODES)
         bound(self, "max_batch", least=1, most=MOST_BATCH)
 
 

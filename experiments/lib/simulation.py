@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkt.capacity import Capacity
-from abkt.policy.build import build
+from abkt.policy.build import build, maker
+from abkt.policy.roles.base import RolesPolicy
+from abkt.policy.roles.colocated import Colocated
+from abkt.policy.roles.static import Static
 from abkt.profile.expect import ask_once
 from abkt.profile.schema import RateCurve
 from abkt.ranges import OutOfRange, bound, check_seed
@@ -74,6 +77,7 @@ class SimulateConfig:
     trace : also write trace.json for ui.perfetto.dev.
     plot : also write report.html.
     csv : also write the records as CSV.
+    debug : check the laws of sim.invariants while it runs, which is slower and keeps all records.
     """
 
     model: ModelSpec
@@ -91,6 +95,7 @@ class SimulateConfig:
     trace: bool = False
     plot: bool = False
     csv: bool = False
+    debug: bool = False
     decode_hardware: Hardware | None = None
     roles: PolicyConfig | None = None
     admission: PolicyConfig | None = None
@@ -141,14 +146,28 @@ def build_simulation(config: SimulateConfig, requests: Sequence[Request]) -> Sim
     return Simulation(
         cluster,
         requests,
-        bitrate=lambda: build(config.bitrate),
+        bitrate=maker(config.bitrate),
         routing=build(config.routing),
         slo=config.slo,
         concurrency=config.workload.concurrency,
-        roles=build(config.roles) if config.roles else None,
+        roles=build_roles(config),
         admission=build(config.admission) if config.admission else None,
         faults=config.faults,
+        debug=config.debug,
     )
+
+
+def build_roles(config: SimulateConfig) -> RolesPolicy | None:
+    """The roles policy. A cluster without prefill instances is colocated.
+
+    Raises ValueError where another policy was asked for.
+    """
+    policy: RolesPolicy | None = build(config.roles) if config.roles else None
+    if config.cluster.prefill or isinstance(policy, Colocated):
+        return policy
+    if policy is None or type(policy) is Static:
+        return Colocated()
+    raise ValueError("cluster.prefill is 0; all instances then prefill and decode, so roles must be colocated (or static, the default)")
 
 
 def hash_tokens(config: SimulateConfig, requests: Sequence[Request]) -> int:

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from abkt.spec import KVLayout
 
 AUTO = Path("auto")
-NAME = "calibration.json"
+NAMES = ("calibration.safetensors", "calibration.json")
+"""Of a calibration in a model folder; the first that is there is used."""
 
 
 def calibration_file(given: Path | None, model_folder: Path, layout: KVLayout) -> Path | None:
@@ -17,7 +18,7 @@ def calibration_file(given: Path | None, model_folder: Path, layout: KVLayout) -
 
     Parameters
     ----------
-    given : a file; None: no calibration; AUTO: the one in the model folder, if there is one.
+    given : a file, calibration.safetensors or .json; None: no calibration; AUTO: the one in the model folder, if there is one.
     model_folder : folder of the LLM.
     layout : layout of its KV.
 
@@ -26,12 +27,15 @@ def calibration_file(given: Path | None, model_folder: Path, layout: KVLayout) -
     ValueError : one line, if the file cannot be read, or is of another model.
     """
     from abkt.codec.calibration import load
+    from abkt.serve.engine.model_folder import fingerprint
 
-    file = model_folder / NAME if given == AUTO else given
-    if file is None or (given == AUTO and not file.is_file()):
+    file = next((model_folder / name for name in NAMES if (model_folder / name).is_file()), None) if given == AUTO else given
+    if file is None:
         return None
     try:
-        load(file).check(layout)
+        found = load(file)
+        found.check(layout)
+        found.check_files(fingerprint(model_folder))
     except ValueError as error:
         raise ValueError(f"{error}; give calibration=null for none, or calibration=FILE of this model") from None
     return file

@@ -1,151 +1,269 @@
 """The kernel tables of aiconfigurator (Apache-2.0) as samples of work and seconds, and the fits of abkt.profile.kernels to them.
 
-A folder has one Parquet file for each family: gemm, attention (context, generation), mla (context, generation), moe, custom all-reduce.
-Latencies are in milliseconds. Each fit minimises the relative error robustly (soft L1) on four rows of five; every fifth row measures it.
+A folder has one Parquet file for each engine and family: gemm, attention (context, generation), mla (whole layers of latent attention, of
+prompts and of decode steps), moe, all-reduce; and NCCL's all-to-all. Latencies are in milliseconds. Each fit minimises the relative error
+robustly (soft L1) on four rows of five; every fifth row measures it.
+
+Not modelled: what a table does not vary, such as clocks under a long load.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from abkt.profile.kernels import AllReduce, DecodeKernel, GpuKernels, Kernel, expert_work, latent_decode_work, latent_prefill_work
-from abkt.spec import WEIGHT_BYTES
+from abkt.profile.kernels import (
+    ANY,
+    Collective,
+    DecodeKernel,
+    GpuKernels,
+    Kernel,
+    attention_key,
+    expert_work,
+    latent_decode_work,
+    latent_key,
+    latent_prefill_work,
+    latent_projections,
+)
+from abkt.spec import KV_BYTES, WEIGHT_BYTES
 
 HELD_OUT = 5  # every fifth row
-CACHES = {"a100_sxm": 40e6, "h100_sxm": 50e6, "h200_sxm": 50e6, "l40s": 96e6}  # bytes of L2
-LATENT = {"key_dim": 192, "value_dim": 128, "latent_dim": 576}  # of DeepSeek-V3, whose attention the mla tables measure
-# hidden, inner, experts, active, dtype in ABKT and in the table, of the models in conf/model
+ENGINES = ("vllm", "trtllm", "sglang")
+CACHES = {  # bytes of L2
+    "a100_sxm": 40e6,
+    "b200_sxm": 126e6,
+    "b300_sxm": 126e6,
+    "gb200": 126e6,
+    "gb300": 126e6,
+    "h100_sxm": 50e6,
+    "h200_sxm": 50e6,
+    "l40s": 96e6,
+    "rtx_pro_6000_server": 128e6,
+}
+WEIGHTS = {"bfloat16": "bfloat16", "fp8": "float8_e4m3fn", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "w4a16_mxfp4": "mxfp4"}
+KV = {"bfloat16": "bfloat16", "fp8": "float8_e4m3fn"}
+LATENT = {
+    "hidden": 7168,
+    "query_latent": 1536,
+    "latent": 576,
+    "key": 192,
+    "value": 128,
+}  # of DeepSeek-V3, whose layers the mla tables measure
+# hidden, inner, experts, active of models that have a fit of their own
 EXPERTS = (
-    (4096, 14336, 8, 2, "bfloat16", "bfloat16"),
-    (2048, 768, 128, 8, "bfloat16", "bfloat16"),
-    (7168, 2048, 256, 8, "float8_e4m3fn", "fp8_block"),
-    (2880, 2880, 128, 4, "mxfp4", "w4a16_mxfp4"),
-    (2880, 2880, 32, 4, "mxfp4", "w4a16_mxfp4"),
+    (4096, 14336, 8, 2),
+    (2048, 768, 128, 8),
+    (4096, 1536, 128, 8),
+    (7168, 2048, 256, 8),
+    (7168, 2048, 384, 8),
+    (3072, 1536, 256, 8),
+    (2880, 2880, 128, 4),
+    (2880, 2880, 32, 4),
 )
+FEWEST = 40  # rows of a fit
+FAMILIES = ("gemm", "prefill_attention", "decode_attention", "latent_prefill", "latent_decode", "all_reduce", "all_to_all", "experts")
+GEMM_LAUNCH_S, EXPERTS_LAUNCH_S, LARGEST_ERROR = 10e-6, 150e-6, 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class KernelTables:
-    """The folder of one GPU."""
+    """The folder of one GPU, as one engine ran it."""
 
     folder: Path
+    engine: str = "vllm"
 
-    def read(self, family: str) -> pd.DataFrame | None:
-        """The newest vLLM table of a family, or None. Its column `s` has seconds."""
-        files = sorted(self.folder.glob(f"*vllm_*_{family}_perf.parquet"), key=lambda path: path.name)
+    def read(self, family: str, engine: str = "") -> pd.DataFrame | None:
+        """The newest table of a family, or None. Its column `s` has seconds."""
+        files = self._files(family, engine)
         if not files:
             return None
         table = pd.read_parquet(files[-1])
         return table.assign(s=table["latency"] / 1e3)
 
     def version(self, family: str) -> str:
-        return sorted(self.folder.glob(f"*vllm_*_{family}_perf.parquet"))[-1].name.split("_vllm_")[1].split("_")[0]
+        return self._files(family)[-1].name.split(f"_{self.engine}_")[1].split("_")[0]
+
+    def _files(self, family: str, engine: str = "") -> list[Path]:
+        return sorted(self.folder.glob(f"*_{engine or self.engine}_*_{family}_perf.parquet"), key=lambda path: path.name)
 
 
-def fit_gpu(folder: Path) -> GpuKernels:
-    """Raises ValueError, one line, where the folder has no tables of GEMM and attention."""
-    tables, cache = KernelTables(folder), CACHES.get(folder.name)
-    if cache is None:
+def fit_gpu(folder: Path, engine: str = "vllm") -> GpuKernels:
+    """The kernels of one engine. What its tables lack, or have timed with the host's launches, is taken from the other engines' tables.
+
+    Raises ValueError, one line, where the folder has no tables of GEMM and attention.
+    """
+    if folder.name not in CACHES:
         raise ValueError(f"{folder.name} is not a GPU whose L2 cache is known here; there are {', '.join(CACHES)}")
+    if engine not in ENGINES:
+        raise ValueError(f"engine {engine} is not one of {', '.join(ENGINES)}")
+    tables = KernelTables(folder, engine)
+    if any(tables.read(name) is None for name in ("gemm", "context_attention", "generation_attention")):
+        raise ValueError(f"{folder} has no {engine} tables of gemm, context_attention and generation_attention")
+    own = _fit_engine(tables)
+    for other in ENGINES:
+        if other != engine:
+            own = _filled(own, _fit_engine(KernelTables(folder, other)))
+    return own
+
+
+@lru_cache(maxsize=64)
+def _fit_engine(tables: KernelTables) -> GpuKernels:
+    cache = CACHES[tables.folder.name]
     gemm, prefill, decode = (tables.read(name) for name in ("gemm", "context_attention", "generation_attention"))
-    if gemm is None or prefill is None or decode is None:
-        raise ValueError(f"{folder} has no vLLM tables of gemm, context_attention and generation_attention")
-    dims = sorted(set(prefill.head_dim) & set(decode.head_dim) & {64, 128})
-    latent_prefill, latent_decode = tables.read("context_mla"), tables.read("generation_mla")
-    moe, all_reduce = tables.read("moe"), tables.read("custom_allreduce")
+    latent_prefill, latent_decode = tables.read("mla_context_module"), tables.read("mla_generation_module")
+    moe, all_reduce, nccl = tables.read("moe"), tables.read("custom_allreduce"), tables.read("nccl", "nccl")
     return GpuKernels(
-        source=f"aiconfigurator {folder.name} (Apache-2.0), vLLM {tables.version('gemm')}",
-        gemm=fit_gemm(gemm, cache),
-        prefill_attention={dim: fit_prefill(prefill, dim) for dim in dims},
-        decode_attention={dim: fit_decode(decode, dim, cache) for dim in dims},
-        latent_prefill=None if latent_prefill is None else fit_latent_prefill(latent_prefill),
-        latent_decode=None if latent_decode is None else fit_latent_decode(latent_decode),
+        source=f"aiconfigurator {tables.folder.name} (Apache-2.0), {tables.engine} {'' if gemm is None else tables.version('gemm')}",
+        gemm={} if gemm is None else _sound(fit_gemms(gemm, cache), GEMM_LAUNCH_S),
+        prefill_attention={} if prefill is None else _attention(prefill, fit_prefill),
+        decode_attention={} if decode is None else _attention(decode, partial(fit_decode, cache=cache)),
+        latent_prefill={} if latent_prefill is None else _latent(latent_prefill, fit_latent_prefill),
+        latent_decode={} if latent_decode is None else _latent(latent_decode, fit_latent_decode),
         all_reduce={} if all_reduce is None else fit_all_reduce(all_reduce),
-        experts={} if moe is None else fit_experts(moe),
+        all_to_all={} if nccl is None else fit_all_to_all(nccl),
+        experts={} if moe is None else _sound(fit_experts(moe), EXPERTS_LAUNCH_S),
     )
 
 
-def fit_gemm(table: pd.DataFrame, cache: float) -> Kernel:
-    t = table[
-        (table.gemm_dtype == "bfloat16") & (2 * table.n * table.k > cache) & (table.n < 30_000) & (table.k < 30_000) & (table.m <= 8192)
-    ]
-    m, n, k = (t[name].to_numpy(float) for name in ("m", "n", "k"))
-    return _kernel(t.s, 2 * m * n * k, 2 * n * k, 2 * (m * n + m * k))
+def _sound(fits: dict[str, Kernel], launch_s: float) -> dict[str, Kernel]:
+    """The fits of kernels: without those whose launch takes longer than any kernel's in a CUDA graph, and those that miss by half."""
+    return {name: fit for name, fit in fits.items() if fit.launch_s < launch_s and fit.error < LARGEST_ERROR}
 
 
-def fit_prefill(table: pd.DataFrame, dim: int) -> Kernel:
+def _filled(own: GpuKernels, other: GpuKernels) -> GpuKernels:
+    """The first, with what only the second has."""
+    parts = {name: getattr(other, name) | getattr(own, name) for name in FAMILIES}
+    return replace(own, **parts)
+
+
+def fit_gemms(table: pd.DataFrame, cache: float) -> dict[str, Kernel]:
+    """By type of the weights. Where several kernels ran the same shape, the fastest counts, as an engine that tunes itself takes it."""
+    fastest = (
+        table[(table.n < 30_000) & (table.k < 30_000) & (table.m <= 16384)].groupby(["gemm_dtype", "m", "n", "k"], as_index=False).s.min()
+    )
+    fits = {}
+    for dtype, t in fastest.groupby("gemm_dtype"):
+        if dtype not in WEIGHTS:
+            continue
+        weight_bytes = WEIGHT_BYTES[WEIGHTS[str(dtype)]]
+        read = weight_bytes * t.n * t.k
+        large = (t.m >= 256) & (t.n * t.k >= 1 << 21)  # arithmetic hides the cache
+        small = (t.m <= 64) & (read < 1e6)  # only the launch is left
+        t = t[(read > cache) | large | small]
+        m, n, k = (t[name].to_numpy(float) for name in ("m", "n", "k"))
+        fits[WEIGHTS[str(dtype)]] = _kernel(t.s, 2 * m * n * k, weight_bytes * n * k, 2 * (m * n + m * k))
+    return fits
+
+
+def _attention(table: pd.DataFrame, fit: Callable[[pd.DataFrame, int, float], object]) -> dict:
+    """A fit for each head_dim and type of the KV."""
+    fits = {}
+    for (dim, dtype), t in table[table.window_size == 0 if "window_size" in table else slice(None)].groupby(["head_dim", "kv_cache_dtype"]):
+        if dim in (64, 128) and dtype in KV:
+            fits[attention_key(int(dim), KV[str(dtype)])] = fit(t, int(dim), KV_BYTES[KV[str(dtype)]])
+    return fits
+
+
+def fit_prefill(t: pd.DataFrame, dim: int, kv_bytes: float) -> Kernel:
     """Fitted on prompts of at least 64 tokens, because shorter ones take only the launch time."""
-    t = _plain(table[(table.head_dim == dim) & (table.isl >= 64)])
+    t = _fastest(t[t.isl >= 64], ["batch_size", "isl", "num_heads", "num_key_value_heads"])
     batch, tokens, heads, kv_heads = (t[name].to_numpy(float) for name in ("batch_size", "isl", "num_heads", "num_key_value_heads"))
-    return _kernel(t.s, 4 * batch * heads * dim * tokens * tokens / 2, 4 * batch * tokens * dim * (heads + kv_heads))
+    return _kernel(t.s, 4 * batch * heads * dim * tokens * tokens / 2, batch * tokens * dim * (4 * heads + 2 * kv_bytes * kv_heads))
 
 
-def fit_decode(table: pd.DataFrame, dim: int, cache: float) -> DecodeKernel:
-    t = _plain(table[table.head_dim == dim])
+def fit_decode(t: pd.DataFrame, dim: int, kv_bytes: float, cache: float) -> DecodeKernel:
+    t = _fastest(t, ["batch_size", "step", "num_heads", "num_key_value_heads"])
     batch, step, kv_heads = (t[name].to_numpy(float) for name in ("batch_size", "step", "num_key_value_heads"))
-    kv_bytes = 4 * batch * (step + 1) * dim * kv_heads
-    kept = (kv_bytes > 2 * cache) | (kv_bytes < 1e6)  # between these sizes the KV of the measurement stays in the cache
-    t, kv_bytes, heads = t[kept], kv_bytes[kept], (batch * kv_heads)[kept]
-    found, error, rows = _fit(t.s.to_numpy(), lambda x, i: x[0] + kv_bytes[i] / x[1] + heads[i] * x[2], (1e-5, 1e12, 2e-8))
+    read = 2 * kv_bytes * batch * (step + 1) * dim * kv_heads
+    kept = (read > 2 * cache) | (read < 1e6)  # between these sizes the KV of the measurement stays in the cache
+    t, read, heads = t[kept], read[kept], (batch * kv_heads)[kept]
+    found, error, rows = _fit(t.s.to_numpy(), lambda x, i: x[0] + read[i] / x[1] + heads[i] * x[2], (1e-5, 1e12, 2e-8))
     launch_s, bytes_per_s, head_s = found
     return DecodeKernel(launch_s, bytes_per_s, head_s, error, rows)
 
 
-def fit_latent_prefill(table: pd.DataFrame) -> Kernel:
-    t = _plain(table[table.isl >= 64])
-    batch, tokens, heads = (t[name].to_numpy(float) for name in ("batch_size", "isl", "num_heads"))
-    work = latent_prefill_work(heads, batch * tokens, 1.0, LATENT["key_dim"], LATENT["value_dim"])
-    return _kernel(t.s, work[0] * batch * tokens * tokens / 2, np.asarray(work[1]))
-
-
-def fit_latent_decode(table: pd.DataFrame) -> Kernel:
-    t = _plain(table)
-    batch, step, heads = (t[name].to_numpy(float) for name in ("batch_size", "step", "num_heads"))
-    flops, read = map(np.asarray, latent_decode_work(heads, batch * (step + 1), LATENT["latent_dim"]))
-    return _kernel(t.s, flops, read, batch * heads)
-
-
-def fit_all_reduce(table: pd.DataFrame) -> dict[int, AllReduce]:
+def _latent(table: pd.DataFrame, fit: Callable[[pd.DataFrame, float, float], Kernel]) -> dict[str, Kernel]:
+    """A fit for each type of the weights and of the KV."""
     fits = {}
-    for gpus, t in table[table.backend == "vllm_graph"].groupby("num_gpus"):
-        size = t.message_size.to_numpy(float)
-        seconds, error, rows = _fit(t.s.to_numpy(), partial(_call_s, size), (5e-6, 1e11))
-        launch_s, bytes_per_s = seconds
-        fits[int(gpus)] = AllReduce(launch_s, bytes_per_s, error, rows)
+    for (gemm, dtype), t in table.groupby(["gemm_type", "kv_cache_dtype"]):
+        if gemm in WEIGHTS and dtype in KV and len(t) >= FEWEST:
+            weights, kv = WEIGHTS[str(gemm)], KV[str(dtype)]
+            fits[latent_key(weights, kv)] = fit(t, WEIGHT_BYTES[weights], KV_BYTES[kv])
     return fits
+
+
+def fit_latent_prefill(t: pd.DataFrame, weight_bytes: float, _: float) -> Kernel:
+    t = _fastest(t[t.isl >= 64], ["batch_size", "isl", "num_heads"])
+    batch, tokens, heads = (t[name].to_numpy(float) for name in ("batch_size", "isl", "num_heads"))
+    weights = latent_projections(heads=heads, **LATENT)  # type: ignore[arg-type]
+    pairs = batch * tokens * tokens / 2
+    work = latent_prefill_work(weights, weight_bytes, heads, batch * tokens, pairs, LATENT["key"], LATENT["value"])  # type: ignore[arg-type]
+    return _kernel(t.s, *map(np.asarray, work))
+
+
+def fit_latent_decode(t: pd.DataFrame, weight_bytes: float, kv_bytes: float) -> Kernel:
+    t = _fastest(t, ["batch_size", "step", "num_heads"])
+    batch, step, heads = (t[name].to_numpy(float) for name in ("batch_size", "step", "num_heads"))
+    weights = latent_projections(heads=heads, **LATENT)  # type: ignore[arg-type]
+    work = latent_decode_work(weights, weight_bytes, heads, batch, batch * step, LATENT["latent"], kv_bytes)  # type: ignore[arg-type]
+    return _kernel(t.s, *map(np.asarray, work))
+
+
+def fit_all_reduce(table: pd.DataFrame) -> dict[int, Collective]:
+    graph = table[table.backend.str.endswith("graph")] if "backend" in table else table
+    return {int(gpus): _collective(t) for gpus, t in graph.groupby("num_gpus")}
+
+
+def fit_all_to_all(table: pd.DataFrame) -> dict[int, Collective]:
+    kept = table[(table.op_name == "alltoall") & (table.nccl_dtype == "half")]
+    return {int(gpus): _collective(t.assign(message_size=2.0 * t.message_size)) for gpus, t in kept.groupby("num_gpus")}
+
+
+def _collective(t: pd.DataFrame) -> Collective:
+    size = t.message_size.to_numpy(float)
+    (launch_s, bytes_per_s, ramp_s, ramp_bytes), error, rows = _fit(t.s.to_numpy(), partial(_call_s, size), (5e-6, 1e11, 1e-5, 1e6))
+    return Collective(launch_s, bytes_per_s, ramp_s, ramp_bytes, error, rows)
 
 
 def _call_s(size: np.ndarray, x: np.ndarray, i: np.ndarray) -> np.ndarray:
-    return np.asarray(x[0] + size[i] / x[1])
+    return np.asarray(x[0] + size[i] / x[1] + x[2] * size[i] / (size[i] + x[3]))
 
 
 def fit_experts(table: pd.DataFrame) -> dict[str, Kernel]:
-    """A fit for each expert shape in conf/model, tensor parallel, with tokens spread over experts by a power law of 1.01."""
+    """A fit for each type of weights over all shapes, and one for each shape in EXPERTS; tensor parallel, balanced routing, in which T
+    tokens touch exactly min(experts, T x active) experts."""
+    kept = table[(table.distribution == "balanced") & (table.moe_ep_size == 1) & (table.moe_tp_size <= 8)]
+    keys = ["hidden_size", "inter_size", "num_experts", "topk", "moe_tp_size", "num_tokens"]
     fits = {}
-    t = table[(table.distribution == "power_law_1.01") & (table.moe_ep_size == 1) & (table.moe_tp_size <= 8)]
-    for hidden, inner, experts, active, dtype, there in EXPERTS:
-        s = t[
-            (t.hidden_size == hidden) & (t.inter_size == inner) & (t.num_experts == experts) & (t.topk == active) & (t.moe_dtype == there)
-        ]
-        if len(s) < 40:
+    for there, t in kept.groupby("moe_dtype"):
+        if there not in WEIGHTS:
             continue
-        tokens, split = (s[name].to_numpy(float) for name in ("num_tokens", "moe_tp_size"))
-        work = expert_work(hidden, inner / split, experts, active, tokens, WEIGHT_BYTES[dtype])
-        fits[f"{hidden}x{inner}x{experts}x{active}_{dtype}"] = _kernel(s.s, *map(np.asarray, work))
+        dtype, t = WEIGHTS[str(there)], _fastest(t, keys)
+        fits[f"{ANY}_{dtype}"] = _experts(t, dtype)
+        for shape in EXPERTS:
+            s = t[(t[keys[:4]] == shape).all(axis=1)]
+            if len(s) >= FEWEST:
+                fits["x".join(map(str, shape)) + f"_{dtype}"] = _experts(s, dtype)
     return fits
 
 
-def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows with KV in bfloat16 and without a window."""
-    kept = table[table.kv_cache_dtype == "bfloat16"] if "kv_cache_dtype" in table else table
-    return kept[kept.window_size == 0] if "window_size" in kept else kept
+def _experts(t: pd.DataFrame, dtype: str) -> Kernel:
+    hidden, inner, experts, active, tokens = (
+        t[name].to_numpy(float) for name in ("hidden_size", "inter_size", "num_experts", "topk", "num_tokens")
+    )
+    touched = np.minimum(experts, tokens * active)
+    return _kernel(t.s, *expert_work(hidden, inner / t.moe_tp_size.to_numpy(float), touched, active, tokens, WEIGHT_BYTES[dtype]))
+
+
+def _fastest(t: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """One row for each shape: of the kernel that took least."""
+    return t.groupby(keys, as_index=False).s.min()
 
 
 def _kernel(seconds: pd.Series, flops: np.ndarray, read: np.ndarray, moved: np.ndarray | None = None) -> Kernel:

@@ -1,12 +1,14 @@
-"""A model's calibration: how much an error in each head changes the answers, how much weight the last queries get, and which heads are
-coded as differences of tokens.
+"""A model's calibration, from any text: the klt coder's basis, by gradients, and how the other coders order their cells.
 
-A prompt is prefilled twice: once for the noise in its heads, several of which share a forward pass, and once for all trials of the weight.
+Nothing is taken on trust. Prompts that the statistics did not see choose among the candidates, and "no calibration" is always one of them:
+for the order of the fixed and the entropy coder, and, at each rate, for the klt coder against the entropy coder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,86 +17,222 @@ import torch.nn.functional as F
 
 from abkt.codec.calibration import Calibration
 from abkt.codec.codec import Codec
+from abkt.codec.klt.basis import Basis, refusal
+from abkt.codec.klt.compiled import Seen
+from abkt.codec.klt.rotary import AS_CACHED
 from abkt.spec import ModelSpec
+from experiments.quality import likelihood
+from experiments.quality.bases import basis_of_statistics, best, choices, learned
 from experiments.quality.measure import Bench
 from experiments.quality.methods import Cuts, Held, seen
 from experiments.quality.samples import QualitySample
 
-NOISE = 0.05  # squared error / squared deviation, about as much as 2 to 3 bits leave
-GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-BITS = (1.0, 2.0, 3.0)  # rates in bits per value at which importance matters
-FLOOR = 0.05  # least sensitivity of a head, as a share of the mean
+HELD_OUT = 3  # prompts that choose, and are in no statistics
+FITTED = 12  # prompts of the statistics
+SETTINGS = ((0.5, 0.4), (0.0, 0.0))  # (exponent, mixing) of the tokens' classes; the last: all tokens alike
+FLOORS = (0.03, 0.1, 0.3)
+SHARES = (0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)  # of raw bytes, at which klt and entropy are compared
+DECIDING = (0.06, 0.1, 0.16)  # of raw bytes, at which candidates are compared
+BITS = (1.0, 2.0, 3.0)  # rates of the fixed coder at which orders are compared
+
+log = logging.getLogger("abkt.quality")
+
+
+def calibrate(
+    bench: Bench, codec: Codec, samples: Sequence[QualitySample], done: Callable[[int], None], fingerprint: str = ""
+) -> Calibration:
+    """Calibrate on prompts like those that will be served. The last HELD_OUT of them, or half of fewer, are held out.
+
+    done: called with the number of prompts, or trials on a prompt, that were just worked through (`passes` says how many there are).
+    """
+    model = codec.layout.model
+    held_out = samples[-min(HELD_OUT, len(samples) // 2) :]
+    fitted = samples[: len(samples) - len(held_out)]
+    if not fitted or not held_out:
+        raise ValueError(f"a calibration needs at least 2 prompts, not {len(samples)}; give more text")
+    made = {
+        "prompts": str(len(samples)),
+        "held out": str(len(held_out)),
+        "kinds": ", ".join(sorted({s.kind for s in samples})),
+        "texts": hashlib.sha256(b"".join(np.array(s.prompt, "<i8").tobytes() for s in samples)).hexdigest()[:16],
+    }
+    plain = Calibration(model.name, 0.0, np.ones((model.layers, model.kv_kinds, model.kv_heads)), _levels(bench, codec, fitted), made)
+    basis, picked, why = None, (), refusal(model)
+    if not why:
+        basis, picked = _basis(bench, codec, fitted, held_out, done, made)
+        if basis and not any(coder == "klt" for _, coder in picked):
+            why, basis, picked = "it was better than the entropy coder at no size on the held-out prompts", None, ()
+    if why:
+        log.warning("the klt coder is not used for %s: %s", model.name, why)
+        made["klt"] = f"not used: {why}"
+    gamma = _exponent(bench, codec, plain, held_out, done, made)
+    return Calibration(model.name, gamma, plain.sensitivity, plain.levels, made, basis, picked, fingerprint)
 
 
 def passes(model: ModelSpec, samples: int) -> int:
-    """How many continuations are scored, each of which `calibrate` reports."""
-    return samples * (model.layers * model.kv_kinds * model.kv_heads + len(GAMMAS) * len(BITS))
+    """How often `calibrate` reports."""
+    held = min(HELD_OUT, samples // 2)
+    return samples - held + held * (len(FLOORS) * len(SETTINGS) + 1 + len(GAMMAS)) if not refusal(model) else held * len(GAMMAS)
 
 
-def calibrate(bench: Bench, codec: Codec, samples: Sequence[QualitySample], done: Callable[[int], None]) -> Calibration:
-    """Calibrate on prompts like those that will be served. done: called with the number of continuations that were just scored."""
-    model = codec.layout.model
-    shape = (model.layers, model.kv_kinds, model.kv_heads)
-    moved, levels = np.zeros(shape), []
+def _basis(
+    bench: Bench,
+    codec: Codec,
+    fitted: Sequence[QualitySample],
+    held_out: Sequence[QualitySample],
+    done: Callable[[int], None],
+    made: dict[str, str],
+) -> tuple[Basis | None, tuple[tuple[float, str], ...]]:
+    rotary, errors = likelihood.rotary_of(bench, fitted[0].prompt)
+    unknown = np.flatnonzero(rotary.styles.numpy() == AS_CACHED)
+    made["rotation"] = f"found in {len(errors) - len(unknown)} of {len(errors)} layers; K of the others is transformed as cached"
+    if len(unknown):
+        log.warning("the rotation of K is not known in layers %s; it is transformed as cached", unknown.tolist())
+    statistics, differentiable = likelihood.empty(bench, SETTINGS), True
+    for sample in fitted:
+        try:
+            likelihood.add_prompt(statistics, bench, sample, rotary, differentiable)
+        except (RuntimeError, NotImplementedError) as error:
+            if statistics.draws:
+                raise
+            differentiable = False
+            log.warning("the model cannot be differentiated (%s); noise in each head is measured instead", str(error).splitlines()[0])
+        done(1)
+    made["metric"] = "Fisher, by gradients" if differentiable else "one number a head, by noise"
+    if not differentiable:
+        likelihood.from_probes(statistics, bench, fitted[:2])
+    tokens, after = len(fitted[0].prompt), len(fitted[0].continuation)
+    candidates = {}
+    for floor in FLOORS if differentiable else FLOORS[-1:]:
+        for setting in SETTINGS:
+            raw = basis_of_statistics(statistics, rotary, setting, floor, tokens, after)
+            candidates[floor, *setting] = learned(raw, _seen(bench, codec, raw, fitted[:2]))
+    scores: dict[tuple[float, float, float], list[float]] = {name: [] for name in candidates}
+    references = []
+    for sample in held_out:
+        held = bench.prefill(sample)
+        references.append(bench.logits(sample, [(0, _copy(held, bench.sent))]).log_softmax(-1))
+        for name, candidate in candidates.items():
+            scores[name] += [kl for kl, _ in _klt_divergences(bench, codec, candidate, held, sample, references[-1], DECIDING)]
+            done(1)
+    name = best(scores)
+    made["candidates"] = "; ".join(f"floor {f:g}, exponent {e:g}: {np.exp(np.mean(np.log(s))):.5f}" for (f, e, _), s in scores.items())
+    basis, klt, entropy, ratio = candidates[name], [], [], []
+    for sample, reference in zip(held_out, references, strict=True):
+        held = bench.prefill(sample)
+        found = _klt_divergences(bench, codec, basis, held, sample, reference, SHARES)
+        klt.append([kl for kl, _ in found])
+        ratio += [kl / said for kl, said in found if 1e-3 < kl < 0.1]
+        entropy.append(_entropy_divergences(bench, codec, held, sample, reference))
+        done(1)
+    if ratio:  # so that the distortion that a stream states is the divergence that was measured
+        basis = _restated(basis, float(np.exp(np.mean(np.log(ratio)))))
+        made["measured over predicted divergence"] = f"{np.exp(np.mean(np.log(ratio))):.3f} (spread {np.exp(np.std(np.log(ratio))):.2f})"
+    table = zip(SHARES, np.mean(klt, 0), np.mean(entropy, 0), strict=True)
+    made["divergence klt / entropy by share of raw"] = "; ".join(f"{share:g}: {a:.5f} / {b:.5f}" for share, a, b in table)
+    return basis, choices(SHARES, np.array(klt), np.array(entropy))
+
+
+def _restated(basis: Basis, factor: float) -> Basis:
+    from dataclasses import replace
+
+    return replace(basis, nats=basis.nats * factor, digest="")
+
+
+def _seen(bench: Bench, codec: Codec, basis: Basis, samples: Sequence[QualitySample]) -> Seen:
+    """What the coefficients of some prompts turn out to be."""
+    from abkt.codec.klt.coder import KltCoder
+
+    found = Seen()
     for sample in samples:
-        moved += sensitivity(bench, sample, done)
-        stream = codec.encode(bench.engine.pool, bench.sent, len(sample.prompt), coder="entropy")
-        if stream.header.levels.size:
-            levels.append(stream.header.levels.reshape(*shape[:2], -1)[..., :: max(1, stream.header.cells.shape[2] // model.kv_heads)])
-    relative = np.maximum(moved / max(moved.mean(), 1e-30), FLOOR)
-    settled = np.median(levels, axis=0).astype(np.uint8)
-    made = {"prompts": str(len(samples)), "kinds": ", ".join(sorted({s.kind for s in samples})), "noise": str(NOISE)}
-    trials = {gamma: Cuts("trial", codec, seen(Calibration(model.name, gamma, relative, settled))) for gamma in GAMMAS}
-    found = [rises(bench, sample, trials, done) for sample in samples]
-    mean = {gamma: float(np.mean([value for of in found for value in of[gamma]])) for gamma in GAMMAS}
-    gamma = min(mean, key=lambda g: (mean[g], g))
-    made |= {"rise in nll by gamma": ", ".join(f"{g}: {r:.4f}" for g, r in mean.items())}
-    return Calibration(model.name, gamma, relative, settled, made)
-
-
-def sensitivity(bench: Bench, sample: QualitySample, done: Callable[[int], None] = lambda count: None) -> np.ndarray:
-    """[layers, kinds, kv_heads]: divergence of the logits for noise of NOISE in one head's K or V, divided by NOISE."""
-    held = bench.prefill(sample)
-    model, data = held.pool.layout.model, held.pool.data
-    reference = bench.logits(sample, [(0, _copy(held, bench.sent))]).log_softmax(-1)
-    found = np.zeros((model.layers, model.kv_kinds, model.kv_heads))
-    blocks = held.pool.layout.blocks_for(held.tokens)
-    places, rows = list(np.ndindex(found.shape)), bench.rows_for(sample)
-    for start in range(0, len(places), rows):
-        heads = places[start : start + rows]
-        for table, (layer, kind, head) in zip(bench.tables, heads, strict=False):
-            x = held.pool.read(bench.sent, layer, held.tokens)[kind][head].double()
-            deviation = (x - x.mean(0)).square().mean().sqrt()
-            generator = torch.Generator().manual_seed(layer * 1000 + kind * 100 + head)
-            size = (blocks, held.pool.layout.block_tokens, model.head_dim)
-            noise = torch.randn(size, generator=generator) * float(deviation) * NOISE**0.5
-            data[table] = data[bench.sent]
-            data[table[:blocks], layer, kind, head] += noise.to(data.dtype)
-        for place, logits in zip(heads, bench.logits_of(sample, len(heads)), strict=True):
-            moved = F.kl_div(logits.log_softmax(-1), reference, reduction="none", log_target=True).sum(-1).mean()
-            found[place] = float(moved) / NOISE
-        done(len(heads))
+        held = bench.prefill(sample)
+        importance = held.importance.tokens(held.pool, held.table, held.tokens)
+        cells = codec.cells(held.tokens, 8, "klt")
+        KltCoder(basis, importance, found).encode(held.pool.data, cells.coded_table(held.table), cells)
     return found
 
 
-def rises(bench: Bench, sample: QualitySample, trials: dict[float, Cuts], done: Callable[[int], None]) -> dict[float, list[float]]:
-    """For each trial, the rise in negative log-likelihood at each of BITS, with its weights."""
-    held = bench.prefill(sample)
-    answers, target = torch.tensor(sample.answers[1:]), torch.tensor(sample.continuation[1:])
+def _klt_divergences(
+    bench: Bench, codec: Codec, basis: Basis, held: Held, sample: QualitySample, reference: torch.Tensor, shares: Sequence[float]
+) -> list[tuple[float, float]]:
+    """(divergence, stated distortion) where a klt stream is cut at each share of the raw bytes; inf where it has no such cut."""
+    model = codec.layout.model
+    facts = Calibration(
+        model.name, 0.0, np.ones((model.layers, 2, model.kv_heads)), np.zeros((model.layers, 2, model.kv_heads), np.uint8), basis=basis
+    )
+    own = Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=facts)
+    importance = held.importance.tokens(held.pool, held.table, held.tokens)
+    stream = own.encode(held.pool, held.table, held.tokens, coder="klt", importance=importance)
+    found = []
+    for share in shares:
+        cut = stream.curve.cut_within(share * held.tokens * model.kv_bytes_per_token)
+        fits = stream.ends[cut] <= share * held.tokens * model.kv_bytes_per_token
+        put = partial(own.expand, stream.prefix(cut), held.pool)
+        found.append((_divergence(bench, sample, put, reference), stream.curve.distortion[cut]) if fits else (float("inf"), 1.0))
+    return found
 
-    def nll(put: Callable[[list[int]], object]) -> float:
-        logits = bench.logits(sample, [(0, put)]).log_softmax(-1)
-        return float(-logits[answers, target[answers]].mean())
 
-    def of(method: Cuts) -> Iterator[float]:
-        stream = method.stream(held)
-        for bits in BITS:
-            cut = stream.slope.cut_within(stream.uniform.bytes[stream.uniform.cut_of_bits(bits)])
-            yield nll(partial(method.codec.expand, stream.prefix(cut), held.pool)) - raw
+def _entropy_divergences(bench: Bench, codec: Codec, held: Held, sample: QualitySample, reference: torch.Tensor) -> list[float]:
+    own = Codec(codec.layout, tile_tokens=codec.tile_tokens, rope_theta=codec.rope_theta)
+    stream = own.encode(held.pool, held.table, held.tokens, coder="entropy")
+    found = []
+    for share in SHARES:
+        budget = share * held.tokens * codec.layout.model.kv_bytes_per_token
+        cut = stream.curve.cut_within(budget)
+        put = partial(own.expand, stream.prefix(cut), held.pool)
+        found.append(_divergence(bench, sample, put, reference) if stream.ends[cut] <= budget else float("inf"))
+    return found
+
+
+def _divergence(bench: Bench, sample: QualitySample, put: Callable[[list[int]], object], reference: torch.Tensor) -> float:
+    logits = bench.logits(sample, [(0, put)]).log_softmax(-1)
+    return float(F.kl_div(logits, reference, reduction="none", log_target=True).sum(-1).mean())
+
+
+GAMMAS = (0.0, 0.5)  # exponents of the cells' importance; 0: no weights at all
+
+
+def _exponent(
+    bench: Bench, codec: Codec, plain: Calibration, held_out: Sequence[QualitySample], done: Callable[[int], None], made: dict[str, str]
+) -> float:
+    """The exponent of importance for the order of the fixed and the entropy coder. All heads count the same, and an exponent other than 0
+    must be better on average and at every one of BITS."""
+    found: dict[float, list[list[float]]] = {gamma: [] for gamma in GAMMAS}
+    for sample in held_out:
+        held = bench.prefill(sample)
+        reference = bench.logits(sample, [(0, _copy(held, bench.sent))]).log_softmax(-1)
+        for gamma in GAMMAS:
+            facts = Calibration(plain.model, gamma, plain.sensitivity, plain.levels)
+            own = Codec(codec.layout, tile_tokens=codec.tile_tokens, rope_theta=codec.rope_theta)
+            stream = Cuts("trial", own, seen(facts) if gamma else lambda held, cells: None).stream(held)
+            cuts = [stream.slope.cut_within(stream.uniform.bytes[stream.uniform.cut_of_bits(bits)]) for bits in BITS]
+            found[gamma].append([_divergence(bench, sample, partial(own.expand, stream.prefix(cut), held.pool), reference) for cut in cuts])
             done(1)
+    means = {gamma: np.mean(rows, 0) for gamma, rows in found.items()}
+    made["divergence by exponent, fixed coder at 1, 2, 3 bits"] = "; ".join(
+        f"{g:g}: {', '.join(f'{v:.5f}' for v in m)}" for g, m in means.items()
+    )
+    return safest(means)
 
-    raw = nll(_copy(held, bench.sent))
-    return {gamma: list(of(method)) for gamma, method in trials.items()}
+
+def safest(means: dict[float, np.ndarray]) -> float:
+    """The exponent with the least mean logarithm of its divergences among those that are at no rate worse than none (0)."""
+    able = [gamma for gamma, found in means.items() if gamma == 0 or (found <= means[0.0]).all()]
+    return min(able, key=lambda gamma: (float(np.log(np.maximum(means[gamma], 1e-9)).mean()), gamma))
+
+
+def _levels(bench: Bench, codec: Codec, samples: Sequence[QualitySample]) -> np.ndarray:
+    """Levels of differences of tokens for the entropy coder: the median of what it chooses on two prompts."""
+    model = codec.layout.model
+    found = []
+    for sample in samples[:2]:
+        bench.prefill(sample)
+        stream = codec.encode(bench.engine.pool, bench.sent, len(sample.prompt), coder="entropy")
+        if stream.header.levels.size:
+            shape = (model.layers, model.kv_kinds, -1)
+            found.append(stream.header.levels.reshape(shape)[..., :: max(1, stream.header.cells.shape[2] // model.kv_heads)])
+    none = np.zeros((model.layers, model.kv_kinds, model.kv_heads), dtype=np.uint8)
+    return np.median(found, axis=0).astype(np.uint8) if found else none
 
 
 def _copy(held: Held, source: list[int]) -> Callable[[list[int]], None]:

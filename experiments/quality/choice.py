@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.quality.methods import Held, Method
 from experiments.quality.peers import failure, peers, reasons
+from experiments.quality.rivals import CALIBRATED
+
+KLT = ("ours_klt", "ours_klt-flat", "klt", "klt-flat")
 
 
 def check(names: Sequence[str], own: Mapping[str, Method]) -> None:
@@ -15,6 +18,10 @@ def check(names: Sequence[str], own: Mapping[str, Method]) -> None:
             raise ValueError(
                 f"codec {name}: {reasons()[name]}; leave it out, or install it (`pip install abkt[peers]` has all but lmcache)"
             )
+        if name in CALIBRATED and name not in own:
+            raise ValueError(f"codec {name} calibrates on texts; give calibration_texts=FILE_OR_FOLDER, or leave it out")
+        if name in KLT and name not in own:
+            raise ValueError(f"codec {name} needs a calibration with a klt basis; give calibration=FILE of this model, or calibrate=true")
         if name != "all" and name not in {**own, **peers()}:
             raise ValueError(f"codec {name} is unknown; there are {', '.join({**own, **peers()})}, and all")
 

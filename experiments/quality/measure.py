@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from abkt.codec.importance import Importance
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine
+from experiments.quality.dropping import kept_logits
 from experiments.quality.methods import Held, Method, RatePoint
 from experiments.quality.samples import QualitySample
 
@@ -30,6 +31,7 @@ class QualityOutcome:
     kl, worst_kl : divergence of the logits from those after raw KV: mean, and mean over the worst 1 % of tokens.
     right, raw_right : share of answers that the model gives itself.
     right_near, right_far : the same for answers whose source is in the nearer and in the farther half of the prompt.
+    agreement : share of the continuation's tokens for which the model's choice is the one after raw KV.
     diverged_at : first token of the continuation where the model's choice differs (the length if none does).
     nmse : squared error of KV over its squared deviation from channel means, mean over layers and K, V.
     attention_error : squared error over squared length of the attention output of the last queries, mean over layers.
@@ -61,6 +63,7 @@ class QualityOutcome:
     right_to_512: float = float("nan")
     right_to_1024: float = float("nan")
     right_to_2048: float = float("nan")
+    agreement: float = float("nan")
 
 
 DISTANCES = (128, 256, 512, 1024, 2048)
@@ -92,6 +95,13 @@ class Bench:
                 found.append(self.engine.score(rest[start:stop], row))
         return torch.cat(found)
 
+    def logits_of_kept(self, sample: QualitySample, point: RatePoint) -> torch.Tensor:
+        """As logits, after a method that leaves tokens out."""
+        point.put(self.received)
+        assert point.kept is not None
+        kv = [self.engine.pool.read(self.received, layer, len(sample.prompt)) for layer in range(self.engine.layout.model.layers)]
+        return kept_logits(self.engine.model, kv, point.kept, list(sample.continuation[:-1]))
+
     def rows_for(self, sample: QualitySample) -> int:
         """How many copies to score in one pass: as many as there are, while their logits stay below MOST_LOGITS values."""
         of_row = len(sample.continuation) * (self.engine.layout.model.vocabulary or 1)
@@ -101,10 +111,17 @@ class Bench:
         """As logits, after the KV that lies in the first `rows` tables, in one pass: [rows, tokens - 1, vocabulary]."""
         return self.engine.score_rows(sample.continuation[:-1], [SequenceRow(table, len(sample.prompt)) for table in self.tables[:rows]])
 
-    def outcomes(self, index: int, sample: QualitySample, methods: Sequence[Method]) -> Iterator[QualityOutcome]:
+    def outcomes(
+        self, index: int, sample: QualitySample, methods: Sequence[Method], answers_only: bool = False
+    ) -> Iterator[QualityOutcome]:
+        """The outcomes of each method at each of its rates, method after method. The prompt is prefilled once.
+
+        answers_only: leave out, to save time, the squared errors of KV and attention (they are nan then), and the replay of a coarse start
+        of the embedded methods that is refined after REFINED_AFTER tokens.
+        """
         held = self.prefill(sample)
         layers = held.pool.layout.model.layers
-        source = [torch.stack(held.pool.read(self.sent, layer, held.tokens)).double() for layer in range(layers)]
+        source = [torch.stack(held.pool.read(self.sent, layer, held.tokens)).double() for layer in range(layers) if not answers_only]
 
         def put_raw(table: list[int]) -> None:
             held.pool.data[table] = held.pool.data[self.sent]
@@ -114,7 +131,7 @@ class Bench:
             points = list(method.points(held))
             for point in points:
                 yield self._outcome(index, sample, held, source, method.name, point.rate, point, [(0, point.put)], reference)
-            for coarse, fine in refinements(points):
+            for coarse, fine in () if answers_only else refinements(points):
                 rate = f"{coarse.rate} then {fine.rate}"
                 schedule = [(0, coarse.put), (REFINED_AFTER, fine.put)]
                 yield self._outcome(index, sample, held, source, method.name, rate, fine, schedule, reference)
@@ -123,7 +140,7 @@ class Bench:
         self, index: int, sample: QualitySample, held: Held, source: list[torch.Tensor], method: str, rate: str, point: RatePoint,
         schedule: list[tuple[int, Callable[[list[int]], object]]], reference: torch.Tensor,
     ) -> QualityOutcome:  # fmt: skip
-        logits = self.logits(sample, schedule)
+        logits = self.logits(sample, schedule) if point.kept is None else self.logits_of_kept(sample, point)
         target = torch.tensor(sample.continuation[1:])
         answers = torch.tensor(sample.answers[1:])
         ours, theirs = logits.log_softmax(-1), reference
@@ -136,13 +153,14 @@ class Bench:
         near = answers & ~far
         worst = kl.sort(descending=True).values[: max(1, len(kl) // 100)]
         received = [torch.stack(held.pool.read(self.received, layer, held.tokens)).double() for layer in range(len(source))]
+        by_distance = [_share(right, answers & (distance > low) & (distance <= high)) for low, high in pairwise((0, *DISTANCES))]
         return QualityOutcome(
             index, sample.kind, held.tokens, method, rate, point.wire_bytes, held.tokens * held.pool.layout.model.kv_bytes_per_token,
             nmse(source, received), attention_error(held, source, received),
             float(-ours[answers, target[answers]].mean()), float(-theirs[answers, target[answers]].mean()),
             float(kl.mean()), float(worst.mean()), _share(right, answers), _share(raw_right, answers),
             int(other[0]) if len(other) else len(kl), _share(right, near), _share(right, answers & far), point.distortion,
-            *(_share(right, answers & (distance > low) & (distance <= high)) for low, high in pairwise((0, *DISTANCES))),
+            *[*by_distance, float((choice == raw_choice).float().mean())],
         )  # fmt: skip
 
 
@@ -156,7 +174,10 @@ def refinements(points: Sequence[RatePoint]) -> list[tuple[RatePoint, RatePoint]
 
 
 def nmse(source: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> float:
-    """Squared error over squared deviation from channel means. source, received: [kinds, heads, tokens, channels] for each layer."""
+    """Squared error over squared deviation from channel means. source, received: [kinds, heads, tokens, channels] for each layer.
+    nan for no layers."""
+    if not source:
+        return float("nan")
     parts = []
     for x, y in zip(source, received, strict=True):
         spread = (x - x.mean(2, keepdim=True)).square().sum((1, 2, 3))
@@ -165,7 +186,9 @@ def nmse(source: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> fl
 
 
 def attention_error(held: Held, source: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> float:
-    """Squared error over squared length of the attention output of the prompt's last queries, mean over layers."""
+    """Squared error over squared length of the attention output of the prompt's last queries, mean over layers; nan for no layers."""
+    if not source:
+        return float("nan")
     found = []
     for layer, (x, y) in enumerate(zip(source, received, strict=True)):
         query, scale = held.importance.queries[layer]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from abkt.codec.baselines import ALL as BASELINES
-from abkt.codec.baselines import CacheGenCodec, Kivi
+from abkt.codec.baselines import LOSSLESS, CacheGenCodec, Kivi
 from abkt.codec.baselines.base import Baseline
 from abkt.codec.calibration import Calibration
 from abkt.codec.cells import BITS, Cells
@@ -35,12 +35,14 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class RatePoint:
     """One rate of a codec. put: writes the received KV into the blocks of another table of the same pool. distortion: distortion that the
-    codec reports, by its own weights; nan for codecs that report none."""
+    codec reports, by its own weights; nan for codecs that report none. kept: [layers, kv_heads, tokens] bool, the tokens that were sent,
+    which alone are seen by later ones; None: all."""
 
     rate: str
     wire_bytes: int
     put: Callable[[list[int]], object]
     distortion: float = float("nan")
+    kept: torch.Tensor | None = None
 
 
 class Method(Protocol):
@@ -94,9 +96,12 @@ class Cuts:
     weigh : gives the weights of the cells; if it gives None, all cells weigh the same.
     order : slope cuts at the bytes of the uniform order's whole rates, and at `between` places between two of them by equal ratios
         (twice as many below 1 bit). uniform cuts at the whole rates.
-    coder : fixed or entropy.
+    coder : fixed, entropy or klt, which needs a calibration with a basis.
     nested : False: each depth has its own code, which is sent whole.
     between : number of extra places, see order.
+    rates : cut at these bits instead; between two whole rates the bytes are interpolated by equal ratios. uniform takes only whole ones.
+    shares : cut at these shares of the raw bytes instead.
+    looks : with klt, whether the last queries say how finely each token is coded.
     """
 
     name: str
@@ -106,6 +111,9 @@ class Cuts:
     coder: CoderName = "fixed"
     nested: bool = True
     between: int = 0
+    rates: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
+    looks: bool = True
 
     def points(self, held: Held) -> Iterator[RatePoint]:
         for depth in (8,) if self.nested else BITS[1:]:
@@ -114,6 +122,9 @@ class Cuts:
                 yield RatePoint(rate, stream.ends[cut], self._put(held, stream.prefix(cut)), stream.curve.distortion[cut])
 
     def stream(self, held: Held, depth: int = 8) -> Stream:
+        if self.coder == "klt":
+            seen = held.importance.tokens(held.pool, held.table, held.tokens) if self.looks else None
+            return self.codec.encode(held.pool, held.table, held.tokens, depth, self.order, coder="klt", importance=seen)
         weights = self.weigh(held, self.codec.cells(held.tokens, depth))
         return self.codec.encode(held.pool, held.table, held.tokens, depth, self.order, weights, self.coder)
 
@@ -124,8 +135,15 @@ class Cuts:
         ]
         if not self.nested:
             return {f"{whole[-1][0]:g}": stream.curve.finest}
+        if self.shares:
+            raw = stream.header.cells.tokens * self.codec.layout.model.kv_bytes_per_token
+            return {f"{share:g}": cut for share in self.shares if (cut := stream.slope.cut_within(share * raw))}
         if self.order == "uniform":
-            return {f"{bits:g}": cut for cut, (bits, _) in enumerate(whole, 1)}
+            return {f"{bits:g}": cut for cut, (bits, _) in enumerate(whole, 1) if not self.rates or bits in self.rates}
+        if self.rates:
+            known, sizes = zip((0.0, stream.uniform.bytes[0]), *whole)
+            wanted = np.exp(np.interp(self.rates, known, np.log(sizes)))
+            return {f"{bits:g}": cut for bits, budget in zip(self.rates, wanted, strict=True) if (cut := stream.slope.cut_within(budget))}
         budgets = [whole[-1]]
         for (a, b), (c, d) in pairwise([(0.0, stream.uniform.bytes[0]), *whole]):
             parts = (self.between + 1) * (2 if c <= 1 and self.between else 1)  # the curve is steepest there
@@ -167,7 +185,24 @@ def shuffled(calibration: Calibration | None) -> Weigh:
     return weigh
 
 
-ABLATIONS = ("flat", "flat-entropy", "position-only", "head-only", "shuffled", "no-prediction", "not-nested")
+def by_position(gamma: float) -> Weigh:
+    """Weights by the last queries to the power gamma, all heads alike."""
+
+    def weigh(held: Held, cells: Cells) -> torch.Tensor:
+        model = held.pool.layout.model
+        shape = (model.layers, model.kv_kinds, model.kv_heads)
+        alike = Calibration(model.name, gamma, np.ones(shape), np.zeros(shape, dtype=np.uint8))
+        return held.importance.weights(held.pool, held.table, cells, alike)
+
+    return weigh
+
+
+REAL_BITS = (1.0, 1.5, 2.0, 3.0, 4.0)
+"""Rates at which the codec without a transform is compared on real models."""
+REAL_SHARES = (0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25)
+"""Shares of raw at which the codec with a transform is."""
+
+ABLATIONS = ("ours_klt-flat", "flat", "flat-entropy", "position-only", "head-only", "shuffled", "no-prediction", "not-nested")
 
 
 def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
@@ -187,10 +222,21 @@ def methods(codec: Codec, calibration: Calibration | None) -> dict[str, Method]:
         Cuts("shuffled", codec, shuffled(calibration)),
         Cuts("no-prediction", still, weigh, coder="entropy"),
         Cuts("not-nested", codec, order="uniform", nested=False),
+        Cuts("embedded", codec, weigh, coder="entropy", rates=REAL_BITS),
+        Cuts("embedded-flat", codec, coder="entropy", rates=REAL_BITS),
+        Cuts("embedded-position", codec, by_position(0.5), coder="entropy", rates=REAL_BITS),
+        Cuts("embedded-uniform", codec, order="uniform", coder="entropy", rates=REAL_BITS),
         Message(CacheGenCodec("cachegen2", coarseness=2.0)),
         Message(Kivi("kivi3", 3)),
     )
-    return {method.name: method for method in (*ours, *(Message(baseline) for baseline in BASELINES))}
+    if calibration and calibration.basis:
+        ours = (
+            *ours,
+            Cuts("klt", codec, coder="klt", shares=REAL_SHARES),
+            Cuts("klt-flat", codec, coder="klt", shares=REAL_SHARES, looks=False),
+        )
+        ours = (*ours, Cuts("ours_klt", codec, coder="klt", between=3), Cuts("ours_klt-flat", codec, coder="klt", between=3, looks=False))
+    return {method.name: method for method in (*ours, *(Message(baseline) for baseline in (*BASELINES, *LOSSLESS)))}
 
 
 def _without_differences(codec: Codec) -> Calibration:

@@ -1,4 +1,4 @@
-"""Outcomes in a file, one JSON line for each prompt, so that a run that was stopped can resume."""
+"""Outcomes in a file, one JSON line for each prompt and method, so that a run that was stopped can resume, also with more methods."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SavedOutcomes:
     ----------
     folder : an existing folder, or one that `begin` makes.
     settings : all that an outcome depends on, as text.
-    done : outcomes by number of the prompt. An unfinished last line is dropped.
+    done : outcomes by number of the prompt and name of the method. An unfinished last line is dropped.
 
     Raises
     ------
@@ -33,7 +33,7 @@ class SavedOutcomes:
 
     folder: Path
     settings: Mapping[str, str]
-    done: dict[int, list[QualityOutcome]] = field(init=False)
+    done: dict[tuple[int, str], list[QualityOutcome]] = field(init=False)
 
     def __post_init__(self) -> None:
         stand = self.folder / "settings.json"
@@ -53,11 +53,12 @@ class SavedOutcomes:
             with self._path.open("r+b") as file:
                 file.truncate(kept.rfind(b"\n") + 1)
 
-    def add(self, number: int, outcomes: Sequence[QualityOutcome]) -> None:
-        """Append the outcomes of a prompt; they are on the disk when this returns."""
-        self.done[number] = list(outcomes)
+    def add(self, number: int, method: str, outcomes: Sequence[QualityOutcome]) -> None:
+        """Append the outcomes of a method on a prompt; they are on the disk when this returns."""
+        self.done[number, method] = list(outcomes)
+        row = {"prompt": number, "method": method, "outcomes": [asdict(outcome) for outcome in outcomes]}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"prompt": number, "outcomes": [asdict(outcome) for outcome in outcomes]}) + "\n")
+            file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -65,13 +66,13 @@ class SavedOutcomes:
     def _path(self) -> Path:
         return self.folder / FILE
 
-    def _read(self) -> Iterator[tuple[int, list[QualityOutcome]]]:
+    def _read(self) -> Iterator[tuple[tuple[int, str], list[QualityOutcome]]]:
         lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n") if self._path.exists() else []
         for number, line in enumerate(lines[:-1], 1):  # after the last line break is nothing, or an unfinished line
             try:
                 read = json.loads(line)
                 if any(set(row) != COLUMNS for row in read["outcomes"]):
                     raise ValueError("it has other columns")
-                yield int(read["prompt"]), [QualityOutcome(**row) for row in read["outcomes"]]
+                yield (int(read["prompt"]), str(read["method"])), [QualityOutcome(**row) for row in read["outcomes"]]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self._path}, line {number} is no line of this version: {error}; give another out") from None

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from abkt.capacity import Capacity
+from abkt.policy.view import CoderName
 from abkt.profile import schema
 from abkt.ranges import OutOfRange, bound, check_seed
 from abkt.records import SLO
-from experiments.adaptation.comparison import Comparison, compare_within_bounds
+from experiments.adaptation.comparison import Comparison, Contest, compare_within_bounds
+from experiments.adaptation.outcome import Margin
 from experiments.adaptation.page import write_report
 from experiments.adaptation.rivals import Aim
-from experiments.adaptation.worlds import World, real, simulated
+from experiments.adaptation.worlds import World, lone_ttft_s, real, simulated
 from experiments.lib.config import STRICT, PolicyConfig, ProfilePath
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network, network_files
@@ -22,6 +25,7 @@ from experiments.lib.progress import bar
 from experiments.lib.results import read_json, write_json
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import TraceWorkload, Workload, read_workload
+from experiments.study.load import two_digits
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -30,14 +34,16 @@ if TYPE_CHECKING:
     from abkt.serve import LocalClusterSpec
     from sim.workload.requests import Request
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptationConfig:
     """ours: policies that take bounds of distortion, by name. bits: mean bits per value of the fixed rates. target, refine: see Aim.
 
-    receivers: decode nodes; several of them share the prefill node's link, in the simulator alone.
+    receivers: decode nodes; several of them share the prefill node's link, in the simulator alone. coders, rows: see Contest.
+    parts: whether the first of ours also runs without each of its parts. slo_factor: the TTFT limit, in times of what the longest prompt
+    needs alone, as raw KV over the undisturbed link. margin: see Margin.
     """
 
     world: Literal["simulated", "real"]
@@ -54,7 +60,11 @@ class AdaptationConfig:
     bits: tuple[float, ...]
     target: float
     refine: float
-    slo_share: float
+    coders: tuple[CoderName, ...]
+    parts: bool
+    rows: tuple[str, ...]
+    slo_factor: float
+    margin: Margin
     tpot_s: float
     repeats: int
     seed: int
@@ -63,18 +73,21 @@ class AdaptationConfig:
 
     def __post_init__(self) -> None:
         bound(self, "repeats", least=1, most=10_000)
-        bound(self, "slo_share", above=0, below=1)
+        bound(self, "slo_factor", least=1, most=1000)
         bound(self, "bits", above=0, most=8)
         bound(self, "tpot_s", above=0, infinite=True)
         check_seed(self)
         if not self.bits:
             raise OutOfRange("bits is empty; give the bits of a fixed rate, such as bits=[2]")
+        if not self.coders or len(set(self.coders)) < len(self.coders):
+            raise OutOfRange(f"coders is {list(self.coders)}; give each coder once, such as coders=[fixed,entropy]")
         if not self.ours:
             raise ValueError("adaptation needs a policy in ours")
         bound(self, "receivers", least=1, most=200)
         if self.receivers > 1 and self.world != "simulated":
             raise OutOfRange(f"receivers is {self.receivers}; more than 1 needs world=simulated")
-        Aim(self.target, self.refine)
+        aim = Aim(self.target, self.refine)
+        Contest(*(SLO(1.0, self.tpot_s), self.ours, self.cachegen, self.oracle, aim, self.coders), rows=self.rows)
 
 
 @verb("adaptation")
@@ -83,22 +96,27 @@ def main(config: AdaptationConfig, run: VerbCall) -> None:
     where = "in the simulator" if config.world == "simulated" else "on real processes"
     print(
         f"plan: {config.repeats} times {len(repeats[0])} requests, network {run.choices['network']}, {where}; "
-        f"{', '.join(config.ours)} against fixed rates of {', '.join(f'{bits:g}' for bits in config.bits)} bits, cachegen and an oracle"
+        f"{', '.join(config.ours)} against rivals "
+        f"within the distortion of {', '.join(f'{bits:g}' for bits in config.bits)} bits"
     )
     spec = cluster_spec(config)
     known = schema.load(config.profile) if config.profile else None
     config.out.mkdir(parents=True, exist_ok=True)
     aim = Aim(config.target, config.refine)
     with ExitStack() as stack:
-        world, scout, facts = _worlds(config, spec, known, repeats, stack)
-        comparisons = [
-            compare_within_bounds(
-                *(world, config.repeats, bits, config.ours, config.cachegen, config.oracle, aim, config.slo_share),
-                slo=SLO(1.0, config.tpot_s),
-                scout=scout,
-            )
-            for bits in config.bits
-        ]
+        world, scout, alone_s, facts = _worlds(config, spec, known, repeats, stack)
+        coders = measured(config.coders, schema.load(config.out / "profile.json"))
+        slo = SLO(two_digits(config.slo_factor * alone_s), config.tpot_s)
+        longest = max(r.isl for requests in repeats for r in requests)
+        print(
+            f"SLO: TTFT {slo.ttft_s:g} s, {config.slo_factor:g} times the {alone_s:.2f} s of a lone request of {longest:,} tokens, "
+            f"sent raw over the undisturbed link of {1000 * config.network.gbps:g} Mbit/s"
+        )
+        contest = Contest(
+            *(slo, config.ours, config.cachegen, config.oracle, aim, coders, config.margin, config.repeats), config.parts, config.rows
+        )
+        comparisons = [compare_within_bounds(world, contest, bits, scout) for bits in config.bits]
+    facts |= {"slo": {"ttft_s": slo.ttft_s, "factor": config.slo_factor, "alone_s": alone_s}, "coders": list(coders)}
     told = {"world": config.world, "repeats": config.repeats, "requests": sum(len(requests) for requests in repeats), **facts}
     compared = {"comparisons": [comparison.plain() for comparison in comparisons]}
     write_json(config.out / "adaptation.json", {"schema_version": SCHEMA_VERSION, "network": run.choices["network"], **told, **compared})
@@ -106,6 +124,16 @@ def main(config: AdaptationConfig, run: VerbCall) -> None:
     write_manifest(run, [*traces, *network_files(config.network), config.out / "profile.json"])
     show(run.choices["network"], comparisons)
     print(f"report: {write_report(config.out, run.choices['network'], told, comparisons, read_json(config.out / 'manifest.json'))}")
+
+
+def measured(coders: Sequence[CoderName], profile: Profile) -> tuple[CoderName, ...]:
+    """The coders that the profile has measured; says which are left out. Raises ValueError, one line, if none is left."""
+    known = tuple(coder for coder in coders if coder == "fixed" or profile.has_codec(coder))
+    if not known:
+        raise ValueError(f"the profile has measured none of the coders {', '.join(coders)}; run `abkt profile` again")
+    if left_out := [coder for coder in coders if coder not in known]:
+        print(f"coders that the profile has not measured are left out: {', '.join(left_out)}")
+    return known
 
 
 def _requests(workload: Any, seed: int, repeat: int) -> list[Request]:
@@ -129,8 +157,11 @@ def cluster_spec(config: AdaptationConfig) -> LocalClusterSpec:
 
 def _worlds(
     config: AdaptationConfig, spec: LocalClusterSpec, known: Profile | None, repeats: Sequence[Sequence[Request]], stack: ExitStack
-) -> tuple[World, World, dict[str, Any]]:
-    """The world to compare in, the simulator for the search of levels, and facts about the world. Measures a profile if none is known."""
+) -> tuple[World, World, float, dict[str, Any]]:
+    """The world to compare in, the simulator for the search of settings, the TTFT of the longest prompt alone, and facts about the world.
+
+    Measures a profile if none is known.
+    """
     from abkt.serve import LocalCluster
     from experiments.lib.profiling import profile_machine
     from experiments.study.twin import simulated_cluster
@@ -139,8 +170,11 @@ def _worlds(
     profile.save(config.out / "profile.json")
     network, capacity = config.network, config.network.capacity()
     scout = simulated(simulated_cluster(spec, profile, capacity, shared=network.senders > 1, delay_s=network.delay_s), repeats)
+    undisturbed = Capacity.constant(network.gbps * 1e9 / 8)
+    alone = simulated_cluster(replace(spec, prefill=1, decode=1), profile, undisturbed, delay_s=network.delay_s)
+    alone_s = lone_ttft_s(alone, max(r.isl for requests in repeats for r in requests))
     if config.world == "simulated":
-        return scout, scout, {}
+        return scout, scout, alone_s, {}
     from experiments.lib.real_network import real_network
     from experiments.models.prompts import prompts_for
 
@@ -149,15 +183,17 @@ def _worlds(
     shown = stack.enter_context(bar("requests"))
     prompts = [prompts_for(requests, config.model_folder, config.seed + i) for i, requests in enumerate(repeats)]
     measured = real(cluster, profile, capacity, prompts, lambda: shown.progress.advance(shown.task))
-    return measured, scout, {"pacing": over.pacing, **over.facts}
+    return measured, scout, alone_s, {"pacing": over.pacing, **over.facts}
 
 
 def show(network: str, comparisons: Sequence[Comparison]) -> None:
-    from experiments.adaptation.page import answers_table, lines, overall, rows_table, where
+    from experiments.adaptation.page import answers_table, lines, overall, pairs_table, rows_table, where
     from experiments.report.terminal import show_lines, show_table, show_verdict
 
     for comparison in comparisons:
         show_table(rows_table(comparison), where(network, comparison))
+        for name in comparison.against:
+            show_table(pairs_table(comparison, name), f"{name} against the others")
         show_lines(lines(comparison))
     show_table(answers_table(network, comparisons), "who wins")
     show_verdict(overall(network, comparisons))

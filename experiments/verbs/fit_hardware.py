@@ -1,4 +1,4 @@
-"""`abkt fit-hardware`: fit published kernel tables with the few coefficients of conf/kernels."""
+"""`abkt fit-hardware`: fit published kernel tables with the few coefficients of conf/kernels. One folder for each engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from abkt.profile.kernels import GpuKernels
 from experiments.lib.config import STRICT
 from experiments.lib.results import write_text
 from experiments.lib.verb import VerbCall, verb
-from experiments.published.kernel_tables import fit_gpu
+from experiments.published.kernel_tables import ENGINES, fit_gpu
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -23,14 +23,17 @@ HEAD = """# Written by `abkt fit-hardware`: fits of kernel times to the tables o
 
 @dataclass(frozen=True, slots=True)
 class FitHardwareConfig:
-    """data: a folder with one subfolder of tables for each of `gpus`."""
+    """data: a folder with one subfolder of tables for each of `gpus`. engines: whose kernels are fitted."""
 
     data: Path
     gpus: list[str]
+    engines: list[str]
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
+        if unknown := set(self.engines) - set(ENGINES):
+            raise ValueError(f"engines has {min(unknown)}; there are {', '.join(ENGINES)}")
         for gpu in self.gpus:
             if not (self.data / gpu).is_dir():
                 raise ValueError(f"{self.data / gpu} is not a folder of kernel tables; choose data=DIR and gpus=[NAME,…]")
@@ -38,10 +41,10 @@ class FitHardwareConfig:
 
 @verb("fit-hardware")
 def main(config: FitHardwareConfig, run: VerbCall) -> None:
-    fits = {gpu: fit_gpu(config.data / gpu) for gpu in config.gpus}  # fit all of them before writing the first
-    for gpu, kernels in fits.items():
-        write_text(config.out / f"{gpu}.yaml", as_yaml(kernels))
-        print(f"{gpu}: " + ", ".join(f"{name} {error:.1%}" for name, error in errors(kernels).items()))
+    fits = {(engine, gpu): fit_gpu(config.data / gpu, engine) for gpu in config.gpus for engine in config.engines}
+    for (engine, gpu), kernels in fits.items():  # all of them are fitted before the first is written
+        write_text(config.out / engine / f"{gpu}.yaml", as_yaml(kernels))
+        print(f"{engine} on {gpu}: " + ", ".join(f"{name} {error:.1%}" for name, error in errors(kernels).items()))
     print(f"results: {config.out}")
 
 

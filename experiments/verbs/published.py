@@ -1,4 +1,4 @@
-"""`abkt published`: the simulator's costs against published servers and transfers, as two tables."""
+"""`abkt published`: the simulator's costs against published servers, transfers and curves of compressed KV, as tables."""
 
 from __future__ import annotations
 
@@ -10,48 +10,51 @@ from abkt.profile.roofline import GpuSpec
 from abkt.spec import ModelSpec
 from experiments.lib.compose import compose
 from experiments.lib.config import STRICT, read
-from experiments.lib.curves import load_curves
 from experiments.lib.progress import bar
 from experiments.lib.results import write_text
 from experiments.lib.verb import VerbCall, verb
-from experiments.published import links as published_links
-from experiments.published import servers as published_servers
-from experiments.published.loop import as_engines_run
+from experiments.published import codecs, kvserve, links, servers
+from experiments.published.rows import read_rows
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-MODELS = {"meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b", "Qwen/Qwen3-32B": "qwen3-32b"}
-SERVING = "measured_serving_h100.csv.gz"
-
 
 @dataclass(frozen=True, slots=True)
 class PublishedConfig:
-    """hardware: the GPU of the servers, with kernels. simulate: also run each server in the simulator."""
+    """data: folder of the files. servers: tables of measured servers in it, of any GPU in conf/hardware. kvserve: folder of KVServe's
+    figures; null: without them."""
 
-    hardware: GpuSpec
     data: Path
-    simulate: bool
-    curves: Path
+    servers: tuple[Path, ...]
+    kvserve: Path | None
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @verb("published")
 def main(config: PublishedConfig, run: VerbCall) -> None:
-    models = {path: read(ModelSpec, compose("simulate", [f"model={name}"]).config["model"]) for path, name in MODELS.items()}
-    rows = published_servers.read_servers(config.data / SERVING, models, config.hardware)
-    servers = published_servers.as_markdown(rows, run_all(config, rows, models) if config.simulate else None)
-    links = published_links.as_markdown(config.data)
-    for name, module, tables in (("servers", published_servers, servers), ("links", published_links, links)):
+    tables = {"servers": (servers, _servers(config)), "links": (links, links.as_markdown(config.data))}
+    tables["codecs"] = (codecs, codecs.as_markdown(*_codecs()))
+    if config.kvserve is not None:
+        tables["kvserve"] = (kvserve, kvserve.as_markdown(kvserve.reproduce(config.kvserve)))
+    for name, (module, text) in tables.items():
         assert module.__doc__ is not None
-        write_text(
-            config.out / f"published_{name}.md", f"# Published {name}\n\nWritten by `abkt published`.\n\n{module.__doc__}\n{tables}\n"
-        )
-        print(tables)
+        write_text(config.out / f"published_{name}.md", f"# Published {name}\n\nWritten by `abkt published`.\n\n{module.__doc__}\n{text}\n")
+        print(text)
     print(f"results: {config.out}")
 
 
-def run_all(config: PublishedConfig, rows: published_servers.Servers, models: dict[str, ModelSpec]) -> published_servers.Servers:
-    with bar("simulated servers", total=len(rows.rows)) as shown:
-        return as_engines_run(rows, models, config.hardware, load_curves(config.curves), lambda: shown.step(""))
+def _codecs() -> tuple[list[GpuSpec], ModelSpec]:
+    composed = [compose("simulate", [f"hardware={name}", "model=llama-3.1-8b"]).config for name in ("h100", "rtx_pro_6000", "b200")]
+    return [read(GpuSpec, one["hardware"]) for one in composed], read(ModelSpec, composed[0]["model"])
+
+
+def _servers(config: PublishedConfig) -> str:
+    rows, left = read_rows(config.data / name for name in config.servers)
+    rows, unfit = servers.fitting(rows)
+    fitted = any(row.system == servers.FITTED_ON for row in rows)
+    with bar("stepped servers", total=len(rows) * (4 if fitted else 1)) as shown:
+        ships = servers.shipped(rows, lambda: shown.step(""))
+        measured = servers.response(rows, lambda: shown.step("")) if fitted else None
+    return servers.as_markdown(ships, measured, left | unfit)

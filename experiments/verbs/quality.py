@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from pydantic import ConfigDict
 
+    from abkt.codec.baselines.calibrated.kv import CalibrationKV
     from abkt.codec.calibration import Calibration
     from abkt.codec.codec import Codec
     from experiments.quality.gates import Gate
@@ -36,6 +39,10 @@ class QualityConfig:
     tokens: int
     tile_tokens: int
     texts: Path | None
+    passages: dict[str, Path]
+    retrieval: tuple[str, ...]
+    calibration_texts: Path | None
+    calibration_prompts: int
     calibration: FilePath | None
     calibrate: bool
     trials: bool
@@ -47,10 +54,11 @@ class QualityConfig:
         bound(self, "samples", least=1, most=1_000_000)
         bound(self, "tokens", least=64, most=1 << 24)
         bound(self, "tile_tokens", least=1, most=1 << 20)
+        bound(self, "calibration_prompts", least=1, most=10_000)
         check_seed(self)
 
 
-@verb("quality", resumes=("outcomes.jsonl", "settings.json"))
+@verb("quality", resumes=("outcomes.jsonl", "settings.json", "calibration_kv.safetensors"))
 def main(config: QualityConfig, run: VerbCall) -> None:
     import pandas as pd
 
@@ -58,6 +66,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     from abkt.codec.codec import Codec
     from abkt.serve.engine.compute_dtype import compute_dtype
     from abkt.serve.engine.engine import Engine, read_spec, rope_theta
+    from abkt.serve.engine.model_folder import fingerprint
     from abkt.spec import KVLayout
     from experiments.lib.curves import save_quality
     from experiments.lib.manifest import write_manifest
@@ -65,10 +74,13 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     from experiments.lib.results import write_json
     from experiments.models.tokenizer import bos_ids, needed_tokenizer, passage_ids
     from experiments.quality import gates
-    from experiments.quality.choice import check, choose
+    from experiments.quality.calibrate import FITTED, HELD_OUT
+    from experiments.quality.choice import KLT, check, choose
+    from experiments.quality.kinds import kinds_of
     from experiments.quality.lowbit import verdicts
     from experiments.quality.measure import Bench
     from experiments.quality.methods import ABLATIONS, methods
+    from experiments.quality.rivals import dropping, rivals
     from experiments.quality.samples import read_texts, samples
     from experiments.quality.saved import SavedOutcomes
 
@@ -79,7 +91,16 @@ def main(config: QualityConfig, run: VerbCall) -> None:
         raise ValueError(f"model {spec.name} has no tokenizer, so it cannot be given text; put its tokenizer into {config.model_folder}")
     before = () if texts is None else bos_ids(needed_tokenizer(config.model_folder))
     asked = list(samples(config.samples, config.tokens, config.seed, texts, recalls, before))
-    others = list(samples(max(2, config.samples // 2), config.tokens, config.seed + 1, texts, recalls, before)) if config.calibrate else []
+    if config.passages or config.retrieval:
+        kinds = kinds_of(config.samples, config.tokens, config.seed, config.passages, config.retrieval, config.model_folder)
+        asked = list(kinds)
+    wanted = FITTED + HELD_OUT if texts is not None else max(2, config.samples // 2)
+    if not config.calibrate:
+        others = []
+    elif config.calibration_texts:
+        others = list(calibration_samples(config, wanted))
+    else:
+        others = list(samples(wanted, config.tokens, config.seed + 1, texts, recalls, before))
     again = trials(config, recalls) if config.trials else []
     longest = max(len(s.prompt) + len(s.continuation) for s in (*asked, *again, *others))
     if longest > spec.max_tokens:
@@ -89,9 +110,13 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     layout = KVLayout(spec, (1 + copies) * (-(-longest // 16) + 1))
     calibration = load(config.calibration) if config.calibration else None
     codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=rope_theta(config.model_folder), calibration=calibration)
-    check(config.codecs, methods(codec, calibration))
+    if calibration:
+        calibration.check_files(fingerprint(config.model_folder))
+    fitted = dropping() | (rivals(lambda: calibration_of(config)) if config.calibration_texts else {})
+    named = [name for name in config.codecs if not (config.calibrate and name in KLT)]
+    check(named, methods(codec, calibration) | fitted)
     dtype = compute_dtype(spec.dtype)
-    left = [index for index in range(len(asked)) if index not in saved.done]
+    left = [index for index in range(len(asked)) if index not in {prompt for prompt, _ in saved.done}]
     first = f"a calibration on {len(others)} others first; " if others else ""
     print(
         f"plan: {len(asked)} prompts of {config.tokens} tokens on {spec.name}, {len(asked) - len(left)} measured already; {first}"
@@ -103,39 +128,46 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     if config.calibrate:
         calibration = calibrated(config, bench, codec, others)
         codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=codec.rope_theta, calibration=calibration)
-    chosen, left_out = choose(config.codecs, methods(codec, calibration), map(bench.prefill, (asked[0], *again)))
+        check(config.codecs, methods(codec, calibration) | fitted)
+    known = methods(codec, calibration) | fitted
+    chosen, left_out = choose(config.codecs, known, map(bench.prefill, (asked[0], *again)))
     for name, reason in left_out.items():
         print(f"left out: {name}, because {reason}")
+    missing = {index: [m for m in chosen if (index, m.name) not in saved.done] for index in range(len(asked))}
+    left = [index for index, methods_left in missing.items() if methods_left]
     pace = Pace(len(left) or 1)
     with bar("prompts", len(left)) as progress:
         for done, index in enumerate(left, 1):
-            saved.add(index, list(bench.outcomes(index, asked[index], chosen)))
+            outcomes = bench.outcomes(index, asked[index], missing[index], answers_only=bool(config.passages))
+            for method, found in groupby(outcomes, attrgetter("method")):
+                saved.add(index, method, list(found))
             progress.update(done, len(left))
             if said := pace.add(1):
                 print(f"{done} of {len(left)} prompts: {said}", flush=True)
-    frame = pd.DataFrame([asdict(outcome) for index in sorted(saved.done) for outcome in saved.done[index]])
+    frame = pd.DataFrame([asdict(outcome) for key in sorted(saved.done) for outcome in saved.done[key]])
     frame.to_parquet(config.out / "outcomes.parquet", index=False)
     means = gates.table(frame)
     means.to_csv(config.out / "rates.csv", index=False)
-    found = gates.gates(frame)
-    write_json(config.out / "gates.json", gates.as_rows(found))
+    laws = gates.gates(frame)
+    write_json(config.out / "gates.json", gates.as_rows(laws))
     save_quality(gates.library(frame, calibration.digest if calibration else ""), config.out / "curves.json")
     borne = verdicts(bench, again, [method for method in chosen if method.name not in ABLATIONS])
     write_json(config.out / "trials.json", {"left_out": left_out, "verdicts": [asdict(verdict) for verdict in borne]})
     write_manifest(run, [config.model_folder / "config.json"])
-    _show(means, found, borne)
+    _show(means, laws, borne)
     print(f"quality: {config.out}")
 
 
 def calibrated(config: QualityConfig, bench: Bench, codec: Codec, others: Sequence[QualitySample]) -> Calibration:
     """The calibration of this run: read where an earlier part of the run has made it, else made now."""
     from abkt.codec.calibration import load
+    from abkt.serve.engine.model_folder import fingerprint
     from experiments.lib.progress import Pace, bar
     from experiments.quality.calibrate import calibrate, passes
 
-    path = config.out / "calibration.json"
-    if path.exists():
-        return load(path)
+    for path in (config.out / "calibration.safetensors", config.out / "calibration.json"):
+        if path.exists():
+            return load(path)
     total = passes(codec.layout.model, len(others))
     pace, count = Pace(total), 0
     with bar("calibrate", total) as progress:
@@ -147,16 +179,60 @@ def calibrated(config: QualityConfig, bench: Bench, codec: Codec, others: Sequen
             if said := pace.add(scored):
                 print(f"calibrate: {said}", flush=True)
 
-        made = calibrate(bench, codec, others, done)
-    made.save(path)
+        made = calibrate(bench, codec, others, done, fingerprint(config.model_folder))
+    made.save(config.out / ("calibration.safetensors" if made.basis else "calibration.json"))
+    for name, value in made.about.items():
+        print(f"calibrate: {name}: {value}")
     return made
 
 
+def calibration_samples(config: QualityConfig, count: int) -> Iterator[QualitySample]:
+    """The first `count` prompts of the calibration texts, the same for every codec that calibrates."""
+    import numpy as np
+
+    from experiments.models.tokenizer import bos_ids, needed_tokenizer
+    from experiments.quality.kinds import ids_of
+    from experiments.quality.samples import AFTER, text
+
+    assert config.calibration_texts
+    tokenizer = needed_tokenizer(config.model_folder)
+    ids = ids_of("calibration", config.calibration_texts, tokenizer)
+    for i in range(count):
+        yield text(np.random.default_rng((1, i)), ids, config.tokens, AFTER, bos_ids(tokenizer))
+
+
+def calibration_of(config: QualityConfig) -> CalibrationKV:
+    """The KV and Fisher information of the calibration texts: read where an earlier part of the run has made them, else made now."""
+    from abkt.codec.baselines.calibrated.kv import load
+    from experiments.lib.progress import Pace, bar
+    from experiments.quality.calibration_kv import calibration_kv
+
+    path = config.out / "calibration_kv.safetensors"
+    if path.exists():
+        return load(path)
+    count = config.calibration_prompts
+    of = list(calibration_samples(config, count))
+    pace, made = Pace(count), 0
+    with bar("calibration texts", count) as progress:
+
+        def done(texts: int) -> None:
+            nonlocal made
+            made += texts
+            progress.update(made, count)
+            if said := pace.add(texts):
+                print(f"calibration texts: {said}", flush=True)
+
+        found = calibration_kv(config.model_folder, of, done)
+    found.save(path)
+    return found
+
+
 def settings(config: QualityConfig) -> dict[str, str]:
-    """All that an outcome depends on. A run can only resume with the same settings; more samples go beside those that are there."""
+    """All that an outcome depends on. A run can only resume with the same settings; more samples and codecs go beside those there."""
     from experiments.lib.manifest import file_hash
 
-    kept = {key: str(getattr(config, key)) for key in ("codecs", "tokens", "tile_tokens", "texts", "calibrate", "seed")}
+    kept = {key: str(getattr(config, key)) for key in ("tokens", "tile_tokens", "texts", "passages", "retrieval", "calibrate", "seed")}
+    kept |= {key: str(getattr(config, key)) for key in ("calibration_texts", "calibration_prompts")}
     weights = sorted(path.name for path in config.model_folder.glob("*.safetensors"))
     calibration = file_hash(config.calibration) if config.calibration else ""
     return kept | {"model": file_hash(config.model_folder / "config.json"), "weights": ", ".join(weights), "calibration": calibration}

@@ -46,7 +46,7 @@ def main(config: SimulateConfig, run: VerbCall) -> None:
     made = manifest(run, simulation_files(config))
     write_json(run.out / "manifest.json", made)
     title = f"Simulation of {words.plural(len(requests), 'request')}, bitrate {chosen['bitrate']}"
-    report = RunReport(title, plan, summary, config.slo, RANGES[simulation.cluster.prefill[0].profile.source])
+    report = RunReport(title, plan, summary, config.slo, RANGES[simulation.nodes.all[0].costs.profile.source])
     show_run(report)
     if config.plot:
         print(f"report: {write_run(run.out, report, made)}")

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 
-from simpy.events import Event
-
 from abkt.ranges import bound, check_seed
-from sim.clock import Wake
 from sim.network.flows import Flow, Link, Network
+from sim.timers import Process, Wake
 
 CHECK_EVERY = 1000  # arrivals between two checks of whether only background traffic is left
 
@@ -115,7 +113,7 @@ class Traffic:
             rate = background.load * capacity / background.sizes.mean_bytes / background.burst
             network.clock.process(self._arrivals(path, rate, Random(f"{background.seed} {index}")))
 
-    def _arrivals(self, path: tuple[Link, ...], rate_per_s: float, random: Random) -> Generator[Event, None, None]:
+    def _arrivals(self, path: tuple[Link, ...], rate_per_s: float, random: Random) -> Process:
         clock, draw = self.network.clock, self.background.sizes.draw
         wake = Wake(clock, background=True)
         arrived = 0
@@ -127,7 +125,7 @@ class Traffic:
             for _ in range(self.background.burst):
                 clock.process(self._flow(path, draw(random.random())))
 
-    def _flow(self, path: tuple[Link, ...], size_bytes: float) -> Generator[Event, None, None]:
+    def _flow(self, path: tuple[Link, ...], size_bytes: float) -> Process:
         flow = Flow(self.network.clock, path, size_bytes, lambda passed, seconds: size_bytes, end=Wake(self.network.clock, background=True))
         self.network.join(flow)
         yield flow.end

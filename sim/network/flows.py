@@ -13,13 +13,11 @@ Not modelled: packets, TCP's slow start and losses, propagation delay (a transfe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from simpy.events import Event
-
 from abkt.capacity import Capacity
-from sim.clock import Clock, Wake
+from sim.timers import Process, Timers, Wake
 
 FULL = 1e-12  # a link with at most this share of its capacity left counts as full; larger than rounding errors
 
@@ -70,7 +68,7 @@ class Link:
 
     __slots__ = ("bytes_per_s", "capacity", "change_s", "flows", "name", "share", "wake")
 
-    def __init__(self, clock: Clock, name: str, capacity: Capacity) -> None:
+    def __init__(self, clock: Timers, name: str, capacity: Capacity) -> None:
         self.name = name
         self.capacity = capacity
         self.bytes_per_s, self.change_s = capacity.at(clock.now)
@@ -110,7 +108,7 @@ class Flow:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: Timers,
         path: tuple[Link, ...],
         target_bytes: float,
         on_rate: Callable[[float, float], float],
@@ -168,7 +166,7 @@ class Network:
     clock : simulated time.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Timers) -> None:
         self.clock = clock
 
     def link(self, name: str, capacity: Capacity) -> Link:
@@ -209,7 +207,7 @@ class Network:
         link.set_share(self.clock.now, share)
         self._solve((link,))
 
-    def _follow(self, link: Link) -> Generator[Event, None, None]:
+    def _follow(self, link: Link) -> Process:
         """Solve the rates again at each change of the link's capacity, while flows use it."""
         while True:
             yield link.wake

@@ -9,14 +9,12 @@ Not modelled: packets under way when the link goes down; another path around it.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from simpy.events import Event
-
 from abkt.ranges import bound
-from sim.clock import Wake
 from sim.network.flows import Link, Network
+from sim.timers import Process, Wake
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ class LinkFaults:
         if faults:
             network.clock.process(self._run())
 
-    def _run(self) -> Generator[Event, None, None]:
+    def _run(self) -> Process:
         wake = Wake(self.network.clock)
         changes_s = sorted({time_s for fault in self.faults for time_s in (fault.start_s, fault.end_s)} - {math.inf})
         for now_s in changes_s:

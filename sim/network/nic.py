@@ -33,6 +33,6 @@ class NodeNic:
                 self.bytes = 0.0
 
     def per_byte(self, now_s: float) -> float:
-        if self.load > 0:
+        if self.load > 0 and now_s > self.since_s:  # otherwise no byte has passed since the last change
             self.add_load(now_s, 0.0)
         return self.price.per_byte()

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sim.clock import Clock, Wake
 from sim.cost import Costs
 from sim.job import Job
 from sim.node.batch import Batch
 from sim.node.memory import KvMemory
 from sim.node.pace import Pace
 from sim.specs import EngineSpec
+from sim.timers import Timers, Wake
 
 
 class Gpu:
@@ -29,7 +29,7 @@ class Gpu:
     """
 
     def __init__(
-        self, clock: Clock, costs: Costs, pace: Pace, memory: KvMemory, engine: EngineSpec, usd_per_s: float, batch: Batch
+        self, clock: Timers, costs: Costs, pace: Pace, memory: KvMemory, engine: EngineSpec, usd_per_s: float, batch: Batch
     ) -> None:
         self.clock = clock
         self.costs = costs

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from sim.clock import Wake
 from sim.node.prefix import PrefixCache
+from sim.timers import Wake
 
 
 class KvMemory:
@@ -49,7 +49,8 @@ class KvMemory:
         if self.cache is not None:
             self.cache.shrink_to(self.blocks - self.used)
 
-    grow = reserve
+    def grow(self, blocks: int) -> None:
+        self.reserve(blocks)
 
     def wait_for(self, blocks: int, wake: Wake) -> Wake:
         """`wake` fires once the blocks are reserved for it."""

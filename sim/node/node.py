@@ -14,12 +14,9 @@ Not modelled: CUDA streams that overlap codec and passes; attention that is less
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from simpy.events import Event
-
-from sim.clock import Clock
 from sim.cost import Costs
 from sim.job import Job
 from sim.node.batch import Batch
@@ -30,6 +27,7 @@ from sim.node.pace import Pace
 from sim.node.prompts import PromptSide
 from sim.node.reservations import KvReservations
 from sim.specs import EngineSpec
+from sim.timers import Process, Timers
 
 
 class Node:
@@ -64,7 +62,7 @@ class Node:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: Timers,
         name: str,
         costs: Costs,
         pace: Pace,
@@ -141,7 +139,7 @@ class Node:
         if not self.role and self.memory.used == 0 and self.drained is not None and self.at_rest():
             self.drained(self)
 
-    def run(self) -> Generator[Event, None, None]:
+    def run(self) -> Process:
         gpu, prompts, decoding = self.gpu, self.prompts, self.decoding
         clock, wake, batch = gpu.clock, gpu.wake, gpu.batch
         while True:

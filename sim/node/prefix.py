@@ -4,8 +4,11 @@ A hash stands for hash_tokens tokens and all tokens before them, as in Mooncake'
 block counts the requests that use it. Unused blocks are evicted, the least recently used first. Blocks of one prompt are evicted from its
 end, so that the rest is still a prefix. A block that arrived lossy keeps its distortion until a lossless copy replaces it.
 
-Source: Mooncake (FAST'25), section 4; vLLM's automatic prefix caching.
-Not modelled: prefixes of answers, caches in host memory or on disk, copies of prefixes between nodes.
+A host tier holds blocks that were evicted, the least recently used last, until they are used again. A block that is copied back to the GPU
+stays in the tier too.
+
+Source: Mooncake (FAST'25), section 4; vLLM's automatic prefix caching and its offloading to host memory.
+Not modelled: prefixes of answers, caches on disk, copies of prefixes between nodes, the copy to the host (it runs beside the passes).
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ class PrefixCache:
     """One node's prefix cache.
 
     blocks_each: memory blocks that one hash stands for. holders: hash -> all nodes that hold it; shared by the caches of all nodes.
-    owner: the node of this cache.
+    owner: the node of this cache. host_hashes: hashes that the host tier holds at most.
     """
 
-    __slots__ = ("_held", "_idle", "blocks_each", "hash_tokens", "holders", "owner")
+    __slots__ = ("_held", "_host", "_idle", "blocks_each", "hash_tokens", "holders", "host_hashes", "owner")
 
-    def __init__(self, hash_tokens: int, block_tokens: int, holders: dict[int, dict[Any, None]]) -> None:
+    def __init__(self, hash_tokens: int, block_tokens: int, holders: dict[int, dict[Any, None]], host_tokens: int = 0) -> None:
         if hash_tokens % block_tokens:
             raise ValueError(f"hash_tokens is {hash_tokens}; it must be a multiple of the block of {block_tokens} tokens")
         self.hash_tokens = hash_tokens
@@ -31,6 +34,8 @@ class PrefixCache:
         self.holders = holders
         self.owner: Any = None
         self._held: dict[int, list[float]] = {}  # hash -> [users, distortion]
+        self.host_hashes = host_tokens // hash_tokens
+        self._host: OrderedDict[int, float] = OrderedDict()  # hash -> distortion, the least recently used first
         self._idle: OrderedDict[int, None] = OrderedDict()  # blocks without users, the least recently used first
 
     def __len__(self) -> int:
@@ -48,6 +53,20 @@ class PrefixCache:
             if known is None or known[1] > allowed:
                 return count
         return len(hash_ids)
+
+    def match_host(self, hash_ids: tuple[int, ...], first: int, allowed: float = 0.0) -> int:
+        """Number of hashes, from the one at `first` on, that the host tier holds with at most the allowed distortion."""
+        host = self._host
+        for count, block in enumerate(hash_ids[first:]):
+            if host.get(block, 2.0 + allowed) > allowed:
+                return count
+        return len(hash_ids) - first
+
+    def take_from_host(self, hash_ids: tuple[int, ...]) -> float:
+        """Note that these blocks of the host tier are copied to the GPU. Returns their highest distortion."""
+        for block in hash_ids:
+            self._host.move_to_end(block)
+        return max((self._host[block] for block in hash_ids), default=0.0)
 
     def distortion(self, hash_ids: tuple[int, ...]) -> float:
         """Mean distortion of these blocks, which must be held; 0 without blocks."""
@@ -96,13 +115,20 @@ class PrefixCache:
     def shrink_to(self, blocks: int) -> None:
         """Evict unused blocks until the remaining unused ones take at most this many memory blocks."""
         while len(self._idle) * self.blocks_each > blocks:
-            self._evict(self._idle.popitem(last=False)[0])
+            block = self._idle.popitem(last=False)[0]
+            if self.host_hashes:
+                self._host[block] = self._held[block][1]
+                self._host.move_to_end(block)
+                if len(self._host) > self.host_hashes:
+                    self._host.popitem(last=False)
+            self._evict(block)
 
     def clear(self) -> None:
         """Drop all blocks, because the node has lost its memory."""
         for block in list(self._held):
             self._evict(block)
         self._idle.clear()
+        self._host.clear()
 
     def _evict(self, block: int) -> None:
         del self._held[block]

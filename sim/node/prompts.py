@@ -12,13 +12,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from simpy.events import Event
-
-from sim.clock import Wake
 from sim.job import Job
 from sim.node.decoding import DecodeSide
 from sim.node.gpu import Gpu
 from sim.node.reservations import KvReservations
+from sim.timers import Wake
 
 
 class PromptSide:
@@ -129,7 +127,7 @@ class PromptSide:
             return True
         self.reservations.unpin_prompt(job)  # a request must not hold memory while it waits for memory that others hold
         self.blocked = job
-        self.granted.callbacks = [self.unblock]
+        self.granted.waiter = self.unblock
         memory.wait_for(self.reservations.blocks_to_prefill(job), self.granted)
         self.load_changed()
         return False
@@ -142,7 +140,7 @@ class PromptSide:
             self.reservations.hold(job)
             self.reservations.expect(job)
 
-    def unblock(self, _: Event) -> None:
+    def unblock(self) -> None:
         self.take_grant()
         self.gpu.attend()
 
@@ -169,24 +167,25 @@ class PromptSide:
     # -- iterations --------------------------------------------------------------------------------------------------------------
 
     def begin_chunk(self) -> None:
-        """Plan the iteration's time: each part takes its own pass, but there is one overhead, the larger of prefill's and decoding's.
+        """Plan the iteration's time: each part takes its own pass, less what the parts and the decode steps share.
 
         A prompt that begins waits for the worker to take it over first.
         """
-        gpu, batch, now_s, base_s = self.gpu, self.batch, self.clock.now, self.costs.prefill_s(0)
+        gpu, batch, now_s = self.gpu, self.batch, self.clock.now
         chunk = gpu.chunk
-        total_s, encode_s = -base_s * (len(chunk) - 1), 0.0
+        total_s, encode_s = -self.costs.shared_s(len(batch.heap), [tokens for _, tokens in chunk]), 0.0
         begins = any(job.prompt.start_s != job.prompt.start_s for job, _ in chunk)  # NaN: the prompt has not begun
         gpu.handover_s = self.costs.handover_s * self.batch.slowdown if begins else 0.0
         for job, tokens in chunk:
             stage = job.prompt
             if stage.start_s != stage.start_s:
                 stage.start_s = now_s + gpu.handover_s
+            if stage.restored_tokens:  # the copy from host memory goes before the prompt's first pass
+                total_s += stage.restored_tokens * self.costs.kv_bytes_per_token / self.engine.host_bytes_per_s
+                stage.restored_tokens = 0
             total_s += self.prefill_s(stage.computed_tokens + tokens, stage.computed_tokens)
             if stage.computed_tokens + tokens == job.prompt_tokens:
                 encode_s += stage.queued_encode_s
-        if batch.heap:
-            total_s -= min(base_s, gpu.pace.overhead_s)
         gpu.chunk_s, gpu.codec_s = gpu.handover_s + total_s * batch.slowdown, 0.0
         self.busy_until_s = now_s + gpu.chunk_s + batch.leap_s(gpu.leap) + encode_s
         self.load_changed()

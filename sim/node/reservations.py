@@ -39,7 +39,10 @@ class KvReservations:
 
     def cached_tokens(self, hash_ids: tuple[int, ...]) -> int:
         cache = self.memory.cache
-        return cache.match(hash_ids, self.engine.reuse_distortion) * cache.hash_tokens if cache is not None else 0
+        if cache is None:
+            return 0
+        held = cache.match(hash_ids, self.engine.reuse_distortion)
+        return (held + cache.match_host(hash_ids, held, self.engine.reuse_distortion)) * cache.hash_tokens
 
     def pin_prompt(self, job: Job) -> None:
         """Use the cached part of the prompt, which then need not be computed. At least one token is computed."""
@@ -52,6 +55,18 @@ class KvReservations:
             stage.computed_tokens = stage.cached_tokens = len(stage.prefix) * cache.hash_tokens
             if job.pair is None and job.distortion_start == 0:  # cached blocks that arrived over a link may have distortion
                 job.set_distortion(cache.distortion(stage.prefix) * stage.computed_tokens / isl)
+            if cache.host_hashes:
+                self.restore(job, hash_ids)
+
+    def restore(self, job: Job, hash_ids: tuple[int, ...]) -> None:
+        """Copy what follows of the prompt from the host tier, into memory that is reserved as for tokens that are computed."""
+        cache, stage = self.memory.cache, job.prompt
+        assert cache is not None
+        first = len(stage.prefix)
+        restored = hash_ids[first : first + cache.match_host(hash_ids, first, self.engine.reuse_distortion)]
+        stage.restored_tokens = len(restored) * cache.hash_tokens
+        stage.computed_tokens = stage.cached_tokens = stage.computed_tokens + stage.restored_tokens
+        stage.restored_distortion = cache.take_from_host(restored)
 
     def blocks_to_prefill(self, job: Job) -> int:
         """Number of blocks that the prompt needs besides its cached prefix."""
@@ -69,7 +84,8 @@ class KvReservations:
         if cache is None or not job.request.hash_ids:
             return
         hash_ids = cache.full_blocks(job.request.hash_ids, job.request.isl)
-        freed = self.memory.share(hash_ids, len(job.prompt.prefix), cache.worst(job.prompt.prefix))
+        worst = max(cache.worst(job.prompt.prefix), job.prompt.restored_distortion)
+        freed = self.memory.share(hash_ids, len(job.prompt.prefix), worst)
         job.prompt.prefix = hash_ids
         if job.pair is None:
             self.count(0, -freed)
@@ -79,6 +95,8 @@ class KvReservations:
 
     def unpin_prompt(self, job: Job) -> None:
         """Stop using cached blocks for the prompt."""
+        if job.prompt.restored_tokens:
+            job.prompt.restored_tokens, job.prompt.computed_tokens = 0, 0
         if job.prompt.prefix:
             self.memory.unpin(job.prompt.prefix)
             job.prompt.prefix = ()

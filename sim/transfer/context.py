@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from abkt.records import SLO, TransferRecord
-from sim.clock import Clock
 from sim.job import Job
 from sim.network.flows import Network
+from sim.timers import Timers
 from sim.transfer.transport import TransportModel
 
 if TYPE_CHECKING:
@@ -24,10 +24,11 @@ class TransferContext:
     """Shared by all transfers of a cluster.
 
     ended(record): called with each transfer's record once it is final. failed(job, reason): called with a request whose transfer has
-    failed. delay_s: propagation delay between nodes, each way. idle: sender processes that no pair uses.
+    failed. delay_s: propagation delay between nodes, each way. idle: sender processes that no pair uses. least_calls: calls of a coded
+    transfer, however small. prefill_tp: ranks of a prefill node.
     """
 
-    clock: Clock
+    clock: Timers
     network: Network
     slo: SLO
     ended: Callable[[TransferRecord], None]
@@ -36,3 +37,8 @@ class TransferContext:
     usd_per_gb: float = 0.0
     delay_s: float = 0.0
     idle: list[SenderProcess] = field(default_factory=list)
+    least_calls: int = field(init=False)
+    prefill_tp: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.least_calls, self.prefill_tp = self.transport.coded_calls(0.0), self.transport.prefill_tp

@@ -21,6 +21,7 @@ from sim.network.nic import NodeNic
 from sim.transfer.context import TransferContext
 from sim.transfer.pipeline import Pipeline
 from sim.transfer.sender import SenderProcess
+from sim.transfer.transport import FRAME_BYTES
 
 if TYPE_CHECKING:
     from sim.node.node import Node
@@ -30,7 +31,20 @@ if TYPE_CHECKING:
 class NodePair:
     """The path from `source` to `target` over the links of `path`. nics: NICs of the two ends. policy: the pair's own bitrate policy."""
 
-    __slots__ = ("backlog_bytes", "context", "nics", "path", "policy", "queue", "refining", "sender", "sending", "source", "target")
+    __slots__ = (
+        "backlog_bytes",
+        "context",
+        "nics",
+        "path",
+        "policy",
+        "queue",
+        "refining",
+        "sender",
+        "sending",
+        "source",
+        "target",
+        "values_per_token",
+    )
 
     def __init__(
         self,
@@ -47,6 +61,7 @@ class NodePair:
         self.path = path
         self.nics = nics
         self.policy = policy
+        self.values_per_token: int = source.costs.profile.model.values_per_token
         self.backlog_bytes = 0.0  # expected bytes of the queue and of the transfer under way
         self.queue: deque[Job] | None = None  # None while nothing is sent, because most pairs of a large cluster are idle
         self.sender: SenderProcess | None = None
@@ -97,13 +112,15 @@ class NodePair:
     # -- what the transport adds -------------------------------------------------------------------------------------------------
 
     def calls(self, mode: Mode, tokens: int, wire_bytes: float) -> int:
-        transport, source = self.context.transport, self.source
+        context, source = self.context, self.source
         if mode != "raw":
-            return transport.coded_calls(wire_bytes)
-        return transport.raw_calls(source.memory.blocks_for(tokens), source.costs.profile.model)
+            frames = math.ceil(wire_bytes / FRAME_BYTES)
+            return frames if frames > context.least_calls else context.least_calls
+        return context.transport.raw_calls(source.memory.blocks_for(tokens), source.costs.profile.model)
 
     def calls_s(self, calls: int) -> float:
-        return self.source.costs.call_s * self.context.transport.calls_per_rank(calls)
+        ranks = self.context.prefill_tp  # ranks send in parallel, so only the calls of one of them take time
+        return self.source.costs.call_s * (calls if ranks == 1 else -(-calls // ranks))
 
     def limit_bytes_per_s(self, wire_bytes: float, calls: int) -> float:
         context = self.context

@@ -12,13 +12,10 @@ layers that take longer than others; the propagation delay of all groups but the
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from simpy.events import Event
-
-from sim.clock import Wake
 from sim.job import Job
+from sim.timers import Process, Wake
 
 if TYPE_CHECKING:
     from sim.transfer.pair import NodePair
@@ -96,7 +93,7 @@ class Pipeline:
         target.gpu.run_between_iterations(seconds, _nothing)  # this call applies the node's slowdown
 
 
-def encode_during_pass(pipeline: Pipeline) -> Generator[Event, None, None]:
+def encode_during_pass(pipeline: Pipeline) -> Process:
     wake, compute_s, encode_s = Wake(pipeline.clock), pipeline.pass_s / pipeline.groups, pipeline.encode_s()
     for computed in range(1, pipeline.groups):
         yield wake.after(compute_s)

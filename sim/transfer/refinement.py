@@ -17,8 +17,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from simpy.events import Event
-
 from abkt.policy.view import Curve, Refined
 from sim.network.flows import Flow
 from sim.records import delivered_transfer
@@ -84,7 +82,7 @@ class Refinement:
         if not refinement.extends():
             refinement.flow.on_rate = ended_flow
             return None
-        refinement.flow.end.callbacks.append(refinement.reach_cut)
+        refinement.flow.end.waiter = refinement.reach_cut
         refinement.pair.refining.append(refinement)
         refinement.resume()
         return refinement
@@ -125,13 +123,13 @@ class Refinement:
             self.flow.target_bytes = self.curve.bytes[self.cut]
         return self.cut > before
 
-    def reach_cut(self, _: Event) -> None:
+    def reach_cut(self) -> None:
         """Called when the cut is reached or the last byte is acknowledged."""
         flow = self.flow
         if self.sent:
             self.arrive()
             return
-        flow.end.callbacks.append(self.reach_cut)
+        flow.end.waiter = self.reach_cut
         flow.finish(self.clock.now)
         if self.extends():
             flow.aim(flow.target_bytes)
@@ -180,7 +178,7 @@ class Refinement:
 
     def swap(self) -> None:
         if not self.ended:
-            self.swapped_at = self.pair.target.decoding.decoded_tokens(self.job)
+            self.swapped_at = float(self.pair.target.decoding.decoded_tokens(self.job))
 
     def end(self) -> None:
         """The request has its last token or is aborted: stop sending, and make the transfer's final record."""
@@ -189,7 +187,7 @@ class Refinement:
         if math.isnan(self.finish_s):
             self.stop()
             self.flow.end.cancel()
-            self.flow.end.callbacks.clear()
+            self.flow.end.waiter = None
             self.pair.source.prompts.release(job)
         self.pair.target.memory.release(self.blocks)
         if self.sent_bytes() > 0:

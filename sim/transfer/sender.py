@@ -12,13 +12,11 @@ Not modelled: the cost of acknowledging besides its delay; a connection that bre
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from simpy.events import Event
-
-from sim.clock import Wake
 from sim.job import Job
 from sim.records import delivered_transfer
+from sim.timers import Process, Wake
 from sim.transfer.context import TransferContext
 from sim.transfer.refinement import Refinement
 from sim.transfer.transfer import SimulatedTransfer
@@ -46,6 +44,10 @@ class SenderProcess:
         self.pair = pair
         self.wake.after(0.0)
 
+    def aborted(self) -> bool:
+        """Whether the job under way was aborted. It may happen whenever the process waits."""
+        return self.job is None
+
     def abort(self, job: Job) -> bool:
         """Abort the transfer under way, if it is this job's: the process wakes at once and releases it."""
         if job is not self.job:
@@ -69,7 +71,7 @@ class SenderProcess:
         return True
 
 
-def send(sender: SenderProcess) -> Generator[Event, None, None]:
+def send(sender: SenderProcess) -> Process:
     wake, context = sender.wake, sender.context
     delay_s, transport = context.delay_s, context.transport
     while True:
@@ -80,11 +82,11 @@ def send(sender: SenderProcess) -> Generator[Event, None, None]:
             job = queue.popleft()
             if not sender.reserve(job):
                 yield wake
-                if sender.job:
+                if not sender.aborted():
                     job.reservation.reserved = True
-            if delay_s > 0 and sender.job:
+            if delay_s > 0 and not sender.aborted():
                 yield wake.after(pair.one_way_trips() * delay_s)
-            if sender.job is None:
+            if sender.aborted():
                 pair.leave_backlog(job)
                 pair.release(job)
                 continue
@@ -94,7 +96,7 @@ def send(sender: SenderProcess) -> Generator[Event, None, None]:
                 calls_s = pair.calls_s(transfer.calls())
                 if calls_s + delay_s > 0:
                     yield wake.after(calls_s + delay_s)
-            if sender.job is None:
+            if sender.aborted():
                 transfer.give_up("the request was given up")
                 pair.release(job)
                 continue
@@ -110,7 +112,7 @@ def send(sender: SenderProcess) -> Generator[Event, None, None]:
         context.idle.append(sender)
 
 
-def send_groups(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator[Event, None, bool]:
+def send_groups(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator[Any, None, bool]:
     """Send the bytes, group by group. Returns False if there were too many attempts or the request was aborted."""
     wake, pair, transport, job = sender.wake, transfer.pair, transfer.context.transport, transfer.job
     for group in range(transfer.groups):
@@ -118,13 +120,13 @@ def send_groups(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator
             assert job.transfer.pipeline is not None
             if not job.transfer.pipeline.has_group(group, wake):
                 yield wake
-                if sender.job is None:
+                if sender.aborted():
                     return False
         pair.begin_sending()
         transfer.begin(group)
         while True:
             yield wake
-            if sender.job is None:
+            if sender.aborted():
                 transfer.stop()
                 break
             if transfer.stalled():
@@ -133,7 +135,7 @@ def send_groups(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator
                     pair.end_sending()
                     return False
                 yield wake.after(transport.backoff_s + pair.one_way_trips() * transfer.context.delay_s)
-                if sender.job is None:
+                if sender.aborted():
                     break
                 transfer.retry()
             elif transfer.extends():
@@ -141,14 +143,14 @@ def send_groups(transfer: SimulatedTransfer, sender: SenderProcess) -> Generator
             elif lost := transfer.lost_frames():
                 transfer.stop()
                 yield wake.after(transport.retry_s)
-                if sender.job is None:
+                if sender.aborted():
                     break
                 transfer.send_again(lost)
             else:
                 transfer.end()
                 break
         pair.end_sending()
-        if sender.job is None:
+        if sender.aborted():
             return False
     return True
 

@@ -20,10 +20,10 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from abkt.policy.view import Curve, Delivered, GoodputSample, TransferView
-from sim.clock import Wake
 from sim.job import Job
 from sim.network.flows import Flow
 from sim.records import failed_transfer
+from sim.timers import Wake
 from sim.transfer.transport import FRAME_BYTES
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class SimulatedTransfer:
 
     def bits_per_value(self, wire_bytes: int) -> float:
         """Wire bits per KV value of the tokens that were sent."""
-        return 8 * wire_bytes / (self.tokens * self.pair.source.costs.profile.model.values_per_token)
+        return 8 * wire_bytes / (self.tokens * self.pair.values_per_token)
 
     def may_refine(self) -> bool:
         """Whether the policy wanted to send more once decoding has begun."""

@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 
 from abkt.records import SLO, RequestRecord
-from experiments.adaptation.comparison import Comparison, compare_within_bounds
-from experiments.adaptation.rivals import Aim, Bounds, allocated, coarsest_within, finest_levels_within, largest_aim, with_bounds
-from experiments.adaptation.scores import Score, p99, ratio
+from experiments.adaptation.comparison import Comparison, Contest, compare_within_bounds
+from experiments.adaptation.rivals import (
+    Aim,
+    Bounds,
+    allocated,
+    coarsest_within,
+    finest_levels_within,
+    largest_aim,
+    largest_within,
+    with_bounds,
+)
+from experiments.adaptation.scores import Score, difference, p99, ratio, within
 from experiments.adaptation.worlds import World
 
 OURS = {"_target_": "ours", "target_distortion": 0.0, "mean_distortion": 0.0, "max_distortion": 0.0}
@@ -23,10 +32,10 @@ def record(ttft_s: float, distortion: float = 0.0, exposed_s: float = 0.0, outco
     return made
 
 
-def compared(world: World, repeats: int = 1, scout: World | None = None) -> Comparison:
-    """One policy of ours against a fixed rate of 2 bits."""
-    aim, slo = Aim(0.1, math.inf), SLO(1.0, 0.2)
-    return compare_within_bounds(world, repeats, 2.0, {"embedded": OURS}, CACHEGEN, OURS, aim=aim, slo_share=0.9, slo=slo, scout=scout)
+def compared(world: World, repeats: int = 1, scout: World | None = None, ours: dict | None = None, target: float = 0.1) -> Comparison:
+    """Our policies against a fixed rate of 2 bits, with an SLO of 2.5 s."""
+    contest = Contest(SLO(2.5, 0.2), ours or {"embedded": OURS}, CACHEGEN, OURS, Aim(target, math.inf), repeats=repeats)
+    return compare_within_bounds(world, contest, 2.0, scout)
 
 
 def test_bounds_are_of_the_mean_and_of_eight_times_it_at_p99() -> None:
@@ -72,10 +81,9 @@ def test_levels_are_searched_for_in_the_scout_and_not_in_the_world() -> None:
         played.append(bitrate)
         return world(repeat, bitrate, slo)
 
-    made = compare_within_bounds(
-        expensive, 1, 2.0, {"embedded": OURS}, CACHEGEN, OURS, aim=Aim(0.1, math.inf), slo_share=0.9, slo=SLO(1.0, 0.2), scout=world
-    )
-    assert len(played) == len(made.rows) == 5
+    made = compared(expensive, scout=world)
+    assert len(played) == len({repr(bitrate) for bitrate in played})  # and none is run twice
+    assert len(made.rows) - 2 <= len(played) <= len(made.rows)
     assert made.rows == compared(world).rows
 
 
@@ -84,6 +92,7 @@ def test_a_request_that_was_not_completed_has_an_infinite_time() -> None:
     score.add([record(1.0), record(2.0), record(3.0), record(math.nan, outcome="failed")])
     assert score.attainment(2.0) == 0.5
     assert score.row(2.0)["ttft_worst_s"] == math.inf
+    assert "ttft_p99_s" not in score.row(2.0)
     assert score.wire_share == [0.25]
 
 
@@ -98,22 +107,56 @@ def test_the_ratio_of_a_constant_factor_has_no_width() -> None:
         ratio(theirs, theirs[:1], p99)
 
 
+def test_a_p99_of_times_needs_a_hundred_requests_in_every_repeat() -> None:
+    score = Score("any")
+    score.add([record(float(i)) for i in range(1, 101)])
+    assert score.row(50.0)["ttft_p99_s"] == 99.0
+    score.add([record(1.0)] * 99)
+    assert not score.has_p99
+    assert {"ttft_p99_s", "exposed_p99_s"}.isdisjoint(score.row(50.0))
+
+
+def test_the_difference_of_shares_within_the_slo_by_hand() -> None:
+    ours, theirs = [np.array([1.0, 1.0, 1.0, 3.0])] * 3, [np.array([1.0, 1.0, 3.0, 3.0])] * 3
+    assert difference(ours, theirs, within(2.0)) == pytest.approx({"difference": 0.25, "low": 0.25, "high": 0.25})
+
+
+def test_the_largest_aim_within_the_bounds() -> None:
+    """A policy that leaves half of what it aims for may aim for 2 D, and one of which a tenth has 4 times its aim for no more than D."""
+    assert largest_within(Bounds(0.01), lambda aim: [aim / 2] * 100) == pytest.approx(0.02, rel=0.02)
+    assert largest_within(Bounds(0.01), lambda aim: [aim * 0.1] * 90 + [4 * aim] * 10) == pytest.approx(0.02, rel=0.02)  # 8 D at p99
+    assert largest_within(Bounds(0.01), lambda aim: [2 * aim]) is None
+
+
+def kind_of(bitrate: dict) -> tuple[str, dict]:
+    """(class, configuration) of the policy within any choice of coders."""
+    bitrate = bitrate["inner"] if bitrate["_target_"].endswith(".Coded") else bitrate
+    return bitrate["_target_"].rsplit(".", 1)[-1], bitrate
+
+
 def world(repeat: int, bitrate: dict, slo: SLO) -> list[RequestRecord]:
     """A link of 10 bits/s for even requests and 1 bit/s for odd ones. Distortion is 4 ** -bits. Ours spends its bound on odd requests."""
-    kind = bitrate["_target_"].rsplit(".", 1)[-1]
+    kind, policy = kind_of(bitrate)
+    slower = 1.5 if "entropy" in bitrate.get("coders", []) and len(bitrate["coders"]) == 1 else 1.0  # this coder never pays here
     records = []
     for i in range(20):
         slow = i % 2 == 1
         if kind == "Allocated":
-            bits = bitrate["bits"] * (2 if bitrate["order"] == "uniform" else 1)  # a uniform order needs twice the bits
-            distortion = 4.0 ** -bitrate["bits"]
+            bits = policy["bits"] * (2 if policy["order"] == "uniform" else 1)  # a uniform order needs twice the bits
+            distortion = 4.0 ** -policy["bits"]
         elif kind == "cachegen":
-            bits = 2 * (min(bitrate["bits"]) if slow else max(bitrate["bits"]))
+            bits = 2 * (min(policy["bits"]) if slow else max(policy["bits"]))
             distortion = 4.0 ** (-bits / 2)
-        else:
-            distortion = bitrate["mean_distortion"] * (1.9 if slow else 0.1)
+        elif kind == "Equal":
+            distortion = policy["distortion"]
             bits = -math.log(distortion, 4)
-        seconds = bits / (1 if slow else 10)
+        elif kind == "Bounded":
+            distortion = policy["mean_distortion"]
+            bits = -math.log(distortion, 4)
+        else:
+            distortion = policy["mean_distortion"] * (1.9 if slow else 0.1)
+            bits = -math.log(distortion, 4)
+        seconds = slower * bits / (1 if slow else 10)
         records.append(record(1.0 + seconds, distortion, seconds))
     return records
 
@@ -121,16 +164,34 @@ def world(repeat: int, bitrate: dict, slo: SLO) -> list[RequestRecord]:
 def test_a_comparison_by_hand() -> None:
     made = compared(world, repeats=3)
     assert made.bounds.mean == pytest.approx(4.0**-2)
-    assert made.slo_ttft_s == pytest.approx(3.0)  # 1 s and two bits at 1 bit/s
+    assert made.slo_ttft_s == 2.5  # as it was given, whatever the fixed rate needs: 3 s on the slow link
     assert not made.missing
-    assert made.rows["fixed"]["within_slo"] == 1.0
-    assert made.rows["uniform"]["exposed_p99_s"] == pytest.approx(4.0)  # 2 levels of it leave as much, at twice the bits
+    assert made.rows["fixed"]["within_slo"] == 0.5
+    assert made.rows["uniform"]["ttft_worst_s"] == pytest.approx(5.0)  # 2 levels of it leave as much, at twice the bits
     assert made.rows["cachegen"]["distortion_mean"] <= 4.0**-2
+    assert made.rows["equal"]["distortion_mean"] == pytest.approx(4.0**-2)
+    assert made.settings["equal"] == "aims for 1.00 D, fixed"
     exposed_s = -math.log(1.9 * 4.0**-2, 4)
-    assert made.rows["embedded"]["exposed_p99_s"] == pytest.approx(exposed_s)
-    assert made.against["fixed"]["embedded"]["ratio"] == pytest.approx(exposed_s / 2)
-    assert made.against["uniform"]["embedded"]["ratio"] == pytest.approx(exposed_s / 4)
-    assert made.ttft["embedded"]["ratio"] == 1.0
+    assert made.rows["embedded"]["ttft_worst_s"] == pytest.approx(1 + exposed_s)
+    against = made.against["embedded"]
+    assert against["fixed"].within_slo == pytest.approx({"difference": 0.0, "low": 0.0, "high": 0.0})
+    assert (against["fixed"].on_slo, against["fixed"].exposed_p99) == ("tie", None)  # 20 requests have no p99
+    quick_s, slow_s = 1 - math.log(0.1 * 4.0**-2, 4) / 10, 1 + exposed_s
+    assert against["fixed"].ttft_mean["ratio"] == pytest.approx((quick_s + slow_s) / (1.2 + 3))
+    assert against["oracle"].on_ttft == "tie"
+    assert "embedded, fixed coder alone" in against
+    assert against["limit"].on_ttft == "lose"
+
+
+def test_every_rival_gets_the_coder_that_serves_it_best() -> None:
+    def entropy_pays(repeat: int, bitrate: dict, slo: SLO) -> list[RequestRecord]:
+        share = 0.5 if bitrate.get("coders") == ["entropy"] else 1.0
+        return [record(share * r.ttft_s, r.distortion_token_weighted) for r in world(repeat, {**bitrate, "coders": []}, slo)]
+
+    made = compared(entropy_pays, repeats=2)
+    chosen = {name: setting.rsplit(", ", 1)[-1] for name, setting in made.settings.items()}
+    assert {chosen[name] for name in ("fixed", "uniform", "equal", "spend", "cachegen", "limit")} == {"entropy"}
+    assert all(setting.endswith("fixed") for name, setting in compared(world, 2).settings.items() if name in ("fixed", "uniform", "equal"))
 
 
 @pytest.mark.parametrize(("mean", "asked"), [(3.0, 1.0), (2.0, 1.0), (1.5, 0.75), (0.5, 0.25), (0.4, None)])
@@ -142,26 +203,26 @@ def test_the_aim_is_the_largest_with_no_more_distortion_than_another(mean, asked
 
 def asks(repeat: int, bitrate: dict, slo: SLO) -> list[RequestRecord]:
     """A finer aim takes longer. The spender has twice the distortion that it aims for, in half the time."""
-    if "target_distortion" not in bitrate:
+    _, policy = kind_of(bitrate)
+    if "target_distortion" not in policy:
         return world(repeat, bitrate, slo)
-    spends = 2 if bitrate.get("name") == "spender" else 1
-    distortion = spends * bitrate["target_distortion"]
+    spends = 2 if policy.get("name") == "spender" else 1
+    distortion = spends * policy["target_distortion"]
     return [record(1.0 / distortion / spends, distortion)] * 20
 
 
 def test_other_policies_are_compared_with_the_first_at_no_more_distortion() -> None:
-    ours = {"first": OURS, "spender": {**OURS, "name": "spender"}}
-    made = compare_within_bounds(asks, 2, 2.0, ours, CACHEGEN, OURS, aim=Aim(0.5, math.inf), slo_share=0.9, slo=SLO(1.0, 0.2))
+    made = compared(asks, 2, ours={"first": OURS, "spender": {**OURS, "name": "spender"}}, target=0.5)
     assert made.rows["spender"]["distortion_mean"] == pytest.approx(2 * made.rows["first"]["distortion_mean"])
     against = made.even["spender, even"]  # it aims for half, to within a step of the search
     assert 1 - 1.5 / 128 <= against["distortion_mean"]["ratio"] <= 1
-    assert [against[f"ttft_{figure}"]["ratio"] for figure in ("mean", "p99", "worst")] == pytest.approx([0.5] * 3, rel=1.5 / 128)
+    assert [against[f"ttft_{figure}"]["ratio"] for figure in ("mean", "worst")] == pytest.approx([0.5] * 2, rel=1.5 / 128)
     assert made.plain()["even_against_first"] == made.even
 
 
 def test_a_policy_that_breaks_the_bounds_is_named() -> None:
     def careless(repeat: int, bitrate: dict, slo: SLO) -> list[RequestRecord]:
-        return [record(1.0, 0.5)] if bitrate["_target_"] == "ours" else world(repeat, bitrate, slo)
+        return [record(1.0, 0.5)] if kind_of(bitrate)[0] == "ours" else world(repeat, bitrate, slo)
 
     made = compared(careless)
     assert made.missing["embedded"].startswith("breaks the bounds: mean 0.5000")

@@ -117,7 +117,7 @@ def test_an_inconsistent_header_is_refused(case):
         (field(4, "<H", VERSION + 1), f"version {VERSION + 1}; this codec reads version {VERSION}"),
         (field(6, "<B", 5), "depth of 5 bits"),
         (field(7, "<B", 9), "order 9"),
-        (field(8, "<B", 2), "coder 2"),
+        (field(8, "<B", 3), "coder 3"),
         (field(8, "<B", 1), "its fields need"),
         (field(14, "<I", 10**9), "room for 120"),
         (field(14, "<I", 0), "at least 1"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench import simulator
+from experiments.bench import dynamo_peer, simulator
 from experiments.bench.simulator import SimulatorBenchArguments, child, measure
 from experiments.cli import dispatch
 from experiments.lib.errors import RunError
@@ -56,3 +56,39 @@ def test_bad_input_is_refused_in_one_line(tmp_path: Path, capsys: pytest.Capture
     assert dispatch(["bench", "sim", "nodes=1"]) == 2
     with pytest.raises(RunError, match="measurement speed of 0 requests broke: ValueError"):
         child("speed", 0, 1)
+
+
+def test_rows_beside_the_mocker_are_ratios_of_medians() -> None:
+    ours = iter([{"requests_per_cpu_s": rate, "cpu_s": 2.0} for rate in (900.0, 1_000.0, 5_000.0)])
+    theirs = {"round_robin": {"requests_per_cpu_s": 500.0, "cpu_s": 1.0}, "kv_router": {"requests_per_cpu_s": 250.0, "cpu_s": 9.0}}
+    rows = dynamo_peer.rows(lambda: next(ours), theirs.__getitem__, 100, 3, lambda: None)
+    assert [(row.name, row.value, row.yardstick) for row in rows] == [
+        ("requests_per_cpu_s_over_dynamo", 2.0, 1.0),
+        ("requests_per_cpu_s_over_dynamo_kv_router", 4.0, 1.0),
+        ("requests_per_cpu_s_beside_dynamo", 1_000.0, 500.0),
+        ("requests_per_process_cpu_s_beside_dynamo", 50.0, 100.0),
+    ]
+
+
+def test_a_missing_mocker_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ABKT_DYNAMO", "/bin/false")
+    assert dispatch(["bench", "sim", "peer=dynamo", f"out={tmp_path}/out"]) == 2
+    assert "ABKT_DYNAMO=/bin/false is no Python that has ai-dynamo-runtime" in capsys.readouterr().err
+    monkeypatch.setenv("ABKT_DYNAMO", "")
+    monkeypatch.setattr(dynamo_peer, "find_spec", lambda name: None)
+    assert dispatch(["bench", "sim", "peer=dynamo", f"out={tmp_path}/out"]) == 2
+    assert "pip install 'abkt[dynamo]'" in capsys.readouterr().err
+    assert dispatch(["bench", "sim", "peer=vidur", f"out={tmp_path}/out"]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_mocker_completes_every_request() -> None:
+    try:
+        executable = dynamo_peer.python()
+    except ValueError:
+        pytest.skip("ai-dynamo-runtime is not installed")
+    assert dynamo_peer.version().startswith("1.6")
+    assert dynamo_peer.mocker(executable, 50, 2, 10.0, 868, 227, "round_robin")["requests_per_cpu_s"] > 0

@@ -27,6 +27,8 @@ GIVEN = {**{name: ["workload.path=trace.csv"] for name in TRACES}, "servegen": [
 GIVEN |= {"profile": ["hardware.profile=profile.json"], "llama-3.1-70b": ["hardware.gpus=4"]}
 GIVEN["wan_5g"] = ["network.path=drive.parquet"]
 GIVEN["deepseek-v3"] = ["hardware.gpus=32"]
+GIVEN["kimi-k2"] = GIVEN["deepseek-v3"]
+GIVEN["qwen3-235b-a22b"] = GIVEN["minimax-m2.5"] = ["hardware.gpus=8"]
 GIVEN["mixtral-8x7b"] = GIVEN["qwen3-32b"] = GIVEN["llama-3.1-70b"]
 
 
@@ -56,6 +58,9 @@ qwen3-8b,147456
 qwen3-32b,262144
 qwen3-30b-a3b,98304
 mixtral-8x7b,131072
+qwen3-235b-a22b,192512
+minimax-m2.5,253952
+kimi-k2,70272
 deepseek-v3,70272
 gpt-oss-120b,73728
 gpt-oss-20b,49152

@@ -34,6 +34,7 @@ def configs(rate: float, **budget: float) -> dict[str, dict[str, Any]]:
         "int4": made("fixed.Fixed", bits=4),
         "int2": made("fixed.Fixed", bits=2),
         "allocated": made("allocated.Allocated", bits=2.8),
+        "equal": made("equal.Equal", distortion=0.04),
         "lossless": made("lossless.Lossless"),
         "random": made("random.RandomBitrate", seed=3),
         "cachegen": made("cachegen.CacheGen", initial_bytes_per_s=rate, chunk_bytes=5e4),
@@ -45,20 +46,41 @@ def configs(rate: float, **budget: float) -> dict[str, dict[str, Any]]:
     }
     embedded = made("embedded.Embedded", link=link(), **budget)
     capacity = {"_target_": "abkt.capacity.Capacity", "starts_s": [0.0], "bytes_per_s": [rate]}
+    cachegen = plain["cachegen"]
     ours = {
         "embedded": embedded,
+        "embedded_bits": made("embedded.EmbeddedBits", link=link(), bits=2.8, **budget),
         "fleet": made("fleet.Fleet", link=link(), **budget),
         "oracle_bandwidth": made("oracle_bandwidth.OracleBandwidth", link=capacity, **budget),
         "oracle_profile": made("oracle_profile.OracleProfile", inner=embedded),
     }
+    told = {
+        "cachegen_bounded": made("bounded.Bounded", inner=cachegen, **budget),
+        "cachegen_slope": made("bounded.Bounded", inner=cachegen, order="slope", **budget),
+        "cachegen_coded": made("coded.Coded", inner=cachegen, coders=["fixed", "entropy"]),
+        "equal_coded": made("coded.Coded", inner=plain["equal"], coders=["entropy", "fixed"], link=capacity),
+    }
     off = {f"{name}_off": made("off.Off", inner=inner, link=link()) for name, inner in plain.items()}
-    return {**plain, **ours, **off}
+    return {**plain, **ours, **told, **off}
 
 
 POLICIES = configs(LINE)
-OURS = ["embedded", "fleet", "oracle_bandwidth", "oracle_profile"]
+OURS = ["embedded", "embedded_bits", "fleet", "oracle_bandwidth", "oracle_profile"]
+BUDGETED = [*OURS, "cachegen_bounded", "cachegen_slope"]
 OFF = [name for name in POLICIES if name.endswith("_off")]
-ADAPTIVE = [*OURS, *OFF, "cachegen", "lynx", "spectrum", "spectrum of two tiers", "kvserve", "state_machine"]
+ADAPTIVE = [
+    *OURS,
+    *OFF,
+    "cachegen",
+    "cachegen_bounded",
+    "cachegen_slope",
+    "cachegen_coded",
+    "lynx",
+    "spectrum",
+    "spectrum of two tiers",
+    "kvserve",
+    "state_machine",
+]
 every = pytest.mark.parametrize("name", POLICIES)
 
 
@@ -80,6 +102,9 @@ def views(draw) -> TransferView:
         lossless_bytes=7.5e5,
         lossless_encode_s=draw(st.floats(0, 0.2)),
         lossless_expand_s=draw(st.floats(0, 0.2)),
+        entropy_share=draw(st.sampled_from([0.0, 0.7])),
+        entropy_encode_s=draw(st.floats(1e-3, 1.0)),
+        entropy_expand_s=draw(st.floats(1e-3, 1.0)),
         hidden_s=draw(st.sampled_from([0.0, 0.0, 0.3])),
         price=draw(st.one_of(st.just(0.0), st.floats(1e-9, 1e-3))),
         own_slope=draw(st.sampled_from([None, replace(SLOPE.scaled(1e-6), distortion=tuple(d / 2 for d in SLOPE.distortion))])),

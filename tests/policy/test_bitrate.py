@@ -16,7 +16,7 @@ from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.base import bytes_in_time
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.bitrate.fixed import Fixed, Raw
-from abkt.policy.build import RENAMED_KEYS, build
+from abkt.policy.build import RENAMED_KEYS, build, maker
 from abkt.policy.view import Decision, Delivered, GoodputSample, TransferView
 from tests.policy.every import SLOPE, UNIFORM, views
 
@@ -129,3 +129,15 @@ def test_every_renamed_field_exists_on_some_policy() -> None:
     modules = [import_module(m.name) for m in pkgutil.walk_packages(abkt.policy.__path__, "abkt.policy.")]
     fields = {name for module in modules for kind in vars(module).values() for name in getattr(kind, "__dataclass_fields__", ())}
     assert set(RENAMED_KEYS.values()) <= fields
+
+
+def test_a_maker_gives_equal_policies_that_share_no_state() -> None:
+    link = {"_target_": "abkt.policy.bandwidth.Bandwidth", "initial_bytes_per_s": 1e6}
+    config = {"_target_": "abkt.policy.bitrate.embedded.Embedded", "link": link, "target_distortion": 0.001}
+    make = maker(config)
+    one, other = make(), make()
+    assert one == other == build(config)
+    one.observe(1.0, GoodputSample(1e5, 1.0))
+    assert one.estimate_bytes_per_s(1.0) < other.estimate_bytes_per_s(1.0) == 1e6
+    with pytest.raises(ValueError, match="initial_bytes_per_s"):
+        maker({**config, "link": {**link, "initial_bytes_per_s": -1.0}})

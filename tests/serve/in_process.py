@@ -17,7 +17,8 @@ from abkt.capacity import Capacity
 from abkt.serve.commands import StartDecodeRun, StartPrefillRun, SubmitPrompt, WorkerCommand, WorkerConfig
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine
-from abkt.serve.engine.sampling import Choice, Sampling
+from abkt.serve.engine.generation import Sampling
+from abkt.serve.engine.sampling import Choice
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.reports import AttemptFailed, AttemptFinished, WorkerReport
 from abkt.serve.worker.control import Inbox

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from abkt.codec.calibration import Calibration
 from abkt.codec.header import read_header
@@ -15,8 +16,12 @@ from abkt.codec.stream import Stream
 from abkt.policy.view import Decision
 from abkt.profile.expect import expected_view
 from abkt.serve.commands import WorkerConfig
+from abkt.serve.engine.model_folder import fingerprint, read_spec
 from abkt.serve.worker.equipment import equip
+from abkt.serve.worker.layered import LayerGroup
 from abkt.serve.worker.prefill import PrefillWorker
+from abkt.spec import KVLayout
+from tests.codec.klt.conftest import make_basis, make_calibration
 from tests.profile.test_expect import made
 from tests.serve.in_process import FakeControl
 
@@ -70,6 +75,32 @@ def test_a_calibration_of_another_model_is_refused(tiny_model: Path, tmp_path: P
     Calibration("big", 0.5, np.ones((4, 2, 2)), np.zeros((4, 2, 2), dtype=np.uint8)).save(path)
     config = WorkerConfig("p0", "prefill", str(tiny_model), blocks=40, block_tokens=16, max_batch=1, calibration=str(path))
     with pytest.raises(ValueError, match=r"calibration of big has .*\(4, 2, 2\); the pool has \(2, 2, 2\)"):
+        equip(config)
+
+
+def test_the_klt_coder_is_sent_with_the_last_queries_and_only_with_a_calibration_of_these_weights(tiny_model: Path, tmp_path: Path) -> None:
+    layout = KVLayout(read_spec(tiny_model), 40)
+    path = tmp_path / "calibration.safetensors"
+    made = make_calibration(layout, make_basis(layout), fingerprint=fingerprint(tiny_model))
+    made.save(path)
+    config = WorkerConfig("p0", "prefill", str(tiny_model), blocks=40, block_tokens=16, max_batch=1, calibration=str(path))
+    equipment = equip(config)
+    worker, importance, table = PrefillWorker(config, FakeControl(), equipment), Importance(16), list(range(19))
+    equipment.engine.begin([(3 * i) % 2048 for i in range(TOKENS)], table, importance)
+    pool, codec = equipment.engine.pool, equipment.codec
+    source = worker._source(table, TOKENS, Decision("stream", coder="klt"), importance)
+    assert isinstance(source, Stream)
+    seen = importance.tokens(pool, table, TOKENS)
+    assert source.prefix(5) == codec.encode(pool, table, TOKENS, coder="klt", importance=seen).prefix(5)
+    assert source.prefix(5) != codec.encode(pool, table, TOKENS, coder="klt").prefix(5)
+    group = LayerGroup(codec, (1, 2))
+    part = group.encode(pool, table, TOKENS, Decision("stream", coder="klt"), importance)
+    before = pool.data.clone()
+    assert group.expand(memoryview(part.prefix(-1)), pool, table, TOKENS) == pytest.approx(part.curve.distortion[-1])
+    assert torch.equal(pool.data[:, 0], before[:, 0])
+    assert not torch.equal(pool.data[:, 1], before[:, 1])
+    replace(made, fingerprint="0123456789abcdef").save(path)
+    with pytest.raises(ValueError, match=r"\(0123456789abcdef\) was made on other weights than those here"):
         equip(config)
 
 

@@ -10,7 +10,8 @@ import torch
 from abkt.serve.commands import AddPeer
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine, read_spec
-from abkt.serve.engine.sampling import Choice, Sampling
+from abkt.serve.engine.generation import Sampling
+from abkt.serve.engine.sampling import Choice
 from abkt.serve.frontend.prompt import Prompt
 from abkt.spec import KVLayout
 from tests.serve.in_process import Pair, kv_of, pair

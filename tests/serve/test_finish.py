@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from abkt.serve.commands import FinishAttempt
-from abkt.serve.engine.sampling import Sampling
+from abkt.serve.engine.generation import Sampling
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.reports import AttemptFinished, Prefilled, StreamedTokens
 from abkt.serve.worker.control import Log

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from abkt.capacity import Capacity
 from abkt.policy.build import build
 from abkt.serve.commands import CancelAttempt, ChangeRole, FinishAttempt, SubmitPrompt, WithdrawPrompts, WorkerCommand, WorkerConfig
-from abkt.serve.engine.sampling import TokenLogprobs
+from abkt.serve.engine.generation import TokenLogprobs
 from abkt.serve.errors import WorkerDied
 from abkt.serve.frontend.frontend import STARTS, TRIES, Frontend
 from abkt.serve.frontend.open_request import OpenRequest
@@ -174,7 +174,7 @@ class FakeWorker:
         rest: dict[str, Any] = {"swaps": (), "refine_bytes": 0, "refine_finish_s": math.nan}
         self.say(AttemptFinished(attempt_id, **times, tokens=tuple(made), margins=margins, **quality, **rest))
 
-    def watch(self, now_s: float) -> None: ...
+    def watch(self, now_s: float, silence_s: float) -> None: ...
 
     def death(self) -> WorkerDied:
         return WorkerDied(f"worker {self.name} ended")

@@ -12,7 +12,8 @@ from abkt.codec.codec import Codec
 from abkt.kv.pool import Pool
 from abkt.kv.segments import Segments
 from abkt.serve.commands import StartDecodeRun, StartPrefillRun, SubmitPrompt, WorkerConfig
-from abkt.serve.engine.sampling import Choice, Generation
+from abkt.serve.engine.generation import Generation
+from abkt.serve.engine.sampling import Choice
 from abkt.serve.reports import TransferSent
 from abkt.serve.worker.decode import DecodeWorker
 from abkt.serve.worker.equipment import Equipment

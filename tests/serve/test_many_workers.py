@@ -12,7 +12,7 @@ import pytest
 
 from abkt.records import RequestRecord
 from abkt.serve import LocalCluster, LocalClusterSpec, PlannedRoleChange
-from abkt.serve.engine.sampling import Sampling
+from abkt.serve.engine.generation import Sampling
 from abkt.serve.frontend.prompt import Prompt
 from tests.serve.black_hole import BlackHole
 from tests.serve.test_engine import generate

@@ -24,7 +24,7 @@ from abkt.serve.commands import (
     decode_command,
     decode_config,
 )
-from abkt.serve.engine.sampling import Generation, Sampling
+from abkt.serve.engine.generation import Generation, Sampling
 from abkt.serve.messages import NAME, encode
 from abkt.serve.reports import AttemptFailed, BrokenTransfer, Pong, StreamedTokens, WorkerReport, decode_report
 from abkt.spec import ModelSpec

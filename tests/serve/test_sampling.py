@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abkt.serve.engine.sampling import GREEDY, Choice, Generation, Sampling, choose
+from abkt.serve.engine.generation import GREEDY, Generation, Sampling
+from abkt.serve.engine.sampling import Choice, choose
 
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
 

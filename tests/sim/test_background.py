@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from abkt.capacity import Capacity
 from abkt.policy.bitrate.fixed import Raw
 from abkt.policy.routing.round_robin import RoundRobin
-from sim.clock import Clock, Wake
+from sim.clock import Clock
 from sim.cluster import Simulation
 from sim.network.background import Background, FlowSizes, Traffic, read_flow_sizes
 from sim.network.flows import Network
+from sim.timers import Wake
 from sim.workload.requests import Request
 from tests.sim.test_cluster import SLOS, cluster, run
 

@@ -8,8 +8,9 @@ from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.embedded import Embedded
 from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.records import SLO
-from sim.clock import Clock, Wake
+from sim.clock import Clock
 from sim.cluster import Simulation
+from sim.timers import Wake
 from sim.transfer.transport import TransportModel
 from sim.workload.requests import Request
 from tests.sim.test_cluster import cluster

@@ -360,7 +360,7 @@ def test_impossible_clusters_are_refused(profile) -> None:
     with pytest.raises(ValueError, match="no decode node"):
         replace(good, decode=())
     with pytest.raises(ValueError, match="no prefill node"):
-        replace(good, prefill=())
+        run(replace(good, prefill=()), [Request(0, 0.0, 5, 5)])
     with pytest.raises(ValueError, match="same name"):
         replace(good, prefill=good.prefill * 2)
     with pytest.raises(ValueError, match="p0 holds 15 tokens of KV, less than one block"):

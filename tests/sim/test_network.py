@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abkt.capacity import Capacity
-from sim.clock import UNSET, Clock, Wake
+from sim.clock import Clock
 from sim.network.flows import Flow, Link, Network, fair_rates
 from sim.network.link_faults import LinkFault, LinkFaults
+from sim.timers import UNSET, Wake
 
 rates = st.floats(0.1, 1e3)
 

@@ -14,10 +14,10 @@ from tests.test_imports import imports
 FILES = sorted(path for path in (ROOT / "sim").rglob("*.py") if path.name != "__init__.py")
 # What a folder may import of sim at run time, besides itself.
 BELOW = {
-    "workload": {"clock"},
-    "network": {"clock"},
-    "node": {"clock", "cost", "job", "specs"},
-    "transfer": {"clock", "job", "network", "records"},
+    "workload": {"timers"},
+    "network": {"timers"},
+    "node": {"timers", "cost", "job", "specs"},
+    "transfer": {"timers", "job", "network", "records"},
 }
 
 

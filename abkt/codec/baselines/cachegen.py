@@ -35,25 +35,27 @@ def tables(radius: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CacheGenCodec(MessageBaseline):
-    """group: number of tokens that share an anchor. coarseness: multiplies FACTORS, and stands for the paper's levels of quality."""
+    """group: number of tokens that share an anchor. coarseness: multiplies FACTORS, and stands for the paper's levels of quality.
+    factors: for each layer those of K and V, in place of FACTORS (calibrated/cachegen.py fits them)."""
 
     name: str = "cachegen"
     group: int = 10
     coarseness: float = 1.0
+    factors: tuple[tuple[float, float], ...] = ()
 
     def factor(self, layer: int, layers: int, kind: int) -> float:
         """Bin width in units of the deltas' root mean square."""
+        if self.factors:
+            return self.coarseness * self.factors[layer][kind]
         return self.coarseness * FACTORS[layer * 3 // layers] * (1.0 if kind else 0.5)
 
     def pack(self, x: torch.Tensor) -> list[torch.Tensor | bytes]:
         if not x.isfinite().all():
             raise ValueError("KV is not finite; it cannot be coded in CacheGen's bins")
-        anchors = put_tokens(x[..., :: self.group, :], 8)
-        at, rest = _places(x.shape[3], self.group)
-        decoded = take_tokens(
-            Body(b"".join(np.asarray(p).tobytes() for p in anchors)), 8, (*x.shape[:3], -(-x.shape[3] // self.group), x.shape[4])
-        )
-        delta = x[..., rest, :].float() - decoded[..., at, :]
+        if self.factors and (len(self.factors), 2) != tuple(x.shape[:2]):
+            raise ValueError(f"KV of (layers, kinds) = {tuple(x.shape[:2])} does not fit {self.name}, which has {len(self.factors)} layers")
+        anchors, delta = anchored(x, self.group)
+        rest = _places(x.shape[3], self.group)[1]
         if not delta.numel():
             return anchors
         parts = anchors
@@ -87,6 +89,15 @@ class CacheGenCodec(MessageBaseline):
             delta = (torch.from_numpy(symbols).float() - radius).reshape(heads, len(rest), dim) * width
             out[layer, kind][:, rest] = anchors[layer, kind][:, at] + delta
         return out
+
+
+def anchored(x: torch.Tensor, group: int) -> tuple[list[torch.Tensor | bytes], torch.Tensor]:
+    """The arrays of the anchors, and the other tokens' deltas to the decoded anchors, [layers, kinds, heads, others, head_dim]."""
+    anchors = put_tokens(x[..., ::group, :], 8)
+    at, rest = _places(x.shape[3], group)
+    shape = (*x.shape[:3], -(-x.shape[3] // group), x.shape[4])
+    decoded = take_tokens(Body(b"".join(np.asarray(p).tobytes() for p in anchors)), 8, shape)
+    return anchors, x[..., rest, :].float() - decoded[..., at, :]
 
 
 def _places(tokens: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,8 +1,8 @@
 """KIVI (arXiv 2402.02750): K per channel over groups of tokens, V per token over groups of channels, the newest tokens unquantised.
 
-Each group of 32 values has a float16 scale and zero, which cost 1.0 bit per value. Assumptions: tokens that do not fill a group of K stay
-in the pool's dtype, like the paper's residual, so up to 31 more tokens of K than of V do; the last group of V is shorter if 32 does not
-divide head_dim; a latent (MLA) is coded as K.
+Each group of 32 values has a float16 scale and zero, which cost 1.0 bit per value. After prefill of n tokens the authors' code
+(github.com/jy-yuan/KIVI, models/llama_kivi.py) keeps the last n mod 128 tokens of K, and the last 128 of V; so does this. Assumptions: the
+last group of V is shorter if 32 does not divide head_dim; a latent (MLA) is coded as K.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from abkt.codec.bits import pack, packed_bytes, unpack
 
 @dataclass(frozen=True)
 class Kivi(MessageBaseline):
-    """bits: 2 or 4. group: number of values that share a scale. residual: number of newest tokens that stay in the pool's dtype."""
+    """bits: 2 or 4. group: number of values that share a scale. residual: the newest tokens % residual of K and the newest residual tokens
+    of V stay in the pool's dtype; a multiple of group."""
 
     name: str
     bits: int
@@ -27,8 +28,7 @@ class Kivi(MessageBaseline):
 
     def coded(self, tokens: int, kind: int) -> int:
         """How many of the first tokens are quantised."""
-        old = max(0, tokens - self.residual)
-        return old - old % self.group if kind == 0 else old
+        return tokens - tokens % self.residual if kind == 0 else max(0, tokens - self.residual)
 
     def pack(self, x: torch.Tensor) -> list[torch.Tensor | bytes]:
         parts: list[torch.Tensor | bytes] = []

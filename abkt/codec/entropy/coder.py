@@ -39,6 +39,7 @@ class EntropyCoder:
     levels: np.ndarray | None = None
 
     def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> CodedSequence:
+        _only_on_a_cpu(data)
         layers, kinds, heads, _ = cells.shape
         sizes = np.zeros((cells.passes + 1, *cells.shape), dtype=np.int64)
         errors, classes = np.zeros((cells.passes + 1, *cells.shape)), np.zeros(cells.shape, dtype=np.uint8)
@@ -86,6 +87,7 @@ class EntropyCoder:
         return CodedSequence(coded, sizes.reshape(cells.passes + 1, -1), used.reshape(-1), statistics)
 
     def expand(self, prefix: StreamPrefix, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
+        _only_on_a_cpu(data)
         heads = cells.shape[2]
         levels, offsets, sizes = prefix.levels, prefix.offsets, prefix.sizes
         centre, scales, rotates, theta = read_statistics(prefix.statistics, cells, data.dtype, levels)
@@ -154,3 +156,10 @@ def _strips(cells: Cells) -> int:
 
 def _size_dtype(cells: Cells) -> str:
     return "<u2" if max_pass_bytes(cells.tile_tokens, cells.dim) <= 65_535 else "<u4"
+
+
+def _only_on_a_cpu(data: torch.Tensor) -> None:
+    """Raises ValueError for a pool elsewhere: there are no kernels, and a silent trip through the host would take thousands of times longer
+    than the fixed coder."""
+    if data.device.type != "cpu":
+        raise ValueError(f"the entropy coder runs on the CPU, and this pool is on {data.device}: take coder=fixed, or a pool on the CPU")

@@ -1,4 +1,4 @@
-"""The fixed coder: the nested quantiser of quantize.py, its bits packed into slots of fixed sizes. It runs at the speed of memory."""
+"""The fixed coder: the nested quantiser of quantize.py, its bits packed into slots of fixed sizes, without entropy coding."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
               entropy: bytes of each piece, uint32, then the pieces (entropy.py), one for each (layer, kind), of the full blocks
               then the tokens of a last block that is not full, verbatim: [layer, kind, kv_head, token, head_dim]
 
-The fixed code moves at the speed of memory and takes 0.71 of the bytes of bfloat16 KV at best; entropy-coded exponents take about 0.65 of
+The fixed code packs bits and takes 0.71 of the bytes of bfloat16 KV at best; entropy-coded exponents take about 0.65 of
 them, and far more time. With the fixed code, all blocks travel verbatim if K or V of a block is not a multiple of 16 values. Little-endian.
 """
 
@@ -41,7 +41,7 @@ def encode(pool: Pool, table: Sequence[int], tokens: int, coder: CoderName = "fi
     ----------
     pool, table : where the sequence lies; the pool must be on the CPU.
     tokens : how many tokens are coded.
-    coder : fixed runs at the speed of memory; entropy needs fewer bytes, but takes far longer.
+    coder : fixed packs bits; entropy needs fewer bytes, but takes far longer.
 
     Returns
     -------

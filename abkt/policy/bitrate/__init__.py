@@ -10,8 +10,11 @@ from abkt.lazy import exporter
 
 if TYPE_CHECKING:
     from abkt.policy.bitrate.allocated import Allocated
+    from abkt.policy.bitrate.bounded import Bounded
     from abkt.policy.bitrate.cachegen import CacheGen
-    from abkt.policy.bitrate.embedded import Embedded
+    from abkt.policy.bitrate.coded import Coded
+    from abkt.policy.bitrate.embedded import Embedded, EmbeddedBits
+    from abkt.policy.bitrate.equal import Equal
     from abkt.policy.bitrate.fixed import Fixed, Raw
     from abkt.policy.bitrate.fleet import Fleet
     from abkt.policy.bitrate.kvserve import KVServe
@@ -26,8 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Allocated",
+    "Bounded",
     "CacheGen",
+    "Coded",
     "Embedded",
+    "EmbeddedBits",
+    "Equal",
     "Fixed",
     "Fleet",
     "KVServe",
@@ -45,8 +52,12 @@ __getattr__ = exporter(
     __name__,
     {
         "Allocated": "allocated",
+        "Bounded": "bounded",
         "CacheGen": "cachegen",
+        "Coded": "coded",
         "Embedded": "embedded",
+        "EmbeddedBits": "embedded",
+        "Equal": "equal",
         "Fixed": "fixed",
         "Fleet": "fleet",
         "KVServe": "kvserve",

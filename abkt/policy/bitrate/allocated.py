@@ -1,6 +1,6 @@
 """The same mean bits for every request, spent where they remove most distortion. The policy adapts to the cells, not to the link.
 
-`embedded` differs from this policy only by following the link. So comparing the two shows what following the link gains.
+Requests whose KV is harder to code get more distortion; `equal` gives every request the same distortion instead.
 Assumption: the number of bits.
 """
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
+
+from mypy_extensions import mypyc_attr
 
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.view import CoderName, Curve, Decision, Delivered, GoodputSample, Order, Refined, TransferView
@@ -14,6 +15,7 @@ from abkt.ranges import OutOfRange, short
 RAW, LOSSLESS = Decision("raw"), Decision("lossless")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True)
 class Stateless:
     """Base of policies that keep no state and decide from the view alone."""
@@ -31,6 +33,7 @@ class Stateless:
         return math.nan
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True)
 class LinkEstimating:
     """Base of policies that estimate the link to their peer. link: the estimator."""
@@ -60,15 +63,21 @@ def levels(policy: Any) -> None:
         raise OutOfRange(f"bits is {short(policy.bits)}; {'one' if bits is not policy.bits else 'some'} of 2, 4, 8 must be given")
 
 
+_streams: dict[int, Decision] = {}
+
+
 def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, refine_to_cut: int = 0, coder: CoderName = "fixed") -> Decision:
-    """The decision to send a stream up to `cut`, or up to the cut that was already sent if that is finer."""
-    return _stream(order, cut if cut > view.sent_cut else view.sent_cut, depth_bits, refine_to_cut, coder)
+    """The decision to send a stream up to `cut`, or up to the cut that was already sent if that is finer.
 
-
-@lru_cache(maxsize=1 << 14)
-def _stream(order: Order, cut: int, depth_bits: int, refine_to_cut: int, coder: CoderName) -> Decision:
-    """Cached, because many decisions are made and few differ."""
-    return Decision("stream", order, cut, depth_bits, refine_to_cut, coder)
+    Equal decisions are one object, because many are made and few differ.
+    """
+    if cut < view.sent_cut:
+        cut = view.sent_cut
+    key = cut | refine_to_cut << 16 | depth_bits << 32 | (order == "slope") << 40 | (coder == "fixed") << 41
+    known = _streams.get(key)
+    if known is None:
+        known = _streams[key] = Decision("stream", order, cut, depth_bits, refine_to_cut, coder)
+    return known
 
 
 def refinement_cut(curve: Curve, distortion: float) -> int:

@@ -83,6 +83,19 @@ def full_precision_instead(
     return best if in_time else None
 
 
+def stream_is_sooner(bytes_per_s: float, view: TransferView, cut: int) -> bool:
+    """Whether a stream cut here in slope order is usable before full precision, and full precision is not hidden; nothing is sent yet.
+
+    Then full_precision_instead gives None. It is the common case, and cheaper to find out here.
+    """
+    full_s = view.raw_s + view.raw_bytes / bytes_per_s
+    if view.lossless_bytes > 0:
+        lossless_s = view.lossless_encode_s + view.lossless_bytes / bytes_per_s + view.lossless_expand_s
+        if full_s > max(view.hidden_s, lossless_s):
+            full_s = lossless_s
+    return full_s > view.hidden_s and full_s > view.encode_s + view.slope.bytes[cut] / bytes_per_s + view.expand_s
+
+
 def coder_for(bytes_per_s: float, view: TransferView, cut: int) -> CoderName:
     """The coder whose stream, cut here in slope order, is usable first; the fixed coder on ties, and if only it is offered."""
     if not view.entropy_share or view.sent_bytes:

@@ -7,22 +7,26 @@ their knowledge of the link (`link`) and in where they cut.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Protocol
+
+from mypy_extensions import mypyc_attr
 
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.base import bytes_in_time, refinement_cut, stream
-from abkt.policy.bitrate.break_even import coder_for, full_precision_instead, usable_s
+from abkt.policy.bitrate.break_even import coder_for, full_precision_instead, stream_is_sooner, usable_s
 from abkt.policy.bitrate.budget import Budget
 from abkt.policy.view import CoderName, Decision, Delivered, GoodputSample, Refined, TransferView
 from abkt.ranges import bound
 
-LinkT = TypeVar("LinkT")
+
+class Link(Protocol):
+    """What a policy knows of the link to its peer: an estimate (Bandwidth), or the true capacity (Capacity)."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True)
-class Budgeted(ABC, Generic[LinkT]):
+class Budgeted:
     """Base of the policies that cut one embedded stream within a distortion budget.
 
     Parameters
@@ -40,7 +44,7 @@ class Budgeted(ABC, Generic[LinkT]):
     ValueError : if 0 <= target_distortion <= mean_distortion <= max_distortion does not hold.
     """
 
-    link: LinkT
+    link: Link
     target_distortion: float = 0.002
     mean_distortion: float = 0.004
     max_distortion: float = 0.016
@@ -61,12 +65,16 @@ class Budgeted(ABC, Generic[LinkT]):
         refine = self._refine_to(view)
         if view.started:  # the promised cut has arrived; only refinement remains
             return stream(view, "slope", view.sent_cut, refine_to_cut=refine)
-        asked, rate = view.slope.cut_reaching(self.target_distortion), self._planned_bytes_per_s(now_s)
+        asked, rate = self._asked_cut(view), self._planned_bytes_per_s(now_s)
         cut = self._start_cut(now_s, view, asked, rate)
         if view.sent_bytes > 0:
             return stream(view, "slope", cut, refine_to_cut=refine)
-        sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(view, asked, rate))
-        return self._full_precision_instead(now_s, view, stream(view, "slope", asked), sent, rate) or sent
+        sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(now_s, view, asked))
+        return self._full_precision_instead(now_s, view, asked, sent, rate) or sent
+
+    def _asked_cut(self, view: TransferView) -> int:
+        """The cut to send where time allows."""
+        return view.slope.cut_reaching(self.target_distortion)
 
     def _refine_to(self, view: TransferView) -> int:
         return refinement_cut(view.slope, self.refine_distortion)
@@ -80,37 +88,48 @@ class Budgeted(ABC, Generic[LinkT]):
         cut = self._cut_in_time(now_s, view, asked, rate)
         return cut if cut == asked else max(cut, view.slope.cut_reaching(self._budget.allowed()))
 
-    @abstractmethod
     def _cut_in_time(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
         """The finest cut, at most `asked`, that is usable by the deadline; 0 if none is."""
+        raise NotImplementedError
 
-    def _coder(self, view: TransferView, asked: int, rate: float) -> CoderName:
+    def _coder(self, now_s: float, view: TransferView, asked: int) -> CoderName:
         return "fixed"
 
-    @abstractmethod
-    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision, rate: float) -> Decision | None:
-        """Raw or lossless in place of the stream `sent`, if break_even.full_precision_instead chooses it."""
+    def _full_precision_instead(self, now_s: float, view: TransferView, asked: int, sent: Decision, rate: float) -> Decision | None:
+        """Raw or lossless in place of the stream `sent`, if break_even.full_precision_instead chooses it. asked: the cut at the target."""
+        raise NotImplementedError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True)
-class BudgetedEstimate(Budgeted[Bandwidth]):
-    """Base of the budgeted policies that estimate the link. They plan with its low quantile, so that few transfers are late."""
+class BudgetedEstimate(Budgeted):
+    """Base of the budgeted policies that estimate the link; `link` is a Bandwidth.
+
+    They plan with its low quantile, so that few transfers are late.
+    """
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
-        self.link.update(now_s, sample)
+        link: Bandwidth = self.link  # type: ignore[assignment]
+        link.update(now_s, sample)
 
     def estimate_bytes_per_s(self, now_s: float) -> float:
-        return self.link.mean_bytes_per_s(now_s)
+        link: Bandwidth = self.link  # type: ignore[assignment]
+        return link.mean_bytes_per_s(now_s)
 
     def _planned_bytes_per_s(self, now_s: float) -> float:
-        return self.link.low_bytes_per_s(now_s)
+        link: Bandwidth = self.link  # type: ignore[assignment]
+        return link.low_bytes_per_s(now_s)
 
     def _cut_in_time(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
         return min(asked, view.slope.cut_within(bytes_in_time(rate, now_s, view)))
 
-    def _coder(self, view: TransferView, asked: int, rate: float) -> CoderName:
-        return coder_for(rate, view, asked)
+    def _coder(self, now_s: float, view: TransferView, asked: int) -> CoderName:
+        """By the mean of the rate: after a drop the low quantile would choose the slow coder long after the link has recovered."""
+        link: Bandwidth = self.link  # type: ignore[assignment]
+        return coder_for(link.mean_bytes_per_s(now_s), view, asked)
 
-    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision, rate: float) -> Decision | None:
-        left_s = view.deadline_s - now_s
-        return full_precision_instead(lambda decision: usable_s(rate, view, decision), view, asked, sent, view.hidden_s, left_s)
+    def _full_precision_instead(self, now_s: float, view: TransferView, asked: int, sent: Decision, rate: float) -> Decision | None:
+        if stream_is_sooner(rate, view, asked):
+            return None
+        target, left_s = stream(view, "slope", asked), view.deadline_s - now_s
+        return full_precision_instead(lambda decision: usable_s(rate, view, decision), view, target, sent, view.hidden_s, left_s)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mypy_extensions import mypyc_attr
+
 from abkt.policy.bitrate.base import refinement_cut
 from abkt.policy.bitrate.budgeted import BudgetedEstimate
 from abkt.policy.view import TransferView
@@ -23,6 +25,7 @@ from abkt.policy.view import TransferView
 PRICE_BUDGET_SHARE = 0.25
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(slots=True)
 class Fleet(BudgetedEstimate):
     """Deadline cut of an embedded stream, and a common price for all transfers of a NIC.

@@ -11,20 +11,22 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from abkt.capacity import Capacity
+from abkt.policy.bitrate.base import stream
 from abkt.policy.bitrate.break_even import full_precision_instead, stage_costs
 from abkt.policy.bitrate.budgeted import Budgeted
 from abkt.policy.view import Decision, GoodputSample, TransferView
 
 
 @dataclass(slots=True)
-class OracleBandwidth(Budgeted[Capacity]):
-    """link: the true capacity of the link, on the same clock as now_s. For the distortions see Budgeted."""
+class OracleBandwidth(Budgeted):
+    """link: a Capacity, the true capacity of the link, on the same clock as now_s. For the distortions see Budgeted."""
 
     def observe(self, now_s: float, sample: GoodputSample) -> None:
         pass
 
     def estimate_bytes_per_s(self, now_s: float) -> float:
-        return self.link.at(now_s)[0]
+        link: Capacity = self.link  # type: ignore[assignment]
+        return link.at(now_s)[0]
 
     def _cut_in_time(self, now_s: float, view: TransferView, asked: int, rate: float) -> int:
         in_time = bisect_right(
@@ -32,11 +34,11 @@ class OracleBandwidth(Budgeted[Capacity]):
         )
         return max(0, in_time - 1)
 
-    def _full_precision_instead(self, now_s: float, view: TransferView, asked: Decision, sent: Decision, rate: float) -> Decision | None:
+    def _full_precision_instead(self, now_s: float, view: TransferView, asked: int, sent: Decision, rate: float) -> Decision | None:
         return full_precision_instead(
             lambda decision: self._usable_at_s(now_s, view, decision),
             view,
-            asked,
+            stream(view, "slope", asked),
             sent,
             hidden_s=now_s + view.hidden_s,
             deadline_s=view.deadline_s,
@@ -46,4 +48,5 @@ class OracleBandwidth(Budgeted[Capacity]):
     def _usable_at_s(self, now_s: float, view: TransferView, decision: Decision) -> float:
         """The time at which the KV is usable; inf for a mode that is no longer possible."""
         encode_s, wire_bytes, expand_s = stage_costs(view, decision)
-        return self.link.finish_s(now_s + encode_s, wire_bytes) + expand_s if encode_s < math.inf else math.inf
+        link: Capacity = self.link  # type: ignore[assignment]
+        return link.finish_s(now_s + encode_s, wire_bytes) + expand_s if encode_s < math.inf else math.inf

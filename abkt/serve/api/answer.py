@@ -15,7 +15,7 @@ from abkt.serve.api.asked import Asked
 from abkt.serve.api.choice import GrowingChoice, Piece
 from abkt.serve.api.error import ApiError
 from abkt.serve.api.text import Text
-from abkt.serve.engine.sampling import TokenLogprobs
+from abkt.serve.engine.generation import TokenLogprobs
 from abkt.serve.errors import ClusterError
 from abkt.serve.frontend.open_request import OpenRequest
 from abkt.serve.service import Busy, Service

@@ -10,7 +10,7 @@ from typing import Any
 from abkt.serve.api.error import ApiError
 from abkt.serve.api.fields import CHAT, COMPLETION, STREAM_OPTIONS, Fields, shown
 from abkt.serve.api.text import Text
-from abkt.serve.engine.sampling import LOGPROBS_CAP, SEED_CAP, Sampling
+from abkt.serve.engine.generation import LOGPROBS_CAP, SEED_CAP, Sampling
 from abkt.serve.frontend.prompt import Prompt
 
 COMPLETION_TOKENS = 16  # max_tokens of a completion that names none, as in OpenAI's API

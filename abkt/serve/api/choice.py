@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from abkt.serve.api.detokenizer import Detokenizer
 from abkt.serve.api.stop_strings import StopStrings
 from abkt.serve.api.text import Text
-from abkt.serve.engine.sampling import TokenLogprobs
+from abkt.serve.engine.generation import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from abkt.serve.api.choice import Piece
 from abkt.serve.api.text import Text
-from abkt.serve.engine.sampling import TokenLogprobs
+from abkt.serve.engine.generation import TokenLogprobs
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
 

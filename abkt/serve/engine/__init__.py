@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from abkt.serve.engine.attention import SequenceRow
     from abkt.serve.engine.cache import PoolCache
     from abkt.serve.engine.engine import Engine
+    from abkt.serve.engine.generation import Generation, Sampling
     from abkt.serve.engine.model_folder import read_spec
-    from abkt.serve.engine.sampling import Generation, Sampling
 
 __all__ = ["Engine", "Generation", "PoolCache", "Sampling", "SequenceRow", "read_spec"]
 __getattr__ = exporter(
     __name__,
     {
         "Engine": "engine",
-        "Generation": "sampling",
+        "Generation": "generation",
         "PoolCache": "cache",
-        "Sampling": "sampling",
+        "Sampling": "generation",
         "SequenceRow": "attention",
         "read_spec": "model_folder",
     },

@@ -12,8 +12,9 @@ from abkt.codec.importance import Importance
 from abkt.kv.pool import Pool
 from abkt.serve.engine.attention import NAME, OWN_ATTENTION, ForwardPass, LayerAttention, SequenceRow, register, running
 from abkt.serve.engine.features import Unsupported
+from abkt.serve.engine.generation import GREEDY, Sampling
 from abkt.serve.engine.model_folder import read_spec, rope_theta
-from abkt.serve.engine.sampling import GREEDY, Choice, Sampling, choose
+from abkt.serve.engine.sampling import Choice, choose
 from abkt.spec import KVLayout
 
 __all__ = ["Engine", "read_spec", "rope_theta"]

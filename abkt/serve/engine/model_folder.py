@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from abkt.serve.engine.features import AttentionFeatures, Unsupported, attention_features
 from abkt.spec import ModelSpec
 
+CHUNKS = 32  # places of a file of weights that its fingerprint is made of
 SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn"}
 HEADER_CAP_BYTES = 100 << 20
 
@@ -162,6 +164,20 @@ def checkpoint_dtype(folder: Path) -> str:
     if not values:
         raise ValueError(f"model folder {folder}: its config names no dtype, and there is no safetensors file that does; add dtype to it")
     return SAFETENSORS_DTYPES[values.most_common(1)[0][0]]
+
+
+def fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits that name the weights of a model folder: from the headers of its safetensors files, and from CHUNKS places in
+    each. Empty if it has no such file."""
+    digest, files = hashlib.sha256(), sorted(folder.glob("*.safetensors"))
+    for file in files:
+        digest.update(json.dumps(_header(file), sort_keys=True).encode())
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            for i in range(CHUNKS):
+                opened.seek(size * i // CHUNKS)
+                digest.update(opened.read(4096))
+    return digest.hexdigest()[:16] if files else ""
 
 
 def _header(file: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from abkt.serve.engine.sampling import TokenLogprobs
+from abkt.serve.engine.generation import TokenLogprobs
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.reports import AttemptFailed, AttemptFinished, AttemptReport, Prefilled, TransferSent
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from abkt.records import RequestRecord, TransferRecord
-from abkt.serve.engine.sampling import TokenLogprobs
+from abkt.serve.engine.generation import TokenLogprobs
 from abkt.serve.frontend.attempt import Attempt
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.frontend.records import failed_transfer, request_record, transfer_record

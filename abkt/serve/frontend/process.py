@@ -19,6 +19,7 @@ from abkt.serve.reports import Pong, WorkerReport, decode_report
 LOG_LINES = 5
 PING_S = 0.5
 SILENCE_S = 2.5
+START_SILENCE_S = 30.0  # of a worker that is starting: Python and torch are loading, and hold the thread that answers
 SILENT_PINGS = 3  # unanswered pings before a worker is killed; a frontend that was itself suspended must not kill its workers
 
 Events = SimpleQueue[tuple[str, WorkerReport | None]]
@@ -73,12 +74,12 @@ class WorkerProcess:
             raise self.death()
         self._to_send.put(encode(command).encode() + b"\n")
 
-    def watch(self, now_s: float) -> None:
-        """Ping the worker regularly. Kill it when it has been silent for SILENCE_S; its end is then reported like any other."""
+    def watch(self, now_s: float, silence_s: float = SILENCE_S) -> None:
+        """Ping the worker regularly. Kill it when it has been silent for silence_s; its end is then reported like any other."""
         if self.killed:
             return
-        if self._unanswered >= SILENT_PINGS and now_s - self._heard_s >= SILENCE_S:
-            self.kill(f"did not answer for {SILENCE_S:g} s")
+        if self._unanswered >= SILENT_PINGS and now_s - self._heard_s >= silence_s:
+            self.kill(f"did not answer for {silence_s:g} s")
             return
         if now_s - self._pinged_s < PING_S:
             return

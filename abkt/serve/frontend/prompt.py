@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abkt.serve.engine.sampling import GREEDY, Generation, Sampling
+from abkt.serve.engine.generation import GREEDY, Generation, Sampling
 
 
 @dataclass(frozen=True, slots=True)

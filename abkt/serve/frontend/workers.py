@@ -15,7 +15,7 @@ from typing import TypeVar
 from abkt.net.namespaces import Namespaces
 from abkt.serve.commands import ROLES, ChangeRole, WorkerCommand, WorkerConfig
 from abkt.serve.errors import ClusterError, WorkerDied
-from abkt.serve.frontend.process import Events, WorkerProcess
+from abkt.serve.frontend.process import SILENCE_S, START_SILENCE_S, Events, WorkerProcess
 from abkt.serve.reports import DecodeIterations, Prepared, Ready, WorkerReport
 
 GONE = "gone"
@@ -178,13 +178,13 @@ class Workers:
         self.drained(name)
 
     def watch(self) -> None:
-        """Kill workers that have been silent, or have been starting, for too long. A starting worker may be silent."""
+        """Kill workers that have been silent, or have been starting, for too long. A starting worker may be silent for longer."""
         now_s = time.monotonic()
         for worker in self.states.values():
-            if worker.phase != "starting":
-                worker.process.watch(now_s)
-            elif now_s - worker.since_s > START_S:
+            if worker.phase == "starting" and now_s - worker.since_s > START_S:
                 worker.process.kill(f"was not ready after {START_S:.0f} s")
+            else:
+                worker.process.watch(now_s, START_SILENCE_S if worker.phase == "starting" else SILENCE_S)
 
     def lost(self, name: str) -> WorkerDied:
         """Drop a worker whose process has ended; returns the error that says how it ended."""

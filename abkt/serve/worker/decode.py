@@ -20,7 +20,7 @@ from abkt.serve.commands import (
     WorkerConfig,
 )
 from abkt.serve.engine.attention import SequenceRow
-from abkt.serve.engine.sampling import Generation
+from abkt.serve.engine.generation import Generation
 from abkt.serve.reports import AttemptCancelled, AttemptFailed, DecodeIterations, Prepared, StreamedTokens
 from abkt.serve.worker.control import Control
 from abkt.serve.worker.equipment import Equipment

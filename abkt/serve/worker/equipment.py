@@ -17,6 +17,7 @@ from abkt.profile import schema
 from abkt.serve.commands import WorkerConfig
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine, read_spec, rope_theta
+from abkt.serve.engine.model_folder import fingerprint
 from abkt.serve.worker.device_lock import DeviceLock
 from abkt.serve.worker.paced import PacedEngine
 from abkt.spec import KVLayout
@@ -45,6 +46,8 @@ def equip(config: WorkerConfig) -> Equipment:
     folder = Path(config.model_folder)
     layout = KVLayout(read_spec(folder), config.blocks, config.block_tokens)
     calibration = load(Path(config.calibration)) if config.calibration else None
+    if calibration:
+        calibration.check_files(fingerprint(folder))
     engine, codec = (
         Engine(folder, layout, config.device, config.dtype),
         Codec(layout, rope_theta=rope_theta(folder), calibration=calibration, cut_windows=True),
@@ -71,5 +74,7 @@ def _warm_up(engine: Engine, codec: Codec) -> None:
     if engine.pool.data.device.type == "cpu":
         stream = codec.encode(engine.pool, table, tokens, coder="entropy")
         codec.expand(b"".join(stream.buffers(0, stream.ends[-1])), engine.pool, table)
+        if codec.calibration and codec.calibration.basis:
+            codec.expand(codec.encode(engine.pool, table, tokens, coder="klt").prefix(-1), engine.pool, table)
         lossless_stream.expand(lossless_stream.encode(engine.pool, table, tokens), engine.pool, table)
     engine.decode([SequenceRow(table, tokens)], [0])

@@ -20,7 +20,6 @@ from itertools import pairwise
 
 import torch
 
-from abkt.codec.calibration import Calibration
 from abkt.codec.codec import Codec
 from abkt.codec.importance import Importance
 from abkt.codec.stream import Stream
@@ -176,21 +175,23 @@ class LayerGroup:
         self._layout = replace(codec.layout, model=model)
         calibration = codec.calibration
         if calibration:
-            part = slice(*span)
-            calibration = Calibration(calibration.model, calibration.gamma, calibration.sensitivity[part], calibration.levels[part])
+            calibration = calibration.part(*span)
         self._codec = Codec(self._layout, codec.backend, codec.tile_tokens, codec.rope_theta, calibration, codec.cut_windows)  # type: ignore[arg-type]
 
     def encode(self, pool: Pool, table: Sequence[int], tokens: int, decision: Decision, importance: Importance) -> Stream:
         alone, used = self._pool(tokens), list(range(self._layout.blocks_for(tokens)))
         alone.data.copy_(pool.data[torch.tensor(table[: len(used)]), self.first : self.stop])
-        weights = None
+        weights = observed = None
         if importance.queries:
             own = Importance(
                 importance.window,
                 {layer - self.first: seen for layer, seen in importance.queries.items() if self.first <= layer < self.stop},
             )
-            weights = own.weights(alone, used, self._codec.cells(tokens, decision.depth_bits), self._codec.calibration)
-        return self._codec.encode(alone, used, tokens, decision.depth_bits, decision.order, weights, decision.coder)
+            if decision.coder == "klt":
+                observed = own.tokens(alone, used, tokens)
+            else:
+                weights = own.weights(alone, used, self._codec.cells(tokens, decision.depth_bits), self._codec.calibration)
+        return self._codec.encode(alone, used, tokens, decision.depth_bits, decision.order, weights, decision.coder, observed)
 
     def expand(self, data: memoryview, pool: Pool, table: Sequence[int], tokens: int) -> float:
         """Expand the group's stream into a table's blocks in `pool`; returns the distortion. Raises ValueError if the stream is damaged."""

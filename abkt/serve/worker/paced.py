@@ -20,7 +20,8 @@ from abkt.kv.pool import Pool
 from abkt.profile.schema import Profile
 from abkt.serve.engine.attention import SequenceRow
 from abkt.serve.engine.engine import Engine
-from abkt.serve.engine.sampling import GREEDY, Choice, Sampling
+from abkt.serve.engine.generation import GREEDY, Sampling
+from abkt.serve.engine.sampling import Choice
 
 MADE_UP = Choice(0, math.inf)
 

@@ -194,10 +194,12 @@ class PrefillWorker:
             return PiecesSource([lossless_stream.encode(pool, table, tokens)])
         if decision.mode == "raw":
             return raw_source(pool, table, tokens, self.config.transport)
-        weights = None
-        if importance:
+        weights = observed = None
+        if importance and decision.coder == "klt":
+            observed = importance.tokens(pool, table, tokens)
+        elif importance:
             weights = importance.weights(pool, table, self.codec.cells(tokens, depth_bits), self.codec.calibration)
-        return self.codec.encode(pool, table, tokens, depth_bits, decision.order, weights, decision.coder)
+        return self.codec.encode(pool, table, tokens, depth_bits, decision.order, weights, decision.coder, observed)
 
     def _submit(self, outgoing: Outgoing, transfer: OutboundTransfer, table: list[int], expected_bytes: float) -> None:
         self.run.nic.enter(self.run.now_s(), outgoing.transfer_id, expected_bytes)

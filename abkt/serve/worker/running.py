@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from abkt.serve.engine.attention import SequenceRow
-from abkt.serve.engine.sampling import Choice, Generation, TokenLogprobs
+from abkt.serve.engine.generation import Generation, TokenLogprobs
+from abkt.serve.engine.sampling import Choice
 from abkt.serve.reports import AttemptFinished
 from abkt.serve.worker.refining import KVQuality
 

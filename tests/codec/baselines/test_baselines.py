@@ -61,10 +61,10 @@ def test_uniform_quantises_each_token_by_its_min_and_max(sample, bits):
 @pytest.mark.parametrize("bits", [2, 4])
 def test_kivi_quantises_k_by_channel_and_v_by_token_and_keeps_the_newest_tokens(sample, bits):
     x, y, size = passed(Kivi("k", bits), sample)
-    keys, values = 160, 172  # 300 tokens less 128; K only in whole groups of 32
+    keys, values = 256, 172  # 300 tokens less 300 % 128, and less 128
     np.testing.assert_array_equal(y[:, 0, :, keys:], x[:, 0, :, keys:])
     np.testing.assert_array_equal(y[:, 1, :, values:], x[:, 1, :, values:])
-    k = x[:, 0, :, :keys].reshape(LAYERS, HEADS, 5, 32, DIM).swapaxes(-1, -2)
+    k = x[:, 0, :, :keys].reshape(LAYERS, HEADS, 8, 32, DIM).swapaxes(-1, -2)
     expected = by_rows(k, bits)[0].swapaxes(-1, -2).reshape(LAYERS, HEADS, keys, DIM)
     np.testing.assert_allclose(y[:, 0, :, :keys], expected, rtol=1e-6, atol=1e-6)
     v = x[:, 1, :, :values].reshape(LAYERS, HEADS, values, 2, 32)
@@ -75,9 +75,10 @@ def test_kivi_quantises_k_by_channel_and_v_by_token_and_keeps_the_newest_tokens(
 
 def test_kivi_keeps_a_short_prompt_lossless(layout_of, filled_pool, table_of):
     layout = layout_of(1, 1, 40, dtype="bfloat16")
-    pool, table = filled_pool(layout), table_of(layout, 128)
+    pool, table = filled_pool(layout), table_of(layout, 127)
     out = Pool(layout)
-    Kivi("k", 2).expand(Kivi("k", 2).encode(pool, table, 128), out, table)
+    out.data[table] = pool.data[table]  # the last place of the last block is not of the prompt
+    Kivi("k", 2).expand(Kivi("k", 2).encode(pool, table, 127), out, table)
     assert torch.equal(out.data[table], pool.data[table])
 
 
@@ -186,7 +187,9 @@ def test_every_baseline_takes_any_length_dtype_and_latent_kv(codec, tokens, spec
     codec.expand(codec.encode(pool, table, tokens), out, table)
     if tokens:
         x, y = held(pool, table, tokens), held(out, table, tokens)
-        limit = {"int2": 0.3, "kivi2": 0.3, "layer-norm": 0.1, "cachegen": 0.1}.get(codec.name, 0.02)
+        limit = {"int2": 0.3, "kivi2": 0.3, "layer-norm": 0.1, "cachegen": 0.1, "turbo2": 0.3, "turbo3": 0.1, "hadamard3": 0.1}.get(
+            codec.name, 0.02
+        )
         assert np.mean((x - y) ** 2) <= limit * np.mean((x - x.mean()) ** 2)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from abkt.codec.calibration import Calibration
 from abkt.codec.codec import Codec
+from abkt.codec.entropy.coder import EntropyCoder
 from abkt.codec.entropy.stats import rotation_of
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
@@ -130,3 +131,11 @@ def test_constant_kv_costs_no_passes():
     assert len(stream.ends) == 1
     codec.expand(stream.prefix(0), out, table)
     assert torch.equal(held(out, table, 100), held(pool, table, 100))
+
+
+def test_a_pool_that_is_not_on_the_cpu_is_refused():
+    data = torch.empty(4, 1, 2, 1, 16, 16, device="meta")
+    with pytest.raises(ValueError, match="runs on the CPU, and this pool is on meta: take coder=fixed"):
+        EntropyCoder(None).encode(data, [1], None)
+    with pytest.raises(ValueError, match="take coder=fixed, or a pool on the CPU"):
+        EntropyCoder(None).expand(None, data, [1], None)

@@ -66,6 +66,7 @@ def check_values(which: str = "few") -> None:
         results.append(out.data)
     assert torch.equal(*results)
     check_buffers_used_again()
+    check_nothing_waits()
     check_order()
 
 
@@ -103,6 +104,42 @@ def check_buffers_used_again() -> None:
     assert (expected.classes != VERBATIM).all()
 
 
+def check_nothing_waits() -> None:
+    """An encode and an expansion that are enqueued call nothing that waits for the device, and write into memory that they had before."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from abkt.codec.cells import Cells
+    from abkt.codec.fixed.arena import Arena
+    from abkt.codec.fixed.enqueue import Encoding, Expansion
+    from tests.codec.conftest import make_layout, make_pool
+
+    class Recorded(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    layout = make_layout(layers=1, heads=1, dim=16)
+    pool, cells, arena = make_pool(layout), Cells(layout, 70, 32, 2), Arena(torch.device("cpu"))
+    encoding, expansion = Encoding(cells, arena.device, arena), Expansion(cells, arena.device)
+    for work in (encoding, expansion):
+        work.table.copy_(torch.tensor(cells.coded_table([0, 1, 2, 3, 4])))
+    body, held = encoding.body.data_ptr(), arena.held_bytes
+    with Recorded() as recorded:
+        encoding.enqueue(pool.data)
+        expansion.enqueue(encoding.body, pool.data)
+    waits = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+    assert recorded.names
+    assert not [name for name in recorded.names if any(word in name for word in waits)], recorded.names
+    shorter = Encoding(Cells(layout, 50, 32, 2), arena.device, arena)
+    assert shorter.body.data_ptr() == body
+    assert arena.held_bytes == held
+
+
 def check_order() -> None:
     """Bands, their bytes and their distortion equal those of order.py, with weights, a verbatim cell and a pass that removes nothing."""
     import numpy as np
@@ -138,28 +175,18 @@ def check_order() -> None:
 
 
 def check_compile(depth: str, dim: str, *architectures: str) -> list[dict]:
+    from abkt.bench.counted import kernels_of
     from abkt.codec import order_kernels
     from abkt.codec.cells import Cells
-    from abkt.codec.fixed import kernels
-    from abkt.codec.fixed.enqueue import constants
-    from abkt.codec.fixed.quantize import MARGINS
     from abkt.spec import KVLayout, ModelSpec
 
-    cells = Cells(KVLayout(ModelSpec("any", layers=6, kv_heads=2, head_dim=int(dim)), 126), 2003, 128, int(depth))
-    options = constants(cells)
-    fixed = {name: options.pop(name) for name in list(options) if name.isupper()}
+    cells, report = Cells(KVLayout(ModelSpec("any", layers=6, kv_heads=2, head_dim=int(dim)), 126), 2003, 128, int(depth)), []
+    for kernel in kernels_of(cells):
+        report += compiled(kernel.function, architectures, kernel.types, kernel.constants, kernel.options, kernel.name)
     types = {
-        "data": "*bf16", "table": "*i64", "centres": "*fp32", "offsets": "*i64", "body": "*u8", "wire": "*u8", "errors": "*fp32",
-        "classes": "*u8", "rules": "*i32", "sums": "*fp32", "spreads": "*fp32", "presence": "*i8", "sizes": "*i64", "shares": "*fp64",
-        "weights": "*fp64", "keys": "*i32", "bytes_of_bin": "*i64", "ends": "*i64", "begins": "*i32", "numbers": "*i64", "bands": "*u8",
-        "bytes_of_band": "*i64", "removed": "*fp64",
+        "errors": "*fp32", "classes": "*u8", "sizes": "*i64", "shares": "*fp64", "weights": "*fp64", "keys": "*i32", "bytes_of_bin": "*i64",
+        "ends": "*i64", "begins": "*i32", "numbers": "*i64", "bands": "*u8", "bytes_of_band": "*i64", "removed": "*fp64",
     }  # fmt: skip
-    margins = dict(zip(("OUTER", "INNER"), MARGINS.get(int(depth), (0.0, 0.0))))
-    report = []
-    for kernel in (kernels.encode_cells, kernels.expand_cells):
-        for key in (True, False):
-            name = f"{kernel.fn.__name__} {'K' if key else 'V'}"
-            report += compiled(kernel, architectures, types, {**fixed, **margins, "KEY": key, "BOUND": 2.0**48}, options, name)
     ordering = {"PASSES": cells.passes, "CELLS": order_kernels.CELLS, "SIZE": 1024}
     for kernel in (order_kernels.count_slopes, order_kernels.begin_bands, order_kernels.fill_bands):
         report += compiled(kernel, architectures, types, ordering, {})

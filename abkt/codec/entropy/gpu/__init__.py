@@ -1,1 +1,0 @@
-"""The entropy coder in Triton. Benches and tests use it; `Codec` codes on the CPU."""

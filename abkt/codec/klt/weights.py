@@ -1,0 +1,50 @@
+"""Classes of tokens: how much finer the step of a token is, in half octaves, by where the last queries of the prompt look.
+
+The squared gradient of the likelihood rises with the squared attention of the last queries (importance.py) as a power of about one half:
+what they do not look at may be looked at later. So a token's step is narrowed by importance**(exponent / 2), relative to the geometric mean
+of its head. mixing moves each head towards the mean of its layer's heads, which is the same information less noisily. A token that no later
+query can see has no importance; its class is HIDDEN, and it costs nothing. The first tokens are attention sinks in many models: the
+calibration holds their least classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+LEAST, TOP = -11, 24  # half octaves
+HIDDEN = LEAST - 1
+FLOOR = 1e-6  # of importance, over its mean
+QUARTERS = 2  # classes of planes.py are quarter octaves
+NEVER = -100_000  # class in planes.py of a token whose coefficients never start
+
+
+def token_classes(importance: np.ndarray, exponent: float, mixing: float, first: np.ndarray) -> np.ndarray:
+    """importance: [kinds, heads, tokens], at least 0. first: [kinds, heads, FIRST_TOKENS]. Returns int32 [kinds, heads, tokens]."""
+    x, few = np.nan_to_num(importance.astype(np.float64)), first.shape[-1]
+    hidden, counted = x <= 0, slice(few if x.shape[-1] > 2 * few else 0, None)
+    relative = x / np.maximum(x[..., counted].mean(-1, keepdims=True), 1e-300)
+    log = (1 - mixing) * np.log2(relative + FLOOR) + mixing * np.log2(relative.mean(1, keepdims=True) + FLOOR)
+    seen = ~hidden[..., counted]
+    centre = np.where(seen, log[..., counted], 0).sum(-1, keepdims=True) / np.maximum(seen.sum(-1, keepdims=True), 1)
+    found = np.clip(np.round(exponent * (log - centre)), LEAST, TOP).astype(np.int32)  # half octaves of importance**(exponent / 2)
+    start = min(few, found.shape[-1])
+    found[..., :start] = np.maximum(found[..., :start], first[..., :start])
+    return np.where(hidden, HIDDEN, found)
+
+
+def plain_classes(kinds: int, heads: int, tokens: int, first: np.ndarray) -> np.ndarray:
+    """The classes where no query was observed: all tokens the same, but for the first."""
+    found = np.zeros((kinds, heads, tokens), dtype=np.int32)
+    start = min(first.shape[-1], tokens)
+    found[..., :start] = np.maximum(0, first[..., :start])
+    return found
+
+
+def scale_of(classes: np.ndarray) -> np.ndarray:
+    """How much finer the step is, float32."""
+    return np.exp2(classes.astype(np.float32) / 2)
+
+
+def plane_classes(classes: np.ndarray) -> np.ndarray:
+    """As planes.py takes them, int32. A hidden token's coefficients never start."""
+    return np.where(classes <= HIDDEN, NEVER, QUARTERS * classes).astype(np.int32)

@@ -1,0 +1,120 @@
+"""Simulated time, and the one timer that each process of the simulator waits on.
+
+The simulator plans times in closed form and compares them for equality, so here a process wakes at an absolute time. Timers of the same
+time fire in the order in which they were set.
+
+Most of a run's time goes into waking processes. So the queue holds the timers themselves, and setting a timer makes no new event.
+
+Not modelled: drift or offset between the clocks of nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from heapq import heappop, heappush
+from typing import Any
+
+from mypy_extensions import mypyc_attr
+
+Process = Generator[Any, None, None]  # it yields a Wake, or in a Clock any SimPy event that has not happened yet
+
+UNSET = -1
+URGENT = -(1 << 62)  # what goes before everything else of its time has a number this much lower
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Timers:
+    """A queue of timers. now: the time in simulated seconds. queue: heap of (time, number, Wake); numbers rise with each entry."""
+
+    now: float = 0.0
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.queue: list[tuple[float, int, Any]] = []
+        self.numbers = 0
+
+    def process(self, generator: Process) -> Any:
+        """Start a process at this time, before anything that is scheduled for it already. Nothing can wait for it or interrupt it."""
+        send = generator.send
+
+        def resume() -> None:
+            try:
+                event = send(None)
+            except StopIteration:
+                return
+            if isinstance(event, Wake):
+                event.waiter = resume
+            else:
+                self.resume_after(event, resume)
+
+        start = Wake(self)
+        start.waiter = resume
+        self.numbers += 1
+        start.number = URGENT + self.numbers
+        heappush(self.queue, (self.now, start.number, start))
+
+    def run(self, until: Any = None) -> Any:
+        """Run until nothing is left."""
+        while self.queue:
+            self.step()
+
+    def step(self) -> None:
+        time_s, number, event = heappop(self.queue)
+        if isinstance(event, Wake):
+            if event.number == number:  # otherwise the timer was moved or cancelled
+                self.now = time_s
+                event.number = UNSET
+                waiter, event.waiter = event.waiter, None
+                if waiter is not None:
+                    waiter()
+        else:
+            self.now = time_s
+            self.happen(event)
+
+    def peek(self) -> float:
+        """The time of the next entry of the queue, infinity if there is none. The entry may belong to a timer that was moved since."""
+        return self.queue[0][0] if self.queue else math.inf
+
+    def has_work(self) -> bool:
+        """Whether anything is scheduled besides background timers."""
+        return any(not isinstance(event, Wake) or (event.number == number and not event.background) for _, number, event in self.queue)
+
+    def happen(self, event: Any) -> None:
+        """An entry that is no Wake is due."""
+        raise NotImplementedError
+
+    def resume_after(self, event: Any, resume: Callable[[], None]) -> None:
+        """A process waits for something that is no Wake."""
+        raise NotImplementedError
+
+
+class Wake:
+    """The one timer of a process: `yield wake.at(time_s)`. Other code moves the timer by calling `at` again.
+
+    Earlier entries stay in the queue until their time, and then do nothing. (Waiting for either of two events, `timeout | event`, would
+    leave as many stale entries and cost nine times as much.) background: the process never ends, and its timer does not keep a run going.
+    waiter: called once, when the timer fires; the process that waits, or another function.
+    """
+
+    __slots__ = ("background", "clock", "number", "waiter")
+
+    def __init__(self, clock: Timers, background: bool = False) -> None:
+        self.clock = clock
+        self.background = background
+        self.number = UNSET  # number of its valid entry in the queue
+        self.waiter: Callable[[], None] | None = None
+
+    def at(self, time_s: float) -> Wake:
+        clock = self.clock
+        if time_s < clock.now:
+            raise RuntimeError(f"an event at {time_s} s is in the past; it is {clock.now} s")
+        clock.numbers = self.number = number = clock.numbers + 1
+        heappush(clock.queue, (time_s, number, self))
+        return self
+
+    def after(self, delay_s: float) -> Wake:
+        return self.at(self.clock.now + delay_s)
+
+    def cancel(self) -> None:
+        self.number = UNSET

@@ -1,0 +1,55 @@
+"""A made-up basis for a tiny layout, and a codec that has it."""
+
+import numpy as np
+import pytest
+import torch
+
+from abkt.codec.calibration import Calibration
+from abkt.codec.codec import Codec
+from abkt.codec.klt.basis import FIRST_TOKENS, Basis
+from abkt.codec.klt.rotary import HALVES, Rotary
+from abkt.spec import KVLayout
+from experiments.quality.bases import formula, step_of
+
+
+def make_basis(layout: KVLayout, seed: int = 0, **changes) -> Basis:
+    """Coefficients that matter alike by construction: any invertible transform will do."""
+    model, rng = layout.model, np.random.default_rng(seed)
+    shape = (model.layers, 2, model.kv_heads, model.head_dim)
+    turn = np.linalg.qr(rng.standard_normal((*shape, shape[-1])))[0]
+    forward = (turn * np.exp(0.3 * rng.standard_normal((*shape, 1)))).astype(np.float32)
+    deviation = np.sort(np.exp(rng.standard_normal(shape)), -1)[..., ::-1].astype(np.float32) * 4
+    rotary = Rotary(
+        torch.full((model.layers,), HALVES, dtype=torch.uint8), (100.0 ** -torch.linspace(0, 1, shape[-1] // 2)).repeat(model.layers, 1)
+    )
+    chances, points = formula()
+    given = {
+        "forward": forward, "inverse": np.linalg.inv(forward.astype(np.float64)).astype(np.float32), "deviation": deviation,
+        "mean": rng.standard_normal(shape).astype(np.float32), "first": np.full((*shape[:3], FIRST_TOKENS), 16, np.int16), "rotary": rotary,
+        "chances": chances, "points": points, "step": step_of(deviation), "exponent": 0.5, "mixing": 0.4, "nats": 0.5,
+    }  # fmt: skip
+    return Basis(**{**given, **changes})
+
+
+def make_calibration(layout: KVLayout, basis: Basis | None, **more) -> Calibration:
+    model = layout.model
+    shape = (model.layers, model.kv_kinds, model.kv_heads)
+    return Calibration(model.name, 0.0, np.ones(shape), np.zeros(shape, dtype=np.uint8), basis=basis, **more)
+
+
+@pytest.fixture(scope="session")
+def basis_of():
+    return make_basis
+
+
+@pytest.fixture(scope="session")
+def calibration_of():
+    return make_calibration
+
+
+@pytest.fixture(scope="session")
+def klt_codec():
+    def made(layout: KVLayout, seed: int = 0, **more) -> Codec:
+        return Codec(layout, calibration=make_calibration(layout, make_basis(layout, seed)), **more)
+
+    return made
