@@ -46,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "abkt.transfer": {"abkt.capacity", "abkt.lazy"},
     "sim": {"abkt.capacity", "abkt.lazy", "abkt.policy", "abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec"},
     "experiments": {
-        *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.connect", "abkt.console", "abkt.kv"),
+        *("abkt.arguments", "abkt.bench", "abkt.capacity", "abkt.codec", "abkt.compiled", "abkt.connect", "abkt.console", "abkt.kv"),
         *("abkt.lazy", "abkt.measure"),
         *(
             "abkt.module_process",

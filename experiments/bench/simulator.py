@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from abkt import compiled
 from abkt.bench.rows import BenchRow, save
 from abkt.module_process import module_command, module_environment
 from abkt.profile.fingerprint import cpu_name
@@ -64,6 +65,7 @@ def run(arguments: SimulatorBenchArguments, progress: Callable[[float, str], Non
     facts = {"cpu": cpu_name(), "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     if arguments.peer:
         facts["peer"] = f"ai-dynamo-runtime {dynamo_peer.version()}, its offline mocker with its own defaults"
+    facts["simulator"] = "compiled" if compiled.in_use() else "plain Python"
     facts["run"] = f"{arguments.few} and {arguments.requests} requests of {ISL}/{OSL} tokens, load_aware, embedded"
     save(arguments.out / "sim.json", rows, facts)
     return rows, facts

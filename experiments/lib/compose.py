@@ -166,7 +166,8 @@ def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | 
             return f"{text!r} gives no value, so there is nothing to run"
         name, added = override.key_or_group, override.is_add() or override.is_force_add()
         place = f"{name}@{override.package}" if override.package else name
-        if place in groups or (added and any((root / name).is_dir() for root in (conf_dir(), *config_dirs))):
+        is_group = any((root / name).is_dir() for root in (conf_dir(), *config_dirs))  # one that a chosen file of another group brings in
+        if place in groups or (is_group and (added or override.package)):
             values, choices = _values(override), usage.choices(name, config_dirs)
             for value in values:
                 if value not in choices:

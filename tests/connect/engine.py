@@ -7,6 +7,7 @@ scheduler from what the worker reports. Blocks are counted, so that none can lea
 from __future__ import annotations
 
 import pickle
+import time
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from types import SimpleNamespace
@@ -150,12 +151,14 @@ class Engine:
         self.worker.clear_connector_metadata()
         self._update(results, bad)
 
-    def steps(self, until: Any, most: int = 4000) -> None:
-        for _ in range(most):
+    def steps(self, until: Any, most_s: float = 60.0) -> None:
+        until_s = time.monotonic() + most_s
+        while time.monotonic() < until_s:
             if until():
                 return
             self.step()
-        raise AssertionError(f"after {most} steps: {[(r.request_id, r.status.name) for r in self.requests.values()]}")
+            time.sleep(0.0005)
+        raise AssertionError(f"after {most_s:g} s: {[(r.request_id, r.status.name) for r in self.requests.values()]}")
 
     def abort(self, request_id: str) -> None:
         request = self.requests.get(request_id)

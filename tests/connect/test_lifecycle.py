@@ -129,7 +129,7 @@ def test_refinement_comes_between_steps_and_ends(make: Make) -> None:
     request = loaded(d, PROMPT, prefilled(p, PROMPT))
     first = error_of(request, d)
     refined = 0
-    for _ in range(400):
+    for _ in range(2000):
         d.step()
         stats = d.worker.get_kv_connector_stats()
         refined += stats.data["refined_cuts"] if stats else 0
@@ -137,7 +137,7 @@ def test_refinement_comes_between_steps_and_ends(make: Make) -> None:
             break
         time.sleep(0.01)
     assert refined
-    assert error_of(request, d) < first / 2
+    assert error_of(request, d) <= min(first, 6e-4), "the target is 0.002, and refinement goes to a quarter of it"
     assert torch.equal(d.kv(request)[:, :, -1], kv_of(PROMPT)[:, :, -1]), "the last token's KV is the one computed here"
     assert not d.worker.worker_side._inbox._loadings, "the refinement has not ended"
     wait_until(lambda: not p.worker.worker_side._outbox._kept)

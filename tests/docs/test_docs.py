@@ -33,7 +33,7 @@ MADE_UP = ("half_the_time", "=NAME", "figNN", "…", "VERB")  # what stands for 
 
 def commands(path: Path) -> list[str]:
     text = path.read_text()
-    fenced = [line.partition("  #")[0].strip() for block in FENCED.findall(text) for line in block.splitlines()]
+    fenced = [line.partition("  #")[0].strip() for block in FENCED.findall(text) for line in block.replace("\\\n", "").splitlines()]
     return [c for c in (*fenced, *INLINE.findall(text)) if c.startswith("abkt ")]
 
 

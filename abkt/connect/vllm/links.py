@@ -33,10 +33,13 @@ class Links:
         self._make_sender = make_sender
         self._lock = threading.Lock()
         self._links: dict[str, Link] = {}
+        self._closed = False
 
     def get(self, address: str) -> Link:
         """The link to an address. Raises ValueError, one line, if the links are closed."""
         with self._lock:
+            if self._closed:
+                raise ValueError("the server is shutting down")
             link = self._links.pop(address, None) or Link(address, self._make_sender(address))
             self._links[address] = link  # at the end: used last
             oldest = next(iter(self._links.values())) if len(self._links) > MOST_LINKS else None
@@ -49,7 +52,7 @@ class Links:
     def close(self) -> None:
         """End all transfers, with an error, and all threads."""
         with self._lock:
-            links, self._links = list(self._links.values()), {}
+            links, self._links, self._closed = list(self._links.values()), {}, True
         for link in links:
             link.sender.close()
 
