@@ -23,7 +23,6 @@ from sim.cost import Costs
 from sim.specs import EngineSpec
 
 REQUESTS = 10  # requests of each client, as the benchmark tools of the engines send them
-AHEAD = 0
 CLIENT_S = 0.005  # from an answer to the client's next prompt: an assumption
 
 
@@ -77,7 +76,7 @@ def lengths(isl: int, osl: int, shortest: float, count: int) -> list[tuple[int, 
 
 def closed_loop(server: Server, requests: Sequence[tuple[int, int]], clients: int, overheads: Overheads) -> Latency:
     """`clients` clients that send the requests, given as (prompt tokens, answer tokens), in this order."""
-    first, prompts_first, most = overheads.first_token_s, server.engine.prompts_first, server.engine.prefill_tokens
+    first, engine, ahead = overheads.first_token_s, server.engine, int(server.engine.planned_ahead)
     sent = min(clients, len(requests))
     waiting: deque[tuple[float, int]] = deque((first, i) for i in range(sent))  # (time at the engine, request)
     sent_s, first_s = dict.fromkeys(range(sent), 0.0), {}
@@ -88,31 +87,31 @@ def closed_loop(server: Server, requests: Sequence[tuple[int, int]], clients: in
     while done < len(requests):
         size = len(batch)
         begun: list[int] = []
-        left = most - (0 if prompts_first else size)
+        left = engine.prefill_tokens - (0 if engine.prompts_first else size)
         while waiting and waiting[0][0] <= known_s and (not begun or left > 0):
             isl, osl = requests[waiting[0][1]]
-            if (begun and isl > left) or size + len(begun) >= server.engine.max_batch or (used + isl + osl / 2 > server.room and (batch or begun)):
+            if (begun and isl > left) or size + len(begun) >= engine.max_batch or (used + isl + osl / 2 > server.room and (batch or begun)):
                 break
             begun.append(waiting.popleft()[1])
             used += isl + osl / 2
             left -= isl
         if begun:
             began_s = now_s
-            beside = 0 if prompts_first else size
+            beside = 0 if engine.prompts_first else size
             now_s += server.iteration_s(beside, context if beside else 0, [requests[i][0] for i in begun], overheads)
             iterations += 1 if beside else 0
             context += beside
             for request in begun:
                 ttft_s += now_s - sent_s[request]
                 first_s[request] = now_s
-            known_s = began_s if AHEAD else now_s
+            known_s = began_s if ahead else now_s
         elif size:
             steps, one_s = batch[0][0] - iterations, server.iteration_s(size, context, [], overheads)
             growth_s = server.iteration_s(size, context + size, [], overheads) - one_s
             if waiting and waiting[0][0] > known_s:
-                steps = min(steps, (_steps_until(waiting[0][0] - now_s, one_s, growth_s) if waiting[0][0] > now_s else 0) + AHEAD)
+                steps = min(steps, max(1, _steps_until(waiting[0][0] - now_s, one_s, growth_s) + ahead))
             seconds = steps * (one_s + growth_s * (steps - 1) / 2)
-            known_s = now_s + (seconds if not AHEAD else (steps - 1) * (one_s + growth_s * (steps - 2) / 2))
+            known_s = now_s + (seconds - one_s - growth_s * (steps - 1) if ahead else seconds)
             now_s, iterations, context = now_s + seconds, iterations + steps, context + steps * size
         else:
             now_s = known_s = max(now_s, waiting[0][0])
@@ -135,5 +134,7 @@ def closed_loop(server: Server, requests: Sequence[tuple[int, int]], clients: in
 
 def _steps_until(elapsed_s: float, one_s: float, growth_s: float) -> int:
     """The fewest iterations that take at least elapsed_s: the first takes one_s, and each further one growth_s more."""
+    if elapsed_s <= 0:
+        return 0
     linear = one_s - growth_s / 2
     return max(1, math.ceil(2 * elapsed_s / (linear + math.sqrt(linear * linear + 2 * growth_s * elapsed_s)) - 1e-12))

@@ -56,12 +56,11 @@ MODELS = {  # part of a model's path, in lower case -> conf/model; the first tha
 }
 TYPES = {"fp8": "float8_e4m3fn", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "fp4": "nvfp4"}
 ENGINE = {  # what a pass takes
-    "vllm": EngineSpec(max_batch=512),
-    "trtllm": EngineSpec(max_batch=512),
+    "vllm": EngineSpec(max_batch=512, prefill_tokens=2048, planned_ahead=True),
+    "trtllm": EngineSpec(max_batch=512, prefill_tokens=2048, planned_ahead=True),
     "sglang": EngineSpec(max_batch=512, prefill_tokens=8192, prompts_first=True),
 }
-SWEPT = ("llama-3.1-70b", "gpt-oss-120b", "minimax-m2.5", "deepseek-v3", "kimi-k2")  # models of InferenceMAX's sweep, and its lengths:
-SWEPT_LENGTHS, SHORTEST = ((1024, 1024), (1024, 8192), (8192, 1024)), 0.8  # its client draws from 80 % of a length to all of it
+SWEPT, SHORTEST = ((1024, 1024), (1024, 8192), (8192, 1024)), 0.8  # lengths of InferenceMAX, whose client draws 80 to 100 % of them
 CURVE = RateCurve(1024, Curve((0.1, 0.5), (0.5, 0.001), (1.0, 8.0)), Curve((0.1, 0.5), (0.5, 0.001), (1.0, 8.0)))  # nothing is coded
 COLUMNS = ("model_path", "system", "backend", "isl", "osl", "tp_size", "silicon_tpot_ms", "silicon_ttft_ms")
 ENGINES = ("vllm", "trtllm", "sglang")
@@ -97,8 +96,13 @@ class Row:
     @property
     def requests(self) -> list[tuple[int, int]]:
         """(prompt tokens, answer tokens) of each request that its clients send."""
-        swept = self.model in SWEPT and (self.isl, self.osl) in SWEPT_LENGTHS
+        swept = not self.version and (self.isl, self.osl) in SWEPT
         return lengths(self.isl, self.osl, SHORTEST if swept else 1.0, REQUESTS * self.clients)
+
+    @property
+    def a_slot_short(self) -> bool:
+        """Whether the engine ran one request fewer than there were clients, so one always waited: these rows of TensorRT-LLM show it."""
+        return (self.engine, self.version, self.model) == ("trtllm", "1.0.0rc3", "llama-3.1-8b")
 
     @property
     def release(self) -> str:
@@ -243,17 +247,32 @@ def overheads_of(row: Row) -> Overheads:
     return Overheads(gpu.overhead_s, gpu.request_s, gpu.first_token_s)
 
 
+def split_gpu(row: Row, decode: bool = False) -> GpuSpec:
+    """The GPU of the row as conf/ ships it, and how the instance's GPUs share the model. decode: the decode worker of a PD server."""
+    return _split(*_instance(row, decode))
+
+
 def server_of(row: Row, decode: bool = False) -> Server:
-    """The row's instance without overheads. decode: the decode worker of a PD server. Raises ValueError if the model does not fit on it."""
-    gpus = row.decode_gpus if decode else row.gpus
-    parallel = row.decode_expert_parallel if decode else row.expert_parallel
-    return _server(row.system, row.engine, row.release, model_of(row), gpus, parallel, row.attention_data_parallel)
+    """The row's instance without overheads. Raises ValueError if the model does not fit on it."""
+    costs, room = _costs(model_of(row), *_instance(row, decode))
+    engine = ENGINE[row.engine]
+    return Server(costs, room, replace(engine, max_batch=row.clients - 1) if row.a_slot_short else engine)
+
+
+def _instance(row: Row, decode: bool) -> tuple[str, str, str, int, int, int]:
+    gpus, experts = (row.decode_gpus, row.decode_expert_parallel) if decode else (row.gpus, row.expert_parallel)
+    return row.system, row.engine, row.release, gpus, experts, row.attention_data_parallel
+
+
+def _split(system: str, engine: str, release: str, gpus: int, experts: int, attention_dp: int) -> GpuSpec:
+    dp = attention_dp if gpus % attention_dp == 0 else 1
+    one = gpu_of(system, engine, release)
+    return replace(one, gpus=gpus, expert_parallel=experts if gpus % experts == 0 else 1, attention_data_parallel=dp)
 
 
 @lru_cache(maxsize=4096)
-def _server(system: str, engine: str, release: str, model: ModelSpec, gpus: int, expert_parallel: int, attention_dp: int) -> Server:
-    one = gpu_of(system, engine, release)
-    dp = attention_dp if gpus % attention_dp == 0 else 1
-    split = replace(one, gpus=gpus, expert_parallel=expert_parallel if gpus % expert_parallel == 0 else 1, attention_data_parallel=dp)
-    bare = replace(split, overhead_s=0.0, request_s=0.0, first_token_s=0.0)
-    return Server(Costs(profile_of(bare, model, (CURVE,))), kv_tokens(split, model), ENGINE[engine])
+def _costs(model: ModelSpec, *instance: Any) -> tuple[Costs, int]:
+    """Costs without overheads, and KV tokens that fit."""
+    gpu = _split(*instance)
+    bare = replace(gpu, overhead_s=0.0, request_s=0.0, first_token_s=0.0)
+    return Costs(profile_of(bare, model, (CURVE,))), kv_tokens(gpu, model)

@@ -189,8 +189,8 @@ class Node:
         batch.measure()
         gpu.leap = batch.reach() if batch.heap else 0
         if prompts.waiting:
-            if not (gpu.engine.planned_ahead and batch.heap):
-                gpu.planned_s = gpu.clock.now
+            if not batch.heap:
+                gpu.planned_s = gpu.clock.now  # nothing runs
             prompts.fill_chunk()
         if gpu.chunk:
             gpu.leap = 0 if gpu.engine.prompts_first else min(gpu.leap, 1)

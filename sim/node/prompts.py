@@ -83,7 +83,7 @@ class PromptSide:
 
     def wait_for_plan(self) -> bool:
         """Whether the first prompt has come too late for the next iteration, but is in time for the one after."""
-        return bool(self.waiting) and self.waiting[0].prompt.queued_at_s > self.gpu.planned_s
+        return self.engine.planned_ahead and bool(self.waiting) and self.waiting[0].prompt.queued_at_s > self.gpu.planned_s
 
     def fill_chunk(self) -> None:
         """Choose the prompts, or parts of them, that the next iteration computes."""
