@@ -23,7 +23,7 @@ from sim.cost import Costs
 from sim.specs import EngineSpec
 
 REQUESTS = 10  # requests of each client, as the benchmark tools of the engines send them
-CLIENT_S = 0.005  # from an answer to the client's next prompt: an assumption
+CLIENT_S = 0.0025  # from an answer to the client's next prompt: an assumption
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Server:
             if key not in self.shared:
                 self.shared[key] = sum(map(costs.prefill_s, prompts)) - costs.shared_s(batch, prompts)
             seconds += self.shared[key]
-        return seconds + costs.iteration_s(batch, context) if batch else seconds
+        return seconds + costs.iteration_s(batch, round(context)) if batch else seconds
 
 
 def lengths(isl: int, osl: int, shortest: float, count: int) -> list[tuple[int, int]]:

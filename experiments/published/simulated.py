@@ -50,6 +50,8 @@ def simulate(row: Row, overheads: Overheads) -> Latency:
 
 def spread(rows: Sequence[Row], count: int) -> list[Row]:
     """`count` rows, evenly spread over the colocated ones in order of engine, model, GPUs and clients; all of them if there are fewer."""
-    ordered = sorted((row for row in rows if not row.disaggregated), key=lambda row: (row.engine, row.version, row.model, row.gpus, row.clients))
+    ordered = sorted(
+        (row for row in rows if not row.disaggregated), key=lambda row: (row.engine, row.version, row.model, row.gpus, row.clients)
+    )
     picked = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
     return [ordered[i] for i in dict.fromkeys(picked)]
