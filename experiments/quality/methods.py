@@ -199,7 +199,7 @@ def by_position(gamma: float) -> Weigh:
 
 REAL_BITS = (1.0, 1.5, 2.0, 3.0, 4.0)
 """Rates at which the codec without a transform is compared on real models."""
-REAL_SHARES = (0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25)
+REAL_SHARES = (0.03, 0.04, 0.06, 0.08, 0.1, 0.13, 0.2, 0.3)
 """Shares of raw at which the codec with a transform is."""
 
 ABLATIONS = ("ours_klt-flat", "flat", "flat-entropy", "position-only", "head-only", "shuffled", "no-prediction", "not-nested")
