@@ -19,7 +19,7 @@ from experiments.quality.saved import FILE
 
 RESAMPLES = 1000
 BITS = (1.0, 1.5, 2.0, 3.0, 4.0)
-OURS = ("klt", "ours_klt", "embedded-position", "embedded", "embedded-flat")
+OURS = ("auto", "klt", "ours_klt", "embedded-position", "embedded", "embedded-flat")
 SIMPLE = ("embedded-uniform", "embedded-flat", "embedded-position", "matter", "kvtuner", "cachegen-widths")
 """Simple rules: without a transform, with the coder that is there."""
 UNCALIBRATED = "embedded"
