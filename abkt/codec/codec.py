@@ -134,8 +134,8 @@ class Codec:
             and klt that was better at `of_raw` on the calibration's held-out prompts (`Calibration.coder_at`), entropy without a basis.
         importance : for coder klt, how much each token matters to the last queries, [layers, 2, kv_heads, tokens]
             (`Importance.tokens`). None: all tokens matter alike.
-        of_raw : for coder auto, the share of the raw bytes at which the stream will be cut. Of weights and importance, the chosen coder uses
-            its own.
+        of_raw : for coder auto, the share of the raw bytes at which the stream will be cut. Both weights and importance may be given then;
+            the chosen coder uses its own.
 
         Returns
         -------
