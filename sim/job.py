@@ -29,9 +29,11 @@ class PromptStage:
     computed_tokens: prompt tokens that need no more work. has_memory: KV memory is reserved for the prompt. blocks: blocks that it holds on
     this node besides its cached prefix; prefix: hashes of the prefix blocks that it uses there. queued_s: seconds of work that the prefill
     queue still counts for it, including queued_encode_s of encoding. token_s: time at which the first token is known. restored_tokens:
-    tokens that are still to be copied from the host tier, whose highest distortion is restored_distortion.
+    tokens that are still to be copied from the host tier, whose highest distortion is restored_distortion. queued_at_s: time at which it
+    came into the queue.
     """
 
+    queued_at_s: float
     computed_tokens: int
     has_memory: bool
     blocks: int
@@ -47,6 +49,7 @@ class PromptStage:
     encode_busy_s: float
 
     def __init__(self) -> None:
+        self.queued_at_s = 0.0
         self.computed_tokens = 0
         self.has_memory = False
         self.blocks = 0

@@ -23,6 +23,8 @@ class EngineSpec:
     ----------
     max_batch : most requests in one decode iteration.
     prefill_tokens : token budget of one iteration, used first for decode tokens and then for prompts; 0: one whole prompt at a time.
+    prompts_first : decoding stops while prompts wait, and the budget is theirs alone; otherwise prompts are computed beside decode steps.
+    planned_ahead : a pass is planned while the one before it runs, so a prompt that comes meanwhile waits for the one after.
     chunked : prompts are cut to fill that budget; otherwise an iteration takes whole prompts, and always at least one.
     grow_tokens : memory for decoding is taken for this many tokens at a time, and the newest request is recomputed when no memory is left;
         0: memory for the whole answer is taken before the KV is sent.
@@ -40,6 +42,8 @@ class EngineSpec:
     max_batch: int = 64
     prefill_tokens: int = 0
     chunked: bool = False
+    prompts_first: bool = False
+    planned_ahead: bool = False
     grow_tokens: int = 0
     hash_tokens: int = 0
     reuse_distortion: float = 0.0

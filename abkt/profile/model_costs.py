@@ -163,7 +163,7 @@ class ModelCosts(PassCosts):
         ranks, model = self.parallel.attention_data_parallel, self.model
         attention_s = self.attention_s(batch / ranks, context / ranks, chunk / ranks, before) if batch or chunk else 0.0
         rows = batch + (1 if chunk else 0)
-        return self.pass_s(batch + chunk) + self.request_s * batch + model.layers * attention_s + self.head_s(rows)
+        return self.pass_s(batch + chunk) + self.request_s * rows + model.layers * attention_s + self.head_s(rows)
 
     def head_s(self, rows: float) -> float:
         """Seconds of the lm_head, which gives logits for `rows` tokens."""

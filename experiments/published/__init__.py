@@ -12,7 +12,6 @@ from abkt.lazy import exporter
 if TYPE_CHECKING:
     from experiments.published.kernel_tables import fit_gpu
     from experiments.published.links import fit_link
-    from experiments.published.servers import Servers, read_servers
 
-__all__ = ["Servers", "fit_gpu", "fit_link", "read_servers"]
-__getattr__ = exporter(__name__, {"Servers": "servers", "fit_gpu": "kernel_tables", "fit_link": "links", "read_servers": "servers"})
+__all__ = ["fit_gpu", "fit_link"]
+__getattr__ = exporter(__name__, {"fit_gpu": "kernel_tables", "fit_link": "links"})

@@ -1,26 +1,29 @@
 """One server under a closed loop, stepped iteration by iteration: mean TTFT, TPOT and throughput of clients that each wait for their answer
 before they ask again.
 
-All clients send their first prompt at 0 s, each sends REQUESTS in all, and a next prompt arrives CLIENT_S after the last answer. An engine
-that mixes runs prompts beside decode steps, in each iteration as many tokens as the longest prompt and the batch have; one that runs
-prompts first stops decoding while prompts wait, and computes up to PROMPT_TOKENS of them together. Memory is taken for the prompt and half
-the answer when a prompt begins, the mean over a request's life.
+All clients send their first prompt at 0 s, and each sends its next one CLIENT_S after its last answer. A prompt reaches the engine
+first_token_s after it was sent. An engine that mixes runs prompts beside decode steps; one that runs prompts first stops decoding while
+prompts wait. Costs, passes and the order of work are those of sim, which experiments.published.simulated runs on the same requests. Memory
+is taken for the prompt and half the answer when a prompt begins, the mean over a request's life.
 
-Not modelled: preemption, prefix caches, answers of unequal length. sim runs the same server with all of that; a test compares the two.
+Not modelled: preemption, prefix caches, prompts in chunks. sim has all of that.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from abkt.profile.model_costs import ModelCosts
+import numpy as np
 
-PROMPT_TOKENS = 8192  # prompt tokens in one iteration of an engine that runs prompts first
+from sim.cost import Costs
+from sim.specs import EngineSpec
+
 REQUESTS = 10  # requests of each client, as the benchmark tools of the engines send them
-CLIENT_S = 0.005  # from an answer to the arrival of the client's next prompt: HTTP, tokeniser and event loop; an assumption
+CLIENT_S = 0.0025  # from an answer to the client's next prompt: an assumption
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,83 +46,95 @@ class Latency:
 
 @dataclass(frozen=True)
 class Server:
-    """An instance. room: KV tokens that fit. prompts_first: decoding stops while prompts wait."""
+    """An instance without overheads. room: KV tokens that fit."""
 
-    costs: ModelCosts
+    costs: Costs
     room: int
-    prompts_first: bool = False
-    passes: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
+    engine: EngineSpec = EngineSpec()  # noqa: RUF009  # frozen
+    shared: dict[tuple[int, tuple[int, ...]], float] = field(default_factory=dict, repr=False)
 
-    def iteration_s(self, batch: int, context: float, chunks: list[tuple[int, int]], overheads: Overheads) -> float:
-        """Seconds of a pass. chunks: (prompt tokens, tokens before them) of each prompt in it."""
-        costs, tokens = self.costs, sum(count for count, _ in chunks)
-        ranks = costs.parallel.attention_data_parallel
-        seconds = overheads.pass_s + overheads.request_s * (batch + len(chunks)) + self._shared_s(batch + tokens, batch + len(chunks))
-        if batch:
-            seconds += costs.model.layers * costs.attention_s(batch / ranks, context / ranks, 0, 0)
-        if tokens:
-            pairs = sum(count * (before + count / 2) for count, before in chunks)
-            seconds += costs.model.layers * costs.attention_s(0, 0, tokens / ranks, pairs / tokens - tokens / 2)
-        return seconds
-
-    def _shared_s(self, tokens: int, rows: int) -> float:
-        seconds = self.passes.get((tokens, rows))
-        if seconds is None:
-            seconds = self.passes[tokens, rows] = self.costs.pass_s(tokens) + self.costs.head_s(rows)
-        return seconds
+    def iteration_s(self, batch: int, context: float, prompts: Sequence[int], overheads: Overheads) -> float:
+        """Seconds of a pass of `batch` requests with `context` tokens of KV in all, and of whole prompts, given by their tokens."""
+        costs = self.costs
+        seconds = overheads.pass_s + overheads.request_s * (batch + len(prompts))
+        if prompts:
+            key = batch, tuple(prompts)
+            if key not in self.shared:
+                self.shared[key] = sum(map(costs.prefill_s, prompts)) - costs.shared_s(batch, prompts)
+            seconds += self.shared[key]
+        return seconds + costs.iteration_s(batch, round(context)) if batch else seconds
 
 
-def closed_loop(server: Server, isl: int, osl: int, clients: int, overheads: Overheads, requests: int = REQUESTS) -> Latency:
-    """`clients` clients that each send `requests` prompts of isl tokens and get osl tokens."""
-    total, needed = clients * requests, isl + osl / 2
-    budget = PROMPT_TOKENS if server.prompts_first else isl + clients
-    waiting: deque[tuple[float, int]] = deque((0.0, i) for i in range(clients))
-    arrived_s, first_s = dict.fromkeys(range(clients), 0.0), {}
+def lengths(isl: int, osl: int, shortest: float, count: int) -> list[tuple[int, int]]:
+    """(prompt tokens, answer tokens) of each request: uniform between `shortest` of the length and the length, or always that length."""
+    if shortest == 1:
+        return [(isl, osl)] * count
+    draw = np.random.default_rng(0)
+    prompts, answers = (draw.integers(math.ceil(shortest * most), most + 1, count) for most in (isl, osl))
+    return [(int(prompt), int(answer)) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def closed_loop(server: Server, requests: Sequence[tuple[int, int]], clients: int, overheads: Overheads) -> Latency:
+    """`clients` clients that send the requests, given as (prompt tokens, answer tokens), in this order."""
+    first, engine, ahead = overheads.first_token_s, server.engine, int(server.engine.planned_ahead)
+    sent = min(clients, len(requests))
+    waiting: deque[tuple[float, int]] = deque((first, i) for i in range(sent))  # (time at the engine, request)
+    sent_s, first_s = dict.fromkeys(range(sent), 0.0), {}
     batch: list[tuple[int, int]] = []  # (iteration after which the request has its last token, request)
-    now_s, iterations, context, used, started, done, sent = 0.0, 0, 0, 0.0, None, 0, clients
+    now_s, iterations, context, used, done = first, 0, 0, 0.0, 0
+    known_s = first  # a prompt that has come by then can be in the next pass
     ttft_s = tpot_s = 0.0
-    while done < total:
-        size, chunks = len(batch), []
-        complete: list[int] = []
-        left = budget - (0 if server.prompts_first else size)
-        while left > 0:
-            if started is None:
-                if not waiting or waiting[0][0] > now_s or (used + needed > server.room and (batch or complete)):
-                    break
-                started = (waiting.popleft()[1], 0)
-                used += needed
-            request, before = started
-            count = min(left, isl - before)
-            chunks.append((count, before))
-            left -= count
-            started = None if before + count == isl else (request, before + count)
-            if started is None:
-                complete.append(request)
-        if chunks:
-            beside = 0 if server.prompts_first else size
-            now_s += server.iteration_s(beside, context if beside else 0, chunks, overheads)
+    while done < len(requests):
+        size = len(batch)
+        begun: list[int] = []
+        left = engine.prefill_tokens - (0 if engine.prompts_first else size)
+        while waiting and waiting[0][0] <= known_s and (not begun or left > 0):
+            isl, osl = requests[waiting[0][1]]
+            if (begun and isl > left) or size + len(begun) >= engine.max_batch or (used + isl + osl / 2 > server.room and (batch or begun)):
+                break
+            begun.append(waiting.popleft()[1])
+            used += isl + osl / 2
+            left -= isl
+        if begun:
+            began_s = now_s
+            beside = 0 if engine.prompts_first else size
+            now_s += server.iteration_s(beside, context if beside else 0, [requests[i][0] for i in begun], overheads)
             iterations += 1 if beside else 0
             context += beside
-            for request in complete:
-                ttft_s += now_s - arrived_s[request] + overheads.first_token_s
+            for request in begun:
+                ttft_s += now_s - sent_s[request]
                 first_s[request] = now_s
+            known_s = began_s if ahead else now_s
         elif size:
             steps, one_s = batch[0][0] - iterations, server.iteration_s(size, context, [], overheads)
-            if waiting and waiting[0][0] > now_s:
-                steps = min(steps, max(1, math.ceil((waiting[0][0] - now_s) / one_s)))
-            last_s = server.iteration_s(size, context + (steps - 1) * size, [], overheads)
-            now_s, iterations, context = now_s + steps * (one_s + last_s) / 2, iterations + steps, context + steps * size
+            growth_s = server.iteration_s(size, context + size, [], overheads) - one_s
+            if waiting and waiting[0][0] > known_s:
+                steps = min(steps, max(1, _steps_until(waiting[0][0] - now_s, one_s, growth_s) + ahead))
+            seconds = steps * (one_s + growth_s * (steps - 1) / 2)
+            known_s = now_s + (seconds - one_s - growth_s * (steps - 1) if ahead else seconds)
+            now_s, iterations, context = now_s + seconds, iterations + steps, context + steps * size
         else:
-            now_s = max(now_s, waiting[0][0])
+            now_s = known_s = max(now_s, waiting[0][0])
         while batch and batch[0][0] <= iterations:
             _, request = heappop(batch)
-            context, used, done = context - isl - osl, used - needed, done + 1
-            tpot_s += (now_s - first_s[request]) / (osl - 1) if osl > 1 else 0.0
-            if sent < total:
-                arrived_s[sent] = now_s + CLIENT_S
-                waiting.append((now_s + CLIENT_S, sent))
+            isl, osl = requests[request]
+            context, used, done = context - isl - osl, used - isl - osl / 2, done + 1
+            tpot_s += (now_s - first_s[request]) / max(1, osl - 1)
+            if sent < len(requests):
+                sent_s[sent] = now_s + CLIENT_S
+                waiting.append((now_s + CLIENT_S + first, sent))
                 sent += 1
-        for request in complete:
+        for request in begun:
+            isl, osl = requests[request]
             heappush(batch, (iterations + osl - 1, request))
             context += isl + 1
-    return Latency(ttft_s / total, tpot_s / total, total * osl / now_s)
+    answers = sum(osl for _, osl in requests)
+    return Latency(ttft_s / done, tpot_s / done, answers / now_s)
+
+
+def _steps_until(elapsed_s: float, one_s: float, growth_s: float) -> int:
+    """The fewest iterations that take at least elapsed_s: the first takes one_s, and each further one growth_s more."""
+    if elapsed_s <= 0:
+        return 0
+    linear = one_s - growth_s / 2
+    return max(1, math.ceil(2 * elapsed_s / (linear + math.sqrt(linear * linear + 2 * growth_s * elapsed_s)) - 1e-12))

@@ -15,12 +15,15 @@ from typing import Any
 
 import pandas as pd
 
-from abkt.profile.model_costs import ModelCosts
-from abkt.profile.roofline import GpuSpec, kv_tokens
+from abkt.policy.view import Curve
+from abkt.profile.roofline import GpuSpec, kv_tokens, profile_of
+from abkt.profile.schema import RateCurve
 from abkt.spec import ModelSpec
 from experiments.lib.compose import compose
 from experiments.lib.config import read
-from experiments.published.closed_loop import Overheads, Server
+from experiments.published.closed_loop import REQUESTS, Overheads, Server, lengths
+from sim.cost import Costs
+from sim.specs import EngineSpec
 
 SYSTEMS = {  # system of the table -> conf/hardware, conf/kernels
     "a100_sxm": ("a100", "a100_sxm"),
@@ -52,6 +55,13 @@ MODELS = {  # part of a model's path, in lower case -> conf/model; the first tha
     "kimi-k2": "kimi-k2",
 }
 TYPES = {"fp8": "float8_e4m3fn", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "fp4": "nvfp4"}
+ENGINE = {  # what a pass takes
+    "vllm": EngineSpec(max_batch=512, prefill_tokens=2048, planned_ahead=True),
+    "trtllm": EngineSpec(max_batch=512, prefill_tokens=2048, planned_ahead=True),
+    "sglang": EngineSpec(max_batch=512, prefill_tokens=8192, prompts_first=True),
+}
+SWEPT, SHORTEST = ((1024, 1024), (1024, 8192), (8192, 1024)), 0.8  # lengths of InferenceMAX, whose client draws 80 to 100 % of them
+CURVE = RateCurve(1024, Curve((0.1, 0.5), (0.5, 0.001), (1.0, 8.0)), Curve((0.1, 0.5), (0.5, 0.001), (1.0, 8.0)))  # nothing is coded
 COLUMNS = ("model_path", "system", "backend", "isl", "osl", "tp_size", "silicon_tpot_ms", "silicon_ttft_ms")
 ENGINES = ("vllm", "trtllm", "sglang")
 MOST_CLIENTS = 256  # vLLM's default limit of running requests
@@ -82,6 +92,17 @@ class Row:
     @property
     def disaggregated(self) -> bool:
         return self.workers != (0, 0)
+
+    @property
+    def requests(self) -> list[tuple[int, int]]:
+        """(prompt tokens, answer tokens) of each request that its clients send."""
+        swept = not self.version and (self.isl, self.osl) in SWEPT
+        return lengths(self.isl, self.osl, SHORTEST if swept else 1.0, REQUESTS * self.clients)
+
+    @property
+    def a_slot_short(self) -> bool:
+        """Whether the engine ran one request fewer than there were clients, so one always waited: these rows of TensorRT-LLM show it."""
+        return (self.engine, self.version, self.model) == ("trtllm", "1.0.0rc3", "llama-3.1-8b")
 
     @property
     def release(self) -> str:
@@ -226,18 +247,32 @@ def overheads_of(row: Row) -> Overheads:
     return Overheads(gpu.overhead_s, gpu.request_s, gpu.first_token_s)
 
 
+def split_gpu(row: Row, decode: bool = False) -> GpuSpec:
+    """The GPU of the row as conf/ ships it, and how the instance's GPUs share the model. decode: the decode worker of a PD server."""
+    return _split(*_instance(row, decode))
+
+
 def server_of(row: Row, decode: bool = False) -> Server:
-    """The row's instance without overheads. decode: the decode worker of a PD server. Raises ValueError if the model does not fit on it."""
-    gpus = row.decode_gpus if decode else row.gpus
-    parallel = row.decode_expert_parallel if decode else row.expert_parallel
-    return _server(row.system, row.engine, row.release, model_of(row), gpus, parallel, row.attention_data_parallel)
+    """The row's instance without overheads. Raises ValueError if the model does not fit on it."""
+    costs, room = _costs(model_of(row), *_instance(row, decode))
+    engine = ENGINE[row.engine]
+    return Server(costs, room, replace(engine, max_batch=row.clients - 1) if row.a_slot_short else engine)
+
+
+def _instance(row: Row, decode: bool) -> tuple[str, str, str, int, int, int]:
+    gpus, experts = (row.decode_gpus, row.decode_expert_parallel) if decode else (row.gpus, row.expert_parallel)
+    return row.system, row.engine, row.release, gpus, experts, row.attention_data_parallel
+
+
+def _split(system: str, engine: str, release: str, gpus: int, experts: int, attention_dp: int) -> GpuSpec:
+    dp = attention_dp if gpus % attention_dp == 0 else 1
+    one = gpu_of(system, engine, release)
+    return replace(one, gpus=gpus, expert_parallel=experts if gpus % experts == 0 else 1, attention_data_parallel=dp)
 
 
 @lru_cache(maxsize=4096)
-def _server(system: str, engine: str, release: str, model: ModelSpec, gpus: int, expert_parallel: int, attention_dp: int) -> Server:
-    one = gpu_of(system, engine, release)
-    dp = attention_dp if gpus % attention_dp == 0 else 1
-    gpu = replace(one, gpus=gpus, expert_parallel=expert_parallel if gpus % expert_parallel == 0 else 1, attention_data_parallel=dp)
-    assert gpu.kernels is not None
-    costs = ModelCosts(model, gpu.kernels, gpu.parallel, gpu.memory_bytes_per_s, layer_s=gpu.layer_s, routing_skew=gpu.routing_skew)
-    return Server(costs, kv_tokens(gpu, model), prompts_first=engine == "sglang")
+def _costs(model: ModelSpec, *instance: Any) -> tuple[Costs, int]:
+    """Costs without overheads, and KV tokens that fit."""
+    gpu = _split(*instance)
+    bare = replace(gpu, overhead_s=0.0, request_s=0.0, first_token_s=0.0)
+    return Costs(profile_of(bare, model, (CURVE,))), kv_tokens(gpu, model)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from abkt.profile.roofline import GpuSpec
+from abkt.ranges import bound
 from abkt.spec import ModelSpec
 from experiments.lib.compose import compose
 from experiments.lib.config import STRICT, read
@@ -22,14 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PublishedConfig:
-    """data: folder of the files. servers: tables of measured servers in it, of any GPU in conf/hardware. kvserve: folder of KVServe's
-    figures; null: without them."""
+    """data: folder of the files. servers: tables of measured servers in it, of any GPU in conf/hardware. sampled: rows of them that are run
+    through sim too. rows: write every row's figures as published_rows.csv. kvserve: folder of KVServe's figures; null: without them."""
 
     data: Path
     servers: tuple[Path, ...]
+    sampled: int
+    rows: bool
     kvserve: Path | None
     out: Path
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    def __post_init__(self) -> None:
+        bound(self, "sampled", least=0)
 
 
 @verb("published")
@@ -54,7 +60,8 @@ def _servers(config: PublishedConfig) -> str:
     rows, left = read_rows(config.data / name for name in config.servers)
     rows, unfit = servers.fitting(rows)
     fitted = any(row.system == servers.FITTED_ON for row in rows)
-    with bar("stepped servers", total=len(rows) * (4 if fitted else 1)) as shown:
-        ships = servers.shipped(rows, lambda: shown.step(""))
-        measured = servers.response(rows, lambda: shown.step("")) if fitted else None
-    return servers.as_markdown(ships, measured, left | unfit)
+    with bar("stepped servers", total=len(rows) * (4 if fitted else 1) + min(config.sampled, len(rows))) as shown:
+        compared = servers.compare(rows, config.sampled, lambda: shown.step(""))
+    if config.rows:
+        servers.as_table(compared).to_csv(config.out / "published_rows.csv", index=False)
+    return servers.as_markdown(compared, left | unfit)

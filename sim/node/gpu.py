@@ -25,7 +25,7 @@ class Gpu:
 
     state: idle | iterating | coding. While it iterates, `leap` iterations of the batch run from start_s on. The last of them also computes
     `chunk`, parts of prompts as (job, tokens), which adds chunk_s seconds. codec_s: the part of chunk_s that the codec took. handover_s:
-    the part of chunk_s before a new prompt begins.
+    the part of chunk_s before a new prompt begins. planned_s: prompts that have come by then may be in the next iteration.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Gpu:
         self.state = "idle"
         self.start_s = 0.0
         self.leap = 0
+        self.planned_s = 0.0
         self.chunk: list[tuple[Job, int]] = []
         self.chunk_s = 0.0
         self.codec_s = 0.0
@@ -55,7 +56,8 @@ class Gpu:
             self.start_s, self.leap = self.clock.now, 0
             self.wake.after(0.0)
         elif self.state == "iterating" and self.leap and not self.chunk:
-            self.leap = min(self.leap, max(1, self.batch.iterations_until(self.start_s, self.clock.now)))
+            ahead = 1 if self.engine.planned_ahead else 0
+            self.leap = min(self.leap, max(1, self.batch.iterations_until(self.start_s, self.clock.now) + ahead))
             self.wake.at(self.start_s + self.batch.leap_s(self.leap))
 
     def run_between_iterations(self, seconds: float, then: Callable[[], None]) -> None:

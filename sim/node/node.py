@@ -174,6 +174,7 @@ class Node:
         gpu, leap = self.gpu, self.gpu.leap
         own_s = gpu.batch.leap_s(leap)
         seconds = own_s + gpu.chunk_s
+        gpu.planned_s = gpu.start_s + gpu.batch.leap_s(leap - 1) if leap > 1 else gpu.start_s
         if leap:
             self.decoding.advance(leap, own_s, seconds)
             gpu.leap = 0
@@ -188,14 +189,16 @@ class Node:
         batch.measure()
         gpu.leap = batch.reach() if batch.heap else 0
         if prompts.waiting:
+            if not batch.heap:
+                gpu.planned_s = gpu.clock.now  # nothing runs
             prompts.fill_chunk()
         if gpu.chunk:
-            gpu.leap = min(gpu.leap, 1)
+            gpu.leap = 0 if gpu.engine.prompts_first else min(gpu.leap, 1)
             prompts.begin_chunk()
         elif not batch.heap:
             gpu.state = "idle"
             return
-        elif gpu.other_work or (decoding.waiting and decoding.places() > 0):
+        elif gpu.other_work or prompts.wait_for_plan() or (decoding.waiting and decoding.places() > 0):
             gpu.leap = 1
         gpu.state = "iterating"
         gpu.wake.at(gpu.start_s + (batch.leap_s(gpu.leap) + gpu.chunk_s))

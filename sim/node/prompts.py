@@ -72,6 +72,7 @@ class PromptSide:
 
     def enqueue(self, job: Job, first: bool = False) -> None:
         """Add a prompt to the queue. first: before all others, except for one that has its memory and may be partly computed."""
+        job.prompt.queued_at_s = self.clock.now
         self.queue_s += job.prompt.queued_s
         if first:
             self.waiting.insert(1 if self.waiting and self.waiting[0].prompt.has_memory else 0, job)
@@ -80,15 +81,21 @@ class PromptSide:
         self.load_changed()
         self.gpu.attend()
 
+    def wait_for_plan(self) -> bool:
+        """Whether the first prompt has come too late for the next iteration, but is in time for the one after."""
+        return self.engine.planned_ahead and bool(self.waiting) and self.waiting[0].prompt.queued_at_s > self.gpu.planned_s
+
     def fill_chunk(self) -> None:
         """Choose the prompts, or parts of them, that the next iteration computes."""
         engine, waiting, chunk = self.engine, self.waiting, self.gpu.chunk
-        room = engine.prefill_tokens - len(self.batch.heap)
+        room = engine.prefill_tokens if engine.prompts_first else engine.prefill_tokens - len(self.batch.heap)
         if self.blocked is not None and self.blocked is not waiting[0]:
             self.yield_turn(self.blocked)
         while waiting and (not chunk or room > 0):
             job = waiting[0]
             stage = job.prompt
+            if self.wait_for_plan():
+                break
             if not (stage.has_memory or self.reserve(job)):
                 break
             tokens = left = job.prompt_tokens - stage.computed_tokens
@@ -173,7 +180,7 @@ class PromptSide:
         """
         gpu, batch, now_s = self.gpu, self.batch, self.clock.now
         chunk = gpu.chunk
-        total_s, encode_s = -self.costs.shared_s(len(batch.heap), [tokens for _, tokens in chunk]), 0.0
+        total_s, encode_s = -self.costs.shared_s(len(batch.heap) if gpu.leap else 0, [tokens for _, tokens in chunk]), 0.0
         begins = any(job.prompt.start_s != job.prompt.start_s for job, _ in chunk)  # NaN: the prompt has not begun
         gpu.handover_s = self.costs.handover_s * self.batch.slowdown if begins else 0.0
         for job, tokens in chunk:
