@@ -5,7 +5,7 @@ Not modelled: the delay until a node's load is known elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from abkt.policy.price import Price
 from abkt.policy.routing.ranking import Ranking
@@ -115,10 +115,10 @@ class Nodes:
         """The nodes that have the role or are changing their role; all nodes if there are none."""
         return [node for node in self.all if node.role in (role, "both", "")] or self.all
 
-    def that_fit(self, prompt_tokens: int, decode_tokens: int) -> tuple[list[Node], list[Node]]:
+    def that_fit(self, prompt_tokens: int, decode_tokens: int) -> tuple[Sequence[Node], Sequence[Node]]:
         """The prefill nodes whose memory can hold the prompt, and the decode nodes whose memory can hold the whole request."""
-        prefill: list[Node] = self.prefill
-        decode: list[Node] = self.decode
+        prefill: Sequence[Node] = self.prefill  # type: ignore[assignment]  # registered as a sequence
+        decode: Sequence[Node] = self.decode  # type: ignore[assignment]
         if prompt_tokens > self._least_prompt:
             prefill = [node for node in prefill if prompt_tokens <= node.memory.tokens]
         if decode_tokens > self._least_decode:
