@@ -51,7 +51,7 @@ class Nodes:
         running: Callable[[], bool] = lambda: True,
         memory: type[KvMemory] | None = None,
     ) -> None:
-        self.clock, self.cluster, self.bitrate = clock, cluster, bitrate
+        self.clock, self.cluster = clock, cluster
         self.engine = cluster.engine or EngineSpec(max_batch=cluster.max_batch)
         self.network = Network(clock)
         self.holders: dict[int, dict[Node, None]] = {}  # prefix block -> nodes that cache it
@@ -83,7 +83,7 @@ class Nodes:
         LinkFaults(self.network, links, cluster.link_faults)
         if cluster.background is not None:
             Traffic(self.network, links, cluster.background, running)
-        self.context = TransferContext(clock, self.network, slo, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s)
+        self.context = TransferContext(clock, self.network, slo, bitrate, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s)
         self.pairs: dict[tuple[Node, Node], NodePair] = {}
         self.changed: Callable[[], None] = _nothing
         self.update_rankings()
@@ -130,7 +130,7 @@ class Nodes:
         if pair is None:
             path = (self.links[source.name], *self.fabric, self.inbound.get(target.name, self.links[target.name]))
             nics = self.nics[source.name], self.nics[target.name]
-            pair = self.pairs[source, target] = NodePair(self.context, source, target, path, nics, self.bitrate())
+            pair = self.pairs[source, target] = NodePair(self.context, source, target, path, nics)
         return pair
 
     def state(self) -> str:
@@ -152,6 +152,6 @@ def _kind(node: Node) -> int:
     return node.kind
 
 
-def _prompt_kind(node: Node) -> tuple[int, bool]:
+def _prompt_kind(node: Node) -> int:
     """Nodes that wait for memory are ranked among themselves, because they do not become free just by the passing of time."""
-    return node.kind, node.prompts.blocked is not None
+    return 2 * node.kind + (node.prompts.blocked is not None)
