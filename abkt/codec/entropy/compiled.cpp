@@ -90,7 +90,7 @@ struct Job {  // as Arguments of compiled.py
     const float *step;
     const int32_t *kind, *start;
     uint8_t *out;
-    int64_t *sizes;
+    int64_t *sizes;  // [depth, cells]; the passes of a cell lie one after another, cell after cell
     double *errors;
     uint8_t *fallback;
 };
@@ -99,6 +99,7 @@ template <class Round> void encode(const Job &job, Round round) {
     Cell cell(job.tokens, job.dim, job.levels);
     Strip strip;
     int64_t known = -1;
+    uint8_t *out = job.out;
     for (int64_t i = 0; i < job.cells; ++i) {
         const int64_t s = job.strip[i], columns = cell.columns;
         if (s != known) {
@@ -115,13 +116,15 @@ template <class Round> void encode(const Job &job, Round round) {
         cell.quantise(strip);
         const bool few = cell.leave_out(strip, int(job.depth), job.most_outliers);
         good = good && few;
+        uint8_t *const begin = out;
         for (int p = 1; p <= job.depth && good; ++p) {
-            uint8_t *const out = job.out + ((p - 1) * job.cells + i) * job.room;
             const int64_t head = p == 1 ? write_head(cell, job.levels ? cell.coefficients.data() : x, job.levels ? 2 : int(job.dtype), out, job.room) : 0;
             const int64_t size = head < 0 ? -1 : encode_pass(cell, strip, p, out + head, job.room - head);
             job.sizes[(p - 1) * job.cells + i] = head + size;
             good = size >= 0;
+            out += head + size;
         }
+        if (!good) out = begin;
         job.errors[i] = cell.error(x, strip, 0, round);
         for (int p = 1; p <= job.depth; ++p) {
             if (!good) job.sizes[(p - 1) * job.cells + i] = 0;
@@ -140,8 +143,8 @@ void abkt_entropy_tables(const uint16_t *shares, const uint8_t *skew, const uint
 }
 
 void abkt_entropy_encode(const Job *job) {
-    if (job->dtype == 0) encode(*job, bfloat16);
-    else if (job->dtype == 1) encode(*job, float16);
+    if (job->dtype == 0) encode(*job, [](float v) { return bfloat16(v); });
+    else if (job->dtype == 1) encode(*job, [](float v) { return float16(v); });
     else encode(*job, [](float v) { return v; });
 }
 

@@ -68,7 +68,7 @@ def encode_cells(
         raise ValueError("a strip's centre rotates with the position; give rotation=rotation_of(positions, dim, theta)")
     plan, cells = stats.plan, len(place)
     room = max_pass_bytes(tokens >> stats.levels, dim << stats.levels)
-    out, sizes = np.empty((depth, cells, room), np.uint8), np.empty((depth, cells), np.int64)
+    out, sizes = np.empty(depth * cells * room, np.uint8), np.empty((depth, cells), np.int64)
     errors, fallback = np.empty((depth + 1, cells)), np.empty(cells, np.uint8)
     none = np.zeros(cells if first is None else 0, np.int64)
     arrays = {
@@ -82,5 +82,7 @@ def encode_cells(
     most = min(tokens * dim // OUTLIERS_IN, 65_535)
     numbers = (cells, tokens, dim, stats.levels, depth, DTYPES[dtype], room, most, LIMIT[dtype], TINY)
     compiled.abkt_entropy_encode(ctypes.byref(_Job(*numbers, *(given[name].ctypes.data for name in _ARRAYS))))
-    slots = [[data[i, :size].tobytes() for i, size in enumerate(row)] for data, row in zip(out, sizes.tolist(), strict=True)]
+    ends = sizes.T.cumsum().reshape(cells, depth).T
+    whole = out[: sizes.sum()].tobytes()
+    slots = [[whole[at:end] for at, end in zip(*rows, strict=True)] for rows in zip((ends - sizes).tolist(), ends.tolist(), strict=True)]
     return EntropyCells(slots, errors, fallback.astype(bool))
