@@ -81,21 +81,49 @@ struct Strip {
     }
 };
 
+// What the magnitudes m of a token are decoded to. base: where the points of each channel begin; unit: a 64th of its bin, or 0.
+inline void decode_row(int64_t columns, const int32_t *m, const int32_t *negative, const int32_t *base, const float *unit, const int32_t *points,
+                       int shift, float *out) {
+    int64_t c = 0;
+#if defined(__AVX512F__)
+    for (; c + 16 <= columns; c += 16) {
+        const __m512i bin = _mm512_srl_epi32(_mm512_loadu_si512(m + c), _mm_cvtsi32_si128(shift));
+        const __m512i at = _mm512_add_epi32(_mm512_loadu_si512(base + c), _mm512_min_epi32(bin, _mm512_set1_epi32(WIDEST - 1)));
+        const __m512i place = _mm512_add_epi32(_mm512_slli_epi32(bin, 6), _mm512_i32gather_epi32(at, points, 4));
+        const __m512i size = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(place), _mm512_loadu_ps(unit + c)));
+        _mm512_storeu_si512(out + c, _mm512_xor_si512(size, _mm512_slli_epi32(_mm512_loadu_si512(negative + c), 31)));
+    }
+#elif defined(__AVX2__)
+    for (; c + 8 <= columns; c += 8) {
+        const auto load = [c](const int32_t *from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from + c)); };
+        const __m256i bin = _mm256_srl_epi32(load(m), _mm_cvtsi32_si128(shift));
+        const __m256i at = _mm256_add_epi32(load(base), _mm256_min_epi32(bin, _mm256_set1_epi32(WIDEST - 1)));
+        const __m256i place = _mm256_add_epi32(_mm256_slli_epi32(bin, 6), _mm256_i32gather_epi32(points, at, 4));
+        const __m256 size = _mm256_mul_ps(_mm256_cvtepi32_ps(place), _mm256_loadu_ps(unit + c));
+        _mm256_storeu_ps(out + c, _mm256_xor_ps(size, _mm256_castsi256_ps(_mm256_slli_epi32(load(negative), 31))));
+    }
+#endif
+    for (; c < columns; ++c) {
+        const int32_t bin = m[c] >> shift, place = bin * POINT + points[base[c] + std::min(bin, WIDEST - 1)];
+        const float size = float(place) * unit[c];
+        out[c] = negative[c] ? -size : size;
+    }
+}
+
 struct Cell {
     int64_t tokens, dim, levels, rows, columns;
-    std::vector<float> coefficients, predicted, scratch, guess;
+    std::vector<float> coefficients, predicted, scratch, guess, squares;
     std::vector<int32_t> magnitude, negative, column, base, starts, limit;
-    std::vector<uint16_t> symbols;
-    std::vector<uint8_t> plain, stream;
+    std::vector<uint16_t> symbols, symbols_row;
+    std::vector<uint8_t> plain, plain_row, stream;
     std::vector<int64_t> outliers;
-    std::vector<double> squares;
     const float *angles = nullptr;  // [tokens, 2, dim / 2], or null where nothing rotates
     uint8_t meta = 0;
 
     Cell(int64_t tokens_, int64_t dim_, int64_t levels_)
         : tokens(tokens_), dim(dim_), levels(levels_), rows(tokens_ >> levels_), columns(dim_ << levels_), coefficients(tokens * dim),
           predicted(tokens * dim), scratch(tokens * dim), guess(tokens * dim), magnitude(tokens * dim), negative(tokens * dim), column(columns),
-          base(columns), starts(columns), limit(columns), symbols(tokens * dim), plain((rows + 8) * columns),
+          base(columns), starts(columns), limit(columns), symbols(tokens * dim), symbols_row(columns), plain((rows + 8) * columns), plain_row(columns),
           stream(rans::STATE_BYTES + 2 * tokens * dim + 16), squares(dim) {}
 
     // to = from [tokens, dim], rotated by the angles; backwards for a `turn` of -1.
@@ -213,30 +241,21 @@ struct Cell {
         return int64_t(outliers.size()) <= most;
     }
 
-    // The channels that have started by pass p, and where their entries begin; returns their number.
+    // List the channels that have started by pass p, and say where the entries of each begin; returns how many have started.
     int64_t activate(const Strip &strip, int p) {
         int64_t count = 0;
         for (int64_t c = 0; c < columns; ++c) {
-            if (strip.start[c] > p) continue;
-            column[count] = int32_t(c);
-            starts[count] = strip.start[c] == p;
-            if (starts[count]) base[count] = Tables::STARTS + std::min(class_row(meta, strip.kind[c], p), HALVES - 1) * 2 * MOST;
-            else if (WIDTHS[p - 1] == 2) base[count] = Tables::QUARTERS;
-            else base[count] = class_row(meta, strip.kind[c], p - 1) * 2 * WIDEST;
-            ++count;
+            if (strip.start[c] <= p) column[count++] = int32_t(c);
+            starts[c] = strip.start[c] == p;
+            if (starts[c]) base[c] = Tables::STARTS + std::min(class_row(meta, strip.kind[c], p), HALVES - 1) * 2 * MOST;
+            else if (WIDTHS[p - 1] == 2) base[c] = Tables::QUARTERS;
+            else base[c] = class_row(meta, strip.kind[c], std::max(1, p - 1)) * 2 * WIDEST;
         }
         return count;
     }
 
     // The squared error that is left after p passes.
     template <class Round> double error(const float *x, const Strip &strip, int p, Round round) {
-        std::fill(squares.begin(), squares.end(), 0.0);
-        const auto add = [&](int64_t t, const float *decoded) {
-            for (int64_t c = 0; c < dim; ++c) {
-                const double left = double(x[t * dim + c]) - double(round(decoded[c]));
-                squares[c] += left * left;
-            }
-        };
         const int shift = p ? FINEST - FINER[p - 1] : 0;
         for (int64_t c = 0; c < columns && p; ++c) {
             base[c] = class_row(meta, strip.kind[c], p) * WIDEST;
@@ -248,11 +267,7 @@ struct Cell {
             float *const out = &decoded[t * columns];
             if (!p) std::fill(out, out + columns, 0.0f);
             else
-                for (int64_t c = 0; c < columns; ++c) {
-                    const int32_t bin = m[c] >> shift, place = bin * POINT + points[base[c] + std::min(bin, WIDEST - 1)];
-                    const float size = float(place) * unit[c];
-                    out[c] = n[c] ? -size : size;
-                }
+                decode_row(columns, m, n, base.data(), unit.data(), points, shift, out);
             if (levels) continue;
             for (int64_t c = 0; c < columns; ++c) out[c] += predicted[t * dim + c];
         }
@@ -261,9 +276,17 @@ struct Cell {
         if (p && !levels)
             for (int64_t i : outliers) decoded[i] = x[i];
         if (levels) restore(decoded.data());
-        for (int64_t t = 0; t < tokens; ++t) add(t, levels ? &guess[t * dim] : &decoded[t * dim]);
+        const float *const values = levels ? guess.data() : decoded.data();
         double sum = 0;
-        for (double s : squares) sum += s;
+        for (int64_t first = 0; first < tokens; first += 16) {  // a few tokens in float32, then all in float64
+            std::fill(squares.begin(), squares.end(), 0.0f);
+            for (int64_t t = first; t < std::min(tokens, first + 16); ++t)
+                for (int64_t c = 0; c < dim; ++c) {
+                    const float left = x[t * dim + c] - round(values[t * dim + c]);
+                    squares[c] += left * left;
+                }
+            for (float s : squares) sum += double(s);
+        }
         return sum;
     }
 

@@ -19,40 +19,49 @@ void pack(const uint8_t *symbols, int64_t eighth, int width, uint8_t *out) {
         }
 }
 
+// The symbols of a pass, as numbers of their entries, for all channels of a token.
+template <int WIDTH> void symbols_of(const Cell &cell, int64_t token, int shift, uint16_t *to) {
+    const int32_t *const m = &cell.magnitude[token * cell.columns], *const negative = &cell.negative[token * cell.columns];
+    const int32_t *const base = cell.base.data(), *const starts = cell.starts.data();
+    for (int64_t c = 0; c < cell.columns; ++c) {
+        const int32_t finer = m[c] >> shift, low = finer & 1;
+        const int32_t refined = WIDTH == 2 ? finer & 3 : finer < 2 * WIDEST ? finer : 2 * WIDEST - 2 + low;
+        const int32_t started = 2 * finer + negative[c];
+        to[c] = uint16_t(base[c] + (starts[c] ? started : refined));
+    }
+}
+
 // One pass of a cell, written to `out`; returns its bytes, or -1 if they are more than `room`.
 int64_t encode_pass(Cell &cell, const Strip &strip, int p, uint8_t *out, int64_t room) {
     const int width = WIDTHS[p - 1], shift = FINEST - FINER[p - 1];
     const int64_t count = cell.activate(strip, p), rows = cell.rows, columns = cell.columns;
-    const int32_t *const column = cell.column.data(), *const base = cell.base.data(), *const starts = cell.starts.data();
-    const bool whole = count == columns;
+    const int32_t *const column = cell.column.data();
+    const auto each_row = [&](auto *to, auto *row, auto fill) {  // of the channels that have started
+        for (int64_t t = 0; t < rows; ++t, to += count) {
+            if (count == columns) {
+                fill(t, to);
+                continue;
+            }
+            fill(t, row);
+            for (int64_t a = 0; a < count; ++a) to[a] = row[column[a]];
+        }
+        return to;
+    };
     if (!strip.coded[p - 1]) {
         const int64_t eighth = (rows + 7) / 8 * count, size = width * eighth;
         if (size > room) return -1;
-        uint8_t *to = cell.plain.data();
-        for (int64_t t = 0; t < rows; ++t, to += count) {
+        uint8_t *const end = each_row(cell.plain.data(), cell.plain_row.data(), [&](int64_t t, uint8_t *to) {
             const int32_t *const m = &cell.magnitude[t * columns];
-            if (whole)
-                for (int64_t a = 0; a < count; ++a) to[a] = uint8_t(m[a] >> shift & ((1 << width) - 1));
-            else
-                for (int64_t a = 0; a < count; ++a) to[a] = uint8_t(m[column[a]] >> shift & ((1 << width) - 1));
-        }
-        std::memset(to, 0, 8 * eighth - rows * count);
+            for (int64_t c = 0; c < columns; ++c) to[c] = uint8_t(m[c] >> shift & ((1 << width) - 1));
+        });
+        std::memset(end, 0, 8 * eighth - rows * count);
         pack(cell.plain.data(), eighth, width, out);
         return size;
     }
-    uint16_t *to = cell.symbols.data();
-    const auto build = [&](auto at) {
-        for (int64_t t = 0; t < rows; ++t, to += count) {
-            const int32_t *const m = &cell.magnitude[t * columns], *const negative = &cell.negative[t * columns];
-            for (int64_t a = 0; a < count; ++a) {
-                const int32_t finer = m[at(a)] >> shift, low = finer & 1;
-                const int32_t refined = width == 2 ? finer & 3 : finer < 2 * WIDEST ? finer : 2 * WIDEST - 2 + low;
-                to[a] = uint16_t(base[a] + (starts[a] ? 2 * finer + negative[at(a)] : refined));
-            }
-        }
-    };
-    if (whole) build([](int64_t a) { return a; });
-    else build([column](int64_t a) { return column[a]; });
+    each_row(cell.symbols.data(), cell.symbols_row.data(), [&](int64_t t, uint16_t *to) {
+        if (width == 1) symbols_of<1>(cell, t, shift, to);
+        else symbols_of<2>(cell, t, shift, to);
+    });
     uint8_t *const end = cell.stream.data() + cell.stream.size();
     const uint8_t *const begin = rans::encode_packed(rows * count, end, cell.symbols.data(), tables().entries.data());
     const int64_t size = end - begin;
