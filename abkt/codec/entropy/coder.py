@@ -15,11 +15,11 @@ import torch
 from abkt.codec.cells import Cells
 from abkt.codec.coder import VERBATIM, CodedCells, CodedSequence, StreamPrefix
 from abkt.codec.entropy import haar, wire
-from abkt.codec.entropy.compiled import encode_cells
+from abkt.codec.entropy.compiled import deviation_of, encode_cells, strip_groups
 from abkt.codec.entropy.oracle import decode_cells, max_pass_bytes
-from abkt.codec.entropy.stats import Stats, strip_groups
+from abkt.codec.entropy.stats import Stats
 from abkt.codec.entropy.wire import can_rotate, pack_statistics, read_statistics, rotation_of_cells
-from abkt.codec.fixed.oracle import deviation_of, tokens_of
+from abkt.codec.fixed.oracle import tokens_of
 from abkt.spec import DTYPE_BYTES
 
 
@@ -53,8 +53,7 @@ class EntropyCoder:
         rotation = rotation_of_cells(cells, theta)
         for layer, kind in np.ndindex(layers, kinds) if cells.count else ():
             held = data[torch.tensor(blocks, device=data.device), layer, kind]
-            whole = tokens_of(held, cells.dim).cpu()
-            x = whole.float().numpy()
+            x = tokens_of(held, cells.dim).float().numpy()
             bad = np.zeros(x.shape[:2], dtype=bool)
             for these, stats in strip_groups(
                 x, data.dtype, rotation if kind == 0 else None, most if levels is None else levels[layer, kind]
@@ -80,7 +79,7 @@ class EntropyCoder:
                         sizes[p + 1, layer, kind, these, first : first + count] = np.array([len(slot) for slot in row]).reshape(-1, count)
                         for i, head in enumerate(these.tolist()):
                             slots[p, layer, kind, head, first] = b"".join(row[i * count : (i + 1) * count])
-            deviation[layer, kind] = deviation_of(whole, torch.from_numpy(~bad)).numpy()
+            deviation[layer, kind] = deviation_of(x, bad)
         body = b"".join(slots[key] for key in sorted(slots))
         found = torch.frombuffer(bytearray(body), dtype=torch.uint8) if body else torch.zeros(0, dtype=torch.uint8)
         coded = CodedCells(found, errors.reshape(cells.passes + 1, -1), classes.reshape(-1), deviation)

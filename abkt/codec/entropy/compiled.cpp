@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cell.h"
+#include "strip.h"
 
 namespace {
 
@@ -155,6 +156,32 @@ void abkt_entropy_encode(const Job *job) {
     if (job->dtype == 0) encode(*job, [](float v) { return bfloat16(v); });
     else if (job->dtype == 1) encode(*job, [](float v) { return float16(v); });
     else encode(*job, [](float v) { return v; });
+}
+
+// x: [strips, tokens, dim], and so is kept; mean: [strips, dim]. changed: which strips have outliers, and so are read from `kept`.
+void abkt_entropy_clean(int64_t strips, int64_t tokens, int64_t dim, const float *x, double limit, double deviations, float *kept, double *mean,
+                        uint8_t *changed) {
+    for (int64_t s = 0; s < strips; ++s)
+        changed[s] = clean(x + s * tokens * dim, tokens, dim, float(limit), deviations, kept + s * tokens * dim, mean + s * dim);
+}
+
+void abkt_entropy_sums(int64_t strips, int64_t tokens, int64_t dim, const float *x, const float *kept, const uint8_t *changed, const double *mean,
+                       const float *angles, double *sums) {
+    for (int64_t s = 0; s < strips; ++s)
+        add_up({tokens, dim, (changed[s] ? kept : x) + s * tokens * dim, mean + s * dim}, angles, sums + s * dim);
+}
+
+// rotates: [strips]; back, levels, squares: as add_squares has them.
+void abkt_entropy_squares(int64_t strips, int64_t tokens, int64_t dim, const float *x, const float *kept, const uint8_t *changed,
+                          const double *mean, const float *centre, const uint8_t *rotates, const float *angles, int64_t back, int64_t levels,
+                          double *squares) {
+    for (int64_t s = 0; s < strips; ++s)
+        add_squares({tokens, dim, (changed[s] ? kept : x) + s * tokens * dim, mean + s * dim}, centre + s * dim, rotates[s] ? angles : nullptr,
+                    back != 0, int(levels), squares + s * (2 * levels + 1) * dim);
+}
+
+void abkt_entropy_deviation(int64_t strips, int64_t tokens, int64_t dim, const float *x, const uint8_t *skipped, double *found) {
+    for (int64_t s = 0; s < strips; ++s) found[s] = deviation(x + s * tokens * dim, tokens, dim, skipped + s * tokens);
 }
 
 }  // extern "C"
