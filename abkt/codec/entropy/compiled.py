@@ -21,7 +21,7 @@ from abkt.codec.fixed.quantize import LIMIT
 
 SOURCE = Path(__file__).with_name("compiled.cpp")
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
-EXACT = "-ffp-contract=off"  # the oracle rounds each product and each sum
+EXACT = ("-ffp-contract=off",)  # the oracle rounds each product and each sum
 
 log = logging.getLogger("abkt.codec")
 
@@ -43,7 +43,7 @@ class _Job(ctypes.Structure):  # as struct Job of compiled.cpp
 def load() -> ctypes.CDLL | None:
     """The compiled coder; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
     try:
-        loaded = library(SOURCE, EXACT)
+        loaded = library(SOURCE, *EXACT)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("the entropy coder could not be compiled (%s); numpy runs in its place, about 20 times slower", reason_of(error))
         return None
