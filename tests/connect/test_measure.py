@@ -15,7 +15,7 @@ from experiments.vllm.plan import MeasureConfig, cells, read_rows
 
 
 def row(way: str, link: Any, ttft_s: float, logprobs: list[float], **more: float) -> dict[str, Any]:
-    given = {name: 0.0 for name in ("exposed_s", "offer_s", "arrive_s", "write_s", "report_s", "received_distortion", "held_s", "encode_s")}
+    given = dict.fromkeys(("exposed_s", "offer_s", "arrive_s", "write_s", "report_s", "received_distortion", "held_s", "encode_s"), 0.0)
     best = ["token_id:1", "token_id:2"]
     return {**given, "way": way, "link_mbit_s": [link], "prompt": 0, "ttft_s": ttft_s, "logprobs": logprobs, "best": best, "bytes": 2e6,
             "load": 1.0, **more}  # fmt: skip
