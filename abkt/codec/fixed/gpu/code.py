@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from abkt.codec.fixed.gpu.instructions import dot4, odd_bytes, quarters_of, rounded, widened, word_of
+from abkt.codec.fixed.gpu.instructions import dot4, odd_bytes, quarters_of, widened, word_of
 from abkt.codec.fixed.gpu.matrix import added, eighths_of, fits_matrices, none_yet, origins_of, pair_of, squared, unit_of
 from abkt.codec.fixed.gpu.planes import planes_of
 from abkt.codec.fixed.gpu.tile import CLASSES, INVERSE, LOW, rows_of, slot_of, squares_of
@@ -69,7 +69,6 @@ def code(
                     s0, s1 = added(s0, pair_of(o0, o1), unit), added(s1, pair_of(o2, o3), unit)
                     s2, s3 = added(s2, pair_of(o4, o5), unit), added(s3, pair_of(o6, o7), unit)
                 else:
-                    off = rounded(off, element)
                     total += off
                     spread += squares_of(off, ROWS, COLS)
             t0, t1, t2, t3 = quarters_of(scaled, ROWS, COLS)

@@ -85,7 +85,7 @@ def measure(
                     sums = added(sums, difference_of(w2, g4, g5), unit)
                     now = now + (added(sums, difference_of(w3, g6, g7), unit),)
                 else:
-                    error = rounded(x - rounded(guess, element), element)
+                    error = x - rounded(guess, element)
                     if not (FULL and DIM == COLS):
                         error = tl.where(mask, error, 0.0)
                     now = now + (left[index] + squares_of(error, ROWS, COLS),)
