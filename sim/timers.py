@@ -57,20 +57,11 @@ class Timers:
     def run(self, until: Any = None) -> Any:
         """Run until nothing is left."""
         while self.queue:
-            self.step()
+            _step(self)
 
     def step(self) -> None:
-        time_s, number, event = heappop(self.queue)
-        if isinstance(event, Wake):
-            if event.number == number:  # otherwise the timer was moved or cancelled
-                self.now = time_s
-                event.number = UNSET
-                waiter, event.waiter = event.waiter, None
-                if waiter is not None:
-                    waiter()
-        else:
-            self.now = time_s
-            self.happen(event)
+        """Handle the first entry of the queue."""
+        _step(self)
 
     def peek(self) -> float:
         """The time of the next entry of the queue, infinity if there is none. The entry may belong to a timer that was moved since."""
@@ -87,6 +78,20 @@ class Timers:
     def resume_after(self, event: Any, resume: Callable[[], None]) -> None:
         """A process waits for something that is no Wake."""
         raise NotImplementedError
+
+
+def _step(timers: Timers) -> None:  # a function, because a compiled call of a method that a subclass may replace costs more
+    time_s, number, event = heappop(timers.queue)
+    if isinstance(event, Wake):
+        if event.number == number:  # otherwise the timer was moved or cancelled
+            timers.now = time_s
+            event.number = UNSET
+            waiter, event.waiter = event.waiter, None
+            if waiter is not None:
+                waiter()
+    else:
+        timers.now = time_s
+        timers.happen(event)
 
 
 class Wake:

@@ -53,6 +53,12 @@ class MachineCode:
         """Loops that hold no other."""
         return tuple(a for a in self.loops if not any(a != b and a.holds(b.first) and a.holds(b.last) for b in self.loops))
 
+    def skipped_with(self, loop: Loop) -> Loop:
+        """What the nearest branch skips that skips this loop; the loop alone if there is none."""
+        over = [i for i in self.code if i.target is not None and i.at < loop.first and i.target > loop.last]
+        inside = [i.at for i in self.code if over and over[-1].at < i.at < (over[-1].target or 0)]
+        return Loop(inside[0], inside[-1]) if inside else loop
+
     def within(self, loop: Loop) -> list[Instruction]:
         return [i for i in self.code if loop.holds(i.at)]
 

@@ -115,8 +115,9 @@ class Codec:
         depth_bits: int = 8,
         order: Order = "slope",
         weights: torch.Tensor | None = None,
-        coder: CoderName = "fixed",
+        coder: CoderName | Literal["auto"] = "fixed",
         importance: torch.Tensor | None = None,
+        of_raw: float = 1.0,
     ) -> Stream:
         """Code the first `tokens` tokens of a sequence.
 
@@ -129,9 +130,12 @@ class Codec:
         weights : how much the squared error of each cell matters, [layers, kinds, heads, tiles] (`Cells.shape`). Only ratios matter; None
             weighs all cells equally.
         coder : fixed packs bits; entropy needs fewer bytes for the same error, but takes far longer, and a pool on the CPU; klt needs a
-            calibration with a basis, and far fewer bytes for the same divergence of the model's answers.
+            calibration with a basis, and far fewer bytes for the same divergence of the model's answers. auto takes the one of entropy
+            and klt that was better at `of_raw` on the calibration's held-out prompts (`Calibration.coder_at`), entropy without a basis.
         importance : for coder klt, how much each token matters to the last queries, [layers, 2, kv_heads, tokens]
             (`Importance.tokens`). None: all tokens matter alike.
+        of_raw : for coder auto, the share of the raw bytes at which the stream will be cut. Both weights and importance may be given then;
+            the chosen coder uses its own.
 
         Returns
         -------
@@ -145,8 +149,11 @@ class Codec:
         blocks = self._check(pool, table, tokens)
         if order not in ORDERS:
             raise ValueError(f"order {order} is unknown; one of {', '.join(ORDERS)} is possible")
+        if coder == "auto":
+            coder = self.calibration.coder_at(of_raw) if self.calibration else "entropy"
+            weights, importance = (None, importance) if coder == "klt" else (weights, None)
         if coder not in self._coders:
-            raise ValueError(f"coder {coder} is unknown; one of {', '.join(self._coders)} is possible")
+            raise ValueError(f"coder {coder} is unknown; one of {', '.join((*self._coders, 'auto'))} is possible")
         if coder == "klt" and (why := refusal(self.layout.model)):
             raise ValueError(why)
         if importance is not None and coder != "klt":

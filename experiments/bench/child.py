@@ -7,6 +7,7 @@ run.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -96,6 +97,9 @@ WHATS: dict[str, Callable[[int, int, float], float]] = {"speed": speed, "files":
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
+    from experiments.cli import COLLECTIONS
+
+    gc.set_threshold(*COLLECTIONS)
     what, requests, half, variation = arguments
     rate = WHATS[what](int(requests), int(half), float(variation))
     return {"requests_per_cpu_s": rate, "cpu_s": time.process_time(), "peak_mib": peak_mib()}

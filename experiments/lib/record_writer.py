@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from abkt.records import SUMMARIZED, RequestRecord, TransferRecord
-from experiments.lib.results import record_table, writing
+from experiments.lib.results import arrow_column, numpy_column, record_table, writing
 from sim.cluster import Simulation
 from sim.interval import intervals
 
@@ -85,7 +85,7 @@ class _Part:
             del self.waiting[:BATCH]
             table = record_table(self.kind, batch, {})
             for name, values in more(batch).items():
-                table = table.append_column(name, pa.array(values, pa.float64()))
+                table = table.append_column(name, arrow_column(values, pa.float64()))
             if self.writer is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.writer = pq.ParquetWriter(self.path, table.schema)
@@ -105,5 +105,5 @@ class _Part:
 
 def read_columns(path: Path, names: Sequence[str] = SUMMARIZED) -> dict[str, np.ndarray]:
     """Columns of one of the files."""
-    table = pq.read_table(path, columns=list(names))
-    return {name: table[name].to_numpy() for name in names}
+    table = pq.ParquetFile(path).read(columns=list(names))
+    return {name: numpy_column(table[name]) for name in names}

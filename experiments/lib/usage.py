@@ -115,7 +115,8 @@ def choices(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
 def choice_files(group: str, config_dirs: Sequence[Path] = ()) -> dict[str, Path]:
     """Choice -> its YAML, by name. Where a folder of the user has a name of ABKT's, Hydra takes ABKT's."""
     folder = group.partition("@")[0]
-    found = {path.stem: path for root in (*config_dirs, conf_dir()) for path in (root / folder).glob("*.yaml")}
+    roots = [root / folder for root in (*config_dirs, conf_dir())]
+    found = {path.relative_to(root).with_suffix("").as_posix(): path for root in roots for path in root.rglob("*.yaml")}
     return dict(sorted(found.items()))
 
 

@@ -38,10 +38,12 @@ def basis_of_statistics(found: Statistics, rotary: Rotary, setting: tuple[float,
     least = (found.squared / count / (found.scaled[setting] / count).clamp_min(1e-30)[..., None]).clamp_min(1e-9)
     first = least.log2().round().clamp(LEAST, TOP).to(torch.int16)
     first[..., 0].clamp_(min=SINK)
-    arrays = [a.float().numpy() for a in (forward, torch.linalg.inv(forward), deviation, mean)]
     chances, points = formula()
-    nats = 0.5 * tokens / after
-    return Basis(*arrays, first.numpy(), rotary, chances, points, step_of(arrays[2]), *setting, nats)
+    inverse, deviations = torch.linalg.inv(forward).float().numpy(), deviation.float().numpy()
+    return Basis(
+        forward.float().numpy(), inverse, deviations, mean.float().numpy(), first.numpy(), rotary, chances, points,
+        step=step_of(deviations), exponent=setting[0], mixing=setting[1], nats=0.5 * tokens / after,
+    )  # fmt: skip
 
 
 def step_of(deviation: np.ndarray) -> float:

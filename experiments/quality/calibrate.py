@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,8 +19,10 @@ import torch.nn.functional as F
 from abkt.codec.calibration import Calibration
 from abkt.codec.codec import Codec
 from abkt.codec.klt.basis import Basis, refusal
+from abkt.codec.klt.coder import KltCoder
 from abkt.codec.klt.compiled import Seen
 from abkt.codec.klt.rotary import AS_CACHED
+from abkt.policy.view import CoderName
 from abkt.spec import ModelSpec
 from experiments.quality import likelihood
 from experiments.quality.bases import basis_of_statistics, best, choices, learned
@@ -27,12 +30,12 @@ from experiments.quality.measure import Bench
 from experiments.quality.methods import Cuts, Held, seen
 from experiments.quality.samples import QualitySample
 
+Candidate = tuple[float, float, float]  # floor, exponent, mixing
 HELD_OUT = 3  # prompts that choose, and are in no statistics
-FITTED = 12  # prompts of the statistics
 SETTINGS = ((0.5, 0.4), (0.0, 0.0))  # (exponent, mixing) of the tokens' classes; the last: all tokens alike
 FLOORS = (0.03, 0.1, 0.3)
-SHARES = (0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)  # of raw bytes, at which klt and entropy are compared
-DECIDING = (0.06, 0.1, 0.16)  # of raw bytes, at which candidates are compared
+SHARES = (0.04, 0.06, 0.08, 0.1, 0.16, 0.25, 0.4)  # of raw bytes, at which klt and entropy are compared
+DECIDING = (0.06, 0.13)  # of raw bytes, at which candidates are compared
 BITS = (1.0, 2.0, 3.0)  # rates of the fixed coder at which orders are compared
 
 log = logging.getLogger("abkt.quality")
@@ -57,11 +60,14 @@ def calibrate(
         "texts": hashlib.sha256(b"".join(np.array(s.prompt, "<i8").tobytes() for s in samples)).hexdigest()[:16],
     }
     plain = Calibration(model.name, 0.0, np.ones((model.layers, model.kv_kinds, model.kv_heads)), _levels(bench, codec, fitted), made)
-    basis, picked, why = None, (), refusal(model)
+    basis: Basis | None = None
+    picked: tuple[tuple[float, CoderName], ...] = ()
+    why = refusal(model)
     if not why:
         basis, picked = _basis(bench, codec, fitted, held_out, done, made)
-        if basis and not any(coder == "klt" for _, coder in picked):
-            why, basis, picked = "it was better than the entropy coder at no size on the held-out prompts", None, ()
+        if not any(coder == "klt" for _, coder in picked):
+            why = "it was better than the entropy coder at no size on the held-out prompts"
+            basis, picked = None, ()
     if why:
         log.warning("the klt coder is not used for %s: %s", model.name, why)
         made["klt"] = f"not used: {why}"
@@ -72,7 +78,7 @@ def calibrate(
 def passes(model: ModelSpec, samples: int) -> int:
     """How often `calibrate` reports."""
     held = min(HELD_OUT, samples // 2)
-    return samples - held + held * (len(FLOORS) * len(SETTINGS) + 1 + len(GAMMAS)) if not refusal(model) else held * len(GAMMAS)
+    return samples - held + held * (len(tried(True)) + 1 + len(GAMMAS)) if not refusal(model) else held * len(GAMMAS)
 
 
 def _basis(
@@ -82,7 +88,7 @@ def _basis(
     held_out: Sequence[QualitySample],
     done: Callable[[int], None],
     made: dict[str, str],
-) -> tuple[Basis | None, tuple[tuple[float, str], ...]]:
+) -> tuple[Basis, tuple[tuple[float, CoderName], ...]]:
     rotary, errors = likelihood.rotary_of(bench, fitted[0].prompt)
     unknown = np.flatnonzero(rotary.styles.numpy() == AS_CACHED)
     made["rotation"] = f"found in {len(errors) - len(unknown)} of {len(errors)} layers; K of the others is transformed as cached"
@@ -102,12 +108,12 @@ def _basis(
     if not differentiable:
         likelihood.from_probes(statistics, bench, fitted[:2])
     tokens, after = len(fitted[0].prompt), len(fitted[0].continuation)
-    candidates = {}
-    for floor in FLOORS if differentiable else FLOORS[-1:]:
-        for setting in SETTINGS:
-            raw = basis_of_statistics(statistics, rotary, setting, floor, tokens, after)
-            candidates[floor, *setting] = learned(raw, _seen(bench, codec, raw, fitted[:2]))
-    scores: dict[tuple[float, float, float], list[float]] = {name: [] for name in candidates}
+    raw = {
+        (floor, *setting): basis_of_statistics(statistics, rotary, setting, floor, tokens, after)
+        for floor, setting in tried(differentiable)
+    }
+    candidates = {name: learned(raw[name], seen) for name, seen in _seen(bench, codec, raw, fitted[:2]).items()}
+    scores: dict[Candidate, list[float]] = {name: [] for name in candidates}
     references = []
     for sample in held_out:
         held = bench.prefill(sample)
@@ -133,22 +139,26 @@ def _basis(
     return basis, choices(SHARES, np.array(klt), np.array(entropy))
 
 
-def _restated(basis: Basis, factor: float) -> Basis:
-    from dataclasses import replace
+def tried(differentiable: bool) -> list[tuple[float, tuple[float, float]]]:
+    """(floor, setting) of the candidates: the token classes with every floor, and all tokens alike with the middle one. Where the metric is
+    one number a head, a floor changes nothing but its scale."""
+    floors = FLOORS if differentiable else FLOORS[-1:]
+    return [(floor, SETTINGS[0]) for floor in floors] + [(floors[len(floors) // 2], SETTINGS[1])]
 
+
+def _restated(basis: Basis, factor: float) -> Basis:
     return replace(basis, nats=basis.nats * factor, digest="")
 
 
-def _seen(bench: Bench, codec: Codec, basis: Basis, samples: Sequence[QualitySample]) -> Seen:
-    """What the coefficients of some prompts turn out to be."""
-    from abkt.codec.klt.coder import KltCoder
-
-    found = Seen()
+def _seen(bench: Bench, codec: Codec, bases: Mapping[Candidate, Basis], samples: Sequence[QualitySample]) -> dict[Candidate, Seen]:
+    """What the coefficients of some prompts turn out to be, in each basis."""
+    found = {name: Seen() for name in bases}
     for sample in samples:
         held = bench.prefill(sample)
         importance = held.importance.tokens(held.pool, held.table, held.tokens)
         cells = codec.cells(held.tokens, 8, "klt")
-        KltCoder(basis, importance, found).encode(held.pool.data, cells.coded_table(held.table), cells)
+        for name, basis in bases.items():
+            KltCoder(basis, importance, found[name]).encode(held.pool.data, cells.coded_table(held.table), cells)
     return found
 
 

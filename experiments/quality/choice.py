@@ -8,7 +8,7 @@ from experiments.quality.methods import Held, Method
 from experiments.quality.peers import failure, peers, reasons
 from experiments.quality.rivals import CALIBRATED
 
-KLT = ("ours_klt", "ours_klt-flat", "klt", "klt-flat")
+KLT = ("ours_klt", "ours_klt-flat", "klt", "klt-flat", "auto")
 
 
 def check(names: Sequence[str], own: Mapping[str, Method]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class Statistics:
 
 
 @contextmanager
-def plain_attention(model: torch.nn.Module) -> Iterator[None]:
+def plain_attention(model: Any) -> Iterator[None]:
     """The model with an attention that can be differentiated, over transformers' own cache."""
     was = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
@@ -70,7 +71,7 @@ def rotary_of(bench: Bench, tokens: Sequence[int]) -> tuple[Rotary, np.ndarray]:
     found = []
     with plain_attention(model), torch.no_grad():
         for start in (0, SHIFT):
-            cache = DynamicCache()
+            cache: Any = DynamicCache()
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
             model(input_ids=ids, position_ids=positions, past_key_values=cache, logits_to_keep=1)
             found.append([layer.keys[0].float().cpu() for layer in cache.layers])
@@ -169,7 +170,7 @@ def gradients(
     with plain_attention(model), torch.enable_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         for layer, pair in enumerate(kv):
             leaves = [part[None].to(model.dtype).to(device).clone().requires_grad_(True) for part in pair]
             for kind, leaf in enumerate(leaves):

@@ -19,11 +19,14 @@ from experiments.quality.saved import FILE
 
 RESAMPLES = 1000
 BITS = (1.0, 1.5, 2.0, 3.0, 4.0)
-OURS = ("klt", "ours_klt", "embedded-position", "embedded", "embedded-flat")
+OURS = ("auto", "klt", "ours_klt", "embedded-position", "embedded", "embedded-flat")
 SIMPLE = ("embedded-uniform", "embedded-flat", "embedded-position", "matter", "kvtuner", "cachegen-widths")
 """Simple rules: without a transform, with the coder that is there."""
 UNCALIBRATED = "embedded"
 UNIFORM = "embedded-uniform"
+WANTED = (0.1, 0.02, 0.01, 0.0077, 0.0014, 0.001)
+"""Divergences (KL) at which the bytes of all codecs are shown."""
+BY_KIND = 0.01
 LEAST_KL = 1e-9  # a divergence of 0 has no logarithm
 
 
@@ -129,6 +132,37 @@ def by_kind(frame: pd.DataFrame) -> pd.DataFrame:
     return cells.unstack("kind", sort=False).fillna("").reset_index()
 
 
+def reaching(frame: pd.DataFrame) -> pd.DataFrame:
+    """Bytes (of raw) at which each method reaches each of WANTED, over all prompts."""
+    found = {}
+    for method in dict.fromkeys(frame.method):
+        curves = Curves(frame, (method,))
+        found[method] = [_bytes(*curves.of(method, curves.every), kl) for kl in WANTED]
+    columns = [f"KL {kl:g}" for kl in WANTED]
+    return pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("codec").reset_index()
+
+
+def reaching_by_kind(frame: pd.DataFrame) -> pd.DataFrame:
+    """Bytes (of raw) at which each method reaches a KL of BY_KIND on each kind of prompt."""
+    rows = []
+    for method in dict.fromkeys(frame.method):
+        row = {"codec": method}
+        for kind in dict.fromkeys(frame.kind):
+            here = frame[(frame.kind == kind) & (frame.method == method)]
+            if len(here):
+                curves = Curves(here, (method,))
+                row[kind] = _bytes(*curves.of(method, curves.every), BY_KIND)
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("")
+
+
+def _bytes(sizes: np.ndarray, kl: np.ndarray, wanted: float) -> str:
+    found = bytes_at(sizes, kl, wanted)
+    if not np.isfinite(found):
+        return "not reached"
+    return ("at most " if wanted >= kl[0] and len(sizes) > 1 else "") + f"{found:.3f}"
+
+
 def against(frame: pd.DataFrame, ours: str) -> pd.DataFrame:
     """The share of its bytes that ours saves at the KL of each rate of every other method; negative where ours needs more."""
     rows = []
@@ -202,6 +236,8 @@ def report(folder: Path, ours: str = "") -> str:
     counts = ", ".join(f"{count} {kind}" for kind, count in frame.groupby("kind")["sample"].nunique().items())
     parts = (
         (f"Codecs and rates ({counts} prompts of about {int(frame.tokens.median())} tokens)", rates(frame)),
+        ("Bytes (of raw) at which a KL is reached", reaching(frame)),
+        (f"Bytes (of raw) at which KL {BY_KIND:g} is reached, by kind", reaching_by_kind(frame)),
         ("Bytes (of raw) and mean KL by kind", by_kind(frame)),
         (f"Bytes of {chosen} at the KL of the others", against(frame, chosen)),
         (f"Laws: KL of {chosen} less that of simple choices, at equal bytes", laws(frame, chosen)),

@@ -74,7 +74,6 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     from experiments.lib.results import write_json
     from experiments.models.tokenizer import bos_ids, needed_tokenizer, passage_ids
     from experiments.quality import gates
-    from experiments.quality.calibrate import FITTED, HELD_OUT
     from experiments.quality.choice import KLT, check, choose
     from experiments.quality.kinds import kinds_of
     from experiments.quality.lowbit import verdicts
@@ -94,7 +93,7 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     if config.passages or config.retrieval:
         kinds = kinds_of(config.samples, config.tokens, config.seed, config.passages, config.retrieval, config.model_folder)
         asked = list(kinds)
-    wanted = FITTED + HELD_OUT if texts is not None else max(2, config.samples // 2)
+    wanted = max(2, config.calibration_prompts) if config.calibration_texts or texts is not None else max(2, config.samples // 2)
     if not config.calibrate:
         others = []
     elif config.calibration_texts:

@@ -1,5 +1,7 @@
 """`python -m experiments.vllm model_folder=DIR out=DIR [text=FILE] [links=inf,1000,100,20,5] [prompts=4] [context=512]`: the measurement of
-docs/vllm.md, in network namespaces, so as root. It can be stopped and started again; about 15 minutes on two idle cores."""
+docs/vllm.md, in network namespaces, so as root. It can be stopped and started again; about 15 minutes on two idle cores.
+
+`python -m experiments.vllm table=DIR` writes and prints the table of what is measured so far."""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from abkt.net.namespaces import Namespaces
 from experiments.lib.errors import exit_code
 from experiments.lib.results import write_text
 from experiments.vllm import measure, server
-from experiments.vllm.plan import MeasureConfig
+from experiments.vllm.plan import MeasureConfig, read_rows
 
 KINDS: dict[str, Any] = {
     "model_folder": Path, "text": Path, "out": Path, "python": Path, "prompts": int, "context": int, "answer": int,
@@ -36,11 +38,20 @@ def config_of(arguments: list[str]) -> MeasureConfig:
 
 
 def main(arguments: list[str]) -> None:
+    if len(arguments) == 1 and arguments[0].startswith("table="):
+        show(Path(arguments[0].removeprefix("table=")), read_rows(Path(arguments[0].removeprefix("table=")) / "rows.jsonl"))
+        return
     config = config_of(arguments)
     if reason := server.why_not(config.python) or Namespaces.why_not():
         raise ValueError(reason)
-    rows = measure.measure(config)
-    write_text(config.out / "vllm.md", measure.table(rows))
+    show(config.out, measure.measure(config))
+
+
+def show(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """Write and print the table. Raises ValueError, one line, if there are no rows."""
+    if not rows:
+        raise ValueError(f"{folder / 'rows.jsonl'} has no rows; give model_folder= and out= to measure")
+    write_text(folder / "vllm.md", measure.table(rows))
     print(measure.table(rows))
 
 

@@ -17,12 +17,13 @@ import httpx2
 
 from experiments.vllm.server import ROOT
 
-REQUEST_S = 600.0
+REQUEST_S = 150.0
 
 
 def completed(client: httpx2.Client, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer to a completion, streamed: its tokens, and the seconds to the first and the last of them."""
-    tokens: list[str] = []
+    """The answer to a completion, streamed: log probabilities, the likeliest token at each place, seconds to the first and the last."""
+    logprobs: list[float] = []
+    best: list[str] = []
     start_s, first_s, text = time.monotonic(), 0.0, ""
     with client.stream("POST", f"{url}/v1/completions", json={**body, "stream": True}) as response:
         if response.status_code != 200:
@@ -36,8 +37,10 @@ def completed(client: httpx2.Client, url: str, body: Mapping[str, Any]) -> dict[
                     return {"error": line[:500]}
                 choice = message["choices"][0]
                 text += choice["text"]
-                tokens += (choice.get("logprobs") or {}).get("tokens") or []
-    return {"ttft_s": first_s, "seconds": time.monotonic() - start_s, "text": text, "tokens": tokens}
+                told = choice.get("logprobs") or {}
+                logprobs += told.get("token_logprobs") or []
+                best += [max(each, key=each.__getitem__) for each in told.get("top_logprobs") or []]
+    return {"ttft_s": first_s, "seconds": time.monotonic() - start_s, "text": text, "logprobs": logprobs, "best": best}
 
 
 def posted(client: httpx2.Client, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,13 +54,16 @@ def serve() -> None:
     with httpx2.Client(timeout=REQUEST_S) as client:
         for line in sys.stdin:
             asked = json.loads(line)
-            match asked["do"]:
-                case "stream":
-                    answer = completed(client, asked["url"], asked["body"])
-                case "post":
-                    answer = posted(client, asked["url"], asked["body"])
-                case _:
-                    answer = {"text": client.get(asked["url"]).text}
+            try:
+                match asked["do"]:
+                    case "stream":
+                        answer = completed(client, asked["url"], asked["body"])
+                    case "post":
+                        answer = posted(client, asked["url"], asked["body"])
+                    case _:
+                        answer = {"text": client.get(asked["url"]).text}
+            except httpx2.HTTPError as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps(answer), flush=True)
 
 

@@ -1,7 +1,7 @@
 """The measurement: two vLLM servers in network namespaces, a shaped link between them, and each way to get a prompt's KV across.
 
 Time to first token is that of the decode request; the prefill before it is the same for all ways. NixlConnector goes over UCX's TCP.
-A prompt that a way has sent is different for each cell only in its text, so no cache helps; prefix caching is off.
+The answer is the text that follows the prompt (forced.py), so its likelihood can be compared. Prefix caching is off.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 from abkt.net.namespaces import Namespaces
 from experiments.vllm.agent import Agent
-from experiments.vllm.demo import agreeing, total
+from experiments.vllm.demo import total
 from experiments.vllm.metrics import parsed
-from experiments.vllm.plan import OURS, MeasureConfig, MeasuredCell, cells, read_rows, token_ids
+from experiments.vllm.plan import OURS, WAYS, MeasureConfig, MeasuredCell, cells, read_rows, token_ids
 from experiments.vllm.server import VllmServer, connector
 
 PORT = 8100
@@ -29,6 +29,10 @@ NIXL_PORT = 5600
 DROP_S = 0.3
 REMOTE = {"do_remote_decode": True, "do_remote_prefill": False}
 LOWEST_MBIT_S = 5.0
+FORCED = "experiments.vllm.forced:Forced"
+BYTES = {"nixl": "vllm:nixl_bytes_transferred_sum"}
+PARTS = ("exposed_s", "offer_s", "arrive_s", "write_s", "report_s", "received_distortion")
+HELD = ("held_s", "encode_s")
 
 
 class Bench(AbstractContextManager["Bench"]):
@@ -57,7 +61,7 @@ class Bench(AbstractContextManager["Bench"]):
                 "VLLM_NIXL_SIDE_CHANNEL_HOST": host, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(NIXL_PORT), "UCX_TLS": "tcp,self",
                 "UCX_NET_DEVICES": "eth0", "VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo",
             }  # fmt: skip
-            arguments = ("--max-model-len", "2048", "--max-num-seqs", "4", "--no-enable-prefix-caching")
+            arguments = ("--max-model-len", "2048", "--max-num-seqs", "4", "--no-enable-prefix-caching", "--logits-processors", FORCED)
             name = f"{'nixl' if nixl else 'abkt'}-{node}"
             log = config.out / f"{name}.log"
             servers.append(
@@ -86,8 +90,9 @@ class Bench(AbstractContextManager["Bench"]):
     def shape(self, mbit_s: float) -> None:
         self._net.shape(mbit_s * 1e6 / 8)
 
-    def metrics(self) -> dict[str, float]:
-        return parsed(self.agent.ask("get", f"{self.decode.url}/metrics")["text"])
+    def metrics(self, server: VllmServer | None = None) -> dict[str, float]:
+        """The counts of a server; of the decode server by default."""
+        return parsed(self.agent.ask("get", f"{(server or self.decode).url}/metrics")["text"])
 
     def params(self, tokens: Sequence[int], bitrate: str) -> tuple[dict[str, Any], float]:
         """(where the KV of a prompt lies, seconds of its prefill). bitrate: empty with another connector."""
@@ -113,71 +118,117 @@ def measure(config: MeasureConfig) -> dict[str, dict[str, Any]]:
             for way in ways:  # the first use of everything takes longer
                 one(bench, config, MeasuredCell(way, (math.inf,), 0), prompts[0][::-1])
             for cell in left:
-                row = {"key": cell.key, **one(bench, config, cell, prompts[cell.prompt])}
-                rows[cell.key] = row
+                row = {"key": cell.key, **attempt(bench, config, cell, prompts[cell.prompt])}
                 print(json.dumps(row), file=lines, flush=True)
+                if "error" in row:
+                    print(f"{cell.key}: failed: {row['error']}", flush=True)
+                    continue
+                rows[cell.key] = row
                 print(f"{cell.key}: {row['ttft_s']:.2f} s, {row['bytes'] / 1e6:.2f} MB", flush=True)
     return rows
 
 
+def attempt(bench: Bench, config: MeasureConfig, cell: MeasuredCell, tokens: Sequence[int]) -> dict[str, Any]:
+    """The row of a cell, or its error: it is measured again by the next run."""
+    try:
+        return one(bench, config, cell, tokens)
+    except RuntimeError as error:
+        return {"error": str(error)}
+
+
 def one(bench: Bench, config: MeasureConfig, cell: MeasuredCell, tokens: Sequence[int]) -> dict[str, Any]:
     """The row of a cell."""
-    context, bitrate = tokens[: config.context], cell.way if cell.way in OURS else ""
+    context, answer = tokens[: config.context], tokens[config.context :]
     bench.shape(math.inf)
-    params, prefill_s = ({}, 0.0) if cell.way == "local" else bench.params(context, bitrate)
-    before = bench.metrics()
+    both = bench.decode, bench.prefill
+    before = [bench.metrics(server) for server in both]
+    params, prefill_s = ({}, 0.0) if cell.way == "local" else bench.params(context, cell.way if cell.way in OURS else "")
     bench.shape(cell.link[0])
     drop = threading.Timer(DROP_S, bench.shape, cell.link[1:])
     if len(cell.link) > 1:
         drop.start()
-    done = bench.agent.ask(
-        "stream", bench.decode.url, request(context, config.answer, **({"kv_transfer_params": params} if params else {}))
-    )
-    if len(cell.link) > 1:
-        drop.join()
+    more = {"vllm_xargs": {"forced": answer}, "return_tokens_as_token_ids": True, **({"kv_transfer_params": params} if params else {})}
+    try:
+        done = bench.agent.ask("stream", bench.decode.url, request(context, len(answer), **more))
+    finally:
+        if len(cell.link) > 1:
+            drop.join()
     time.sleep(0.3)  # the counts come with a later step
-    after = bench.metrics()
-    grown = {
-        name: total(after, name) - total(before, name) for name in ("vllm:abkt_received_bytes_total", "vllm:nixl_bytes_transferred_sum")
-    }
-    grown |= {
-        name: after.get(name, 0.0) - before.get(name, 0.0) for name in ("vllm:abkt_exposed_s_sum", "vllm:abkt_received_distortion_sum")
-    }
-    row = {
+    after = [bench.metrics(server) for server in both]
+    grown = lambda name, at=0: total(after[at], name) - total(before[at], name)  # noqa: E731
+    return {
         "way": cell.way, "link_mbit_s": [rate if math.isfinite(rate) else "inf" for rate in cell.link], "prompt": cell.prompt,
-        "context": len(context), "prefill_s": prefill_s, "ttft_s": done["ttft_s"], "seconds": done["seconds"], "tokens": done["tokens"],
-        "bytes": grown["vllm:nixl_bytes_transferred_sum" if cell.way == "nixl" else "vllm:abkt_received_bytes_total"],
-        "exposed_s": grown["vllm:abkt_exposed_s_sum"], "distortion": grown["vllm:abkt_received_distortion_sum"],
+        "context": len(context), "prefill_s": prefill_s, "ttft_s": done["ttft_s"], "seconds": done["seconds"],
+        "logprobs": done["logprobs"], "best": done["best"], "bytes": grown(BYTES.get(cell.way, "vllm:abkt_received_bytes_total")),
+        **{name: grown(f"vllm:abkt_{name}_sum") for name in PARTS}, **{name: grown(f"vllm:abkt_{name}_sum", 1) for name in HELD},
         "load": os.getloadavg()[0],
     }  # fmt: skip
-    return row
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as a page: medians over prompts, for each link and way."""
-    timed = list(rows.values())
     by: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in timed:
+    for row in rows.values():
         by.setdefault((" > ".join(map(str, row["link_mbit_s"])), row["way"]), []).append(row)
-    local = {row["prompt"]: row for row in timed if row["way"] == "local"}
+    local = {row["prompt"]: row for row in rows.values() if row["way"] == "local"}
     lines = [
-        "| link, Mbit/s | way | n | TTFT, s | exposed, s | MB | tokens equal to local | distortion |",
-        "|---|---|---|---|---|---|---|---|",
+        "| link, Mbit/s | way | n | TTFT, s | exposed, s | MB | distortion | ΔNLL, nats a token | first choice as local |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (link, way), found in by.items():
-        equal = [agreeing(tuple(row["tokens"]), tuple(local[row["prompt"]]["tokens"])) for row in found if row["prompt"] in local]
+    for (link, way), found in sorted(by.items(), key=lambda each: order(*each[0])):
+        pairs = [(row, local[row["prompt"]]) for row in found if row["prompt"] in local]
+        worse = [b - a for row, alone in pairs for a, b in zip(row["logprobs"], alone["logprobs"])]
+        equal = [a == b for row, alone in pairs for a, b in zip(row["best"], alone["best"])]
         ours = way not in ("local", "nixl")
         shown = [
-            link, way, str(len(found)), f"{median(row['ttft_s'] for row in found):.2f}",
-            f"{median(row['exposed_s'] for row in found):.2f}" if ours else "",
+            link, way, str(len(found)), spread(row["ttft_s"] for row in found),
+            spread(row["exposed_s"] for row in found) if ours else "",
             f"{median(row['bytes'] for row in found) / 1e6:.2f}",
-            f"{sum(equal)} of {sum(len(row['tokens']) for row in found if row['prompt'] in local)}" if equal else "",
-            f"{median(row['distortion'] for row in found):.4f}" if ours else "",
+            f"{median(row['received_distortion'] for row in found):.4f}" if ours else "",
+            f"{sum(worse) / len(worse):+.4f}" if worse and way != "local" else "",
+            f"{sum(equal)} of {len(equal)}" if equal and way != "local" else "",
         ]  # fmt: skip
         lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join([*lines, "", *facts(rows), ""])
+
+
+def facts(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """What the targets ask for, and how busy the machine was."""
+    by = lambda way, link, name: [row[name] for row in rows.values() if row["way"] == way and row["link_mbit_s"] == [link]]  # noqa: E731
+    ours, theirs = by("raw", "inf", "ttft_s"), by("nixl", "inf", "ttft_s")
+    embedded, raw = by("embedded", 20.0, "exposed_s"), by("raw", 20.0, "exposed_s")
+    coded = [row for row in rows.values() if row.get("encode_s")]
+    found = []
+    if ours and theirs:
+        found.append(f"* TTFT of raw against NixlConnector, link not shaped: {median(ours) / median(theirs):.2f} (target: at most 1.1).")
+    if embedded and raw:
+        found.append(
+            f"* Exposed transfer of embedded over raw's at 20 Mbit/s: {median(embedded) / median(raw):.2f} (target: at most 0.45)."
+        )
+    if coded:
+        ratio = median(row["held_s"] / row["encode_s"] for row in coded)
+        held, encode = (median(row[name] for row in coded) * 1e3 for name in ("held_s", "encode_s"))
+        found.append(
+            f"* Blocks held {held:.0f} ms, encoding {encode:.0f} ms, ratio {ratio:.2f} (target: at most 1.2); {len(coded)} prefills."
+        )
+    for way in OURS:
+        parts = [row for row in rows.values() if row["way"] == way and row["link_mbit_s"] == ["inf"]]
+        if parts:
+            shown = ", ".join(f"{name[:-2]} {median(row[name] for row in parts) * 1e3:.0f} ms" for name in PARTS[1:5])
+            found.append(f"* Parts of a load of {way}, link not shaped: {shown}.")
     load = [row["load"] for row in rows.values()]
-    ends = f"Load average of the machine while it was measured: {min(load):.1f} to {max(load):.1f}."
-    return "\n".join([*lines, "", ends, ""])
+    return [*found, f"* Load average of the machine: {min(load):.1f} to {max(load):.1f}."] if load else found
+
+
+def order(link: str, way: str) -> tuple[float, int]:
+    """Fast links first; links that change last."""
+    return (-float(link) if ">" not in link else 0.0), WAYS.index(way)
+
+
+def spread(values: Any) -> str:
+    """The median, and from where to where if there are several."""
+    ordered = sorted(values)
+    return f"{median(ordered):.2f}" + (f" ({ordered[0]:.2f}–{ordered[-1]:.2f})" if len(ordered) > 1 else "")
 
 
 def median(values: Any) -> float:

@@ -24,7 +24,7 @@ class MeasureConfig:
     text : the file that prompts are taken from.
     links : Mbit/s; inf: not shaped.
     prompts : at most this many on a link.
-    context, answer : tokens of a prompt, and of its answer.
+    context, answer : tokens of a prompt, and of the text after it, whose likelihood is measured.
     deadline_s : of embedded.
     drop : also a link that becomes slow during the transfer.
     """
@@ -36,7 +36,7 @@ class MeasureConfig:
     links: tuple[float, ...] = (math.inf, 1000.0, 100.0, 20.0, 5.0)
     prompts: int = 4
     context: int = 512
-    answer: int = 16
+    answer: int = 32
     deadline_s: float = 1.0
     drop: bool = True
 
@@ -76,23 +76,24 @@ def cells(config: MeasureConfig, ways: Sequence[str]) -> Iterator[MeasuredCell]:
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier run by key; a line that was cut off is dropped."""
+    """The rows of an earlier run by key; a line that was cut off, or a cell that failed, is dropped."""
     found = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        found[row["key"]] = row
+        if "error" not in row:
+            found[row["key"]] = row
     return found
 
 
 def token_ids(config: MeasureConfig) -> list[list[int]]:
-    """The prompts: pieces of the text that lie far apart."""
+    """The prompts, each with the text that goes on after it: pieces of the text that lie far apart."""
     from tokenizers import Tokenizer
 
     ids = Tokenizer.from_file(str(config.model_folder / "tokenizer.json")).encode(config.text.read_text()).ids
-    size = config.context
+    size = config.context + config.answer
     if len(ids) < config.prompts * size:
         raise ValueError(f"{config.text} has {len(ids)} tokens; {config.prompts} prompts need {config.prompts * size}")
     apart = (len(ids) - size) // max(1, config.prompts - 1) if config.prompts > 1 else 0

@@ -14,7 +14,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
-from abkt.policy.view import BitratePolicy, Decision, Mode, TransferView
+from abkt.policy.view import Decision, Mode, TransferView
 from sim.job import Job
 from sim.network.flows import Link
 from sim.network.nic import NodeNic
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 
 class NodePair:
-    """The path from `source` to `target` over the links of `path`. nics: NICs of the two ends. policy: the pair's own bitrate policy."""
+    """The path from `source` to `target` over the links of `path`. nics: NICs of the two ends.
+
+    policy: the pair's own bitrate policy, once it is `used`.
+    """
 
     __slots__ = (
         "backlog_bytes",
@@ -43,6 +46,7 @@ class NodePair:
         "sending",
         "source",
         "target",
+        "used",
         "values_per_token",
     )
 
@@ -53,14 +57,14 @@ class NodePair:
         target: Node,
         path: tuple[Link, ...],
         nics: tuple[NodeNic, NodeNic],
-        policy: BitratePolicy,
     ) -> None:
         self.context = context
         self.source = source
         self.target = target
         self.path = path
         self.nics = nics
-        self.policy = policy
+        self.policy = context.unused  # a quote does not change it, so the pair's own policy is made for its first transfer
+        self.used = False
         self.values_per_token: int = source.costs.profile.model.values_per_token
         self.backlog_bytes = 0.0  # expected bytes of the queue and of the transfer under way
         self.queue: deque[Job] | None = None  # None while nothing is sent, because most pairs of a large cluster are idle
@@ -144,6 +148,8 @@ class NodePair:
             self.target.reservations.hold_prefix(job)
         sent, deadline_s = job.sent_tokens, self.deadline_s(request.isl, request.arrival_s)
         own_slope = costs.own_slope(sent, request.request_id)
+        if not self.used:
+            self.used, self.policy = True, self.context.bitrate()
         stage.view = view = costs.view(sent, deadline_s, self.price(), own_slope, hidden_s)
         stage.decision = self.policy.decide(now_s, view)
         stage.expected_bytes, _ = wire_size(stage.decision, view)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abkt.connect.vllm.layout import CODEC_TOKENS, PagedKV
+from abkt.connect.vllm.layout import CODEC_TOKENS, MOST_RUNS, PagedKV
 from abkt.connect.vllm.selfcheck import checked, unknown_groups
 
 BLOCKS, LAYERS = 9, 3
@@ -110,7 +110,7 @@ def test_what_a_backend_has_written_is_gathered_and_scattered_back(case: str, to
     other = [6, 4, 8, 2, 0, 5, 3][: len(ids)]
     for each in tensors.values():
         each.fill_(3.0)
-    paged.scatter(pool, other, tokens)
+    paged.scatter(pool.data, other, tokens)
     expected = {name: torch.full_like(each, 3.0) for name, each in before.items()}
     slots = torch.tensor(other)[torch.arange(tokens) // size] * size + torch.arange(tokens) % size
     for index, name in enumerate(sorted(tensors)):
@@ -134,8 +134,23 @@ def test_scatter_undoes_gather_for_any_blocks(data: st.DataObject) -> None:
     before = [layer.clone() for layer in paged.layers]
     ids = data.draw(st.lists(st.integers(0, BLOCKS - 1), min_size=1, max_size=BLOCKS, unique=True))
     tokens = data.draw(st.integers(1, len(ids) * paged.block_tokens))
-    paged.scatter(paged.gather(ids, tokens), ids, tokens)
+    paged.scatter(paged.gather(ids, tokens).data, ids, tokens)
     assert all(torch.equal(layer, was) for layer, was in zip(paged.layers, before))
+
+
+@pytest.mark.parametrize("arrangement", ["cpu", "split"])
+def test_many_runs_of_blocks_are_copied_like_few(arrangement: Any) -> None:
+    """Blocks that lie apart take another path than runs of adjacent ones; a token's place must not depend on it."""
+    torch.manual_seed(0)
+    paged = PagedKV((torch.randn(80, 2, 32, 64), torch.randn(80, 2, 32, 64)), arrangement)
+    apart, tokens = [*range(1, 80, 2)], 40 * 32 - 5
+    assert len(apart) > 2 * MOST_RUNS
+    one_by_one = [paged.gather([block], 32).data for block in apart]
+    pool = paged.gather(apart, tokens)
+    assert torch.equal(pool.data[:-1], torch.cat(one_by_one)[:-1])
+    copied = PagedKV(tuple(torch.zeros_like(layer) for layer in paged.layers), arrangement)
+    copied.scatter(pool.data, apart, tokens)
+    assert torch.equal(copied.gather(apart, tokens).data, pool.data)
 
 
 def test_an_unknown_layout_is_refused_in_one_line() -> None:

@@ -71,6 +71,9 @@ def test_coded_kv_arrives_within_its_distortion(make: Make, bitrate: str, most: 
     assert 0 < error_of(request, d) <= most
     assert error_of(request, d) == pytest.approx(stats["received_distortion"][0], rel=0.5, abs=1e-5)
     assert stats["received_bytes"][0] < 0.8 * stats["received_raw_bytes"][0]
+    parts = [stats[name] for name in ("offer_s", "arrive_s", "write_s", "report_s")]
+    assert all(len(part) == 1 and part[0] >= 0 for part in parts)
+    assert sum(part[0] for part in parts[:3]) == pytest.approx(stats["exposed_s"][0])
 
 
 def test_lossy_blocks_are_never_found_by_others_unless_shared(make: Make) -> None:

@@ -182,6 +182,9 @@ def test_tables_interpolate_and_publish_what_loses(tmp_path):
     assert set(laws[laws["ours less"] == "uniform"].kept) >= {"yes"}
     assert table.bytes_at(np.array([1.0, 4.0]), np.array([0.1, 0.001]), 0.01) == pytest.approx(2.0)
     assert math.isnan(table.kl_at(np.array([1.0, 4.0]), np.array([0.1, 0.001]), 5.0))
+    bytes_of = table.reaching(frame).set_index("codec")
+    assert bytes_of.loc["embedded-uniform", ["KL 0.1", "KL 0.02", "KL 0.01"]].tolist() == ["0.147", "0.600", "not reached"]
+    assert bytes_of.loc["kivi4", ["KL 0.02", "KL 0.001"]].tolist() == ["0.400", "not reached"]
     text = table.report(tmp_path)
     assert "| kivi4 | 0 | 8 | 0.400 | 0.0100 |" in text or "| kivi4 | 0 | 8 | 0.400 |" in text
     with pytest.raises(ValueError, match=r"has no outcomes\.jsonl"):

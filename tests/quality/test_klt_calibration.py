@@ -12,7 +12,7 @@ from abkt.codec.klt.rotary import AS_CACHED, HALVES, PAIRS, Rotary
 from abkt.serve.engine.engine import Engine, read_spec, rope_theta
 from abkt.serve.engine.model_folder import fingerprint
 from abkt.spec import KVLayout
-from experiments.quality import bases, calibrate, likelihood
+from experiments.quality import bases, calibrate, likelihood, methods
 from experiments.quality.measure import Bench
 from experiments.quality.samples import QualitySample
 
@@ -160,3 +160,12 @@ def test_coefficients_are_uncorrelated_and_matter_alike():
         assert (variance.diff() <= 1e-4 * variance.max()).all()
         torch.testing.assert_close(variance.sqrt().float(), torch.from_numpy(basis.deviation[0, kind, 0]), rtol=1e-2, atol=1e-3)
     assert replace(basis, digest="").digest == basis.digest
+
+
+def test_without_a_basis_the_better_coder_is_entropy(bench):
+    codec = Codec(bench.engine.layout)
+    held = bench.prefill(prompt(0))
+    raw = held.tokens * codec.layout.model.kv_bytes_per_token
+    points = list(methods.Better(codec, (0.5, 0.7)).points(held))
+    stream = codec.encode(held.pool, held.table, held.tokens, coder="entropy")
+    assert [point.wire_bytes for point in points] == [stream.ends[stream.curve.cut_within(share * raw)] for share in (0.5, 0.7)]

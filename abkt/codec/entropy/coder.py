@@ -15,10 +15,11 @@ import torch
 from abkt.codec.cells import Cells
 from abkt.codec.coder import VERBATIM, CodedCells, CodedSequence, StreamPrefix
 from abkt.codec.entropy import haar, wire
-from abkt.codec.entropy.oracle import decode_cells, encode_cells, max_pass_bytes
-from abkt.codec.entropy.stats import Stats, strip_groups
+from abkt.codec.entropy.compiled import deviation_of, encode_cells, strip_groups
+from abkt.codec.entropy.oracle import decode_cells, max_pass_bytes
+from abkt.codec.entropy.stats import Stats
 from abkt.codec.entropy.wire import can_rotate, pack_statistics, read_statistics, rotation_of_cells
-from abkt.codec.fixed.oracle import deviation_of, tokens_of
+from abkt.codec.fixed.oracle import tokens_of
 from abkt.spec import DTYPE_BYTES
 
 
@@ -52,8 +53,7 @@ class EntropyCoder:
         rotation = rotation_of_cells(cells, theta)
         for layer, kind in np.ndindex(layers, kinds) if cells.count else ():
             held = data[torch.tensor(blocks, device=data.device), layer, kind]
-            whole = tokens_of(held, cells.dim).cpu()
-            x = whole.float().numpy()
+            x = tokens_of(held, cells.dim).float().numpy()
             bad = np.zeros(x.shape[:2], dtype=bool)
             for these, stats in strip_groups(
                 x, data.dtype, rotation if kind == 0 else None, most if levels is None else levels[layer, kind]
@@ -67,18 +67,19 @@ class EntropyCoder:
                         np.repeat(np.arange(len(these)), count),
                         np.tile(first + np.arange(count), len(these)) * cells.tile_tokens,
                     )
-                    units = x[these, span].reshape(len(these) * count, tokens, cells.dim)
-                    done = encode_cells(units, strip, stats, cells.passes, data.dtype, start, rotation)
+                    done = encode_cells(
+                        x, these[strip] * x.shape[1] + start, tokens, strip, stats, cells.passes, data.dtype, start, rotation
+                    )
                     here = (layer, kind, these, slice(first, first + count))
                     fell = done.fallback.reshape(len(these), count)
                     classes[here] = np.where(fell, VERBATIM, 0)
                     errors[:, layer, kind, these, first : first + count] = np.where(fell, 0.0, done.errors.reshape(-1, len(these), count))
                     bad[these, span] = fell.repeat(tokens, 1)
                     for p, row in enumerate(done.slots):
-                        for (i, tile), slot in zip(np.ndindex(len(these), count), row, strict=True):
-                            slots[p, layer, kind, int(these[i]), first + tile] = slot
-                            sizes[p + 1, layer, kind, these[i], first + tile] = len(slot)
-            deviation[layer, kind] = deviation_of(whole, torch.from_numpy(~bad)).numpy()
+                        sizes[p + 1, layer, kind, these, first : first + count] = np.array([len(slot) for slot in row]).reshape(-1, count)
+                        for i, head in enumerate(these.tolist()):
+                            slots[p, layer, kind, head, first] = b"".join(row[i * count : (i + 1) * count])
+            deviation[layer, kind] = deviation_of(x, bad)
         body = b"".join(slots[key] for key in sorted(slots))
         found = torch.frombuffer(bytearray(body), dtype=torch.uint8) if body else torch.zeros(0, dtype=torch.uint8)
         coded = CodedCells(found, errors.reshape(cells.passes + 1, -1), classes.reshape(-1), deviation)

@@ -13,6 +13,7 @@ first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -68,21 +69,28 @@ def best_levels(x: np.ndarray, most: int) -> np.ndarray:
 
     Each level costs one byte per channel for its scales, and must save WORTH_BITS per value on top.
     """
-    tokens = x.shape[1]
-    chosen = np.zeros(len(x), dtype=np.uint8)
-    least = _log_deviation(x, 0)
+
+    def mean_squares(levels: int) -> list[tuple[np.ndarray, int]]:
+        return [(np.square(band).mean(1), band.shape[1]) for band in bands_of(forward(x[:, : x.shape[1] >> levels << levels], levels), levels)]
+
+    return levels_of(mean_squares, x.shape[1], most)
+
+
+def levels_of(mean_squares: Callable[[int], list[tuple[np.ndarray, int]]], tokens: int, most: int) -> np.ndarray:
+    """`best_levels` of strips of `tokens` tokens. mean_squares(levels): for each band its mean squares [strips, channels], and how many
+    values of each channel it has."""
+    least = _log_deviation(mean_squares(0))
+    chosen = np.zeros(len(least), dtype=np.uint8)
     for levels in range(1, most + 1):
-        whole = x[:, : tokens >> levels << levels]
-        if not whole.shape[1]:
+        if not tokens >> levels:
             break
-        bits = _log_deviation(whole, levels) + levels * (WORTH_BITS + 8 / tokens)
+        bits = _log_deviation(mean_squares(levels)) + levels * (WORTH_BITS + 8 / tokens)
         better = bits < least
         chosen[better], least[better] = levels, bits[better]
     return chosen
 
 
-def _log_deviation(x: np.ndarray, levels: int) -> np.ndarray:
+def _log_deviation(bands: list[tuple[np.ndarray, int]]) -> np.ndarray:
     """Mean over values of log2 of their band's and channel's deviation: [strips]."""
-    bands = bands_of(forward(x, levels), levels)
-    logs = [np.log2(np.maximum(np.sqrt(np.square(band).mean(1)), 1e-30)).mean(1) * band.shape[1] for band in bands]
-    return np.sum(logs, axis=0) / x.shape[1]
+    logs = [np.log2(np.maximum(np.sqrt(mean_square), 1e-30)).mean(1) * count for mean_square, count in bands]
+    return np.sum(logs, axis=0) / sum(count for _, count in bands)

@@ -132,9 +132,13 @@ def _without_outliers(y: np.ndarray) -> np.ndarray:
 
 
 def _scale_of(residual: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Codes of the root mean square of residual [strips, tokens, dim] over its tokens; 0 where that is lost in the rounding of the
-    centre."""
-    deviation = np.sqrt(np.square(residual).mean(1))
+    """Codes of the root mean square of residual [strips, tokens, dim] over its tokens."""
+    return scale_codes(np.square(residual).mean(1), centre)
+
+
+def scale_codes(mean_square: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Codes of the roots of mean squares; 0 where they are lost in the rounding of the centre."""
+    deviation = np.sqrt(mean_square)
     with np.errstate(divide="ignore"):
         code = np.clip(np.round(4 * np.log2(deviation)) + ORIGIN, 1, 255)
     return np.where(deviation > np.abs(centre) * 2.0**-17, code, 0).astype(np.uint8)

@@ -25,7 +25,6 @@ from abkt.connect.vllm.metadata import Load
 from abkt.connect.vllm.params import RemoteKV
 from abkt.connect.vllm.settings import Settings
 from abkt.connect.vllm.stats import Counters
-from abkt.kv.pool import Pool
 from abkt.transfer.pieces import BufferSink, ByteSink
 from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.receive.received import Received
@@ -48,7 +47,7 @@ class Loading:
     loaded     the KV is in the blocks; refinement may come
     over       reported, and no refinement is wanted
 
-    received: the transfer. written_cut: the cut that is in the blocks. queued_cut: the cut that is or will be expanded. finer: (cut, pool)
+    received: the transfer. written_cut: the cut that is in the blocks. queued_cut: the cut that is or will be expanded. finer: (cut, KV)
     that is ready to be written between two steps. ended: the request has ended.
     """
 
@@ -61,7 +60,7 @@ class Loading:
     received: Received | None = None
     written_cut: int = -1
     queued_cut: int = -1
-    finer: tuple[int, Pool] | None = None
+    finer: tuple[int, torch.Tensor] | None = None
     ended: bool = False
 
     @property
@@ -82,6 +81,7 @@ class Inbox:
         self._loadings: dict[int, Loading] = {}
         self._jobs: deque[Loading] = deque()
         self._finished: set[str] = set()
+        self._written_s: list[float] = []  # when loads that are not reported yet were written
         self._bad_blocks: set[int] = set()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="abkt inbox", daemon=True)
@@ -127,9 +127,9 @@ class Inbox:
             ready = [(each, each.finer) for each in self._loadings.values() if each.finer and each.request_id not in ended]
         for loading, finer in ready:
             assert finer is not None
-            cut, pool = finer
+            cut, data = finer
             if loading.tokens > 1:
-                self._paged.scatter(pool, loading.load.block_ids, loading.tokens - 1)
+                self._paged.scatter(data, loading.load.block_ids, loading.tokens - 1)
             with self._condition:
                 loading.finer, loading.written_cut = None, cut
                 if loading.received and not loading.received.refining and loading.received.cut <= cut:
@@ -151,6 +151,9 @@ class Inbox:
                 self._condition.wait(wait_s)
             finished, self._finished = self._finished, set()
             bad, self._bad_blocks = self._bad_blocks, set()
+            written, self._written_s = self._written_s, []
+        for written_s in written:
+            self._counters.add(report_s=time.monotonic() - written_s)
         return finished, bad
 
     def close(self) -> None:
@@ -257,24 +260,26 @@ class Inbox:
                     continue
             assert received is not None
             try:
-                pool, distortion = self._expanded(received, cut, loading.tokens)
+                data, distortion = self._expanded(received, cut, loading.tokens)
                 if first:
-                    self._paged.scatter(pool, loading.load.block_ids, loading.tokens)
+                    self._paged.scatter(data, loading.load.block_ids, loading.tokens)
             except Exception as error:
                 log.exception("request %s: its KV could not be expanded", loading.request_id)
                 self._broken(loading, received, first, str(error))
                 continue
-            self._expanded_to(loading, received, cut, pool, distortion, first)
+            self._expanded_to(loading, received, cut, data, distortion, first)
 
-    def _expanded_to(self, loading: Loading, received: Received, cut: int, pool: Pool, distortion: float, first: bool) -> None:
+    def _expanded_to(self, loading: Loading, received: Received, cut: int, data: torch.Tensor, distortion: float, first: bool) -> None:
+        now_s = time.monotonic()
         with self._condition:
             if loading.state == "over":
                 return
             if not first:
-                loading.finer = cut, pool
+                loading.finer = cut, data
                 return
             loading.state, loading.written_cut = "loaded", cut
             self._finished.add(loading.request_id)
+            self._written_s.append(now_s)
             if loading.ended or not received.refinable or received.declined:
                 received.decline()
                 self._over(loading)
@@ -286,7 +291,10 @@ class Inbox:
             received_raw_bytes=loading.tokens * self._paged.spec.kv_bytes_per_token,
             received_cut=cut,
             received_distortion=distortion,
-            exposed_s=time.monotonic() - loading.started_s,
+            exposed_s=now_s - loading.started_s,
+            offer_s=received.offered_s - loading.started_s,
+            arrive_s=received.committed_s - received.offered_s,
+            write_s=now_s - received.committed_s,
             received_peer=loading.address,
         )
 
@@ -300,16 +308,18 @@ class Inbox:
             loading.state = "arriving"
         self._fail(loading, reason)
 
-    def _expanded(self, received: Received, cut: int, tokens: int) -> tuple[Pool, float]:
-        """The KV up to a cut, in a new pool, and its distortion."""
+    def _expanded(self, received: Received, cut: int, tokens: int) -> tuple[torch.Tensor, float]:
+        """The KV up to a cut, as a pool's data, and its distortion. Raw KV is what has come, without a copy."""
         offer, sink = received.offer, received.sink
         assert isinstance(sink, BufferSink)
-        pool = self._paged.pool(tokens)
-        data, table = memoryview(sink.data)[: offer.ends[cut]], range(len(pool.data))
+        data = memoryview(sink.data)[: offer.ends[cut]]
         if offer.mode == "raw":
-            pool.data.copy_(torch.frombuffer(data, dtype=torch.uint8).view(pool.dtype).view(pool.data.shape))
-            return pool, 0.0
+            layout, device = self._paged.layout(tokens), self._paged.layers[0].device
+            return torch.frombuffer(data, dtype=self._paged.layers[0].dtype).view(layout.shape).to(device), 0.0
+        pool = self._paged.pool(tokens)
+        table, distortion = range(len(pool.data)), 0.0
         if offer.mode == "lossless":
             lossless_stream.expand(data, pool, table)
-            return pool, 0.0
-        return pool, self._codec.expand(data, pool, table).distortion
+        else:
+            distortion = self._codec.expand(data, pool, table).distortion
+        return pool.data, distortion

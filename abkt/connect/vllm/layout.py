@@ -12,7 +12,7 @@ Source: the cache writes (do_kv_cache_update) of vLLM 0.32's backends. selfcheck
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,9 @@ from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
 
 CODEC_TOKENS = 16  # tokens of a pool's block: fewer travel verbatim at both edges of a prompt than in vLLM's larger blocks
+MOST_RUNS = 16  # runs of adjacent blocks that are copied one by one; more are copied by the blocks' numbers
 Arrangement = Literal["split", "cpu", "latent"]
+Rows = slice | tuple[slice, slice] | torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,73 +71,60 @@ class PagedKV:
         dtype = str(layer.dtype).removeprefix("torch.")
         return ModelSpec(self.name, len(self.layers), heads, layer.shape[-1] // kinds, dtype, kv_kinds=kinds)
 
+    def layout(self, tokens: int) -> KVLayout:
+        """The layout of a pool for the KV of `tokens` tokens."""
+        return KVLayout(self.spec, -(-tokens // CODEC_TOKENS), CODEC_TOKENS)
+
     def pool(self, tokens: int) -> Pool:
         """A new pool for the KV of `tokens` tokens."""
-        return Pool(KVLayout(self.spec, -(-tokens // CODEC_TOKENS), CODEC_TOKENS), self.layers[0].device)
+        return Pool(self.layout(tokens), self.layers[0].device)
 
     def gather(self, block_ids: Sequence[int], tokens: int) -> Pool:
         """A copy of the KV of the first `tokens` tokens in these blocks. Places after them are 0."""
         pool = self.pool(tokens)
-        index = self._index(block_ids, tokens)
-        for number, layer in enumerate(self.layers):
-            for kind, values in enumerate(self._kinds(layer, index)):
-                pool.data[:, number, kind] = self._tiled(values)[: len(pool.data)]
-        if over := len(pool.data) * CODEC_TOKENS - tokens:
-            pool.data[-1, :, :, :, CODEC_TOKENS - over :] = 0
+        for held, rows, sent in self._parts(pool.data, block_ids, tokens):
+            sent.copy_(held[rows])
         return pool
 
-    def scatter(self, pool: Pool, block_ids: Sequence[int], tokens: int) -> None:
-        """Write the first `tokens` tokens of a pool into these blocks. No other token of them changes."""
-        index, size = self._index(block_ids, tokens), self.block_tokens
-        whole, rest = divmod(tokens, size)
-        for number, layer in enumerate(self.layers):
-            for kind in range(pool.data.shape[2]):
-                values = self._untiled(pool.data[:, number, kind], len(index))
-                if whole:
-                    self._write(layer, index[:whole], kind, values[:whole])
-                if rest:
-                    mixed = self._kinds(layer, index[whole:])[kind].clone()
-                    mixed[:, :, :rest] = values[whole:, :, :rest]
-                    self._write(layer, index[whole:], kind, mixed)
+    def scatter(self, data: torch.Tensor, block_ids: Sequence[int], tokens: int) -> None:
+        """Write the first `tokens` tokens of a pool's data into these blocks. No other token of them changes."""
+        for held, rows, sent in self._parts(data, block_ids, tokens):
+            held[rows] = sent
 
-    def _index(self, block_ids: Sequence[int], tokens: int) -> torch.Tensor:
-        needed = -(-tokens // self.block_tokens)
+    def _parts(self, data: torch.Tensor, block_ids: Sequence[int], tokens: int) -> Iterator[tuple[torch.Tensor, Rows, torch.Tensor]]:
+        """(tensor, rows of it, the part of a pool's data that belongs there): together they are all the tokens."""
+        size = self.block_tokens
+        needed = -(-tokens // size)
         if tokens < 1 or len(block_ids) < needed or not all(0 <= block < self.blocks for block in block_ids[:needed]):
             raise ValueError(f"{len(block_ids)} blocks cannot hold {tokens} tokens, or are outside of the {self.blocks} of the cache")
-        return torch.tensor(block_ids[:needed], device=self.layers[0].device)
+        whole, rest = divmod(tokens, size)
+        per_block, places = size // CODEC_TOKENS, self._places(block_ids[:whole])
+        for number, layer in enumerate(self.layers):
+            for kind, held in enumerate(self._kinds(layer)):
+                tiles = held.unflatten(2, (per_block, CODEC_TOKENS)).transpose(1, 2)  # as a pool: tokens of a tile after the heads
+                sent = data[:, number, kind]
+                for rows, first, count in places:
+                    yield tiles, rows, sent[first * per_block : (first + count) * per_block].unflatten(0, (count, per_block))
+                for tile in range(-(-rest // CODEC_TOKENS)):
+                    at = slice(None), slice(min(CODEC_TOKENS, rest - tile * CODEC_TOKENS))
+                    yield tiles[block_ids[whole], tile], at, sent[whole * per_block + tile][at]
 
-    def _kinds(self, layer: torch.Tensor, index: torch.Tensor) -> list[torch.Tensor]:
-        """K and V, or the latent, of some blocks: [blocks, heads, block_tokens, head_dim] each."""
-        held = layer[index]
+    def _places(self, block_ids: Sequence[int]) -> list[tuple[Rows, int, int]]:
+        """(rows, first, count) of whole blocks: runs of adjacent ones as slices, which are copied at once, or all of them by number."""
+        firsts = [at for at in range(len(block_ids)) if at == 0 or block_ids[at] != block_ids[at - 1] + 1]
+        if len(firsts) > MOST_RUNS:
+            return [(torch.tensor(block_ids, device=self.layers[0].device), 0, len(block_ids))]
+        return [
+            (slice(block_ids[first], block_ids[first] + stop - first), first, stop - first)
+            for first, stop in zip(firsts, [*firsts[1:], len(block_ids)])
+        ]
+
+    def _kinds(self, layer: torch.Tensor) -> list[torch.Tensor]:
+        """Views of K and V, or of the latent: [blocks, heads, block_tokens, head_dim] each."""
         if self.arrangement == "latent":
-            return [held[:, None]]
+            return [layer[:, None]]
         if self.arrangement == "split":
-            return list(held.chunk(2, -1))
-        blocks, heads, tokens, content = held.shape
-        keys, values = held.reshape(blocks, heads, 2, tokens * content // 2).unbind(2)
-        return [keys.reshape(blocks, heads, content // 2, tokens).transpose(2, 3), values.reshape(blocks, heads, tokens, content // 2)]
-
-    def _write(self, layer: torch.Tensor, index: torch.Tensor, kind: int, values: torch.Tensor) -> None:
-        """The inverse of _kinds, for one kind."""
-        if self.arrangement == "latent":
-            layer[index] = values[:, 0]
-        elif self.arrangement == "split":
-            layer.chunk(2, -1)[kind][index] = values
-        else:
-            blocks, heads, tokens, content = layer.shape
-            parts = layer.view(blocks, heads, 2, tokens * content // 2)
-            parts[index, :, kind] = (values.transpose(2, 3) if kind == 0 else values).reshape(len(index), heads, -1)
-
-    def _tiled(self, values: torch.Tensor) -> torch.Tensor:
-        """[blocks, heads, block_tokens, dim] as [pool blocks, heads, CODEC_TOKENS, dim]."""
-        blocks, heads, tokens, dim = values.shape
-        parts = values.reshape(blocks, heads, tokens // CODEC_TOKENS, CODEC_TOKENS, dim)
-        return parts.transpose(1, 2).reshape(-1, heads, CODEC_TOKENS, dim)
-
-    def _untiled(self, values: torch.Tensor, blocks: int) -> torch.Tensor:
-        """The inverse of _tiled; what a last block lacks is 0."""
-        per_block = self.block_tokens // CODEC_TOKENS
-        if missing := blocks * per_block - len(values):
-            values = torch.cat((values, values.new_zeros(missing, *values.shape[1:])))
-        _, heads, tokens, dim = values.shape
-        return values.view(blocks, per_block, heads, tokens, dim).transpose(1, 2).reshape(blocks, heads, self.block_tokens, dim)
+            return list(layer.chunk(2, -1))
+        blocks, heads, tokens, content = layer.shape
+        keys, values = layer.view(blocks, heads, 2, tokens * content // 2).unbind(2)
+        return [keys.unflatten(2, (content // 2, tokens)).transpose(2, 3), values.unflatten(2, (tokens, content // 2))]

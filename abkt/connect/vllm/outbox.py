@@ -84,7 +84,7 @@ class Outbox:
         self._copies: deque[Kept] = deque()
         self._asks: deque[Ask] = deque()
         self._encodes: deque[Kept] = deque()
-        self._sent: set[str] = set()
+        self._sent: dict[str, float] = {}  # request whose blocks are free -> when they were given to us
         self._held_bytes = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="abkt outbox", daemon=True)
@@ -106,8 +106,10 @@ class Outbox:
         with self._condition:
             if wait_s > 0 and self._copies and not self._sent:
                 self._condition.wait(wait_s)
-            sent, self._sent = self._sent, set()
-        return sent
+            sent, self._sent = self._sent, {}
+        for added_s in sent.values():
+            self._counters.add(held_s=time.monotonic() - added_s)
+        return set(sent)
 
     def known(self, ask: Ask) -> bool:
         """Whether the request of an ask is here; False: it may come soon. Raises ValueError, one line, if it is not, and will not be."""
@@ -189,14 +191,13 @@ class Outbox:
             pool, kept.dropped = None, True
         with self._condition:
             self._copies.remove(kept)
-            self._sent.add(kept.request_id)
+            self._sent[kept.request_id] = kept.added_s
             if pool is not None:
                 kept.pool = pool
                 self._hold(kept, pool.data.nbytes)
                 if self._settings.depth_bits:
                     self._encodes.append(kept)
             self._condition.notify_all()
-        self._counters.add(held_s=time.monotonic() - kept.added_s)
 
     def _encode(self, kept: Kept, depth_bits: int) -> None:
         pool = kept.pool
@@ -321,7 +322,7 @@ class Outbox:
         for kept in [kept for kept in self._kept.values() if not kept.sending and (kept.dropped or now_s >= kept.until_s)]:
             if kept in self._copies:
                 self._copies.remove(kept)
-                self._sent.add(kept.request_id)
+                self._sent[kept.request_id] = kept.added_s
             if not kept.dropped:
                 log.warning("request %s: nobody fetched its KV within %g s; it is dropped", kept.request_id, self._settings.lease_s)
                 self._counters.add(expired=1)

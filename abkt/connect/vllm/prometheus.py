@@ -8,10 +8,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorProm
 
 from abkt.connect.vllm import stats
 
+SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 BUCKETS = {
     "received_distortion": (0.0, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 0.1),
-    "exposed_s": (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
-    "encode_s": (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
+    **dict.fromkeys(("exposed_s", "offer_s", "arrive_s", "write_s", "report_s", "encode_s", "held_s"), SECONDS),
     "received_cut": tuple(range(0, 65, 4)),
 }
 BY_PEER = ("received_bytes", "received_raw_bytes", "sent_bytes")

@@ -8,8 +8,10 @@ from typing import Any
 
 LISTS = (
     *("received_bytes", "received_raw_bytes", "received_cut", "received_distortion", "exposed_s", "received_peer"),
+    *("offer_s", "arrive_s", "write_s", "report_s"),  # parts of a load, one after another; the first three are exposed_s
     *("sent_bytes", "sent_peer", "encode_s", "held_s"),
 )
+PARTS = {"offer_s": "offer", "arrive_s": "arrive", "write_s": "write", "report_s": "report"}
 COUNTS = ("retries", "resumes", "failed_loads", "failed_sends", "expired", "refined_cuts", "refined_bytes")
 
 
@@ -38,6 +40,7 @@ def reduced(data: Mapping[str, Any]) -> dict[str, int | float | str]:
             "mean_cut": round(_mean(data["received_cut"]), 1),
             "mean_distortion": round(_mean(data["received_distortion"]), 6),
             "mean_exposed_s": round(_mean(data["exposed_s"]), 3),
+            "parts_s": " ".join(f"{shown}:{_mean(data[name]):.3f}" for name, shown in PARTS.items()),
             "peers": " ".join(f"{peer}:{data['received_peer'].count(peer)}" for peer in sorted(set(data["received_peer"]))),
         }
     if data["sent_bytes"]:

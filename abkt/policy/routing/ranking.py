@@ -11,42 +11,64 @@ request costs on each kind.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 FEW = 8  # up to this many nodes, all of them are compared instead
 
 
-class Ranking(list[T]):
-    """A list of nodes whose members do not change.
+class Ranking(Generic[T]):
+    """A sequence of nodes whose members do not change. (It inherits from no sequence, because mypyc could not compile that.)
 
     kind(node): the node's kind, see the module's docstring; it may change together with the load. holders: block hash -> the nodes that
     hold the block, in the order in which they got it; the nodes' prefix caches keep it up to date.
     """
 
     def __init__(self, nodes: Iterable[T], kind: Callable[[T], Hashable], holders: dict[int, dict[T, None]] | None = None) -> None:
-        super().__init__(nodes)
+        self.nodes = list(nodes)
         self.kind = kind
         self.holders: dict[int, dict[T, None]] = {} if holders is None else holders
         self.changed: set[T] = set()
-        self.place = {node: index for index, node in enumerate(self)}
+        self.place = {node: index for index, node in enumerate(self.nodes)}
         self._orders: dict[Callable[[T], Any], _Order] = {}
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.nodes[index]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.nodes)
+
+    def __contains__(self, node: object) -> bool:
+        return node in self.place
+
+    def index(self, node: T) -> int:
+        return self.place[node]
 
     def least(self, count: int, load: Callable[[T], Any]) -> Sequence[int]:
         """Indices of the `count` least loaded nodes of each kind (the first ones on ties). More nodes may be included."""
-        if len(self) <= max(FEW, count):
-            return range(len(self))
+        if len(self.nodes) <= max(FEW, count):
+            return range(len(self.nodes))
         if self.changed:
-            moved = [(self.place[node], node) for node in self.changed if node in self.place]
-            self.changed.clear()
-            for by, order in self._orders.items():
-                for index, node in moved:
-                    order.move(index, self.kind(node), by(node))
+            self._update()
         known = self._orders.get(load)
         if known is None:
-            known = self._orders[load] = _Order([(self.kind(node), load(node)) for node in self])
+            known = self._orders[load] = _Order([(self.kind(node), load(node)) for node in self.nodes])
         return known.first(count)
+
+    def _update(self) -> None:
+        """Move the nodes that have changed."""
+        place, kind = self.place, self.kind
+        for node in self.changed:
+            index = place.get(node)
+            if index is not None:
+                kind_now = kind(node)
+                for load, order in self._orders.items():
+                    order.move(index, kind_now, load(node))
+        self.changed.clear()
 
     def holding(self, hash_ids: tuple[int, ...], count: int) -> list[int]:
         """Indices of at most `count` nodes among those that hold the longest part of the prefix."""
@@ -60,6 +82,9 @@ class Ranking(list[T]):
                         break
             deepest -= 1
         return found
+
+
+Sequence.register(Ranking)
 
 
 def candidates(nodes: Sequence[T], count: int, load: Callable[[T], Any], hash_ids: tuple[int, ...] = ()) -> Sequence[int]:

@@ -240,3 +240,21 @@ def test_some_layers_keep_the_name_of_the_whole(layout_of, filled_pool, table_of
     of_part.expand(of_part.encode(one, table, 30, coder="klt").prefix(-1), out, table)
     codec.expand(codec.encode(pool, table, 30, coder="klt").prefix(-1), whole, table)
     assert torch.equal(out.data[:, 0], whole.data[:, 1])
+
+
+def test_auto_takes_the_coder_that_held_out_prompts_chose(layout_of, filled_pool, table_of, basis_of, calibration_of):
+    layout = small(layout_of)
+    pool, table, seen = filled_pool(layout), table_of(layout, 40), importance_of(layout, 40)
+    weights = torch.rand(Codec(layout).cells(40).shape, generator=torch.Generator().manual_seed(1))
+    facts = calibration_of(layout, basis_of(layout), choices=((0.05, "klt"), (0.2, "entropy")))
+    codec = Codec(layout, calibration=facts)
+
+    def sent(of_raw, coder="auto", codec=codec):
+        return codec.encode(pool, table, 40, coder=coder, weights=weights, importance=seen, of_raw=of_raw).prefix(-1)
+
+    klt = codec.encode(pool, table, 40, coder="klt", importance=seen).prefix(-1)
+    entropy = codec.encode(pool, table, 40, coder="entropy", weights=weights).prefix(-1)
+    assert (sent(0.01), sent(0.1)) == (klt, klt)
+    assert (sent(0.2), sent(0.9)) == (entropy, entropy)
+    plain = Codec(layout, calibration=calibration_of(layout, None))
+    assert sent(0.1, codec=plain) == plain.encode(pool, table, 40, coder="entropy", weights=weights).prefix(-1)

@@ -1,0 +1,172 @@
+"""The entropy coder's cells compiled: compiled.cpp, built once with g++ for this machine, writes the bytes of oracle.py. Without g++ the same
+calls run that."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from abkt.codec.compile import library, reason_of
+from abkt.codec.entropy import haar, oracle, stats, tables
+from abkt.codec.entropy.oracle import OUTLIERS_IN, TINY, EntropyCells, max_pass_bytes
+from abkt.codec.entropy.stats import OUTLIER_DEVIATIONS, Stats, rounded, scale_codes
+from abkt.codec.fixed import oracle as fixed
+from abkt.codec.fixed.quantize import LIMIT
+
+SOURCE = Path(__file__).with_name("compiled.cpp")
+DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+EXACT = ("-ffp-contract=off",)  # the oracle rounds each product and each sum
+
+log = logging.getLogger("abkt.codec")
+
+_INTEGERS = ("cells", "tokens", "dim", "levels", "depth", "dtype", "room", "most_outliers")
+_ARRAYS = (
+    "x", "centre", "rotation", "place", "strip", "first", "rotates", "coded", "step", "kind", "start", "out", "sizes", "errors", "fallback"
+)  # fmt: skip
+
+
+class _Job(ctypes.Structure):  # as struct Job of compiled.cpp
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _INTEGERS),
+        *((name, ctypes.c_double) for name in ("limit", "tiny")),
+        *((name, ctypes.c_void_p) for name in _ARRAYS),
+    )
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The compiled coder; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
+    try:
+        loaded = library(SOURCE, *EXACT)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("the entropy coder could not be compiled (%s); numpy runs in its place, about 20 times slower", reason_of(error))
+        return None
+    thresholds = [np.array(values, dtype=np.int32) for values in (tables.OVER, tables.HEAVY)]
+    given = [np.ascontiguousarray(a) for a in (tables.SHARES, tables.SKEW, tables.POINTS)]
+    loaded.abkt_entropy_tables(*(ctypes.c_void_p(a.ctypes.data) for a in (*given, *thresholds)))  # copied
+    return loaded
+
+
+def encode_cells(
+    x: np.ndarray, place: np.ndarray, tokens: int, strip: np.ndarray, of: Stats, depth: int, dtype: torch.dtype,
+    first: np.ndarray | None = None, rotation: np.ndarray | None = None,
+) -> EntropyCells:  # fmt: skip
+    """As oracle.encode_cells, byte for byte, for cells that lie in x [..., dim] float32; errors differ in their last digits.
+
+    place: [cells], the number of each cell's first token among the tokens of x.
+    """
+    compiled, dim = load(), x.shape[-1]
+    if compiled is None:
+        rows = x.reshape(-1, dim)
+        return oracle.encode_cells(np.stack([rows[at : at + tokens] for at in place]), strip, of, depth, dtype, first, rotation)
+    if of.rotates.any() and rotation is None:
+        raise ValueError("a strip's centre rotates with the position; give rotation=rotation_of(positions, dim, theta)")
+    plan, cells = of.plan, len(place)
+    room = max_pass_bytes(tokens >> of.levels, dim << of.levels)
+    out, sizes = np.empty(depth * cells * room, np.uint8), np.empty((depth, cells), np.int64)
+    errors, fallback = np.empty((depth + 1, cells)), np.empty(cells, np.uint8)
+    none = np.zeros(cells if first is None else 0, np.int64)
+    arrays = {
+        "x": (x, np.float32), "centre": (of.centre, np.float32), "rotation": (none if rotation is None else rotation, np.float32),
+        "place": (place * dim, np.int64), "strip": (strip, np.int64), "first": (none if first is None else first, np.int64),
+        "rotates": (of.rotates, np.uint8), "coded": (plan.coded, np.uint8), "step": (plan.step, np.float32),
+        "kind": (plan.kind, np.int32), "start": (plan.start, np.int32),
+    }  # fmt: skip
+    given = {name: np.ascontiguousarray(array, dtype) for name, (array, dtype) in arrays.items()}
+    given |= {"out": out, "sizes": sizes, "errors": errors, "fallback": fallback}
+    most = min(tokens * dim // OUTLIERS_IN, 65_535)
+    numbers = (cells, tokens, dim, of.levels, depth, DTYPES[dtype], room, most, LIMIT[dtype], TINY)
+    compiled.abkt_entropy_encode(ctypes.byref(_Job(*numbers, *(given[name].ctypes.data for name in _ARRAYS))))
+    ends = sizes.T.cumsum().reshape(cells, depth).T
+    whole = out[: sizes.sum()].tobytes()
+    slots = [[whole[at:end] for at, end in zip(*rows, strict=True)] for rows in zip((ends - sizes).tolist(), ends.tolist(), strict=True)]
+    return EntropyCells(slots, errors, fallback.astype(bool))
+
+
+def strip_groups(
+    x: np.ndarray, dtype: torch.dtype, rotation: np.ndarray | None, levels: np.ndarray | int
+) -> list[tuple[np.ndarray, Stats]]:
+    """As stats.strip_groups."""
+    most = levels if isinstance(levels, int) else int(np.max(levels, initial=0))
+    compiled, (strips, tokens, dim) = load(), x.shape
+    if compiled is None or tokens % (1 << most):
+        return stats.strip_groups(x, dtype, rotation, levels)
+    sums = _Sums(compiled, np.ascontiguousarray(x, np.float32), LIMIT[dtype], rotation)
+    no, yes = np.zeros(strips, bool), np.ones(strips, bool)
+    centre, rotates = rounded((sums.of_values(None) / tokens).astype(np.float32), dtype), no
+    scale = scale_codes(sums.of_squares(centre, no)[:, 0] / tokens, centre)
+    if rotation is not None:
+        narrow = torch.bfloat16 if dtype == torch.float32 else dtype
+        level = rounded((sums.of_values(rotation) / tokens).astype(np.float32), narrow)
+        its_scale = scale_codes(sums.of_squares(level, yes, back=False)[:, 0] / tokens, level)
+        rotates = its_scale.sum(1, dtype=np.int64) < scale.sum(1, dtype=np.int64)
+        centre, scale = np.where(rotates[:, None], level, centre), np.where(rotates[:, None], its_scale, scale)
+    squares = sums.of_squares(centre, rotates, most) if most else np.zeros((strips, 1, dim))
+    if isinstance(levels, int) and not most:
+        levels = np.zeros(strips, dtype=np.uint8)
+
+    def mean_squares(count: int) -> list[tuple[np.ndarray, int]]:
+        bands = [(2 * count, count), *((2 * i - 1, i) for i in range(count, 0, -1))]  # sums, then differences from coarse to fine
+        return [(squares[:, row] / (tokens >> level), tokens >> level) for row, level in bands]
+
+    chosen = haar.levels_of(mean_squares, tokens, most) if isinstance(levels, int) else levels
+    found = []
+    for count in np.unique(chosen).tolist():
+        here = np.flatnonzero(chosen == count)
+        bands = [scale_codes(band[here], centre[here]) for band, _ in mean_squares(count)] if count else [scale[here]]
+        found.append((here, Stats(centre[here], np.concatenate(bands, 1), rotates[here], count)))
+    return found
+
+
+def deviation_of(x: np.ndarray, skipped: np.ndarray) -> np.ndarray:
+    """Squared deviation of x [strips, tokens, dim] from its channels' means, without the skipped tokens [strips, tokens] bool: [strips]
+    float64."""
+    compiled = load()
+    if compiled is None:
+        return fixed.deviation_of(torch.from_numpy(x), torch.from_numpy(~skipped)).numpy()
+    x, skipped, found = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(skipped, np.uint8), np.empty(len(x))
+    compiled.abkt_entropy_deviation(*map(ctypes.c_int64, x.shape), *map(_at, (x, skipped, found)))
+    return found
+
+
+class _Sums:
+    """Sums over the tokens of strips [strips, tokens, dim] float32, without their outliers."""
+
+    def __init__(self, compiled: ctypes.CDLL, x: np.ndarray, limit: float, rotation: np.ndarray | None) -> None:
+        self._compiled, self._shape = compiled, x.shape
+        self._angles = None if rotation is None else np.ascontiguousarray(rotation, np.float32)
+        strips, _, dim = x.shape
+        self._held = (x, np.empty_like(x), np.empty(strips, np.uint8), np.empty((strips, dim)))
+        x, kept, changed, mean = self._held
+        numbers = (ctypes.c_double(limit), ctypes.c_double(OUTLIER_DEVIATIONS))
+        compiled.abkt_entropy_clean(*map(ctypes.c_int64, x.shape), _at(x), *numbers, _at(kept), _at(mean), _at(changed))
+
+    def of_values(self, back: np.ndarray | None) -> np.ndarray:
+        """[strips, dim] float64. back: the angles by which the values are rotated back, or None."""
+        sums = np.empty((self._shape[0], self._shape[2]))
+        angles = None if back is None else _at(self._angles)
+        self._compiled.abkt_entropy_sums(*map(ctypes.c_int64, self._shape), *map(_at, self._held), angles, _at(sums))
+        return sums
+
+    def of_squares(self, centre: np.ndarray, rotates: np.ndarray, levels: int = 0, back: bool = True) -> np.ndarray:
+        """[strips, 2 * levels + 1, dim] float64, as add_squares of strip.h."""
+        strips, _, dim = self._shape
+        squares = np.empty((strips, 2 * levels + 1, dim))
+        centre, rotates = np.ascontiguousarray(centre, np.float32), np.ascontiguousarray(rotates, np.uint8)
+        angles = None if self._angles is None else _at(self._angles)
+        numbers = (ctypes.c_int64(back), ctypes.c_int64(levels))
+        self._compiled.abkt_entropy_squares(
+            *map(ctypes.c_int64, self._shape), *map(_at, (*self._held, centre, rotates)), angles, *numbers, _at(squares)
+        )
+        return squares
+
+
+def _at(array: np.ndarray) -> ctypes.c_void_p:
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
