@@ -29,13 +29,13 @@ def measured(row: Row, overheads: Overheads = TRUE) -> Row:
     return replace(row, ttft_s=one.ttft_s, tpot_s=one.tpot_s)
 
 
-def made_up(path: Path, **columns: object) -> Path:
+def made_up(path: Path, overheads: Overheads = TRUE, **columns: object) -> Path:
     """Two engines and two models on one and two GPUs, with overheads that are known."""
     rows = []
     for engine in ("vllm", "trtllm"):
         for model, name in (("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"), ("Qwen/Qwen3-8B", "qwen3-8b")):
             for gpus, clients, isl in ((1, 2, 512), (1, 16, 1024), (2, 32, 1024), (2, 4, 2048)):
-                row = measured(replace(ROW, engine=engine, model=name, gpus=gpus, clients=clients, isl=isl))
+                row = measured(replace(ROW, engine=engine, model=name, gpus=gpus, clients=clients, isl=isl), overheads)
                 rows.append((model, "h100_sxm", engine, isl, row.osl, gpus, clients, 1e3 * row.tpot_s, 1e3 * row.ttft_s))
     names = ("model_path", "system", "backend", "isl", "osl", "tp_size", "concurrency", "silicon_tpot_ms", "silicon_ttft_ms")
     pd.DataFrame(rows, columns=names).assign(**columns).to_csv(path, index=False)
@@ -48,6 +48,8 @@ def test_known_overheads_are_found_and_predict_what_was_held_out(tmp_path: Path)
     response = servers.response(rows)
     found = response.fit()
     assert (found.pass_s, found.request_s) == pytest.approx((0.002, 4e-5), rel=0.1)
+    rows, _ = read_rows([made_up(tmp_path / "t.csv", replace(TRUE, request_s=0.0))])  # an engine that nobody measured has no request_s
+    response = servers.response(rows)
     for of, engines in ((lambda row: row.engine, True), (lambda row: row.model, False)):
         predicted, _ = servers.held_out(response, of, engines)
         assert np.abs(predicted.errors[:, 1]).mean() < 0.02
