@@ -28,7 +28,7 @@ def _launched(row: Row) -> bool:
 
 
 CAUSES: tuple[tuple[str, Callable[[Row], bool]], ...] = (
-    ("memory is short: who waits, and how long, depends on preemption and on the memory that the engine takes", is_short_of_memory),
+    ("memory is short: who waits, and how long, depends on the memory that the engine takes", is_short_of_memory),
     (
         "TensorRT-LLM, Llama-8B, 64 clients and more on 2 GPUs and more: the front end stops at about 9,200 tokens/s and 36 requests/s",
         _limited,
