@@ -16,7 +16,16 @@ import tempfile
 from pathlib import Path
 
 MARCH = "ABKT_MARCH"
-FLAGS = ("-std=c++17", "-O3", f"-march={os.environ.get(MARCH) or 'native'}", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-shared")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    f"-march={os.environ.get(MARCH) or 'native'}",
+    "-ffp-contract=fast",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-fPIC",
+    "-shared",
+)
 
 
 def library(source: Path, *more_flags: str) -> ctypes.CDLL:

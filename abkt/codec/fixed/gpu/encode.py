@@ -62,7 +62,24 @@ def encode_cells(
         if KEY:
             survey_keys(data, starts, strip, tile, tokens, parts, TILE, BLOCK, DIM, PARTS, ROWS, COLS, FULL)
         else:
-            survey_values(data, starts, strip, tile, tokens, middles, parts, TILE, BLOCK, DIM, PARTS, COLS, SPAN, TOKENS, FULL, compares_bits(DIM, COLS, FULL))
+            survey_values(
+                data,
+                starts,
+                strip,
+                tile,
+                tokens,
+                middles,
+                parts,
+                TILE,
+                BLOCK,
+                DIM,
+                PARTS,
+                COLS,
+                SPAN,
+                TOKENS,
+                FULL,
+                compares_bits(DIM, COLS, FULL),
+            )
         tl.debug_barrier()
         least, most = extremes(parts, tokens, element, KEY, DIM, ROWS, COLS, SPAN, compares_bits(DIM, COLS, FULL))
         size = _size(least, most, BOUND)
