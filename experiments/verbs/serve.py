@@ -60,6 +60,7 @@ class ServeConfig:
 def main(config: ServeConfig, run: VerbCall) -> None:
     from abkt.serve import LocalCluster, LocalClusterSpec
     from abkt.serve.api import Endpoint, HttpServer, Text
+    from abkt.serve.api.listening import listen
     from abkt.serve.metrics import Metrics
     from abkt.serve.service import Service
     from experiments.lib.manifest import write_manifest
