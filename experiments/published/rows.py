@@ -55,11 +55,7 @@ MODELS = {  # part of a model's path, in lower case -> conf/model; the first tha
     "kimi-k2": "kimi-k2",
 }
 TYPES = {"fp8": "float8_e4m3fn", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "fp4": "nvfp4"}
-ENGINE = {  # what a pass takes
-    "vllm": EngineSpec(max_batch=512, prefill_tokens=2048, planned_ahead=True),
-    "trtllm": EngineSpec(max_batch=512, prefill_tokens=2048, planned_ahead=True),
-    "sglang": EngineSpec(max_batch=512, prefill_tokens=8192, prompts_first=True),
-}
+ENGINE = {"vllm": "planned_ahead", "trtllm": "planned_ahead", "sglang": "prompts_first"}  # conf/engine
 SWEPT, SHORTEST = ((1024, 1024), (1024, 8192), (8192, 1024)), 0.8  # lengths of InferenceMAX, whose client draws 80 to 100 % of them
 CURVE = RateCurve(1024, Curve((0.1, 0.5), (0.5, 0.001), (1.0, 8.0)), Curve((0.1, 0.5), (0.5, 0.001), (1.0, 8.0)))  # nothing is coded
 COLUMNS = ("model_path", "system", "backend", "isl", "osl", "tp_size", "silicon_tpot_ms", "silicon_ttft_ms")
@@ -255,8 +251,14 @@ def split_gpu(row: Row, decode: bool = False) -> GpuSpec:
 def server_of(row: Row, decode: bool = False) -> Server:
     """The row's instance without overheads. Raises ValueError if the model does not fit on it."""
     costs, room = _costs(model_of(row), *_instance(row, decode))
-    engine = ENGINE[row.engine]
-    return Server(costs, room, replace(engine, max_batch=row.clients - 1) if row.a_slot_short else engine)
+    places = row.clients - 1 if row.a_slot_short else MOST_CLIENTS
+    return Server(costs, room, replace(engine_of(row.engine), max_batch=places))
+
+
+@lru_cache
+def engine_of(engine: str) -> EngineSpec:
+    """How the engine batches, as conf/engine has it."""
+    return read(EngineSpec, compose("simulate", [f"engine={ENGINE[engine]}"]).config["engine"])
 
 
 def _instance(row: Row, decode: bool) -> tuple[str, str, str, int, int, int]:

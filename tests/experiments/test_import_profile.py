@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from abkt.profile.schema import load
 from abkt.spec import ModelSpec
 from experiments.cli import dispatch
 from experiments.published.layer_tables import read_layer_tables
+from tests.experiments.test_fit_hardware import HEAD, LAUNCH, RATE, READ
+from tests.experiments.test_fit_hardware import write_tables as write_kernel_tables
 
 MODEL = ModelSpec("made-up", 10, 2, 64, hidden=128, heads=4)
 
@@ -68,6 +71,42 @@ def test_the_verb_writes_a_profile_that_the_simulator_reads(tmp_path: Path, caps
     profile = load(tmp_path / "out" / "profile.json")
     assert profile.source == "published"
     assert {"prefill", "decode", "pass", "encode/8", "transport"} <= profile.fits.keys()
+
+
+def test_tables_of_aiconfigurator_become_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama-3.1-8B on kernels whose coefficients are known: a decode step is its GEMMs, its attention and the overhead, summed by hand; its
+    elementwise kernels, which have no table, are the few per cent that are left. The simulator reads the profile."""
+    write_kernel_tables(tmp_path / "h100_sxm")
+    tables, out = [f"tables={tmp_path / 'h100_sxm'}", "hardware=h100"], tmp_path / "out"
+    assert dispatch(["import-profile", "kind=aiconfigurator", *tables, "hardware.overhead_s=0.001", f"out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert "kernels: mean relative error 0." in said
+    assert "decode, straight lines" in said
+
+    def gemm_s(m: int, n: int, k: int) -> float:
+        return LAUNCH + math.hypot(2 * m * n * k / RATE, 2 * n * k / READ)
+
+    batch, tokens = 64, 64 * 4096
+    block_s = sum(gemm_s(batch, n, k) for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)))
+    attention_s = LAUNCH + 4 * tokens * 8 * 128 / READ + batch * 8 * HEAD
+    step_s = 0.001 + 32 * (block_s + attention_s) + gemm_s(batch, 128256, 4096)
+    assert load(out / "profile.json").fit("decode").seconds(batch=batch, context=tokens) == pytest.approx(step_s, rel=0.05)
+    run = [
+        "simulate",
+        "model=llama-3.1-8b",
+        "hardware=profile",
+        f"hardware.profile={out / 'profile.json'}",
+        "workload=poisson",
+        "workload.requests=5",
+    ]
+    assert dispatch([*run, f"out={tmp_path / 'run'}"]) == 0
+
+
+def test_aiconfigurators_tables_that_lack_a_family_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "h100_sxm").mkdir()
+    assert dispatch(["import-profile", "kind=aiconfigurator", f"tables={tmp_path / 'h100_sxm'}", f"out={tmp_path / 'out'}"]) == 2
+    assert "no vllm tables of gemm" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "profile.json").exists()
 
 
 def test_samples_of_an_engine_are_fitted(tmp_path: Path) -> None:

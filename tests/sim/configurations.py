@@ -37,6 +37,8 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     ),
     "arrow_reject_late": (*VARIED, "roles=arrow", "admission=reject_late", "bitrate=lynx", "workload.rate_per_s=150", "slo=interactive"),
     "colocated": (*VARIED, "roles=colocated", "engine=chunked", "bitrate=int4"),
+    "planned_ahead": (*VARIED, "roles=colocated", "engine=planned_ahead", "engine.grow_tokens=16", "bitrate=int4"),
+    "prompts_first": (*VARIED, "roles=colocated", "engine=prompts_first", "bitrate=int4"),
     "conditional": (*VARIED, "roles=conditional", "bitrate=lossless_off", "network=25g"),
     "death": (
         *VARIED,
