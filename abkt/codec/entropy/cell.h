@@ -30,10 +30,12 @@ inline float float16(float v) { return float(_Float16(v)); }
 struct Tables {
     static constexpr int STARTS = (HALVES + 1) * 2 * WIDEST, QUARTERS = STARTS + HALVES * 2 * MOST;
     std::vector<uint64_t> entries;
+    std::vector<uint8_t> owner, halves;        // [ROWS, 4096], the symbol of each share; [HALVES + 1, WIDEST], the row of a bin that is halved
+    std::vector<rans::Interval> intervals;  // [ROWS, 64]
     std::vector<int32_t> points, reach, over, heavy;
     Tables() = default;
     Tables(const uint16_t *shares, const uint8_t *skew, const uint8_t *point, const int32_t *over_, const int32_t *heavy_)
-        : entries(QUARTERS + 4), points((HALVES + 1) * WIDEST, POINT / 2), reach(HALVES + 1, MOST), over(over_, over_ + GAINS - 1), heavy(heavy_, heavy_ + GAINS) {
+        : entries(QUARTERS + 4), owner(ROWS * rans::SHARES), halves((HALVES + 1) * WIDEST, HALVES), intervals(ROWS * 2 * MOST), points((HALVES + 1) * WIDEST, POINT / 2), reach(HALVES + 1, MOST), over(over_, over_ + GAINS - 1), heavy(heavy_, heavy_ + GAINS) {
         const auto entry = [&](int row, int symbol) {
             uint64_t start = 0;
             for (int s = 0; s < symbol; ++s) start += shares[row * 2 * MOST + s];
@@ -48,6 +50,14 @@ struct Tables {
         }
         for (int symbol = 0; symbol < 4; ++symbol) entries[QUARTERS + symbol] = entry(ROWS - 1, symbol);
         std::copy(point, point + HALVES * WIDEST, points.begin());
+        for (int i = 0; i < HALVES * WIDEST; ++i) halves[i] = uint8_t(HALVES + skew[i]);
+        for (int row = 0; row < ROWS; ++row)
+            for (int symbol = 0, start = 0; symbol < 2 * MOST; ++symbol) {
+                const int share = shares[row * 2 * MOST + symbol];
+                intervals[row * 2 * MOST + symbol] = {uint16_t(start), uint16_t(share)};
+                std::fill_n(&owner[row * rans::SHARES + start], share, uint8_t(symbol));
+                start += share;
+            }
     }
 };
 
@@ -254,8 +264,8 @@ struct Cell {
         return count;
     }
 
-    // The squared error that is left after p passes.
-    template <class Round> double error(const float *x, const Strip &strip, int p, Round round) {
+    // The values, before they are rounded, after p passes. listed: the values of the outliers, in the order of `outliers`, from pass 1 on.
+    const float *decode(const Strip &strip, int p, const float *listed) {
         const int shift = p ? FINEST - FINER[p - 1] : 0;
         for (int64_t c = 0; c < columns && p; ++c) {
             base[c] = class_row(meta, strip.kind[c], p) * WIDEST;
@@ -263,20 +273,24 @@ struct Cell {
         }
         const int32_t *const points = tables().points.data();
         for (int64_t t = 0; t < rows; ++t) {
-            const int32_t *const m = &magnitude[t * columns], *const n = &negative[t * columns];
             float *const out = &decoded[t * columns];
-            if (!p) std::fill(out, out + columns, 0.0f);
-            else
-                decode_row(columns, m, n, base.data(), unit.data(), points, shift, out);
+            if (p) decode_row(columns, &magnitude[t * columns], &negative[t * columns], base.data(), unit.data(), points, shift, out);
+            else std::fill(out, out + columns, 0.0f);
             if (levels) continue;
             for (int64_t c = 0; c < columns; ++c) out[c] += predicted[t * dim + c];
         }
-        if (p && levels)
-            for (int64_t i : outliers) decoded[i] = coefficients[i];
-        if (p && !levels)
-            for (int64_t i : outliers) decoded[i] = x[i];
-        if (levels) restore(decoded.data());
-        const float *const values = levels ? guess.data() : decoded.data();
+        for (size_t i = 0; i < outliers.size() && p; ++i) decoded[outliers[i]] = listed[i];
+        if (!levels) return decoded.data();
+        restore(decoded.data());
+        return guess.data();
+    }
+
+    // The squared error that is left after p passes.
+    template <class Round> double error(const float *x, const Strip &strip, int p, Round round) {
+        const float *const from = levels ? coefficients.data() : x;
+        listed.clear();
+        for (int64_t i : outliers) listed.push_back(from[i]);
+        const float *const values = decode(strip, p, listed.data());
         double sum = 0;
         for (int64_t first = 0; first < tokens; first += 16) {  // a few tokens in float32, then all in float64
             std::fill(squares.begin(), squares.end(), 0.0f);
@@ -292,7 +306,7 @@ struct Cell {
 
   private:
     static constexpr float ROOT_HALF = 0.70710678118654752440f;
-    std::vector<float> decoded = std::vector<float>(tokens * dim), unit = std::vector<float>(columns);
+    std::vector<float> decoded = std::vector<float>(tokens * dim), unit = std::vector<float>(columns), listed;
 };
 
 }  // namespace
