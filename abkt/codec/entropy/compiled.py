@@ -121,7 +121,8 @@ def _described(strip: np.ndarray, of: Stats, first: np.ndarray | None, rotation:
     arrays = {
         "centre": (of.centre, np.float32), "rotation": (np.zeros(0) if rotation is None else rotation, np.float32),
         "strip": (strip, np.int64), "first": (np.zeros(len(strip)) if first is None else first, np.int64),
-        "rotates": (of.rotates, np.uint8), "coded": (plan.coded, np.uint8), "step": (plan.step, np.float32), "kind": (plan.kind, np.int32), "start": (plan.start, np.int32),
+        "rotates": (of.rotates, np.uint8), "coded": (plan.coded, np.uint8),
+        "step": (plan.step, np.float32), "kind": (plan.kind, np.int32), "start": (plan.start, np.int32),
     }  # fmt: skip
     return {name: np.ascontiguousarray(array, dtype) for name, (array, dtype) in arrays.items()}
 
