@@ -126,6 +126,7 @@ struct Cell {
     std::vector<int32_t> magnitude, negative, column, base, starts, limit;
     std::vector<uint16_t> symbols, symbols_row;
     std::vector<uint8_t> plain, plain_row, stream;
+    std::vector<uint32_t> started;  // by `activate`, a bit for each channel
     std::vector<int64_t> outliers;
     const float *angles = nullptr;  // [tokens, 2, dim / 2], or null where nothing rotates
     uint8_t meta = 0;
@@ -133,7 +134,7 @@ struct Cell {
     Cell(int64_t tokens_, int64_t dim_, int64_t levels_)
         : tokens(tokens_), dim(dim_), levels(levels_), rows(tokens_ >> levels_), columns(dim_ << levels_), coefficients(tokens * dim),
           predicted(tokens * dim), scratch(tokens * dim), guess(tokens * dim), magnitude(tokens * dim), negative(tokens * dim), column(columns),
-          base(columns), starts(columns), limit(columns), symbols(tokens * dim), symbols_row(columns), plain((rows + 8) * columns), plain_row(columns),
+          base(columns), starts(columns), limit(columns), symbols(tokens * dim + 32), symbols_row(columns + 32), started((columns + 31) / 32), plain((rows + 8) * columns), plain_row(columns),
           stream(rans::STATE_BYTES + 2 * tokens * dim + 16), squares(dim) {}
 
     // to = from [tokens, dim], rotated by the angles; backwards for a `turn` of -1.
@@ -254,14 +255,28 @@ struct Cell {
     // List the channels that have started by pass p, and say where the entries of each begin; returns how many have started.
     int64_t activate(const Strip &strip, int p) {
         int64_t count = 0;
+        std::fill(started.begin(), started.end(), 0u);
         for (int64_t c = 0; c < columns; ++c) {
-            if (strip.start[c] <= p) column[count++] = int32_t(c);
+            if (strip.start[c] <= p) column[count++] = int32_t(c), started[c / 32] |= 1u << c % 32;
             starts[c] = strip.start[c] == p;
             if (starts[c]) base[c] = Tables::STARTS + std::min(class_row(meta, strip.kind[c], p), HALVES - 1) * 2 * MOST;
             else if (WIDTHS[p - 1] == 2) base[c] = Tables::QUARTERS;
             else base[c] = class_row(meta, strip.kind[c], std::max(1, p - 1)) * 2 * WIDEST;
         }
         return count;
+    }
+
+    // The first `count` of `to` = those of a row that belong to channels that have started. Writes up to 32 more.
+    void pick(const uint16_t *row, int64_t count, uint16_t *to) const {
+#if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
+        for (size_t i = 0; i < started.size(); to += __builtin_popcount(started[i]), ++i)
+            _mm512_storeu_si512(to, _mm512_maskz_compress_epi16(started[i], _mm512_loadu_si512(row + 32 * i)));
+#else
+        for (int64_t a = 0; a < count; ++a) to[a] = row[column[a]];
+#endif
+    }
+    void pick(const uint8_t *row, int64_t count, uint8_t *to) const {
+        for (int64_t a = 0; a < count; ++a) to[a] = row[column[a]];
     }
 
     // The values, before they are rounded, after p passes. listed: the values of the outliers, in the order of `outliers`, from pass 1 on.

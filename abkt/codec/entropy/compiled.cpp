@@ -36,7 +36,6 @@ template <int WIDTH> void symbols_of(const Cell &cell, int64_t token, int shift,
 int64_t encode_pass(Cell &cell, const Strip &strip, int p, uint8_t *out, int64_t room) {
     const int width = WIDTHS[p - 1], shift = FINEST - FINER[p - 1];
     const int64_t count = cell.activate(strip, p), rows = cell.rows, columns = cell.columns;
-    const int32_t *const column = cell.column.data();
     const auto each_row = [&](auto *to, auto *row, auto fill) {  // of the channels that have started
         for (int64_t t = 0; t < rows; ++t, to += count) {
             if (count == columns) {
@@ -44,7 +43,7 @@ int64_t encode_pass(Cell &cell, const Strip &strip, int p, uint8_t *out, int64_t
                 continue;
             }
             fill(t, row);
-            for (int64_t a = 0; a < count; ++a) to[a] = row[column[a]];
+            cell.pick(row, count, to);
         }
         return to;
     };
@@ -196,7 +195,7 @@ bool decode_pass(Cell &cell, const Strip &strip, int p, const uint8_t *data, int
     return true;
 }
 
-// Returns the number of the first cell that is damaged, or -1.
+// Every cell's values. Returns the number of the first cell that is damaged, or -1.
 template <class Round> int64_t decode(const Job &job, Round round) {
     Cell cell(job.tokens, job.dim, job.levels);
     Strip strip;
