@@ -144,11 +144,11 @@ def strip_groups(
         return stats.strip_groups(x, dtype, rotation, levels)
     sums = _Sums(compiled, np.ascontiguousarray(x, np.float32), LIMIT[dtype], rotation)
     no, yes = np.zeros(strips, bool), np.ones(strips, bool)
-    centre, rotates = rounded((sums.of_values(None) / tokens).astype(np.float32), dtype), no
+    centre, rotates = rounded(sums.means().astype(np.float32), dtype), no
     scale = scale_codes(sums.of_squares(centre, no)[:, 0] / tokens, centre)
     if rotation is not None:
         narrow = torch.bfloat16 if dtype == torch.float32 else dtype
-        level = rounded((sums.of_values(rotation) / tokens).astype(np.float32), narrow)
+        level = rounded(sums.means(rotation).astype(np.float32), narrow)
         its_scale = scale_codes(sums.of_squares(level, yes, back=False)[:, 0] / tokens, level)
         rotates = its_scale.sum(1, dtype=np.int64) < scale.sum(1, dtype=np.int64)
         centre, scale = np.where(rotates[:, None], level, centre), np.where(rotates[:, None], its_scale, scale)
@@ -192,12 +192,15 @@ class _Sums:
         numbers = (ctypes.c_double(limit), ctypes.c_double(OUTLIER_DEVIATIONS))
         compiled.abkt_entropy_clean(*map(ctypes.c_int64, x.shape), _at(x), *numbers, _at(kept), _at(mean), _at(changed))
 
-    def of_values(self, back: np.ndarray | None) -> np.ndarray:
+    def means(self, back: np.ndarray | None = None) -> np.ndarray:
         """[strips, dim] float64. back: the angles by which the values are rotated back, or None."""
-        sums = np.empty((self._shape[0], self._shape[2]))
-        angles = None if back is None else _at(self._angles)
+        _, _, changed, mean = self._held
+        if back is None and not changed.any():
+            return mean
+        strips, tokens, dim = self._shape
+        sums, angles = np.empty((strips, dim)), None if back is None else _at(self._angles)
         self._compiled.abkt_entropy_sums(*map(ctypes.c_int64, self._shape), *map(_at, self._held), angles, _at(sums))
-        return sums
+        return sums / tokens
 
     def of_squares(self, centre: np.ndarray, rotates: np.ndarray, levels: int = 0, back: bool = True) -> np.ndarray:
         """[strips, 2 * levels + 1, dim] float64, as add_squares of strip.h."""
