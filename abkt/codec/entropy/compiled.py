@@ -148,7 +148,7 @@ def strip_groups(
     scale = scale_codes(sums.of_squares(centre, no)[:, 0] / tokens, centre)
     if rotation is not None:
         narrow = torch.bfloat16 if dtype == torch.float32 else dtype
-        level = rounded(sums.means(rotation).astype(np.float32), narrow)
+        level = rounded(sums.means(back=True).astype(np.float32), narrow)
         its_scale = scale_codes(sums.of_squares(level, yes, back=False)[:, 0] / tokens, level)
         rotates = its_scale.sum(1, dtype=np.int64) < scale.sum(1, dtype=np.int64)
         centre, scale = np.where(rotates[:, None], level, centre), np.where(rotates[:, None], its_scale, scale)
@@ -185,20 +185,20 @@ class _Sums:
 
     def __init__(self, compiled: ctypes.CDLL, x: np.ndarray, limit: float, rotation: np.ndarray | None) -> None:
         self._compiled, self._shape = compiled, x.shape
-        self._angles = None if rotation is None else np.ascontiguousarray(rotation, np.float32)
+        self._angles = None if rotation is None else np.ascontiguousarray(rotation, np.float32)  # [tokens, 2, dim / 2]
         strips, _, dim = x.shape
         self._held = (x, np.empty_like(x), np.empty(strips, np.uint8), np.empty((strips, dim)))
         x, kept, changed, mean = self._held
         numbers = (ctypes.c_double(limit), ctypes.c_double(OUTLIER_DEVIATIONS))
         compiled.abkt_entropy_clean(*map(ctypes.c_int64, x.shape), _at(x), *numbers, _at(kept), _at(mean), _at(changed))
 
-    def means(self, back: np.ndarray | None = None) -> np.ndarray:
-        """[strips, dim] float64. back: the angles by which the values are rotated back, or None."""
+    def means(self, back: bool = False) -> np.ndarray:
+        """[strips, dim] float64. back: rotate the values back by the angles first."""
         _, _, changed, mean = self._held
-        if back is None and not changed.any():
+        if not back and not changed.any():
             return mean
         strips, tokens, dim = self._shape
-        sums, angles = np.empty((strips, dim)), None if back is None else _at(self._angles)
+        sums, angles = np.empty((strips, dim)), _at(self._angles) if back and self._angles is not None else None
         self._compiled.abkt_entropy_sums(*map(ctypes.c_int64, self._shape), *map(_at, self._held), angles, _at(sums))
         return sums / tokens
 
