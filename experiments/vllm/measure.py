@@ -135,8 +135,8 @@ def measure(config: MeasureConfig) -> dict[str, dict[str, Any]]:
 
 
 def set_reno(net: Namespaces) -> None:
-    """Let TCP in the namespaces use Reno, for all ways. BBR, the default of some hosts, goes on with the rate of the last cell when the link
-    has changed, and paces badly over links without any delay: it needed three times as long, and stalled for seconds now and then."""
+    """Let TCP in the namespaces use Reno, for all ways. BBR, the default of some hosts, goes on with the rate of the last cell when the
+    link has changed, and paces badly over links without any delay: it needed three times as long, and stalled for seconds now and then."""
     for node in ("p0", "d0"):
         run(*net.command(node), "sh", "-c", "echo reno > /proc/sys/net/ipv4/tcp_congestion_control")
 
