@@ -70,7 +70,7 @@ def kernels_of(cells: Cells) -> list[Kernel]:
         for kind in "kv":
             survey = chunks if kind == "k" else -(-cells.tile_tokens // fixed["TOKENS"])
             again = {"FMNMX": 0} if kind == "v" else {}  # a survey of V that is rarely repeated (encode.py)
-            trips = {"IDP": chunks, **again, "V?[HI]?MNMX": survey, "F2FP": chunks} if verb == "encode" else {"STG": chunks}
+            trips = {"IDP": chunks, **again, "V?[HI]?MNMX": survey, "F2FP": chunks if kind == "k" else max(1, chunks // 2)} if verb == "encode" else {"STG": chunks}
             found.append(Kernel(f"{verb}_{kind}", function, types, fixed | {"KEY": kind == "k"}, options, trips, values))
     return found
 
