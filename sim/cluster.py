@@ -57,7 +57,8 @@ class Simulation:
     ----------
     cluster : nodes, links and engines.
     requests : the requests, in order of arrival.
-    bitrate : makes a bitrate policy; called once for each pair of nodes between which something is sent, and once for the quotes of all other pairs.
+    bitrate : makes a bitrate policy; called once for each pair of nodes between which something is sent, and once for the quotes of all
+        other pairs.
     routing : chooses the pair of nodes for each request.
     slo : the latencies that deadlines are computed from, in seconds.
     node : the class of the nodes; only tests of the closed forms give another class.

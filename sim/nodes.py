@@ -83,7 +83,9 @@ class Nodes:
         LinkFaults(self.network, links, cluster.link_faults)
         if cluster.background is not None:
             Traffic(self.network, links, cluster.background, running)
-        self.context = TransferContext(clock, self.network, slo, bitrate, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s)
+        self.context = TransferContext(
+            clock, self.network, slo, bitrate, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s
+        )
         self.pairs: dict[tuple[Node, Node], NodePair] = {}
         self.changed: Callable[[], None] = _nothing
         self.update_rankings()

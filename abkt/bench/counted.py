@@ -7,7 +7,7 @@ instruction a clock on every scheduler; the time by memory is that of the bytes 
 Not modelled: waiting for memory and barriers, units with less than full throughput (conversions, shuffles), caches that are too small.
 
 The shape is that of Llama-3.1-8B, TOKENS tokens, tiles of 128; the GPU an H200. Encode and expand are the mean of a kernel for K and one
-for V.
+for V. The other kernels are in counted_others.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from abkt.bench.arguments import BenchArguments
+from abkt.bench.counted_others import others
 from abkt.bench.rows import BenchRow
 from abkt.bench.sass import Loop, MachineCode, compiled
 from abkt.codec.cells import Cells
@@ -70,7 +71,7 @@ def kernels_of(cells: Cells) -> list[Kernel]:
         for kind in "kv":
             survey = chunks if kind == "k" else -(-cells.tile_tokens // fixed["TOKENS"])
             again = {"FMNMX": 0} if kind == "v" else {}  # a survey of V that is rarely repeated (encode.py)
-            trips = {"IDP": chunks, **again, "V?[HI]?MNMX": survey, "F2FP": chunks} if verb == "encode" else {"STG": chunks}
+            trips = {"IDP": chunks, **again, "V?[HI]?MNMX": survey, "F2FP": chunks if kind == "k" else max(1, chunks // 2)} if verb == "encode" else {"STG": chunks}
             found.append(Kernel(f"{verb}_{kind}", function, types, fixed | {"KEY": kind == "k"}, options, trips, values))
     return found
 
@@ -110,7 +111,29 @@ def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]
             for verb in ("encode", "expand"):
                 of_verb = [k for k in kernels if k.name.startswith(verb)]
                 codes = [compiled(k.function, architecture, k.types, k.constants, k.options) for k in of_verb]
-                yield from _rows(f"{verb}_{depth}bit", "" if architecture == MAIN else f"/sm_{architecture}", of_verb, codes, cells)
+                yield from _rows(f"{verb}_{depth}bit", _suffix(architecture), of_verb, codes, cells)
+        yield from _rows_of_others(architecture)
+
+
+def _suffix(architecture: int) -> str:
+    return "" if architecture == MAIN else f"/sm_{architecture}"
+
+
+def _rows_of_others(architecture: int) -> Iterator[BenchRow]:
+    cells, suffix = Cells(KVLayout(LLAMA, TOKENS // BLOCK_TOKENS, BLOCK_TOKENS), TOKENS, TILE_TOKENS, max(DEPTHS)), _suffix(architecture)
+    values = LLAMA.kv_bytes_per_token // 2 * TOKENS
+    for other in others(cells):
+        code = compiled(other.function, architecture, other.types, other.constants, other.options)
+        each = other.per_value(code)
+        by_issue, by_memory = each * values / 32 / (MULTIPROCESSORS * SCHEDULERS * CLOCK_HZ), values * other.moved / BYTES_PER_S
+        warps = code.blocks_per_multiprocessor() * code.warps
+        yield BenchRow(f"{other.name}_instructions_per_value{suffix}", each, "instructions")
+        yield BenchRow(f"{other.name}_registers{suffix}", code.registers, "of a thread")
+        yield BenchRow(f"{other.name}_occupancy{suffix}", warps / WARPS_PER_MULTIPROCESSOR, "of 64 warps")
+        yield BenchRow(f"{other.name}_stack_bytes{suffix}", code.stack, "bytes of a thread")
+        yield BenchRow(f"{other.name}_issue_ms{suffix}", by_issue * 1e3, "ms", by_memory * 1e3)
+        yield BenchRow(f"{other.name}_counted_ms{suffix}", max(by_issue, by_memory) * 1e3, "ms", by_memory * 1e3)
+        yield BenchRow(f"{other.name}_over_memory{suffix}", max(by_issue, by_memory) / by_memory, "of the memory's time", 1.0)
 
 
 def _rows(name: str, suffix: str, kernels: Sequence[Kernel], codes: Sequence[MachineCode], cells: Cells) -> Iterator[BenchRow]:
@@ -144,11 +167,13 @@ def _rows(name: str, suffix: str, kernels: Sequence[Kernel], codes: Sequence[Mac
 
 
 ROWS_OF_A_KERNEL = 16
+ROWS_OF_OTHERS = 9 * 7
 
 
 def total_work(arguments: BenchArguments) -> float:
     """The work of all rows, in the unit of `work`; for a progress bar."""
-    return len(arguments.architectures) * 2 * ROWS_OF_A_KERNEL * max(1, sum(depth in arguments.depths for depth in DEPTHS))
+    of_depths = 2 * ROWS_OF_A_KERNEL * max(1, sum(depth in arguments.depths for depth in DEPTHS))
+    return len(arguments.architectures) * (of_depths + ROWS_OF_OTHERS)
 
 
 def work(row: BenchRow) -> float:

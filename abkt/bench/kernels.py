@@ -29,7 +29,7 @@ from abkt.profile.fingerprint import cpu_name
 SUMMARY_BYTES = 16 * 2**20
 SUMMARY_DEPTH = 4
 ROWS_OF_A_DEPTH, ROWS_OF_A_CASE = 6, 10
-ENTROPY_TOKENS = 1_024  # the entropy coder on a CPU is about a hundred times slower than the fixed one
+ENTROPY_TOKENS = 1_024  # the entropy coder is more than ten times slower than the fixed one
 
 
 def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]:
@@ -51,7 +51,9 @@ def rows(arguments: BenchArguments, about: dict[str, str]) -> Iterator[BenchRow]
             if summary is None and case.raw_bytes >= SUMMARY_BYTES and SUMMARY_DEPTH in arguments.depths:
                 summary = taken
                 if device.type == "cpu":
-                    yield from entropy.rows(BenchCase(arguments, ENTROPY_TOKENS, block_tokens), f"{ENTROPY_TOKENS}x{block_tokens}", 1)
+                    yield from entropy.rows(
+                        BenchCase(arguments, ENTROPY_TOKENS, block_tokens), f"{ENTROPY_TOKENS}x{block_tokens}", arguments.repeats
+                    )
                 yield from peers.rows(case, arguments, about)
         if summary:
             yield BenchRow(f"encode_{SUMMARY_DEPTH}bit_over_copy", summary["copy"] / summary[f"encode {SUMMARY_DEPTH}"], "of copy", 1.0)

@@ -16,13 +16,14 @@ import tempfile
 from pathlib import Path
 
 MARCH = "ABKT_MARCH"
-FLAGS = ("-std=c++17", "-O3", f"-march={os.environ.get(MARCH) or 'native'}", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-shared")
+_OPTIMISED = ("-O3", f"-march={os.environ.get(MARCH) or 'native'}")
+FLAGS = ("-std=c++17", *_OPTIMISED, "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-shared")
 
 
 def library(source: Path, *more_flags: str) -> ctypes.CDLL:
-    """The shared library of one C++ file, whose headers lie in its own folder or in the folders beside it. more_flags: for g++, after FLAGS.
+    """The shared library of one C++ file, whose headers lie in its own folder or in the folders beside it.
 
-    Raises OSError or subprocess.SubprocessError where it cannot be built.
+    more_flags: for g++, after FLAGS. Raises OSError or subprocess.SubprocessError where it cannot be built.
     """
     return ctypes.CDLL(str(_built(source, (*FLAGS, *more_flags))))
 

@@ -82,6 +82,11 @@ class PassCosts(ABC):
     def error(self) -> float:
         return 0.0
 
+    @property
+    def measured(self) -> bool:
+        """Whether anything of it was measured. What comes from a data sheet alone has no known error, and no range in which it was seen."""
+        return True
+
     def fits(self) -> dict[str, Fit]:
         return {"prefill": self.prefill_fit(), "decode": self.decode_fit(), "pass": self.pass_fit()}
 
@@ -116,6 +121,8 @@ class PassCosts(ABC):
         names = samples[0][0]
         low = {name: min(at[name] for at, _ in samples) for name in names}
         high = {name: max(at[name] for at, _ in samples) for name in names}
+        if not self.measured:
+            return Fit(tuple(terms), tuple(terms.values()), {}, {}, 0.0, 0)
         made = Fit(tuple(terms), tuple(terms.values()), low, high, 0.0, len(samples))
         square = sum((made.seconds(**at) / seconds - 1) ** 2 for at, seconds in samples) / len(samples)
         return replace(made, residual=math.hypot(math.sqrt(square), self.error))

@@ -175,6 +175,10 @@ class SheetCosts(PassCosts):
     def overhead_s(self) -> float:  # type: ignore[override]
         return self.gpu.overhead_s
 
+    @property
+    def measured(self) -> bool:
+        return False
+
     def iteration_s(self, batch: int, context: float, chunk: int = 0, before: int = 0) -> float:
         gpu, m = self.gpu, self.model
         copies = gpu.gpus / (min(gpu.parallel.attention_gpus, 1 if m.kv_kinds == 1 else m.kv_heads) * gpu.attention_data_parallel)
@@ -274,6 +278,10 @@ class _Speculated(PassCosts):
     @property
     def error(self) -> float:
         return self.costs.error
+
+    @property
+    def measured(self) -> bool:
+        return self.costs.measured
 
     def iteration_s(self, batch: int, context: float, chunk: int = 0, before: int = 0) -> float:
         it = self.speculation

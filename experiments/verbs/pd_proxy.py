@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 from abkt.ranges import bound
 from experiments.lib.config import STRICT
 from experiments.lib.verb import VerbCall, verb
-from experiments.verbs.serve import listen
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -42,6 +41,7 @@ class PdProxyConfig:
 def main(config: PdProxyConfig, run: VerbCall) -> None:
     from abkt.connect.proxy import Proxy
     from abkt.serve.api import HttpServer
+    from abkt.serve.api.listening import listen
 
     app = Proxy(config.prefill, config.decode).app()
     with listen(config.host, config.port) as listening:

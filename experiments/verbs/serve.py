@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import signal
-import socket
 import stat
 import time
 from dataclasses import dataclass, replace
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 KEY_LETTERS = (16, 256)
-BACKLOG = 1024  # connections that wait to be accepted; the kernel may hold fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +60,7 @@ class ServeConfig:
 def main(config: ServeConfig, run: VerbCall) -> None:
     from abkt.serve import LocalCluster, LocalClusterSpec
     from abkt.serve.api import Endpoint, HttpServer, Text
+    from abkt.serve.api.listening import listen
     from abkt.serve.metrics import Metrics
     from abkt.serve.service import Service
     from experiments.lib.manifest import write_manifest
@@ -131,17 +129,6 @@ def check_open(host: str, key: str) -> None:
         raise ValueError(f"host {host!r} must be an IP address or localhost") from None
     if not (loopback or key):
         raise ValueError(f"host {host} is not loopback, so clients need a key: give key_file=FILE")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on the address. Raises ValueError, one line, if that is not possible."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise ValueError(
-            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; give another port, or 0 for a free one"
-        ) from None
 
 
 def _end(number: int, frame: object) -> None:

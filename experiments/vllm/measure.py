@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
+from abkt.net.command import run
 from abkt.net.namespaces import Namespaces
 from experiments.vllm.agent import Agent
 from experiments.vllm.demo import total
@@ -28,7 +29,6 @@ PORT = 8100
 NIXL_PORT = 5600
 DROP_S = 0.3
 REMOTE = {"do_remote_decode": True, "do_remote_prefill": False}
-LOWEST_MBIT_S = 5.0
 FORCED = "experiments.vllm.forced:Forced"
 BYTES = {"nixl": "vllm:nixl_bytes_transferred_sum"}
 PARTS = ("exposed_s", "offer_s", "arrive_s", "write_s", "report_s", "received_distortion")
@@ -106,26 +106,39 @@ def request(tokens: Sequence[int], count: int, **more: Any) -> dict[str, Any]:
 
 
 def measure(config: MeasureConfig) -> dict[str, dict[str, Any]]:
-    """All rows; those that are in rows.jsonl already are not measured again."""
+    """All rows; those that are in rows.jsonl already are not measured again.
+
+    The link without a limit has servers of its own: on shaped ones TCP's segments are small, so that they fit the bucket."""
     config.out.mkdir(parents=True, exist_ok=True)
     path, prompts = config.out / "rows.jsonl", token_ids(config)
     rows = read_rows(path)
-    for nixl, ways in ((False, ("local", *OURS)), (True, ("nixl",))):
-        left = [cell for cell in cells(config, ways) if cell.key not in rows]
-        if not left:
-            continue
-        with Namespaces(lowest_bytes_per_s=LOWEST_MBIT_S * 1e6 / 8) as net, Bench(config, net, nixl) as bench, path.open("a") as lines:
-            for way in ways:  # the first use of everything takes longer
-                one(bench, config, MeasuredCell(way, (math.inf,), 0), prompts[0][::-1])
-            for cell in left:
-                row = {"key": cell.key, **attempt(bench, config, cell, prompts[cell.prompt])}
-                print(json.dumps(row), file=lines, flush=True)
-                if "error" in row:
-                    print(f"{cell.key}: failed: {row['error']}", flush=True)
-                    continue
-                rows[cell.key] = row
-                print(f"{cell.key}: {row['ttft_s']:.2f} s, {row['bytes'] / 1e6:.2f} MB", flush=True)
+    for shaped in (False, True):
+        for nixl, ways in ((False, ("local", *OURS)), (True, ("nixl",))):
+            left = [cell for cell in cells(config, ways) if cell.key not in rows and (min(cell.link) < math.inf) is shaped]
+            if not left:
+                continue
+            lowest_mbit_s = min(min(cell.link) for cell in left)
+            with Namespaces(lowest_bytes_per_s=lowest_mbit_s * 1e6 / 8) as net, path.open("a") as lines:
+                set_reno(net)
+                with Bench(config, net, nixl) as bench:
+                    for way in ways:  # the first use of everything takes longer
+                        one(bench, config, MeasuredCell(way, (math.inf,), 0), prompts[0][::-1])
+                    for cell in left:
+                        row = {"key": cell.key, **attempt(bench, config, cell, prompts[cell.prompt])}
+                        print(json.dumps(row), file=lines, flush=True)
+                        if "error" in row:
+                            print(f"{cell.key}: failed: {row['error']}", flush=True)
+                            continue
+                        rows[cell.key] = row
+                        print(f"{cell.key}: {row['ttft_s']:.2f} s, {row['bytes'] / 1e6:.2f} MB", flush=True)
     return rows
+
+
+def set_reno(net: Namespaces) -> None:
+    """Let TCP in the namespaces use Reno, for all ways. BBR, the default of some hosts, goes on with the rate of the last cell when the
+    link has changed, and paces badly over links without any delay: it needed three times as long, and stalled for seconds now and then."""
+    for node in ("p0", "d0"):
+        run(*net.command(node), "sh", "-c", "echo reno > /proc/sys/net/ipv4/tcp_congestion_control")
 
 
 def attempt(bench: Bench, config: MeasureConfig, cell: MeasuredCell, tokens: Sequence[int]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class MeasureConfig:
     links: tuple[float, ...] = (math.inf, 1000.0, 100.0, 20.0, 5.0)
     prompts: int = 4
     context: int = 512
-    answer: int = 32
+    answer: int = 64
     deadline_s: float = 1.0
     drop: bool = True
 

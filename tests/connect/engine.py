@@ -61,6 +61,10 @@ class Request:
         return len(self.prompt_token_ids)
 
 
+class FullAttentionSpec:
+    """By its name, the kind of KV cache that vLLM gives to usual attention."""
+
+
 class CpuBackend:
     """Writes KV as vLLM's CPU backend with `vec` does: of each block and head first K, [dim, token], then V, [token, dim]."""
 
@@ -108,7 +112,7 @@ class Engine:
             model_config=SimpleNamespace(model=name, hf_text_config=SimpleNamespace(to_dict=lambda: {"rope_theta": 1e4})),
             parallel_config=SimpleNamespace(tensor_parallel_size=1),
         )
-        cache_config = SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=SimpleNamespace())], transfer_group_ids=(0,))
+        cache_config = SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=FullAttentionSpec())], transfer_group_ids=(0,))
         kind = connector_class()
         roles = kind.__init__.__globals__["KVConnectorRole"]
         self.scheduler = kind(config, roles.SCHEDULER, cache_config)

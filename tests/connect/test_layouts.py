@@ -171,12 +171,27 @@ def test_caches_that_cannot_be_sent_are_refused_in_one_line(layers: Any, arrange
         PagedKV(layers, arrangement)
 
 
-def test_hybrid_models_are_refused_in_one_line() -> None:
-    group = SimpleNamespace(kv_cache_spec=SimpleNamespace())
-    mamba = SimpleNamespace(kv_cache_spec=type("MambaSpec", (), {})())
-    assert unknown_groups([group]) == ""
-    assert unknown_groups([group, group]) == "AbktConnector sends one KV cache group; this model has 2 (SimpleNamespace)"
-    assert "not MambaSpec" in unknown_groups([mamba])
+def group(kind: str, **more: Any) -> SimpleNamespace:
+    return SimpleNamespace(kv_cache_spec=type(kind, (), more)())
+
+
+@pytest.mark.parametrize(
+    ("groups", "line"),
+    [
+        ([group("FullAttentionSpec")], ""),
+        ([group("MLAAttentionSpec")], ""),
+        ([group("UniformTypeKVCacheSpecs", kv_cache_specs={"a": group("FullAttentionSpec").kv_cache_spec})], ""),
+        ([group("FullAttentionSpec"), group("MambaSpec")], "sends one KV cache group; this model has 2 (FullAttentionSpec, MambaSpec)"),
+        ([group("MambaSpec")], "this model has MambaSpec, which does not keep every token's KV in blocks"),
+        ([group("SlidingWindowSpec")], "this model has SlidingWindowSpec, which"),
+        ([group("UniformTypeKVCacheSpecs", kv_cache_specs={"a": group("SlidingWindowSpec").kv_cache_spec})], "has SlidingWindowSpec"),
+    ],
+)
+def test_kv_of_other_than_full_attention_is_refused_in_one_line(groups: Any, line: str) -> None:
+    found = unknown_groups(groups)
+    assert bool(found) == bool(line)
+    assert line in found
+    assert "\n" not in found
 
 
 def test_blocks_outside_of_the_cache_are_refused() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.connect.conftest import Make
-from tests.connect.engine import BLOCK, Engine, Request, Status, kv_of
+from tests.connect.engine import BLOCK, Engine, FullAttentionSpec, Request, Status, kv_of
 from tests.connect.flapping import Flapping
+from tests.connect.stub import connector_class
 
 PROMPT = [(7 * i * i + 3 * i) % 97 for i in range(150)]
 REMOTE = {"do_remote_decode": True, "do_remote_prefill": False}
@@ -405,3 +408,22 @@ def wait_until(true: Any, most_s: float = 20.0) -> None:
     while not true():
         assert time.monotonic() < until_s, "it did not happen"
         time.sleep(0.01)
+
+
+def test_a_hybrid_model_is_refused_in_one_line_when_the_server_starts() -> None:
+    """Both roles refuse it before any thread or port exists."""
+    kind = connector_class()
+    roles = kind.__init__.__globals__["KVConnectorRole"]
+    group = SimpleNamespace(kv_cache_spec=FullAttentionSpec())
+    mamba = SimpleNamespace(kv_cache_spec=type("MambaSpec", (), {})())
+    config = SimpleNamespace(kv_transfer_config=SimpleNamespace(kv_connector_extra_config={}))
+    before = set(threading.enumerate())
+    for groups, line in (
+        ([group, mamba], "sends one KV cache group; this model has 2"),
+        ([mamba], "KV of full attention; this model has MambaSpec"),
+    ):
+        for role in (roles.SCHEDULER, roles.WORKER):
+            with pytest.raises(ValueError, match=line) as raised:
+                kind(config, role, SimpleNamespace(kv_cache_groups=groups, transfer_group_ids=(0,)))
+            assert "\n" not in str(raised.value)
+    assert set(threading.enumerate()) == before

@@ -49,7 +49,7 @@ def test_the_table_compares_the_text_with_local_and_the_facts_with_the_targets()
 
 
 def test_a_forced_answer_is_the_given_text_and_then_free() -> None:
-    pytest.importorskip("vllm")
+    pytest.importorskip("vllm.v1.sample.logits_processor")
     from experiments.vllm.forced import force
 
     process, logits = force([3, 1]), torch.tensor([9.0, 1.0, 2.0, 0.0])

@@ -76,9 +76,9 @@ def test_multirun_leaves_the_loggers_as_they_are(curves: Path, tmp_path: Path) -
 
 
 def test_a_failing_run_of_many_is_one_line(curves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["simulate", "-m", f"curves={curves}", f"out={tmp_path / 'out'}", "cluster.prefill=1,0", *FEW]
+    arguments = ["simulate", "-m", f"curves={curves}", f"out={tmp_path / 'out'}", "cluster.decode=1,0", *FEW]
     assert dispatch(arguments) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "abkt: cluster.prefill is 0; it must be 1 to 100,000"
+    assert capsys.readouterr().err.splitlines()[-1] == "abkt: cluster.decode is 0; it must be 1 to 100,000"
 
 
 def test_a_link_that_drops_makes_transfers_longer(curves: Path, tmp_path: Path) -> None:

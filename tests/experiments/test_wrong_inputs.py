@@ -35,7 +35,9 @@ from experiments.verbs.adaptation import AdaptationConfig
 from experiments.verbs.check import CheckConfig
 from experiments.verbs.compare import CompareConfig
 from experiments.verbs.fit_hardware import FitHardwareConfig
+from experiments.verbs.import_profile import ImportProfileConfig
 from experiments.verbs.longbench import LongBenchConfig
+from experiments.verbs.pd_proxy import PdProxyConfig
 from experiments.verbs.profile import ProfileConfig
 from experiments.verbs.published import PublishedConfig
 from experiments.verbs.quality import QualityConfig
@@ -45,6 +47,7 @@ from experiments.verbs.serve import ServeConfig
 from experiments.verbs.study import StudyConfig
 from experiments.verbs.train_probe import TrainProbeConfig
 from experiments.verbs.validate import ValidateConfig
+from experiments.verbs.vllm_demo import VllmDemoConfig
 
 LINE = '{"timestamp": %s, "input_length": %s, "output_length": %s, "hash_ids": %s}\n'
 FILES = {  # name -> content of a file that a row reads, as FILES/name
@@ -123,14 +126,14 @@ ROWS: list[tuple[str, str]] = [
     ("simulate hardware.compute_efficiency=1.5", "hardware.compute_efficiency is 1.5; it must be above 0 and at most 1"),
     ("simulate hardware.memory_efficiency=nan", "hardware.memory_efficiency is nan"),
     ("simulate hardware.overhead_s=-1", "hardware.overhead_s is -1"),
-    ("simulate hardware.kernels.gemm.launch_s=-1", "hardware.kernels.gemm.launch_s is -1"),
+    ("simulate hardware.kernels.gemm.bfloat16.launch_s=-1", "hardware.kernels.gemm.bfloat16.launch_s is -1"),
     ("simulate hardware=profile hardware.profile=FILES/none", "none does not exist"),
     ("simulate hardware=profile hardware.profile=FILES/profile.json hardware.kv_tokens=0", "hardware.kv_tokens is 0"),
     ("simulate model.layers=0", "model.layers is 0; it must be 1 to 2^31"),
     ("simulate model.layers=three", "model.layers is 'three'; a whole number is needed"),
     ("simulate model.dtype=int3", "dtype int3 is not one of"),
     ("simulate model.parameters=-1", "model.parameters is -1"),
-    ("simulate cluster.prefill=0", "cluster.prefill is 0; it must be 1 to 100,000"),
+    ("simulate cluster.prefill=-1", "cluster.prefill is -1; it must be 0 to 100,000"),
     ("simulate cluster.prefill=two", "cluster.prefill is 'two'; a whole number is needed"),
     ("simulate cluster.decode=1000000000", "cluster.decode is 1000000000"),
     ("simulate cluster.max_batch=0", "cluster.max_batch is 0"),
@@ -274,7 +277,7 @@ ROWS: list[tuple[str, str]] = [
     ("study workload.path=FILES/none", "does not exist"),
     ("study bitrates.int4.bits=5", "bitrates.int4.bits is 5"),
     ("study scaleout.workers=0", "scaleout.workers is 0"),
-    ("study scaleout.cluster.prefill=0", "scaleout.cluster.prefill is 0"),
+    ("study scaleout.cluster.prefill=-1", "scaleout.cluster.prefill is -1"),
     ("study scaleout.hardware.usd_per_hour=-1", "scaleout.hardware.usd_per_hour is -1"),
     ("study scaleout.routings.load_aware.top_k=0", "scaleout.routings.load_aware.top_k is 0"),
     ("study scaleout.network.gbps=0", "scaleout.network.gbps is 0"),
@@ -373,7 +376,18 @@ ROWS: list[tuple[str, str]] = [
     ("fit-hardware data=FILES", "is not a folder of kernel tables"),
     ("fit-hardware data=FILES gpus=h100", "gpus is 'h100'; a list such as [a,b] is needed"),
     ("published data=FILES", "measured_serving_h100.csv.gz"),
-    ("published data=FILES hardware.flops=-1", "hardware.flops is -1"),
+    ("published data=FILES sampled=-1", "sampled is -1"),
+    ("import-profile tables=FILES/none", "none"),
+    ("import-profile tables=FILES/broken.json kind=samples", "broken.json"),
+    ("import-profile tables=FILES kind=vidur", "kind"),
+    ("import-profile tables=FILES hardware.gpus=0", "hardware.gpus is 0"),
+    ("pd-proxy port=70000", "port is 70,000"),
+    ("pd-proxy prefill=[http://127.0.0.1:1] decode=[http://127.0.0.1:2] host=0.0.0.0", "allow_open=true"),
+    ("pd-proxy host=nowhere", "must be an IP address"),
+    ("pd-proxy", "prefill"),
+    ("vllm-demo requests=0", "requests is 0"),
+    ("vllm-demo tokens=0", "tokens is 0"),
+    ("vllm-demo kv_bitrate=int5", "must be one of"),
     ("train-probe corpus=FILES/none", "is not a folder"),
     ("train-probe corpus=FILES vocabulary=5", "vocabulary is 5"),
     ("train-probe corpus=FILES recipe.minutes=-1", "recipe.minutes is -1"),
@@ -505,6 +519,9 @@ CONFIGS: dict[str, Any] = {
     "fit-hardware": FitHardwareConfig,
     "published": PublishedConfig,
     "train-probe": TrainProbeConfig,
+    "import-profile": ImportProfileConfig,
+    "pd-proxy": PdProxyConfig,
+    "vllm-demo": VllmDemoConfig,
 }
 OTHERS = {"bench"}  # verbs whose arguments Hydra does not read; their rows are in the table
 REQUIRED = {"reproduce": ["paper=flowkv"], "fit-hardware": ["data=FILES", "gpus=[]"], "train-probe": ["corpus=FILES"]}

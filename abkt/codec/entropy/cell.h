@@ -30,10 +30,12 @@ inline float float16(float v) { return float(_Float16(v)); }
 struct Tables {
     static constexpr int STARTS = (HALVES + 1) * 2 * WIDEST, QUARTERS = STARTS + HALVES * 2 * MOST;
     std::vector<uint64_t> entries;
+    std::vector<uint8_t> owner, halves;        // [ROWS, 4096], the symbol of each share; [HALVES + 1, WIDEST], the row of a bin that is halved
+    std::vector<rans::Interval> intervals;  // [ROWS, 64]
     std::vector<int32_t> points, reach, over, heavy;
     Tables() = default;
     Tables(const uint16_t *shares, const uint8_t *skew, const uint8_t *point, const int32_t *over_, const int32_t *heavy_)
-        : entries(QUARTERS + 4), points((HALVES + 1) * WIDEST, POINT / 2), reach(HALVES + 1, MOST), over(over_, over_ + GAINS - 1), heavy(heavy_, heavy_ + GAINS) {
+        : entries(QUARTERS + 4), owner(ROWS * rans::SHARES), halves((HALVES + 1) * WIDEST, HALVES), intervals(ROWS * 2 * MOST), points((HALVES + 1) * WIDEST, POINT / 2), reach(HALVES + 1, MOST), over(over_, over_ + GAINS - 1), heavy(heavy_, heavy_ + GAINS) {
         const auto entry = [&](int row, int symbol) {
             uint64_t start = 0;
             for (int s = 0; s < symbol; ++s) start += shares[row * 2 * MOST + s];
@@ -48,6 +50,14 @@ struct Tables {
         }
         for (int symbol = 0; symbol < 4; ++symbol) entries[QUARTERS + symbol] = entry(ROWS - 1, symbol);
         std::copy(point, point + HALVES * WIDEST, points.begin());
+        for (int i = 0; i < HALVES * WIDEST; ++i) halves[i] = uint8_t(HALVES + skew[i]);
+        for (int row = 0; row < ROWS; ++row)
+            for (int symbol = 0, start = 0; symbol < 2 * MOST; ++symbol) {
+                const int share = shares[row * 2 * MOST + symbol];
+                intervals[row * 2 * MOST + symbol] = {uint16_t(start), uint16_t(share)};
+                std::fill_n(&owner[row * rans::SHARES + start], share, uint8_t(symbol));
+                start += share;
+            }
     }
 };
 
@@ -116,6 +126,7 @@ struct Cell {
     std::vector<int32_t> magnitude, negative, column, base, starts, limit;
     std::vector<uint16_t> symbols, symbols_row;
     std::vector<uint8_t> plain, plain_row, stream;
+    std::vector<uint32_t> started;  // by `activate`, a bit for each channel
     std::vector<int64_t> outliers;
     const float *angles = nullptr;  // [tokens, 2, dim / 2], or null where nothing rotates
     uint8_t meta = 0;
@@ -123,7 +134,7 @@ struct Cell {
     Cell(int64_t tokens_, int64_t dim_, int64_t levels_)
         : tokens(tokens_), dim(dim_), levels(levels_), rows(tokens_ >> levels_), columns(dim_ << levels_), coefficients(tokens * dim),
           predicted(tokens * dim), scratch(tokens * dim), guess(tokens * dim), magnitude(tokens * dim), negative(tokens * dim), column(columns),
-          base(columns), starts(columns), limit(columns), symbols(tokens * dim), symbols_row(columns), plain((rows + 8) * columns), plain_row(columns),
+          base(columns), starts(columns), limit(columns), symbols(tokens * dim + 32), symbols_row(columns + 32), started((columns + 31) / 32), plain((rows + 8) * columns), plain_row(columns),
           stream(rans::STATE_BYTES + 2 * tokens * dim + 16), squares(dim) {}
 
     // to = from [tokens, dim], rotated by the angles; backwards for a `turn` of -1.
@@ -244,8 +255,9 @@ struct Cell {
     // List the channels that have started by pass p, and say where the entries of each begin; returns how many have started.
     int64_t activate(const Strip &strip, int p) {
         int64_t count = 0;
+        std::fill(started.begin(), started.end(), 0u);
         for (int64_t c = 0; c < columns; ++c) {
-            if (strip.start[c] <= p) column[count++] = int32_t(c);
+            if (strip.start[c] <= p) column[count++] = int32_t(c), started[c / 32] |= 1u << c % 32;
             starts[c] = strip.start[c] == p;
             if (starts[c]) base[c] = Tables::STARTS + std::min(class_row(meta, strip.kind[c], p), HALVES - 1) * 2 * MOST;
             else if (WIDTHS[p - 1] == 2) base[c] = Tables::QUARTERS;
@@ -254,8 +266,21 @@ struct Cell {
         return count;
     }
 
-    // The squared error that is left after p passes.
-    template <class Round> double error(const float *x, const Strip &strip, int p, Round round) {
+    // The first `count` of `to` = those of a row that belong to channels that have started. Writes up to 32 more.
+    void pick(const uint16_t *row, int64_t count, uint16_t *to) const {
+#if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
+        for (size_t i = 0; i < started.size(); to += __builtin_popcount(started[i]), ++i)
+            _mm512_storeu_si512(to, _mm512_maskz_compress_epi16(started[i], _mm512_loadu_si512(row + 32 * i)));
+#else
+        for (int64_t a = 0; a < count; ++a) to[a] = row[column[a]];
+#endif
+    }
+    void pick(const uint8_t *row, int64_t count, uint8_t *to) const {
+        for (int64_t a = 0; a < count; ++a) to[a] = row[column[a]];
+    }
+
+    // The values, before they are rounded, after p passes. listed: the values of the outliers, in the order of `outliers`, from pass 1 on.
+    const float *decode(const Strip &strip, int p, const float *listed) {
         const int shift = p ? FINEST - FINER[p - 1] : 0;
         for (int64_t c = 0; c < columns && p; ++c) {
             base[c] = class_row(meta, strip.kind[c], p) * WIDEST;
@@ -263,20 +288,24 @@ struct Cell {
         }
         const int32_t *const points = tables().points.data();
         for (int64_t t = 0; t < rows; ++t) {
-            const int32_t *const m = &magnitude[t * columns], *const n = &negative[t * columns];
             float *const out = &decoded[t * columns];
-            if (!p) std::fill(out, out + columns, 0.0f);
-            else
-                decode_row(columns, m, n, base.data(), unit.data(), points, shift, out);
+            if (p) decode_row(columns, &magnitude[t * columns], &negative[t * columns], base.data(), unit.data(), points, shift, out);
+            else std::fill(out, out + columns, 0.0f);
             if (levels) continue;
             for (int64_t c = 0; c < columns; ++c) out[c] += predicted[t * dim + c];
         }
-        if (p && levels)
-            for (int64_t i : outliers) decoded[i] = coefficients[i];
-        if (p && !levels)
-            for (int64_t i : outliers) decoded[i] = x[i];
-        if (levels) restore(decoded.data());
-        const float *const values = levels ? guess.data() : decoded.data();
+        for (size_t i = 0; i < outliers.size() && p; ++i) decoded[outliers[i]] = listed[i];
+        if (!levels) return decoded.data();
+        restore(decoded.data());
+        return guess.data();
+    }
+
+    // The squared error that is left after p passes.
+    template <class Round> double error(const float *x, const Strip &strip, int p, Round round) {
+        const float *const from = levels ? coefficients.data() : x;
+        listed.clear();
+        for (int64_t i : outliers) listed.push_back(from[i]);
+        const float *const values = decode(strip, p, listed.data());
         double sum = 0;
         for (int64_t first = 0; first < tokens; first += 16) {  // a few tokens in float32, then all in float64
             std::fill(squares.begin(), squares.end(), 0.0f);
@@ -292,7 +321,7 @@ struct Cell {
 
   private:
     static constexpr float ROOT_HALF = 0.70710678118654752440f;
-    std::vector<float> decoded = std::vector<float>(tokens * dim), unit = std::vector<float>(columns);
+    std::vector<float> decoded = std::vector<float>(tokens * dim), unit = std::vector<float>(columns), listed;
 };
 
 }  // namespace

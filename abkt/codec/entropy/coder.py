@@ -15,8 +15,8 @@ import torch
 from abkt.codec.cells import Cells
 from abkt.codec.coder import VERBATIM, CodedCells, CodedSequence, StreamPrefix
 from abkt.codec.entropy import haar, wire
-from abkt.codec.entropy.compiled import deviation_of, encode_cells, strip_groups
-from abkt.codec.entropy.oracle import decode_cells, max_pass_bytes
+from abkt.codec.entropy.compiled import decode_cells, deviation_of, encode_cells, strip_groups
+from abkt.codec.entropy.oracle import max_pass_bytes
 from abkt.codec.entropy.stats import Stats
 from abkt.codec.entropy.wire import can_rotate, pack_statistics, read_statistics, rotation_of_cells
 from abkt.codec.fixed.oracle import tokens_of

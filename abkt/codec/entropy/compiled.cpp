@@ -36,7 +36,6 @@ template <int WIDTH> void symbols_of(const Cell &cell, int64_t token, int shift,
 int64_t encode_pass(Cell &cell, const Strip &strip, int p, uint8_t *out, int64_t room) {
     const int width = WIDTHS[p - 1], shift = FINEST - FINER[p - 1];
     const int64_t count = cell.activate(strip, p), rows = cell.rows, columns = cell.columns;
-    const int32_t *const column = cell.column.data();
     const auto each_row = [&](auto *to, auto *row, auto fill) {  // of the channels that have started
         for (int64_t t = 0; t < rows; ++t, to += count) {
             if (count == columns) {
@@ -44,7 +43,7 @@ int64_t encode_pass(Cell &cell, const Strip &strip, int p, uint8_t *out, int64_t
                 continue;
             }
             fill(t, row);
-            for (int64_t a = 0; a < count; ++a) to[a] = row[column[a]];
+            cell.pick(row, count, to);
         }
         return to;
     };
@@ -103,6 +102,12 @@ struct Job {  // as Arguments of compiled.py
     int64_t *sizes;  // [depth, cells]; the passes of a cell lie one after another, cell after cell
     double *errors;
     uint8_t *fallback;
+    // Of a decode alone. have: [cells]; at, sizes: [depth, cells], where each pass lies in `wire`; meta: [cells]; outliers: [cells + 1], which of
+    // places and values are a cell's; values_out: as place says.
+    const int64_t *have, *at, *outliers, *places;
+    const uint8_t *wire, *meta;
+    const float *values;
+    float *values_out;
 };
 
 template <class Round> void encode(const Job &job, Round round) {
@@ -144,6 +149,79 @@ template <class Round> void encode(const Job &job, Round round) {
     }
 }
 
+// The inverse of encode_pass: adds to magnitudes and signs. False if no encoder wrote these bytes.
+bool decode_pass(Cell &cell, const Strip &strip, int p, const uint8_t *data, int64_t size) {
+    const int width = WIDTHS[p - 1], shift = FINEST - FINER[p - 1];
+    const int64_t count = cell.activate(strip, p), rows = cell.rows, columns = cell.columns, n = rows * count;
+    const int32_t *const column = cell.column.data();
+    std::vector<uint8_t> &symbols = cell.plain;
+    if (!strip.coded[p - 1]) {
+        const int64_t eighth = (rows + 7) / 8 * count;
+        if (size != width * eighth) return false;
+        for (int k = 0; k < 8; ++k) {
+            const uint8_t *const from = data + k * width / 8 * eighth;
+            const int by = k * width % 8;
+            for (int64_t i = 0; i < eighth; ++i) symbols[k * eighth + i] = uint8_t(from[i] >> by & ((1 << width) - 1));
+        }
+    } else {
+        const Tables &held = tables();
+        uint16_t *to = cell.symbols.data();  // the row of shares of each symbol
+        for (int64_t t = 0; t < rows; ++t, to += count) {
+            const int32_t *const m = &cell.magnitude[t * columns];
+            for (int64_t a = 0; a < count; ++a) {
+                const int64_t c = column[a];
+                to[a] = uint16_t(cell.starts[c] ? (cell.base[c] - Tables::STARTS) / (2 * MOST)
+                                 : width == 2 ? ROWS - 1
+                                              : held.halves[cell.base[c] / 2 + std::min(m[c] >> (shift + 1), WIDEST - 1)]);
+            }
+        }
+        const bool good = rans::decode(n, data, size, [&, of = cell.symbols.data(), out = symbols.data()](int64_t i, uint32_t place) {
+            const uint8_t symbol = held.owner[of[i] * rans::SHARES + place];
+            out[i] = symbol;
+            return held.intervals[of[i] * 2 * MOST + symbol];
+        });
+        if (!good) return false;
+    }
+    const uint8_t *from = symbols.data();
+    for (int64_t t = 0; t < rows; ++t, from += count) {
+        int32_t *const m = &cell.magnitude[t * columns], *const negative = &cell.negative[t * columns];
+        for (int64_t a = 0; a < count; ++a) {
+            const int64_t c = column[a];
+            const int32_t starts = cell.starts[c], symbol = from[a];
+            m[c] |= symbol >> starts << shift;
+            negative[c] |= starts & symbol;
+        }
+    }
+    return true;
+}
+
+// Every cell's values. Returns the number of the first cell that is damaged, or -1.
+template <class Round> int64_t decode(const Job &job, Round round) {
+    Cell cell(job.tokens, job.dim, job.levels);
+    Strip strip;
+    int64_t known = -1;
+    for (int64_t i = 0; i < job.cells; ++i) {
+        const int64_t s = job.strip[i], columns = cell.columns;
+        if (s != known) {
+            strip = Strip(columns, cell.rows, job.step + s * columns, job.kind + s * columns, job.start + s * columns, job.coded + s * PASSES);
+            known = s;
+        }
+        cell.predict(job.centre + s * job.dim, job.rotates[s] ? job.rotation + job.first[i] * job.dim : nullptr);
+        std::fill(cell.magnitude.begin(), cell.magnitude.end(), 0);
+        std::fill(cell.negative.begin(), cell.negative.end(), 0);
+        cell.meta = job.meta[i];
+        cell.outliers.assign(job.places + job.outliers[i], job.places + job.outliers[i + 1]);
+        for (int p = 1; p <= job.have[i]; ++p) {
+            const int64_t at = (p - 1) * job.cells + i;
+            if (!decode_pass(cell, strip, p, job.wire + job.at[at], job.sizes[at])) return i;
+        }
+        const float *const values = cell.decode(strip, int(job.have[i]), job.values + job.outliers[i]);
+        float *const out = job.values_out + job.place[i];
+        for (int64_t v = 0; v < job.tokens * job.dim; ++v) out[v] = round(values[v]);
+    }
+    return -1;
+}
+
 }  // namespace
 
 extern "C" {
@@ -156,6 +234,12 @@ void abkt_entropy_encode(const Job *job) {
     if (job->dtype == 0) encode(*job, [](float v) { return bfloat16(v); });
     else if (job->dtype == 1) encode(*job, [](float v) { return float16(v); });
     else encode(*job, [](float v) { return v; });
+}
+
+int64_t abkt_entropy_decode(const Job *job) {
+    if (job->dtype == 0) return decode(*job, [](float v) { return bfloat16(v); });
+    if (job->dtype == 1) return decode(*job, [](float v) { return float16(v); });
+    return decode(*job, [](float v) { return v; });
 }
 
 // x: [strips, tokens, dim], and so is kept; mean: [strips, dim]. changed: which strips have outliers, and so are read from `kept`.

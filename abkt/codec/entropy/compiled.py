@@ -1,5 +1,5 @@
-"""The entropy coder's cells compiled: compiled.cpp, built once with g++ for this machine, writes the bytes of oracle.py. Without g++ the same
-calls run that."""
+"""The entropy coder compiled: compiled.cpp, built once with g++ for this machine, writes the bytes of oracle.py. Without g++ the same calls
+run that, and stats.py."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from abkt.codec.compile import library, reason_of
 from abkt.codec.entropy import haar, oracle, stats, tables
 from abkt.codec.entropy.oracle import OUTLIERS_IN, TINY, EntropyCells, max_pass_bytes
 from abkt.codec.entropy.stats import OUTLIER_DEVIATIONS, Stats, rounded, scale_codes
+from abkt.codec.entropy.wire import read_head
 from abkt.codec.fixed import oracle as fixed
 from abkt.codec.fixed.quantize import LIMIT
 
@@ -27,7 +28,8 @@ log = logging.getLogger("abkt.codec")
 
 _INTEGERS = ("cells", "tokens", "dim", "levels", "depth", "dtype", "room", "most_outliers")
 _ARRAYS = (
-    "x", "centre", "rotation", "place", "strip", "first", "rotates", "coded", "step", "kind", "start", "out", "sizes", "errors", "fallback"
+    "x", "centre", "rotation", "place", "strip", "first", "rotates", "coded", "step", "kind", "start", "out", "sizes", "errors", "fallback",
+    "have", "at", "outliers", "places", "wire", "meta", "values", "values_out",
 )  # fmt: skip
 
 
@@ -47,6 +49,7 @@ def load() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("the entropy coder could not be compiled (%s); numpy runs in its place, about 20 times slower", reason_of(error))
         return None
+    loaded.abkt_entropy_decode.restype = ctypes.c_int64
     thresholds = [np.array(values, dtype=np.int32) for values in (tables.OVER, tables.HEAVY)]
     given = [np.ascontiguousarray(a) for a in (tables.SHARES, tables.SKEW, tables.POINTS)]
     loaded.abkt_entropy_tables(*(ctypes.c_void_p(a.ctypes.data) for a in (*given, *thresholds)))  # copied
@@ -65,28 +68,70 @@ def encode_cells(
     if compiled is None:
         rows = x.reshape(-1, dim)
         return oracle.encode_cells(np.stack([rows[at : at + tokens] for at in place]), strip, of, depth, dtype, first, rotation)
-    if of.rotates.any() and rotation is None:
-        raise ValueError("a strip's centre rotates with the position; give rotation=rotation_of(positions, dim, theta)")
-    plan, cells = of.plan, len(place)
-    room = max_pass_bytes(tokens >> of.levels, dim << of.levels)
+    cells, room = len(place), max_pass_bytes(tokens >> of.levels, dim << of.levels)
     out, sizes = np.empty(depth * cells * room, np.uint8), np.empty((depth, cells), np.int64)
     errors, fallback = np.empty((depth + 1, cells)), np.empty(cells, np.uint8)
-    none = np.zeros(cells if first is None else 0, np.int64)
-    arrays = {
-        "x": (x, np.float32), "centre": (of.centre, np.float32), "rotation": (none if rotation is None else rotation, np.float32),
-        "place": (place * dim, np.int64), "strip": (strip, np.int64), "first": (none if first is None else first, np.int64),
-        "rotates": (of.rotates, np.uint8), "coded": (plan.coded, np.uint8), "step": (plan.step, np.float32),
-        "kind": (plan.kind, np.int32), "start": (plan.start, np.int32),
-    }  # fmt: skip
-    given = {name: np.ascontiguousarray(array, dtype) for name, (array, dtype) in arrays.items()}
+    given = _described(strip, of, first, rotation) | {"x": np.ascontiguousarray(x, np.float32), "place": place.astype(np.int64) * dim}
     given |= {"out": out, "sizes": sizes, "errors": errors, "fallback": fallback}
-    most = min(tokens * dim // OUTLIERS_IN, 65_535)
-    numbers = (cells, tokens, dim, of.levels, depth, DTYPES[dtype], room, most, LIMIT[dtype], TINY)
-    compiled.abkt_entropy_encode(ctypes.byref(_Job(*numbers, *(given[name].ctypes.data for name in _ARRAYS))))
+    compiled.abkt_entropy_encode(ctypes.byref(_job((cells, tokens, dim, of.levels, depth, DTYPES[dtype], room), given, dtype)))
     ends = sizes.T.cumsum().reshape(cells, depth).T
     whole = out[: sizes.sum()].tobytes()
     slots = [[whole[at:end] for at, end in zip(*rows, strict=True)] for rows in zip((ends - sizes).tolist(), ends.tolist(), strict=True)]
     return EntropyCells(slots, errors, fallback.astype(bool))
+
+
+def decode_cells(
+    slots: list[list[bytes]], strip: np.ndarray, of: Stats, tokens: int, dtype: torch.dtype,
+    first: np.ndarray | None = None, rotation: np.ndarray | None = None, have: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """As oracle.decode_cells: the same values, and ValueError for the same damage."""
+    compiled = load()
+    if compiled is None:
+        return oracle.decode_cells(slots, strip, of, tokens, dtype, first, rotation, have)
+    cells, dim, passes = len(strip), of.centre.shape[1], len(slots)
+    have = np.full(cells, passes) if have is None else have
+    meta, places, values, counts = np.full(cells, tables.GAIN_BIAS, np.uint8), [], [], np.zeros(cells + 1, np.int64)
+    bodies = [list(row) for row in slots]
+    for cell in np.flatnonzero(have > 0).tolist():
+        found = read_head(slots[0][cell], cell, tokens * dim, torch.float32 if of.levels else dtype)
+        meta[cell], (at, value), bodies[0][cell] = found
+        counts[cell + 1] = len(at)
+        if len(at):
+            places.append(at)
+            values.append(value)
+    sizes = np.array([[len(data) for data in row] for row in bodies], np.int64).reshape(passes, cells)
+    starts = sizes.cumsum().reshape(sizes.shape) - sizes
+    out = np.empty((cells, tokens, dim), np.float32)
+    given = _described(strip, of, first, rotation) | {
+        "place": np.arange(cells) * tokens * dim, "have": have.astype(np.int64), "at": starts, "sizes": sizes, "outliers": counts.cumsum(),
+        "places": np.concatenate((*places, np.zeros(1, np.int64))), "values": np.concatenate((*values, np.zeros(1, np.float32))),
+        "meta": meta, "wire": np.frombuffer(b"".join(data for row in bodies for data in row) or b"\0", np.uint8), "values_out": out,
+    }  # fmt: skip
+    damaged = compiled.abkt_entropy_decode(ctypes.byref(_job((cells, tokens, dim, of.levels, passes, DTYPES[dtype], 0), given, dtype)))
+    if damaged >= 0:
+        raise ValueError(f"cell {damaged}: a pass does not end where it began, or has another length; its bytes are damaged")
+    return out
+
+
+def _described(strip: np.ndarray, of: Stats, first: np.ndarray | None, rotation: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The arrays that a sender and a receiver of cells share. Raises ValueError where a centre rotates by angles that are not given."""
+    if of.rotates.any() and rotation is None:
+        raise ValueError("a strip's centre rotates with the position; give rotation=rotation_of(positions, dim, theta)")
+    plan = of.plan
+    arrays = {
+        "centre": (of.centre, np.float32), "rotation": (np.zeros(0) if rotation is None else rotation, np.float32),
+        "strip": (strip, np.int64), "first": (np.zeros(len(strip)) if first is None else first, np.int64),
+        "rotates": (of.rotates, np.uint8), "coded": (plan.coded, np.uint8),
+        "step": (plan.step, np.float32), "kind": (plan.kind, np.int32), "start": (plan.start, np.int32),
+    }  # fmt: skip
+    return {name: np.ascontiguousarray(array, dtype) for name, (array, dtype) in arrays.items()}
+
+
+def _job(numbers: tuple[int, ...], given: dict[str, np.ndarray], dtype: torch.dtype) -> _Job:
+    """numbers: _INTEGERS without the last. The caller holds the arrays while the job runs."""
+    _, tokens, dim, *_ = numbers
+    pointers = (given[name].ctypes.data if name in given else None for name in _ARRAYS)
+    return _Job(*numbers, min(tokens * dim // OUTLIERS_IN, 65_535), LIMIT[dtype], TINY, *pointers)
 
 
 def strip_groups(
@@ -99,11 +144,11 @@ def strip_groups(
         return stats.strip_groups(x, dtype, rotation, levels)
     sums = _Sums(compiled, np.ascontiguousarray(x, np.float32), LIMIT[dtype], rotation)
     no, yes = np.zeros(strips, bool), np.ones(strips, bool)
-    centre, rotates = rounded((sums.of_values(None) / tokens).astype(np.float32), dtype), no
+    centre, rotates = rounded(sums.means().astype(np.float32), dtype), no
     scale = scale_codes(sums.of_squares(centre, no)[:, 0] / tokens, centre)
     if rotation is not None:
         narrow = torch.bfloat16 if dtype == torch.float32 else dtype
-        level = rounded((sums.of_values(rotation) / tokens).astype(np.float32), narrow)
+        level = rounded(sums.means(back=True).astype(np.float32), narrow)
         its_scale = scale_codes(sums.of_squares(level, yes, back=False)[:, 0] / tokens, level)
         rotates = its_scale.sum(1, dtype=np.int64) < scale.sum(1, dtype=np.int64)
         centre, scale = np.where(rotates[:, None], level, centre), np.where(rotates[:, None], its_scale, scale)
@@ -140,19 +185,22 @@ class _Sums:
 
     def __init__(self, compiled: ctypes.CDLL, x: np.ndarray, limit: float, rotation: np.ndarray | None) -> None:
         self._compiled, self._shape = compiled, x.shape
-        self._angles = None if rotation is None else np.ascontiguousarray(rotation, np.float32)
+        self._angles = None if rotation is None else np.ascontiguousarray(rotation, np.float32)  # [tokens, 2, dim / 2]
         strips, _, dim = x.shape
         self._held = (x, np.empty_like(x), np.empty(strips, np.uint8), np.empty((strips, dim)))
         x, kept, changed, mean = self._held
         numbers = (ctypes.c_double(limit), ctypes.c_double(OUTLIER_DEVIATIONS))
         compiled.abkt_entropy_clean(*map(ctypes.c_int64, x.shape), _at(x), *numbers, _at(kept), _at(mean), _at(changed))
 
-    def of_values(self, back: np.ndarray | None) -> np.ndarray:
-        """[strips, dim] float64. back: the angles by which the values are rotated back, or None."""
-        sums = np.empty((self._shape[0], self._shape[2]))
-        angles = None if back is None else _at(self._angles)
+    def means(self, back: bool = False) -> np.ndarray:
+        """[strips, dim] float64. back: rotate the values back by the angles first."""
+        _, _, changed, mean = self._held
+        if not back and not changed.any():
+            return mean
+        strips, tokens, dim = self._shape
+        sums, angles = np.empty((strips, dim)), _at(self._angles) if back and self._angles is not None else None
         self._compiled.abkt_entropy_sums(*map(ctypes.c_int64, self._shape), *map(_at, self._held), angles, _at(sums))
-        return sums
+        return sums / tokens
 
     def of_squares(self, centre: np.ndarray, rotates: np.ndarray, levels: int = 0, back: bool = True) -> np.ndarray:
         """[strips, 2 * levels + 1, dim] float64, as add_squares of strip.h."""

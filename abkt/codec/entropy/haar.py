@@ -71,7 +71,8 @@ def best_levels(x: np.ndarray, most: int) -> np.ndarray:
     """
 
     def mean_squares(levels: int) -> list[tuple[np.ndarray, int]]:
-        return [(np.square(band).mean(1), band.shape[1]) for band in bands_of(forward(x[:, : x.shape[1] >> levels << levels], levels), levels)]
+        whole = x[:, : x.shape[1] >> levels << levels]
+        return [(np.square(band).mean(1), band.shape[1]) for band in bands_of(forward(whole, levels), levels)]
 
     return levels_of(mean_squares, x.shape[1], most)
 

@@ -104,7 +104,7 @@ struct Lanes {  // eight states, and one step of all
         const __m512i e = _mm512_i64gather_epi64(_mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i *>(at))), entry, 8);
         const __m512i share = _mm512_and_si512(_mm512_srli_epi64(e, 32), _mm512_set1_epi64(0x1FFF));
         const __m512i start = _mm512_and_si512(_mm512_srli_epi64(e, 45), _mm512_set1_epi64(0xFFF));
-        const __mmask8 full = _mm512_cmpge_epu64_mask(_mm512_srli_epi64(x, 20), share);
+        const __mmask8 full = _mm512_cmpge_epu64_mask(x, _mm512_slli_epi64(share, 20));
         const __m128i words = _mm_shuffle_epi8(_mm512_cvtepi64_epi16(x), _mm_loadu_si128(reinterpret_cast<const __m128i *>(&order[full])));
         _mm_storeu_si128(reinterpret_cast<__m128i *>(out - 16), words);
         x = _mm512_mask_srli_epi64(x, full, x, 16);
@@ -131,7 +131,7 @@ struct Lanes {  // eight states, and one step of all
                                                  int64_t(entry[at[4 * i + 3]]));
             const __m256i share = _mm256_and_si256(_mm256_srli_epi64(e, 32), _mm256_set1_epi64x(0x1FFF));
             const __m256i start = _mm256_and_si256(_mm256_srli_epi64(e, 45), _mm256_set1_epi64x(0xFFF));
-            const __m256i low = _mm256_cmpgt_epi64(share, _mm256_srli_epi64(x[i], 20));
+            const __m256i low = _mm256_cmpgt_epi64(_mm256_slli_epi64(share, 20), x[i]);
             const __m256i word = _mm256_shuffle_epi8(x[i], pick);
             const __m128i four = _mm_unpacklo_epi32(_mm256_castsi256_si128(word), _mm256_extracti128_si256(word, 1));
             words = i ? _mm_unpacklo_epi64(words, four) : four;

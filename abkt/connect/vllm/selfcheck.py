@@ -10,6 +10,7 @@ import torch
 from abkt.connect.vllm.layout import Arrangement, PagedKV
 
 ARRANGEMENTS: tuple[Arrangement, ...] = ("split", "cpu", "latent")
+FULL = {"FullAttentionSpec", "MLAAttentionSpec"}  # vLLM's kinds of KV cache that can be sent
 LATENT_SIZES = ("kv_lora_rank", "qk_rope_head_dim")  # attributes of an MLA layer
 
 
@@ -78,9 +79,17 @@ def _number(name: str) -> tuple[int, ...]:
 
 
 def unknown_groups(groups: Sequence[Any]) -> str:
-    """Why a model's KV cache groups cannot be sent; empty if they can."""
+    """Why a model's KV cache groups cannot be sent; empty if they can. Only full attention keeps the blocks of all tokens."""
     if len(groups) > 1:
-        kinds = ", ".join(sorted({type(group.kv_cache_spec).__name__ for group in groups}))
-        return f"AbktConnector sends one KV cache group; this model has {len(groups)} ({kinds})"
-    kind = type(groups[0].kv_cache_spec).__name__ if groups else ""
-    return f"AbktConnector sends attention KV, not {kind}" if "Mamba" in kind else ""
+        return f"AbktConnector sends one KV cache group; this model has {len(groups)} ({', '.join(sorted(_kinds(groups)))})"
+    if unknown := sorted(_kinds(groups) - FULL):
+        return (
+            f"AbktConnector sends KV of full attention; this model has {', '.join(unknown)}, which does not keep every token's KV in blocks"
+        )
+    return ""
+
+
+def _kinds(groups: Sequence[Any]) -> set[str]:
+    """Names of the kinds of layers in these groups: a group of equal kinds but several sizes has one spec for each layer."""
+    specs = [group.kv_cache_spec for group in groups]
+    return {type(each).__name__ for spec in specs for each in getattr(spec, "kv_cache_specs", {"": spec}).values()}

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from abkt.codec.codec import Codec
 from abkt.codec.entropy import compiled, oracle
 from abkt.codec.entropy import stats as numpy_stats
 from abkt.codec.entropy.stats import Stats, rotated, rotation_of, rounded, strip_stats
+from abkt.kv.pool import Pool
+from abkt.spec import KVLayout, ModelSpec
 
 STRIPS, TILES = 3, 4
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -44,6 +47,9 @@ def test_the_compiled_coder_gives_the_oracles_bytes(seed: int) -> None:
     assert quick.slots == slow.slots
     assert np.array_equal(quick.fallback, slow.fallback)
     assert np.allclose(quick.errors, slow.errors, rtol=1e-6, atol=1e-12)
+    have = rng.integers(0, depth + 1, len(strip)) * ~slow.fallback
+    arrived = (slow.slots, strip, stats, tokens, dtype, first, rotation, have)
+    assert np.array_equal(oracle.decode_cells(*arrived), compiled.decode_cells(*arrived))
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -67,6 +73,37 @@ def test_the_deviation_is_that_of_the_tokens_that_count() -> None:
     x[0, ::3] = np.nan
     kept = [x[i][~skipped[i]].astype(np.float64) for i in range(2)]
     assert compiled.deviation_of(x, skipped) == pytest.approx([np.square(k - k.mean(0)).sum() for k in kept])
+
+
+def test_damage_is_refused_or_decodes_to_finite_numbers() -> None:
+    x, strip, rng = strips(2, 32, 16, torch.bfloat16)[:1], np.zeros(1, np.int64), np.random.default_rng(0)
+    stats, refused = strip_stats(x, torch.bfloat16), 0
+    slots = compiled.encode_cells(x, np.zeros(1, np.int64), 32, strip, stats, 6, torch.bfloat16).slots
+    for _ in range(200):
+        damaged, p = [list(row) for row in slots], rng.integers(6)
+        data = bytearray(damaged[p][0])
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        damaged[p][0] = bytes(data[: rng.integers(1, len(data) + 1)])
+        try:
+            assert np.isfinite(compiled.decode_cells(damaged, strip, stats, 32, torch.bfloat16)).all()
+        except ValueError:
+            refused += 1
+    assert refused > 100
+
+
+def test_without_a_compiler_numpy_gives_the_same_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(KVLayout(ModelSpec("m", 1, 2, 32), 20))
+    pool.data.copy_(torch.randn(pool.layout.shape, generator=torch.Generator().manual_seed(0)))
+    table = list(range(14))
+    stream, out = Codec(pool.layout, rope_theta=1e4).encode(pool, table, 200, coder="entropy"), [Pool(pool.layout), Pool(pool.layout)]
+    Codec(pool.layout).expand(stream.prefix(9), out[0], table)
+    monkeypatch.setattr(compiled, "load", lambda: None)
+    alone = Codec(pool.layout, rope_theta=1e4).encode(pool, table, 200, coder="entropy")
+    assert bytes(alone.parts.coded.cells.body.numpy()) == bytes(stream.parts.coded.cells.body.numpy())
+    assert alone.parts.coded.statistics == stream.parts.coded.statistics
+    assert alone.curve.distortion == pytest.approx(stream.curve.distortion, rel=1e-5)
+    Codec(pool.layout).expand(stream.prefix(9), out[1], table)
+    assert torch.equal(out[0].data, out[1].data)
 
 
 @pytest.mark.slow

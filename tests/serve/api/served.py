@@ -11,9 +11,9 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from abkt.serve.api import Endpoint, HttpServer, Text
+from abkt.serve.api.listening import listen
 from abkt.serve.metrics import Metrics
 from abkt.serve.service import Service
-from experiments.verbs.serve import listen
 from tests.serve.test_frontend import STOP, FakeWorkers, frontend, started
 
 

@@ -23,9 +23,9 @@ from abkt.serve.api import server as api_server
 from abkt.serve.api.asked import Asked, chat, completion
 from abkt.serve.api.fields import COMPLETION
 from abkt.serve.api.guard import BODY_CAP_BYTES, is_loopback, parsed
+from abkt.serve.api.listening import listen
 from abkt.serve.api.text import Text
 from abkt.serve.engine.generation import Sampling
-from experiments.verbs.serve import listen
 from tests.serve.api.served import TEXT, Letters, ask, events, server, wait_for
 from tests.serve.test_frontend import STOP, answer
 

@@ -14,7 +14,7 @@ STARVED = """
     from starlette.responses import PlainTextResponse
     from starlette.routing import Route
     from abkt.serve.api import HttpServer
-    from experiments.verbs.serve import listen
+    from abkt.serve.api.listening import listen
 
     logging.basicConfig(level=logging.WARNING, format="%(name)s %(message)s", stream=sys.stdout)
     listening = listen("127.0.0.1", 0)

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 
 from abkt.codec.fixed.gpu.code import classify, code, moments, value_words
-from abkt.codec.fixed.gpu.measure import measure, report
+from abkt.codec.fixed.gpu.matrix import fits_matrices
+from abkt.codec.fixed.gpu.measure import measure, measure_values, report
 from abkt.codec.fixed.gpu.survey import compares_bits, extremes, settle, survey_keys, survey_values
 from abkt.codec.fixed.gpu.tile import GROUP_ROWS, LOW, MEAN, STEP, place
 
@@ -62,7 +63,24 @@ def encode_cells(
         if KEY:
             survey_keys(data, starts, strip, tile, tokens, parts, TILE, BLOCK, DIM, PARTS, ROWS, COLS, FULL)
         else:
-            survey_values(data, starts, strip, tile, tokens, middles, parts, TILE, BLOCK, DIM, PARTS, COLS, SPAN, TOKENS, FULL, compares_bits(DIM, COLS, FULL))
+            survey_values(
+                data,
+                starts,
+                strip,
+                tile,
+                tokens,
+                middles,
+                parts,
+                TILE,
+                BLOCK,
+                DIM,
+                PARTS,
+                COLS,
+                SPAN,
+                TOKENS,
+                FULL,
+                compares_bits(DIM, COLS, FULL),
+            )
         tl.debug_barrier()
         least, most = extremes(parts, tokens, element, KEY, DIM, ROWS, COLS, SPAN, compares_bits(DIM, COLS, FULL))
         size = _size(least, most, BOUND)
@@ -111,7 +129,10 @@ def encode_cells(
             whole = whole | (tokens < MEASURED_WHOLE)
             factor = tl.where(whole, 1.0, factor)
             tl.debug_barrier()
-            measure(data, starts, strip, tile, tokens, middles, groups, parts, rules, cell_class, tl.where(whole, 0, part), tl.where(whole, 8, part + 1), KEY, PASSES, TILE, BLOCK, DIM, PARTS, ROWS, COLS, SPAN, FULL)  # fmt: skip  # noqa: E501
+            if not KEY and fits_matrices(element, ROWS, COLS) and FULL and DIM == COLS:
+                measure_values(data, starts, strip, tile, tokens, middles, groups, parts, rules, cell_class, tl.where(whole, 0, part), tl.where(whole, 8, part + 1), PASSES, TILE, BLOCK, DIM, PARTS, ROWS, COLS, SPAN, FULL)  # fmt: skip  # noqa: E501
+            else:
+                measure(data, starts, strip, tile, tokens, middles, groups, parts, rules, cell_class, tl.where(whole, 0, part), tl.where(whole, 8, part + 1), KEY, PASSES, TILE, BLOCK, DIM, PARTS, ROWS, COLS, SPAN, FULL)  # fmt: skip  # noqa: E501
             tl.debug_barrier()
             report(parts, errors + cell, cells, factor, PASSES, ROWS, COLS)
         tl.debug_barrier()
