@@ -1,8 +1,8 @@
 """What the codec's GPU kernels cost by count: read from their machine code, on a machine without a GPU. Counted, not measured.
 
 Instructions a value are those that a warp issues for a cell, over the values of the cell that a lane of it handles. Every instruction
-between a kernel's begin and its exit counts, as often as its loops run, also where a branch may skip it. One branch is left out: the
-second survey of V, which a cell needs only if all 128 values of a token lie on one side of their channels' centres. The time by issue is that of one
+between a kernel's begin and its exit counts, as often as its loops run, also where a branch may skip it. One branch
+is left out: the second survey of V, which a cell needs only if all 128 values of a token lie on one side of their channels' centres. The time by issue is that of one
 instruction a clock on every scheduler; the time by memory is that of the bytes that must move, once each. The larger is the *counted time*.
 Not modelled: waiting for memory and barriers, units with less than full throughput (conversions, shuffles), caches that are too small.
 
@@ -71,7 +71,9 @@ def kernels_of(cells: Cells) -> list[Kernel]:
         for kind in "kv":
             survey = chunks if kind == "k" else -(-cells.tile_tokens // fixed["TOKENS"])
             again = {"FMNMX": 0} if kind == "v" else {}  # a survey of V that is rarely repeated (encode.py)
-            trips = {"IDP": chunks, **again, "V?[HI]?MNMX": survey, "F2FP": chunks if kind == "k" else max(1, chunks // 2)} if verb == "encode" else {"STG": chunks}
+            measured = chunks if kind == "k" else max(1, chunks // 2)
+            of_encode = {"IDP": chunks, **again, "V?[HI]?MNMX": survey, "F2FP": measured}
+            trips = of_encode if verb == "encode" else {"STG": chunks}
             found.append(Kernel(f"{verb}_{kind}", function, types, fixed | {"KEY": kind == "k"}, options, trips, values))
     return found
 

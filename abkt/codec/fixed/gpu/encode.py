@@ -63,11 +63,11 @@ def encode_cells(
         if KEY:
             survey_keys(data, starts, strip, tile, tokens, parts, TILE, BLOCK, DIM, PARTS, ROWS, COLS, FULL)
         else:
-            survey_values(data, starts, strip, tile, tokens, middles, parts, TILE, BLOCK, DIM, PARTS, COLS, SPAN, TOKENS, FULL, compares_bits(DIM, COLS, FULL))
+            survey_values(data, starts, strip, tile, tokens, middles, parts, TILE, BLOCK, DIM, PARTS, COLS, SPAN, TOKENS, FULL, compares_bits(DIM, COLS, FULL))  # fmt: skip  # noqa: E501
         tl.debug_barrier()
         least, most = extremes(parts, tokens, element, KEY, DIM, ROWS, COLS, SPAN, compares_bits(DIM, COLS, FULL))
         size = _size(least, most, BOUND)
-        if not KEY and compares_bits(DIM, COLS, FULL):
+        if not KEY and compares_bits(DIM, COLS, FULL):  # noqa: SIM102
             if size == float("inf"):  # rare: all values of a token are on one side of their centres, or the cell travels verbatim
                 tl.debug_barrier()
                 survey_values(data, starts, strip, tile, tokens, middles, parts, TILE, BLOCK, DIM, PARTS, COLS, SPAN, TOKENS, FULL, False)

@@ -100,9 +100,9 @@ def measure_values(
     PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, SPAN: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """The same for V, in full tiles that fit matrix.py: a pass after the other over two runs of rows, which stay in registers. So a pass costs
-    one fused multiply-add a value, known * (step * (1 - share)) + (low + step * ...), since all but `known` is of a token. It rounds twice
-    where the law rounds once, which changes the last digits of errors. For K the registers do not suffice."""
+    """The same for V, in full tiles that fit matrix.py: a pass after the other over two runs of rows, which stay in registers. So a pass
+    costs one fused multiply-add a value, known * (step * (1 - share)) + (low + step * ...), since all but `known` is of a token. It
+    rounds twice where the law rounds once, which changes the last digits of errors. For K the registers do not suffice."""
     LANES: tl.constexpr = COLS // 8
     RUNS: tl.constexpr = min(2, TILE // 8 // ROWS)
     row, col = tl.arange(0, ROWS), tl.arange(0, COLS)

@@ -79,8 +79,8 @@ def survey_values(
     """The least and greatest value of each token, less the centre of its channel, into parts [2, SPAN, lanes of a token]. A row is read in
     chunks, so that few lanes share a token.
 
-    BITS: compare the bits of the values as integers, signed for the greatest and unsigned for the least, since a GPU compares three integers
-    at once but only two numbers. The greatest is right if a value is not negative, and the least if one is (`extremes`).
+    BITS: compare the bits of the values as integers, signed for the greatest and unsigned for the least, since a GPU compares three
+    integers at once but only two numbers. The greatest is right if a value is not negative, and the least if one is (`extremes`).
     """
     CHUNK: tl.constexpr = 32 if COLS > 32 else COLS
     NEAR: tl.constexpr = 8 if COLS > 8 else COLS
