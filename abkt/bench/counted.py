@@ -1,10 +1,11 @@
 """What the codec's GPU kernels cost by count: read from their machine code, on a machine without a GPU. Counted, not measured.
 
 Instructions a value are those that a warp issues for a cell, over the values of the cell that a lane of it handles. Every instruction
-between a kernel's begin and its exit counts, as often as its loops run, also where a branch may skip it. One branch
-is left out: the second survey of V, which a cell needs only if all 128 values of a token lie on one side of their channels' centres. The time by issue is that of one
-instruction a clock on every scheduler; the time by memory is that of the bytes that must move, once each. The larger is the *counted time*.
-Not modelled: waiting for memory and barriers, units with less than full throughput (conversions, shuffles), caches that are too small.
+between a kernel's begin and its exit counts, as often as its loops run, also where a branch may skip it. One branch is left out: the
+second survey of V, which a cell needs only if all 128 values of a token lie on one side of their channels' centres. The time by issue is
+that of one instruction a clock on every scheduler; the time by memory is that of the bytes that must move, once each. The larger is the
+*counted time*. Not modelled: waiting for memory and barriers, units with less than full throughput (conversions, shuffles), caches that
+are too small.
 
 The shape is that of Llama-3.1-8B, TOKENS tokens, tiles of 128; the GPU an H200. Encode and expand are the mean of a kernel for K and one
 for V. The other kernels are in counted_others.py.
