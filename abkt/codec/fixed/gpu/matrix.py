@@ -5,7 +5,7 @@ other operand stacks W on the unit matrix, so the result stacks W W' on W'. The 
 W' holds each value at another lane. Added up over the words of a loop, four registers a lane hold both kinds of sums.
 
 What is summed is rounded to bfloat16 first, 9 bits of it are right. The rounding is to nearest, so sums over hundreds of values keep three
-to four digits. PTX ISA, "Matrix Fragments for mma.m16n8k8", says which lane holds what; test_matrix.py checks this file against it.
+to four digits. PTX ISA, "Matrix Fragments for mma.m16n8k8", says which lane holds what. Not run on a GPU, and not in the interpreter.
 """
 
 from __future__ import annotations
