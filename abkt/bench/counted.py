@@ -1,8 +1,7 @@
 """What the codec's GPU kernels cost by count: read from their machine code, on a machine without a GPU. Counted, not measured.
 
 Instructions a value are those that a warp issues for a cell, over the values of the cell that a lane of it handles. Every instruction
-between a kernel's begin and its exit counts, as often as its loops run, also where a branch may skip it. One branch is left out: the
-second survey of V, which a cell needs only if all 128 values of a token lie on one side of their channels' centres. The time by issue is that of one
+between a kernel's begin and its exit counts, as often as its loops run, also where a branch may skip it. The time by issue is that of one
 instruction a clock on every scheduler; the time by memory is that of the bytes that must move, once each. The larger is the *counted time*.
 Not modelled: waiting for memory and barriers, units with less than full throughput (conversions, shuffles), caches that are too small.
 
@@ -20,7 +19,7 @@ from typing import Any
 from abkt.bench.arguments import BenchArguments
 from abkt.bench.counted_others import others
 from abkt.bench.rows import BenchRow
-from abkt.bench.sass import Loop, MachineCode, compiled
+from abkt.bench.sass import MachineCode, compiled
 from abkt.codec.cells import Cells
 from abkt.spec import KVLayout, ModelSpec
 
@@ -35,8 +34,7 @@ DEPTHS = (4, 8)
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """A kernel as it is compiled. types, constants, options: as for sass.compiled. trips: how often each loop of a cell runs, by the
-    instruction by which it is recognised, in this order; a loop that none of them fits runs once. A loop that runs 0 times is left out with
-    all that is skipped with it. values: values of a cell."""
+    instruction by which it is recognised, in this order; a loop that none of them fits runs once. values: values of a cell."""
 
     name: str
     function: Any
@@ -70,8 +68,7 @@ def kernels_of(cells: Cells) -> list[Kernel]:
     for verb, function in (("encode", encode_cells), ("expand", expand_cells)):
         for kind in "kv":
             survey = chunks if kind == "k" else -(-cells.tile_tokens // fixed["TOKENS"])
-            again = {"FMNMX": 0} if kind == "v" else {}  # a survey of V that is rarely repeated (encode.py)
-            trips = {"IDP": chunks, **again, "V?[HI]?MNMX": survey, "F2FP": chunks if kind == "k" else max(1, chunks // 2)} if verb == "encode" else {"STG": chunks}
+            trips = {"IDP": chunks, "V?H?F?MNMX": survey, "F2FP": chunks} if verb == "encode" else {"STG": chunks}
             found.append(Kernel(f"{verb}_{kind}", function, types, fixed | {"KEY": kind == "k"}, options, trips, values))
     return found
 
@@ -79,21 +76,14 @@ def kernels_of(cells: Cells) -> list[Kernel]:
 def instructions(kernel: Kernel, code: MachineCode, cells_of_program: float) -> float:
     """Instructions that each warp of a program issues for a cell. What lies outside of the loop over cells is shared by them."""
     outer = [loop for loop in code.loops if loop not in code.inner_loops()] if kernel.name.startswith("encode") else []
-    skipped = [code.skipped_with(loop) for loop in code.inner_loops() if _trips(kernel, code, loop) == 0]
     total = 0.0
     for instruction in code.code:
-        if any(region.holds(instruction.at) for region in skipped):
-            continue
         times = 1.0 if not outer or any(loop.holds(instruction.at) for loop in outer) else 1 / cells_of_program
         for loop in code.inner_loops():
             if loop.holds(instruction.at):
-                times *= _trips(kernel, code, loop)
+                times *= next((runs for name, runs in kernel.trips.items() if code.count(name, loop)), 1)
         total += times
     return total
-
-
-def _trips(kernel: Kernel, code: MachineCode, loop: Loop) -> int:
-    return next((runs for name, runs in kernel.trips.items() if code.count(name, loop)), 1)
 
 
 def per_value(kernel: Kernel, code: MachineCode, cells_of_program: float) -> float:

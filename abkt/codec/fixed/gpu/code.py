@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 from abkt.codec.fixed.gpu.instructions import dot4, odd_bytes, quarters_of, widened, word_of
-from abkt.codec.fixed.gpu.matrix import added, eighths_of, fits_matrices, none_yet, origins_of, pair_of, squared, unit_of
 from abkt.codec.fixed.gpu.planes import planes_of
 from abkt.codec.fixed.gpu.tile import CLASSES, INVERSE, LOW, rows_of, slot_of, squares_of
 
@@ -21,8 +20,6 @@ def code(
     sums and squares of the values, less the offset of their channel of K or the centre of that of V. PACK: store the passes."""
     row, col, word = tl.arange(0, ROWS), tl.arange(0, COLS), tl.arange(0, COLS // 4)
     NEAR: tl.constexpr = 2 if COLS > 4 else 1  # words of a lane
-    element: tl.constexpr = data.dtype.element_ty
-    MATRIX: tl.constexpr = fits_matrices(element, ROWS, COLS) and FULL and DIM == COLS
     lane = tl.arange(0, COLS // 4 // NEAR)
     eighth = TILE // 8 if FULL else (tokens + 7) // 8
     squares = tl.zeros((ROWS, COLS // 4), dtype=_wide(TILE * COLS))
@@ -36,12 +33,7 @@ def code(
     else:
         centre = tl.load(centres + col, mask=col < DIM, other=0.0)[None, :]
         low, inverse = tl.zeros((ROWS, 1), dtype=tl.float32), tl.zeros((ROWS, 1), dtype=tl.float32)
-    of_lane = row[:, None] * (COLS // 4 // NEAR) + lane[None, :]
-    unit = unit_of(of_lane) if MATRIX else of_lane
-    if MATRIX:
-        s0, s1, s2, s3 = none_yet(ROWS, COLS // 8), none_yet(ROWS, COLS // 8), none_yet(ROWS, COLS // 8), none_yet(ROWS, COLS // 8)
-    else:
-        total, spread = tl.zeros((ROWS, COLS), dtype=tl.float32), tl.zeros((ROWS, COLS // 4 // NEAR), dtype=tl.float32)
+    total, spread = tl.zeros((ROWS, COLS), dtype=tl.float32), tl.zeros((ROWS, COLS // 4 // NEAR), dtype=tl.float32)
     slots = ()
     for index in tl.static_range(1, PASSES + 1):
         slots = slots + (slot_of(body, offsets + index * cells, cell),)
@@ -64,13 +56,8 @@ def code(
             if not (FULL and DIM == COLS):
                 off, scaled = tl.where(mask, off, 0.0), tl.where(mask, scaled, 0.0)
             if PACK:
-                if MATRIX:
-                    o0, o1, o2, o3, o4, o5, o6, o7 = eighths_of(off, ROWS, COLS)
-                    s0, s1 = added(s0, pair_of(o0, o1), unit), added(s1, pair_of(o2, o3), unit)
-                    s2, s3 = added(s2, pair_of(o4, o5), unit), added(s3, pair_of(o6, o7), unit)
-                else:
-                    total += off
-                    spread += squares_of(off, ROWS, COLS)
+                total += off
+                spread += squares_of(off, ROWS, COLS)
             t0, t1, t2, t3 = quarters_of(scaled, ROWS, COLS)
             words = words + (word_of(t0, t1, t2, t3),)
         for part in tl.static_range(8):
@@ -110,26 +97,13 @@ def code(
             tl.store(sums + 2 * ROWS * (COLS // 4) + to, high_even)
             tl.store(sums + 3 * ROWS * (COLS // 4) + to, high_odd)
     squares = tl.sum(tl.reshape(squares, (ROWS, COLS // 4 // NEAR, NEAR)), 2)
+    of_lane = row[:, None] * (COLS // 4 // NEAR) + lane[None, :]
     after = (parts + sum_words(KEY, TILE, ROWS, COLS)).to(tl.pointer_type(squares.dtype))
     tl.store(after + of_lane, squares)
     if PACK:
         values = parts + value_words(KEY, TILE, ROWS, COLS)
-        totals = values + ROWS * (COLS // 4 // NEAR)
-        if MATRIX:
-            tl.store(values + of_lane, squared(s0, unit) + squared(s1, unit) + squared(s2, unit) + squared(s3, unit))
-            third, fourth, half = origins_of(of_lane)
-            third, fourth = totals + third * 8 + half, totals + fourth * 8 + half
-            tl.store(third, s0[2])
-            tl.store(fourth, s0[3])
-            tl.store(third + 2, s1[2])
-            tl.store(fourth + 2, s1[3])
-            tl.store(third + 4, s2[2])
-            tl.store(fourth + 4, s2[3])
-            tl.store(third + 6, s3[2])
-            tl.store(fourth + 6, s3[3])
-        else:
-            tl.store(values + of_lane, spread)
-            tl.store(totals + row[:, None] * COLS + col[None, :], total)
+        tl.store(values + of_lane, spread)
+        tl.store(values + ROWS * (COLS // 4 // NEAR) + row[:, None] * COLS + col[None, :], total)
 
 
 @triton.constexpr_function

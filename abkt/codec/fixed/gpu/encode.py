@@ -18,9 +18,8 @@ import triton
 import triton.language as tl
 
 from abkt.codec.fixed.gpu.code import classify, code, moments, value_words
-from abkt.codec.fixed.gpu.matrix import fits_matrices
-from abkt.codec.fixed.gpu.measure import measure, measure_values, report
-from abkt.codec.fixed.gpu.survey import compares_bits, extremes, settle, survey_keys, survey_values
+from abkt.codec.fixed.gpu.measure import measure, report
+from abkt.codec.fixed.gpu.survey import extremes, settle, survey_keys, survey_values
 from abkt.codec.fixed.gpu.tile import GROUP_ROWS, LOW, MEAN, STEP, place
 
 VERBATIM = tl.constexpr(255)  # as in coder.py
@@ -35,13 +34,6 @@ def scratch_words(tile, rows, cols, span):
     lanes = rows * max(1, cols // 8)
     code = max(value_words(True, tile, rows, cols), value_words(False, tile, rows, cols)) + lanes + rows * cols
     return GROUP_ROWS.value * span + max(2 * rows * cols, 2 * span * 4, code, 8 * lanes)
-
-
-@triton.jit
-def _size(least, most, BOUND: tl.constexpr):
-    """The greatest magnitude of a cell; infinite if a group has a value outside +-BOUND, or NaN."""
-    inside = (tl.abs(least) < BOUND) & (tl.abs(most) < BOUND)
-    return tl.max(tl.where(inside, tl.maximum(tl.abs(least), tl.abs(most)), float("inf")), 0)
 
 
 @triton.jit
@@ -63,34 +55,11 @@ def encode_cells(
         if KEY:
             survey_keys(data, starts, strip, tile, tokens, parts, TILE, BLOCK, DIM, PARTS, ROWS, COLS, FULL)
         else:
-            survey_values(
-                data,
-                starts,
-                strip,
-                tile,
-                tokens,
-                middles,
-                parts,
-                TILE,
-                BLOCK,
-                DIM,
-                PARTS,
-                COLS,
-                SPAN,
-                TOKENS,
-                FULL,
-                compares_bits(DIM, COLS, FULL),
-            )
+            survey_values(data, starts, strip, tile, tokens, middles, parts, TILE, BLOCK, DIM, PARTS, COLS, SPAN, TOKENS, FULL)
         tl.debug_barrier()
-        least, most = extremes(parts, tokens, element, KEY, DIM, ROWS, COLS, SPAN, compares_bits(DIM, COLS, FULL))
-        size = _size(least, most, BOUND)
-        if not KEY and compares_bits(DIM, COLS, FULL):
-            if size == float("inf"):  # rare: all values of a token are on one side of their centres, or the cell travels verbatim
-                tl.debug_barrier()
-                survey_values(data, starts, strip, tile, tokens, middles, parts, TILE, BLOCK, DIM, PARTS, COLS, SPAN, TOKENS, FULL, False)
-                tl.debug_barrier()
-                least, most = extremes(parts, tokens, element, KEY, DIM, ROWS, COLS, SPAN, False)
-                size = _size(least, most, BOUND)
+        least, most = extremes(parts, tokens, element, KEY, DIM, ROWS, COLS, SPAN)
+        inside = (tl.abs(least) < BOUND) & (tl.abs(most) < BOUND)
+        size = tl.max(tl.where(inside, tl.maximum(tl.abs(least), tl.abs(most)), float("inf")), 0)
         if (size == float("inf")) | ((size > 0) & (size < TINY)):
             tl.store(classes + cell, VERBATIM)
         else:
@@ -129,10 +98,7 @@ def encode_cells(
             whole = whole | (tokens < MEASURED_WHOLE)
             factor = tl.where(whole, 1.0, factor)
             tl.debug_barrier()
-            if not KEY and fits_matrices(element, ROWS, COLS) and FULL and DIM == COLS:
-                measure_values(data, starts, strip, tile, tokens, middles, groups, parts, rules, cell_class, tl.where(whole, 0, part), tl.where(whole, 8, part + 1), PASSES, TILE, BLOCK, DIM, PARTS, ROWS, COLS, SPAN, FULL)  # fmt: skip  # noqa: E501
-            else:
-                measure(data, starts, strip, tile, tokens, middles, groups, parts, rules, cell_class, tl.where(whole, 0, part), tl.where(whole, 8, part + 1), KEY, PASSES, TILE, BLOCK, DIM, PARTS, ROWS, COLS, SPAN, FULL)  # fmt: skip  # noqa: E501
+            measure(data, starts, strip, tile, tokens, middles, groups, parts, rules, cell_class, tl.where(whole, 0, part), tl.where(whole, 8, part + 1), KEY, PASSES, TILE, BLOCK, DIM, PARTS, ROWS, COLS, SPAN, FULL)  # fmt: skip  # noqa: E501
             tl.debug_barrier()
             report(parts, errors + cell, cells, factor, PASSES, ROWS, COLS)
         tl.debug_barrier()

@@ -73,21 +73,6 @@ def most_of(a, b):
 
 
 @triton.jit
-def greatest_of_three(a, b, c):
-    """The greatest of three int32, or of three uint32. One instruction from sm_90 on, unless the compiler sees more of them at once."""
-    if INTERPRETED:
-        return tl.maximum(tl.maximum(a, b), c)
-    elif a.dtype == tl.uint32:
-        return tl.inline_asm_elementwise(
-            "{ .reg .u32 t; max.u32 t, $1, $2; max.u32 $0, t, $3; }", "=r,r,r,r", [a, b, c], dtype=tl.uint32, is_pure=True, pack=1
-        )
-    else:
-        return tl.inline_asm_elementwise(
-            "{ .reg .s32 t; max.s32 t, $1, $2; max.s32 $0, t, $3; }", "=r,r,r,r", [a, b, c], dtype=tl.int32, is_pure=True, pack=1
-        )
-
-
-@triton.jit
 def widened(x):
     """Values of a pool as float32."""
     if INTERPRETED or x.dtype != tl.bfloat16:

@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 from abkt.codec.fixed.gpu.instructions import code_of, rounded, widened
-from abkt.codec.fixed.gpu.matrix import added, difference_of, eighths_of, fits_matrices, none_yet, pair_of, squared, unit_of
 from abkt.codec.fixed.gpu.tile import CLASSES, INVERSE, LOW, MEAN, STEP, rows_of, squares_of
 
 ONE_AND_CODE = tl.constexpr(0x43800000)  # 256 as a float32, whose upper eight bits of mantissa are free for a code
@@ -31,10 +30,7 @@ def measure(
     """
     element: tl.constexpr = data.dtype.element_ty
     LANES: tl.constexpr = COLS // 8 if COLS > 8 else 1
-    MATRIX: tl.constexpr = fits_matrices(element, ROWS, COLS) and FULL and DIM == COLS
     row, col = tl.arange(0, ROWS), tl.arange(0, COLS)
-    of_lane = row[:, None] * LANES + tl.arange(0, LANES)[None, :]
-    unit = unit_of(of_lane) if MATRIX else of_lane
     eighth = TILE // 8 if FULL else (tokens + 7) // 8
     if KEY:
         centre = 0.0
@@ -46,13 +42,13 @@ def measure(
         inverse, mean = tl.zeros((ROWS, 1), dtype=tl.float32), tl.zeros((ROWS, 1), dtype=tl.float32)
     left = ()
     for _ in tl.static_range(PASSES + 1):
-        left = left + (none_yet(ROWS, LANES) if MATRIX else tl.zeros((ROWS, LANES), dtype=tl.float32),)
-    for begin in range(part * eighth, stop * eighth, ROWS if FULL else eighth):
+        left = left + (tl.zeros((ROWS, LANES), dtype=tl.float32),)
+    for unit in range(part * eighth, stop * eighth, ROWS if FULL else eighth):
         for first in range(0, ROWS if FULL else eighth, ROWS):
             if FULL:
-                at, mask, token, held = rows_of(data, starts, strip, tile, tokens, 0, begin, TILE, BLOCK, DIM, PARTS, ROWS, COLS, FULL)
+                at, mask, token, held = rows_of(data, starts, strip, tile, tokens, 0, unit, TILE, BLOCK, DIM, PARTS, ROWS, COLS, FULL)
             else:
-                at, mask, token, held = rows_of(data, starts, strip, tile, tokens, begin // eighth, first, TILE, BLOCK, DIM, PARTS, ROWS, COLS, FULL)  # fmt: skip  # noqa: E501
+                at, mask, token, held = rows_of(data, starts, strip, tile, tokens, unit // eighth, first, TILE, BLOCK, DIM, PARTS, ROWS, COLS, FULL)  # fmt: skip  # noqa: E501
             if not KEY:
                 low = tl.load(groups + LOW * SPAN + token, mask=held, other=0.0)[:, None]
                 step = tl.load(groups + STEP * SPAN + token, mask=held, other=0.0)[:, None]
@@ -60,9 +56,6 @@ def measure(
                 mean = tl.load(groups + MEAN * SPAN + token, mask=held, other=0.0)[:, None]
             x = widened(tl.load(at) if FULL and DIM == COLS else tl.load(at, mask=mask, other=0.0))
             bits = (code_of((x - centre - low) * inverse) << 15) | ONE_AND_CODE
-            if MATRIX:
-                x0, x1, x2, x3, x4, x5, x6, x7 = eighths_of(x, ROWS, COLS)
-                w0, w1, w2, w3 = pair_of(x0, x1), pair_of(x2, x3), pair_of(x4, x5), pair_of(x6, x7)
             now = ()
             for index in tl.static_range(PASSES + 1):
                 unknown = unknown_of(index)
@@ -78,75 +71,14 @@ def measure(
                 guess = tl.fma(step, inner, low)
                 if not KEY:
                     guess += centre
-                if MATRIX:
-                    g0, g1, g2, g3, g4, g5, g6, g7 = eighths_of(tl.broadcast_to(guess, (ROWS, COLS)), ROWS, COLS)
-                    sums = added(left[index], difference_of(w0, g0, g1), unit)
-                    sums = added(sums, difference_of(w1, g2, g3), unit)
-                    sums = added(sums, difference_of(w2, g4, g5), unit)
-                    now = now + (added(sums, difference_of(w3, g6, g7), unit),)
-                else:
-                    error = x - rounded(guess, element)
-                    if not (FULL and DIM == COLS):
-                        error = tl.where(mask, error, 0.0)
-                    now = now + (left[index] + squares_of(error, ROWS, COLS),)
+                error = x - rounded(guess, element)
+                if not (FULL and DIM == COLS):
+                    error = tl.where(mask, error, 0.0)
+                now = now + (left[index] + squares_of(error, ROWS, COLS),)
             left = now
-    for index in tl.static_range(PASSES + 1):
-        tl.store(parts + index * (ROWS * LANES) + of_lane, squared(left[index], unit) if MATRIX else left[index])
-
-
-@triton.jit
-def measure_values(
-    data, starts, strip, tile, tokens, centres, groups, parts, rules, cell_class, part, stop,
-    PASSES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, SPAN: tl.constexpr, FULL: tl.constexpr,
-):  # fmt: skip
-    """The same for V, in full tiles that fit matrix.py: a pass after the other over two runs of rows, which stay in registers. So a pass costs
-    one fused multiply-add a value, known * (step * (1 - share)) + (low + step * ...), since all but `known` is of a token. It rounds twice
-    where the law rounds once, which changes the last digits of errors. For K the registers do not suffice."""
-    LANES: tl.constexpr = COLS // 8
-    RUNS: tl.constexpr = min(2, TILE // 8 // ROWS)
-    row, col = tl.arange(0, ROWS), tl.arange(0, COLS)
     of_lane = row[:, None] * LANES + tl.arange(0, LANES)[None, :]
-    unit = unit_of(of_lane)
-    centre = tl.load(centres + col)[None, :]
-    left = ()
-    for _ in tl.static_range(PASSES + 1):
-        left = left + (none_yet(ROWS, LANES),)
-    for begin in range(part * (TILE // 8), stop * (TILE // 8), ROWS * RUNS):
-        words, codes, lows, steps, means = (), (), (), (), ()
-        for run in tl.static_range(RUNS):
-            at, _mask, token, _held = rows_of(data, starts, strip, tile, tokens, 0, begin + run * ROWS, TILE, BLOCK, DIM, PARTS, ROWS, COLS, FULL)  # fmt: skip  # noqa: E501
-            x = widened(tl.load(at))
-            low, step = tl.load(groups + LOW * SPAN + token)[:, None], tl.load(groups + STEP * SPAN + token)[:, None]
-            inverse, mean = tl.load(groups + INVERSE * SPAN + token)[:, None], tl.load(groups + MEAN * SPAN + token)[:, None]
-            lows, steps, means = lows + (low,), steps + (step,), means + (mean,)
-            codes = codes + ((code_of((x - centre - low) * inverse) << 15) | ONE_AND_CODE,)
-            x0, x1, x2, x3, x4, x5, x6, x7 = eighths_of(x, ROWS, COLS)
-            words = words + ((pair_of(x0, x1), pair_of(x2, x3), pair_of(x4, x5), pair_of(x6, x7)),)
-        now = ()
-        for index in tl.static_range(PASSES + 1):
-            unknown = unknown_of(index)
-            sums = left[index]
-            share = 1.0
-            if index > 0:
-                share = tl.load(rules + CLASSES - 1 + cell_class * 7 + index).to(tl.float32) * 0.03125
-            for run in tl.static_range(RUNS):
-                factor = steps[run] * (1 - share)
-                origin = tl.fma(steps[run], tl.fma(means[run], share, (unknown * 0.5 - 256) * (1 - share)), lows[run])
-                if index == 0:
-                    guess = origin + centre
-                else:
-                    known = (codes[run] & (ONE_AND_CODE | ((256 - unknown) << 15))).to(tl.float32, bitcast=True)
-                    guess = tl.fma(known, factor, origin) + centre
-                g0, g1, g2, g3, g4, g5, g6, g7 = eighths_of(tl.broadcast_to(guess, (ROWS, COLS)), ROWS, COLS)
-                sums = added(sums, difference_of(words[run][0], g0, g1), unit)
-                sums = added(sums, difference_of(words[run][1], g2, g3), unit)
-                sums = added(sums, difference_of(words[run][2], g4, g5), unit)
-                sums = added(sums, difference_of(words[run][3], g6, g7), unit)
-            now = now + (sums,)
-        left = now
     for index in tl.static_range(PASSES + 1):
-        tl.store(parts + index * (ROWS * LANES) + of_lane, squared(left[index], unit))
+        tl.store(parts + index * (ROWS * LANES) + of_lane, left[index])
 
 
 @triton.jit
