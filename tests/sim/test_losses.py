@@ -16,11 +16,11 @@ from abkt.policy.bitrate.fixed import Fixed, Raw
 from abkt.policy.routing.load_aware import LoadAwareRouting
 from abkt.policy.routing.round_robin import RoundRobin
 from abkt.records import SLO, STAGES
-from sim.clock import Wake
 from sim.cluster import Simulation
 from sim.faults import Death, FaultPlan, Straggler
 from sim.job import Job
 from sim.network.link_faults import LinkFault
+from sim.timers import Wake
 from sim.transfer.transport import FRAME_BYTES, TransportModel
 from sim.workload.requests import Request
 from tests.sim.test_cluster import Counted, Scripted, cluster, run, stream
