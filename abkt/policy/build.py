@@ -7,7 +7,7 @@ peer over the network.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -71,8 +71,6 @@ def maker(config: Mapping[str, Any]) -> Callable[[], Any]:
     kind = type(build(config))
     nested = {key: maker(value) for key, value in config.items() if isinstance(value, Mapping) and "_target_" in value}
     plain = {key: value for key, value in config.items() if key not in nested and key != "_target_"}
-    if not nested:
-        return partial(kind, **plain)
     return lambda: kind(**plain, **{key: make() for key, make in nested.items()})
 
 

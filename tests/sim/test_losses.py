@@ -157,16 +157,16 @@ def test_an_aborted_transfer_releases_everything(profile, requests, bitrate, kv,
     """The transfer is aborted at any time: in the queue, while it waits for memory or an answer, while it sends, between two attempts."""
     Counted.made = []
     jobs: list[Job] = []
-    made = Job.__post_init__
+    made = Job.__init__
 
-    def kept(job: Job) -> None:
-        made(job)
+    def kept(job: Job, *values: object) -> None:
+        made(job, *values)
         jobs.append(job)
 
     of = cluster(
         profile, 2, 1, rate=2e4, kv=kv, fabric=Capacity.constant(2e4), delay_s=delay_s, transport=transport, link_faults=link_faults
     )
-    with patch("sim.nodes.KvMemory", Counted), patch.object(Job, "__post_init__", kept):
+    with patch("sim.nodes.KvMemory", Counted), patch.object(Job, "__init__", kept):
         simulation = Simulation(of, requests, BITRATES[bitrate], RoundRobin(), SLO(0.3, 0.02))
 
         def withdraw():
