@@ -100,8 +100,8 @@ class Audit:
         for r in done:
             _check_times(r)
         _check_bytes(done, self.transfers)
-        ended = sum([r.finish_s for r in done]) + sum(self.given_up_s)
-        request_s = ended - sum([r.arrival_s for r in self.requests])
+        ended = sum([r.finish_s for r in done], 0.0) + sum(self.given_up_s, 0.0)  # from 0.0, so that the compiled sum is a float
+        request_s = ended - sum([r.arrival_s for r in self.requests], 0.0)
         if not math.isclose(self.request_s, request_s, rel_tol=CLOSE, abs_tol=CLOSE * len(self.requests)):
             raise InvariantError(f"Little's law: {self.request_s} request-seconds were counted, the records say {request_s}")
 
