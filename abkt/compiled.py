@@ -1,10 +1,10 @@
 """The simulator's hot modules, compiled to C by mypyc: the same source, the same records to the last bit, several times as fast.
 
-`python -m abkt.compiler` builds them into the user's cache, and `make venv` does so where a C compiler is found. From then on every
-process imports the compiled modules in place of the Python ones. The build is found by a hash of the sources, so changed sources run as
-plain Python until they are built again.
+`python -m abkt.compiler` builds them into the user's cache, and `make venv` does so where a C compiler is found. From then on the commands
+that only simulate (SIMULATIONS) import the compiled modules in place of the Python ones. Real processes, and everything else, run as plain
+Python. The build is found by a hash of the sources, so changed sources run as plain Python until they are built again.
 
-ABKT_COMPILED in the environment: `0`, never use the build; `1`, fail if there is none; otherwise it is used if there is one.
+ABKT_COMPILED in the environment: `0`, never use the build; `1`, use it in every process from `import abkt` on, and fail if there is none.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, get_type_hints
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = "abkt_compiled"
+SWITCH = "ABKT_COMPILED"
 PACKAGES = {
     "abkt": ("ranges", "records"),
     "abkt.policy": ("bandwidth", "price", "view"),
@@ -32,6 +33,7 @@ PACKAGES = {
     "sim.node": ("batch", "decoding", "gpu", "memory", "node", "pace", "prefix", "prompts", "reservations"),
     "sim.transfer": ("context", "pair", "pipeline", "refinement", "sender", "transfer"),
 }
+SIMULATIONS = ("simulate", "sweep", "capacity", "plan", "bench sim")
 MODULES = tuple(f"{package}.{module}" for package, modules in PACKAGES.items() for module in modules)
 FLAGS = "-O1 -g0 -ffp-contract=off -Wno-unused-function"  # no fused multiply-add, which would round differently from Python
 
@@ -61,15 +63,27 @@ class CompiledFinder:
 
 
 def use_compiled() -> None:
-    """Import the compiled modules from now on, if they are built. Raises ImportError, one line, if they must be and are not."""
-    wanted = os.environ.get("ABKT_COMPILED", "")
-    if wanted == "0" or (wanted != "1" and not cache().is_dir()):
+    """Import the compiled modules from now on, if ABKT_COMPILED is 1. Raises ImportError, one line, if they are not built."""
+    if os.environ.get(SWITCH) != "1":
         return
     found = folder()
-    if found.is_dir():
-        sys.meta_path.insert(0, CompiledFinder(found))
-    elif wanted == "1":
+    if not found.is_dir():
         raise ImportError("ABKT_COMPILED=1, and the simulator's modules are not compiled; run python -m abkt.compiler")
+    sys.meta_path.insert(0, CompiledFinder(found))
+
+
+def use_compiled_for(verb: str) -> None:
+    """Before a verb is imported: use the build, here and in the processes that it starts, if the verb only simulates, the build exists, and
+    none of the modules has been imported as Python."""
+    if (
+        verb in SIMULATIONS
+        and SWITCH not in os.environ
+        and sys.modules.keys().isdisjoint(MODULES)
+        and cache().is_dir()
+        and folder().is_dir()
+    ):
+        os.environ[SWITCH] = "1"
+        use_compiled()
 
 
 def in_use() -> bool:

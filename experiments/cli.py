@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import abkt
+from abkt.compiled import use_compiled_for
 from abkt.console import check_packages
 from experiments.lib import usage
 from experiments.lib.errors import BAD_INPUT, exit_code
@@ -75,6 +76,7 @@ def dispatch(argv: list[str]) -> int:
 
 def run(verb: str, arguments: list[str]) -> None:
     check_packages()
+    use_compiled_for(" ".join([verb, *arguments[:1]]) if verb == "bench" else verb)
     import_module(f"experiments.verbs.{verb.replace('-', '_')}").main(arguments)
 
 

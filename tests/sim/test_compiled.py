@@ -47,6 +47,17 @@ def test_a_build_that_is_wanted_and_missing_is_refused_in_one_line(tmp_path: Pat
     assert refused.stderr.strip().splitlines()[-1].startswith("ImportError: ABKT_COMPILED=1, and the simulator's modules are not compiled")
 
 
+def test_only_commands_that_simulate_use_a_build(tmp_path: Path) -> None:
+    made = tmp_path / "abkt" / "compiled"
+    made.mkdir(parents=True)
+    says = f"from pathlib import Path; from abkt import compiled; compiled.folder = lambda: Path({str(made)!r})"
+    for verb, used in (("replay", "False"), ("study", "False"), ("bench kernels", "False"), ("simulate", "True"), ("bench sim", "True")):
+        ends = f"{says}; compiled.use_compiled_for({verb!r}); print(compiled.in_use())"
+        environment = {name: value for name, value in os.environ.items() if name != "ABKT_COMPILED"} | {"XDG_CACHE_HOME": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", ends], capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
+        assert done.stdout.strip() == used, (verb, done.stderr)
+
+
 def test_the_folder_of_a_build_follows_from_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = compiled.folder()
     assert before == compiled.folder()
