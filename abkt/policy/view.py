@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import neg
 from typing import Literal, Protocol
 
@@ -33,10 +33,8 @@ class Curve:
     bytes: tuple[float, ...]
     distortion: tuple[float, ...]
     bits: tuple[float, ...]
-    _gained: tuple[float, ...] = field(init=False, repr=False, compare=False)  # -distortion, which rises, so that it can be bisected
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_gained", tuple(map(neg, self.distortion)))
         if not len(self.bytes) == len(self.distortion) == len(self.bits) >= 1:
             raise ValueError("a curve needs as many bytes as distortions and bits, and at least one point")
 
@@ -51,7 +49,7 @@ class Curve:
 
     def cut_reaching(self, distortion: float) -> int:
         """The coarsest cut with at most this distortion; the finest if none reaches it."""
-        cut, finest = bisect_left(self._gained, -distortion), len(self.bytes) - 1
+        cut, finest = bisect_left(self.distortion, -distortion, key=neg), len(self.bytes) - 1
         return cut if cut < finest else finest
 
     def cut_of_bits(self, bits: float) -> int:

@@ -19,7 +19,7 @@ from abkt.profile import schema
 from abkt.profile.expect import ask_once
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord
-from abkt.serve.commands import Prepare, ReportIterations, WorkerConfig
+from abkt.serve.commands import ROLES, Prepare, ReportIterations, WorkerConfig
 from abkt.serve.errors import ClusterError
 from abkt.serve.frontend.frontend import Frontend
 from abkt.serve.frontend.open_request import OpenRequest
@@ -211,8 +211,10 @@ class LocalCluster:
         ------
         ValueError : if a policy cannot work with the profile.
         WorkerDied : within 3 s of the death of the last worker of a role.
-        ClusterError : if no worker reports anything for spec.stall_timeout_s.
+        ClusterError : if no worker reports anything for spec.stall_timeout_s, or the last worker of a role died in an earlier run.
         """
+        if gone := [role for role in ROLES if not self.workers.will_serve(role)]:
+            raise ClusterError(f"the last {gone[0]} worker died in an earlier run; start a new cluster")
         started_s = time.monotonic()
         longest = max((p.tokens for p in prompts), key=len) if self.spec.paced else ()
         if longest:

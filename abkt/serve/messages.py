@@ -61,7 +61,7 @@ def _written(value: object) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _written(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _written(getattr(value, field.name)) for field in fields(value) if field.init}
     if isinstance(value, Mapping):
         return {str(key): _written(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
@@ -176,7 +176,7 @@ def _members(reader: Reader) -> Reader:
 
 def _dataclass(kind: Any) -> Reader:
     hints = type_hints(kind)
-    readers = {field.name: _reader(hints[field.name]) for field in fields(kind)}
+    readers = {field.name: _reader(hints[field.name]) for field in fields(kind) if field.init}
 
     def read(value: object, where: str) -> Any:
         if not isinstance(value, dict):

@@ -15,7 +15,7 @@ from abkt.profile.roofline import GpuSpec, roofline
 from abkt.profile.schema import RateCurve
 from abkt.records import SLO, STAGES, RequestRecord
 from abkt.serve import LocalCluster, LocalClusterSpec
-from abkt.serve.errors import WorkerDied
+from abkt.serve.errors import ClusterError, WorkerDied
 from abkt.serve.frontend.prompt import Prompt
 from tests.policy.every import configs
 from tests.serve.test_engine import generate
@@ -106,6 +106,8 @@ def test_a_dead_worker_is_named_and_the_others_end(tiny_model: Path, tmp_path: P
 
         with pytest.raises(WorkerDied, match="worker d0 ended"):
             cluster.run(prompts(gap_s=0.5), RAW, UNLIMITED, SLOW_SLO, keep=kill_after_first)
+        with pytest.raises(ClusterError, match="the last decode worker died in an earlier run; start a new cluster"):
+            cluster.run(prompts(), RAW, UNLIMITED, SLOW_SLO)
     assert len(kept) == 1
     for pid in pids.values():
         with pytest.raises(ProcessLookupError):

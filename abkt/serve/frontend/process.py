@@ -132,7 +132,7 @@ class WorkerProcess:
         for line in self._popen.stdout:
             try:
                 report = decode_report(line)
-            except ValueError as error:
+            except (ValueError, TypeError) as error:  # TypeError: a class that its own fields cannot make
                 self.kill(f"sent a damaged line ({error})")
                 break
             self._heard_s, self._unanswered = time.monotonic(), 0
