@@ -35,7 +35,8 @@ def intervals(records: Sequence[RequestRecord], of_node: Mapping[str, Mapping[st
     nothing: dict[str, float] = {}
     for r in records:
         source, target = of_node.get(r.prefill_node, nothing), of_node.get(r.decode_node, nothing)
-        first_s = 0.0 if r.colocated else r.decode_token_s - (r.finish_s - r.decode_exposed_s)
+        colocated = r.decode_node != "" and r.prefill_node == r.decode_node  # as RequestRecord has it; a row of a table will do too
+        first_s = 0.0 if colocated else r.decode_token_s - (r.finish_s - r.decode_exposed_s)
         before = (
             _off(source, "queue", r.queue_exposed_s)
             + _off(source, "prefill", r.prefill_exposed_s)

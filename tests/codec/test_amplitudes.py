@@ -86,7 +86,13 @@ def test_error_and_stated_distortion_are_finite_and_true(dtype: str, exponent: f
         assert relative_error(x, tokens_of(empty)) < 2e-4, coder
     left = {}
     for baseline in ALL:
-        baseline.expand(baseline.encode(pool, TABLE, TOKENS), empty, TABLE)
+        try:
+            message = baseline.encode(pool, TABLE, TOKENS)
+        except ValueError as error:  # a code that sends each vector's length in float16
+            assert "longer than what float16 can hold" in str(error)
+            assert exponent > 2
+            continue
+        baseline.expand(message, empty, TABLE)
         left[baseline.name] = relative_error(x, tokens_of(empty))
         baseline.expand(baseline.encode(plain, TABLE, TOKENS), empty, TABLE)
         as_usual = relative_error(usual, tokens_of(empty))

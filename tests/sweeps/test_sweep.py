@@ -61,7 +61,7 @@ def test_a_later_axis_of_a_name_wins() -> None:
         (["sweep", "bitrate=raw,int5"], ["bitrate=int5 is not known"]),
         (["sweep", "seed=1"], ["the sweep has no axis"]),
         (["sweep", "seed=0,1", "workers=0"], ["workers is 0"]),
-        (["sweep", "cluster.prefill=0,1"], ["cluster.prefill is 0"]),
+        (["sweep", "cluster.decode=0,1"], ["cluster.decode is 0"]),
         (["sweep", "bitrate=int4,raw", "bitrate.bits=2,4"], ["the point bitrate=raw, bitrate.bits=2 cannot be configured"]),
         (["sweep", "-m", "experiment=policies,nothing"], ["experiment=nothing is not known"]),
     ],

@@ -129,9 +129,8 @@ class MessageBaseline(ABC):
         body.finish()
         if shifts is not None:
             x = times_power(x, -shifts)
-        if x.dtype != pool.dtype:
-            greatest = torch.finfo(pool.dtype).max
-            x = x.clamp(-greatest, greatest)  # the end of the range rounds up to a value that the pool's dtype cannot hold
+        greatest = torch.finfo(pool.dtype).max
+        x = x.clamp(-greatest, greatest)  # the end of the range rounds up to a value that the pool's dtype cannot hold
         at = torch.arange(tokens, device=pool.data.device)
         block = torch.tensor(blocks, device=pool.data.device)[at // size]
         pool.data[block, :, :, :, at % size] = x.permute(3, 0, 1, 2, 4).to(pool.data)
