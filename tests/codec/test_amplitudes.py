@@ -84,13 +84,12 @@ def test_error_and_stated_distortion_are_finite_and_true(dtype: str, exponent: f
             assert stated == pytest.approx(true, rel=0.35, abs=1e-6), (coder, cut)
         assert stream.curve.distortion[-1] <= stream.curve.distortion[0] + 1e-12
         assert relative_error(x, tokens_of(empty)) < 2e-4, coder
-    left = {}
+    left, refused = {}, []
     for baseline in ALL:
         try:
             message = baseline.encode(pool, TABLE, TOKENS)
-        except ValueError as error:  # a code that sends each vector's length in float16
-            assert "longer than what float16 can hold" in str(error)
-            assert exponent > 2
+        except ValueError as error:
+            refused.append(f"{baseline.name}: {error}")
             continue
         baseline.expand(message, empty, TABLE)
         left[baseline.name] = relative_error(x, tokens_of(empty))
@@ -98,6 +97,8 @@ def test_error_and_stated_distortion_are_finite_and_true(dtype: str, exponent: f
         as_usual = relative_error(usual, tokens_of(empty))
         assert left[baseline.name] < 1.5 * as_usual + 2e-5, (baseline.name, as_usual)
     assert left["int8"] <= left["int4"] <= left["int2"]
+    # A code that sends a number for each vector in float16 may refuse what float16 cannot hold.
+    assert not refused or (exponent > 2 and all("float16" in line and "can hold" in line for line in refused)), refused
 
 
 def test_values_beyond_the_dtype_are_refused_by_the_baselines() -> None:

@@ -129,8 +129,9 @@ class MessageBaseline(ABC):
         body.finish()
         if shifts is not None:
             x = times_power(x, -shifts)
-        greatest = torch.finfo(pool.dtype).max
-        x = x.clamp(-greatest, greatest)  # the end of the range rounds up to a value that the pool's dtype cannot hold
+        if x.dtype == torch.float32 or x.dtype != pool.dtype:  # what a lossless code of 16 bits gives back stays as it is
+            greatest = torch.finfo(pool.dtype).max
+            x = x.clamp(-greatest, greatest)  # the end of the range rounds up to a value that the pool's dtype cannot hold
         at = torch.arange(tokens, device=pool.data.device)
         block = torch.tensor(blocks, device=pool.data.device)[at // size]
         pool.data[block, :, :, :, at % size] = x.permute(3, 0, 1, 2, 4).to(pool.data)
