@@ -9,7 +9,6 @@ ABKT_COMPILED in the environment: `0`, never use the build; `1`, use it in every
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import os
 import sys
@@ -18,7 +17,6 @@ from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleS
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = "abkt_compiled"
@@ -89,17 +87,6 @@ def use_compiled_for(verb: str) -> None:
 def in_use() -> bool:
     """Whether this process uses the compiled modules."""
     return any(isinstance(finder, CompiledFinder) for finder in sys.meta_path)
-
-
-def type_hints(kind: type) -> dict[str, Any]:
-    """As typing.get_type_hints, for the fields of a class of these modules too: compiled, it has lost its annotations' arguments."""
-    if not (in_use() and kind.__module__ in MODULES):
-        return get_type_hints(kind)
-    tree = ast.parse((ROOT / f"{kind.__module__.replace('.', '/')}.py").read_text(encoding="utf-8"))
-    (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind.__name__)
-    lines = [line for line in found.body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]
-    own = type(kind.__name__, (), {"__annotations__": {ast.unparse(line.target): ast.unparse(line.annotation) for line in lines}})
-    return get_type_hints(own, vars(sys.modules[kind.__module__]))
 
 
 def cache() -> Path:

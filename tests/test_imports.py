@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "abkt.records": {"abkt.slo"},
     "abkt.slo": {"abkt.ranges"},
     "abkt.serve": {
-        *("abkt.capacity", "abkt.codec", "abkt.compiled", "abkt.kv", "abkt.lazy", "abkt.module_process", "abkt.net", "abkt.policy"),
+        *("abkt.capacity", "abkt.codec", "abkt.kv", "abkt.lazy", "abkt.module_process", "abkt.net", "abkt.policy"),
         *("abkt.profile", "abkt.ranges", "abkt.records", "abkt.spec", "abkt.transfer"),
     },
     "abkt.spec": {"abkt.ranges"},

@@ -14,9 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
-
-from abkt.compiled import type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 NAME = "message"  # the key under which a line holds the name of the message's class
 TAG = "float"
@@ -175,7 +173,7 @@ def _members(reader: Reader) -> Reader:
 
 
 def _dataclass(kind: Any) -> Reader:
-    hints = type_hints(kind)
+    hints = get_type_hints(kind)
     readers = {field.name: _reader(hints[field.name]) for field in fields(kind) if field.init}
 
     def read(value: object, where: str) -> Any:
