@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+log = logging.getLogger("abkt.codec")
 
 MARCH = "ABKT_MARCH"
 _OPTIMISED = ("-O3", f"-march={os.environ.get(MARCH) or 'native'}")
@@ -26,6 +29,15 @@ def library(source: Path, *more_flags: str) -> ctypes.CDLL:
     more_flags: for g++, after FLAGS. Raises OSError or subprocess.SubprocessError where it cannot be built.
     """
     return ctypes.CDLL(str(_built(source, (*FLAGS, *more_flags))))
+
+
+def library_or_none(source: Path, without: str, *more_flags: str) -> ctypes.CDLL | None:
+    """As `library`; or None, with one warning in the log, if it cannot be built. without: what happens then, in words."""
+    try:
+        return library(source, *more_flags)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("%s could not be compiled (%s); %s", source.relative_to(source.parents[1]), reason_of(error), without)
+        return None
 
 
 def _built(source: Path, flags: tuple[str, ...]) -> Path:

@@ -4,15 +4,13 @@ run that, and stats.py."""
 from __future__ import annotations
 
 import ctypes
-import logging
-import subprocess
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from abkt.codec.compile import library, reason_of
+from abkt.codec.compile import library_or_none
 from abkt.codec.entropy import haar, oracle, stats, tables
 from abkt.codec.entropy.oracle import OUTLIERS_IN, TINY, EntropyCells, max_pass_bytes
 from abkt.codec.entropy.stats import OUTLIER_DEVIATIONS, Stats, rounded, scale_codes
@@ -23,8 +21,6 @@ from abkt.codec.fixed.quantize import LIMIT
 SOURCE = Path(__file__).with_name("compiled.cpp")
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 EXACT = ("-ffp-contract=off",)  # the oracle rounds each product and each sum
-
-log = logging.getLogger("abkt.codec")
 
 _INTEGERS = ("cells", "tokens", "dim", "levels", "depth", "dtype", "room", "most_outliers")
 _ARRAYS = (
@@ -44,10 +40,8 @@ class _Job(ctypes.Structure):  # as struct Job of compiled.cpp
 @cache
 def load() -> ctypes.CDLL | None:
     """The compiled coder; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
-    try:
-        loaded = library(SOURCE, *EXACT)
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the entropy coder could not be compiled (%s); numpy runs in its place, about 20 times slower", reason_of(error))
+    loaded = library_or_none(SOURCE, "numpy runs in its place, about 20 times slower", *EXACT)
+    if loaded is None:
         return None
     loaded.abkt_entropy_decode.restype = ctypes.c_int64
     thresholds = [np.array(values, dtype=np.int32) for values in (tables.OVER, tables.HEAVY)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 
 from abkt.codec.cells import LANES, Cells, part_of
 from abkt.codec.coder import CodedCells
-from abkt.codec.compile import FLAGS, library, reason_of
+from abkt.codec.compile import FLAGS, library_or_none
 from abkt.codec.fixed.backend import Arrived
 from abkt.codec.fixed.quantize import LIMITS, SHARES
 from abkt.spec import KVLayout
@@ -95,11 +94,5 @@ def for_layout(layout: KVLayout, required: bool = False) -> CompiledBackend | No
 @cache
 def load() -> CompiledBackend | None:
     """The compiled backend; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
-    try:
-        return CompiledBackend(library(SOURCE))
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning(
-            "the codec's backend for CPUs could not be compiled (%s); the torch oracle runs in its place, about 50 times slower",
-            reason_of(error),
-        )
-        return None
+    found = library_or_none(SOURCE, "the torch oracle runs in its place, about 50 times slower")
+    return None if found is None else CompiledBackend(found)

@@ -4,8 +4,6 @@ that."""
 from __future__ import annotations
 
 import ctypes
-import logging
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,22 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from abkt.codec.compile import library, reason_of
+from abkt.codec.compile import library_or_none
 from abkt.codec.klt import planes, table
 from abkt.codec.klt.planes import CLASSES, CONTEXTS, MOST, POINTS, PlaneTables
 
 SOURCE = Path(__file__).with_name("planes.cpp")
 
-log = logging.getLogger("abkt.codec")
-
 
 @cache
 def load() -> ctypes.CDLL | None:
     """The compiled coder; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
-    try:
-        loaded = library(SOURCE)
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the klt coder could not be compiled (%s); Python runs in its place, hundreds of times slower", reason_of(error))
+    loaded = library_or_none(SOURCE, "Python runs in its place, hundreds of times slower")
+    if loaded is None:
         return None
     loaded.abkt_klt_encode.restype = loaded.abkt_klt_pack.restype = ctypes.c_int64
     loaded.abkt_klt_decode.restype = loaded.abkt_klt_unpack.restype = None

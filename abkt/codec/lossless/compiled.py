@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import logging
-import subprocess
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from abkt.codec.compile import library, reason_of
+from abkt.codec.compile import library_or_none
 from abkt.codec.lossless.oracle import LosslessUnits, UnitLayout, Windows, check_sizes
 
 SOURCE = Path(__file__).with_name("compiled.cpp")
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float8_e4m3fn: 2, torch.float32: 3}
-
-log = logging.getLogger("abkt.codec")
 
 
 class CompiledLossless:
@@ -99,8 +95,5 @@ def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
 @cache
 def load() -> CompiledLossless | None:
     """The compiled backend; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
-    try:
-        return CompiledLossless(library(SOURCE))
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the lossless code could not be compiled (%s); the torch oracle runs in its place, much slower", reason_of(error))
-        return None
+    found = library_or_none(SOURCE, "the torch oracle runs in its place, much slower")
+    return None if found is None else CompiledLossless(found)

@@ -7,30 +7,24 @@ The compiled coder keeps eight states in registers and needs no division: it mul
 from __future__ import annotations
 
 import ctypes
-import logging
-import subprocess
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from abkt.codec.compile import library, reason_of
+from abkt.codec.compile import library_or_none
 from abkt.codec.rans import oracle as rans
 from abkt.codec.rans.oracle import SHARES, check_contexts, check_symbols, checked, most_bytes
 
 SOURCE = Path(__file__).with_name("compiled.cpp")
 SHARE_BYTES, INTERVAL_BYTES = 16, 4  # struct Share and struct Interval of rans/rans.h
 
-log = logging.getLogger("abkt.codec")
-
 
 @cache
 def load() -> ctypes.CDLL | None:
     """The compiled coder; or None, with one warning in the log that gives the reason, if g++ is missing or cannot build it."""
-    try:
-        loaded = library(SOURCE)
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the rANS coder could not be compiled (%s); numpy runs in its place, about 10 times slower", reason_of(error))
+    loaded = library_or_none(SOURCE, "numpy runs in its place, about 10 times slower")
+    if loaded is None:
         return None
     loaded.abkt_rans_encode.restype = loaded.abkt_rans_decode.restype = ctypes.c_int64
     return loaded
