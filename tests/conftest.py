@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from tests import logging_state
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run beside each other, and its threads would wait for each other
 os.environ.setdefault("ABKT_COMPILED", "0")  # before abkt: tests put classes of their own in place of the simulator's
+
+# A job in the background inherits an ignored SIGINT, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
