@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 CALIBRATION_SEED = 1 << 40  # apart from the seeds of prompts
+COMPUTE_DTYPE = "float32"  # on every machine: what rounding does to the logits would count as the codecs' divergence
 COPIES = 8  # received copies of a prompt's KV during a calibration: so many heads share a forward pass
 
 
@@ -76,7 +77,6 @@ def main(config: QualityConfig, run: VerbCall) -> None:
 
     from abkt.codec.calibration import load
     from abkt.codec.codec import Codec
-    from abkt.serve.engine.compute_dtype import compute_dtype
     from abkt.serve.engine.engine import Engine, read_spec, rope_theta
     from abkt.serve.engine.model_folder import fingerprint
     from abkt.spec import KVLayout
@@ -126,15 +126,15 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     fitted = dropping() | (rivals(lambda: calibration_of(config)) if config.calibrates_on_texts else {})
     named = [name for name in config.codecs if not (config.calibrate and name in KLT)]
     check(named, methods(codec, calibration) | fitted)
-    dtype = compute_dtype(spec.dtype)
     left = [index for index in range(len(asked)) if index not in {prompt for prompt, _ in saved.done}]
     first = f"a calibration on {len(others)} others first; " if others else ""
     print(
         f"plan: {len(asked)} prompts of {config.tokens} tokens on {spec.name}, {len(asked) - len(left)} measured already; {first}"
-        f"{len(config.codecs)} codecs named; {dtype.words(spec.dtype)}; an estimate of the time follows the first prompt",
+        f"{len(config.codecs)} codecs named; compute in {COMPUTE_DTYPE}, KV in {spec.dtype}; "
+        "an estimate of the time follows the first prompt",
         flush=True,
     )
-    bench = Bench(Engine(config.model_folder, layout, dtype=dtype.dtype), copies)
+    bench = Bench(Engine(config.model_folder, layout, dtype=COMPUTE_DTYPE), copies)
     saved.begin()
     if config.calibrate:
         calibration = calibrated(config, bench, codec, others)
