@@ -167,7 +167,7 @@ def calibrated(config: QualityConfig, bench: Bench, codec: Codec, others: Sequen
     for path in (config.out / "calibration.safetensors", config.out / "calibration.json"):
         if path.exists():
             return load(path)
-    total = passes(codec.layout.model, len(others))
+    total = passes(codec.layout.model, others)
     pace, count = Pace(total), 0
     with bar("calibrate", total) as progress:
 
