@@ -101,6 +101,12 @@ class Codec:
         """The backend that codes a pool on `device`, in words."""
         return self.backend_on(torch.device(device)).describe()
 
+    def layer_ends(self) -> tuple[int, ...]:
+        """The numbers of layers, rising, after which a sequence may be divided into streams of their own: with a klt basis, where no layers
+        are transformed together (`Basis.ends`)."""
+        basis = self.calibration.basis if self.calibration else None
+        return basis.ends() if basis else tuple(range(1, self.layout.model.layers + 1))
+
     def cells(self, tokens: int, depth_bits: int = 8, coder: CoderName = "fixed") -> Cells:
         """How a sequence of `tokens` tokens is divided."""
         if coder == "klt":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,33 +17,42 @@ from abkt.codec.klt.weights import LEAST, TOP
 from abkt.policy.view import CoderName
 from experiments.quality.likelihood import Statistics
 
+Candidate = TypeVar("Candidate")
 LEAST_BITS = 0.05  # of the first pass, bits per value, as the deviations predict
 SINK = 14  # least class of the first token, in half octaves: its gradient says too little, because its attention is saturated
 PRIOR = 8.0  # bits that a context's formula counts for, beside what was seen
 
 
-def basis_of_statistics(found: Statistics, rotary: Rotary, setting: tuple[float, float], floor: float, tokens: int, after: int) -> Basis:
-    """The transform whose coefficients are uncorrelated and matter alike: with F the metric, S the covariance and u the eigenvectors of
-    F^1/2 S F^1/2, it is u^T F^1/2. floor: what is added to F in all directions, over its mean eigenvalue, because few prompts leave some
-    directions unseen. tokens, after: lengths of prompts and continuations."""
+def basis_of_statistics(
+    found: Statistics, rotary: Rotary, setting: tuple[float, float], floor: float, groups: str, tokens: int, after: int
+) -> Basis:
+    """The transform whose coefficients are uncorrelated and matter alike: with F the metric of a head, each is multiplied with F^1/2; then
+    a group turns into the eigenvectors of its covariance. floor: what is added to F in all directions, over its mean eigenvalue, because
+    few prompts leave some directions unseen. groups: which heads turn together, by name. tokens, after: lengths of prompts and
+    continuations."""
     count = max(1, found.draws)
-    metric, covariance, mean = found.metric[setting] / count, found.covariance / found.prompts, found.mean / found.prompts
+    metric, mean = found.metric[setting] / count, found.mean / found.prompts
     level = metric.diagonal(dim1=-2, dim2=-1).mean(-1)
     level = level.clamp_min(level.mean() * 1e-6 + 1e-30)
     metric = metric + (floor * level)[..., None, None] * torch.eye(metric.shape[-1], dtype=metric.dtype)
     values, vectors = torch.linalg.eigh(metric)
-    root = vectors * values.clamp_min(1e-30).sqrt()[..., None, :] @ vectors.mT
-    variance, turn = torch.linalg.eigh(root @ covariance @ root)
-    forward = (turn.mT @ root).flip(-2)
-    deviation = variance.flip(-1).clamp_min(0).sqrt()
+    values = values.clamp_min(1e-30).sqrt()[..., None, :]
+    root, inverse = vectors * values @ vectors.mT, vectors / values @ vectors.mT
+    deviation, turns = torch.empty(mean.shape, dtype=torch.float64), []
+    for number, covariance in enumerate(found.together[setting, groups]):
+        of = np.nonzero(found.groups[groups] == number)
+        roots = torch.block_diag(*root[of])
+        variance, turn = torch.linalg.eigh(roots @ covariance @ roots / found.prompts)
+        deviation[of] = variance.flip(-1).clamp_min(0).sqrt().reshape(len(of[0]), -1)
+        turns.append(turn.mT.flip(-2).half().numpy().ravel())
     least = (found.squared / count / (found.scaled[setting] / count).clamp_min(1e-30)[..., None]).clamp_min(1e-9)
     first = least.log2().round().clamp(LEAST, TOP).to(torch.int16)
     first[..., 0].clamp_(min=SINK)
     chances, points = formula()
-    inverse, deviations = torch.linalg.inv(forward).float().numpy(), deviation.float().numpy()
+    deviations = deviation.float().numpy()
     return Basis(
-        forward.float().numpy(), inverse, deviations, mean.float().numpy(), first.numpy(), rotary, chances, points,
-        step=step_of(deviations), exponent=setting[0], mixing=setting[1], nats=0.5 * tokens / after,
+        root.float().numpy(), inverse.float().numpy(), found.groups[groups], np.concatenate(turns), deviations, mean.float().numpy(),
+        first.numpy(), rotary, chances, points, step=step_of(deviations), exponent=setting[0], mixing=setting[1], nats=0.5 * tokens / after,
     )  # fmt: skip
 
 
@@ -81,9 +91,9 @@ def learned(basis: Basis, seen: Seen) -> Basis:
     return replace(basis, chances=clipped, points=np.clip(point, 0, 1).astype(np.float32), digest="")
 
 
-def best(scores: Mapping[tuple[float, float, float], Sequence[float]]) -> tuple[float, float, float]:
+def best(scores: Mapping[Candidate, Sequence[float]]) -> Candidate:
     """The candidate with the least mean logarithm of its divergences."""
-    return min(scores, key=lambda name: (float(np.mean(np.log(np.maximum(scores[name], 1e-9)))), name))
+    return min(scores, key=lambda name: float(np.mean(np.log(np.maximum(scores[name], 1e-9)))))
 
 
 def choices(shares: Sequence[float], klt: np.ndarray, entropy: np.ndarray) -> tuple[tuple[float, CoderName], ...]:

@@ -26,14 +26,15 @@ from abkt.policy.view import CoderName
 from abkt.spec import ModelSpec
 from experiments.quality import likelihood
 from experiments.quality.bases import basis_of_statistics, best, choices, learned
+from experiments.quality.groups import groupings
 from experiments.quality.measure import Bench
 from experiments.quality.methods import Cuts, Held, seen
 from experiments.quality.samples import QualitySample
 
-Candidate = tuple[float, float, float]  # floor, exponent, mixing
+Candidate = tuple[str, float, tuple[float, float]]  # groups of heads, floor, (exponent, mixing)
 HELD_OUT = 3  # prompts that choose, and are in no statistics; more where there are more kinds
 SETTINGS = ((0.5, 0.4), (0.0, 0.0))  # (exponent, mixing) of the tokens' classes; the last: all tokens alike
-FLOORS = (0.03, 0.1, 0.3)
+FLOORS = (0.3, 0.1, 1.0)  # the first is tried with every grouping
 SHARES = (0.04, 0.06, 0.08, 0.1, 0.16, 0.25, 0.4)  # of raw bytes, at which klt and entropy are compared
 DECIDING = (0.06, 0.13)  # of raw bytes, at which candidates are compared
 BITS = (1.0, 2.0, 3.0)  # rates of the fixed coder at which orders are compared
@@ -83,7 +84,11 @@ def held_out_of(samples: Sequence[QualitySample]) -> int:
 def passes(model: ModelSpec, samples: Sequence[QualitySample]) -> int:
     """How often `calibrate` reports."""
     held = held_out_of(samples)
-    return len(samples) - held + held * (len(tried(True)) + 1 + len(GAMMAS)) if not refusal(model) else held * len(GAMMAS)
+    if refusal(model):
+        return held * len(GAMMAS)
+    fitted = samples[: len(samples) - held]
+    tried = len(groupings(model, sum(len(sample.prompt) for sample in fitted))) + len(others("", True))
+    return len(fitted) + held * (tried + 1 + len(GAMMAS))
 
 
 def _basis(
@@ -99,7 +104,8 @@ def _basis(
     made["rotation"] = f"found in {len(errors) - len(unknown)} of {len(errors)} layers; K of the others is transformed as cached"
     if len(unknown):
         log.warning("the rotation of K is not known in layers %s; it is transformed as cached", unknown.tolist())
-    statistics, differentiable = likelihood.empty(bench, SETTINGS), True
+    learned_from = sum(len(sample.prompt) for sample in fitted)
+    statistics, differentiable = likelihood.empty(bench, SETTINGS, groupings(codec.layout.model, learned_from)), True
     for sample in fitted:
         try:
             likelihood.add_prompt(statistics, bench, sample, rotary, differentiable)
@@ -113,21 +119,26 @@ def _basis(
     if not differentiable:
         likelihood.from_probes(statistics, bench, fitted[:2])
     tokens, after = len(fitted[0].prompt), len(fitted[0].continuation)
-    raw = {
-        (floor, *setting): basis_of_statistics(statistics, rotary, setting, floor, tokens, after)
-        for floor, setting in tried(differentiable)
-    }
-    candidates = {name: learned(raw[name], seen) for name, seen in _seen(bench, codec, raw, fitted[:2]).items()}
-    scores: dict[Candidate, list[float]] = {name: [] for name in candidates}
-    references = []
-    for sample in held_out:
-        held = bench.prefill(sample)
-        references.append(bench.logits(sample, [(0, _copy(held, bench.sent))]).log_softmax(-1))
-        for name, candidate in candidates.items():
-            scores[name] += [kl for kl, _ in _klt_divergences(bench, codec, candidate, held, sample, references[-1], DECIDING)]
-            done(1)
-    name = best(scores)
-    made["candidates"] = "; ".join(f"floor {f:g}, exponent {e:g}: {np.exp(np.mean(np.log(s))):.5f}" for (f, e, _), s in scores.items())
+    candidates: dict[Candidate, Basis] = {}
+    scores: dict[Candidate, list[float]] = {}
+    references = [bench.logits(sample, [(0, _copy(bench.prefill(sample), bench.sent))]).log_softmax(-1) for sample in held_out]
+
+    def score(names: Sequence[Candidate]) -> Candidate:
+        raw = {name: basis_of_statistics(statistics, rotary, name[2], name[1], name[0], tokens, after) for name in names}
+        candidates.update({name: learned(raw[name], seen) for name, seen in _seen(bench, codec, raw, fitted[:2]).items()})
+        for sample, reference in zip(held_out, references, strict=True):
+            held = bench.prefill(sample)
+            for name in names:
+                found = _klt_divergences(bench, codec, candidates[name], held, sample, reference, DECIDING)
+                scores.setdefault(name, []).extend(kl for kl, _ in found)
+                done(1)
+        return best(scores)
+
+    groups, *_ = score([(groups, FLOORS[0], SETTINGS[0]) for groups in statistics.groups])
+    name = score(others(groups, differentiable))
+    made["candidates"] = "; ".join(
+        f"{g}, floor {f:g}, exponent {e:g}: {np.exp(np.mean(np.log(s))):.5f}" for (g, f, (e, _)), s in scores.items()
+    )
     basis, klt, entropy, ratio = candidates[name], [], [], []
     for sample, reference in zip(held_out, references, strict=True):
         held = bench.prefill(sample)
@@ -144,11 +155,11 @@ def _basis(
     return basis, choices(SHARES, np.array(klt), np.array(entropy))
 
 
-def tried(differentiable: bool) -> list[tuple[float, tuple[float, float]]]:
-    """(floor, setting) of the candidates: the token classes with every floor, and all tokens alike with the middle one. Where the metric is
-    one number a head, a floor changes nothing but its scale."""
-    floors = FLOORS if differentiable else FLOORS[-1:]
-    return [(floor, SETTINGS[0]) for floor in floors] + [(floors[len(floors) // 2], SETTINGS[1])]
+def others(groups: str, differentiable: bool) -> list[Candidate]:
+    """What is tried with the groups that are best at the first floor and with token classes: the other floors, and all tokens alike. Where
+    the metric is one number a head, a floor changes nothing but its scale."""
+    floors = FLOORS[1:] if differentiable else ()
+    return [*((groups, floor, SETTINGS[0]) for floor in floors), (groups, FLOORS[0], SETTINGS[1])]
 
 
 def _restated(basis: Basis, factor: float) -> Basis:

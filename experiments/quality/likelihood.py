@@ -10,7 +10,7 @@ Where a model cannot be differentiated (quantised weights), `probed` measures on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from abkt.codec.klt.basis import FIRST_TOKENS
 from abkt.codec.klt.rotary import AS_CACHED, HALVES, PAIRS, Rotary
-from abkt.codec.klt.weights import scale_of, token_classes
+from abkt.codec.klt.weights import HIDDEN, QUARTERS, group_classes, scale_of, token_classes
 from experiments.quality.measure import Bench
 from experiments.quality.samples import QualitySample
 
@@ -35,12 +35,16 @@ class Statistics:
     """Sums over prompts, [layers, 2, kv_heads, ...] float64, of tokens after the first FIRST_TOKENS.
 
     metric: for each (exponent, mixing), outer products of the gradient over its token's scale. covariance: of x about its prompt's mean.
-    mean. squared: [FIRST_TOKENS], squared gradients of the first tokens; scaled: for each setting, squared gradients of the others over
+    groups: candidates for the heads that turn together, by name (groups.py). together: for each (exponent, mixing) and candidate, of each
+    group, the covariance of its heads, [n, n], each scaled by its token classes over the group's. mean. squared: [FIRST_TOKENS], squared
+    gradients of the first tokens; scaled: for each setting, squared gradients of the others over
     their squared scale, mean over tokens. prompts, draws: how many were added.
     """
 
     metric: dict[tuple[float, float], torch.Tensor]
     covariance: torch.Tensor
+    groups: dict[str, np.ndarray]
+    together: dict[tuple[tuple[float, float], str], list[torch.Tensor]]
     mean: torch.Tensor
     squared: torch.Tensor
     scaled: dict[tuple[float, float], torch.Tensor]
@@ -101,7 +105,7 @@ def kv_of(bench: Bench, tokens: int, layer: int) -> tuple[torch.Tensor, torch.Te
     return keys, values
 
 
-def empty(bench: Bench, settings: Sequence[tuple[float, float]]) -> Statistics:
+def empty(bench: Bench, settings: Sequence[tuple[float, float]], groups: Mapping[str, np.ndarray]) -> Statistics:
     model = bench.engine.layout.model
     shape = (model.layers, 2, model.kv_heads)
 
@@ -110,7 +114,9 @@ def empty(bench: Bench, settings: Sequence[tuple[float, float]]) -> Statistics:
 
     dim = model.head_dim
     metric, scaled = {s: zeros(dim, dim) for s in settings}, {s: zeros() for s in settings}
-    return Statistics(metric, zeros(dim, dim), zeros(dim), zeros(FIRST_TOKENS), scaled)
+    sizes = {name: np.bincount(of.ravel()) * dim for name, of in groups.items()}
+    together = {(s, name): [torch.zeros(n, n, dtype=torch.float64) for n in of] for s in settings for name, of in sizes.items()}
+    return Statistics(metric, zeros(dim, dim), dict(groups), together, zeros(dim), zeros(FIRST_TOKENS), scaled)
 
 
 def add_prompt(found: Statistics, bench: Bench, sample: QualitySample, rotary: Rotary, differentiable: bool = True) -> None:
@@ -119,16 +125,23 @@ def add_prompt(found: Statistics, bench: Bench, sample: QualitySample, rotary: R
     tokens, layers = held.tokens, held.pool.layout.model.layers
     importance = held.importance.tokens(held.pool, held.table, tokens).numpy()
     nothing = np.full((*importance.shape[1:3], FIRST_TOKENS), -100)
-    scales = {
-        setting: torch.from_numpy(np.stack([scale_of(token_classes(importance[layer], *setting, nothing)) for layer in range(layers)]))
-        for setting in found.metric
-    }
+    classes = {s: np.stack([token_classes(importance[layer], *s, nothing) for layer in range(layers)]) for s in found.metric}
+    scales = {setting: torch.from_numpy(scale_of(of)) for setting, of in classes.items()}
     kv = [kv_of(bench, tokens, layer) for layer in range(layers)]
+    about = torch.empty(*importance.shape[:3], tokens - FIRST_TOKENS, found.mean.shape[-1])
     for layer, (keys, values) in enumerate(kv):
         x = torch.stack((rotary.turned(keys.float().cpu(), layer, back=True), values.float().cpu()))[..., FIRST_TOKENS:, :].double()
         mean = x.mean(-2, keepdim=True)
         found.mean[layer] += mean[..., 0, :]
+        about[layer] = x - mean
         found.covariance[layer] += (x - mean).mT @ (x - mean) / x.shape[-2]
+    for (setting, name), sums in found.together.items():
+        for number, total in enumerate(sums):
+            of = np.nonzero(found.groups[name] == number)
+            own = classes[setting][of][:, FIRST_TOKENS:]
+            relative = torch.from_numpy(scale_of(own) / np.exp2(np.maximum(group_classes(own), QUARTERS * HIDDEN) / 4)).float()
+            y = (about[of] * relative[..., None]).transpose(0, 1).flatten(1)
+            total += (y.mT @ y / len(y)).double()
     found.prompts += 1
     if not differentiable:
         return

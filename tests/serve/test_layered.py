@@ -109,7 +109,7 @@ def test_raw_layer_groups_arrive_in_their_blocks(pool: Pool, sizes: list[int]) -
     size = len(table) * LAYOUT.block_bytes + footer_bytes(GROUPS)
     source = LayeredSource(GROUPS, size)
     data = taken(source, (sizes[i % len(sizes)] for i in range(10**6)), [Pieces(raw_group(pool, table, TOKENS, span)) for span in SPANS], 5)
-    sink = RawSink(target, other, TOKENS, GROUPS)
+    sink = RawSink(target, other, TOKENS, SPANS)
     assert len(data) == source.ends[-1] == sink.size == size
     at = 0
     for piece in sink.buffers(0, size):

@@ -95,7 +95,7 @@ def test_raw_groups_of_layers_move_what_is_kept_and_nothing_else() -> None:
     table, other = [5, 6, 7, 2, 9, 0, 1], [1, 3, 4, 8, 10, 11, 2]
     source, target, before = filled(1), filled(2), filled(2)
     data = b"".join(bytes(piece) for span in spans(4, 3) for piece in raw_group(source, table, TOKENS, span))
-    sink, at = RawSink(target, other, TOKENS, 3), 0
+    sink, at = RawSink(target, other, TOKENS, spans(4, 3)), 0
     for piece in sink.buffers(0, sink.size):
         piece[:] = data[at : at + len(piece)] or bytes(len(piece))
         at += len(piece)

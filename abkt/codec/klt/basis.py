@@ -1,13 +1,16 @@
-"""What the klt coder knows of a model: for each head the transform into coefficients that matter alike, and how large they are.
+"""What the klt coder knows of a model: the transform of its heads into coefficients that matter alike, and how large they are.
 
-A unit of squared error in a coefficient costs the same likelihood, whatever layer, head or channel it lies in. So one step for all of them
-is the best there is (reverse water-filling), and a stream's distortion is a prediction of the divergence of the model's answers.
+The transform has two steps. Each head is multiplied with the root of its metric; then a unit of squared error costs the same likelihood,
+whatever layer, head or channel it lies in. Then the channels of a *group* of heads (one head, a layer's, or those of several layers) turn
+together into coefficients that are not correlated. A turn keeps squared errors. So one step for all coefficients is the best there is
+(reverse water-filling), and a stream's distortion is a prediction of the divergence of the model's answers.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,18 +21,25 @@ from abkt.spec import KVLayout, ModelSpec
 
 FIRST_TOKENS = 4  # attention sinks: tokens whose own classes a calibration holds
 PLANES = (0, 1, 2, 3, 5, 8)  # of the passes of a depth of 8 bits
-ARRAYS = ("forward", "inverse", "deviation", "mean", "first", "styles", "frequencies", "chances", "points", "numbers")
+ARRAYS = {
+    "forward": "float32", "inverse": "float32", "groups": "int16", "turns": "float16", "deviation": "float32", "mean": "float32",
+    "first": "int16", "styles": "uint8", "frequencies": "float32", "chances": "uint16", "points": "float32", "numbers": "float64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """The transform of each head of a model. D is head_dim.
+    """The transform of the heads of a model. D is head_dim.
 
     Parameters
     ----------
-    forward, inverse : [layers, kinds, kv_heads, D, D] float32; coefficients = forward @ (x - mean), by falling variance. x is V, or K
-        without its rotation.
-    deviation : [layers, kinds, kv_heads, D] float32, standard deviation of each coefficient.
+    forward, inverse : [layers, kinds, kv_heads, D, D] float32; forward @ (x - mean) has the unit matrix as its metric. x is V, or K without
+        its rotation.
+    groups : [layers, kinds, kv_heads] int16, the number of each head's group, 0 to the number of groups less 1.
+    turns : float16, the turn of each group, one after the other, [n, n] for n channels of its heads in order; coefficients by falling
+        variance. float16 is not quite orthogonal: see `turn`.
+    deviation : [layers, kinds, kv_heads, D] float32, standard deviation of each coefficient. The coefficients of a group are dealt to its
+        heads in order: D to the first, D to the next.
     mean : [layers, kinds, kv_heads, D] float32.
     first : [layers, kinds, kv_heads, FIRST_TOKENS] int16, least classes of the first tokens (weights.py).
     rotary : how K rotates.
@@ -46,6 +56,8 @@ class Basis:
 
     forward: np.ndarray
     inverse: np.ndarray
+    groups: np.ndarray
+    turns: np.ndarray
     deviation: np.ndarray
     mean: np.ndarray
     first: np.ndarray
@@ -57,18 +69,27 @@ class Basis:
     mixing: float
     nats: float
     digest: str = field(default="")
+    members: tuple[np.ndarray, ...] = field(init=False, repr=False, compare=False)
+    _turns: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         layers, kinds, _, dim = shape = self.forward.shape[:4]
+        counts = np.bincount(self.groups.ravel().clip(0)) if self.groups.size else np.zeros(1, int)
         expected = {
-            "forward": (*shape, dim), "inverse": (*shape, dim), "deviation": shape, "mean": shape, "first": (*shape[:3], FIRST_TOKENS),
-            "chances": (CONTEXTS,), "points": (CLASSES, POINTS),
+            "forward": (*shape, dim), "inverse": (*shape, dim), "groups": shape[:3], "turns": (int(np.square(counts * dim).sum()),),
+            "deviation": shape, "mean": shape, "first": (*shape[:3], FIRST_TOKENS), "chances": (CONTEXTS,), "points": (CLASSES, POINTS),
         }  # fmt: skip
         for name, size in expected.items():
             if getattr(self, name).shape != size:
                 raise ValueError(f"klt basis: {name} is {list(getattr(self, name).shape)}; it must be {list(size)}")
-            if not np.isfinite(getattr(self, name).astype(np.float64)).all():
+            if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"klt basis: {name} holds a number that is not finite")
+        if self.groups.min() < 0 or not counts.all():
+            raise ValueError("klt basis: groups must be numbered from 0, without a gap")
+        object.__setattr__(self, "members", tuple(np.argwhere(self.groups == number) for number in range(len(counts))))
+        lengths = np.concatenate([np.square(self._stored(number)).sum(1) for number in range(len(counts))])
+        if np.abs(lengths - 1).max() > 0.01:
+            raise ValueError("klt basis: the turn of a group is not orthogonal")
         styles, frequencies = self.rotary.styles, self.rotary.frequencies
         if styles.shape != (layers,) or frequencies.shape[0] != layers or 2 * frequencies.shape[1] > dim or int(styles.max()) > PAIRS:
             raise ValueError(f"klt basis: rotations {list(styles.shape)} and {list(frequencies.shape)} do not fit {layers} layers of {dim}")
@@ -90,6 +111,31 @@ class Basis:
     def tables(self) -> PlaneTables:
         return PlaneTables(self.chances, self.points, PLANES)
 
+    def _stored(self, number: int) -> np.ndarray:
+        sizes = np.array([len(each) for each in self.members]) * self.forward.shape[-1]
+        start, size = int(np.square(sizes[:number]).sum()), int(sizes[number])
+        return self.turns[start : start + size * size].reshape(size, size).astype(np.float32)
+
+    def turn(self, number: int) -> torch.Tensor:
+        """The turn of a group, [n, n] float32, orthogonal: what is stored, after a step of Newton's to the nearest orthogonal matrix."""
+        if number not in self._turns:
+            stored = torch.from_numpy(self._stored(number))
+            self._turns[number] = 1.5 * stored - 0.5 * (stored @ stored.mT) @ stored
+        return self._turns[number]
+
+    def ranks(self) -> np.ndarray:
+        """Places in [layers, kinds, kv_heads, D], flat, so that a table of D columns in this order has coefficients of falling variance
+        from left to right, each row of one group."""
+        dim, flat = self.forward.shape[-1], np.arange(self.deviation.size).reshape(self.deviation.shape)
+        return np.concatenate([flat[tuple(of.T)].reshape(dim, len(of)).T.ravel() for of in self.members])
+
+    def ends(self) -> tuple[int, ...]:
+        """The numbers of layers, rising, after which no group goes on that has begun."""
+        layers = len(self.groups)
+        last = [max(self.members[number][-1, 0] for number in np.unique(of_layer)) for of_layer in self.groups]
+        reach = np.maximum.accumulate(last)
+        return tuple(layer + 1 for layer in range(layers) if reach[layer] == layer)
+
     def klass(self, layer: int, kind: int, head: int) -> np.ndarray:
         """Classes of the coefficients of a head at the first step, int32 (planes.py)."""
         with np.errstate(divide="ignore"):
@@ -102,12 +148,22 @@ class Basis:
             theirs = f"[layers, kinds, kv_heads, head_dim] = {list(self.forward.shape[:4])}"
             ours = [model.layers, model.kv_kinds, model.kv_heads, model.head_dim]
             raise ValueError(f"the klt basis of the calibration is of {theirs}; model {model.name} has {ours}")
+        windows = model.layer_windows or (0,) * model.layers
+        if any(len({windows[layer] for layer in of[:, 0]}) > 1 for of in self.members):
+            raise ValueError(
+                f"the klt basis of the calibration has a group of layers whose windows differ in model {model.name}: {windows}"
+            )
 
     def part(self, first: int, stop: int) -> Basis:
-        """The basis of some layers. It keeps the name of the whole."""
+        """The basis of some layers. It keeps the name of the whole. Raises ValueError, one line, if it would divide a group."""
         of = slice(first, stop)
+        if not {first, stop} <= {0, *self.ends()}:
+            raise ValueError(f"the klt basis has groups of layers that end at {self.ends()}; layers {first} to {stop} divide one")
+        kept, groups = np.unique(self.groups[of], return_inverse=True)
+        turns = np.concatenate([self._stored(number).ravel() for number in kept.tolist()]).astype(np.float16)
         return Basis(
-            self.forward[of], self.inverse[of], self.deviation[of], self.mean[of], self.first[of], self.rotary.part(first, stop),
+            self.forward[of], self.inverse[of], groups.reshape(self.groups[of].shape).astype(np.int16), turns, self.deviation[of],
+            self.mean[of], self.first[of], self.rotary.part(first, stop),
             self.chances, self.points, self.step, self.exponent, self.mixing, self.nats, self.digest,
         )  # fmt: skip
 
@@ -115,24 +171,47 @@ class Basis:
         """All of it as arrays by name, for a file."""
         numbers = np.array([self.step, self.exponent, self.mixing, self.nats])
         rotary = self.rotary.styles.numpy(), self.rotary.frequencies.numpy()
-        parts = (self.forward, self.inverse, self.deviation, self.mean, self.first, *rotary, self.chances, self.points, numbers)
+        parts = (
+            self.forward,
+            self.inverse,
+            self.groups,
+            self.turns,
+            self.deviation,
+            self.mean,
+            self.first,
+            *rotary,
+            self.chances,
+            self.points,
+            numbers,
+        )
         return dict(zip(ARRAYS, parts, strict=True))
 
 
 def basis_of(arrays: dict[str, np.ndarray]) -> Basis:
     """The inverse of `Basis.arrays`. Raises ValueError, one line, where an array is missing or is not what it must be."""
-    types = (*["float32"] * 4, "int16", "uint8", "float32", "uint16", "float32", "float64")
-    for name, dtype in zip(ARRAYS, types, strict=True):
+    if "groups" not in arrays and "forward" in arrays:
+        raise ValueError("klt basis: it is of an earlier version, which transformed each head by itself; calibrate again")
+    for name, dtype in ARRAYS.items():
         if name not in arrays or str(arrays[name].dtype) != dtype:
             raise ValueError(f"klt basis: {name} is missing, or is not {dtype}")
-    forward, inverse, deviation, mean, first, styles, frequencies, chances, points, numbers = (arrays[name] for name in ARRAYS)
+    forward, inverse, groups, turns, deviation, mean, first, styles, frequencies, chances, points, numbers = (arrays[n] for n in ARRAYS)
     if forward.ndim != 5 or numbers.shape != (4,) or not forward.size:
         raise ValueError(
             f"klt basis: forward is {list(forward.shape)}, numbers {list(numbers.shape)}; it must be [layers, kinds, heads, D, D] and [4]"
         )
     step, exponent, mixing, nats = numbers.tolist()
     rotary = Rotary(torch.from_numpy(styles.copy()), torch.from_numpy(frequencies.copy()))
-    return Basis(forward, inverse, deviation, mean, first, rotary, chances, points, step, exponent, mixing, nats)
+    return Basis(forward, inverse, groups, turns, deviation, mean, first, rotary, chances, points, step, exponent, mixing, nats)
+
+
+def by_layer(members: np.ndarray) -> list[tuple[int, int, slice, np.ndarray]]:
+    """(layer, kind, rows of members, their heads) of the heads of a group, [n, 3]."""
+    found, start = [], 0
+    for (layer, kind), rows in groupby(members.tolist(), key=lambda row: (row[0], row[1])):
+        heads = np.array([row[2] for row in rows])
+        found.append((layer, kind, slice(start, start + len(heads)), heads))
+        start += len(heads)
+    return found
 
 
 def refusal(model: ModelSpec) -> str:

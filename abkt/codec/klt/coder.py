@@ -1,11 +1,12 @@
 """The klt coder over a pool: the classes of all tokens and the means of all heads, then the bit-planes of each cell's coefficients.
 
-A cell's coefficients are those of one head; where a head is coded in parts (cells.py), the first part holds the coefficients of most
-variance. The head of the stream's tables hold the digest of the calibration (8 bytes), where each of the statistics ends (uint32 each), and
-the bytes of each pass of each cell (24 bits). The statistics are three tables (table.py): the classes, the means, and the coefficients of
-the first token, in first steps at its own scale. That token is an attention sink in many models: without it all else is worth little,
-however small the gradient says that it is, so it is no part of the cells and always there. A value that is not finite, or too large, sends
-its whole head and tile verbatim.
+The heads of a group (basis.py) are scaled each by its own token classes, and turn together. Their coefficients are dealt to the cells of
+the group by falling variance: the first cell holds the largest. Where a head is coded in parts (cells.py), so are its coefficients. The
+head of the stream's tables hold the digest of the calibration (8 bytes), where each of the statistics ends (uint32 each), and the bytes of
+each pass of each cell (24 bits). The statistics are three tables (table.py): the classes, the means, and the coefficients of the first
+token, in first steps at its own scale. That token is an attention sink in many models: without it all else is worth little, however small
+the gradient says that it is, so it is no part of the cells and always there. A value that is not finite, or too large, sends its whole
+group and tile verbatim.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import torch
 from abkt.codec.cells import Cells
 from abkt.codec.coder import VERBATIM, CodedCells, CodedSequence, StreamPrefix
 from abkt.codec.fixed.oracle import tokens_of
-from abkt.codec.klt.basis import PLANES, Basis
+from abkt.codec.klt.basis import PLANES, Basis, by_layer
 from abkt.codec.klt.compiled import Seen, decode_cell, encode_cell, pack, unpack
 from abkt.codec.klt.planes import MOST, PlaneTables
-from abkt.codec.klt.weights import HIDDEN, NEVER, TOP, plain_classes, plane_classes, scale_of, token_classes
+from abkt.codec.klt.weights import HIDDEN, NEVER, TOP, group_classes, plain_classes, scale_of, token_classes
 
 TILE_TOKENS = 1024
 MEANS_PER_STEP = 8  # a mean is sent in eighths of the first step
@@ -49,57 +50,52 @@ class KltCoder:
 
     def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> CodedSequence:
         basis = self._basis()
-        layers, kinds, heads, _ = cells.shape
-        parts = cells.layout.model.head_dim // cells.dim
         classes = self._classes(basis, cells)
         tables = _tables(basis, cells.depth_bits)
         kept = np.zeros(cells.shape, dtype=np.uint8)
         sizes, errors = np.zeros((cells.passes + 1, *cells.shape), np.int64), np.zeros((cells.passes + 1, *cells.shape))
-        means = np.zeros((layers, kinds, heads // parts, cells.layout.model.head_dim), dtype=np.int32)
+        means = np.zeros(basis.deviation.shape, dtype=np.int32)
         sinks, finest = np.zeros_like(means), float(1 << tables.planes[-1])
+        unit, skipped = basis.step / MEANS_PER_STEP, min(basis.first.shape[-1], cells.tokens // 2)
         slots: dict[tuple[int, ...], bytes] = {}
-        spans = _spans(cells)
-        for layer, kind in np.ndindex(layers, kinds):
-            x = _strip(data, blocks, layer, kind, cells.tokens, basis)
-            good = torch.isfinite(x).all(-1)
-            scale = torch.from_numpy(scale_of(classes[layer, kind]))[..., None]
-            forward = torch.from_numpy(basis.forward[layer, kind])
-            y = (torch.where(good[..., None], x, 0.0) - torch.from_numpy(basis.mean[layer, kind])[:, None]) @ forward.mT
-            counted = (scale.square() * good[..., None])[:, min(basis.first.shape[-1], cells.tokens // 2) :]
-            mean = (y[:, y.shape[1] - counted.shape[1] :] * counted).sum(1) / counted.sum(1).clamp_min(1e-30)
-            unit = basis.step / MEANS_PER_STEP
-            means[layer, kind] = (mean / unit).round().clamp(-(1 << 20), 1 << 20).int().numpy()
-            y = (y - torch.from_numpy(means[layer, kind].astype(np.float32))[:, None] * unit) * scale * (finest / basis.step)
-            values = y.numpy()
-            sinks[layer, kind] = np.clip(np.round(np.nan_to_num(values[:, 0]) / finest), -MOST, MOST)
-            sunk = np.square(values[:, 0] - sinks[layer, kind] * finest)
-            values[:, 0] = 0
-            for head, (tile, (start, stop)) in ((h, each) for h in range(heads) for each in enumerate(spans)):
-                of, part = divmod(head, parts)
-                columns = slice(part * cells.dim, (part + 1) * cells.dim)
-                here = (layer, kind, head, tile)
-                cell = values[of, start:stop, columns]
-                if not bool(good[of, start:stop].all()) or np.abs(values[of, start:stop]).max() >= (1 << 24):
-                    kept[here] = VERBATIM
+        for number, members in enumerate(basis.members):
+            z, turn, of = _whitened(data, blocks, members, cells.tokens, basis), basis.turn(number), tuple(members.T)
+            good = torch.isfinite(z).all(-1).all(0)
+            z = torch.where(good[:, None], z, 0.0)
+            scale = torch.from_numpy(scale_of(classes[of]))[..., None]
+            counted = (scale.square() * good[:, None])[:, skipped:]
+            mean = turn @ ((z[:, skipped:] * counted).sum(1) / counted.sum(1).clamp_min(1e-30)).reshape(-1)
+            mean = (mean / unit).nan_to_num().round().clamp(-(1 << 20), 1 << 20)
+            means[of] = mean.reshape(len(members), -1).int().numpy()
+            z = (z - (turn.mT @ (mean * unit)).reshape(len(members), 1, -1)) * scale
+            values = (z.transpose(0, 1).flatten(1) @ turn.mT * (finest / basis.step)).numpy()
+            sink = np.clip(np.round(np.nan_to_num(values[0]) / finest), -MOST, MOST).astype(np.int32)
+            sinks[of], sunk = sink.reshape(len(members), -1), np.square(values[0] - sink * finest)
+            good[0] &= bool(np.abs(values[0]).max() < MOST * finest)
+            values[0] = 0
+            token = group_classes(classes[of])
+            token[0] = NEVER
+            for tile, (start, stop) in enumerate(_spans(cells)):
+                places = [(*place, tile) for place in _cells_of(members, cells)]
+                if not bool(good[start:stop].all()) or not np.abs(values[start:stop]).max() < MOST:
+                    kept[tuple(np.array(places).T)] = VERBATIM
                     continue
-                klass = basis.klass(layer, kind, of)[columns]
-                token = plane_classes(classes[layer, kind, of, start:stop])
-                if start == 0:
-                    token[0] = NEVER
-                coded, left = encode_cell(cell, token, klass, tables, self.seen)
-                errors[(slice(None), *here)] = left + (sunk[of, columns].sum() if start == 0 else 0.0)
-                for p, slot in enumerate(coded, 1):
-                    slots[p, *here], sizes[p, *here] = slot, len(slot)
+                for chunk, here in enumerate(places):
+                    columns = slice(chunk * cells.dim, (chunk + 1) * cells.dim)
+                    coded, left = encode_cell(values[start:stop, columns], token[start:stop], _klass(basis, here, cells), tables, self.seen)
+                    errors[(slice(None), *here)] = left + (sunk[columns].sum() if start == 0 else 0.0)
+                    for p, slot in enumerate(coded, 1):
+                        slots[p, *here], sizes[p, *here] = slot, len(slot)
         body = b"".join(slots[key] for key in sorted(slots))
         found = torch.frombuffer(bytearray(body), dtype=torch.uint8) if body else torch.zeros(0, dtype=torch.uint8)
         nats = basis.nats / cells.tokens * (basis.step / (1 << tables.planes[-1])) ** 2
         deviation = np.ones(cells.shape[:3])
         coded_cells = CodedCells(found, errors.reshape(cells.passes + 1, -1) * nats, kept.reshape(-1), deviation)
-        dim = means.shape[-1]
+        ranks, dim = basis.ranks(), cells.layout.model.head_dim
         statistics = [
             pack(classes.reshape(-1, cells.tokens), True),
-            pack(means.reshape(-1, dim), False),
-            pack(sinks.reshape(-1, dim), False),
+            pack(means.ravel()[ranks].reshape(-1, dim), False),
+            pack(sinks.ravel()[ranks].reshape(-1, dim), False),
         ]
         ends = np.cumsum([len(part) for part in statistics]).astype("<u4")
         named = np.frombuffer(bytes.fromhex(basis.digest) + ends.tobytes(), np.uint8)
@@ -107,48 +103,40 @@ class KltCoder:
 
     def expand(self, prefix: StreamPrefix, data: torch.Tensor, blocks: list[int], cells: Cells) -> None:
         basis = self._basis()
-        layers, kinds, heads, _ = cells.shape
-        parts, dim = cells.layout.model.head_dim // cells.dim, cells.layout.model.head_dim
         of_tokens, of_means, end = np.frombuffer(prefix.levels[DIGEST_BYTES:].tobytes(), "<u4").tolist()
         digest = prefix.levels[:DIGEST_BYTES].tobytes().hex()
         if digest != basis.digest:
             raise ValueError(f"the stream was coded with calibration {digest}, and this side has {basis.digest}: give both the same file")
-        shape = (layers, kinds, heads // parts)
-        classes = unpack(prefix.statistics[:of_tokens], int(np.prod(shape)), cells.tokens, True).reshape(*shape, cells.tokens)
-        means = unpack(prefix.statistics[of_tokens:of_means], int(np.prod(shape)), dim, False).reshape(*shape, dim)
-        sinks = unpack(prefix.statistics[of_means:end], int(np.prod(shape)), dim, False).reshape(*shape, dim)
+        shape = basis.deviation.shape
+        classes = unpack(prefix.statistics[:of_tokens], int(np.prod(shape[:3])), cells.tokens, True).reshape(*shape[:3], cells.tokens)
+        means, sinks = np.zeros((2, int(np.prod(shape))), np.int32)
+        for table, part in ((means, prefix.statistics[of_tokens:of_means]), (sinks, prefix.statistics[of_means:end])):
+            table[basis.ranks()] = unpack(part, int(np.prod(shape[:3])), shape[3], False).ravel()
+        means, sinks = means.reshape(shape), sinks.reshape(shape)
         if classes.min() < HIDDEN or classes.max() > TOP:
             raise ValueError("stream is not valid: a token's class is out of range; its bytes are damaged")
-        tables, view, size = _tables(basis, cells.depth_bits), prefix.wire.data, cells.layout.block_tokens
+        tables, view = _tables(basis, cells.depth_bits), prefix.wire.data
         kept, present = prefix.classes.reshape(cells.shape), prefix.present.reshape(cells.shape)
-        offsets, sizes = (a.reshape(cells.passes + 1, *cells.shape).tolist() for a in (prefix.offsets, prefix.sizes))
+        offsets, sizes = (a.reshape(cells.passes + 1, *cells.shape) for a in (prefix.offsets, prefix.sizes))
         finest, unit = float(1 << tables.planes[-1]), basis.step / MEANS_PER_STEP
-        for layer, kind in np.ndindex(layers, kinds):
-            y = np.zeros((heads // parts, cells.tokens, dim), dtype=np.float32)
-            for head, (tile, (start, stop)) in ((h, each) for h in range(heads) for each in enumerate(_spans(cells))):
-                if kept[layer, kind, head, tile] == VERBATIM:
-                    continue
-                of, part = divmod(head, parts)
-                columns = slice(part * cells.dim, (part + 1) * cells.dim)
-                have = range(1, int(present[layer, kind, head, tile]) + 1)
-                places = [(offsets[p][layer][kind][head][tile], sizes[p][layer][kind][head][tile]) for p in have]
-                slots = [bytes(view[at : at + length]) for at, length in places]
-                token = plane_classes(classes[layer, kind, of, start:stop])
-                if start == 0:
-                    token[0] = NEVER
-                y[of, start:stop, columns] = decode_cell(slots, token, basis.klass(layer, kind, of)[columns], tables)
-            y[:, 0] = sinks[layer, kind] * finest
-            scaled = torch.from_numpy(y) * (basis.step / finest) / torch.from_numpy(scale_of(classes[layer, kind]))[..., None]
-            scaled += torch.from_numpy(means[layer, kind].astype(np.float32))[:, None] * unit
-            x = scaled @ torch.from_numpy(basis.inverse[layer, kind]).mT + torch.from_numpy(basis.mean[layer, kind])[:, None]
-            if kind == 0:
-                x = basis.rotary.turned(x, layer)
-            x = x.to(data)
+        for number, members in enumerate(basis.members):
+            turn, of = basis.turn(number), tuple(members.T)
+            token = group_classes(classes[of])
+            token[0] = NEVER
+            values = np.zeros((cells.tokens, turn.shape[0]), dtype=np.float32)
             for tile, (start, stop) in enumerate(_spans(cells)):
-                for of in np.flatnonzero(kept[layer, kind, ::parts, tile] != VERBATIM).tolist():
-                    for i, block in enumerate(blocks[cells.tile_blocks(tile)]):
-                        a, b = start + i * size, min(stop, start + (i + 1) * size)
-                        data[block, layer, kind, of, : b - a] = x[of, a:b]
+                for chunk, here in enumerate((*place, tile) for place in _cells_of(members, cells)):
+                    if kept[here] == VERBATIM:
+                        continue
+                    have = range(1, int(present[here]) + 1)
+                    slots = [bytes(view[(at := int(offsets[p, *here])) : at + int(sizes[p, *here])]) for p in have]
+                    coded = decode_cell(slots, token[start:stop], _klass(basis, here, cells), tables)
+                    values[start:stop, chunk * cells.dim : (chunk + 1) * cells.dim] = coded
+            values[0] = sinks[of].reshape(-1) * finest
+            z = (torch.from_numpy(values) @ turn * (basis.step / finest)).unflatten(1, (len(members), -1)).transpose(0, 1)
+            z = z / torch.from_numpy(scale_of(classes[of]))[..., None]
+            z = z + (turn.mT @ (torch.from_numpy(means[of].reshape(-1).astype(np.float32)) * unit)).reshape(len(members), 1, -1)
+            _put(z, data, blocks, members, kept, cells, basis)
 
     def _basis(self) -> Basis:
         if self.basis is None:
@@ -204,8 +192,42 @@ def _spans(cells: Cells) -> list[tuple[int, int]]:
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _strip(data: torch.Tensor, blocks: list[int], layer: int, kind: int, tokens: int, basis: Basis) -> torch.Tensor:
-    """K without its rotation, or V: [kv_heads, tokens, head_dim] float32 on the CPU."""
-    held = data[torch.tensor(blocks, device=data.device), layer, kind]
-    x = tokens_of(held, held.shape[-1])[:, :tokens].cpu().float()
-    return basis.rotary.turned(x, layer, back=True) if kind == 0 else x
+def _cells_of(members: np.ndarray, cells: Cells) -> list[tuple[int, int, int]]:
+    """(layer, kind, head or part) of the cells of a group, in the order in which its coefficients are dealt."""
+    parts = cells.layout.model.head_dim // cells.dim
+    return [(layer, kind, head * parts + part) for layer, kind, head in members.tolist() for part in range(parts)]
+
+
+def _klass(basis: Basis, here: tuple[int, ...], cells: Cells) -> np.ndarray:
+    """Classes of the coefficients of a cell."""
+    layer, kind, part, _ = here
+    head, part = divmod(part, cells.layout.model.head_dim // cells.dim)
+    return basis.klass(layer, kind, head)[part * cells.dim : (part + 1) * cells.dim]
+
+
+def _whitened(data: torch.Tensor, blocks: list[int], members: np.ndarray, tokens: int, basis: Basis) -> torch.Tensor:
+    """The heads of a group about their means, in the coordinates in which errors matter alike: [heads, tokens, head_dim] float32."""
+    found = []
+    for layer, kind, _, heads in by_layer(members):
+        held = data[torch.tensor(blocks, device=data.device), layer, kind][:, torch.from_numpy(heads).to(data.device)]
+        x = tokens_of(held, held.shape[-1])[:, :tokens].cpu().float()
+        x = basis.rotary.turned(x, layer, back=True) if kind == 0 else x
+        mean, forward = (torch.from_numpy(part[layer, kind, heads]) for part in (basis.mean, basis.forward))
+        found.append((x - mean[:, None]) @ forward.mT)
+    return torch.cat(found)
+
+
+def _put(z: torch.Tensor, data: torch.Tensor, blocks: list[int], members: np.ndarray, kept: np.ndarray, cells: Cells, basis: Basis) -> None:
+    """The inverse of `_whitened`: write the heads into the pool, except in tiles that are verbatim."""
+    parts, size = cells.layout.model.head_dim // cells.dim, cells.layout.block_tokens
+    for layer, kind, rows, heads in by_layer(members):
+        mean, inverse = (torch.from_numpy(part[layer, kind, heads]) for part in (basis.mean, basis.inverse))
+        x = z[rows] @ inverse.mT + mean[:, None]
+        x = (basis.rotary.turned(x, layer) if kind == 0 else x).to(data)
+        for tile, (start, stop) in enumerate(_spans(cells)):
+            for row, head in enumerate(heads.tolist()):
+                if kept[layer, kind, head * parts, tile] == VERBATIM:
+                    continue
+                for i, block in enumerate(blocks[cells.tile_blocks(tile)]):
+                    a, b = start + i * size, min(stop, start + (i + 1) * size)
+                    data[block, layer, kind, head, : b - a] = x[row, a:b]

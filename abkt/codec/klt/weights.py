@@ -45,6 +45,10 @@ def scale_of(classes: np.ndarray) -> np.ndarray:
     return np.exp2(classes.astype(np.float32) / 2)
 
 
-def plane_classes(classes: np.ndarray) -> np.ndarray:
-    """As planes.py takes them, int32. A hidden token's coefficients never start."""
-    return np.where(classes <= HIDDEN, NEVER, QUARTERS * classes).astype(np.int32)
+def group_classes(classes: np.ndarray) -> np.ndarray:
+    """The classes of the tokens of a group for planes.py, int32 [tokens], from those of its heads [heads, tokens]: the mean of the squared
+    scales, in quarter octaves, in numbers that are exact on any machine. A token that is hidden in all heads never starts."""
+    power = np.left_shift(np.int64(1), classes.astype(np.int64) - HIDDEN).sum(0)
+    part, octave = np.frexp(power / len(classes))
+    quarters = QUARTERS * (octave + HIDDEN) - (part < 2**-0.25).astype(np.int64) - (part < 2**-0.75)
+    return np.where((classes <= HIDDEN).all(0), NEVER, quarters).astype(np.int32)

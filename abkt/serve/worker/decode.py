@@ -26,7 +26,7 @@ from abkt.serve.worker.control import Control
 from abkt.serve.worker.equipment import Equipment
 from abkt.serve.worker.events import FrontendGone, KVArrived, RefinementSettled, WorkerEvent
 from abkt.serve.worker.expander import Expander
-from abkt.serve.worker.layered import RawSink, footer_bytes, groups_of
+from abkt.serve.worker.layered import RawSink, Span, footer_bytes, spans_of
 from abkt.serve.worker.memory import DecodeMemory
 from abkt.serve.worker.nic import WorkerNic
 from abkt.serve.worker.raw import fingerprint, raw_sink
@@ -271,7 +271,7 @@ class DecodeWorker:
         if offer.mode != "raw":
             return BufferSink(offer.size)
         prompt = table[: layout.blocks_for(offer.tokens)]
-        if groups > 1:
+        if len(groups) > 1:
             return RawSink(self.engine.pool, prompt, offer.tokens, groups)
         return raw_sink(self.engine.pool, prompt, offer.tokens, self.config.transport)
 
@@ -295,16 +295,19 @@ class DecodeWorker:
         self._release(received.offer.request_id)
 
 
-def check_offer(offer: Offer, layout: KVLayout) -> tuple[Generation, int]:
-    """(what to generate, number of layer groups in the transfer). Raises ValueError, one line, if the offer does not fit this worker."""
-    generation, groups, layers = Generation.of(offer.more), groups_of(offer), layout.model.layers
+def check_offer(offer: Offer, layout: KVLayout) -> tuple[Generation, list[Span]]:
+    """(what to generate, groups of layers in the transfer). Raises ValueError, one line, if the offer does not fit this worker."""
+    generation, groups, layers = Generation.of(offer.more), spans_of(offer, layout.model.layers), layout.model.layers
     if generation.osl < 2 or layout.blocks_for(offer.tokens + generation.osl) > layout.blocks:
         raise ValueError(
             f"request {offer.request_id} of {offer.tokens} tokens and osl {generation.osl} does not fit a pool of {layout.blocks} blocks"
         )
-    if not 1 <= groups <= layers or (groups > 1 and offer.mode == "lossless"):
-        raise ValueError(f"request {offer.request_id} comes in {groups} groups; the model here has {layers} layers")
-    footer = footer_bytes(groups) if groups > 1 else 0
+    if not groups or (len(groups) > 1 and offer.mode == "lossless"):
+        ends = offer.more.get("layer_ends")
+        raise ValueError(
+            f"request {offer.request_id}: groups of layers that end at {ends} do not divide {layers} layers, or it is lossless"
+        )
+    footer = footer_bytes(len(groups)) if len(groups) > 1 else 0
     if offer.mode == "raw" and offer.size != layout.kept_bytes(offer.tokens) + footer:
         raise ValueError(f"request {offer.request_id}: raw KV of {offer.tokens} tokens is not {offer.size} bytes here")
     return generation, groups

@@ -7,7 +7,7 @@ import torch
 from abkt.codec.codec import Codec
 from abkt.codec.lossless import stream as lossless_stream
 from abkt.kv.pool import Pool
-from abkt.serve.worker.layered import LayerFooter, LayerGroup, RawSink, footer_bytes, groups_of, spans
+from abkt.serve.worker.layered import LayerFooter, LayerGroup, RawSink, Span, footer_bytes, spans_of
 from abkt.serve.worker.raw import put_raw
 from abkt.transfer.pieces import BufferSink
 from abkt.transfer.receive.received import Received
@@ -18,7 +18,7 @@ class Expander:
 
     def __init__(self, pool: Pool, codec: Codec) -> None:
         self._pool, self._codec = pool, codec
-        self._groups: dict[int, list[LayerGroup]] = {}  # number of groups -> the groups
+        self._groups: list[LayerGroup] = []  # of the last transfer that came in groups
 
     def expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
         """Write a transfer's KV, up to a cut, into the blocks of a table.
@@ -38,7 +38,7 @@ class Expander:
 
     def _expand(self, received: Received, table: list[int], cut: int) -> tuple[int, float]:
         offer, prompt = received.offer, table[: self._pool.layout.blocks_for(received.offer.tokens)]
-        if (groups := groups_of(offer)) > 1:
+        if len(groups := spans_of(offer, self._pool.layout.model.layers)) > 1:
             return self._expand_layers(received, prompt, groups)
         if offer.mode == "raw":
             if isinstance(received.sink, BufferSink):  # other sinks have written into the pool already
@@ -51,17 +51,17 @@ class Expander:
             return offer.first_token, 0.0
         return offer.first_token, self._codec.expand(data, self._pool, prompt).distortion
 
-    def _expand_layers(self, received: Received, prompt: list[int], groups: int) -> tuple[int, float]:
-        sink, size, layers = received.sink, received.payload_bytes, self._pool.layout.model.layers
+    def _expand_layers(self, received: Received, prompt: list[int], spans: list[Span]) -> tuple[int, float]:
+        sink, size, layers, groups = received.sink, received.payload_bytes, self._pool.layout.model.layers, len(spans)
         if isinstance(sink, RawSink):
             return LayerFooter(sink.footer, groups, size).first_token, 0.0
         assert isinstance(sink, BufferSink)
-        if groups not in self._groups:
-            self._groups[groups] = [LayerGroup(self._codec, span) for span in spans(layers, groups)]
+        if [group.span for group in self._groups] != spans:
+            self._groups = [LayerGroup(self._codec, span) for span in spans]
         data = memoryview(sink.data)[:size]
         footer = LayerFooter(data[-footer_bytes(groups) :], groups, size)
         distortion = 0.0
-        for group, (start, stop) in zip(self._groups[groups], footer.sections, strict=True):
+        for group, (start, stop) in zip(self._groups, footer.sections, strict=True):
             left = group.expand(data[start:stop], self._pool, prompt, received.offer.tokens)
             distortion += left * (group.stop - group.first) / layers
         return footer.first_token, distortion

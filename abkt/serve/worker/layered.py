@@ -35,16 +35,30 @@ NextCut = Callable[[int, Stream, float, int, int, int], int]  # see LayeredSourc
 _TOKEN, _GROUP = struct.Struct("<I"), struct.Struct("<QQ")
 
 
-def spans(layers: int, groups: int) -> list[Span]:
-    """(first layer, layer after the last) of each group; group sizes differ by at most one layer."""
-    starts = [group * layers // groups for group in range(groups + 1)]
-    return list(pairwise(starts))
+def spans(layers: int, groups: int, ends: Sequence[int] = ()) -> list[Span]:
+    """(first layer, layer after the last) of each group; group sizes differ by at most one layer.
+
+    ends: where a group may end (Codec.layer_ends); empty: anywhere. Then groups end at the nearest of these places, and may be fewer.
+    """
+    places = [group * layers // groups for group in range(1, groups + 1)]
+    if ends:
+        places = sorted({min(ends, key=lambda end: (abs(end - place), end)) for place in places} | {layers})
+    return list(pairwise((0, *places)))
 
 
-def groups_of(offer: Offer) -> int:
-    """Number of layer groups in a transfer; 0 if the offer gives no integer."""
-    groups = offer.more.get("layer_groups", 1)
-    return groups if type(groups) is int else 0
+def ends_of(groups: Sequence[Span]) -> str:
+    """How an offer says its groups of layers: where they end."""
+    return ",".join(str(stop) for _, stop in groups)
+
+
+def spans_of(offer: Offer, layers: int) -> list[Span]:
+    """The groups of layers in a transfer to a model of `layers` layers; none if the offer does not divide these."""
+    if "layer_ends" not in offer.more:
+        return [(0, layers)]
+    said = str(offer.more["layer_ends"]).split(",")
+    ends = [int(end) for end in said if end.isascii() and end.isdecimal() and len(end) <= 6]
+    found = list(pairwise((0, *ends)))
+    return found if len(ends) == len(said) and ends[-1] == layers and all(first < stop for first, stop in found) else []
 
 
 def footer_bytes(groups: int) -> int:
@@ -167,15 +181,19 @@ class LayeredSource:
 
 
 class LayerGroup:
-    """Encodes and expands the layers of one group, in a pool that has only these layers."""
+    """Encodes and expands the layers of one group, in a pool that has only these layers.
+
+    Where a group would divide layers that the klt coder transforms together, that coder refuses it: see Codec.layer_ends.
+    """
 
     def __init__(self, codec: Codec, span: Span) -> None:
-        self.first, self.stop = span
+        self.span = self.first, self.stop = span
         model = codec.layout.model.part(self.first, self.stop)
         self._layout = replace(codec.layout, model=model)
         calibration = codec.calibration
         if calibration:
-            calibration = calibration.part(*span)
+            whole = set(span) <= {0, *codec.layer_ends()}
+            calibration = (calibration if whole else replace(calibration, basis=None, choices=())).part(*span)
         self._codec = Codec(self._layout, codec.backend, codec.tile_tokens, codec.rope_theta, calibration, codec.cut_windows)  # type: ignore[arg-type]
 
     def encode(self, pool: Pool, table: Sequence[int], tokens: int, decision: Decision, importance: Importance) -> Stream:
@@ -240,7 +258,7 @@ def raw_group(pool: Pool, table: Sequence[int], tokens: int, span: Span) -> list
 class RawSink(PiecesSink):
     """Receives a raw transfer in groups of layers, directly into the blocks of a table. footer: the bytes after the blocks."""
 
-    def __init__(self, pool: Pool, table: Sequence[int], tokens: int, groups: int) -> None:
-        self.footer = bytearray(footer_bytes(groups))
-        pieces = [piece for span in spans(pool.layout.model.layers, groups) for piece in raw_group(pool, table, tokens, span)]
+    def __init__(self, pool: Pool, table: Sequence[int], tokens: int, groups: Sequence[Span]) -> None:
+        self.footer = bytearray(footer_bytes(len(groups)))
+        pieces = [piece for span in groups for piece in raw_group(pool, table, tokens, span)]
         super().__init__([*pieces, self.footer])

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from abkt.kv.pool import Pool
-from abkt.serve.worker.layered import LayeredSource, LayerGroup, LayerObserver, footer_bytes, most_bytes, raw_group
+from abkt.serve.worker.layered import LayeredSource, LayerGroup, LayerObserver, ends_of, footer_bytes, most_bytes, raw_group
 from abkt.serve.worker.peer import OutboundTransfer
 from abkt.transfer.pieces import Pieces
 from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.send.outgoing import Outgoing
 
-Scalars = dict[str, int | float | bool]
+Scalars = dict[str, int | float | bool | str]
 
 
 class LayeredTransfer:
@@ -51,7 +51,7 @@ class LayeredTransfer:
             source = LayeredSource(len(groups), most_bytes(layout, tokens, len(groups)), next_cut)
             self.expected_bytes = expected.curve(decision.order).bytes[decision.cut]
         self._source = transfer.source = source
-        more = {**generation, "expected_bytes": self.expected_bytes, "layer_groups": len(groups)}
+        more = {**generation, "expected_bytes": self.expected_bytes, "layer_ends": ends_of([group.span for group in groups])}
         offer = Offer(attempt_id, decision.mode, tokens, source.ends, more=more)
         self.outgoing = Outgoing(attempt_id, offer, source, available=source.available)
         self.observer = LayerObserver(window, self._layer_done)

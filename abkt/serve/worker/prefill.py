@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -48,6 +49,8 @@ from abkt.transfer.pieces import ByteSource, PiecesSource
 from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.send.outgoing import Outgoing, Sent
 
+log = logging.getLogger(__name__)
+
 
 class PrefillWorker:
     """Computes one prompt at a time, in order of arrival. A prompt's blocks are kept until the decode worker has acknowledged its KV.
@@ -72,7 +75,10 @@ class PrefillWorker:
         self.sending: dict[int, Outgoing] = {}
         self.run = PrefillRun(config, self.engine.layout, self.engine.pool.data.device.type)
         layers = self.engine.layout.model.layers
-        self.groups = [LayerGroup(self.codec, span) for span in spans(layers, min(config.layer_groups, layers))]
+        groups = spans(layers, min(config.layer_groups, layers), self.codec.layer_ends())
+        self.groups = [LayerGroup(self.codec, span) for span in groups]
+        if len(groups) < min(config.layer_groups, layers):
+            log.warning("KV is sent in %d groups of layers: the calibration transforms layers together", len(groups))
 
     def serve(self) -> str:
         """Run until the frontend changes the role. Returns the new role, or "" if the frontend is gone."""
