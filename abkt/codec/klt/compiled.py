@@ -59,7 +59,7 @@ def encode_cell(
         _at(out), ctypes.c_int64(out.size), _at(sizes), _at(errors),
         _at(seen.bits) if seen else None, _at(seen.offsets) if seen else None,
     )  # fmt: skip
-    if failed >= 0:
+    if failed:
         raise ValueError(f"a coefficient is not below {MOST} finest steps")
     ends = sizes.cumsum()
     return [out[end - size : end].tobytes() for end, size in zip(ends.tolist(), sizes.tolist(), strict=True)], errors

@@ -1,165 +1,279 @@
 // klt/planes.py and klt/table.py, compiled: the same bytes. Built by compile.py.
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include <cstdlib>
+#include <functional>
+#include <new>
+#include <numeric>
+
+#include "range.h"
 
 namespace {
 
 constexpr int START = -10, TOP = 13, CLASSES = TOP - START + 1, NEAR = 9, STEPS = 8, ESCAPE = 14, POINTS = 3;
 constexpr int LATER = CLASSES * NEAR, MORE = 2 * CLASSES * NEAR, HALF = MORE + CLASSES * STEPS, CONTEXTS = HALF + CLASSES * POINTS;
-constexpr int FIRST = 24, LAST = 255, LONGEST = 24, WIDEST = 16;
+constexpr int FIRST = 24, LONGEST = 24, WIDEST = 16;
 constexpr int32_t MOST = 1 << 24;
-
-struct Chance {
-    uint32_t zero, seen;
-    void learn(int bit) {
-        const uint32_t rate = 65536u / (seen + 2);
-        if (bit) zero -= (zero * rate) >> 16;
-        else zero += ((65535u - zero) * rate) >> 16;
-        zero = std::clamp<uint32_t>(zero, 32u, 65504u);
-        if (seen < LAST) ++seen;
-    }
-};
-
-struct Writer {
-    uint8_t *out, *at, *end;
-    uint64_t low = 0;
-    uint32_t range = 0xFFFFFFFFu;
-    uint8_t held = 0;
-    int64_t waiting = 0;
-    bool first = true;
-    void put(uint8_t byte) { if (at < end) *at++ = byte; }
-    void carry() {
-        if (low < 0xFF000000ull || low > 0xFFFFFFFFull) {
-            const uint8_t over = uint8_t(low >> 32);
-            if (!first) put(uint8_t(held + over));
-            first = false;
-            for (; waiting; --waiting) put(uint8_t(0xFF + over));
-            held = uint8_t(low >> 24);
-        } else ++waiting;
-        low = (low & 0x00FFFFFFull) << 8;
-    }
-    void bit(int value, uint32_t zero) {
-        const uint32_t part = (range >> 16) * zero;
-        if (value) { low += part; range -= part; } else range = part;
-        while (range < (1u << 24)) { range <<= 8; carry(); }
-    }
-    int64_t close() {
-        for (int i = 0; i < 5; ++i) carry();
-        while (at > out && at[-1] == 0) --at;
-        return at - out;
-    }
-};
-
-struct Reader {
-    const uint8_t *at, *end;
-    uint32_t range = 0xFFFFFFFFu, code = 0;
-    Reader(const uint8_t *from, int64_t size) : at(from), end(from + size) { for (int i = 0; i < 4; ++i) next(); }
-    void next() { code = code << 8 | (at < end ? *at++ : 0); }
-    int bit(uint32_t zero) {
-        const uint32_t part = (range >> 16) * zero;
-        const int value = code >= part;
-        if (value) { code -= part; range -= part; } else range = part;
-        while (range < (1u << 24)) { range <<= 8; next(); }
-        return value;
-    }
-};
-
-struct Encode {
-    Writer io;
-    int64_t *counts;
-    int adaptive(Chance *chances, int context, int bit) {
-        io.bit(bit, chances[context].zero);
-        chances[context].learn(bit);
-        if (counts) ++counts[2 * context + bit];
-        return bit;
-    }
-    int plain(int bit) { io.bit(bit, 32768); return bit; }
-};
-
-struct Decode {
-    Reader io;
-    int adaptive(Chance *chances, int context, int) {
-        const int bit = io.bit(chances[context].zero);
-        chances[context].learn(bit);
-        return bit;
-    }
-    int plain(int) { return io.bit(32768); }
-};
+constexpr int MOST_SAID = 1 + ESCAPE + 2 * LONGEST + 1 + WIDEST + 1;  // of a coefficient that starts
 
 int level(int k) { return std::min(k, TOP) - START; }
 
-// A count of 0 or more: up to `steps` bits of "one more", each with its own context, then Exp-Golomb.
-template <typename Coder>
-int64_t tail(Coder &coder, Chance *chances, int base, int64_t steps, int64_t count) {
-    int64_t m = 0;
-    while (m < steps && coder.adaptive(chances, base + int(m), count > m)) ++m;
-    if (m < steps) return m;
-    const int64_t rest = count - m + 1;
+constexpr int64_t WIDE = 32;  // rows may be worked on in whole vectors: so much room lies behind them
+constexpr int32_t NEVER = -MOST;
+int64_t whole_vectors(int64_t n) { return (n + WIDE - 1) & -WIDE; }
+
+// The coefficients of a cell, and which of a token's have started: stretches of neighbours that are all new to a pass, or all known to it.
+struct Shape {
+    int64_t tokens, dims;
+    const int32_t *token;
+    std::vector<int32_t> klass;  // NEVER behind the last
+    bool falls;                  // klass falls: whatever has started is a prefix
+    Shape(int64_t tokens, int64_t dims, const int32_t *token, const int32_t *from)
+        : tokens(tokens), dims(dims), token(token), klass(dims + WIDE, NEVER), falls(std::is_sorted(from, from + dims, std::greater<>())) {
+        std::copy_n(from, dims, klass.begin());
+    }
+
+    // How many classes are at least so large.
+    int64_t count(int least) const {
+        int found = 0;
+        for (int64_t j = 0, n = whole_vectors(dims); j < n; ++j) found += klass[j] >= least;
+        return found;
+    }
+    // known(from, to) and fresh(from, to), in order. before: -1 if no pass was.
+    template <class Known, class Fresh> void stretches(int64_t t, int before, int planes, Known known, Fresh fresh) const {
+        const int now = START - 4 * planes - token[t], then = before < 0 ? MOST : START - 4 * before - token[t];
+        if (falls) {
+            const int64_t old = before < 0 ? 0 : count(then), all = count(now);
+            if (old) known(int64_t(0), old);
+            if (all > old) fresh(old, all);
+            return;
+        }
+        for (int64_t from = 0, to; from < dims; from = to) {
+            const int kind = (klass[from] >= now) + (klass[from] >= then);
+            for (to = from + 1; to < dims && (klass[to] >= now) + (klass[to] >= then) == kind; ++to) {}
+            if (kind == 2) known(from, to);
+            else if (kind == 1) fresh(from, to);
+        }
+    }
+};
+
+// A growing list of what was said. `room` makes sure that so much more fits.
+class Words {
+  public:
+    Said *next = nullptr;
+    ~Words() { std::free(first_); }
+    int64_t size() const { return next - first_; }
+    const Said *begin() const { return first_; }
+    void room(int64_t more) {
+        if (last_ - next >= more) return;
+        const int64_t held = size(), wanted = 2 * held + more;
+        void *const fresh = std::realloc(first_, wanted * sizeof(Said));
+        if (!fresh) throw std::bad_alloc();
+        first_ = static_cast<Said *>(fresh), next = first_ + held, last_ = first_ + wanted;
+    }
+
+  private:
+    Said *first_ = nullptr, *last_ = nullptr;
+};
+
+struct Encode {
+    Said *next;
+    int plain_context;
+    int adaptive(int context, int bit) { return *next++ = Said(context | bit << BIT), bit; }
+    int plain(int bit) { return adaptive(plain_context, bit); }
+};
+
+struct Decode {
+    Chance *chances;
+    Reader io;
+    int adaptive(int context, int) {
+        const uint32_t bit = io.bit(chances[context].zero);
+        chances[context].learn(bit);
+        return int(bit);
+    }
+    int plain(int) { return int(io.bit(EVEN)); }
+};
+
+// An Exp-Golomb code of `rest`, at least 1.
+template <class Coder> int64_t exp_golomb(Coder &coder, int64_t rest) {
     int bits = 0;
     while (bits < LONGEST && coder.plain(rest >> (bits + 1) > 0)) ++bits;
     int64_t value = 1;
     for (int b = bits - 1; b >= 0; --b) value = 2 * value + coder.plain(int(rest >> b & 1));
-    return m + value - 1;
+    return value;
 }
 
-// One pass. `target`: magnitudes at the finest step (encoder only); `found`: magnitudes and signs so far, at the step of the pass before.
-template <bool WRITES, typename Coder>
-void pass(Coder &coder, Chance *chances, int64_t tokens, int64_t dims, const int32_t *token, const int32_t *klass, int before, int planes,
-          int finest, const int32_t *target, const uint8_t *sign, int32_t *found, uint8_t *negative) {
-    for (int64_t t = 0; t < tokens; ++t) {
-        int32_t *row = found + t * dims;
-        const int32_t *above = row - dims, *wanted = WRITES ? target + t * dims : nullptr;
-        int up = 0;
-        for (int64_t j = 0; j < dims; ++j) {
-            const int base = klass[j] + token[t], k = base + 4 * planes;
-            if (k < START) { up = 0; continue; }
-            const int near = std::min(2, t ? above[j] : 0) * 3 + std::min(2, up);
-            const int whole = WRITES ? wanted[j] >> (finest - planes) : 0;
-            int64_t m = row[j];
-            const bool was = m > 0;
-            if (before >= 0 && base + 4 * before >= START) {
-                for (int plane = before + 1; plane <= planes; ++plane) {
-                    const int at = level(base + 4 * plane), bit = whole >> (planes - plane) & 1;
-                    m = 2 * m + coder.adaptive(chances, m ? HALF + at * POINTS + int(std::min<int64_t>(m, POINTS)) - 1 : LATER + at * NEAR + near, bit);
+// The magnitude of a coefficient that starts, whose class is k.
+template <class Coder> int64_t fresh_magnitude(Coder &coder, int k, int near, int32_t whole) {
+    const int at = level(k), shift = std::clamp((k - TOP) >> 2, 0, WIDEST);
+    const int64_t high = whole >> shift;
+    int64_t m = coder.adaptive(at * NEAR + near, high > 0);
+    if (m) {
+        while (m <= ESCAPE && coder.adaptive(MORE + at * STEPS + int(std::min<int64_t>(m, STEPS)) - 1, high > m)) ++m;
+        if (m > ESCAPE) m += exp_golomb(coder, std::max<int64_t>(high - m + 1, 1)) - 1;
+    }
+    for (int b = shift - 1; b >= 0; --b) m = 2 * m + coder.plain(whole >> b & 1);
+    return m;
+}
+
+// What each pass says of a cell, since all of its values are known: contexts by whole vectors.
+class Model {
+  public:
+    // target: magnitudes at the finest step, negative: signs; both with WIDE more behind them.
+    Model(const Shape &shape, const int32_t *target, const uint8_t *negative, int finest)
+        : shape_(shape), target_(target), negative_(negative), finest_(finest), room_(shape.dims + WIDE), whole_(room_), more_(room_),
+          near_(2 * room_ + 1), said_(room_ * std::max(4, finest + 2)), quads_(room_) {}
+
+    void pass(Words &words, int before, int planes) {
+        const int shift = finest_ - planes, steps = planes - before;
+        uint8_t *above = near_.data() + 1, *here = above + room_;  // 0, 1, or 2 and more; one 0 before the first
+        std::fill(near_.begin(), near_.end(), 0);
+        for (int64_t t = 0; t < shape_.tokens; ++t, std::swap(above, here)) {
+            const int token = shape_.token[t];
+            words.room(shape_.dims * std::max(MOST_SAID, steps + 1) + WIDE);
+            settle(target_ + t * shape_.dims, START - 4 * planes - token, shift, here);
+            const auto known = [&](int64_t from, int64_t to) {
+                for (int q = 1; q <= steps; ++q) contexts(from, to, token + 4 * (before + q), steps - q, above, here - 1, said_.data() + (q - 1) * room_);
+                signs(from, to, steps, negative_ + t * shape_.dims);
+                words.next = steps < 4 ? quads(words.next, from, to) : merged(words.next, from, to, steps);
+            };
+            const auto fresh = [&](int64_t from, int64_t to) {
+                Encode coder{words.next, CONTEXTS};
+                for (int64_t j = from; j < to; ++j) {
+                    fresh_magnitude(coder, shape_.klass[j] + token + 4 * planes, above[j] * 3 + here[j - 1], whole_[j]);
+                    if (whole_[j]) coder.plain(negative_[t * shape_.dims + j]);
                 }
-            } else {
-                const int at = level(k), shift = std::clamp((k - TOP) >> 2, 0, WIDEST);
-                const int high = whole >> shift;
-                m = coder.adaptive(chances, at * NEAR + near, high > 0);
-                if (m) {
-                    while (m <= ESCAPE && coder.adaptive(chances, MORE + at * STEPS + int(std::min<int64_t>(m, STEPS)) - 1, high > m)) ++m;
-                    if (m > ESCAPE) {  // Exp-Golomb
-                        const int64_t rest = high - m + 1;
-                        int bits = 0;
-                        while (bits < LONGEST && coder.plain(WRITES ? rest >> (bits + 1) > 0 : 0)) ++bits;
-                        int64_t value = 1;
-                        for (int b = bits - 1; b >= 0; --b) value = 2 * value + coder.plain(int(rest >> b & 1));
-                        m += value - 1;
-                    }
-                }
-                for (int b = shift - 1; b >= 0; --b) m = 2 * m + coder.plain(whole >> b & 1);
-                m = std::min<int64_t>(m, MOST >> (finest - planes));  // only damaged bytes have more
-            }
-            if (m && !was) negative[t * dims + j] = uint8_t(coder.plain(WRITES ? sign[t * dims + j] : 0));
-            row[j] = int32_t(m);
-            up = row[j];
+                words.next = coder.next;
+            };
+            shape_.stretches(t, before, planes, known, fresh);
         }
     }
+
+  private:
+    // The magnitudes of a token at the step of the pass, and what they are to the contexts of their neighbours.
+    void settle(const int32_t *__restrict target, int least, int shift, uint8_t *__restrict here) {
+        const int32_t *__restrict const klass = shape_.klass.data();
+        int32_t *__restrict const whole = whole_.data();
+        for (int64_t j = 0, n = whole_vectors(shape_.dims); j < n; ++j) {
+            const int32_t held = target[j] >> shift, m = klass[j] >= least ? held : 0;
+            whole[j] = m, here[j] = uint8_t(std::min(m, 2));
+        }
+    }
+    // The context of a plane's bit of each magnitude, and the bit. left: planes of the pass below it.
+    void contexts(int64_t from, int64_t to, int base, int left, const uint8_t *__restrict above, const uint8_t *__restrict up, Said *__restrict said) const {
+        const int32_t *__restrict const klass = &shape_.klass[from], *__restrict const whole = &whole_[from];
+        above += from, up += from, said += from;
+        for (int64_t j = 0, n = whole_vectors(to - from); j < n; ++j) {
+            const int at = std::min(klass[j] + base, TOP) - START, bits = whole[j] >> left, m = bits >> 1;
+            const int later = LATER + at * NEAR + above[j] * 3 + up[j], half = HALF - 1 + at * POINTS + std::min(m, POINTS);
+            said[j] = Said((m ? half : later) | (bits & 1) << BIT);
+        }
+    }
+    // The signs, behind the contexts; and how many words each magnitude takes: those that were 0 until now take their sign.
+    void signs(int64_t from, int64_t to, int steps, const uint8_t *__restrict negative) {
+        const int32_t *__restrict const whole = &whole_[from];
+        uint8_t *__restrict const more = &more_[from];
+        Said *__restrict const sign = &said_[steps * room_ + from];
+        negative += from;
+        for (int64_t j = 0, n = whole_vectors(to - from); j < n; ++j) {
+            more[j] = uint8_t(steps + ((whole[j] != 0) & (whole[j] >> steps == 0)));
+            sign[j] = Said(CONTEXTS | negative[j] << BIT);
+        }
+    }
+    // All words in order, four at a time of which more_ count.
+    Said *quads(Said *next, int64_t from, int64_t to) {
+        const Said *__restrict const a = &said_[from], *__restrict const b = a + room_, *__restrict const c = b + room_, *__restrict const d = c + room_;
+        uint64_t *__restrict const quad = quads_.data();
+        for (int64_t j = 0, n = whole_vectors(to - from); j < n; ++j) quad[j] = a[j] | uint64_t(b[j]) << 16 | uint64_t(c[j]) << 32 | uint64_t(d[j]) << 48;
+        for (int64_t j = 0; j < to - from; next += more_[from + j], ++j) std::memcpy(next, &quad[j], 4 * sizeof(Said));
+        return next;
+    }
+    Said *merged(Said *next, int64_t from, int64_t to, int steps) const {
+        for (int64_t j = from; j < to; next += more_[j], ++j)
+            for (int q = 0; q <= steps; ++q) next[q] = said_[q * room_ + j];
+        return next;
+    }
+
+    const Shape &shape_;
+    const int32_t *target_;
+    const uint8_t *negative_;
+    int finest_;
+    int64_t room_;
+    std::vector<int32_t> whole_;
+    std::vector<uint8_t> more_, near_;
+    std::vector<Said> said_;
+    std::vector<uint64_t> quads_;
+};
+
+std::vector<uint8_t> padded(const uint8_t *data, int64_t size) {
+    std::vector<uint8_t> bytes(size + Reader::ROOM);
+    std::copy(data, data + size, bytes.begin());
+    return bytes;
 }
+
+// Reads one pass, a token at a time.
+class Reading {
+  public:
+    Reading(const Shape &shape, const Chance *initial, const uint8_t *data, int64_t size, int before, int planes, int finest, int32_t *found, uint8_t *negative)
+        : shape_(shape), before_(before), planes_(planes), most_(MOST >> (finest - planes)), found_(found), negative_(negative),
+          bytes_(padded(data, size)), chances_(initial, initial + CONTEXTS), coder_{chances_.data(), Reader(bytes_.data(), size)}, none_(shape.dims) {}
+
+    void row(int64_t t) {
+        int32_t *const row = found_ + t * shape_.dims;
+        const int32_t *const above = t ? row - shape_.dims : none_.data();
+        uint8_t *const negative = negative_ + t * shape_.dims;
+        const int token = shape_.token[t];
+        int64_t next = 0;
+        int up = 0;
+        shape_.stretches(
+            t, before_, planes_,
+            [&](int64_t from, int64_t to) {
+                if (from != next) up = 0;
+                for (int64_t j = from; j < to; ++j) {
+                    const int near = std::min(2, above[j]) * 3 + up, was = row[j];
+                    int m = was;
+                    for (int plane = before_ + 1; plane <= planes_; ++plane) {
+                        const int at = level(shape_.klass[j] + token + 4 * plane);
+                        const int context = m ? HALF + at * POINTS + std::min(m, POINTS) - 1 : LATER + at * NEAR + near;
+                        m = 2 * m + coder_.adaptive(context, 0);
+                    }
+                    if (m && !was) negative[j] = uint8_t(coder_.plain(0));
+                    row[j] = m, up = std::min(2, m);
+                }
+                next = to;
+            },
+            [&](int64_t from, int64_t to) {
+                if (from != next) up = 0;
+                for (int64_t j = from; j < to; ++j) {
+                    const int near = std::min(2, above[j]) * 3 + up;
+                    const int64_t m = fresh_magnitude(coder_, shape_.klass[j] + token + 4 * planes_, near, 0);
+                    row[j] = int32_t(std::min<int64_t>(m, most_));  // only damaged bytes have more
+                    if (row[j]) negative[j] = uint8_t(coder_.plain(0));
+                    up = std::min(2, row[j]);
+                }
+                next = to;
+            });
+    }
+
+  private:
+    const Shape &shape_;
+    int before_, planes_;
+    int32_t most_, *found_;
+    uint8_t *negative_;
+    std::vector<uint8_t> bytes_;
+    std::vector<Chance> chances_;
+    Decode coder_;
+    std::vector<int32_t> none_;
+};
 
 // klt/table.py, compiled.
 template <typename Coder>
 void table(Coder &coder, int64_t rows, int64_t columns, int32_t *values, bool predicts) {
-    constexpr int PLACES = 8, STEP = 12;
-    std::vector<Chance> chances(PLACES * (2 + STEP), Chance{32768, 2});
+    constexpr int STEP = 12;
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < columns; ++c) {
             int32_t &value = values[r * columns + c];
-            int64_t guess = 0, place = std::min<int64_t>(c / 8, PLACES - 1);
+            int64_t guess = 0, place = std::min<int64_t>(c / 8, 7);
             if (predicts) {
                 const int64_t left = c ? values[r * columns + c - 1] : 0, up = r ? values[(r - 1) * columns + c] : left;
                 guess = (left + up) >> 1;
@@ -167,19 +281,62 @@ void table(Coder &coder, int64_t rows, int64_t columns, int32_t *values, bool pr
             }
             const int64_t wanted = int64_t(value) - guess, size = wanted < 0 ? -wanted : wanted;
             const int base = int(place) * (2 + STEP);
-            int64_t m = coder.adaptive(chances.data(), base, size > 0);
+            int64_t m = coder.adaptive(base, size > 0), more = 0;
             int negative = 0;
             if (m) {
-                negative = coder.adaptive(chances.data(), base + 1, wanted < 0);
-                m += tail(coder, chances.data(), base + 2, STEP, size - 1);
+                negative = coder.adaptive(base + 1, wanted < 0);
+                while (more < STEP && coder.adaptive(base + 2 + int(more), size - 1 > more)) ++more;
+                m += more + (more == STEP ? exp_golomb(coder, std::max<int64_t>(size - more, 1)) - 1 : 0);
             }
             value = int32_t(std::clamp<int64_t>(guess + (negative ? -m : m), -MOST, MOST));
         }
 }
+constexpr int PLACES = 8 * 14, MOST_ENTRY = 2 + 12 + 2 * LONGEST + 1;
 
-void start(std::vector<Chance> &chances, const uint16_t *initial) {
-    chances.resize(CONTEXTS);
+// Where in `points` the point of a magnitude of class k stands.
+int point(int k, int32_t m) { return (std::clamp(k, START, TOP) - START) * POINTS + std::clamp(m, 1, POINTS) - 1; }
+
+// The squared error of a cell, in lanes that add up to it.
+struct Errors {
+    static constexpr int64_t LANES = 16;
+    double sums[LANES] = {};
+    double total() const { return std::accumulate(sums, sums + LANES, 0.0); }
+
+    // Add what is left of a token's values. sizes: their absolute values; the last `shift` planes of `target` are missing.
+    void add(int64_t dims, const float *__restrict sizes, const int32_t *__restrict target, const int32_t *__restrict klass, int base, int shift,
+             const float *__restrict points, int32_t *__restrict found, int32_t *__restrict place, float *__restrict left) {
+        const float unit = float(1 << shift);
+        const int64_t n = (dims + LANES - 1) / LANES * LANES;
+        for (int64_t j = 0; j < n; ++j) {
+            const int k = std::min(klass[j] + base, TOP), held = target[j] >> shift, m = k < START ? 0 : held;
+            found[j] = m;
+            place[j] = std::max(k - START, 0) * POINTS + std::clamp(m, 1, POINTS) - 1;
+        }
+        for (int64_t j = 0; j < n; ++j) {
+            const float value = (float(found[j]) + points[place[j]]) * unit;
+            left[j] = sizes[j] - (found[j] ? value : 0.0f);
+        }
+        std::fill(left + dims, left + n, 0.0f);
+        float squares[LANES] = {};
+        for (int64_t j = 0; j < n; j += LANES)
+            for (int64_t lane = 0; lane < LANES; ++lane) squares[lane] += left[j + lane] * left[j + lane];
+        for (int64_t lane = 0; lane < LANES; ++lane) sums[lane] += double(squares[lane]);
+    }
+};
+
+// Where in their bins the magnitudes of a pass lay: added to `offsets`.
+void count_offsets(const Shape &shape, const float *sizes, const int32_t *target, int planes, int shift, double *offsets) {
+    for (int64_t i = 0; i < shape.tokens * shape.dims; ++i) {
+        const int k = shape.klass[i % shape.dims] + shape.token[i / shape.dims] + 4 * planes;
+        const int32_t m = k < START ? 0 : target[i] >> shift;
+        if (m) offsets[2 * point(k, m)] += double(sizes[i]) / (1 << shift) - m, offsets[2 * point(k, m) + 1] += 1;
+    }
+}
+
+std::vector<Chance> start(const uint16_t *initial) {
+    std::vector<Chance> chances(CONTEXTS + 1, PLAIN);
     for (int c = 0; c < CONTEXTS; ++c) chances[c] = {initial[c], FIRST};
+    return chances;
 }
 
 }  // namespace
@@ -188,60 +345,66 @@ extern "C" {
 
 // y: [tokens, dims], in finest steps. planes: [passes], bit-planes below the first step after each pass. points: [CLASSES * POINTS].
 // errors: [passes + 1], in squared finest steps. counts: [CONTEXTS, 2] and offsets: [CLASSES * POINTS, 2], added to, or null.
-// Returns -1, or the number of the first value that is too large.
+// Returns 0, or 1 if a value is too large.
 int64_t abkt_klt_encode(int64_t tokens, int64_t dims, const float *y, const int32_t *token, const int32_t *klass, int64_t passes,
                         const int32_t *planes, const uint16_t *initial, const float *points, uint8_t *out, int64_t capacity, int64_t *sizes,
                         double *errors, int64_t *counts, double *offsets) {
     const int64_t n = tokens * dims;
     const int finest = planes[passes - 1];
-    std::vector<int32_t> target(n), found(n, 0);
-    std::vector<uint8_t> sign(n), negative(n);
-    errors[0] = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        const float a = std::fabs(y[i]);
-        if (!(a < float(MOST))) return i;
-        target[i] = int32_t(a);
-        sign[i] = y[i] < 0;
-        errors[0] += double(a) * a;
-    }
+    std::vector<float> size(n + WIDE);
+    std::vector<int32_t> target(n + WIDE);
+    std::vector<uint8_t> negative(n + WIDE);
+    for (int64_t i = 0; i < n; ++i) size[i] = std::fabs(y[i]), negative[i] = y[i] < 0;
+    bool good = true;
+    for (int64_t i = 0; i < n; ++i) good &= size[i] < float(MOST);
+    if (!good) return 1;
+    for (int64_t i = 0; i < n; ++i) target[i] = int32_t(size[i]);
+    const Shape shape(tokens, dims, token, klass);
+    Model model(shape, target.data(), negative.data(), finest);
+    Words words;
+    std::vector<int64_t> ends{0};
+    for (int64_t p = 0; p < passes; ++p) model.pass(words, p ? planes[p - 1] : -1, planes[p]), ends.push_back(words.size());
+    std::vector<Lane> lanes;
+    for (int64_t p = 0; p < passes; ++p) lanes.emplace_back(words.begin() + ends[p], words.begin() + ends[p + 1], start(initial));
+    finish(lanes);
     for (int64_t p = 0; p < passes; ++p) {
-        std::vector<Chance> chances;
-        start(chances, initial);
-        Encode coder{Writer{out, out, out + capacity}, counts};
-        pass<true>(coder, chances.data(), tokens, dims, token, klass, p ? planes[p - 1] : -1, planes[p], finest, target.data(), sign.data(),
-                   found.data(), negative.data());
-        sizes[p] = coder.io.close();
-        out += sizes[p];
-        capacity -= sizes[p];
-        const double unit = double(1 << (finest - planes[p]));
-        double error = 0;
-        for (int64_t t = 0; t < tokens; ++t)
-            for (int64_t j = 0; j < dims; ++j) {
-                const int64_t i = t * dims + j;
-                const double a = std::fabs(double(y[i]));
-                const int32_t m = found[i];
-                if (!m) { error += a * a; continue; }
-                const int at = level(klass[j] + token[t] + 4 * planes[p]) * POINTS + std::min<int32_t>(m, POINTS) - 1;
-                const double off = a - (double(m) + points[at]) * unit;
-                error += off * off;
-                if (offsets) { offsets[2 * at] += a / unit - m; offsets[2 * at + 1] += 1; }
-            }
-        errors[p + 1] = error;
+        sizes[p] = lanes[p].close(out, capacity);
+        out += sizes[p], capacity -= sizes[p];
     }
-    return -1;
+    for (const Said *said = words.begin(); counts && said < words.next; ++said)
+        if (const int context = *said & ((1 << BIT) - 1); context < CONTEXTS) ++counts[2 * context + (*said >> BIT)];
+    std::vector<Errors> left(passes + 1);
+    std::vector<int32_t> room(2 * (dims + WIDE));
+    std::vector<float> off(dims + WIDE);
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t p = 0; p <= passes; ++p) {
+            const int base = p ? token[t] + 4 * planes[p - 1] : NEVER, shift = p ? finest - planes[p - 1] : 0;
+            left[p].add(dims, &size[t * dims], &target[t * dims], shape.klass.data(), base, shift, points, room.data(), &room[dims + WIDE], off.data());
+        }
+    for (int64_t p = 0; p <= passes; ++p) errors[p] = left[p].total();
+    for (int64_t p = 0; p < passes && offsets; ++p) count_offsets(shape, size.data(), target.data(), planes[p], finest - planes[p], offsets);
+    return 0;
 }
 
 // values: [rows, columns]. Returns the bytes written.
 int64_t abkt_klt_pack(int64_t rows, int64_t columns, const int32_t *values, int64_t predicts, uint8_t *out, int64_t capacity) {
     std::vector<int32_t> copy(values, values + rows * columns);
-    Encode coder{Writer{out, out, out + capacity}, nullptr};
+    std::vector<Said> said(rows * columns * MOST_ENTRY);
+    Encode coder{said.data(), PLACES};
     table(coder, rows, columns, copy.data(), predicts != 0);
-    return coder.io.close();
+    std::vector<Chance> chances(PLACES + 1, Chance{EVEN, 2});
+    chances[PLACES] = PLAIN;
+    std::vector<Lane> lanes;
+    lanes.emplace_back(said.data(), coder.next, chances);
+    finish(lanes);
+    return lanes[0].close(out, capacity);
 }
 
 void abkt_klt_unpack(int64_t rows, int64_t columns, int32_t *values, int64_t predicts, const uint8_t *data, int64_t size) {
     std::fill(values, values + rows * columns, 0);
-    Decode coder{Reader(data, size)};
+    std::vector<Chance> chances(PLACES, Chance{EVEN, 2});
+    const std::vector<uint8_t> bytes = padded(data, size);
+    Decode coder{chances.data(), Reader(bytes.data(), size)};
     table(coder, rows, columns, values, predicts != 0);
 }
 
@@ -252,20 +415,18 @@ void abkt_klt_decode(int64_t tokens, int64_t dims, const int32_t *token, const i
     const int64_t n = tokens * dims;
     std::vector<int32_t> found(n, 0);
     std::vector<uint8_t> negative(n, 0);
+    const Shape shape(tokens, dims, token, klass);
+    const std::vector<Chance> chances = start(initial);
     for (int64_t p = 0; p < present; ++p) {
-        std::vector<Chance> chances;
-        start(chances, initial);
-        Decode coder{Reader(data + starts[p], sizes[p])};
-        pass<false>(coder, chances.data(), tokens, dims, token, klass, p ? planes[p - 1] : -1, planes[p], int(finest), nullptr, nullptr,
-                    found.data(), negative.data());
+        Reading pass(shape, chances.data(), data + starts[p], sizes[p], p ? planes[p - 1] : -1, planes[p], int(finest), found.data(), negative.data());
+        for (int64_t t = 0; t < tokens; ++t) pass.row(t);
     }
     const float unit = present ? float(1 << (finest - planes[present - 1])) : 0.0f;
     for (int64_t t = 0; t < tokens; ++t)
         for (int64_t j = 0; j < dims; ++j) {
             const int64_t i = t * dims + j;
-            const int32_t m = found[i];
-            float value = 0;
-            if (m) value = (float(m) + points[level(klass[j] + token[t] + 4 * planes[present - 1]) * POINTS + std::min<int32_t>(m, POINTS) - 1]) * unit;
+            const int32_t m = found[i], at = present ? point(klass[j] + token[t] + 4 * planes[present - 1], m) : 0;
+            const float value = m ? (float(m) + points[at]) * unit : 0.0f;
             y[i] = negative[i] ? -value : value;
         }
 }
