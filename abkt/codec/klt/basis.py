@@ -104,11 +104,11 @@ class Basis:
             raise ValueError(f"the klt basis of the calibration is of {theirs}; model {model.name} has {ours}")
 
     def part(self, first: int, stop: int) -> Basis:
-        """The basis of some layers. It keeps the name of the whole."""
-        of = slice(first, stop)
+        """The basis of some layers. It keeps the name of the whole, and predicts the divergence as if all layers were like these."""
+        of, nats = slice(first, stop), self.nats * len(self.forward) / (stop - first)
         return Basis(
             self.forward[of], self.inverse[of], self.deviation[of], self.mean[of], self.first[of], self.rotary.part(first, stop),
-            self.chances, self.points, self.step, self.exponent, self.mixing, self.nats, self.digest,
+            self.chances, self.points, self.step, self.exponent, self.mixing, nats, self.digest,
         )  # fmt: skip
 
     def arrays(self) -> dict[str, np.ndarray]:
