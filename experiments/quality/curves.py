@@ -4,8 +4,9 @@
 
 The run must have measured the fixed coder in slope order and in uniform order, and klt, on the same prompts, with one calibration: the one
 in DIR, or `calibration=`. `abkt simulate curves=FILE` draws one prompt's curves for each request. The slope and klt curves are
-interpolated, the logarithm of the divergence against that of the bytes, as an embedded stream has far more cuts than a run measures; they end where the
-measured points end. Where a finer cut was measured as worse than a coarser one, by chance, the coarser one's divergence holds.
+interpolated, the logarithm of the divergence against that of the bytes, as an embedded stream has far more cuts than a run measures; they
+end where the measured points end. Where a finer cut was measured as worse than a coarser one, by chance, the coarser one's divergence
+holds.
 """
 
 from __future__ import annotations
