@@ -119,7 +119,7 @@ def calibrate(
     cluster : a running 1P1D cluster.
     prompts : makes prompts for given (isl, osl, arrival_s).
     progress : called with the name of each run, `steps` times.
-    say : called once with what will be measured and about how long it takes, after the first prompts have shown how fast the model is.
+    say : called with what will be measured and about how long it takes, after the first prompts have shown how fast the model is.
     budget_s : about how long it may take; prompts get shorter and fewer where the model is slow.
     """
     depths = runs(cluster.spec)
@@ -128,10 +128,13 @@ def calibrate(
     speed = first_prompts(cluster, prompts, longest)
     planned = plan(speed, len(depths), cluster.spec.max_batch, longest, budget_s)
     say(planned.words)
+    calibration = load(cluster.spec.calibration) if cluster.spec.calibration else None
+    if calibration and calibration.basis and not calibration.laws:
+        say("klt is left out, because the calibration has no divergence laws; make it again with `abkt quality calibrate=true`")
     order = np.random.default_rng(0).permutation(len(planned.lengths))
     spaced = arrivals([planned.lengths[i] for i in order], speed)
     burst = [(isl, BURST_OSL, 0.0) for isl in planned.burst]
-    samples, calibration = Samples(), load(cluster.spec.calibration) if cluster.spec.calibration else None
+    samples = Samples()
     digest, nats = (calibration.digest, bool(calibration.laws)) if calibration else ("", False)
     usual, cluster.spec = cluster.spec, replace(cluster.spec, stall_timeout_s=max(planned.stall_s, cluster.spec.stall_timeout_s))
     try:
