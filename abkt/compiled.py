@@ -24,7 +24,7 @@ SWITCH = "ABKT_COMPILED"
 PACKAGES = {
     "abkt": ("ranges", "records"),
     "abkt.policy": ("bandwidth", "price", "view"),
-    "abkt.policy.bitrate": ("base", "break_even", "budget", "budgeted", "embedded", "fleet"),
+    "abkt.policy.bitrate": ("base", "break_even", "budget", "budgeted", "coders", "embedded", "fleet"),
     "abkt.policy.routing": ("base", "least_loaded", "load_aware", "min_ttft", "ranking"),
     "sim": ("admission", "cluster", "cost", "invariants", "job", "nodes", "records", "timers"),
     "sim.network": ("flows", "nic"),

@@ -207,7 +207,7 @@ class TransferRecord:
     ----------
     request_id, source, destination : the request and the two nodes.
     start_s, finish_s : when the transfer started, and when the promised cut had arrived, so that decoding could begin.
-    mode, order, depth_bits : as in the first decision.
+    mode, order, depth_bits, coder : as in the first decision; order and coder are empty for a mode without them.
     cut : the cut that was reached when decoding could begin.
     slope : distortion that the last band of the cut removed per byte; nan on real workers and for cut 0.
     price : the higher of the two ends' prices at the start, in distortion per byte.
@@ -217,7 +217,8 @@ class TransferRecord:
     bits_per_value : mean bits per value of the sent KV.
     retries, resumes : how often the transfer was offered again, and how often it continued after a broken connection.
     distortion_start, distortion_final : weighted relative squared error on mean-removed channels, when decoding could begin and after
-        refinement; 0: no error, 1: every value is its channel's mean.
+        refinement; 0: no error, 1: every value is its channel's mean. With a calibration that predicts it, the divergence of the model's
+        answers in nats a token.
     refine_bytes, refine_finish_s : bytes that refined the KV after decoding could begin (part of wire_bytes), and when the last of them
         had arrived; 0 and nan without refinement.
     pacing : the mechanism that limited the rate: `simulated`, `tbf` (kernel token bucket), `socket` (SO_MAX_PACING_RATE), `userspace` (the
@@ -250,6 +251,7 @@ class TransferRecord:
     pacing: str  # simulated | tbf | socket | userspace | none
     outcome: str
     reason: str
+    coder: str
 
     def __init__(
         self,
@@ -278,6 +280,7 @@ class TransferRecord:
         pacing: str = "",
         outcome: str = "completed",
         reason: str = "",
+        coder: str = "",
     ) -> None:
         self.request_id = request_id
         self.source = source
@@ -304,6 +307,7 @@ class TransferRecord:
         self.pacing = pacing
         self.outcome = outcome
         self.reason = reason
+        self.coder = coder
 
 
 DERIVED = ("ttft_s", "ttft_decode_s", "tpot_s", "e2e_s", "transfer_exposed_s")

@@ -93,7 +93,7 @@ class Costs:
     def expand_s(self, tokens: float, mode: Mode, bits: float = 0.0, coder: CoderName = "fixed") -> float:
         """Seconds to expand KV. bits: mean bits per value that arrived of a stream.
 
-        Times are interpolated linearly between measured depths. The entropy coder always takes its time at full depth.
+        Times are interpolated linearly between measured depths. The entropy and klt coders always take their time at full depth.
         """
         return self._expand.seconds(tokens, mode, bits, coder)
 
@@ -121,6 +121,9 @@ class Costs:
             entropy_share=it.entropy_share,
             entropy_encode_s=it.entropy_encode_s,
             entropy_expand_s=it.entropy_expand_s,
+            klt=it.klt,
+            klt_encode_s=it.klt_encode_s,
+            klt_expand_s=it.klt_expand_s,
         )
 
     def expected(self, tokens: int, draw: int = 0) -> TransferView:
@@ -154,6 +157,9 @@ class Costs:
         if profile.entropy_share > 0 and encode.has("entropy") and expand.has("entropy"):
             view.entropy_share = profile.entropy_share
             view.entropy_encode_s, view.entropy_expand_s = (codec.seconds(tokens, "stream", 8, "entropy") for codec in (encode, expand))
+        if curve.klt is not None and encode.has("klt") and expand.has("klt"):
+            view.klt = curve.klt.scaled(raw_bytes)
+            view.klt_encode_s, view.klt_expand_s = (codec.seconds(tokens, "stream", 8, "klt") for codec in (encode, expand))
         return view
 
     def own_slope(self, tokens: int, draw: int) -> Curve:
@@ -177,14 +183,14 @@ class Costs:
 
 
 class _Codec:
-    """Seconds of one codec stage (encode or expand) by tokens: for raw, lossless, the entropy coder, and streams of any depth.
+    """Seconds of one codec stage (encode or expand) by tokens: for raw, lossless, the entropy and klt coders, and streams of any depth.
 
     The constructor raises ValueError if raw was not measured. Other modes raise it when they are asked for.
     """
 
     def __init__(self, profile: Profile, stage: str) -> None:
         self.stage = stage
-        wholes = [f"{stage}/{whole}" for whole in ("raw", "lossless", "entropy")]
+        wholes = [f"{stage}/{whole}" for whole in ("raw", "lossless", "entropy", "klt")]
         profile.fit(wholes[0])
         self.wholes = {name: _terms(profile, name, ("1", "tokens")) for name in wholes if name in profile.fits}
         names = [name for name in profile.fits if name.startswith(f"{stage}/") and name not in wholes]
@@ -208,7 +214,7 @@ class _Codec:
         return terms[0] + tokens * terms[1]
 
     def _terms_at(self, mode: Mode, bits: float, coder: CoderName) -> tuple[float, ...]:
-        if mode != "stream" or coder == "entropy":
+        if mode != "stream" or coder != "fixed":
             whole = f"{self.stage}/{mode if mode != 'stream' else coder}"
             if whole not in self.wholes:
                 raise ValueError(f"the profile has no table {whole}; run `abkt profile` again")

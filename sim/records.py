@@ -130,6 +130,7 @@ def delivered_transfer(transfer: SimulatedTransfer, refinement: Refinement | Non
         refine_bytes=refine_bytes,
         refine_finish_s=refine_finish_s,
         pacing="simulated",
+        coder=decision.coder if streamed else "",
     )
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from abkt.codec.divergence import DivergenceLaw
 from abkt.codec.entropy.haar import MOST_LEVELS
 from abkt.codec.klt.basis import Basis, basis_of
 from abkt.policy.view import CoderName
@@ -40,6 +42,7 @@ class Calibration:
     basis : what the klt coder needs; None: it is not used.
     choices : (share of raw bytes, coder): the coder that was better on held-out prompts at and above that size, rising.
     fingerprint : of the model's files; empty: not known.
+    laws : coder -> what its streams predict of the divergence of answers; both of fixed and entropy, and only with a basis, or neither.
 
     Raises
     ------
@@ -54,6 +57,7 @@ class Calibration:
     basis: Basis | None = None
     choices: tuple[tuple[float, CoderName], ...] = ()
     fingerprint: str = ""
+    laws: Mapping[str, DivergenceLaw] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.sensitivity.ndim != 3 or self.sensitivity.shape != self.levels.shape:
@@ -69,6 +73,8 @@ class Calibration:
             raise ValueError(f"calibration of {self.model}: levels must be uint8, 0 to {MOST_LEVELS}")
         if list(self.choices) != sorted(self.choices) or not {coder for _, coder in self.choices} <= {"entropy", "klt"}:
             raise ValueError(f"calibration of {self.model}: choices must be (share of raw, entropy or klt), rising")
+        if self.laws and (set(self.laws) != {"fixed", "entropy"} or self.basis is None):
+            raise ValueError(f"calibration of {self.model}: divergence laws must be of fixed and entropy, and beside a klt basis")
 
     def coder_at(self, of_raw: float) -> CoderName:
         """The better of entropy and klt where a stream is cut at this share of the raw bytes, as held-out prompts said."""
@@ -78,11 +84,17 @@ class Calibration:
         return found[-1] if found else "klt"
 
     @property
+    def predicts(self) -> str:
+        """The digest, if streams of every coder state the divergence of answers in nats a token; empty: a relative squared error."""
+        return self.digest if self.laws else ""
+
+    @property
     def digest(self) -> str:
-        """16 hexadecimal digits that name what the codec uses of it: gamma, sensitivity, levels and basis. Curves carry it."""
+        """16 hexadecimal digits that name what the codec uses of it: gamma, sensitivity, levels, basis and laws. Curves carry it."""
         parts = (np.float64(self.gamma), np.array(self.sensitivity.shape), self.sensitivity.astype("<f8"), self.levels)
         basis = bytes.fromhex(self.basis.digest) if self.basis else b""
-        return hashlib.sha256(b"".join(part.tobytes() for part in parts) + basis).hexdigest()[:16]
+        laws = b"".join(np.array(astuple(self.laws[name]), "<f8").tobytes() for name in sorted(self.laws))
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts) + basis + laws).hexdigest()[:16]
 
     def check(self, layout: KVLayout) -> None:
         """Raises ValueError, with both shapes, unless the calibration fits KV of this layout."""
@@ -119,6 +131,7 @@ class Calibration:
             said = {
                 "version": str(VERSION), "model": self.model, "gamma": repr(self.gamma), "fingerprint": self.fingerprint,
                 "choices": json.dumps(self.choices), "about": json.dumps(self.about),
+                "laws": json.dumps({name: astuple(law) for name, law in self.laws.items()}),
             }  # fmt: skip
             arrays = {"sensitivity": self.sensitivity.astype(np.float64), "levels": self.levels, **self.basis.arrays()}
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part, said)
@@ -172,6 +185,7 @@ def _load_tensors(path: Path) -> Calibration:
         choices = tuple((float(share), coder) for share, coder in json.loads(said["choices"]))
         sensitivity, levels = arrays.pop("sensitivity"), arrays.pop("levels")
         made = said["model"], float(said["gamma"]), sensitivity, levels, json.loads(said["about"])
-        return Calibration(*made, basis_of(arrays), choices, said["fingerprint"])
+        laws = {name: DivergenceLaw(*map(float, numbers)) for name, numbers in json.loads(said.get("laws", "{}")).items()}
+        return Calibration(*made, basis_of(arrays), choices, said["fingerprint"], laws)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"calibration {path} is damaged: {error}") from None

@@ -34,7 +34,8 @@ BackendName = Literal["auto", "oracle", "compiled", "triton"]
 @dataclass(frozen=True, slots=True)
 class Expanded:
     """The result of `Codec.expand`: the cut up to which it wrote, the number of tokens, the distortion that the encoder measured at this
-    cut (weighted relative squared error; with coder klt the predicted divergence of the answers, in nats a token), and the number of cells
+    cut (weighted relative squared error; with coder klt, and with a calibration that has divergence laws, the predicted divergence of the
+    answers, in nats a token), and the number of cells
     that travelled verbatim."""
 
     cut: int
@@ -172,7 +173,8 @@ class Codec:
         at_edges = edges.edges(pool, blocks, cells, coded.statistics)
         verbatim = edges.verbatim_cells(pool, blocks, cells, coded.cells.verbatim)
         sums = slot_sums(coded, self.backend_on(pool.data.device))
-        return assemble(StreamParts(cells, coder, coded, at_edges, verbatim, sums), order, weights)
+        law = self.calibration.laws.get(coder) if self.calibration else None
+        return assemble(StreamParts(cells, coder, coded, at_edges, verbatim, sums, law), order, weights)
 
     def expand(self, data: bytes | bytearray | memoryview, pool: Pool, table: Sequence[int]) -> Expanded:
         """Write what a prefix of a stream holds into a pool.

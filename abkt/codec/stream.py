@@ -17,6 +17,7 @@ import torch
 
 from abkt.codec.cells import Cells
 from abkt.codec.coder import OMITTED, CodedSequence
+from abkt.codec.divergence import DivergenceLaw
 from abkt.codec.fixed.backend import Backend
 from abkt.codec.header import ORDERS, StreamHeader, slot_offsets
 from abkt.codec.order import Bands, curve_of, distortions, slope_bands, uniform_bands, weighted_distortion
@@ -26,7 +27,8 @@ from abkt.policy.view import CoderName, Curve, Order
 @dataclass(frozen=True, slots=True)
 class StreamParts:
     """The parts that are the same in every order of a stream. edges, verbatim: the bytes after the header (edges.py). sums: [passes + 1,
-    cells] uint32, the CRC-32 of each slot, 0 where a cell is verbatim or omitted."""
+    cells] uint32, the CRC-32 of each slot, 0 where a cell is verbatim or omitted. law: what the stream states in place of its weighted
+    squared error; None: that error itself, or the divergence that the klt coder gives."""
 
     cells: Cells
     coder: CoderName
@@ -34,6 +36,7 @@ class StreamParts:
     edges: bytes
     verbatim: bytes
     sums: np.ndarray
+    law: DivergenceLaw | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,8 @@ def assemble(parts: StreamParts, order: Order, weights: torch.Tensor | None) -> 
     curves: dict[Order, Curve] = {}
     for kind in ORDERS:
         distortion = distortions(bands[kind], left)
+        if parts.law:
+            distortion = tuple(map(parts.law.of, distortion))
         headers[kind] = StreamHeader(cells, kind, bands[kind], distortion, coded.classes, *crcs, parts.coder, sizes, parts.coded.levels)
         curves[kind] = curve_of(bands[kind], cells, uncoded, headers[kind].ends, distortion)
     header = headers[order]

@@ -1,9 +1,10 @@
 """Measure this machine: run calibration requests through a real 1P1D cluster, and fit the times of its stages.
 
 The measured workers are real serving workers. Each runs on its own core while the other computes, so every cost is a cost under load. There
-are six kinds of run over an unpaced link: raw, lossless, each depth of the fixed coder, the entropy coder, and a burst for large decode
-batches. On a GPU, the lossless and entropy runs are left out, since both are coded on the CPU. Workers that share a GPU take turns
-(LocalClusterSpec.shares_device).
+are seven kinds of run over an unpaced link: raw, lossless, each depth of the fixed coder, the entropy coder, the klt coder, and a burst for
+large decode batches. On a GPU, the lossless, entropy and klt runs are left out, since these are coded on the CPU. The klt run needs a
+calibration that predicts divergence (Calibration.laws), for only then are its distortions comparable with those of the other coders.
+Workers that share a GPU take turns (LocalClusterSpec.shares_device).
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ class Samples:
     lossless_bytes: int = 0
     lossless_raw_bytes: int = 0
     entropy: list[RateCurve] = field(default_factory=list)
+    klt: list[RateCurve] = field(default_factory=list)
 
-    def add(self, run: ClusterRun, depth: str, calibration: str) -> None:
-        """calibration: its digest, empty if there is none."""
+    def add(self, run: ClusterRun, depth: str, calibration: str, nats: bool) -> None:
+        """calibration: its digest, empty if there is none. nats: whether streams state the divergence of answers."""
         for record in run.requests:
             if record.outcome != "completed":
                 raise ValueError(f"calibration request {record.request_id} {record.outcome}: {record.reason}")
@@ -63,8 +65,20 @@ class Samples:
             self._take("decode", {"batch": float(batch), "context": float(context)}, seconds)
         for coded in run.coded:
             slope, uniform = (curve.scaled(1 / coded.raw_bytes) for curve in (coded.slope, coded.uniform))
-            kept = self.entropy if coded.coder == "entropy" else self.curves
-            kept.append(RateCurve(coded.tokens, slope, uniform, calibration))
+            kept = {"entropy": self.entropy, "klt": self.klt}.get(coded.coder, self.curves)
+            kept.append(RateCurve(coded.tokens, slope, uniform, calibration, nats))
+
+    def rate_curves(self) -> tuple[RateCurve, ...]:
+        """The fixed coder's curves at full depth, each with the klt curve of a prompt of the same length, if klt was measured."""
+        whole = [curve for curve in self.curves if curve.slope.bits[-1] >= max(DEPTHS_BITS)]
+        if not self.klt:
+            return tuple(whole)
+        left, paired = list(self.klt), []
+        for curve in whole:
+            if same := next((other for other in left if other.tokens == curve.tokens), None):
+                left.remove(same)
+                paired.append(replace(curve, klt=same.slope))
+        return tuple(paired)
 
     def entropy_share(self) -> float:
         """Bytes of the entropy coder relative to the fixed one: the median over prompts of at least 128 tokens that both coded."""
@@ -105,7 +119,7 @@ def calibrate(
     cluster : a running 1P1D cluster.
     prompts : makes prompts for given (isl, osl, arrival_s).
     progress : called with the name of each run, `steps` times.
-    say : called once with what will be measured and about how long it takes, after the first prompts have shown how fast the model is.
+    say : called with what will be measured and about how long it takes, after the first prompts have shown how fast the model is.
     budget_s : about how long it may take; prompts get shorter and fewer where the model is slow.
     """
     depths = runs(cluster.spec)
@@ -114,23 +128,27 @@ def calibrate(
     speed = first_prompts(cluster, prompts, longest)
     planned = plan(speed, len(depths), cluster.spec.max_batch, longest, budget_s)
     say(planned.words)
+    calibration = load(cluster.spec.calibration) if cluster.spec.calibration else None
+    if calibration and calibration.basis and not calibration.laws:
+        say("klt is left out, because the calibration has no divergence laws; make it again with `abkt quality calibrate=true`")
     order = np.random.default_rng(0).permutation(len(planned.lengths))
     spaced = arrivals([planned.lengths[i] for i in order], speed)
     burst = [(isl, BURST_OSL, 0.0) for isl in planned.burst]
-    samples, calibration = Samples(), load(cluster.spec.calibration).digest if cluster.spec.calibration else ""
+    samples = Samples()
+    digest, nats = (calibration.digest, bool(calibration.laws)) if calibration else ("", False)
     usual, cluster.spec = cluster.spec, replace(cluster.spec, stall_timeout_s=max(planned.stall_s, cluster.spec.stall_timeout_s))
     try:
         for depth in depths:
             progress(f"{depth} bits" if depth.isdigit() else depth)
-            samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth, calibration)
+            samples.add(cluster.run(prompts(spaced), _policy(depth), UNLIMITED, NO_SLO), depth, digest, nats)
         progress("burst")
-        samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw", calibration)
+        samples.add(cluster.run(prompts(burst), _policy("raw"), UNLIMITED, NO_SLO), "raw", digest, nats)
     finally:
         cluster.spec = usual
     return Profile(
         model=cluster.model,
         fits=fit_stages(samples.stages),
-        curves=tuple(c for c in samples.curves if c.slope.bits[-1] >= max(DEPTHS_BITS)),
+        curves=samples.rate_curves(),
         fingerprint=fingerprint(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         lossless_share=samples.lossless_bytes / samples.lossless_raw_bytes if samples.lossless_raw_bytes else 0.0,
@@ -141,7 +159,8 @@ def calibrate(
 def runs(spec: LocalClusterSpec) -> tuple[str, ...]:
     """The runs that a profile of this cluster measures, besides the first prompts and a burst."""
     on_cpu = spec.device == "cpu"
-    return ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else []))
+    slow = ["entropy", *(["klt"] if spec.calibration and load(spec.calibration).laws else [])]
+    return ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(slow if on_cpu else []))
 
 
 def steps(spec: LocalClusterSpec) -> int:
@@ -165,6 +184,6 @@ def first_prompts(cluster: LocalCluster, prompts: Prompts, longest: int) -> Spee
 def _policy(depth: object) -> dict[str, object]:
     if depth in FULL_PRECISION:
         return {"_target_": FULL_PRECISION[str(depth)]}
-    if depth == "entropy":
-        return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": max(DEPTHS_BITS), "coder": "entropy"}
+    if depth in ("entropy", "klt"):
+        return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": max(DEPTHS_BITS), "coder": depth}
     return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": int(str(depth))}

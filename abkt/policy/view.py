@@ -22,7 +22,8 @@ class Curve:
     Parameters
     ----------
     bytes : wire bytes up to and including band i, rising; at most 65 points.
-    distortion : relative squared error that is left at cut i, falling.
+    distortion : distortion that is left at cut i, falling: relative squared error or, with a calibration that predicts it, the divergence
+        of the model's answers in nats a token (docs/codec.md). All curves of a view have the same unit.
     bits : mean bits per KV value of the passes up to band i.
 
     Raises
@@ -86,6 +87,9 @@ class TransferView:
     started : the promised cut has arrived and decoding may begin; what is sent from now on refines it.
     entropy_share : bytes of the entropy coder relative to the fixed coder at equal distortion; 0: not offered.
     entropy_encode_s, entropy_expand_s : seconds of the entropy coder.
+    klt : curve of the klt coder, in either order; None: not offered, or the transfer is encoded. It has points of its own, so a cut of it
+        is no cut of the others.
+    klt_encode_s, klt_expand_s : seconds of the klt coder.
     """
 
     raw_bytes: int
@@ -107,6 +111,9 @@ class TransferView:
     entropy_share: float
     entropy_encode_s: float
     entropy_expand_s: float
+    klt: Curve | None
+    klt_encode_s: float
+    klt_expand_s: float
 
     def __init__(
         self,
@@ -129,6 +136,9 @@ class TransferView:
         entropy_share: float = 0.0,
         entropy_encode_s: float = 0.0,
         entropy_expand_s: float = 0.0,
+        klt: Curve | None = None,
+        klt_encode_s: float = 0.0,
+        klt_expand_s: float = 0.0,
     ) -> None:
         self.raw_bytes = raw_bytes
         self.deadline_s = deadline_s
@@ -149,8 +159,14 @@ class TransferView:
         self.entropy_share = entropy_share
         self.entropy_encode_s = entropy_encode_s
         self.entropy_expand_s = entropy_expand_s
+        self.klt = klt
+        self.klt_encode_s = klt_encode_s
+        self.klt_expand_s = klt_expand_s
 
-    def curve(self, order: Order) -> Curve:
+    def curve(self, order: Order, coder: CoderName = "fixed") -> Curve:
+        """The curve whose cuts a decision with this order and coder names. The entropy coder has the fixed one's, with fewer bytes."""
+        if coder == "klt" and self.klt is not None:
+            return self.klt
         return self.slope if order == "slope" else self.uniform
 
 

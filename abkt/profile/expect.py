@@ -28,7 +28,8 @@ def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateC
 
     Returns
     -------
-    The TransferView. It offers the lossless mode and the entropy coder (bytes above 0) only if the profile has measured them.
+    The TransferView. It offers the lossless mode and the entropy coder (bytes above 0), and the klt coder (a curve), only if the profile
+    has measured their seconds.
 
     Raises
     ------
@@ -51,6 +52,9 @@ def expected_view(profile: Profile, tokens: int, deadline_s: float, curve: RateC
     if profile.entropy_share > 0 and profile.has_codec("entropy"):
         view.entropy_share = profile.entropy_share
         view.entropy_encode_s, view.entropy_expand_s = profile.codec_s("entropy", tokens)
+    if curve.klt is not None and profile.has_codec("klt"):
+        view.klt = curve.klt.scaled(raw_bytes)
+        view.klt_encode_s, view.klt_expand_s = profile.codec_s("klt", tokens)
     return view
 
 
@@ -58,6 +62,21 @@ def unmeasured_view(raw_bytes: int, deadline_s: float) -> TransferView:
     """The view without a profile: every cut costs 0 s and 0 bytes, so a policy decides by its own rule alone."""
     curve = Curve(bytes=(0.0,) * 4, distortion=(1.0,) * 4, bits=(0.0, 2.0, 4.0, 8.0))
     return TransferView(raw_bytes, deadline_s, slope=curve, uniform=curve, lossless_bytes=raw_bytes)
+
+
+def check_unit(profile: Profile, calibration: str) -> None:
+    """Called before a run on real workers. Raises ValueError, one line, where their streams state another distortion than the profile
+    has.
+
+    calibration: digest of the workers' calibration if it predicts divergence (Calibration.predicts); empty: their distortion is a relative
+    squared error.
+    """
+    if theirs := {(c.calibration or "") if c.nats else "" for c in profile.curves} - {calibration}:
+        named = [f"in nats of calibration {name}" if name else "a squared error" for name in (min(theirs), calibration)]
+        raise ValueError(
+            f"the distortion of the profile's curves is {named[0]}, and that of the workers' streams {named[1]}: give calibration= as when "
+            "the profile was made, or run `abkt profile` again"
+        )
 
 
 def ask_once(policy: BitratePolicy, profile: Profile) -> None:

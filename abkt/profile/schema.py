@@ -9,6 +9,7 @@ Each stage's seconds are a linear function of named features:
   expand/raw, expand/2, expand/4, expand/8   tokens    into the pool
   encode/lossless, expand/lossless           tokens    the lossless mode; optional: without them the mode is not offered
   encode/entropy, expand/entropy             tokens    the entropy coder at full depth; optional
+  encode/klt, expand/klt                     tokens    the klt coder at full depth; optional, needs a calibration that predicts divergence
   transport        calls, bytes              one transfer over the unpaced link
 """
 
@@ -79,13 +80,22 @@ class RateCurve:
     """Rate-distortion curves of one measured prompt; its bytes are relative to its raw bytes. The simulator draws one for each request.
 
     calibration: digest of the calibration whose weights are in the distortion (abkt.codec.calibration); empty: none; None: unknown, as in
-    files from before this was kept.
+    files from before this was kept. nats: distortion is the divergence of the model's answers in nats a token, and not the relative squared
+    error. klt: the curve of the klt coder for the same prompt, in the same unit; None: not measured.
+
+    Raises ValueError for a klt curve without nats, since its distortion is comparable with no other unit.
     """
 
     tokens: int
     slope: Curve
     uniform: Curve
     calibration: str | None = None
+    nats: bool = False
+    klt: Curve | None = None
+
+    def __post_init__(self) -> None:
+        if self.klt is not None and not self.nats:
+            raise ValueError("a rate curve with a klt curve needs its distortions in nats a token (nats true)")
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,10 @@ class Profile:
     lossless_share: float = 0.0
     entropy_share: float = 0.0
 
+    def __post_init__(self) -> None:
+        if len({(c.nats, c.klt is None) for c in self.curves}) > 1:
+            raise ValueError("some rate curves are in nats or have a klt curve, and others are not; all must be of one calibration")
+
     def fit(self, stage: str) -> Fit:
         """The fit of a stage. Raises ValueError, one line, if it was not measured."""
         if stage not in self.fits:
@@ -121,7 +135,7 @@ class Profile:
         return self.fits[stage]
 
     def has_codec(self, name: str) -> bool:
-        """Whether encoding and expanding of a codec (raw, lossless, entropy or a depth in bits) were measured."""
+        """Whether encoding and expanding of a codec (raw, lossless, entropy, klt or a depth in bits) were measured."""
         return {f"encode/{name}", f"expand/{name}"} <= self.fits.keys()
 
     def codec_s(self, name: str, tokens: int) -> tuple[float, float]:
@@ -177,7 +191,11 @@ def parse_rate_curve(data: Mapping[str, Any]) -> RateCurve:
     calibration = data.get("calibration")
     if not (calibration is None or isinstance(calibration, str)):
         raise ValueError(f"the calibration of a curve is {calibration!r}; it must be a digest, empty or null")
-    return RateCurve(int(data["tokens"]), parse_curve(data["slope"]), parse_curve(data["uniform"]), calibration)
+    nats, klt = data.get("nats", False), data.get("klt")
+    if not isinstance(nats, bool):
+        raise ValueError(f"nats of a curve is {nats!r}; it must be true or false")
+    curves = parse_curve(data["slope"]), parse_curve(data["uniform"])
+    return RateCurve(int(data["tokens"]), *curves, calibration, nats, None if klt is None else parse_curve(klt))
 
 
 def parse_curve(data: Mapping[str, Sequence[float]]) -> Curve:

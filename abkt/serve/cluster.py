@@ -16,7 +16,7 @@ from abkt.capacity import Capacity
 from abkt.net.namespaces import Namespaces
 from abkt.policy.build import build
 from abkt.profile import schema
-from abkt.profile.expect import ask_once
+from abkt.profile.expect import ask_once, check_unit
 from abkt.profile.schema import Profile
 from abkt.records import SLO, RequestRecord, TransferRecord
 from abkt.serve.commands import ROLES, Prepare, ReportIterations, WorkerConfig
@@ -157,9 +157,12 @@ class LocalCluster:
         roles: Mapping[str, Any] = STATIC,
     ) -> Frontend:
         """A Frontend over these workers; use one at a time. Raises ValueError if the policy cannot work with the profile."""
-        if profile:
-            ask_once(build(bitrate), profile)
         spec = self.spec
+        if profile:
+            from abkt.codec.calibration import load
+
+            check_unit(profile, load(spec.calibration).predicts if spec.calibration else "")
+            ask_once(build(bitrate), profile)
         terms = RunTerms(
             bitrate=bitrate,
             network=network,

@@ -19,14 +19,17 @@ def serving_view(profile: Profile | None, model: ModelSpec, tokens: int, deadlin
     profile : the measured costs; None: coding costs nothing in the view.
     tokens : tokens of KV to transfer.
     deadline_s : when the KV should be usable.
-    device : device of the workers' pools. Workers encode the lossless mode for a CPU pool only, so it is not offered on another device.
+    device : device of the workers' pools. Workers encode the lossless mode and klt for a CPU pool only, so neither is offered on another
+        device.
     """
     if profile:
         view = expected_view(profile, tokens, deadline_s)
     else:
         view = unmeasured_view(model.kv_bytes(tokens), deadline_s)
     whole = tokens * model.kv_bytes_per_token / max(1, view.raw_bytes)  # the lossless mode sends KV before a window too
-    return replace(view, lossless_bytes=view.lossless_bytes * whole if device == "cpu" else 0.0)
+    if device != "cpu":
+        return replace(view, lossless_bytes=0.0, klt=None)
+    return replace(view, lossless_bytes=view.lossless_bytes * whole)
 
 
 def quoted(view: TransferView, decision: Decision) -> tuple[float, float, float]:

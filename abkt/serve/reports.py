@@ -33,9 +33,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTransfer:
-    """How a prompt's KV is sent. encode_end_s: when encoding ended; encode_busy_s: how long it took. mode, order, depth_bits: as decided;
-    order is empty and depth_bits is 0 for a mode without them. price: the price at the decision. estimate_bytes_per_s: the policy's
-    estimate of the link; nan if it has none. pacing: the mechanism that paced the bytes. codec: name of the implementation that encoded."""
+    """How a prompt's KV is sent. encode_end_s: when encoding ended; encode_busy_s: how long it took. mode, order, depth_bits, coder: as
+    decided; order and coder are empty and depth_bits is 0 for a mode without them. price: the price at the decision. estimate_bytes_per_s:
+    the policy's estimate of the link; nan if it has none. pacing: the mechanism that paced the bytes. codec: name of the implementation
+    that encoded."""
 
     encode_end_s: float
     encode_busy_s: float
@@ -46,6 +47,7 @@ class PlannedTransfer:
     estimate_bytes_per_s: float
     pacing: str
     codec: str
+    coder: str = ""
 
 
 @dataclass(frozen=True, slots=True)

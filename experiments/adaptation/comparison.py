@@ -61,7 +61,7 @@ class Contest:
     cachegen: Bitrate
     oracle: Bitrate
     aim: Aim
-    coders: Sequence[str] = rivals.SHIPPED_CODERS
+    coders: Sequence[str] = rivals.SHIPPED_CODERS[:2]
     margin: Margin = field(default_factory=Margin)
     repeats: int = 5
     parts: bool = True
@@ -126,7 +126,7 @@ def compare_within_bounds(world: World, contest: Contest, bits: float, scout: Wo
     """
     run, slo_s = Runs(world, contest.slo, contest.repeats), contest.slo.ttft_s
     scouted = Runs(scout, contest.slo, contest.repeats) if scout is not None and scout is not world else run
-    fixed = scouted.best(one_coder_each(rivals.allocated(bits), contest.coders))
+    fixed = scouted.best(one_coder_each(rivals.allocated(bits), rivals.with_bits(contest.coders)))
     bounds = Bounds(float(run.score("fixed", fixed).all_distortion.mean()))
     entrants: dict[str, Bitrate] = {"fixed": fixed}
     missing: dict[str, str] = {}
@@ -171,7 +171,7 @@ def _add_rivals(
     if level is None:
         missing["uniform"] = "has no rate that keeps the bounds"
     else:
-        entrants["uniform"] = scouted.best(one_coder_each(rivals.allocated(level, "uniform"), coders))
+        entrants["uniform"] = scouted.best(one_coder_each(rivals.allocated(level, "uniform"), rivals.with_bits(coders)))
         settings["uniform"] = f"{level:g} bits"
     for name, refine in (("equal", math.inf), ("equal, refined", aim.refine * bounds.mean)):
         aims = _largest_aims(refine, coders, bounds, scouted)

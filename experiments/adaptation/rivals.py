@@ -21,7 +21,7 @@ from experiments.adaptation.scores import p99
 from experiments.study.ranking import TAIL
 
 STEPS = 7  # steps of the bisection
-SHIPPED_CODERS = ("fixed", "entropy")  # coders among which our policies choose by themselves
+SHIPPED_CODERS = ("fixed", "entropy", "klt")  # coders among which our policies choose by themselves, where they are offered
 Bitrate = dict[str, Any]  # a policy's configuration, as abkt.policy.build takes it
 
 
@@ -58,8 +58,13 @@ def one_coder_each(bitrate: Mapping[str, Any], coders: Sequence[str]) -> list[Bi
 
 
 def as_shipped(bitrate: Mapping[str, Any], coders: Sequence[str]) -> Bitrate:
-    """A policy of ours with these coders. With those that it ships with, it is left as it is."""
-    return dict(bitrate) if tuple(coders) == SHIPPED_CODERS else coded(bitrate, coders)
+    """A policy of ours with these coders. With those that it ships with, klt being offered or not, it is left as it is."""
+    return dict(bitrate) if tuple(coders) in (SHIPPED_CODERS, SHIPPED_CODERS[:2]) else coded(bitrate, coders)
+
+
+def with_bits(coders: Sequence[str]) -> list[str]:
+    """The coders whose bits per value say how many bytes they send: all but klt, or klt if it is the only one."""
+    return [coder for coder in coders if coder != "klt"] or list(coders)
 
 
 @dataclass(frozen=True, slots=True)

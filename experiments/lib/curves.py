@@ -1,6 +1,7 @@
 """Measured curves: distortion by bytes, and the quality of a model's answers by distortion.
 
-They stand for KV that cannot be computed on this machine, such as the KV of large models.
+They stand for KV that cannot be computed on this machine, such as the KV of large models. A *library* is a file with both kinds, of one
+model with one calibration, whose digest they carry; its distortions are divergences in nats a token (experiments.quality.curves makes it).
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ T = TypeVar("T")
 QUANTILES = 2000  # quantiles that stand for a larger number of transfers
 
 
+LIBRARIES = ("smollm2",)
+"""Models whose library comes with ABKT, in data/curves."""
+
+
 def load_curves(path: Path) -> tuple[RateCurve, ...]:
-    """Rate curves from a file. Raises ValueError, one line, where it is missing, empty or not a list of curves."""
-    return _load(path, "rate curves", "measure them with `abkt profile` or give curves=FILE", parse_rate_curve)
+    """Rate curves from a file or a library. Raises ValueError, one line, where it is missing, empty or not a list of curves."""
+    return _load(path, "rate curves", "measure them with `abkt profile` or give curves=FILE", parse_rate_curve, "rates")
 
 
 def save_curves(curves: tuple[RateCurve, ...], path: Path) -> None:
@@ -51,14 +56,16 @@ class QualityCurve:
 
 
 def load_quality(path: Path) -> tuple[QualityCurve, ...]:
-    """Quality curves from a file. Raises ValueError, one line, where it is missing, empty or not a list of such curves."""
-    return _load(path, "quality curves", "measure them with `abkt quality`", _quality_curve)
+    """Quality curves from a file or a library. Raises ValueError, one line, where it is missing, empty or not a list of such curves."""
+    return _load(path, "quality curves", "measure them with `abkt quality`", _quality_curve, "quality")
 
 
-def _load(path: Path, what: str, remedy: str, parse: Callable[[Any], T]) -> tuple[T, ...]:
-    """The rows of a JSON list, each parsed. Raises ValueError, one line, where the file is missing, empty or damaged."""
+def _load(path: Path, what: str, remedy: str, parse: Callable[[Any], T], part: str) -> tuple[T, ...]:
+    """The rows of a JSON list, or of one part of a library, each parsed. Raises ValueError, one line, where the file is missing, empty or
+    damaged."""
     try:
-        found = tuple(map(parse, json.loads(path.read_text())))
+        whole = json.loads(path.read_text())
+        found = tuple(map(parse, whole[part] if isinstance(whole, dict) else whole))
     except FileNotFoundError:
         raise ValueError(f"{what} {path} do not exist; {remedy}") from None
     except (OSError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -71,6 +78,13 @@ def _load(path: Path, what: str, remedy: str, parse: Callable[[Any], T]) -> tupl
 def _quality_curve(row: Any) -> QualityCurve:
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
     return QualityCurve(**values)
+
+
+def save_library(rates: Sequence[RateCurve], quality: Sequence[QualityCurve], path: Path) -> None:
+    """Write a library, one curve on each line."""
+    rows = {"rates": [asdict(curve) for curve in rates], "quality": [asdict(curve) for curve in quality]}
+    parts = (f'"{name}": [\n' + ",\n".join(json.dumps(row, allow_nan=False) for row in of) + "\n]" for name, of in rows.items())
+    write_text(path, "{" + ",\n".join(parts) + "}\n")
 
 
 def save_quality(curves: Sequence[QualityCurve], path: Path) -> None:
@@ -112,6 +126,21 @@ def stored_quality() -> tuple[QualityCurve, ...]:
     return tuple(curve for curve in load_quality(data_path("curves/quality.json")) if curve.method == "ours")
 
 
+def known_quality(path: Path | None = None) -> tuple[QualityCurve, ...]:
+    """The quality curves that come with ABKT, and those of the library `path` if it is one."""
+    stored = [file for name in LIBRARIES if (file := data_path(f"curves/{name}.json")).is_file()]
+    mine = [path] if path is not None and path not in stored and isinstance(json.loads(path.read_text()), dict) else []
+    return (*stored_quality(), *(curve for file in (*stored, *mine) for curve in load_quality(file)))
+
+
+def expected_kl(distortion: Sequence[float] | np.ndarray, rates: Sequence[RateCurve]) -> dict[str, float] | None:
+    """Mean and p99 of the expected divergence of answers (KL), in nats a token; None if the rate curves have another distortion."""
+    at = np.asarray(distortion, dtype=np.float64)
+    if not rates or not len(at) or not all(curve.nats for curve in rates):
+        return None
+    return {"mean": float(at.mean()), "p99": float(np.quantile(at, 0.99))}
+
+
 def expected_quality(
     distortion: Sequence[float] | np.ndarray, rates: Sequence[RateCurve], curves: Sequence[QualityCurve]
 ) -> tuple[dict[str, dict[str, float]] | None, str]:
@@ -123,11 +152,11 @@ def expected_quality(
     ----------
     distortion : of each transfer.
     rates : the rate curves that it was drawn from.
-    curves : quality curves.
+    curves : quality curves, of any calibrations.
     """
     ours, theirs = {curve.calibration for curve in rates}, {curve.calibration for curve in curves}
-    if ours == theirs and len(ours) == 1 and None not in ours:
-        return quality_of(distortion, curves), ""
+    if len(ours) == 1 and None not in ours and ours <= theirs:
+        return quality_of(distortion, [curve for curve in curves if curve.calibration in ours]), ""
     return None, (
         f"expected_rise_in_nll is not given: the rate curves were measured with calibration {_named(ours)}, "
         f"the quality curves with {_named(theirs)}"

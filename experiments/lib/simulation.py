@@ -18,7 +18,7 @@ from abkt.ranges import OutOfRange, bound, check_seed
 from abkt.records import SLO, summarize_columns
 from abkt.spec import ModelSpec
 from experiments.lib.config import BLOCK_TOKENS, STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, PolicyConfig, instance
-from experiments.lib.curves import expected_quality, stored_quality
+from experiments.lib.curves import expected_kl, expected_quality, known_quality
 from experiments.lib.network import Network, network_files
 from experiments.lib.record_writer import RecordWriter, read_columns
 from experiments.lib.results import write_json
@@ -234,16 +234,18 @@ def write_summary(
     wall_s: float,
     curves: Sequence[RateCurve],
     errors: Mapping[str, Mapping[str, float]] | None = None,
+    library: Path | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
     """Write summary.json from the records in the folder. curves: as rate_curves gives them. errors: as node_errors gives them, if the
-    records have prediction intervals."""
+    records have prediction intervals. library: a file of curves that may hold the quality of these too."""
     requests = folder / "requests.parquet"
     columns = read_columns(requests)
     summary = {**summarize_columns(columns, slo, wall_s), "validated": False, "slo": asdict(slo), **facts}
     completed = columns["outcome"] == "completed"
-    rise, refused = expected_quality(columns["distortion_token_weighted"][completed], curves, stored_quality())
-    summary |= {"expected_rise_in_nll": rise, "expected_rise_refused": refused}
+    distortion = columns["distortion_token_weighted"][completed]
+    rise, refused = expected_quality(distortion, curves, known_quality(library))
+    summary |= {"expected_kl": expected_kl(distortion, curves), "expected_rise_in_nll": rise, "expected_rise_refused": refused}
     if errors is not None:
         summary["prediction"] = prediction(read_columns(requests, COLUMNS), errors)
     write_json(folder / "summary.json", summary)

@@ -26,6 +26,7 @@ from abkt.policy.view import CoderName
 from abkt.spec import ModelSpec
 from experiments.quality import likelihood
 from experiments.quality.bases import basis_of_statistics, best, choices, learned
+from experiments.quality.divergence import laws
 from experiments.quality.groups import groupings
 from experiments.quality.measure import Bench
 from experiments.quality.methods import Cuts, Held, seen
@@ -73,7 +74,17 @@ def calibrate(
         log.warning("the klt coder is not used for %s: %s", model.name, why)
         made["klt"] = f"not used: {why}"
     gamma = _exponent(bench, codec, plain, held_out, done, made)
-    return Calibration(model.name, gamma, plain.sensitivity, plain.levels, made, basis, picked, fingerprint)
+    found = Calibration(model.name, gamma, plain.sensitivity, plain.levels, made, basis, picked, fingerprint)
+    return with_laws(bench, codec, found, held_out)
+
+
+def with_laws(bench: Bench, codec: Codec, made: Calibration, held_out: Sequence[QualitySample]) -> Calibration:
+    """The same, with what streams of the other coders predict of the divergence; without a basis nothing needs it."""
+    if made.basis is None:
+        return made
+    known = laws(bench, codec, made, held_out)
+    said = {f"divergence of {name}": law.words() for name, law in known.items()}
+    return replace(made, about={**made.about, **said}, laws=known)
 
 
 def held_out_of(samples: Sequence[QualitySample]) -> int:

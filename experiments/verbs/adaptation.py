@@ -126,6 +126,13 @@ def main(config: AdaptationConfig, run: VerbCall) -> None:
     print(f"report: {write_report(config.out, run.choices['network'], told, comparisons, read_json(config.out / 'manifest.json'))}")
 
 
+def without_klt(profile: Profile, coders: Sequence[CoderName]) -> Profile:
+    """The profile, without the times of klt if it is not among the coders, so that no policy gets it."""
+    if "klt" in coders:
+        return profile
+    return replace(profile, fits={name: fit for name, fit in profile.fits.items() if not name.endswith("/klt")})
+
+
 def measured(coders: Sequence[CoderName], profile: Profile) -> tuple[CoderName, ...]:
     """The coders that the profile has measured; says which are left out. Raises ValueError, one line, if none is left."""
     known = tuple(coder for coder in coders if coder == "fixed" or profile.has_codec(coder))
@@ -166,7 +173,7 @@ def _worlds(
     from experiments.lib.profiling import profile_machine
     from experiments.study.twin import simulated_cluster
 
-    profile = known or profile_machine(replace(spec, prefill=1, decode=1), config.out, config.seed)
+    profile = without_klt(known or profile_machine(replace(spec, prefill=1, decode=1), config.out, config.seed), config.coders)
     profile.save(config.out / "profile.json")
     network, capacity = config.network, config.network.capacity()
     scout = simulated(simulated_cluster(spec, profile, capacity, shared=network.senders > 1, delay_s=network.delay_s), repeats)

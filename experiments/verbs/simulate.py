@@ -42,7 +42,8 @@ def main(config: SimulateConfig, run: VerbCall) -> None:
         for name in NAMES:
             write_csv(run.out / name)
     chosen = {"bitrate": run.choices["bitrate"], "routing": run.choices["routing"]}
-    summary = write_summary(run.out, config.slo, result.wall_s, rate_curves(simulation.cluster), errors, **chosen, scaling=scaling)
+    curves = rate_curves(simulation.cluster)
+    summary = write_summary(run.out, config.slo, result.wall_s, curves, errors, config.curves, **chosen, scaling=scaling)
     made = manifest(run, simulation_files(config))
     write_json(run.out / "manifest.json", made)
     title = f"Simulation of {words.plural(len(requests), 'request')}, bitrate {chosen['bitrate']}"

@@ -216,6 +216,6 @@ def wire_size(decision: Decision, view: TransferView) -> tuple[float, float]:
     """(wire bytes, mean bits per value of a stream) of a decision, on this view's curve."""
     if decision.mode != "stream":
         return (float(view.raw_bytes) if decision.mode == "raw" else view.lossless_bytes), 0.0
-    curve = view.slope if decision.order == "slope" else view.uniform
+    curve = view.curve(decision.order, decision.coder)
     share = view.entropy_share if decision.coder == "entropy" else 1.0
     return share * curve.bytes[decision.cut], curve.bits[decision.cut]

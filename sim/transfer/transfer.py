@@ -81,7 +81,7 @@ class SimulatedTransfer:
         self.streamed = decision.mode == "stream"
         self.expected = costs.expected(self.tokens, request.request_id if self.streamed else 0)
         self.deadline_s = pair.deadline_s(request.isl, request.arrival_s)
-        curve = self.expected.curve(decision.order)
+        curve = self.expected.curve(decision.order, decision.coder)
         self.full = self.curve = curve.scaled(self.expected.entropy_share) if decision.coder == "entropy" else curve
         self.deepest = self.full.cut_of_bits(decision.depth_bits)
         self.groups = 1 if job.transfer.pipeline is None else job.transfer.pipeline.groups
@@ -178,7 +178,7 @@ class SimulatedTransfer:
             slope,
             uniform,
             0.0,
-            expected.expand_s,
+            expected.klt_expand_s if stage.decision.coder == "klt" else expected.expand_s,
             math.inf,
             sent_bytes,
             sent_cut,

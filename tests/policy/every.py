@@ -15,6 +15,7 @@ from abkt.policy.view import BitratePolicy, Curve, Decision, Delivered, GoodputS
 PACKAGE = "abkt.policy.bitrate"
 LINE = 1e6  # bytes/s, the line rate of a state machine
 SLOPE = Curve((2e4, 5e4, 1e5, 2e5, 4e5, 6e5), (1.0, 0.4, 0.15, 0.04, 0.008, 0.0005), (0.0, 0.5, 1.2, 2.8, 5.5, 8.0))
+KLT = Curve((1e4, 3e4, 9e4, 2e5, 3.5e5), (0.5, 0.06, 0.01, 0.002, 0.0004), (0.0, 1.0, 2.0, 4.0, 8.0))
 UNIFORM = Curve((2e4, 1.6e5, 2.9e5, 5.4e5), (1.0, 0.2, 0.01, 0.0003), (0.0, 2.0, 4.0, 8.0))
 
 
@@ -58,6 +59,7 @@ def configs(rate: float, **budget: float) -> dict[str, dict[str, Any]]:
         "cachegen_bounded": made("bounded.Bounded", inner=cachegen, **budget),
         "cachegen_slope": made("bounded.Bounded", inner=cachegen, order="slope", **budget),
         "cachegen_coded": made("coded.Coded", inner=cachegen, coders=["fixed", "entropy"]),
+        "cachegen_every_coder": made("coded.Coded", inner=cachegen, coders=["fixed", "entropy", "klt"]),
         "equal_coded": made("coded.Coded", inner=plain["equal"], coders=["entropy", "fixed"], link=capacity),
     }
     off = {f"{name}_off": made("off.Off", inner=inner, link=link()) for name, inner in plain.items()}
@@ -89,8 +91,8 @@ def policy(name: str, rate: float = LINE, **budget: float) -> BitratePolicy:
 
 
 @st.composite
-def views(draw) -> TransferView:
-    """A transfer of 1 MB before it is encoded."""
+def views(draw, klt: bool = False) -> TransferView:
+    """A transfer of 1 MB before it is encoded. klt: some of them offer the klt coder."""
     return TransferView(
         raw_bytes=1_000_000,
         deadline_s=draw(st.floats(-1, 3)),
@@ -105,6 +107,9 @@ def views(draw) -> TransferView:
         entropy_share=draw(st.sampled_from([0.0, 0.7])),
         entropy_encode_s=draw(st.floats(1e-3, 1.0)),
         entropy_expand_s=draw(st.floats(1e-3, 1.0)),
+        klt=draw(st.sampled_from([None, KLT])) if klt else None,
+        klt_encode_s=draw(st.floats(1e-3, 1.0)),
+        klt_expand_s=draw(st.floats(1e-3, 1.0)),
         hidden_s=draw(st.sampled_from([0.0, 0.0, 0.3])),
         price=draw(st.one_of(st.just(0.0), st.floats(1e-9, 1e-3))),
         own_slope=draw(st.sampled_from([None, replace(SLOPE.scaled(1e-6), distortion=tuple(d / 2 for d in SLOPE.distortion))])),
@@ -113,10 +118,13 @@ def views(draw) -> TransferView:
 
 def under_way(view: TransferView, decision: Decision, share: float) -> TransferView:
     """The view after a share of the decided bytes was sent."""
-    sizes = view.curve(decision.order).bytes
+    curve = view.curve(decision.order, decision.coder)
+    sizes = curve.bytes
+    if decision.coder == "klt":
+        view = replace(view, slope=curve, uniform=curve)
     sent_bytes = share * sizes[decision.cut]
     sent_cut = next(cut for cut, size in enumerate(sizes) if size >= sent_bytes) if sent_bytes else 0
-    return replace(view, encode_s=0.0, raw_s=math.inf, lossless_bytes=0.0, sent_bytes=sent_bytes, sent_cut=sent_cut)
+    return replace(view, encode_s=0.0, raw_s=math.inf, lossless_bytes=0.0, sent_bytes=sent_bytes, sent_cut=sent_cut, klt=None)
 
 
 samples = st.builds(GoodputSample, st.floats(1.0, 1e6), st.floats(1e-3, 1.0))
@@ -131,4 +139,4 @@ def tell(of: BitratePolicy, history: list[GoodputSample | Delivered], every_s: f
 
 
 def distortion(view: TransferView, decision: Decision) -> float:
-    return view.curve(decision.order).distortion[decision.cut] if decision.mode == "stream" else 0.0
+    return view.curve(decision.order, decision.coder).distortion[decision.cut] if decision.mode == "stream" else 0.0

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from abkt.codec.divergence import DivergenceLaw
 from abkt.measure.cluster import calibrate, handovers, steps
 from abkt.measure.plan import COUNTS, FIRST, LOAD, Speed, arrivals, plan
 from abkt.policy.view import Curve
+from abkt.profile import schema
 from abkt.records import RequestRecord, TransferRecord
 from abkt.serve import ClusterRun, LocalClusterSpec
 from abkt.serve.frontend.prompt import Prompt
 from abkt.serve.reports import CodedCurves
-from abkt.spec import ModelSpec
+from abkt.spec import KVLayout, ModelSpec
+from tests.codec.klt.conftest import make_basis, make_calibration
 
 FIRST_RUNS = ["Fixed8"] * len(FIRST)
 CURVE = Curve((100.0, 5000.0), (1.0, 1e-4), (0.0, 8.0))
@@ -68,6 +72,20 @@ def test_what_is_coded_on_the_cpu_is_not_measured_on_a_gpu(device: str, runs: li
     for stage in ("prefill", "encode/raw", "encode/2", "encode/8", "expand/4"):
         assert profile.fit(stage).seconds(tokens=1000) == pytest.approx(2e-3)
     assert profile.curves
+
+
+@pytest.mark.parametrize("laws", [True, False])
+def test_klt_is_measured_where_a_calibration_predicts_divergence(tmp_path: Path, laws: bool) -> None:
+    layout = KVLayout(FakeCluster(LocalClusterSpec(Path("m"))).model, 8)
+    known = dict.fromkeys(("fixed", "entropy"), DivergenceLaw(1.0, 1.2)) if laws else {}
+    calibration, file, said = make_calibration(layout, make_basis(layout), laws=known), tmp_path / "calibration.safetensors", list[str]()
+    calibration.save(file)
+    cluster = FakeCluster(LocalClusterSpec(Path("m"), calibration=file))
+    profile = calibrate(cluster, prompts, lambda name: None, said.append)  # type: ignore[arg-type]
+    assert ("klt" in cluster.policies) == profile.has_codec("klt") == laws
+    assert {(curve.nats, curve.klt is not None, curve.calibration) for curve in profile.curves} == {(laws, laws, calibration.digest)}
+    assert any("klt is left out, because the calibration has no divergence laws" in line for line in said) == (not laws)
+    assert schema.parse(json.loads(json.dumps(asdict(profile)))) == profile
 
 
 def test_a_handover_lasts_from_when_the_prompt_and_the_worker_are_there() -> None:

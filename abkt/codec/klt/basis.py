@@ -155,8 +155,11 @@ class Basis:
             )
 
     def part(self, first: int, stop: int) -> Basis:
-        """The basis of some layers. It keeps the name of the whole. Raises ValueError, one line, if it would divide a group."""
-        of = slice(first, stop)
+        """The basis of some layers. It keeps the name of the whole, and predicts the divergence as if all layers were like these.
+
+        Raises ValueError, one line, if it would divide a group.
+        """
+        of, nats = slice(first, stop), self.nats * len(self.forward) / (stop - first)
         if not {first, stop} <= {0, *self.ends()}:
             raise ValueError(f"the klt basis has groups of layers that end at {self.ends()}; layers {first} to {stop} divide one")
         kept, groups = np.unique(self.groups[of], return_inverse=True)
@@ -164,7 +167,7 @@ class Basis:
         return Basis(
             self.forward[of], self.inverse[of], groups.reshape(self.groups[of].shape).astype(np.int16), turns, self.deviation[of],
             self.mean[of], self.first[of], self.rotary.part(first, stop),
-            self.chances, self.points, self.step, self.exponent, self.mixing, self.nats, self.digest,
+            self.chances, self.points, self.step, self.exponent, self.mixing, nats, self.digest,
         )  # fmt: skip
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -73,7 +73,7 @@ def stream(view: TransferView, order: Order, cut: int, depth_bits: int = 8, refi
     """
     if cut < view.sent_cut:
         cut = view.sent_cut
-    key = cut | refine_to_cut << 16 | depth_bits << 32 | (order == "slope") << 40 | (coder == "fixed") << 41
+    key = cut | refine_to_cut << 16 | depth_bits << 32 | (order == "slope") << 40 | (coder == "fixed") << 41 | (coder == "klt") << 42
     known = _streams.get(key)
     if known is None:
         known = _streams[key] = Decision("stream", order, cut, depth_bits, refine_to_cut, coder)

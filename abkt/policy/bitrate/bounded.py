@@ -21,8 +21,9 @@ class Bounded:
 
     Parameters
     ----------
-    inner : the policy. It sees the curve of `order` as both of its curves, so its levels are levels of that stream.
-    target_distortion, mean_distortion, max_distortion, refine_distortion : see Budgeted. Relative squared errors.
+    inner : the policy. It sees the curve of `order` as both of its curves, so its levels are levels of that stream. It sees no klt coder;
+        `Coded` around this policy gives it one.
+    target_distortion, mean_distortion, max_distortion, refine_distortion : see Budgeted.
     order : the order of the stream.
     """
 
@@ -56,7 +57,7 @@ class Bounded:
         refine = refinement_cut(curve, self.refine_distortion)
         if view.started:  # the promised cut has arrived; only refinement remains
             return stream(view, self.order, view.sent_cut, refine_to_cut=refine)
-        chosen = self.inner.decide(now_s, replace(view, slope=curve, uniform=curve))
+        chosen = self.inner.decide(now_s, replace(view, slope=curve, uniform=curve, klt=None))
         if chosen.mode != "stream":
             return chosen
         cut = max(min(chosen.cut, curve.cut_reaching(self.target_distortion)), curve.cut_reaching(self._budget.allowed()))

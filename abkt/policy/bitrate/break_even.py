@@ -23,12 +23,17 @@ from abkt.policy.view import CoderName, Decision, TransferView
 
 
 def stage_costs(view: TransferView, decision: Decision) -> tuple[float, float, float]:
-    """(seconds of encoding, wire bytes still to send, seconds of expanding). The copies of a raw transfer count as its encoding."""
+    """(seconds of encoding, wire bytes still to send, seconds of expanding). The copies of a raw transfer count as its encoding.
+
+    A decision for the entropy coder counts as one for the fixed coder; `coders.with_coder` gives the view with its bytes and seconds.
+    """
     if decision.mode == "raw":
         return view.raw_s, float(view.raw_bytes), 0.0
     if decision.mode == "lossless":
         return view.lossless_encode_s, view.lossless_bytes, view.lossless_expand_s
-    left_bytes = (view.slope if decision.order == "slope" else view.uniform).bytes[decision.cut] - view.sent_bytes
+    left_bytes = view.curve(decision.order, decision.coder).bytes[decision.cut] - view.sent_bytes
+    if decision.coder == "klt" and view.klt is not None:
+        return view.klt_encode_s, left_bytes, view.klt_expand_s
     return view.encode_s, left_bytes if left_bytes > 0 else 0.0, view.expand_s
 
 

@@ -1,13 +1,14 @@
 """The base of ABKT's own policies: a distortion budget, the cut for a deadline, full precision if it is no later, and refinement.
 
 `embedded`, `fleet` and `oracle_bandwidth` send bands in the order of distortion removed per byte (rate-distortion slope). They differ in
-their knowledge of the link (`link`) and in where they cut.
+their knowledge of the link (`link`) and in where they cut. Where the klt coder is offered, they decide once with it and once without it,
+and take the better decision (coders.py).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from mypy_extensions import mypyc_attr
@@ -16,6 +17,7 @@ from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.base import bytes_in_time, refinement_cut, stream
 from abkt.policy.bitrate.break_even import coder_for, full_precision_instead, stream_is_sooner, usable_s
 from abkt.policy.bitrate.budget import Budget
+from abkt.policy.bitrate.coders import demerit, distortion_of, with_coder
 from abkt.policy.view import CoderName, Decision, Delivered, GoodputSample, Refined, TransferView
 from abkt.ranges import bound
 
@@ -33,7 +35,7 @@ class Budgeted:
     ----------
     link : the link to the peer, as an estimate (Bandwidth) or as its true capacity (Capacity).
     target_distortion : the distortion to reach if time allows. It is a relative squared error: 0 is no error; 1 means that every value is
-        its channel's mean.
+        its channel's mean. With a calibration that predicts it, it is the divergence of the model's answers in nats a token.
     mean_distortion : limit of the mean over all transfers to this peer.
     max_distortion : limit of each transfer, even if it misses its deadline.
     refine_distortion : the distortion to refine to after decoding has begun, while the link has nothing more urgent to send; inf: no
@@ -62,6 +64,8 @@ class Budgeted:
         self._budget.refund(done)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
+        if view.klt is not None:
+            return self._with_klt(now_s, view)
         refine = self._refine_to(view)
         if view.started:  # the promised cut has arrived; only refinement remains
             return stream(view, "slope", view.sent_cut, refine_to_cut=refine)
@@ -71,6 +75,26 @@ class Budgeted:
             return stream(view, "slope", cut, refine_to_cut=refine)
         sent = stream(view, "slope", cut, refine_to_cut=refine, coder=self._coder(now_s, view, asked))
         return self._full_precision_instead(now_s, view, asked, sent, rate) or sent
+
+    def _with_klt(self, now_s: float, view: TransferView) -> Decision:
+        """The better of the decisions with and without the klt coder."""
+        alone = with_coder(view, "klt")
+        assert alone is not None
+        plain, coded = self.decide(now_s, replace(view, klt=None)), self.decide(now_s, alone)
+        if coded.mode != "stream":
+            return plain
+        coded = stream(alone, coded.order, coded.cut, coded.depth_bits, coded.refine_to_cut, "klt")
+        return coded if self._demerit(now_s, view, coded) < self._demerit(now_s, view, plain) else plain
+
+    def _demerit(self, now_s: float, view: TransferView, decision: Decision) -> tuple[bool, float, float]:
+        own = with_coder(view, decision.coder) if decision.mode == "stream" else view
+        assert own is not None  # a decision names a coder that is offered
+        usable_s, left_s = self._expected_s(now_s, own, decision), max(view.hidden_s, view.deadline_s - now_s)
+        return demerit(usable_s, left_s, distortion_of(own, decision), self.target_distortion)
+
+    def _expected_s(self, now_s: float, view: TransferView, decision: Decision) -> float:
+        """Seconds until the KV is usable, for the choice of a coder."""
+        raise NotImplementedError
 
     def _asked_cut(self, view: TransferView) -> int:
         """The cut to send where time allows."""
@@ -127,6 +151,10 @@ class BudgetedEstimate(Budgeted):
         """By the mean of the rate: after a drop the low quantile would choose the slow coder long after the link has recovered."""
         link: Bandwidth = self.link  # type: ignore[assignment]
         return coder_for(link.mean_bytes_per_s(now_s), view, asked)
+
+    def _expected_s(self, now_s: float, view: TransferView, decision: Decision) -> float:
+        link: Bandwidth = self.link  # type: ignore[assignment]
+        return usable_s(link.mean_bytes_per_s(now_s), view, decision)
 
     def _full_precision_instead(self, now_s: float, view: TransferView, asked: int, sent: Decision, rate: float) -> Decision | None:
         if stream_is_sooner(rate, view, asked):

@@ -1,8 +1,8 @@
 """Any policy with a list of coders that it may use: each transfer gets the coder whose stream is usable first.
 
-The inner policy decides once for each coder, on the transfer's curve and times with that coder. Of the streams that it chooses, the finest
-cut is sent, with the coder that makes this cut usable first; the first of the list on ties. Raw or lossless is sent if the policy chooses
-it whatever the coder.
+The inner policy decides once for each coder, on the transfer's curve and times with that coder. Of the streams that it chooses, the least
+distortion is sent, with the coder that makes a cut of at most this distortion usable first; the first of the list on ties. Raw or lossless
+is sent if the policy chooses it whatever the coder.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import get_args
 
 from abkt.capacity import Capacity
 from abkt.policy.bitrate.break_even import stage_costs
+from abkt.policy.bitrate.coders import distortion_of, with_coder
 from abkt.policy.view import BitratePolicy, CoderName, Decision, Delivered, GoodputSample, Refined, TransferView
 from abkt.ranges import OutOfRange, short
 
@@ -61,8 +62,11 @@ class Coded:
         streams = {coder: decision for coder, decision in decisions.items() if decision.mode == "stream"}
         if not streams:
             return next(iter(decisions.values()))
-        cut = max(decision.cut for decision in streams.values())
-        finest = {coder: replace(decision, cut=cut, coder=coder) for coder, decision in streams.items()}
+        least = min(distortion_of(views[coder], decision) for coder, decision in streams.items())
+        finest = {
+            coder: replace(decision, cut=max(decision.cut, views[coder].curve(decision.order).cut_reaching(least)), coder=coder)
+            for coder, decision in streams.items()
+        }
         best = (
             min(finest, key=lambda coder: self._usable_at_s(now_s, views[coder], finest[coder])) if len(finest) > 1 else next(iter(finest))
         )
@@ -76,24 +80,3 @@ class Coded:
         if self.link is not None:
             return self.link.finish_s(now_s + encode_s, wire_bytes) + expand_s
         return now_s + encode_s + wire_bytes / self.inner.estimate_bytes_per_s(now_s) + expand_s
-
-
-def with_coder(view: TransferView, coder: CoderName) -> TransferView | None:
-    """The view of a transfer before encoding, if this coder is the only one; None if it is not offered.
-
-    A coder NAME other than the fixed one is offered if the view has NAME_share above 0, with its NAME_encode_s and NAME_expand_s.
-    """
-    if coder == "fixed":
-        return replace(view, entropy_share=0.0)
-    share = getattr(view, f"{coder}_share", 0.0)
-    if share <= 0:
-        return None
-    return replace(
-        view,
-        slope=view.slope.scaled(share),
-        uniform=view.uniform.scaled(share),
-        own_slope=view.own_slope.scaled(share) if view.own_slope else None,
-        encode_s=getattr(view, f"{coder}_encode_s"),
-        expand_s=getattr(view, f"{coder}_expand_s"),
-        entropy_share=0.0,
-    )

@@ -8,12 +8,12 @@ Source: post-compression rate-distortion optimisation (EBCOT, Taubman 2000), app
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mypy_extensions import mypyc_attr
 
 from abkt.policy.bitrate.budgeted import BudgetedEstimate
-from abkt.policy.view import TransferView
+from abkt.policy.view import Decision, TransferView
 from abkt.ranges import bound
 
 
@@ -25,7 +25,7 @@ class Embedded(BudgetedEstimate):
     Parameters
     ----------
     link : Bandwidth, the estimate of wire goodput to this peer; the policy plans with its low quantile.
-    target_distortion, mean_distortion, max_distortion, refine_distortion : see Budgeted. Relative squared errors.
+    target_distortion, mean_distortion, max_distortion, refine_distortion : see Budgeted.
 
     Source: EBCOT's rate-distortion optimisation (Taubman 2000), applied to KV.
     """
@@ -46,6 +46,10 @@ class EmbeddedBits(BudgetedEstimate):
     def __post_init__(self) -> None:
         BudgetedEstimate.__post_init__(self)
         bound(self, "bits", least=0, most=8)
+
+    def decide(self, now_s: float, view: TransferView) -> Decision:
+        """Without the klt coder, whose nominal bits are no measure of its bytes."""
+        return BudgetedEstimate.decide(self, now_s, view if view.klt is None else replace(view, klt=None))
 
     def _asked_cut(self, view: TransferView) -> int:
         return view.slope.cut_of_bits(self.bits)

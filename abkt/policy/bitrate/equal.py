@@ -19,7 +19,7 @@ class Equal(Stateless):
 
     Parameters
     ----------
-    distortion : relative squared error at the start of decoding; the coarsest cut that reaches it is sent.
+    distortion : at the start of decoding, as Budgeted's; the coarsest cut that reaches it is sent.
     refine_distortion : the distortion to refine to after decoding has begun, while the link has nothing more urgent to send; inf: no
         refinement.
     coder : the coder of the passes.
@@ -34,5 +34,6 @@ class Equal(Stateless):
         bound(self, "refine_distortion", least=0, infinite=True)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
-        cut = view.sent_cut if view.started else view.slope.cut_reaching(self.distortion)
-        return stream(view, "slope", cut, refine_to_cut=refinement_cut(view.slope, self.refine_distortion), coder=self.coder)
+        curve = view.curve("slope", self.coder)
+        cut = view.sent_cut if view.started else curve.cut_reaching(self.distortion)
+        return stream(view, "slope", cut, refine_to_cut=refinement_cut(curve, self.refine_distortion), coder=self.coder)

@@ -27,4 +27,4 @@ class Fixed(Stateless):
         levels(self)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
-        return stream(view, "uniform", view.uniform.cut_of_bits(self.bits), self.bits, coder=self.coder)
+        return stream(view, "uniform", view.curve("uniform", self.coder).cut_of_bits(self.bits), self.bits, coder=self.coder)

@@ -33,7 +33,7 @@ class Fleet(BudgetedEstimate):
     Parameters
     ----------
     link : Bandwidth, the estimate of wire goodput to this peer.
-    target_distortion, mean_distortion, max_distortion : see Budgeted. Relative squared errors.
+    target_distortion, mean_distortion, max_distortion : see Budgeted.
     refine_distortion : the distortion to refine to after decoding has begun, as far as the bands are worth the price. The price falls while
         no other transfer uses the link. inf: no refinement.
 

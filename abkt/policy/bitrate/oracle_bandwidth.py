@@ -45,6 +45,9 @@ class OracleBandwidth(Budgeted):
             raw_if_hidden=False,
         )
 
+    def _expected_s(self, now_s: float, view: TransferView, decision: Decision) -> float:
+        return self._usable_at_s(now_s, view, decision) - now_s
+
     def _usable_at_s(self, now_s: float, view: TransferView, decision: Decision) -> float:
         """The time at which the KV is usable; inf for a mode that is no longer possible."""
         encode_s, wire_bytes, expand_s = stage_costs(view, decision)

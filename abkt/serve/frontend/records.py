@@ -83,6 +83,7 @@ def transfer_record(attempt: Attempt, model: ModelSpec) -> TransferRecord:
         refine_bytes=last.refine_bytes,
         refine_finish_s=last.refine_finish_s,
         pacing=plan.pacing,
+        coder=plan.coder,
     )
 
 

@@ -49,7 +49,7 @@ class LayeredTransfer:
         else:
             next_cut = partial(transfer.next_group_cut, len(groups))
             source = LayeredSource(len(groups), most_bytes(layout, tokens, len(groups)), next_cut)
-            self.expected_bytes = expected.curve(decision.order).bytes[decision.cut]
+            self.expected_bytes = expected.curve(decision.order, decision.coder).bytes[decision.cut]
         self._source = transfer.source = source
         more = {**generation, "expected_bytes": self.expected_bytes, "layer_ends": ends_of([group.span for group in groups])}
         offer = Offer(attempt_id, decision.mode, tokens, source.ends, more=more)

@@ -83,8 +83,10 @@ class OutboundTransfer:
     view: TransferView = field(init=False)
 
     def __post_init__(self) -> None:
-        # After encoding, no encoding time remains, and no other mode is possible.
-        self.view = replace(self.expected, encode_s=0.0, raw_s=math.inf, lossless_bytes=0.0, hidden_s=0.0)
+        # After encoding, no encoding time remains, and no other mode and coder is possible.
+        expected, klt = self.expected, self.decision.coder == "klt" and self.expected.klt is not None
+        expand_s = expected.klt_expand_s if klt else expected.expand_s
+        self.view = replace(expected, encode_s=0.0, expand_s=expand_s, raw_s=math.inf, lossless_bytes=0.0, hidden_s=0.0, klt=None)
 
     @classmethod
     def decided(cls, peer: DecodePeer, now_s: float, expected: TransferView) -> OutboundTransfer:

@@ -261,6 +261,7 @@ class PrefillWorker:
             estimate_bytes_per_s=transfer.estimate_bytes_per_s,
             pacing=transfer.peer.pacing,
             codec=self.codec.describe(),
+            coder=decision.coder if streamed else "",
         )
         self.control.say(Prefilled(prompt.attempt_id, start_s, end_s, first.token, first.margin, plan, first.logprobs))
 
