@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#define ALWAYS_INLINE __attribute__((always_inline)) inline
+
 namespace {
 
 constexpr int LAST = 255;
@@ -21,7 +23,7 @@ constexpr std::array<uint16_t, LAST + 2> RATES = rates();
 
 struct Chance {
     uint16_t zero, seen;
-    void learn(uint32_t bit) {
+    ALWAYS_INLINE void learn(uint32_t bit) {
         const uint32_t flip = (bit - 1) & 0xFFFF;  // 65,535 - zero is zero with all bits flipped; what is here is the other bit's chance
         uint32_t other = zero ^ flip;
         other -= (other * RATES[seen]) >> 16;
@@ -128,22 +130,29 @@ inline uint32_t big_endian(const uint8_t *at) {
 
 class Reader {
   public:
-    static constexpr int ROOM = 4;  // zeros that must stand after the bytes
-    Reader(const uint8_t *from, int64_t size) : code_(big_endian(from)), at_(from + std::min<int64_t>(4, size)), end_(from + size) {}
-    uint32_t bit(uint32_t zero) {
+    static constexpr int ROOM = 8;  // zeros that must stand after the bytes
+    Reader(const uint8_t *from, int64_t size)
+        : code_(uint64_t(big_endian(from)) << 32 | big_endian(from + 4)), at_(from + std::min<int64_t>(8, size)), end_(from + size) {}
+    ALWAYS_INLINE uint32_t bit(uint32_t zero) {
         const uint32_t part = (range_ >> 16) * zero;
-        const bool one = code_ >= part;
-        code_ -= one ? part : 0;
-        range_ = one ? range_ - part : part;
+        const uint32_t one = code_ >= uint64_t(part) << 32, all = -one;  // as numbers, since compilers make branches of conditions
+        code_ -= uint64_t(part & all) << 32;
+        range_ = part + ((range_ - 2 * part) & all);
         const int shift = __builtin_clz(range_) & 24;
-        range_ <<= shift;
-        code_ = uint32_t(((uint64_t(code_) << 32 | big_endian(at_)) << shift) >> 32);
-        at_ = std::min(at_ + shift / 8, end_);
+        range_ <<= shift, code_ <<= shift, left_ -= shift;
+        if (left_ < 16) refill();
         return one;
     }
 
   private:
-    uint32_t code_, range_ = 0xFFFFFFFFu;
+    // code_: 32 bits at work, and below them left_ that follow, at least 16.
+    void refill() {
+        code_ |= uint64_t(big_endian(at_) >> 8) << (8 - left_);
+        left_ += 24, at_ = std::min(at_ + 3, end_);
+    }
+    uint64_t code_;
+    uint32_t range_ = 0xFFFFFFFFu;
+    int left_ = 32;
     const uint8_t *at_, *end_;
 };
 
