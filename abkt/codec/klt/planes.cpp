@@ -104,11 +104,11 @@ template <class Coder> int64_t exp_golomb(Coder &coder, int64_t rest) {
     return value;
 }
 
-// The magnitude of a coefficient that starts, whose class is k.
-template <class Coder> int64_t fresh_magnitude(Coder &coder, int k, int near, int32_t whole) {
+// The magnitude of a coefficient that starts, whose class is k, after its first bit: whether it is 1 or more without its plain bits.
+template <class Coder> int64_t fresh_rest(Coder &coder, int k, int first, int32_t whole) {
     const int at = level(k), shift = std::clamp((k - TOP) >> 2, 0, WIDEST);
     const int64_t high = whole >> shift;
-    int64_t m = coder.adaptive(at * NEAR + near, high > 0);
+    int64_t m = first;
     if (m) {
         while (m <= ESCAPE && coder.adaptive(MORE + at * STEPS + int(std::min<int64_t>(m, STEPS)) - 1, high > m)) ++m;
         if (m > ESCAPE) m += exp_golomb(coder, std::max<int64_t>(high - m + 1, 1)) - 1;
@@ -141,7 +141,8 @@ class Model {
             const auto fresh = [&](int64_t from, int64_t to) {
                 Encode coder{words.next, CONTEXTS};
                 for (int64_t j = from; j < to; ++j) {
-                    fresh_magnitude(coder, shape_.klass[j] + token + 4 * planes, above[j] * 3 + here[j - 1], whole_[j]);
+                    const int k = shape_.klass[j] + token + 4 * planes, shift = std::clamp((k - TOP) >> 2, 0, WIDEST);
+                    fresh_rest(coder, k, coder.adaptive(level(k) * NEAR + above[j] * 3 + here[j - 1], whole_[j] >> shift > 0), whole_[j]);
                     if (whole_[j]) coder.plain(negative_[t * shape_.dims + j]);
                 }
                 words.next = coder.next;
@@ -222,13 +223,18 @@ class Reading {
 
     void open(int64_t t) {
         row_ = found_ + t * shape_.dims, negative_ = all_negative_ + t * shape_.dims, token_ = shape_.token[t];
+        wide_ = TOP + 4 - token_ - 4 * planes_;
         stretches_.clear();
         const auto known = [&](int64_t from, int64_t to) {
-            for (int q = 0; q < steps_; ++q) contexts(from, to, token_ + 4 * (before_ + 1 + q), near_.data(), &contexts_[q * room_]);
+            for (int q = 0; q < steps_; ++q) contexts(from, to, LATER, token_ + 4 * (before_ + 1 + q), near_.data(), &contexts_[q * room_]);
             sizes(from, to, row_, state_.data());
             stretches_.push_back({from, to, true});
         };
-        shape_.stretches(t, before_, planes_, known, [&](int64_t from, int64_t to) { stretches_.push_back({from, to, false}); });
+        const auto fresh = [&](int64_t from, int64_t to) {
+            contexts(from, to, 0, token_ + 4 * planes_, near_.data(), contexts_.data());
+            stretches_.push_back({from, to, false});
+        };
+        shape_.stretches(t, before_, planes_, known, fresh);
     }
     void read() { read_from(0, 0); }
     // Both at once, as far as both have coefficients that started before: each bit waits for the one before it in its own pass alone.
@@ -261,12 +267,12 @@ class Reading {
     // Where the contexts of a plane's bit begin: those of a magnitude that is 0, to which `up` is added, and the others.
     struct Contexts { Said later, half; };
 
-    void contexts(int64_t from, int64_t to, int base, const uint8_t *__restrict near, Contexts *__restrict found) const {
+    void contexts(int64_t from, int64_t to, int first, int base, const uint8_t *__restrict near, Contexts *__restrict found) const {
         const int32_t *__restrict const klass = &shape_.klass[from];
         near += from, found += from;
         for (int64_t j = 0, n = whole_vectors(to - from); j < n; ++j) {
             const int at = std::min(klass[j] + base, TOP) - START;
-            found[j] = {Said(LATER + at * NEAR + near[j]), Said(HALF - 1 + at * POINTS)};
+            found[j] = {Said(first + at * NEAR + near[j]), Said(HALF - 1 + at * POINTS)};
         }
     }
     // Magnitudes of 3 and more are alike to the contexts.
@@ -299,6 +305,17 @@ class Reading {
             if (m && !was) negative[j] = uint8_t(plain(0));
             bits[j] = uint8_t(found), up = 0x2210u >> 4 * m & 3;
         }
+        ALWAYS_INLINE void fresh(int64_t j, Reading &of) {
+            Chance &chance = chances[contexts[j].later + up];
+            const uint32_t bit = io.rare_bit(chance.zero);
+            chance.learn(bit);
+            up = 0;
+            if (__builtin_expect(bit || of.shape_.klass[j] >= of.wide_, 0)) {
+                of.io_ = io;
+                up = uint32_t(of.large(j, int(bit)));
+                io = of.io_;
+            }
+        }
     };
 
     template <int STEPS> int known(int64_t from, int64_t to, int up) {
@@ -311,15 +328,19 @@ class Reading {
         return steps_ == 1 ? known<1>(from, to, up) : steps_ == 2 ? known<2>(from, to, up) : steps_ == 3 ? known<3>(from, to, up) : known<0>(from, to, up);
     }
     int fresh(int64_t from, int64_t to, int up) {
-        Decode work{chances_.data(), io_};
-        for (int64_t j = from; j < to; ++j) {
-            const int64_t m = fresh_magnitude(work, shape_.klass[j] + token_ + 4 * planes_, near_[j] + up, 0);
-            row_[j] = int32_t(std::min<int64_t>(m, most_));  // only damaged bytes have more
-            if (row_[j]) negative_[j] = uint8_t(work.plain(0));
-            up = std::min(2, row_[j]);
-        }
+        Work work(*this, up);
+        for (int64_t j = from; j < to; ++j) work.fresh(j, *this);
         io_ = work.io;
-        return up;
+        return int(work.up);
+    }
+    // The rest of a coefficient that starts, after its first bit.
+    __attribute__((noinline)) int large(int64_t j, int first) {
+        Decode coder{chances_.data(), io_};
+        const int64_t m = fresh_rest(coder, shape_.klass[j] + token_ + 4 * planes_, first, 0);
+        row_[j] = int32_t(std::min<int64_t>(m, most_));  // only damaged bytes have more
+        if (row_[j]) negative_[j] = uint8_t(coder.plain(0));
+        io_ = coder.io;
+        return std::min(2, row_[j]);
     }
     // What is left of a token from coefficient `next` on. up: of the one before it.
     void read_from(int64_t next, int up) {
@@ -333,15 +354,18 @@ class Reading {
     template <int A, int B> static void pair(Reading &a, Reading &b, int64_t n) {
         Work x(a, 0), y(b, 0);
         for (int64_t j = 0; j < n; ++j) x.known(j, A), y.known(j, B);
+        // What starts with the earlier pass, beside the later one that knows it.
+        const int64_t both = a.stretches_.size() == 2 && a.stretches_[1].from == n ? std::min(a.stretches_[1].to, b.stretches_[0].to) : n;
+        for (int64_t j = n; j < both; ++j) x.fresh(j, a), y.known(j, B);
         a.io_ = x.io, b.io_ = y.io;
-        a.read_from(n, int(x.up)), b.read_from(n, int(y.up));
+        a.read_from(both, int(x.up)), b.read_from(both, int(y.up));
     }
 
     const Shape &shape_;
     int before_, planes_, steps_;
     int32_t most_, *found_, *row_ = nullptr;
     uint8_t *all_negative_, *negative_ = nullptr;
-    int token_ = 0;
+    int token_ = 0, wide_ = 0;  // wide_: from this class on, a coefficient that starts has plain bits
     std::vector<uint8_t> bytes_;
     std::vector<Chance> chances_;
     Reader io_;

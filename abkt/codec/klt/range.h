@@ -135,16 +135,41 @@ class Reader {
         : code_(uint64_t(big_endian(from)) << 32 | big_endian(from + 4)), at_(from + std::min<int64_t>(8, size)), end_(from + size) {}
     ALWAYS_INLINE uint32_t bit(uint32_t zero) {
         const uint32_t part = (range_ >> 16) * zero;
-        const uint32_t one = code_ >= uint64_t(part) << 32, all = -one;  // as numbers, since compilers make branches of conditions
-        code_ -= uint64_t(part & all) << 32;
+        const uint64_t whole = uint64_t(part) << 32;
+#if defined(__x86_64__)  // compilers make a branch of this
+        uint64_t rest = code_;
+        uint32_t other = range_ - part;
+        uint8_t bit;
+        asm("subq %[whole], %[rest]\n\tcmovcq %[code], %[rest]\n\tcmovcl %[part], %[other]\n\tsetnc %[bit]"
+            : [rest] "+&r"(rest), [other] "+&r"(other), [bit] "=&r"(bit)
+            : [whole] "r"(whole), [code] "r"(code_), [part] "r"(part)
+            : "cc");
+        code_ = rest, range_ = other;
+#else
+        const uint32_t bit = code_ >= whole, all = -bit;
+        code_ -= whole & -uint64_t(bit);
         range_ = part + ((range_ - 2 * part) & all);
-        const int shift = __builtin_clz(range_) & 24;
-        range_ <<= shift, code_ <<= shift, left_ -= shift;
-        if (left_ < 16) refill();
-        return one;
+#endif
+        next();
+        return bit;
+    }
+    // The same for a bit that is nearly always 0: then nothing waits for it.
+    ALWAYS_INLINE uint32_t rare_bit(uint32_t zero) {
+        const uint32_t part = (range_ >> 16) * zero;
+        const uint64_t whole = uint64_t(part) << 32;
+        const bool bit = code_ >= whole;
+        if (__builtin_expect(bit, 0)) code_ -= whole, range_ -= part;
+        else range_ = part;
+        next();
+        return bit;
     }
 
   private:
+    ALWAYS_INLINE void next() {
+        const int shift = __builtin_clz(range_) & 24;
+        range_ <<= shift, code_ <<= shift, left_ -= shift;
+        if (left_ < 16) refill();
+    }
     // code_: 32 bits at work, and below them left_ that follow, at least 16.
     void refill() {
         code_ |= uint64_t(big_endian(at_) >> 8) << (8 - left_);
