@@ -86,12 +86,13 @@ struct Encode {
 struct Decode {
     Chance *chances;
     Reader io;
-    int adaptive(int context, int) {
-        const uint32_t bit = io.bit(chances[context].zero);
-        chances[context].learn(bit);
+    ALWAYS_INLINE int adaptive(int context, int) {
+        Chance &chance = chances[context];
+        const uint32_t bit = io.bit(chance.zero);
+        chance.learn(bit);
         return int(bit);
     }
-    int plain(int) { return int(io.bit(EVEN)); }
+    ALWAYS_INLINE int plain(int) { return int(io.bit(EVEN)); }
 };
 
 // An Exp-Golomb code of `rest`, at least 1.
@@ -103,11 +104,11 @@ template <class Coder> int64_t exp_golomb(Coder &coder, int64_t rest) {
     return value;
 }
 
-// The magnitude of a coefficient that starts, whose class is k.
-template <class Coder> int64_t fresh_magnitude(Coder &coder, int k, int near, int32_t whole) {
+// The magnitude of a coefficient that starts, whose class is k, after its first bit: whether it is 1 or more without its plain bits.
+template <class Coder> int64_t fresh_rest(Coder &coder, int k, int first, int32_t whole) {
     const int at = level(k), shift = std::clamp((k - TOP) >> 2, 0, WIDEST);
     const int64_t high = whole >> shift;
-    int64_t m = coder.adaptive(at * NEAR + near, high > 0);
+    int64_t m = first;
     if (m) {
         while (m <= ESCAPE && coder.adaptive(MORE + at * STEPS + int(std::min<int64_t>(m, STEPS)) - 1, high > m)) ++m;
         if (m > ESCAPE) m += exp_golomb(coder, std::max<int64_t>(high - m + 1, 1)) - 1;
@@ -140,7 +141,8 @@ class Model {
             const auto fresh = [&](int64_t from, int64_t to) {
                 Encode coder{words.next, CONTEXTS};
                 for (int64_t j = from; j < to; ++j) {
-                    fresh_magnitude(coder, shape_.klass[j] + token + 4 * planes, above[j] * 3 + here[j - 1], whole_[j]);
+                    const int k = shape_.klass[j] + token + 4 * planes, shift = std::clamp((k - TOP) >> 2, 0, WIDEST);
+                    fresh_rest(coder, k, coder.adaptive(level(k) * NEAR + above[j] * 3 + here[j - 1], whole_[j] >> shift > 0), whole_[j]);
                     if (whole_[j]) coder.plain(negative_[t * shape_.dims + j]);
                 }
                 words.next = coder.next;
@@ -211,59 +213,167 @@ std::vector<uint8_t> padded(const uint8_t *data, int64_t size) {
     return bytes;
 }
 
-// Reads one pass, a token at a time.
+// Reads one pass, a token at a time: `open` a token, `read` it, alone or beside a token of the next pass, and `close` it.
 class Reading {
   public:
-    Reading(const Shape &shape, const Chance *initial, const uint8_t *data, int64_t size, int before, int planes, int finest, int32_t *found, uint8_t *negative)
-        : shape_(shape), before_(before), planes_(planes), most_(MOST >> (finest - planes)), found_(found), negative_(negative),
-          bytes_(padded(data, size)), chances_(initial, initial + CONTEXTS), coder_{chances_.data(), Reader(bytes_.data(), size)}, none_(shape.dims) {}
+    Reading(const Shape &shape, const std::vector<Chance> &initial, const uint8_t *data, int64_t size, int before, int planes, int finest, int32_t *found, uint8_t *negative)
+        : shape_(shape), before_(before), planes_(planes), steps_(before < 0 ? 0 : planes - before), most_(MOST >> (finest - planes)), found_(found),
+          all_negative_(negative), bytes_(padded(data, size)), chances_(initial), io_(bytes_.data(), size), room_(shape.dims + WIDE), near_(room_), state_(room_), bits_(room_),
+          contexts_(room_ * std::max(1, steps_)) {}
 
-    void row(int64_t t) {
-        int32_t *const row = found_ + t * shape_.dims;
-        const int32_t *const above = t ? row - shape_.dims : none_.data();
-        uint8_t *const negative = negative_ + t * shape_.dims;
-        const int token = shape_.token[t];
-        int64_t next = 0;
-        int up = 0;
-        shape_.stretches(
-            t, before_, planes_,
-            [&](int64_t from, int64_t to) {
-                if (from != next) up = 0;
-                for (int64_t j = from; j < to; ++j) {
-                    const int near = std::min(2, above[j]) * 3 + up, was = row[j];
-                    int m = was;
-                    for (int plane = before_ + 1; plane <= planes_; ++plane) {
-                        const int at = level(shape_.klass[j] + token + 4 * plane);
-                        const int context = m ? HALF + at * POINTS + std::min(m, POINTS) - 1 : LATER + at * NEAR + near;
-                        m = 2 * m + coder_.adaptive(context, 0);
-                    }
-                    if (m && !was) negative[j] = uint8_t(coder_.plain(0));
-                    row[j] = m, up = std::min(2, m);
-                }
-                next = to;
-            },
-            [&](int64_t from, int64_t to) {
-                if (from != next) up = 0;
-                for (int64_t j = from; j < to; ++j) {
-                    const int near = std::min(2, above[j]) * 3 + up;
-                    const int64_t m = fresh_magnitude(coder_, shape_.klass[j] + token + 4 * planes_, near, 0);
-                    row[j] = int32_t(std::min<int64_t>(m, most_));  // only damaged bytes have more
-                    if (row[j]) negative[j] = uint8_t(coder_.plain(0));
-                    up = std::min(2, row[j]);
-                }
-                next = to;
-            });
+    void open(int64_t t) {
+        row_ = found_ + t * shape_.dims, negative_ = all_negative_ + t * shape_.dims, token_ = shape_.token[t];
+        wide_ = TOP + 4 - token_ - 4 * planes_;
+        stretches_.clear();
+        const auto known = [&](int64_t from, int64_t to) {
+            for (int q = 0; q < steps_; ++q) contexts(from, to, LATER, token_ + 4 * (before_ + 1 + q), near_.data(), &contexts_[q * room_]);
+            sizes(from, to, row_, state_.data());
+            stretches_.push_back({from, to, true});
+        };
+        const auto fresh = [&](int64_t from, int64_t to) {
+            contexts(from, to, 0, token_ + 4 * planes_, near_.data(), contexts_.data());
+            stretches_.push_back({from, to, false});
+        };
+        shape_.stretches(t, before_, planes_, known, fresh);
+    }
+    void read() { read_from(0, 0); }
+    // Both at once, as far as both have coefficients that started before: each bit waits for the one before it in its own pass alone.
+    static void read(Reading &a, Reading &b) {
+        constexpr auto pair_of = [](int x, int y) { return 4 * x + y; };
+        const int64_t n = std::min(a.first_known(), b.first_known());
+        switch (n ? pair_of(a.steps_, b.steps_) : 0) {
+            case pair_of(1, 1): return pair<1, 1>(a, b, n);
+            case pair_of(1, 2): return pair<1, 2>(a, b, n);
+            case pair_of(1, 3): return pair<1, 3>(a, b, n);
+            case pair_of(2, 1): return pair<2, 1>(a, b, n);
+            case pair_of(2, 2): return pair<2, 2>(a, b, n);
+            case pair_of(2, 3): return pair<2, 3>(a, b, n);
+            case pair_of(3, 3): return pair<3, 3>(a, b, n);
+        }
+        a.read(), b.read();
+    }
+    void close() {
+        const int64_t n = whole_vectors(shape_.dims);
+        int32_t *__restrict const row = row_;
+        uint8_t *__restrict const near = near_.data();
+        const uint8_t *__restrict const bits = bits_.data();
+        for (const Stretch &s : stretches_)
+            for (int64_t j = s.from; s.known && j < s.to; ++j) row[j] = row[j] << steps_ | bits[j];
+        for (int64_t j = 0; j < n; ++j) near[j] = uint8_t(std::min(row[j], 2) * 3);
     }
 
   private:
+    struct Stretch { int64_t from, to; bool known; };
+    // Where the contexts of a plane's bit begin: those of a magnitude that is 0, to which `up` is added, and the others.
+    struct Contexts { Said later, half; };
+
+    void contexts(int64_t from, int64_t to, int first, int base, const uint8_t *__restrict near, Contexts *__restrict found) const {
+        const int32_t *__restrict const klass = &shape_.klass[from];
+        near += from, found += from;
+        for (int64_t j = 0, n = whole_vectors(to - from); j < n; ++j) {
+            const int at = std::min(klass[j] + base, TOP) - START;
+            found[j] = {Said(first + at * NEAR + near[j]), Said(HALF - 1 + at * POINTS)};
+        }
+    }
+    // Magnitudes of 3 and more are alike to the contexts.
+    static void sizes(int64_t from, int64_t to, const int32_t *__restrict row, uint8_t *__restrict state) {
+        row += from, state += from;
+        for (int64_t j = 0, n = whole_vectors(to - from); j < n; ++j) state[j] = uint8_t(std::min(row[j], POINTS));
+    }
+    // How many of the token's first coefficients started before.
+    int64_t first_known() const { return !stretches_.empty() && stretches_[0].known && !stretches_[0].from ? stretches_[0].to : 0; }
+
+    // What changes while a token is read, apart from the rest, so that it stays in registers.
+    struct Work : Decode {
+        uint32_t up;
+        uint8_t *negative, *bits;
+        const uint8_t *state;
+        const Contexts *contexts;
+        int64_t room;
+        Work(Reading &of, int up)
+            : Decode{of.chances_.data(), of.io_}, up(uint32_t(up)), negative(of.negative_), bits(of.bits_.data()), state(of.state_.data()),
+              contexts(of.contexts_.data()), room(of.room_) {}
+
+        ALWAYS_INLINE void known(int64_t j, int steps) {
+            uint32_t m = state[j], found = 0;  // min(m, 3), and min(m, 2) at the end, by shifts
+            const bool was = m;
+            for (int q = 0; q < steps; ++q) {
+                const Contexts at = contexts[q * room + j];
+                const uint32_t later = at.later + up, half = at.half + m, bit = uint32_t(adaptive(int(m ? half : later), 0));
+                found = 2 * found + bit, m = 0x33333210u >> 4 * (2 * m + bit) & 3;
+            }
+            if (m && !was) negative[j] = uint8_t(plain(0));
+            bits[j] = uint8_t(found), up = 0x2210u >> 4 * m & 3;
+        }
+        ALWAYS_INLINE void fresh(int64_t j, Reading &of) {
+            Chance &chance = chances[contexts[j].later + up];
+            const uint32_t bit = io.rare_bit(chance.zero);
+            chance.learn(bit);
+            up = 0;
+            if (__builtin_expect(bit || of.shape_.klass[j] >= of.wide_, 0)) {
+                of.io_ = io;
+                up = uint32_t(of.large(j, int(bit)));
+                io = of.io_;
+            }
+        }
+    };
+
+    template <int STEPS> int known(int64_t from, int64_t to, int up) {
+        Work work(*this, up);
+        for (int64_t j = from; j < to; ++j) work.known(j, STEPS ? STEPS : steps_);
+        io_ = work.io;
+        return int(work.up);
+    }
+    int known(int64_t from, int64_t to, int up) {
+        return steps_ == 1 ? known<1>(from, to, up) : steps_ == 2 ? known<2>(from, to, up) : steps_ == 3 ? known<3>(from, to, up) : known<0>(from, to, up);
+    }
+    int fresh(int64_t from, int64_t to, int up) {
+        Work work(*this, up);
+        for (int64_t j = from; j < to; ++j) work.fresh(j, *this);
+        io_ = work.io;
+        return int(work.up);
+    }
+    // The rest of a coefficient that starts, after its first bit.
+    __attribute__((noinline)) int large(int64_t j, int first) {
+        Decode coder{chances_.data(), io_};
+        const int64_t m = fresh_rest(coder, shape_.klass[j] + token_ + 4 * planes_, first, 0);
+        row_[j] = int32_t(std::min<int64_t>(m, most_));  // only damaged bytes have more
+        if (row_[j]) negative_[j] = uint8_t(coder.plain(0));
+        io_ = coder.io;
+        return std::min(2, row_[j]);
+    }
+    // What is left of a token from coefficient `next` on. up: of the one before it.
+    void read_from(int64_t next, int up) {
+        for (const Stretch &s : stretches_) {
+            const int64_t from = std::max(s.from, next);
+            if (from >= s.to) continue;
+            up = s.known ? known(from, s.to, from == next ? up : 0) : fresh(from, s.to, from == next ? up : 0);
+            next = s.to;
+        }
+    }
+    template <int A, int B> static void pair(Reading &a, Reading &b, int64_t n) {
+        Work x(a, 0), y(b, 0);
+        for (int64_t j = 0; j < n; ++j) x.known(j, A), y.known(j, B);
+        // What starts with the earlier pass, beside the later one that knows it.
+        const int64_t both = a.stretches_.size() == 2 && a.stretches_[1].from == n ? std::min(a.stretches_[1].to, b.stretches_[0].to) : n;
+        for (int64_t j = n; j < both; ++j) x.fresh(j, a), y.known(j, B);
+        a.io_ = x.io, b.io_ = y.io;
+        a.read_from(both, int(x.up)), b.read_from(both, int(y.up));
+    }
+
     const Shape &shape_;
-    int before_, planes_;
-    int32_t most_, *found_;
-    uint8_t *negative_;
+    int before_, planes_, steps_;
+    int32_t most_, *found_, *row_ = nullptr;
+    uint8_t *all_negative_, *negative_ = nullptr;
+    int token_ = 0, wide_ = 0;  // wide_: from this class on, a coefficient that starts has plain bits
     std::vector<uint8_t> bytes_;
     std::vector<Chance> chances_;
-    Decode coder_;
-    std::vector<int32_t> none_;
+    Reader io_;
+    int64_t room_;
+    std::vector<uint8_t> near_;  // 3 times what the token above is to the contexts
+    std::vector<uint8_t> state_, bits_;
+    std::vector<Contexts> contexts_;
+    std::vector<Stretch> stretches_;
 };
 
 // klt/table.py, compiled.
@@ -323,6 +433,22 @@ struct Errors {
         for (int64_t lane = 0; lane < LANES; ++lane) sums[lane] += double(squares[lane]);
     }
 };
+
+// What a token's magnitudes stand for.
+void values(int64_t dims, const int32_t *__restrict found, const uint8_t *__restrict negative, const int32_t *__restrict klass, int base, float unit,
+            const float *__restrict points, float *__restrict y) {
+    constexpr int64_t MANY = 64;
+    int32_t place[MANY];
+    for (int64_t from = 0; from < dims; from += MANY) {
+        const int64_t n = std::min(MANY, dims - from);
+        const int32_t *__restrict const m = found + from;
+        for (int64_t j = 0; j < n; ++j) place[j] = point(klass[from + j] + base, m[j]);
+        for (int64_t j = 0; j < n; ++j) {
+            const float size = (float(m[j]) + points[place[j]]) * (negative[from + j] ? -unit : unit);
+            y[from + j] = m[j] ? size : 0.0f;
+        }
+    }
+}
 
 // Where in their bins the magnitudes of a pass lay: added to `offsets`.
 void count_offsets(const Shape &shape, const float *sizes, const int32_t *target, int planes, int shift, double *offsets) {
@@ -413,22 +539,24 @@ void abkt_klt_decode(int64_t tokens, int64_t dims, const int32_t *token, const i
                      int64_t finest, const uint16_t *initial, const float *points, const uint8_t *data, const int64_t *starts,
                      const int64_t *sizes, float *y) {
     const int64_t n = tokens * dims;
-    std::vector<int32_t> found(n, 0);
-    std::vector<uint8_t> negative(n, 0);
+    std::vector<int32_t> found(n + WIDE);
+    std::vector<uint8_t> negative(n);
     const Shape shape(tokens, dims, token, klass);
     const std::vector<Chance> chances = start(initial);
-    for (int64_t p = 0; p < present; ++p) {
-        Reading pass(shape, chances.data(), data + starts[p], sizes[p], p ? planes[p - 1] : -1, planes[p], int(finest), found.data(), negative.data());
-        for (int64_t t = 0; t < tokens; ++t) pass.row(t);
+    std::vector<Reading> passes;
+    for (int64_t p = 0; p < present; ++p)
+        passes.emplace_back(shape, chances, data + starts[p], sizes[p], p ? planes[p - 1] : -1, planes[p], int(finest), found.data(), negative.data());
+    for (int64_t step = 0; step < tokens + present - 1; ++step) {  // each pass is a token behind the one before it
+        const int64_t first = std::max<int64_t>(0, step - tokens + 1), last = std::min(step, present - 1);
+        for (int64_t p = first; p <= last; ++p) passes[p].open(step - p);
+        int64_t p = last;
+        for (; p > first; p -= 2) Reading::read(passes[p - 1], passes[p]);
+        if (p == first) passes[p].read();
+        for (p = first; p <= last; ++p) passes[p].close();
     }
-    const float unit = present ? float(1 << (finest - planes[present - 1])) : 0.0f;
+    const int last = present ? planes[present - 1] : 0;
     for (int64_t t = 0; t < tokens; ++t)
-        for (int64_t j = 0; j < dims; ++j) {
-            const int64_t i = t * dims + j;
-            const int32_t m = found[i], at = present ? point(klass[j] + token[t] + 4 * planes[present - 1], m) : 0;
-            const float value = m ? (float(m) + points[at]) * unit : 0.0f;
-            y[i] = negative[i] ? -value : value;
-        }
+        values(dims, &found[t * dims], &negative[t * dims], klass, token[t] + 4 * last, float(1 << (finest - last)), points, y + t * dims);
 }
 
 }  // extern "C"

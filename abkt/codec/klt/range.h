@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#define ALWAYS_INLINE __attribute__((always_inline)) inline
+
 namespace {
 
 constexpr int LAST = 255;
@@ -21,7 +23,7 @@ constexpr std::array<uint16_t, LAST + 2> RATES = rates();
 
 struct Chance {
     uint16_t zero, seen;
-    void learn(uint32_t bit) {
+    ALWAYS_INLINE void learn(uint32_t bit) {
         const uint32_t flip = (bit - 1) & 0xFFFF;  // 65,535 - zero is zero with all bits flipped; what is here is the other bit's chance
         uint32_t other = zero ^ flip;
         other -= (other * RATES[seen]) >> 16;
@@ -128,22 +130,54 @@ inline uint32_t big_endian(const uint8_t *at) {
 
 class Reader {
   public:
-    static constexpr int ROOM = 4;  // zeros that must stand after the bytes
-    Reader(const uint8_t *from, int64_t size) : code_(big_endian(from)), at_(from + std::min<int64_t>(4, size)), end_(from + size) {}
-    uint32_t bit(uint32_t zero) {
+    static constexpr int ROOM = 8;  // zeros that must stand after the bytes
+    Reader(const uint8_t *from, int64_t size)
+        : code_(uint64_t(big_endian(from)) << 32 | big_endian(from + 4)), at_(from + std::min<int64_t>(8, size)), end_(from + size) {}
+    ALWAYS_INLINE uint32_t bit(uint32_t zero) {
         const uint32_t part = (range_ >> 16) * zero;
-        const bool one = code_ >= part;
-        code_ -= one ? part : 0;
-        range_ = one ? range_ - part : part;
-        const int shift = __builtin_clz(range_) & 24;
-        range_ <<= shift;
-        code_ = uint32_t(((uint64_t(code_) << 32 | big_endian(at_)) << shift) >> 32);
-        at_ = std::min(at_ + shift / 8, end_);
-        return one;
+        const uint64_t whole = uint64_t(part) << 32;
+#if defined(__x86_64__)  // compilers make a branch of this
+        uint64_t rest = code_;
+        uint32_t other = range_ - part;
+        uint8_t bit;
+        asm("subq %[whole], %[rest]\n\tcmovcq %[code], %[rest]\n\tcmovcl %[part], %[other]\n\tsetnc %[bit]"
+            : [rest] "+&r"(rest), [other] "+&r"(other), [bit] "=&r"(bit)
+            : [whole] "r"(whole), [code] "r"(code_), [part] "r"(part)
+            : "cc");
+        code_ = rest, range_ = other;
+#else
+        const uint32_t bit = code_ >= whole, all = -bit;
+        code_ -= whole & -uint64_t(bit);
+        range_ = part + ((range_ - 2 * part) & all);
+#endif
+        next();
+        return bit;
+    }
+    // The same for a bit that is nearly always 0: then nothing waits for it.
+    ALWAYS_INLINE uint32_t rare_bit(uint32_t zero) {
+        const uint32_t part = (range_ >> 16) * zero;
+        const uint64_t whole = uint64_t(part) << 32;
+        const bool bit = code_ >= whole;
+        if (__builtin_expect(bit, 0)) code_ -= whole, range_ -= part;
+        else range_ = part;
+        next();
+        return bit;
     }
 
   private:
-    uint32_t code_, range_ = 0xFFFFFFFFu;
+    ALWAYS_INLINE void next() {
+        const int shift = __builtin_clz(range_) & 24;
+        range_ <<= shift, code_ <<= shift, left_ -= shift;
+        if (left_ < 16) refill();
+    }
+    // code_: 32 bits at work, and below them left_ that follow, at least 16.
+    void refill() {
+        code_ |= uint64_t(big_endian(at_) >> 8) << (8 - left_);
+        left_ += 24, at_ = std::min(at_ + 3, end_);
+    }
+    uint64_t code_;
+    uint32_t range_ = 0xFFFFFFFFu;
+    int left_ = 32;
     const uint8_t *at_, *end_;
 };
 
