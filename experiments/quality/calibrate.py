@@ -32,7 +32,7 @@ from experiments.quality.methods import Cuts, Held, seen
 from experiments.quality.samples import QualitySample
 
 Candidate = tuple[float, float, float]  # floor, exponent, mixing
-HELD_OUT = 3  # prompts that choose, and are in no statistics
+HELD_OUT = 3  # prompts that choose, and are in no statistics; more where there are more kinds
 SETTINGS = ((0.5, 0.4), (0.0, 0.0))  # (exponent, mixing) of the tokens' classes; the last: all tokens alike
 FLOORS = (0.03, 0.1, 0.3)
 SHARES = (0.04, 0.06, 0.08, 0.1, 0.16, 0.25, 0.4)  # of raw bytes, at which klt and entropy are compared
@@ -45,12 +45,12 @@ log = logging.getLogger("abkt.quality")
 def calibrate(
     bench: Bench, codec: Codec, samples: Sequence[QualitySample], done: Callable[[int], None], fingerprint: str = ""
 ) -> Calibration:
-    """Calibrate on prompts like those that will be served. The last HELD_OUT of them, or half of fewer, are held out.
+    """Calibrate on prompts like those that will be served. The last of them are held out (`held_out_of`).
 
     done: called with the number of prompts, or trials on a prompt, that were just worked through (`passes` says how many there are).
     """
     model = codec.layout.model
-    held_out = samples[-min(HELD_OUT, len(samples) // 2) :]
+    held_out = samples[len(samples) - held_out_of(samples) :]
     fitted = samples[: len(samples) - len(held_out)]
     if not fitted or not held_out:
         raise ValueError(f"a calibration needs at least 2 prompts, not {len(samples)}; give more text")
@@ -86,10 +86,15 @@ def with_laws(bench: Bench, codec: Codec, made: Calibration, held_out: Sequence[
     return replace(made, about={**made.about, **said}, laws=known)
 
 
-def passes(model: ModelSpec, samples: int) -> int:
+def held_out_of(samples: Sequence[QualitySample]) -> int:
+    """How many prompts are held out: HELD_OUT, or one of each kind where there are more kinds; at most half of them."""
+    return min(max(HELD_OUT, len({sample.kind for sample in samples})), len(samples) // 2)
+
+
+def passes(model: ModelSpec, samples: Sequence[QualitySample]) -> int:
     """How often `calibrate` reports."""
-    held = min(HELD_OUT, samples // 2)
-    return samples - held + held * (len(tried(True)) + 1 + len(GAMMAS)) if not refusal(model) else held * len(GAMMAS)
+    held = held_out_of(samples)
+    return len(samples) - held + held * (len(tried(True)) + 1 + len(GAMMAS)) if not refusal(model) else held * len(GAMMAS)
 
 
 def _basis(

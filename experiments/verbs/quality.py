@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from experiments.quality.samples import QualitySample
 
 
+CALIBRATION_SEED = 1 << 40  # apart from the seeds of prompts
+COMPUTE_DTYPE = "float32"  # on every machine: what rounding does to the logits would count as the codecs' divergence
 COPIES = 8  # received copies of a prompt's KV during a calibration: so many heads share a forward pass
 
 
@@ -42,6 +44,8 @@ class QualityConfig:
     passages: dict[str, Path]
     retrieval: tuple[str, ...]
     calibration_texts: Path | None
+    calibration_passages: dict[str, Path]
+    calibration_retrieval: tuple[str, ...]
     calibration_prompts: int
     calibration: FilePath | None
     calibrate: bool
@@ -56,6 +60,15 @@ class QualityConfig:
         bound(self, "tile_tokens", least=1, most=1 << 20)
         bound(self, "calibration_prompts", least=1, most=10_000)
         check_seed(self)
+        if self.calibration_retrieval and not self.calibration_passages:
+            raise ValueError("calibration_retrieval goes with calibration_passages; give some, as +calibration_passages.books=FOLDER")
+        if self.calibration_texts and self.calibration_passages:
+            raise ValueError("calibration_texts is one kind of text and calibration_passages names several; give one of them")
+
+    @property
+    def calibrates_on_texts(self) -> bool:
+        """Whether texts of their own are given for calibrations."""
+        return bool(self.calibration_texts or self.calibration_passages)
 
 
 @verb("quality", resumes=("outcomes.jsonl", "settings.json", "calibration_kv.safetensors"))
@@ -64,7 +77,6 @@ def main(config: QualityConfig, run: VerbCall) -> None:
 
     from abkt.codec.calibration import load
     from abkt.codec.codec import Codec
-    from abkt.serve.engine.compute_dtype import compute_dtype
     from abkt.serve.engine.engine import Engine, read_spec, rope_theta
     from abkt.serve.engine.model_folder import fingerprint
     from abkt.spec import KVLayout
@@ -93,10 +105,10 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     if config.passages or config.retrieval:
         kinds = kinds_of(config.samples, config.tokens, config.seed, config.passages, config.retrieval, config.model_folder)
         asked = list(kinds)
-    wanted = max(2, config.calibration_prompts) if config.calibration_texts or texts is not None else max(2, config.samples // 2)
+    wanted = max(2, config.calibration_prompts) if config.calibrates_on_texts or texts is not None else max(2, config.samples // 2)
     if not config.calibrate:
         others = []
-    elif config.calibration_texts:
+    elif config.calibrates_on_texts:
         others = list(calibration_samples(config, wanted))
     else:
         others = list(samples(wanted, config.tokens, config.seed + 1, texts, recalls, before))
@@ -111,18 +123,18 @@ def main(config: QualityConfig, run: VerbCall) -> None:
     codec = Codec(layout, tile_tokens=config.tile_tokens, rope_theta=rope_theta(config.model_folder), calibration=calibration)
     if calibration:
         calibration.check_files(fingerprint(config.model_folder))
-    fitted = dropping() | (rivals(lambda: calibration_of(config)) if config.calibration_texts else {})
+    fitted = dropping() | (rivals(lambda: calibration_of(config)) if config.calibrates_on_texts else {})
     named = [name for name in config.codecs if not (config.calibrate and name in KLT)]
     check(named, methods(codec, calibration) | fitted)
-    dtype = compute_dtype(spec.dtype)
     left = [index for index in range(len(asked)) if index not in {prompt for prompt, _ in saved.done}]
     first = f"a calibration on {len(others)} others first; " if others else ""
     print(
         f"plan: {len(asked)} prompts of {config.tokens} tokens on {spec.name}, {len(asked) - len(left)} measured already; {first}"
-        f"{len(config.codecs)} codecs named; {dtype.words(spec.dtype)}; an estimate of the time follows the first prompt",
+        f"{len(config.codecs)} codecs named; compute in {COMPUTE_DTYPE}, KV in {spec.dtype}; "
+        "an estimate of the time follows the first prompt",
         flush=True,
     )
-    bench = Bench(Engine(config.model_folder, layout, dtype=dtype.dtype), copies)
+    bench = Bench(Engine(config.model_folder, layout, dtype=COMPUTE_DTYPE), copies)
     saved.begin()
     if config.calibrate:
         calibration = calibrated(config, bench, codec, others)
@@ -167,7 +179,7 @@ def calibrated(config: QualityConfig, bench: Bench, codec: Codec, others: Sequen
     for path in (config.out / "calibration.safetensors", config.out / "calibration.json"):
         if path.exists():
             return load(path)
-    total = passes(codec.layout.model, len(others))
+    total = passes(codec.layout.model, others)
     pace, count = Pace(total), 0
     with bar("calibrate", total) as progress:
 
@@ -186,13 +198,19 @@ def calibrated(config: QualityConfig, bench: Bench, codec: Codec, others: Sequen
 
 
 def calibration_samples(config: QualityConfig, count: int) -> Iterator[QualitySample]:
-    """The first `count` prompts of the calibration texts, the same for every codec that calibrates."""
+    """The first `count` prompts of the calibration texts, the same for every codec that calibrates; of several kinds one after another."""
     import numpy as np
 
     from experiments.models.tokenizer import bos_ids, needed_tokenizer
-    from experiments.quality.kinds import ids_of
+    from experiments.quality.kinds import ids_of, kinds_of
     from experiments.quality.samples import AFTER, text
 
+    if config.calibration_passages:
+        kinds = kinds_of(
+            count, config.tokens, CALIBRATION_SEED, config.calibration_passages, config.calibration_retrieval, config.model_folder
+        )
+        yield from islice(kinds, count)
+        return
     assert config.calibration_texts
     tokenizer = needed_tokenizer(config.model_folder)
     ids = ids_of("calibration", config.calibration_texts, tokenizer)
@@ -232,6 +250,8 @@ def settings(config: QualityConfig) -> dict[str, str]:
 
     kept = {key: str(getattr(config, key)) for key in ("tokens", "tile_tokens", "texts", "passages", "retrieval", "calibrate", "seed")}
     kept |= {key: str(getattr(config, key)) for key in ("calibration_texts", "calibration_prompts")}
+    if config.calibration_passages:
+        kept |= {key: str(getattr(config, key)) for key in ("calibration_passages", "calibration_retrieval")}
     weights = sorted(path.name for path in config.model_folder.glob("*.safetensors"))
     calibration = file_hash(config.calibration) if config.calibration else ""
     return kept | {"model": file_hash(config.model_folder / "config.json"), "weights": ", ".join(weights), "calibration": calibration}

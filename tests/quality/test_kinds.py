@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,13 @@ from abkt.spec import KVLayout
 from experiments.lib.paths import data_path
 from experiments.models.tokenizer import needed_tokenizer
 from experiments.quality import table
+from experiments.quality.calibrate import held_out_of
 from experiments.quality.calibration_kv import calibration_kv, rope_of
 from experiments.quality.dropping import FirstAndLast, SnapKv, kept_logits
 from experiments.quality.kinds import kinds_of, needles
 from experiments.quality.measure import Bench
 from experiments.quality.samples import recall
-from experiments.verbs.quality import main
+from experiments.verbs.quality import QualityConfig, calibration_samples, main
 
 PROBE = data_path("probe")
 
@@ -71,6 +73,9 @@ def test_a_needle_is_in_the_prompt_and_its_digits_are_the_answers():
         (["retrieval=[needles]"], "needles need a text"),
         (["+passages.books=/nowhere"], "passages.books=/nowhere: there is no file"),
         (["codecs=[kvquant]"], "kvquant calibrates on texts; give calibration_texts"),
+        (["calibration_retrieval=[recall]"], "calibration_retrieval goes with calibration_passages"),
+        (["calibration_texts=/tmp", "+calibration_passages.books=/tmp"], "give one of them"),
+        (["calibrate=true", "+calibration_passages.books=/nowhere"], "passages.books=/nowhere: there is no file"),
     ],
 )
 def test_bad_kinds_are_one_line_and_write_nothing(tmp_path, arguments, message):
@@ -206,3 +211,18 @@ def test_the_verb_measures_kinds_with_rivals_that_calibrate_and_resumes_with_mor
     assert "2 prompts of 128 tokens" in capsys.readouterr().out
     assert (tmp_path / "calibration_kv.safetensors").exists()
     assert "Laws" in table.report(tmp_path)
+
+
+def test_a_calibration_on_several_kinds_takes_them_in_turn_and_holds_out_one_of_each(passages, tmp_path):
+    books = {"books": passages["books"]}
+    config = QualityConfig(
+        PROBE, codecs=("klt",), samples=1, tokens=128, tile_tokens=128, texts=None, passages={}, retrieval=(), calibration_texts=None,
+        calibration_passages=books, calibration_retrieval=("recall", "needles"), calibration_prompts=8, calibration=None, calibrate=True,
+        trials=False, seed=0, out=tmp_path,
+    )  # fmt: skip
+    taken = list(calibration_samples(config, 8))
+    assert [s.kind for s in taken] == ["books", "recall", "needles"] * 2 + ["books", "recall"]
+    evaluated = kinds_of(3, 128, 0, books, ("recall", "needles"), PROBE)
+    assert not {s.prompt for s in taken} & {s.prompt for s in evaluated}
+    assert held_out_of(taken) == 3
+    assert held_out_of([replace(s, kind=str(i)) for i, s in enumerate(taken)]) == 4
