@@ -29,6 +29,7 @@ from abkt.serve.spec import LocalClusterSpec
 UNLIMITED = Capacity.constant(float("inf"))
 NO_SLO = SLO(ttft_s=60.0, tpot_s=60.0)
 BUDGET_S = 300.0
+USUAL_NATS = 0.002  # the divergence at which klt is cut, because expanding takes time by what has arrived; the target of embedded
 SAME_DISTORTION = 0.01  # the distortion at which the sizes of the two coders are compared
 FULL_PRECISION = {"raw": "abkt.policy.bitrate.fixed.Raw", "lossless": "abkt.policy.bitrate.lossless.Lossless"}
 
@@ -184,6 +185,8 @@ def first_prompts(cluster: LocalCluster, prompts: Prompts, longest: int) -> Spee
 def _policy(depth: object) -> dict[str, object]:
     if depth in FULL_PRECISION:
         return {"_target_": FULL_PRECISION[str(depth)]}
-    if depth in ("entropy", "klt"):
-        return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": max(DEPTHS_BITS), "coder": depth}
+    if depth == "entropy":
+        return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": max(DEPTHS_BITS), "coder": "entropy"}
+    if depth == "klt":
+        return {"_target_": "abkt.policy.bitrate.equal.Equal", "distortion": USUAL_NATS, "coder": "klt"}
     return {"_target_": "abkt.policy.bitrate.fixed.Fixed", "bits": int(str(depth))}

@@ -9,7 +9,8 @@ Each stage's seconds are a linear function of named features:
   expand/raw, expand/2, expand/4, expand/8   tokens    into the pool
   encode/lossless, expand/lossless           tokens    the lossless mode; optional: without them the mode is not offered
   encode/entropy, expand/entropy             tokens    the entropy coder at full depth; optional
-  encode/klt, expand/klt                     tokens    the klt coder at full depth; optional, needs a calibration that predicts divergence
+  encode/klt, expand/klt                     tokens    the klt coder: encoded at full depth, and expanded as cut at embedded's target;
+                                                       optional, needs a calibration that predicts divergence
   transport        calls, bytes              one transfer over the unpaced link
 """
 
