@@ -51,8 +51,9 @@ class Samples:
             self._take("prefill", tokens, record.prefill_busy_s)
             self._take(f"encode/{depth}", tokens, record.encode_busy_s)
             self._take(f"expand/{depth}", tokens, record.expand_busy_s)
-        for seconds in handovers(run.requests):
-            self._take("handover", {}, seconds)
+        for stage, taken in (run.overheads or {"handover": handovers(run.requests)}).items():
+            for seconds in taken:
+                self._take(stage, {}, seconds)
         busy_s = {record.request_id: record.wire_busy_s for record in run.requests}
         for transfer in run.transfers:
             self._take("transport", {"calls": float(transfer.calls), "bytes": float(transfer.wire_bytes)}, busy_s[transfer.request_id])
@@ -141,7 +142,7 @@ def calibrate(
 def runs(spec: LocalClusterSpec) -> tuple[str, ...]:
     """The runs that a profile of this cluster measures, besides the first prompts and a burst."""
     on_cpu = spec.device == "cpu"
-    return ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if on_cpu else []))
+    return ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(["entropy"] if "entropy" in spec.coders else []))
 
 
 def steps(spec: LocalClusterSpec) -> int:

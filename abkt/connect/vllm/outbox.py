@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -26,6 +26,7 @@ from abkt.connect.vllm.links import Links, SteeredTransfer
 from abkt.connect.vllm.metadata import Send
 from abkt.connect.vllm.settings import Settings
 from abkt.connect.vllm.stats import Counters
+from abkt.connect.vllm.trace import Trace
 from abkt.kv.pool import Pool
 from abkt.policy.view import Curve, Decision, TransferView
 from abkt.transfer.pieces import ByteSource, PiecesSource
@@ -72,11 +73,12 @@ class Outbox:
         settings: Settings,
         links: Links,
         counters: Counters,
+        trace: Trace,
         weights: Callable[[int], torch.Tensor | None] = lambda tokens: None,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._paged, self._codec, self._settings, self._links, self._counters = paged, codec, settings, links, counters
-        self._weights, self.changed = weights, changed
+        self._trace, self._weights, self.changed = trace, weights, changed
         self._condition = threading.Condition()
         self._kept: dict[str, Kept] = {}
         self._gone: deque[str] = deque(maxlen=4096)  # requests that were known once
@@ -198,6 +200,7 @@ class Outbox:
                 if self._settings.depth_bits:
                     self._encodes.append(kept)
             self._condition.notify_all()
+        self._trace.write("kept", request=kept.request_id, tokens=kept.send.tokens, added_s=kept.added_s, copied_s=time.monotonic())
 
     def _encode(self, kept: Kept, depth_bits: int) -> None:
         pool = kept.pool
@@ -208,6 +211,11 @@ class Outbox:
         self._counters.add(encode_s=kept.encode_s)
         with self._condition:
             self._hold(kept, kept.stream.ends[-1] - before)
+        if self._trace:
+            self._trace.write(
+                "coded", request=kept.request_id, depth=depth_bits, raw_bytes=kept.send.tokens * self._paged.spec.kv_bytes_per_token,
+                begin_s=start_s, end_s=start_s + kept.encode_s, slope=asdict(kept.stream.slope), uniform=asdict(kept.stream.uniform),
+            )  # fmt: skip
 
     def _coded(self, pool: Pool, first_token: int, tokens: int, depth_bits: int) -> Stream:
         """The KV from first_token on, in slope order."""
@@ -308,6 +316,7 @@ class Outbox:
     def _refined(self, kept: Kept, steered: SteeredTransfer, result: RefinementResult) -> None:
         steered.refined(result.cut)
         self._counters.add(refined_bytes=result.wire_bytes)
+        self._trace.write("refined", request=kept.request_id, bytes=result.wire_bytes)
         with self._condition:
             kept.sending.pop(result.transfer_id, None)
             self._condition.notify_all()
