@@ -74,7 +74,8 @@ class Samples:
         return float(np.median([entropy / fixed for entropy, fixed in bytes_of])) if pairs else 0.0
 
     def _take(self, stage: str, variables: dict[str, float], seconds: float) -> None:
-        self.stages.setdefault(stage, []).append((variables, max(seconds, 1e-9)))
+        if not math.isnan(seconds):  # not known
+            self.stages.setdefault(stage, []).append((variables, max(seconds, 1e-9)))
 
 
 def handovers(requests: Sequence[RequestRecord]) -> list[float]:

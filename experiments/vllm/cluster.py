@@ -128,7 +128,7 @@ class VllmCluster:
                 answers[ids[answer["id"]]] = answer
                 progress(len(answers), len(prompts))
         time.sleep(SETTLE_S)
-        found = Timeline(self._lines("p0"), self._lines("d0"), answers, origin_s, tag)
+        found = Timeline(self._lines("p0"), self._lines("d0"), answers, origin_s, tag, self.spec.max_batch)
         records, transfers = [], []
         for prompt in sorted(prompts, key=lambda p: p.request_id):
             record, transfer = found.record(prompt)

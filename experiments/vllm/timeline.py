@@ -15,7 +15,8 @@ not get, and osl - 1 of the decode server.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,12 +48,20 @@ class Timeline:
     answers : the driver's lines by request id.
     origin_s : time 0 of the run.
     tag : request id -> the X-Request-Id of the request.
+    max_batch : most requests in a step of the decode server. While it is full, vLLM does not even ask for the KV of the next request, so
+        the busy times of its encode and expand stages are not known: nan.
     """
 
     def __init__(
-        self, prefill: Sequence[Line], decode: Sequence[Line], answers: Mapping[int, Line], origin_s: float, tag: Mapping[int, str]
+        self,
+        prefill: Sequence[Line],
+        decode: Sequence[Line],
+        answers: Mapping[int, Line],
+        origin_s: float,
+        tag: Mapping[int, str],
+        max_batch: int,
     ) -> None:
-        self.answers, self.origin_s, self.tag = answers, origin_s, tag
+        self.answers, self.origin_s, self.tag, self.max_batch = answers, origin_s, tag, max_batch
         self.passes, self.steps = steps_of(prefill), steps_of(decode)
         self._begins = [step.begin_s for step in self.steps]
         self._of: dict[tuple[str, str], Line] = {}
@@ -79,9 +88,12 @@ class Timeline:
         start_s = record.decode_token_s - (mine[1] - mine[0])
         committed_s, offered_s = at(loaded["committed_s"]), at(loaded["offered_s"])
         record.expose(at(passes[0]), record.prefill_token_s, offered_s, committed_s, start_s)
-        record.prefill_busy_s, record.encode_busy_s = record.prefill_exposed_s, record.encode_exposed_s
-        record.wire_busy_s, record.decode_busy_s = record.wire_exposed_s, record.decode_exposed_s
-        record.expand_busy_s = max(0.0, record.expand_exposed_s - self.wait_s(loaded["written_s"]))
+        full = self.full(kept["added_s"], mine[0])
+        record.prefill_busy_s, record.wire_busy_s, record.decode_busy_s = (
+            record.prefill_exposed_s, record.wire_exposed_s, record.decode_exposed_s
+        )  # fmt: skip
+        record.encode_busy_s = math.nan if full else record.encode_exposed_s
+        record.expand_busy_s = math.nan if full else max(0.0, record.expand_exposed_s - self.wait_s(loaded["written_s"], mine[0]))
         record.raw_bytes, more = loaded["raw_bytes"], self._of.get(("refined", name), {"bytes": 0})["bytes"]
         record.wire_bytes = loaded["bytes"] + more
         record.rate = 32 * loaded["bytes"] / record.raw_bytes
@@ -93,12 +105,17 @@ class Timeline:
         )  # fmt: skip
         return record, transfer
 
-    def wait_s(self, written_s: float) -> float:
-        """How long KV that is written now waits for the end of the step that runs then; 0 if none does."""
+    def full(self, begin_s: float, end_s: float) -> bool:
+        """Whether a step of the decode server between two times had no place for one more request."""
+        between = self.steps[bisect_left(self._begins, begin_s) : bisect_left(self._begins, end_s)]
+        return any(len(step.requests) >= self.max_batch for step in between)
+
+    def wait_s(self, written_s: float, joined_s: float) -> float:
+        """How long KV that is written now waits for steps of other requests before it joins one; 0 if none runs."""
         after = bisect_right(self._begins, written_s)
         if not 0 < after < len(self.steps) or not self.steps[after].requests.keys() & self.steps[after - 1].requests.keys():
             return 0.0
-        return self._begins[after] - written_s
+        return joined_s - written_s
 
     def iterations(self) -> list[tuple[int, int, float]]:
         """(requests, tokens of context, seconds) of each decode step that was followed by the next at once: one of its requests went on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ def step(begin_s: float, *requests: tuple[str, int, int]) -> dict[str, Any]:
     return {"kind": "step", "begin_s": ORIGIN_S + begin_s, "requests": [[f"cmpl-{name}-0-ab12", before, n] for name, before, n in requests]}
 
 
-def timeline() -> Timeline:
+def timeline(max_batch: int = 8) -> Timeline:
     """Two prompts of 100 tokens and answers of 4. The second comes while the first is computed, and while its answer is decoded."""
     p = [step(0.10, ("a", 0, 100)), step(0.60, ("b", 0, 100))]
     d = [step(1.0, ("a", 99, 1)), step(1.1, ("a", 100, 1)), step(1.2, ("a", 101, 1), ("b", 99, 1)), step(1.32, ("b", 100, 1))]
@@ -43,7 +44,7 @@ def timeline() -> Timeline:
         1: {"sent_s": ORIGIN_S + 0.4, "first_s": ORIGIN_S + 1.33, "last_s": ORIGIN_S + 1.5, "tokens": 3},
         2: {"sent_s": ORIGIN_S + 0.5, "first_s": ORIGIN_S + 2.0, "last_s": ORIGIN_S + 2.1, "tokens": 3},
     }
-    return Timeline(p, d, answers, ORIGIN_S, {0: "a", 1: "b", 2: "c"})
+    return Timeline(p, d, answers, ORIGIN_S, {0: "a", 1: "b", 2: "c"}, max_batch)
 
 
 def test_the_stages_of_a_request_are_read_from_both_traces_and_sum_to_its_time() -> None:
@@ -58,6 +59,9 @@ def test_the_stages_of_a_request_are_read_from_both_traces_and_sum_to_its_time()
     assert after is not None
     assert (b.expand_exposed_s, b.expand_busy_s) == (pytest.approx(0.09), pytest.approx(0.05)), "0.04 s of it were the running step's"
     assert (b.wire_bytes, after.refine_bytes) == (1300, 300)
+    busy, _ = timeline(max_batch=1).record(Prompt(1, 0.4, tuple(range(100)), 4))
+    assert math.isnan(busy.encode_busy_s), "the server had no place, so it did not ask"
+    assert math.isnan(busy.expand_busy_s)
     assert found.front_s([a, b]) == pytest.approx([0.10]), "the second prompt waited for the first"
 
 
