@@ -67,6 +67,7 @@ class ValidateConfig:
     max_distortion: float
     calibration: Path | None
     profile: ProfilePath | None
+    profile_minutes: float
     targets: dict[str, float]
     drift: bool
     seed: int
@@ -87,6 +88,7 @@ class ValidateConfig:
         bound(self, "prefill", "decode", least=1, most=MOST_WORKERS)
         bound(self, "requests", "repeats", least=1, most=10_000_000)
         bound(self, "max_distortion", above=0, infinite=True)
+        bound(self, "profile_minutes", above=0)
         check_seed(self)
         for name, limit in self.targets.items():
             if not 0 < limit < math.inf:
@@ -135,7 +137,7 @@ def main(config: ValidateConfig, run: VerbCall) -> None:
 
         print(f"model: {config.folder}, random weights, {config.shape.parameters * 2 / 1e9:.0f} GB; takes minutes unless it exists already")
         make(config.shape, config.folder, config.seed)
-    profile = known or profile_machine(real, config.out, config.seed)
+    profile = known or profile_machine(real, config.out, config.seed, minutes=config.profile_minutes)
     profile.save(config.out / "profile.json")
     plans = plans or {name: planned(condition, workloads[name], profile) for name, condition in conditions.items()}
     conditions, loads = {name: condition for name, (condition, _) in plans.items()}, {name: load for name, (_, load) in plans.items()}
@@ -158,7 +160,7 @@ def main(config: ValidateConfig, run: VerbCall) -> None:
                         run_real(twin, cluster, told, folder.real(name, policy, repeat), progress.update)
     again: dict[str, float] = {}
     if config.drift:
-        again = drift(profile, profile_machine(real, config.out, config.seed, "profile again"))
+        again = drift(profile, profile_machine(real, config.out, config.seed, "profile again", config.profile_minutes))
     report(config, run, folder, profile, again, conditions, loads, begun)
 
 
