@@ -73,7 +73,7 @@ def emulated(conditions: Collection[Condition], compute: str, gpu: bool) -> list
         )
     if any(condition.namespaces for condition in conditions):
         said.append(
-            "Links between network namespaces of one host, each egress shaped by a token bucket, "
+            "Links between network namespaces of one host, also those that senders share: each egress shaped by a token bucket, "
             "TCP between them. The simulator has that capacity less the packet headers."
         )
     if any(condition.moves for condition in conditions):
