@@ -72,7 +72,8 @@ class Proxy:
             answer = await self._until_gone(request, self._prefilled(request.url.path, body, headers))
             if isinstance(answer, Response):
                 return answer
-            asked = {**body, "kv_transfer_params": answer} if answer else body
+            own = body.get("kv_transfer_params")  # what the client wants, such as abkt_bitrate, goes on to the decode server
+            asked = {**body, "kv_transfer_params": {**own, **answer} if isinstance(own, dict) else answer} if answer else body
             sent = self._client.build_request("POST", next(self._decode) + request.url.path, json=asked, headers=headers)
             response = await self._until_gone(request, self._client.send(sent, stream=True))
         except ClientGone:

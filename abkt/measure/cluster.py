@@ -54,8 +54,9 @@ class Samples:
             self._take("prefill", tokens, record.prefill_busy_s)
             self._take(f"encode/{depth}", tokens, record.encode_busy_s)
             self._take(f"expand/{depth}", tokens, record.expand_busy_s)
-        for seconds in handovers(run.requests):
-            self._take("handover", {}, seconds)
+        for stage, taken in (run.overheads or {"handover": handovers(run.requests)}).items():
+            for seconds in taken:
+                self._take(stage, {}, seconds)
         busy_s = {record.request_id: record.wire_busy_s for record in run.requests}
         for transfer in run.transfers:
             self._take("transport", {"calls": float(transfer.calls), "bytes": float(transfer.wire_bytes)}, busy_s[transfer.request_id])
@@ -88,7 +89,8 @@ class Samples:
         return float(np.median([entropy / fixed for entropy, fixed in bytes_of])) if pairs else 0.0
 
     def _take(self, stage: str, variables: dict[str, float], seconds: float) -> None:
-        self.stages.setdefault(stage, []).append((variables, max(seconds, 1e-9)))
+        if not math.isnan(seconds):  # not known
+            self.stages.setdefault(stage, []).append((variables, max(seconds, 1e-9)))
 
 
 def handovers(requests: Sequence[RequestRecord]) -> list[float]:
@@ -160,8 +162,8 @@ def calibrate(
 def runs(spec: LocalClusterSpec) -> tuple[str, ...]:
     """The runs that a profile of this cluster measures, besides the first prompts and a burst."""
     on_cpu = spec.device == "cpu"
-    slow = ["entropy", *(["klt"] if spec.calibration and load(spec.calibration).laws else [])]
-    return ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *(slow if on_cpu else []))
+    slow = [coder for coder in spec.coders if coder != "fixed"]
+    return ("raw", *(["lossless"] if on_cpu else []), *map(str, reversed(DEPTHS_BITS)), *slow)
 
 
 def steps(spec: LocalClusterSpec) -> int:

@@ -4,6 +4,7 @@ real workers read it.
 Each stage's seconds are a linear function of named features:
   prefill          tokens, tokens*tokens     one prompt of `tokens` tokens in one pass
   handover         (a constant)              from when a worker is free and a prompt has arrived until its pass begins; optional: else 0
+  first_token      (a constant)              what passes before that in the front end of an engine; optional: else 0
   decode           batch, context            one iteration of `batch` requests with `context` tokens of KV in total
   encode/raw, encode/2, encode/4, encode/8   tokens    one row for each encoded depth in bits; raw: copies out of the pool
   expand/raw, expand/2, expand/4, expand/8   tokens    into the pool
@@ -35,6 +36,7 @@ DEPTHS_BITS = (2, 4, 8)  # depths of the fixed coder that are measured
 FEATURES = {
     "prefill": ("1", "tokens", "tokens*tokens"),
     "handover": ("1",),
+    "first_token": ("1",),
     "decode": ("1", "batch", "context"),
     "transport": ("calls", "bytes"),
 }

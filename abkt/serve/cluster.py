@@ -56,7 +56,8 @@ class ClusterRun:
     requests, transfers: records, sorted by request id and by start. iterations: (batch size, context tokens, seconds) of decode iterations.
     coded: rate curves of each prompt that was encoded at full depth. outputs, margins: request id -> its output tokens, and the margin of
     each (see Choice). roles: (time, worker, role) of role changes; role "" means that the worker began to drain. codec: name of the
-    implementation that encoded. network: the transport and the pacing. wall_s: real seconds of the run.
+    implementation that encoded. network: the transport and the pacing. wall_s: real seconds of the run. overheads: seconds of stages whose
+    time is constant, by stage; empty: they follow from the records.
     """
 
     requests: list[RequestRecord]
@@ -69,6 +70,7 @@ class ClusterRun:
     codec: str = ""
     network: dict[str, Any] = field(default_factory=dict)
     wall_s: float = 0.0
+    overheads: dict[str, list[float]] = field(default_factory=dict)
 
 
 class LocalCluster:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from abkt.codec.calibration import load
+from abkt.policy.view import CoderName
 from abkt.ranges import bound
 from abkt.serve.engine.compute_dtype import ComputeDtype, compute_dtype
 from abkt.serve.engine.engine import read_spec
@@ -85,6 +87,13 @@ class LocalClusterSpec:
         """What the workers compute in. `auto` is decided by timing a product, once a process."""
         kv_dtype = read_spec(self.model_folder).dtype
         return compute_dtype(kv_dtype, self.device) if self.dtype == "auto" else ComputeDtype(self.dtype, math.nan)
+
+    @property
+    def coders(self) -> tuple[CoderName, ...]:
+        """The coders of streams that the workers may be asked for. klt needs a calibration that predicts divergence."""
+        if self.device != "cpu":
+            return ("fixed",)
+        return ("fixed", "entropy", "klt") if self.calibration and load(self.calibration).laws else ("fixed", "entropy")
 
     @property
     def compute(self) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from experiments.lib.progress import bar
 
 if TYPE_CHECKING:
+    from abkt.net.namespaces import Namespaces
     from abkt.profile.schema import Profile
     from abkt.serve import LocalCluster, LocalClusterSpec
 
@@ -20,10 +21,21 @@ def profile_machine(spec: LocalClusterSpec, folder: Path, seed: int, title: str 
     folder: for the logs of its workers. minutes: about how long it may take; None: as long as calibrate's default.
     """
     from abkt.measure.cluster import steps
-    from abkt.serve.cluster import LocalCluster
 
-    with started(LocalCluster(spec, folder)) as cluster, bar(title, steps(spec)) as progress:
+    with started(cluster_of(spec, folder)) as cluster, bar(title, steps(spec)) as progress:
         return profile_cluster(cluster, seed, progress.step, minutes)
+
+
+def cluster_of(spec: LocalClusterSpec, folder: Path, namespaces: Namespaces | None = None, pacing: str = "userspace") -> LocalCluster:
+    """The cluster of a spec, not started yet: our own workers, or vLLM's servers, which have the same methods."""
+    from abkt.serve.cluster import LocalCluster
+    from experiments.vllm.spec import VllmSpec
+
+    if isinstance(spec, VllmSpec):
+        from experiments.vllm.cluster import VllmCluster
+
+        return VllmCluster(spec, folder, namespaces, pacing)  # type: ignore[return-value]
+    return LocalCluster(spec, folder, namespaces, pacing)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from experiments.models.resolve import resolve_model
 
 MULTIRUN = ("-m", "--multirun")
 MODEL_KEY = "model_folder"  # of the verbs that run a model; `model` is short for it
+ENGINE_KEYS = {"profile": "served_by", "validate": "compute"}  # verb -> what `engine` is short for
 OVERWRITE, ACCEPT_TERMS = "overwrite=", "accept_terms="  # switches of every verb, and of those that run a model; no result depends on them
 
 
@@ -90,7 +91,7 @@ def verb(
             overrides, arguments = [*named(arguments, positional), *extra], [*arguments, *extra]
             accept_terms = False
             if runs_a_model:
-                overrides, accept_terms = model_overrides(overrides)
+                overrides, accept_terms = model_overrides(overrides, name)
             if many:
                 run_many(name, partial(start, accept_terms=accept_terms), overrides, overwrite, resumes)
             else:
@@ -117,11 +118,13 @@ def named(arguments: Sequence[str], positional: tuple[str, ...]) -> list[str]:
     return overrides
 
 
-def model_overrides(overrides: Sequence[str]) -> tuple[list[str], bool]:
-    """(the overrides for Hydra, whether the user accepts the model's terms). `model=` becomes `model_folder=`, since `model` is also a
-    folder of conf/."""
+def model_overrides(overrides: Sequence[str], name: str = "") -> tuple[list[str], bool]:
+    """(the overrides for Hydra, whether the user accepts the model's terms). `model=` becomes `model_folder=`, and `engine=` a key of the
+    verb `name`, since `model` and `engine` are also folders of conf/."""
     overrides, accepted = switch(overrides, ACCEPT_TERMS)
-    return [MODEL_KEY + text.removeprefix("model") if text.startswith("model=") else text for text in overrides], accepted
+    short = {"model": MODEL_KEY} | ({"engine": ENGINE_KEYS[name]} if name in ENGINE_KEYS else {})
+    keys = [text.partition("=") for text in overrides]
+    return [short.get(key, key) + sign + value for key, sign, value in keys], accepted
 
 
 def switch(arguments: Sequence[str], prefix: str) -> tuple[list[str], bool]:

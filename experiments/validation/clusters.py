@@ -8,6 +8,7 @@ from pathlib import Path
 
 from abkt.serve import LocalCluster, LocalClusterSpec
 from experiments.lib.network import Network
+from experiments.lib.profiling import cluster_of
 from experiments.lib.real_network import real_network
 from experiments.validation.condition import Condition
 
@@ -45,6 +46,6 @@ class Clusters:
         logs.mkdir(parents=True, exist_ok=True)
         spec = condition.spec(self._spec)
         if not condition.namespaces:
-            return self._resources.enter_context(LocalCluster(spec, logs))
+            return self._resources.enter_context(cluster_of(spec, logs))
         over = self._resources.enter_context(real_network(condition.network, "tbf", self._seed, spec.prefill, spec.decode))
-        return self._resources.enter_context(LocalCluster(replace(spec, key_file=over.key_file), logs, over.namespaces, over.pacing))
+        return self._resources.enter_context(cluster_of(replace(spec, key_file=over.key_file), logs, over.namespaces, over.pacing))

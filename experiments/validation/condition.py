@@ -25,6 +25,7 @@ class Condition:
     """speedup, isl_scale, skip: scaling of the trace. prefill, decode: numbers of workers; 0: as many as the validation sets for all
     conditions. roles: configuration of a roles policy. utilisation: of the prefill workers; 0: that of the given speedup, else the speedup
     follows from the profile (load.py). link_utilisation: by raw KV; 0: that of the given link, else the link's rate follows from it.
+    kernel: the link is one between network namespaces.
 
     Senders that share the receiver's link, and propagation delay, need network namespaces.
     """
@@ -38,6 +39,7 @@ class Condition:
     roles: PolicyConfig = field(default_factory=lambda: dict(STATIC))
     utilisation: float = 0.0
     link_utilisation: float = 0.0
+    kernel: bool = False
 
     def __post_init__(self) -> None:
         bound(self, "prefill", "decode", least=0, most=MOST_WORKERS)
@@ -71,7 +73,7 @@ class Condition:
     def check_namespaces(self, name: str) -> None:
         """Raises ValueError, one line, if it needs network namespaces and this machine allows none."""
         if self.namespaces and (why := Namespaces.why_not()):
-            raise ValueError(f"condition {name}: a shared link or a delay needs network namespaces: {why}")
+            raise ValueError(f"condition {name}: a shared link, a delay or kernel=true needs network namespaces: {why}")
 
     def spec(self, common: LocalClusterSpec) -> LocalClusterSpec:
         return replace(common, prefill=self.prefill, decode=self.decode)
@@ -91,7 +93,7 @@ class Condition:
     @property
     def namespaces(self) -> bool:
         """Whether it needs network namespaces."""
-        return self.shared or self.network.delay_s > 0
+        return self.kernel or self.shared or self.network.delay_s > 0
 
     @property
     def moves(self) -> bool:

@@ -18,6 +18,10 @@ from experiments.validation.trust import CIRCULAR_SENTENCE
 
 NO_GPU = "GPUs: these figures contain no time of a GPU, so they do not validate costs from data sheets and published kernel tables."
 OTHER_GPUS = "Other GPUs than this one, and several GPUs: this does not validate costs from data sheets and published kernel tables."
+VLLM = (
+    "Nothing of vLLM: two of its servers compute, behind the proxy. The prefill server takes one prompt at a time. In the simulator a "
+    "prefill node's next prompt waits for the coding of the one before and for the ask, which in vLLM run beside it."
+)
 UNCONFIRMED = (
     "Clusters of many machines: switches, incast at line rate, RDMA.",
     "Other models than this one: costs are scaled by the shape of the model.",
@@ -59,7 +63,7 @@ def document(
     )
 
 
-def emulated(conditions: Collection[Condition], paced: bool, gpu: bool) -> list[str]:
+def emulated(conditions: Collection[Condition], compute: str, gpu: bool) -> list[str]:
     """The differences between these runs and a real cluster, one sentence each."""
     said = []
     if any(not condition.namespaces for condition in conditions):
@@ -69,13 +73,15 @@ def emulated(conditions: Collection[Condition], paced: bool, gpu: bool) -> list[
         )
     if any(condition.namespaces for condition in conditions):
         said.append(
-            "Links that senders share or that have a delay: network namespaces of one host, each egress shaped by a token bucket, "
+            "Links between network namespaces of one host, also those that senders share: each egress shaped by a token bucket, "
             "TCP between them. The simulator has that capacity less the packet headers."
         )
     if any(condition.moves for condition in conditions):
         said.append("Changes of roles: the worker keeps its model and its pool; only its listener or its senders are rebuilt.")
-    said.append("Prompts are recall lines as the probe was trained on, at the trace's scaled lengths.")
-    if paced:
+    said.append("Prompts are recall lines as the probe was trained on, or text for other models, at the trace's scaled lengths.")
+    if compute == "vllm":
+        said.append(VLLM)
+    if compute == "paced":
         said.append("Prefill and decode: workers sleep the times of the profile and send stored KV through the real codec and sockets.")
     if gpu:
         said.append(

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 
+PROCESS = {"abkt": "process", "vllm": "server of vLLM"}
+
+
 @dataclass(frozen=True, slots=True)
 class ProfileConfig:
-    """model_folder: a Hugging Face folder. calibration: see experiments.models.calibration. minutes: about how long it takes. seed: of the
-    calibration prompts."""
+    """model_folder: a Hugging Face folder. served_by: abkt or vllm. calibration: see experiments.models.calibration. minutes: about how
+    long it takes. seed: of the calibration prompts."""
 
     model_folder: Path
+    served_by: str
     calibration: Path | None
     minutes: float
     seed: int
@@ -29,6 +33,8 @@ class ProfileConfig:
     def __post_init__(self) -> None:
         check_seed(self)
         bound(self, "minutes", above=0)
+        if self.served_by not in ("abkt", "vllm"):
+            raise ValueError(f"engine is {self.served_by}; it must be abkt or vllm")
 
 
 @verb("profile")
@@ -39,13 +45,15 @@ def main(config: ProfileConfig, run: VerbCall) -> None:
     from experiments.lib.profiling import print_fits, profile_machine
     from experiments.models.calibration import calibration_file
     from experiments.models.prompts import prompt_kind
+    from experiments.vllm.spec import VllmSpec
 
-    spec = LocalClusterSpec(config.model_folder)
+    spec = LocalClusterSpec(config.model_folder) if config.served_by == "abkt" else VllmSpec(config.model_folder)
     layout = spec.layout()  # reports a folder that holds no model before anything is written
     spec = replace(spec, calibration=calibration_file(config.calibration, config.model_folder, layout))
     prompts = prompt_kind(config.model_folder)
     print(
-        f"plan: calibrate {layout.model.name} on one prefill and one decode process of this machine, with {prompts} as prompts; "
+        f"plan: calibrate {layout.model.name} on one prefill and one decode {PROCESS[config.served_by]} of this machine, with {prompts} as "
+        f"prompts; "
         f"{spec.compute_dtype().words(layout.model.dtype)}; lengths and time follow the first prompts",
         flush=True,
     )

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
     from abkt.profile.schema import Profile
+    from abkt.serve import LocalClusterSpec
     from experiments.study.twin import Twin
     from sim.workload.requests import Request
 
@@ -66,6 +67,7 @@ class ValidateConfig:
     max_distortion: float
     calibration: Path | None
     profile: ProfilePath | None
+    profile_minutes: float
     targets: dict[str, float]
     drift: bool
     seed: int
@@ -73,10 +75,12 @@ class ValidateConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
-        if self.compute not in ("real", "paced"):
-            raise ValueError(f"compute is {self.compute}; it must be real or paced")
+        if self.compute not in ("real", "paced", "vllm"):
+            raise ValueError(f"compute is {self.compute}; it must be real, paced or vllm")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device is {self.device}; it must be cpu or cuda")
+        if self.device == "cuda" and self.compute == "vllm":
+            raise ValueError("compute=vllm is measured on the CPU; give device=cpu")
         if self.device == "cuda" and self.compute == "real":
             raise ValueError("device=cuda with compute=real: two phases would share one GPU's time; add compute=paced, or take compute=gpu")
         if (self.model_folder is None) == (self.shape is None):
@@ -84,6 +88,7 @@ class ValidateConfig:
         bound(self, "prefill", "decode", least=1, most=MOST_WORKERS)
         bound(self, "requests", "repeats", least=1, most=10_000_000)
         bound(self, "max_distortion", above=0, infinite=True)
+        bound(self, "profile_minutes", above=0)
         check_seed(self)
         for name, limit in self.targets.items():
             if not 0 < limit < math.inf:
@@ -93,8 +98,8 @@ class ValidateConfig:
         if missing := {"e2e", "ttft", "queue", "regret"} - set(self.targets):
             raise ValueError(f"targets lacks {min(missing)}")
         for name, condition in self.sized().items():
-            if self.compute == "real" and condition.cluster != "1P1D":
-                raise ValueError(f"{condition.cluster} with compute=real would share cores; add compute=paced")
+            if self.compute != "paced" and condition.cluster != "1P1D":
+                raise ValueError(f"{condition.cluster} with compute={self.compute} would share cores; add compute=paced")
             condition.check(name)
 
     @property
@@ -110,13 +115,12 @@ class ValidateConfig:
 
 @verb("validate")
 def main(config: ValidateConfig, run: VerbCall) -> None:
-    from abkt.serve import LocalClusterSpec
     from experiments.lib.profiling import profile_machine
     from experiments.models.calibration import calibration_file
     from experiments.study.twin import run_real, run_simulated
     from experiments.validation.clusters import Clusters
 
-    real = LocalClusterSpec(config.folder, device=config.device, shares_device=config.device == "cuda")
+    real = spec_of(config)
     check_device(config.device)
     if config.shape is None:  # a folder that holds no model is reported before anything is written
         real = replace(real, calibration=calibration_file(config.calibration, config.folder, real.layout()))
@@ -133,7 +137,7 @@ def main(config: ValidateConfig, run: VerbCall) -> None:
 
         print(f"model: {config.folder}, random weights, {config.shape.parameters * 2 / 1e9:.0f} GB; takes minutes unless it exists already")
         make(config.shape, config.folder, config.seed)
-    profile = known or profile_machine(real, config.out, config.seed)
+    profile = known or profile_machine(real, config.out, config.seed, minutes=config.profile_minutes)
     profile.save(config.out / "profile.json")
     plans = plans or {name: planned(condition, workloads[name], profile) for name, condition in conditions.items()}
     conditions, loads = {name: condition for name, (condition, _) in plans.items()}, {name: load for name, (_, load) in plans.items()}
@@ -156,8 +160,22 @@ def main(config: ValidateConfig, run: VerbCall) -> None:
                         run_real(twin, cluster, told, folder.real(name, policy, repeat), progress.update)
     again: dict[str, float] = {}
     if config.drift:
-        again = drift(profile, profile_machine(real, config.out, config.seed, "profile again"))
+        again = drift(profile, profile_machine(real, config.out, config.seed, "profile again", config.profile_minutes))
     report(config, run, folder, profile, again, conditions, loads, begun)
+
+
+def spec_of(config: ValidateConfig) -> LocalClusterSpec:
+    """The cluster that is measured. vLLM's prefill server sends by one policy that depends on the link, and by those that do not."""
+    from abkt.serve import LocalClusterSpec
+    from experiments.vllm.spec import VllmSpec
+
+    if config.compute != "vllm":
+        return LocalClusterSpec(config.folder, device=config.device, shares_device=config.device == "cuda")
+    own = [bitrate for bitrate in config.bitrates.values() if "link" in bitrate]
+    spec = VllmSpec(config.folder, bitrate=own[0] if own else None, deadline_s=config.slo.ttft_s)
+    for bitrate in config.bitrates.values():
+        spec.asked(bitrate)
+    return spec
 
 
 def check_device(device: str) -> None:
@@ -257,7 +275,7 @@ def facts(config: ValidateConfig, conditions: Mapping[str, Condition] | None = N
         "requests": config.requests,
         "conditions": {name: condition.words() for name, condition in of.items()},
         "policies": list(config.bitrates),
-        "emulated": emulated(of.values(), config.compute == "paced", config.device == "cuda"),
+        "emulated": emulated(of.values(), config.compute, config.device == "cuda"),
     }
 
 

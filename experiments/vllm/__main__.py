@@ -12,7 +12,7 @@ from typing import Any
 from abkt.net.namespaces import Namespaces
 from experiments.lib.errors import exit_code
 from experiments.lib.results import write_text
-from experiments.vllm import measure, server
+from experiments.vllm import measure, server, table
 from experiments.vllm.plan import MeasureConfig, read_rows
 
 KINDS: dict[str, Any] = {
@@ -51,8 +51,9 @@ def show(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
     """Write and print the table. Raises ValueError, one line, if there are no rows."""
     if not rows:
         raise ValueError(f"{folder / 'rows.jsonl'} has no rows; give model_folder= and out= to measure")
-    write_text(folder / "vllm.md", measure.table(rows))
-    print(measure.table(rows))
+    page = table.table(rows)
+    write_text(folder / "vllm.md", page)
+    print(page)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from abkt.net.namespaces import Namespaces
 from experiments.vllm.agent import Agent
 from experiments.vllm.demo import total
 from experiments.vllm.metrics import parsed
-from experiments.vllm.plan import OURS, WAYS, MeasureConfig, MeasuredCell, cells, read_rows, token_ids
+from experiments.vllm.plan import OURS, MeasureConfig, MeasuredCell, cells, read_rows, token_ids
 from experiments.vllm.server import VllmServer, connector
 
 PORT = 8100
@@ -176,77 +176,6 @@ def one(bench: Bench, config: MeasureConfig, cell: MeasuredCell, tokens: Sequenc
         **{name: grown(f"vllm:abkt_{name}_sum") for name in PARTS}, **{name: grown(f"vllm:abkt_{name}_sum", 1) for name in HELD},
         "load": os.getloadavg()[0],
     }  # fmt: skip
-
-
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The rows as a page: medians over prompts, for each link and way."""
-    by: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows.values():
-        by.setdefault((" > ".join(map(str, row["link_mbit_s"])), row["way"]), []).append(row)
-    local = {row["prompt"]: row for row in rows.values() if row["way"] == "local"}
-    lines = [
-        "| link, Mbit/s | way | n | TTFT, s | exposed, s | MB | distortion | ΔNLL, nats a token | first choice as local |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for (link, way), found in sorted(by.items(), key=lambda each: order(*each[0])):
-        pairs = [(row, local[row["prompt"]]) for row in found if row["prompt"] in local]
-        worse = [b - a for row, alone in pairs for a, b in zip(row["logprobs"], alone["logprobs"])]
-        equal = [a == b for row, alone in pairs for a, b in zip(row["best"], alone["best"])]
-        ours = way not in ("local", "nixl")
-        shown = [
-            link, way, str(len(found)), spread(row["ttft_s"] for row in found),
-            spread(row["exposed_s"] for row in found) if ours else "",
-            f"{median(row['bytes'] for row in found) / 1e6:.2f}",
-            f"{median(row['received_distortion'] for row in found):.4f}" if ours else "",
-            f"{sum(worse) / len(worse):+.4f}" if worse and way != "local" else "",
-            f"{sum(equal)} of {len(equal)}" if equal and way != "local" else "",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(shown) + " |")
-    return "\n".join([*lines, "", *facts(rows), ""])
-
-
-def facts(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """What the targets ask for, and how busy the machine was."""
-    by = lambda way, link, name: [row[name] for row in rows.values() if row["way"] == way and row["link_mbit_s"] == [link]]  # noqa: E731
-    ours, theirs = by("raw", "inf", "ttft_s"), by("nixl", "inf", "ttft_s")
-    embedded, raw = by("embedded", 20.0, "exposed_s"), by("raw", 20.0, "exposed_s")
-    coded = [row for row in rows.values() if row.get("encode_s")]
-    found = []
-    if ours and theirs:
-        found.append(f"* TTFT of raw against NixlConnector, link not shaped: {median(ours) / median(theirs):.2f} (target: at most 1.1).")
-    if embedded and raw:
-        found.append(
-            f"* Exposed transfer of embedded over raw's at 20 Mbit/s: {median(embedded) / median(raw):.2f} (target: at most 0.45)."
-        )
-    if coded:
-        ratio = median(row["held_s"] / row["encode_s"] for row in coded)
-        held, encode = (median(row[name] for row in coded) * 1e3 for name in ("held_s", "encode_s"))
-        found.append(
-            f"* Blocks held {held:.0f} ms, encoding {encode:.0f} ms, ratio {ratio:.2f} (target: at most 1.2); {len(coded)} prefills."
-        )
-    for way in OURS:
-        parts = [row for row in rows.values() if row["way"] == way and row["link_mbit_s"] == ["inf"]]
-        if parts:
-            shown = ", ".join(f"{name[:-2]} {median(row[name] for row in parts) * 1e3:.0f} ms" for name in PARTS[1:5])
-            found.append(f"* Parts of a load of {way}, link not shaped: {shown}.")
-    load = [row["load"] for row in rows.values()]
-    return [*found, f"* Load average of the machine: {min(load):.1f} to {max(load):.1f}."] if load else found
-
-
-def order(link: str, way: str) -> tuple[float, int]:
-    """Fast links first; links that change last."""
-    return (-float(link) if ">" not in link else 0.0), WAYS.index(way)
-
-
-def spread(values: Any) -> str:
-    """The median, and from where to where if there are several."""
-    ordered = sorted(values)
-    return f"{median(ordered):.2f}" + (f" ({ordered[0]:.2f}–{ordered[-1]:.2f})" if len(ordered) > 1 else "")
-
-
-def median(values: Any) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2] if len(ordered) % 2 else sum(ordered[len(ordered) // 2 - 1 : len(ordered) // 2 + 1]) / 2
 
 
 def default_python() -> Path:

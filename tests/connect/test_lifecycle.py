@@ -127,7 +127,7 @@ def test_a_full_local_hit_loads_nothing_and_frees_the_prefill_side(make: Make) -
     prompt = PROMPT[: 2 * BLOCK]
     request = loaded(d, prompt, prefilled(p, prompt), local=2 * BLOCK)
     assert (request.external, request.recomputed) == (0, 0)
-    wait_until(lambda: not p.worker.worker_side._outbox._kept)
+    wait_until(lambda: not p.worker.worker_side._outbox._shelf)
 
 
 def test_refinement_comes_between_steps_and_ends(make: Make) -> None:
@@ -146,7 +146,7 @@ def test_refinement_comes_between_steps_and_ends(make: Make) -> None:
     assert error_of(request, d) <= min(first, 6e-4), "the target is 0.002, and refinement goes to a quarter of it"
     assert torch.equal(d.kv(request)[:, :, -1], kv_of(PROMPT)[:, :, -1]), "the last token's KV is the one computed here"
     assert not d.worker.worker_side._inbox._loadings, "the refinement has not ended"
-    wait_until(lambda: not p.worker.worker_side._outbox._kept)
+    wait_until(lambda: not p.worker.worker_side._outbox._shelf)
 
 
 def test_shared_lossy_blocks_are_not_refined(make: Make) -> None:
@@ -169,7 +169,7 @@ def test_prefill_frees_its_blocks_before_anybody_asks(make: Make) -> None:
 def test_kv_that_nobody_fetches_is_dropped_once_and_a_late_decode_server_computes(make: Make, caplog: Any) -> None:
     p, d = make(bitrate="raw", lease_s=0.2), make(bitrate="raw")
     params = prefilled(p, PROMPT)
-    wait_until(lambda: not p.worker.worker_side._outbox._kept)
+    wait_until(lambda: not p.worker.worker_side._outbox._shelf)
     assert "nobody fetched its KV within 0.2 s" in caplog.text
     request = loaded(d, PROMPT, params)
     assert request.recomputed == len(PROMPT)
@@ -198,7 +198,7 @@ def test_a_load_that_fails_is_reported_once_with_its_blocks(make: Make, monkeypa
         p.close()
     elif failure == "expired":
         params = {**params, "remote_request_id": "another"}
-        p.worker.worker_side._outbox._gone.append("another")
+        p.worker.worker_side._outbox._shelf._gone.append("another")
     elif failure == "dies":
         d.worker.worker_side._inbox.accept = lambda offer: (p.worker.worker_side._data.close(), 1 / 0)  # type: ignore[assignment]
     elif failure == "damaged":
@@ -237,7 +237,7 @@ def test_an_abort_in_every_state_frees_all(make: Make, state: str) -> None:
         time.sleep(0.02)
     d.check()
     assert d.reports.count(("received", "d0")) == (state != "waiting")
-    wait_until(lambda: not p.worker.worker_side._outbox._kept)
+    wait_until(lambda: not p.worker.worker_side._outbox._shelf)
 
 
 def test_a_preempted_request_is_not_refined_and_computes_again(make: Make) -> None:
@@ -392,7 +392,7 @@ def test_no_interleaving_leaks_or_reports_twice(data: st.DataObject) -> None:
         for _ in range(3):
             p.step()
             d.step()
-        wait_until(lambda: not p.worker.worker_side._outbox._kept)
+        wait_until(lambda: not p.worker.worker_side._outbox._shelf)
         p.check()
         d.check()
         for engine in (p, d):

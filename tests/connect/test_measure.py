@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.vllm.measure import facts, spread, table
 from experiments.vllm.plan import MeasureConfig, cells, read_rows
+from experiments.vllm.table import facts, spread, table
 
 
 def row(way: str, link: Any, ttft_s: float, logprobs: list[float], **more: float) -> dict[str, Any]:
     given = dict.fromkeys(("exposed_s", "offer_s", "arrive_s", "write_s", "report_s", "received_distortion", "held_s", "encode_s"), 0.0)
     best = ["token_id:1", "token_id:2"]
-    return {**given, "way": way, "link_mbit_s": [link], "prompt": 0, "ttft_s": ttft_s, "logprobs": logprobs, "best": best, "bytes": 2e6,
-            "load": 1.0, **more}  # fmt: skip
+    return {**given, "way": way, "link_mbit_s": [link], "prompt": 0, "prefill_s": 1.0, "ttft_s": ttft_s, "logprobs": logprobs,
+            "best": best, "bytes": 2e6, "load": 1.0, **more}  # fmt: skip
 
 
 def test_rows_of_an_earlier_run_are_kept_unless_they_failed_or_were_cut_off(tmp_path: Path) -> None:
@@ -37,13 +37,21 @@ def test_the_table_compares_the_text_with_local_and_the_facts_with_the_targets()
         "b": row("raw", "inf", 0.33, [-1.0, -2.0]),
         "c": row("nixl", "inf", 0.30, [-1.0, -2.0]),
         "d": row("raw", 20.0, 8.0, [-1.0, -2.0], exposed_s=8.0),
-        "e": row("embedded", 20.0, 2.0, [-1.2, -2.1], exposed_s=2.0, held_s=0.012, encode_s=0.010),
+        "e": row("embedded", 20.0, 1.0, [-1.2, -2.1], exposed_s=2.0, held_s=0.012, encode_s=0.010),
     }
     page = table(rows)
-    assert "| 20.0 | embedded | 1 | 2.00 | 2.00 | 2.00 | 0.0000 | +0.1500 | 2 of 2 |" in page
-    assert [line.split(":")[1].split()[0] for line in facts(rows)[:2]] == ["1.10", "0.25"]
+    assert "| 20 | embedded | 1 | 1.00 | 2.00 | 2.00 | 0.0000 | +0.1500 | 2 of 2 |" in page
+    nixl, exposed = facts(rows)[:2]
+    assert nixl.endswith("0.33 s against 0.30 s; target of 1.1 times: met.")
+    assert "0.25 (target: at most 0.45: met)" in exposed
+    assert (
+        "Against the TTFT there, it loses against raw (not shaped), NixlConnector (not shaped), embedded (20); wins against raw (20)."
+        in page
+    )
+    rows["e2"] = row("raw", "inf", 0.40, [-1.0, -2.0])
+    assert facts(rows)[0].endswith("0.36 (0.33–0.40) s against 0.30 s; target of 1.1 times: cannot tell.")
     assert "ratio 1.20" in page
-    assert page.index("| inf | local") < page.index("| inf | nixl") < page.index("| 20.0 | raw")
+    assert page.index("| not shaped | local") < page.index("| not shaped | NixlConnector") < page.index("| 20 | raw")
     assert spread([3.0, 1.0, 2.0]) == "2.00 (1.00–3.00)"
     assert json.dumps(rows)
 

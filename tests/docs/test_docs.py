@@ -51,7 +51,7 @@ def test_each_command_is_one(document: str, command: str) -> None:
     if verb in ("bench", "train-probe") or "--help" in arguments:
         return
     if MODEL_KEY in composer.unresolved(verb):
-        overrides, _ = model_overrides(overrides)
+        overrides, _ = model_overrides(overrides, verb)
     assert composer.fault(verb, overrides, multirun=True) is None
 
 

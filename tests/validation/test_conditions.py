@@ -15,7 +15,7 @@ from experiments.lib.compose import compose
 from experiments.lib.config import read
 from experiments.lib.results import read_json, read_records
 from experiments.study.twin import Twin, run_simulated
-from experiments.verbs.validate import ValidateConfig, facts
+from experiments.verbs.validate import ValidateConfig, facts, spec_of
 from tests.serve.test_paced import profile
 from tests.serve.test_real_cluster import RAW
 
@@ -51,6 +51,18 @@ def test_paced_conditions_have_clusters_links_and_roles_of_their_own() -> None:
     assert sum("share" in sentence for sentence in said["emulated"]) == 1
     larger = config("compute=paced", "prefill=3", "conditions.switches.decode=4").sized()
     assert (larger["load_85"].cluster, larger["incast"].cluster, larger["switches"].cluster) == ("3P2D", "4P1D", "3P4D")
+
+
+def test_vllms_servers_are_one_pair_over_a_link_of_the_kernel() -> None:
+    made = config("compute=vllm")
+    steady = made.sized()["steady"]
+    assert (made.compute, steady.cluster, steady.namespaces, steady.payload_share < 1) == ("vllm", "1P1D", True, True)
+    assert any(sentence.startswith("Nothing of vLLM") for sentence in facts(made)["emulated"])
+    spec = spec_of(made)
+    assert [spec.asked(made.bitrates[name]) for name in ("raw", "int8", "int4", "embedded")] == ["raw", "int8", "int4", ""]
+    for wrong, message in (("device=cuda", "measured on the CPU"), ("prefill=2", "2P1D with compute=vllm would share cores")):
+        with pytest.raises(ValueError, match=message):
+            config("compute=vllm", wrong)
 
 
 def test_on_a_gpu_a_model_of_a_big_ones_shape_is_made_and_the_document_says_what_was_emulated() -> None:

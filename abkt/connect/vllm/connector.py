@@ -97,10 +97,14 @@ class AbktConnector(KVConnectorBase_V1):
     def get_handshake_metadata(self) -> Handshake:  # type: ignore[override]
         return self.worker_side.handshake
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        """Begins the step's work. vLLM calls start_load_kv behind the model's pass, when others have waited for all of it."""
+        super().bind_connector_metadata(connector_metadata)
+        assert isinstance(connector_metadata, StepWork)
+        self.worker_side.step(connector_metadata)
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        work = self._connector_metadata
-        assert isinstance(work, StepWork)
-        self.worker_side.step(work)
+        """Loads have begun with the step."""
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """KV is loaded beside steps, never inside one."""

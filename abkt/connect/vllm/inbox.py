@@ -25,6 +25,7 @@ from abkt.connect.vllm.metadata import Load
 from abkt.connect.vllm.params import RemoteKV
 from abkt.connect.vllm.settings import Settings
 from abkt.connect.vllm.stats import Counters
+from abkt.connect.vllm.trace import Trace
 from abkt.transfer.pieces import BufferSink, ByteSink
 from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.receive.received import Received
@@ -74,8 +75,11 @@ class Inbox:
     asks: the links to prefill servers. rank: TP rank. address: where this worker listens.
     """
 
-    def __init__(self, paged: PagedKV, codec: Codec, settings: Settings, asks: Links, counters: Counters, rank: int = 0) -> None:
-        self._paged, self._codec, self._settings, self._asks, self._counters, self._rank = paged, codec, settings, asks, counters, rank
+    def __init__(
+        self, paged: PagedKV, codec: Codec, settings: Settings, asks: Links, counters: Counters, trace: Trace, rank: int = 0
+    ) -> None:
+        self._paged, self._codec, self._settings, self._asks, self._counters = paged, codec, settings, asks, counters
+        self._trace, self._rank = trace, rank
         self.address = ""
         self._condition = threading.Condition()
         self._loadings: dict[int, Loading] = {}
@@ -297,6 +301,11 @@ class Inbox:
             write_s=now_s - received.committed_s,
             received_peer=loading.address,
         )
+        self._trace.write(
+            "loaded", request=loading.request_id, remote=loading.load.remote.request_id, mode=received.offer.mode,
+            bytes=received.offer.ends[cut], raw_bytes=loading.tokens * self._paged.spec.kv_bytes_per_token, cut=cut, distortion=distortion,
+            asked_s=loading.started_s, offered_s=received.offered_s, committed_s=received.committed_s, written_s=now_s,
+        )  # fmt: skip
 
     def _broken(self, loading: Loading, received: Received, first: bool, reason: str) -> None:
         received.decline()

@@ -17,8 +17,8 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """KV to fetch. block_ids: the blocks of tokens first_token to `tokens`; first_token is the first of a block. deadline_s: from now; inf:
-    none was given."""
+    """KV to fetch. block_ids: the blocks of tokens first_token to `tokens`; first_token is the first of a block. refinable: better values
+    may follow."""
 
     remote: RemoteKV
     block_ids: tuple[int, ...]
@@ -35,6 +35,7 @@ class StepWork:
     ended : requests whose blocks are no longer theirs: finished, aborted or preempted.
     releases : KV at prefill servers that nobody will fetch.
     idle : no token is computed in this step.
+    requests : (request, tokens computed before, tokens of this step), where a trace is written.
     """
 
     sends: dict[str, Send] = field(default_factory=dict)
@@ -42,3 +43,4 @@ class StepWork:
     ended: set[str] = field(default_factory=set)
     releases: list[RemoteKV] = field(default_factory=list)
     idle: bool = False
+    requests: list[tuple[str, int, int]] = field(default_factory=list)

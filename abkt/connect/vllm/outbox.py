@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict
 
 import torch
 
@@ -25,7 +25,9 @@ from abkt.connect.vllm.layout import CODEC_TOKENS, PagedKV
 from abkt.connect.vllm.links import Links, SteeredTransfer
 from abkt.connect.vllm.metadata import Send
 from abkt.connect.vllm.settings import Settings
+from abkt.connect.vllm.shelf import Kept, Shelf
 from abkt.connect.vllm.stats import Counters
+from abkt.connect.vllm.trace import Trace
 from abkt.kv.pool import Pool
 from abkt.policy.view import Curve, Decision, TransferView
 from abkt.transfer.pieces import ByteSource, PiecesSource
@@ -33,30 +35,9 @@ from abkt.transfer.protocol.messages import Offer
 from abkt.transfer.send.outgoing import Outgoing, RefinementResult, Sent
 
 SWEEP_S = 0.5  # time between two looks for expired leases
-UNKNOWN_S = 5.0  # how long an ask may come before the request it names: the response travels faster than the step that follows it
 NO_CURVE = Curve((0.0,), (0.0,), (0.0,))
 
 log = logging.getLogger(f"vllm.{__name__}")
-
-
-@dataclass(slots=True, eq=False)
-class Kept:
-    """The KV of one finished request.
-
-    pool: its copy; None before, and once it is not needed. stream: the copy, coded. sending: transfers that read it. dropped: nobody wants
-    it any more. until_s: when its lease ends.
-    """
-
-    request_id: str
-    send: Send
-    added_s: float
-    until_s: float
-    pool: Pool | None = None
-    stream: Stream | None = None
-    encode_s: float = 0.0
-    held_bytes: int = 0
-    sending: dict[int, Outgoing] = field(default_factory=dict)
-    dropped: bool = False
 
 
 class Outbox:
@@ -72,32 +53,26 @@ class Outbox:
         settings: Settings,
         links: Links,
         counters: Counters,
+        trace: Trace,
         weights: Callable[[int], torch.Tensor | None] = lambda tokens: None,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._paged, self._codec, self._settings, self._links, self._counters = paged, codec, settings, links, counters
-        self._weights, self.changed = weights, changed
+        self._trace, self._weights, self.changed = trace, weights, changed
         self._condition = threading.Condition()
-        self._kept: dict[str, Kept] = {}
-        self._gone: deque[str] = deque(maxlen=4096)  # requests that were known once
-        self._asked: dict[str, float] = {}  # request that is not known yet -> when it was first asked for
+        self._shelf = Shelf(settings.lease_s, settings.memory_bytes)
         self._copies: deque[Kept] = deque()
         self._asks: deque[Ask] = deque()
         self._encodes: deque[Kept] = deque()
         self._sent: dict[str, float] = {}  # request whose blocks are free -> when they were given to us
-        self._held_bytes = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="abkt outbox", daemon=True)
         self._thread.start()
 
     def add(self, request_id: str, send: Send) -> None:
         """Keep a finished request's KV. Its blocks must not change until take_sent has named it."""
-        now_s = time.monotonic()
-        kept = Kept(request_id, send, now_s, now_s + self._settings.lease_s)
         with self._condition:
-            self._kept[request_id] = kept
-            self._copies.append(kept)
-            self._asked.pop(request_id, None)
+            self._copies.append(self._shelf.put(request_id, send, time.monotonic()))
             self._condition.notify_all()
         self.changed()
 
@@ -114,23 +89,14 @@ class Outbox:
     def known(self, ask: Ask) -> bool:
         """Whether the request of an ask is here; False: it may come soon. Raises ValueError, one line, if it is not, and will not be."""
         with self._condition:
-            kept = self._kept.get(ask.request_id)
-            if kept and not kept.dropped:
-                if kept.send.tokens != ask.tokens or ask.first_token % CODEC_TOKENS:
-                    raise ValueError(f"request {ask.request_id} has {kept.send.tokens} tokens, not {ask.tokens} from {ask.first_token}")
-                return True
-            first_s = self._asked.setdefault(ask.request_id, time.monotonic())
-            if ask.request_id in self._gone or time.monotonic() - first_s >= UNKNOWN_S:
-                self._asked.pop(ask.request_id, None)
-                raise ValueError(f"the KV of request {ask.request_id} is not here; it was fetched, or its lease has expired")
-            return False
+            return self._shelf.known(ask, time.monotonic())
 
     def take(self, ask: Ask) -> None:
         """Do what an accepted ask says, soon."""
         with self._condition:
             if ask.ask == "fetch":
                 self._asks.append(ask)
-            elif kept := self._kept.get(ask.request_id):
+            elif kept := self._shelf.get(ask.request_id):
                 kept.dropped = True
                 for outgoing in kept.sending.values():
                     outgoing.cancel.set()
@@ -142,7 +108,7 @@ class Outbox:
             self._closing = True
             self._condition.notify_all()
         self._thread.join()
-        self._kept.clear()
+        self._shelf.clear()
 
     def _run(self) -> None:
         while True:
@@ -176,8 +142,7 @@ class Outbox:
         return None
 
     def _room_for(self, kept: Kept) -> bool:
-        size = kept.send.tokens * self._paged.spec.kv_bytes_per_token
-        return not self._held_bytes or self._held_bytes + size <= self._settings.memory_bytes
+        return self._shelf.has_room(kept.send.tokens * self._paged.spec.kv_bytes_per_token)
 
     def _copy(self, kept: Kept) -> None:
         """Copy a request's KV out of vLLM's blocks, and free them."""
@@ -194,10 +159,11 @@ class Outbox:
             self._sent[kept.request_id] = kept.added_s
             if pool is not None:
                 kept.pool = pool
-                self._hold(kept, pool.data.nbytes)
+                self._shelf.hold(kept, pool.data.nbytes)
                 if self._settings.depth_bits:
                     self._encodes.append(kept)
             self._condition.notify_all()
+        self._trace.write("kept", request=kept.request_id, tokens=kept.send.tokens, added_s=kept.added_s, copied_s=time.monotonic())
 
     def _encode(self, kept: Kept, depth_bits: int) -> None:
         pool = kept.pool
@@ -207,7 +173,12 @@ class Outbox:
         kept.encode_s = time.monotonic() - start_s
         self._counters.add(encode_s=kept.encode_s)
         with self._condition:
-            self._hold(kept, kept.stream.ends[-1] - before)
+            self._shelf.hold(kept, kept.stream.ends[-1] - before)
+        if self._trace:
+            self._trace.write(
+                "coded", request=kept.request_id, depth=depth_bits, raw_bytes=kept.send.tokens * self._paged.spec.kv_bytes_per_token,
+                begin_s=start_s, end_s=start_s + kept.encode_s, slope=asdict(kept.stream.slope), uniform=asdict(kept.stream.uniform),
+            )  # fmt: skip
 
     def _coded(self, pool: Pool, first_token: int, tokens: int, depth_bits: int) -> Stream:
         """The KV from first_token on, in slope order."""
@@ -218,7 +189,7 @@ class Outbox:
     def _serve(self, ask: Ask) -> None:
         """Decide, and submit the transfer of what was asked for."""
         with self._condition:
-            kept = self._kept.get(ask.request_id)
+            kept = self._shelf.get(ask.request_id)
             if kept is None or kept.dropped or kept.pool is None:
                 return  # the decode server's timeout ends its wait
             kept.sending[ask.number] = None  # type: ignore[assignment]  # so that its lease does not end meanwhile
@@ -300,7 +271,7 @@ class Outbox:
                 kept.sending.pop(ask.number, None)
             if not sent.error:
                 if kept.pool is not None:
-                    self._hold(kept, -kept.pool.data.nbytes)
+                    self._shelf.hold(kept, -kept.pool.data.nbytes)
                     kept.pool = None
                 kept.dropped = True
             self._condition.notify_all()
@@ -308,26 +279,17 @@ class Outbox:
     def _refined(self, kept: Kept, steered: SteeredTransfer, result: RefinementResult) -> None:
         steered.refined(result.cut)
         self._counters.add(refined_bytes=result.wire_bytes)
+        self._trace.write("refined", request=kept.request_id, bytes=result.wire_bytes)
         with self._condition:
             kept.sending.pop(result.transfer_id, None)
             self._condition.notify_all()
 
-    def _hold(self, kept: Kept, more_bytes: int) -> None:
-        """Count memory. Called under the lock."""
-        kept.held_bytes += more_bytes
-        self._held_bytes += more_bytes
-
     def _sweep(self, now_s: float) -> None:
         """Forget what is not needed, and what was not fetched in time. Called under the lock."""
-        for kept in [kept for kept in self._kept.values() if not kept.sending and (kept.dropped or now_s >= kept.until_s)]:
+        for kept in self._shelf.sweep(now_s):
             if kept in self._copies:
                 self._copies.remove(kept)
                 self._sent[kept.request_id] = kept.added_s
             if not kept.dropped:
                 log.warning("request %s: nobody fetched its KV within %g s; it is dropped", kept.request_id, self._settings.lease_s)
                 self._counters.add(expired=1)
-            self._hold(kept, -kept.held_bytes)
-            del self._kept[kept.request_id]
-            self._gone.append(kept.request_id)
-        for request_id in [each for each, first_s in self._asked.items() if now_s - first_s > 2 * UNKNOWN_S]:
-            del self._asked[request_id]

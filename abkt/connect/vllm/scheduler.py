@@ -82,6 +82,8 @@ class SchedulerSide:
             self._end(request_id)
         work, self._work = self._work, StepWork()
         work.idle = output.total_num_scheduled_tokens == 0
+        if self.settings.trace and not work.idle:
+            work.requests = scheduled(output)
         return work
 
     def finished(self, request: Any, block_ids: Sequence[int]) -> tuple[bool, dict[str, Any] | None]:
@@ -150,3 +152,11 @@ class SchedulerSide:
         if line not in self._said:
             self._said.add(line)
             log.warning(line)
+
+
+def scheduled(output: Any) -> list[tuple[str, int, int]]:
+    """(request, tokens computed before, tokens of this step) of vLLM's SchedulerOutput."""
+    cached = output.scheduled_cached_reqs
+    before = dict(zip(cached.req_ids, cached.num_computed_tokens))
+    before |= {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+    return [(request_id, before[request_id], count) for request_id, count in output.num_scheduled_tokens.items()]

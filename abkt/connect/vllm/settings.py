@@ -39,6 +39,7 @@ class Settings:
     timeout_s : how long a decode server waits for the first byte.
     share_lossy : publish blocks with lossy KV to the prefix cache. They are not refined then.
     kv_cache_layout : the memory layout to ask vLLM for, such as BLHNC; empty: vLLM's choice.
+    trace : file that workers append to what they did and when (trace.py); worker r > 0 adds .r to its name. Empty: none.
 
     Raises
     ------
@@ -62,6 +63,7 @@ class Settings:
     timeout_s: float = 30.0
     share_lossy: bool = False
     kv_cache_layout: str = ""
+    trace: str = ""
     _policy: Mapping[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

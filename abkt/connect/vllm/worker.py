@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from abkt.connect.vllm.metadata import StepWork
 from abkt.connect.vllm.outbox import Outbox
 from abkt.connect.vllm.settings import Settings
 from abkt.connect.vllm.stats import Counters
+from abkt.connect.vllm.trace import Trace
 from abkt.spec import KVLayout
 from abkt.transfer.pieces import BufferSink, ByteSink
 from abkt.transfer.protocol.channel import Keepalive
@@ -65,11 +67,12 @@ class WorkerSide:
         self._transport, self._key = make_transport("tcp"), find_key(settings.key_file, settings.encrypt)
         self._print = fingerprint(spec, paged.block_tokens, tp)
         self.counters = Counters()
+        self._trace = Trace(settings.trace and settings.trace + (f".{rank}" if rank else ""))
         self._data, self._asks = Links(self._sender), Links(self._sender)
         self._name = f"{settings.host} rank {rank}"
         self._work = StepWork()
-        self._outbox = Outbox(paged, self._codec, settings, self._data, self.counters, self._weights)
-        self._inbox = Inbox(paged, self._codec, settings, self._asks, self.counters, rank)
+        self._outbox = Outbox(paged, self._codec, settings, self._data, self.counters, self._trace, self._weights)
+        self._inbox = Inbox(paged, self._codec, settings, self._asks, self.counters, self._trace, rank)
         try:
             self._receiver = Receiver(
                 self._transport,
@@ -94,6 +97,8 @@ class WorkerSide:
     def step(self, work: StepWork) -> None:
         """Begin the work of a step; nothing here waits for the network."""
         self._work = work
+        if work.requests:
+            self._trace.write("step", begin_s=time.monotonic(), requests=work.requests)
         for request_id in work.ended:
             self._inbox.end(request_id)
         self._inbox.refine(work.ended)
@@ -118,6 +123,7 @@ class WorkerSide:
         self._data.close()
         self._inbox.close()
         self._outbox.close()
+        self._trace.close()
 
     def _sender(self, address: str) -> Sender:
         return Sender(self._transport, address, Hello(self._name, self._print), keepalive=KEEPALIVE, key=self._key)
