@@ -24,8 +24,9 @@ compiled: $(READY)
 study: $(READY)
 	$(BIN)/abkt study
 
+# One process more than two cores, because many tests wait; with worksteal none of them is idle at the end.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # vLLM holds other versions than ours, so it has a place of its own: 4 GB, and about 8 minutes. Its index's torchvision is a CUDA build, which
 # its import does not survive, and nixl without its dependencies is the peer that the connector is measured against.

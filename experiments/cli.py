@@ -15,30 +15,30 @@ from experiments.lib import usage
 from experiments.lib.errors import BAD_INPUT, exit_code
 from experiments.lib.paths import split_config_dirs
 
-VERBS = (
-    "study",
-    "profile",
-    "simulate",
-    "sweep",
-    "capacity",
-    "plan",
-    "replay",
-    "serve",
-    "pd-proxy",
-    "vllm-demo",
-    "adaptation",
-    "compare",
-    "validate",
-    "reproduce",
-    "check",
-    "quality",
-    "longbench",
-    "bench",
-    "fit-hardware",
-    "import-profile",
-    "published",
-    "train-probe",
-)
+VERBS = {  # verb -> its module in experiments.verbs, in the order of the help
+    "study": "study",
+    "profile": "costs.profile",
+    "simulate": "simulate",
+    "sweep": "sweep",
+    "capacity": "capacity",
+    "plan": "plan",
+    "replay": "replay",
+    "serve": "serve",
+    "pd-proxy": "pd_proxy",
+    "vllm-demo": "vllm_demo",
+    "adaptation": "adaptation",
+    "compare": "compare",
+    "validate": "validate",
+    "reproduce": "reproduce",
+    "check": "check",
+    "quality": "quality",
+    "longbench": "longbench",
+    "bench": "bench",
+    "fit-hardware": "costs.fit_hardware",
+    "import-profile": "costs.import_profile",
+    "published": "costs.published",
+    "train-probe": "train_probe",
+}
 HELP = ("-h", "--help")
 COLLECTIONS = (100_000, 20, 20)  # gc's thresholds: imports and configurations make many objects, which live as long as the process
 
@@ -77,7 +77,7 @@ def dispatch(argv: list[str]) -> int:
 def run(verb: str, arguments: list[str]) -> None:
     check_packages()
     use_compiled_for(" ".join([verb, *arguments[:1]]) if verb == "bench" else verb)
-    import_module(f"experiments.verbs.{verb.replace('-', '_')}").main(arguments)
+    import_module(f"experiments.verbs.{VERBS[verb]}").main(arguments)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -19,8 +20,13 @@ os.environ.setdefault("ABKT_COMPILED", "0")  # before abkt: tests put classes of
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+gc.set_threshold(100_000, 20, 20)  # as the command line does: modules and configurations are many objects that stay
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported by now is never garbage, and need not be looked at again
 
 
 @pytest.fixture(autouse=True)

@@ -37,21 +37,18 @@ RENAMED_KEYS = {  # old field -> new field, for one release
 }
 
 
-def build(config: Mapping[str, Any]) -> Any:
-    """The policy object.
+def build(config: Mapping[str, Any], protocol: type | None = None) -> Any:
+    """The policy object. protocol: what it must have the methods of, such as BitratePolicy.
 
     Raises
     ------
-    ValueError : one line, for an unknown class, a missing, unknown or renamed field, or a value that the class refuses.
+    ValueError : one line, for a class that cannot be imported or lacks a method, a missing, unknown or renamed field, or a value that the
+        class refuses.
     """
     target = str(config.get("_target_", ""))
-    module, _, name = target.rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        kind = None
-    if not isinstance(kind, type):
-        raise ValueError(f"policy class {target!r} cannot be found; _target_ is package.module.Class")
+    kind = _class_of(target)
+    if lacking := [name for name in _methods(protocol) if not callable(getattr(kind, name, None))]:
+        raise ValueError(f"policy class {target} has no {' and no '.join(lacking)}; {getattr(protocol, '__name__', '')} says what it needs")
     known = getattr(kind, "__dataclass_fields__", {})
     fields = {}
     for key, value in config.items():
@@ -72,6 +69,26 @@ def maker(config: Mapping[str, Any]) -> Callable[[], Any]:
     nested = {key: maker(value) for key, value in config.items() if isinstance(value, Mapping) and "_target_" in value}
     plain = {key: value for key, value in config.items() if key not in nested and key != "_target_"}
     return lambda: kind(**plain, **{key: make() for key, make in nested.items()})
+
+
+def _class_of(target: str) -> type:
+    """The class that `package.module.Class` names. Raises ValueError, one line."""
+    module, _, name = target.rpartition(".")
+    try:
+        kind = getattr(import_module(module), name, None) if module else None
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"policy class {target!r}: {module} cannot be imported: {error}") from None
+        kind = None
+    except (ImportError, SyntaxError, ValueError) as error:
+        raise ValueError(f"policy class {target!r}: {module} cannot be imported: {error}") from None
+    if not isinstance(kind, type):
+        raise ValueError(f"policy class {target!r} cannot be found; _target_ is package.module.Class")
+    return kind
+
+
+def _methods(protocol: type | None) -> list[str]:
+    return [name for name, value in vars(protocol or object).items() if callable(value) and not name.startswith("_")]
 
 
 def _checked(key: str, annotation: Any, value: Any) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from abkt.policy.view import BitratePolicy, Curve, TransferView
+from abkt.policy.view import BitratePolicy, Curve, Decision, TransferView
 from abkt.profile.schema import Profile, RateCurve
+from abkt.ranges import short
 
 
 def curve_for(profile: Profile, tokens: int, draw: int = 0, among: int = 4) -> RateCurve:
@@ -80,8 +81,10 @@ def check_unit(profile: Profile, calibration: str) -> None:
 
 
 def ask_once(policy: BitratePolicy, profile: Profile) -> None:
-    """Called before a run. Raises ValueError, one line, if the policy needs something that the profile lacks."""
-    policy.decide(0.0, expected_view(profile, tokens=1024, deadline_s=0.0))
+    """Called before a run. Raises ValueError, one line, if the policy needs something that the profile lacks, or decides no Decision."""
+    decided = policy.decide(0.0, expected_view(profile, tokens=1024, deadline_s=0.0))
+    if not isinstance(decided, Decision):
+        raise ValueError(f"policy {type(policy).__name__} decides {short(decided)}; a Decision of abkt.policy.view is needed")
 
 
 def kv_deadline_s(profile: Profile, arrival_s: float, isl: int, slo_ttft_s: float) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from experiments.lib import usage
 from experiments.lib.paths import CONFIG_DIR, conf_dir, data_path
@@ -100,7 +102,11 @@ def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
     register_resolvers()
     overrides = [f"{text.removesuffix('.inf')}inf" if text.endswith("=.inf") else text for text in overrides]
     with _outside_of_jobs(), initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION):
-        return hydra_compose(verb.replace("-", "_"), list(overrides), return_hydra_config=True)
+        try:
+            return hydra_compose(verb.replace("-", "_"), list(overrides), return_hydra_config=True)
+        except MarkedYAMLError as error:  # of a folder of the user
+            mark = error.problem_mark
+            raise ValueError(f"{f'{mark.name}, line {mark.line + 1}' if mark else 'a YAML'} cannot be read: {error.problem}") from None
 
 
 @contextmanager
@@ -176,13 +182,21 @@ def fault(verb: str, overrides: Sequence[str], multirun: bool = False) -> str | 
         elif not (added or name.startswith("hydra")):
             keys.append((name, "VALUE" if override.is_delete() else override.get_value_string()))
     try:
-        config = _compose(verb, chosen)
+        known = _known(verb, chosen) if config_dirs else _known_of_conf(verb, tuple(chosen))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return said(error)
-    known = OmegaConf.to_container(_without_hydra(config))
-    assert isinstance(known, dict)
     wrong = ((key, value, _unknown(key.split("."), known)) for key, value in keys)
     return next((renamed(verb, key, value) or unknown for key, value, unknown in wrong if unknown), None)
+
+
+def _known(verb: str, chosen: Sequence[str]) -> dict[Any, Any]:
+    """The keys that exist with these choices of groups, and their defaults."""
+    known = OmegaConf.to_container(_without_hydra(_compose(verb, chosen)))
+    assert isinstance(known, dict)
+    return known
+
+
+_known_of_conf = lru_cache(_known)  # conf/ does not change while a process runs; a folder of the user may
 
 
 def check_once(overrides: Sequence[str]) -> None:

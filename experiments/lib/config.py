@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
+from abkt.policy.admission.base import AdmissionPolicy
 from abkt.policy.build import build
+from abkt.policy.roles.base import RolesPolicy
+from abkt.policy.routing.base import RoutingPolicy
+from abkt.policy.view import BitratePolicy
 from abkt.profile import schema
 from abkt.profile.roofline import GpuSpec, kv_tokens, profile_of
 from abkt.profile.schema import Profile
@@ -58,13 +62,17 @@ Hardware = Annotated[
 ]
 
 
-def _buildable(values: dict[str, Any]) -> dict[str, Any]:
-    build(values)
+def _buildable(values: dict[str, Any], protocol: type | None = None) -> dict[str, Any]:
+    build(values, protocol)
     return values
 
 
-# A policy's configuration, as abkt.policy.build takes it. It is built once when it is read, so that a bad field is refused then.
+# A policy's configuration, as abkt.policy.build takes it. It is built once when it is read, so that a bad class or field is refused then.
 PolicyConfig = Annotated[dict[str, Any], AfterValidator(_buildable)]
+BitrateConfig = Annotated[dict[str, Any], AfterValidator(partial(_buildable, protocol=BitratePolicy))]
+RoutingConfig = Annotated[dict[str, Any], AfterValidator(partial(_buildable, protocol=RoutingPolicy))]
+RolesConfig = Annotated[dict[str, Any], AfterValidator(partial(_buildable, protocol=RolesPolicy))]
+AdmissionConfig = Annotated[dict[str, Any], AfterValidator(partial(_buildable, protocol=AdmissionPolicy))]
 
 
 def _existing(path: Path) -> Path:

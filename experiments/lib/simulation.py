@@ -17,7 +17,19 @@ from abkt.profile.schema import RateCurve
 from abkt.ranges import OutOfRange, bound, check_seed
 from abkt.records import SLO, summarize_columns
 from abkt.spec import ModelSpec
-from experiments.lib.config import BLOCK_TOKENS, STRICT, ClusterConfig, Hardware, Instance, MeasuredHardware, PolicyConfig, instance
+from experiments.lib.config import (
+    BLOCK_TOKENS,
+    STRICT,
+    AdmissionConfig,
+    BitrateConfig,
+    ClusterConfig,
+    Hardware,
+    Instance,
+    MeasuredHardware,
+    RolesConfig,
+    RoutingConfig,
+    instance,
+)
 from experiments.lib.curves import expected_kl, expected_quality, known_quality
 from experiments.lib.network import Network, network_files
 from experiments.lib.record_writer import RecordWriter, read_columns
@@ -85,8 +97,8 @@ class SimulateConfig:
     cluster: ClusterConfig
     network: Network
     workload: Workload
-    bitrate: PolicyConfig
-    routing: PolicyConfig
+    bitrate: BitrateConfig
+    routing: RoutingConfig
     slo: SLO
     seed: int
     curves: Path
@@ -97,8 +109,8 @@ class SimulateConfig:
     csv: bool = False
     debug: bool = False
     decode_hardware: Hardware | None = None
-    roles: PolicyConfig | None = None
-    admission: PolicyConfig | None = None
+    roles: RolesConfig | None = None
+    admission: AdmissionConfig | None = None
     engine: EngineSpec = field(default_factory=EngineSpec)
     rebuild_s: float = 0.0
     faults: FaultPlan = FaultPlan()  # noqa: RUF009  # frozen

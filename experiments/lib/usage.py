@@ -7,7 +7,7 @@ A choice's YAML begins with a comment whose first sentence says what the choice 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 
@@ -20,7 +20,7 @@ PACKAGE = "# @package"  # an instruction to Hydra
 WIDEST = 44  # most letters in the first column
 
 
-def overview(verbs: Sequence[str]) -> str:
+def overview(verbs: Iterable[str]) -> str:
     """One line for each verb."""
     lines = [
         "usage: abkt VERB [group=choice] [key=value] …",

@@ -12,7 +12,7 @@ from typing import Any
 from abkt.ranges import bound
 from abkt.records import SLO
 from abkt.spec import ModelSpec
-from experiments.lib.config import MOST_WORKERS, ClusterConfig, Hardware, PolicyConfig, read
+from experiments.lib.config import MOST_WORKERS, BitrateConfig, ClusterConfig, Hardware, RoutingConfig, read
 from experiments.lib.network import Network
 from experiments.lib.progress import bar
 from experiments.lib.simulation import SimulateConfig, build_simulation, rate_curves, write_result
@@ -30,8 +30,8 @@ class ScaleOutConfig:
     network: Network
     workload: Workload
     slo: SLO
-    bitrates: dict[str, PolicyConfig]
-    routings: dict[str, PolicyConfig]
+    bitrates: dict[str, BitrateConfig]
+    routings: dict[str, RoutingConfig]
     workers: int
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from abkt.net.namespaces import MTU, Namespaces
 from abkt.policy.build import build
 from abkt.ranges import bound
 from abkt.serve.frontend.roles import WorkerLoad, WorkerRoles
-from experiments.lib.config import MOST_WORKERS, PolicyConfig
+from experiments.lib.config import MOST_WORKERS, BitrateConfig, RolesConfig
 from experiments.lib.network import Network
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Condition:
     skip: int
     prefill: int = 0
     decode: int = 0
-    roles: PolicyConfig = field(default_factory=lambda: dict(STATIC))
+    roles: RolesConfig = field(default_factory=lambda: dict(STATIC))
     utilisation: float = 0.0
     link_utilisation: float = 0.0
     kernel: bool = False
@@ -78,7 +78,7 @@ class Condition:
     def spec(self, common: LocalClusterSpec) -> LocalClusterSpec:
         return replace(common, prefill=self.prefill, decode=self.decode)
 
-    def estimated(self, bitrate: PolicyConfig) -> PolicyConfig:
+    def estimated(self, bitrate: BitrateConfig) -> BitrateConfig:
         """A bitrate policy whose first estimate of the link is that of the planned link, where the link's rate was planned."""
         link = bitrate.get("link")
         if not self.link_utilisation or not isinstance(link, Mapping) or "initial_bytes_per_s" not in link:

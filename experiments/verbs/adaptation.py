@@ -18,7 +18,7 @@ from experiments.adaptation.outcome import Margin
 from experiments.adaptation.page import write_report
 from experiments.adaptation.rivals import Aim
 from experiments.adaptation.worlds import World, lone_ttft_s, real, simulated
-from experiments.lib.config import STRICT, PolicyConfig, ProfilePath
+from experiments.lib.config import STRICT, BitrateConfig, ProfilePath
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network, network_files
 from experiments.lib.progress import bar
@@ -54,9 +54,9 @@ class AdaptationConfig:
     network: Network
     receivers: int
     workload: Workload
-    ours: dict[str, PolicyConfig]
-    cachegen: PolicyConfig
-    oracle: PolicyConfig
+    ours: dict[str, BitrateConfig]
+    cachegen: BitrateConfig
+    oracle: BitrateConfig
     bits: tuple[float, ...]
     target: float
     refine: float

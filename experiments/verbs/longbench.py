@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from abkt.ranges import bound, check_seed
-from experiments.lib.config import STRICT, FilePath, PolicyConfig
+from experiments.lib.config import STRICT, BitrateConfig, FilePath
 from experiments.lib.network import Network
 from experiments.lib.verb import VerbCall, verb
 
@@ -38,7 +38,7 @@ class LongBenchConfig:
     max_tokens: int | None
     chat: bool
     network: Network
-    bitrate: PolicyConfig
+    bitrate: BitrateConfig
     transfer_s: float
     beside: tuple[str, ...]
     coder: Literal["fixed", "entropy"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from abkt.profile import schema
 from abkt.ranges import bound, check_seed
 from abkt.records import SLO
-from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, PolicyConfig, ProfilePath
+from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, BitrateConfig, ProfilePath, RolesConfig, RoutingConfig
 from experiments.lib.network import Network, network_files
 from experiments.lib.verb import VerbCall, verb
 from experiments.lib.workload import Workload, read_workload, workload_files
@@ -48,9 +48,9 @@ class ReplayConfig:
     network: Network
     pacing: str
     workload: Workload
-    bitrate: PolicyConfig
-    routing: PolicyConfig
-    roles: PolicyConfig
+    bitrate: BitrateConfig
+    routing: RoutingConfig
+    roles: RolesConfig
     rebuild_s: float
     slo: SLO
     prefill: int | None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from abkt.profile import schema
 from abkt.ranges import bound
 from abkt.records import SLO
-from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, PolicyConfig, ProfilePath
+from experiments.lib.config import BLOCK_TOKENS, MOST_BATCH, MOST_WORKERS, STRICT, BitrateConfig, ProfilePath, RoutingConfig
 from experiments.lib.network import Network
 from experiments.lib.verb import VerbCall, verb
 
@@ -39,8 +39,8 @@ class ServeConfig:
     max_batch: int
     pool_tokens: int
     max_waiting: int
-    bitrate: PolicyConfig
-    routing: PolicyConfig
+    bitrate: BitrateConfig
+    routing: RoutingConfig
     network: Network
     slo: SLO
     profile: ProfilePath | None

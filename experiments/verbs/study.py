@@ -14,7 +14,7 @@ from abkt.profile import schema
 from abkt.ranges import bound, check_seed
 from abkt.records import SLO
 from experiments.lib.compose import compose
-from experiments.lib.config import STRICT, PolicyConfig, ProfilePath, read
+from experiments.lib.config import STRICT, BitrateConfig, ProfilePath, read
 from experiments.lib.curves import save_curves
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network
@@ -67,7 +67,7 @@ class StudyConfig:
     model_folder: Path
     network: Network
     workload: Workload
-    bitrates: dict[str, PolicyConfig]
+    bitrates: dict[str, BitrateConfig]
     optional: tuple[str, ...]
     slo: SLO
     scaleout: ScaleOutConfig

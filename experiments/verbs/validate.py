@@ -14,7 +14,7 @@ from abkt.profile import schema
 from abkt.ranges import OutOfRange, bound, check_seed
 from abkt.records import SLO
 from abkt.spec import ModelSpec
-from experiments.lib.config import MOST_WORKERS, STRICT, PolicyConfig, ProfilePath
+from experiments.lib.config import MOST_WORKERS, STRICT, BitrateConfig, ProfilePath
 from experiments.lib.manifest import write_manifest
 from experiments.lib.network import Network, network_files
 from experiments.lib.progress import bar
@@ -56,7 +56,7 @@ class ValidateConfig:
     device: str
     network: Network
     workload: TraceWorkload
-    bitrates: dict[str, PolicyConfig]
+    bitrates: dict[str, BitrateConfig]
     conditions: dict[str, Condition]
     slo: SLO
     compute: str

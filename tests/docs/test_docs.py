@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,6 +41,11 @@ def commands(path: Path) -> list[str]:
 EVERY = [(path.name, command) for path in DOCUMENTS for command in commands(path)]
 
 
+@lru_cache
+def takes_a_model(verb: str) -> bool:
+    return MODEL_KEY in composer.unresolved(verb)
+
+
 @pytest.mark.parametrize(("document", "command"), EVERY, ids=[f"{d}: {c}" for d, c in EVERY])
 def test_each_command_is_one(document: str, command: str) -> None:
     verb, *arguments = shlex.split(command)[1:]
@@ -50,7 +56,7 @@ def test_each_command_is_one(document: str, command: str) -> None:
     overrides = [a for a in arguments if "=" in a and not a.startswith(("hydra/", "+"))]
     if verb in ("bench", "train-probe") or "--help" in arguments:
         return
-    if MODEL_KEY in composer.unresolved(verb):
+    if takes_a_model(verb):
         overrides, _ = model_overrides(overrides, verb)
     assert composer.fault(verb, overrides, multirun=True) is None
 

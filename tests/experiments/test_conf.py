@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,24 @@ from experiments.lib.paths import ROOT, conf_dir, data_path
 from experiments.lib.simulation import SimulateConfig, build_simulation
 from experiments.lib.workload import read_workload
 
-CHOICES = [(group, choice) for group in usage.groups("simulate") for choice in usage.choices(group)]
 TRACES = ("azure", "burstgpt", "sharegpt", "arxiv", "longbench")  # the user's own files
+# Composing takes time, so groups that do not depend on each other are tried together: the first choice of each, then the second, …
+TOGETHER = (
+    ("bitrate", "workload", "routing", "admission", "cluster"),
+    ("network", "engine", "transport"),
+    ("hardware", "roles", "faults", "slo"),
+    ("model",),
+)
+USERS = {"workload": (*TRACES, "servegen"), "hardware": ("profile",), "network": ("wan_5g",)}
+Row = tuple[tuple[str, str], ...]
+
+
+def rows(groups: tuple[str, ...]) -> list[Row]:
+    each = [[(group, choice) for choice in usage.choices(group) if choice not in USERS.get(group, ())] for group in groups]
+    return [tuple(choices[i] for choices in each if i < len(choices)) for i in range(max(map(len, each)))]
+
+
+ROWS = [row for groups in TOGETHER for row in rows(groups)]
 GIVEN = {**{name: ["workload.path=trace.csv"] for name in TRACES}, "servegen": ["workload.lengths=l.csv", "workload.rates=r.csv"]}
 GIVEN |= {"profile": ["hardware.profile=profile.json"], "llama-3.1-70b": ["hardware.gpus=4"]}
 GIVEN["wan_5g"] = ["network.path=drive.parquet"]
@@ -36,17 +53,33 @@ def config(curves: Path, *overrides: str) -> SimulateConfig:
     return read(SimulateConfig, {**compose("simulate", [*overrides, f"curves={curves}"]).config, "out": Path("out")})
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_choice_builds(group: str, choice: str, curves: Path) -> None:
-    made = config(
-        curves, f"{group}={choice}", "workload=poisson", *([f"{group}={choice}"] if group == "workload" else []), *GIVEN.get(choice, [])
-    )
-    if choice in (*TRACES, "servegen", "profile", "wan_5g"):
-        return  # their files are the user's
+@lru_cache
+def made_of(curves: Path, row: Row) -> SimulateConfig:
+    given = [text for _, choice in row for text in GIVEN.get(choice, [])]
+    return config(curves, "workload=poisson", *(f"{group}={choice}" for group, choice in row), *given)
+
+
+def with_choice(curves: Path, group: str, choice: str) -> SimulateConfig:
+    return made_of(curves, next(row for row in ROWS if (group, choice) in row))
+
+
+def test_every_choice_is_tried() -> None:
+    tried = [*(pair for row in ROWS for pair in row), *((group, choice) for group, choices in USERS.items() for choice in choices)]
+    assert sorted(tried) == sorted((group, choice) for group in usage.groups("simulate") for choice in usage.choices(group))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[" ".join(f"{group}={choice}" for group, choice in row) for row in ROWS])
+def test_every_choice_builds(row: Row, curves: Path) -> None:
+    made = made_of(curves, row)
     requests, _ = read_workload(made.workload, seed=0, closed_loop=True)
     simulation = build_simulation(made, requests[:2])
     assert len(simulation.cluster.prefill) == made.cluster.prefill
     assert len(simulation.cluster.decode) == made.cluster.decode
+
+
+@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group, choices in USERS.items() for choice in choices])
+def test_a_choice_with_the_users_files_composes(group: str, choice: str, curves: Path) -> None:
+    assert getattr(made_of(curves, ((group, choice),)), group)
 
 
 # layers x 2 (1 for a latent) x kv_heads x head_dim x 2 bytes of bf16, as published with each model
@@ -72,7 +105,7 @@ def test_models_have_their_published_kv_sizes(curves: Path) -> None:
     table = {row["model"]: int(row["bytes"]) for row in csv.DictReader(io.StringIO(KV_BYTES))}
     assert sorted(table) == usage.choices("model")
     for name, size in table.items():
-        spec = config(curves, f"model={name}").model
+        spec = with_choice(curves, "model", name).model
         assert (spec.name, spec.kv_bytes_per_token) == (name, size)
 
 
@@ -81,7 +114,7 @@ def test_dense_models_have_the_parameters_that_their_shapes_give(curves: Path) -
     shapes = {"llama-3.1-8b": (14336, 2 * 128256), "llama-3.1-70b": (28672, 2 * 128256), "llama-3.2-1b": (8192, 128256)}
     shapes |= {"qwen3-8b": (12288, 2 * 151936), "qwen3-32b": (25600, 2 * 151936), "probe": (704, 2048)}
     for name, (inner, tables) in shapes.items():
-        spec = config(curves, f"model={name}").model
+        spec = with_choice(curves, "model", name).model
         attention = 2 * spec.hidden * spec.heads * spec.head_dim + 2 * spec.hidden * spec.kv_heads * spec.head_dim
         count = spec.layers * (attention + 3 * spec.hidden * inner) + tables * spec.hidden
         assert spec.parameters == pytest.approx(count, rel=0.005)
@@ -92,7 +125,7 @@ def test_dense_models_have_the_parameters_that_their_shapes_give(curves: Path) -
 def test_models_of_experts_have_the_parameters_that_their_shapes_give(curves: Path) -> None:
     """As above, with `experts` MLPs a layer; of MLA the projections of DeepSeek-V2's paper (arXiv 2405.04434, section 2.1)."""
     for name in ("mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-120b", "gpt-oss-20b"):
-        m = config(curves, f"model={name}").model
+        m = with_choice(curves, "model", name).model
         attention = 2 * m.hidden * (m.heads + m.kv_heads) * m.head_dim
         if m.kv_kinds == 1:
             latent = m.head_dim - 64  # the rest carries the position
@@ -168,7 +201,7 @@ def test_a_bound_knows_the_network_that_is_configured(curves: Path) -> None:
 
 @pytest.mark.parametrize("name", [choice for choice in usage.choices("bitrate") if choice.endswith("_off")])
 def test_off_holds_the_policy_of_its_name(name: str, curves: Path) -> None:
-    assert config(curves, f"bitrate={name}").bitrate["inner"] == config(curves, f"bitrate={name.removesuffix('_off')}").bitrate
+    assert with_choice(curves, "bitrate", name).bitrate["inner"] == with_choice(curves, "bitrate", name.removesuffix("_off")).bitrate
 
 
 def test_every_policy_but_raw_has_an_off_switch_or_is_off_by_itself() -> None:

@@ -69,14 +69,14 @@ def test_multirun_and_help_take_an_own_policy(folder: Path) -> None:
 
 
 def test_a_sweep_takes_an_own_policy_and_runs_again_when_it_changes(folder: Path) -> None:
-    grid = ("sweep", CONFIG_DIR, "own", "bitrate=raw,half_the_time", *SMALL, "workers=2", "out=sweep")
-    abkt(folder, *grid)
+    grid = ("sweep", CONFIG_DIR, "own", "bitrate=raw,half_the_time", *SMALL, "out=sweep")
+    abkt(folder, *grid, "workers=2")
     rows = pd.read_parquet(folder / "sweep" / "sweep.parquet")
     assert list(rows.bitrate) == ["raw", "half_the_time"]
     assert (rows.error == "").all()
-    assert "2 of them done before" in abkt(folder, *grid)
+    assert "2 of them done before" in abkt(folder, *grid, "pool=serial")
     (folder / "my_policy.py").write_text(example().replace("/ 2", "/ 4"))
-    assert "1 of them done before" in abkt(folder, *grid)
+    assert "1 of them done before" in abkt(folder, *grid, "pool=serial")
 
 
 @pytest.mark.slow
@@ -111,6 +111,62 @@ def test_a_missing_folder_yaml_or_class_is_one_line(
     assert part in error
     assert error.count("\n") == 1
     assert not (folder / "results").exists()
+
+
+METHODS = "\n".join(f"    def {name}(self, *given): ..." for name in ("observe", "delivered", "refined", "estimate_bytes_per_s"))
+
+
+@pytest.mark.parametrize(
+    ("code", "yaml", "part"),
+    [
+        (
+            "def broken(:",
+            "_target_: my_policy.Mine",
+            "policy class 'my_policy.Mine': my_policy cannot be imported: invalid syntax (my_policy.py",
+        ),
+        ("import nowhere", "_target_: my_policy.Mine", "my_policy cannot be imported: No module named 'nowhere'"),
+        ("class Other: ...", "_target_: my_policy.Mine", "policy class 'my_policy.Mine' cannot be found"),
+        (f"class Mine:\n{METHODS}", "_target_: my_policy.Mine", "policy class my_policy.Mine has no decide; BitratePolicy says"),
+        (
+            f"class Mine:\n{METHODS}\n    def decide(self, *given): return 4",
+            "_target_: my_policy.Mine",
+            "policy Mine decides 4; a Decision of",
+        ),
+        (
+            f"class Mine:\n{METHODS}\n    def decide(self, *given): ...",
+            "_target_: my_policy.Mine\nbits: 4",
+            "unexpected keyword argument 'bits'",
+        ),
+        ("", "_target_: [", "half_the_time.yaml, line 2 cannot be read"),
+    ],
+    ids=["syntax", "import", "no class", "no decide", "no Decision", "unknown field", "YAML"],
+)
+def test_a_broken_policy_or_yaml_is_one_line(
+    code: str, yaml: str, part: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "my_policy", raising=False)
+    (folder / "my_policy.py").write_text(code)
+    (folder / "own" / "bitrate" / "half_the_time.yaml").write_text(yaml + "\n")
+    assert dispatch(["simulate", CONFIG_DIR, "own", "bitrate=half_the_time", "out=results"]) == 2
+    error = capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "my_policy", raising=False)
+    assert part in error
+    assert error.count("\n") == 1
+    assert not (folder / "results").exists()
+
+
+def test_a_routing_policy_without_decide_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "own" / "routing").mkdir()
+    (folder / "own" / "routing" / "mine.yaml").write_text("_target_: abkt.policy.bandwidth.Bandwidth\ninitial_bytes_per_s: 1.0\n")
+    assert dispatch(["simulate", CONFIG_DIR, "own", "routing=mine", "out=results"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "policy class abkt.policy.bandwidth.Bandwidth has no decide; RoutingPolicy says what it needs\n"
+    )
 
 
 def test_folders_are_taken_out_of_the_arguments(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from experiments.lib.paths import ROOT
 from experiments.lib.results import read_records
+from tests.experiments.announcing import FILE
 
 TINY = ["workload.scaling.isl_max=600", "workload.scaling.osl_max=8", "workload.scaling.osl_min=4"]
 
@@ -86,17 +88,22 @@ def test_replay_refuses_bad_input_before_anything_is_written(tiny_model: Path, t
 
 
 @pytest.mark.parametrize(
-    ("victim", "after_s", "signal_", "code"),
-    [("worker", 0.0, signal.SIGKILL, 1), ("worker", 12.0, signal.SIGKILL, 1), ("frontend", 15.0, signal.SIGINT, 130)],
+    ("victim", "running", "signal_", "code"),
+    [
+        ("worker", False, signal.SIGKILL, 1),
+        pytest.param("worker", True, signal.SIGKILL, 1, marks=pytest.mark.slow),  # see test_a_dead_worker_is_named_and_the_others_end
+        ("frontend", True, signal.SIGINT, 130),
+    ],
     ids=["a worker that starts", "a worker", "the frontend"],
 )
 def test_a_broken_run_keeps_what_was_finished_and_leaves_no_process(
-    tiny_model: Path, tmp_path: Path, victim: str, after_s: float, signal_: signal.Signals, code: int
+    tiny_model: Path, tmp_path: Path, victim: str, running: bool, signal_: signal.Signals, code: int
 ) -> None:
-    out = tmp_path / "out"
-    process = abkt("replay", f"model_folder={tiny_model}", "bitrate=raw", "workload.scaling.requests=40", *TINY, f"out={out}")
-    wait_for(lambda: len(workers(process)) >= 1 if after_s == 0 else len(workers(process)) == 2)
-    time.sleep(after_s)  # into the run, or still starting on a slow machine: it must end well either way
+    out, announced = tmp_path / "out", tmp_path / "announced"
+    bitrate = ["bitrate=raw", "bitrate._target_=tests.experiments.announcing.AnnouncingRaw"]
+    arguments = [f"model_folder={tiny_model}", *bitrate, "workload.scaling.requests=40", *TINY, f"out={out}"]
+    process = abkt("replay", *arguments, cwd=ROOT, env={**os.environ, FILE: str(announced)})
+    wait_for(announced.exists if running else lambda: len(workers(process)) >= 1)
     started = workers(process)
     os.kill(process.pid if victim == "frontend" else started[0].pid, signal_)
     _, errors = process.communicate(timeout=60)

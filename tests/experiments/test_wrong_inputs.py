@@ -34,12 +34,12 @@ from experiments.sweeps.run import SweepConfig
 from experiments.verbs.adaptation import AdaptationConfig
 from experiments.verbs.check import CheckConfig
 from experiments.verbs.compare import CompareConfig
-from experiments.verbs.fit_hardware import FitHardwareConfig
-from experiments.verbs.import_profile import ImportProfileConfig
+from experiments.verbs.costs.fit_hardware import FitHardwareConfig
+from experiments.verbs.costs.import_profile import ImportProfileConfig
+from experiments.verbs.costs.profile import ProfileConfig
+from experiments.verbs.costs.published import PublishedConfig
 from experiments.verbs.longbench import LongBenchConfig
 from experiments.verbs.pd_proxy import PdProxyConfig
-from experiments.verbs.profile import ProfileConfig
-from experiments.verbs.published import PublishedConfig
 from experiments.verbs.quality import QualityConfig
 from experiments.verbs.replay import ReplayConfig
 from experiments.verbs.reproduce import ReproduceConfig

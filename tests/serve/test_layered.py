@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -138,14 +139,20 @@ def test_a_damaged_footer_is_refused(pool: Pool, change: tuple[int, int]) -> Non
 
 @pytest.fixture(scope="module")
 def layered(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """With a key and encryption too; the session's cluster has neither, and processes take long to start."""
+    folder = tmp_path_factory.mktemp("layered")
+    key = folder / "key"
+    key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
     with LocalCluster(
-        LocalClusterSpec(tiny_model, pool_tokens=1024, max_batch=4, layer_groups=2), tmp_path_factory.mktemp("layered")
+        LocalClusterSpec(tiny_model, pool_tokens=1024, max_batch=4, layer_groups=2, key_file=str(key), encrypt=True), folder
     ) as running:
         yield running
 
 
-def test_raw_layer_groups_give_the_tokens_of_a_single_process(layered: LocalCluster) -> None:
+def test_encrypted_raw_layer_groups_give_the_tokens_of_a_single_process(layered: LocalCluster) -> None:
     run = layered.run(prompts(), RAW, UNLIMITED, SLOW_SLO)
+    assert not any(t.resumes for t in run.transfers)
     assert run.outputs == {p.request_id: generate(layered.spec.model_folder, list(p.tokens), p.osl) for p in prompts()}
 
 

@@ -122,17 +122,6 @@ def test_a_worker_that_cannot_load_its_model_is_named(tiny_model: Path, tmp_path
         pass
 
 
-def test_with_a_key_and_encryption_the_tokens_are_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    key = tmp_path / "key"
-    key.write_bytes(os.urandom(32))
-    key.chmod(0o600)
-    given = prompts(lengths=(37, 100))
-    with LocalCluster(LocalClusterSpec(tiny_model, pool_tokens=1024, key_file=str(key), encrypt=True), tmp_path) as cluster:
-        run = cluster.run(given, RAW, UNLIMITED, SLOW_SLO)
-    assert run.outputs == {p.request_id: generate(tiny_model, list(p.tokens), p.osl) for p in given}
-    assert [t.resumes for t in run.transfers] == [0, 0]
-
-
 def test_a_key_that_cannot_be_used_is_refused_before_anything_starts(tiny_model: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(bytes(32))

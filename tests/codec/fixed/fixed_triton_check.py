@@ -16,7 +16,7 @@ SHAPES = [  # tokens, layers, heads, head_dim, block tokens, tile tokens, dtype
 
 
 CASES = [*((shape, 8) for shape in SHAPES[:5]), *zip([SHAPES[i] for i in (0, 1, 2, 0, 3, 5)], (1, 2, 3, 4, 6, 4), strict=True)]
-FEW = (1, 2, 3, 6, 10)  # each dtype, and tiles of which an eighth is measured; the others take half a minute
+FEW = (2, 3, 6, 10)  # each dtype, and tiles of which an eighth is measured; the others take a minute
 
 
 def check_values(which: str = "few") -> None:
@@ -56,8 +56,8 @@ def check_values(which: str = "few") -> None:
             results.append(out.data)
         assert torch.equal(*results), f"{shape}, depth {depth}: expanded values differ"
     layout = make_layout(layers=1, heads=1, dim=32)
-    pool, table = make_pool(layout), list(range(6, 0, -1))
-    streams = [Codec(layout, backend, tile_tokens=32).encode(pool, table, 90, order="uniform") for backend in ("oracle", "triton")]
+    pool, table = make_pool(layout), list(range(5, 0, -1))
+    streams = [Codec(layout, backend, tile_tokens=32).encode(pool, table, 70, order="uniform") for backend in ("oracle", "triton")]
     assert bytes(streams[0].sums) == bytes(streams[1].sums)
     results = []
     for backend in ("oracle", "triton"):
@@ -82,10 +82,10 @@ def check_buffers_used_again() -> None:
     from abkt.codec.fixed.oracle import OracleBackend
     from tests.codec.conftest import make_layout, make_pool
 
-    layout = make_layout(layers=2, heads=1, dim=16)
+    layout = make_layout(layers=1, heads=1, dim=16)
     pool, cells = make_pool(layout), Cells(layout, 70, 32, 4)
     tables = [cells.coded_table([0, 1, 2, 3, 4]), cells.coded_table([5, 9, 8, 6, 7])]
-    pool.data[tables[0][0], 1, 0, 0, 2, 3] = float("nan")
+    pool.data[tables[0][0], 0, 0, 0, 2, 3] = float("nan")
     work = Encoding(cells, pool.data.device)
     for table in tables:
         work.table.copy_(torch.tensor(table))
