@@ -26,33 +26,33 @@ PRIOR = 8.0  # bits that a context's formula counts for, beside what was seen
 def basis_of_statistics(
     found: Statistics, rotary: Rotary, setting: tuple[float, float], floor: float, groups: str, tokens: int, after: int
 ) -> Basis:
-    """The transform whose coefficients are uncorrelated and matter alike: with F the metric of a head, each is multiplied with F^1/2; then
-    a group turns into the eigenvectors of its covariance. floor: what is added to F in all directions, over its mean eigenvalue, because
-    few prompts leave some directions unseen. groups: which heads turn together, by name. tokens, after: lengths of prompts and
-    continuations."""
-    count = max(1, found.draws)
-    metric, mean = found.metric[setting] / count, found.mean / found.prompts
-    level = metric.diagonal(dim1=-2, dim2=-1).mean(-1)
-    level = level.clamp_min(level.mean() * 1e-6 + 1e-30)
-    metric = metric + (floor * level)[..., None, None] * torch.eye(metric.shape[-1], dtype=metric.dtype)
-    values, vectors = torch.linalg.eigh(metric)
-    values = values.clamp_min(1e-30).sqrt()[..., None, :]
-    root, inverse = vectors * values @ vectors.mT, vectors / values @ vectors.mT
-    deviation, turns = torch.empty(mean.shape, dtype=torch.float64), []
-    for number, covariance in enumerate(found.together[setting, groups]):
-        of = np.nonzero(found.groups[groups] == number)
-        roots = torch.block_diag(*root[of])
-        variance, turn = torch.linalg.eigh(roots @ covariance @ roots / found.prompts)
+    """The transform whose coefficients are uncorrelated and matter alike: with F the metric of a group, S its covariance and u the
+    eigenvectors of F^1/2 S F^1/2, it is u^T F^1/2. The metric is that of the whole group, because errors of several heads that come from
+    one coefficient add up. floor: what is added to F in all directions, over its mean eigenvalue in each head, because few prompts leave
+    some directions unseen. groups: which heads are together, by name. tokens, after: lengths of prompts and continuations."""
+    count, mean = max(1, found.draws), found.mean / found.prompts
+    unit, deviation, matrices = torch.empty(mean.shape[:3], dtype=torch.float64), torch.empty(mean.shape, dtype=torch.float64), []
+    chosen, of_group, dim = found.groups[groups], found.metric[setting, groups], mean.shape[-1]
+    for number, metric in enumerate(of_group):
+        unit[np.nonzero(chosen == number)] = (metric / count).diagonal().reshape(-1, dim).mean(-1)
+    level = unit.clamp_min(unit.mean() * 1e-6 + 1e-30)
+    unit = level.rsqrt()
+    for number, (metric, covariance) in enumerate(zip(of_group, found.covariance[setting, groups], strict=True)):
+        of = np.nonzero(chosen == number)
+        units = unit[of].repeat_interleave(dim)
+        values, vectors = torch.linalg.eigh(units[:, None] * (metric / count) * units + floor * torch.eye(len(metric), dtype=metric.dtype))
+        root = vectors * values.clamp_min(1e-9).sqrt() @ vectors.mT
+        variance, turn = torch.linalg.eigh(root @ (covariance / found.prompts / units[:, None] / units) @ root)
         deviation[of] = variance.flip(-1).clamp_min(0).sqrt().reshape(len(of[0]), -1)
-        turns.append(turn.mT.flip(-2).half().numpy().ravel())
+        matrices.append((turn.mT.flip(-2) @ root).half().numpy().ravel())
     least = (found.squared / count / (found.scaled[setting] / count).clamp_min(1e-30)[..., None]).clamp_min(1e-9)
     first = least.log2().round().clamp(LEAST, TOP).to(torch.int16)
     first[..., 0].clamp_(min=SINK)
     chances, points = formula()
     deviations = deviation.float().numpy()
     return Basis(
-        root.float().numpy(), inverse.float().numpy(), found.groups[groups], np.concatenate(turns), deviations, mean.float().numpy(),
-        first.numpy(), rotary, chances, points, step=step_of(deviations), exponent=setting[0], mixing=setting[1], nats=0.5 * tokens / after,
+        chosen, np.concatenate(matrices), unit.float().numpy(), deviations, mean.float().numpy(), first.numpy(), rotary, chances, points,
+        step=step_of(deviations), exponent=setting[0], mixing=setting[1], nats=0.5 * tokens / after,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from abkt.codec.klt.basis import FIRST_TOKENS
 from abkt.codec.klt.rotary import AS_CACHED, HALVES, PAIRS, Rotary
-from abkt.codec.klt.weights import HIDDEN, QUARTERS, group_classes, scale_of, token_classes
+from abkt.codec.klt.weights import HIDDEN, QUARTERS, bounded, group_classes, scale_of, token_classes
 from experiments.quality.measure import Bench
 from experiments.quality.samples import QualitySample
 
@@ -29,22 +29,24 @@ DRAWS = 2
 SHIFT, SHIFTED_TOKENS, LIKE = 17, 24, 0.05
 NOISE = 0.05  # squared error over squared deviation of a probe
 
+Choice = tuple[tuple[float, float], str]  # (exponent, mixing), name of groups
+
 
 @dataclass(slots=True)
 class Statistics:
     """Sums over prompts, [layers, 2, kv_heads, ...] float64, of tokens after the first FIRST_TOKENS.
 
-    metric: for each (exponent, mixing), outer products of the gradient over its token's scale. covariance: of x about its prompt's mean.
-    groups: candidates for the heads that turn together, by name (groups.py). together: for each (exponent, mixing) and candidate, of each
-    group, the covariance of its heads, [n, n], each scaled by its token classes over the group's. mean. squared: [FIRST_TOKENS], squared
-    gradients of the first tokens; scaled: for each setting, squared gradients of the others over
-    their squared scale, mean over tokens. prompts, draws: how many were added.
+    groups: candidates for the heads that are transformed together, by name (groups.py). metric, covariance: for each (exponent, mixing) and
+    candidate, of each group [n, n]: outer products of the gradient over its tokens' scales; and of x about its prompt's mean, each head
+    scaled by its token classes over the group's. variance: of x about its prompt's mean. mean. squared: [FIRST_TOKENS], squared gradients
+    of the first tokens. scaled: for each (exponent, mixing), squared gradients of the others over their squared scale, mean over tokens.
+    prompts, draws: how many were added.
     """
 
-    metric: dict[tuple[float, float], torch.Tensor]
-    covariance: torch.Tensor
     groups: dict[str, np.ndarray]
-    together: dict[tuple[tuple[float, float], str], list[torch.Tensor]]
+    metric: dict[Choice, list[torch.Tensor]]
+    covariance: dict[Choice, list[torch.Tensor]]
+    variance: torch.Tensor
     mean: torch.Tensor
     squared: torch.Tensor
     scaled: dict[tuple[float, float], torch.Tensor]
@@ -112,11 +114,13 @@ def empty(bench: Bench, settings: Sequence[tuple[float, float]], groups: Mapping
     def zeros(*more: int) -> torch.Tensor:
         return torch.zeros(*shape, *more, dtype=torch.float64)
 
-    dim = model.head_dim
-    metric, scaled = {s: zeros(dim, dim) for s in settings}, {s: zeros() for s in settings}
-    sizes = {name: np.bincount(of.ravel()) * dim for name, of in groups.items()}
-    together = {(s, name): [torch.zeros(n, n, dtype=torch.float64) for n in of] for s in settings for name, of in sizes.items()}
-    return Statistics(metric, zeros(dim, dim), dict(groups), together, zeros(dim), zeros(FIRST_TOKENS), scaled)
+    sizes = {name: np.bincount(of.ravel()) * model.head_dim for name, of in groups.items()}
+
+    def squares() -> dict[Choice, list[torch.Tensor]]:
+        return {(s, name): [torch.zeros(n, n, dtype=torch.float64) for n in of] for s in settings for name, of in sizes.items()}
+
+    per_channel = zeros(model.head_dim), zeros(model.head_dim)
+    return Statistics(dict(groups), squares(), squares(), *per_channel, zeros(FIRST_TOKENS), {s: zeros() for s in settings})
 
 
 def add_prompt(found: Statistics, bench: Bench, sample: QualitySample, rotary: Rotary, differentiable: bool = True) -> None:
@@ -125,8 +129,9 @@ def add_prompt(found: Statistics, bench: Bench, sample: QualitySample, rotary: R
     tokens, layers = held.tokens, held.pool.layout.model.layers
     importance = held.importance.tokens(held.pool, held.table, tokens).numpy()
     nothing = np.full((*importance.shape[1:3], FIRST_TOKENS), -100)
-    classes = {s: np.stack([token_classes(importance[layer], *s, nothing) for layer in range(layers)]) for s in found.metric}
-    scales = {setting: torch.from_numpy(scale_of(of)) for setting, of in classes.items()}
+    alone = {s: np.stack([token_classes(importance[layer], *s, nothing) for layer in range(layers)]) for s in found.scaled}
+    members = {name: [np.argwhere(of == number) for number in range(int(of.max()) + 1)] for name, of in found.groups.items()}
+    classes = {choice: bounded(alone[choice[0]], members[choice[1]]) for choice in found.metric}
     kv = [kv_of(bench, tokens, layer) for layer in range(layers)]
     about = torch.empty(*importance.shape[:3], tokens - FIRST_TOKENS, found.mean.shape[-1])
     for layer, (keys, values) in enumerate(kv):
@@ -134,14 +139,13 @@ def add_prompt(found: Statistics, bench: Bench, sample: QualitySample, rotary: R
         mean = x.mean(-2, keepdim=True)
         found.mean[layer] += mean[..., 0, :]
         about[layer] = x - mean
-        found.covariance[layer] += (x - mean).mT @ (x - mean) / x.shape[-2]
-    for (setting, name), sums in found.together.items():
+        found.variance[layer] += (x - mean).square().mean(-2)
+    for choice, sums in found.covariance.items():
         for number, total in enumerate(sums):
-            of = np.nonzero(found.groups[name] == number)
-            own = classes[setting][of][:, FIRST_TOKENS:]
+            of = tuple(members[choice[1]][number].T)
+            own = classes[choice][of][:, FIRST_TOKENS:]
             relative = torch.from_numpy(scale_of(own) / np.exp2(np.maximum(group_classes(own), QUARTERS * HIDDEN) / 4)).float()
-            y = (about[of] * relative[..., None]).transpose(0, 1).flatten(1)
-            total += (y.mT @ y / len(y)).double()
+            total += _squared(about[of] * relative[..., None])
     found.prompts += 1
     if not differentiable:
         return
@@ -149,14 +153,29 @@ def add_prompt(found: Statistics, bench: Bench, sample: QualitySample, rotary: R
     def add(layer: int, kind: int, gradient: torch.Tensor) -> None:
         g = rotary.turned(gradient, layer, back=True) if kind == 0 else gradient
         found.squared[layer, kind] += g[:, :FIRST_TOKENS].double().square().sum(-1)
-        for setting, scale in scales.items():
-            g1 = (g / scale[layer, kind][..., None])[:, FIRST_TOKENS:]
-            found.metric[setting][layer, kind] += (g1.mT @ g1 / g1.shape[1]).double()
+        for setting, own in alone.items():
+            g1 = (g / torch.from_numpy(scale_of(own[layer, kind]))[..., None])[:, FIRST_TOKENS:]
             found.scaled[setting][layer, kind] += g1.double().square().sum(-1).mean(-1)
+        about[layer, kind] = g[:, FIRST_TOKENS:]
+        waiting.discard((layer, kind))
+        for (setting, name), sums in found.metric.items():
+            for number in np.unique(found.groups[name][layer, kind]).tolist():
+                of = tuple(members[name][number].T)
+                if not waiting & set(zip(of[0].tolist(), of[1].tolist(), strict=True)):
+                    scale = torch.from_numpy(scale_of(classes[setting, name][of]))[:, FIRST_TOKENS:, None]
+                    sums[number] += _squared(about[of] / scale)
 
+    waiting: set[tuple[int, ...]] = set()
     for draw in range(DRAWS):
+        waiting.update(np.ndindex(layers, 2))
         gradients(bench, sample, kv, found.prompts * DRAWS + draw, add)
         found.draws += 1
+
+
+def _squared(x: torch.Tensor) -> torch.Tensor:
+    """Outer products of [heads, tokens, head_dim], mean over the tokens: [n, n] float64."""
+    y = x.transpose(0, 1).flatten(1)
+    return (y.mT @ y / len(y)).double()
 
 
 def gradients(
@@ -234,11 +253,12 @@ def from_probes(found: Statistics, bench: Bench, samples: Sequence[QualitySample
     """
     moved = np.maximum(np.mean([probed(bench, sample) for sample in samples], axis=0), 1e-9)
     tokens, after = len(samples[0].prompt), len(samples[0].continuation)
-    variance = (found.covariance / found.prompts).diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)
-    level = torch.from_numpy(moved) * 2 * after / tokens / variance / variance.new_tensor(float(found.mean.shape[-1]))
-    for metric in found.metric.values():
-        metric.copy_(level[..., None, None] * torch.eye(metric.shape[-1], dtype=metric.dtype))
+    dim, variance = found.mean.shape[-1], (found.variance / found.prompts).mean(-1).clamp_min(1e-30)
+    level = torch.from_numpy(moved) * 2 * after / tokens / variance / dim
+    for (_, name), metrics in found.metric.items():
+        for number, metric in enumerate(metrics):
+            metric.copy_(level[np.nonzero(found.groups[name] == number)].repeat_interleave(dim).diag())
     for scaled in found.scaled.values():
-        scaled.copy_(level * found.mean.shape[-1])
-    found.squared.copy_(level[..., None].expand_as(found.squared) * found.mean.shape[-1] * 2.0**16)
+        scaled.copy_(level * dim)
+    found.squared.copy_(level[..., None].expand_as(found.squared) * dim * 2.0**16)
     found.draws = 1

@@ -52,7 +52,8 @@ def test_the_metric_predicts_the_divergence_of_a_small_error(bench):
     """Half of the error squared in the Fisher metric, against the divergence that noise in one head makes."""
     rotary, _ = likelihood.rotary_of(bench, prompt(0).prompt)
     sample = prompt(1)
-    found = likelihood.empty(bench, [(0.0, 0.0)], {})
+    setting, groups = (0.0, 0.0), groupings(bench.engine.layout.model, 0)
+    found = likelihood.empty(bench, [setting], groups)
     old, likelihood.DRAWS = likelihood.DRAWS, 60
     try:
         likelihood.add_prompt(found, bench, sample, rotary)
@@ -66,7 +67,7 @@ def test_the_metric_predicts_the_divergence_of_a_small_error(bench):
     data[table[1:6], 1, 1, 0] += noise
     moved = bench.logits_of(sample, 1)[0].log_softmax(-1)
     kl = float((reference.exp() * (reference - moved)).sum(-1).sum())  # summed over the continuation, as the gradients are
-    metric = found.metric[0.0, 0.0][1, 1, 0] / found.draws
+    metric = found.metric[setting, "each head"][groups["each head"][1, 1, 0]] / found.draws
     predicted = 0.5 * float(torch.einsum("btd,de,bte->", noise.double(), metric, noise.double()))
     assert predicted == pytest.approx(kl, rel=0.4)
 
@@ -145,29 +146,33 @@ def test_coefficients_are_uncorrelated_and_matter_alike():
     rng, dim, setting = np.random.default_rng(0), 6, (0.5, 0.4)
     shape, groups = (1, 2, 2), np.array([[[0, 0], [1, 1]]], np.int16)
 
-    def positive(count, size):
-        return torch.from_numpy(np.stack([a @ a.T for a in rng.standard_normal((count, size, size))]))
+    def positive():
+        return [torch.from_numpy(a @ a.T) for a in rng.standard_normal((2, 2 * dim, 2 * dim))]
 
-    metric, covariance = positive(4, dim).reshape(*shape, dim, dim), positive(2, 2 * dim)
+    metric, covariance, nothing = positive(), positive(), torch.zeros(*shape, dim, dtype=torch.float64)
+    choice = setting, "both"
     found = likelihood.Statistics(
-        {setting: metric}, metric, {"both": groups}, {(setting, "both"): list(covariance)}, torch.zeros(*shape, dim),
-        torch.ones(*shape, 4), {setting: torch.ones(shape)}, 1, 1,
-    )  # fmt: skip
+        {"both": groups},
+        {choice: metric},
+        {choice: covariance},
+        nothing,
+        nothing,
+        torch.ones(*shape, 4),
+        {setting: torch.ones(shape)},
+        1,
+        1,
+    )
     rotary = Rotary(torch.zeros(1, dtype=torch.uint8), torch.zeros(1, 1))
     basis = bases.basis_of_statistics(found, rotary, setting, 0.0, "both", 100, 10)
     for kind in range(2):
-        roots, inverses = (torch.block_diag(*torch.from_numpy(a[0, kind]).double()) for a in (basis.forward, basis.inverse))
-        turn = basis.turn(kind).double()
-        torch.testing.assert_close(turn @ turn.mT, torch.eye(2 * dim, dtype=torch.float64), rtol=0, atol=1e-5)
-        forward, inverse = turn @ roots, inverses @ turn.mT
-        of_heads = torch.block_diag(*metric[0, kind])
-        torch.testing.assert_close(inverse.mT @ of_heads @ inverse, torch.eye(2 * dim, dtype=torch.float64), rtol=1e-2, atol=1e-2)
-        spread = forward @ covariance[kind] @ forward.mT
+        matrix, inverse = (each.double() for each in basis.matrix(kind))
+        torch.testing.assert_close(inverse.mT @ metric[kind] @ inverse, torch.eye(2 * dim, dtype=torch.float64), rtol=5e-2, atol=5e-2)
+        spread = matrix @ covariance[kind] @ matrix.mT
         variance = spread.diagonal()
         torch.testing.assert_close(spread, torch.diag(variance), rtol=1e-2, atol=1e-2 * float(variance.max()))
-        assert (variance.diff() <= 1e-4 * variance.max()).all()
+        assert (variance.diff() <= 1e-3 * variance.max()).all()
         said = torch.from_numpy(basis.deviation[0, kind].ravel())
-        torch.testing.assert_close(variance.sqrt().float(), said, rtol=1e-2, atol=1e-3 * float(said.max()))
+        torch.testing.assert_close(variance.sqrt().float(), said, rtol=1e-2, atol=1e-2 * float(said.max()))
     assert replace(basis, digest="").digest == basis.digest
 
 

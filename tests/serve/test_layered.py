@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,15 +19,56 @@ from abkt.kv.pool import Pool
 from abkt.policy.view import Decision
 from abkt.records import STAGES
 from abkt.serve import LocalCluster, LocalClusterSpec
-from abkt.serve.worker.layered import LayeredSource, LayerFooter, LayerGroup, RawSink, footer_bytes, most_bytes, raw_group, spans
+from abkt.serve.worker.layered import (
+    LayeredSource,
+    LayerFooter,
+    LayerGroup,
+    RawSink,
+    ends_of,
+    footer_bytes,
+    most_bytes,
+    raw_group,
+    spans,
+    spans_of,
+)
 from abkt.spec import KVLayout, ModelSpec
 from abkt.transfer.pieces import Pieces
+from abkt.transfer.protocol.messages import Offer
+from tests.codec.klt.conftest import make_basis, make_calibration
 from tests.serve.test_engine import generate
 from tests.serve.test_real_cluster import EMBEDDED, INT8, LINK, RAW, SLOW_SLO, UNLIMITED, prompts
 
 LAYOUT = KVLayout(ModelSpec("made-up", layers=5, kv_heads=2, head_dim=32, dtype="bfloat16"), blocks=24, block_tokens=16)
 TOKENS, GROUPS = 170, 3
 SPANS = spans(5, GROUPS)
+
+
+def test_groups_of_layers_end_where_a_calibration_lets_them() -> None:
+    assert spans(30, 4) == [(0, 7), (7, 15), (15, 22), (22, 30)]
+    assert spans(30, 4, range(2, 31, 2)) == [(0, 6), (6, 14), (14, 22), (22, 30)]
+    assert spans(6, 6, (2, 4, 6)) == [(0, 2), (2, 4), (4, 6)]
+    assert spans(6, 3, (6,)) == [(0, 6)]
+
+
+@pytest.mark.parametrize("ends", ["", "3,5", "3,2,6", "0,6", "2,4", "2,x,6", "2,-4,6", "2,4,6,6", "9" * 5000, 6.0, True])
+def test_groups_of_layers_that_do_not_divide_the_model_are_not_taken(ends: object) -> None:
+    groups = [(0, 2), (2, 4), (4, 6)]
+    assert spans_of(Offer(1, "raw", 5, (9,), more={"layer_ends": ends_of(groups)}), 6) == groups
+    assert spans_of(Offer(1, "raw", 5, (9,)), 6) == [(0, 6)]
+    assert spans_of(Offer(1, "raw", 5, (9,), more={"layer_ends": ends}), 6) == []  # type: ignore[dict-item]
+
+
+def test_a_group_that_divides_layers_which_are_transformed_together_refuses_klt_alone(pool: Pool) -> None:
+    groups = np.array([0, 0, 1, 1, 1], np.int16)[:, None, None].repeat(2, 1).repeat(2, 2)
+    codec = Codec(LAYOUT, calibration=make_calibration(LAYOUT, make_basis(LAYOUT, groups=groups)))
+    assert codec.layer_ends() == (2, 5)
+    table, klt = list(range(11)), Decision("stream", coder="klt")
+    for span in ((0, 2), (2, 5)):
+        LayerGroup(codec, span).encode(pool, table, TOKENS, klt, Importance(0))
+    group = LayerGroup(codec, (0, 3))
+    group.encode(pool, table, TOKENS, Decision("stream"), Importance(0))
+    with pytest.raises(ValueError, match="coder klt needs a calibration with a klt basis"):
+        group.encode(pool, table, TOKENS, klt, Importance(0))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from abkt.codec.fixed.oracle import tokens_of
 from abkt.codec.klt.basis import PLANES, Basis, by_layer
 from abkt.codec.klt.compiled import Seen, decode_cell, encode_cell, pack, unpack
 from abkt.codec.klt.planes import MOST, PlaneTables
-from abkt.codec.klt.weights import HIDDEN, NEVER, TOP, group_classes, plain_classes, scale_of, token_classes
+from abkt.codec.klt.weights import HIDDEN, NEVER, TOP, bounded, group_classes, plain_classes, scale_of, token_classes
 
 TILE_TOKENS = 1024
 MEANS_PER_STEP = 8  # a mean is sent in eighths of the first step
@@ -59,16 +59,16 @@ class KltCoder:
         unit, skipped = basis.step / MEANS_PER_STEP, min(basis.first.shape[-1], cells.tokens // 2)
         slots: dict[tuple[int, ...], bytes] = {}
         for number, members in enumerate(basis.members):
-            z, turn, of = _whitened(data, blocks, members, cells.tokens, basis), basis.turn(number), tuple(members.T)
+            z, (matrix, inverse), of = _centred(data, blocks, members, cells.tokens, basis), basis.matrix(number), tuple(members.T)
             good = torch.isfinite(z).all(-1).all(0)
             z = torch.where(good[:, None], z, 0.0)
             scale = torch.from_numpy(scale_of(classes[of]))[..., None]
             counted = (scale.square() * good[:, None])[:, skipped:]
-            mean = turn @ ((z[:, skipped:] * counted).sum(1) / counted.sum(1).clamp_min(1e-30)).reshape(-1)
+            mean = matrix @ ((z[:, skipped:] * counted).sum(1) / counted.sum(1).clamp_min(1e-30)).reshape(-1)
             mean = (mean / unit).nan_to_num().round().clamp(-(1 << 20), 1 << 20)
             means[of] = mean.reshape(len(members), -1).int().numpy()
-            z = (z - (turn.mT @ (mean * unit)).reshape(len(members), 1, -1)) * scale
-            values = (z.transpose(0, 1).flatten(1) @ turn.mT * (finest / basis.step)).numpy()
+            z = (z - (inverse @ (mean * unit)).reshape(len(members), 1, -1)) * scale
+            values = (z.transpose(0, 1).flatten(1) @ matrix.mT * (finest / basis.step)).numpy()
             sink = np.clip(np.round(np.nan_to_num(values[0]) / finest), -MOST, MOST).astype(np.int32)
             sinks[of], sunk = sink.reshape(len(members), -1), np.square(values[0] - sink * finest)
             good[0] &= bool(np.abs(values[0]).max() < MOST * finest)
@@ -120,10 +120,10 @@ class KltCoder:
         offsets, sizes = (a.reshape(cells.passes + 1, *cells.shape) for a in (prefix.offsets, prefix.sizes))
         finest, unit = float(1 << tables.planes[-1]), basis.step / MEANS_PER_STEP
         for number, members in enumerate(basis.members):
-            turn, of = basis.turn(number), tuple(members.T)
+            (_, inverse), of = basis.matrix(number), tuple(members.T)
             token = group_classes(classes[of])
             token[0] = NEVER
-            values = np.zeros((cells.tokens, turn.shape[0]), dtype=np.float32)
+            values = np.zeros((cells.tokens, len(inverse)), dtype=np.float32)
             for tile, (start, stop) in enumerate(_spans(cells)):
                 for chunk, here in enumerate((*place, tile) for place in _cells_of(members, cells)):
                     if kept[here] == VERBATIM:
@@ -133,9 +133,9 @@ class KltCoder:
                     coded = decode_cell(slots, token[start:stop], _klass(basis, here, cells), tables)
                     values[start:stop, chunk * cells.dim : (chunk + 1) * cells.dim] = coded
             values[0] = sinks[of].reshape(-1) * finest
-            z = (torch.from_numpy(values) @ turn * (basis.step / finest)).unflatten(1, (len(members), -1)).transpose(0, 1)
+            z = (torch.from_numpy(values) @ inverse.mT * (basis.step / finest)).unflatten(1, (len(members), -1)).transpose(0, 1)
             z = z / torch.from_numpy(scale_of(classes[of]))[..., None]
-            z = z + (turn.mT @ (torch.from_numpy(means[of].reshape(-1).astype(np.float32)) * unit)).reshape(len(members), 1, -1)
+            z = z + (inverse @ (torch.from_numpy(means[of].reshape(-1).astype(np.float32)) * unit)).reshape(len(members), 1, -1)
             _put(z, data, blocks, members, kept, cells, basis)
 
     def _basis(self) -> Basis:
@@ -149,13 +149,15 @@ class KltCoder:
         layers, kinds, heads, _ = cells.shape
         heads //= cells.layout.model.head_dim // cells.dim
         if self.importance is None:
-            return np.stack([plain_classes(kinds, heads, cells.tokens, basis.first[layer]) for layer in range(layers)])
+            plain = np.stack([plain_classes(kinds, heads, cells.tokens, basis.first[layer]) for layer in range(layers)])
+            return bounded(plain, basis.members)
         given = self.importance.cpu().numpy()
         if given.shape != (layers, kinds, heads, cells.tokens):
             raise ValueError(
                 f"importance {list(given.shape)} does not fit; [layers, kinds, kv_heads, tokens] = {[layers, kinds, heads, cells.tokens]}"
             )
-        return np.stack([token_classes(given[layer], basis.exponent, basis.mixing, basis.first[layer]) for layer in range(layers)])
+        found = np.stack([token_classes(given[layer], basis.exponent, basis.mixing, basis.first[layer]) for layer in range(layers)])
+        return bounded(found, basis.members)
 
     @staticmethod
     def statistics_bytes(cells: Cells, levels: np.ndarray) -> int:
@@ -205,24 +207,22 @@ def _klass(basis: Basis, here: tuple[int, ...], cells: Cells) -> np.ndarray:
     return basis.klass(layer, kind, head)[part * cells.dim : (part + 1) * cells.dim]
 
 
-def _whitened(data: torch.Tensor, blocks: list[int], members: np.ndarray, tokens: int, basis: Basis) -> torch.Tensor:
-    """The heads of a group about their means, in the coordinates in which errors matter alike: [heads, tokens, head_dim] float32."""
+def _centred(data: torch.Tensor, blocks: list[int], members: np.ndarray, tokens: int, basis: Basis) -> torch.Tensor:
+    """The heads of a group about their means, K without its rotation: [heads, tokens, head_dim] float32."""
     found = []
     for layer, kind, _, heads in by_layer(members):
         held = data[torch.tensor(blocks, device=data.device), layer, kind][:, torch.from_numpy(heads).to(data.device)]
         x = tokens_of(held, held.shape[-1])[:, :tokens].cpu().float()
         x = basis.rotary.turned(x, layer, back=True) if kind == 0 else x
-        mean, forward = (torch.from_numpy(part[layer, kind, heads]) for part in (basis.mean, basis.forward))
-        found.append((x - mean[:, None]) @ forward.mT)
+        found.append(x - torch.from_numpy(basis.mean[layer, kind, heads])[:, None])
     return torch.cat(found)
 
 
 def _put(z: torch.Tensor, data: torch.Tensor, blocks: list[int], members: np.ndarray, kept: np.ndarray, cells: Cells, basis: Basis) -> None:
-    """The inverse of `_whitened`: write the heads into the pool, except in tiles that are verbatim."""
+    """The inverse of `_centred`: write the heads into the pool, except in tiles that are verbatim."""
     parts, size = cells.layout.model.head_dim // cells.dim, cells.layout.block_tokens
     for layer, kind, rows, heads in by_layer(members):
-        mean, inverse = (torch.from_numpy(part[layer, kind, heads]) for part in (basis.mean, basis.inverse))
-        x = z[rows] @ inverse.mT + mean[:, None]
+        x = z[rows] + torch.from_numpy(basis.mean[layer, kind, heads])[:, None]
         x = (basis.rotary.turned(x, layer) if kind == 0 else x).to(data)
         for tile, (start, stop) in enumerate(_spans(cells)):
             for row, head in enumerate(heads.tolist()):

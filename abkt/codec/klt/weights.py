@@ -9,12 +9,15 @@ calibration holds their least classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 LEAST, TOP = -11, 24  # half octaves
 HIDDEN = LEAST - 1
 FLOOR = 1e-6  # of importance, over its mean
 QUARTERS = 2  # classes of planes.py are quarter octaves
+SPREAD = 2  # half octaves: a head's step is at most so much wider than that of its group
 NEVER = -100_000  # class in planes.py of a token whose coefficients never start
 
 
@@ -37,6 +40,20 @@ def plain_classes(kinds: int, heads: int, tokens: int, first: np.ndarray) -> np.
     found = np.zeros((kinds, heads, tokens), dtype=np.int32)
     start = min(first.shape[-1], tokens)
     found[..., :start] = np.maximum(0, first[..., :start])
+    return found
+
+
+def bounded(classes: np.ndarray, members: Sequence[np.ndarray]) -> np.ndarray:
+    """classes: [layers, kinds, heads, tokens]. The same, none more than SPREAD below its group's (members: as in Basis).
+
+    An error in a coefficient is one in all heads of the group. In a head whose step for this token is far wider, it would be larger than
+    what the head holds, and the last queries are not certain that nothing will ever look there.
+    """
+    found = classes.copy()
+    for of in members:
+        own = classes[tuple(of.T)]
+        group = np.maximum(group_classes(own), QUARTERS * HIDDEN) // QUARTERS
+        found[tuple(of.T)] = np.maximum(own, group - SPREAD)
     return found
 
 

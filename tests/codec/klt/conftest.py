@@ -13,26 +13,24 @@ from experiments.quality.bases import formula, step_of
 
 
 def make_basis(layout: KVLayout, seed: int = 0, **changes) -> Basis:
-    """Coefficients that matter alike by construction: any invertible transform of heads and any turn of groups will do. groups: as in
-    Basis; without, all heads of a layer's K, and of its V, turn together."""
+    """Coefficients that matter alike by construction: any matrices that have an inverse will do. groups: as in Basis; without, K and V of
+    a layer's heads are together."""
     model, rng = layout.model, np.random.default_rng(seed)
     shape = (model.layers, 2, model.kv_heads, model.head_dim)
-    turn = np.linalg.qr(rng.standard_normal((*shape, shape[-1])))[0]
-    forward = (turn * np.exp(0.3 * rng.standard_normal((*shape, 1)))).astype(np.float32)
-    groups = changes.get("groups", np.arange(2 * model.layers, dtype=np.int16).reshape(-1, 2, 1).repeat(model.kv_heads, 2))
-    turns, deviation = [], np.empty(shape, np.float32)
+    groups = changes.get("groups", np.arange(model.layers, dtype=np.int16).repeat(2 * model.kv_heads).reshape(shape[:3]))
+    matrices, deviation = [], np.empty(shape, np.float32)
     for number in range(int(groups.max()) + 1):
         of = np.nonzero(groups == number)
         size = len(of[0]) * model.head_dim
-        turns.append(np.linalg.qr(rng.standard_normal((size, size)))[0].astype(np.float16).ravel())
+        matrices.append((np.linalg.qr(rng.standard_normal((size, size)))[0] * np.exp(0.3 * rng.standard_normal(size))).ravel())
         deviation[of] = 4 * np.sort(np.exp(rng.standard_normal(size)))[::-1].reshape(len(of[0]), -1)
     rotary = Rotary(
         torch.full((model.layers,), HALVES, dtype=torch.uint8), (100.0 ** -torch.linspace(0, 1, shape[-1] // 2)).repeat(model.layers, 1)
     )
     chances, points = formula()
     given = {
-        "forward": forward, "inverse": np.linalg.inv(forward.astype(np.float64)).astype(np.float32), "groups": groups,
-        "turns": np.concatenate(turns), "deviation": deviation,
+        "groups": groups, "matrices": np.concatenate(matrices).astype(np.float16),
+        "unit": np.exp(0.3 * rng.standard_normal(shape[:3])).astype(np.float32), "deviation": deviation,
         "mean": rng.standard_normal(shape).astype(np.float32), "first": np.full((*shape[:3], FIRST_TOKENS), 16, np.int16), "rotary": rotary,
         "chances": chances, "points": points, "step": step_of(deviation), "exponent": 0.5, "mixing": 0.4, "nats": 0.5,
     }  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 
 from abkt.codec.codec import Codec
 from abkt.codec.importance import Importance
-from abkt.codec.klt.weights import HIDDEN, LEAST, TOP, token_classes
+from abkt.codec.klt.weights import HIDDEN, LEAST, NEVER, SPREAD, TOP, bounded, group_classes, token_classes
 from abkt.kv.pool import Pool
 from abkt.spec import KVLayout, ModelSpec
 
@@ -41,12 +41,13 @@ def test_every_cut_decodes_with_the_distortion_that_was_stated(layout_of, filled
         out, found = expanded(codec, stream, cut, layout, table)
         assert (found.tokens, found.distortion) == (tokens, pytest.approx(stream.curve.distortion[cut], rel=1e-5))
         total = 0.0
-        for layer in range(2):
-            scale = 2.0 ** (torch.from_numpy(token_classes(seen[layer].numpy(), 0.5, 0.4, basis.first[layer])) / 2)
+        alone = np.stack([token_classes(seen[layer].numpy(), 0.5, 0.4, basis.first[layer]) for layer in range(2)])
+        for layer, scale in enumerate(2.0 ** (torch.from_numpy(bounded(alone, basis.members)) / 2)):
+            moved = []
             for kind, (x, y) in enumerate(zip(pool.read(table, layer, tokens), out.read(table, layer, tokens), strict=True)):
-                moved = (x - y) if kind else basis.rotary.turned(x, layer, back=True) - basis.rotary.turned(y, layer, back=True)
-                off = moved @ torch.from_numpy(basis.forward[layer, kind]).mT * scale[kind][..., None]
-                total += float(off.double().square().sum())
+                off = (x - y) if kind else basis.rotary.turned(x, layer, back=True) - basis.rotary.turned(y, layer, back=True)
+                moved += list(off * scale[kind][..., None])
+            total += float((torch.cat(moved, -1) @ basis.matrix(layer)[0].mT).double().square().sum())
         assert found.distortion == pytest.approx(basis.nats * total / tokens, rel=1e-2, abs=1e-9)
 
 
@@ -80,13 +81,12 @@ def test_values_that_are_not_finite_send_their_group_and_tile_verbatim(layout_of
     codec, pool, table = klt_codec(layout), filled_pool(layout), table_of(layout, 60)
     pool.data[table[3], 1, 0, 1, 2, 5], pool.data[table[14], 0, 1, 0, 1, 1] = float("nan"), float("inf")
     stream = codec.encode(pool, table, 60, coder="klt", importance=importance_of(layout, 60))
-    assert stream.verbatim_cells == 4, "both heads of K in layer 1, and of V in layer 0, turn together"
+    assert stream.verbatim_cells == 8, "K and V of both heads of a layer are together"
     for cut in (0, len(stream.ends) - 1):
         out, _ = expanded(codec, stream, cut, layout, table)
-        for layer, kind, head in ((1, 0, 0), (1, 0, 1), (0, 1, 0), (0, 1, 1)):
+        for layer, kind, head in np.ndindex(2, 2, 2):
             theirs, ours = pool.read(table, layer, 60)[kind][head], out.read(table, layer, 60)[kind][head]
             assert torch.equal(theirs.view(torch.int16), ours.view(torch.int16))
-        assert torch.isfinite(out.read(table, 0, 60)[0]).all()
 
 
 def test_a_head_of_two_parts_is_one_transform(filled_pool, table_of, klt_codec):
@@ -99,7 +99,7 @@ def test_a_head_of_two_parts_is_one_transform(filled_pool, table_of, klt_codec):
     assert (x - y).square().sum() < 2e-3 * (x - x.mean(1, keepdim=True)).square().sum()
     pool.data[table[2], 0, 0, 0, 1, 7] = float("nan")
     both = codec.encode(pool, table, 20, coder="klt")
-    assert both.header.verbatim.tolist() == [0, 1]
+    assert both.header.verbatim.tolist() == [0, 1, 2, 3]
     out, _ = expanded(codec, both, 0, layout, table)
     assert torch.equal(out.read(table, 0, 20)[0].view(torch.int16), pool.read(table, 0, 20)[0].view(torch.int16))
 
@@ -134,6 +134,16 @@ def test_classes_of_tokens_follow_importance_and_stay_in_range():
     with_sinks = token_classes(importance, 0.0, 0.0, np.full((2, 2, 4), 9))
     assert (with_sinks[..., :4] == 9).all()
     assert (with_sinks[..., 4:] == 0).all()
+
+
+def test_the_class_of_a_group_is_the_mean_of_its_heads_squared_scales():
+    assert group_classes(np.array([[5, -3, 0], [5, -3, 0]])).tolist() == [10, -6, 0]
+    mean = np.log2((2.0**8 + 2.0**0 + 2.0**-4) / 3)
+    assert group_classes(np.array([[8], [0], [-4]])).tolist() == [round(2 * mean)]
+    assert group_classes(np.array([[HIDDEN, HIDDEN], [HIDDEN, 4]])).tolist() == [NEVER, round(2 * np.log2((2.0**4 + 2.0**HIDDEN) / 2))]
+    classes = np.array([[8, HIDDEN], [-10, HIDDEN], [7, 3]]).reshape(1, 1, 3, 2)
+    first, second = np.array([[0, 0, 0], [0, 0, 1]]), np.array([[0, 0, 2]])
+    assert bounded(classes, [first, second])[0, 0].tolist() == [[8, HIDDEN], [7 - SPREAD, HIDDEN], [7, 3]]
 
 
 def test_both_ends_need_the_same_calibration(layout_of, filled_pool, table_of, klt_codec):
@@ -186,7 +196,10 @@ def test_damage_is_found_before_anything_is_written(layout_of, filled_pool, tabl
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("forward", lambda a: np.full_like(a, np.nan), "forward holds a number that is not finite"),
+        ("matrices", lambda a: np.full_like(a, np.nan), "matrices holds a number that is not finite"),
+        ("matrices", lambda a: a[1:], "matrices is"),
+        ("groups", lambda a: a + 1, "numbered from 0, without a gap"),
+        ("unit", lambda a: -a, "units above 0"),
         ("mean", lambda a: a[:1], r"mean is \[1, 2, 2, 16\]"),
         ("chances", lambda a: a * 0, "out of range"),
         ("deviation", lambda a: -a, "deviations of at least 0"),
