@@ -24,12 +24,20 @@ PRIOR = 8.0  # bits that a context's formula counts for, beside what was seen
 
 
 def basis_of_statistics(
-    found: Statistics, rotary: Rotary, setting: tuple[float, float], floor: float, groups: str, tokens: int, after: int
+    found: Statistics,
+    rotary: Rotary,
+    setting: tuple[float, float],
+    floor: float,
+    groups: str,
+    tokens: int,
+    after: int,
+    weights: np.ndarray | None = None,
 ) -> Basis:
     """The transform whose coefficients are uncorrelated and matter alike: with F the metric of a group, S its covariance and u the
     eigenvectors of F^1/2 S F^1/2, it is u^T F^1/2. The metric is that of the whole group, because errors of several heads that come from
     one coefficient add up. floor: what is added to F in all directions, over its mean eigenvalue in each head, because few prompts leave
-    some directions unseen. groups: which heads are together, by name. tokens, after: lengths of prompts and continuations."""
+    some directions unseen. groups: which heads are together, by name. tokens, after: lengths of prompts and continuations. weights:
+    [layers, kinds], what the metric is multiplied with (shares.py); None: 1."""
     count, mean = max(1, found.draws), found.mean / found.prompts
     unit, deviation, matrices = torch.empty(mean.shape[:3], dtype=torch.float64), torch.empty(mean.shape, dtype=torch.float64), []
     chosen, of_group, dim = found.groups[groups], found.metric[setting, groups], mean.shape[-1]
@@ -42,7 +50,9 @@ def basis_of_statistics(
         units = unit[of].repeat_interleave(dim)
         values, vectors = torch.linalg.eigh(units[:, None] * (metric / count) * units + floor * torch.eye(len(metric), dtype=metric.dtype))
         root = vectors * values.clamp_min(1e-9).sqrt() @ vectors.mT
-        variance, turn = torch.linalg.eigh(root @ (covariance / found.prompts / units[:, None] / units) @ root)
+        if weights is not None:
+            root = root * torch.from_numpy(weights[of[:2]]).sqrt().repeat_interleave(dim)
+        variance, turn = torch.linalg.eigh(root @ (covariance / found.prompts / units[:, None] / units) @ root.mT)
         deviation[of] = variance.flip(-1).clamp_min(0).sqrt().reshape(len(of[0]), -1)
         matrices.append((turn.mT.flip(-2) @ root).half().numpy().ravel())
     least = (found.squared / count / (found.scaled[setting] / count).clamp_min(1e-30)[..., None]).clamp_min(1e-9)

@@ -24,7 +24,7 @@ from abkt.codec.klt.compiled import Seen
 from abkt.codec.klt.rotary import AS_CACHED
 from abkt.policy.view import CoderName
 from abkt.spec import ModelSpec
-from experiments.quality import likelihood
+from experiments.quality import likelihood, shares
 from experiments.quality.bases import basis_of_statistics, best, choices, learned
 from experiments.quality.divergence import laws
 from experiments.quality.groups import groupings
@@ -32,7 +32,7 @@ from experiments.quality.measure import Bench
 from experiments.quality.methods import Cuts, Held, seen
 from experiments.quality.samples import QualitySample
 
-Candidate = tuple[str, float, tuple[float, float]]  # groups of heads, floor, (exponent, mixing)
+Candidate = tuple[str, float, tuple[float, float], bool]  # groups of heads, floor, (exponent, mixing), metric corrected (shares.py)
 HELD_OUT = 3  # prompts that choose, and are in no statistics; more where there are more kinds
 SETTINGS = ((0.5, 0.4), (0.0, 0.0))  # (exponent, mixing) of the tokens' classes; the last: all tokens alike
 FLOORS = (0.3, 0.1, 1.0)  # the first is tried with every grouping
@@ -99,7 +99,7 @@ def passes(model: ModelSpec, samples: Sequence[QualitySample]) -> int:
         return held * len(GAMMAS)
     fitted = samples[: len(samples) - held]
     tried = len(groupings(model, sum(len(sample.prompt) for sample in fitted))) + len(others("", True))
-    return len(fitted) + held * (tried + 1 + len(GAMMAS))
+    return len(fitted) + min(held, len(fitted)) + held * (tried + 2 + len(GAMMAS))
 
 
 def _basis(
@@ -132,10 +132,13 @@ def _basis(
     tokens, after = len(fitted[0].prompt), len(fitted[0].continuation)
     candidates: dict[Candidate, Basis] = {}
     scores: dict[Candidate, list[float]] = {}
-    references = [bench.logits(sample, [(0, _copy(bench.prefill(sample), bench.sent))]).log_softmax(-1) for sample in held_out]
+    references = [_reference(bench, sample, bench.prefill(sample)) for sample in held_out]
 
     def score(names: Sequence[Candidate]) -> Candidate:
-        raw = {name: basis_of_statistics(statistics, rotary, name[2], name[1], name[0], tokens, after) for name in names}
+        raw = {
+            name: basis_of_statistics(statistics, rotary, name[2], name[1], name[0], tokens, after, weights if name[3] else None)
+            for name in names
+        }
         candidates.update({name: learned(raw[name], seen) for name, seen in _seen(bench, codec, raw, fitted[:2]).items()})
         for sample, reference in zip(held_out, references, strict=True):
             held = bench.prefill(sample)
@@ -145,10 +148,17 @@ def _basis(
                 done(1)
         return best(scores)
 
-    groups, *_ = score([(groups, FLOORS[0], SETTINGS[0]) for groups in statistics.groups])
+    weights = np.ones((codec.layout.model.layers, codec.layout.model.kv_kinds))
+    groups, *_ = score([(groups, FLOORS[0], SETTINGS[0], False) for groups in statistics.groups])
     name = score(others(groups, differentiable))
+    told = fitted[-min(len(held_out), len(fitted)) :]  # as many as are held out, so one of each kind where kinds take turns
+    weights = shares.corrections(bench, _with_basis(codec, candidates[name]), told, _divergence, partial(_reference, bench), done)
+    name = score([(*name[:3], True)])
+    of_k, of_v = np.exp(np.log(weights).mean(0))
+    made["correction of the metric"] = f"K times {of_k:.2f}, V times {of_v:.2f}, {weights.min():.2f} to {weights.max():.2f} by layers"
     made["candidates"] = "; ".join(
-        f"{g}, floor {f:g}, exponent {e:g}: {np.exp(np.mean(np.log(s))):.5f}" for (g, f, (e, _)), s in scores.items()
+        f"{g}, floor {f:g}, exponent {e:g}{', corrected' if c else ''}: {np.exp(np.mean(np.log(s))):.5f}"
+        for (g, f, (e, _), c), s in scores.items()
     )
     basis, klt, entropy, ratio = candidates[name], [], [], []
     for sample, reference in zip(held_out, references, strict=True):
@@ -170,7 +180,7 @@ def others(groups: str, differentiable: bool) -> list[Candidate]:
     """What is tried with the groups that are best at the first floor and with token classes: the other floors, and all tokens alike. Where
     the metric is one number a head, a floor changes nothing but its scale."""
     floors = FLOORS[1:] if differentiable else ()
-    return [*((groups, floor, SETTINGS[0]) for floor in floors), (groups, FLOORS[0], SETTINGS[1])]
+    return [*((groups, floor, SETTINGS[0], False) for floor in floors), (groups, FLOORS[0], SETTINGS[1], False)]
 
 
 def _restated(basis: Basis, factor: float) -> Basis:
@@ -193,11 +203,7 @@ def _klt_divergences(
     bench: Bench, codec: Codec, basis: Basis, held: Held, sample: QualitySample, reference: torch.Tensor, shares: Sequence[float]
 ) -> list[tuple[float, float]]:
     """(divergence, stated distortion) where a klt stream is cut at each share of the raw bytes; inf where it has no such cut."""
-    model = codec.layout.model
-    facts = Calibration(
-        model.name, 0.0, np.ones((model.layers, 2, model.kv_heads)), np.zeros((model.layers, 2, model.kv_heads), np.uint8), basis=basis
-    )
-    own = Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=facts)
+    model, own = codec.layout.model, _with_basis(codec, basis)
     importance = held.importance.tokens(held.pool, held.table, held.tokens)
     stream = own.encode(held.pool, held.table, held.tokens, coder="klt", importance=importance)
     found = []
@@ -207,6 +213,18 @@ def _klt_divergences(
         put = partial(own.expand, stream.prefix(cut), held.pool)
         found.append((_divergence(bench, sample, put, reference), stream.curve.distortion[cut]) if fits else (float("inf"), 1.0))
     return found
+
+
+def _with_basis(codec: Codec, basis: Basis) -> Codec:
+    model = codec.layout.model
+    shape = model.layers, model.kv_kinds, model.kv_heads
+    facts = Calibration(model.name, 0.0, np.ones(shape), np.zeros(shape, np.uint8), basis=basis)
+    return Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=facts)
+
+
+def _reference(bench: Bench, sample: QualitySample, held: Held) -> torch.Tensor:
+    """Log-probabilities after raw KV."""
+    return bench.logits(sample, [(0, _copy(held, bench.sent))]).log_softmax(-1)
 
 
 def _entropy_divergences(bench: Bench, codec: Codec, held: Held, sample: QualitySample, reference: torch.Tensor) -> list[float]:
@@ -237,7 +255,7 @@ def _exponent(
     found: dict[float, list[list[float]]] = {gamma: [] for gamma in GAMMAS}
     for sample in held_out:
         held = bench.prefill(sample)
-        reference = bench.logits(sample, [(0, _copy(held, bench.sent))]).log_softmax(-1)
+        reference = _reference(bench, sample, held)
         for gamma in GAMMAS:
             facts = Calibration(plain.model, gamma, plain.sensitivity, plain.levels)
             own = Codec(codec.layout, tile_tokens=codec.tile_tokens, rope_theta=codec.rope_theta)

@@ -50,7 +50,7 @@ class KltCoder:
 
     def encode(self, data: torch.Tensor, blocks: list[int], cells: Cells) -> CodedSequence:
         basis = self._basis()
-        classes = self._classes(basis, cells)
+        classes = self.classes(cells)
         tables = _tables(basis, cells.depth_bits)
         kept = np.zeros(cells.shape, dtype=np.uint8)
         sizes, errors = np.zeros((cells.passes + 1, *cells.shape), np.int64), np.zeros((cells.passes + 1, *cells.shape))
@@ -59,7 +59,7 @@ class KltCoder:
         unit, skipped = basis.step / MEANS_PER_STEP, min(basis.first.shape[-1], cells.tokens // 2)
         slots: dict[tuple[int, ...], bytes] = {}
         for number, members in enumerate(basis.members):
-            z, (matrix, inverse), of = _centred(data, blocks, members, cells.tokens, basis), basis.matrix(number), tuple(members.T)
+            z, (matrix, inverse), of = centred(data, blocks, members, cells.tokens, basis), basis.matrix(number), tuple(members.T)
             good = torch.isfinite(z).all(-1).all(0)
             z = torch.where(good[:, None], z, 0.0)
             scale = torch.from_numpy(scale_of(classes[of]))[..., None]
@@ -145,7 +145,9 @@ class KltCoder:
             )
         return self.basis
 
-    def _classes(self, basis: Basis, cells: Cells) -> np.ndarray:
+    def classes(self, cells: Cells) -> np.ndarray:
+        """Token classes of each head, [layers, kinds, kv_heads, tokens]."""
+        basis = self._basis()
         layers, kinds, heads, _ = cells.shape
         heads //= cells.layout.model.head_dim // cells.dim
         if self.importance is None:
@@ -207,7 +209,7 @@ def _klass(basis: Basis, here: tuple[int, ...], cells: Cells) -> np.ndarray:
     return basis.klass(layer, kind, head)[part * cells.dim : (part + 1) * cells.dim]
 
 
-def _centred(data: torch.Tensor, blocks: list[int], members: np.ndarray, tokens: int, basis: Basis) -> torch.Tensor:
+def centred(data: torch.Tensor, blocks: list[int], members: np.ndarray, tokens: int, basis: Basis) -> torch.Tensor:
     """The heads of a group about their means, K without its rotation: [heads, tokens, head_dim] float32."""
     found = []
     for layer, kind, _, heads in by_layer(members):
@@ -219,7 +221,7 @@ def _centred(data: torch.Tensor, blocks: list[int], members: np.ndarray, tokens:
 
 
 def _put(z: torch.Tensor, data: torch.Tensor, blocks: list[int], members: np.ndarray, kept: np.ndarray, cells: Cells, basis: Basis) -> None:
-    """The inverse of `_centred`: write the heads into the pool, except in tiles that are verbatim."""
+    """The inverse of `centred`: write the heads into the pool, except in tiles that are verbatim."""
     parts, size = cells.layout.model.head_dim // cells.dim, cells.layout.block_tokens
     for layer, kind, rows, heads in by_layer(members):
         x = z[rows] + torch.from_numpy(basis.mean[layer, kind, heads])[:, None]
