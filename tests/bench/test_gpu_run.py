@@ -96,6 +96,31 @@ def test_the_limits_add_up_to_less_than_nine_minutes(steps):
     assert sum(step.limit_s for step in steps) < 9 * 60
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_every_step_names_a_program_takes_its_arguments_and_leaves_the_file_that_is_read(tmp_path, device):
+    """What a GPU would first show by a failure of each step."""
+    from importlib import import_module
+
+    from abkt.arguments import read
+    from abkt.bench import arguments as reader
+    from abkt.bench.__main__ import BENCHES
+    from abkt.measure.__main__ import DeviceArguments
+
+    for step in steps_of(GpuArguments(device=device, out=tmp_path)):
+        program, *given = step.command
+        if program == "abkt.bench":
+            name, *given = given
+            assert name in BENCHES
+            assert step.result == f"{name}.json"
+            assert callable(import_module(f"abkt.bench.{name}").rows)
+            taken = reader.parse(given)
+        else:
+            taken, name = read(DeviceArguments, given), program
+            assert step.result == "profile.json"
+        assert taken.out == tmp_path
+        assert name == "counted" or taken.device == device
+
+
 def test_a_step_that_takes_too_long_is_stopped():
     step = Step("slow", ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), 0.5, "nothing")
     code, output = in_a_process(step)

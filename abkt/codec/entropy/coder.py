@@ -19,7 +19,6 @@ from abkt.codec.entropy.compiled import decode_cells, deviation_of, encode_cells
 from abkt.codec.entropy.oracle import max_pass_bytes
 from abkt.codec.entropy.stats import Stats
 from abkt.codec.entropy.wire import can_rotate, pack_statistics, read_statistics, rotation_of_cells
-from abkt.codec.fixed.oracle import tokens_of
 from abkt.spec import DTYPE_BYTES
 
 
@@ -53,7 +52,7 @@ class EntropyCoder:
         rotation = rotation_of_cells(cells, theta)
         for layer, kind in np.ndindex(layers, kinds) if cells.count else ():
             held = data[torch.tensor(blocks, device=data.device), layer, kind]
-            x = tokens_of(held, cells.dim).float().numpy()
+            x = _floats_of(held, cells.dim).numpy()
             bad = np.zeros(x.shape[:2], dtype=bool)
             for these, stats in strip_groups(
                 x, data.dtype, rotation if kind == 0 else None, most if levels is None else levels[layer, kind]
@@ -141,6 +140,13 @@ class EntropyCoder:
                 f"stream header is not valid: {levels.max()} levels of differences; these tiles have at most {most_levels(cells)}"
             )
         return np.concatenate((np.zeros_like(passes[:1]), passes)), levels
+
+
+def _floats_of(held: torch.Tensor, dim: int) -> torch.Tensor:
+    """Blocks [blocks, kv_heads, tokens, head_dim] as float32 [heads or parts of heads, coded tokens, channels], in one copy."""
+    blocks, kv_heads, tokens, head_dim = held.shape
+    parts = held.view(blocks, kv_heads, tokens, head_dim // dim, dim).permute(1, 3, 0, 2, 4)
+    return torch.empty(parts.shape, dtype=torch.float32).copy_(parts).view(-1, blocks * tokens, dim)
 
 
 def _of_equal_length(cells: Cells) -> list[tuple[int, int, int]]:

@@ -51,7 +51,7 @@ def plan_of(log_scale: np.ndarray) -> Plan:
     scale = log_scale.astype(np.int32) - ORIGIN
     varies = log_scale > 0
     candidates = np.arange(-ORIGIN - 8, 256 - ORIGIN + 8, dtype=np.int32)
-    quarters = np.maximum(0, np.where(varies, scale, -(2**20))[:, :, None] - candidates + 8).sum(1)  # quarter bits of all channels
+    quarters = _quarter_bits(log_scale, len(candidates))
     base = candidates[(quarters <= 4 * np.maximum(1, varies.sum(1, keepdims=True))).argmax(1)][:, None]
     kind = np.where(varies, scale - base, -(2**20))
     raised = np.maximum(0, -(-(kind - COARSEST) // 4))
@@ -61,6 +61,16 @@ def plan_of(log_scale: np.ndarray) -> Plan:
     reached = np.stack([kind + 4 * finer >= START_AT for finer in FINER], -1)
     start = np.where(reached.any(-1), reached.argmax(-1) + 1, NEVER).astype(np.int32)
     return Plan(step, kind, start, _coded(kind, start))
+
+
+def _quarter_bits(log_scale: np.ndarray, candidates: int) -> np.ndarray:
+    """How many quarter bits all channels of a strip take at each candidate of a step: the sum over those that vary of max(0, scale -
+    candidate + 8), [strips, candidates]. As many as there are candidates at or above this one, channel by channel: two sums from above."""
+    strips = np.arange(len(log_scale))[:, None] * candidates
+    place = np.where(log_scale > 0, log_scale.astype(np.int64) + 15, 0)  # the last candidate at which a channel takes any
+    found = np.bincount((strips + place).reshape(-1), (log_scale > 0).reshape(-1), len(log_scale) * candidates)
+    sums = found.astype(np.int64).reshape(-1, candidates)[:, ::-1].cumsum(1).cumsum(1)
+    return sums[:, ::-1]
 
 
 def _coded(kind: np.ndarray, start: np.ndarray) -> np.ndarray:

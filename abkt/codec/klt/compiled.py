@@ -16,6 +16,7 @@ from abkt.codec.klt import planes, table
 from abkt.codec.klt.planes import CLASSES, CONTEXTS, MOST, POINTS, PlaneTables
 
 SOURCE = Path(__file__).with_name("planes.cpp")
+MOST_DIMS = 512  # coefficients of a cell, as in planes.cpp
 
 
 @cache
@@ -67,7 +68,7 @@ def encode_cell(
 
 def decode_cell(slots: Sequence[bytes], token: np.ndarray, klass: np.ndarray, tables: PlaneTables) -> np.ndarray:
     """As planes.decode_cell."""
-    compiled = load()
+    compiled = load() if len(klass) <= MOST_DIMS else None
     if compiled is None:
         return planes.decode_cell(slots, token, klass, tables)
     token, klass = np.ascontiguousarray(token, np.int32), np.ascontiguousarray(klass, np.int32)

@@ -18,6 +18,7 @@ constexpr int MOST_SAID = 1 + ESCAPE + 2 * LONGEST + 1 + WIDEST + 1;  // of a co
 
 int level(int k) { return std::min(k, TOP) - START; }
 
+constexpr int64_t MOST_DIMS = 512, MOST_PLANES = 24;
 constexpr int64_t WIDE = 32;  // rows may be worked on in whole vectors: so much room lies behind them
 constexpr int32_t NEVER = -MOST;
 int64_t whole_vectors(int64_t n) { return (n + WIDE - 1) & -WIDE; }
@@ -213,59 +214,55 @@ std::vector<uint8_t> padded(const uint8_t *data, int64_t size) {
     return bytes;
 }
 
-// Reads one pass, a token at a time: `open` a token, `read` it, alone or beside a token of the next pass, and `close` it.
+// Reads one pass, a token at a time: `open` a token, read it beside the tokens of other passes, and `close` it.
 class Reading {
   public:
     Reading(const Shape &shape, const std::vector<Chance> &initial, const uint8_t *data, int64_t size, int before, int planes, int finest, int32_t *found, uint8_t *negative)
         : shape_(shape), before_(before), planes_(planes), steps_(before < 0 ? 0 : planes - before), most_(MOST >> (finest - planes)), found_(found),
-          all_negative_(negative), bytes_(padded(data, size)), chances_(initial), io_(bytes_.data(), size), room_(shape.dims + WIDE), near_(room_), state_(room_), bits_(room_),
-          contexts_(room_ * std::max(1, steps_)) {}
+          all_negative_(negative), bytes_(padded(data, size)), chances_(initial), coder_{chances_.data(), Reader(bytes_.data(), size)}, at_(new Row()) {}
 
     void open(int64_t t) {
-        row_ = found_ + t * shape_.dims, negative_ = all_negative_ + t * shape_.dims, token_ = shape_.token[t];
+        row_ = found_ + t * shape_.dims, negative_ = all_negative_ + t * shape_.dims, token_ = shape_.token[t], up_ = 0;
         wide_ = TOP + 4 - token_ - 4 * planes_;
         stretches_.clear();
+        known_ = all_ = 0;
         const auto known = [&](int64_t from, int64_t to) {
-            for (int q = 0; q < steps_; ++q) contexts(from, to, LATER, token_ + 4 * (before_ + 1 + q), near_.data(), &contexts_[q * room_]);
-            sizes(from, to, row_, state_.data());
+            for (int q = 0; q < steps_; ++q) contexts(from, to, LATER, token_ + 4 * (before_ + 1 + q), at_->near, at_->contexts[q]);
+            sizes(from, to, row_, at_->state);
+            if (!from) known_ = all_ = to;
             stretches_.push_back({from, to, true});
         };
         const auto fresh = [&](int64_t from, int64_t to) {
-            contexts(from, to, 0, token_ + 4 * planes_, near_.data(), contexts_.data());
+            contexts(from, to, 0, token_ + 4 * planes_, at_->near, at_->contexts[0]);
+            if (from == all_) all_ = to;
             stretches_.push_back({from, to, false});
         };
         shape_.stretches(t, before_, planes_, known, fresh);
     }
-    void read() { read_from(0, 0); }
-    // Both at once, as far as both have coefficients that started before: each bit waits for the one before it in its own pass alone.
-    static void read(Reading &a, Reading &b) {
-        constexpr auto pair_of = [](int x, int y) { return 4 * x + y; };
-        const int64_t n = std::min(a.first_known(), b.first_known());
-        switch (n ? pair_of(a.steps_, b.steps_) : 0) {
-            case pair_of(1, 1): return pair<1, 1>(a, b, n);
-            case pair_of(1, 2): return pair<1, 2>(a, b, n);
-            case pair_of(1, 3): return pair<1, 3>(a, b, n);
-            case pair_of(2, 1): return pair<2, 1>(a, b, n);
-            case pair_of(2, 2): return pair<2, 2>(a, b, n);
-            case pair_of(2, 3): return pair<2, 3>(a, b, n);
-            case pair_of(3, 3): return pair<3, 3>(a, b, n);
-        }
-        a.read(), b.read();
+    // Tokens of K passes, coefficient by coefficient, since each bit waits for the one before it in its own pass alone.
+    template <int K> static void read(Reading *const lanes) {
+        int64_t most = 0;
+        for (int k = 0; k < K; ++k) most = std::max(most, lanes[k].all_);
+        for (int64_t j = 0; j < most; ++j)
+#pragma GCC unroll 8
+            for (int k = 0; k < K; ++k) lanes[k].step(j);
+        for (int k = 0; k < K; ++k) lanes[k].rest();
     }
     void close() {
-        const int64_t n = whole_vectors(shape_.dims);
-        int32_t *__restrict const row = row_;
-        uint8_t *__restrict const near = near_.data();
-        const uint8_t *__restrict const bits = bits_.data();
         for (const Stretch &s : stretches_)
-            for (int64_t j = s.from; s.known && j < s.to; ++j) row[j] = row[j] << steps_ | bits[j];
-        for (int64_t j = 0; j < n; ++j) near[j] = uint8_t(std::min(row[j], 2) * 3);
+            if (s.known) finer(s.to - s.from, steps_, at_->bits + s.from, row_ + s.from);
+        settle(shape_.dims, row_, at_->negative, at_->near, negative_);
     }
 
   private:
     struct Stretch { int64_t from, to; bool known; };
     // Where the contexts of a plane's bit begin: those of a magnitude that is 0, to which `up` is added, and the others.
     struct Contexts { Said later, half; };
+    // What is needed of each coefficient of a token, and what is found. near: 3 times what the token above is to the contexts.
+    struct Row {
+        uint8_t state[MOST_DIMS + WIDE], bits[MOST_DIMS + WIDE], negative[MOST_DIMS + WIDE], near[MOST_DIMS + WIDE];
+        Contexts contexts[MOST_PLANES][MOST_DIMS + WIDE];
+    };
 
     void contexts(int64_t from, int64_t to, int first, int base, const uint8_t *__restrict near, Contexts *__restrict found) const {
         const int32_t *__restrict const klass = &shape_.klass[from];
@@ -280,85 +277,55 @@ class Reading {
         row += from, state += from;
         for (int64_t j = 0, n = whole_vectors(to - from); j < n; ++j) state[j] = uint8_t(std::min(row[j], POINTS));
     }
-    // How many of the token's first coefficients started before.
-    int64_t first_known() const { return !stretches_.empty() && stretches_[0].known && !stretches_[0].from ? stretches_[0].to : 0; }
 
-    // What changes while a token is read, apart from the rest, so that it stays in registers.
-    struct Work : Decode {
-        uint32_t up;
-        uint8_t *negative, *bits;
-        const uint8_t *state;
-        const Contexts *contexts;
-        int64_t room;
-        Work(Reading &of, int up)
-            : Decode{of.chances_.data(), of.io_}, up(uint32_t(up)), negative(of.negative_), bits(of.bits_.data()), state(of.state_.data()),
-              contexts(of.contexts_.data()), room(of.room_) {}
+    static void finer(int64_t n, int steps, const uint8_t *__restrict bits, int32_t *__restrict row) {
+        for (int64_t j = 0; j < n; ++j) row[j] = row[j] << steps | bits[j];
+    }
+    static void settle(int64_t n, const int32_t *__restrict row, uint8_t *__restrict fresh, uint8_t *__restrict near, uint8_t *__restrict negative) {
+        for (int64_t j = 0; j < n; ++j) near[j] = uint8_t((row[j] < 2 ? row[j] : 2) * 3), negative[j] |= fresh[j], fresh[j] = 0;
+    }
 
-        ALWAYS_INLINE void known(int64_t j, int steps) {
-            uint32_t m = state[j], found = 0;  // min(m, 3), and min(m, 2) at the end, by shifts
-            const bool was = m;
-            for (int q = 0; q < steps; ++q) {
-                const Contexts at = contexts[q * room + j];
-                const uint32_t later = at.later + up, half = at.half + m, bit = uint32_t(adaptive(int(m ? half : later), 0));
-                found = 2 * found + bit, m = 0x33333210u >> 4 * (2 * m + bit) & 3;
-            }
-            if (m && !was) negative[j] = uint8_t(plain(0));
-            bits[j] = uint8_t(found), up = 0x2210u >> 4 * m & 3;
-        }
-        ALWAYS_INLINE void fresh(int64_t j, Reading &of) {
-            Chance &chance = chances[contexts[j].later + up];
-            const uint32_t bit = io.rare_bit(chance.zero);
-            chance.learn(bit);
-            up = 0;
-            if (__builtin_expect(bit || of.shape_.klass[j] >= of.wide_, 0)) {
-                of.io_ = io;
-                up = uint32_t(of.large(j, int(bit)));
-                io = of.io_;
-            }
-        }
-    };
-
-    template <int STEPS> int known(int64_t from, int64_t to, int up) {
-        Work work(*this, up);
-        for (int64_t j = from; j < to; ++j) work.known(j, STEPS ? STEPS : steps_);
-        io_ = work.io;
-        return int(work.up);
+    ALWAYS_INLINE void step(int64_t j) {
+        if (j < known_) known(j);
+        else if (j < all_) fresh(j);
     }
-    int known(int64_t from, int64_t to, int up) {
-        return steps_ == 1 ? known<1>(from, to, up) : steps_ == 2 ? known<2>(from, to, up) : steps_ == 3 ? known<3>(from, to, up) : known<0>(from, to, up);
-    }
-    int fresh(int64_t from, int64_t to, int up) {
-        Work work(*this, up);
-        for (int64_t j = from; j < to; ++j) work.fresh(j, *this);
-        io_ = work.io;
-        return int(work.up);
-    }
-    // The rest of a coefficient that starts, after its first bit.
-    __attribute__((noinline)) int large(int64_t j, int first) {
-        Decode coder{chances_.data(), io_};
-        const int64_t m = fresh_rest(coder, shape_.klass[j] + token_ + 4 * planes_, first, 0);
-        row_[j] = int32_t(std::min<int64_t>(m, most_));  // only damaged bytes have more
-        if (row_[j]) negative_[j] = uint8_t(coder.plain(0));
-        io_ = coder.io;
-        return std::min(2, row_[j]);
-    }
-    // What is left of a token from coefficient `next` on. up: of the one before it.
-    void read_from(int64_t next, int up) {
+    // What does not lie in one stretch from the first coefficient on.
+    void rest() {
+        int64_t next = all_;
         for (const Stretch &s : stretches_) {
-            const int64_t from = std::max(s.from, next);
-            if (from >= s.to) continue;
-            up = s.known ? known(from, s.to, from == next ? up : 0) : fresh(from, s.to, from == next ? up : 0);
+            if (s.from < all_) continue;
+            if (s.from != next) up_ = 0;
+            for (int64_t j = s.from; j < s.to; ++j)
+                if (s.known) known(j);
+                else fresh(j);
             next = s.to;
         }
     }
-    template <int A, int B> static void pair(Reading &a, Reading &b, int64_t n) {
-        Work x(a, 0), y(b, 0);
-        for (int64_t j = 0; j < n; ++j) x.known(j, A), y.known(j, B);
-        // What starts with the earlier pass, beside the later one that knows it.
-        const int64_t both = a.stretches_.size() == 2 && a.stretches_[1].from == n ? std::min(a.stretches_[1].to, b.stretches_[0].to) : n;
-        for (int64_t j = n; j < both; ++j) x.fresh(j, a), y.known(j, B);
-        a.io_ = x.io, b.io_ = y.io;
-        a.read_from(both, int(x.up)), b.read_from(both, int(y.up));
+    ALWAYS_INLINE void known(int64_t j) {
+        Row &at = *at_;
+        uint32_t m = at.state[j], found = 0;  // min(m, 3), and min(m, 2) at the end, by shifts
+        const bool was = m;
+        for (int q = 0; q < steps_; ++q) {
+            const Contexts from = at.contexts[q][j];
+            const uint32_t bit = uint32_t(coder_.adaptive(int(chosen(m, from.half + m, from.later + up_)), 0));
+            found = 2 * found + bit, m = 0x33333210u >> 4 * (2 * m + bit) & 3;
+        }
+        at.negative[j] = uint8_t(coder_.io.plain_if((m != 0) & !was));
+        at.bits[j] = uint8_t(found), up_ = 0x2210u >> 4 * m & 3;
+    }
+    ALWAYS_INLINE void fresh(int64_t j) {
+        Chance &chance = coder_.chances[at_->contexts[0][j].later + up_];
+        const uint32_t bit = coder_.io.rare_bit(chance.zero);
+        chance.learn(bit);
+        up_ = 0;
+        if (__builtin_expect(bit || shape_.klass[j] >= wide_, 0)) large(j, int(bit));
+    }
+    // The rest of a coefficient that starts, after its first bit.
+    __attribute__((noinline)) void large(int64_t j, int first) {
+        const int64_t m = fresh_rest(coder_, shape_.klass[j] + token_ + 4 * planes_, first, 0);
+        row_[j] = int32_t(std::min<int64_t>(m, most_));  // only damaged bytes have more
+        if (row_[j]) at_->negative[j] = uint8_t(coder_.plain(0));
+        up_ = uint32_t(std::min(2, row_[j]));
     }
 
     const Shape &shape_;
@@ -366,13 +333,12 @@ class Reading {
     int32_t most_, *found_, *row_ = nullptr;
     uint8_t *all_negative_, *negative_ = nullptr;
     int token_ = 0, wide_ = 0;  // wide_: from this class on, a coefficient that starts has plain bits
+    uint32_t up_ = 0;           // what the coefficient before is to the contexts
+    int64_t known_ = 0, all_ = 0;  // the first of them started before; and so many have started
     std::vector<uint8_t> bytes_;
     std::vector<Chance> chances_;
-    Reader io_;
-    int64_t room_;
-    std::vector<uint8_t> near_;  // 3 times what the token above is to the contexts
-    std::vector<uint8_t> state_, bits_;
-    std::vector<Contexts> contexts_;
+    Decode coder_;
+    std::unique_ptr<Row> at_;
     std::vector<Stretch> stretches_;
 };
 
@@ -549,9 +515,13 @@ void abkt_klt_decode(int64_t tokens, int64_t dims, const int32_t *token, const i
     for (int64_t step = 0; step < tokens + present - 1; ++step) {  // each pass is a token behind the one before it
         const int64_t first = std::max<int64_t>(0, step - tokens + 1), last = std::min(step, present - 1);
         for (int64_t p = first; p <= last; ++p) passes[p].open(step - p);
-        int64_t p = last;
-        for (; p > first; p -= 2) Reading::read(passes[p - 1], passes[p]);
-        if (p == first) passes[p].read();
+        int64_t p = first;
+        for (; p + 6 <= last + 1; p += 6) Reading::read<6>(&passes[p]);
+        for (; p + 5 <= last + 1; p += 5) Reading::read<5>(&passes[p]);
+        for (; p + 4 <= last + 1; p += 4) Reading::read<4>(&passes[p]);
+        for (; p + 3 <= last + 1; p += 3) Reading::read<3>(&passes[p]);
+        for (; p + 2 <= last + 1; p += 2) Reading::read<2>(&passes[p]);
+        for (; p <= last; ++p) Reading::read<1>(&passes[p]);
         for (p = first; p <= last; ++p) passes[p].close();
     }
     const int last = present ? planes[present - 1] : 0;

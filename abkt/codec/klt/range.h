@@ -21,6 +21,16 @@ constexpr std::array<uint16_t, LAST + 2> rates() {
 }
 constexpr std::array<uint16_t, LAST + 2> RATES = rates();
 
+// `full` where m is not 0, else `empty`; compilers make a branch of it.
+ALWAYS_INLINE uint32_t chosen(uint32_t m, uint32_t full, uint32_t empty) {
+#if defined(__x86_64__)
+    asm("testl %[m], %[m]\n\tcmovzl %[empty], %[full]" : [full] "+r"(full) : [m] "r"(m), [empty] "r"(empty) : "cc");
+    return full;
+#else
+    return m ? full : empty;
+#endif
+}
+
 struct Chance {
     uint16_t zero, seen;
     ALWAYS_INLINE void learn(uint32_t bit) {
@@ -150,6 +160,14 @@ class Reader {
         code_ -= whole & -uint64_t(bit);
         range_ = part + ((range_ - 2 * part) & all);
 #endif
+        next();
+        return bit;
+    }
+    // A plain bit if there is one, else 0.
+    ALWAYS_INLINE uint32_t plain_if(uint32_t there) {
+        const uint32_t part = (range_ >> 16) << 15, bit = there & uint32_t(code_ >= uint64_t(part) << 32), all = -bit;
+        code_ -= uint64_t(part & all) << 32;
+        range_ = chosen(there, part + ((range_ - 2 * part) & all), range_);
         next();
         return bit;
     }

@@ -36,6 +36,27 @@ def test_compiled_code_writes_the_bytes_of_the_oracle(seed):
         assert np.array_equal(compiled.decode_cell(slots[:count], token, klass, TABLES), ours)
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("tokens", "dims", "steps"), [(1, 1, (0, 1)), (3, 40, (0, 4, 9)), (17, 33, (2, 3, 5, 8)), (9, 70, (0, 1, 2, 3, 5, 8, 9))]
+)
+def test_unsorted_classes_hidden_tokens_and_hard_values_give_the_same_bytes(tokens, dims, steps):
+    """Classes in any order make many stretches of coefficients that start with different passes; a hidden token has none."""
+    y, token, klass = coefficients(tokens + dims, tokens, dims)
+    klass = np.random.default_rng(dims).permutation(klass)
+    token[tokens // 2], y[0, 0], y[-1, -1] = -100_000 if tokens > 1 else 0, 2.0**24 - 1, -0.0
+    tables = planes.PlaneTables(TABLES.chances[::-1].copy(), TABLES.points, steps)
+    slots, errors = planes.encode_cell(y, token, klass, tables)
+    theirs, their_errors = compiled.encode_cell(y, token, klass, tables)
+    assert theirs == slots
+    assert np.allclose(their_errors, errors, rtol=1e-3)
+    for count in range(len(slots) + 1):
+        ours = planes.decode_cell(slots[:count], token, klass, tables)
+        assert np.array_equal(compiled.decode_cell(slots[:count], token, klass, tables), ours)
+    damaged = [bytes([255]) * (9 * len(slot) // 10) for slot in slots]
+    assert np.array_equal(compiled.decode_cell(damaged, token, klass, tables), planes.decode_cell(damaged, token, klass, tables))
+
+
 @pytest.mark.parametrize("encode", [planes.encode_cell, pytest.param(compiled.encode_cell, marks=needs_compiler)])
 def test_any_number_of_passes_decodes_with_the_stated_error(encode):
     y, token, klass = coefficients(9)
