@@ -22,8 +22,8 @@ T = TypeVar("T")
 QUANTILES = 2000  # quantiles that stand for a larger number of transfers
 
 
-LIBRARIES = ("smollm2",)
-"""Models whose library comes with ABKT, in data/curves."""
+LIBRARIES = ("smollm2", "gemma3")
+"""Models whose library may come with ABKT, in data/curves."""
 
 
 def load_curves(path: Path) -> tuple[RateCurve, ...]:

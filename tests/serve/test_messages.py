@@ -42,6 +42,21 @@ st.register_type_strategy(Capacity, st.builds(Capacity.constant, st.floats(1, al
 st.register_type_strategy(Curve, st.integers(1, 3).flatmap(lambda n: st.builds(Curve, *[st.tuples(*[NUMBERS] * n)] * 3)))
 st.register_type_strategy(ModelSpec, st.builds(ModelSpec, st.text(), *[st.integers(1, 9)] * 3))
 st.register_type_strategy(Fit, st.builds(Fit, st.just(("1",)), st.tuples(st.floats(-9, 9)), *[st.dictionaries(st.text(), NUMBERS)] * 2))
+CURVES = st.from_type(Curve)
+KINDS_OF_CURVES = st.sampled_from([(False, st.none()), (True, st.none()), (True, CURVES)])  # nats, klt: the same for all of a profile
+st.register_type_strategy(
+    Profile,
+    KINDS_OF_CURVES.flatmap(
+        lambda kind: st.builds(
+            Profile,
+            curves=st.lists(st.builds(RateCurve, calibration=st.none() | st.text(), nats=st.just(kind[0]), klt=kind[1]), max_size=2).map(
+                tuple
+            ),
+            lossless_share=NUMBERS,
+            entropy_share=NUMBERS,
+        )
+    ),
+)
 PREFILL_RUNS = st.builds(StartPrefillRun, bitrate=CONFIGS, peers=st.dictionaries(st.text(), st.text(), max_size=3))
 MESSAGES = st.one_of(
     PREFILL_RUNS,
