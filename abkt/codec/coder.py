@@ -1,7 +1,7 @@
 """A coder turns the cells of a sequence into passes of bytes, and the first passes of each cell, however many, back into values.
 
-There are two, the fixed coder (fixed/coder.py) and the entropy coder (entropy/coder.py). `Codec` makes one of each, and a stream's header
-names the coder that wrote it. Everything else about a stream (order, bands, cuts, checksums) is the same for both.
+There are three, the fixed coder (fixed/coder.py), the entropy coder (entropy/coder.py) and the klt coder (klt/coder.py). `Codec` makes one
+of each, and a stream's header names the coder that wrote it. Everything else about a stream (order, bands, cuts, checksums) is the same.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ ANY = "any verb"
 # verb -> old key -> new key: keys that were renamed in this release. A key under ANY matches the end of a key: form matches bitrate.form.
 # An entry is used only where the old key no longer exists.
 RENAMED: dict[str, dict[str, str]] = {
-    "replay": {"carrier": "transport"},
+    "replay": {"carrier": "transport_name"},
     "adaptation": {"asked": "target", "behind": "refine"},
     ANY: {
         "form": "coder",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -22,6 +22,7 @@ from experiments.lib.paths import conf_dir, split_config_dirs
 from experiments.models.resolve import resolve_model
 
 MULTIRUN = ("-m", "--multirun")
+SHORT = {"transport": "transport_name"}  # short name -> key, for names that are also a folder of conf/, where Hydra would look for a choice
 MODEL_KEY = "model_folder"  # of the verbs that run a model; `model` is short for it
 ENGINE_KEYS = {"profile": "served_by", "validate": "compute"}  # verb -> what `engine` is short for
 OVERWRITE, ACCEPT_TERMS = "overwrite=", "accept_terms="  # switches of every verb, and of those that run a model; no result depends on them
@@ -88,7 +89,7 @@ def verb(
             arguments, overwrite = switch(arguments, OVERWRITE)
             many, arguments = any(a in MULTIRUN for a in arguments), [a for a in arguments if a not in MULTIRUN]
             extra = composer.config_dir_overrides(config_dirs)
-            overrides, arguments = [*named(arguments, positional), *extra], [*arguments, *extra]
+            overrides, arguments = [*longer(named(arguments, positional), kind.__dataclass_fields__), *extra], [*arguments, *extra]
             accept_terms = False
             if runs_a_model:
                 overrides, accept_terms = model_overrides(overrides, name)
@@ -116,6 +117,12 @@ def named(arguments: Sequence[str], positional: tuple[str, ...]) -> list[str]:
         overrides.append(argument)
     composer.check_once(overrides)
     return overrides
+
+
+def longer(overrides: Sequence[str], fields: Collection[str]) -> list[str]:
+    """The overrides with the whole name of each key that has a short one. fields: of the verb's configuration."""
+    names = {f"{short}=": f"{name}=" for short, name in SHORT.items() if name in fields}
+    return [next((name + text.removeprefix(short) for short, name in names.items() if text.startswith(short)), text) for text in overrides]
 
 
 def model_overrides(overrides: Sequence[str], name: str = "") -> tuple[list[str], bool]:

@@ -57,7 +57,7 @@ class ReplayConfig:
     decode: int
     max_batch: int
     pool_tokens: int
-    transport: str
+    transport_name: str
     changes: tuple[ChangeConfig, ...]
     paced: ProfilePath | None
     profile: ProfilePath | None
@@ -104,8 +104,8 @@ def main(config: ReplayConfig, run: VerbCall) -> None:
         [PlannedRoleChange(change.at_s, change.worker, change.role) for change in config.changes],
     )
     spec.layout()  # reports a folder that holds no model before anything is written
-    check_transport(config.transport)
-    pacing = "userspace" if config.pacing == "auto" and config.transport != "tcp" else config.pacing
+    check_transport(config.transport_name)
+    pacing = "userspace" if config.pacing == "auto" and config.transport_name != "tcp" else config.pacing
     with real_network(config.network, pacing, config.seed, spec.prefill, spec.decode) as network:
         plan = plan_line(requests, spec, config, network)
         print(f"plan: {plan}")
@@ -138,7 +138,7 @@ def cluster_spec(config: ReplayConfig) -> LocalClusterSpec:
         pool_tokens=config.pool_tokens,
         paced=config.paced,
         layer_groups=config.layer_groups,
-        transport=config.transport,
+        transport=config.transport_name,
     )
     return replace(spec, calibration=calibration_file(config.calibration, config.model_folder, spec.layout()))
 

@@ -77,7 +77,7 @@ def test_choices_that_several_places_share_are_listed_once(capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["replay", "carrier=shm"], "carrier is now transport: give transport=shm"),
+        (["replay", "carrier=shm"], "carrier is now transport_name: give transport_name=shm"),
         (["simulate", "bitrate.form=entropy"], "bitrate.form is now bitrate.coder: give bitrate.coder=entropy"),
         (
             ["study", "bitrates.embedded.form=fixed"],

@@ -135,7 +135,7 @@ METHODS = "\n".join(f"    def {name}(self, *given): ..." for name in ("observe",
         (
             f"class Mine:\n{METHODS}\n    def decide(self, *given): ...",
             "_target_: my_policy.Mine\nbits: 4",
-            "unexpected keyword argument 'bits'",
+            "policy my_policy.Mine: Mine() takes no arguments",
         ),
         ("", "_target_: [", "half_the_time.yaml, line 2 cannot be read"),
     ],
