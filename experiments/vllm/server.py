@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2
 
-START_S = 300.0
+START_S = 600.0  # an idle machine needs half a minute, a crowded one many
 STOP_S = 20.0
 ROOT = Path(__file__).parents[2]
 # One thread for each server and no core binding: two servers and their network threads share a small machine.
@@ -108,7 +108,7 @@ class VllmServer(AbstractContextManager["VllmServer"]):
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
     def wait(self, client: httpx2.Client | None = None) -> None:
-        """Wait until the server answers. Raises RuntimeError, with the end of its log, if it ends before."""
+        """Wait until the server answers. Raises RuntimeError, with the end of its log, if it ends before, or takes too long."""
         assert self.process is not None
         until_s = time.monotonic() + START_S
         while time.monotonic() < until_s:
@@ -117,7 +117,8 @@ class VllmServer(AbstractContextManager["VllmServer"]):
             if self.answers(client):
                 return
             time.sleep(0.5)
-        raise RuntimeError(f"vLLM server {self.name} did not start; {self.log} ends with: {self.tail()}")
+        late = f" within {START_S:.0f} s" if self.process.poll() is None else ""
+        raise RuntimeError(f"vLLM server {self.name} did not start{late}; {self.log} ends with: {self.tail()}")
 
     def answers(self, client: httpx2.Client | None = None) -> bool:
         if self.prefix:  # its address is in another network namespace, so its log has to tell

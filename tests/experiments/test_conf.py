@@ -85,6 +85,7 @@ def test_a_choice_with_the_users_files_composes(group: str, choice: str, curves:
 # layers x 2 (1 for a latent) x kv_heads x head_dim x 2 bytes of bf16, as published with each model
 KV_BYTES = """model,bytes
 llama-3.2-1b,32768
+smollm2-135m,23040
 llama-3.1-8b,131072
 llama-3.1-70b,327680
 qwen3-8b,147456
@@ -112,7 +113,7 @@ def test_models_have_their_published_kv_sizes(curves: Path) -> None:
 def test_dense_models_have_the_parameters_that_their_shapes_give(curves: Path) -> None:
     """Attention and MLP of each layer, and two tables of vocabulary x hidden (one where it is tied)."""
     shapes = {"llama-3.1-8b": (14336, 2 * 128256), "llama-3.1-70b": (28672, 2 * 128256), "llama-3.2-1b": (8192, 128256)}
-    shapes |= {"qwen3-8b": (12288, 2 * 151936), "qwen3-32b": (25600, 2 * 151936), "probe": (704, 2048)}
+    shapes |= {"qwen3-8b": (12288, 2 * 151936), "qwen3-32b": (25600, 2 * 151936), "probe": (704, 2048), "smollm2-135m": (1536, 49152)}
     for name, (inner, tables) in shapes.items():
         spec = with_choice(curves, "model", name).model
         attention = 2 * spec.hidden * spec.heads * spec.head_dim + 2 * spec.hidden * spec.kv_heads * spec.head_dim
