@@ -31,24 +31,26 @@ def written_out(sources: Mapping[str, str]) -> dict[str, str]:
         mine = [node for node in trees[key].body if isinstance(node, ast.ClassDef) and node.name in kinds]
         for node in reversed(mine):
             if node.name not in left:
-                _write_out(node, any(isinstance(base, ast.Name) and base.id in kinds for base in node.bases), lines, source)
+                _write_out(node, _base(node, kinds), kinds, lines, source)
             if node.name in plain:
                 lines.insert(node.decorator_list[0].lineno - 1, "@mypyc_attr(acyclic=True)")
-        if any(node.name in plain for node in mine) and "import mypyc_attr" not in source:
+        if mine:
             future = next(i for i, line in enumerate(lines) if line.startswith("from __future__"))
-            lines.insert(future + 1, "from mypy_extensions import mypyc_attr")
+            lines[future + 1 : future + 1] = ["import math", "from mypy_extensions import mypyc_attr"]  # inf, in fields of a base class
         changed[key] = "\n".join(lines) + "\n"
     return changed
 
 
 def _plain(kinds: Mapping[str, ast.ClassDef], known: set[str]) -> set[str]:
-    """The classes that can be part of no reference cycle: they have no base, and fields of `known` types or of each other's."""
+    """The classes that can be part of no reference cycle: they inherit from nothing, nothing inherits from them, and their fields are of
+    `known` types or of each other's."""
     plain: set[str] = set()
+    bases = {ast.unparse(base) for node in kinds.values() for base in node.bases}
     while True:
         more = {
             name
             for name, node in kinds.items()
-            if name not in plain and not node.bases and len(node.decorator_list) == 1 and _names(_fields(node)) <= known | plain
+            if name not in plain | bases and not node.bases and len(node.decorator_list) == 1 and _names(_fields(node)) <= known | plain
         }
         if not more:
             return plain
@@ -78,7 +80,7 @@ def _left(kinds: Mapping[str, ast.ClassDef]) -> set[str]:
         fields = _fields(node)
         made = any(_argument(field, "default_factory") and _of_init(field) for field in fields)
         checks = _has(node, "__post_init__") and not any(_has(kinds[base], "__post_init__") for base in bases[name])
-        if _settings(node).get("init") == "False" or made or (bases[name] and (fields or checks)):
+        if _settings(node).get("init") == "False" or made or (bases[name] and checks and not fields):
             left.add(name)
     while more := {other for name in left for other in bases[name]} | {name for name in kinds if left.intersection(bases[name])}:
         if more <= left:
@@ -87,12 +89,12 @@ def _left(kinds: Mapping[str, ast.ClassDef]) -> set[str]:
     return left
 
 
-def _write_out(node: ast.ClassDef, inherits: bool, lines: list[str], source: str) -> None:
-    """Change the lines of one class. inherits: it uses the constructor of its base."""
+def _write_out(node: ast.ClassDef, base: ast.ClassDef | None, kinds: Mapping[str, ast.ClassDef], lines: list[str], source: str) -> None:
+    """Change the lines of one class. base: the dataclass that it inherits from."""
     fields, settings, decorator = _fields(node), _settings(node), _decorator(node)
     assert decorator is not None
-    if fields and not inherits:
-        _insert(node, fields, lines, source)
+    if fields:
+        _insert(node, fields, lines, source, _inherited(base, kinds), base.name if base is not None else "")
     settings["init"] = "False"
     if settings.pop("frozen", "") == "True":
         settings["unsafe_hash"] = "True"
@@ -101,24 +103,50 @@ def _write_out(node: ast.ClassDef, inherits: bool, lines: list[str], source: str
     lines[line] = lines[line][: decorator.col_offset] + made + lines[line][end:]
 
 
-def _insert(node: ast.ClassDef, fields: list[ast.AnnAssign], lines: list[str], source: str) -> None:
-    parameters, body = [], []
+def _base(node: ast.ClassDef, kinds: Mapping[str, ast.ClassDef]) -> ast.ClassDef | None:
+    return next((kinds[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in kinds), None)
+
+
+def _inherited(base: ast.ClassDef | None, kinds: Mapping[str, ast.ClassDef]) -> list[ast.AnnAssign]:
+    """The fields of a base class that its constructor takes, those of its own bases first."""
+    if base is None:
+        return []
+    return _inherited(_base(base, kinds), kinds) + [field for field in _fields(base) if _of_init(field)]
+
+
+def _insert(
+    node: ast.ClassDef, fields: list[ast.AnnAssign], lines: list[str], source: str, inherited: list[ast.AnnAssign], base: str
+) -> None:
+    """Insert the constructor after the fields. What the base class's fields are annotated with may be unknown here."""
+    parameters = [_parameter(field, "object") for field in inherited]
+    body = []
     for field in fields:
-        assert isinstance(field.target, ast.Name)
-        name, default = field.target.id, _default(field, source)
+        name, default = _name(field), _default(field)
         if _of_init(field):
-            parameters.append(f"{name}: {ast.get_source_segment(source, field.annotation)}{f' = {default}' if default else ''}")
+            parameters.append(_parameter(field, ast.unparse(field.annotation)))
             body.append(f"self.{name} = {name}")
         elif factory := _argument(field, "default_factory"):
-            body.append(f"self.{name} = {ast.get_source_segment(source, factory)}()")
+            body.append(f"self.{name} = {ast.unparse(factory)}()")
         elif default:
             body.append(f"self.{name} = {default}")
-    if _has(node, "__post_init__"):
+    if base:
+        body.append(f"{base}.__init__(self, {', '.join(map(_name, inherited))})  # type: ignore[arg-type]")
+    elif _has(node, "__post_init__"):
         body.append("self.__post_init__()")
     text = [f"{INDENT}def __init__(self, {', '.join(parameters)}) -> None:", *(f"{INDENT}{INDENT}{line}" for line in body)]
     after = fields[-1].end_lineno
     assert after is not None
     lines[after:after] = ["", *text, ""]
+
+
+def _name(field: ast.AnnAssign) -> str:
+    assert isinstance(field.target, ast.Name)
+    return field.target.id
+
+
+def _parameter(field: ast.AnnAssign, annotation: str) -> str:
+    default = _default(field)
+    return f"{_name(field)}: {annotation}{f' = {default}' if default else ''}"
 
 
 def _decorator(node: ast.ClassDef) -> ast.expr | None:
@@ -154,12 +182,12 @@ def _of_init(field: ast.AnnAssign) -> bool:
     return not (isinstance(given, ast.Constant) and given.value is False)
 
 
-def _default(field: ast.AnnAssign, source: str) -> str:
+def _default(field: ast.AnnAssign) -> str:
     """The source of the field's default value, "" if it has none."""
     value = field.value
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "field":
         value = _argument(field, "default")
-    return "" if value is None else ast.get_source_segment(source, value) or ""
+    return "" if value is None else ast.unparse(value)
 
 
 def _has(node: ast.ClassDef, method: str) -> bool:

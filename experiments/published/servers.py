@@ -1,5 +1,5 @@
-"""The simulator's costs, compared with servers that others have measured: TTFT, TPOT and throughput of colocated continuous batching under a
-closed loop, and of prefill-decode servers.
+"""The simulator's costs, compared with servers that others have measured: TTFT, TPOT and throughput of colocated continuous batching under
+a closed loop, and of prefill-decode servers.
 
 The costs of a pass are sums of fitted kernels (`abkt fit-hardware`). Two overheads of each engine and version are fitted to the TPOT of
 servers on H100, and conf/overheads ships them: seconds of a pass, and of each request in it. TTFT has no fitted parameter.

@@ -106,7 +106,7 @@ class _Order:
     """
 
     def __init__(self, kinds: list[Hashable], loads: list[Any]) -> None:
-        self.kinds = kinds
+        self.kinds, self.told = kinds, loads
         self.loads = [_entry(load, index) for index, load in enumerate(loads)]  # as last told
         self.places = list(self.loads)  # where the node stands in its list
         self.lists: dict[Hashable, list[tuple[Any, ...]]] = {}
@@ -117,8 +117,12 @@ class _Order:
 
     def move(self, index: int, kind: Hashable, load: Any) -> None:
         """The node's kind and load are these now."""
+        same = kind == self.kinds[index]
+        if same and load == self.told[index]:
+            return
+        self.told[index] = load
         entry = self.loads[index] = _entry(load, index)
-        if kind != self.kinds[index]:
+        if not same:
             self.take(index)
             self.kinds[index] = kind
             self.put(index)
@@ -141,7 +145,7 @@ class _Order:
             while least < count and least < len(nodes):
                 place = nodes[least]
                 index: int = place[len(place) - 1]
-                if self.loads[index] == place:
+                if self.loads[index] is place:
                     found.append(index)
                     least += 1
                 else:
