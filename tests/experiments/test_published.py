@@ -56,6 +56,22 @@ def test_known_overheads_are_found_and_predict_what_was_held_out(tmp_path: Path)
         assert np.median(np.abs(predicted.errors[:, 0])) < 0.02
 
 
+def test_throughput_is_that_of_the_loop() -> None:
+    """Little's law on mean latencies against the tokens that the loop counts, which also has the clients' pauses and the last answers."""
+    rows = [replace(ROW, clients=clients, isl=isl, osl=257) for clients, isl in ((1, 512), (8, 1024), (32, 2048))]
+    run = [servers.predict(row, TRUE) for row in rows]
+    found = servers.Predicted(tuple(rows), np.array([(one.ttft_s, one.tpot_s) for one in run])).tokens_per_s
+    assert found == pytest.approx([one.tokens_per_s for one in run], rel=0.03)
+
+
+def test_throughput_errors_by_hand() -> None:
+    """Two clients, answers of 11 tokens: 2 x 11 tokens in 1 + 10 x 0.1 s; predicted with half the TPOT, 2 x 11 in 1.5 s."""
+    row = replace(ROW, clients=2, osl=11, ttft_s=1.0, tpot_s=0.1)
+    one = servers.Predicted((row,), np.array([(1.0, 0.05)]))
+    assert one.tokens_per_s == pytest.approx(22 / 1.5)
+    assert one.throughput_errors == pytest.approx(2 / 1.5 - 1)
+
+
 def test_an_engine_that_is_held_out_does_not_lend_its_overheads(tmp_path: Path) -> None:
     """TensorRT-LLM's tokens take twice as long here: held out, they are missed by half, and its own fit does not hide it."""
     path = made_up(tmp_path / "s.csv")
