@@ -26,9 +26,10 @@ PACKAGES = {
     "abkt.policy": ("bandwidth", "price", "view"),
     "abkt.policy.bitrate": ("base", "break_even", "budget", "budgeted", "coders", "embedded", "fleet"),
     "abkt.policy.routing": ("base", "least_loaded", "load_aware", "min_ttft", "ranking"),
-    "sim": ("admission", "cluster", "cost", "invariants", "job", "nodes", "records", "timers"),
+    "sim": ("admission", "agenda", "cluster", "cost", "invariants", "job", "nodes", "records", "timers"),
     "sim.network": ("flows", "nic"),
     "sim.node": ("batch", "decoding", "gpu", "memory", "node", "pace", "prefix", "prompts", "reservations"),
+    "sim.workload": ("requests",),
     "sim.transfer": ("context", "pair", "pipeline", "refinement", "sender", "transfer"),
 }
 SIMULATIONS = ("simulate", "sweep", "capacity", "plan", "bench sim")
@@ -96,7 +97,7 @@ def cache() -> Path:
 def folder() -> Path:
     """Where the build of these sources for this Python is, or would be."""
     found = hashlib.sha256(f"{FLAGS} {sys.implementation.cache_tag} {EXTENSION_SUFFIXES[0]}".encode())
-    for source in sources():
+    for source in (ROOT / "abkt" / "constructors.py", *sources()):  # the first one rewrites the others
         found.update(source.read_bytes())
     return cache() / found.hexdigest()[:16]
 

@@ -1,6 +1,7 @@
 """Compiles the modules of abkt.compiled with mypyc and a C compiler, into the user's cache: `python -m abkt.compiler`.
 
-It takes one or two minutes.
+The sources are compiled as they are, but with the constructors of their dataclasses as code (abkt.constructors). It takes one or two
+minutes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from abkt.compiled import FLAGS, GROUP, ROOT, folder, sources
+from abkt.constructors import written_out
 
 BUILD = """
 import sys
@@ -39,16 +41,16 @@ def build() -> Path:
     made.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=made.parent, prefix=".building-") as made_in:
         here = Path(made_in)
-        for source in sources():
-            copy = here / source.relative_to(ROOT)
+        texts = written_out({str(source.relative_to(ROOT)): source.read_text(encoding="utf-8") for source in sources()})
+        for name, text in texts.items():
+            copy = here / name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
-            for parent in copy.relative_to(here).parents[:-1]:
+            copy.write_text(text, encoding="utf-8")
+            for parent in Path(name).parents[:-1]:
                 (here / parent / "__init__.py").touch()
-        files = [str(source.relative_to(ROOT)) for source in sources()]
         environment = {**os.environ, "CFLAGS": FLAGS, "ABKT_COMPILED": "0"}
         done = subprocess.run(
-            [sys.executable, "-c", BUILD, GROUP, *files], cwd=here, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-c", BUILD, GROUP, *texts], cwd=here, env=environment, capture_output=True, text=True, check=False
         )
         if done.returncode or not (here / "out").is_dir():
             said = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]

@@ -22,7 +22,7 @@ STAGES = ("queue", "prefill", "encode", "wire", "expand", "decode")
 OUTCOMES = ("completed", "rejected", "failed")
 
 
-@dataclass(slots=True, init=False)
+@dataclass(slots=True)
 class RequestRecord:
     """One request: a row of requests.parquet.
 
@@ -54,108 +54,36 @@ class RequestRecord:
     isl: int
     osl: int
     arrival_s: float
-    queue_exposed_s: float
-    prefill_busy_s: float
-    prefill_exposed_s: float
-    encode_busy_s: float
-    encode_exposed_s: float
-    wire_busy_s: float
-    wire_exposed_s: float
-    expand_busy_s: float
-    expand_exposed_s: float
-    decode_busy_s: float
-    decode_exposed_s: float
-    prefill_token_s: float
-    decode_token_s: float
-    finish_s: float
-    prefill_node: str
-    decode_node: str
-    compute: str  # real | paced | simulated
-    rate: float
-    wire_bytes: int
-    raw_bytes: int
-    distortion_start: float
-    distortion_final: float
-    distortion_token_weighted: float
-    cached_tokens: int
-    preemptions: int
-    retries: int
-    cost_usd: float
-    extrapolated: bool
-    outcome: str
-    reason: str
-
-    def __init__(
-        self,
-        request_id: int,
-        isl: int,
-        osl: int,
-        arrival_s: float,
-        queue_exposed_s: float = 0.0,
-        prefill_busy_s: float = 0.0,
-        prefill_exposed_s: float = 0.0,
-        encode_busy_s: float = 0.0,
-        encode_exposed_s: float = 0.0,
-        wire_busy_s: float = 0.0,
-        wire_exposed_s: float = 0.0,
-        expand_busy_s: float = 0.0,
-        expand_exposed_s: float = 0.0,
-        decode_busy_s: float = 0.0,
-        decode_exposed_s: float = 0.0,
-        prefill_token_s: float = math.nan,
-        decode_token_s: float = math.nan,
-        finish_s: float = math.nan,
-        prefill_node: str = "",
-        decode_node: str = "",
-        compute: str = "simulated",
-        rate: float = math.nan,
-        wire_bytes: int = 0,
-        raw_bytes: int = 0,
-        distortion_start: float = 0.0,
-        distortion_final: float = 0.0,
-        distortion_token_weighted: float = 0.0,
-        cached_tokens: int = 0,
-        preemptions: int = 0,
-        retries: int = 0,
-        cost_usd: float = 0.0,
-        extrapolated: bool = False,
-        outcome: str = "completed",
-        reason: str = "",
-    ) -> None:
-        self.request_id = request_id
-        self.isl = isl
-        self.osl = osl
-        self.arrival_s = arrival_s
-        self.queue_exposed_s = queue_exposed_s
-        self.prefill_busy_s = prefill_busy_s
-        self.prefill_exposed_s = prefill_exposed_s
-        self.encode_busy_s = encode_busy_s
-        self.encode_exposed_s = encode_exposed_s
-        self.wire_busy_s = wire_busy_s
-        self.wire_exposed_s = wire_exposed_s
-        self.expand_busy_s = expand_busy_s
-        self.expand_exposed_s = expand_exposed_s
-        self.decode_busy_s = decode_busy_s
-        self.decode_exposed_s = decode_exposed_s
-        self.prefill_token_s = prefill_token_s
-        self.decode_token_s = decode_token_s
-        self.finish_s = finish_s
-        self.prefill_node = prefill_node
-        self.decode_node = decode_node
-        self.compute = compute
-        self.rate = rate
-        self.wire_bytes = wire_bytes
-        self.raw_bytes = raw_bytes
-        self.distortion_start = distortion_start
-        self.distortion_final = distortion_final
-        self.distortion_token_weighted = distortion_token_weighted
-        self.cached_tokens = cached_tokens
-        self.preemptions = preemptions
-        self.retries = retries
-        self.cost_usd = cost_usd
-        self.extrapolated = extrapolated
-        self.outcome = outcome
-        self.reason = reason
+    queue_exposed_s: float = 0.0
+    prefill_busy_s: float = 0.0
+    prefill_exposed_s: float = 0.0
+    encode_busy_s: float = 0.0
+    encode_exposed_s: float = 0.0
+    wire_busy_s: float = 0.0
+    wire_exposed_s: float = 0.0
+    expand_busy_s: float = 0.0
+    expand_exposed_s: float = 0.0
+    decode_busy_s: float = 0.0
+    decode_exposed_s: float = 0.0
+    prefill_token_s: float = math.nan
+    decode_token_s: float = math.nan
+    finish_s: float = math.nan
+    prefill_node: str = ""
+    decode_node: str = ""
+    compute: str = "simulated"  # real | paced | simulated
+    rate: float = math.nan
+    wire_bytes: int = 0
+    raw_bytes: int = 0
+    distortion_start: float = 0.0
+    distortion_final: float = 0.0
+    distortion_token_weighted: float = 0.0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    retries: int = 0
+    cost_usd: float = 0.0
+    extrapolated: bool = False
+    outcome: str = "completed"
+    reason: str = ""
 
     @property
     def colocated(self) -> bool:
@@ -199,7 +127,7 @@ class RequestRecord:
         self.decode_exposed_s = self.finish_s - decode_start_s
 
 
-@dataclass(slots=True, init=False)
+@dataclass(slots=True)
 class TransferRecord:
     """One KV transfer: a row of transfers.parquet. It begins when the decode side has reserved memory for it.
 
@@ -230,84 +158,28 @@ class TransferRecord:
     source: str
     destination: str
     start_s: float
-    finish_s: float
-    mode: str
-    order: str
-    depth_bits: int
-    cut: int
-    slope: float
-    price: float
-    estimate_bytes_per_s: float
-    calls: int
-    wire_bytes: int
-    raw_bytes: int
-    bits_per_value: float
-    retries: int
-    resumes: int
-    distortion_start: float
-    distortion_final: float
-    refine_bytes: int
-    refine_finish_s: float
-    pacing: str  # simulated | tbf | socket | userspace | none
-    outcome: str
-    reason: str
-    coder: str
-
-    def __init__(
-        self,
-        request_id: int,
-        source: str,
-        destination: str,
-        start_s: float,
-        finish_s: float = math.nan,
-        mode: str = "raw",
-        order: str = "",
-        depth_bits: int = 0,
-        cut: int = 0,
-        slope: float = math.nan,
-        price: float = 0.0,
-        estimate_bytes_per_s: float = math.nan,
-        calls: int = 0,
-        wire_bytes: int = 0,
-        raw_bytes: int = 0,
-        bits_per_value: float = math.nan,
-        retries: int = 0,
-        resumes: int = 0,
-        distortion_start: float = 0.0,
-        distortion_final: float = 0.0,
-        refine_bytes: int = 0,
-        refine_finish_s: float = math.nan,
-        pacing: str = "",
-        outcome: str = "completed",
-        reason: str = "",
-        coder: str = "",
-    ) -> None:
-        self.request_id = request_id
-        self.source = source
-        self.destination = destination
-        self.start_s = start_s
-        self.finish_s = finish_s
-        self.mode = mode
-        self.order = order
-        self.depth_bits = depth_bits
-        self.cut = cut
-        self.slope = slope
-        self.price = price
-        self.estimate_bytes_per_s = estimate_bytes_per_s
-        self.calls = calls
-        self.wire_bytes = wire_bytes
-        self.raw_bytes = raw_bytes
-        self.bits_per_value = bits_per_value
-        self.retries = retries
-        self.resumes = resumes
-        self.distortion_start = distortion_start
-        self.distortion_final = distortion_final
-        self.refine_bytes = refine_bytes
-        self.refine_finish_s = refine_finish_s
-        self.pacing = pacing
-        self.outcome = outcome
-        self.reason = reason
-        self.coder = coder
+    finish_s: float = math.nan
+    mode: str = "raw"
+    order: str = ""
+    depth_bits: int = 0
+    cut: int = 0
+    slope: float = math.nan
+    price: float = 0.0
+    estimate_bytes_per_s: float = math.nan
+    calls: int = 0
+    wire_bytes: int = 0
+    raw_bytes: int = 0
+    bits_per_value: float = math.nan
+    retries: int = 0
+    resumes: int = 0
+    distortion_start: float = 0.0
+    distortion_final: float = 0.0
+    refine_bytes: int = 0
+    refine_finish_s: float = math.nan
+    pacing: str = ""  # simulated | tbf | socket | userspace | none
+    outcome: str = "completed"
+    reason: str = ""
+    coder: str = ""
 
 
 DERIVED = ("ttft_s", "ttft_decode_s", "tpot_s", "e2e_s", "transfer_exposed_s")

@@ -103,7 +103,7 @@ class AdmissionControl:
             return self._reject_if_too_large(job, isl, decode_tokens)
 
         def quote_s(p: int, d: int) -> float:
-            return nodes.pair(prefill[p], decode[d]).quote_s(isl, arrival_s)
+            return nodes.quote_s(prefill[p], decode[d], isl, arrival_s)
 
         view = RequestView(request.request_id, isl, request.osl, arrival_s, request.hash_ids)
         # The protocols have variables where a node has properties; policies only read them.

@@ -9,7 +9,6 @@ Not modelled: SimPy's own processes, which others may wait for or interrupt, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappush
 
 import simpy
 from simpy.events import NORMAL, Event
@@ -26,7 +25,7 @@ class Clock(Timers, simpy.Environment):  # type: ignore[misc]  # it replaces Sim
 
     def schedule(self, event: Event, priority: int = NORMAL, delay: float = 0.0) -> None:  # type: ignore[override]
         self.numbers += 1
-        heappush(self.queue, (self.now + delay, self.numbers + (0 if priority else URGENT), event))
+        self.queue.add((self.now + delay, self.numbers + (0 if priority else URGENT), event))
 
     def happen(self, event: Event) -> None:
         callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]

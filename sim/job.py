@@ -9,7 +9,7 @@ Not modelled: a request that its client changes or cancels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from abkt.policy.view import Decision, TransferView
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sim.transfer.refinement import Refinement
 
 
-@dataclass(slots=True, eq=False, repr=False, init=False)
+@dataclass(slots=True, eq=False, repr=False)
 class PromptStage:
     """State of the prompt, written by the prompt side of its node (sim.node.prompts).
 
@@ -33,39 +33,23 @@ class PromptStage:
     came into the queue.
     """
 
-    queued_at_s: float
-    computed_tokens: int
-    has_memory: bool
-    blocks: int
-    prefix: tuple[int, ...]
-    cached_tokens: int
-    restored_tokens: int
-    restored_distortion: float
-    queued_s: float
-    queued_encode_s: float
-    start_s: float
-    token_s: float
-    busy_s: float
-    encode_busy_s: float
-
-    def __init__(self) -> None:
-        self.queued_at_s = 0.0
-        self.computed_tokens = 0
-        self.has_memory = False
-        self.blocks = 0
-        self.prefix = ()
-        self.cached_tokens = 0
-        self.restored_tokens = 0
-        self.restored_distortion = 0.0
-        self.queued_s = 0.0
-        self.queued_encode_s = 0.0
-        self.start_s = math.nan
-        self.token_s = math.nan
-        self.busy_s = 0.0
-        self.encode_busy_s = 0.0
+    queued_at_s: float = 0.0
+    computed_tokens: int = 0
+    has_memory: bool = False
+    blocks: int = 0
+    prefix: tuple[int, ...] = ()
+    cached_tokens: int = 0
+    restored_tokens: int = 0
+    restored_distortion: float = 0.0
+    queued_s: float = 0.0
+    queued_encode_s: float = 0.0
+    start_s: float = math.nan
+    token_s: float = math.nan
+    busy_s: float = 0.0
+    encode_busy_s: float = 0.0
 
 
-@dataclass(slots=True, eq=False, repr=False, init=False)
+@dataclass(slots=True, eq=False, repr=False)
 class ReservationStage:
     """Memory on the decode node, written by the node's reservations (sim.node.reservations).
 
@@ -74,27 +58,17 @@ class ReservationStage:
     request uses. held_tokens: prompt tokens whose KV the decode node already has, with mean distortion held_distortion; they are not sent.
     """
 
-    active: bool
-    reserved: bool
-    reserved_s: float
-    blocks: int
-    due_blocks: int
-    prefix: tuple[int, ...]
-    held_tokens: int
-    held_distortion: float
-
-    def __init__(self) -> None:
-        self.active = False
-        self.reserved = False
-        self.reserved_s = math.nan
-        self.blocks = 0
-        self.due_blocks = 0
-        self.prefix = ()
-        self.held_tokens = 0
-        self.held_distortion = 0.0
+    active: bool = False
+    reserved: bool = False
+    reserved_s: float = math.nan
+    blocks: int = 0
+    due_blocks: int = 0
+    prefix: tuple[int, ...] = ()
+    held_tokens: int = 0
+    held_distortion: float = 0.0
 
 
-@dataclass(slots=True, eq=False, repr=False, init=False)
+@dataclass(slots=True, eq=False, repr=False)
 class TransferStage:
     """State of the KV transfer, written by the pair of nodes and its sender (sim.transfer).
 
@@ -104,37 +78,23 @@ class TransferStage:
     request's layer groups, if there are several. refinement: the refinement that is sent after decoding has begun.
     """
 
-    decision: Decision
-    view: TransferView
-    expected_bytes: float
-    in_backlog: bool
-    ready_s: float
-    arrived: bool
-    arrived_s: float
-    expand_s: float
-    busy_s: float
-    raw_bytes: int
-    wire_bytes: int
-    bits_per_value: float
-    pipeline: Pipeline | None
-    refinement: Refinement | None
-
-    def __init__(self) -> None:
-        self.expected_bytes = 0.0
-        self.in_backlog = False
-        self.ready_s = math.nan
-        self.arrived = False
-        self.arrived_s = math.nan
-        self.expand_s = 0.0
-        self.busy_s = 0.0
-        self.raw_bytes = 0
-        self.wire_bytes = 0
-        self.bits_per_value = math.nan
-        self.pipeline = None
-        self.refinement = None
+    decision: Decision = field(init=False)
+    view: TransferView = field(init=False)
+    expected_bytes: float = 0.0
+    in_backlog: bool = False
+    ready_s: float = math.nan
+    arrived: bool = False
+    arrived_s: float = math.nan
+    expand_s: float = 0.0
+    busy_s: float = 0.0
+    raw_bytes: int = 0
+    wire_bytes: int = 0
+    bits_per_value: float = math.nan
+    pipeline: Pipeline | None = None
+    refinement: Refinement | None = None
 
 
-@dataclass(slots=True, eq=False, repr=False, init=False)
+@dataclass(slots=True, eq=False, repr=False)
 class DecodeStage:
     """State of decoding, written by the decode side of the node (sim.node.decoding).
 
@@ -142,29 +102,18 @@ class DecodeStage:
     while the request is in no batch. first_iteration, share_s, worked_s: the batch's counters when the request joined.
     """
 
-    start_s: float
-    token_s: float
-    order: int
-    first_iteration: int
-    share_s: float
-    worked_s: float
-    busy_s: float
-    expand_busy_s: float
-    preemptions: int
-
-    def __init__(self) -> None:
-        self.start_s = math.nan
-        self.token_s = math.nan
-        self.order = 0
-        self.first_iteration = 0
-        self.share_s = 0.0
-        self.worked_s = 0.0
-        self.busy_s = 0.0
-        self.expand_busy_s = 0.0
-        self.preemptions = 0
+    start_s: float = math.nan
+    token_s: float = math.nan
+    order: int = 0
+    first_iteration: int = 0
+    share_s: float = 0.0
+    worked_s: float = 0.0
+    busy_s: float = 0.0
+    expand_busy_s: float = 0.0
+    preemptions: int = 0
 
 
-@dataclass(slots=True, eq=False, repr=False, init=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Job:
     """One attempt to serve a request. A request that is lost with a dead node starts over as a new job.
 
@@ -176,48 +125,29 @@ class Job:
 
     request: Request
     index: int
-    retries: int
-    cost_usd: float
-    pair: NodePair | None
-    node: Node | None
-    prefill_node: str
-    decode_node: str
-    prompt_tokens: int
-    decode_iterations: int
-    prompt: PromptStage
-    reservation: ReservationStage
-    transfer: TransferStage
-    decoding: DecodeStage
-    distortion_start: float
-    distortion_final: float
-    distortion_token_weighted: float
-    extrapolated: bool
-    aborted: bool
-    finish_s: float
-    outcome: str
-    reason: str
+    retries: int = 0
+    cost_usd: float = 0.0
+    pair: NodePair | None = None
+    node: Node | None = None
+    prefill_node: str = ""
+    decode_node: str = ""
+    prompt_tokens: int = field(init=False)
+    decode_iterations: int = field(init=False)
+    prompt: PromptStage = field(init=False, default_factory=PromptStage)
+    reservation: ReservationStage = field(init=False, default_factory=ReservationStage)
+    transfer: TransferStage = field(init=False, default_factory=TransferStage)
+    decoding: DecodeStage = field(init=False, default_factory=DecodeStage)
+    distortion_start: float = 0.0
+    distortion_final: float = 0.0
+    distortion_token_weighted: float = 0.0
+    extrapolated: bool = False
+    aborted: bool = False
+    finish_s: float = math.nan
+    outcome: str = "completed"
+    reason: str = ""
 
-    def __init__(self, request: Request, index: int, retries: int = 0, cost_usd: float = 0.0) -> None:
-        self.request = request
-        self.index = index
-        self.retries = retries
-        self.cost_usd = cost_usd
-        self.pair = None
-        self.node = None
-        self.prefill_node = ""
-        self.decode_node = ""
-        self.distortion_start = 0.0
-        self.distortion_final = 0.0
-        self.distortion_token_weighted = 0.0
-        self.extrapolated = False
-        self.aborted = False
-        self.finish_s = math.nan
-        self.outcome = "completed"
-        self.reason = ""
-        self.prompt_tokens = request.isl
-        self.decode_iterations = request.osl - 1
-        self.prompt, self.reservation = PromptStage(), ReservationStage()
-        self.transfer, self.decoding = TransferStage(), DecodeStage()
+    def __post_init__(self) -> None:
+        self.prompt_tokens, self.decode_iterations = self.request.isl, self.request.osl - 1
 
     @property
     def sent_tokens(self) -> int:

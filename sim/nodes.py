@@ -24,7 +24,7 @@ from sim.node.prefix import PrefixCache
 from sim.specs import ClusterSpec, EngineSpec, NodeSpec
 from sim.timers import Timers
 from sim.transfer.context import TransferContext
-from sim.transfer.pair import NodePair
+from sim.transfer.pair import NodePair, PairEnd
 
 
 class Nodes:
@@ -73,6 +73,7 @@ class Nodes:
 
         self.all = [made(spec) for spec in specs]
         for index, one in enumerate(self.all):
+            one.number = index
             one.role = "prefill" if index < len(cluster.prefill) else "decode"
         self._set_weights()
         self.nics = {spec.name: NodeNic(Price(max(spec.nic.bytes_per_s))) for spec in specs}
@@ -84,9 +85,11 @@ class Nodes:
         if cluster.background is not None:
             Traffic(self.network, links, cluster.background, running)
         self.context = TransferContext(
-            clock, self.network, slo, bitrate, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s
+            clock, self.network, slo, bitrate, ended, failed, cluster.transport, cluster.usd_per_gb, cluster.delay_s, self.fabric
         )
-        self.pairs: dict[tuple[Node, Node], NodePair] = {}
+        self.ends = [self._end(node) for node in self.all]
+        self.pairs: dict[int, NodePair] = {}  # by the numbers of their nodes; a pair is made for its first transfer
+        self._asked = NodePair(self.context, self.ends[0], self.ends[0])  # stands for the others
         self.changed: Callable[[], None] = _nothing
         self.update_rankings()
 
@@ -128,12 +131,23 @@ class Nodes:
         return prefill, decode
 
     def pair(self, source: Node, target: Node) -> NodePair:
-        pair = self.pairs.get((source, target))
+        key = source.number * len(self.all) + target.number
+        pair = self.pairs.get(key)
         if pair is None:
-            path = (self.links[source.name], *self.fabric, self.inbound.get(target.name, self.links[target.name]))
-            nics = self.nics[source.name], self.nics[target.name]
-            pair = self.pairs[source, target] = NodePair(self.context, source, target, path, nics)
+            pair = self.pairs[key] = NodePair(self.context, self.ends[source.number], self.ends[target.number])
         return pair
+
+    def quote_s(self, source: Node, target: Node, tokens: int, arrival_s: float) -> float:
+        """NodePair.quote_s of that pair, which need not be made for it."""
+        pair = self.pairs.get(source.number * len(self.all) + target.number)
+        if pair is None:
+            pair = self._asked
+            pair.join_ends(self.ends[source.number], self.ends[target.number])
+        return pair.quote_s(tokens, arrival_s)
+
+    def _end(self, node: Node) -> PairEnd:
+        outbound = self.links[node.name]
+        return PairEnd(node, self.nics[node.name], outbound, self.inbound.get(node.name, outbound))
 
     def state(self) -> str:
         """The state of every queue, for the error message of a run that cannot continue."""

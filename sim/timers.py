@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from heapq import heappop, heappush
 from typing import Any
 
 from mypy_extensions import mypyc_attr
+
+from sim.agenda import Agenda
 
 Process = Generator[Any, None, None]  # it yields a Wake, or in a Clock any SimPy event that has not happened yet
 
@@ -25,13 +26,13 @@ URGENT = -(1 << 62)  # what goes before everything else of its time has a number
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Timers:
-    """A queue of timers. now: the time in simulated seconds. queue: heap of (time, number, Wake); numbers rise with each entry."""
+    """A queue of timers. now: the time in simulated seconds. queue: entries of (time, number, Wake); numbers rise with each entry."""
 
     now: float = 0.0
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.queue: list[tuple[float, int, Any]] = []
+        self.queue = Agenda()
         self.numbers = 0
 
     def process(self, generator: Process) -> Any:
@@ -52,11 +53,11 @@ class Timers:
         start.waiter = resume
         self.numbers += 1
         start.number = URGENT + self.numbers
-        heappush(self.queue, (self.now, start.number, start))
+        self.queue.add((self.now, start.number, start))
 
     def run(self, until: Any = None) -> Any:
         """Run until nothing is left."""
-        while self.queue:
+        while not self.queue.is_empty():
             _step(self)
 
     def step(self) -> None:
@@ -65,7 +66,7 @@ class Timers:
 
     def peek(self) -> float:
         """The time of the next entry of the queue, infinity if there is none. The entry may belong to a timer that was moved since."""
-        return self.queue[0][0] if self.queue else math.inf
+        return math.inf if self.queue.is_empty() else self.queue.first()[0]
 
     def has_work(self) -> bool:
         """Whether anything is scheduled besides background timers."""
@@ -81,7 +82,7 @@ class Timers:
 
 
 def _step(timers: Timers) -> None:  # a function, because a compiled call of a method that a subclass may replace costs more
-    time_s, number, event = heappop(timers.queue)
+    time_s, number, event = timers.queue.take()
     if isinstance(event, Wake):
         if event.number == number:  # otherwise the timer was moved or cancelled
             timers.now = time_s
@@ -115,7 +116,7 @@ class Wake:
         if time_s < clock.now:
             raise RuntimeError(f"an event at {time_s} s is in the past; it is {clock.now} s")
         clock.numbers = self.number = number = clock.numbers + 1
-        heappush(clock.queue, (time_s, number, self))
+        clock.queue.add((time_s, number, self))
         return self
 
     def after(self, delay_s: float) -> Wake:

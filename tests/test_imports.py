@@ -21,10 +21,11 @@ ARROWS: dict[str, set[str]] = {
     },
     "abkt.capacity": {"abkt.ranges"},
     "abkt.compiled": set(),
-    "abkt.compiler": {"abkt.compiled"},
+    "abkt.compiler": {"abkt.compiled", "abkt.constructors"},
     "abkt.codec": {"abkt.kv", "abkt.lazy", "abkt.policy", "abkt.spec"},
     "abkt.connect": {"abkt.codec", "abkt.kv", "abkt.lazy", "abkt.policy", "abkt.ranges", "abkt.spec", "abkt.transfer"},
     "abkt.console": set(),
+    "abkt.constructors": set(),
     "abkt.kv": {"abkt.lazy", "abkt.spec"},
     "abkt.lazy": set(),
     "abkt.measure": {

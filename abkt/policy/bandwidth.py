@@ -45,12 +45,12 @@ class Bandwidth:
     low_quantile: float = 0.2
     stale_s: float = math.inf
     updated_s: float = math.nan
-    _mean: float = math.nan
-    _weight: float = 0.0  # total weight of the samples in the mean; tends to 1 with sending time
-    _grains: list[float] = field(default_factory=list)  # rates, newest last; a list, because even an empty deque is large
-    _open_bytes: float = 0.0  # sent in the current grain
-    _open_s: float = 0.0
-    _low: float = math.nan
+    _mean: float = field(default=math.nan, init=False)
+    _weight: float = field(default=0.0, init=False)  # total weight of the samples in the mean; tends to 1 with sending time
+    _grains: list[float] = field(default_factory=list, init=False)  # rates, newest last; a list, because even an empty deque is large
+    _open_bytes: float = field(default=0.0, init=False)  # sent in the current grain
+    _open_s: float = field(default=0.0, init=False)
+    _low: float = field(default=math.nan, init=False)
 
     def __post_init__(self) -> None:
         bound(self, "initial_bytes_per_s", "stale_s", above=0, infinite=True)

@@ -14,7 +14,8 @@ from pydantic import Discriminator, Tag
 from abkt.policy.build import build
 from abkt.ranges import bound
 from experiments.lib.config import PolicyConfig
-from sim.workload.requests import Request, Scaling, scale
+from sim.workload.requests import Request
+from sim.workload.scaling import Scaling, scale
 from sim.workload.servegen import read_servegen
 from sim.workload.synthetic import Arrivals, synthetic
 from sim.workload.trace_formats import MOST_TOKENS

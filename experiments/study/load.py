@@ -13,7 +13,8 @@ import numpy as np
 
 from abkt.profile.schema import Profile
 from abkt.records import SLO
-from sim.workload.requests import Request, Scaling, scale
+from sim.workload.requests import Request
+from sim.workload.scaling import Scaling, scale
 
 MOST = 0.95  # above this utilisation a queue grows without end
 DECODE_MOST = 0.5  # of the decode worker, so that decoding does not decide the answer

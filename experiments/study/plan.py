@@ -17,7 +17,8 @@ from experiments.report.words import number, percent, plural, seconds
 from experiments.study.link import FINEST, LinkPlan, check_link, plan_link
 from experiments.study.load import HEADROOM, LONE, SERVED, Aim, Costs, Given, LoadPlan, limits, plan_load
 from experiments.study.twin import UNLIMITED, Twin, simulate
-from sim.workload.requests import Request, Scaling
+from sim.workload.requests import Request
+from sim.workload.scaling import Scaling
 
 if TYPE_CHECKING:
     from abkt.serve import LocalClusterSpec

@@ -48,6 +48,7 @@ class Node:
     ----------
     gpu : the running iteration, and the work that waits for the next one.
     prompts, decoding, reservations : prefill side, decode side, and reservations of decode memory.
+    number : its place among the cluster's nodes.
     role : kind of work that it is given now: prefill | decode | both, "dead", or "" while it changes its role (sim.roles).
     prefill_weight, decode_weight : its speed relative to the fastest node of the cluster.
     rankings : the `changed` set of each ranking that the node is in.
@@ -75,6 +76,7 @@ class Node:
         self.name, self.kind = name, kind
         self.costs, self.memory = costs, memory
         self.role = ""
+        self.number = 0
         self.rebuilding = False
         self.prefill_weight = self.decode_weight = 1.0
         self.rankings: list[set[Any]] = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from abkt.policy.view import BitratePolicy
 from abkt.records import SLO, TransferRecord
 from sim.job import Job
-from sim.network.flows import Network
+from sim.network.flows import Link, Network
 from sim.timers import Timers
 from sim.transfer.transport import TransportModel
 
@@ -27,7 +27,7 @@ class TransferContext:
     bitrate: makes the bitrate policy of a pair. unused: one such policy, which all pairs share until their first transfer. ended(record):
     called with each transfer's record once it is final. failed(job, reason): called with a request whose transfer has failed. delay_s:
     propagation delay between nodes, each way. idle: sender processes that no pair uses. least_calls: calls of a coded transfer, however
-    small. prefill_tp: ranks of a prefill node.
+    small. prefill_tp: ranks of a prefill node. fabric: the link that all transfers share, if there is one.
     """
 
     clock: Timers
@@ -39,6 +39,7 @@ class TransferContext:
     transport: TransportModel = TransportModel()  # noqa: RUF009  # frozen
     usd_per_gb: float = 0.0
     delay_s: float = 0.0
+    fabric: tuple[Link, ...] = ()
     unused: BitratePolicy = field(init=False)
     idle: list[SenderProcess] = field(default_factory=list)
     least_calls: int = field(init=False)

@@ -28,49 +28,57 @@ if TYPE_CHECKING:
     from sim.transfer.refinement import Refinement
 
 
-class NodePair:
-    """The path from `source` to `target` over the links of `path`. nics: NICs of the two ends.
+class PairEnd:
+    """A node as an end of pairs: the links that it sends and receives over, and its NIC."""
 
-    policy: the pair's own bitrate policy, once it is `used`.
+    __slots__ = ("inbound", "nic", "node", "outbound")
+
+    def __init__(self, node: Node, nic: NodeNic, outbound: Link, inbound: Link) -> None:
+        self.node, self.nic, self.outbound, self.inbound = node, nic, outbound, inbound
+
+
+class NodePair:
+    """The path from `source` to `target`: link and NIC of each end, and the fabric between them.
+
+    policy: the pair's own bitrate policy, once it is `used`. It is small, because a large cluster has many and most of them are idle.
     """
 
     __slots__ = (
         "backlog_bytes",
         "context",
-        "nics",
-        "path",
         "policy",
         "queue",
         "refining",
         "sender",
         "sending",
         "source",
+        "source_link",
+        "source_nic",
         "target",
+        "target_link",
+        "target_nic",
         "used",
-        "values_per_token",
     )
 
-    def __init__(
-        self,
-        context: TransferContext,
-        source: Node,
-        target: Node,
-        path: tuple[Link, ...],
-        nics: tuple[NodeNic, NodeNic],
-    ) -> None:
+    def __init__(self, context: TransferContext, source: PairEnd, target: PairEnd) -> None:
         self.context = context
-        self.source = source
-        self.target = target
-        self.path = path
-        self.nics = nics
+        self.join_ends(source, target)
         self.policy = context.unused  # a quote does not change it, so the pair's own policy is made for its first transfer
         self.used = False
-        self.values_per_token: int = source.costs.profile.model.values_per_token
         self.backlog_bytes = 0.0  # expected bytes of the queue and of the transfer under way
-        self.queue: deque[Job] | None = None  # None while nothing is sent, because most pairs of a large cluster are idle
+        self.queue: deque[Job] | None = None  # None while nothing is sent
         self.sender: SenderProcess | None = None
         self.sending = False  # a transfer uses the pair's thread, and refinements wait
-        self.refining: list[Refinement] = []  # in order of their start; only the first may send
+        self.refining: list[Refinement] | None = None  # in order of their start; only the first may send; None before the first
+
+    def join_ends(self, source: PairEnd, target: PairEnd) -> None:
+        """Stand for another pair, of whose transfers none has begun."""
+        self.source, self.source_link, self.source_nic = source.node, source.outbound, source.nic
+        self.target, self.target_link, self.target_nic = target.node, target.inbound, target.nic
+
+    @property
+    def path(self) -> tuple[Link, ...]:
+        return (self.source_link, *self.context.fabric, self.target_link)
 
     # -- before the transfer -----------------------------------------------------------------------------------------------------
 
@@ -105,8 +113,7 @@ class NodePair:
     def price(self) -> float:
         """Distortion per byte: the higher price of the two ends."""
         now_s = self.context.clock.now
-        source, target = self.nics
-        ours, theirs = source.per_byte(now_s), target.per_byte(now_s)
+        ours, theirs = self.source_nic.per_byte(now_s), self.target_nic.per_byte(now_s)
         return ours if ours >= theirs else theirs
 
     def deadline_s(self, tokens: int, arrival_s: float) -> float:
@@ -154,8 +161,8 @@ class NodePair:
         stage.decision = self.policy.decide(now_s, view)
         stage.expected_bytes, _ = wire_size(stage.decision, view)
         self.backlog_bytes += stage.expected_bytes
-        for nic in self.nics:
-            nic.price.enter(now_s, stage.expected_bytes)
+        self.source_nic.price.enter(now_s, stage.expected_bytes)
+        self.target_nic.price.enter(now_s, stage.expected_bytes)
         stage.in_backlog = True
         stage.raw_bytes = view.raw_bytes
 
@@ -173,8 +180,8 @@ class NodePair:
         """Remove the job's bytes from the backlog, because they have passed or will not be sent."""
         job.transfer.in_backlog = False
         self.backlog_bytes = self.backlog_bytes - job.transfer.expected_bytes if self.queue else 0.0
-        for nic in self.nics:
-            nic.price.leave(job.transfer.expected_bytes)
+        self.source_nic.price.leave(job.transfer.expected_bytes)
+        self.target_nic.price.leave(job.transfer.expected_bytes)
 
     def abort(self, job: Job) -> bool:
         """Abort the job. Returns True if it was in the queue or under way; then its memory is released on both sides."""

@@ -83,6 +83,8 @@ class Refinement:
             refinement.flow.on_rate = ended_flow
             return None
         refinement.flow.end.waiter = refinement.reach_cut
+        if refinement.pair.refining is None:
+            refinement.pair.refining = []
         refinement.pair.refining.append(refinement)
         refinement.resume()
         return refinement
@@ -91,7 +93,8 @@ class Refinement:
 
     def resume(self) -> None:
         """Send, if the pair's thread is free and earlier refinements are done."""
-        if not self.joined and not self.pair.sending and self.pair.refining[0] is self:
+        refining = self.pair.refining
+        if not self.joined and not self.pair.sending and refining and refining[0] is self:
             self.joined = True
             self.pair.context.network.join(self.flow)
 
@@ -105,7 +108,7 @@ class Refinement:
         """Stop sending; the pair's next refinement may go on."""
         self.pause()
         refining = self.pair.refining
-        if self in refining:
+        if refining and self in refining:
             refining.remove(self)
             if refining:
                 refining[0].resume()

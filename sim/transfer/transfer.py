@@ -127,8 +127,8 @@ class SimulatedTransfer:
     def tell_nics(self, bytes_per_s: float) -> None:
         """The transfer flows at this rate from now on."""
         now_s, more, self.rate = self.clock.now, bytes_per_s - self.rate, bytes_per_s
-        for nic in self.pair.nics:
-            nic.add_load(now_s, more)
+        self.pair.source_nic.add_load(now_s, more)
+        self.pair.target_nic.add_load(now_s, more)
 
     def extends(self) -> bool:
         """Whether the policy wants to send more, now that the target has passed."""
@@ -231,7 +231,7 @@ class SimulatedTransfer:
 
     def bits_per_value(self, wire_bytes: int) -> float:
         """Wire bits per KV value of the tokens that were sent."""
-        return 8 * wire_bytes / (self.tokens * self.pair.values_per_token)
+        return 8 * wire_bytes / (self.tokens * self.pair.source.costs.profile.model.values_per_token)
 
     def may_refine(self) -> bool:
         """Whether the policy wanted to send more once decoding has begun."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from abkt.lazy import exporter
 
 if TYPE_CHECKING:
-    from sim.workload.requests import Request, Scaling, scale
+    from sim.workload.requests import Request
+    from sim.workload.scaling import Scaling, scale
     from sim.workload.servegen import read_servegen
     from sim.workload.traces import read_trace
 
@@ -19,9 +20,9 @@ __getattr__ = exporter(
     __name__,
     {
         "Request": "requests",
-        "Scaling": "requests",
+        "Scaling": "scaling",
         "read_servegen": "servegen",
         "read_trace": "traces",
-        "scale": "requests",
+        "scale": "scaling",
     },
 )

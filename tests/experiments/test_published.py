@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from experiments.cli import dispatch
-from experiments.published import servers
+from experiments.published import comparison, servers
 from experiments.published.closed_loop import CLIENT_S, Overheads, closed_loop
 from experiments.published.codecs import break_even_gbps
 from experiments.published.kvserve import codec_speeds, reproduce
@@ -54,6 +54,22 @@ def test_known_overheads_are_found_and_predict_what_was_held_out(tmp_path: Path)
         predicted, _ = servers.held_out(response, of, engines)
         assert np.abs(predicted.errors[:, 1]).mean() < 0.02
         assert np.median(np.abs(predicted.errors[:, 0])) < 0.02
+
+
+def test_throughput_is_that_of_the_loop() -> None:
+    """Little's law on mean latencies against the tokens that the loop counts, which also has the clients' pauses and the last answers."""
+    rows = [replace(ROW, clients=clients, isl=isl, osl=257) for clients, isl in ((1, 512), (8, 1024), (32, 2048))]
+    run = [servers.predict(row, TRUE) for row in rows]
+    found = servers.Predicted(tuple(rows), np.array([(one.ttft_s, one.tpot_s) for one in run])).tokens_per_s
+    assert found == pytest.approx([one.tokens_per_s for one in run], rel=0.03)
+
+
+def test_throughput_errors_by_hand() -> None:
+    """Two clients, answers of 11 tokens: 2 x 11 tokens in 1 + 10 x 0.1 s; predicted with half the TPOT, 2 x 11 in 1.5 s."""
+    row = replace(ROW, clients=2, osl=11, ttft_s=1.0, tpot_s=0.1)
+    one = servers.Predicted((row,), np.array([(1.0, 0.05)]))
+    assert one.tokens_per_s == pytest.approx(22 / 1.5)
+    assert one.throughput_errors == pytest.approx(2 / 1.5 - 1)
 
 
 def test_an_engine_that_is_held_out_does_not_lend_its_overheads(tmp_path: Path) -> None:
@@ -166,21 +182,21 @@ def test_picks_are_judged_by_what_was_measured() -> None:
     rows = tuple(replace(ROW, clients=c, tpot_s=t) for c, t in ((8, 0.012), (64, 0.016)))
     right = servers.Predicted(rows, np.array([(1.0, 0.012), (1.0, 0.016)]))
     wrong = servers.Predicted(rows, np.array([(1.0, 0.012), (1.0, 0.0149)]))
-    assert servers.missed_picks(right, 0.0)[:2] == (0, 1)
-    assert servers.missed_picks(wrong, 0.0)[:2] == (1, 1)
-    assert servers.missed_picks(wrong, 0.1)[:2] == (0, 1)  # the margin keeps away from the edge
+    assert comparison.missed_picks(right, 0.0)[:2] == (0, 1)
+    assert comparison.missed_picks(wrong, 0.0)[:2] == (1, 1)
+    assert comparison.missed_picks(wrong, 0.1)[:2] == (0, 1)  # the margin keeps away from the edge
 
 
 def test_every_row_is_in_the_table_with_what_sim_gave(tmp_path: Path) -> None:
     rows, _ = read_rows([made_up(tmp_path / "s.csv")])
-    compared = servers.compare(rows, sampled=3)
-    table = servers.as_table(compared)
+    compared = comparison.compare(rows, sampled=3)
+    table = comparison.as_table(compared)
     assert len(table) == len(rows)
     run = table.dropna(subset="ttft_s_sim")
     assert len(run) == 3
     assert run.ttft_s_sim.to_numpy() == pytest.approx(run.ttft_s_as_it_ships.to_numpy(), rel=0.005)
     assert {"cause", "ttft_s_engine_held_out", "tpot_s_model_held_out"} <= set(table)
-    assert "rows run through sim itself" in servers.as_markdown(compared, {})
+    assert "rows run through sim itself" in comparison.as_markdown(compared, {})
 
 
 def test_misses_have_a_cause_and_rows_that_are_met_have_none() -> None:

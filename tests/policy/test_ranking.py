@@ -79,8 +79,8 @@ def test_the_least_loaded_of_each_kind_after_any_changes(nodes, changes, count) 
         ranking.changed.add(node)
         least = ranking.least(count, backlog)
         for kind in {node.speed for node in nodes}:
-            every = sorted(node.free_s for node in nodes if node.speed == kind)
-            found = sorted(nodes[i].free_s for i in least if nodes[i].speed == kind)
+            every = sorted((node.free_s, i) for i, node in enumerate(nodes) if node.speed == kind)
+            found = sorted((nodes[i].free_s, i) for i in least if nodes[i].speed == kind)
             assert found[:count] == every[:count]
 
 

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.workload import inference
-from sim.workload.requests import Request, Scaling, scale
+from sim.workload.requests import Request
+from sim.workload.scaling import Scaling, scale
 from sim.workload.trace_formats import LONGBENCH_OSL
 from sim.workload.traces import load_trace, read_trace, spread
 

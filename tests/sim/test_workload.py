@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.workload.requests import Request, Scaling, scale
+from sim.workload.requests import Request
+from sim.workload.scaling import Scaling, scale
 
 lengths = st.integers(1, 100_000)
 traces = st.lists(st.tuples(st.floats(0, 1e4), lengths, lengths), min_size=1, max_size=30).map(

@@ -28,7 +28,8 @@ from experiments.study.load import (  # fmt: skip
     plan_load,
     span_s,
 )
-from sim.workload.requests import Request, Scaling
+from sim.workload.requests import Request
+from sim.workload.scaling import Scaling
 
 AIM = Aim(load=0.6, budget_s=220.0, policies=7, optional=3)
 

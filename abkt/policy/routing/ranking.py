@@ -1,8 +1,9 @@
 """Nodes sorted by their load, kept up to date, so that a decision among a thousand nodes compares only a few.
 
 A node's load changes several times per request but is read once. So a change only marks the node (`changed.add(node)`), and the next
-query moves the marked nodes: O(log n) each, by bisection. The sort key must not change as time passes. For prefill nodes it is not the
-seconds queued, but the time at which the queue will be empty (PrefillLoad.free_s).
+query moves the marked nodes: O(log n) each, by bisection, and those whose load has risen only once they would be among the first. The sort
+key must not change as time passes. For prefill nodes it is not the seconds queued, but the time at which the queue will be empty
+(PrefillLoad.free_s).
 
 Nodes of one `kind` have the same order for every request. So the k best nodes are among the k least loaded of each kind, whatever a
 request costs on each kind.
@@ -56,7 +57,7 @@ class Ranking(Generic[T]):
             self._update()
         known = self._orders.get(load)
         if known is None:
-            known = self._orders[load] = _Order([(self.kind(node), load(node)) for node in self.nodes])
+            known = self._orders[load] = _Order([self.kind(node) for node in self.nodes], [load(node) for node in self.nodes])
         return known.first(count)
 
     def _update(self) -> None:
@@ -98,24 +99,61 @@ def candidates(nodes: Sequence[T], count: int, load: Callable[[T], Any], hash_id
 
 
 class _Order:
-    """Sorted lists of (load, index), one for each kind."""
+    """Sorted lists of (load, index), one for each kind.
 
-    def __init__(self, entries: list[tuple[Hashable, Any]]) -> None:
-        self.entries = entries
-        self.lists: dict[Hashable, list[tuple[Any, int]]] = {}
-        for index, (kind, load) in enumerate(entries):
-            self.lists.setdefault(kind, []).append((load, index))
+    A node whose load has risen stays at its old place until a query comes to it, because most of them fall again before that. So a place is
+    never behind the node's true one, and the first nodes whose places are their true ones are the least loaded.
+    """
+
+    def __init__(self, kinds: list[Hashable], loads: list[Any]) -> None:
+        self.kinds, self.told = kinds, loads
+        self.loads = [_entry(load, index) for index, load in enumerate(loads)]  # as last told
+        self.places = list(self.loads)  # where the node stands in its list
+        self.lists: dict[Hashable, list[tuple[Any, ...]]] = {}
+        for kind, place in zip(kinds, self.places):
+            self.lists.setdefault(kind, []).append(place)
         for nodes in self.lists.values():
             nodes.sort()
 
     def move(self, index: int, kind: Hashable, load: Any) -> None:
-        old_kind, old_load = self.entries[index]
-        if (kind, load) == (old_kind, old_load):
+        """The node's kind and load are these now."""
+        same = kind == self.kinds[index]
+        if same and load == self.told[index]:
             return
-        nodes = self.lists[old_kind]
-        del nodes[bisect_left(nodes, (old_load, index))]
-        insort(self.lists.setdefault(kind, []), (load, index))
-        self.entries[index] = kind, load
+        self.told[index] = load
+        entry = self.loads[index] = _entry(load, index)
+        if not same:
+            self.take(index)
+            self.kinds[index] = kind
+            self.put(index)
+        elif entry < self.places[index]:
+            self.take(index)
+            self.put(index)
+
+    def take(self, index: int) -> None:
+        nodes = self.lists[self.kinds[index]]
+        del nodes[bisect_left(nodes, self.places[index])]
+
+    def put(self, index: int) -> None:
+        place = self.places[index] = self.loads[index]
+        insort(self.lists.setdefault(self.kinds[index], []), place)
 
     def first(self, count: int) -> list[int]:
-        return [index for nodes in self.lists.values() for _, index in nodes[:count]]
+        found = []
+        for nodes in self.lists.values():
+            least = 0
+            while least < count and least < len(nodes):
+                place = nodes[least]
+                index: int = place[len(place) - 1]
+                if self.loads[index] is place:
+                    found.append(index)
+                    least += 1
+                else:
+                    del nodes[least]
+                    self.put(index)
+        return found
+
+
+def _entry(load: Any, index: int) -> tuple[Any, ...]:
+    """Flat, because tuples in tuples take several times as long to compare."""
+    return (*load, index) if isinstance(load, tuple) else (load, index)

@@ -14,7 +14,7 @@ from experiments.lib.config import STRICT, read
 from experiments.lib.progress import bar
 from experiments.lib.results import write_text
 from experiments.lib.verb import VerbCall, verb
-from experiments.published import codecs, kvserve, links, servers
+from experiments.published import codecs, comparison, kvserve, links, servers
 from experiments.published.rows import read_rows
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _servers(config: PublishedConfig) -> str:
     rows, unfit = servers.fitting(rows)
     fitted = any(row.system == servers.FITTED_ON for row in rows)
     with bar("stepped servers", total=len(rows) * (4 if fitted else 1) + min(config.sampled, len(rows))) as shown:
-        compared = servers.compare(rows, config.sampled, lambda: shown.step(""))
+        compared = comparison.compare(rows, config.sampled, lambda: shown.step(""))
     if config.rows:
-        servers.as_table(compared).to_csv(config.out / "published_rows.csv", index=False)
-    return servers.as_markdown(compared, left | unfit)
+        comparison.as_table(compared).to_csv(config.out / "published_rows.csv", index=False)
+    return comparison.as_markdown(compared, left | unfit)
