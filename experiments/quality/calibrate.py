@@ -215,11 +215,14 @@ def _klt_divergences(
     return found
 
 
-def _with_basis(codec: Codec, basis: Basis) -> Codec:
-    model = codec.layout.model
+def facts_of(model: ModelSpec, basis: Basis) -> Calibration:
+    """A calibration that knows nothing but a basis."""
     shape = model.layers, model.kv_kinds, model.kv_heads
-    facts = Calibration(model.name, 0.0, np.ones(shape), np.zeros(shape, np.uint8), basis=basis)
-    return Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=facts)
+    return Calibration(model.name, 0.0, np.ones(shape), np.zeros(shape, np.uint8), basis=basis)
+
+
+def _with_basis(codec: Codec, basis: Basis) -> Codec:
+    return Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=facts_of(codec.layout.model, basis))
 
 
 def _reference(bench: Bench, sample: QualitySample, held: Held) -> torch.Tensor:

@@ -12,7 +12,7 @@ from abkt.codec.klt.rotary import AS_CACHED, HALVES, PAIRS, Rotary
 from abkt.serve.engine.engine import Engine, read_spec, rope_theta
 from abkt.serve.engine.model_folder import fingerprint
 from abkt.spec import KVLayout, ModelSpec
-from experiments.quality import bases, calibrate, likelihood, methods
+from experiments.quality import bases, calibrate, likelihood, methods, shares
 from experiments.quality.groups import groupings
 from experiments.quality.measure import Bench
 from experiments.quality.samples import QualitySample
@@ -70,6 +70,31 @@ def test_the_metric_predicts_the_divergence_of_a_small_error(bench):
     metric = found.metric[setting, "each head"][groups["each head"][1, 1, 0]] / found.draws
     predicted = 0.5 * float(torch.einsum("btd,de,bte->", noise.double(), metric, noise.double()))
     assert predicted == pytest.approx(kl, rel=0.4)
+
+
+def test_the_metric_is_corrected_towards_what_the_divergence_comes_from(bench):
+    """A divergence to which K of the first layer alone contributes: its share is all of it, and that of the others nothing."""
+    rotary, _ = likelihood.rotary_of(bench, prompt(0).prompt)
+    setting, layout = (0.5, 0.4), bench.engine.layout
+    found = likelihood.empty(bench, [setting], groupings(layout.model, 0))
+    likelihood.add_prompt(found, bench, prompt(1), rotary)
+    basis = bases.basis_of_statistics(found, rotary, setting, 0.3, "each head", 96, 16)
+    codec = Codec(layout, calibration=calibrate.facts_of(layout.model, basis))
+    data, passed = bench.engine.pool.data, []
+
+    def divergence(_, sample, put, raw):
+        table = bench.tables[0]
+        put(table)
+        return float((data[table[:6], 0, 0] - data[bench.sent[:6], 0, 0]).float().square().sum())
+
+    weights = shares.corrections(bench, codec, [prompt(2)], divergence, lambda sample, held: torch.zeros(1), passed.append)
+    assert passed == [1]
+    assert weights[0, 0] > 1
+    np.testing.assert_allclose(np.delete(weights.ravel(), 0), shares.LEAST**shares.POWER)
+    plain, corrected = (
+        bases.basis_of_statistics(found, rotary, setting, 0.3, "each head", 96, 16, each) for each in (None, np.full((2, 2), 4.0))
+    )
+    np.testing.assert_allclose(corrected.deviation, 2 * plain.deviation, rtol=1e-3, atol=1e-6)
 
 
 def test_a_calibration_of_a_tiny_model_is_saved_and_used(bench, tiny_model, tmp_path):
