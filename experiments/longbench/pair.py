@@ -67,7 +67,7 @@ class TransferPair:
     codec : codec of the KV; its calibration gives the weights of the cells.
     bitrate : a policy as abkt.policy.build takes it.
     capacity : capacity of the link.
-    coder : coder of a stream: fixed or entropy.
+    coder : coder of a stream: fixed, entropy, or klt, which needs a calibration with a basis.
 
     Raises
     ------
@@ -117,10 +117,15 @@ class TransferPair:
         elif decision.mode == "lossless":
             source = PiecesSource([lossless_stream.encode(self.prefill.pool, self.table, tokens)])
         else:
-            weights = importance.weights(
-                self.prefill.pool, self.table, self.codec.cells(tokens, decision.depth_bits), self.codec.calibration
+            weights, of_tokens = None, None
+            if self.coder == "klt":
+                of_tokens = importance.tokens(self.prefill.pool, self.table, tokens)
+            else:
+                cells = self.codec.cells(tokens, decision.depth_bits)
+                weights = importance.weights(self.prefill.pool, self.table, cells, self.codec.calibration)
+            source = self.codec.encode(
+                self.prefill.pool, self.table, tokens, decision.depth_bits, decision.order, weights, self.coder, importance=of_tokens
             )
-            source = self.codec.encode(self.prefill.pool, self.table, tokens, decision.depth_bits, decision.order, weights, self.coder)
             view = replace(view, slope=source.slope, uniform=source.uniform, raw_s=math.inf, lossless_bytes=0.0)
         return self._transfer(tokens, first_token, decision, source, self._now_s() - start_s, view)
 

@@ -41,7 +41,7 @@ class LongBenchConfig:
     bitrate: BitrateConfig
     transfer_s: float
     beside: tuple[str, ...]
-    coder: Literal["fixed", "entropy"]
+    coder: Literal["fixed", "entropy", "klt"]
     tile_tokens: int
     calibration: FilePath | None
     device: str
@@ -67,6 +67,7 @@ def main(config: LongBenchConfig, run: VerbCall) -> None:
     from abkt.policy.build import build
     from abkt.serve.engine.compute_dtype import compute_dtype
     from abkt.serve.engine.engine import Engine
+    from abkt.serve.engine.model_folder import fingerprint
     from abkt.spec import KVLayout
     from experiments.lib.manifest import write_manifest
     from experiments.lib.progress import Pace, bar
@@ -89,6 +90,10 @@ def main(config: LongBenchConfig, run: VerbCall) -> None:
     folder = config.model_folder
     model = read_model(folder)
     calibration = load(config.calibration) if config.calibration else None
+    if calibration:
+        calibration.check_files(fingerprint(folder))
+    if config.coder == "klt" and not (calibration and calibration.basis):
+        raise ValueError("coder=klt needs calibration=FILE with a klt basis; make one with `abkt quality calibrate=true`")
     rows = Rows(config.out, settings(config, run, folder))
     names = (policy, *config.beside)
     with bar("read", len(tasks)) as progress:

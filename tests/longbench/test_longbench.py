@@ -174,6 +174,7 @@ def test_real_files_with_another_architecture(real, qwen, tmp_path):
         (["network=wan_10ms"], "choose a network without delay and loss"),
         (["calibration=/nowhere.json"], "does not exist"),
         (["coder=none"], "coder"),
+        (["coder=klt"], "coder=klt needs calibration=FILE"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(made_up, tmp_path, arguments, message):
