@@ -37,7 +37,7 @@ HELD_OUT = 3  # prompts that choose, and are in no statistics; more where there 
 SETTINGS = ((0.5, 0.4), (0.0, 0.0))  # (exponent, mixing) of the tokens' classes; the last: all tokens alike
 FLOORS = (0.3, 0.1, 1.0)  # the first is tried with every grouping
 SHARES = (0.04, 0.06, 0.08, 0.1, 0.16, 0.25, 0.4)  # of raw bytes, at which klt and entropy are compared
-DECIDING = (0.06, 0.09, 0.16)  # of raw bytes, at which candidates are compared
+DECIDING = (0.06, 0.13)  # of raw bytes, at which candidates are compared
 BITS = (1.0, 2.0, 3.0)  # rates of the fixed coder at which orders are compared
 
 log = logging.getLogger("abkt.quality")
