@@ -38,17 +38,20 @@ class Timers:
     def process(self, generator: Process) -> Any:
         """Start a process at this time, before anything that is scheduled for it already. Nothing can wait for it or interrupt it."""
         send = generator.send
+        own: list[Callable[[], None]] = []  # resume itself, until the process ends: a function that names itself is a reference cycle
 
         def resume() -> None:
             try:
                 event = send(None)
             except StopIteration:
+                own.clear()
                 return
             if isinstance(event, Wake):
-                event.waiter = resume
+                event.waiter = own[0]
             else:
-                self.resume_after(event, resume)
+                self.resume_after(event, own[0])
 
+        own.append(resume)
         start = Wake(self)
         start.waiter = resume
         self.numbers += 1

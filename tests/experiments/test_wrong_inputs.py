@@ -346,7 +346,7 @@ ROWS: list[tuple[str, str]] = [
     ("longbench data=FILES max_tokens=1", "max_tokens is 1; it must be at least 64"),
     ("longbench data=FILES transfer_s=0", "transfer_s is 0"),
     ("longbench data=FILES tile_tokens=-1", "tile_tokens is -1"),
-    ("longbench data=FILES coder=zip", "coder is 'zip'; it must be fixed or entropy"),
+    ("longbench data=FILES coder=zip", "coder is 'zip'; it must be fixed, entropy or klt"),
     ("longbench data=FILES network.delay_s=1", "choose a network without delay and loss"),
     ("longbench data=FILES calibration=FILES/none", "a file is needed"),
     ("longbench", "data must be given"),

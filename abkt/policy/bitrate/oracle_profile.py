@@ -5,6 +5,7 @@ Only the simulator knows this curve (TransferView.own_slope). On real processes,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from abkt.policy.view import BitratePolicy, Decision, Delivered, GoodputSample, Refined, TransferView
@@ -26,7 +27,7 @@ class OracleProfile:
         self.inner.refined(now_s, done)
 
     def decide(self, now_s: float, view: TransferView) -> Decision:
-        own = view.own_slope
+        own = view.own_slope if math.isfinite(view.raw_s) else None  # once it is encoded, the view has the stream's own curve
         return self.inner.decide(now_s, replace(view, slope=own.scaled(view.raw_bytes)) if own else view)
 
     def estimate_bytes_per_s(self, now_s: float) -> float:
