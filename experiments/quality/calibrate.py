@@ -35,7 +35,7 @@ from experiments.quality.samples import QualitySample
 Candidate = tuple[str, float, tuple[float, float], bool]  # groups of heads, floor, (exponent, mixing), metric corrected (shares.py)
 HELD_OUT = 3  # prompts that choose, and are in no statistics; more where there are more kinds
 SETTINGS = ((0.5, 0.4), (0.0, 0.0))  # (exponent, mixing) of the tokens' classes; the last: all tokens alike
-FLOORS = (0.3, 0.1, 1.0)  # the first is tried with every grouping
+FLOORS = (0.3, 0.1, 1.0)
 SHARES = (0.04, 0.06, 0.08, 0.1, 0.16, 0.25, 0.4)  # of raw bytes, at which klt and entropy are compared
 DECIDING = (0.06, 0.13)  # of raw bytes, at which candidates are compared
 BITS = (1.0, 2.0, 3.0)  # rates of the fixed coder at which orders are compared
@@ -98,8 +98,9 @@ def passes(model: ModelSpec, samples: Sequence[QualitySample]) -> int:
     if refusal(model):
         return held * len(GAMMAS)
     fitted = samples[: len(samples) - held]
-    tried = len(groupings(model, sum(len(sample.prompt) for sample in fitted))) + len(others("", True))
-    return len(fitted) + min(held, len(fitted)) + held * (tried + 2 + len(GAMMAS))
+    of_groups = len(groupings(model, sum(len(sample.prompt) for sample in fitted)))
+    tried = of_groups * (len(floors(True)) + 1) + 1
+    return len(fitted) + min(held, len(fitted)) + held * (tried + 1 + len(GAMMAS))
 
 
 def _basis(
@@ -149,11 +150,12 @@ def _basis(
         return best(scores)
 
     weights = np.ones((codec.layout.model.layers, codec.layout.model.kv_kinds))
-    groups, *_ = score([(groups, FLOORS[0], SETTINGS[0], False) for groups in statistics.groups])
-    name = score(others(groups, differentiable))
+    name = score([(groups, floor, SETTINGS[0], False) for groups in statistics.groups for floor in floors(differentiable)])
+    leaders = [best({one: found for one, found in scores.items() if one[0] == groups}) for groups in statistics.groups]
+    name = score([(*name[:2], SETTINGS[1], False)])
     told = fitted[-min(len(held_out), len(fitted)) :]  # as many as are held out, so one of each kind where kinds take turns
     weights = shares.corrections(bench, _with_basis(codec, candidates[name]), told, _divergence, partial(_reference, bench), done)
-    name = score([(*name[:3], True)])
+    name = score([(*leader[:3], True) for leader in leaders])
     of_k, of_v = np.exp(np.log(weights).mean(0))
     made["correction of the metric"] = f"K times {of_k:.2f}, V times {of_v:.2f}, {weights.min():.2f} to {weights.max():.2f} by layers"
     made["candidates"] = "; ".join(
@@ -176,11 +178,9 @@ def _basis(
     return basis, choices(SHARES, np.array(klt), np.array(entropy))
 
 
-def others(groups: str, differentiable: bool) -> list[Candidate]:
-    """What is tried with the groups that are best at the first floor and with token classes: the other floors, and all tokens alike. Where
-    the metric is one number a head, a floor changes nothing but its scale."""
-    floors = FLOORS[1:] if differentiable else ()
-    return [*((groups, floor, SETTINGS[0], False) for floor in floors), (groups, FLOORS[0], SETTINGS[1], False)]
+def floors(differentiable: bool) -> tuple[float, ...]:
+    """What is tried; where the metric is one number a head, a floor changes nothing but its scale."""
+    return FLOORS if differentiable else FLOORS[:1]
 
 
 def _restated(basis: Basis, factor: float) -> Basis:
