@@ -14,7 +14,6 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from abkt.codec.calibration import Calibration
 from abkt.codec.codec import Codec
@@ -133,7 +132,7 @@ def _basis(
     tokens, after = len(fitted[0].prompt), len(fitted[0].continuation)
     candidates: dict[Candidate, Basis] = {}
     scores: dict[Candidate, list[float]] = {}
-    references = [_reference(bench, sample, bench.prefill(sample)) for sample in held_out]
+    references = [bench.reference(sample, bench.prefill(sample)) for sample in held_out]
 
     def score(names: Sequence[Candidate]) -> Candidate:
         raw = {
@@ -154,7 +153,7 @@ def _basis(
     leaders = [best({one: found for one, found in scores.items() if one[0] == groups}) for groups in statistics.groups]
     name = score([(*name[:2], SETTINGS[1], False)])
     told = fitted[-min(len(held_out), len(fitted)) :]  # as many as are held out, so one of each kind where kinds take turns
-    weights = shares.corrections(bench, _with_basis(codec, candidates[name]), told, _divergence, partial(_reference, bench), done)
+    weights = shares.corrections(bench, _with_basis(codec, candidates[name]), told, done)
     name = score([(*leader[:3], True) for leader in leaders])
     of_k, of_v = np.exp(np.log(weights).mean(0))
     made["correction of the metric"] = f"K times {of_k:.2f}, V times {of_v:.2f}, {weights.min():.2f} to {weights.max():.2f} by layers"
@@ -200,18 +199,18 @@ def _seen(bench: Bench, codec: Codec, bases: Mapping[Candidate, Basis], samples:
 
 
 def _klt_divergences(
-    bench: Bench, codec: Codec, basis: Basis, held: Held, sample: QualitySample, reference: torch.Tensor, shares: Sequence[float]
+    bench: Bench, codec: Codec, basis: Basis, held: Held, sample: QualitySample, reference: torch.Tensor, at: Sequence[float]
 ) -> list[tuple[float, float]]:
-    """(divergence, stated distortion) where a klt stream is cut at each share of the raw bytes; inf where it has no such cut."""
+    """(divergence, stated distortion) where a klt stream is cut at each share of the raw bytes (`at`); inf where it has no such cut."""
     model, own = codec.layout.model, _with_basis(codec, basis)
     importance = held.importance.tokens(held.pool, held.table, held.tokens)
     stream = own.encode(held.pool, held.table, held.tokens, coder="klt", importance=importance)
     found = []
-    for share in shares:
+    for share in at:
         cut = stream.curve.cut_within(share * held.tokens * model.kv_bytes_per_token)
         fits = stream.ends[cut] <= share * held.tokens * model.kv_bytes_per_token
         put = partial(own.expand, stream.prefix(cut), held.pool)
-        found.append((_divergence(bench, sample, put, reference), stream.curve.distortion[cut]) if fits else (float("inf"), 1.0))
+        found.append((bench.divergence(sample, put, reference), stream.curve.distortion[cut]) if fits else (float("inf"), 1.0))
     return found
 
 
@@ -225,11 +224,6 @@ def _with_basis(codec: Codec, basis: Basis) -> Codec:
     return Codec(codec.layout, tile_tokens=codec.tile_tokens, calibration=facts_of(codec.layout.model, basis))
 
 
-def _reference(bench: Bench, sample: QualitySample, held: Held) -> torch.Tensor:
-    """Log-probabilities after raw KV."""
-    return bench.logits(sample, [(0, _copy(held, bench.sent))]).log_softmax(-1)
-
-
 def _entropy_divergences(bench: Bench, codec: Codec, held: Held, sample: QualitySample, reference: torch.Tensor) -> list[float]:
     own = Codec(codec.layout, tile_tokens=codec.tile_tokens, rope_theta=codec.rope_theta)
     stream = own.encode(held.pool, held.table, held.tokens, coder="entropy")
@@ -238,13 +232,8 @@ def _entropy_divergences(bench: Bench, codec: Codec, held: Held, sample: Quality
         budget = share * held.tokens * codec.layout.model.kv_bytes_per_token
         cut = stream.curve.cut_within(budget)
         put = partial(own.expand, stream.prefix(cut), held.pool)
-        found.append(_divergence(bench, sample, put, reference) if stream.ends[cut] <= budget else float("inf"))
+        found.append(bench.divergence(sample, put, reference) if stream.ends[cut] <= budget else float("inf"))
     return found
-
-
-def _divergence(bench: Bench, sample: QualitySample, put: Callable[[list[int]], object], reference: torch.Tensor) -> float:
-    logits = bench.logits(sample, [(0, put)]).log_softmax(-1)
-    return float(F.kl_div(logits, reference, reduction="none", log_target=True).sum(-1).mean())
 
 
 GAMMAS = (0.0, 0.5)  # exponents of the cells' importance; 0: no weights at all
@@ -258,13 +247,13 @@ def _exponent(
     found: dict[float, list[list[float]]] = {gamma: [] for gamma in GAMMAS}
     for sample in held_out:
         held = bench.prefill(sample)
-        reference = _reference(bench, sample, held)
+        reference = bench.reference(sample, held)
         for gamma in GAMMAS:
             facts = Calibration(plain.model, gamma, plain.sensitivity, plain.levels)
             own = Codec(codec.layout, tile_tokens=codec.tile_tokens, rope_theta=codec.rope_theta)
             stream = Cuts("trial", own, seen(facts) if gamma else lambda held, cells: None).stream(held)
             cuts = [stream.slope.cut_within(stream.uniform.bytes[stream.uniform.cut_of_bits(bits)]) for bits in BITS]
-            found[gamma].append([_divergence(bench, sample, partial(own.expand, stream.prefix(cut), held.pool), reference) for cut in cuts])
+            found[gamma].append([bench.divergence(sample, partial(own.expand, stream.prefix(cut), held.pool), reference) for cut in cuts])
             done(1)
     means = {gamma: np.mean(rows, 0) for gamma, rows in found.items()}
     made["divergence by exponent, fixed coder at 1, 2, 3 bits"] = "; ".join(
@@ -291,10 +280,3 @@ def _levels(bench: Bench, codec: Codec, samples: Sequence[QualitySample]) -> np.
             found.append(stream.header.levels.reshape(shape)[..., :: max(1, stream.header.cells.shape[2] // model.kv_heads)])
     none = np.zeros((model.layers, model.kv_kinds, model.kv_heads), dtype=np.uint8)
     return np.median(found, axis=0).astype(np.uint8) if found else none
-
-
-def _copy(held: Held, source: list[int]) -> Callable[[list[int]], None]:
-    def put(table: list[int]) -> None:
-        held.pool.data[table] = held.pool.data[source]
-
-    return put

@@ -10,8 +10,6 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from abkt.codec.calibration import Calibration
 from abkt.codec.codec import Codec
@@ -38,13 +36,10 @@ def laws(bench: Bench, codec: Codec, calibration: Calibration, samples: Sequence
     points: dict[CoderName, list[tuple[float, float]]] = {coder: [] for coder in CODERS}
     for sample in samples:
         held = bench.prefill(sample)
-        raw = [(0, lambda table, held=held: _copy(held.pool.data, bench.sent, table))]
-        reference = bench.logits(sample, raw).log_softmax(-1)
+        reference = bench.reference(sample, held)
         for coder in CODERS:
             for point in Cuts(coder, own, seen(calibration), coder=coder, rates=BITS).points(held):
-                logits = bench.logits(sample, [(0, point.put)]).log_softmax(-1)
-                kl = float(F.kl_div(logits, reference, reduction="none", log_target=True).sum(-1).mean())
-                points[coder].append((point.distortion, kl))
+                points[coder].append((point.distortion, bench.divergence(sample, point.put, reference)))
     found = {coder: fit(*zip(*of, strict=True)) if of else None for coder, of in points.items()}
     known = {str(coder): law for coder, law in found.items() if law is not None}
     if len(known) < len(CODERS):
@@ -64,7 +59,3 @@ def fit(distortion: Sequence[float], kl: Sequence[float]) -> DivergenceLaw | Non
     if exponent <= 0:
         return None
     return DivergenceLaw(float(np.exp(scale)), float(exponent), float(np.exp(np.std(y - exponent * x - scale))))
-
-
-def _copy(data: torch.Tensor, source: list[int], table: list[int]) -> None:
-    data[table] = data[source]

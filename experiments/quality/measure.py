@@ -95,6 +95,18 @@ class Bench:
                 found.append(self.engine.score(rest[start:stop], row))
         return torch.cat(found)
 
+    def reference(self, sample: QualitySample, held: Held) -> torch.Tensor:
+        """Log-probabilities of the continuation after raw KV, as `logits`. held: the sample's prefill."""
+
+        def put_raw(table: list[int]) -> None:
+            held.pool.data[table] = held.pool.data[self.sent]
+
+        return self.logits(sample, [(0, put_raw)]).log_softmax(-1)
+
+    def divergence(self, sample: QualitySample, put: Callable[[list[int]], object], reference: torch.Tensor) -> float:
+        """Mean divergence of the continuation after the KV that `put` writes, in nats a token. reference: as the method of this name."""
+        return float(divergences(self.logits(sample, [(0, put)]).log_softmax(-1), reference).mean())
+
     def logits_of_kept(self, sample: QualitySample, point: RatePoint) -> torch.Tensor:
         """As logits, after a method that leaves tokens out."""
         point.put(self.received)
@@ -122,11 +134,7 @@ class Bench:
         held = self.prefill(sample)
         layers = held.pool.layout.model.layers
         source = [torch.stack(held.pool.read(self.sent, layer, held.tokens)).double() for layer in range(layers) if not answers_only]
-
-        def put_raw(table: list[int]) -> None:
-            held.pool.data[table] = held.pool.data[self.sent]
-
-        reference = self.logits(sample, [(0, put_raw)]).log_softmax(-1)
+        reference = self.reference(sample, held)
         for method in methods:
             points = list(method.points(held))
             for point in points:
@@ -144,7 +152,7 @@ class Bench:
         target = torch.tensor(sample.continuation[1:])
         answers = torch.tensor(sample.answers[1:])
         ours, theirs = logits.log_softmax(-1), reference
-        kl = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+        kl = divergences(ours, theirs)
         choice, raw_choice = ours.argmax(-1), theirs.argmax(-1)
         other = (choice != raw_choice).nonzero()
         right, raw_right = choice == target, raw_choice == target
@@ -162,6 +170,11 @@ class Bench:
             int(other[0]) if len(other) else len(kl), _share(right, near), _share(right, answers & far), point.distortion,
             *[*by_distance, float((choice == raw_choice).float().mean())],
         )  # fmt: skip
+
+
+def divergences(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """The divergence of each token's distribution from the true one, in nats. ours, theirs: log-probabilities [..., vocabulary]."""
+    return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
 
 
 def refinements(points: Sequence[RatePoint]) -> list[tuple[RatePoint, RatePoint]]:

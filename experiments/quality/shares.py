@@ -30,23 +30,15 @@ def runs_of(layers: int) -> list[np.ndarray]:
     return [run for run in np.array_split(np.arange(layers), RUNS) if len(run)]
 
 
-def corrections(
-    bench: Bench,
-    codec: Codec,
-    samples: Sequence[QualitySample],
-    divergence: Callable[[Bench, QualitySample, Callable[[list[int]], object], torch.Tensor], float],
-    reference: Callable[[QualitySample, Held], torch.Tensor],
-    done: Callable[[int], None],
-) -> np.ndarray:
+def corrections(bench: Bench, codec: Codec, samples: Sequence[QualitySample], done: Callable[[int], None]) -> np.ndarray:
     """What to multiply the metric with, [layers, kinds]: the measured share of the divergence over the predicted one, to the power POWER.
 
-    codec: with the basis. divergence, reference: of a prompt's logits with KV that a function puts into blocks, and those after raw KV.
-    done: called with 1 after each prompt.
+    codec: with the basis. done: called with 1 after each prompt.
     """
     model, total = codec.layout.model, np.zeros((2, codec.layout.model.layers, codec.layout.model.kv_kinds))
     for sample in samples:
         held = bench.prefill(sample)
-        raw = reference(sample, held)
+        raw = bench.reference(sample, held)
         importance = held.importance.tokens(held.pool, held.table, held.tokens)
         stream = codec.encode(held.pool, held.table, held.tokens, coder="klt", importance=importance)
         for share in AT:
@@ -59,11 +51,11 @@ def corrections(
                 for layer, kind in exact:
                     held.pool.data[table, layer, kind] = held.pool.data[held.table, layer, kind]  # noqa: B023
 
-            whole = divergence(bench, sample, partial(put, ()), raw)
+            whole = bench.divergence(sample, partial(put, ()), raw)
             predicted = _predicted(codec, held, importance, tables[0])
             for run in runs_of(model.layers):
                 for kind in range(model.kv_kinds):
-                    left = divergence(bench, sample, partial(put, [(layer, kind) for layer in run.tolist()]), raw)
+                    left = bench.divergence(sample, partial(put, [(layer, kind) for layer in run.tolist()]), raw)
                     total[0, run, kind] += (whole - left) / max(whole, 1e-12)
                     total[1, run, kind] += predicted[run, kind].sum() / predicted.sum()
         done(1)
