@@ -67,7 +67,7 @@ class Curve:
         return Curve(tuple([b * factor for b in self.bytes]), self.distortion, self.bits)
 
 
-@dataclass(slots=True, init=False)  # not frozen: creation would take five times as long, and the simulator makes several for each request
+@dataclass(slots=True)  # not frozen: creation would take five times as long, and the simulator makes several for each request
 class TransferView:
     """One transfer, as its bitrate policy sees it. Do not change an existing view; use dataclasses.replace.
 
@@ -96,72 +96,24 @@ class TransferView:
     deadline_s: float
     slope: Curve
     uniform: Curve
-    encode_s: float
-    expand_s: float
-    raw_s: float
-    sent_bytes: float
-    sent_cut: int
-    lossless_bytes: float
-    lossless_encode_s: float
-    lossless_expand_s: float
-    hidden_s: float
-    price: float
-    own_slope: Curve | None
-    started: bool
-    entropy_share: float
-    entropy_encode_s: float
-    entropy_expand_s: float
-    klt: Curve | None
-    klt_encode_s: float
-    klt_expand_s: float
-
-    def __init__(
-        self,
-        raw_bytes: int,
-        deadline_s: float,
-        slope: Curve,
-        uniform: Curve,
-        encode_s: float = 0.0,
-        expand_s: float = 0.0,
-        raw_s: float = 0.0,
-        sent_bytes: float = 0.0,
-        sent_cut: int = 0,
-        lossless_bytes: float = 0.0,
-        lossless_encode_s: float = 0.0,
-        lossless_expand_s: float = 0.0,
-        hidden_s: float = 0.0,
-        price: float = 0.0,
-        own_slope: Curve | None = None,
-        started: bool = False,
-        entropy_share: float = 0.0,
-        entropy_encode_s: float = 0.0,
-        entropy_expand_s: float = 0.0,
-        klt: Curve | None = None,
-        klt_encode_s: float = 0.0,
-        klt_expand_s: float = 0.0,
-    ) -> None:
-        self.raw_bytes = raw_bytes
-        self.deadline_s = deadline_s
-        self.slope = slope
-        self.uniform = uniform
-        self.encode_s = encode_s
-        self.expand_s = expand_s
-        self.raw_s = raw_s
-        self.sent_bytes = sent_bytes
-        self.sent_cut = sent_cut
-        self.lossless_bytes = lossless_bytes
-        self.lossless_encode_s = lossless_encode_s
-        self.lossless_expand_s = lossless_expand_s
-        self.hidden_s = hidden_s
-        self.price = price
-        self.own_slope = own_slope
-        self.started = started
-        self.entropy_share = entropy_share
-        self.entropy_encode_s = entropy_encode_s
-        self.entropy_expand_s = entropy_expand_s
-        self.klt = klt
-        self.klt_encode_s = klt_encode_s
-        self.klt_expand_s = klt_expand_s
+    encode_s: float = 0.0
+    expand_s: float = 0.0
+    raw_s: float = 0.0
+    sent_bytes: float = 0.0
+    sent_cut: int = 0
+    lossless_bytes: float = 0.0
+    lossless_encode_s: float = 0.0
+    lossless_expand_s: float = 0.0
+    hidden_s: float = 0.0
+    price: float = 0.0
+    own_slope: Curve | None = None
+    started: bool = False
+    entropy_share: float = 0.0
+    entropy_encode_s: float = 0.0
+    entropy_expand_s: float = 0.0
+    klt: Curve | None = None
+    klt_encode_s: float = 0.0
+    klt_expand_s: float = 0.0
 
     def curve(self, order: Order, coder: CoderName = "fixed") -> Curve:
         """The curve whose cuts a decision with this order and coder names. The entropy coder has the fixed one's, with fewer bytes."""
