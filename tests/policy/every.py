@@ -38,12 +38,12 @@ def configs(rate: float, **budget: float) -> dict[str, dict[str, Any]]:
         "equal": made("equal.Equal", distortion=0.04),
         "lossless": made("lossless.Lossless"),
         "random": made("random.RandomBitrate", seed=3),
-        "cachegen": made("cachegen.CacheGen", initial_bytes_per_s=rate, chunk_bytes=5e4),
-        "lynx": made("lynx.Lynx", link=link()),
-        "spectrum": made("spectrum.Spectrum", link=link()),
-        "spectrum of two tiers": made("spectrum.Spectrum", link=link(), int4_allowed=False),
-        "kvserve": made("kvserve.KVServe", link=link()),
-        "state_machine": made("state_machine.StateMachine", line_rate_bytes_per_s=LINE),
+        "cachegen": made("published.cachegen.CacheGen", initial_bytes_per_s=rate, chunk_bytes=5e4),
+        "lynx": made("published.lynx.Lynx", link=link()),
+        "spectrum": made("published.spectrum.Spectrum", link=link()),
+        "spectrum of two tiers": made("published.spectrum.Spectrum", link=link(), int4_allowed=False),
+        "kvserve": made("published.kvserve.KVServe", link=link()),
+        "state_machine": made("published.state_machine.StateMachine", line_rate_bytes_per_s=LINE),
     }
     embedded = made("embedded.Embedded", link=link(), **budget)
     capacity = {"_target_": "abkt.capacity.Capacity", "starts_s": [0.0], "bytes_per_s": [rate]}

@@ -114,7 +114,7 @@ def test_impossible_policies_are_refused() -> None:
     [
         ("bitrate.oracle_bandwidth.OracleBandwidth", "behind_distortion", "refine_distortion"),
         ("bitrate.fleet.Fleet", "behind_distortion", "refine_distortion"),
-        ("bitrate.state_machine.StateMachine", "vote_s", "sample_s"),
+        ("bitrate.published.state_machine.StateMachine", "vote_s", "sample_s"),
         ("routing.prefix_aware.PrefixAware", "balance_s", "balance_threshold_s"),
         ("roles.load_aware.LoadAwareRoles", "horizon_s", "payback_s"),
         ("admission.reserve.Reserve", "patience_s", "max_wait_s"),

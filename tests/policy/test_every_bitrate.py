@@ -20,7 +20,7 @@ from tests.policy.every import ADAPTIVE, BUDGETED, OFF, OURS, POLICIES, distorti
 
 
 def test_the_list_has_every_policy() -> None:
-    modules = [import_module(f"abkt.policy.bitrate.{m.name}") for m in pkgutil.iter_modules(abkt.policy.bitrate.__path__)]
+    modules = [import_module(m.name) for m in pkgutil.walk_packages(abkt.policy.bitrate.__path__, "abkt.policy.bitrate.")]
     made = {
         f"{module.__name__}.{name}"
         for module in modules

@@ -15,7 +15,6 @@ from abkt.capacity import Capacity
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.bounded import Bounded
 from abkt.policy.bitrate.break_even import stage_costs
-from abkt.policy.bitrate.cachegen import CacheGen
 from abkt.policy.bitrate.coded import Coded
 from abkt.policy.bitrate.coders import demerit, with_coder
 from abkt.policy.bitrate.embedded import Embedded, EmbeddedBits
@@ -23,6 +22,7 @@ from abkt.policy.bitrate.equal import Equal
 from abkt.policy.bitrate.fixed import Fixed
 from abkt.policy.bitrate.fleet import Fleet
 from abkt.policy.bitrate.oracle_bandwidth import OracleBandwidth
+from abkt.policy.bitrate.published.cachegen import CacheGen
 from abkt.policy.view import BitratePolicy, Decision, TransferView
 from abkt.profile.schema import RateCurve
 from tests.policy.every import KLT, SLOPE, UNIFORM

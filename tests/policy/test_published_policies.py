@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.base import LOSSLESS, RAW
-from abkt.policy.bitrate.cachegen import CacheGen
-from abkt.policy.bitrate.kvserve import KVServe
 from abkt.policy.bitrate.lossless import Lossless
-from abkt.policy.bitrate.lynx import Lynx
+from abkt.policy.bitrate.published.cachegen import CacheGen
+from abkt.policy.bitrate.published.kvserve import KVServe
+from abkt.policy.bitrate.published.lynx import Lynx
+from abkt.policy.bitrate.published.spectrum import Spectrum
+from abkt.policy.bitrate.published.state_machine import StateMachine
 from abkt.policy.bitrate.random import RandomBitrate
-from abkt.policy.bitrate.spectrum import Spectrum
-from abkt.policy.bitrate.state_machine import StateMachine
 from abkt.policy.view import Curve, Decision, Delivered, GoodputSample, TransferView
 from tests.policy.every import SLOPE
 

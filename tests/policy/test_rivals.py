@@ -11,11 +11,11 @@ from abkt.capacity import Capacity
 from abkt.policy.bandwidth import Bandwidth
 from abkt.policy.bitrate.allocated import Allocated
 from abkt.policy.bitrate.bounded import Bounded
-from abkt.policy.bitrate.cachegen import CacheGen
 from abkt.policy.bitrate.coded import Coded
 from abkt.policy.bitrate.coders import with_coder
 from abkt.policy.bitrate.embedded import Embedded, EmbeddedBits
 from abkt.policy.bitrate.equal import Equal
+from abkt.policy.bitrate.published.cachegen import CacheGen
 from abkt.policy.view import Delivered, GoodputSample, Refined, TransferView
 from tests.policy.every import SLOPE, UNIFORM
 
